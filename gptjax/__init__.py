@@ -1,0 +1,1 @@
+"""gptjax: GPT pretraining in JAX and Flax NNX."""
