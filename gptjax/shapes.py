@@ -6,19 +6,46 @@
     C  the triple q, k, v                    G  accumulation groups
 
 An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
-(jaxtyping + beartype). A weight carries its letters as metadata: the layout and the optimizer read them.
+(jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
+and what part it plays for the optimizer (`role`, `matrix_axes`).
 """
+
+from typing import Literal
 
 from jax import Array
 from jaxtyping import Float, Int, Key
 
 BT = Int[Array, "B T"]
+GBT = Int[Array, "G B T"]
 BTD = Float[Array, "B T D"]
 BTHK = Float[Array, "B T H K"]
 BSHK = Float[Array, "B S H K"]
+BTF = Float[Array, "B T F"]
 BTV = Float[Array, "B T V"]
 BV = Float[Array, "B V"]
 VD = Float[Array, "V D"]
 Scalar = Float[Array, ""]
+Count = Int[Array, ""]
 RowKeys = Key[Array, " B"]
-"""One dropout key for each row of a batch: a mask then depends on the row, not on where or with whom it is computed."""
+"""One dropout key for each row of a batch: a mask depends on the row alone, not on where or with whom it is computed."""
+
+Role = Literal["matrix", "embedding", "head", "vector"]
+
+
+def role(letters: str) -> Role:
+    """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies."""
+    if letters[0] in "VT":
+        return "embedding"
+    if letters == "DV":
+        return "head"
+    return "matrix" if "D" in letters and len(letters) > 1 else "vector"
+
+
+def matrix_axes(letters: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(input axes, output axes) of a matrix weight; an axis in neither (C: q, k and v) counts separate matrices.
+
+    A matrix leads from the width or back to it: `DCHK` takes D to HK for each C, `HKD` takes HK to D.
+    """
+    width = (letters.index("D"),)
+    others = tuple(i for i, letter in enumerate(letters) if letter not in "DC")
+    return (width, others) if width[0] == 0 else (others, width)

@@ -1,0 +1,135 @@
+"""Where arrays live: a mesh of (data, fsdp, tensor) and two tables that send letters to its axes.
+
+The mesh has explicit axes: the type of an array inside `jit` says how it is sharded, so that a mistake is an
+error while tracing, and optimizer moments and restore targets inherit their shardings. A layout is a frozen value that
+modules keep as static data. Without a mesh (the default) every answer is `None` and the same code runs on one device.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from jax import Array
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from gptjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+WEIGHTS = {"D": "fsdp", "H": "tensor", "F": "tensor", "V": "tensor"}
+ACTS = {"B": ("data", "fsdp"), "H": "tensor", "F": "tensor", "V": "tensor"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many devices each mesh axis has. An axis left at None has one, or all that remain if it is the `fill` axis."""
+
+    fill: Annotated[Literal["data", "fsdp", "tensor", "single"], tyro.conf.arg(name="")] = "data"
+    """The axis that takes the devices which the others leave; `single` uses one device and no mesh."""
+    data: int | None = None
+    """Devices that hold the same weights and different rows (data parallelism)."""
+    fsdp: int | None = None
+    """Devices that hold different rows and share each weight's bytes (fully sharded data parallelism)."""
+    tensor: int | None = None
+    """Devices that share each row's heads, MLP columns and vocabulary (tensor parallelism)."""
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            if (size := getattr(self, axis)) is not None and size < 1:
+                raise UserError(f"layout.{axis} is {size}; an axis has at least 1 device.")
+
+    def resolve(self, num_devices: int) -> "Layout":
+        """The same layout with every axis a number, for this many devices."""
+        if self.fill == "single":
+            if self.size > 1:
+                raise UserError(
+                    f"layout=single has no axes, but {self.sizes} were given. Drop one of the two."
+                )
+            return replace(self, data=1, fsdp=1, tensor=1)
+        filled = self
+        if getattr(self, self.fill) is None:
+            if num_devices % self.size:
+                raise UserError(
+                    f"layout: {num_devices} devices do not split over {self.described()}. "
+                    f"Choose axis sizes whose product divides {num_devices}, or --layout=single."
+                )
+            filled = replace(self, **{self.fill: num_devices // self.size})
+        if filled.size > num_devices:
+            raise UserError(
+                f"layout: {filled.described()} wants {filled.size} devices, but {num_devices} are here. "
+                "Make an axis smaller, or --layout=single."
+            )
+        return replace(filled, **dict(zip(AXES, filled.sizes, strict=True)))
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Devices along (data, fsdp, tensor)."""
+        return (self.data or 1, self.fsdp or 1, self.tensor or 1)
+
+    @property
+    def size(self) -> int:
+        """Devices in all."""
+        return math.prod(self.sizes)
+
+    @property
+    def batch_devices(self) -> int:
+        """Over how many devices the rows of a batch are divided."""
+        return self.sizes[0] * self.sizes[1]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether there is a mesh at all."""
+        return self.size > 1
+
+    def described(self) -> str:
+        return " × ".join(f"{axis}={size}" for axis, size in zip(AXES, self.sizes, strict=True))
+
+    def mesh(self) -> Mesh | None:
+        """The mesh over the first `size` devices, or None for one device."""
+        if not self.sharded:
+            return None
+        devices = jax.devices()[: self.size]
+        return jax.make_mesh(self.sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+    def active(self) -> contextlib.AbstractContextManager[Any]:
+        """Context in which arrays are created and programs compiled under this layout."""
+        mesh = self.mesh()
+        return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+    def weights(self, letters: str) -> PartitionSpec | None:
+        """How a stored weight is sharded."""
+        return self._spec(WEIGHTS, letters)
+
+    def gathered(self, letters: str) -> PartitionSpec | None:
+        """How a weight is sharded while it is used: whole along fsdp."""
+        return self._spec({letter: axis for letter, axis in WEIGHTS.items() if axis != "fsdp"}, letters)
+
+    def acts(self, letters: str) -> PartitionSpec | None:
+        """How an activation is sharded."""
+        return self._spec(ACTS, letters)
+
+    def _spec(self, table: dict[str, Any], letters: str) -> PartitionSpec | None:
+        if not self.sharded:
+            return None
+        sizes = dict(zip(AXES, self.sizes, strict=True))
+
+        def axes(letter: str) -> tuple[str, ...] | None:
+            wanted = table.get(letter, ())
+            kept = tuple(a for a in ((wanted,) if isinstance(wanted, str) else wanted) if sizes[a] > 1)
+            return kept or None
+
+        return PartitionSpec(*map(axes, letters))
+
+    def island(self, function: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
+        """`function` seen by each device with its own shard: where the program says by hand what is communicated."""
+        if not self.sharded:
+            return function
+        return jax.shard_map(function, in_specs=ins, out_specs=outs, check_vma=False)
+
+
+def place(x: Array, spec: PartitionSpec | None) -> Array:
+    """`x` sharded as `spec` says; `x` itself without a mesh."""
+    return x if spec is None else jax.sharding.reshard(x, spec)

@@ -1,0 +1,156 @@
+"""Next-token cross-entropy without ever holding the logits of a whole batch.
+
+Tokens are taken in chunks; where gradients are wanted they are formed in the forward pass, while a chunk's logits are at
+hand, so that the head's products are computed three times in all and nothing of size B·T·V is kept. Softmax and sums are
+float32. The head may be sharded by vocabulary (tensor) and by width (fsdp); the communication is written out below.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from gptjax.layout import Layout
+from gptjax.shapes import BT, BTD, VD, Count, Scalar
+
+IGNORED = -1
+"""A target that is not scored: padding, or the prompt in a conversation."""
+
+
+def next_token_loss(
+    hidden: BTD,
+    head: VD,
+    targets: BT,
+    *,
+    vocab_size: int,
+    chunk_tokens: int,
+    dtype: str,
+    layout: Layout,
+) -> tuple[Scalar, Count]:
+    """(summed cross-entropy in nats, number of scored targets); divide where all devices' sums are known.
+
+    Args:
+        hidden: what the head reads.
+        head: the output head as stored: float32, V padded beyond `vocab_size`, sharded by `layout.weights("VD")`.
+        targets: the ids that follow; `IGNORED` is not scored.
+        chunk_tokens: tokens of one device whose logits exist at the same time.
+        dtype: type of the products' operands; sums are float32.
+    """
+    static = _Setting(vocab_size=vocab_size, chunk_tokens=chunk_tokens, dtype=dtype, layout=layout)
+    return _summed_nats(static, hidden, head, targets), jnp.sum(targets != IGNORED)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is known while tracing."""
+
+    vocab_size: int
+    chunk_tokens: int
+    dtype: str
+    layout: Layout
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed_nats(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> Scalar:
+    layout = setting.layout
+    ins = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
+    return layout.island(partial(_local_nats, setting), ins, layout.acts(""))(hidden, head, targets)
+
+
+def _forward(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> tuple[Scalar, tuple[BTD, VD]]:
+    layout = setting.layout
+    ins = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
+    outs = (layout.acts(""), layout.acts("BTD"), layout.weights("VD"))
+    nats, d_hidden, d_head = layout.island(partial(_local_gradients, setting), ins, outs)(
+        hidden, head, targets
+    )
+    return nats, (d_hidden, d_head)
+
+
+def _backward(setting: _Setting, saved: tuple[BTD, VD], d_nats: Scalar) -> tuple[BTD, VD, None]:
+    d_hidden, d_head = saved
+    return (d_hidden * d_nats).astype(d_hidden.dtype), d_head * d_nats, None
+
+
+_summed_nats.defvjp(_forward, _backward)
+
+
+def _local_nats(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> Scalar:
+    """The sum over all devices, seen from one of them."""
+    head = _gathered(setting, head)
+    nats = lambda total, chunk: (total + _chunk_nats(setting, *chunk, head)[0], None)
+    total, _ = jax.lax.scan(nats, jnp.float32(0), _chunks(setting, hidden, targets))
+    return _sum_over(total, "data", "fsdp", setting=setting)
+
+
+def _local_gradients(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> tuple[Scalar, BTD, VD]:
+    """The sum and its gradients: of this device's rows, and of its share of the head."""
+    whole = _gathered(setting, head)
+
+    def step(carry: tuple[Scalar, VD], chunk: tuple[Array, Array]) -> tuple[tuple[Scalar, VD], Array]:
+        total, d_head = carry
+        h, y = chunk
+        nats, d_logits = _chunk_nats(setting, h, y, whole)
+        d_logits = d_logits.astype(setting.dtype)
+        d_head += jnp.einsum(
+            "mv,md->vd", d_logits, h.astype(setting.dtype), preferred_element_type=jnp.float32
+        )
+        d_h = jnp.einsum("mv,vd->md", d_logits, whole, preferred_element_type=jnp.float32)
+        return (total + nats, d_head), _sum_over(d_h, "tensor", setting=setting).astype(h.dtype)
+
+    start = (jnp.float32(0), jnp.zeros(whole.shape, jnp.float32))
+    (total, d_head), d_chunks = jax.lax.scan(step, start, _chunks(setting, hidden, targets))
+    d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
+    if setting.layout.sizes[1] > 1:
+        d_head = jax.lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
+    d_head = _sum_over(d_head, "data", setting=setting)
+    return _sum_over(total, "data", "fsdp", setting=setting), d_hidden, d_head.astype(head.dtype)
+
+
+def _chunk_nats(
+    setting: _Setting, h: Float[Array, "M D"], y: Int[Array, " M"], head: VD
+) -> tuple[Scalar, Float[Array, "M V"]]:
+    """Summed cross-entropy of M tokens and its gradient with respect to their logits (this device's columns)."""
+    logits = jnp.einsum("md,vd->mv", h.astype(setting.dtype), head, preferred_element_type=jnp.float32)
+    tensor = setting.layout.sizes[2]
+    first = jax.lax.axis_index("tensor") * head.shape[0] if tensor > 1 else 0
+    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first
+    logits = jnp.where(column < setting.vocab_size, logits, -jnp.inf)
+
+    largest = logits.max(axis=1)
+    if tensor > 1:
+        largest = jax.lax.pmax(largest, "tensor")
+    exponentials = jnp.exp(logits - largest[:, None])
+    partition = _sum_over(exponentials.sum(axis=1), "tensor", setting=setting)
+    hit = column == y[:, None]
+    label = _sum_over(jnp.where(hit, logits, 0.0).sum(axis=1), "tensor", setting=setting)
+
+    scored = (y != IGNORED).astype(jnp.float32)
+    nats = (jnp.log(partition) + largest - label) * scored
+    d_logits = (exponentials / partition[:, None] - hit) * scored[:, None]
+    return nats.sum(), d_logits
+
+
+def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "I M D"], Int[Array, "I M"]]:
+    """Tokens in a row, cut into I chunks of M; the last is filled up with ignored ones."""
+    h, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    size = min(setting.chunk_tokens, y.size)
+    if missing := -y.size % size:
+        h = jnp.pad(h, ((0, missing), (0, 0)))
+        y = jnp.pad(y, (0, missing), constant_values=IGNORED)
+    return h.reshape(-1, size, h.shape[-1]), y.reshape(-1, size)
+
+
+def _gathered(setting: _Setting, head: VD) -> VD:
+    """This device's rows of the head, whole in width; cast first, so that fewer bytes travel."""
+    head = head.astype(setting.dtype)
+    return jax.lax.all_gather(head, "fsdp", axis=1, tiled=True) if setting.layout.sizes[1] > 1 else head
+
+
+def _sum_over(x: Array, *axes: str, setting: _Setting) -> Array:
+    sizes = dict(zip(("data", "fsdp", "tensor"), setting.layout.sizes, strict=True))
+    present = tuple(axis for axis in axes if sizes[axis] > 1)
+    return jax.lax.psum(x, present) if present else x

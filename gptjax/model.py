@@ -1,0 +1,321 @@
+"""GPT-2 as Flax NNX modules; a module is a pytree of its weights, so `jax.jit`, `jax.grad` and optax take it whole.
+
+The weights of all blocks are stacked along a leading axis N, which no letter names: the forward pass scans over it (or
+unrolls), and on disk and in the optimizer there is one array for each kind of weight. Every weight is created with its
+letters, and is cast and gathered where it is used (`use`): float32 in storage, `config.dtype` in products.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from gptjax.attention import Implementation, attend, choose
+from gptjax.errors import UserError
+from gptjax.layout import Layout, place
+from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm
+from gptjax.shapes import BT, BTD, BTHK, BTV, VD, RowKeys
+
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT and how it computes; the defaults are GPT-2 124M."""
+
+    num_layers: int = 12
+    width: int = 768
+    """D: the size of the residual stream."""
+    num_heads: int = 12
+    context: int = 1024
+    """T: the longest text it sees, in tokens."""
+    vocab_size: int | None = 50257
+    """V before padding; None takes the tokenizer's."""
+    mlp_width: int | None = None
+    """F; None means 4 × width."""
+    bias: bool = True
+    """Biases in norms and projections (GPT-2 has them; nanoGPT's own recipe leaves them out)."""
+    tied: bool = True
+    """Whether the output head is the token embedding transposed."""
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
+    norm_epsilon: float = 1e-5
+    dropout: float = 0.0
+    """Share dropped of embeddings, attention probabilities and both branches' outputs, in training only."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights; that of projections into the residual stream is divided by √(2N)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations and products; weights, norms, softmax and loss are float32 in either case."""
+    head_dtype: Literal["bfloat16", "float32"] | None = None
+    """Type of the operands of the output head in the loss; None: `dtype`. With float32 activations, bfloat16 here makes
+    the largest product about twice as fast on CPUs with AVX512-BF16."""
+    attention: Implementation = "auto"
+    """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`; `auto` takes the fastest that can run, and the log names it."""
+    remat: Literal["none", "light", "full"] = "light"
+    """What the backward pass computes again: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
+    or every block whole (about 18 % more FLOPs)."""
+    layers: Literal["scan", "unroll"] = "scan"
+    """One compiled block run N times, or N blocks in a row: longer to compile, sometimes faster."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "width", "num_heads", "context", "vocab_size", "mlp_width"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"model.{name} is {value}; it must be at least 1.")
+        if self.width % self.num_heads:
+            raise UserError(
+                f"model.width {self.width} does not split over model.num_heads {self.num_heads}. "
+                f"Use a width that is a multiple of {self.num_heads}."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout is {self.dropout}; it is a share in [0, 1).")
+
+    @property
+    def head_width(self) -> int:
+        """K."""
+        return self.width // self.num_heads
+
+    @property
+    def hidden_width(self) -> int:
+        """F."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def vocabulary(self) -> int:
+        """V before padding, once it is known."""
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is not known: no tokenizer says it. Give --model.vocab-size.")
+        return self.vocab_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """V as it is stored; the columns beyond the vocabulary never take part in a softmax."""
+        return -(-self.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    def flops_per_token(self, *, causal: bool) -> float:
+        """FLOPs of one training token, forward and backward: 6 a matmul parameter, 12 N T D for attention.
+
+        `causal=True` counts only the half of attention that a causal kernel must do, N T D → N (T + 1) D / 2;
+        False is the convention of PaLM (appendix B) and nanoGPT. Recomputation is not counted.
+        """
+        block = 4 * self.width**2 + 2 * self.width * self.hidden_width
+        matmuls = self.num_layers * block + self.padded_vocab_size * self.width
+        attention = 6 * (self.context + 1) if causal else 12 * self.context
+        return 6.0 * matmuls + self.num_layers * self.width * attention
+
+
+def weight(
+    key: Array, letters: str, shape: tuple[int, ...], *, std: float, layout: Layout
+) -> nnx.Param[Array]:
+    """A float32 parameter drawn from N(0, std²), born sharded as its letters say."""
+    normal = jax.random.normal(key, shape, jnp.float32, out_sharding=layout.weights(letters))
+    return nnx.Param(std * normal, letters=letters)
+
+
+def constant(value: float, letters: str, shape: tuple[int, ...], *, layout: Layout) -> nnx.Param[Array]:
+    """A float32 parameter that starts as one number everywhere."""
+    filled = jnp.full(shape, value, jnp.float32, out_sharding=layout.weights(letters))  # pyright: ignore[reportCallIssue]
+    return nnx.Param(filled, letters=letters)
+
+
+def use(parameter: nnx.Param[Array], dtype: str, layout: Layout) -> Array:
+    """A weight as products need it: cast first, so that fewer bytes travel, then gathered over fsdp."""
+    return place(parameter[...].astype(dtype), layout.gathered(parameter.letters))
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with a gain and, where the model has biases, a bias."""
+
+    def __init__(self, config: GPTConfig, layout: Layout) -> None:
+        self.scale = constant(1.0, "D", (config.width,), layout=layout)
+        self.bias = constant(0.0, "D", (config.width,), layout=layout) if config.bias else None
+        self.config, self.layout = config, layout
+
+    def __call__(self, x: BTD) -> BTD:
+        scale = use(self.scale, "float32", self.layout)
+        bias = None if self.bias is None else use(self.bias, "float32", self.layout)
+        return layer_norm(x, scale, bias, epsilon=self.config.norm_epsilon)
+
+
+class Attention(nnx.Module):
+    """The two projections around attention: in to q, k, v, and out to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
+        in_key, out_key = jax.random.split(key)
+        width, heads, head_width = config.width, config.num_heads, config.head_width
+        residual_std = config.init_std / math.sqrt(2 * config.num_layers)
+        self.qkv = weight(in_key, "DCHK", (width, 3, heads, head_width), std=config.init_std, layout=layout)
+        self.out = weight(out_key, "HKD", (heads, head_width, width), std=residual_std, layout=layout)
+        self.qkv_bias = constant(0.0, "CHK", (3, heads, head_width), layout=layout) if config.bias else None
+        self.out_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
+        self.config, self.layout = config, layout
+
+    def project_in(self, x: BTD) -> tuple[BTHK, BTHK, BTHK]:
+        dtype, layout = self.config.dtype, self.layout
+        qkv = jnp.einsum(
+            "BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), out_sharding=layout.acts("CBTHK")
+        )
+        if self.qkv_bias is not None:
+            qkv = qkv + use(self.qkv_bias, dtype, layout)[:, None, None]
+        return qkv[0], qkv[1], qkv[2]
+
+    def project_out(self, y: BTHK) -> BTD:
+        dtype, layout = self.config.dtype, self.layout
+        out = jnp.einsum("BTHK,HKD->BTD", y, use(self.out, dtype, layout), out_sharding=layout.acts("BTD"))
+        return out if self.out_bias is None else out + use(self.out_bias, dtype, layout)[None, None]
+
+
+class MLP(nnx.Module):
+    """Up to F, an activation, and down again."""
+
+    def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
+        up_key, down_key = jax.random.split(key)
+        width, hidden = config.width, config.hidden_width
+        residual_std = config.init_std / math.sqrt(2 * config.num_layers)
+        self.up = weight(up_key, "DF", (width, hidden), std=config.init_std, layout=layout)
+        self.down = weight(down_key, "FD", (hidden, width), std=residual_std, layout=layout)
+        self.up_bias = constant(0.0, "F", (hidden,), layout=layout) if config.bias else None
+        self.down_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
+        self.config, self.layout = config, layout
+
+    def __call__(self, x: BTD) -> BTD:
+        dtype, layout = self.config.dtype, self.layout
+        h = jnp.einsum("BTD,DF->BTF", x, use(self.up, dtype, layout), out_sharding=layout.acts("BTF"))
+        if self.up_bias is not None:
+            h = h + use(self.up_bias, dtype, layout)[None, None]
+        h = ACTIVATIONS[self.config.activation](checkpoint_name(h, "up"))
+        y = jnp.einsum("BTF,FD->BTD", h, use(self.down, dtype, layout), out_sharding=layout.acts("BTD"))
+        return y if self.down_bias is None else y + use(self.down_bias, dtype, layout)[None, None]
+
+
+class Block(nnx.Module):
+    """One layer, in two halves with attention between them, so that a cache or a checkpoint can step in."""
+
+    def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
+        attention_key, mlp_key = jax.random.split(key)
+        self.attention_norm = LayerNorm(config, layout)
+        self.attention = Attention(config, layout, key=attention_key)
+        self.mlp_norm = LayerNorm(config, layout)
+        self.mlp = MLP(config, layout, key=mlp_key)
+        self.config, self.layout = config, layout
+
+    def before(self, x: BTD) -> tuple[BTHK, BTHK, BTHK]:
+        """The residual stream → q, k, v."""
+        return self.attention.project_in(self.attention_norm(x))
+
+    def after(self, x: BTD, y: BTHK, keys: RowKeys | None = None) -> BTD:
+        """The residual stream and what attention gave → the residual stream of the next layer."""
+        rate = self.config.dropout
+        branch = lambda out, site: out if keys is None else dropout(out, rate, fold_rows(keys, site))
+        x = checkpoint_name(x + branch(self.attention.project_out(y), 1), "mid")
+        return x + branch(self.mlp(self.mlp_norm(x)), 2)
+
+    def __call__(self, x: BTD, keys: RowKeys | None = None) -> BTD:
+        """Attention stays outside the light checkpoints: a flash kernel's statistics cannot be saved by name."""
+        config = self.config
+        light = config.remat == "light"
+        before, after = Block.before, Block.after
+        if light:
+            save = jax.checkpoint_policies.save_only_these_names("mid", "up")
+            before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
+        kernel = choose(
+            config.attention, dtype=config.dtype, dropout=config.dropout, backend=jax.default_backend()
+        )
+        q, k, v = before(self, x)
+        attention_keys = None if keys is None else fold_rows(keys, 0)
+        y = attend(q, k, v, kernel=kernel, dropout=config.dropout, keys=attention_keys, layout=self.layout)
+        return after(self, x, y, keys)
+
+
+class GPT(nnx.Module):
+    """A language model: token ids (B, T) → logits (B, T, V) of the token that follows each."""
+
+    def __init__(self, config: GPTConfig, *, key: Array, layout: Layout | None = None) -> None:
+        """Draw new weights. Under a sharded layout call it inside `jax.jit` and `layout.active()`."""
+        layout = layout or Layout()
+        token_key, position_key, block_key, head_key = jax.random.split(key, 4)
+        vocab, width, std = config.padded_vocab_size, config.width, config.init_std
+        self.tokens = weight(token_key, "VD", (vocab, width), std=std, layout=layout)
+        self.positions = weight(position_key, "TD", (config.context, width), std=std, layout=layout)
+        self.blocks = jax.vmap(lambda key: Block(config, layout, key=key))(
+            jax.random.split(block_key, config.num_layers)
+        )
+        self.norm = LayerNorm(config, layout)
+        self.head = None if config.tied else weight(head_key, "DV", (width, vocab), std=std, layout=layout)
+        self.config, self.layout = config, layout
+
+    def embed(self, tokens: BT, *, start: int | Array = 0) -> BTD:
+        """Token plus position embeddings; `start` is the position of the first token."""
+        config, layout = self.config, self.layout
+        table = use(self.tokens, config.dtype, layout)
+        x = table[tokens] if not layout.sharded else table.at[tokens].get(out_sharding=layout.acts("BTD"))
+        places = use(self.positions, config.dtype, layout)
+        return x + jax.lax.dynamic_slice_in_dim(places, start, tokens.shape[1])[None]
+
+    def hidden(self, tokens: BT, keys: RowKeys | None = None) -> BTD:
+        """The final residual stream, normalised: what the head reads. `keys` (one a row) turn dropout on."""
+        if tokens.shape[1] > self.config.context:
+            raise UserError(f"{tokens.shape[1]} tokens do not fit model.context {self.config.context}.")
+        x = self.embed(tokens)
+        if keys is not None:
+            x = dropout(x, self.config.dropout, fold_rows(keys, self.config.num_layers))
+        return self.norm(self._through_blocks(x, keys))
+
+    def _through_blocks(self, x: BTD, keys: RowKeys | None) -> BTD:
+        def body(x: BTD, layer: tuple[Block, Array]) -> tuple[BTD, None]:
+            block, index = layer
+            layer_keys = None if keys is None else fold_rows(keys, index)
+            run: Callable[..., BTD] = (
+                jax.checkpoint(Block.__call__) if self.config.remat == "full" else Block.__call__
+            )
+            return run(block, x, layer_keys), None
+
+        layers = (self.blocks, jnp.arange(self.config.num_layers))
+        if self.config.layers == "scan":
+            return jax.lax.scan(body, x, layers)[0]
+        for i in range(self.config.num_layers):
+            x, _ = body(x, jax.tree.map(lambda leaf: leaf[i], layers))  # noqa: B023 (mapped at once)
+        return x
+
+    @property
+    def head_weight(self) -> VD:
+        """The output head as it is stored (V padded), tied or not."""
+        return self.tokens[...] if self.head is None else self.head[...].T
+
+    def unembed(self, hidden: BTD) -> BTV:
+        """Float32 logits over the true vocabulary."""
+        layout = self.layout
+        table = place(self.head_weight.astype(hidden.dtype), layout.gathered("VD"))
+        logits = jnp.einsum(
+            "BTD,VD->BTV", hidden, table, out_sharding=layout.acts("BTV"), preferred_element_type=jnp.float32
+        )
+        whole = place(logits, layout.acts("BT_"))
+        return whole[..., : self.config.vocabulary]
+
+    def __call__(self, tokens: BT, keys: RowKeys | None = None) -> BTV:
+        return self.unembed(self.hidden(tokens, keys))
+
+
+def abstract(config: GPTConfig, layout: Layout | None = None) -> GPT:
+    """The model with shapes and shardings in place of arrays; costs no memory."""
+    return jax.eval_shape(lambda key: GPT(config, key=key, layout=layout), jax.random.key(0))
+
+
+def num_parameters(config: GPTConfig) -> int:
+    """Weights of the published model: without the rows that pad the vocabulary."""
+    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config)))
+    padding = (config.padded_vocab_size - config.vocabulary) * config.width
+    return stored - padding * (1 if config.tied else 2)
+
+
+def relaid(model: GPT, layout: Layout) -> GPT:
+    """The same arrays in a model whose static layout is another: for code that runs inside a manual region."""
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    for _, module in nnx.iter_modules(copy):
+        module.layout = layout
+    return copy
