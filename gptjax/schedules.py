@@ -119,7 +119,7 @@ def _warmed(step: Step, warmup: int, after: Scalar) -> Scalar:
 
 
 def _fall(step: Step, start: int, end: int, *, floor: float, shape: Literal["linear", "cosine"]) -> Scalar:
-    """1 until `start`, then down to `floor`, reached at `end` for good; with no room to fall, a drop at `end`."""
+    """1 until `start`, then down to `floor`, reached at `end` and kept; with no room to fall, a drop."""
     progress = (jnp.asarray(step, jnp.float32) - start) / max(end - start, 1)
     progress = jnp.clip(progress, 0.0, 1.0)
     height = 1.0 - progress if shape == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
