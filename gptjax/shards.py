@@ -1,0 +1,348 @@
+"""The token shard format, the treaty between the pipelines that write tokens and the training that reads them.
+
+The one idea: a split of a data set is one long stream of token ids, cut into files only because files must end
+somewhere; nothing above this room knows where the cuts are. A file is the 1,024-byte header of llm.c and
+modded-nanogpt (256 little-endian int32: magic, version, count) and then the ids, so the shards published for those
+projects can be read as they are. `manifest.json` beside the files says what they must contain.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int, UInt
+
+from gptjax.errors import UserError
+
+Format = Literal["shards", "raw-uint16"]
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+HEADER_BYTES = 1024
+MAX_TOKENS = 2**31 - 1
+"""Tokens in one file: the count in the header is an int32."""
+_KINDS = {np.dtype(np.uint16): (20240520, 1), np.dtype(np.uint32): (20240801, 7)}
+"""Magic number and version by token type (llm.c: dev/data/data_common.py for GPT-2 and Llama 3)."""
+
+Tokens = UInt[np.ndarray, " n"]
+Path_ = str | os.PathLike[str]
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 while every id fits, uint32 beyond 65,536 ids."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def shard_header(count: int, dtype: np.dtype) -> bytes:
+    """The first 1,024 bytes of a shard that holds `count` tokens."""
+    if count > MAX_TOKENS:
+        raise UserError(f"a shard holds at most {MAX_TOKENS:,} tokens, got {count:,}; use smaller shards.")
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = (*_KINDS[dtype], count)
+    return header.tobytes()
+
+
+def write_shard(path: Path_, tokens: Tokens) -> None:
+    """Write uint16 or uint32 tokens with their header, and wait until they are on the disk."""
+    header = shard_header(len(tokens), tokens.dtype)
+    with open(path, "wb") as file:
+        file.write(header)
+        np.ascontiguousarray(tokens).tofile(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_shard(path: Path_, *, format: Format = "shards") -> Tokens:
+    """Memory-map the tokens of one file, after checking its header against its size.
+
+    `raw-uint16` is nanoGPT's `train.bin`: uint16 tokens from the first byte on, no header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such shard.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(HEADER_BYTES), "u1")
+    magic, version, count = header[:12].view("<i4") if len(header) >= 12 else (0, 0, 0)
+    if format == "raw-uint16":
+        return _open_raw(path, size, is_shard=magic in dict(_KINDS.values()))
+    dtype = _shard_dtype(path, int(magic), int(version), size)
+    if size < HEADER_BYTES:
+        raise UserError(f"{path}: {size} bytes are too few for the {HEADER_BYTES}-byte header; the file is cut short.")
+    wanted = HEADER_BYTES + int(count) * dtype.itemsize
+    if count < 0 or size != wanted:
+        what = "is cut short" if size < wanted else "has bytes after its end"
+        raise UserError(f"{path} {what}: its header promises {count:,} tokens, {wanted:,} bytes; found {size:,} bytes.")
+    return _map(path, dtype, offset=HEADER_BYTES, count=int(count))
+
+
+def _shard_dtype(path: Path, magic: int, version: int, size: int) -> np.dtype:
+    for dtype, (known_magic, known_version) in _KINDS.items():
+        if magic == known_magic:
+            if version == known_version:
+                return dtype
+            raise UserError(f"{path}: shard version {version} is unknown; wanted {known_version} for this magic.")
+    if size < 12:
+        raise UserError(f"{path}: {size} bytes are too few for the {HEADER_BYTES}-byte header; not a shard.")
+    raw = " If it is a nanoGPT .bin without header, use format raw-uint16." if size % 2 == 0 else ""
+    magics = " or ".join(str(known) for known, _ in _KINDS.values())
+    raise UserError(f"{path}: not a token shard: it starts with {magic}, wanted {magics}.{raw}")
+
+
+def _open_raw(path: Path, size: int, *, is_shard: bool) -> Tokens:
+    if is_shard:
+        raise UserError(f"{path}: has the header of a shard; use format shards, not raw-uint16.")
+    if size % 2:
+        raise UserError(f"{path}: {size:,} bytes are not a whole number of uint16 tokens.")
+    return _map(path, np.dtype(np.uint16), offset=0, count=size // 2)
+
+
+def _map(path: Path, dtype: np.dtype, *, offset: int, count: int) -> Tokens:
+    if count == 0:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype.newbyteorder("<"), mode="r", offset=offset, shape=(count,))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one split holds: documents, tokens (end-of-text ids included) and bytes of UTF-8 text."""
+
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of a split: tokens, size in bytes with header, SHA-256 of the whole file."""
+
+    split: str
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of shards must contain. `tokenizer` is a name to read, `fingerprint` the identity to compare.
+
+    `request` records what was asked of the pipeline, so that the same request finds its work already done.
+    """
+
+    tokenizer: str
+    fingerprint: str
+    vocab_size: int
+    dtype: str
+    splits: dict[str, Counts]
+    files: dict[str, ShardFile]
+    request: dict[str, Any] = field(default_factory=dict)
+    version: int = MANIFEST_VERSION
+
+    def write(self, directory: Path_) -> None:
+        """Write `manifest.json`; do it last, for its presence says that the directory is complete."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        with open(Path(directory) / MANIFEST_NAME, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def files_of(self, split: str) -> dict[str, ShardFile]:
+        return {name: file for name, file in sorted(self.files.items()) if file.split == split}
+
+
+def read_manifest(directory: Path_) -> Manifest | None:
+    """The manifest of a directory, every field checked for its type; None where there is none (foreign shards)."""
+    path = Path(directory) / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}.") from None
+    if isinstance(content, dict) and content.get("version") != MANIFEST_VERSION:
+        raise UserError(f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}.")
+    manifest = _typed(Manifest, content, where=str(path))
+    if manifest.dtype not in ("uint16", "uint32"):
+        raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")
+    return manifest
+
+
+def _typed(wanted: Any, value: Any, *, where: str) -> Any:
+    """`value`, out of JSON, as the type `wanted`: int, str, a dict of such, or one of our dataclasses."""
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
+        hints = typing.get_type_hints(wanted)
+        if value.keys() != hints.keys():
+            wrong = sorted(value.keys() ^ hints.keys())
+            raise UserError(f"{where}: missing or unknown field: {', '.join(wrong)}.")
+        return wanted(**{name: _typed(hint, value[name], where=f"{where}: {name}") for name, hint in hints.items()})
+    if typing.get_origin(wanted) is dict and isinstance(value, dict):
+        inner = typing.get_args(wanted)[1]
+        return {key: _typed(inner, item, where=f"{where}: {key}") for key, item in value.items()}
+    if wanted is Any or type(value) is wanted:
+        return value
+    raise UserError(f"{where}: wanted {getattr(wanted, '__name__', wanted)}, got {value!r}.")
+
+
+class TokenStream:
+    """One split as one array of tokens, though it lies in many files (kept in the order of their names).
+
+    The memory maps are opened on first use and left behind when the stream is pickled.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], *, format: Format = "shards", identity: str = "") -> None:
+        self.paths = paths
+        self.format: Format = format
+        self._identity = identity
+        self._shards  # noqa: B018  the files are checked here, not at the first batch
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    @functools.cached_property
+    def _shards(self) -> list[np.ndarray]:
+        shards = [np.asarray(open_shard(path, format=self.format)) for path in self.paths]
+        if len({shard.dtype for shard in shards}) != 1:
+            raise UserError(f"{self.paths[0].parent}: shards of uint16 and of uint32 tokens are mixed in one split.")
+        return shards
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._shards[0].dtype
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 that tells this data from other data: by the manifest's hashes, else by samples of every file."""
+        if self._identity:
+            return self._identity
+        digest = hashlib.sha256(self.format.encode())
+        for path in self.paths:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                for start in (0, size // 3, size // 3 * 2, max(0, size - 2**16)):
+                    file.seek(start)
+                    digest.update(file.read(2**16))
+        return digest.hexdigest()
+
+    def read(self, start: int, length: int) -> Tokens:
+        """A copy of tokens `start` up to `start + length`, across the borders of files."""
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of a stream of {len(self)}")
+        pieces = []
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while length > 0:
+            begin = start - int(self._ends[shard]) + len(self._shards[shard])
+            piece = self._shards[shard][begin : begin + length]
+            pieces.append(piece)
+            start, length, shard = start + len(piece), length - len(piece), shard + 1
+        return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+
+    def windows(self, starts: Int[np.ndarray, " n"], length: int) -> UInt[np.ndarray, "n length"]:
+        """Rows of `length` tokens, one for each start, in the order and with the repeats of `starts`."""
+        starts = np.asarray(starts, np.int64)
+        if starts.size and (starts.min() < 0 or starts.max() + length > len(self)):
+            raise IndexError(f"starts {starts.min()} to {starts.max()}, {length} tokens each, of {len(self)}")
+        rows = np.empty((len(starts), length), self.dtype)
+        first = np.searchsorted(self._ends, starts, side="right")
+        crosses = starts + length > self._ends[np.minimum(first, len(self._ends) - 1)]
+        for shard in np.unique(first[~crosses]) if length else ():
+            inside = np.flatnonzero((first == shard) & ~crosses)
+            tokens = self._shards[shard]
+            begin = starts[inside] - (self._ends[shard] - len(tokens))
+            rows[inside] = np.lib.stride_tricks.sliding_window_view(tokens, length)[begin]
+        for row in np.flatnonzero(crosses):
+            rows[row] = self.read(int(starts[row]), length)
+        return rows
+
+
+def open_split(directory: Path_, split: str, *, format: Format = "shards") -> TokenStream:
+    """One split of a directory: the files its manifest names, else every `.bin` with the split's name in its own.
+
+    `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` are all of the split `train`.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        what = "is a file; give the directory that holds it" if folder.is_file() else "no such directory of shards"
+        raise UserError(f"{folder}: {what}.")
+    found = [path for path in sorted(folder.glob("*.bin")) if split in re.split(r"[^A-Za-z]+", path.stem)]
+    manifest = read_manifest(folder) if format == "shards" else None
+    if manifest is not None:
+        _compare(folder, manifest, split, found)
+    if not found:
+        others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5]) or "no .bin files at all"
+        raise UserError(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
+    stream = TokenStream(tuple(found), format=format, identity=_identity(manifest, split))
+    if manifest is not None and len(stream) != manifest.splits[split].tokens:
+        wanted = manifest.splits[split].tokens
+        raise UserError(f"{folder}: {split} has {len(stream):,} tokens, {MANIFEST_NAME} says {wanted:,}.")
+    return stream
+
+
+def _identity(manifest: Manifest | None, split: str) -> str:
+    if manifest is None:
+        return ""
+    content = [(name, file.bytes, file.sha256) for name, file in manifest.files_of(split).items()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) -> None:
+    """The cheap half of `verify`: names and sizes."""
+    listed = manifest.files_of(split)
+    extra = sorted({path.name for path in found} - listed.keys())
+    missing = sorted(listed.keys() - {path.name for path in found})
+    if missing or extra:
+        raise UserError(
+            f"{folder}: its files are not those of its {MANIFEST_NAME}: missing {', '.join(missing) or 'none'}; "
+            f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong."
+        )
+    for name, file in listed.items():
+        size = (folder / name).stat().st_size
+        if size != file.bytes:
+            raise UserError(f"{folder / name}: {size:,} bytes, but {MANIFEST_NAME} says {file.bytes:,}.")
+
+
+def verify(directory: Path_) -> Manifest:
+    """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary.
+
+    Raises `UserError` at the first difference; returns the manifest.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: no {MANIFEST_NAME} to verify against.")
+    for split in manifest.splits:
+        if manifest.splits[split].tokens:
+            open_split(folder, split)
+    for name, file in manifest.files.items():
+        tokens = open_shard(folder / name)
+        if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
+            raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
+        if file_sha256(folder / name) != file.sha256:
+            raise UserError(f"{folder / name}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed.")
+        largest = max((int(part.max()) for part in _parts(tokens)), default=0)
+        if largest >= manifest.vocab_size:
+            raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
+    return manifest
+
+
+def file_sha256(path: Path_) -> str:
+    """SHA-256 of a whole file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parts(tokens: Tokens, *, size: int = 2**24) -> Iterator[Tokens]:
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
