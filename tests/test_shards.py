@@ -1,0 +1,231 @@
+"""The shard format: what is written is read, across files, and what is damaged is named."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.shards import (
+    Counts,
+    Manifest,
+    ShardFile,
+    file_sha256,
+    open_shard,
+    open_split,
+    read_manifest,
+    token_dtype,
+    verify,
+    write_shard,
+)
+
+
+def some_tokens(n, dtype=np.uint16, seed=0):
+    return np.random.default_rng(seed).integers(0, 60_000, n).astype(dtype)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Three train files and one val file with their manifest."""
+    files = {}
+    for i, (split, n) in enumerate([("train", 50), ("train", 7), ("train", 43), ("val", 30)]):
+        name = f"{split}_{i:06d}.bin"
+        write_shard(tmp_path / name, some_tokens(n, seed=i))
+        files[name] = ShardFile(split, n, 1024 + 2 * n, file_sha256(tmp_path / name))
+    counts = {"train": Counts(5, 100, 400), "val": Counts(1, 30, 120)}
+    Manifest("gpt2", "abc", 60_000, "uint16", counts, files, request={"source": "x"}).write(tmp_path)
+    return tmp_path
+
+
+def train_tokens(directory):
+    return np.concatenate([open_shard(path) for path in sorted(directory.glob("train*.bin"))])
+
+
+@pytest.mark.parametrize(("dtype", "magic", "version"), [(np.uint16, 20240520, 1), (np.uint32, 20240801, 7)])
+def test_header_is_that_of_llm_c(tmp_path, dtype, magic, version):
+    tokens = some_tokens(1000, dtype)
+    write_shard(tmp_path / "train.bin", tokens)
+    raw = (tmp_path / "train.bin").read_bytes()
+    header = np.frombuffer(raw[:1024], "<i4")
+    assert header[:3].tolist() == [magic, version, 1000]
+    assert not header[3:].any()
+    assert len(raw) == 1024 + tokens.nbytes
+    back = open_shard(tmp_path / "train.bin")
+    assert isinstance(back, np.memmap)
+    assert back.dtype == dtype
+    np.testing.assert_array_equal(back, tokens)
+
+
+def test_vocabulary_decides_the_type():
+    assert token_dtype(65_536) == np.uint16
+    assert token_dtype(65_537) == np.uint32
+
+
+def test_raw_files_of_nanogpt(tmp_path):
+    tokens = some_tokens(999)
+    tokens.tofile(tmp_path / "train.bin")
+    np.testing.assert_array_equal(open_shard(tmp_path / "train.bin", format="raw-uint16"), tokens)
+    with pytest.raises(UserError, match="raw-uint16"):
+        open_shard(tmp_path / "train.bin")
+    assert len(open_split(tmp_path, "train", format="raw-uint16")) == 999
+
+
+def test_a_shard_is_not_taken_for_a_raw_file(directory):
+    with pytest.raises(UserError, match="format shards"):
+        open_split(directory, "train", format="raw-uint16")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[:-2], "promises 100 tokens, 1,224 bytes; found 1,222"),
+        (lambda raw: raw + b"xx", "after its end.*1,224 bytes; found 1,226"),
+        (lambda raw: raw[:500], "too few"),
+        (lambda raw: raw[:5], "too few"),
+        (lambda raw: b"", "too few"),
+        (lambda raw: b"\x01" + raw[1:], "not a token shard"),
+        (lambda raw: raw[:4] + b"\x09" + raw[5:], "version 9 is unknown; wanted 1"),
+        (lambda raw: raw[:8] + b"\xff\xff\xff\xff" + raw[12:], "promises -1"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    path = tmp_path / "train.bin"
+    write_shard(path, some_tokens(100))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=message) as caught:
+        open_shard(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_files_and_splits(tmp_path, directory):
+    with pytest.raises(UserError, match="no such shard"):
+        open_shard(tmp_path / "absent.bin")
+    with pytest.raises(UserError, match="no such directory"):
+        open_split(tmp_path / "absent", "train")
+    with pytest.raises(UserError, match="give the directory"):
+        open_split(directory / "val_000003.bin", "train")
+    with pytest.raises(UserError, match="no files of the split 'test'"):
+        open_split(directory, "test")
+
+
+def test_published_names_are_recognised(tmp_path):
+    for name in ("fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin", "interval.bin"):
+        write_shard(tmp_path / name, some_tokens(10))
+    assert len(open_split(tmp_path, "train")) == 20
+    assert len(open_split(tmp_path, "val")) == 10
+
+
+def test_reading_crosses_files(directory):
+    stream, everything = open_split(directory, "train"), train_tokens(directory)
+    assert len(stream) == 100
+    for start, length in [(0, 100), (45, 20), (49, 1), (50, 7), (57, 43), (99, 1), (100, 0), (0, 0), (48, 10)]:
+        np.testing.assert_array_equal(stream.read(start, length), everything[start : start + length])
+    for start, length in [(-1, 5), (99, 2), (101, 0), (0, -1)]:
+        with pytest.raises(IndexError):
+            stream.read(start, length)
+
+
+@pytest.mark.parametrize("length", [1, 5, 9, 60, 100])
+def test_windows_are_slices(directory, length):
+    stream, everything = open_split(directory, "train"), train_tokens(directory)
+    starts = np.random.default_rng(1).permutation(np.repeat(np.arange(101 - length), 2))
+    rows = stream.windows(starts, length)
+    assert rows.shape == (len(starts), length)
+    np.testing.assert_array_equal(rows, np.stack([everything[s : s + length] for s in starts]))
+    assert stream.windows(np.zeros(0, np.int64), length).shape == (0, length)
+    with pytest.raises(IndexError):
+        stream.windows(np.array([101 - length]), length)
+
+
+def test_a_pickled_stream_leaves_the_data_behind(directory):
+    stream = open_split(directory, "train")
+    stream.read(0, 100)
+    packed = pickle.dumps(stream)
+    again = pickle.loads(packed)
+    assert len(packed) < 1500
+    np.testing.assert_array_equal(again.read(40, 20), stream.read(40, 20))
+    assert again.fingerprint == stream.fingerprint
+
+
+def test_types_do_not_mix(tmp_path):
+    write_shard(tmp_path / "train_0.bin", some_tokens(10))
+    write_shard(tmp_path / "train_1.bin", some_tokens(10, np.uint32))
+    with pytest.raises(UserError, match="mixed"):
+        open_split(tmp_path, "train")
+
+
+def test_fingerprint_follows_the_content(directory, tmp_path_factory):
+    before = {split: open_split(directory, split).fingerprint for split in ("train", "val")}
+    assert before["train"] != before["val"]
+    foreign = tmp_path_factory.mktemp("foreign")
+    write_shard(foreign / "train.bin", some_tokens(100))
+    first = open_split(foreign, "train").fingerprint
+    assert first == open_split(foreign, "train").fingerprint
+    write_shard(foreign / "train.bin", some_tokens(100, seed=9))
+    assert first != open_split(foreign, "train").fingerprint
+
+
+def test_manifest_round_trip(directory):
+    manifest = read_manifest(directory)
+    assert manifest.splits["train"] == Counts(5, 100, 400)
+    assert manifest.files["val_000003.bin"].tokens == 30
+    assert manifest.request == {"source": "x"}
+    assert verify(directory) == manifest
+    assert read_manifest(directory.parent) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(vocab_size="many"), "vocab_size: wanted int, got 'many'"),
+        (lambda c: c.update(vocab_size=True), "vocab_size: wanted int, got True"),
+        (lambda c: c["splits"]["train"].update(tokens=1.5), "splits: train: tokens: wanted int, got 1.5"),
+        (lambda c: c["splits"]["train"].pop("bytes"), "splits: train: missing or unknown field: bytes"),
+        (lambda c: c.update(colour="red"), "unknown field: colour"),
+        (lambda c: c.update(version=2), "version 2 is unknown; wanted 1"),
+        (lambda c: c.update(dtype="int8"), "dtype is 'int8'"),
+        (lambda c: c.update(files=[]), "files: wanted"),
+    ],
+)
+def test_a_wrong_manifest_names_the_field(directory, change, message):
+    path = directory / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_manifest(directory)
+
+
+def test_a_manifest_that_is_not_json(directory):
+    (directory / "manifest.json").write_text('{"version": ')
+    with pytest.raises(UserError, match="not JSON"):
+        open_split(directory, "train")
+
+
+def test_opening_compares_names_sizes_and_counts(directory):
+    write_shard(directory / "train_000009.bin", some_tokens(5))
+    with pytest.raises(UserError, match=r"not listed train_000009\.bin"):
+        open_split(directory, "train")
+    (directory / "train_000009.bin").unlink()
+    write_shard(directory / "train_000001.bin", some_tokens(6))
+    with pytest.raises(UserError, match=r"1,036 bytes, but manifest\.json says 1,038"):
+        open_split(directory, "train")
+    (directory / "train_000001.bin").unlink()
+    with pytest.raises(UserError, match=r"missing train_000001\.bin"):
+        open_split(directory, "train")
+
+
+def test_verify_sees_one_changed_token_and_an_id_too_large(directory):
+    manifest = read_manifest(directory)
+    replace(manifest, vocab_size=100).write(directory)
+    with pytest.raises(UserError, match="outside the vocabulary of 100"):
+        verify(directory)
+    manifest.write(directory)
+    tokens = np.array(open_shard(directory / "val_000003.bin"))
+    tokens[3] += 1
+    write_shard(directory / "val_000003.bin", tokens)
+    assert len(open_split(directory, "val")) == 30
+    with pytest.raises(UserError, match=r"val_000003\.bin: its SHA-256 differs"):
+        verify(directory)

@@ -1,0 +1,273 @@
+"""Tokenizers: exact round trips, ids equal to Hugging Face's for the same file, and honest errors."""
+
+import hashlib
+import json
+import pickle
+import random
+import socket
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gptjax import tokenizer as module
+from gptjax.errors import UserError
+from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, load_tokenizer
+
+TEXTS = [
+    "",
+    "Hello world, it's 1234567 o'clock — WE'LL see.",
+    "  two  spaces \n\n\n x   ",
+    "a\r\nb\r\n\r\n\tc\r",
+    "naïve café ☕ 👩‍👩‍👧‍👦 🇩🇪 x\u0301",
+    "def f(x):\n\treturn  x**2  # don't\n        pass\n",
+    "١٢٣ ½ Ⅷ \u00a0\u0085\u200b\u2028\u3000x \0\x1f\x7f",
+    "中文字符 日本語 한국어",
+]
+KINDS = ["gpt2-pattern", "gpt4-pattern", "bytes", "chars"]
+
+
+def random_text(n, seed=0):
+    ranges = [(32, 127), (32, 33), (9, 14), (128, 0x3000), (0x4E00, 0xA000), (0xE000, 0x1FFFF)]
+    rng = random.Random(seed)
+    return "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(n))
+
+
+def train_bpe(directory, pattern=GPT2_PATTERN, vocab_size=400):
+    """A small BPE made by Hugging Face's own trainer and written by its own writer."""
+    tok = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tok.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tok.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    tok.train_from_iterator([*TEXTS * 3, random_text(2000, seed=5)], trainer)
+    tok.add_special_tokens(["<|endoftext|>"])
+    directory.mkdir(exist_ok=True)
+    tok.save(str(directory / "tokenizer.json"))
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {
+        "gpt2-pattern": train_bpe(root / "gpt2"),
+        "gpt4-pattern": train_bpe(root / "gpt4", GPT4_PATTERN),
+        "bytes": Bytes(),
+        "chars": Chars.from_text([*TEXTS, *(random_text(300, seed) for seed in range(20))]),
+    }
+
+
+@pytest.fixture(params=KINDS)
+def tok(request, made):
+    return made[request.param]
+
+
+def test_text_survives_and_ids_are_hugging_faces(tok, tmp_path):
+    other = tokenizers.Tokenizer.from_file(str(tok.save(tmp_path)))
+    for text in [*TEXTS, *(random_text(300, seed) for seed in range(20))]:
+        ids = tok.encode(text)
+        assert ids.dtype == np.int32
+        assert tok.decode(ids) == text
+        assert ids.tolist() == other.encode(text).ids
+        assert other.decode(ids.tolist()) == text
+        assert tok.bytes_per_token[ids].sum() == len(text.encode())
+
+
+def test_saving_loading_and_pickling_keep_the_fingerprint(tok, tmp_path):
+    path = tok.save(tmp_path / "new" / "directory")
+    for again in (load_tokenizer(path), load_tokenizer(path.parent), pickle.loads(pickle.dumps(tok))):
+        assert type(again) is type(tok)
+        assert again.fingerprint == tok.fingerprint
+        assert (again.name, again.vocab_size, again.end_of_text) == (tok.name, tok.vocab_size, tok.end_of_text)
+        np.testing.assert_array_equal(again.bytes_per_token, tok.bytes_per_token)
+        np.testing.assert_array_equal(again.encode(TEXTS[1]), tok.encode(TEXTS[1]))
+
+
+def test_fingerprints_differ(made, tmp_path):
+    others = [train_bpe(tmp_path / "x", vocab_size=399), Chars.from_text("abc"), Chars.from_text("abd")]
+    assert len({tok.fingerprint for tok in [*made.values(), *others]}) == 7
+    assert train_bpe(tmp_path / "y").fingerprint == made["gpt2-pattern"].fingerprint
+
+
+def test_special_strings_are_ordinary_text(made):
+    tok = made["gpt2-pattern"]
+    assert tok.end_of_text == 399 == tok.vocab_size - 1
+    assert tok.name == "bpe-400"
+    ids = tok.encode("a<|endoftext|>b")
+    assert tok.end_of_text not in ids
+    assert tok.decode(ids) == "a<|endoftext|>b"
+    assert tok.decode([tok.end_of_text]) == "<|endoftext|>"
+    assert tok.bytes_per_token[tok.end_of_text] == 0
+    assert (np.delete(tok.bytes_per_token, tok.end_of_text) > 0).all()
+
+
+def test_bytes_are_their_own_ids():
+    tok = load_tokenizer("bytes")
+    assert tok.encode("é!").tolist() == [0xC3, 0xA9, 0x21]
+    assert (tok.name, tok.vocab_size, tok.end_of_text) == ("bytes", 256, None)
+    assert (tok.bytes_per_token == 1).all()
+
+
+def test_characters_are_numbered_in_order_of_code_points():
+    tok = Chars.from_text("hello\n")
+    assert tok.encode("\nehlo").tolist() == [0, 1, 2, 3, 4]
+    assert tok.name == "chars-5"
+    with pytest.raises(UserError, match=r"'é' \(U\+00E9\).*prepare the data anew"):
+        tok.encode("hellé")
+    with pytest.raises(UserError, match="needs text"):
+        Chars.from_text("")
+    with pytest.raises(UserError, match="no fixed alphabet"):
+        load_tokenizer("chars")
+
+
+def test_halves_of_characters(tok):
+    """A lone surrogate becomes U+FFFD; a pair of them becomes the character."""
+    if isinstance(tok, Chars):
+        tok = Chars.from_text("a\ud800 \ud83d\ude00b")
+    assert tok.decode(tok.encode("a\ud800b")) == "a\ufffdb"
+    assert tok.decode(tok.encode("\ud83d\ude00")) == "😀"
+
+
+def test_decoding_never_fails(tok):
+    assert tok.decode([]) == ""
+    assert tok.decode([tok.vocab_size + 7, -1]) == "\ufffd\ufffd"
+    assert tok.decode(np.arange(tok.vocab_size, dtype=np.uint16))
+    assert load_tokenizer("bytes").decode([0xC3, 0x21]) == "\ufffd!"
+
+
+def test_a_run_of_spaces_too_long_for_tiktoken_is_explained(made):
+    with pytest.raises(UserError, match="million spaces"):
+        made["gpt2-pattern"].encode(" " * 1_500_000)
+
+
+def test_vocabulary_and_merges_in_two_files(made, tmp_path):
+    """GPT-2's original pair, and the same pair under Hugging Face's names."""
+    tok = made["gpt2-pattern"]
+    model = tok.to_json()["model"]
+    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
+    for vocab_name, merges_name in [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")]:
+        folder = tmp_path / vocab_name
+        folder.mkdir()
+        (folder / vocab_name).write_text(json.dumps(model["vocab"]))
+        (folder / merges_name).write_text(merges, encoding="utf-8")
+        assert load_tokenizer(folder).fingerprint == tok.fingerprint
+        with pytest.raises(UserError, match="not GPT-2's vocabulary, but bpe-400"):
+            load_tokenizer(f"gpt2:{folder}")
+
+
+def test_a_file_as_transformers_saves_it(made, tmp_path):
+    """Merges as strings, a post-processor, the special token inside the vocabulary."""
+    tok = made["gpt2-pattern"]
+    content = tok.to_json()
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    content["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+    assert content["model"]["vocab"]["<|endoftext|>"] == 399
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path).fingerprint == tok.fingerprint
+
+
+def _swap_two_merges(content):
+    merges = content["model"]["merges"]
+    merges[3], merges[4] = merges[4], merges[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_swap_two_merges, "in the order of merging"),
+        (lambda c: c["model"]["merges"].pop(), "in the order of merging"),
+        (lambda c: c["model"].update(type="Unigram"), "holds a Unigram model"),
+        (lambda c: c.update(decoder={"type": "Metaspace"}), "wanted byte-level BPE"),
+        (lambda c: c.update(normalizer={"type": "NFC"}), "without a normalizer"),
+        (lambda c: c.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "pre_tokenizer"),
+        (lambda c: c.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
+        (lambda c: c["model"]["vocab"].update({"a b": 9999}), "byte-level alphabet"),
+        (lambda c: c.pop("model"), "model.vocab"),
+    ],
+)
+def test_foreign_files_are_refused_rather_than_misread(made, tmp_path, change, message):
+    content = json.loads(json.dumps(made["gpt4-pattern"].to_json()))
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        load_tokenizer(tmp_path)
+    assert "tokenizer.json" in str(caught.value)
+
+
+def test_what_is_not_there(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="found no tokenizer"):
+        load_tokenizer(tmp_path / "empty")
+    with pytest.raises(UserError, match="no such file or directory"):
+        load_tokenizer(tmp_path / "absent")
+
+
+@pytest.fixture
+def small_gpt2(made, tmp_path, monkeypatch):
+    """The small BPE in the role of GPT-2: its two files, their hashes and its fingerprint; no cache, no network."""
+    model = made["gpt2-pattern"].to_json()["model"]
+    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
+    files = {"vocab.bpe": merges.encode(), "encoder.json": json.dumps(model["vocab"]).encode()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(module, "_GPT2_FILES", hashes)
+    monkeypatch.setattr(module, "GPT2_FINGERPRINT", made["gpt2-pattern"].fingerprint)
+    monkeypatch.setattr(module, "_installed_package", lambda: dict.fromkeys(hashes, tmp_path / "absent"))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    module._gpt2.cache_clear()
+    yield files
+    module._gpt2.cache_clear()
+
+
+def no_network(*_, **__):
+    raise socket.gaierror("name resolution failed")
+
+
+def test_gpt2_from_tiktokens_cache(small_gpt2, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    names = {"vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"}
+    names["encoder.json"] = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
+    for name, content in small_gpt2.items():
+        (tmp_path / "cache" / names[name]).write_bytes(content)
+    assert load_tokenizer("gpt2").name == "gpt2"
+    module._gpt2.cache_clear()
+    damaged = tmp_path / "cache" / names["vocab.bpe"]
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"TIKTOKEN_CACHE_DIR.*gpt2:DIR.*bytes"):
+        load_tokenizer("gpt2")
+    assert damaged.read_bytes() == b"damaged"
+
+
+def test_gpt2_from_a_directory_or_an_installed_package(small_gpt2, tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, content in small_gpt2.items():
+        (folder / name).write_bytes(content)
+    assert load_tokenizer(f"gpt2:{folder}").name == "gpt2"
+    monkeypatch.setattr(module, "_installed_package", lambda: {name: folder / name for name in small_gpt2})
+    assert load_tokenizer("gpt2").name == "gpt2"
+
+
+def test_gpt2_from_the_network_is_checked_and_kept(small_gpt2, tmp_path, monkeypatch):
+    def answer(url, timeout):
+        assert timeout <= 60
+        (tmp_path / "reply").write_bytes(replies[url.rsplit("/", 1)[1]])
+        return (tmp_path / "reply").open("rb")
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    replies = dict(small_gpt2, **{"encoder.json": b"{}"})
+    with pytest.raises(UserError, match=r"not GPT-2's encoder\.json"):
+        load_tokenizer("gpt2")
+    replies = small_gpt2
+    assert load_tokenizer("gpt2").name == "gpt2"
+    module._gpt2.cache_clear()
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    assert load_tokenizer("gpt2").name == "gpt2"
