@@ -194,11 +194,12 @@ def _typed(wanted: Any, value: Any, *, where: str) -> Any:
 class TokenStream:
     """One split as one array of tokens, though it lies in many files (kept in the order of their names).
 
-    The memory maps are opened on first use and left behind when the stream is pickled.
+    `name` says in messages which data this is. Memory maps are left behind when a stream is pickled, and opened anew.
     """
 
-    def __init__(self, paths: tuple[Path, ...], *, format: Format = "shards", identity: str = "") -> None:
+    def __init__(self, paths: tuple[Path, ...], *, name: str, format: Format = "shards", identity: str = "") -> None:
         self.paths = paths
+        self.name = name
         self.format: Format = format
         self._identity = identity
         self._shards  # noqa: B018  the files are checked here, not at the first batch
@@ -283,7 +284,7 @@ def open_split(directory: Path_, split: str, *, format: Format = "shards") -> To
     if not found:
         others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5]) or "no .bin files at all"
         raise UserError(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
-    stream = TokenStream(tuple(found), format=format, identity=_identity(manifest, split))
+    stream = TokenStream(tuple(found), name=f"{folder} ({split})", format=format, identity=_identity(manifest, split))
     if manifest is not None and len(stream) != manifest.splits[split].tokens:
         wanted = manifest.splits[split].tokens
         raise UserError(f"{folder}: {split} has {len(stream):,} tokens, {MANIFEST_NAME} says {wanted:,}.")

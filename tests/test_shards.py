@@ -120,6 +120,7 @@ def test_published_names_are_recognised(tmp_path):
 def test_reading_crosses_files(directory):
     stream, everything = open_split(directory, "train"), train_tokens(directory)
     assert len(stream) == 100
+    assert stream.name == f"{directory} (train)"
     for start, length in [(0, 100), (45, 20), (49, 1), (50, 7), (57, 43), (99, 1), (100, 0), (0, 0), (48, 10)]:
         np.testing.assert_array_equal(stream.read(start, length), everything[start : start + length])
     for start, length in [(-1, 5), (99, 2), (101, 0), (0, -1)]:
