@@ -54,15 +54,11 @@ def attend(
         return layout.island(flash, (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
     if keys is None or dropout == 0.0:
         return layout.island(causal, (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
-    head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(q.shape[2])))(
-        keys
-    )
+    head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(q.shape[2])))(keys)
     if layout.sharded:
         head_keys = jax.sharding.reshard(head_keys, layout.acts("BH"))
     dropping = lambda q, k, v, keys: causal(q, k, v, dropout=dropout, keys=keys)
-    return layout.island(dropping, (*(rows_and_heads,) * 3, layout.acts("BH")), rows_and_heads)(
-        q, k, v, head_keys
-    )
+    return layout.island(dropping, (*(rows_and_heads,) * 3, layout.acts("BH")), rows_and_heads)(q, k, v, head_keys)
 
 
 def causal(

@@ -45,9 +45,7 @@ class Layout:
         """The same layout with every axis a number, for this many devices."""
         if self.fill == "single":
             if self.size > 1:
-                raise UserError(
-                    f"layout=single has no axes, but {self.sizes} were given. Drop one of the two."
-                )
+                raise UserError(f"layout=single has no axes, but {self.sizes} were given. Drop one of the two.")
             return replace(self, data=1, fsdp=1, tensor=1)
         filled = self
         if getattr(self, self.fill) is None:

@@ -64,9 +64,7 @@ def _forward(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> tuple[Sca
     layout = setting.layout
     ins = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
     outs = (layout.acts(""), layout.acts("BTD"), layout.weights("VD"))
-    nats, d_hidden, d_head = layout.island(partial(_local_gradients, setting), ins, outs)(
-        hidden, head, targets
-    )
+    nats, d_hidden, d_head = layout.island(partial(_local_gradients, setting), ins, outs)(hidden, head, targets)
     return nats, (d_hidden, d_head)
 
 
@@ -95,9 +93,7 @@ def _local_gradients(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> t
         h, y = chunk
         nats, d_logits = _chunk_nats(setting, h, y, whole)
         d_logits = d_logits.astype(setting.dtype)
-        d_head += jnp.einsum(
-            "mv,md->vd", d_logits, h.astype(setting.dtype), preferred_element_type=jnp.float32
-        )
+        d_head += jnp.einsum("mv,md->vd", d_logits, h.astype(setting.dtype), preferred_element_type=jnp.float32)
         d_h = jnp.einsum("mv,vd->md", d_logits, whole, preferred_element_type=jnp.float32)
         return (total + nats, d_head), _sum_over(d_h, "tensor", setting=setting).astype(h.dtype)
 

@@ -109,9 +109,7 @@ class GPTConfig:
         return 6.0 * matmuls + self.num_layers * self.width * attention
 
 
-def weight(
-    key: Array, letters: str, shape: tuple[int, ...], *, std: float, layout: Layout
-) -> nnx.Param[Array]:
+def weight(key: Array, letters: str, shape: tuple[int, ...], *, std: float, layout: Layout) -> nnx.Param[Array]:
     """A float32 parameter drawn from N(0, std²), born sharded as its letters say."""
     normal = jax.random.normal(key, shape, jnp.float32, out_sharding=layout.weights(letters))
     return nnx.Param(std * normal, letters=letters)
@@ -157,9 +155,7 @@ class Attention(nnx.Module):
 
     def project_in(self, x: BTD) -> tuple[BTHK, BTHK, BTHK]:
         dtype, layout = self.config.dtype, self.layout
-        qkv = jnp.einsum(
-            "BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), out_sharding=layout.acts("CBTHK")
-        )
+        qkv = jnp.einsum("BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), out_sharding=layout.acts("CBTHK"))
         if self.qkv_bias is not None:
             qkv = qkv + use(self.qkv_bias, dtype, layout)[:, None, None]
         return qkv[0], qkv[1], qkv[2]
@@ -223,9 +219,7 @@ class Block(nnx.Module):
         if light:
             save = jax.checkpoint_policies.save_only_these_names("mid", "up")
             before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
-        kernel = choose(
-            config.attention, dtype=config.dtype, dropout=config.dropout, backend=jax.default_backend()
-        )
+        kernel = choose(config.attention, dtype=config.dtype, dropout=config.dropout, backend=jax.default_backend())
         q, k, v = before(self, x)
         attention_keys = None if keys is None else fold_rows(keys, 0)
         y = attend(q, k, v, kernel=kernel, dropout=config.dropout, keys=attention_keys, layout=self.layout)
@@ -270,9 +264,7 @@ class GPT(nnx.Module):
         def body(x: BTD, layer: tuple[Block, Array]) -> tuple[BTD, None]:
             block, index = layer
             layer_keys = None if keys is None else fold_rows(keys, index)
-            run: Callable[..., BTD] = (
-                jax.checkpoint(Block.__call__) if self.config.remat == "full" else Block.__call__
-            )
+            run: Callable[..., BTD] = jax.checkpoint(Block.__call__) if self.config.remat == "full" else Block.__call__
             return run(block, x, layer_keys), None
 
         layers = (self.blocks, jnp.arange(self.config.num_layers))

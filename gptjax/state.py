@@ -1,0 +1,59 @@
+"""The training state: everything that the next step depends on besides the config and the data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from gptjax.layout import Layout
+from gptjax.model import GPT, GPTConfig
+from gptjax.optim import Optimizer
+from gptjax.shapes import Count
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Step number, weights and optimizer moments; and the count of updates that were not finite and so not made."""
+
+    step: Count
+    """Steps completed: the one clock of data, randomness and learning rate."""
+    model: GPT
+    optimizer: Any
+    skipped: Count
+    """Skipped updates in all."""
+    streak: Count
+    """Skipped updates in a row, up to now."""
+
+
+def create(config: GPTConfig, optimizer: Optimizer, *, seed: int, layout: Layout) -> TrainState:
+    """A new state, drawn from `seed` and born sharded. Call it under `layout.active()`."""
+    return jax.jit(lambda: _new(config, optimizer, seed=seed, layout=layout))()
+
+
+def abstract(config: GPTConfig, optimizer: Optimizer, *, layout: Layout) -> TrainState:
+    """The state with shapes, types and shardings in place of arrays: what restore aims at, and what a plan reads."""
+    shapes = jax.eval_shape(lambda: _new(config, optimizer, seed=0, layout=layout))
+    return jax.tree.map(with_sharding, shapes)
+
+
+def with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A leaf of an abstract tree with a concrete sharding: the one in its type, on the mesh that is active."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    else:
+        sharding = NamedSharding(mesh, leaf.sharding.spec if leaf.sharding is not None else PartitionSpec())
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def fresh(model: GPT, optimizer: Optimizer) -> TrainState:
+    """A state at step 0 that starts from given weights."""
+    zero = jnp.zeros([], jnp.int32)
+    return TrainState(step=zero, model=model, optimizer=optimizer.init(model), skipped=zero, streak=zero)  # pyright: ignore[reportArgumentType]
+
+
+def _new(config: GPTConfig, optimizer: Optimizer, *, seed: int, layout: Layout) -> TrainState:
+    return fresh(GPT(config, key=jax.random.key(seed), layout=layout), optimizer)

@@ -1,0 +1,120 @@
+"""One step: rows → gradients → update. Pure functions of the state, compiled once, the state's memory given back.
+
+Micro-batches are summed by a scan and divided by the number of scored tokens of the whole batch, so that 1 × N and N × 1 give the
+same gradient. Under data parallelism the sum runs on each data shard by itself and is reduced exactly once (`_summed`).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from gptjax.data import Rows
+from gptjax.layout import AXES, Layout
+from gptjax.loss import IGNORED
+from gptjax.model import GPT, relaid
+from gptjax.objective import NextToken
+from gptjax.optim import AdamW, Muon, learning_rate
+from gptjax.shapes import Count, Scalar
+from gptjax.state import TrainState
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    objective: NextToken, optimizer: AdamW | Muon, *, steps: int, seed: int, dropout: bool, layout: Layout
+) -> TrainStep:
+    """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
+
+    An update whose loss or gradient is not finite is not made: weights and moments stay, the step number goes on.
+    Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, `skipped` (so far), `streak`.
+    """
+    transformation = optimizer.build(steps=steps, layout=layout)
+
+    def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        keys = row_keys(seed, state.step, rows, layout) if dropout else None
+        loss, gradients = _summed(objective, state.model, rows, keys, layout)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
+        keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        following = TrainState(
+            step=state.step + 1,
+            model=keep(optax.apply_updates(state.model, updates), state.model),  # pyright: ignore[reportArgumentType]
+            optimizer=keep(moments, state.optimizer),
+            skipped=state.skipped + ~finite,
+            streak=jnp.where(finite, 0, state.streak + 1),
+        )
+        rate = learning_rate(optimizer, state.step, steps=steps)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        return following, metrics | {"skipped": following.skipped, "streak": following.streak}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(objective: NextToken) -> Callable[[GPT, Rows], tuple[Scalar, Count]]:
+    """The compiled judgement: (model, rows) → (summed nats, scored targets), without dropout."""
+
+    def eval_step(model: GPT, rows: Rows) -> tuple[Scalar, Count]:
+        def add(total: tuple[Scalar, Count], group: Rows) -> tuple[tuple[Scalar, Count], None]:
+            nats, count = objective(model, group["tokens"], group["targets"])
+            return (total[0] + nats, total[1] + count), None
+
+        return jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), rows)[0]
+
+    return jax.jit(eval_step)
+
+
+def row_keys(seed: int, step: Count, rows: Rows, layout: Layout) -> jax.Array:
+    """A dropout key for each row (G, B), from the seed, the step and the row's number alone."""
+    groups, sequences, _ = rows["tokens"].shape
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(groups * sequences)).reshape(groups, sequences)
+    spec = layout.acts("GB")
+    return keys if spec is None else jax.sharding.reshard(keys, spec)
+
+
+def _summed(objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None, layout: Layout) -> tuple[Scalar, GPT]:
+    """Mean loss and its gradient over all rows.
+
+    With data parallelism, the compiler would reduce gradients in every micro-batch. Here each data shard sums its own, and
+    they are added up once, in float32; within a shard the layout has no data axis.
+    """
+    scored = jnp.sum(rows["targets"] != IGNORED)
+    if layout.sizes[0] == 1:
+        return _accumulated(objective, model, rows, keys, scored)
+
+    inner = replace(layout, data=1)
+    # Axes of size 1 must be manual too: a custom kernel refuses to be partitioned by a partly manual mesh.
+    manual = {"data"} | {axis for axis, size in zip(AXES, layout.sizes, strict=True) if size == 1}
+
+    def local(model: GPT, rows: Rows, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
+        loss, gradients = _accumulated(objective, relaid(model, inner), rows, keys, scored)
+        return jax.lax.psum((loss, relaid(gradients, layout)), "data")
+
+    spread, whole = PartitionSpec(None, "data"), PartitionSpec()
+    in_specs = (whole, spread, None if keys is None else spread, whole)
+    island = jax.shard_map(local, axis_names=manual, in_specs=in_specs, out_specs=whole, check_vma=False)
+    return island(model, rows, keys, scored)
+
+
+def _accumulated(
+    objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None, scored: Count
+) -> tuple[Scalar, GPT]:
+    """Summed over groups by a scan: each group's share of the mean loss, and its gradient."""
+
+    def share(model: GPT, group: Rows, keys: Any) -> Scalar:
+        nats, _ = objective(model, group["tokens"], group["targets"], keys)
+        return nats / jnp.maximum(scored, 1)
+
+    def add(total: tuple[Scalar, GPT], group: tuple[Rows, Any]) -> tuple[tuple[Scalar, GPT], None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(model, *group)), None
+
+    nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
+    return jax.lax.scan(add, nothing, (rows, keys))[0]
