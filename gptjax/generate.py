@@ -1,0 +1,242 @@
+"""Text that a model continues: keys and values are remembered, and the whole decoding loop is one compiled program.
+
+The one idea: a position of the cache is written before anything can see it. So a prompt may be padded (whatever the
+padding leaves behind is overwritten in time), programs are shared between prompts of about the same length, and the
+loop needs no special first step: it reads the last token that it has, and writes the next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from gptjax.attention import causal
+from gptjax.errors import UserError
+from gptjax.layout import Layout, place
+from gptjax.model import GPT, Block, GPTConfig
+from gptjax.ops import fold_rows
+from gptjax.shapes import BSHK, BT, BTD, BTHK, BV
+
+SMALLEST_BUCKET = 32
+"""Prompts and caches have at least this many positions, then powers of two: few programs serve all lengths."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer and position so far, in the model's dtype."""
+
+    k: Float[Array, "N B S H K"]
+    v: Float[Array, "N B S H K"]
+
+    @classmethod
+    def empty(cls, config: GPTConfig, rows: int, *, positions: int, layout: Layout) -> "Cache":
+        shape = (config.num_layers, rows, positions, config.num_heads, config.head_width)
+        spec = layout.acts("NBSHK")
+        return cls(*(jnp.zeros(shape, config.dtype, out_sharding=spec) for _ in "kv"))  # pyright: ignore[reportCallIssue]
+
+
+def extend(model: GPT, tokens: BT, *, cache: Cache, start: int | Array) -> tuple[BTD, Cache]:
+    """Read `tokens` at positions start, start + 1, …: the residual stream after the last block, and the cache."""
+    layout = model.layout
+    rows, stored, scalar = layout.acts("BTHK"), layout.acts("NBSHK"), layout.acts("")
+    attend = layout.island(_attend, (stored, stored, rows, rows, rows, scalar, scalar), (rows, stored, stored))
+
+    def layer(carry: tuple[BTD, Cache], inputs: tuple[Block, Array]) -> tuple[tuple[BTD, Cache], None]:
+        (x, cache), (block, index) = carry, inputs
+        y, k, v = attend(cache.k, cache.v, *block.before(x), index, jnp.asarray(start))
+        return (block.after(x, y), Cache(k, v)), None
+
+    layers = (model.blocks, jnp.arange(model.config.num_layers))
+    return jax.lax.scan(layer, (model.embed(tokens, start=start), cache), layers)[0]
+
+
+def _attend(
+    all_k: Array, all_v: Array, q: BTHK, k: BSHK, v: BSHK, layer: Array, start: Array
+) -> tuple[BTHK, Array, Array]:
+    """Remember k and v of one layer, and attend to all that it remembers up to each query."""
+    all_k = jax.lax.dynamic_update_slice(all_k, k[None], (layer, 0, start, 0, 0))
+    all_v = jax.lax.dynamic_update_slice(all_v, v[None], (layer, 0, start, 0, 0))
+    return causal(q, all_k[layer], all_v[layer], offset=start), all_k, all_v
+
+
+def filter_logits(logits: BV, *, top_k: int | None = None, top_p: float | Array | None = None) -> BV:
+    """Logits with the unlikely tokens at -inf: first top-k, then top-p of what is left; of equals the lower id stays.
+
+    Args:
+        top_k: keep this many tokens (Fan et al. 2018).
+        top_p: keep the fewest tokens whose probabilities sum to at least this, and always one (Holtzman et al. 2020).
+    """
+    nothing = jnp.zeros(logits.shape, bool)
+    if top_k is not None:
+        _, best = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
+        kept = jnp.put_along_axis(nothing, best, True, axis=-1, inplace=False)
+        logits = jnp.where(kept, logits, -jnp.inf)
+    if top_p is not None:
+        order = jnp.argsort(logits, axis=-1, stable=True, descending=True)
+        probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        kept = jnp.put_along_axis(nothing, order, before < top_p, axis=-1, inplace=False)
+        logits = jnp.where(kept, logits, -jnp.inf)
+    return logits
+
+
+def generate(
+    model: GPT,
+    prompt: Sequence[Sequence[int]] | np.ndarray | Array,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    end_of_text: int | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Int[np.ndarray, "B T_and_new"]:
+    """Continue each row of `prompt` (B rows of T ids) by `max_new_tokens` ids; returns prompts and continuations.
+
+    A row draws from `key` by its index and position alone: it is the same in any batch of prompts, and a longer
+    continuation begins like a shorter one. A sharded model must have been created under its layout.
+
+    Args:
+        temperature: divides the logits; 0 takes the likeliest token and needs no key.
+        top_k: draw among this many likeliest tokens.
+        top_p: draw among the fewest tokens with this much probability (see `filter_logits`).
+        end_of_text: an id after which a row is over; the rest of the row is filled with it.
+
+    Raises:
+        UserError: the request cannot be met: ids outside the vocabulary, rows of different length, too long for the
+            model's context, or a number out of range.
+    """
+    tokens = _checked_prompt(model, prompt, max_new_tokens)
+    _check_settings(temperature, top_k, top_p)
+    if temperature > 0 and key is None:
+        raise ValueError("generate draws at random when temperature > 0: pass key=jax.random.key(seed).")
+    (rows, length), context = tokens.shape, model.config.context
+    total = length + max_new_tokens
+    ids = np.full((rows, _bucket(total, context)), end_of_text or 0, np.int32)
+    ids[:, :length] = tokens
+    request = _Request(
+        length=length,
+        total=total,
+        end_of_text=-1 if end_of_text is None else end_of_text,
+        key=None if temperature == 0 else key,
+        temperature=temperature,
+        # A sum in float32 can reach 1 before the last token: only no filter at all keeps everything.
+        top_p=None if top_p == 1.0 else top_p,
+        top_k=top_k,
+        prompt_positions=_bucket(length, context),
+    )
+    with model.layout.active():
+        return np.asarray(_continue(model, ids, request))[:, :total]
+
+
+def _bucket(length: int, context: int) -> int:
+    return min(context, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Request:
+    """What the program is told: numbers, free to change from call to call, and choices, which decide the program."""
+
+    length: Any
+    total: Any
+    end_of_text: Any
+    key: Any
+    """None: take the likeliest token."""
+    temperature: Any
+    top_p: Any
+    top_k: int | None = field(metadata={"static": True})
+    prompt_positions: int = field(metadata={"static": True})
+
+
+@jax.jit
+def _continue(model: GPT, ids: Int[Array | np.ndarray, "B S"], request: _Request) -> Int[Array, "B S"]:
+    """The compiled program: read the prompt, then a token at a time up to `total` or until all rows are over."""
+    layout, (rows, positions) = model.layout, ids.shape
+    model, ids = _cast(model), place(jnp.asarray(ids), layout.acts("__"))
+
+    def read(ids: BT, cache: Cache, start: int | Array) -> tuple[BTD, Cache]:
+        return extend(model, place(ids, layout.acts("BT")), cache=cache, start=start)
+
+    def unfinished(state: tuple[Array, Array, Array, Cache]) -> Array:
+        position, _, over, _ = state
+        return (position < request.total) & ~jnp.all(over)
+
+    def step(state: tuple[Array, Array, Array, Cache]) -> tuple[Array, Array, Array, Cache]:
+        position, ids, over, cache = state
+        last = jax.lax.dynamic_slice_in_dim(ids, position - 1, 1, axis=1)
+        x, cache = read(last, cache, position - 1)
+        logits = place(model.unembed(model.norm(x))[:, 0], layout.acts("__"))
+        chosen = jnp.where(over, request.end_of_text, _choose(logits, request, position=position))
+        ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, position))
+        return position + 1, ids, over | (chosen == request.end_of_text), cache
+
+    cache = Cache.empty(model.config, rows, positions=positions, layout=layout)
+    _, cache = read(ids[:, : request.prompt_positions], cache, 0)
+    over = place(jnp.zeros(rows, bool), layout.acts("_"))
+    return jax.lax.while_loop(unfinished, step, (jnp.asarray(request.length), ids, over, cache))[1]
+
+
+def _cast(model: GPT) -> GPT:
+    """Weights of products in the model's dtype, once and not at every token; vectors stay, the norms read float32."""
+
+    def cast(parameter: nnx.Param[Array]) -> nnx.Variable[Array]:
+        values = parameter[...]
+        return parameter.replace(values.astype(model.config.dtype) if len(parameter.letters) > 1 else values)
+
+    return jax.tree.map(cast, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+
+
+def _choose(logits: BV, request: _Request, *, position: Array) -> Int[Array, " B"]:
+    if request.key is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    kept = filter_logits(logits / request.temperature, top_k=request.top_k, top_p=request.top_p)
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(request.key, jnp.arange(len(logits)))
+    keys = fold_rows(row_keys, position)
+    return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+
+def _check_settings(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not 0.0 <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature}; use 0 (the likeliest token) or a positive number.")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top-k is {top_k}; use a number of tokens from 1, or leave it out to keep all.")
+    if top_p is not None and not 0.0 < top_p <= 1.0:
+        raise UserError(f"top-p is {top_p}; use a probability in (0, 1], or leave it out to keep all.")
+
+
+def _checked_prompt(
+    model: GPT, prompt: Sequence[Sequence[int]] | np.ndarray | Array, max_new_tokens: int
+) -> Int[np.ndarray, "B T"]:
+    config, layout = model.config, model.layout
+    lengths = sorted({len(row) for row in prompt})
+    if len(lengths) != 1 or lengths == [0]:
+        found = f"rows of {lengths} tokens" if lengths else "no rows"
+        raise UserError(f"generate wants rows of equal length, at least one token; got {found}. Call it per length.")
+    tokens = np.asarray(prompt)
+    (rows, length), vocabulary = tokens.shape, config.vocabulary
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise UserError(
+            f"the prompt holds token ids from {tokens.min()} to {tokens.max()}, but the model knows 0 to "
+            f"{vocabulary - 1}. Encode it with the tokenizer that the model was trained with."
+        )
+    if max_new_tokens < 1:
+        raise UserError(f"max-new-tokens is {max_new_tokens}; ask for at least 1.")
+    if length + max_new_tokens > config.context:
+        raise UserError(
+            f"{length} prompt tokens and {max_new_tokens} new ones do not fit model.context {config.context}. "
+            f"Ask for at most {max(config.context - length, 0)} new tokens, or shorten the prompt."
+        )
+    if rows % layout.batch_devices:
+        raise UserError(
+            f"{rows} rows do not split over {layout.batch_devices} devices (data × fsdp). "
+            f"Use a multiple of {layout.batch_devices}, or a model without a layout."
+        )
+    return tokens.astype(np.int32)
