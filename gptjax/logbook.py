@@ -1,0 +1,452 @@
+"""Where the numbers of a run go: terminal, metrics.jsonl, TensorBoard, Weights & Biases.
+
+The one idea: numbers are written one step late. `step` receives scalars that are still being computed, and writes
+those of the step before, so the host never waits for the step that the device has just been given.
+
+`metrics.jsonl` in the run directory is the record, one JSON object a line:
+
+- a training line carries `step`, the number of completed updates after it (the first is 1), `tokens` seen by then,
+  `seconds` of training by then (compilation, evaluation and checkpoints left out), whatever the training step
+  returned (`loss`, `learning_rate`, `grad_norm`, ...), and `tokens_per_second`, `data_seconds`, `mfu`, `mfu_palm`;
+- an evaluation line carries the `step` and `tokens` at which the weights were judged, and `val_loss` and the like.
+
+A number that is not finite is written as null. Resuming at step k keeps the lines up to k and drops the rest.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from gptjax.errors import UserError
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What is shown and where it is kept, besides metrics.jsonl, which is always written."""
+
+    every: int = 10
+    """Steps between two lines on a terminal that is not interactive; the files get every step."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, into `tensorboard/` of the run directory."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Also write to Weights & Biases: to disk only (`offline`) or to its servers (`online`)."""
+    wandb_project: str = "gptjax"
+    """The Weights & Biases project."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"log.every is {self.every} steps: use 1 or more.")
+
+
+class Logbook:
+    """Writes one run's numbers; a context manager, so that the last step is written however the run ends.
+
+    Every process makes one; only process 0 writes and prints.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        run_directory: str | Path,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        start_step: int = 0,
+        flops_per_token: float | None = None,
+        flops_per_token_palm: float | None = None,
+        peak_flops_total: float | None = None,
+        config_json: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Open the record of a run that has completed `start_step` of its `total_steps` updates.
+
+        FLOPs are those of training on one token, counted causally and as in the PaLM paper (full attention);
+        `peak_flops_total` is that of all devices together. Without a peak there is no MFU. `clock` gives seconds.
+        """
+        self._tokens_per_step = tokens_per_step
+        self._flops = {"mfu": flops_per_token, "mfu_palm": flops_per_token_palm} if peak_flops_total else {}
+        self._peak = peak_flops_total
+        self._start_step = self._newest = start_step
+        self._writers: list[Callable[[Record], None]] = []
+        self._closers: list[Callable[[], None]] = []
+        self._kept: set[tuple[int, frozenset[str]]] = set()
+        self._terminal: _Terminal | None = None
+        kept: list[Record] = []
+        if jax.process_index() == 0:
+            directory = Path(run_directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            kept = _cut_back(directory / "metrics.jsonl", start_step)
+            self._kept = {(record["step"], frozenset(record)) for record in kept}
+            self._open(log, directory, config_json)
+            self._terminal = _Terminal(log.every, total_steps, start_step)
+        self._pending: tuple[int, Mapping[str, Any], float] | None = None
+        self._last: Record = {}
+        self._seconds = self._seconds_before = max((r.get("seconds") or 0.0 for r in kept), default=0.0)
+        self._waited = self._waited_total = 0.0
+        self._apart: dict[str, float] = defaultdict(float)
+        self._clock = clock
+        self._pausing = self._closed = False
+        self._opened = clock()
+        self._mark: float | None = None
+
+    def _open(self, log: Log, directory: Path, config_json: Mapping[str, Any] | None) -> None:
+        if log.tensorboard:
+            write, close = _open_tensorboard(directory / "tensorboard", first_step=self._start_step + 1)
+            self._writers.append(write)
+            self._closers.append(close)
+        if log.wandb != "off":
+            write, close = _open_wandb(log, directory, config_json or {})
+            self._writers.append(write)
+            self._closers.append(close)
+        file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writers.append(lambda record: _write_line(file, record))
+        self._closers.append(file.close)
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the scalars of update number `step`, just dispatched, and write those of the one before."""
+        if step <= self._newest:
+            raise ValueError(f"step {step} was logged after step {self._newest}: each training step has one line")
+        self._newest = step
+        self.flush()
+        # The first step's time starts at its dispatch: what came before was start-up, not training.
+        self._mark = self._clock() if self._mark is None else self._mark
+        self._pending = (step, metrics, self._waited)
+        self._waited = 0.0
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write what an evaluation of the weights after `step` updates found: numbers, or texts such as samples.
+
+        An evaluation repeated after a resume is shown again but not recorded again.
+        """
+        self.flush()
+        found = {name: _plain(value) for name, value in values.items()}
+        record = {"step": step, "tokens": step * self._tokens_per_step} | found
+        self._last |= found
+        self._record(record)
+        if self._terminal:
+            self._terminal.evaluation(record)
+
+    def flush(self) -> None:
+        """Wait for the step that is still being computed, if any, and write it."""
+        if self._pending is None or self._mark is None:
+            return
+        (step, metrics, waited), self._pending = self._pending, None
+        values = {name: _plain(value) for name, value in jax.device_get(dict(metrics)).items()}
+        now = self._clock()
+        took, self._mark = now - self._mark, now
+        self._seconds += took
+        tokens = step * self._tokens_per_step
+        record = {"step": step, "tokens": tokens, "seconds": round(self._seconds, 3)} | values
+        record |= self._rates(self._tokens_per_step, took) | {"data_seconds": round(waited, 4)}
+        self._last |= record
+        self._record(record)
+        if self._terminal:
+            self._terminal.training(record)
+
+    @contextlib.contextmanager
+    def paused(self, kind: str) -> Iterator[None]:
+        """Account for time by kind: "compile", "evaluate", "checkpoint" and the like are not training time.
+
+        The kind "data" is the exception: waiting for data is training time, because it makes training slower;
+        it is written as `data_seconds` beside the step that waited. Before the first step there is no training
+        to slow down, so the first wait is set apart like the rest. Pauses do not nest.
+        """
+        if self._pausing:
+            raise RuntimeError(f"paused({kind!r}) inside another pause")
+        if kind != "data":
+            self.flush()
+        self._pausing, began = True, self._clock()
+        try:
+            yield
+        finally:
+            self._pausing, seconds = False, self._clock() - began
+            if kind == "data" and self._mark is not None:
+                self._waited += seconds
+                self._waited_total += seconds
+            else:
+                self._apart["first data" if kind == "data" else kind] += seconds
+                self._mark = None if self._mark is None else self._mark + seconds
+
+    def close(self) -> None:
+        """Write the last step and say in a paragraph where the time went."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.flush()
+        finally:
+            if self._terminal:
+                self._terminal.close()
+            for close in self._closers:
+                close()
+        if self._terminal:
+            print(self._summary(), flush=True)
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # While another error is on its way out, a step that failed with it has nothing to add.
+        with contextlib.suppress(*([Exception] if kind else [])):
+            self.close()
+
+    def _record(self, record: Record) -> None:
+        if (record["step"], frozenset(record)) not in self._kept:
+            for write in self._writers:
+                write(record)
+
+    def _rates(self, tokens: int, seconds: float) -> Record:
+        """Tokens per second, and the share of the peak that they use where the peak is known."""
+        if seconds <= 0:
+            return {}
+        rate = tokens / seconds
+        used = {name: flops * rate / (self._peak or 1) for name, flops in self._flops.items() if flops}
+        return {"tokens_per_second": round(rate, 1)} | {name: round(part, 4) for name, part in used.items()}
+
+    def _summary(self) -> str:
+        steps, seconds = self._newest - self._start_step, self._seconds - self._seconds_before
+        rates = self._rates(steps * self._tokens_per_step, seconds)
+        total = self._clock() - self._opened
+        other = max(0.0, total - seconds - sum(self._apart.values()))
+        parts = [f"training {_duration(seconds)} (of which waiting for data {_duration(self._waited_total)})"]
+        parts += [f"{kind} {_duration(spent)}" for kind, spent in self._apart.items()]
+        parts += [f"other {_duration(other)}"]
+        text = f"{steps:,} steps, up to step {self._newest:,}, in {_duration(total)}: {', '.join(parts)}."
+        if rates:
+            text += " While training: " + _columns(rates) + "."
+        final = {name: self._last[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last}
+        return text + (" Last values: " + _columns(final) + "." if final else "")
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def read_metrics(path: str | Path) -> list[Record]:
+    """The records of a metrics.jsonl in order; half a last line, left by a crash, is not a record."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}; a run writes it from its first step on.")
+    return [record for _, record in _whole_lines(Path(path))]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    *lines, _half = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"{path}, line {number} is not a record with a step: {line[:60]!r}. Delete the line to go on."
+            ) from None
+        yield line, record
+
+
+def _cut_back(path: Path, step: int) -> list[Record]:
+    """Keep the lines up to `step`, byte for byte, and return their records; the file is replaced in one move."""
+    if not path.exists():
+        return []
+    kept = [(line, record) for line, record in _whole_lines(path) if record["step"] <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(b"".join(line + b"\n" for line, _ in kept))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return [record for _, record in kept]
+
+
+def _write_line(file: Any, record: Record) -> None:
+    finite = {name: None if _is_lost(value) else value for name, value in record.items()}
+    file.write(json.dumps(finite, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _is_lost(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar as Python's own int or float, a float32 at its shortest; texts and lists of them as they are."""
+    if isinstance(value, str | list | tuple) or value is None:
+        return value
+    array = np.asarray(value)
+    if array.ndim:
+        raise TypeError(f"a metric is one number, not an array of shape {array.shape}")
+    if array.dtype.kind in "biu" or array.dtype == np.float64:
+        return int(array) if array.dtype.kind == "b" else array.item()
+    return float(str(np.float32(array)))
+
+
+def _open_tensorboard(directory: Path, *, first_step: int) -> tuple[Callable[[Record], None], Callable[[], None]]:
+    from tensorboardX import SummaryWriter
+
+    # Readers forget what an earlier process wrote from first_step on, as the cut metrics.jsonl does. The suffix
+    # keeps a run that resumes within the second from overwriting the file, which is named after the second.
+    suffix = f".from_{first_step}"
+    writer = SummaryWriter(str(directory), purge_step=first_step, filename_suffix=suffix)
+
+    def write(record: Record) -> None:
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                writer.add_scalar(name, value, record["step"])
+            elif isinstance(value, str):
+                writer.add_text(name, value, record["step"])
+
+    return write, writer.close
+
+
+def _open_wandb(
+    log: Log, directory: Path, config_json: Mapping[str, Any]
+) -> tuple[Callable[[Record], None], Callable[[], None]]:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"log.wandb is {log.wandb!r}, but wandb is not installed: pip install 'gptjax[wandb]', or --log.wandb=off."
+        ) from None
+    known = directory / "wandb_id"
+    if not known.exists():
+        known.write_text(secrets.token_hex(4))
+    run = wandb.init(
+        project=log.wandb_project,
+        name=directory.name,
+        id=known.read_text().strip(),
+        resume="allow" if log.wandb == "online" else None,
+        mode="online" if log.wandb == "online" else "offline",
+        dir=str(directory),
+        config=dict(config_json),
+        settings=wandb.Settings(console="off"),
+    )
+    # Its own counter cannot go back to where a resumed run starts again; ours may.
+    run.define_metric("*", step_metric="step")
+    return run.log, run.finish
+
+
+# --------------------------------------------------------------------------------------------------- terminal
+
+
+class _Terminal:
+    """A progress bar where somebody watches; otherwise a line every so many steps, in fixed columns."""
+
+    def __init__(self, every: int, total_steps: int, start_step: int) -> None:
+        self._every, self._total = every, total_steps
+        self._bar = _progress_bar(total_steps, start_step) if sys.stdout.isatty() else None
+
+    def training(self, record: Record) -> None:
+        step = record["step"]
+        shown = [name for name in _TRAINING if name in record and (name != "skipped" or record[name])]
+        text = _columns({name: record[name] for name in shown})
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=text)
+        elif step % self._every == 0 or step == self._total:
+            print(f"{self._place(step)}  {text}", flush=True)
+
+    def evaluation(self, record: Record) -> None:
+        values = {name: value for name, value in record.items() if name not in ("step", "tokens")}
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        lines = [f"{self._place(record['step'])}  {_columns(numbers)}"]
+        lines += [f"  {name}: {values[name]}" for name in values if name not in numbers]
+        if self._bar:
+            self._bar.console.print("\n".join(lines), markup=False, highlight=False)
+        else:
+            print("\n".join(lines), flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self._total))}}/{self._total}"
+
+
+def _progress_bar(total_steps: int, start_step: int) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
+    bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True))
+    bar.add_task("", total=total_steps, completed=start_step, numbers="")
+    bar.start()
+    return bar
+
+
+_TRAINING = {
+    "loss": "loss {:7.4f}",
+    "learning_rate": "lr {:.2e}",
+    "grad_norm": "grad {:7.3f}",
+    "tokens_per_second": "{:>11,.0f} tok/s",
+    "mfu": "mfu {:6.1%}",
+    "skipped": "skipped {:.0f}",
+}
+"""What a terminal shows of a training step where it is there, in this order, and how."""
+
+
+def _columns(values: Record) -> str:
+    shown = (_TRAINING.get(name, name + " {:.4f}").format(value) for name, value in values.items())
+    return "  ".join(shown)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+
+
+def draw_losses(run_directory: str | Path, *, references: Mapping[str, float] | None = None) -> Path:
+    """Draw the losses in metrics.jsonl (nats per token) into loss.png beside it; `references` are level lines."""
+    from matplotlib.figure import Figure
+
+    directory = Path(run_directory)
+    records = read_metrics(directory / "metrics.jsonl")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    levels = [*_draw_training(axes, *_points(records, "loss")), *(references or {}).values()]
+    steps, losses = _points(records, "val_loss")
+    if len(steps):
+        axes.plot(steps, losses, "o-", color="tab:orange", markersize=4, label=f"validation ({losses[-1]:.4f})")
+        levels += list(losses[steps > 0])
+    for index, (name, level) in enumerate((references or {}).items()):
+        axes.axhline(level, color=f"C{index + 2}", linestyle="--", linewidth=1, label=f"{name} ({level:g})")
+    if levels:
+        margin = 0.05 * (max(levels) - min(levels)) or 0.1
+        axes.set_ylim(min(levels) - margin, max(levels) + margin)
+        axes.legend()
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=directory.resolve().name)
+    axes.grid(alpha=0.3)
+    figure.savefig(directory / "loss.png", dpi=120)
+    return directory / "loss.png"
+
+
+def _draw_training(axes: Any, steps: np.ndarray, losses: np.ndarray) -> list[float]:
+    """The raw curve thin and its running mean over it; returns the levels that should be in view."""
+    if not len(steps):
+        return []
+    window = max(1, len(losses) // 50)
+    mean = np.convolve(losses, np.ones(window) / window, "valid")
+    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8)
+    middle = steps[window // 2 :][: len(mean)]
+    axes.plot(middle, mean, color="tab:blue", label=f"training, mean of {window} ({mean[-1]:.4f})")
+    # The first steps fall from ln(vocabulary) and would flatten all that follows.
+    return list(losses[len(losses) // 20 :])
+
+
+def _points(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    return np.array([step for step, _ in found]), np.array([value for _, value in found])
