@@ -52,6 +52,22 @@ class Log:
             raise UserError(f"log.every is {self.every} steps: use 1 or more.")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that has been dispatched and not yet written."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    waited: float
+    """Seconds of waiting for its data."""
+    done_at: float | None
+    """When it was done, if its dispatch already returned with the numbers (as small steps on a CPU do)."""
+
+
+def _all_ready(metrics: Mapping[str, Any]) -> bool:
+    return all(value.is_ready() for value in metrics.values() if hasattr(value, "is_ready"))
+
+
 class Logbook:
     """Writes one run's numbers; a context manager, so that the last step is written however the run ends.
 
@@ -93,10 +109,11 @@ class Logbook:
             self._kept = {(record["step"], frozenset(record)) for record in kept}
             self._open(log, directory, config_json)
             self._terminal = _Terminal(log.every, total_steps, start_step)
-        self._pending: tuple[int, Mapping[str, Any], float] | None = None
+        self._pending: _Pending | None = None
         self._last: Record = {}
         self._seconds = self._seconds_before = max((r.get("seconds") or 0.0 for r in kept), default=0.0)
         self._waited = self._waited_total = 0.0
+        self._timed_steps = 0
         self._apart: dict[str, float] = defaultdict(float)
         self._clock = clock
         self._pausing = self._closed = False
@@ -122,9 +139,10 @@ class Logbook:
             raise ValueError(f"step {step} was logged after step {self._newest}: each training step has one line")
         self._newest = step
         self.flush()
+        now = self._clock()
         # The first step's time starts at its dispatch: what came before was start-up, not training.
-        self._mark = self._clock() if self._mark is None else self._mark
-        self._pending = (step, metrics, self._waited)
+        self._mark = now if self._mark is None else self._mark
+        self._pending = _Pending(step, metrics, self._waited, done_at=now if _all_ready(metrics) else None)
         self._waited = 0.0
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -144,14 +162,15 @@ class Logbook:
         """Wait for the step that is still being computed, if any, and write it."""
         if self._pending is None or self._mark is None:
             return
-        (step, metrics, waited), self._pending = self._pending, None
-        values = {name: _plain(value) for name, value in jax.device_get(dict(metrics)).items()}
-        now = self._clock()
-        took, self._mark = now - self._mark, now
+        pending, self._pending = self._pending, None
+        values = {name: _plain(value) for name, value in jax.device_get(dict(pending.metrics)).items()}
+        done_at = self._clock() if pending.done_at is None else pending.done_at
+        took, self._mark = done_at - self._mark, done_at
         self._seconds += took
-        tokens = step * self._tokens_per_step
-        record = {"step": step, "tokens": tokens, "seconds": round(self._seconds, 3)} | values
-        record |= self._rates(self._tokens_per_step, took) | {"data_seconds": round(waited, 4)}
+        self._timed_steps += took > 0
+        tokens, seconds = pending.step * self._tokens_per_step, round(self._seconds, 3)
+        record = {"step": pending.step, "tokens": tokens, "seconds": seconds} | values
+        record |= self._rates(self._tokens_per_step, took) | {"data_seconds": round(pending.waited, 4)}
         self._last |= record
         self._record(record)
         if self._terminal:
@@ -193,7 +212,7 @@ class Logbook:
                 self._terminal.close()
             for close in self._closers:
                 close()
-        if self._terminal:
+        if self._terminal and self._last:
             print(self._summary(), flush=True)
 
     def __enter__(self) -> "Logbook":
@@ -219,7 +238,7 @@ class Logbook:
 
     def _summary(self) -> str:
         steps, seconds = self._newest - self._start_step, self._seconds - self._seconds_before
-        rates = self._rates(steps * self._tokens_per_step, seconds)
+        rates = self._rates(self._timed_steps * self._tokens_per_step, seconds)
         total = self._clock() - self._opened
         other = max(0.0, total - seconds - sum(self._apart.values()))
         parts = [f"training {_duration(seconds)} (of which waiting for data {_duration(self._waited_total)})"]
@@ -227,9 +246,9 @@ class Logbook:
         parts += [f"other {_duration(other)}"]
         text = f"{steps:,} steps, up to step {self._newest:,}, in {_duration(total)}: {', '.join(parts)}."
         if rates:
-            text += " While training: " + _columns(rates) + "."
+            text += f" While training: {_columns(rates, ', ')}."
         final = {name: self._last[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last}
-        return text + (" Last values: " + _columns(final) + "." if final else "")
+        return text + (f" Last values: {_columns(final, ', ')}." if final else "")
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -348,7 +367,7 @@ class _Terminal:
 
     def training(self, record: Record) -> None:
         step = record["step"]
-        shown = [name for name in _TRAINING if name in record and (name != "skipped" or record[name])]
+        shown = [name for name in _SHOWN if name in record and (name != "skipped" or record[name])]
         text = _columns({name: record[name] for name in shown})
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, numbers=text)
@@ -383,20 +402,25 @@ def _progress_bar(total_steps: int, start_step: int) -> Any:
     return bar
 
 
-_TRAINING = {
+_SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "skipped")
+"""What a terminal shows of a training step, where it is there, in this order."""
+
+_FORMATS = {
     "loss": "loss {:7.4f}",
     "learning_rate": "lr {:.2e}",
     "grad_norm": "grad {:7.3f}",
-    "tokens_per_second": "{:>11,.0f} tok/s",
+    "tokens_per_second": "{:>11,.0f} tokens/s",
     "mfu": "mfu {:6.1%}",
+    "mfu_palm": "mfu_palm {:.1%}",
+    "val_perplexity": "val_perplexity {:.2f}",
     "skipped": "skipped {:.0f}",
 }
-"""What a terminal shows of a training step where it is there, in this order, and how."""
 
 
-def _columns(values: Record) -> str:
-    shown = (_TRAINING.get(name, name + " {:.4f}").format(value) for name, value in values.items())
-    return "  ".join(shown)
+def _columns(values: Record, between: str = "  ") -> str:
+    """The values in fixed columns, or closed up where something else than blanks stands between them."""
+    shown = [_FORMATS.get(name, name + " {:.4f}").format(value) for name, value in values.items()]
+    return between.join(shown if between.isspace() else (" ".join(text.split()) for text in shown))
 
 
 def _duration(seconds: float) -> str:
@@ -440,7 +464,7 @@ def _draw_training(axes: Any, steps: np.ndarray, losses: np.ndarray) -> list[flo
         return []
     window = max(1, len(losses) // 50)
     mean = np.convolve(losses, np.ones(window) / window, "valid")
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8)
+    axes.plot(steps, losses, color="tab:blue", alpha=0.4, linewidth=0.8)
     middle = steps[window // 2 :][: len(mean)]
     axes.plot(middle, mean, color="tab:blue", label=f"training, mean of {window} ({mean[-1]:.4f})")
     # The first steps fall from ln(vocabulary) and would flatten all that follows.

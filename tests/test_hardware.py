@@ -54,16 +54,18 @@ def test_three_variables_describe_any_cluster_and_start_it_once(started):
     assert started == [{"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}]
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID"),
-        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
-    ],
-)
-def test_a_half_described_cluster_is_explained(environment, message):
-    with pytest.raises(UserError, match=message):
-        start_processes(environment)
+def test_a_cluster_that_jax_cannot_make_out_is_explained(monkeypatch):
+    def refuse(**_):
+        raise ValueError("The process id of the current process must be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match=r"process id .* must be defined\. Set .*JAX_PROCESS_ID"):
+        start_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"})
+
+
+def test_a_variable_that_is_no_number_is_named(started):
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
+        start_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"})
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,21 @@ def book(tmp_path, clock):
     return make
 
 
+class Busy:
+    """A scalar that the device has not finished when it is handed over, and has when it is asked for."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def is_ready(self) -> bool:
+        return False
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.value, np.float32)
+
+
 def scalars(loss: float) -> dict:
-    return {"loss": jnp.float32(loss), "learning_rate": jnp.float32(6e-4), "skipped": jnp.int32(0)}
+    return {"loss": Busy(loss), "learning_rate": jnp.float32(6e-4), "skipped": jnp.int32(0)}
 
 
 def lines(tmp_path) -> list[dict]:
@@ -149,6 +162,23 @@ def test_rates_leave_out_everything_but_training(tmp_path, book, clock):
     assert [record["data_seconds"] for record in found] == [0.0, 0.0, 0.0, 5.0]
 
 
+def test_steps_that_are_done_when_their_dispatch_returns_are_timed_by_it(tmp_path, book, clock, capsys):
+    with book() as log:
+        for step, took in ((1, 9), (2, 2), (3, 4)):
+            clock.now += took
+            log.step(step, {"loss": 1.0})
+        clock.now += 1
+        with log.paused("evaluate"):
+            clock.now += 50
+        clock.now += 4
+        log.step(4, {"loss": 1.0})
+    # The first was over before anything was known of it, so it has no rate rather than a wrong one.
+    rates = [record.get("tokens_per_second") for record in lines(tmp_path)]
+    assert rates == [None, 500.0, 250.0, 200.0]
+    assert [record["seconds"] for record in lines(tmp_path)] == [0.0, 2.0, 6.0, 11.0]
+    assert f"{3000 / 11:,.0f} tokens/s" in capsys.readouterr().out
+
+
 def test_without_a_peak_there_is_no_mfu(tmp_path, book, clock):
     with book(flops_per_token=8e6) as log:
         log.step(1, scalars(4.0))
@@ -181,8 +211,8 @@ def test_the_summary_says_where_the_time_went(book, clock, capsys):
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith("1 steps, up to step 3, in 57.0 s: training 10.0 s (of which waiting for data 6.0 s), ")
     assert "compile 40.0 s, other 7.0 s." in said
-    assert "100 tok/s" in said
-    assert "loss  4.0000  val_loss 3.5000" in said
+    assert "While training: 100 tokens/s. " in said
+    assert "Last values: loss 4.0000, val_loss 3.5000." in said
 
 
 # Resuming
@@ -269,7 +299,7 @@ def test_plain_terminal_lines_have_fixed_columns(book, clock, capsys):
             clock.now += 0.001 * step
         log.write(10, {"val_loss": 0.5, "samples": ["Once", "Twice"]})
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "step  4/10  loss  2.5000  lr 6.00e-04  grad   4.000      250,000 tok/s"
+    assert said[0] == "step  4/10  loss  2.5000  lr 6.00e-04  grad   4.000      250,000 tokens/s"
     assert said[1].startswith("step  8/10  loss  1.2500")
     assert said[2].startswith("step 10/10  loss  1.0000")
     assert len({len(line) for line in said[:3]}) == 1
