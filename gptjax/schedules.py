@@ -97,8 +97,7 @@ class WarmupStableDecay:
         _check(self, warmup=self.warmup, floor=self.floor)
         if not 0.0 <= self.decay_fraction <= 1.0:
             raise UserError(
-                f"WarmupStableDecay.decay_fraction is {self.decay_fraction}: "
-                "it is a part of the run, from 0 to 1."
+                f"WarmupStableDecay.decay_fraction is {self.decay_fraction}: it is a part of the run, from 0 to 1."
             )
         if self.shape not in ("linear", "cosine"):
             raise UserError(f"WarmupStableDecay.shape is {self.shape!r}: use 'linear' or 'cosine'.")

@@ -185,7 +185,7 @@ def _usage(prog: str, description: str) -> str:
         "",
         f"Every field of a config can be set here; {prog} --config=FILE --help shows them all.",
         "",
-        "installed configs:",
+        "installed configs:" if configs else "No configs are installed.",
         *(f"  {name:<{width}}  {line}" for name, line in configs.items()),
     ]
     return "\n".join(lines)

@@ -46,9 +46,7 @@ def test_cosine_horizon_is_the_run_unless_given():
 def test_cosine_equals_optax():
     reference = optax.warmup_cosine_decay_schedule(1 / 11, 1.0, 10, 50, end_value=0.05)
     steps = np.arange(70)
-    np.testing.assert_allclose(
-        curve(Cosine(warmup=10, floor=0.05, decay_steps=50), 70), reference(steps), atol=2e-6
-    )
+    np.testing.assert_allclose(curve(Cosine(warmup=10, floor=0.05, decay_steps=50), 70), reference(steps), atol=2e-6)
 
 
 def test_linear_equals_optax():
@@ -106,9 +104,7 @@ def test_runs_of_any_length_stay_finite_and_positive_while_training(schedule, st
     assert (values[:steps] > 0).all()
 
 
-@pytest.mark.parametrize(
-    "schedule", [Cosine(floor=0.1), Linear(floor=0.1), WarmupStableDecay(floor=0.1)], ids=str
-)
+@pytest.mark.parametrize("schedule", [Cosine(floor=0.1), Linear(floor=0.1), WarmupStableDecay(floor=0.1)], ids=str)
 def test_after_the_horizon_the_floor_exactly(schedule):
     assert float(schedule(50, steps=50)) == np.float32(0.1)
     assert float(schedule(2**31 - 1, steps=50)) == np.float32(0.1)
