@@ -33,7 +33,7 @@ _KINDS = {np.dtype(np.uint16): (20240520, 1), np.dtype(np.uint32): (20240801, 7)
 """Magic number and version by token type (llm.c: dev/data/data_common.py for GPT-2 and Llama 3)."""
 
 Tokens = UInt[np.ndarray, " n"]
-Path_ = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -50,7 +50,7 @@ def shard_header(count: int, dtype: np.dtype) -> bytes:
     return header.tobytes()
 
 
-def write_shard(path: Path_, tokens: Tokens) -> None:
+def write_shard(path: AnyPath, tokens: Tokens) -> None:
     """Write uint16 or uint32 tokens with their header, and wait until they are on the disk."""
     header = shard_header(len(tokens), tokens.dtype)
     with open(path, "wb") as file:
@@ -60,7 +60,7 @@ def write_shard(path: Path_, tokens: Tokens) -> None:
         os.fsync(file.fileno())
 
 
-def open_shard(path: Path_, *, format: Format = "shards") -> Tokens:
+def open_shard(path: AnyPath, *, format: Format = "shards") -> Tokens:
     """Memory-map the tokens of one file, after checking its header against its size.
 
     `raw-uint16` is nanoGPT's `train.bin`: uint16 tokens from the first byte on, no header.
@@ -146,7 +146,7 @@ class Manifest:
     request: dict[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
-    def write(self, directory: Path_) -> None:
+    def write(self, directory: AnyPath) -> None:
         """Write `manifest.json`; do it last, for its presence says that the directory is complete."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
         with open(Path(directory) / MANIFEST_NAME, "w", encoding="utf-8") as file:
@@ -158,7 +158,7 @@ class Manifest:
         return {name: file for name, file in sorted(self.files.items()) if file.split == split}
 
 
-def read_manifest(directory: Path_) -> Manifest | None:
+def read_manifest(directory: AnyPath) -> Manifest | None:
     """The manifest of a directory, every field checked for its type; None where there is none (foreign shards)."""
     path = Path(directory) / MANIFEST_NAME
     if not path.is_file():
@@ -268,7 +268,7 @@ class TokenStream:
         return rows
 
 
-def open_split(directory: Path_, split: str, *, format: Format = "shards") -> TokenStream:
+def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
     """One split of a directory: the files its manifest names, else every `.bin` with the split's name in its own.
 
     `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` are all of the split `train`.
@@ -314,7 +314,7 @@ def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) ->
             raise UserError(f"{folder / name}: {size:,} bytes, but {MANIFEST_NAME} says {file.bytes:,}.")
 
 
-def verify(directory: Path_) -> Manifest:
+def verify(directory: AnyPath) -> Manifest:
     """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary.
 
     Raises `UserError` at the first difference; returns the manifest.
@@ -338,7 +338,7 @@ def verify(directory: Path_) -> Manifest:
     return manifest
 
 
-def file_sha256(path: Path_) -> str:
+def file_sha256(path: AnyPath) -> str:
     """SHA-256 of a whole file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -139,7 +139,7 @@ class BPE(Tokenizer):
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         try:
-            return self._tiktoken.encode_to_numpy(_clean(text), disallowed_special=()).astype(np.int32)
+            return self._tiktoken.encode_to_numpy(replace_surrogates(text), disallowed_special=()).astype(np.int32)
         except ValueError as error:
             raise UserError(
                 f"tokenizer {self.name}: a text of {len(text):,} characters cannot be cut into words ({error}). "
@@ -164,7 +164,7 @@ class Bytes(Tokenizer):
         super().__init__({bytes([b]): b for b in range(256)}, {})
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        return np.frombuffer(_clean(text).encode(), np.uint8).astype(np.int32)
+        return np.frombuffer(replace_surrogates(text).encode(), np.uint8).astype(np.int32)
 
     def to_json(self) -> dict[str, Any]:
         vocab = {_letters(token): i for token, i in self.tokens.items()}
@@ -193,13 +193,13 @@ class Chars(Tokenizer):
         """The alphabet of a text (or of several) in order of code points, as nanoGPT numbers it."""
         characters: set[str] = set()
         for part in [text] if isinstance(text, str) else text:
-            characters.update(_clean(part))
+            characters.update(replace_surrogates(part))
         if not characters:
             raise UserError("a character vocabulary needs text to learn from, and there was none.")
         return cls({char: i for i, char in enumerate(sorted(characters))})
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
-        points = np.frombuffer(_clean(text).encode("utf-32-le"), np.uint32)
+        points = np.frombuffer(replace_surrogates(text).encode("utf-32-le"), np.uint32)
         ids = self._id_of[points]
         if ids.size and ids.min() < 0:
             char = chr(points[np.argmin(ids)])
@@ -247,7 +247,8 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     )
 
 
-def _clean(text: str) -> str:
+def replace_surrogates(text: str) -> str:
+    """Text that UTF-8 can hold: pairs of surrogates become their character, single ones U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,0 +1,221 @@
+"""Any text to token shards: `python -m data_pipelines.prepare --help`.
+
+    python -m data_pipelines.prepare --source=books/ --tokenizer=gpt2 --output=data/books
+    python -m data_pipelines.prepare --source=stdlib --tokenizer=bpe:1024 --output=data/stdlib
+    python -m data_pipelines.prepare --source=shakespeare --tokenizer=chars --split=tail:0.1 --output=data/shakespeare
+
+The output is a directory of shards with `manifest.json` and `tokenizer.json`; it appears when it is complete, and not
+before. The same request again finds it and stops.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from data_pipelines.encoding import Encoded, Parts, encode_all
+from data_pipelines.sources import Notes, Source, open_source
+from data_pipelines.splits import Split
+from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.writing import SplitWriter, locked, replaced, sync
+from gptjax.errors import UserError, explained
+from gptjax.shards import Counts, Manifest, ShardFile, open_split, read_manifest, token_dtype
+from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Tokenise a source into shards."""
+
+    source: str
+    """A text or .jsonl file (plain or .gz), a directory, a quoted pattern, `stdlib` or `shakespeare`."""
+    tokenizer: str
+    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE`."""
+    output: Path
+    """Directory to make."""
+    split: str = "documents:0.005"
+    """Validation: `documents:F` (by hash of the text), `tail:F` (the last characters), or `none`."""
+    shard_tokens: int = 100_000_000
+    """Tokens in one file."""
+    processes: int | None = None
+    """Worker processes; by default one for each core. Small sources need none."""
+    overwrite: bool = False
+    """Replace what an earlier, different request left in OUTPUT."""
+
+    def __post_init__(self) -> None:
+        if self.shard_tokens < 1:
+            raise UserError(f"--shard-tokens={self.shard_tokens}: wanted at least 1.")
+        if self.processes is not None and self.processes < 1:
+            raise UserError(f"--processes={self.processes}: wanted at least 1.")
+
+
+def prepare(request: Prepare) -> Manifest:
+    """Do what is asked, unless it has been done; prints progress to stderr and a summary to stdout."""
+    source, split = open_source(request.source), Split.parse(request.split)
+    known = known_tokenizer(request.tokenizer)
+    record = describe(request, source, known)
+    output = request.output.absolute()
+    with locked(output):
+        manifest = _existing(output, record, overwrite=request.overwrite)
+        if manifest is not None:
+            print(f"{request.output}: already prepared by the same request")
+            return manifest
+        start = time.perf_counter()
+        notes: Notes = Counter()
+        tokenizer = known or _learn(request.tokenizer, split, source)
+        with replaced(output) as directory:
+            manifest = _write(directory, request, record, split.parts(source, notes), tokenizer)
+    _report(request, manifest, notes, seconds=time.perf_counter() - start)
+    return manifest
+
+
+def describe(request: Prepare, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What decides the output, as JSON: two requests with the same description have the same result."""
+    name = request.tokenizer if tokenizer is None else tokenizer.fingerprint
+    how = {"tokenizer": name, "split": request.split, "shard_tokens": request.shard_tokens}
+    return source.identity() | how
+
+
+def known_tokenizer(spec: str) -> Tokenizer | None:
+    """The tokenizer named, or None for one that is to be learnt from the text (`chars`, `bpe:SIZE`)."""
+    return None if spec == "chars" or spec.startswith("bpe:") else load_tokenizer(spec)
+
+
+def _learn(spec: str, split: Split, source: Source) -> Tokenizer:
+    parts = split.parts(source, Counter())
+    if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
+        return Chars.from_text(text for _, text in parts)
+    size = spec.removeprefix("bpe:")
+    if not size.isdecimal():
+        raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
+    return train_bpe((text for name, text in parts if name == "train"), vocab_size=int(size))
+
+
+def _existing(output: Path, record: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+    """The manifest of `output` if it is what is asked for; None if it may be (re)made; else an error."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not (output / "manifest.json").is_file():
+        raise UserError(f"{output}: exists and is not prepared data; it will not be replaced. Choose another --output.")
+    if overwrite:
+        return None
+    manifest = read_manifest(output)
+    assert manifest is not None
+    differing = sorted(key for key in record | manifest.request if record.get(key) != manifest.request.get(key))
+    if differing:
+        raise UserError(
+            f"{output}: was prepared by another request ({', '.join(differing)} differ). "
+            "Choose another --output, or replace it with --overwrite."
+        )
+    for split in manifest.splits:
+        open_split(output, split)
+    return manifest
+
+
+@dataclass
+class _Total:
+    """One split while it is being written."""
+
+    writer: SplitWriter
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    def add(self, encoded: Encoded) -> None:
+        self.writer.append(encoded.tokens)
+        self.documents += encoded.documents
+        self.tokens += len(encoded.tokens)
+        self.bytes += encoded.bytes
+
+
+class _Meter:
+    """The line that moves while encoding; silent where there is no terminal."""
+
+    def __init__(self) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        console, silent = Console(stderr=True), not sys.stderr.isatty()
+        self.progress = Progress(*columns, console=console, transient=True, disable=silent)
+        self.task = self.progress.add_task("encoding", total=None)
+        self.start = time.perf_counter()
+
+    def show(self, totals: list[_Total]) -> None:
+        megabytes, tokens = sum(t.bytes for t in totals) / 1e6, sum(t.tokens for t in totals) / 1e6
+        seconds = time.perf_counter() - self.start
+        rates = f"{megabytes / seconds:.1f} MB/s, {tokens / seconds:.2f} M tokens/s"
+        self.progress.update(self.task, description=f"{megabytes:,.1f} MB, {tokens:,.2f} M tokens  {rates}")
+
+
+def _write(directory: Path, request: Prepare, record: dict[str, Any], parts: Parts, tokenizer: Tokenizer) -> Manifest:
+    dtype = token_dtype(tokenizer.vocab_size)
+    names = ("train",) if request.split == "none" else ("train", "val")
+    totals: dict[str, _Total] = {}
+    meter = _Meter()
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            writer = SplitWriter(directory, name, dtype=dtype, shard_tokens=request.shard_tokens)
+            totals[name] = _Total(stack.enter_context(writer))
+        stack.enter_context(meter.progress)
+        for encoded in encode_all(parts, tokenizer, processes=request.processes or _cores()):
+            totals[encoded.split].add(encoded)
+            meter.show(list(totals.values()))
+    files: dict[str, ShardFile] = {}
+    for total in totals.values():
+        files |= total.writer.files
+    counts = {name: Counts(total.documents, total.tokens, total.bytes) for name, total in totals.items()}
+    _refuse_empty(request, counts)
+    sync(tokenizer.save(directory))
+    manifest = Manifest(
+        tokenizer=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype.name,
+        splits=counts,
+        files=files,
+        request=record,
+    )
+    manifest.write(directory)
+    return manifest
+
+
+def _refuse_empty(request: Prepare, counts: dict[str, Counts]) -> None:
+    documents = sum(count.documents for count in counts.values())
+    if documents == 0:
+        raise UserError(f"source {request.source}: holds no text.")
+    for name, count in counts.items():
+        if count.tokens == 0:
+            raise UserError(
+                f"--split={request.split} leaves no text for {name} (of {documents} documents). "
+                "Use tail:0.1, another fraction, or none."
+            )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: float) -> None:
+    for name, count in manifest.splits.items():
+        files = len(manifest.files_of(name))
+        print(
+            f"{name:5} {count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens "
+            f"({count.bytes / count.tokens:.3f} bytes/token) in {files} file{'s' if files > 1 else ''}"
+        )
+    for note, times in sorted(notes.items()):
+        print(f"note: {times:,} {note}")
+    total = sum(count.bytes for count in manifest.splits.values())
+    print(
+        f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({total / 1e6 / seconds:.1f} MB/s)"
+    )
+
+
+if __name__ == "__main__":
+    with explained():
+        prepare(tyro.cli(Prepare, prog="python -m data_pipelines.prepare"))

@@ -1,0 +1,441 @@
+"""From text to shards: exact, the same on any number of processes, and whole or not there at all."""
+
+import functools
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from data_pipelines import encoding, prepared, sources
+from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepared import Prepared
+from data_pipelines.sources import Shakespeare, Stdlib, open_source
+from data_pipelines.splits import Split
+from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
+from gptjax.data import TokenShards
+from gptjax.errors import UserError
+from gptjax.shards import open_split, read_manifest, verify
+from gptjax.tokenizer import load_tokenizer
+
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "a",
+    "to",
+    "in",
+    "is",
+    "was",
+    "he",
+    "for",
+    "it",
+    "with",
+    "as",
+    "his",
+    "on",
+    "be",
+    "at",
+    "by",
+    "I",
+]
+
+
+def documents(n=40, seed=0):
+    rng = random.Random(seed)
+    return [f"Document {i}.\r\n" + " ".join(rng.choices(WORDS, k=rng.randrange(5, 60))) + " é☕\n" for i in range(n)]
+
+
+def write_jsonl(path, texts):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+    return str(path)
+
+
+def run(source, output, tokenizer="bytes", **options):
+    options = {"processes": 1, **options}
+    return prepare(Prepare(source=str(source), tokenizer=str(tokenizer), output=output, **options))
+
+
+def text_of(directory, split):
+    stream = open_split(directory, split)
+    return load_tokenizer(directory).decode(stream.read(0, len(stream)))
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bpe")
+    train_bpe(documents(), vocab_size=300).save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", ["books.jsonl", "books.jsonl.gz"])
+def test_what_goes_in_comes_out(tmp_path, bpe, name):
+    texts = documents()
+    source = write_jsonl(tmp_path / name, [*texts[:3], "", " \n", *texts[3:]])
+    manifest = run(source, tmp_path / "out", bpe, split="documents:0.2", shard_tokens=400)
+    assert verify(tmp_path / "out") == manifest
+    tok = load_tokenizer(tmp_path / "out")
+    assert tok.fingerprint == manifest.fingerprint == load_tokenizer(bpe).fingerprint
+    found = {split: text_of(tmp_path / "out", split).split("<|endoftext|>") for split in ("train", "val")}
+    assert found["train"][0] == found["val"][0] == ""
+    for split, parts in found.items():
+        assert parts[1:] == [text for text in texts if text in parts], "in the order of the source"
+        counts = manifest.splits[split]
+        assert counts.documents == len(parts) - 1
+        assert counts.bytes == sum(len(text.encode()) for text in parts)
+        assert counts.tokens == counts.documents + sum(len(tok.encode(text)) for text in parts)
+    assert sorted(found["train"][1:] + found["val"][1:]) == sorted(texts)
+    sizes = [file.tokens for file in manifest.files_of("train").values()]
+    assert len(sizes) > 2
+    assert set(sizes[:-1]) == {400}
+
+
+def test_blank_documents_are_counted(tmp_path, capsys):
+    run(write_jsonl(tmp_path / "x.jsonl", ["a", "", "b", "\n"]), tmp_path / "out", split="none")
+    assert "note: 2 empty documents skipped" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no text"):
+        run(write_jsonl(tmp_path / "y.jsonl", ["", " "]), tmp_path / "none", split="none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    source = write_jsonl(tmp_path / "x.jsonl", documents(200))
+    for name, processes in [("one", 1), ("two", 2)]:
+        run(source, tmp_path / name, bpe, split="documents:0.1", processes=processes)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["manifest.json", "tokenizer.json", "train_000000.bin", "val_000000.bin"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch, bpe):
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    long = " " * 1_500_000
+    source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), f"a{long}b"])
+    with pytest.raises(UserError, match="million spaces"):
+        run(source, tmp_path / "out", bpe, processes=2)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
+
+
+def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
+    """Four batches a worker are under way, however long the source is."""
+    taken, finished = [], []
+
+    class Now:
+        def __init__(self, result):
+            self.result = lambda: finished.append(1) or result
+
+    class Pool:
+        def __init__(self, *args, **kwargs): ...
+
+        def submit(self, function, batch):
+            assert len(taken) - len(finished) <= 4 * 2 + 1
+            return Now([encoding.Encoded("train", np.zeros(1, np.uint16), 1, 1)])
+
+        def shutdown(self, *, cancel_futures): ...
+
+    def parts():
+        for i in range(100):
+            taken.append(i)
+            yield "train", "x" * 500
+
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
+    assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
+
+
+def test_splitting_by_documents_ignores_their_order(tmp_path):
+    texts = documents(2000)
+    shuffled = random.Random(1).sample(texts, len(texts))
+    split = Split.parse("documents:0.1")
+
+    def val(some):
+        source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
+        return {text for name, text in split.parts(source, sources.Notes()) if name == "val"}
+
+    assert val(texts) == val(shuffled) == val(texts + texts)
+    assert val(texts[:500]) == val(texts) & set(texts[:500])
+    assert 150 < len(val(texts)) < 250
+
+
+def test_the_tail_of_one_text_is_cut_as_nanogpt_does(tmp_path):
+    text = "".join(random.Random(0).choices("abcdefgh é\r\n", k=1003))
+    (tmp_path / "input.txt").write_text(text, newline="")
+    manifest = run(tmp_path / "input.txt", tmp_path / "out", "chars", split="tail:0.1")
+    cut = int(0.9 * len(text))
+    assert text_of(tmp_path / "out", "train") == text[:cut]
+    assert text_of(tmp_path / "out", "val") == text[cut:]
+    assert (manifest.splits["train"].tokens, manifest.splits["val"].tokens) == (902, 101)
+    assert manifest.tokenizer == "chars-12"
+    assert manifest.dtype == "uint16"
+
+
+def test_the_tail_of_several_texts_is_whole_documents(tmp_path):
+    source = write_jsonl(tmp_path / "x.jsonl", ["a" * 60, "b" * 35, "c" * 3, "d" * 2])
+    run(source, tmp_path / "out", split="tail:0.1")
+    assert text_of(tmp_path / "out", "train") == "a" * 60 + "b" * 35
+    assert text_of(tmp_path / "out", "val") == "cccdd"
+    run(source, tmp_path / "least", split="tail:0.01")
+    assert text_of(tmp_path / "least", "val") == "dd"
+
+
+@pytest.mark.parametrize("spec", ["documents", "tail:0", "tail:1.5", "head:0.1", "documents:x", ""])
+def test_wrong_splits_are_refused(spec):
+    with pytest.raises(UserError, match="wanted documents:F or tail:F"):
+        Split.parse(spec)
+
+
+def test_a_split_without_documents_is_refused(tmp_path):
+    source = write_jsonl(tmp_path / "x.jsonl", ["only one"])
+    with pytest.raises(UserError, match=r"no text for val \(of 1 documents\).*tail:0.1"):
+        run(source, tmp_path / "out", split="documents:0.0000001")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_keep_their_bytes(tmp_path, capsys):
+    """Line ends, a byte-order mark and NUL stay; bytes that are not UTF-8 are replaced and counted."""
+    folder = tmp_path / "texts"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\0")
+    (folder / "b" / "c.md").write_bytes(b"caf\xe9 \xff")
+    (folder / "b" / "z.txt.gz").write_bytes(gzip.compress(b"zipped"))
+    (folder / "ignored.png").write_bytes(b"\x89PNG")
+    run(folder, tmp_path / "out", split="none")
+    assert text_of(tmp_path / "out", "train") == "\ufeffone\r\ntwo\rthree\n\0" + "caf\ufffd \ufffd" + "zipped"
+    assert "note: 1 files had bytes that are not UTF-8" in capsys.readouterr().out
+    run(f"{folder}/**/*.md", tmp_path / "pattern", split="none")
+    assert text_of(tmp_path / "pattern", "train") == "caf\ufffd \ufffd"
+
+
+def test_halves_of_characters_in_json(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude00"}\n')
+    run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
+    assert text_of(tmp_path / "out", "train") == "a\ufffdb 😀"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "cut', "not a line of JSON"),
+        (b'{"text": "caf\xe9"}', "not a line of JSON in UTF-8"),
+        (b'{"content": "x"}', 'wanted an object with a string "text"'),
+        (b'{"text": null}', 'wanted an object with a string "text"'),
+        (b'["text"]', 'wanted an object with a string "text"'),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(UserError, match=message) as caught:
+        run(path, tmp_path / "out", split="none")
+    assert f"{path}:3: " in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_that_cannot_be_read(tmp_path):
+    whole = gzip.compress(b'{"text": "x"}\n' * 1000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "not.txt.gz").write_bytes(b"plain")
+    (tmp_path / "empty").mkdir()
+    for name, message in [("cut.jsonl.gz", "cannot be read"), ("not.txt.gz", "cannot be read")]:
+        with pytest.raises(UserError, match=message):
+            run(tmp_path / name, tmp_path / "out", split="none")
+    with pytest.raises(UserError, match="holds no"):
+        open_source(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="no such file, directory or pattern"):
+        open_source(str(tmp_path / "*.jsonl"))
+
+
+def test_a_vocabulary_is_learnt_from_training_text_only(tmp_path):
+    texts = documents()
+    for name, last in [("a", "zyzzyva " * 40), ("b", "quixotry " * 36)]:
+        run(write_jsonl(tmp_path / f"{name}.jsonl", [*texts, last]), tmp_path / name, "bpe:300", split="tail:0.01")
+        assert text_of(tmp_path / name, "val").endswith(last)
+    first, second = (load_tokenizer(tmp_path / name) for name in "ab")
+    assert first.fingerprint == second.fingerprint
+    assert first.vocab_size == 300
+    assert first.end_of_text == 299
+    run(write_jsonl(tmp_path / "c.jsonl", [*texts, "zyzzyva " * 40]), tmp_path / "c", "bpe:300", split="none")
+    assert load_tokenizer(tmp_path / "c").fingerprint != first.fingerprint
+
+
+def test_training_a_tokenizer(tmp_path):
+    source = write_jsonl(tmp_path / "x.jsonl", documents())
+    made = train(TrainTokenizer(source=source, vocab_size=280, output=tmp_path / "tok", pattern="gpt4"))
+    assert load_tokenizer(tmp_path / "tok").fingerprint == made.fingerprint
+    assert made.encode("12345").tolist() != made.encode("54321").tolist()
+    with pytest.raises(UserError, match=r"yields only \d+ tokens, not 50000"):
+        train_bpe(documents(), vocab_size=50_000)
+    with pytest.raises(UserError, match="at least 258"):
+        train_bpe(documents(), vocab_size=257)
+    with pytest.raises(UserError, match="such as bpe:1024"):
+        run(source, tmp_path / "out", "bpe:many")
+
+
+def test_done_once_is_done(tmp_path, capsys):
+    source = write_jsonl(tmp_path / "x.jsonl", documents())
+    out = tmp_path / "out"
+    first = run(source, out, split="tail:0.1")
+    made = (out / "train_000000.bin").stat().st_mtime_ns
+    assert run(source, out, split="tail:0.1", processes=2) == first
+    assert (out / "train_000000.bin").stat().st_mtime_ns == made
+    assert "already prepared" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another request \(split differ\).*--overwrite"):
+        run(source, out, split="tail:0.2")
+    second = run(source, out, split="tail:0.2", overwrite=True)
+    assert second.splits["val"].tokens > first.splits["val"].tokens
+    assert verify(out) == second
+    write_jsonl(tmp_path / "x.jsonl", documents(41))
+    with pytest.raises(UserError, match="names_and_sizes differ"):
+        run(source, out, split="tail:0.2")
+
+
+def test_damage_to_what_exists_is_noticed(tmp_path):
+    source = write_jsonl(tmp_path / "x.jsonl", documents())
+    run(source, tmp_path / "out", split="none")
+    (tmp_path / "out" / "train_000000.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="0 bytes, but"):
+        run(source, tmp_path / "out", split="none")
+    verify_again = run(source, tmp_path / "out", split="none", overwrite=True)
+    assert verify(tmp_path / "out") == verify_again
+
+
+def test_what_is_not_ours_is_never_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    source = write_jsonl(tmp_path / "x.jsonl", documents())
+    run(source, tmp_path / "out", split="none")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="will not be replaced"):
+        run(source, tmp_path / "home", split="none", overwrite=True)
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
+    fifo, out = tmp_path / "pipe.jsonl", tmp_path / "out"
+    os.mkfifo(fifo)
+    options = ["--tokenizer=bytes", "--split=none", "--shard-tokens=100000", "--processes=1"]
+    command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={fifo}", f"--output={out}", *options]
+    process = subprocess.Popen(command)
+    with open(fifo, "w") as pipe:
+        try:
+            for _ in range(3):
+                pipe.write(json.dumps({"text": "x" * 2**20}) + "\n")
+                pipe.flush()
+            deadline = time.monotonic() + 60
+            while not (tmp_path / ".out.partial" / "train_000012.bin").exists():
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        finally:
+            process.kill()
+            process.wait()
+    assert not out.exists()
+    assert read_manifest(tmp_path / ".out.partial") is None
+    source = write_jsonl(tmp_path / "x.jsonl", documents())
+    run(source, out, split="none")
+    verify(out)
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_the_command_explains_itself(tmp_path):
+    command = [sys.executable, "-m", "data_pipelines.prepare", "--source=absent", "--tokenizer=bytes"]
+    result = subprocess.run([*command, f"--output={tmp_path}/out"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: source 'absent': no such file")
+
+
+def test_two_at_once_prepare_once(tmp_path, monkeypatch):
+    source, calls = write_jsonl(tmp_path / "x.jsonl", documents()), []
+    encode = encoding.encode_all
+
+    def slow(*args, **kwargs):
+        calls.append(1)
+        time.sleep(0.2)
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr("data_pipelines.prepare.encode_all", slow)
+    job = functools.partial(run, source, tmp_path / "out", split="none")
+    threads = [threading.Thread(target=job) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    verify(tmp_path / "out")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    prepared._prepared.cache_clear()
+    yield tmp_path / "cache"
+    prepared._prepared.cache_clear()
+
+
+def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
+    source = write_jsonl(tmp_path / "tales.jsonl", documents())
+    data = Prepared(source=source, tokenizer="bpe:300", validation="tail:0.1", prefetch=5)
+    assert not cache.exists()
+    plain = data.resolve()
+    assert type(plain) is TokenShards
+    assert plain.prefetch == 5
+    assert plain.path.startswith(f"{cache}/tales-bpe-300-")
+    assert verify(plain.path).tokenizer == "bpe-300"
+    assert len(data.split("train")) == data.manifest().splits["train"].tokens
+    assert capsys.readouterr().out.count("documents") == 2
+    prepared._prepared.cache_clear()
+    assert data.resolve() == plain
+    assert Prepared(source=source, tokenizer="bytes", validation="tail:0.1").resolve().path != plain.path
+    assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
+
+
+def test_shakespeare_is_checked_and_kept(cache, tmp_path, monkeypatch):
+    def answer(url, timeout):
+        (tmp_path / "reply").write_bytes(reply)
+        return (tmp_path / "reply").open("rb")
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", answer)
+    reply = b"not Shakespeare"
+    with pytest.raises(UserError, match="not tiny Shakespeare"):
+        list(Shakespeare().documents(sources.Notes()))
+    monkeypatch.setattr(sources, "_SHAKESPEARE_SHA256", sources.hashlib.sha256(b"First Citizen").hexdigest())
+    reply = b"First Citizen"
+    assert list(Shakespeare().documents(sources.Notes())) == ["First Citizen"]
+    monkeypatch.setattr(sources.urllib.request, "urlopen", None)
+    assert list(open_source("shakespeare").documents(sources.Notes())) == ["First Citizen"]
+
+    def silence(url, timeout):
+        raise OSError("no network")
+
+    (cache / "tinyshakespeare.txt").unlink()
+    monkeypatch.setattr(sources.urllib.request, "urlopen", silence)
+    with pytest.raises(UserError, match=r"no network.*--source=PATH/input\.txt.*stdlib"):
+        list(Shakespeare().documents(sources.Notes()))
+
+
+def test_python_brings_its_own_corpus():
+    texts = list(Stdlib().documents(sources.Notes()))
+    assert len(texts) > 400
+    assert sum(map(len, texts)) > 5_000_000
+    assert any(text.startswith('r"""HTTP/1.1 client library') for text in texts)
+    assert not any("class TestCase_" in text or "test.support" in text[:300] for text in texts)
+    assert texts == list(Stdlib().documents(sources.Notes()))
+
+
+def test_nothing_below_one(tmp_path):
+    with pytest.raises(UserError, match="shard-tokens"):
+        Prepare(source="x", tokenizer="bytes", output=tmp_path, shard_tokens=0)
+    with pytest.raises(UserError, match="processes"):
+        Prepare(source="x", tokenizer="bytes", output=tmp_path, processes=0)
