@@ -83,10 +83,19 @@ def _in_parallel(batches: Iterator[list[tuple[str, str]]], tokenizer: Tokenizer,
             yield from waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            f"a worker process died, most likely for want of memory. Use fewer than --processes={processes}."
+            f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
+            'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def refuse_in_worker() -> None:
+    """Raise where an unguarded script, imported by a spawned worker, would prepare again and wait for itself."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            'prepare() is called while a worker imports this script; put it under __name__ == "__main__".'
+        )
 
 
 _worker_tokenizer: Tokenizer

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data_pipelines.encoding import Encoded, Parts, encode_all
+from data_pipelines.encoding import Encoded, Parts, encode_all, refuse_in_worker
 from data_pipelines.sources import Notes, Source, open_source
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
@@ -59,6 +59,7 @@ class Prepare:
 
 def prepare(request: Prepare) -> Manifest:
     """Do what is asked, unless it has been done; prints progress to stderr and a summary to stdout."""
+    refuse_in_worker()
     source, split = open_source(request.source), Split.parse(request.split)
     known = known_tokenizer(request.tokenizer)
     record = describe(request, source, known)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ WORDS = [
     "by",
     "I",
 ]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(encoding.__file__).parents[1])}
 
 
 def documents(n=40, seed=0):
@@ -325,7 +327,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     os.mkfifo(fifo)
     options = ["--tokenizer=bytes", "--split=none", "--shard-tokens=100000", "--processes=1"]
     command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={fifo}", f"--output={out}", *options]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=ENVIRONMENT)
     with open(fifo, "w") as pipe:
         try:
             for _ in range(3):
@@ -351,9 +353,28 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
 
 def test_the_command_explains_itself(tmp_path):
     command = [sys.executable, "-m", "data_pipelines.prepare", "--source=absent", "--tokenizer=bytes"]
-    result = subprocess.run([*command, f"--output={tmp_path}/out"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*command, f"--output={tmp_path}/out"], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("error: source 'absent': no such file")
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    """Spawned workers import the script again; without care they would wait for the lock of their own parent."""
+    source = write_jsonl(tmp_path / "x.jsonl", ["x" * 2**20] * 4)
+    script = f"""
+from pathlib import Path
+from data_pipelines.prepare import Prepare, prepare
+prepare(Prepare(source={source!r}, tokenizer="bytes", split="none", processes=2, output=Path({str(tmp_path)!r}, "out")))
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT)
+    assert result.returncode == 1
+    assert "UserError: a worker process died: for want of memory (use fewer than --processes=2)" in result.stderr
+    assert "ran again in every worker" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_at_once_prepare_once(tmp_path, monkeypatch):

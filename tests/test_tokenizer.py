@@ -77,6 +77,16 @@ def test_text_survives_and_ids_are_hugging_faces(tok, tmp_path):
         assert tok.bytes_per_token[ids].sum() == len(text.encode())
 
 
+@pytest.mark.parity
+def test_transformers_reads_the_file(tok, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tok.save(tmp_path)
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert other(text)["input_ids"] == tok.encode(text).tolist()
+        assert other.decode(tok.encode(text).tolist()) == text
+
+
 def test_saving_loading_and_pickling_keep_the_fingerprint(tok, tmp_path):
     path = tok.save(tmp_path / "new" / "directory")
     for again in (load_tokenizer(path), load_tokenizer(path.parent), pickle.loads(pickle.dumps(tok))):
