@@ -104,7 +104,7 @@ def _existing(output: Path, record: dict[str, Any], *, overwrite: bool) -> Manif
     """The manifest of `output` if it is what is asked for; None if it may be (re)made; else an error."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    if not (output / "manifest.json").is_file():
+    if not all((output / name).is_file() for name in ("manifest.json", "tokenizer.json")):
         raise UserError(f"{output}: exists and is not prepared data; it will not be replaced. Choose another --output.")
     if overwrite:
         return None
