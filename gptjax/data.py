@@ -7,7 +7,7 @@ them. There is no reader state to save: after a restart, step s reads what step 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import grain
 import jax
@@ -118,7 +118,7 @@ class Batches:
     """
 
     def __init__(self, windows: Windows, batch: Batch, *, seed: int, layout: Layout, prefetch: int = 2) -> None:
-        self.batch, self.layout, self.prefetch = batch, layout, prefetch
+        self.windows, self.batch, self.layout, self.prefetch = windows, batch, layout, prefetch
         processes = jax.process_count()
         self._group = batch.sequences // batch.accumulate
         if self._group % processes:
@@ -143,6 +143,14 @@ class Batches:
         shares = iter(self._shares[step * groups :].to_iter_dataset(options))
         while True:
             yield self._to_devices(np.stack([next(shares) for _ in range(groups)]))
+
+    def abstract(self, context: int) -> Rows:
+        """Shapes, types and shardings of a batch, to compile for before one is read."""
+        shape = (self.batch.accumulate, self._group, context)
+        spec = self.layout.acts("GBT")
+        sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
+        rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding)
+        return {"tokens": rows, "targets": rows}
 
     def _to_devices(self, windows: np.ndarray) -> Rows:
         rows = {"tokens": windows[..., :-1], "targets": windows[..., 1:]}
@@ -178,13 +186,3 @@ def validation_rows(
         inputs[:count], targets[:count] = span[:-1], span[1:]
         shape = (1, sequences, context)
         yield {"tokens": inputs.reshape(shape), "targets": targets.reshape(shape)}
-
-
-def fingerprint(shards: TokenShards, batch: Batch, *, context: int, seed: int) -> dict[str, Any]:
-    """What decides which tokens a step sees, for the check on resume."""
-    return {
-        "train": shards.split("train").fingerprint,
-        "context": context,
-        "sequences": batch.sequences,
-        "seed": seed,
-    }

@@ -7,7 +7,7 @@ letters, and is cast and gathered where it is used (`use`): float32 in storage, 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -305,9 +305,23 @@ def num_parameters(config: GPTConfig) -> int:
     return stored - padding * (1 if config.tied else 2)
 
 
-def relaid(model: GPT, layout: Layout) -> GPT:
-    """The same arrays in a model whose static layout is another: for code that runs inside a manual region."""
+def rebound(model: GPT, *, config: GPTConfig | None = None, layout: Layout | None = None) -> GPT:
+    """The same arrays in a model with another static config or layout: other dropout, or inside a manual region."""
     copy = jax.tree.map(lambda leaf: leaf, model)
     for _, module in nnx.iter_modules(copy):
-        module.layout = layout
+        module.config = config or module.config
+        module.layout = layout or module.layout
     return copy
+
+
+def cropped(model: GPT, context: int) -> GPT:
+    """The same model for texts of at most `context` tokens: the first of its position embeddings."""
+    config = model.config
+    if context > config.context:
+        raise UserError(
+            f"model.context {context} is longer than the {config.context} positions of the given weights. "
+            f"Use --model.context={config.context} or less."
+        )
+    shorter = rebound(model, config=replace(config, context=context))
+    shorter.positions = model.positions.replace(model.positions[...][:context])
+    return shorter

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from gptjax.data import Rows
 from gptjax.layout import AXES, Layout
 from gptjax.loss import IGNORED
-from gptjax.model import GPT, relaid
+from gptjax.model import GPT, rebound
 from gptjax.objective import NextToken
 from gptjax.optim import AdamW, Muon, learning_rate
 from gptjax.shapes import Count, Scalar
@@ -95,8 +95,8 @@ def _summed(objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None
     manual = {"data"} | {axis for axis, size in zip(AXES, layout.sizes, strict=True) if size == 1}
 
     def local(model: GPT, rows: Rows, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
-        loss, gradients = _accumulated(objective, relaid(model, inner), rows, keys, scored)
-        return jax.lax.psum((loss, relaid(gradients, layout)), "data")
+        loss, gradients = _accumulated(objective, rebound(model, layout=inner), rows, keys, scored)
+        return jax.lax.psum((loss, rebound(gradients, layout=layout)), "data")
 
     spread, whole = PartitionSpec(None, "data"), PartitionSpec()
     in_specs = (whole, spread, None if keys is None else spread, whole)

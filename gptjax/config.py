@@ -1,0 +1,137 @@
+"""The whole run as one typed value, and the checks that need two of its sections."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptjax.checkpoint import Checkpoint
+from gptjax.data import Batch, TokenShards
+from gptjax.errors import UserError
+from gptjax.evals import Bigram, Samples, ValidationLoss
+from gptjax.layout import Layout
+from gptjax.logbook import Log
+from gptjax.model import GPTConfig
+from gptjax.objective import NextToken
+from gptjax.optim import AdamW, Muon
+from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
+from gptjax.settings import differences
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The same command again resumes it."""
+
+    name: str = "gpt"
+    """The run's directory is OUTPUT_DIR/NAME."""
+    output_dir: str = "runs"
+    """Where runs are kept."""
+    seed: int = 1337
+    """Decides initial weights, the order of the data and dropout."""
+    steps: int = 1000
+    """Optimizer steps in all; a resumed run goes on to this number."""
+    batch: Batch = Batch()
+    model: GPTConfig = GPTConfig()
+    data: TokenShards = TokenShards()
+    objective: NextToken = NextToken()
+    optimizer: AdamW | Muon = AdamW()
+    layout: Layout = Layout()
+    checkpoint: Checkpoint = Checkpoint()
+    evals: tuple[ValidationLoss | Samples | Bigram, ...] = ()
+    """What is judged, when."""
+    log: Log = Log()
+    start_from: str | None = None
+    """A run directory (an imported one, say) whose weights a new run starts from; the context may be shorter here."""
+    max_skipped: int = 10
+    """Stop after this many updates in a row that were not finite and so not made."""
+    resume: Literal["auto", "force", "never"] = "auto"
+    """`auto` goes on where the run stopped, if nothing that matters has changed; `force` goes on in any case;
+    `never` refuses to touch a run that exists."""
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name in (".", ".."):
+            raise UserError(f"name is {self.name!r}; it names a directory inside output_dir, so it has no slash.")
+        for field in ("steps", "max_skipped"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.output_dir).expanduser().absolute() / self.name
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.sequences * self.model.context
+
+    def check_layout(self, layout: Layout) -> None:
+        """Raise unless the batch and the model divide over a resolved layout."""
+        self.batch.check_devices(layout)
+        _, fsdp, tensor = layout.sizes
+        model = self.model
+        divided = (
+            ("num_heads", model.num_heads, tensor, "tensor"),
+            ("mlp_width", model.hidden_width, tensor, "tensor"),
+            ("vocab_size (padded)", model.padded_vocab_size, tensor, "tensor"),
+            ("width", model.width, fsdp, "fsdp"),
+        )
+        for field, size, devices, axis in divided:
+            if size % devices:
+                raise UserError(
+                    f"model.{field} {size} does not split over {devices} devices (layout.{axis}). "
+                    f"Choose a layout.{axis} that divides it."
+                )
+
+
+CLASSES = (
+    TrainConfig,
+    Batch,
+    GPTConfig,
+    TokenShards,
+    NextToken,
+    AdamW,
+    Muon,
+    Layout,
+    Checkpoint,
+    ValidationLoss,
+    Samples,
+    Bigram,
+    Log,
+    Constant,
+    Cosine,
+    Linear,
+    WarmupStableDecay,
+)
+"""All that a saved config.json may be rebuilt from."""
+
+MAY_CHANGE = (
+    "steps",
+    "layout",
+    "batch.accumulate",
+    "evals",
+    "checkpoint",
+    "log",
+    "output_dir",
+    "name",
+    "resume",
+    "max_skipped",
+    "start_from",
+    "objective.chunk_tokens",
+    "model.remat",
+    "model.layers",
+    "model.attention",
+    "data",  # what the data says is compared by its fingerprint, not by where it lies
+)
+"""Fields that a resumed run may change: they do not alter what is learned from which tokens, but for the run's length."""
+
+
+def compare(saved: TrainConfig, wanted: TrainConfig) -> tuple[list[str], list[str]]:
+    """(changes to report, changes to refuse) between a checkpoint's config and the one of the command line."""
+
+    def line(path: str, old: Any, new: Any) -> str:
+        return f"{path}: {old!r} → {new!r}"
+
+    def may(path: str) -> bool:
+        return any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)
+
+    changes = differences(saved, wanted)
+    reported = [line(*change) for change in changes if may(change[0]) and change[0] != "resume"]
+    return reported, [line(*change) for change in changes if not may(change[0])]

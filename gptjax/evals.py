@@ -1,0 +1,180 @@
+"""Is it any good? Judges of a model, chosen in the config; each opens on what it needs and then maps a model to numbers.
+
+A new one is a frozen dataclass with `due(step, steps=…)` and `open(material)`, listed in `config.py`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from gptjax.bigram import bigram_loss
+from gptjax.data import TokenShards, put, validation_rows
+from gptjax.errors import UserError
+from gptjax.generate import generate
+from gptjax.layout import Layout
+from gptjax.model import GPT, GPTConfig
+from gptjax.objective import NextToken
+from gptjax.shards import TokenStream
+from gptjax.step import make_eval_step
+from gptjax.tokenizer import Tokenizer
+
+Judge = Callable[[GPT], dict[str, float | str]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a judge may need besides the model."""
+
+    data: TokenShards
+    tokenizer: Tokenizer | None
+    model: GPTConfig
+    objective: NextToken
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """Loss on the validation split: fixed windows without overlap, in order, the same on any number of devices."""
+
+    every: int = 1000
+    """Steps between judgements; the start and the end are judged too."""
+    tokens: int | None = None
+    """How many next tokens are predicted, from the start of the split; None: all of it."""
+    sequences: int = 16
+    """Windows per batch, over all devices; does not change the result."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "tokens", "sequences"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"evals: {name} is {value}; it must be at least 1.")
+
+    def due(self, step: int, *, steps: int) -> bool:
+        return step % self.every == 0 or step == steps
+
+    def open(self, material: Material) -> Judge:
+        return ValidationJudge(material.data.split("val"), material, tokens=self.tokens, sequences=self.sequences)
+
+
+class ValidationJudge:
+    """The loss of a model on a token stream; `protocol` says in words what is measured."""
+
+    def __init__(self, stream: TokenStream, material: Material, *, tokens: int | None, sequences: int) -> None:
+        self.stream, self.material, self.tokens = stream, material, tokens
+        devices = material.layout.batch_devices
+        self.sequences = -(-sequences // devices) * devices
+        self._step = make_eval_step(material.objective)
+        available = len(stream) - 1
+        if available < 1:
+            raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
+        self.scored = min(available, tokens or available)
+        self.bytes = self._count_bytes()
+
+    @property
+    def protocol(self) -> str:
+        context = self.material.model.context
+        per_byte = f", bits per byte over {self.bytes:,} bytes" if self.bytes else ", no bits per byte: no tokenizer"
+        return (
+            f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in windows of "
+            f"{context} without overlap (documents run together), mean in nats per token{per_byte}"
+        )
+
+    def _count_bytes(self) -> int | None:
+        """Bytes of text behind the scored tokens; special tokens have none."""
+        tokenizer = self.material.tokenizer
+        if tokenizer is None:
+            return None
+        ids = self.stream.read(1, self.scored)
+        if int(ids.max()) >= tokenizer.vocab_size:
+            return None  # the model's own check names the token, once it is read
+        return int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64))
+
+    def __call__(self, model: GPT) -> dict[str, float | str]:
+        config, layout = self.material.model, self.material.layout
+        batches = validation_rows(
+            self.stream, config.context, vocab_size=config.vocabulary, sequences=self.sequences, tokens=self.scored
+        )
+        share = self.sequences // jax.process_count()
+        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        sums: deque[jax.Array] = deque()
+        nats: list[float] = []
+        for rows in batches:
+            sums.append(self._step(model, {name: put(array[:, mine], layout) for name, array in rows.items()})[0])
+            if len(sums) > 2:  # a few in flight keep the device busy without queueing a whole split's rows on it
+                nats.append(float(sums.popleft()))
+        nats.extend(map(float, sums))
+        return summarised(math.fsum(nats), self.scored, self.bytes)
+
+
+def summarised(nats: float, tokens: int, text_bytes: int | None) -> dict[str, float | str]:
+    """Summed nats as loss per token, perplexity and, where bytes are known, bits per byte."""
+    loss = nats / tokens
+    values: dict[str, float | str] = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
+    return values | ({"val_bpb": nats / math.log(2) / text_bytes} if text_bytes else {})
+
+
+@dataclass(frozen=True)
+class Bigram:
+    """The same validation tokens, scored by a bigram fitted on the training split: a line for the model to cross."""
+
+    def due(self, step: int, *, steps: int) -> bool:
+        return step == 0
+
+    def open(self, material: Material) -> Judge:
+        def judge(model: GPT) -> dict[str, float | str]:
+            train, validation = material.data.split("train"), material.data.split("val")
+            ids = validation.read(0, len(validation))
+            vocab_size = max(material.model.vocabulary, int(ids.max()) + 1)
+            nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
+            values: dict[str, float | str] = {"bigram_loss": nats, "bigram_constant": constant}
+            tokenizer = material.tokenizer
+            if tokenizer is None:
+                return values
+            text_bytes = int(tokenizer.bytes_per_token[ids[1:]].sum(dtype=np.int64))
+            return values | {"bigram_bpb": nats * (len(ids) - 1) / math.log(2) / text_bytes}
+
+        return judge
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Text that the model writes, for the eye."""
+
+    every: int = 1000
+    """Steps between samples; one is drawn at the end too."""
+    prompt: str = "\n"
+    """What the text begins with."""
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int | None = 200
+    seed: int = 0
+
+    def due(self, step: int, *, steps: int) -> bool:
+        return step > 0 and (step % self.every == 0 or step == steps)
+
+    def open(self, material: Material) -> Judge:
+        tokenizer = material.tokenizer
+        if tokenizer is None:
+            raise UserError("evals: Samples needs a tokenizer, and the data has none beside it. Take Samples out.")
+        prompt = tokenizer.encode(self.prompt).tolist()
+        room = material.model.context - len(prompt)
+        if not prompt or room < 1:
+            raise UserError(f"evals: a sample's prompt has {len(prompt)} tokens; 1 to {material.model.context - 1} fit.")
+
+        def judge(model: GPT) -> dict[str, float | str]:
+            rows = material.layout.batch_devices
+            ids = generate(
+                model,
+                [prompt] * rows,
+                max_new_tokens=min(self.max_new_tokens, room),
+                temperature=self.temperature,
+                top_k=self.top_k,
+                end_of_text=tokenizer.end_of_text,
+                key=jax.random.key(self.seed),
+            )
+            return {"sample": tokenizer.decode(ids[0])}
+
+        return judge

@@ -1,0 +1,114 @@
+"""Door: `python -m gptjax.evaluate --checkpoint=RUN` says how well a run's weights predict text, and how that was measured."""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gptjax.data import TokenShards
+from gptjax.errors import UserError, explained
+from gptjax.evals import Material, ValidationJudge
+from gptjax.layout import Layout
+from gptjax.objective import NextToken
+from gptjax.run import Run
+from gptjax.settings import parse_arguments
+from gptjax.shards import TokenStream, open_split, write_shard
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Loss of a checkpoint on the validation split of its own data, on other shards, or on a text file."""
+
+    checkpoint: str
+    """A run directory."""
+    step: str = "latest"
+    """Which checkpoint: a number, `latest` or `best`."""
+    data: str | None = None
+    """A directory of shards made with the run's tokenizer; its validation split is judged."""
+    text: str | None = None
+    """A text file (UTF-8), judged as one document."""
+    tokens: int | None = None
+    """Predict this many tokens, from the start; default: all."""
+    context: int | None = None
+    """Windows of this length instead of the model's whole context."""
+    dtype: str | None = None
+    """Type of activations, `bfloat16` or `float32`; default: as trained."""
+    sequences: int = 16
+    """Windows per batch; does not change the result."""
+    layout: Layout = Layout()
+    json: str | None = None
+    """Also write the result to this file."""
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.text is not None:
+            raise UserError("--data and --text are both given: choose one.")
+        if self.dtype not in (None, "bfloat16", "float32"):
+            raise UserError(f"--dtype is {self.dtype!r}; it is bfloat16 or float32.")
+        for name in ("tokens", "context", "sequences"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} is {value}; it must be at least 1.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    with explained():
+        words = sys.argv[1:] if argv is None else argv
+        arguments = parse_arguments(Evaluate, words, prog="python -m gptjax.evaluate")
+        result = evaluate(arguments)
+    print(
+        f"{result['protocol']}\nstep {result['step']}: "
+        + ", ".join(
+            f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result
+        )
+    )
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluate(arguments: Evaluate) -> dict[str, float | str | int]:
+    """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (bits per byte, with a tokenizer), `protocol`, `step`."""
+    run = Run.open(arguments.checkpoint)
+    if arguments.dtype is not None:
+        run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=arguments.dtype)))
+    layout = arguments.layout.resolve(jax.device_count())
+    step = run.step(arguments.step)
+    with layout.active(), tempfile.TemporaryDirectory() as scratch:
+        stream = chosen_stream(arguments, run, Path(scratch))
+        model = run.model(step, layout=layout, context=arguments.context)
+        material = Material(run.config.data, run.tokenizer, model.config, NextToken(), layout)
+        judge = ValidationJudge(stream, material, tokens=arguments.tokens, sequences=arguments.sequences)
+        return {**judge(model), "protocol": judge.protocol, "step": step, "tokens": judge.scored}
+
+
+def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
+    """The tokens to be predicted; a text file becomes a shard in `scratch` first."""
+    if arguments.text is not None:
+        path = Path(arguments.text)
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
+        tokenizer = run.needs_tokenizer()
+        ids = tokenizer.encode(text)
+        start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
+        return open_split(scratch, "val")
+    shards = run.config.data if arguments.data is None else TokenShards(path=arguments.data)
+    if shards.path is None:
+        raise UserError(f"{run.directory} has no data of its own (it was imported). Give --data=SHARDS or --text=FILE.")
+    manifest = shards.manifest()
+    if manifest is not None and run.tokenizer is not None and manifest.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(
+            f"{shards.path} was made with another tokenizer ({manifest.tokenizer}) than the run's "
+            f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
+        )
+    return shards.split("val")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A run directory, opened: the config, the tokenizer and the weights that a run left behind.
+
+Everything is rebuilt from data (config.json through a list of our own classes), never by executing what was saved.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.checkpoint import find_step, restore_model, save_model
+from gptjax.config import CLASSES, TrainConfig
+from gptjax.errors import UserError
+from gptjax.layout import Layout
+from gptjax.model import GPT, GPTConfig, abstract, cropped
+from gptjax.settings import environment, from_json, to_json
+from gptjax.tokenizer import Tokenizer, load_tokenizer
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` or `convert from-hf` wrote to a directory."""
+
+    directory: Path
+    config: TrainConfig
+    tokenizer: Tokenizer | None
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Read a run directory; a UserError says what is missing."""
+        directory = Path(path).expanduser().absolute()
+        file = directory / "config.json"
+        if not file.is_file():
+            raise UserError(f"{directory} is not a run directory: it has no config.json. Give the directory of a run.")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file}: not JSON: {error}.") from None
+        has_tokenizer = (directory / "tokenizer.json").is_file()
+        return cls(
+            directory, from_json(content, CLASSES), load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None
+        )
+
+    def step(self, which: str | int = "latest") -> int:
+        """The step of a checkpoint: a number that exists, `latest` or `best`."""
+        return find_step(self.directory / CHECKPOINTS, which)
+
+    def model(self, which: str | int = "latest", *, layout: Layout | None = None, context: int | None = None) -> GPT:
+        """The weights of a checkpoint, sharded by `layout` (call it under `layout.active()`).
+
+        A `context` shorter than the run's keeps the first position embeddings.
+        """
+        config = self.config.model
+        model = restore_model(self.directory / CHECKPOINTS, abstract(config, layout), self.step(which))
+        return model if context is None else cropped(model, context)
+
+    def needs_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(f"{self.directory} has no tokenizer.json. Put one there that fits the model.")
+        return self.tokenizer
+
+
+def write_files(directory: Path, config: TrainConfig, tokenizer: Tokenizer | None, *, source: str | None = None) -> None:
+    """What stands beside the checkpoints: config, its source, versions, tokenizer; each replaced in one move."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    if source is not None:
+        _replace(directory / "config.py", source)
+    if tokenizer is not None:
+        tokenizer.save(directory)
+    _replace(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
+
+
+def write_run(
+    directory: Path, *, model: GPT, tokenizer: Tokenizer | None, extra: dict[str, Any] | None = None
+) -> None:
+    """A run directory that holds weights at step 0: an imported model. `extra` goes into the checkpoint's metadata."""
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
+    config = TrainConfig(name=directory.name, output_dir=str(directory.absolute().parent), model=model.config)
+    save_model(directory.absolute() / CHECKPOINTS, 0, model, metadata={"config": to_json(config)} | (extra or {}))
+    write_files(directory, config, tokenizer)
+
+
+def check_start(run: Run, wanted: GPTConfig) -> None:
+    """Raise unless a new run with model `wanted` may start from the run's weights."""
+    have = run.config.model
+    shape = ("num_layers", "width", "num_heads", "hidden_width", "vocabulary", "bias", "tied", "activation", "norm_epsilon")
+    for field in shape:
+        if getattr(have, field) != getattr(wanted, field):
+            raise UserError(
+                f"model.{field} is {getattr(wanted, field)!r}, but the weights in {run.directory} have "
+                f"{getattr(have, field)!r}. Give the config the same, or start from other weights."
+            )
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,299 @@
+"""Door: `python -m gptjax.train --config=configs/quickstart.py` trains, and the same command again resumes.
+
+The loop is in `train`; the functions below it open what the loop uses, each once.
+"""
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from gptjax import hardware, state
+from gptjax.attention import choose
+from gptjax.checkpoint import Checkpoints
+from gptjax.config import CLASSES, TrainConfig, compare
+from gptjax.data import Batches, Windows
+from gptjax.errors import UserError, explained
+from gptjax.evals import Judge, Material, ValidationJudge
+from gptjax.layout import Layout
+from gptjax.logbook import Logbook, draw_losses, read_metrics
+from gptjax.model import num_parameters, rebound
+from gptjax.run import CHECKPOINTS, Run, check_start, write_files
+from gptjax.settings import config_source, differences, from_json, parse, to_json
+from gptjax.state import TrainState
+from gptjax.step import make_train_step
+from gptjax.tokenizer import Tokenizer, load_tokenizer
+
+PROG = "python -m gptjax.train"
+
+
+def main(argv: list[str] | None = None) -> None:
+    with explained():
+        hardware.start_processes()
+        words = sys.argv[1:] if argv is None else argv
+        config, base, spec = parse(TrainConfig, words, prog=PROG, description="Train a GPT, or go on training it.")
+        say(f"config {spec}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in differences(base, config)))
+        code = train(config, source=config_source(spec), command=f"{PROG} --config={spec}")
+    raise SystemExit(code)
+
+
+def train(config: TrainConfig, *, source: str | None = None, command: str = PROG) -> int:
+    """Train to the end, or until a signal; everything is saved in either case.
+
+    Returns 0, or 130 after Ctrl-C and 143 after SIGTERM. `source` is the text of the config file, kept with the run.
+    """
+    config, tokenizer = prepared(config)
+    layout = config.layout.resolve(jax.device_count())
+    config.check_layout(layout)
+    with layout.active(), Checkpoints(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints:
+        marks = fingerprints(config, tokenizer)
+        current = resumed(config, checkpoints, marks, layout) or created(config, layout)
+        start = int(current.step)
+        write_files(config.directory, config, tokenizer, source=source)
+        judges = opened(config, tokenizer, layout)
+        batches = opened_batches(config, layout)
+        describe(config, layout, batches, judges)
+
+        with open_logbook(config, layout, start) as log, Signals() as signals:
+            with log.paused("compile"):
+                train_step = compiled_step(config, layout, current, batches)
+            rows_of_step = batches.starting_at(start)
+            patience = Patience(config, checkpoints)
+            for step in range(start, config.steps + 1):  # one more turn: the end needs no case of its own
+                stopped = signals.received(step)
+                values: dict[str, Any] = {}
+                for due, judge in judges:
+                    if due(step, steps=config.steps) and not stopped:
+                        with log.paused("evaluate"):
+                            found = judge(current.model)
+                        log.write(step, found)
+                        values |= found
+                if step > start and (stopped or config.checkpoint.due(step, steps=config.steps)):
+                    with log.paused("checkpoint"):
+                        metadata = {"config": to_json(config), "fingerprints": marks}
+                        checkpoints.save(step, current, metadata=metadata, val_loss=values.get("val_loss"))
+                if stopped or step == config.steps:
+                    break
+                with log.paused("data"):
+                    rows = next(rows_of_step)
+                current, metrics = train_step(current, rows)  # dispatched, not awaited
+                log.step(step + 1, metrics)  # writes the step before
+                patience.check(step, metrics)
+            with log.paused("checkpoint"):
+                checkpoints.wait()
+    farewell(config, command, stopped=stopped)
+    return 128 + stopped if stopped else 0
+
+
+def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
+    """The config with its data prepared and its vocabulary known, and the data's tokenizer."""
+    data = config.data.resolve()
+    manifest = data.manifest()
+    tokenizer = None
+    if manifest is not None:
+        tokenizer = load_tokenizer(f"{data.path}/tokenizer.json")
+        if tokenizer.fingerprint != manifest.fingerprint:
+            raise UserError(
+                f"{data.path}/tokenizer.json is not the tokenizer that made the shards (fingerprint "
+                f"{tokenizer.fingerprint[:12]}, manifest.json says {manifest.fingerprint[:12]}). Prepare them again."
+            )
+    elif config.start_from is not None:
+        tokenizer = Run.open(config.start_from).tokenizer
+    vocab_size = config.model.vocab_size
+    if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer of {data.path} ({tokenizer.name}) has "
+            f"{tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
+        )
+    model = replace(config.model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
+    return replace(config, data=data, model=model), tokenizer
+
+
+def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, str | None]:
+    """What identifies the text that the run learns from; the rest of the data's order is in the config."""
+    return {
+        "data": config.data.split("train").fingerprint,
+        "tokenizer": tokenizer.fingerprint if tokenizer else None,
+    }
+
+
+def created(config: TrainConfig, layout: Layout) -> TrainState:
+    """A state at step 0: new weights, or those of the run to start from."""
+    optimizer = config.optimizer.build(steps=config.steps, layout=layout)
+    if config.start_from is None:
+        return state.create(config.model, optimizer, seed=config.seed, layout=layout)
+    run = Run.open(config.start_from)
+    check_start(run, config.model)
+    weights = rebound(run.model(layout=layout, context=config.model.context), config=config.model)
+    return jax.jit(lambda model: state.fresh(model, optimizer))(weights)
+
+
+def resumed(
+    config: TrainConfig, checkpoints: Checkpoints, marks: dict[str, str | None], layout: Layout
+) -> TrainState | None:
+    """The state of the newest checkpoint; None if there is none; refused where it would not be the same run."""
+    step = checkpoints.latest
+    if step is None:
+        return None
+    if config.resume == "never":
+        raise UserError(f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name.")
+    if step > config.steps:
+        raise UserError(f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps.")
+    metadata = checkpoints.metadata(step)
+    reported, refused = compare(from_json(metadata["config"], CLASSES), config)
+    saved = metadata["fingerprints"]
+    refused += [f"{name}: {saved[name]!r} → {mark!r}" for name, mark in marks.items() if saved[name] != mark]
+    if refused and config.resume != "force":
+        raise UserError(
+            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
+            "Undo the change, choose another --name, or go on regardless with --resume=force."
+        )
+    say(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
+    optimizer = config.optimizer.build(steps=config.steps, layout=layout)
+    return checkpoints.restore(state.abstract(config.model, optimizer, layout=layout), step)
+
+
+def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> list[tuple[Any, Judge]]:
+    """Each judge of the config beside the question when it is due."""
+    material = Material(config.data, tokenizer, config.model, config.objective, layout)
+    return [(judge.due, judge.open(material)) for judge in config.evals]
+
+
+def opened_batches(config: TrainConfig, layout: Layout) -> Batches:
+    windows = Windows(config.data.split("train"), config.model.context, vocab_size=config.model.vocabulary)
+    return Batches(windows, config.batch, seed=config.seed, layout=layout, prefetch=config.data.prefetch)
+
+
+def compiled_step(config: TrainConfig, layout: Layout, current: TrainState, batches: Batches) -> Any:
+    """The training step, compiled for exactly this state and batch before the first is read."""
+    step = make_train_step(
+        config.objective,
+        config.optimizer,
+        steps=config.steps,
+        seed=config.seed,
+        dropout=config.model.dropout > 0,
+        layout=layout,
+    )
+    return step.lower(current, batches.abstract(config.model.context)).compile()
+
+
+def open_logbook(config: TrainConfig, layout: Layout, start: int) -> Logbook:
+    peak = hardware.peak_flops(jax.devices()[0].device_kind)
+    return Logbook(
+        config.log,
+        config.directory,
+        total_steps=config.steps,
+        tokens_per_step=config.tokens_per_step,
+        start_step=start,
+        flops_per_token=config.model.flops_per_token(causal=True),
+        flops_per_token_palm=config.model.flops_per_token(causal=False),
+        peak_flops_total=None if peak is None else peak * layout.size,
+        config_json=to_json(config),
+    )
+
+
+class Signals:
+    """Ctrl-C and SIGTERM, noticed between two steps; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self._caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self._caught is not None:
+            raise KeyboardInterrupt
+        self._caught = number
+        say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
+
+    def received(self, step: int) -> int | None:
+        """The signal to stop for before this step, agreed on by all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            return signal.SIGTERM
+        return self._caught
+
+
+class Patience:
+    """Stops a run whose updates have not been finite for too long; reads each step's answer one step late."""
+
+    def __init__(self, config: TrainConfig, checkpoints: Checkpoints) -> None:
+        self._limit, self._checkpoints = config.max_skipped, checkpoints
+        self._before: dict[str, jax.Array] | None = None
+
+    def check(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        before, self._before = self._before, metrics
+        if before is not None and int(before["streak"]) >= self._limit:
+            latest = self._checkpoints.latest
+            saved = "No checkpoint was saved" if latest is None else f"The last checkpoint is of step {latest}"
+            raise UserError(
+                f"the last {self._limit} updates, up to step {step}, had a loss or gradient that is not finite and were not "
+                f"made. {saved}. Lower the learning rate, clip gradients, or try --model.dtype=float32."
+            )
+
+
+def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list[tuple[Any, Judge]]) -> None:
+    """What is about to run, in a few lines."""
+    model, tokens = config.model, len(batches.windows) * config.model.context
+    backend = jax.default_backend()
+    kernel = choose(model.attention, dtype=model.dtype, dropout=model.dropout, backend=backend)
+    trained = config.steps * config.tokens_per_step
+    protocols = [judge.protocol for _, judge in judges if isinstance(judge, ValidationJudge)]
+    say(
+        f"run       {config.directory}",
+        f"devices   {hardware.device_summary()}; layout {layout.described()}",
+        f"model     {num_parameters(model):,} parameters, {model.num_layers} layers × {model.width}, context {model.context}, "
+        f"vocabulary {model.vocabulary:,} (stored {model.padded_vocab_size:,}); {model.dtype}; attention {kernel}",
+        f"data      {config.data.path}: {tokens:,} tokens in {len(batches.windows):,} windows",
+        f"training  {config.steps:,} steps × {config.tokens_per_step:,} tokens = {trained:,} ({trained / tokens:.2f} epochs)",
+        *(f"judged on {protocol}" for protocol in protocols),
+    )
+
+
+def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
+    """Draw the losses, sum up, and say what can be typed next."""
+    if jax.process_index() != 0:
+        return
+    records = read_metrics(config.directory / "metrics.jsonl")
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
+    picture = draw_losses(config.directory, references=references)
+    if "val_bpb" in last and "bigram_bpb" in last:
+        ratio = last["val_bpb"] / last["bigram_bpb"]
+        say(f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})")
+    run = os.path.relpath(config.directory)
+    more = "resume    " + command if stopped else f"train on  {command} --steps={2 * config.steps}"
+    say(
+        f"losses drawn in {picture}",
+        "next:",
+        f"  {more}",
+        f"  sample    python -m gptjax.sample --checkpoint={run} --prompt='def '",
+        f"  evaluate  python -m gptjax.evaluate --checkpoint={run}",
+        f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={run}-hf",
+    )
+
+
+def say(*lines: str) -> None:
+    """Print on the first process only."""
+    if jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

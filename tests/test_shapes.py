@@ -1,0 +1,29 @@
+import pytest
+
+from gptjax.shapes import matrix_axes, role
+
+
+@pytest.mark.parametrize(
+    ("letters", "wanted"),
+    [
+        ("VD", "embedding"),
+        ("TD", "embedding"),
+        ("DV", "head"),
+        ("DCHK", "matrix"),
+        ("HKD", "matrix"),
+        ("DF", "matrix"),
+        ("FD", "matrix"),
+        ("D", "vector"),
+        ("F", "vector"),
+        ("CHK", "vector"),
+    ],
+)
+def test_letters_say_what_part_a_weight_plays(letters, wanted):
+    assert role(letters) == wanted
+
+
+def test_letters_say_which_axes_lead_in_and_out():
+    assert matrix_axes("DCHK") == ((0,), (2, 3))
+    assert matrix_axes("HKD") == ((0, 1), (2,))
+    assert matrix_axes("DF") == ((0,), (1,))
+    assert matrix_axes("FD") == ((0,), (1,))
