@@ -1,0 +1,364 @@
+"""The treaty of the run directory: how a training state lies on disk, and how it comes back whole or not at all.
+
+`checkpoints/STEP/` holds the items `model`, `optimizer` and `counters` (arrays by name: `blocks.attention.qkv`,
+`muon.inner_state.momentum.blocks.mlp.up`) and `metadata` (JSON). A name says what an array is, not where it stood in
+a tuple, and an array is read onto any sharding, so neither a layout nor the order of a chain is part of the treaty.
+Orbax writes in the background, into a temporary directory that it renames at the end.
+"""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from gptjax.errors import UserError
+from gptjax.model import GPT
+from gptjax.state import TrainState, with_sharding
+
+FORMAT_VERSION = 1
+ARRAYS = ("model", "optimizer", "counters")
+METADATA = "metadata"
+COMMITTED = "commit_success.txt"
+"""Written by Orbax into a step when all else is there."""
+TEMPORARY = ".orbax-checkpoint-tmp"
+Named = dict[str, Any]
+"""Arrays, or their abstract stand-ins, by dotted name."""
+
+# Orbax warns with every save that it has no OCDBT files to merge, which is what `_arrays` asks for.
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in record.getMessage())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When a run saves its state, and which of the saved ones stay."""
+
+    every: int | None = 1000
+    """Steps between checkpoints; None saves only at the end and on a signal."""
+    keep: int = 2
+    """How many of the newest stay."""
+    keep_best: bool = True
+    """Whether the one with the lowest validation loss stays as well."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"checkpoint.{name} is {value}; it must be at least 1.")
+
+    def due(self, step: int, *, steps: int) -> bool:
+        """Whether to save at `step` of a run of `steps`; the last step always."""
+        return step == steps or (self.every is not None and step % self.every == 0)
+
+
+class Checkpoints:
+    """The checkpoints of one run while it trains. A context manager: leaving it waits for what is being written."""
+
+    def __init__(self, directory: Path, config: Checkpoint) -> None:
+        """Open, and clear away what a killed process left half-written; with several processes all must call it."""
+        self._directory = Path(directory).absolute()
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _clear_unfinished(self._directory)
+        _meet("checkpoints cleared")
+        self._losses = {step: _metadata(self._directory, step)["val_loss"] for step in whole_steps(self._directory)}
+        options = ocp.CheckpointManagerOptions(create=False, preservation_policy=_Keep(config, self._losses))
+        self._manager = ocp.CheckpointManager(self._directory, item_handlers=_handlers(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._saving():
+            self._manager.close()
+
+    def save(self, step: int, state: TrainState, *, metadata: dict[str, Any], val_loss: float | None) -> None:
+        """Save in the background; returns once `state` may be donated. A step that was saved already is left as it is.
+
+        `metadata` is JSON. Raises a UserError if the save before this one failed, or if a later step exists.
+        """
+        existing = self._manager.all_steps()
+        if step in existing:
+            return
+        if existing and step < max(existing):
+            raise UserError(
+                f"{self._directory} holds step {max(existing)}, later than step {step} which is to be saved: two runs "
+                "would be mixed. Move the later checkpoints away, or choose another --name."
+            )
+        self._losses[step] = loss = None if val_loss is None or not math.isfinite(val_loss) else float(val_loss)
+        with self._saving():
+            self._manager.save(step, args=_save_args(_items(state), metadata, loss, step=step), force=True)
+
+    def restore(self, abstract: TrainState, step: int) -> TrainState:
+        """The state of `step`, with the shapes, types and shardings of `abstract` (see `state.abstract`)."""
+        items = _restore_items(self._directory, step, _items(abstract))
+        counters = items["counters"]
+        return TrainState(
+            step=counters["step"],
+            model=_filled(abstract.model, items["model"]),
+            optimizer=_filled(abstract.optimizer, items["optimizer"]),
+            skipped=counters["skipped"],
+            streak=counters["streak"],
+        )
+
+    def wait(self) -> None:
+        """Return when everything saved so far is on disk; raise a UserError if it could not be written."""
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """A save that failed is forgotten, so that the same step can be saved again."""
+        try:
+            with _writing(self._directory):
+                yield
+        except UserError:
+            self._manager.reload()
+            raise
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays of `step`, with `step`, `val_loss` and `format_version`."""
+        return _metadata(self._directory, step)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that are whole on disk, ascending."""
+        return whole_steps(self._directory)
+
+    @property
+    def latest(self) -> int | None:
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest validation loss; None if no step has one."""
+        return _best({step: self._losses[step] for step in self.steps})
+
+
+class _Keep(ocp.checkpoint_managers.PreservationPolicy):
+    """Orbax asks it before it deletes. Its own BestN reads metrics that every save would have to have."""
+
+    def __init__(self, config: Checkpoint, losses: dict[int, float | None]) -> None:
+        self._config, self._losses = config, losses
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        steps = sorted(info.step for info in checkpoints)
+        kept = set(steps[-self._config.keep :])
+        if self._config.keep_best:
+            kept.add(_best({step: self._losses.get(step) for step in steps}))
+        return [info.step in kept for info in checkpoints]
+
+
+def find_step(directory: Path, which: int | str) -> int:
+    """The step that `latest`, `best` or a number means; a UserError lists what there is."""
+    steps = whole_steps(directory)
+    if not steps:
+        raise UserError(f"{directory} holds no whole checkpoint.")
+    listed = ", ".join(map(str, steps))
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        best = _best({step: _metadata(directory, step)["val_loss"] for step in steps})
+        if best is None:
+            raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {listed}). Ask for `latest`.")
+        return best
+    if not str(which).isdecimal() or int(which) not in steps:
+        raise UserError(
+            f"{directory} has no step {which}. It has: {listed}; `latest` and `best` are words for two of them."
+        )
+    return int(which)
+
+
+def whole_steps(directory: Path) -> list[int]:
+    """Steps whose directories are complete, ascending: renamed into place, and with their metadata."""
+    if not Path(directory).is_dir():
+        return []
+    return sorted(int(p.name) for p in Path(directory).iterdir() if p.name.isdecimal() and _is_whole(p))
+
+
+def restore_model(directory: Path, abstract_model: GPT, step: int) -> GPT:
+    """The weights of a checkpoint alone, sharded as `abstract_model` is; call it under `layout.active()`."""
+    target = jax.tree.map(with_sharding, abstract_model)
+    return _filled(target, _restore_items(directory, step, {"model": named(target)})["model"])
+
+
+def save_model(directory: Path, step: int, model: GPT, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint that holds weights only; returns when it is on disk."""
+    args = _save_args({"model": named(model)}, metadata, None, step=step)
+    with _writing(directory), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
+        checkpointer.save(Path(directory).absolute() / str(step), args=args)
+
+
+def named(tree: Any) -> Named:
+    """The leaves of a pytree by dotted path: `blocks.attention.qkv`, `adam.mu.tokens`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    return {name(path): leaf for path, leaf in leaves}
+
+
+def _items(state: TrainState) -> dict[str, Named]:
+    counters = {"step": state.step, "skipped": state.skipped, "streak": state.streak}
+    return {"model": named(state.model), "optimizer": named(state.optimizer), "counters": counters}
+
+
+def _arrays() -> ocp.PyTreeCheckpointHandler:
+    """One directory an array, uncompressed.
+
+    A 353 MB AdamW state (29M parameters) was written so in 0.2 s as 104 files; compressed in 0.5 s, 8 % smaller; and
+    in 1.0 s as the 16 files of Orbax's default (OCDBT, compressed). Reading took 0.2, 0.6 and 0.7 s.
+    """
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True, use_compression=False)
+
+
+def _handlers() -> dict[str, Any]:
+    return {item: _arrays() for item in ARRAYS} | {METADATA: ocp.JsonCheckpointHandler()}
+
+
+def _save_args(
+    items: dict[str, Named], metadata: dict[str, Any], val_loss: float | None, *, step: int
+) -> ocp.args.Composite:
+    own = {"format_version": FORMAT_VERSION, "step": step, "val_loss": val_loss}
+    arrays = {item: ocp.args.PyTreeSave(arrays) for item, arrays in items.items() if arrays}  # pyright: ignore[reportCallIssue]
+    return ocp.args.Composite(**arrays, **{METADATA: ocp.args.JsonSave(metadata | own)})  # pyright: ignore[reportCallIssue]
+
+
+def _restore_items(directory: Path, step: int, items: dict[str, Named]) -> dict[str, Named]:
+    """Read the items onto the shardings of their abstract arrays."""
+    _metadata(directory, step)
+    path = Path(directory).absolute() / str(step)
+    with _reading(directory, step):
+        found = {item: _listed(path / item) for item in items}
+    for item, wanted in items.items():
+        _check_names(path / item, found[item], {name: _kind(array) for name, array in wanted.items()})
+    with _reading(directory, step):
+        return {item: _read(path / item, arrays) for item, arrays in items.items()}
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Names in an item, with type and shape; none if it was not saved."""
+    if not path.is_dir():
+        return {}
+    return {name: _kind(array) for name, array in _arrays().metadata(path).tree.items()}  # pyright: ignore[reportArgumentType]
+
+
+def _read(path: Path, arrays: Named) -> Named:
+    if not arrays:
+        return {}
+    args = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+        item=arrays, restore_args=ocp.checkpoint_utils.construct_restore_args(arrays)
+    )
+    with ocp.Checkpointer(_arrays()) as checkpointer:
+        return checkpointer.restore(path, args=args)
+
+
+def _filled(abstract: Any, arrays: Named) -> Any:
+    """The tree `abstract` with each stand-in replaced by the array of its name."""
+    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in named(abstract)])
+
+
+def _kind(array: Any) -> str:
+    return f"{jax.numpy.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def _check_names(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raise unless the checkpoint holds exactly the arrays that are wanted."""
+    missing = [f"{name} {kind}" for name, kind in wanted.items() if name not in found]
+    unexpected = [f"{name} {kind}" for name, kind in found.items() if name not in wanted]
+    different = [f"{n} {found[n]} (wanted {kind})" for n, kind in wanted.items() if found.get(n, kind) != kind]
+    parts = {"it has no": missing, "it has besides": unexpected, "it has": different}
+    lines = [f"{label} {_shortened(names)}" for label, names in parts.items() if names]
+    if lines:
+        raise UserError(
+            f"{path} does not fit what is to be restored: {'; '.join(lines)}. Use the model, optimizer and data that "
+            "it was saved with, or begin a new run from its weights alone."
+        )
+
+
+def _shortened(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _metadata(directory: Path, step: int) -> dict[str, Any]:
+    path = Path(directory) / str(step)
+    if not _is_whole(path):
+        raise UserError(f"{path} is not a whole checkpoint. {_remaining(directory, step)}")
+    with _reading(directory, step):
+        content = json.loads((path / METADATA / METADATA).read_text(encoding="utf-8"))
+        version, _ = content["format_version"], content["val_loss"]
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}; this version of gptjax reads {FORMAT_VERSION}.")
+    return content
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / COMMITTED).is_file() and (path / METADATA / METADATA).is_file()
+
+
+def _best(losses: dict[int, float | None]) -> int | None:
+    """The step with the lowest loss, the earliest of equals; steps without one do not count."""
+    known = {step: loss for step, loss in losses.items() if loss is not None}
+    return min(known, key=lambda step: (known[step], step), default=None)
+
+
+def _clear_unfinished(directory: Path) -> None:
+    """Delete what a killed save left, and set aside numbered directories that are not whole (a copy cut short)."""
+    for path in directory.iterdir():
+        if TEMPORARY in path.name:
+            shutil.rmtree(path)
+        elif path.name.isdecimal() and not _is_whole(path):
+            aside = path.with_name(f"{path.name}.incomplete")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def _meet(name: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def _reading(directory: Path, step: int) -> Iterator[None]:
+    """Say which checkpoint cannot be read, and which to use instead."""
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:  # what Orbax raises for a damaged array has no class of its own
+        raise UserError(
+            f"{Path(directory) / str(step)} cannot be read: {_reason(error)}. {_remaining(directory, step)}"
+        ) from error
+
+
+def _remaining(directory: Path, step: int) -> str:
+    others = [other for other in whole_steps(directory) if other != step]
+    if not others:
+        return "There is no other whole checkpoint."
+    before = [other for other in others if other < step]
+    use = max(before) if before else max(others)
+    return f"Move it away to go on from step {use}, which is whole."
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Say that a save failed; it may surface at the next one, or when waited for."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"a checkpoint in {directory} could not be written: {_reason(error)}. Is the disk full?"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"[:200]
