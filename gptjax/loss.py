@@ -43,6 +43,10 @@ def next_token_loss(
     return _summed_nats(static, hidden, head, targets), jnp.sum(targets != IGNORED)
 
 
+Shard = Float[Array, "V d"]
+"""One device's part of the head: its share of the vocabulary, and of the width."""
+
+
 @dataclass(frozen=True)
 class _Setting:
     """What is known while tracing."""
@@ -76,15 +80,15 @@ def _backward(setting: _Setting, saved: tuple[BTD, VD], d_nats: Scalar) -> tuple
 _summed_nats.defvjp(_forward, _backward)
 
 
-def _local_nats(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> Scalar:
+def _local_nats(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -> Scalar:
     """The sum over all devices, seen from one of them."""
-    head = _gathered(setting, head)
-    nats = lambda total, chunk: (total + _chunk_nats(setting, *chunk, head)[0], None)
+    whole = _gathered(setting, head)
+    nats = lambda total, chunk: (total + _chunk_nats(setting, *chunk, whole)[0], None)
     total, _ = jax.lax.scan(nats, jnp.float32(0), _chunks(setting, hidden, targets))
     return _sum_over(total, "data", "fsdp", setting=setting)
 
 
-def _local_gradients(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> tuple[Scalar, BTD, VD]:
+def _local_gradients(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -> tuple[Scalar, BTD, Shard]:
     """The sum and its gradients: of this device's rows, and of its share of the head."""
     whole = _gathered(setting, head)
 
@@ -140,7 +144,7 @@ def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "
     return h.reshape(-1, size, h.shape[-1]), y.reshape(-1, size)
 
 
-def _gathered(setting: _Setting, head: VD) -> VD:
+def _gathered(setting: _Setting, head: Shard) -> VD:
     """This device's rows of the head, whole in width; cast first, so that fewer bytes travel."""
     head = head.astype(setting.dtype)
     return jax.lax.all_gather(head, "fsdp", axis=1, tiled=True) if setting.layout.sizes[1] > 1 else head

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from gptjax.layout import Layout
+from gptjax.loss import IGNORED, next_token_loss
+
+B, T, D, V, PADDED = 4, 6, 16, 50, 128
+
+
+def inputs():
+    hidden = jax.random.normal(jax.random.key(0), (B, T, D))
+    head = jax.random.normal(jax.random.key(1), (PADDED, D))
+    targets = jax.random.randint(jax.random.key(2), (B, T), 0, V).at[1, 2:].set(IGNORED)
+    return hidden, head, targets
+
+
+def reference(hidden, head, targets):
+    """Everything at once: all logits, the true vocabulary only."""
+    log_p = jax.nn.log_softmax(hidden @ head[:V].T)
+    picked = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+    return -(picked * (targets != IGNORED)).sum()
+
+
+def ours(hidden, head, targets, *, chunk_tokens=1000, dtype="float32", layout=None):
+    return next_token_loss(
+        hidden, head, targets, vocab_size=V, chunk_tokens=chunk_tokens, dtype=dtype, layout=layout or Layout()
+    )
+
+
+@pytest.mark.parametrize("chunk_tokens", [1000, 24, 7, 1])
+def test_loss_and_gradients_equal_the_whole_formula_whatever_the_chunk(chunk_tokens):
+    hidden, head, targets = inputs()
+    wanted, wanted_gradients = jax.value_and_grad(reference, (0, 1))(hidden, head, targets)
+    run = jax.jit(jax.value_and_grad(lambda *a: ours(*a, targets, chunk_tokens=chunk_tokens), (0, 1), has_aux=True))
+    (nats, count), gradients = run(hidden, head)
+    assert count == B * T - (T - 2)
+    np.testing.assert_allclose(nats, wanted, rtol=1e-6)
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours(hidden, head, targets, chunk_tokens=chunk_tokens)[0], wanted, rtol=1e-6)
+
+
+def test_rows_that_pad_the_vocabulary_take_no_part():
+    hidden, head, targets = inputs()
+    louder = head.at[V:].set(100.0)
+    np.testing.assert_array_equal(ours(hidden, louder, targets)[0], ours(hidden, head, targets)[0])
+    gradient = jax.grad(lambda head: ours(hidden, head, targets)[0])(louder)
+    assert float(jnp.abs(gradient[V:]).max()) == 0.0
+
+
+def test_nothing_scored_is_nothing_lost():
+    hidden, head, targets = inputs()
+    run = jax.value_and_grad(lambda h: ours(h, head, jnp.full_like(targets, IGNORED)), has_aux=True)
+    (nats, count), gradient = run(hidden)
+    assert (float(nats), int(count), float(jnp.abs(gradient).max())) == (0.0, 0, 0.0)
+
+
+@pytest.mark.parametrize("layout", [Layout(data=4), Layout(fsdp=4), Layout(tensor=8), Layout(data=2, fsdp=2, tensor=2)])
+def test_every_layout_gives_the_same_loss_and_gradients(layout):
+    arrays = inputs()
+    wanted, wanted_gradients = jax.value_and_grad(reference, (0, 1))(*arrays)
+    with layout.active():
+        specs = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
+        mesh = jax.sharding.get_mesh()
+        hidden, head, targets = (jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True))
+        run = jax.jit(jax.value_and_grad(lambda h, w: ours(h, w, targets, chunk_tokens=5, layout=layout)[0], (0, 1)))
+        nats, gradients = run(hidden, head)
+        assert gradients[1].sharding.is_equivalent_to(head.sharding, 2)
+    np.testing.assert_allclose(nats, wanted, rtol=1e-6)
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(jax.device_get(got), want, rtol=1e-4, atol=1e-5)
+
+
+def test_sixteen_bit_operands_stay_close():
+    hidden, head, targets = inputs()
+    np.testing.assert_allclose(
+        ours(hidden, head, targets, dtype="bfloat16")[0], reference(hidden, head, targets), rtol=0.01
+    )
