@@ -26,6 +26,9 @@ from gptjax.shapes import BSHK, BT, BTD, BTHK, BV
 SMALLEST_BUCKET = 32
 """Prompts and caches have at least this many positions, then powers of two: few programs serve all lengths."""
 
+Prompts = Sequence[Sequence[int] | np.ndarray] | np.ndarray | Array
+"""Rows of token ids, all of the same length."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def filter_logits(logits: BV, *, top_k: int | None = None, top_p: float | Array 
 
 def generate(
     model: GPT,
-    prompt: Sequence[Sequence[int]] | np.ndarray | Array,
+    prompt: Prompts,
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -212,9 +215,7 @@ def _check_settings(temperature: float, top_k: int | None, top_p: float | None) 
         raise UserError(f"top-p is {top_p}; use a probability in (0, 1], or leave it out to keep all.")
 
 
-def _checked_prompt(
-    model: GPT, prompt: Sequence[Sequence[int]] | np.ndarray | Array, max_new_tokens: int
-) -> Int[np.ndarray, "B T"]:
+def _checked_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.ndarray, "B T"]:
     config, layout = model.config, model.layout
     lengths = sorted({len(row) for row in prompt})
     if len(lengths) != 1 or lengths == [0]:

@@ -1,7 +1,7 @@
 """Law: a GPT-2 computes here what it computes in transformers, and going there and back changes no bit.
 
 The default suite compares with logits that transformers once computed, kept in `golden_gpt2.npz` (weights are drawn
-from a seed). With torch and transformers installed, `-m parity` runs both side by side; `python tests/laws/test_parity.py`
+from a seed). With torch and transformers, `-m parity` runs both side by side, and `python tests/laws/test_parity.py`
 writes the golden file again.
 """
 
