@@ -15,11 +15,7 @@ A number that is not finite is written as null. Resuming at step k keeps the lin
 
 import contextlib
 import dataclasses
-import json
-import math
-import os
 import secrets
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -27,11 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from gptjax.errors import UserError
-
-Record = dict[str, Any]
+from gptjax.records import Record, cut_back, plain, write_record
+from gptjax.terminal import Terminal, columns, duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +95,15 @@ class Logbook:
         self._writers: list[Callable[[Record], None]] = []
         self._closers: list[Callable[[], None]] = []
         self._kept: set[tuple[int, frozenset[str]]] = set()
-        self._terminal: _Terminal | None = None
+        self._terminal: Terminal | None = None
         kept: list[Record] = []
         if jax.process_index() == 0:
             directory = Path(run_directory)
             directory.mkdir(parents=True, exist_ok=True)
-            kept = _cut_back(directory / "metrics.jsonl", start_step)
+            kept = cut_back(directory / "metrics.jsonl", start_step)
             self._kept = {(record["step"], frozenset(record)) for record in kept}
             self._open(log, directory, config_json)
-            self._terminal = _Terminal(log.every, total_steps, start_step)
+            self._terminal = Terminal(log.every, total_steps, start_step)
         self._pending: _Pending | None = None
         self._last: Record = {}
         self._seconds = self._seconds_before = max((r.get("seconds") or 0.0 for r in kept), default=0.0)
@@ -130,7 +125,7 @@ class Logbook:
             self._writers.append(write)
             self._closers.append(close)
         file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._writers.append(lambda record: _write_line(file, record))
+        self._writers.append(lambda record: write_record(file, record))
         self._closers.append(file.close)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -151,7 +146,7 @@ class Logbook:
         An evaluation repeated after a resume is shown again but not recorded again.
         """
         self.flush()
-        found = {name: _plain(value) for name, value in values.items()}
+        found = {name: plain(value) for name, value in values.items()}
         record = {"step": step, "tokens": step * self._tokens_per_step} | found
         self._last |= found
         self._record(record)
@@ -163,7 +158,7 @@ class Logbook:
         if self._pending is None or self._mark is None:
             return
         pending, self._pending = self._pending, None
-        values = {name: _plain(value) for name, value in jax.device_get(dict(pending.metrics)).items()}
+        values = {name: plain(value) for name, value in jax.device_get(dict(pending.metrics)).items()}
         done_at = self._clock() if pending.done_at is None else pending.done_at
         took, self._mark = done_at - self._mark, done_at
         self._seconds += took
@@ -241,73 +236,14 @@ class Logbook:
         rates = self._rates(self._timed_steps * self._tokens_per_step, seconds)
         total = self._clock() - self._opened
         other = max(0.0, total - seconds - sum(self._apart.values()))
-        parts = [f"training {_duration(seconds)} (of which waiting for data {_duration(self._waited_total)})"]
-        parts += [f"{kind} {_duration(spent)}" for kind, spent in self._apart.items()]
-        parts += [f"other {_duration(other)}"]
-        text = f"{steps:,} steps, up to step {self._newest:,}, in {_duration(total)}: {', '.join(parts)}."
+        parts = [f"training {duration(seconds)} (of which waiting for data {duration(self._waited_total)})"]
+        parts += [f"{kind} {duration(spent)}" for kind, spent in self._apart.items()]
+        parts += [f"other {duration(other)}"]
+        text = f"{steps:,} steps, up to step {self._newest:,}, in {duration(total)}: {', '.join(parts)}."
         if rates:
-            text += f" While training: {_columns(rates, ', ')}."
+            text += f" While training: {columns(rates, ', ')}."
         final = {name: self._last[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last}
-        return text + (f" Last values: {_columns(final, ', ')}." if final else "")
-
-
-# ------------------------------------------------------------------------------------------------------ files
-
-
-def read_metrics(path: str | Path) -> list[Record]:
-    """The records of a metrics.jsonl in order; half a last line, left by a crash, is not a record."""
-    if not Path(path).is_file():
-        raise UserError(f"There is no file {path}; a run writes it from its first step on.")
-    return [record for _, record in _whole_lines(Path(path))]
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[bytes, Record]]:
-    *lines, _half = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            record["step"]
-        except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{path}, line {number} is not a record with a step: {line[:60]!r}. Delete the line to go on."
-            ) from None
-        yield line, record
-
-
-def _cut_back(path: Path, step: int) -> list[Record]:
-    """Keep the lines up to `step`, byte for byte, and return their records; the file is replaced in one move."""
-    if not path.exists():
-        return []
-    kept = [(line, record) for line, record in _whole_lines(path) if record["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(b"".join(line + b"\n" for line, _ in kept))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return [record for _, record in kept]
-
-
-def _write_line(file: Any, record: Record) -> None:
-    finite = {name: None if _is_lost(value) else value for name, value in record.items()}
-    file.write(json.dumps(finite, allow_nan=False) + "\n")
-    file.flush()
-
-
-def _is_lost(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _plain(value: Any) -> Any:
-    """A scalar as Python's own int or float, a float32 at its shortest; texts and lists of them as they are."""
-    if isinstance(value, str | list | tuple) or value is None:
-        return value
-    array = np.asarray(value)
-    if array.ndim:
-        raise TypeError(f"a metric is one number, not an array of shape {array.shape}")
-    if array.dtype.kind in "biu" or array.dtype == np.float64:
-        return int(array) if array.dtype.kind == "b" else array.item()
-    return float(str(np.float32(array)))
+        return text + (f" Last values: {columns(final, ', ')}." if final else "")
 
 
 def _open_tensorboard(directory: Path, *, first_step: int) -> tuple[Callable[[Record], None], Callable[[], None]]:
@@ -353,124 +289,3 @@ def _open_wandb(
     # Its own counter cannot go back to where a resumed run starts again; ours may.
     run.define_metric("*", step_metric="step")
     return run.log, run.finish
-
-
-# --------------------------------------------------------------------------------------------------- terminal
-
-
-class _Terminal:
-    """A progress bar where somebody watches; otherwise a line every so many steps, in fixed columns."""
-
-    def __init__(self, every: int, total_steps: int, start_step: int) -> None:
-        self._every, self._total = every, total_steps
-        self._bar = _progress_bar(total_steps, start_step) if sys.stdout.isatty() else None
-
-    def training(self, record: Record) -> None:
-        step = record["step"]
-        shown = [name for name in _SHOWN if name in record and (name != "skipped" or record[name])]
-        text = _columns({name: record[name] for name in shown})
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, numbers=text)
-        elif step % self._every == 0 or step == self._total:
-            print(f"{self._place(step)}  {text}", flush=True)
-
-    def evaluation(self, record: Record) -> None:
-        values = {name: value for name, value in record.items() if name not in ("step", "tokens")}
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        lines = [f"{self._place(record['step'])}  {_columns(numbers)}"]
-        lines += [f"  {name}: {values[name]}" for name in values if name not in numbers]
-        if self._bar:
-            self._bar.console.print("\n".join(lines), markup=False, highlight=False)
-        else:
-            print("\n".join(lines), flush=True)
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def _place(self, step: int) -> str:
-        return f"step {step:>{len(str(self._total))}}/{self._total}"
-
-
-def _progress_bar(total_steps: int, start_step: int) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
-    bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True))
-    bar.add_task("", total=total_steps, completed=start_step, numbers="")
-    bar.start()
-    return bar
-
-
-_SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "skipped")
-"""What a terminal shows of a training step, where it is there, in this order."""
-
-_FORMATS = {
-    "loss": "loss {:7.4f}",
-    "learning_rate": "lr {:.2e}",
-    "grad_norm": "grad {:7.3f}",
-    "tokens_per_second": "{:>11,.0f} tokens/s",
-    "mfu": "mfu {:6.1%}",
-    "mfu_palm": "mfu_palm {:.1%}",
-    "val_perplexity": "val_perplexity {:.2f}",
-    "skipped": "skipped {:.0f}",
-}
-
-
-def _columns(values: Record, between: str = "  ") -> str:
-    """The values in fixed columns, or closed up where something else than blanks stands between them."""
-    shown = [_FORMATS.get(name, name + " {:.4f}").format(value) for name, value in values.items()]
-    return between.join(shown if between.isspace() else (" ".join(text.split()) for text in shown))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-# ---------------------------------------------------------------------------------------------------- drawing
-
-
-def draw_losses(run_directory: str | Path, *, references: Mapping[str, float] | None = None) -> Path:
-    """Draw the losses in metrics.jsonl (nats per token) into loss.png beside it; `references` are level lines."""
-    from matplotlib.figure import Figure
-
-    directory = Path(run_directory)
-    records = read_metrics(directory / "metrics.jsonl")
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    levels = [*_draw_training(axes, *_points(records, "loss")), *(references or {}).values()]
-    steps, losses = _points(records, "val_loss")
-    if len(steps):
-        axes.plot(steps, losses, "o-", color="tab:orange", markersize=4, label=f"validation ({losses[-1]:.4f})")
-        levels += list(losses[steps > 0])
-    for index, (name, level) in enumerate((references or {}).items()):
-        axes.axhline(level, color=f"C{index + 2}", linestyle="--", linewidth=1, label=f"{name} ({level:g})")
-    if levels:
-        margin = 0.05 * (max(levels) - min(levels)) or 0.1
-        axes.set_ylim(min(levels) - margin, max(levels) + margin)
-        axes.legend()
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=directory.resolve().name)
-    axes.grid(alpha=0.3)
-    figure.savefig(directory / "loss.png", dpi=120)
-    return directory / "loss.png"
-
-
-def _draw_training(axes: Any, steps: np.ndarray, losses: np.ndarray) -> list[float]:
-    """The raw curve thin and its running mean over it; returns the levels that should be in view."""
-    if not len(steps):
-        return []
-    window = max(1, len(losses) // 50)
-    mean = np.convolve(losses, np.ones(window) / window, "valid")
-    axes.plot(steps, losses, color="tab:blue", alpha=0.4, linewidth=0.8)
-    middle = steps[window // 2 :][: len(mean)]
-    axes.plot(middle, mean, color="tab:blue", label=f"training, mean of {window} ({mean[-1]:.4f})")
-    # The first steps fall from ln(vocabulary) and would flatten all that follows.
-    return list(losses[len(losses) // 20 :])
-
-
-def _points(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
-    return np.array([step for step, _ in found]), np.array([value for _, value in found])

@@ -14,7 +14,8 @@ from gptjax.config import CLASSES, TrainConfig
 from gptjax.errors import UserError
 from gptjax.layout import Layout
 from gptjax.model import GPT, GPTConfig, abstract, cropped
-from gptjax.settings import environment, from_json, to_json
+from gptjax.provenance import environment
+from gptjax.settings import from_json, to_json
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 CHECKPOINTS = "checkpoints"
@@ -41,7 +42,9 @@ class Run:
             raise UserError(f"{file}: not JSON: {error}.") from None
         has_tokenizer = (directory / "tokenizer.json").is_file()
         return cls(
-            directory, from_json(content, CLASSES), load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None
+            directory,
+            from_json(content, CLASSES),
+            load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None,
         )
 
     def step(self, which: str | int = "latest") -> int:
@@ -63,7 +66,9 @@ class Run:
         return self.tokenizer
 
 
-def write_files(directory: Path, config: TrainConfig, tokenizer: Tokenizer | None, *, source: str | None = None) -> None:
+def write_files(
+    directory: Path, config: TrainConfig, tokenizer: Tokenizer | None, *, source: str | None = None
+) -> None:
     """What stands beside the checkpoints: config, its source, versions, tokenizer; each replaced in one move."""
     directory.mkdir(parents=True, exist_ok=True)
     _replace(directory / "environment.json", json.dumps(environment(), indent=2) + "\n")
@@ -74,9 +79,7 @@ def write_files(directory: Path, config: TrainConfig, tokenizer: Tokenizer | Non
     _replace(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 
 
-def write_run(
-    directory: Path, *, model: GPT, tokenizer: Tokenizer | None, extra: dict[str, Any] | None = None
-) -> None:
+def write_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None, extra: dict[str, Any] | None = None) -> None:
     """A run directory that holds weights at step 0: an imported model. `extra` goes into the checkpoint's metadata."""
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
@@ -88,7 +91,17 @@ def write_run(
 def check_start(run: Run, wanted: GPTConfig) -> None:
     """Raise unless a new run with model `wanted` may start from the run's weights."""
     have = run.config.model
-    shape = ("num_layers", "width", "num_heads", "hidden_width", "vocabulary", "bias", "tied", "activation", "norm_epsilon")
+    shape = (
+        "num_layers",
+        "width",
+        "num_heads",
+        "hidden_width",
+        "vocabulary",
+        "bias",
+        "tied",
+        "activation",
+        "norm_epsilon",
+    )
     for field in shape:
         if getattr(have, field) != getattr(wanted, field):
             raise UserError(

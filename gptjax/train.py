@@ -4,6 +4,8 @@ The loop is in `train`; the functions below it open what the loop uses, each onc
 """
 
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -22,8 +24,9 @@ from gptjax.data import Batches, Windows
 from gptjax.errors import UserError, explained
 from gptjax.evals import Judge, Material, ValidationJudge
 from gptjax.layout import Layout
-from gptjax.logbook import Logbook, draw_losses, read_metrics
+from gptjax.logbook import Logbook
 from gptjax.model import num_parameters, rebound
+from gptjax.records import draw_losses, read_metrics
 from gptjax.run import CHECKPOINTS, Run, check_start, write_files
 from gptjax.settings import config_source, differences, from_json, parse, to_json
 from gptjax.state import TrainState
@@ -39,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         words = sys.argv[1:] if argv is None else argv
         config, base, spec = parse(TrainConfig, words, prog=PROG, description="Train a GPT, or go on training it.")
         say(f"config {spec}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in differences(base, config)))
-        code = train(config, source=config_source(spec), command=f"{PROG} --config={spec}")
+        code = train(config, source=config_source(spec), command=shlex.join([*PROG.split(), *words]))
     raise SystemExit(code)
 
 
@@ -65,6 +68,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                 train_step = compiled_step(config, layout, current, batches)
             rows_of_step = batches.starting_at(start)
             patience = Patience(config, checkpoints)
+            stopped = None
             for step in range(start, config.steps + 1):  # one more turn: the end needs no case of its own
                 stopped = signals.received(step)
                 values: dict[str, Any] = {}
@@ -142,9 +146,13 @@ def resumed(
     if step is None:
         return None
     if config.resume == "never":
-        raise UserError(f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name.")
+        raise UserError(
+            f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name."
+        )
     if step > config.steps:
-        raise UserError(f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps.")
+        raise UserError(
+            f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
+        )
     metadata = checkpoints.metadata(step)
     reported, refused = compare(from_json(metadata["config"], CLASSES), config)
     saved = metadata["fingerprints"]
@@ -241,8 +249,8 @@ class Patience:
             latest = self._checkpoints.latest
             saved = "No checkpoint was saved" if latest is None else f"The last checkpoint is of step {latest}"
             raise UserError(
-                f"the last {self._limit} updates, up to step {step}, had a loss or gradient that is not finite and were not "
-                f"made. {saved}. Lower the learning rate, clip gradients, or try --model.dtype=float32."
+                f"the last {self._limit} updates, up to step {step}, had a loss or gradient that is not finite and "
+                f"were not made. {saved}. Lower the learning rate, clip gradients, or try --model.dtype=float32."
             )
 
 
@@ -256,11 +264,13 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
     say(
         f"run       {config.directory}",
         f"devices   {hardware.device_summary()}; layout {layout.described()}",
-        f"model     {num_parameters(model):,} parameters, {model.num_layers} layers × {model.width}, context {model.context}, "
-        f"vocabulary {model.vocabulary:,} (stored {model.padded_vocab_size:,}); {model.dtype}; attention {kernel}",
+        f"model     {num_parameters(model):,} parameters, {model.num_layers} layers × {model.width}, context "
+        f"{model.context}, vocabulary {model.vocabulary:,} (stored {model.padded_vocab_size:,}); {model.dtype}; "
+        f"attention {kernel}",
         f"data      {config.data.path}: {tokens:,} tokens in {len(batches.windows):,} windows",
-        f"training  {config.steps:,} steps × {config.tokens_per_step:,} tokens = {trained:,} ({trained / tokens:.2f} epochs)",
-        *(f"judged on {protocol}" for protocol in protocols),
+        f"training  {config.steps:,} steps × {config.tokens_per_step:,} tokens = {trained:,} "
+        f"({trained / tokens:.2f} epochs)",
+        *(f"judged    {protocol}" for protocol in protocols),
     )
 
 
@@ -276,9 +286,12 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
     picture = draw_losses(config.directory, references=references)
     if "val_bpb" in last and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]
-        say(f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})")
+        say(
+            f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
+        )
     run = os.path.relpath(config.directory)
-    more = "resume    " + command if stopped else f"train on  {command} --steps={2 * config.steps}"
+    longer = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}"
+    more = f"resume    {command}" if stopped else f"train on  {longer}"
     say(
         f"losses drawn in {picture}",
         "next:",

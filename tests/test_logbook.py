@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.logbook import Log, Logbook, draw_losses, read_metrics
+from gptjax.logbook import Log, Logbook
+from gptjax.records import read_metrics
 
 
 class Clock:
@@ -257,15 +258,6 @@ def test_a_run_without_a_checkpoint_starts_its_record_again(tmp_path, book, cloc
     assert steps(tmp_path) == [1]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not a record"):
-        read_metrics(path)
-    with pytest.raises(UserError, match="There is no file"):
-        read_metrics(tmp_path / "other.jsonl")
-
-
 def test_an_interrupted_run_has_its_last_step(tmp_path, book):
     log = book()
     log.step(1, scalars(4.0))
@@ -391,31 +383,3 @@ def test_wandb_offline_goes_on_with_the_same_run(tmp_path, book, monkeypatch):
 def test_a_log_of_every_zeroth_step_is_refused():
     with pytest.raises(UserError, match=r"log\.every is 0"):
         Log(every=0)
-
-
-# Drawing
-
-
-def test_drawing_writes_a_picture_and_leaves_matplotlib_alone(tmp_path, book):
-    import matplotlib
-
-    settings = dict(matplotlib.rcParams)
-    with book() as log:
-        for step in range(1, 11):
-            log.step(step, scalars(math.nan if step == 5 else 11.0 / step))
-            log.write(step, {"val_loss": 12.0 / step})
-    path = draw_losses(tmp_path, references={"GPT-2": 3.1})
-    assert path == tmp_path / "loss.png"
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert dict(matplotlib.rcParams) == settings
-
-
-@pytest.mark.parametrize("text", ["", '{"step": 0, "val_loss": 9.0}\n', '{"step": 1, "loss": null}\n'])
-def test_a_record_with_little_in_it_can_be_drawn(tmp_path, text):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert draw_losses(tmp_path).exists()
-
-
-def test_drawing_without_a_record_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"no file .*metrics\.jsonl"):
-        draw_losses(tmp_path)

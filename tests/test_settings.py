@@ -1,8 +1,6 @@
 """A config from a file and a command line, what is printed of it, and JSON there and back."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -10,7 +8,6 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from gptjax import settings
 from gptjax.errors import UserError
 from gptjax.settings import describe, differences, from_json, load_config, parse, parse_arguments, to_json
 
@@ -361,35 +358,3 @@ def test_a_field_without_a_default_that_is_absent_is_named():
 def test_what_json_cannot_hold_is_refused_by_field(value):
     with pytest.raises(UserError, match=r"^Run\.extra"):
         to_json(replace(Run(), extra=value))
-
-
-# Environment
-
-
-def test_environment_names_versions_and_is_json():
-    found = settings.environment()
-    json.dumps(found)
-    assert found["packages"]["jax"]
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-
-
-def test_the_commit_is_that_of_the_file_and_knows_of_changes(tmp_path):
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x", *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    file, stranger = tmp_path / "a.py", tmp_path / "b.py"
-    file.write_text("1")
-    git("init", "-q")
-    git("add", "a.py")
-    git("commit", "-q", "-m", "one")
-    stranger.write_text("2")
-    assert settings._git_state(file) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    file.write_text("3")
-    assert settings._git_state(file) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
-    assert settings._git_state(stranger) is None
-
-
-def test_a_machine_without_git_has_no_commit(monkeypatch):
-    monkeypatch.setenv("PATH", os.devnull)
-    assert settings.environment()["git"] is None

@@ -1,0 +1,80 @@
+"""How the numbers of a run look on a terminal."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+class Terminal:
+    """A progress bar where somebody watches; otherwise a line every so many steps, in fixed columns."""
+
+    def __init__(self, every: int, total_steps: int, start_step: int) -> None:
+        self._every, self._total = every, total_steps
+        self._bar = _progress_bar(total_steps, start_step) if sys.stdout.isatty() else None
+
+    def training(self, record: Mapping[str, Any]) -> None:
+        """Show a training line of metrics.jsonl: all of them in the bar, otherwise every so many and the last."""
+        step = record["step"]
+        shown = [name for name in _SHOWN if name in record and (name != "skipped" or record[name])]
+        text = columns({name: record[name] for name in shown})
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, numbers=text)
+        elif step % self._every == 0 or step == self._total:
+            print(f"{self._place(step)}  {text}", flush=True)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Show an evaluation line: its numbers in one line, its texts below."""
+        values = {name: value for name, value in record.items() if name not in ("step", "tokens")}
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        lines = [f"{self._place(record['step'])}  {columns(numbers)}"]
+        lines += [f"  {name}: {values[name]}" for name in values if name not in numbers]
+        if self._bar:
+            self._bar.console.print("\n".join(lines), markup=False, highlight=False)
+        else:
+            print("\n".join(lines), flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self._total))}}/{self._total}"
+
+
+def _progress_bar(total_steps: int, start_step: int) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parts = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
+    bar = Progress(*parts, TimeRemainingColumn(elapsed_when_finished=True))
+    bar.add_task("", total=total_steps, completed=start_step, numbers="")
+    bar.start()
+    return bar
+
+
+_SHOWN = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "skipped")
+"""What a terminal shows of a training step, where it is there, in this order."""
+
+_FORMATS = {
+    "loss": "loss {:7.4f}",
+    "learning_rate": "lr {:.2e}",
+    "grad_norm": "grad {:7.3f}",
+    "tokens_per_second": "{:>11,.0f} tokens/s",
+    "mfu": "mfu {:6.1%}",
+    "mfu_palm": "mfu_palm {:.1%}",
+    "val_perplexity": "val_perplexity {:.2f}",
+    "skipped": "skipped {:.0f}",
+}
+
+
+def columns(values: Mapping[str, Any], between: str = "  ") -> str:
+    """The values in fixed columns, or closed up where something else than blanks stands between them."""
+    shown = [_FORMATS.get(name, name + " {:.4f}").format(value) for name, value in values.items()]
+    return between.join(shown if between.isspace() else (" ".join(text.split()) for text in shown))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `12.3 s`, `5 min 07 s`, `3 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
