@@ -1,4 +1,4 @@
-"""A yardstick: what a model that knows only the previous token would score. A GPT that is worth its name beats it clearly."""
+"""A yardstick: what a model that knows only the previous token would score. A GPT must beat it clearly."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Counts(NamedTuple):
 
 
 def bigram_loss(train: Tokens, validation: Tokens, *, vocab_size: int) -> tuple[float, float]:
-    """(nats per token on `validation`, the constant K) of a bigram interpolated with unigrams, fitted on all of `train`.
+    """(nats per token on `validation`, K) of a bigram interpolated with unigrams, fitted on all of `train`.
 
     p(b | a) = (c(a, b) + K p(b)) / (c(a) + K), with p(b) from counts plus one. K is tuned on the last twentieth of
     `train`, with counts of the rest.

@@ -120,7 +120,7 @@ MAY_CHANGE = (
     "model.attention",
     "data",  # what the data says is compared by its fingerprint, not by where it lies
 )
-"""Fields that a resumed run may change: they do not alter what is learned from which tokens, but for the run's length."""
+"""Fields that a resumed run may change: apart from its length, they do not alter what is learned from which tokens."""
 
 
 def compare(saved: TrainConfig, wanted: TrainConfig) -> tuple[list[str], list[str]]:

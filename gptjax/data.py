@@ -1,8 +1,8 @@
 """Tokens from disk to device: the batch is a function of (seed, step), whatever the number of processes.
 
-A split is one long stream of tokens, cut into windows of T + 1 that overlap by one, so that every token but the first is
-predicted exactly once. grain permutes the windows with a seed, anew each epoch, without replacement; a step reads the next B of
-them. There is no reader state to save: after a restart, step s reads what step s would have read.
+A split is one long stream of tokens, cut into windows of T + 1 that overlap by one, so that every token but the first
+is predicted exactly once. grain permutes the windows with a seed, anew each epoch, without replacement; a step reads
+the next B of them. There is no reader state to save: after a restart, step s reads what step s would have read.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ class Batch:
     def __post_init__(self) -> None:
         if self.sequences < 1 or self.accumulate < 1 or self.sequences % self.accumulate:
             raise UserError(
-                f"batch.sequences {self.sequences} does not divide into batch.accumulate {self.accumulate} equal groups. "
-                "Use a multiple of it."
+                f"batch.sequences {self.sequences} does not divide into batch.accumulate {self.accumulate} equal "
+                "groups. Use a multiple of it."
             )
 
     def check_devices(self, layout: Layout) -> None:
@@ -82,7 +82,7 @@ class TokenShards:
 
 
 class Windows:
-    """Random access to windows of T + 1 tokens: `windows[i]` starts at token i·T. What is left at the end is not read."""
+    """Random access to windows of T + 1 tokens: `windows[i]` starts at token i·T; a rest at the end is not read."""
 
     def __init__(self, stream: TokenStream, context: int, *, vocab_size: int) -> None:
         self.stream, self.context, self.vocab_size = stream, context, vocab_size
@@ -113,8 +113,8 @@ def check_vocabulary(tokens: np.ndarray, vocab_size: int, *, source: str) -> Non
 class Batches:
     """The rows of every step, for this process's devices.
 
-    Row r of step s is element s·B + r of the permuted stream, wherever it is read; each process reads only the rows that
-    its devices hold.
+    Row r of step s is element s·B + r of the permuted stream, wherever it is read; each process reads only the rows
+    that its devices hold.
     """
 
     def __init__(self, windows: Windows, batch: Batch, *, seed: int, layout: Layout, prefetch: int = 2) -> None:
@@ -126,14 +126,14 @@ class Batches:
                 f"batch: {self._group} sequences a group do not split over {processes} processes. "
                 f"Use a multiple of {processes} × batch.accumulate."
             )
-        # One element per group and process: the groups of a step follow each other, each cut into the processes' shares.
+        # One element per group and process: a step's groups follow each other, each cut into the processes' shares.
         shares = grain.MapDataset.source(windows).shuffle(seed=seed).repeat().batch(self._group // processes)
         self._shares = shares[jax.process_index() :: processes]
 
     def local(self, step: int) -> np.ndarray:
         """This process's windows of a step: (G, B / processes, T + 1) int32."""
         groups = self.batch.accumulate
-        return np.stack([self._shares[step * groups + group] for group in range(groups)])
+        return np.stack([np.asarray(self._shares[step * groups + group]) for group in range(groups)])
 
     def starting_at(self, step: int) -> Iterator[Rows]:
         """Batches from this step on, read ahead by a thread."""
@@ -144,7 +144,7 @@ class Batches:
         while True:
             yield self._to_devices(np.stack([next(shares) for _ in range(groups)]))
 
-    def abstract(self, context: int) -> Rows:
+    def abstract(self, context: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a batch, to compile for before one is read."""
         shape = (self.batch.accumulate, self._group, context)
         spec = self.layout.acts("GBT")

@@ -1,4 +1,4 @@
-"""Is it any good? Judges of a model, chosen in the config; each opens on what it needs and then maps a model to numbers.
+"""Is it any good? Judges of a model, chosen in the config; each opens on what it needs and maps a model to numbers.
 
 A new one is a frozen dataclass with `due(step, steps=…)` and `open(material)`, listed in `config.py`.
 """
@@ -162,7 +162,9 @@ class Samples:
         prompt = tokenizer.encode(self.prompt).tolist()
         room = material.model.context - len(prompt)
         if not prompt or room < 1:
-            raise UserError(f"evals: a sample's prompt has {len(prompt)} tokens; 1 to {material.model.context - 1} fit.")
+            raise UserError(
+                f"evals: a sample's prompt has {len(prompt)} tokens; 1 to {material.model.context - 1} fit."
+            )
 
         def judge(model: GPT) -> dict[str, float | str]:
             rows = material.layout.batch_devices

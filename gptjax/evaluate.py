@@ -1,4 +1,4 @@
-"""Door: `python -m gptjax.evaluate --checkpoint=RUN` says how well a run's weights predict text, and how that was measured."""
+"""Door: `python -m gptjax.evaluate --checkpoint=RUN` says how well weights predict text, and how that was measured."""
 
 import json
 import sys
@@ -100,7 +100,7 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
         return open_split(scratch, "val")
     shards = run.config.data if arguments.data is None else TokenShards(path=arguments.data)
     if shards.path is None:
-        raise UserError(f"{run.directory} has no data of its own (it was imported). Give --data=SHARDS or --text=FILE.")
+        raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
     manifest = shards.manifest()
     if manifest is not None and run.tokenizer is not None and manifest.fingerprint != run.tokenizer.fingerprint:
         raise UserError(

@@ -25,7 +25,7 @@ ACTS = {"B": ("data", "fsdp"), "H": "tensor", "F": "tensor", "V": "tensor"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How many devices each mesh axis has. An axis left at None has one, or all that remain if it is the `fill` axis."""
+    """How many devices each mesh axis has. An axis left at None has one; the `fill` axis has all that remain."""
 
     fill: Annotated[Literal["data", "fsdp", "tensor", "single"], tyro.conf.arg(name="")] = "data"
     """The axis that takes the devices which the others leave; `single` uses one device and no mesh."""
@@ -60,12 +60,17 @@ class Layout:
                 f"layout: {filled.described()} wants {filled.size} devices, but {num_devices} are here. "
                 "Make an axis smaller, or --layout=single."
             )
-        return replace(filled, **dict(zip(AXES, filled.sizes, strict=True)))
+        return replace(filled, **filled.devices_along)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Devices along (data, fsdp, tensor)."""
         return (self.data or 1, self.fsdp or 1, self.tensor or 1)
+
+    @property
+    def devices_along(self) -> dict[str, int]:
+        """The same by the axis's name."""
+        return dict(zip(AXES, self.sizes, strict=True))
 
     @property
     def size(self) -> int:
@@ -83,7 +88,7 @@ class Layout:
         return self.size > 1
 
     def described(self) -> str:
-        return " × ".join(f"{axis}={size}" for axis, size in zip(AXES, self.sizes, strict=True))
+        return " × ".join(f"{axis}={size}" for axis, size in self.devices_along.items())
 
     def mesh(self) -> Mesh | None:
         """The mesh over the first `size` devices, or None for one device."""
@@ -112,12 +117,11 @@ class Layout:
     def _spec(self, table: dict[str, Any], letters: str) -> PartitionSpec | None:
         if not self.sharded:
             return None
-        sizes = dict(zip(AXES, self.sizes, strict=True))
 
         def axes(letter: str) -> tuple[str, ...] | None:
             wanted = table.get(letter, ())
-            kept = tuple(a for a in ((wanted,) if isinstance(wanted, str) else wanted) if sizes[a] > 1)
-            return kept or None
+            wanted = (wanted,) if isinstance(wanted, str) else wanted
+            return tuple(axis for axis in wanted if self.devices_along[axis] > 1) or None
 
         return PartitionSpec(*map(axes, letters))
 

@@ -1,7 +1,7 @@
 """Next-token cross-entropy without ever holding the logits of a whole batch.
 
-Tokens are taken in chunks; where gradients are wanted they are formed in the forward pass, while a chunk's logits are at
-hand, so that the head's products are computed three times in all and nothing of size B·T·V is kept. Softmax and sums are
+Tokens are taken in chunks; where gradients are wanted they are formed in the forward pass, while a chunk's logits
+are at hand, so that the head is multiplied three times in all and nothing of size B·T·V is kept. Softmax and sums are
 float32. The head may be sharded by vocabulary (tensor) and by width (fsdp); the communication is written out below.
 """
 
@@ -83,8 +83,12 @@ _summed_nats.defvjp(_forward, _backward)
 def _local_nats(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -> Scalar:
     """The sum over all devices, seen from one of them."""
     whole = _gathered(setting, head)
-    nats = lambda total, chunk: (total + _chunk_nats(setting, *chunk, whole)[0], None)
-    total, _ = jax.lax.scan(nats, jnp.float32(0), _chunks(setting, hidden, targets))
+
+    def add(total: Scalar, chunk: tuple[Array, Array]) -> tuple[Scalar, None]:
+        h, y = chunk
+        return total + _chunk_nats(setting, h, y, whole)[0], None
+
+    total, _ = jax.lax.scan(add, jnp.float32(0), _chunks(setting, hidden, targets))
     return _sum_over(total, "data", "fsdp", setting=setting)
 
 
@@ -104,7 +108,7 @@ def _local_gradients(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -
     start = (jnp.float32(0), jnp.zeros(whole.shape, jnp.float32))
     (total, d_head), d_chunks = jax.lax.scan(step, start, _chunks(setting, hidden, targets))
     d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
-    if setting.layout.sizes[1] > 1:
+    if setting.layout.devices_along["fsdp"] > 1:
         d_head = jax.lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
     d_head = _sum_over(d_head, "data", setting=setting)
     return _sum_over(total, "data", "fsdp", setting=setting), d_hidden, d_head.astype(head.dtype)
@@ -115,7 +119,7 @@ def _chunk_nats(
 ) -> tuple[Scalar, Float[Array, "M V"]]:
     """Summed cross-entropy of M tokens and its gradient with respect to their logits (this device's columns)."""
     logits = jnp.einsum("md,vd->mv", h.astype(setting.dtype), head, preferred_element_type=jnp.float32)
-    tensor = setting.layout.sizes[2]
+    tensor = setting.layout.devices_along["tensor"]
     first = jax.lax.axis_index("tensor") * head.shape[0] if tensor > 1 else 0
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first
     logits = jnp.where(column < setting.vocab_size, logits, -jnp.inf)
@@ -147,10 +151,10 @@ def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "
 def _gathered(setting: _Setting, head: Shard) -> VD:
     """This device's rows of the head, whole in width; cast first, so that fewer bytes travel."""
     head = head.astype(setting.dtype)
-    return jax.lax.all_gather(head, "fsdp", axis=1, tiled=True) if setting.layout.sizes[1] > 1 else head
+    divided = setting.layout.devices_along["fsdp"] > 1
+    return jax.lax.all_gather(head, "fsdp", axis=1, tiled=True) if divided else head
 
 
 def _sum_over(x: Array, *axes: str, setting: _Setting) -> Array:
-    sizes = dict(zip(("data", "fsdp", "tensor"), setting.layout.sizes, strict=True))
-    present = tuple(axis for axis in axes if sizes[axis] > 1)
+    present = tuple(axis for axis in axes if setting.layout.devices_along[axis] > 1)
     return jax.lax.psum(x, present) if present else x

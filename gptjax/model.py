@@ -56,10 +56,10 @@ class GPTConfig:
     """Type of the operands of the output head in the loss; None: `dtype`. With float32 activations, bfloat16 here makes
     the largest product about twice as fast on CPUs with AVX512-BF16."""
     attention: Implementation = "auto"
-    """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`; `auto` takes the fastest that can run, and the log names it."""
+    """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`; `auto` takes the fastest that can run; the log names it."""
     remat: Literal["none", "light", "full"] = "light"
-    """What the backward pass computes again: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
-    or every block whole (about 18 % more FLOPs)."""
+    """What the backward pass computes again: nothing, norms and activations (0.1 % more FLOPs, a quarter of the
+    memory), or every block whole (about 18 % more FLOPs)."""
     layers: Literal["scan", "unroll"] = "scan"
     """One compiled block run N times, or N blocks in a row: longer to compile, sometimes faster."""
 
@@ -126,7 +126,14 @@ def use(parameter: nnx.Param[Array], dtype: str, layout: Layout) -> Array:
     return place(parameter[...].astype(dtype), layout.gathered(parameter.letters))
 
 
-class LayerNorm(nnx.Module):
+class Part(nnx.Module):
+    """A part of the model: its weights, and what is known while tracing."""
+
+    config: GPTConfig
+    layout: Layout
+
+
+class LayerNorm(Part):
     """Layer normalisation with a gain and, where the model has biases, a bias."""
 
     def __init__(self, config: GPTConfig, layout: Layout) -> None:
@@ -140,7 +147,7 @@ class LayerNorm(nnx.Module):
         return layer_norm(x, scale, bias, epsilon=self.config.norm_epsilon)
 
 
-class Attention(nnx.Module):
+class Attention(Part):
     """The two projections around attention: in to q, k, v, and out to the residual stream."""
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
@@ -166,7 +173,7 @@ class Attention(nnx.Module):
         return out if self.out_bias is None else out + use(self.out_bias, dtype, layout)[None, None]
 
 
-class MLP(nnx.Module):
+class MLP(Part):
     """Up to F, an activation, and down again."""
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
@@ -189,7 +196,7 @@ class MLP(nnx.Module):
         return y if self.down_bias is None else y + use(self.down_bias, dtype, layout)[None, None]
 
 
-class Block(nnx.Module):
+class Block(Part):
     """One layer, in two halves with attention between them, so that a cache or a checkpoint can step in."""
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
@@ -226,7 +233,7 @@ class Block(nnx.Module):
         return after(self, x, y, keys)
 
 
-class GPT(nnx.Module):
+class GPT(Part):
     """A language model: token ids (B, T) → logits (B, T, V) of the token that follows each."""
 
     def __init__(self, config: GPTConfig, *, key: Array, layout: Layout | None = None) -> None:
@@ -308,9 +315,9 @@ def num_parameters(config: GPTConfig) -> int:
 def rebound(model: GPT, *, config: GPTConfig | None = None, layout: Layout | None = None) -> GPT:
     """The same arrays in a model with another static config or layout: other dropout, or inside a manual region."""
     copy = jax.tree.map(lambda leaf: leaf, model)
-    for _, module in nnx.iter_modules(copy):
-        module.config = config or module.config
-        module.layout = layout or module.layout
+    for _, part in nnx.iter_modules(copy):
+        assert isinstance(part, Part)
+        part.config, part.layout = config or part.config, layout or part.layout
     return copy
 
 
@@ -323,5 +330,5 @@ def cropped(model: GPT, context: int) -> GPT:
             f"Use --model.context={config.context} or less."
         )
     shorter = rebound(model, config=replace(config, context=context))
-    shorter.positions = model.positions.replace(model.positions[...][:context])
+    shorter.positions = nnx.Param(model.positions[...][:context], letters="TD")
     return shorter

@@ -1,8 +1,8 @@
 """Muon: momentum, orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-Which axes of a weight lead in and out is read off its letters, so q, k and v of every layer are matrices of their own. All
-matrices of one shape, whatever weight they come from, are stacked into one batch; under a mesh the batch is spread over
-all devices, each orthogonalises its share, and the result goes back to the weights' own sharding.
+Which axes of a weight lead in and out is read off its letters, so q, k and v of every layer are matrices of their own.
+All matrices of one shape, whatever weight they come from, are stacked into one batch; under a mesh the batch is spread
+over all devices, each orthogonalises its share, and the result goes back to the weights' own sharding.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from gptjax.layout import AXES, Layout, place
+from gptjax.layout import Layout, place
 from gptjax.shapes import Count, matrix_axes
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -31,7 +31,7 @@ Matrices = Float[Array, "M R S"]
 class MuonState(NamedTuple):
     """Updates made so far, and the momentum: one array for each matrix weight, sharded like it."""
 
-    count: Count
+    updates: Count
     momentum: Any
 
 
@@ -53,12 +53,12 @@ def scale_by_muon(
     def init(params: Any) -> MuonState:
         return MuonState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def update(gradients: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
-        count = state.count + 1
-        average = optax.tree.update_moment(gradients, state.momentum, momentum, 1)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
+        count = state.updates + 1
+        average = optax.tree.update_moment(updates, state.momentum, momentum, 1)
         direction = optax.tree.bias_correction(average, momentum, count + 1 if nesterov else count)
         if nesterov:
-            fresh = optax.tree.bias_correction(gradients, momentum, count)
+            fresh = optax.tree.bias_correction(updates, momentum, count)
             direction = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, direction, fresh)
         iterate = lambda x: newton_schulz(x, iterations=iterations, coefficients=coefficients, dtype=dtype)
         return orthogonalised(direction, iterate, layout), MuonState(count, average)
@@ -69,7 +69,10 @@ def scale_by_muon(
 def newton_schulz(
     x: Matrices, *, iterations: int = 5, coefficients: tuple[float, float, float] = QUINTIC, dtype: str = "float32"
 ) -> Matrices:
-    """The nearest semi-orthogonal matrix, nearly: singular values end in about [0.7, 1.2]. Rows must not outnumber columns."""
+    """The nearest semi-orthogonal matrix, nearly: singular values end in about [0.7, 1.2].
+
+    Rows must not outnumber columns.
+    """
     a, b, c = coefficients
     norm = jnp.linalg.norm(x, axis=(1, 2), keepdims=True)
     x = (x / (norm + 1e-8)).astype(dtype)
@@ -142,6 +145,6 @@ def _on_shares(
         return iterate(stack).astype(jnp.float32)
     count = stack.shape[0]
     padded = jnp.pad(stack, ((0, -count % layout.size), (0, 0), (0, 0)))
-    shares = PartitionSpec(tuple(axis for axis, size in zip(AXES, layout.sizes, strict=True) if size > 1), None, None)
+    shares = PartitionSpec(tuple(axis for axis, size in layout.devices_along.items() if size > 1), None, None)
     result = iterate(place(padded, shares)).astype(jnp.float32)
     return place(result, spec)[:count]

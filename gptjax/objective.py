@@ -1,4 +1,4 @@
-"""What is being minimised. An objective turns a model and rows of tokens into (summed loss, number of scored tokens)."""
+"""What is being minimised. An objective turns a model and rows into (summed loss, number of scored tokens)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class NextToken:
     """Cross-entropy of the next token: language modelling."""
 
     chunk_tokens: int = 8192
-    """Tokens of one device whose logits are in memory at a time; fewer save memory, below about 4,096 GPUs slow down."""
+    """Tokens of one device whose logits are in memory at a time; below about 4,096, GPUs slow down."""
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:

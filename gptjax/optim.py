@@ -1,7 +1,7 @@
 """Optimizers: each config builds an optax chain: clip → direction → decay → learning rate of the step.
 
-Weights fall into groups by their letters (`shapes.role`): matrices, the embedding tables, the head, and vectors (gains and
-biases). The learning rate is a function of the training step, given to `update` as `step=`: there is one clock.
+Weights fall into groups by their letters (`shapes.role`): matrices, the embedding tables, the head, and vectors (gains
+and biases). The learning rate is a function of the training step, given to `update` as `step=`: there is one clock.
 """
 
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ class Muon:
 
 
 def where_role(tree: Any, wanted: Role, *, inside: bool = True) -> Any:
-    """A tree like `tree` that holds, at each weight, whether its role is the wanted one (or, not `inside`, is another)."""
+    """A tree like `tree` that says of each weight whether its role is the wanted one (not `inside`: is another)."""
     mark = lambda param: param.replace((role(param.letters) == wanted) == inside)
     return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
@@ -140,8 +140,8 @@ def clip(norm: float | None) -> optax.GradientTransformation:
 def scale_by_rates(rates: dict[Role, float], schedule: Schedule, steps: int) -> Optimizer:
     """Multiply each update by minus its group's learning rate at the training step, given to `update` as `step`."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, step: Any, **_: Any) -> tuple[Any, Any]:
-        multiplier = schedule(step, steps=steps)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        multiplier = schedule(extra["step"], steps=steps)
         scaled = lambda param: jax.tree.map(lambda u: -rates[role(param.letters)] * multiplier * u, param)
         return jax.tree.map(scaled, updates, is_leaf=lambda node: isinstance(node, nnx.Variable)), state
 

@@ -27,7 +27,7 @@ VD = Float[Array, "V D"]
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
 RowKeys = Key[Array, " B"]
-"""One dropout key for each row of a batch: a mask depends on the row alone, not on where or with whom it is computed."""
+"""A dropout key for each row of a batch: its mask depends on the row alone, not on where or with whom it runs."""
 
 Role = Literal["matrix", "embedding", "head", "vector"]
 

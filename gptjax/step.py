@@ -1,7 +1,8 @@
 """One step: rows → gradients → update. Pure functions of the state, compiled once, the state's memory given back.
 
-Micro-batches are summed by a scan and divided by the number of scored tokens of the whole batch, so that 1 × N and N × 1 give the
-same gradient. Under data parallelism the sum runs on each data shard by itself and is reduced exactly once (`_summed`).
+Micro-batches are summed by a scan and divided by the number of scored tokens of the whole batch, so that 1 × N and
+N × 1 give the same gradient. Under data parallelism each data shard sums its own rows, and the sums are reduced exactly
+once (`_summed`).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from gptjax.data import Rows
-from gptjax.layout import AXES, Layout
+from gptjax.layout import Layout
 from gptjax.loss import IGNORED
 from gptjax.model import GPT, rebound
 from gptjax.objective import NextToken
@@ -24,16 +25,16 @@ from gptjax.shapes import Count, Scalar
 from gptjax.state import TrainState
 
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
     objective: NextToken, optimizer: AdamW | Muon, *, steps: int, seed: int, dropout: bool, layout: Layout
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
 
     An update whose loss or gradient is not finite is not made: weights and moments stay, the step number goes on.
-    Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, `skipped` (so far), `streak`.
+    Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
+    as in the state.
     """
     transformation = optimizer.build(steps=steps, layout=layout)
 
@@ -83,16 +84,16 @@ def row_keys(seed: int, step: Count, rows: Rows, layout: Layout) -> jax.Array:
 def _summed(objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None, layout: Layout) -> tuple[Scalar, GPT]:
     """Mean loss and its gradient over all rows.
 
-    With data parallelism, the compiler would reduce gradients in every micro-batch. Here each data shard sums its own, and
-    they are added up once, in float32; within a shard the layout has no data axis.
+    With data parallelism, the compiler would reduce gradients in every micro-batch. Here each data shard sums its own,
+    and they are added up once, in float32; within a shard the layout has no data axis.
     """
     scored = jnp.sum(rows["targets"] != IGNORED)
-    if layout.sizes[0] == 1:
+    if layout.devices_along["data"] == 1:
         return _accumulated(objective, model, rows, keys, scored)
 
     inner = replace(layout, data=1)
     # Axes of size 1 must be manual too: a custom kernel refuses to be partitioned by a partly manual mesh.
-    manual = {"data"} | {axis for axis, size in zip(AXES, layout.sizes, strict=True) if size == 1}
+    manual = {"data"} | {axis for axis, size in layout.devices_along.items() if size == 1}
 
     def local(model: GPT, rows: Rows, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
         loss, gradients = _accumulated(objective, rebound(model, layout=inner), rows, keys, scored)
