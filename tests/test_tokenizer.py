@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from gptjax import gpt2_files
 from gptjax import tokenizer as module
 from gptjax.errors import UserError
 from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, load_tokenizer
@@ -226,9 +227,9 @@ def small_gpt2(made, tmp_path, monkeypatch):
     merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
     files = {"vocab.bpe": merges.encode(), "encoder.json": json.dumps(model["vocab"]).encode()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(module, "_GPT2_FILES", hashes)
+    monkeypatch.setattr(gpt2_files, "_SHA256", hashes)
     monkeypatch.setattr(module, "GPT2_FINGERPRINT", made["gpt2-pattern"].fingerprint)
-    monkeypatch.setattr(module, "_installed_package", lambda: dict.fromkeys(hashes, tmp_path / "absent"))
+    monkeypatch.setattr(gpt2_files, "_installed_package", lambda: dict.fromkeys(hashes, tmp_path / "absent"))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     module._gpt2.cache_clear()
@@ -262,7 +263,7 @@ def test_gpt2_from_a_directory_or_an_installed_package(small_gpt2, tmp_path, mon
     for name, content in small_gpt2.items():
         (folder / name).write_bytes(content)
     assert load_tokenizer(f"gpt2:{folder}").name == "gpt2"
-    monkeypatch.setattr(module, "_installed_package", lambda: {name: folder / name for name in small_gpt2})
+    monkeypatch.setattr(gpt2_files, "_installed_package", lambda: {name: folder / name for name in small_gpt2})
     assert load_tokenizer("gpt2").name == "gpt2"
 
 
