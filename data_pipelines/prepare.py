@@ -27,7 +27,8 @@ from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.writing import SplitWriter, locked, replaced, sync
 from gptjax.errors import UserError, explained
-from gptjax.shards import Counts, Manifest, ShardFile, open_split, read_manifest, token_dtype
+from gptjax.manifest import Counts, Manifest, ShardFile, read_manifest
+from gptjax.shards import open_split, token_dtype
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
 
 

@@ -16,7 +16,8 @@ from typing import IO
 
 import numpy as np
 
-from gptjax.shards import HEADER_BYTES, ShardFile, file_sha256, shard_header
+from gptjax.manifest import ShardFile
+from gptjax.shards import HEADER_BYTES, file_sha256, shard_header
 
 
 @contextlib.contextmanager

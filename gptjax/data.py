@@ -17,8 +17,9 @@ from jax.sharding import NamedSharding
 from gptjax.errors import UserError
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
+from gptjax.manifest import Manifest, read_manifest
 from gptjax.shapes import GBT
-from gptjax.shards import Manifest, TokenStream, open_split, read_manifest
+from gptjax.shards import TokenStream, open_split
 
 Rows = dict[str, GBT]
 """`tokens` (G, B, T) int32 and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored."""

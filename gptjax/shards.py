@@ -6,15 +6,12 @@ modded-nanogpt (256 little-endian int32: magic, version, count) and then the ids
 projects can be read as they are. `manifest.json` beside the files says what they must contain.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
 import os
 import re
-import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +19,9 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.errors import UserError
+from gptjax.manifest import MANIFEST_NAME, AnyPath, Manifest, read_manifest
 
 Format = Literal["shards", "raw-uint16"]
-MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
 HEADER_BYTES = 1024
 MAX_TOKENS = 2**31 - 1
 """Tokens in one file: the count in the header is an int32."""
@@ -33,7 +29,6 @@ _KINDS = {np.dtype(np.uint16): (20240520, 1), np.dtype(np.uint32): (20240801, 7)
 """Magic number and version by token type (llm.c: dev/data/data_common.py for GPT-2 and Llama 3)."""
 
 Tokens = UInt[np.ndarray, " n"]
-AnyPath = str | os.PathLike[str]
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -109,86 +104,6 @@ def _map(path: Path, dtype: np.dtype, *, offset: int, count: int) -> Tokens:
     if count == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype.newbyteorder("<"), mode="r", offset=offset, shape=(count,))
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What one split holds: documents, tokens (end-of-text ids included) and bytes of UTF-8 text."""
-
-    documents: int
-    tokens: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One file of a split: tokens, size in bytes with header, SHA-256 of the whole file."""
-
-    split: str
-    tokens: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a directory of shards must contain. `tokenizer` is a name to read, `fingerprint` the identity to compare.
-
-    `request` records what was asked of the pipeline, so that the same request finds its work already done.
-    """
-
-    tokenizer: str
-    fingerprint: str
-    vocab_size: int
-    dtype: str
-    splits: dict[str, Counts]
-    files: dict[str, ShardFile]
-    request: dict[str, Any] = field(default_factory=dict)
-    version: int = MANIFEST_VERSION
-
-    def write(self, directory: AnyPath) -> None:
-        """Write `manifest.json`; do it last, for its presence says that the directory is complete."""
-        text = json.dumps(dataclasses.asdict(self), indent=2)
-        with open(Path(directory) / MANIFEST_NAME, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def files_of(self, split: str) -> dict[str, ShardFile]:
-        return {name: file for name, file in sorted(self.files.items()) if file.split == split}
-
-
-def read_manifest(directory: AnyPath) -> Manifest | None:
-    """The manifest of a directory, every field checked for its type; None where there is none (foreign shards)."""
-    path = Path(directory) / MANIFEST_NAME
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}.") from None
-    if isinstance(content, dict) and content.get("version") != MANIFEST_VERSION:
-        raise UserError(f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}.")
-    manifest = _typed(Manifest, content, where=str(path))
-    if manifest.dtype not in ("uint16", "uint32"):
-        raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")
-    return manifest
-
-
-def _typed(wanted: Any, value: Any, *, where: str) -> Any:
-    """`value`, out of JSON, as the type `wanted`: int, str, a dict of such, or one of our dataclasses."""
-    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
-        hints = typing.get_type_hints(wanted)
-        if value.keys() != hints.keys():
-            wrong = sorted(value.keys() ^ hints.keys())
-            raise UserError(f"{where}: missing or unknown field: {', '.join(wrong)}.")
-        return wanted(**{name: _typed(hint, value[name], where=f"{where}: {name}") for name, hint in hints.items()})
-    if typing.get_origin(wanted) is dict and isinstance(value, dict):
-        inner = typing.get_args(wanted)[1]
-        return {key: _typed(inner, item, where=f"{where}: {key}") for key, item in value.items()}
-    if wanted is Any or type(value) is wanted:
-        return value
-    raise UserError(f"{where}: wanted {getattr(wanted, '__name__', wanted)}, got {value!r}.")
 
 
 class TokenStream:

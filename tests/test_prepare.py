@@ -23,7 +23,8 @@ from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from gptjax.data import TokenShards
 from gptjax.errors import UserError
-from gptjax.shards import open_split, read_manifest, verify
+from gptjax.manifest import read_manifest
+from gptjax.shards import open_split, verify
 from gptjax.tokenizer import load_tokenizer
 
 WORDS = [
