@@ -15,6 +15,7 @@ from gptjax.objective import NextToken
 from gptjax.optim import AdamW, Muon
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import differences
+from gptjax.settings import load_config as load_config_as
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class TrainConfig:
                     f"model.{field} {size} does not split over {devices} devices (layout.{axis}). "
                     f"Choose a layout.{axis} that divides it."
                 )
+
+
+def load_config(spec: str | Path) -> TrainConfig:
+    """The config in the file of this name (`quickstart`, `configs/quickstart.py`, a path), found as `settings.load_config` says."""
+    return load_config_as(spec, TrainConfig)
 
 
 CLASSES = (

@@ -14,7 +14,7 @@ import numpy as np
 from gptjax.bigram import bigram_loss
 from gptjax.data import TokenShards, put, validation_rows
 from gptjax.errors import UserError
-from gptjax.generate import generate
+from gptjax.generation import generate
 from gptjax.layout import Layout
 from gptjax.model import GPT, GPTConfig
 from gptjax.objective import NextToken

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gptjax.errors import UserError, explained
-from gptjax.generate import generate
+from gptjax.generation import generate
 from gptjax.layout import Layout
 from gptjax.run import Run
 from gptjax.settings import parse_arguments

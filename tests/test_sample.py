@@ -6,7 +6,7 @@ import pytest
 
 from gptjax import sample as door
 from gptjax.errors import UserError
-from gptjax.generate import generate
+from gptjax.generation import generate
 from gptjax.model import GPT, GPTConfig
 from gptjax.run import write_run
 from gptjax.sample import Sample, first_tokens, main, sample

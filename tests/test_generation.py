@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax import generate as room
+from gptjax import generation as room
 from gptjax.errors import UserError
-from gptjax.generate import filter_logits, generate
+from gptjax.generation import filter_logits, generate
 from gptjax.layout import Layout
 from gptjax.model import GPT, GPTConfig, abstract
 
