@@ -1,0 +1,82 @@
+"""What `import gptjax` gives and costs, and that pyproject.toml names what the code imports."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import gptjax
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("gptjax", "configs", "data_pipelines")
+DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
+"""Distributions that are not called as what is imported."""
+
+
+def python(code: str, **environment: str) -> str:
+    """What a new Python prints."""
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, check=True, capture_output=True, text=True, env={"PATH": "", **environment}).stdout
+
+
+@pytest.mark.parametrize("module", ["gptjax", "gptjax.tokenizer", "gptjax.shards", "data_pipelines.encoding"])
+def test_what_only_tokenises_does_not_import_jax(module):
+    imported = python(f"import sys, {module}; print(*sys.modules)").split()
+    assert module in imported
+    assert not {"jax", "flax", "optax", "orbax", "grain"} & set(imported)
+
+
+def test_the_public_names_are_there_and_touch_neither_a_device_nor_a_door():
+    code = "import sys, gptjax; [getattr(gptjax, name) for name in gptjax.__all__]; print(*sys.modules)"
+    imported = set(python(code, JAX_PLATFORMS="none such").split())
+    assert not {f"gptjax.{door}" for door in ("train", "evaluate", "sample", "convert")} & imported
+
+
+def test_a_public_name_is_itself_whatever_was_imported_before():
+    code = "import gptjax.sample, gptjax; print(*(type(getattr(gptjax, name)).__name__ for name in gptjax.__all__))"
+    kinds = dict(zip(gptjax.__all__, python(code, JAX_PLATFORMS="cpu").split(), strict=True))
+    functions = {"from_hf", "generate", "load_config", "to_hf"}
+    assert {name for name, kind in kinds.items() if kind == "function"} == functions
+    assert "module" not in kinds.values()
+
+
+def test_all_names_what_can_be_had():
+    assert sorted(gptjax.__all__) == sorted(gptjax._HOMES)
+    assert set(gptjax.__all__) <= set(dir(gptjax))
+    with pytest.raises(AttributeError, match="no attribute 'GTP'"):
+        gptjax.GTP  # noqa: B018
+
+
+def imports(path: Path) -> set[tuple[str, bool]]:
+    """(third-party module, whether it is imported inside a function) for every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    found: set[tuple[str, bool]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name.partition(".")[0], id(node) in inside) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add((node.module.partition(".")[0], id(node) in inside))
+    return {(name, lazy) for name, lazy in found if name not in {*sys.stdlib_module_names, *PACKAGES}}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    names = (re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements)
+    return {name.lower().replace("_", "-") for name in names}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_import_is_declared_and_those_of_extras_wait_until_they_are_needed(package):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    plain = declared(project["dependencies"])
+    users = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ("dev", "parity")}
+    extra = declared([requirement for wanted in users.values() for requirement in wanted])
+    for path in (ROOT / package).rglob("*.py"):
+        for name, lazy in imports(path):
+            distribution = DISTRIBUTIONS.get(name, name.lower().replace("_", "-"))
+            assert distribution in (plain | extra if lazy else plain), f"{path}: {name} is not declared"
