@@ -83,7 +83,7 @@ class TrainConfig:
 
 
 def load_config(spec: str | Path) -> TrainConfig:
-    """The config in the file of this name (`quickstart`, `configs/quickstart.py`, a path), found as `settings.load_config` says."""
+    """The config in the file of this name: `quickstart`, `configs/quickstart.py` or any path."""
     return load_config_as(spec, TrainConfig)
 
 
