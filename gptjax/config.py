@@ -41,7 +41,7 @@ class TrainConfig:
     """What is judged, when."""
     log: Log = Log()
     start_from: str | None = None
-    """A run directory (an imported one, say) whose weights a new run starts from; the context may be shorter here."""
+    """A run directory (an imported one, say) whose weights, and so whose model, a new run starts from."""
     max_skipped: int = 10
     """Stop after this many updates in a row that were not finite and so not made."""
     resume: Literal["auto", "force", "never"] = "auto"

@@ -5,7 +5,7 @@ Everything is rebuilt from data (config.json through a list of our own classes),
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ from gptjax.settings import from_json, to_json
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 CHECKPOINTS = "checkpoints"
+
+SHAPE = (
+    "num_layers", "width", "num_heads", "mlp_width", "vocab_size", "bias", "tied", "activation", "norm_epsilon"
+)  # fmt: skip
+"""What weights settle about their model; the rest of `GPTConfig` is how to compute and train it."""
 
 
 @dataclass(frozen=True)
@@ -88,26 +93,17 @@ def write_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None, extra
     write_files(directory, config, tokenizer)
 
 
-def check_start(run: Run, wanted: GPTConfig) -> None:
-    """Raise unless a new run with model `wanted` may start from the run's weights."""
-    have = run.config.model
-    shape = (
-        "num_layers",
-        "width",
-        "num_heads",
-        "hidden_width",
-        "vocabulary",
-        "bias",
-        "tied",
-        "activation",
-        "norm_epsilon",
+def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
+    """The model of a run that starts from the weights of another: their shape, computed as `wanted` says.
+
+    The context is the shorter of the two.
+    """
+    shape = run.config.model
+    return replace(
+        wanted,
+        **{field: getattr(shape, field) for field in SHAPE},
+        context=min(shape.context, wanted.context),
     )
-    for field in shape:
-        if getattr(have, field) != getattr(wanted, field):
-            raise UserError(
-                f"model.{field} is {getattr(wanted, field)!r}, but the weights in {run.directory} have "
-                f"{getattr(have, field)!r}. Give the config the same, or start from other weights."
-            )
 
 
 def _replace(path: Path, text: str) -> None:

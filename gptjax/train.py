@@ -27,7 +27,7 @@ from gptjax.layout import Layout
 from gptjax.logbook import Logbook
 from gptjax.model import num_parameters, rebound
 from gptjax.records import draw_losses, read_metrics
-from gptjax.run import CHECKPOINTS, Run, check_start, write_files
+from gptjax.run import CHECKPOINTS, Run, started_from, write_files
 from gptjax.settings import config_source, differences, from_json, parse, to_json
 from gptjax.state import TrainState
 from gptjax.step import make_train_step
@@ -96,8 +96,9 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
 
 
 def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
-    """The config with its data prepared and its vocabulary known, and the data's tokenizer."""
+    """The config with its data prepared and its model's shape known, and the data's tokenizer."""
     data = config.data.resolve()
+    start = None if config.start_from is None else Run.open(config.start_from)
     manifest = data.manifest()
     tokenizer = None
     if manifest is not None:
@@ -107,15 +108,21 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
                 f"{data.path}/tokenizer.json is not the tokenizer that made the shards (fingerprint "
                 f"{tokenizer.fingerprint[:12]}, manifest.json says {manifest.fingerprint[:12]}). Prepare them again."
             )
-    elif config.start_from is not None:
-        tokenizer = Run.open(config.start_from).tokenizer
-    vocab_size = config.model.vocab_size
+    elif start is not None:
+        tokenizer = start.tokenizer
+    model = config.model if start is None else started_from(start, config.model)
+    vocab_size = model.vocab_size
     if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size):
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer of {data.path} ({tokenizer.name}) has "
             f"{tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
         )
-    model = replace(config.model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
+    if start is not None and start.tokenizer and tokenizer and start.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{data.path} was made with {tokenizer.name}, but {start.directory} was trained with "
+            f"{start.tokenizer.name}. Prepare the text with {start.directory}/tokenizer.json."
+        )
+    model = replace(model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
     return replace(config, data=data, model=model), tokenizer
 
 
@@ -132,10 +139,8 @@ def created(config: TrainConfig, layout: Layout) -> TrainState:
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
     if config.start_from is None:
         return state.create(config.model, optimizer, seed=config.seed, layout=layout)
-    run = Run.open(config.start_from)
-    check_start(run, config.model)
-    weights = rebound(run.model(layout=layout, context=config.model.context), config=config.model)
-    return jax.jit(lambda model: state.fresh(model, optimizer))(weights)
+    weights = Run.open(config.start_from).model(layout=layout, context=config.model.context)
+    return jax.jit(lambda model: state.fresh(model, optimizer))(rebound(weights, config=config.model))
 
 
 def resumed(

@@ -1,0 +1,30 @@
+"""GPT-2 124M on OpenWebText, by nanoGPT's recipe: the reproduction that everyone starts from.
+
+    python -m data_pipelines.prepare --source=openwebtext/ --tokenizer=gpt2 --output=data/openwebtext
+    python -m gptjax.train --config=configs/gpt2_124m.py
+    bash launch/gpu_node.sh --config=configs/gpt2_124m.py                       # 8 GPUs, one process
+
+Data      OpenWebText, 9.04 B training tokens; any directory of shards made with the gpt2 tokenizer will do
+Model     12 layers × 768, context 1,024, 123.7 M parameters without biases
+Published nanoGPT: validation loss about 2.85 after 600,000 steps of 491,520 tokens, four days on 8 A100-40GB
+Measured  not yet by us
+"""
+
+from gptjax.checkpoint import Checkpoint
+from gptjax.config import TrainConfig
+from gptjax.data import Batch, TokenShards
+from gptjax.evals import Samples, ValidationLoss
+from gptjax.model import GPTConfig
+from gptjax.optim import AdamW
+from gptjax.schedules import Cosine
+
+config = TrainConfig(
+    name="gpt2_124m",
+    steps=600_000,
+    batch=Batch(sequences=480, accumulate=5),
+    model=GPTConfig(num_layers=12, width=768, num_heads=12, context=1024, vocab_size=50257, bias=False),
+    data=TokenShards(path="data/openwebtext"),
+    optimizer=AdamW(learning_rate=6e-4, beta2=0.95, weight_decay=0.1, schedule=Cosine(warmup=2000, floor=0.1)),
+    checkpoint=Checkpoint(every=1000),
+    evals=(ValidationLoss(every=1000, sequences=64), Samples(every=10_000)),
+)

@@ -1,0 +1,23 @@
+"""GPT-2 1558M on OpenWebText: the 124M recipe in a larger shape, with the learning rate of GPT-3's model of that size.
+
+    bash launch/gpu_node.sh --config=configs/gpt2_1558m.py
+
+Data      as gpt2_124m
+Model     48 layers × 1600, context 1,024, without biases
+Published OpenAI's released weights have a validation loss of 2.54 on OpenWebText (nanoGPT's README)
+Measured  not yet by us
+"""
+
+from dataclasses import replace
+
+from configs.gpt2_124m import config as base
+from gptjax.layout import Layout
+
+config = replace(
+    base,
+    name="gpt2_1558m",
+    model=replace(base.model, num_layers=48, width=1600, num_heads=25),
+    optimizer=replace(base.optimizer, learning_rate=2e-4),
+    batch=replace(base.batch, accumulate=10),
+    layout=Layout("fsdp"),
+)

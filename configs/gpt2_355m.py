@@ -1,0 +1,20 @@
+"""GPT-2 355M on OpenWebText: the 124M recipe in a larger shape, with the learning rate of GPT-3's model of that size.
+
+    bash launch/gpu_node.sh --config=configs/gpt2_355m.py
+
+Data      as gpt2_124m
+Model     24 layers × 1024, context 1,024, without biases
+Published OpenAI's released weights have a validation loss of 2.84 on OpenWebText (nanoGPT's README)
+Measured  not yet by us
+"""
+
+from dataclasses import replace
+
+from configs.gpt2_124m import config as base
+
+config = replace(
+    base,
+    name="gpt2_355m",
+    model=replace(base.model, num_layers=24, width=1024, num_heads=16),
+    optimizer=replace(base.optimizer, learning_rate=3e-4),
+)

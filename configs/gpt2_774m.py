@@ -1,0 +1,22 @@
+"""GPT-2 774M on OpenWebText: the 124M recipe in a larger shape, with the learning rate of GPT-3's model of that size.
+
+    bash launch/gpu_node.sh --config=configs/gpt2_774m.py
+
+Data      as gpt2_124m
+Model     36 layers × 1280, context 1,024, without biases
+Published OpenAI's released weights have a validation loss of 2.67 on OpenWebText (nanoGPT's README)
+Measured  not yet by us
+"""
+
+from dataclasses import replace
+
+from configs.gpt2_124m import config as base
+from gptjax.layout import Layout
+
+config = replace(
+    base,
+    name="gpt2_774m",
+    model=replace(base.model, num_layers=36, width=1280, num_heads=20),
+    optimizer=replace(base.optimizer, learning_rate=2.5e-4),
+    layout=Layout("fsdp"),
+)
