@@ -26,6 +26,9 @@ from gptjax.shapes import BSHK, BT, BTD, BTHK, BV
 SMALLEST_BUCKET = 32
 """Prompts and caches have at least this many positions, then powers of two: few programs serve all lengths."""
 
+COLDEST = 1e-4
+"""Logits divided by less would leave float32, and the choice is made long before."""
+
 Prompts = Sequence[Sequence[int] | np.ndarray] | np.ndarray | Array
 """Rows of token ids, all of the same length."""
 
@@ -207,8 +210,8 @@ def _choose(logits: BV, request: _Request, *, position: Array) -> Int[Array, " B
 
 
 def _check_settings(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if not 0.0 <= temperature < float("inf"):
-        raise UserError(f"temperature is {temperature}; use 0 (the likeliest token) or a positive number.")
+    if temperature != 0.0 and not COLDEST <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature}; use 0 (the likeliest token) or a number from {COLDEST:g} on.")
     if top_k is not None and top_k < 1:
         raise UserError(f"top-k is {top_k}; use a number of tokens from 1, or leave it out to keep all.")
     if top_p is not None and not 0.0 < top_p <= 1.0:

@@ -205,6 +205,7 @@ def test_rows_that_do_not_split_over_the_devices_are_refused():
         ([[1]], {"max_new_tokens": 0}, "at least 1"),
         ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
         ([[1]], {"temperature": float("nan")}, "temperature is nan"),
+        ([[1]], {"temperature": 1e-30}, "temperature is 1e-30"),
         ([[1]], {"top_k": 0}, "top-k is 0"),
         ([[1]], {"top_p": 0.0}, "top-p is 0.0"),
         ([[1]], {"top_p": 1.5}, "top-p is 1.5"),
