@@ -122,6 +122,8 @@ class Checkpoints:
             with _writing(self._directory):
                 yield
         except Exception:
+            with suppress(Exception):  # Orbax tells each thread once, and would tell this one at its next save
+                self._manager.wait_until_finished()
             self._manager.reload()
             raise
 
