@@ -128,7 +128,9 @@ class Batches:
                 f"Use a multiple of {processes} × batch.accumulate."
             )
         # One element per group and process: a step's groups follow each other, each cut into the processes' shares.
-        shares = grain.MapDataset.source(windows).shuffle(seed=seed).repeat().batch(self._group // processes)
+        endless = grain.MapDataset.source(windows).shuffle(seed=seed).repeat()
+        # An endless stream has no remainder; to keep one, grain would round its length up to more than an index can hold.
+        shares = endless.batch(self._group // processes, drop_remainder=True)
         self._shares = shares[jax.process_index() :: processes]
 
     def local(self, step: int) -> np.ndarray:
