@@ -13,18 +13,22 @@ from gptjax.optim import Optimizer
 from gptjax.shapes import Count
 
 
+Counter = Count | Any
+"""A count; or what stands for one while JAX lowers a program or a checkpoint is restored."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
     """Step number, weights and optimizer moments; and the count of updates that were not finite and so not made."""
 
-    step: Count
+    step: Counter
     """Steps completed: the one clock of data, randomness and learning rate."""
     model: GPT
     optimizer: Any
-    skipped: Count
+    skipped: Counter
     """Skipped updates in all."""
-    streak: Count
+    streak: Counter
     """Skipped updates in a row, up to now."""
 
 

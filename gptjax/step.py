@@ -21,9 +21,11 @@ from gptjax.loss import IGNORED
 from gptjax.model import GPT, rebound
 from gptjax.objective import NextToken
 from gptjax.optim import AdamW, Muon, learning_rate
-from gptjax.shapes import Count, Scalar
+from gptjax.shapes import BT, Count, Scalar
 from gptjax.state import TrainState
 
+Group = dict[str, BT]
+"""The rows of one accumulation group."""
 Metrics = dict[str, jax.Array]
 
 
@@ -63,7 +65,7 @@ def make_eval_step(objective: NextToken) -> Callable[[GPT, Rows], tuple[Scalar, 
     """The compiled judgement: (model, rows) → (summed nats, scored targets), without dropout."""
 
     def eval_step(model: GPT, rows: Rows) -> tuple[Scalar, Count]:
-        def add(total: tuple[Scalar, Count], group: Rows) -> tuple[tuple[Scalar, Count], None]:
+        def add(total: tuple[Scalar, Count], group: Group) -> tuple[tuple[Scalar, Count], None]:
             nats, count = objective(model, group["tokens"], group["targets"])
             return (total[0] + nats, total[1] + count), None
 
@@ -110,11 +112,11 @@ def _accumulated(
 ) -> tuple[Scalar, GPT]:
     """Summed over groups by a scan: each group's share of the mean loss, and its gradient."""
 
-    def share(model: GPT, group: Rows, keys: Any) -> Scalar:
+    def share(model: GPT, group: Group, keys: Any) -> Scalar:
         nats, _ = objective(model, group["tokens"], group["targets"], keys)
         return nats / jnp.maximum(scored, 1)
 
-    def add(total: tuple[Scalar, GPT], group: tuple[Rows, Any]) -> tuple[tuple[Scalar, GPT], None]:
+    def add(total: tuple[Scalar, GPT], group: tuple[Group, Any]) -> tuple[tuple[Scalar, GPT], None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(model, *group)), None
 
     nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
