@@ -1,0 +1,119 @@
+"""The tiny world that tests share: a text made by a formula, its shards, a model of two layers, and the real door."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gptjax.checkpoint import Checkpoint
+from gptjax.config import TrainConfig
+from gptjax.data import Batch, TokenShards
+from gptjax.layout import Layout
+from gptjax.manifest import Counts, Manifest, ShardFile
+from gptjax.model import GPTConfig
+from gptjax.optim import AdamW
+from gptjax.schedules import Cosine
+from gptjax.shards import file_sha256, write_shard
+from gptjax.tokenizer import Chars, Tokenizer
+
+ALPHABET = "\n !()*+,-.0123456789:=abcdefghijklmnopqrstuvwxyz"
+SINGLE = Layout("single")
+MODEL = GPTConfig(
+    num_layers=2, width=32, num_heads=4, context=16, vocab_size=len(ALPHABET), dtype="float32", remat="none"
+)
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Compile in a third of the time what runs only for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def text_of(lines: int) -> str:
+    """Sums and squares in words and figures: the same on every Python, and with something in it to learn."""
+    return "".join(
+        f"{n}: {n}+{n % 7}={n + n % 7}, square {n * n}, {'even' if n % 2 else 'odd'}.\n" for n in range(lines)
+    )
+
+
+def tokenizer() -> Chars:
+    return Chars.from_text(ALPHABET)
+
+
+def write_shards(directory: Path, splits: dict[str, list[np.ndarray]], *, own: Tokenizer | None = None) -> Path:
+    """Shards of the given tokens, several files to a split; with their manifest and tokenizer if there is one."""
+    directory.mkdir(parents=True)
+    files, counts = {}, {}
+    for split, parts in splits.items():
+        for index, part in enumerate(parts):
+            path = directory / f"{split}_{index:06d}.bin"
+            write_shard(path, np.asarray(part, np.uint16))
+            files[path.name] = ShardFile(split, len(part), path.stat().st_size, file_sha256(path))
+        size = sum(map(len, parts))
+        counts[split] = Counts(documents=1, tokens=size, bytes=size)
+    if own is not None:
+        own.save(directory)
+        Manifest(own.name, own.fingerprint, own.vocab_size, "uint16", counts, files).write(directory)
+    return directory
+
+
+def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
+    """The formula's text, its last sixth for validation, the training part in two files."""
+    own = tokenizer()
+    ids = own.encode(text_of(lines))
+    cut, middle = len(ids) * 5 // 6, len(ids) // 3
+    return write_shards(directory, {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}, own=own)
+
+
+def tiny_config(shards: Path, **changes) -> TrainConfig:
+    """Ten steps of eight windows; `changes` are fields of TrainConfig, `model` changes of its model."""
+    model = replace(MODEL, **changes.pop("model", {}))
+    config = TrainConfig(
+        name="tiny",
+        output_dir=str(shards.parent / "runs"),
+        steps=10,
+        batch=Batch(sequences=8),
+        model=model,
+        data=TokenShards(path=str(shards)),
+        optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=2)),
+        layout=SINGLE,
+        checkpoint=Checkpoint(every=5, keep=10),
+    )
+    return replace(config, **changes)
+
+
+def read_lines(run: Path, name: str = "loss") -> list[tuple[int, float]]:
+    """(step, value) of every line of metrics.jsonl that has the value, in the order of the file."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record[name]) for record in records if name in record]
+
+
+CONFIG_FILE = '"""A tiny run."""\n\nfrom gptjax.config import *\n\nconfig = {config!r}\n'
+
+
+def write_config(path: Path, config: TrainConfig) -> Path:
+    """A config file that holds exactly this config: a dataclass's repr is Python."""
+    path.write_text(CONFIG_FILE.format(config=config))
+    return path
+
+
+def door(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """A door in a process of its own, as a person starts it; stderr comes with stdout."""
+    own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"gptjax.{name}", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | own | environment,
+    )
