@@ -1,0 +1,192 @@
+"""Law: how the work is laid out over devices and groups changes no loss; what is sharded really is, moments too."""
+
+import functools
+import math
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config, write_text_shards
+
+from gptjax.checkpoint import named
+from gptjax.data import Batch
+from gptjax.layout import Layout
+from gptjax.loss import IGNORED
+from gptjax.model import rebound
+from gptjax.optim import AdamW, Muon
+from gptjax.schedules import Constant
+from gptjax.step import make_eval_step
+from gptjax.train import compiled_step, created, opened_batches
+
+MUON = Muon(dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup=1))
+ADAMW = AdamW(learning_rate=3e-3, clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup=1))
+SINGLE = Layout(data=1, fsdp=1, tensor=1)
+FSDP = Layout(fsdp=8)
+LAYOUTS = {
+    "data parallel": Layout(data=8),
+    "fully sharded": FSDP,
+    "tensor parallel": Layout(data=2, tensor=4),
+    "all three": Layout(data=2, fsdp=2, tensor=2),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    shards = write_text_shards(tmp_path_factory.mktemp("layout") / "shards")
+    return tiny_config(shards, model={"dropout": 0.1}, optimizer=MUON, batch=Batch(sequences=16, accumulate=2))
+
+
+def losses(config, layout, *, steps=4):
+    """The losses of some steps of the shipped program on the shipped data, and the state that they end in."""
+    with layout.active():
+        state, batches = created(config, layout), opened_batches(config, layout)
+        step = compiled_step(config, layout, state, batches)
+        rows, found = batches.starting_at(0), []
+        for _ in range(steps):
+            state, metrics = step(state, next(rows))
+            found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return np.array(found), state
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    """Muon on one device."""
+    return losses(config, SINGLE)[0]
+
+
+def same(found, wanted):
+    assert np.ptp(wanted[:, 0]) > 0.05, "losses that hardly move would prove little"
+    assert (wanted[:, 1] > 0.5).all(), "the gradients are to be clipped"
+    np.testing.assert_allclose(found[:, 0], wanted[:, 0], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found[:, 1], wanted[:, 1], rtol=1e-4)
+
+
+def assert_sharded_alike(state):
+    """Every moment lies as the weight whose name it ends in."""
+    weights = named(state.model)
+    moments = {name: array for name, array in named(state.optimizer).items() if array.ndim}
+    for name, moment in moments.items():
+        weight = max((w for w in weights if name.endswith(f".{w}")), key=len)
+        assert moment.sharding.is_equivalent_to(weights[weight].sharding, moment.ndim), name
+    assert len(moments) >= len(weights)
+
+
+def unsharded_share(tree):
+    """The part of all bytes that each device holds whole."""
+    leaves = jax.tree.leaves(tree)
+    whole = sum(leaf.nbytes for leaf in leaves if leaf.sharding.is_fully_replicated)
+    return whole / sum(leaf.nbytes for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_muon_learns_the_same_on_every_layout(config, alone, name):
+    layout = LAYOUTS[name]
+    found, state = losses(config, layout)
+    same(found, alone)
+    assert_sharded_alike(state)
+    if layout == FSDP:
+        assert unsharded_share(state.model) < 0.02
+
+
+def test_the_number_of_groups_changes_no_loss(config, alone):
+    same(losses(replace(config, batch=Batch(sequences=16, accumulate=16)), SINGLE)[0], alone)
+
+
+def test_adamw_learns_the_same_sharded(config):
+    config = replace(config, optimizer=ADAMW)
+    found, state = losses(config, LAYOUTS["all three"])
+    same(found, losses(config, SINGLE)[0])
+    assert_sharded_alike(state)
+
+
+@pytest.fixture(scope="module")
+def one_step(config):
+    """Rows, and what one step says of them with a given grouping: the loss and the gradient's norm."""
+    config = replace(config, model=replace(config.model, dropout=0.5), optimizer=ADAMW)
+    rows = jax.device_get(next(opened_batches(config, SINGLE).starting_at(0)))
+    state = created(config, SINGLE)
+
+    @functools.cache
+    def compiled(groups, seed):
+        changed = replace(config, seed=seed, batch=Batch(16, groups))
+        return compiled_step(changed, SINGLE, state, opened_batches(changed, SINGLE))
+
+    def run(rows, *, groups=1, seed=0, at=0):
+        own = {name: jnp.asarray(array.reshape(groups, 16 // groups, -1)) for name, array in rows.items()}
+        start = replace(jax.tree.map(jnp.copy, state), step=jnp.int32(at))
+        after, metrics = compiled(groups, seed)(start, own)
+        return float(metrics["loss"]), float(metrics["grad_norm"]), after.model
+
+    return rows, run
+
+
+def scoring(rows, scored):
+    return rows | {"targets": np.where(scored, rows["targets"].reshape(16, -1), IGNORED)}
+
+
+def test_every_scored_token_weighs_the_same_in_whatever_group_it_is(one_step):
+    """Half of the rows score one token each, and lie together: a mean of the groups' means would be another loss."""
+    rows, run = one_step
+    first, top = np.arange(16)[None, :] == 0, np.arange(16)[:, None] < 8
+    uneven = scoring(rows, first | ~top)
+    together, apart = run(uneven), run(uneven, groups=4)
+    assert apart[:2] == pytest.approx(together[:2], rel=1e-5)
+    differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), together[2], apart[2])
+    assert max(jax.tree.leaves(differences)) < 1e-5
+    halves = [run(scoring(rows, scored))[0] for scored in (first & top, np.broadcast_to(~top, (16, 16)))]
+    assert abs(sum(halves) / 2 - together[0]) > 1e-3
+
+
+def test_dropout_is_decided_by_seed_and_step(one_step):
+    rows, run = one_step
+    first = run(rows)
+    assert run(rows)[:2] == first[:2]
+    assert run(rows, seed=1)[0] != first[0]
+    assert run(rows, at=1)[0] != first[0]
+
+
+def test_dropout_is_off_in_evaluation(one_step, config):
+    rows, _ = one_step
+    model = created(config, SINGLE).model
+    judge = make_eval_step(config.objective)
+    dropped, plain = (rebound(model, config=replace(model.config, dropout=rate)) for rate in (0.5, 0.0))
+    assert float(judge(dropped, rows)[0]) == float(judge(plain, rows)[0])
+
+
+def reduced_bytes(hlo):
+    """(bytes of all-reduces inside loops, bytes of those outside) in a compiled program's text."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S))
+    called = {
+        name: set(re.findall(r"(?:body|condition|calls|to_apply)=%?([\w.-]+)", body)) for name, body in bodies.items()
+    }
+    inside = {name for body in bodies.values() for name in re.findall(r"body=%?([\w.-]+)", body)}
+    waiting = list(inside)
+    while waiting:
+        for name in called.get(waiting.pop(), set()) - inside:
+            inside.add(name)
+            waiting.append(name)
+
+    def size(body):
+        total = 0
+        for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", body):
+            for width, dims in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes):
+                total += int(width) // 8 * math.prod(int(n) for n in dims.split(",") if n)
+        return total
+
+    sizes = {name: size(body) for name, body in bodies.items()}
+    return tuple(sum(sizes[name] for name in sizes if (name in inside) == wanted) for wanted in (True, False))
+
+
+def test_data_parallelism_reduces_gradients_once_a_step(config):
+    config = replace(config, optimizer=ADAMW, batch=Batch(sequences=32, accumulate=4))
+    layout = LAYOUTS["data parallel"]
+    with layout.active():
+        state, batches = created(config, layout), opened_batches(config, layout)
+        hlo = compiled_step(config, layout, state, batches).as_text()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state.model))
+    in_loops, outside = reduced_bytes(hlo)
+    assert in_loops == 0
+    assert weights <= outside < 1.01 * weights
