@@ -5,13 +5,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-Tokens = Integer[np.ndarray, " n"]
+Tokens = Integer[np.ndarray, " _"]
 
 
 class Counts(NamedTuple):
-    """How often each token, and each pair of neighbours, was seen."""
+    """How often each token was seen, how often it had a successor, and how often each pair of neighbours was seen."""
 
     unigrams: np.ndarray
+    followed: np.ndarray
     pairs: np.ndarray
     pair_counts: np.ndarray
 
@@ -19,8 +20,8 @@ class Counts(NamedTuple):
 def bigram_loss(train: Tokens, validation: Tokens, *, vocab_size: int) -> tuple[float, float]:
     """(nats per token on `validation`, K) of a bigram interpolated with unigrams, fitted on all of `train`.
 
-    p(b | a) = (c(a, b) + K p(b)) / (c(a) + K), with p(b) from counts plus one. K is tuned on the last twentieth of
-    `train`, with counts of the rest.
+    p(b | a) = (c(a, b) + K p(b)) / (c(a) + K), where c(a) sums c(a, b) over b, and p(b) is from counts plus one.
+    K is tuned on the last twentieth of `train`, with counts of the rest.
     """
     cut = len(train) - max(2, len(train) // 20)
     fitted = _count(train[:cut], vocab_size)
@@ -35,15 +36,16 @@ def _codes(tokens: Tokens, vocab_size: int) -> np.ndarray:
 
 def _count(tokens: Tokens, vocab_size: int) -> Counts:
     pairs, counts = np.unique(_codes(tokens, vocab_size), return_counts=True)
-    return Counts(np.bincount(tokens, minlength=vocab_size), pairs, counts)
+    unigrams, followed = (np.bincount(ids, minlength=vocab_size) for ids in (tokens, tokens[:-1]))
+    return Counts(unigrams, followed, pairs, counts)
 
 
-def _nats(counts: Counts, tokens: Tokens, constant: float) -> float:
+def _nats(counts: Counts, tokens: Tokens, constant: int) -> float:
     """Mean −log p over the tokens of a text after its first."""
     vocab_size = len(counts.unigrams)
     codes = _codes(tokens, vocab_size)
     found = np.minimum(np.searchsorted(counts.pairs, codes), len(counts.pairs) - 1)
     together = np.where(counts.pairs[found] == codes, counts.pair_counts[found], 0)
     alone = (counts.unigrams[tokens[1:]] + 1) / (counts.unigrams.sum() + vocab_size)
-    probabilities = (together + constant * alone) / (counts.unigrams[tokens[:-1]] + constant)
+    probabilities = (together + constant * alone) / (counts.followed[tokens[:-1]] + constant)
     return float(-np.log(probabilities).mean())
