@@ -1,0 +1,156 @@
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import MODEL, quick_compilation, tokenizer, write_shards, write_text_shards
+
+from gptjax.bigram import bigram_loss
+from gptjax.data import TokenShards
+from gptjax.errors import UserError
+from gptjax.evals import Bigram, Material, Samples, ValidationLoss, summarised
+from gptjax.layout import Layout
+from gptjax.model import GPT
+from gptjax.objective import NextToken
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_text_shards(tmp_path_factory.mktemp("evals") / "shards", lines=60)
+
+
+def material(shards, *, own=True, layout=None):
+    data = TokenShards(path=str(shards))
+    return Material(data, tokenizer() if own else None, MODEL, NextToken(), layout or Layout())
+
+
+def model(layout=None):
+    layout = layout or Layout()
+    with layout.active():
+        return jax.jit(lambda: GPT(MODEL, key=jax.random.key(0), layout=layout))()
+
+
+@pytest.fixture(scope="module")
+def by_hand(shards):
+    """Nats of every token of the split after its first, from the logits of windows that do not overlap."""
+    stream = TokenShards(path=str(shards)).split("val")
+    ids = stream.read(0, len(stream))
+    forward, here, nats = jax.jit(GPT.__call__), model(), []
+    for start in range(0, len(ids) - 1, MODEL.context):
+        window = ids[start : start + MODEL.context + 1].astype(np.int32)
+        padded = np.pad(window[:-1], (0, MODEL.context - len(window) + 1))
+        logits = np.asarray(forward(here, jnp.asarray(padded[None])), np.float64)[0, : len(window) - 1]
+        normal = np.log(np.exp(logits).sum(axis=1))
+        nats += list(normal - logits[np.arange(len(window) - 1), window[1:]])
+    return np.array(nats)
+
+
+@pytest.mark.parametrize(("tokens", "sequences"), [(None, 3), (None, 16), (40, 16), (1, 1)])
+def test_the_loss_is_the_mean_over_all_tokens_whatever_the_batch(shards, by_hand, tokens, sequences):
+    found = ValidationLoss(tokens=tokens, sequences=sequences).open(material(shards))(model())
+    nats = by_hand[:tokens]
+    assert found["val_loss"] == pytest.approx(nats.mean(), abs=1e-5)
+    assert found["val_perplexity"] == pytest.approx(math.exp(nats.mean()), rel=1e-4)
+    assert found["val_bpb"] == pytest.approx(nats.sum() / math.log(2) / len(nats), rel=1e-5)  # characters of one byte
+
+
+def test_the_loss_does_not_depend_on_the_layout(shards, by_hand):
+    layout = Layout(data=2, fsdp=2, tensor=2)
+    with layout.active():
+        judge = ValidationLoss(sequences=3).open(material(shards, layout=layout))
+        assert judge(model(layout))["val_loss"] == pytest.approx(by_hand.mean(), abs=1e-5)
+
+
+def test_bits_per_byte_divide_by_the_bytes_of_the_scored_text(shards):
+    """Some tokens are of several bytes, and one has no text at all."""
+    own = tokenizer()
+    own.bytes_per_token = np.arange(own.vocab_size, dtype=np.int32) % 4
+    judge = ValidationLoss(tokens=50).open(replace(material(shards), tokenizer=own))
+    ids = TokenShards(path=str(shards)).split("val").read(1, 50)
+    assert judge.bytes == int((ids % 4).sum())
+    found = judge(model())
+    assert found["val_bpb"] == pytest.approx(found["val_loss"] * 50 / math.log(2) / judge.bytes)
+    assert f"50 of {len(TokenShards(path=str(shards)).split('val')) - 1:,} next tokens" in judge.protocol
+    assert f"{judge.bytes:,} bytes" in judge.protocol
+
+
+def test_without_a_tokenizer_there_are_no_bits_per_byte(shards):
+    judge = ValidationLoss(tokens=20).open(material(shards, own=False))
+    assert "val_bpb" not in judge(model())
+    assert "no bits per byte" in judge.protocol
+
+
+def test_sums_become_loss_perplexity_and_bits():
+    assert summarised(20.0, 10, 5) == {
+        "val_loss": 2.0,
+        "val_perplexity": pytest.approx(math.e**2),
+        "val_bpb": pytest.approx(4 / math.log(2)),
+    }
+    assert math.isfinite(summarised(1e9, 10, None)["val_perplexity"])
+
+
+def test_a_token_beyond_the_vocabulary_is_named(tmp_path):
+    ids = np.array([1, 2, 3, 100, 4])
+    shards = write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]})
+    judge = ValidationLoss().open(material(shards))
+    with pytest.raises(UserError, match=r"token id 100 in .*model\.vocab_size 48"):
+        judge(model())
+
+
+def test_one_token_cannot_be_judged(tmp_path):
+    shards = write_shards(tmp_path / "shards", {"train": [np.arange(9)], "val": [np.arange(1)]})
+    with pytest.raises(UserError, match="at least 2 are needed"):
+        ValidationLoss().open(material(shards))
+
+
+def test_the_bigram_scores_the_tokens_that_the_model_is_judged_on(shards):
+    data = TokenShards(path=str(shards))
+    train, validation = (stream.read(0, len(stream)) for stream in (data.split("train"), data.split("val")))
+    found = Bigram().open(material(shards))(model())
+    loss, constant = bigram_loss(train, validation, vocab_size=MODEL.vocabulary)
+    assert found == {
+        "bigram_loss": loss,
+        "bigram_constant": constant,
+        "bigram_bpb": pytest.approx(loss / math.log(2)),
+    }
+    assert 0 < loss < 2.5
+    assert set(Bigram().open(material(shards, own=False))(model())) == {"bigram_loss", "bigram_constant"}
+
+
+def test_samples_go_on_from_the_prompt(shards):
+    samples = Samples(prompt="12: 1", max_new_tokens=6, seed=3)
+    text = samples.open(material(shards))(model())["sample"]
+    assert text.startswith("12: 1")
+    assert len(text) == 11
+    assert samples.open(material(shards))(model())["sample"] == text
+    assert replace(samples, seed=4).open(material(shards))(model())["sample"] != text
+
+
+def test_samples_without_a_tokenizer_or_room_are_refused(shards):
+    with pytest.raises(UserError, match="needs a tokenizer"):
+        Samples().open(material(shards, own=False))
+    with pytest.raises(UserError, match="a sample's prompt has 16 tokens; 1 to 15 fit"):
+        Samples(prompt="1" * 16).open(material(shards))
+    with pytest.raises(UserError, match="prompt has 0 tokens"):
+        Samples(prompt="").open(material(shards))
+
+
+def test_judges_are_due_at_their_times():
+    due = lambda judge: [step for step in range(11) if judge.due(step, steps=10)]
+    assert due(ValidationLoss(every=4)) == [0, 4, 8, 10]
+    assert due(Samples(every=4)) == [4, 8, 10]
+    assert due(Bigram()) == [0]
+
+
+@pytest.mark.parametrize("field", ["every", "tokens", "sequences"])
+def test_counts_are_at_least_one(field):
+    with pytest.raises(UserError, match=f"{field} is 0"):
+        ValidationLoss(**{field: 0})
