@@ -28,6 +28,7 @@ config = TrainConfig(
         dtype="float32",
         head_dtype="bfloat16",
         remat="none",
+        layers="unroll",
     ),
     data=TokenShards(),
     optimizer=Muon(schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5), dtype="float32"),

@@ -20,7 +20,15 @@ config = TrainConfig(
     steps=1400,
     batch=Batch(sequences=8),
     model=GPTConfig(
-        num_layers=4, width=128, num_heads=4, context=128, vocab_size=1024, bias=False, dtype="float32", remat="none"
+        num_layers=4,
+        width=128,
+        num_heads=4,
+        context=128,
+        vocab_size=1024,
+        bias=False,
+        dtype="float32",
+        remat="none",
+        layers="unroll",
     ),
     data=Prepared(source="stdlib", tokenizer="bpe:1024", validation="documents:0.02"),
     optimizer=Muon(

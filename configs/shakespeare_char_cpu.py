@@ -20,7 +20,15 @@ config = replace(
     steps=2000,
     batch=Batch(sequences=12),
     model=replace(
-        base.model, num_layers=4, width=128, num_heads=4, context=64, dropout=0.0, dtype="float32", remat="none"
+        base.model,
+        num_layers=4,
+        width=128,
+        num_heads=4,
+        context=64,
+        dropout=0.0,
+        dtype="float32",
+        remat="none",
+        layers="unroll",
     ),
     checkpoint=replace(base.checkpoint, every=500),
     evals=(ValidationLoss(every=500, sequences=64), Samples(every=2000, max_new_tokens=60)),

@@ -20,7 +20,7 @@ from gptjax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 WEIGHTS = {"D": "fsdp", "H": "tensor", "F": "tensor", "V": "tensor"}
-ACTS = {"B": ("data", "fsdp"), "H": "tensor", "F": "tensor", "V": "tensor"}
+ACTS = {"B": ("data", "fsdp"), "M": ("data", "fsdp"), "H": "tensor", "F": "tensor", "V": "tensor"}
 
 
 @dataclass(frozen=True)

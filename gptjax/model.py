@@ -126,6 +126,23 @@ def use(parameter: nnx.Param[Array], dtype: str, layout: Layout) -> Array:
     return place(parameter[...].astype(dtype), layout.gathered(parameter.letters))
 
 
+def project(letters: str, x: Array, w: Array, layout: Layout) -> Array:
+    """`einsum` of activations (B, T, …) with a weight, such as "BTD,DF->BTF", with B and T as one axis meanwhile.
+
+    On CPUs the products of a training step, backward above all, take half the time so; elsewhere it is the same.
+    """
+    ins, out = letters.split("->")
+    sizes = dict(zip(ins.replace(",", ""), (*x.shape, *w.shape), strict=True))
+    acts, weight = ins.replace("BT", "M").split(",")
+    product = jnp.einsum(
+        f"{acts},{weight}->{out.replace('BT', 'M')}",
+        jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=layout.acts(acts)),
+        w,
+        out_sharding=layout.acts(out.replace("BT", "M")),
+    )
+    return jnp.reshape(product, tuple(sizes[letter] for letter in out), out_sharding=layout.acts(out))
+
+
 class Part(nnx.Module):
     """A part of the model: its weights, and what is known while tracing."""
 
@@ -162,14 +179,14 @@ class Attention(Part):
 
     def project_in(self, x: BTD) -> tuple[BTHK, BTHK, BTHK]:
         dtype, layout = self.config.dtype, self.layout
-        qkv = jnp.einsum("BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), out_sharding=layout.acts("CBTHK"))
+        qkv = project("BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), layout)
         if self.qkv_bias is not None:
             qkv = qkv + use(self.qkv_bias, dtype, layout)[:, None, None]
         return qkv[0], qkv[1], qkv[2]
 
     def project_out(self, y: BTHK) -> BTD:
         dtype, layout = self.config.dtype, self.layout
-        out = jnp.einsum("BTHK,HKD->BTD", y, use(self.out, dtype, layout), out_sharding=layout.acts("BTD"))
+        out = project("BTHK,HKD->BTD", y, use(self.out, dtype, layout), layout)
         return out if self.out_bias is None else out + use(self.out_bias, dtype, layout)[None, None]
 
 
@@ -188,11 +205,11 @@ class MLP(Part):
 
     def __call__(self, x: BTD) -> BTD:
         dtype, layout = self.config.dtype, self.layout
-        h = jnp.einsum("BTD,DF->BTF", x, use(self.up, dtype, layout), out_sharding=layout.acts("BTF"))
+        h = project("BTD,DF->BTF", x, use(self.up, dtype, layout), layout)
         if self.up_bias is not None:
             h = h + use(self.up_bias, dtype, layout)[None, None]
         h = ACTIVATIONS[self.config.activation](checkpoint_name(h, "up"))
-        y = jnp.einsum("BTF,FD->BTD", h, use(self.down, dtype, layout), out_sharding=layout.acts("BTD"))
+        y = project("BTF,FD->BTD", h, use(self.down, dtype, layout), layout)
         return y if self.down_bias is None else y + use(self.down_bias, dtype, layout)[None, None]
 
 

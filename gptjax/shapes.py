@@ -4,6 +4,7 @@
     D  model width      H  heads             K  head width
     F  MLP width        V  vocabulary        N  layers
     C  the triple q, k, v                    G  accumulation groups
+    M  tokens of a batch in a row (B × T)
 
 An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
 (jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
