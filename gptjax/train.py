@@ -251,6 +251,7 @@ class Patience:
     def check(self, step: int, metrics: dict[str, jax.Array]) -> None:
         before, self._before = self._before, metrics
         if before is not None and int(before["streak"]) >= self._limit:
+            self._checkpoints.wait()  # one may be on its way to the disk
             latest = self._checkpoints.latest
             saved = "No checkpoint was saved" if latest is None else f"The last checkpoint is of step {latest}"
             raise UserError(
