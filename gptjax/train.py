@@ -54,7 +54,8 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
     config, tokenizer = prepared(config)
     layout = config.layout.resolve(jax.device_count())
     config.check_layout(layout)
-    with layout.active(), Checkpoints(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints:
+    opening = Checkpoints(config.directory / CHECKPOINTS, config.checkpoint)
+    with layout.active(), Signals() as signals, opening as checkpoints:
         marks = fingerprints(config, tokenizer)
         current = resumed(config, checkpoints, marks, layout) or created(config, layout)
         start = int(current.step)
@@ -63,7 +64,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
         batches = opened_batches(config, layout)
         describe(config, layout, batches, judges)
 
-        with open_logbook(config, layout, start) as log, Signals() as signals:
+        with open_logbook(config, layout, start) as log:
             with log.paused("compile"):
                 train_step = compiled_step(config, layout, current, batches)
             rows_of_step = batches.starting_at(start)
@@ -232,7 +233,7 @@ class Signals:
         if self._caught is not None:
             raise KeyboardInterrupt
         self._caught = number
-        say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        say(f"{signal.Signals(number).name}: stopping after this step, saved; once more to stop at once")
 
     def received(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes."""
