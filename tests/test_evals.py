@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import MODEL, quick_compilation, tokenizer, write_shards, write_text_shards
+from tiny import MODEL, tokenizer, write_shards, write_text_shards
 
 from gptjax.bigram import bigram_loss
 from gptjax.data import TokenShards
@@ -14,12 +14,6 @@ from gptjax.evals import Bigram, Material, Samples, ValidationLoss, summarised
 from gptjax.layout import Layout
 from gptjax.model import GPT
 from gptjax.objective import NextToken
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import MODEL, quick_compilation
+from tiny import MODEL
 
 from gptjax.errors import UserError
 from gptjax.model import GPT, GPTConfig, abstract, cropped, num_parameters, rebound
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import MODEL, quick_compilation
+from tiny import MODEL
 
 from gptjax import state
 from gptjax.layout import Layout
@@ -19,12 +19,6 @@ OPTIMIZERS = {
     "adamw": AdamW(learning_rate=0.01, schedule=Linear(warmup=1)),
     "muon": Muon(dtype="float32", schedule=Linear(warmup=1)),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)

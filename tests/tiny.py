@@ -1,6 +1,5 @@
 """The tiny world that tests share: a text made by a formula, its shards, a model of two layers, and the real door."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -8,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from gptjax.checkpoint import Checkpoint
@@ -27,16 +25,6 @@ SINGLE = Layout("single")
 MODEL = GPTConfig(
     num_layers=2, width=32, num_heads=4, context=16, vocab_size=len(ALPHABET), dtype="float32", remat="none"
 )
-
-
-@contextlib.contextmanager
-def quick_compilation():
-    """Compile in a third of the time what runs only for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def text_of(lines: int) -> str:
@@ -109,7 +97,7 @@ def write_config(path: Path, config: TrainConfig) -> Path:
 
 def door(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
     """A door in a process of its own, as a person starts it; stderr comes with stdout."""
-    own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         [sys.executable, "-m", f"gptjax.{name}", *words],
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import ALPHABET, door, quick_compilation, read_lines, tiny_config, write_config, write_text_shards
+from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
 
 from gptjax import train as train_door
 from gptjax.checkpoint import Checkpoint, named
@@ -204,8 +204,7 @@ def _in_a_process(words, cache):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    with quick_compilation():
-        main(words)
+    main(words)
 
 
 @functools.cache
