@@ -1,0 +1,236 @@
+import json
+import os
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny import (
+    ALPHABET,
+    SINGLE,
+    door,
+    read_lines,
+    tiny_config,
+    write_config,
+    write_shards,
+    write_text_shards,
+)
+
+from gptjax.checkpoint import Checkpoint, named
+from gptjax.data import Batch, TokenShards
+from gptjax.errors import UserError
+from gptjax.evals import Bigram, Samples, ValidationLoss
+from gptjax.layout import Layout
+from gptjax.logbook import Log
+from gptjax.optim import AdamW
+from gptjax.run import Run
+from gptjax.schedules import Constant
+from gptjax.train import created, main, prepared, train
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_text_shards(tmp_path_factory.mktemp("train") / "shards")
+
+
+@pytest.fixture(scope="module")
+def finished(shards):
+    """A whole run through the door, with every judge; its config and what it printed."""
+    config = tiny_config(
+        shards,
+        name="finished",
+        steps=60,
+        optimizer=AdamW(learning_rate=0.01, schedule=Constant(warmup=5)),
+        evals=(Bigram(), ValidationLoss(every=30), Samples(every=60, prompt="1", max_new_tokens=5)),
+        log=Log(every=20),
+        checkpoint=Checkpoint(every=30),
+    )
+    file = write_config(shards.parent / "finished.py", config)
+    return config, file, run_door(f"--config={file}", "--checkpoint.keep=1")
+
+
+def run_door(*words):
+    """The door in this process: (exit code, what it printed)."""
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
+        with pytest.raises(SystemExit) as done:
+            main(list(words))
+    return done.value.code, "\n".join(printed)
+
+
+def test_a_run_learns_and_says_what_it_does(finished):
+    config, file, (code, printed) = finished
+    assert code == 0
+    losses = dict(read_lines(config.directory))
+    assert list(losses) == list(range(1, 61))
+    assert losses[1] == pytest.approx(np.log(len(ALPHABET)), abs=0.2)
+    assert losses[60] < losses[1] - 1
+    assert dict(read_lines(config.directory, "val_loss")).keys() == {0, 30, 60}
+    assert len(read_lines(config.directory, "sample")) == 1
+    for words in (
+        f"config {file}",
+        "checkpoint.keep: 2 → 1",
+        "27,520 parameters, 2 layers × 32",
+        "3,152 tokens in 197 windows",
+        "attention xla",
+        "60 steps × 128 tokens = 7,680 (2.44 epochs)",
+        "631 of 631 next tokens",
+        "step 20/60",
+        "bits per byte; a bigram has",
+        f"train on  python -m gptjax.train --config={file} --checkpoint.keep=1 --steps=120",
+    ):
+        assert words in printed, words
+
+
+def test_the_run_directory_holds_what_others_need(finished, shards):
+    config, file, _ = finished
+    held = {path.name for path in config.directory.iterdir()}
+    assert held >= {"config.json", "config.py", "environment.json", "tokenizer.json", "metrics.jsonl", "loss.png"}
+    assert (config.directory / "config.py").read_text() == file.read_text()
+    assert Run.open(config.directory).config == replace(config, checkpoint=replace(config.checkpoint, keep=1))
+    assert json.loads((config.directory / "environment.json").read_text())["packages"]["jax"] == jax.__version__
+    assert Run.open(config.directory).step("best") == Run.open(config.directory).step() == 60
+
+
+def test_updates_that_stay_undefined_end_the_run(shards):
+    """A first update as large as the largest float leaves nothing to compute with."""
+    config = tiny_config(
+        shards,
+        name="undefined",
+        steps=50,
+        optimizer=AdamW(learning_rate=3e38, schedule=Constant()),
+        max_skipped=4,
+        checkpoint=Checkpoint(every=2),
+    )
+    with pytest.raises(UserError) as error:
+        train(config)
+    message = str(error.value)
+    assert "the last 4 updates, up to step 5, had a loss or gradient that is not finite" in message
+    assert "The last checkpoint is of step 4" in message
+    assert [step for step, _ in read_lines(config.directory)][:5] == [1, 2, 3, 4, 5]
+    assert dict(read_lines(config.directory))[3] is None
+
+
+def test_a_run_may_start_from_anothers_weights_and_a_shorter_context(finished, shards):
+    source = finished[0]
+    config = tiny_config(shards, name="later", steps=2, start_from=str(source.directory), model={"context": 8})
+    weights = named(Run.open(source.directory).model())
+    for name, array in named(created(config, SINGLE).model).items():
+        wanted = weights[name][:8] if name == "positions" else weights[name]
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(wanted))
+    assert train(config) == 0
+    assert [step for step, _ in read_lines(config.directory)] == [1, 2]
+    assert read_lines(config.directory)[0][1] < 2.5, "it starts where the other ended"
+
+
+def test_a_start_settles_the_shape_and_leaves_the_rest_to_the_config(finished, shards):
+    start = str(finished[0].directory)
+    wanted = tiny_config(
+        shards,
+        start_from=start,
+        model={"mlp_width": 64, "num_layers": 9, "context": 99, "dropout": 0.3, "remat": "full"},
+    )
+    config, _ = prepared(wanted)
+    assert config.model == replace(finished[0].model, dropout=0.3, remat="full")
+    assert created(config, SINGLE).model.blocks.mlp.config.dropout == 0.3
+
+
+def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
+    config, own = prepared(tiny_config(shards, model={"vocab_size": None}))
+    assert config.model.vocab_size == own.vocab_size == len(ALPHABET)
+    with pytest.raises(UserError, match=r"model\.vocab_size is 50, .* has 48 tokens\. Give --model\.vocab-size=48"):
+        prepared(tiny_config(shards, model={"vocab_size": 50}))
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.fixture
+def config_file(shards, tmp_path):
+    return write_config(tmp_path / "config.py", tiny_config(shards, name="bad", output_dir=str(tmp_path / "runs")))
+
+
+def broken(shards, tmp_path, break_it):
+    """A copy of the shards, without a manifest, whose first file is broken; the option that names it."""
+    stream = TokenShards(path=str(shards)).split("train").read(0, 500)
+    copy = write_shards(tmp_path / "broken", {"train": [stream], "val": [stream]})
+    break_it(copy / "train_000000.bin")
+    return f"--data.path={copy}"
+
+
+def wrong_magic(path):
+    path.write_bytes(b"\0" * 4 + path.read_bytes()[4:])
+
+
+def other_tokenizer(shards, tmp_path):
+    """Shards beside which a tokenizer lies that did not make them."""
+    copy = tmp_path / "mixed"
+    copy.mkdir()
+    for path in shards.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    text = (copy / "tokenizer.json").read_text().replace('"a"', '"A"')
+    (copy / "tokenizer.json").write_text(text)
+    return f"--data.path={copy}"
+
+
+BAD = {
+    "missing shards": (lambda s, t: "--data.path=/nowhere/at/all", "/nowhere/at/all: no such directory of shards"),
+    "a batch that does not divide": (lambda s, t: "--batch.accumulate=3", "does not divide into batch.accumulate 3"),
+    "a vocabulary that is not the tokenizer's": (lambda s, t: "--model.vocab-size=99", "--model.vocab-size=48"),
+    "a context longer than the text": (lambda s, t: "--model.context=9999", "less than one window"),
+    "a kernel that cannot run": (lambda s, t: "--model.attention=cudnn", "not an NVIDIA GPU"),
+    "a layout that is too large": (lambda s, t: "--layout=data --layout.data=99", "wants 99 devices"),
+    "a batch that does not split over devices": (
+        lambda s, t: "--layout=data --layout.data=3",
+        "do not split over 3 devices",
+    ),
+    "weights that are not there": (lambda s, t: "--start-from=/nowhere", "/nowhere is not a run directory"),
+    "a shard cut short": (lambda s, t: broken(s, t, lambda f: os.truncate(f, 1500)), "is cut short"),
+    "a file that is no shard": (lambda s, t: broken(s, t, wrong_magic), "not a token shard"),
+    "another tokenizer": (other_tokenizer, "is not the tokenizer that made the shards"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_said_in_a_line_or_two(name, shards, tmp_path, config_file, capsys):
+    make, words = BAD[name]
+    argument = make(shards, tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main([f"--config={config_file}", *argument.split()])
+    error = capsys.readouterr().err
+    assert done.value.code == 2, error
+    assert error.startswith("error: ")
+    assert words in error
+    assert len(error) < 500
+
+
+def test_an_unknown_field_is_answered_with_the_one_that_was_meant(config_file, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([f"--config={config_file}", "--optimizer.learning-rte=1"])
+    printed = capsys.readouterr()
+    assert done.value.code == 2
+    assert "--optimizer.learning-rate" in printed.err + printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config=nowhere.py"], "There is no config file nowhere.py"),
+        (["--config={file}", "--model.num-heads=5"], "model.width 32 does not split over model.num_heads 5"),
+    ],
+)
+def test_the_door_itself_explains_without_a_traceback(words, said, config_file):
+    process = door("train", *(word.format(file=config_file) for word in words))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert said in output
+    assert "Traceback" not in output
+    assert output.count("\n") <= 4
+
+
+def test_resolved_layouts_must_suit_the_batch(shards):
+    config = tiny_config(shards, name="wide", layout=Layout(), batch=Batch(12))
+    with pytest.raises(UserError, match=r"12 sequences a group do not split over 8 devices"):
+        train(config)
+    assert not config.directory.exists(), "nothing is written before the config is known to work"
