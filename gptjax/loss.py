@@ -129,12 +129,13 @@ def _chunk_nats(
         largest = jax.lax.pmax(largest, "tensor")
     exponentials = jnp.exp(logits - largest[:, None])
     partition = _sum_over(exponentials.sum(axis=1), "tensor", setting=setting)
-    hit = column == y[:, None]
-    label = _sum_over(jnp.where(hit, logits, 0.0).sum(axis=1), "tensor", setting=setting)
+    here = (y >= first) & (y < first + head.shape[0])  # the label's column is one of this device's
+    picked = jnp.take_along_axis(logits, jnp.where(here, y - first, 0)[:, None], axis=1)[:, 0]
+    label = _sum_over(jnp.where(here, picked, 0.0), "tensor", setting=setting)
 
     scored = (y != IGNORED).astype(jnp.float32)
     nats = (jnp.log(partition) + largest - label) * scored
-    d_logits = (exponentials / partition[:, None] - hit) * scored[:, None]
+    d_logits = (exponentials / partition[:, None] - (column == y[:, None])) * scored[:, None]
     return nats.sum(), d_logits
 
 
