@@ -233,7 +233,7 @@ class Signals:
         if self._caught is not None:
             raise KeyboardInterrupt
         self._caught = number
-        say(f"{signal.Signals(number).name}: stopping after this step, saved; once more to stop at once")
+        say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
 
     def received(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes."""
@@ -297,6 +297,7 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
         )
     run = os.path.relpath(config.directory)
+    run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     longer = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
     say(
@@ -305,7 +306,7 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
         f"  {more}",
         f"  sample    python -m gptjax.sample --checkpoint={run} --prompt='def '",
         f"  evaluate  python -m gptjax.evaluate --checkpoint={run}",
-        f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={run}-hf",
+        f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}",
     )
 
 
