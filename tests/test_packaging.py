@@ -80,3 +80,20 @@ def test_every_import_is_declared_and_those_of_extras_wait_until_they_are_needed
         for name, lazy in imports(path):
             distribution = DISTRIBUTIONS.get(name, name.lower().replace("_", "-"))
             assert distribution in (plain | extra if lazy else plain), f"{path}: {name} is not declared"
+
+
+def test_the_constraints_pin_each_thing_that_is_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    for line in lines:
+        assert re.fullmatch(r"""[A-Za-z0-9._-]+==[^ ;/]+( ; python_version (<|>=) "3\.12")?""", line), line
+    for version in ("<", ">="):
+        pinned = declared([line for line in lines if ";" not in line or f"{version} " in line])
+        assert declared([*project["dependencies"], *project["optional-dependencies"]["dev"]]) <= pinned
+
+
+def test_every_folder_of_source_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert sorted(listed) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
+    assert all((folder / "__init__.py").is_file() for folder in folders)
