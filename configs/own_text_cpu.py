@@ -4,6 +4,8 @@
     python -m gptjax.train --config=configs/own_text_cpu.py --data.path=data/books
 
 Data      any directory of shards with a validation split; some ten million tokens are a good amount
+Model     4 layers × 128, context 256, 7.3 M parameters, most of them the vocabulary; 2,200 steps of 1,024 tokens, Muon
+Measured  not yet to its end by us: half of it took 7 minutes on two shared cores and gave 5.7 nats on books
 """
 
 from gptjax.checkpoint import Checkpoint
@@ -16,11 +18,11 @@ from gptjax.schedules import WarmupStableDecay
 
 config = TrainConfig(
     name="own_text_cpu",
-    steps=3000,
-    batch=Batch(sequences=8),
+    steps=2200,
+    batch=Batch(sequences=4),
     model=GPTConfig(
         num_layers=4,
-        width=192,
+        width=128,
         num_heads=4,
         context=256,
         vocab_size=None,
@@ -31,7 +33,13 @@ config = TrainConfig(
         layers="unroll",
     ),
     data=TokenShards(),
-    optimizer=Muon(schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5), dtype="float32"),
+    optimizer=Muon(
+        learning_rate=0.02,
+        embedding_learning_rate=0.02,
+        vector_learning_rate=0.02,
+        schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
+        dtype="float32",
+    ),
     checkpoint=Checkpoint(every=500),
     evals=(ValidationLoss(every=500, tokens=65_536), Samples(every=1000, max_new_tokens=100)),
 )
