@@ -11,8 +11,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
 
 from gptjax import train as train_door
@@ -33,6 +35,22 @@ FSDP = Layout(fsdp=4, data=1)
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write_text_shards(tmp_path_factory.mktemp("resume") / "shards")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compile each program once: a run that goes on, in this process or another, compiles what the first one did."""
+
+    def use(directory, seconds):
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    directory = str(tmp_path_factory.mktemp("cache"))
+    use(directory, 0)
+    yield directory
+    use(*before)
 
 
 def make(shards, name, **changes):
@@ -174,11 +192,11 @@ def steps_of(run):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_finishes(shards, tmp_path, number, code):
+def test_a_signal_saves_and_the_same_command_finishes(shards, tmp_path, cache, number, code):
     """The step that is being computed is finished and saved; nothing is lost, nothing is done twice."""
     config = tiny_config(shards, name=f"signal {code}", steps=400, checkpoint=Checkpoint(every=None), log=Log(every=1))
     file = write_config(tmp_path / "config.py", config)
-    process = door("train", f"--config={file}")
+    process = door("train", f"--config={file}", JAX_COMPILATION_CACHE_DIR=cache)
     for line in process.stdout:
         if line.startswith("step "):
             process.send_signal(number)
@@ -199,8 +217,6 @@ def test_a_signal_saves_and_the_same_command_finishes(shards, tmp_path, number, 
 
 def _in_a_process(words, cache):
     """What a child of the fork server does: the door, with programs that an earlier child compiled."""
-    import jax
-
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
