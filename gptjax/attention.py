@@ -6,7 +6,7 @@ independent, and a custom kernel cannot be partitioned by the compiler.
 """
 
 import math
-from typing import Literal
+from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +20,35 @@ from gptjax.shapes import BSHK, BTHK, RowKeys
 Implementation = Literal["auto", "cudnn", "xla"]
 
 
-def choose(wanted: Implementation, *, dtype: str, dropout: float, backend: str) -> Literal["cudnn", "xla"]:
-    """The kernel that will run, or a UserError if the one asked for by name cannot.
+class AttentionNeeds(TypedDict):
+    """What a model asks of the kernel."""
 
-    Dropout of attention probabilities needs them in memory, float32 has no flash kernel: both run on `xla`.
-    """
-    obstacle = None
+    dtype: str
+    dropout: float
+    head_width: int
+
+
+def choose(
+    wanted: Implementation, *, dtype: str, dropout: float, head_width: int, backend: str
+) -> Literal["cudnn", "xla"]:
+    """The kernel that will run, or a UserError if the one asked for by name cannot."""
+    reason = obstacle(dtype=dtype, dropout=dropout, head_width=head_width, backend=backend)
+    if wanted == "cudnn" and reason:
+        raise UserError(f"model.attention=cudnn cannot run: {reason}. Use --model.attention=auto.")
+    return "cudnn" if wanted != "xla" and reason is None else "xla"
+
+
+def obstacle(*, dtype: str, dropout: float, head_width: int, backend: str) -> str | None:
+    """Why the flash kernel cannot run here; None if nothing is in its way."""
     if backend not in ("gpu", "cuda"):
-        obstacle = f"the backend is {backend}, not an NVIDIA GPU"
-    elif dtype == "float32":
-        obstacle = "model.dtype is float32 and the kernel computes in 16 bits"
-    elif dropout > 0:
-        obstacle = f"model.dropout is {dropout} and the kernel has no dropout of probabilities"
-    if wanted == "cudnn" and obstacle:
-        raise UserError(f"model.attention=cudnn cannot run: {obstacle}. Use --model.attention=auto.")
-    return "cudnn" if wanted != "xla" and obstacle is None else "xla"
+        return f"the backend is {backend}, not an NVIDIA GPU"
+    if dtype == "float32":
+        return "model.dtype is float32 and the kernel computes in 16 bits"
+    if dropout > 0:
+        return f"model.dropout is {dropout} and the kernel has no dropout of probabilities"
+    if head_width % 8 or head_width > 128:
+        return f"heads are {head_width} wide and the kernel takes multiples of 8 up to 128"
+    return None
 
 
 def attend(

@@ -51,6 +51,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name in (".", ".."):
             raise UserError(f"name is {self.name!r}; it names a directory inside output_dir, so it has no slash.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
         for field in ("steps", "max_skipped"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1.")

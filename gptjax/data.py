@@ -43,6 +43,11 @@ class Batch:
 
     def check_devices(self, layout: Layout) -> None:
         """Raise unless each group divides over the devices that share its rows."""
+        if layout.batch_devices % jax.process_count():
+            raise UserError(
+                f"layout: rows are divided over {layout.batch_devices} devices (data × fsdp), which do not split over "
+                f"{jax.process_count()} processes. Make layout.tensor no larger than one process's devices."
+            )
         group = self.sequences // self.accumulate
         if group % layout.batch_devices:
             raise UserError(
@@ -129,7 +134,7 @@ class Batches:
             )
         # One element per group and process: a step's groups follow each other, each cut into the processes' shares.
         endless = grain.MapDataset.source(windows).shuffle(seed=seed).repeat()
-        # An endless stream has no remainder; to keep one, grain would round its length up to more than an index can hold.
+        # An endless stream has no remainder; to keep one, grain would round its length up beyond any index.
         shares = endless.batch(self._group // processes, drop_remainder=True)
         self._shares = shares[jax.process_index() :: processes]
 

@@ -58,21 +58,29 @@ def main(argv: list[str] | None = None) -> None:
         words = sys.argv[1:] if argv is None else argv
         arguments = parse_arguments(Evaluate, words, prog="python -m gptjax.evaluate")
         result = evaluate(arguments)
+        if arguments.json is not None:
+            write_json(Path(arguments.json), result)
     print(
         f"{result['protocol']}\nstep {result['step']}: "
         + ", ".join(
             f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result
         )
     )
-    if arguments.json is not None:
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, result: dict[str, float | str | int]) -> None:
+    try:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
 
 
 def evaluate(arguments: Evaluate) -> dict[str, float | str | int]:
-    """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (bits per byte, with a tokenizer), `protocol`, `step`."""
+    """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`."""
     run = Run.open(arguments.checkpoint)
     if arguments.dtype is not None:
-        run = replace(run, config=replace(run.config, model=replace(run.config.model, dtype=arguments.dtype)))
+        model_config = replace(run.config.model, dtype=arguments.dtype, head_dtype=None)
+        run = replace(run, config=replace(run.config, model=model_config))
     layout = arguments.layout.resolve(jax.device_count())
     step = run.step(arguments.step)
     with layout.active(), tempfile.TemporaryDirectory() as scratch:

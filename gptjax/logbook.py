@@ -268,7 +268,7 @@ def _open_wandb(
     log: Log, directory: Path, config_json: Mapping[str, Any]
 ) -> tuple[Callable[[Record], None], Callable[[], None]]:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
         raise UserError(
             f"log.wandb is {log.wandb!r}, but wandb is not installed: pip install 'gptjax[wandb]', or --log.wandb=off."

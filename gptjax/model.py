@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from gptjax.attention import Implementation, attend, choose
+from gptjax.attention import AttentionNeeds, Implementation, attend, choose
 from gptjax.errors import UserError
 from gptjax.layout import Layout, place
 from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm
@@ -79,6 +79,11 @@ class GPTConfig:
     def head_width(self) -> int:
         """K."""
         return self.width // self.num_heads
+
+    @property
+    def attention_needs(self) -> AttentionNeeds:
+        """What decides which attention kernel can run."""
+        return {"dtype": self.dtype, "dropout": self.dropout, "head_width": self.head_width}
 
     @property
     def hidden_width(self) -> int:
@@ -243,7 +248,7 @@ class Block(Part):
         if light:
             save = jax.checkpoint_policies.save_only_these_names("mid", "up")
             before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
-        kernel = choose(config.attention, dtype=config.dtype, dropout=config.dropout, backend=jax.default_backend())
+        kernel = choose(config.attention, backend=jax.default_backend(), **config.attention_needs)
         q, k, v = before(self, x)
         attention_keys = None if keys is None else fold_rows(keys, 0)
         y = attend(q, k, v, kernel=kernel, dropout=config.dropout, keys=attention_keys, layout=self.layout)

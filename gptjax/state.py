@@ -12,7 +12,6 @@ from gptjax.model import GPT, GPTConfig
 from gptjax.optim import Optimizer
 from gptjax.shapes import Count
 
-
 Counter = Count | Any
 """A count; or what stands for one while JAX lowers a program or a checkpoint is restored."""
 

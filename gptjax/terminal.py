@@ -20,7 +20,14 @@ class Terminal:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, numbers=text)
         elif step % self._every == 0 or step == self._total:
-            print(f"{self._place(step)}  {text}", flush=True)
+            print(f"{self._place(step)}  {text}{self._left(record)}", flush=True)
+
+    def _left(self, record: Mapping[str, Any]) -> str:
+        """How long the rest of the training takes at the rate so far."""
+        step = record["step"]
+        if "seconds" not in record or step >= self._total:
+            return ""
+        return f"  {duration(record['seconds'] / step * (self._total - step))} left"
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Show an evaluation line: its numbers in one line, its texts below."""

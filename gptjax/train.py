@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,12 +18,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from gptjax import hardware, state
-from gptjax.attention import choose
-from gptjax.checkpoint import Checkpoints
+from gptjax.attention import choose, obstacle
+from gptjax.checkpoint import Checkpoint, Checkpoints
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.data import Batches, Windows
 from gptjax.errors import UserError, explained
-from gptjax.evals import Judge, Material, ValidationJudge
+from gptjax.evals import Judge, Material, ValidationJudge, ValidationLoss
 from gptjax.layout import Layout
 from gptjax.logbook import Logbook
 from gptjax.model import num_parameters, rebound
@@ -59,7 +60,8 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
         marks = fingerprints(config, tokenizer)
         current = resumed(config, checkpoints, marks, layout) or created(config, layout)
         start = int(current.step)
-        write_files(config.directory, config, tokenizer, source=source)
+        if jax.process_index() == 0:
+            write_files(config.directory, config, tokenizer, source=source)
         judges = opened(config, tokenizer, layout)
         batches = opened_batches(config, layout)
         describe(config, layout, batches, judges)
@@ -79,7 +81,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                             found = judge(current.model)
                         log.write(step, found)
                         values |= found
-                if step > start and (stopped or config.checkpoint.due(step, steps=config.steps)):
+                if step > start and (stopped or patience.due(config.checkpoint, step, current)):
                     with log.paused("checkpoint"):
                         metadata = {"config": to_json(config), "fingerprints": marks}
                         checkpoints.save(step, current, metadata=metadata, val_loss=values.get("val_loss"))
@@ -99,12 +101,15 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
 def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared and its model's shape known, and the data's tokenizer."""
     data = config.data.resolve()
-    start = None if config.start_from is None else Run.open(config.start_from)
+    start = None
+    if config.start_from is not None:  # once this run exists, it needs the other no more
+        exists = (config.directory / "config.json").is_file()
+        start = Run.open(config.directory if exists else config.start_from)
     manifest = data.manifest()
     tokenizer = None
-    if manifest is not None:
+    if manifest is not None or Path(f"{data.path}/tokenizer.json").is_file():  # foreign shards may have one too
         tokenizer = load_tokenizer(f"{data.path}/tokenizer.json")
-        if tokenizer.fingerprint != manifest.fingerprint:
+        if manifest is not None and tokenizer.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"{data.path}/tokenizer.json is not the tokenizer that made the shards (fingerprint "
                 f"{tokenizer.fingerprint[:12]}, manifest.json says {manifest.fingerprint[:12]}). Prepare them again."
@@ -113,7 +118,9 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
         tokenizer = start.tokenizer
     model = config.model if start is None else started_from(start, config.model)
     vocab_size = model.vocab_size
-    if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size):
+    # Imported weights may have more rows than their tokenizer has tokens.
+    spare = start is not None and tokenizer is not None and (vocab_size or 0) > tokenizer.vocab_size
+    if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size) and not spare:
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer of {data.path} ({tokenizer.name}) has "
             f"{tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
@@ -176,7 +183,10 @@ def resumed(
 def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> list[tuple[Any, Judge]]:
     """Each judge of the config beside the question when it is due."""
     material = Material(config.data, tokenizer, config.model, config.objective, layout)
-    return [(judge.due, judge.open(material)) for judge in config.evals]
+    judges = [(judge.due, judge.open(material)) for judge in config.evals]
+    if any(judge is None for _, judge in judges):
+        say("no samples: the data has no tokenizer.json beside it")
+    return [(due, judge) for due, judge in judges if judge is not None]
 
 
 def opened_batches(config: TrainConfig, layout: Layout) -> Batches:
@@ -220,7 +230,8 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
+        # Handlers can be set in the main thread only; several processes agree through JAX's own handler of SIGTERM.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._catch)
         return self
@@ -246,8 +257,12 @@ class Patience:
     """Stops a run whose updates have not been finite for too long; reads each step's answer one step late."""
 
     def __init__(self, config: TrainConfig, checkpoints: Checkpoints) -> None:
-        self._limit, self._checkpoints = config.max_skipped, checkpoints
+        self._limit, self._steps, self._checkpoints = config.max_skipped, config.steps, checkpoints
         self._before: dict[str, jax.Array] | None = None
+
+    def due(self, checkpoint: Checkpoint, step: int, current: TrainState) -> bool:
+        """Whether to save now: not while updates are being skipped, for the weights may be what is wrong."""
+        return checkpoint.due(step, steps=self._steps) and (step == self._steps or int(current.streak) == 0)
 
     def check(self, step: int, metrics: dict[str, jax.Array]) -> None:
         before, self._before = self._before, metrics
@@ -265,7 +280,9 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
     """What is about to run, in a few lines."""
     model, tokens = config.model, len(batches.windows) * config.model.context
     backend = jax.default_backend()
-    kernel = choose(model.attention, dtype=model.dtype, dropout=model.dropout, backend=backend)
+    kernel: str = choose(model.attention, backend=backend, **model.attention_needs)
+    if model.attention == "auto" and (reason := obstacle(backend=backend, **model.attention_needs)):
+        kernel += f" ({reason})"
     trained = config.steps * config.tokens_per_step
     protocols = [judge.protocol for _, judge in judges if isinstance(judge, ValidationJudge)]
     say(
@@ -291,7 +308,8 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
         last |= record
     references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
     picture = draw_losses(config.directory, references=references)
-    if "val_bpb" in last and "bigram_bpb" in last:
+    whole = all(judge.tokens is None for judge in config.evals if isinstance(judge, ValidationLoss))
+    if whole and "val_bpb" in last and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]
         say(
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
@@ -304,7 +322,7 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
         f"losses drawn in {picture}",
         "next:",
         f"  {more}",
-        f"  sample    python -m gptjax.sample --checkpoint={run} --prompt='def '",
+        f"  sample    python -m gptjax.sample --checkpoint={run}",
         f"  evaluate  python -m gptjax.evaluate --checkpoint={run}",
         f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}",
     )

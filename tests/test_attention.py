@@ -40,11 +40,12 @@ def test_dropped_probabilities_keep_their_mean_and_their_keys():
 
 
 def test_the_kernel_is_chosen_openly():
-    fast = dict(dtype="bfloat16", dropout=0.0, backend="gpu")
+    fast = {"dtype": "bfloat16", "dropout": 0.0, "head_width": 64, "backend": "gpu"}
     assert choose("auto", **fast) == "cudnn"
     assert choose("xla", **fast) == "xla"
     assert choose("auto", **fast | {"dtype": "float32"}) == "xla"
     assert choose("auto", **fast | {"dropout": 0.1}) == "xla"
     assert choose("auto", **fast | {"backend": "cpu"}) == "xla"
+    assert choose("auto", **fast | {"head_width": 20}) == "xla"
     with pytest.raises(UserError, match="cudnn cannot run: the backend is cpu"):
         choose("cudnn", **fast | {"backend": "cpu"})

@@ -291,10 +291,11 @@ def test_plain_terminal_lines_have_fixed_columns(book, clock, capsys):
             clock.now += 0.001 * step
         log.write(10, {"val_loss": 0.5, "samples": ["Once", "Twice"]})
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "step  4/10  loss  2.5000  lr 6.00e-04  grad   4.000      250,000 tokens/s"
+    assert said[0] == "step  4/10  loss  2.5000  lr 6.00e-04  grad   4.000      250,000 tokens/s  0.0 s left"
     assert said[1].startswith("step  8/10  loss  1.2500")
     assert said[2].startswith("step 10/10  loss  1.0000")
-    assert len({len(line) for line in said[:3]}) == 1
+    assert len({len(line.removesuffix("  0.0 s left")) for line in said[:3]}) == 1
+    assert not said[2].endswith("left"), "at the end nothing is"
     assert said[3] == "step 10/10  val_loss 0.5000"
     assert said[4] == "  samples: ['Once', 'Twice']"
 

@@ -107,7 +107,7 @@ def test_updates_that_stay_undefined_end_the_run(shards):
         train(config)
     message = str(error.value)
     assert "the last 4 updates, up to step 5, had a loss or gradient that is not finite" in message
-    assert "The last checkpoint is of step 4" in message
+    assert "No checkpoint was saved" in message, "none while updates are skipped: the weights may be what is wrong"
     assert [step for step, _ in read_lines(config.directory)][:5] == [1, 2, 3, 4, 5]
     assert dict(read_lines(config.directory))[3] is None
 

@@ -191,7 +191,7 @@ def resumption(config, directory):
     """Why a run that had another seed is not resumed."""
     (directory / "3" / "metadata").mkdir(parents=True)
     (directory / "3" / "commit_success.txt").touch()
-    content = {"config": to_json(replace(config, seed=-1)), "fingerprints": fingerprints(config, None)}
+    content = {"config": to_json(replace(config, seed=config.seed + 2)), "fingerprints": fingerprints(config, None)}
     content |= {"format_version": 1, "val_loss": None, "step": 3}
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
     with Checkpoints(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
