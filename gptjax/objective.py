@@ -13,7 +13,8 @@ class NextToken:
     """Cross-entropy of the next token: language modelling."""
 
     chunk_tokens: int = 8192
-    """Tokens of one device whose logits are in memory at a time; below about 4,096, GPUs slow down."""
+    """Tokens of one device whose logits are in memory at a time. A GPU is busy only with thousands of
+    them; a CPU is fastest with a hundred or two, whose logits nearly fit its cache."""
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:

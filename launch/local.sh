@@ -12,8 +12,7 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${GPTJAX_CACHE:-$
 # On a CPU, much time goes into pages that malloc gives back and asks for again. GPTJAX_KEEP_MEMORY=1 keeps them (glibc
 # only): faster steps for a process that never gets smaller. These must be set before Python starts.
 if [[ "${GPTJAX_KEEP_MEMORY:-0}" == 1 ]]; then
-    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
-    export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_ARENA_MAX=1
 fi
 
 exec "${PYTHON:-python}" -m gptjax.train "$@"
