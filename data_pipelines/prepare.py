@@ -2,6 +2,7 @@
 
     python -m data_pipelines.prepare --source=books/ --tokenizer=gpt2 --output=data/books
     python -m data_pipelines.prepare --source=stdlib --tokenizer=bpe:1024 --output=data/stdlib
+    python -m data_pipelines.prepare --source=train/ --validation-source=val/ --tokenizer=gpt2 --output=data/own
     python -m data_pipelines.prepare --source=shakespeare --tokenizer=chars --split=tail:0.1 --output=data/shakespeare
 
 The output is a directory of shards with `manifest.json` and `tokenizer.json`; it appears when it is complete, and not
@@ -22,14 +23,16 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_pipelines.encoding import Encoded, Parts, encode_all, refuse_in_worker
-from data_pipelines.sources import Notes, Source, open_source
-from data_pipelines.splits import Split
+from data_pipelines.sources import Notes, open_source
+from data_pipelines.splits import Corpus, Divided, Split, TwoSources
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.writing import SplitWriter, locked, replaced, sync
 from gptjax.errors import UserError, explained
-from gptjax.manifest import Counts, Manifest, ShardFile, read_manifest
+from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest, ShardFile, read_manifest
 from gptjax.shards import open_split, token_dtype
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
+
+DEFAULT_SPLIT = "documents:0.005"
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class Prepare:
     """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE`."""
     output: Path
     """Directory to make."""
-    split: str = "documents:0.005"
-    """Validation: `documents:F` (by hash of the text), `tail:F` (the last characters), or `none`."""
+    split: str | None = None
+    """Validation: `documents:F` (by hash of the text; by default documents:0.005), `tail:F` (the last characters), or
+    `none`."""
+    validation_source: str | None = None
+    """Instead of a split: all of this other source is for validation, and all of SOURCE for training."""
     shard_tokens: int = 100_000_000
     """Tokens in one file."""
     processes: int | None = None
@@ -52,6 +58,8 @@ class Prepare:
     """Replace what an earlier, different request left in OUTPUT."""
 
     def __post_init__(self) -> None:
+        if self.split is not None and self.validation_source is not None:
+            raise UserError("--split and --validation-source are both given: choose one.")
         if self.shard_tokens < 1:
             raise UserError(f"--shard-tokens={self.shard_tokens}: wanted at least 1.")
         if self.processes is not None and self.processes < 1:
@@ -61,9 +69,9 @@ class Prepare:
 def prepare(request: Prepare) -> Manifest:
     """Do what is asked, unless it has been done; prints progress to stderr and a summary to stdout."""
     refuse_in_worker()
-    source, split = open_source(request.source), Split.parse(request.split)
+    corpus = open_corpus(request)
     known = known_tokenizer(request.tokenizer)
-    record = describe(request, source, known)
+    record = describe(request, corpus, known)
     output = request.output.absolute()
     with locked(output):
         manifest = _existing(output, record, overwrite=request.overwrite)
@@ -72,18 +80,26 @@ def prepare(request: Prepare) -> Manifest:
             return manifest
         start = time.perf_counter()
         notes: Notes = Counter()
-        tokenizer = known or _learn(request.tokenizer, split, source)
+        tokenizer = known or _learn(request.tokenizer, corpus)
         with replaced(output) as directory:
-            manifest = _write(directory, request, record, split.parts(source, notes), tokenizer)
+            manifest = _write(directory, request, record, corpus.parts(notes), tokenizer)
     _report(request, manifest, notes, seconds=time.perf_counter() - start)
     return manifest
 
 
-def describe(request: Prepare, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def open_corpus(request: Prepare) -> Corpus:
+    """The text that is asked for, divided as is asked for."""
+    source = open_source(request.source)
+    if request.validation_source is None:
+        return Divided(source, Split.parse(request.split or DEFAULT_SPLIT))
+    return TwoSources(source, open_source(request.validation_source))
+
+
+def describe(request: Prepare, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What decides the output, as JSON: two requests with the same description have the same result."""
     name = request.tokenizer if tokenizer is None else tokenizer.fingerprint
-    how = {"tokenizer": name, "split": request.split, "shard_tokens": request.shard_tokens}
-    return source.identity() | how
+    how = {"tokenizer": name, "shard_tokens": request.shard_tokens, "format": MANIFEST_VERSION}
+    return corpus.identity() | how
 
 
 def known_tokenizer(spec: str) -> Tokenizer | None:
@@ -91,8 +107,8 @@ def known_tokenizer(spec: str) -> Tokenizer | None:
     return None if spec == "chars" or spec.startswith("bpe:") else load_tokenizer(spec)
 
 
-def _learn(spec: str, split: Split, source: Source) -> Tokenizer:
-    parts = split.parts(source, Counter())
+def _learn(spec: str, corpus: Corpus) -> Tokenizer:
+    parts = corpus.parts(Counter())
     if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
         return Chars.from_text(text for _, text in parts)
     size = spec.removeprefix("bpe:")
@@ -192,9 +208,12 @@ def _refuse_empty(request: Prepare, counts: dict[str, Counts]) -> None:
     if documents == 0:
         raise UserError(f"source {request.source}: holds no text.")
     for name, count in counts.items():
+        if count.tokens == 0 and request.validation_source is not None:
+            empty = request.source if name == "train" else request.validation_source
+            raise UserError(f"source {empty}: holds no text.")
         if count.tokens == 0:
             raise UserError(
-                f"--split={request.split} leaves no text for {name} (of {documents} documents). "
+                f"--split={request.split or DEFAULT_SPLIT} leaves no text for {name} (of {documents} documents). "
                 "Use tail:0.1, another fraction, or none."
             )
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.prepare import Prepare, describe, known_tokenizer, prepare
+from data_pipelines.prepare import Prepare, describe, known_tokenizer, open_corpus, prepare
 from data_pipelines.sources import cache_directory, open_source
 from gptjax.data import TokenShards
 
@@ -33,15 +33,14 @@ class Prepared(TokenShards):
         """The plain shards; prepares them if need be, which takes seconds for small sources and prints what it does."""
         plain = TokenShards(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenShards)})
         path = self.path or str(_prepared(self.source, self.tokenizer, self.validation))
-        return dataclasses.replace(plain, path=path)
+        return dataclasses.replace(plain, path=path, tokenizer=None)
 
 
 @functools.cache
 def _prepared(source: str, tokenizer: str, validation: str) -> Path:
     request = Prepare(source=source, tokenizer=tokenizer, split=validation, output=cache_directory())
-    opened = open_source(source)
-    record = json.dumps(describe(request, opened, known_tokenizer(tokenizer)), sort_keys=True)
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{opened.name}-{Path(tokenizer).name}")
+    record = json.dumps(describe(request, open_corpus(request), known_tokenizer(tokenizer)), sort_keys=True)
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{open_source(source).name}-{Path(tokenizer).name}")
     output = cache_directory() / f"{readable}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
     if not output.exists():
         print(f"preparing {source} with {tokenizer} into {output}", file=sys.stderr, flush=True)

@@ -91,10 +91,10 @@ class Files:
                 raise UserError(f"{path}: cannot be read: {error}.") from None
 
     def identity(self) -> dict[str, Any]:
-        """Names and sizes: cheap, and enough for most changes; a change that keeps the size needs --overwrite."""
-        files = [[path.name, path.stat().st_size] for path in self.paths]
+        """Names, sizes and times of change: cheap, and enough to notice a change."""
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]
         digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        return {"source": self.spec, "files": len(files), "names_and_sizes": digest}
+        return {"source": self.spec, "files": len(files), "names_sizes_times": digest}
 
 
 def _open(path: Path) -> Any:

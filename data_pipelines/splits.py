@@ -4,12 +4,53 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from data_pipelines.sources import Notes, Source
 from gptjax.errors import UserError
 
 SKIPPED = "empty documents skipped"
+
+
+class Corpus(Protocol):
+    """Documents, each for one of the splits, always in the same order."""
+
+    def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
+        """Yield (`train` or `val`, text) for every document that is not blank."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What, in JSON, distinguishes this text, so divided, from another."""
+        ...
+
+
+@dataclass(frozen=True)
+class Divided:
+    """One source, of which a part is for validation."""
+
+    source: Source
+    split: "Split"
+
+    def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
+        return self.split.parts(self.source, notes)
+
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity() | {"split": str(self.split)}
+
+
+@dataclass(frozen=True)
+class TwoSources:
+    """A source for training, and another one for validation."""
+
+    train: Source
+    validation: Source
+
+    def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
+        for name, source in (("train", self.train), ("val", self.validation)):
+            yield from ((name, text) for text in _not_blank(source, notes))
+
+    def identity(self) -> dict[str, Any]:
+        return self.train.identity() | {"validation": self.validation.identity()}
 
 
 @dataclass(frozen=True)
@@ -38,6 +79,9 @@ class Split:
         if kind in ("documents", "tail") and 0 < fraction < 1:
             return cls("documents" if kind == "documents" else "tail", fraction)
         raise UserError(f"split {spec!r}: wanted documents:F or tail:F with F between 0 and 1, or none.")
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
     def parts(self, source: Source, notes: Notes) -> Iterator[tuple[str, str]]:
         """Yield (`train` or `val`, text) for every document that is not blank, in the order of the source."""

@@ -6,12 +6,12 @@ import os
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gptjax.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 AnyPath = str | os.PathLike[str]
 
@@ -36,6 +36,20 @@ class ShardFile:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A file beside the shards that says something of a split's tokens; bytes and SHA-256 of the whole file.
+
+    - `documents`: where each document begins, counted in tokens of the split: int64, little-endian, ascending from 0.
+    - `scored`: a byte for each token, 1 where its prediction counts and 0 where it does not (a prompt, say).
+    """
+
+    split: str
+    kind: Literal["documents", "scored"]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a directory of shards must contain. `tokenizer` is a name to read, `fingerprint` the identity to compare.
 
@@ -48,6 +62,7 @@ class Manifest:
     dtype: str
     splits: dict[str, Counts]
     files: dict[str, ShardFile]
+    companions: dict[str, Companion] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
@@ -62,6 +77,9 @@ class Manifest:
     def files_of(self, split: str) -> dict[str, ShardFile]:
         return {name: file for name, file in sorted(self.files.items()) if file.split == split}
 
+    def companions_of(self, split: str) -> dict[str, Companion]:
+        return {name: file for name, file in sorted(self.companions.items()) if file.split == split}
+
 
 def read_manifest(directory: AnyPath) -> Manifest | None:
     """The manifest of a directory, every field checked for its type; None where there is none (foreign shards)."""
@@ -73,7 +91,9 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}.") from None
     if isinstance(content, dict) and content.get("version") != MANIFEST_VERSION:
-        raise UserError(f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}.")
+        raise UserError(
+            f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}. Prepare the data again."
+        )
     manifest = _typed(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")
@@ -91,6 +111,8 @@ def _typed(wanted: Any, value: Any, *, where: str) -> Any:
     if typing.get_origin(wanted) is dict and isinstance(value, dict):
         inner = typing.get_args(wanted)[1]
         return {key: _typed(inner, item, where=f"{where}: {key}") for key, item in value.items()}
+    if typing.get_origin(wanted) is Literal and value in typing.get_args(wanted):
+        return value
     if wanted is Any or type(value) is wanted:
         return value
     raise UserError(f"{where}: wanted {getattr(wanted, '__name__', wanted)}, got {value!r}.")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_NAME, AnyPath, Manifest, read_manifest
+from gptjax.manifest import MANIFEST_NAME, AnyPath, Counts, Manifest, read_manifest
 
 Format = Literal["shards", "raw-uint16"]
 HEADER_BYTES = 1024
@@ -109,11 +109,21 @@ def _map(path: Path, dtype: np.dtype, *, offset: int, count: int) -> Tokens:
 class TokenStream:
     """One split as one array of tokens, though it lies in many files (kept in the order of their names).
 
-    `name` says in messages which data this is. Memory maps are left behind when a stream is pickled, and opened anew.
+    `name` says in messages which data this is; `companions` are files that say something of the tokens, by kind (see
+    `manifest.Companion`). Memory maps are left behind when a stream is pickled, and opened anew.
     """
 
-    def __init__(self, paths: tuple[Path, ...], *, name: str, format: Format = "shards", identity: str = "") -> None:
+    def __init__(
+        self,
+        paths: tuple[Path, ...],
+        *,
+        name: str,
+        format: Format = "shards",
+        identity: str = "",
+        companions: Mapping[str, Path] | None = None,
+    ) -> None:
         self.paths = paths
+        self.companions = dict(companions or {})
         self.name = name
         self.format: Format = format
         self._identity = identity
@@ -128,7 +138,20 @@ class TokenStream:
         return shards
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_shards"}
+        maps = ("_shards", "documents", "scored")
+        return {name: value for name, value in self.__dict__.items() if name not in maps}
+
+    @functools.cached_property
+    def documents(self) -> Int[np.ndarray, " documents"] | None:
+        """Where each document begins, ascending from 0; None where nobody wrote it down."""
+        path = self.companions.get("documents")
+        return None if path is None else _map(path, np.dtype(np.int64), offset=0, count=path.stat().st_size // 8)
+
+    @functools.cached_property
+    def scored(self) -> UInt[np.ndarray, " n"] | None:
+        """For each token 1 where its prediction counts, else 0; None where all count."""
+        path = self.companions.get("scored")
+        return None if path is None else _map(path, np.dtype(np.uint8), offset=0, count=path.stat().st_size)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -199,18 +222,51 @@ def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> 
     if not found:
         others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5]) or "no .bin files at all"
         raise UserError(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
-    stream = TokenStream(tuple(found), name=f"{folder} ({split})", format=format, identity=_identity(manifest, split))
-    if manifest is not None and len(stream) != manifest.splits[split].tokens:
-        wanted = manifest.splits[split].tokens
-        raise UserError(f"{folder}: {split} has {len(stream):,} tokens, {MANIFEST_NAME} says {wanted:,}.")
+    name, companions = f"{folder} ({split})", _companions(folder, manifest, split)
+    identity = _identity(manifest, split)
+    stream = TokenStream(tuple(found), name=name, format=format, identity=identity, companions=companions)
+    if manifest is not None:
+        _compare_counts(folder, manifest.splits[split], stream)
     return stream
 
 
 def _identity(manifest: Manifest | None, split: str) -> str:
     if manifest is None:
         return ""
-    content = [(name, file.bytes, file.sha256) for name, file in manifest.files_of(split).items()]
+    files = manifest.files_of(split) | manifest.companions_of(split)
+    content = [(name, file.bytes, file.sha256) for name, file in files.items()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _companions(folder: Path, manifest: Manifest | None, split: str) -> dict[str, Path]:
+    """The files beside the shards, by kind, with the sizes that the manifest says."""
+    if manifest is None:
+        return {}
+    listed = manifest.companions_of(split)
+    for name, file in listed.items():
+        _check_size(folder / name, file.bytes)
+    return {file.kind: folder / name for name, file in listed.items()}
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: missing, though {MANIFEST_NAME} names it. Prepare the data again.")
+    if (size := path.stat().st_size) != wanted:
+        raise UserError(f"{path}: {size:,} bytes, but {MANIFEST_NAME} says {wanted:,}. Prepare the data again.")
+
+
+def _compare_counts(folder: Path, counts: Counts, stream: TokenStream) -> None:
+    """Tokens, documents and marks are as many as the manifest says; the first and the last document begin inside."""
+    found = [("tokens", len(stream), counts.tokens)]
+    if (starts := stream.documents) is not None:
+        found.append(("documents", len(starts), counts.documents))
+        if len(starts) and not (starts[0] == 0 and 0 <= starts[-1] < len(stream)):
+            raise UserError(f"{folder}: the documents of {stream.name} do not begin inside it. Prepare the data again.")
+    if stream.scored is not None:
+        found.append(("marks of scored tokens", len(stream.scored), counts.tokens))
+    for what, number, wanted in found:
+        if number != wanted:
+            raise UserError(f"{stream.name} has {number:,} {what}, {MANIFEST_NAME} says {wanted:,}.")
 
 
 def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) -> None:
@@ -224,9 +280,7 @@ def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) ->
             f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong."
         )
     for name, file in listed.items():
-        size = (folder / name).stat().st_size
-        if size != file.bytes:
-            raise UserError(f"{folder / name}: {size:,} bytes, but {MANIFEST_NAME} says {file.bytes:,}.")
+        _check_size(folder / name, file.bytes)
 
 
 def verify(directory: AnyPath) -> Manifest:

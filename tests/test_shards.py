@@ -175,7 +175,7 @@ def test_manifest_round_trip(directory):
         (lambda c: c["splits"]["train"].update(tokens=1.5), "splits: train: tokens: wanted int, got 1.5"),
         (lambda c: c["splits"]["train"].pop("bytes"), "splits: train: missing or unknown field: bytes"),
         (lambda c: c.update(colour="red"), "unknown field: colour"),
-        (lambda c: c.update(version=2), "version 2 is unknown; wanted 1"),
+        (lambda c: c.update(version=1), "version 1 is unknown; wanted 2"),
         (lambda c: c.update(dtype="int8"), "dtype is 'int8'"),
         (lambda c: c.update(files=[]), "files: wanted"),
     ],
