@@ -3,6 +3,7 @@
     python -m gptjax.convert from-hf --model=gpt2-xl --output=runs/gpt2-xl      # or a directory on disk
     python -m gptjax.train --config=configs/finetune_shakespeare.py --start-from=runs/gpt2-xl
     ... --data.source=input.txt                                                 # without a network
+    ... --start-from=runs/mine --data.tokenizer=runs/mine/tokenizer.json        # a run of yours, in its own tokens
 
 Data      tiny Shakespeare in GPT-2 tokens, 301,966 to train on and 36,059 to validate
 Model     the one that it starts from; a shorter --model.context crops it

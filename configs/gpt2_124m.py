@@ -6,6 +6,7 @@
 
 Data      OpenWebText, 9.04 B training tokens; any directory of shards made with the gpt2 tokenizer will do
 Model     12 layers × 768, context 1,024, 123.7 M parameters without biases
+Hardware  8 A100; on one GPU give --batch.accumulate=40 for the same batch in 40 parts
 Published nanoGPT: validation loss about 2.85 after 600,000 steps of 491,520 tokens, four days on 8 A100-40GB
 Measured  not yet by us
 """

@@ -3,7 +3,8 @@
     bash launch/gpu_node.sh --config=configs/gpt2_774m.py
 
 Data      as gpt2_124m
-Model     36 layers × 1280, context 1,024, without biases
+Model     36 layers × 1280, context 1,024, without biases; 600,000 steps of 491,520 tokens
+Hardware  8 A100-80GB or H100; reckoned, at 40 % of the A100's peak: 18 days
 Published OpenAI's released weights have a validation loss of 2.67 on OpenWebText (nanoGPT's README)
 Measured  not yet by us
 """

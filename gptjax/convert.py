@@ -202,7 +202,7 @@ def fetched(model: str) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"--model={model}: there is no such directory, and a model on the hub is not called that.")
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(f"--model={model} is no directory; to fetch it from the hub: pip install huggingface_hub.")
+        raise UserError(f"--model={model} is no directory; to fetch it from the hub: pip install 'gptjax[hf]'.")
     from huggingface_hub import snapshot_download
 
     try:

@@ -7,6 +7,7 @@ the next B of them. There is no reader state to save: after a restart, step s re
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import grain
@@ -20,6 +21,7 @@ from gptjax.loss import IGNORED
 from gptjax.manifest import Manifest, read_manifest
 from gptjax.shapes import GBT
 from gptjax.shards import TokenStream, open_split
+from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 Rows = dict[str, GBT]
 """`tokens` (G, B, T) int32 and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored."""
@@ -64,6 +66,8 @@ class TokenShards:
     """Directory with `*train*.bin` and `*val*.bin`."""
     format: Literal["shards", "raw-uint16"] = "shards"
     """`shards`: 1,024-byte header (llm.c, modded-nanogpt); `raw-uint16`: nanoGPT's headerless files."""
+    tokenizer: str | None = None
+    """For shards without a tokenizer.json beside them: `gpt2`, `gpt2:DIR`, `bytes` or a tokenizer.json elsewhere."""
     prefetch: int = 2
     """Batches read ahead by a thread."""
 
@@ -79,6 +83,25 @@ class TokenShards:
     def manifest(self) -> Manifest | None:
         """What `prepare` wrote beside the shards; None for foreign ones."""
         return read_manifest(self._directory)
+
+    def vocabulary(self) -> Tokenizer | None:
+        """The tokenizer that made the shards; None for foreign ones of which nobody said."""
+        beside = Path(self._directory) / "tokenizer.json"
+        manifest = self.manifest()
+        if manifest is None and not beside.is_file():
+            return None if self.tokenizer is None else load_tokenizer(self.tokenizer)
+        tokenizer = load_tokenizer(beside)
+        if manifest is not None and tokenizer.fingerprint != manifest.fingerprint:
+            raise UserError(
+                f"{beside} is not the tokenizer that made the shards (fingerprint {tokenizer.fingerprint[:12]}, "
+                f"manifest.json says {manifest.fingerprint[:12]}). Prepare them again."
+            )
+        if self.tokenizer is not None and load_tokenizer(self.tokenizer).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"data.tokenizer is {self.tokenizer!r}, but the shards were made with {tokenizer.name} ({beside}). "
+                "Leave it out, or give other shards."
+            )
+        return tokenizer
 
     @property
     def _directory(self) -> str:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -28,7 +29,9 @@ class Evaluate:
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
     data: str | None = None
-    """A directory of shards made with the run's tokenizer; its validation split is judged."""
+    """A directory of shards made with the run's tokenizer."""
+    split: Literal["val", "train"] = "val"
+    """Which split of the shards is judged."""
     text: str | None = None
     """A text file (UTF-8), judged as one document."""
     tokens: int | None = None
@@ -115,7 +118,7 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
             f"{shards.path} was made with another tokenizer ({manifest.tokenizer}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
-    return shards.split("val")
+    return shards.split(arguments.split)
 
 
 if __name__ == "__main__":

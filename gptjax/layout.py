@@ -98,9 +98,15 @@ class Layout:
         return jax.make_mesh(self.sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which arrays are created and programs compiled under this layout."""
-        mesh = self.mesh()
-        return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+        """Context in which arrays are created and programs compiled under this layout.
+
+        Products of float32 are float32 in it: left alone, TPUs round their operands to bfloat16, recent GPUs to TF32.
+        """
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        if (mesh := self.mesh()) is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        return stack
 
     def weights(self, letters: str) -> PartitionSpec | None:
         """How a stored weight is sharded."""

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import jax
 
 from gptjax.errors import UserError
+from gptjax.hardware import memory_in_use
 from gptjax.records import Record, cut_back, plain, write_record
 from gptjax.terminal import Terminal, columns, duration
 
@@ -242,6 +243,8 @@ class Logbook:
         text = f"{steps:,} steps, up to step {self._newest:,}, in {duration(total)}: {', '.join(parts)}."
         if rates:
             text += f" While training: {columns(rates, ', ')}."
+        if peak := memory_in_use():
+            text += f" Most memory in use on a device: {peak / 2**30:.1f} GiB."
         final = {name: self._last[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last}
         return text + (f" Last values: {columns(final, ', ')}." if final else "")
 

@@ -53,8 +53,8 @@ class GPTConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations and products; weights, norms, softmax and loss are float32 in either case."""
     head_dtype: Literal["bfloat16", "float32"] | None = None
-    """Type of the operands of the output head in the loss; None: `dtype`. With float32 activations, bfloat16 here makes
-    the largest product about twice as fast on CPUs with AVX512-BF16."""
+    """Type of the operands of the output head in the loss; None: `dtype`. With float32 activations, bfloat16 here
+    makes the largest product faster on CPUs with AVX512-BF16."""
     attention: Implementation = "auto"
     """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`; `auto` takes the fastest that can run; the log names it."""
     remat: Literal["none", "light", "full"] = "light"
@@ -134,7 +134,7 @@ def use(parameter: nnx.Param[Array], dtype: str, layout: Layout) -> Array:
 def project(letters: str, x: Array, w: Array, layout: Layout) -> Array:
     """`einsum` of activations (B, T, …) with a weight, such as "BTD,DF->BTF", with B and T as one axis meanwhile.
 
-    On CPUs the products of a training step, backward above all, take half the time so; elsewhere it is the same.
+    On CPUs a training step takes about three quarters of the time so (LAB.md).
     """
     ins, out = letters.split("->")
     sizes = dict(zip(ins.replace(",", ""), (*x.shape, *w.shape), strict=True))

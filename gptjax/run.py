@@ -3,11 +3,13 @@
 Everything is rebuilt from data (config.json through a list of our own classes), never by executing what was saved.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gptjax.checkpoint import find_step, restore_model, save_model
 from gptjax.config import CLASSES, TrainConfig
@@ -84,13 +86,29 @@ def write_files(
     _replace(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 
 
-def write_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None, extra: dict[str, Any] | None = None) -> None:
-    """A run directory that holds weights at step 0: an imported model. `extra` goes into the checkpoint's metadata."""
+def write_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None) -> None:
+    """A run directory that holds weights at step 0: an imported model."""
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
     config = TrainConfig(name=directory.name, output_dir=str(directory.absolute().parent), model=model.config)
-    save_model(directory.absolute() / CHECKPOINTS, 0, model, metadata={"config": to_json(config)} | (extra or {}))
+    save_model(directory.absolute() / CHECKPOINTS, 0, model, metadata={"config": to_json(config)})
     write_files(directory, config, tokenizer)
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """The right to write to a run directory, lost with the process that has it; a UserError if another has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another process is training this run. Wait for it or stop it, or choose another --name."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:

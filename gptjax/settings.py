@@ -213,32 +213,6 @@ def _comparable(old: tuple, new: tuple) -> bool:
     return len(old) == len(new) and any(dataclasses.is_dataclass(value) for value in (*old, *new))
 
 
-def describe(config: Any) -> str:
-    """The config as an indented list: one field a line, the fields of a part below its name."""
-    return "\n".join([type(config).__name__, *_describe(config, "  ")])
-
-
-def _describe(part: Any, indent: str) -> Iterator[str]:
-    rows = list(_rows(part))
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        nested = dataclasses.is_dataclass(value)
-        text = type(value).__name__ if nested else str(value)
-        yield f"{indent}{name:<{width}}  {text}".rstrip()
-        if nested:
-            yield from _describe(value, indent + "  ")
-
-
-def _rows(part: Any) -> Iterator[tuple[str, Any]]:
-    """A dataclass's fields by name; a tuple of parts counts as the fields `name.0`, `name.1`, and so on."""
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if isinstance(value, tuple) and _comparable(value, value):
-            yield from ((f"{field.name}.{index}", item) for index, item in enumerate(value))
-        else:
-            yield field.name, value
-
-
 # ------------------------------------------------------------------------------------------------------ JSON
 
 

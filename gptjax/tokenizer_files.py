@@ -96,26 +96,40 @@ def read_tokenizer_json(path: Path) -> Table:
     model = content.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or content.get("normalizer"):
         raise UserError(f"{path}: not a tokenizer.json with a `model.vocab` and without a normalizer.")
-    vocab = model["vocab"]
+    vocab = _numbered(model["vocab"], path)
     if model.get("type") == "WordLevel" and all(len(word) == 1 for word in vocab):
         return Table("chars", {char.encode(): i for char, i in vocab.items()})
     if model.get("type") != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
         raise UserError(f"{path}: holds a {model.get('type')} model; wanted byte-level BPE, bytes or characters.")
     pattern = _pattern(content.get("pre_tokenizer"), path)
-    if pattern is None and not model["merges"]:
+    merges, added = model.get("merges"), content.get("added_tokens") or []
+    if not isinstance(merges, list) or not all(isinstance(pair, str | list) for pair in merges):
+        raise UserError(f"{path}: model.merges is not a list of pairs.")
+    if pattern is None and not merges:
         return _bytes_alone(vocab, path)
-    specials = {added["content"]: added["id"] for added in content.get("added_tokens", [])}
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    if not all(isinstance(token, dict) and {"content", "id"} <= token.keys() for token in added):
+        raise UserError(f"{path}: an added token has no content or no id.")
+    specials = _numbered({token["content"]: token["id"] for token in added}, path)
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
     return _bpe(vocab, pairs, specials, pattern=pattern or r"[\s\S]+", where=path)
 
 
 def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Table:
     """GPT-2's original pair of files; the pattern is not in them and is taken to be GPT-2's."""
-    vocab = _read_json(vocab_file)
+    vocab = _numbered(_read_json(vocab_file), vocab_file)
     lines = merges_file.read_text(encoding="utf-8").split("\n")
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     specials = {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
     return _bpe(vocab, pairs, specials, pattern=GPT2_PATTERN, where=vocab_file)
+
+
+def _numbered(ids: Mapping[Any, Any], where: Path) -> dict[str, int]:
+    """Ids by token, once they are sure to be ids; tables are made as long as the largest."""
+    limit = 2 * len(ids) + 2**20
+    for token, i in ids.items():
+        if not isinstance(token, str) or type(i) is not int or not 0 <= i < limit:
+            raise UserError(f"{where}: {token!r} has the id {i!r}; wanted a number from 0 on, without wide gaps.")
+    return dict(ids)
 
 
 def _bytes_alone(vocab: Mapping[str, int], where: Path) -> Table:

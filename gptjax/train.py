@@ -3,6 +3,7 @@
 The loop is in `train`; the functions below it open what the loop uses, each once.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -10,7 +11,6 @@ import signal
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from gptjax import hardware, state
 from gptjax.attention import choose, obstacle
-from gptjax.checkpoint import Checkpoint, Checkpoints
+from gptjax.checkpoint import Checkpoint, Checkpoints, whole_steps
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.data import Batches, Windows
 from gptjax.errors import UserError, explained
@@ -28,11 +28,11 @@ from gptjax.layout import Layout
 from gptjax.logbook import Logbook
 from gptjax.model import num_parameters, rebound
 from gptjax.records import draw_losses, read_metrics
-from gptjax.run import CHECKPOINTS, Run, started_from, write_files
+from gptjax.run import CHECKPOINTS, Run, held, started_from, write_files
 from gptjax.settings import config_source, differences, from_json, parse, to_json
 from gptjax.state import TrainState
 from gptjax.step import make_train_step
-from gptjax.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenizer import Tokenizer
 
 PROG = "python -m gptjax.train"
 
@@ -55,8 +55,13 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
     config, tokenizer = prepared(config)
     layout = config.layout.resolve(jax.device_count())
     config.check_layout(layout)
-    opening = Checkpoints(config.directory / CHECKPOINTS, config.checkpoint)
-    with layout.active(), Signals() as signals, opening as checkpoints:
+    alone = held(config.directory) if jax.process_index() == 0 else contextlib.nullcontext()
+    with (
+        layout.active(),
+        alone,
+        Signals() as signals,
+        Checkpoints(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
+    ):
         marks = fingerprints(config, tokenizer)
         current = resumed(config, checkpoints, marks, layout) or created(config, layout)
         start = int(current.step)
@@ -105,17 +110,7 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
     if config.start_from is not None:  # once this run exists, it needs the other no more
         exists = (config.directory / "config.json").is_file()
         start = Run.open(config.directory if exists else config.start_from)
-    manifest = data.manifest()
-    tokenizer = None
-    if manifest is not None or Path(f"{data.path}/tokenizer.json").is_file():  # foreign shards may have one too
-        tokenizer = load_tokenizer(f"{data.path}/tokenizer.json")
-        if manifest is not None and tokenizer.fingerprint != manifest.fingerprint:
-            raise UserError(
-                f"{data.path}/tokenizer.json is not the tokenizer that made the shards (fingerprint "
-                f"{tokenizer.fingerprint[:12]}, manifest.json says {manifest.fingerprint[:12]}). Prepare them again."
-            )
-    elif start is not None:
-        tokenizer = start.tokenizer
+    tokenizer = data.vocabulary() or (start.tokenizer if start else None)
     model = config.model if start is None else started_from(start, config.model)
     vocab_size = model.vocab_size
     # Imported weights may have more rows than their tokenizer has tokens.
@@ -135,9 +130,11 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
 
 
 def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, str | None]:
-    """What identifies the text that the run learns from; the rest of the data's order is in the config."""
+    """What identifies the text that the run learns from and is judged by; the data's order is in the config."""
+    judged = any(isinstance(judge, ValidationLoss) for judge in config.evals)
     return {
         "data": config.data.split("train").fingerprint,
+        "validation": config.data.split("val").fingerprint if judged else None,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
 
@@ -169,7 +166,9 @@ def resumed(
     metadata = checkpoints.metadata(step)
     reported, refused = compare(from_json(metadata["config"], CLASSES), config)
     saved = metadata["fingerprints"]
-    refused += [f"{name}: {saved[name]!r} → {mark!r}" for name, mark in marks.items() if saved[name] != mark]
+    for name, mark in marks.items():
+        if saved[name] != mark and not (name == "validation" and None in (saved[name], mark)):  # evals come and go
+            refused.append(f"{name}: {saved[name]!r} → {mark!r}")
     if refused and config.resume != "force":
         raise UserError(
             f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
@@ -296,6 +295,9 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
         f"({trained / tokens:.2f} epochs)",
         *(f"judged    {protocol}" for protocol in protocols),
     )
+    warmup = config.optimizer.schedule.warmup
+    if warmup >= config.steps:
+        say(f"note: a warm-up of {warmup:,} steps takes all {config.steps:,}: the full learning rate is never reached")
 
 
 def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
@@ -314,12 +316,15 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
         say(
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
         )
+    say(f"losses drawn in {picture}")
+    if not whole_steps(config.directory / CHECKPOINTS):
+        say(f"next: {command}", "(stopped before the first step, so nothing was saved)")
+        return
     run = os.path.relpath(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     longer = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
     say(
-        f"losses drawn in {picture}",
         "next:",
         f"  {more}",
         f"  sample    python -m gptjax.sample --checkpoint={run}",

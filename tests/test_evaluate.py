@@ -71,6 +71,14 @@ def test_a_text_is_judged_as_the_shards_made_of_it(run, tmp_path):
     assert by_text["val_bpb"] == pytest.approx(by_text["val_loss"] / math.log(2))
 
 
+def test_the_training_split_is_judged_when_asked_for(run, tmp_path, capsys):
+    shards = write_shards(tmp_path / "shards", {"train": [tokenizer().encode(text_of(9))]}, own=tokenizer())
+    assert "no files of the split 'val'" in failed(capsys, f"--checkpoint={run.directory}", f"--data={shards}")
+    (tmp_path / "text.txt").write_text(text_of(9))
+    wanted = judged(run, text=str(tmp_path / "text.txt"))["val_loss"]
+    assert judged(run, data=str(shards), split="train")["val_loss"] == wanted
+
+
 def test_a_shorter_context_and_another_type_are_other_measurements(run):
     base = judged(run, tokens=200)
     shorter, coarser = judged(run, tokens=200, context=4), judged(run, tokens=200, dtype="bfloat16")

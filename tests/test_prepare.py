@@ -204,6 +204,23 @@ def test_a_split_without_documents_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_validation_may_come_from_another_source(tmp_path):
+    train, val = documents(30), ["said elsewhere", " ", "and more"]
+    source, other = write_jsonl(tmp_path / "train.jsonl", train), write_jsonl(tmp_path / "val.jsonl", val)
+    manifest = run(source, tmp_path / "out", validation_source=other)
+    assert text_of(tmp_path / "out", "train") == "".join(train)
+    assert text_of(tmp_path / "out", "val") == "said elsewhereand more"
+    assert manifest.splits["val"].documents == 2
+    write_jsonl(tmp_path / "val.jsonl", val[:1])
+    with pytest.raises(UserError, match="validation differ"):
+        run(source, tmp_path / "out", validation_source=other)
+    with pytest.raises(UserError, match="choose one"):
+        Prepare(source=source, tokenizer="bytes", output=tmp_path, split="none", validation_source=other)
+    blank = write_jsonl(tmp_path / "blank.jsonl", [" "])
+    with pytest.raises(UserError, match=r"blank\.jsonl: holds no text"):
+        run(source, tmp_path / "other", validation_source=blank)
+
+
 def test_files_keep_their_bytes(tmp_path, capsys):
     """Line ends, a byte-order mark and NUL stay; bytes that are not UTF-8 are replaced and counted."""
     folder = tmp_path / "texts"
@@ -298,7 +315,7 @@ def test_done_once_is_done(tmp_path, capsys):
     assert second.splits["val"].tokens > first.splits["val"].tokens
     assert verify(out) == second
     write_jsonl(tmp_path / "x.jsonl", documents(41))
-    with pytest.raises(UserError, match="names_and_sizes differ"):
+    with pytest.raises(UserError, match="names_sizes_times differ"):
         run(source, out, split="tail:0.2")
 
 

@@ -11,7 +11,7 @@ from gptjax.config import TrainConfig
 from gptjax.errors import UserError
 from gptjax.layout import Layout
 from gptjax.model import GPT
-from gptjax.run import Run, started_from, write_files, write_run
+from gptjax.run import Run, held, started_from, write_files, write_run
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def model():
 @pytest.fixture(scope="module")
 def directory(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "imported"
-    write_run(directory, model=model, tokenizer=tokenizer(), extra={"origin": "elsewhere"})
+    write_run(directory, model=model, tokenizer=tokenizer())
     return directory
 
 
@@ -49,6 +49,13 @@ def test_weights_come_sharded_and_for_a_shorter_context(directory, model):
 def test_nothing_is_written_over(directory, model):
     with pytest.raises(UserError, match="exists and is not empty"):
         write_run(directory, model=model, tokenizer=None)
+
+
+def test_one_process_at_a_time_writes_to_a_run(tmp_path):
+    with held(tmp_path / "run"), pytest.raises(UserError, match="another process is training"), held(tmp_path / "run"):
+        pass
+    with held(tmp_path / "run"):
+        pass
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from gptjax.errors import UserError
-from gptjax.settings import describe, differences, from_json, load_config, parse, parse_arguments, to_json
+from gptjax.settings import differences, from_json, load_config, parse, parse_arguments, to_json
 
 
 @dataclass(frozen=True)
@@ -294,17 +294,6 @@ def test_a_part_that_changed_its_class_or_its_number_is_one_difference():
     assert differences(base, replace(base, evals=())) == [("evals", (Judge(),), ())]
     assert differences(base, replace(base, data=Prepared())) == [("data", Shards(), Prepared())]
     assert differences(Judge(1), replace(Judge(1), every=True)) == [("every", 1, True)]
-
-
-def test_describe_is_one_line_a_field():
-    text = describe(Run("x", optimizer=Muon(), evals=(Judge(3),), windows=(1, 2)))
-    lines = text.splitlines()
-    assert lines[0] == "Run"
-    assert "  optimizer  Muon" in lines
-    assert "    momentum       0.95" in lines
-    assert "  evals.0    Judge" in lines
-    assert "    every  3" in lines
-    assert "  windows    (1, 2)" in lines
 
 
 # JSON

@@ -198,6 +198,11 @@ def _swap_two_merges(content):
         (lambda c: c.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
         (lambda c: c["model"]["vocab"].update({"a b": 9999}), "byte-level alphabet"),
         (lambda c: c.pop("model"), "model.vocab"),
+        (lambda c: c["model"].pop("merges"), "merges is not a list of pairs"),
+        (lambda c: c["model"]["merges"].append(7), "merges is not a list of pairs"),
+        (lambda c: c["added_tokens"][0].pop("id"), "an added token has no content or no id"),
+        (lambda c: c["model"]["vocab"].update(a="7"), "'a' has the id '7'"),
+        (lambda c: c["model"]["vocab"].update(a=10**9), "without wide gaps"),
     ],
 )
 def test_foreign_files_are_refused_rather_than_misread(made, tmp_path, change, message):

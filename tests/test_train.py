@@ -143,6 +143,22 @@ def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
         prepared(tiny_config(shards, model={"vocab_size": 50}))
 
 
+def test_foreign_shards_are_understood_through_the_tokenizer_that_is_named(shards, tmp_path):
+    """Bits per byte, a sample, and the vocabulary come from it."""
+    parts = {split: [TokenShards(path=str(shards)).split(split).read(0, 500)] for split in ("train", "val")}
+    foreign = write_shards(tmp_path / "foreign", parts)
+    config = tiny_config(foreign, steps=1, model={"vocab_size": None}, evals=(ValidationLoss(), Samples(prompt="1")))
+    with pytest.raises(UserError, match=r"model\.vocab_size is not known"):
+        train(config)
+    data = TokenShards(path=str(foreign), tokenizer=str(shards / "tokenizer.json"))
+    assert train(replace(config, data=data)) == 0
+    assert read_lines(config.directory, "val_bpb")
+    assert read_lines(config.directory, "sample")
+    assert Run.open(config.directory).needs_tokenizer().vocab_size == len(ALPHABET)
+    with pytest.raises(UserError, match=r"data\.tokenizer is 'bytes', but the shards were made with chars-48"):
+        prepared(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 
@@ -157,6 +173,11 @@ def broken(shards, tmp_path, break_it):
     copy = write_shards(tmp_path / "broken", {"train": [stream], "val": [stream]})
     break_it(copy / "train_000000.bin")
     return f"--data.path={copy}"
+
+
+def beyond(tmp_path):
+    ids = np.arange(500) % 78
+    return f"--data.path={write_shards(tmp_path / 'beyond', {'train': [ids], 'val': [ids]})}"
 
 
 def wrong_magic(path):
@@ -188,6 +209,7 @@ BAD = {
     "weights that are not there": (lambda s, t: "--start-from=/nowhere", "/nowhere is not a run directory"),
     "a shard cut short": (lambda s, t: broken(s, t, lambda f: os.truncate(f, 1500)), "is cut short"),
     "a file that is no shard": (lambda s, t: broken(s, t, wrong_magic), "not a token shard"),
+    "a token beyond the vocabulary": (lambda s, t: beyond(t), "beyond model.vocab_size 48"),
     "another tokenizer": (other_tokenizer, "is not the tokenizer that made the shards"),
 }
 

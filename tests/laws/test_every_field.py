@@ -280,6 +280,7 @@ ELSEWHERE = {
     TokenShards: {
         "path": ("/nowhere", "the data"),
         "format": ("raw-uint16", "the data"),
+        "tokenizer": ("bytes", "the data"),
         "prefetch": (5, "reading ahead"),
     },
     Checkpoint: {"every": (7, "its times"), "keep": (1, "the checkpoints"), "keep_best": (False, "the checkpoints")},
@@ -302,6 +303,7 @@ ELSEWHERE = {
 FIELDS = {(cls, name): (value, "the program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in ELSEWHERE.items() for name, line in names.items()}
 REFUSED = {(GPTConfig, "attention"), (TokenShards, "path"), (TokenShards, "format"), (TrainConfig, "start_from")}
+REFUSED |= {(TokenShards, "tokenizer")}
 REFUSED |= {(TrainConfig, "max_skipped")}
 """Fields whose other value cannot run here: that it is refused shows that it is read."""
 

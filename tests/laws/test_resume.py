@@ -26,6 +26,7 @@ from gptjax.layout import Layout
 from gptjax.logbook import Log
 from gptjax.optim import AdamW, Muon
 from gptjax.run import Run
+from gptjax.shards import open_shard, write_shard
 from gptjax.tokenizer import Chars
 from gptjax.train import main, train
 
@@ -141,6 +142,19 @@ def test_other_data_is_refused(whole, tmp_path):
     other = write_text_shards(tmp_path / "shards", lines=121)
     with pytest.raises(UserError, match=r"learned something else:\n  data: '[0-9a-f]{64}' → '"):
         train(replace(whole, data=replace(whole.data, path=str(other))))
+
+
+def test_being_judged_by_other_data_is_refused(whole, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(whole.data.path, shards)
+    (shards / "manifest.json").unlink()
+    data = replace(whole.data, path=str(shards))
+    config = replace(whole, name="judged", steps=1, evals=(ValidationLoss(),), data=data)
+    assert train(config) == 0
+    write_shard(shards / "val_000000.bin", np.array(open_shard(shards / "val_000000.bin")[:-1]))
+    with pytest.raises(UserError, match=r"something else:\n  validation: '[0-9a-f]{64}' → '"):
+        train(replace(config, steps=2))
+    assert train(replace(config, steps=2, evals=())) == 0  # what nobody looks at does not matter
 
 
 def test_another_tokenizer_is_refused(whole, tmp_path):
