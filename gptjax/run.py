@@ -23,7 +23,8 @@ from gptjax.tokenizer import Tokenizer, load_tokenizer
 CHECKPOINTS = "checkpoints"
 
 SHAPE = (
-    "num_layers", "width", "num_heads", "mlp_width", "vocab_size", "bias", "tied", "activation", "norm_epsilon"
+    "num_layers", "width", "num_heads", "mlp_width", "vocab_size", "bias", "tied", "activation", "norm_epsilon",
+    "positions", "rotary_base", "rotary_dims", "norm", "norm_gain", "qk_norm", "attention_scale", "gated", "softcap",
 )  # fmt: skip
 """What weights settle about their model; the rest of `GPTConfig` is how to compute and train it."""
 

@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
         if jax.process_index() == 0:
             write_files(config.directory, config, tokenizer, source=source)
         judges = opened(config, tokenizer, layout)
-        batches = opened_batches(config, tokenizer, layout)
+        batches = opened_batches(config, layout, tokenizer=tokenizer)
         describe(config, layout, batches, judges)
 
         with open_logbook(config, layout, start) as log:
@@ -192,7 +192,7 @@ def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> 
     return [(due, judge) for due, judge in judges if judge is not None]
 
 
-def opened_batches(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> Batches:
+def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer | None = None) -> Batches:
     return open_batches(
         config.data,
         config.batch,

@@ -39,7 +39,7 @@ from gptjax.train import Patience, fingerprints, opened_batches, prepared, resum
 def base(tmp_path_factory):
     """A config in which every part is at work: dropout, an untied head, a schedule that falls."""
     shards = write_text_shards(tmp_path_factory.mktemp("fields") / "shards", lines=30)
-    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2})
+    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, "positions": "rotary"})
     return replace(config, optimizer=AdamW(schedule=Cosine(warmup=2)))
 
 
@@ -101,7 +101,7 @@ def program(config):
     with layout.active():
         draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), layout=layout))()
         step = make_train_step(config.objective, config.optimizer, **own)
-        rows = opened_batches(config, None, layout).abstract(config.model.context)
+        rows = opened_batches(config, layout).abstract(config.model.context)
         traced = step.trace(state.abstract(config.model, optimizer, layout=layout), rows)
     return re.sub(r"0x[0-9a-f]+", "", f"{draw}\n{traced.jaxpr}")
 
@@ -146,7 +146,7 @@ def data(config):
 def order(config):
     """The first rows, from whichever part they come."""
     config, own = prepared(config)
-    batches = opened_batches(config, own, Layout())
+    batches = opened_batches(config, Layout(), tokenizer=own)
     return [(batches.local(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
 
 
@@ -161,7 +161,7 @@ def prefetched(config):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grain, "ReadOptions", read_options)
-        next(opened_batches(config, None, Layout()).starting_at(0))
+        next(opened_batches(config, Layout()).starting_at(0))
     return told
 
 
@@ -249,6 +249,16 @@ PROGRAM = {
         "norm_epsilon": 1e-3,
         "dropout": 0.2,
         "init_std": 0.03,
+        "positions": "learned",
+        "rotary_base": 100.0,
+        "rotary_dims": "half",
+        "norm": "rms",
+        "norm_gain": False,
+        "qk_norm": True,
+        "attention_scale": 0.12,
+        "gated": True,
+        "softcap": 15.0,
+        "zero_init": True,
         "dtype": "bfloat16",
         "head_dtype": "bfloat16",
         "attention": "cudnn",
