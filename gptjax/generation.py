@@ -236,13 +236,15 @@ def _checked_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens is {max_new_tokens}; ask for at least 1.")
     if length + max_new_tokens > config.context:
+        room = config.context - length
         raise UserError(
             f"{length} prompt tokens and {max_new_tokens} new ones do not fit model.context {config.context}. "
-            f"Ask for at most {max(config.context - length, 0)} new tokens, or shorten the prompt."
+            + (f"Ask for at most {room} new tokens, or shorten" if room > 0 else "Shorten")
+            + " the prompt."
         )
     if rows % layout.batch_devices:
         raise UserError(
             f"{rows} rows do not split over {layout.batch_devices} devices (data × fsdp). "
-            f"Use a multiple of {layout.batch_devices}, or a model without a layout."
+            f"Use a multiple of {layout.batch_devices}, or --layout=single."
         )
     return tokens.astype(np.int32)
