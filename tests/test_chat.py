@@ -6,7 +6,7 @@ import pytest
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
 from gptjax.errors import UserError
-from gptjax.tokenizer import Bytes
+from gptjax.tokenizer import BPE, Bytes
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
@@ -77,9 +77,8 @@ def test_a_tokenizer_without_end_of_text_or_without_chat_tokens(tok):
         ChatTemplate(without)
     with pytest.raises(UserError, match="bytes tokenizer has no"):
         ChatTemplate(Bytes())
-    without.specials = {"<|im_start|>": 258, "<|im_end|>": 259}
-    without.end_of_text = None
-    assert ChatTemplate(without).prompt([USER])[0] == 258
+    no_end = BPE(tok.tokens, dict(zip(CHAT_TOKENS, (280, 281), strict=True)), merges=tok.merges, pattern=tok.pattern)
+    assert ChatTemplate(no_end).prompt([USER])[0] == 280
 
 
 def test_messages_out_of_json():
