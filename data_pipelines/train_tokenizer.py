@@ -9,22 +9,19 @@ of the text and not with its length; `--max-bytes` bounds both. The same text gi
 cores.
 """
 
-import contextlib
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tokenizers
 import tyro
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.progress import moving_line
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 from gptjax.chat import CHAT_TOKENS
@@ -125,24 +122,15 @@ def first_bytes(texts: Iterable[str], limit: int | None) -> Iterator[str]:
         left -= size
 
 
-@contextlib.contextmanager
-def _shown(texts: Iterable[str]) -> Iterator[Iterator[str]]:
-    """The same texts; a line on the terminal says how many of them have been read, and when all have."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    task, start = progress.add_task("reading", total=None), time.perf_counter()
-
-    def passing() -> Iterator[str]:
-        megabytes = 0.0
-        for text in texts:
-            yield text
-            megabytes += len(text) / 1e6
-            rate = megabytes / (time.perf_counter() - start)
-            progress.update(task, description=f"counting words: {megabytes:,.1f} M characters, {rate:.1f} M/s")
-        progress.update(task, description=f"learning merges from {megabytes:,.1f} M characters")
-
-    with progress:
-        yield passing()
+def _shown(texts: Iterable[str], show: Callable[[str], None]) -> Iterator[str]:
+    """The same texts, while it is shown how many of them have been read, and in the end what comes next."""
+    start, megabytes = time.perf_counter(), 0.0
+    for text in texts:
+        yield text
+        megabytes += len(text) / 1e6
+        rate = megabytes / (time.perf_counter() - start)
+        show(f"counting words: {megabytes:,.1f} M characters, {rate:.1f} M/s")
+    show(f"learning merges from {megabytes:,.1f} M characters")
 
 
 def train(request: TrainTokenizer) -> Tokenizer:
@@ -150,8 +138,9 @@ def train(request: TrainTokenizer) -> Tokenizer:
     start = time.perf_counter()
     parts = Split.parse(request.split).parts(open_source(request.source), Counter())
     texts = (text for split, text in parts if split == "train")
-    with _shown(first_bytes(texts, request.max_bytes)) as shown:
-        names = special_names(request.special_tokens)
+    names = special_names(request.special_tokens)
+    with moving_line("reading") as show:
+        shown = _shown(first_bytes(texts, request.max_bytes), show)
         tokenizer = train_bpe(shown, vocab_size=request.vocab_size, pattern=request.pattern, special_tokens=names)
     path = tokenizer.save(request.output)
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt in {time.perf_counter() - start:.1f} s")

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from gptjax.errors import UserError
-from gptjax.tokenizer import Tokenizer
+from gptjax.tokenizer import Tokenizer, replace_surrogates
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -105,7 +105,7 @@ def _read_message(item: Any, *, where: str) -> Message:
         raise UserError(f"{where}: its role is {_short(role)}; wanted {', '.join(ROLES)}.")
     if not isinstance(content, str) or not content.strip():
         raise UserError(f"{where}: its content is {_short(content)}; wanted a string that is not blank.")
-    return Message(role, content)
+    return Message(role, replace_surrogates(content))
 
 
 def check_turns(messages: Sequence[Message], *, where: str) -> None:
