@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from data_pipelines.scored_shards import Example, Kind, LeftOut, PrepareScored, prepare_scored
-from gptjax.chat import ChatTemplate, Message, Scored, check_turns, read_messages
+from gptjax.chat import ChatTemplate, Message, Scored, check_turns, one_id, read_messages
 from gptjax.errors import UserError, explained
 from gptjax.manifest import Manifest
 from gptjax.preferences import KIND
@@ -73,7 +73,7 @@ class PairEncoder:
         return self._template.conversation([*prompt, *completion], scored_from=len(prompt))
 
     def _text(self, prompt: str, completion: str) -> Scored:
-        end = [] if self._tokenizer.end_of_text is None else [self._tokenizer.end_of_text]
+        end = one_id(self._tokenizer.end_of_text)
         given, wanted = self._tokenizer.encode(prompt), self._tokenizer.encode(completion)
         return Scored.of([(end, False), (given, False), (wanted, True), (end, True)])
 

@@ -46,7 +46,7 @@ class PrepareScored:
     validation_source: str | None = None
     """Instead of a split: all of this other source is for validation, and all of SOURCE for training."""
     max_document_tokens: int | None = None
-    """Longer documents are cut off behind so many tokens, and left out if no scored one remains; model.context + 1 of
+    """Longer documents are cut off behind so many tokens, and left out if no scored one remains; model.context of
     them fit into a row."""
     shard_tokens: int = 100_000_000
     """Tokens in one file."""

@@ -28,6 +28,10 @@ IM_END = "<|im_end|>"
 CHAT_TOKENS = (IM_START, IM_END)
 ROLES = ("system", "user", "assistant")
 
+Ids = Int32[np.ndarray, "_"]
+Piece = tuple[Ids, bool]
+"""Some tokens, and whether they are scored."""
+
 
 class Message(NamedTuple):
     """What one side says; `role` is one of ROLES."""
@@ -43,12 +47,10 @@ class Scored(NamedTuple):
     scored: UInt8[np.ndarray, " T"]
 
     @classmethod
-    def of(cls, pieces: Iterable[tuple[Sequence[int] | np.ndarray, bool]]) -> "Scored":
-        """Put together from (ids, whether they are scored)."""
-        pieces = list(pieces)
-        ids = [np.asarray(ids, np.int32) for ids, _ in pieces]
-        marks = [np.full(len(ids), scored, np.uint8) for ids, scored in pieces]
-        return cls(np.concatenate(ids), np.concatenate(marks))
+    def of(cls, pieces: Iterable[Piece]) -> "Scored":
+        """One after another."""
+        ids, marks = zip(*pieces, strict=True)
+        return cls(np.concatenate(ids), np.repeat(np.array(marks, np.uint8), [len(piece) for piece in ids]))
 
 
 class ChatTemplate:
@@ -63,14 +65,14 @@ class ChatTemplate:
             )
         self.end = tokenizer.specials[IM_END]
         self._tokenizer = tokenizer
-        self._first = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-        start = tokenizer.specials[IM_START]
-        self._headers = {role: [start, *tokenizer.encode(f"{role}\n").tolist()] for role in ROLES}
-        self._line_end = tokenizer.encode("\n")
+        self._first = one_id(tokenizer.end_of_text)
+        self._end, self._line_end = one_id(self.end), tokenizer.encode("\n")
+        start = one_id(tokenizer.specials[IM_START])
+        self._headers = {role: np.concatenate([start, tokenizer.encode(f"{role}\n")]) for role in ROLES}
 
     def conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> Scored:
         """All messages; scored are the assistant's, of those from number `scored_from` on."""
-        pieces: list[tuple[Sequence[int] | np.ndarray, bool]] = [(self._first, False)]
+        pieces: list[Piece] = [(self._first, False)]
         for number, message in enumerate(messages):
             pieces += self._turn(message, scored=message.role == "assistant" and number >= scored_from)
         return Scored.of(pieces)
@@ -78,13 +80,18 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, and then as far as the assistant's first word: what generation is to continue."""
         given = self.conversation(messages, scored_from=len(messages)).tokens
-        return np.concatenate([given, np.asarray(self._headers["assistant"], np.int32)])
+        return np.concatenate([given, self._headers["assistant"]])
 
-    def _turn(self, message: Message, *, scored: bool) -> Iterator[tuple[Sequence[int] | np.ndarray, bool]]:
+    def _turn(self, message: Message, *, scored: bool) -> Iterator[Piece]:
         yield self._headers[message.role], False
         yield self._tokenizer.encode(message.content), scored
-        yield [self.end], scored
+        yield self._end, scored
         yield self._line_end, False
+
+
+def one_id(token: int | None) -> Ids:
+    """One id as an array; none for None."""
+    return np.array([] if token is None else [token], np.int32)
 
 
 def read_messages(value: Any, *, where: str) -> list[Message]:
