@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
@@ -56,6 +57,16 @@ def test_generation_continues_where_training_began_to_score(tok):
     assert prompt.tolist() == tokens[: int(np.flatnonzero(scored)[0])].tolist()
     assert tok.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert template.end == tok.specials["<|im_end|>"]
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+def test_hugging_face_reads_the_written_template_the_same(tmp_path, pattern):
+    """So inference elsewhere, which encodes the template as one text, sees the ids of training."""
+    texts = ["the user and the assistant say four five\n"] * 20
+    tok = train_bpe(texts, vocab_size=280, pattern=pattern, special_tokens=CHAT_TOKENS)
+    other = tokenizers.Tokenizer.from_file(str(tok.save(tmp_path)))
+    tokens, _ = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, Message("user", "a\n\n  b "), AGAIN])
+    assert other.encode(tok.decode(tokens)).ids == tokens.tolist()
 
 
 @pytest.mark.parametrize(
