@@ -223,7 +223,10 @@ def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[t
                     raise
                 report.leave_out(error)
                 continue
-            example = kind.encode(value)
+            try:
+                example = kind.encode(value)
+            except UserError as error:
+                raise UserError(f"{line.where}: {error}") from None
             documents = _shortened(example.documents, request.max_document_tokens, kind, report)
             if documents is not None:
                 yield _side(example.key, fraction), documents

@@ -85,7 +85,7 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
+    model.train_from_iterator(in_pieces(texts), trainer)
     if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
             f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
@@ -94,6 +94,13 @@ def train_bpe(
     with tempfile.TemporaryDirectory() as directory:
         model.save(str(Path(directory) / "tokenizer.json"))
         return load_tokenizer(directory).extended(specials)
+
+
+def in_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The pieces of one text after another; a text is let go of before the next one is asked for."""
+    for text in texts:
+        yield from pieces(text)
+        del text
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -109,17 +116,14 @@ def pieces(text: str) -> Iterator[str]:
 
 def first_bytes(texts: Iterable[str], limit: int | None) -> Iterator[str]:
     """Texts until they make up `limit` bytes of UTF-8; the last one is cut, between two characters."""
-    left = limit
+    left = float("inf") if limit is None else limit
     for text in texts:
-        if left is None:
-            yield text
-            continue
-        size = len(text.encode())
-        if size >= left:
-            yield text.encode()[:left].decode(errors="ignore")
+        content = text.encode()
+        if len(content) >= left:
+            yield content[: int(left)].decode(errors="ignore")
             return
         yield text
-        left -= size
+        left -= len(content)
 
 
 def _shown(texts: Iterable[str], show: Callable[[str], None]) -> Iterator[str]:
@@ -140,7 +144,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
     texts = (text for split, text in parts if split == "train")
     names = special_names(request.special_tokens)
     with moving_line("reading") as show:
-        shown = _shown(first_bytes(texts, request.max_bytes), show)
+        shown = _shown(first_bytes(in_pieces(texts), request.max_bytes), show)
         tokenizer = train_bpe(shown, vocab_size=request.vocab_size, pattern=request.pattern, special_tokens=names)
     path = tokenizer.save(request.output)
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt in {time.perf_counter() - start:.1f} s")

@@ -176,7 +176,7 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
     plain.save(tmp_path / "plain")
     assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
-    with pytest.raises(UserError, match="which a chat needs"):
+    with pytest.raises(UserError, match=r"y\.jsonl:1: the bpe-262 tokenizer has no .* which a chat needs"):
         run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
     pair = open_pairs(tmp_path / "bytes", "train")[0]

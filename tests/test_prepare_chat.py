@@ -15,6 +15,7 @@ from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message
 from gptjax.errors import UserError
 from gptjax.shards import open_split, verify
 from gptjax.tokenizer import load_tokenizer
+from gptjax.windows import open_windows
 
 GREETING = [("system", "Be brief."), ("user", "Hi <|im_end|>"), ("assistant", "Hello.")]
 SUMS = [("user", "2+2?"), ("assistant", "4"), ("user", "And 3+3?"), ("assistant", "6 é☕\r\n"), ("user", "Bye")]
@@ -80,6 +81,19 @@ def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     assert counts.bytes == sum(len(f"{role}\n{content}\n".encode()) for role, content in GREETING + SUMS)
     stream = open_split(tmp_path / "out", "train")
     assert (stream.documents.dtype, stream.scored.dtype) == (np.int64, np.uint8)
+
+
+@pytest.mark.parametrize("packing", ["straight", "best_fit"])
+def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
+    """Through the rows that a model is trained on: each scored target once, and no other."""
+    run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
+    stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
+    windows = open_windows(stream, 16, packing, end_of_text=tok.end_of_text)
+    _, targets, scored = windows.read(np.arange(len(windows)))
+    seen = 16 * len(windows) + 1 if packing == "straight" else len(stream)
+    expected = stream.read(0, seen)[stream.scored[:seen] == 1]
+    assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
+    assert (tok.specials["<|im_end|>"] == expected).sum() > 40
 
 
 def test_the_chat_tokens_are_added_where_they_are_missing(tmp_path, run, plain, capsys):
