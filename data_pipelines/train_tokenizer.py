@@ -2,11 +2,11 @@
 
     python -m data_pipelines.train_tokenizer --source=books/ --vocab-size=32768 --output=data/tokenizer
     python -m data_pipelines.train_tokenizer --source=web/ --vocab-size=50257 --pattern=gpt4 --special-tokens=chat \\
-        --max-bytes=2000000000 --output=data/tokenizer
+        --max-bytes=500000000 --output=data/tokenizer
 
-The text is a stream of which only the distinct words and their counts are kept, so memory grows with the vocabulary
-of the text and not with its length; `--max-bytes` bounds both. The same text gives the same tokenizer on any number of
-cores.
+The text is a stream of which only the distinct words and their counts are kept, some 0.7 kB each: memory grows with the
+vocabulary of the text, not with its length, and `--max-bytes` bounds both. The same text gives the same tokenizer on
+any number of cores.
 """
 
 import tempfile
@@ -49,11 +49,11 @@ class TrainTokenizer:
     """As for `prepare`: only the training part is read, so that validation text has no say in the vocabulary."""
     special_tokens: str = ""
     """Special tokens besides `<|endoftext|>`, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names."""
-    max_bytes: int | None = None
-    """Learn from so many bytes of the training part only, from its beginning; by default from all."""
+    max_bytes: int = 2_000_000_000
+    """Learn from so many bytes of the training part at most, from its beginning; more of them changes little."""
 
     def __post_init__(self) -> None:
-        if self.max_bytes is not None and self.max_bytes < 1:
+        if self.max_bytes < 1:
             raise UserError(f"--max-bytes={self.max_bytes}: wanted at least 1.")
 
 
@@ -114,27 +114,32 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def first_bytes(texts: Iterable[str], limit: int | None) -> Iterator[str]:
+def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
     """Texts until they make up `limit` bytes of UTF-8; the last one is cut, between two characters."""
-    left = float("inf") if limit is None else limit
     for text in texts:
         content = text.encode()
-        if len(content) >= left:
-            yield content[: int(left)].decode(errors="ignore")
+        if len(content) >= limit:
+            yield content[:limit].decode(errors="ignore")
             return
         yield text
-        left -= len(content)
+        limit -= len(content)
 
 
-def _shown(texts: Iterable[str], show: Callable[[str], None]) -> Iterator[str]:
-    """The same texts, while it is shown how many of them have been read, and in the end what comes next."""
-    start, megabytes = time.perf_counter(), 0.0
-    for text in texts:
-        yield text
-        megabytes += len(text) / 1e6
-        rate = megabytes / (time.perf_counter() - start)
-        show(f"counting words: {megabytes:,.1f} M characters, {rate:.1f} M/s")
-    show(f"learning merges from {megabytes:,.1f} M characters")
+class _Read:
+    """The texts on their way to the trainer; counts their bytes and shows them, and in the end what comes next."""
+
+    def __init__(self, texts: Iterable[str], show: Callable[[str], None]) -> None:
+        self.megabytes = 0.0
+        self._texts, self._show = texts, show
+
+    def __iter__(self) -> Iterator[str]:
+        start = time.perf_counter()
+        for text in self._texts:
+            yield text
+            self.megabytes += len(text.encode()) / 1e6
+            rate = self.megabytes / (time.perf_counter() - start)
+            self._show(f"counting words: {self.megabytes:,.1f} MB, {rate:.1f} MB/s")
+        self._show(f"learning merges from {self.megabytes:,.1f} MB")
 
 
 def train(request: TrainTokenizer) -> Tokenizer:
@@ -144,10 +149,11 @@ def train(request: TrainTokenizer) -> Tokenizer:
     texts = (text for split, text in parts if split == "train")
     names = special_names(request.special_tokens)
     with moving_line("reading") as show:
-        shown = _shown(first_bytes(in_pieces(texts), request.max_bytes), show)
-        tokenizer = train_bpe(shown, vocab_size=request.vocab_size, pattern=request.pattern, special_tokens=names)
+        read = _Read(first_bytes(in_pieces(texts), request.max_bytes), show)
+        tokenizer = train_bpe(read, vocab_size=request.vocab_size, pattern=request.pattern, special_tokens=names)
     path = tokenizer.save(request.output)
-    print(f"{path}: {tokenizer.vocab_size:,} tokens learnt in {time.perf_counter() - start:.1f} s")
+    seconds = time.perf_counter() - start
+    print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {read.megabytes:,.1f} MB in {seconds:.1f} s")
     for name, number in sorted(tokenizer.specials.items(), key=lambda item: item[1]):
         print(f"  {name} {number:,}")
     return tokenizer
