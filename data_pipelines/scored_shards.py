@@ -22,7 +22,7 @@ from data_pipelines.splits import Split
 from data_pipelines.writing import SplitWriter, locked, replaced, sync
 from gptjax.chat import Scored
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_VERSION, Companion, Counts, Manifest, ShardFile, read_manifest
+from gptjax.manifest import MANIFEST_NAME, MANIFEST_VERSION, Companion, Counts, Manifest, ShardFile, read_manifest
 from gptjax.shards import open_split, token_dtype
 from gptjax.tokenizer import Tokenizer
 
@@ -124,11 +124,12 @@ def _existing(output: Path, record: dict[str, Any], *, overwrite: bool) -> Manif
     """The manifest of `output` if it is what is asked for; None if it may be (re)made; else an error."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    manifest = read_manifest(output)
-    if manifest is None or not (output / "tokenizer.json").is_file():
+    if not all((output / name).is_file() for name in (MANIFEST_NAME, "tokenizer.json")):
         raise UserError(f"{output}: exists and is not prepared data; it will not be replaced. Choose another --output.")
     if overwrite:
         return None
+    manifest = read_manifest(output)
+    assert manifest is not None
     differing = sorted(key for key in record | manifest.request if record.get(key) != manifest.request.get(key))
     if differing:
         raise UserError(

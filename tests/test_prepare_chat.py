@@ -190,6 +190,11 @@ def test_done_once_is_done(tmp_path, run, capsys):
     with pytest.raises(UserError, match=r"another request \(max_document_tokens differ\)"):
         run(source, max_document_tokens=20)
     assert run(source, max_document_tokens=20, overwrite=True) != first
+    old = json.loads((tmp_path / "out/manifest.json").read_text()) | {"version": 1}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="version 1 is unknown"):
+        run(source)
+    assert run(source, overwrite=True) == first
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="will not be replaced"):
