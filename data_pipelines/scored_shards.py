@@ -6,6 +6,7 @@ a split lie its companions `SPLIT.documents` and `SPLIT.scored`. What cannot be 
 
 import contextlib
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ class _Report:
         self.broken: list[str] = []
         self.examples: Counter[str] = Counter()
         self.scored: Counter[str] = Counter()
+        self.start = time.perf_counter()
 
     def leave_out(self, error: UserError) -> None:
         if isinstance(error, LeftOut):
@@ -165,7 +167,8 @@ class _Report:
             print(f"note: {times:,} {reason}")
         for message in self.broken:
             print(f"  {message}")
-        print(f"{request.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}")
+        seconds = time.perf_counter() - self.start
+        print(f"{request.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
 
 
 def _write(

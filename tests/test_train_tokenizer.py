@@ -75,6 +75,14 @@ def test_a_text_in_pieces_teaches_the_same(monkeypatch, pattern):
     assert train_bpe(["".join(texts())], vocab_size=350, pattern=pattern).fingerprint == whole.fingerprint
 
 
+def test_cores_do_not_matter(monkeypatch):
+    made = []
+    for parallel in ("true", "false"):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+        made.append(train_bpe(texts(300), vocab_size=500).fingerprint)
+    assert made[0] == made[1]
+
+
 def test_pieces_are_the_text_and_short(monkeypatch):
     monkeypatch.setattr(module, "PIECE_CHARACTERS", 10)
     for text in ["", "short", "one two three four five six", "x" * 35, " " * 25, "a " * 20 + "y" * 30]:
