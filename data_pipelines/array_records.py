@@ -50,7 +50,8 @@ def _records(path: Path) -> Iterator[bytes]:
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: cannot be read as ArrayRecord: {error}.") from None
     finally:
-        reader.close()
+        if reader.ok():  # closing a damaged one is an error again
+            reader.close()
 
 
 def _is_json(record: bytes) -> bool:

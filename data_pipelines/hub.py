@@ -28,7 +28,7 @@ from data_pipelines.files import Files, reader_of
 from gptjax.errors import UserError
 
 PREFIX = "hf:"
-_SPEC = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
+_SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
 
 
 @dataclass(frozen=True)
