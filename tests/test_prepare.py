@@ -18,6 +18,7 @@ import pytest
 from data_pipelines import encoding, prepared, sources
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepared import Prepared
+from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from gptjax.data import TokenShards

@@ -66,7 +66,7 @@ def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])
 def test_what_is_no_source_is_refused(spec):
-    with pytest.raises(UserError, match="^source '"):
+    with pytest.raises(UserError, match=r"^source '"):
         open_source(spec)
 
 
