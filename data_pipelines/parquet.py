@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.documents import REPLACED_RECORDS, Notes, broken, decoded
 from data_pipelines.extras import needs_extra
 from gptjax.errors import UserError
@@ -29,16 +31,28 @@ def read_parquet(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
             for group in range(file.num_row_groups):
                 size = _rows_a_batch(file.metadata.row_group(group))
                 for batch in file.iter_batches(size, row_groups=[group], columns=[COLUMN], use_threads=False):
-                    # As bytes: pyarrow would refuse a whole batch for one string that is not UTF-8.
-                    for value in _plain(batch.column(0), pyarrow).cast(pyarrow.large_binary()):
+                    for content in _contents(batch.column(0), pyarrow):
                         row += 1
-                        content = value.as_buffer()
                         if content is None:
                             broken(f"{path}: row {row}: {COLUMN!r} is null, wanted a string.", notes, strict=strict)
                         else:
-                            yield decoded(memoryview(content), notes, note=REPLACED_RECORDS)
+                            yield decoded(content, notes, note=REPLACED_RECORDS)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}.") from None
+
+
+def _contents(column: Any, pyarrow: Any) -> Iterator[memoryview | None]:
+    """The bytes of each row where they lie, without a copy; None for null.
+
+    As bytes, because pyarrow would refuse a whole batch for one string that is not UTF-8.
+    """
+    plain = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+    binary = plain.cast(pyarrow.large_binary())
+    _, ends, data = binary.buffers()
+    ends = np.frombuffer(ends, np.int64)[binary.offset : binary.offset + len(binary) + 1].tolist()
+    data = memoryview(data or b"")
+    for start, end, valid in zip(ends, ends[1:], binary.is_valid().to_pylist(), strict=False):
+        yield data[start:end] if valid else None
 
 
 def _check_column(path: Path, schema: Any, types: Any) -> None:
@@ -48,10 +62,6 @@ def _check_column(path: Path, schema: Any, types: Any) -> None:
     inner = kind.value_type if types.is_dictionary(kind) else kind
     if not any(is_text(inner) for is_text in (types.is_string, types.is_large_string, types.is_binary)):
         raise UserError(f"{path}: the column {COLUMN!r} holds {kind}, wanted strings.")
-
-
-def _plain(column: Any, pyarrow: Any) -> Any:
-    return column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
 
 
 def _rows_a_batch(group: Any) -> int:

@@ -59,6 +59,11 @@ def test_rows_without_text_and_bytes_that_are_not_utf8(tmp_path):
         read(path)
 
 
+def test_no_rows_at_all(tmp_path):
+    assert read(write(tmp_path / "x.parquet", [], pyarrow.string())) == []
+    assert read(write(tmp_path / "y.parquet", ["", ""], pyarrow.string())) == ["", ""]
+
+
 def test_what_cannot_be_read_is_said(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"content": ["x"], "url": ["y"]}), tmp_path / "named.parquet")
     with pytest.raises(UserError, match="no column 'text'; it has content, url"):
