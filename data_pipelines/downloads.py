@@ -79,9 +79,9 @@ def download(wanted: Wanted, path: Path, *, token: str | None = None) -> Path:
     raise AssertionError("unreachable")
 
 
-def ask(url: str, *, token: str | None = None) -> bytes:
-    """The whole answer to one request, with the patience of `download`; `UserError` where there is none."""
-    for attempt in range(TRIES):
+def ask(url: str, *, token: str | None = None, patient: bool = True) -> bytes:
+    """The whole answer to one request; `UserError` where there is none. Tries as often as `download`, or only once."""
+    for attempt in range(0 if patient else TRIES - 1, TRIES):
         try:
             with urllib.request.urlopen(_request(url, token), timeout=TIMEOUT_SECONDS) as reply:
                 return reply.read()

@@ -64,7 +64,7 @@ class Repository:
             return _listing(kept.read_bytes(), where=str(kept))
         url = f"{endpoint()}/api/datasets/{self.name}/revision/{urllib.parse.quote(self.revision, safe='')}?blobs=true"
         try:
-            content = ask(url, token=_token())
+            content = ask(url, token=_token(), patient=not kept.is_file())
         except UserError as error:
             if not kept.is_file():
                 raise
@@ -82,11 +82,18 @@ class Repository:
         return cache_directory() / "hub" / self.name.replace("/", "--")
 
     def fetch(self, file: Remote, path: Path | None = None) -> Path:
-        """Bring a file to `path`, by default into the cache; returns where it lies."""
+        """Bring a file to `path`, by default into the cache; returns where it lies.
+
+        In the cache it lies under its hash, so that a new commit fetches only what it changed.
+        """
         commit = self.listing.commit
         url = f"{endpoint()}/datasets/{self.name}/resolve/{commit}/{urllib.parse.quote(file.path)}"
         wanted = Wanted(url, size=file.size, sha256=file.sha256, git_sha1=file.git_sha1)
-        return download(wanted, path or self.directory / commit / file.path, token=_token())
+        return download(wanted, path or self.directory / self._place(file), token=_token())
+
+    def _place(self, file: Remote) -> Path:
+        digest = file.sha256 or file.git_sha1
+        return Path(digest[:16], Path(file.path).name) if digest else Path(self.listing.commit, file.path)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hub_server import COMMIT, Hub, serving
 
 from data_pipelines import downloads
 from data_pipelines.hub import Repository, open_hub, parse_hub
+from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError
 
@@ -52,9 +53,9 @@ def test_training_files_are_read_in_order_and_fetched_once(hub, tmp_path):
     assert not hub.authorized, "nothing is asked before documents are wanted"
     assert list(source.documents(Counter())) == ["one", "two", "three " * 500, "four"]
     assert source.name == "tales"
-    kept = tmp_path / "cache" / "hub" / "owner--tales" / COMMIT / "data"
     for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"):
-        assert (kept / name).read_bytes() == FILES[f"data/{name}"]
+        (kept,) = (tmp_path / "cache" / "hub" / "owner--tales").glob(f"*/{name}")
+        assert kept.read_bytes() == FILES[f"data/{name}"]
     before = len(hub.requests)
     assert list(source.documents(Counter())) == read("hf:owner/tales")
     assert len(hub.requests) == before == 2
@@ -121,9 +122,13 @@ def test_identity_is_of_the_content(hub):
 
     first = identity()
     assert first["files"] == 2
+    read("hf:owner/tales")
+    fetched = len(hub.requests)
     hub.files["README.md"] = b"# About, edited"
     hub.commit = hashlib.sha1(b"next").hexdigest()
     assert identity() == first
+    read("hf:owner/tales")
+    assert len(hub.requests) == fetched, "a commit that changes no data fetches none again"
     hub.files["data/train-00000-of-00002.parquet"] = table("one", "deux")
     assert identity() != first
 
@@ -138,6 +143,13 @@ def test_answers_that_make_no_sense(hub, monkeypatch):
     hub.commit = "main"
     with pytest.raises(UserError, match=r"not what a Hugging Face server says.*commit 'main'"):
         read("hf:owner/tales")
+
+
+def test_from_the_hub_to_shards_in_one_command(hub, tmp_path):
+    request = {"tokenizer": "bytes", "validation_source": "hf:owner/tales:data/validation-*.parquet", "processes": 1}
+    manifest = prepare(Prepare(source="hf:owner/tales", output=tmp_path / "out", **request))
+    assert manifest.splits["train"].documents == 4
+    assert manifest.splits["val"].bytes == len("held out")
 
 
 def test_a_token_is_sent_where_there_is_one(hub, monkeypatch):

@@ -1,9 +1,14 @@
 """Recipes name sources, tokenizers and cuts that exist, and say what to expect."""
 
+import io
 import subprocess
 import sys
+from collections import Counter
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hub_server import Hub, serving
 
 from data_pipelines.prepare import known_tokenizer
 from data_pipelines.recipes import RECIPES, open_recipe
@@ -53,6 +58,37 @@ def test_the_cut_leaves_what_is_expected(name):
         fraction = Split.parse(recipe.split).fraction
         share = recipe.val_tokens / (recipe.val_tokens + recipe.train_tokens)
         assert share == pytest.approx(fraction, rel=0.15)
+
+
+LAYOUTS = {
+    "openwebtext": ("Skylion007/openwebtext", ["plain_text/train-00001-of-00080", "plain_text/train-00000-of-00080"]),
+    "fineweb_10b": ("HuggingFaceFW/fineweb", ["sample/10BT/000_00000", "data/CC-MAIN-2013-20/000", "sample/100BT/x"]),
+    "tinystories": ("roneneldan/TinyStories", ["data/train-00000-of-00004-2d5a1467fff1081b", "data/validation-0-of-1"]),
+    "wikitext2": (
+        "Salesforce/wikitext",
+        ["wikitext-2-raw-v1/train-00000-of-00001", "wikitext-2-v1/train-0", "wikitext-2-raw-v1/validation-0-of-1"],
+    ),
+    "wikipedia": ("wikimedia/wikipedia", ["20231101.en/train-00000-of-00041", "20231101.de/train-00000-of-00020"]),
+}
+"""How the hub lays these sets out, with neighbours that are none of the recipe's."""
+CHOSEN = {"openwebtext": [1, 0], "tinystories": [0], "wikitext2": [0], "fineweb_10b": [0], "wikipedia": [0]}
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_of_a_repository_laid_out_as_the_hub_does_the_right_files_are_read(name, tmp_path, monkeypatch):
+    repository, paths = LAYOUTS[name]
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path))
+    files = {}
+    for path in paths:
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"text": [f"{path}\n"], "url": ["x"]}), buffer)
+        files[f"{path}.parquet"] = buffer.getvalue()
+    with serving(Hub(repository, {"README.md": b"", **files})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        texts = list(open_source(name).documents(Counter()))
+        assert texts == [f"{paths[i]}\n" for i in CHOSEN[name]]
+        if validation := open_recipe(name).validation_source:
+            assert [text.split("/")[1][:10] for text in open_source(validation).documents(Counter())] == ["validation"]
 
 
 def test_a_surprise_is_told():
