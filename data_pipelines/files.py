@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,13 +34,16 @@ READERS: dict[tuple[str, ...], Reader] = {
     (".parquet",): read_parquet,
     (".array_record", ".arrayrecord"): read_array_records,
 }
+# ArrayRecord's own tools number the files of a set behind the suffix.
+_NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
 _KNOWN = ".txt, .md, .rst, .jsonl (also .gz, .zst), .parquet or .array_record"
 
 
 def reader_of(name: str) -> Reader | None:
     """How to read a file of that name; None for a kind that is not known."""
+    plain = _NUMBERED.sub(r"\1", name.lower())
     for suffixes, reader in READERS.items():
-        if name.lower().endswith(suffixes):
+        if plain.endswith(suffixes):
             return reader
     return None
 

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from data_pipelines.array_records import read_array_records
 from data_pipelines.files import open_files, reader_of
 from data_pipelines.text_files import read_json_lines, read_text
 from gptjax.errors import UserError
@@ -55,6 +56,7 @@ def test_patterns_and_single_files(folder):
 def test_kinds():
     assert reader_of("C4-train.00000-of-01024.JSON.gz") is read_json_lines
     assert reader_of("readme.md") is read_text
+    assert reader_of("x.array_record-00000-of-00010") is reader_of("x.arrayrecord") is read_array_records
     assert reader_of("package.json") is reader_of("x.zip") is reader_of("parquet") is None
 
 

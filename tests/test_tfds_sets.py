@@ -125,6 +125,13 @@ def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
         next(open_source("tfds:gptjaxtales/plain").documents(Counter()))
 
 
+def test_its_files_are_not_taken_for_text(there, prepared):
+    """Whoever names the files of a set, rather than the set, is told."""
+    for spec in (prepared, f"{prepared}/gptjaxtales/plain/1.10.0/*train*"):
+        with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
+            list(open_source(str(spec)).documents(Counter()))
+
+
 def test_preparing(there, prepared, capsys, monkeypatch):
     directory = fetch(Fetch("tfds:gptjaxtales/two"))
     assert directory == prepared / "gptjaxtales" / "two" / "1.10.0"
