@@ -117,15 +117,16 @@ def prepare_tfds(spec: str) -> Path:
     source = open_tfds(spec, strict=False)
     tfds = tensorflow_datasets(spec)
     name = source.set if source.version is None else f"{source.set}:{source.version}"
-    needs = f"preparing {spec}"
     try:
-        with needs_extra("tfds", what=needs):
+        with needs_extra("tfds", what=f"preparing {spec}"):
             builder = tfds.builder(name, data_dir=data_directory(), file_format="array_record")
             builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError:
         # Builders of the old style are not even listed where TensorFlow is missing.
         hint = "" if importlib.util.find_spec("tensorflow") else " without TensorFlow; try pip install 'gptjax[tfds]'"
         raise UserError(f"{spec}: TFDS knows no set {source.set!r}{hint}.") from None
+    except OSError as error:
+        raise UserError(f"{spec}: could not be prepared: {error}.") from None
     return Path(builder.data_dir)
 
 

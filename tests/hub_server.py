@@ -27,6 +27,9 @@ class Hub:
     """Path and Authorization header of every request."""
     cut_after: list[int] = field(default_factory=list)
     """For the next requests for content: close the connection after so many bytes."""
+    stop_after: int | None = None
+    """For the next request for content: send so many bytes and no more until `go_on` is set."""
+    go_on: threading.Event = field(default_factory=threading.Event)
     refuse: list[int] = field(default_factory=list)
     """Status codes with which the next requests are refused."""
     ranges: bool = True
@@ -85,7 +88,12 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if hub.cut_after:
                 rest = rest[: hub.cut_after.pop(0)]
                 self.close_connection = True
-            self.wfile.write(rest)
+            if hub.stop_after is not None:
+                first, rest, hub.stop_after = rest[: hub.stop_after], rest[hub.stop_after :], None
+                self.wfile.write(first)
+                hub.go_on.wait(timeout=60)
+            with contextlib.suppress(ConnectionError):  # the client may have been killed
+                self.wfile.write(rest)
 
         def answer(self, status: int, body: bytes = b"", *, location: str = "") -> None:
             self.send_response(status)

@@ -1,6 +1,9 @@
 """A download is whole or not there, continues where it stopped, and is what was promised."""
 
 import hashlib
+import subprocess
+import sys
+import time
 
 import pytest
 from hub_server import Hub, serving
@@ -36,9 +39,28 @@ def test_what_breaks_off_is_continued(tmp_path, hub):
 
 
 def test_a_killed_process_leaves_what_the_next_one_continues(tmp_path, hub):
-    (tmp_path / "x.bin.partial").write_bytes(CONTENT[:4_000_000])
-    assert download(wanted(hub), tmp_path / "x.bin").read_bytes() == CONTENT
-    assert hub.requests == [("x.bin", "bytes=4000000-")]
+    hub.stop_after = 3_500_000
+    partial, path = tmp_path / "x.bin.partial", tmp_path / "x.bin"
+    program = (
+        "from pathlib import Path; from data_pipelines.downloads import Wanted, download\n"
+        f"download(Wanted({wanted(hub).url!r}, {len(CONTENT)}, {SHA256!r}), Path({str(path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        deadline = time.monotonic() + 60
+        while not (partial.exists() and partial.stat().st_size >= 3_000_000):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+        hub.go_on.set()
+    left = partial.stat().st_size
+    assert 3_000_000 <= left <= 3_500_000
+    assert not path.exists()
+    assert download(wanted(hub), path).read_bytes() == CONTENT
+    assert hub.requests == [("x.bin", None), ("x.bin", f"bytes={left}-")]
 
 
 def test_a_server_without_ranges_begins_anew(tmp_path, hub):

@@ -132,18 +132,27 @@ def test_its_files_are_not_taken_for_text(there, prepared):
             list(open_source(str(spec)).documents(Counter()))
 
 
-def test_preparing(there, prepared, capsys, monkeypatch):
+def test_preparing(there, prepared, capsys):
     directory = fetch(Fetch("tfds:gptjaxtales/two"))
     assert directory == prepared / "gptjaxtales" / "two" / "1.10.0"
     assert "now python -m data_pipelines.prepare --source=tfds:gptjaxtales/two" in capsys.readouterr().out
     with pytest.raises(UserError, match="TFDS knows no set 'nosuchset'"):
         prepare_tfds("tfds:nosuchset")
 
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (ModuleNotFoundError("No module", name="tensorflow"), r"needs tensorflow.*pip install 'gptjax\[tfds\]'"),
+        (ConnectionError("no route"), "could not be prepared: no route"),
+    ],
+)
+def test_preparing_that_fails(there, monkeypatch, trouble, message):
     def download_and_prepare(self):
-        raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+        raise trouble
 
     monkeypatch.setattr(Gptjaxtales, "download_and_prepare", download_and_prepare)
-    with pytest.raises(UserError, match=r"preparing tfds:gptjaxtales needs tensorflow.*pip install 'gptjax\[tfds\]'"):
+    with pytest.raises(UserError, match=f"tfds:gptjaxtales.*{message}"):
         prepare_tfds("tfds:gptjaxtales")
 
 
