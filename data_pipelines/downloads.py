@@ -7,12 +7,15 @@ and the next one continues; the rename comes after size and hash agree.
 import hashlib
 import http.client
 import os
+import re
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -79,12 +82,20 @@ def download(wanted: Wanted, path: Path, *, token: str | None = None) -> Path:
     raise AssertionError("unreachable")
 
 
-def ask(url: str, *, token: str | None = None, patient: bool = True) -> bytes:
+class Answer(NamedTuple):
+    """What a server says, and where it goes on saying it (the Link header's `next`), if it does."""
+
+    content: bytes
+    next_page: str | None
+
+
+def ask(url: str, *, token: str | None = None, patient: bool = True) -> Answer:
     """The whole answer to one request; `UserError` where there is none. Tries as often as `download`, or only once."""
     for attempt in range(0 if patient else TRIES - 1, TRIES):
         try:
             with urllib.request.urlopen(_request(url, token), timeout=TIMEOUT_SECONDS) as reply:
-                return reply.read()
+                following = re.search(r'<([^>]+)>; *rel="?next', reply.headers.get("Link", ""))
+                return Answer(reply.read(), following and urllib.parse.urljoin(url, following[1]))
         except (OSError, http.client.HTTPException) as error:
             _wait_or_give_up(url, error, attempt)
     raise AssertionError("unreachable")

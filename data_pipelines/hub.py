@@ -9,6 +9,7 @@ turn comes, kept under `$GPTJAX_CACHE/hub`, and read like a local one. Without a
 before is used. `HF_ENDPOINT` names a mirror, `HF_TOKEN` opens private or gated sets.
 """
 
+import dataclasses
 import fnmatch
 import functools
 import hashlib
@@ -61,21 +62,36 @@ class Repository:
         """What the server says; where it is silent, or the revision is a commit, what it said last time."""
         kept = self.directory / f"{urllib.parse.quote(self.revision, safe='')}.json"
         if kept.is_file() and re.fullmatch("[0-9a-f]{40}", self.revision):
-            return _listing(kept.read_bytes(), where=str(kept))
-        url = f"{endpoint()}/api/datasets/{self.name}/revision/{urllib.parse.quote(self.revision, safe='')}?blobs=true"
+            return _kept(kept)
         try:
-            content = ask(url, token=_token(), patient=not kept.is_file())
+            listing = self._ask(patient=not kept.is_file())
         except UserError as error:
             if not kept.is_file():
                 raise
             print(f"{error} Going on with what it said before.", file=sys.stderr, flush=True)
-            return _listing(kept.read_bytes(), where=str(kept))
-        listing = _listing(content, where=url)
+            return _kept(kept)
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
+        partial.write_text(json.dumps(dataclasses.asdict(listing)), encoding="utf-8")
         os.replace(partial, kept)
         return listing
+
+    def _ask(self, *, patient: bool) -> Listing:
+        """First the commit, then the tree at that commit, page by page (the list in the first answer may be cut)."""
+        api, token = f"{endpoint()}/api/datasets/{self.name}", _token()
+        url: str | None = f"{api}/revision/{urllib.parse.quote(self.revision, safe='')}?expand=sha"
+        try:
+            commit = json.loads(ask(url, token=token, patient=patient).content)["sha"]
+            if not re.fullmatch("[0-9a-f]{40}", commit):
+                raise ValueError(f"commit {commit!r}")
+            files: list[Remote] = []
+            url = f"{api}/tree/{commit}?recursive=true&limit=1000"
+            while url is not None:
+                content, url = ask(url, token=token)
+                files += [_remote(entry) for entry in json.loads(content) if entry["type"] == "file"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{api}: not what a Hugging Face server says of a data set ({error!r}).") from None
+        return Listing(commit, tuple(files))
 
     @property
     def directory(self) -> Path:
@@ -169,21 +185,15 @@ def _is_description(path: str) -> bool:
     return name.startswith((".", "readme", "licen", "citation")) or name.endswith((".md", ".rst"))
 
 
-def _listing(content: bytes, *, where: str) -> Listing:
-    try:
-        answer = json.loads(content)
-        files = tuple(_remote(file) for file in answer["siblings"])
-        if not re.fullmatch("[0-9a-f]{40}", answer["sha"]):
-            raise ValueError(f"commit {answer['sha']!r}")
-        return Listing(answer["sha"], files)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: not what a Hugging Face server says of a data set ({error!r}).") from None
+def _kept(path: Path) -> Listing:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Listing(content["commit"], tuple(Remote(**file) for file in content["files"]))
 
 
-def _remote(file: dict[str, Any]) -> Remote:
-    path, large = str(file["rfilename"]), file.get("lfs")
+def _remote(entry: dict[str, Any]) -> Remote:
+    path, large = str(entry["path"]), entry.get("lfs")
     if path.startswith("/") or ".." in path.split("/"):  # it becomes a path below the cache
         raise ValueError(f"path {path!r}")
     if large:
-        return Remote(path, int(large["size"]), str(large["sha256"]), None)
-    return Remote(path, int(file["size"]), None, file.get("blobId"))
+        return Remote(path, int(large["size"]), str(large["oid"]), None)
+    return Remote(path, int(entry["size"]), None, str(entry["oid"]))

@@ -19,6 +19,8 @@ class Hub:
     repository: str
     files: dict[str, bytes]
     large: int = 1000
+    page: int = 3
+    """Entries in one page of the listing."""
     commit: str = COMMIT
     endpoint: str = ""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
@@ -36,16 +38,16 @@ class Hub:
     served: dict[str, bytes] = field(default_factory=dict)
     """Content that is sent in place of the true one."""
 
-    def listing(self) -> dict[str, object]:
-        siblings = []
+    def tree(self) -> list[dict[str, object]]:
+        entries: list[dict[str, object]] = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}]
         for path, content in self.files.items():
             blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-            entry: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": blob}
+            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": blob}
             if len(content) > self.large:
                 sha256 = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
-            siblings.append(entry)
-        return {"id": self.repository, "sha": self.commit, "siblings": siblings}
+                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+            entries.append(entry)
+        return entries
 
 
 @contextlib.contextmanager
@@ -64,14 +66,24 @@ def serving(hub: Hub) -> Iterator[Hub]:
             resolve = f"/datasets/{hub.repository}/resolve/{hub.commit}/"
             if hub.refuse:
                 self.answer(hub.refuse.pop(0))
-            elif parts.path == f"/api/datasets/{hub.repository}/revision/main" and parts.query == "blobs=true":
-                self.answer(200, json.dumps(hub.listing()).encode())
+            elif parts.path == f"/api/datasets/{hub.repository}/revision/main":
+                self.answer(200, json.dumps({"id": hub.repository, "sha": hub.commit}).encode())
+            elif parts.path == f"/api/datasets/{hub.repository}/tree/{hub.commit}":
+                self.tree(dict(urllib.parse.parse_qsl(parts.query)))
             elif path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
-                self.answer(302, location=f"/storage/{urllib.parse.quote(path.removeprefix(resolve))}")
+                self.answer(302, Location=f"/storage/{urllib.parse.quote(path.removeprefix(resolve))}")
             elif path.startswith("/storage/"):
                 self.content(path.removeprefix("/storage/"))
             else:
                 self.answer(404)
+
+        def tree(self, query: dict[str, str]) -> None:
+            """A page of few entries, and a link to the next one."""
+            assert query["recursive"] == "true"
+            begin, entries = int(query.get("cursor", 0)), hub.tree()
+            end = begin + hub.page
+            link = f'<{hub.endpoint}{self.path}&cursor={end}>; rel="next"' if end < len(entries) else ""
+            self.answer(200, json.dumps(entries[begin:end]).encode(), Link=link)
 
         def content(self, path: str) -> None:
             content = hub.served.get(path, hub.files[path])
@@ -95,10 +107,11 @@ def serving(hub: Hub) -> Iterator[Hub]:
             with contextlib.suppress(ConnectionError):  # the client may have been killed
                 self.wfile.write(rest)
 
-        def answer(self, status: int, body: bytes = b"", *, location: str = "") -> None:
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
-            if location:
-                self.send_header("Location", location)
+            for name, value in headers.items():
+                if value:
+                    self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections import Counter
 
 import pyarrow
@@ -109,10 +108,12 @@ def test_without_a_network_what_was_fetched_is_used(hub, monkeypatch, capsys):
 
 
 def test_a_commit_is_asked_about_once(hub, tmp_path):
-    kept = tmp_path / "cache" / "hub" / "owner--tales" / f"{COMMIT}.json"
-    kept.parent.mkdir(parents=True)
-    kept.write_text(json.dumps(hub.listing()))
-    assert Repository("owner/tales", COMMIT).listing.commit == COMMIT
+    listing = Repository("owner/tales").listing
+    assert sorted(file.path for file in listing.files) == sorted(FILES), "of all pages"
+    kept = tmp_path / "cache" / "hub" / "owner--tales"
+    (kept / "main.json").rename(kept / f"{COMMIT}.json")
+    hub.authorized.clear()
+    assert Repository("owner/tales", COMMIT).listing == listing
     assert not hub.authorized
 
 
@@ -155,7 +156,7 @@ def test_from_the_hub_to_shards_in_one_command(hub, tmp_path):
 def test_a_token_is_sent_where_there_is_one(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     read("hf:owner/tales:data/validation-*")
-    assert [token for path, token in hub.authorized if not path.startswith("/storage")] == ["Bearer secret"] * 2
+    assert [token for path, token in hub.authorized if not path.startswith("/storage")] == ["Bearer secret"] * 5
     assert [token for path, token in hub.authorized if path.startswith("/storage")] == [None]
 
 
