@@ -53,7 +53,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, *, strict: bool = False) -> Source:
     """`stdlib`, `shakespeare`, a file, a directory (read recursively) or a pattern such as `books/*.jsonl.gz`."""
     if spec in ("stdlib", "shakespeare"):
         return Stdlib() if spec == "stdlib" else Shakespeare()
@@ -63,13 +63,13 @@ def open_source(spec: str) -> Source:
         found = sorted(p for p in path.rglob("*") if p.name.lower().endswith(suffixes) and p.is_file())
         if not found:
             raise UserError(f"source {spec}: the directory holds no {', '.join(suffixes)} files.")
-        return Files(spec, tuple(found))
+        return Files(spec, tuple(found), strict)
     if path.exists():
-        return Files(spec, (path,))
+        return Files(spec, (path,), strict)
     matches = sorted(Path(match) for match in glob.glob(spec, recursive=True) if os.path.isfile(match))
     if not matches:
         raise UserError(f"source {spec!r}: no such file, directory or pattern. Or use stdlib, or shakespeare.")
-    return Files(spec, tuple(matches))
+    return Files(spec, tuple(matches), strict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Files:
 
     spec: str
     paths: tuple[Path, ...]
+    strict: bool = False
 
     @property
     def name(self) -> str:
@@ -86,7 +87,10 @@ class Files:
     def documents(self, notes: Notes) -> Iterator[str]:
         for path in self.paths:
             try:
-                yield from (_json_lines if path.name.lower().endswith(JSON_SUFFIXES) else _text)(path, notes)
+                if path.name.lower().endswith(JSON_SUFFIXES):
+                    yield from _json_lines(path, notes, strict=self.strict)
+                else:
+                    yield from _text(path, notes)
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path}: cannot be read: {error}.") from None
 
@@ -114,11 +118,18 @@ def _decode(content: bytes, notes: Notes) -> str:
         return content.decode("utf-8", errors="replace")
 
 
-def _json_lines(path: Path, notes: Notes) -> Iterator[str]:
+def _json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _text_of(line, where=f"{path}:{number}")
+                try:
+                    text = _text_of(line, where=f"{path}:{number}")
+                except UserError:
+                    if strict:
+                        raise
+                    notes["broken lines skipped"] += 1
+                    continue
+                yield text
 
 
 def _text_of(line: bytes, *, where: str) -> str:

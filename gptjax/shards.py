@@ -100,7 +100,7 @@ def _open_raw(path: Path, size: int, *, is_shard: bool) -> Tokens:
     return _map(path, np.dtype(np.uint16), offset=0, count=size // 2)
 
 
-def _map(path: Path, dtype: np.dtype, *, offset: int, count: int) -> Tokens:
+def _map(path: Path, dtype: np.dtype, *, offset: int, count: int) -> np.ndarray:
     if count == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype.newbyteorder("<"), mode="r", offset=offset, shape=(count,))

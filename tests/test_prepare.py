@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -115,7 +116,15 @@ def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
     for name, processes in [("one", 1), ("two", 2)]:
         run(source, tmp_path / name, bpe, split="documents:0.1", processes=processes)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["manifest.json", "tokenizer.json", "train_000000.bin", "val_000000.bin"]
+    companions = ["train.documents", "val.documents"]
+    assert sorted(names) == [
+        "manifest.json",
+        "tokenizer.json",
+        *companions[:1],
+        "train_000000.bin",
+        *companions[1:],
+        "val_000000.bin",
+    ]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -252,13 +261,16 @@ def test_halves_of_characters_in_json(tmp_path):
         (b'["text"]', 'wanted an object with a string "text"'),
     ],
 )
-def test_a_broken_line_is_named(tmp_path, line, message):
+def test_a_broken_line_is_named(tmp_path, capsys, line, message):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(UserError, match=message) as caught:
-        run(path, tmp_path / "out", split="none")
+        run(path, tmp_path / "out", split="none", strict=True)
     assert f"{path}:3: " in str(caught.value)
     assert not (tmp_path / "out").exists()
+    run(path, tmp_path / "out", split="none")
+    assert text_of(tmp_path / "out", "train") == "fine"
+    assert re.search(r"^note: 1 ", capsys.readouterr().out, re.M)
 
 
 def test_sources_that_cannot_be_read(tmp_path):
