@@ -5,7 +5,7 @@
 Data      text that every Python carries, as bytes: no tokenizer is trained
 Model     2 layers × 64, context 64
 Judged    the bigram, validation loss at the start, in the middle and at the end, and a sample
-Expected  about 2.6 nats a byte after 100 steps; a bigram has 2.4
+Expected  2.3 nats a byte on the first 8,192 of validation, where the bigram of the whole has 2.5
 """
 
 from data_pipelines.prepared import Prepared

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.checkpoint import Checkpoint
-from gptjax.data import Batch, TokenShards
+from gptjax.data import Batch, Mixture, Part, TokenShards
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Samples, ValidationLoss
 from gptjax.layout import Layout
@@ -32,7 +32,7 @@ class TrainConfig:
     """Optimizer steps in all; a resumed run goes on to this number."""
     batch: Batch = Batch()
     model: GPTConfig = GPTConfig()
-    data: TokenShards = TokenShards()
+    data: TokenShards | Mixture = TokenShards()
     objective: NextToken = NextToken()
     optimizer: AdamW | Muon = AdamW()
     layout: Layout = Layout()
@@ -94,6 +94,8 @@ CLASSES = (
     Batch,
     GPTConfig,
     TokenShards,
+    Mixture,
+    Part,
     NextToken,
     AdamW,
     Muon,

@@ -1,30 +1,22 @@
-"""Tokens from disk to device: the batch is a function of (seed, step), whatever the number of processes.
+"""What a run reads: one data set or a mixture of several, and how much of it a step takes.
 
-A split is one long stream of tokens, cut into windows of T + 1 that overlap by one, so that every token but the first
-is predicted exactly once. grain permutes the windows with a seed, anew each epoch, without replacement; a step reads
-the next B of them. There is no reader state to save: after a restart, step s reads what step s would have read.
+Values for a config; reading itself is in shards.py (files), windows.py (rows) and batches.py (steps).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import grain
 import jax
-import numpy as np
-from jax.sharding import NamedSharding
 
 from gptjax.errors import UserError
 from gptjax.layout import Layout
-from gptjax.loss import IGNORED
 from gptjax.manifest import Manifest, read_manifest
-from gptjax.shapes import GBT
+from gptjax.packing import Packing
 from gptjax.shards import TokenStream, open_split
 from gptjax.tokenizer import Tokenizer, load_tokenizer
-
-Rows = dict[str, GBT]
-"""`tokens` (G, B, T) int32 and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +60,9 @@ class TokenShards:
     """`shards`: 1,024-byte header (llm.c, modded-nanogpt); `raw-uint16`: nanoGPT's headerless files."""
     tokenizer: str | None = None
     """For shards without a tokenizer.json beside them: `gpt2`, `gpt2:DIR`, `bytes` or a tokenizer.json elsewhere."""
+    packing: Packing = "straight"
+    """How documents become rows: `straight` (GPT-2's windows), `documents` (each begins with one) or `best_fit` (whole
+    ones, padded); see packing.py for what each drops."""
     prefetch: int = 2
     """Batches read ahead by a thread."""
 
@@ -110,110 +105,81 @@ class TokenShards:
         return path
 
 
-class Windows:
-    """Random access to windows of T + 1 tokens: `windows[i]` starts at token i·T; a rest at the end is not read."""
+@dataclass(frozen=True)
+class Part:
+    """One data set of a mixture."""
 
-    def __init__(self, stream: TokenStream, context: int, *, vocab_size: int) -> None:
-        self.stream, self.context, self.vocab_size = stream, context, vocab_size
-        if len(self) == 0:
+    data: TokenShards
+    weight: float = 1.0
+    """Its share of the rows, among the weights of all parts."""
+    later: tuple[tuple[int, float], ...] = ()
+    """(step, weight) pairs: from that step on this weight. A coming change may be added to a run that resumes."""
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _ in self.later]
+        if steps != sorted(set(steps)) or min(steps, default=1) < 1:
+            raise UserError(f"data.parts: `later` has the steps {steps}; wanted ascending ones, from 1 on.")
+
+    def weight_at(self, step: int) -> float:
+        return next((weight for begin, weight in reversed(self.later) if begin <= step), self.weight)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several data sets in one run, each with its own order and epochs, in shares that may change at a step."""
+
+    parts: tuple[Part, ...] = ()
+    validation: int = 0
+    """The part whose validation split is judged, counted from 0."""
+    prefetch: int = 2
+    """Batches read ahead by a thread."""
+
+    def __post_init__(self) -> None:
+        if not self.parts or not 0 <= self.validation < len(self.parts):
             raise UserError(
-                f"{stream.name} has {len(stream)} tokens, less than one window of model.context + 1 = {context + 1}. "
-                "Use more text or a smaller --model.context."
+                f"data: a mixture of {len(self.parts)} parts whose part {self.validation} is for validation; wanted at "
+                "least one part, and the number of one of them, counted from 0."
             )
 
-    def __len__(self) -> int:
-        return max(0, (len(self.stream) - 1) // self.context)
+    @property
+    def path(self) -> str:
+        return " + ".join(str(part.data.path) for part in self.parts)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        window = self.stream.read(int(index) * self.context, self.context + 1).astype(np.int32)
-        check_vocabulary(window, self.vocab_size, source=self.stream.name)
-        return window
+    def resolve(self) -> "Mixture":
+        """The same with every part prepared."""
+        return replace(self, parts=tuple(replace(part, data=part.data.resolve()) for part in self.parts))
 
-
-def check_vocabulary(tokens: np.ndarray, vocab_size: int, *, source: str) -> None:
-    """On a device an id beyond the table would quietly read a wrong row; here it is an error."""
-    if tokens.size and (largest := int(tokens.max())) >= vocab_size:
-        raise UserError(
-            f"token id {largest} in {source} is beyond model.vocab_size {vocab_size}. "
-            "The shards were made with another tokenizer: prepare them again, or set --model.vocab-size."
-        )
-
-
-class Batches:
-    """The rows of every step, for this process's devices.
-
-    Row r of step s is element s·B + r of the permuted stream, wherever it is read; each process reads only the rows
-    that its devices hold.
-    """
-
-    def __init__(self, windows: Windows, batch: Batch, *, seed: int, layout: Layout, prefetch: int = 2) -> None:
-        self.windows, self.batch, self.layout, self.prefetch = windows, batch, layout, prefetch
-        processes = jax.process_count()
-        self._group = batch.sequences // batch.accumulate
-        if self._group % processes:
-            raise UserError(
-                f"batch: {self._group} sequences a group do not split over {processes} processes. "
-                f"Use a multiple of {processes} × batch.accumulate."
-            )
-        # One element per group and process: a step's groups follow each other, each cut into the processes' shares.
-        endless = grain.MapDataset.source(windows).shuffle(seed=seed).repeat()
-        # An endless stream has no remainder; to keep one, grain would round its length up beyond any index.
-        shares = endless.batch(self._group // processes, drop_remainder=True)
-        self._shares = shares[jax.process_index() :: processes]
-
-    def local(self, step: int) -> np.ndarray:
-        """This process's windows of a step: (G, B / processes, T + 1) int32."""
-        groups = self.batch.accumulate
-        return np.stack([np.asarray(self._shares[step * groups + group]) for group in range(groups)])
-
-    def starting_at(self, step: int) -> Iterator[Rows]:
-        """Batches from this step on, read ahead by a thread."""
-        groups = self.batch.accumulate
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, self.prefetch * groups))
-        # Slicing an endless dataset is cheap, and leaves nothing to replay.
-        shares = iter(self._shares[step * groups :].to_iter_dataset(options))
-        while True:
-            yield self._to_devices(np.stack([next(shares) for _ in range(groups)]))
-
-    def abstract(self, context: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, types and shardings of a batch, to compile for before one is read."""
-        shape = (self.batch.accumulate, self._group, context)
-        spec = self.layout.acts("GBT")
-        sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
-        rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding)
-        return {"tokens": rows, "targets": rows}
-
-    def _to_devices(self, windows: np.ndarray) -> Rows:
-        rows = {"tokens": windows[..., :-1], "targets": windows[..., 1:]}
-        return {name: put(array, self.layout) for name, array in rows.items()}
+    def vocabulary(self) -> Tokenizer | None:
+        """The tokenizer of all parts; a UserError if they have different ones."""
+        found = [(part.data.path, part.data.vocabulary()) for part in self.parts]
+        known = [(path, tokenizer) for path, tokenizer in found if tokenizer is not None]
+        for path, tokenizer in known[1:]:
+            if tokenizer.fingerprint != known[0][1].fingerprint:
+                raise UserError(
+                    f"data: {known[0][0]} was made with {known[0][1].name}, {path} with {tokenizer.name}. "
+                    "Prepare all parts of a mixture with the same tokenizer."
+                )
+        return known[0][1] if known else None
 
 
-def put(array: np.ndarray, layout: Layout) -> jax.Array:
-    """(G, b, T) of this process → (G, B, T) over the devices of all."""
-    mesh = jax.sharding.get_mesh() if layout.sharded else None
-    if mesh is None:
-        return jax.device_put(array)
-    spec = layout.acts("GBT")
-    assert spec is not None
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
+def parts_of(data: TokenShards | Mixture) -> tuple[Part, ...]:
+    """What a run trains on, one data set or several."""
+    return data.parts if isinstance(data, Mixture) else (Part(data),)
 
 
-def validation_rows(
-    stream: TokenStream, context: int, *, vocab_size: int, sequences: int, tokens: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """All of a split (or its first `tokens` predictions), once, in order, in windows that do not overlap.
+def validation_of(data: TokenShards | Mixture) -> TokenShards:
+    """The data set whose validation split is judged."""
+    return data.parts[data.validation].data if isinstance(data, Mixture) else data
 
-    Yields `tokens` and `targets` (1, sequences, T) int32. The last window and batch are filled up with ignored targets,
-    so the sum over all batches does not depend on `sequences`.
-    """
-    scored = min(len(stream) - 1, tokens or len(stream))
-    per_batch = sequences * context
-    for start in range(0, scored, per_batch):
-        count = min(per_batch, scored - start)
-        span = stream.read(start, count + 1).astype(np.int32)
-        check_vocabulary(span, vocab_size, source=stream.name)
-        inputs = np.zeros(per_batch, np.int32)
-        targets = np.full(per_batch, IGNORED, np.int32)
-        inputs[:count], targets[:count] = span[:-1], span[1:]
-        shape = (1, sequences, context)
-        yield {"tokens": inputs.reshape(shape), "targets": targets.reshape(shape)}
+
+def shares(data: TokenShards | Mixture, *, until: int | None = None) -> list[tuple[int, tuple[float, ...]]]:
+    """(step, weights of all parts from it on), ascending from step 0; only those that begin before step `until`."""
+    parts = parts_of(data)
+    steps = sorted({0, *(step for part in parts for step, _ in part.later)})
+    return [(s, tuple(part.weight_at(s) for part in parts)) for s in steps if until is None or s < until or s == 0]
+
+
+def fingerprint(data: TokenShards | Mixture) -> str:
+    """SHA-256 of what is trained on and how it becomes rows; the order and the shares are in the config."""
+    content = [(part.data.split("train").fingerprint, part.data.packing) for part in parts_of(data)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from gptjax.batches import put, validation_rows
 from gptjax.bigram import bigram_loss
-from gptjax.data import TokenShards, put, validation_rows
+from gptjax.data import Mixture, TokenShards, validation_of
 from gptjax.errors import UserError
 from gptjax.generation import generate
 from gptjax.layout import Layout
@@ -29,7 +30,7 @@ Judge = Callable[[GPT], dict[str, float | str]]
 class Material:
     """What a judge may need besides the model."""
 
-    data: TokenShards
+    data: TokenShards | Mixture
     tokenizer: Tokenizer | None
     model: GPTConfig
     objective: NextToken
@@ -56,7 +57,9 @@ class ValidationLoss:
         return step % self.every == 0 or step == steps
 
     def open(self, material: Material) -> Judge:
-        return ValidationJudge(material.data.split("val"), material, tokens=self.tokens, sequences=self.sequences)
+        return ValidationJudge(
+            validation_of(material.data).split("val"), material, tokens=self.tokens, sequences=self.sequences
+        )
 
 
 class ValidationJudge:
@@ -124,8 +127,12 @@ class Bigram:
         return step == 0
 
     def open(self, material: Material) -> Judge:
+        data = material.data
+        if isinstance(data, Mixture):
+            raise UserError("evals: a mixture has no single training text for a bigram. Take Bigram() out.")
+
         def judge(model: GPT) -> dict[str, float | str]:
-            train, validation = material.data.split("train"), material.data.split("val")
+            train, validation = data.split("train"), data.split("val")
             ids = validation.read(0, len(validation))
             vocab_size = max(material.model.vocabulary, int(ids.max()) + 1)
             nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)

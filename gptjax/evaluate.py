@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from gptjax.data import TokenShards
+from gptjax.data import TokenShards, validation_of
 from gptjax.errors import UserError, explained
 from gptjax.evals import Material, ValidationJudge
 from gptjax.layout import Layout
@@ -109,7 +109,7 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
         start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
         return open_split(scratch, "val")
-    shards = run.config.data if arguments.data is None else TokenShards(path=arguments.data)
+    shards = validation_of(run.config.data) if arguments.data is None else TokenShards(path=arguments.data)
     if shards.path is None:
         raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
     manifest = shards.manifest()

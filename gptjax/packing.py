@@ -1,64 +1,57 @@
 """Rows out of documents: which tokens of a stream stand side by side, decided as indexes before any token is read.
 
-The one idea: packing is arithmetic on the starts of documents. It yields a `Plan`, a few arrays that say for each row
-of T + 1 tokens from where they are taken; row i is then as cheap to read as any other, in any order, on any process.
-
-- `straight`: the stream cut into windows that overlap by one token, as GPT-2 was trained. Every token but the first is
-  predicted once; fewer than T + 1 at the end are dropped.
-- `documents`: each window begins where a document begins, at the first start that the window before does not reach.
-  What lies between the end of a window and the next start is dropped: on documents much shorter than T about half a
-  document in each window, on longer ones the part beyond T. The run prints the share.
-- `best_fit`: whole documents, packed into rows by best fit, the longest first (arXiv:2404.10830); only those longer
-  than a row are cut. Nothing is dropped; what a row has left over is padding, which is not scored: well under 1 %
-  where documents are short, more where most of them are longer than half a row.
+The one idea: packing is arithmetic on the starts of documents. It yields a few arrays that say for each row of T + 1
+tokens from where they are taken; row i is then as cheap to read as any other, in any order, on any process.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 Packing = Literal["straight", "documents", "best_fit"]
+"""How a stream of documents becomes rows:
+
+- `straight`: windows that overlap by one token, as GPT-2 was trained. Every token but the first is predicted once;
+  fewer than T + 1 at the end are dropped.
+- `documents`: each window begins where a document begins, at the first start that the window before does not reach.
+  What lies between the end of a window and the next start is dropped: of documents much shorter than T about half a
+  document in each window, of longer ones what is beyond T. The run prints the share.
+- `best_fit`: whole documents, packed by best fit, the longest first (arXiv:2404.10830); only those longer than a row
+  are cut. Nothing is dropped; what a row has left over is padding, which is not scored: less than one position in a
+  hundred where documents are short, more where most are longer than half a row. The run prints the share.
+"""
+
 GROUP = 2**16
 """Documents that `best_fit` packs with each other: enough for tight rows, few enough to lie near on a disk."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows of T + 1 tokens as pieces of the stream, in the order of the row; what is missing at its end is padding."""
+    """Rows of up to T inputs as pieces of the stream, in the order of the row."""
 
-    context: int
     starts: Int[np.ndarray, " pieces"]
     """First token of each piece."""
     lengths: Int[np.ndarray, " pieces"]
     """Tokens of each piece, at least 1."""
+    closes: Bool[np.ndarray, " pieces"]
+    """Whether the piece is the last of its document."""
     first: Int[np.ndarray, " rows_and_one"]
     """Row i has the pieces `first[i]` up to `first[i + 1]`."""
 
     def __len__(self) -> int:
         return len(self.first) - 1
 
-    @property
-    def padding(self) -> float:
-        """Share of positions that hold no token."""
-        room = len(self) * (self.context + 1)
-        return 1 - int(self.lengths.sum()) / room if room else 0.0
+    def pieces_of(self, rows: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+        """(which of the n rows, which piece) of every piece in these rows, in order."""
+        counts = self.first[rows + 1] - self.first[rows]
+        row = np.repeat(np.arange(len(rows)), counts)
+        return row, np.arange(counts.sum()) + np.repeat(self.first[rows] - (np.cumsum(counts) - counts), counts)
 
 
-def whole_rows(starts: Int[np.ndarray, " rows"], context: int) -> Plan:
-    """One piece a row, none of them padded."""
-    return Plan(context, starts, np.full(len(starts), context + 1, np.int64), np.arange(len(starts) + 1))
-
-
-def straight(tokens: int, context: int) -> Plan:
-    """Windows of T + 1 in a stream of so many tokens, each beginning with the last token of the one before."""
-    rows = max(0, (tokens - 1) // context)
-    return whole_rows(np.arange(rows, dtype=np.int64) * context, context)
-
-
-def at_documents(documents: Int[np.ndarray, " documents"], tokens: int, context: int) -> Plan:
-    """Windows that begin with documents; `documents` are their starts, ascending."""
+def at_documents(documents: Int[np.ndarray, " documents"], tokens: int, context: int) -> Int[np.ndarray, " rows"]:
+    """The first token of each window of T + 1 that begins with a document; `documents` are their starts, ascending."""
     usable = documents[documents + context + 1 <= tokens]
     # From every start, the first start that its window does not reach; then only the chain from the first is walked.
     following = np.searchsorted(usable, usable + context).tolist()
@@ -66,34 +59,34 @@ def at_documents(documents: Int[np.ndarray, " documents"], tokens: int, context:
     while document < len(usable):
         chain.append(document)
         document = following[document]
-    return whole_rows(np.asarray(usable[chain], np.int64), context)
+    return np.asarray(usable[chain], np.int64)
 
 
 def best_fit(documents: Int[np.ndarray, " documents"], tokens: int, context: int) -> Plan:
-    """Whole documents packed tightly; `documents` are their starts, ascending.
+    """Whole documents packed tightly into rows of `context` inputs; `documents` are their starts, ascending.
 
-    A document longer than a row becomes rows that overlap by one token, like straight windows; the last of them, if
-    shorter than a row, is packed like a document.
+    A document longer than a row becomes whole rows and a rest, which is packed like a document.
     """
-    starts, lengths = _cut(np.asarray(documents, np.int64), tokens, context)
+    starts, lengths, closes = _cut(np.asarray(documents, np.int64), tokens, context)
     order, rows = [], []
     for begin in range(0, len(lengths), GROUP):
-        row_of = _packed(lengths[begin : begin + GROUP], capacity=context + 1)
+        row_of = _packed(lengths[begin : begin + GROUP], capacity=context)
         order.append(begin + np.argsort(row_of, kind="stable"))
         rows.append(np.bincount(row_of))
     pieces = np.concatenate(order) if order else np.zeros(0, np.int64)
     counts = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    return Plan(context, starts[pieces], lengths[pieces], np.concatenate([[0], np.cumsum(counts)]))
+    return Plan(starts[pieces], lengths[pieces], closes[pieces], np.concatenate([[0], np.cumsum(counts)]))
 
 
-def _cut(documents: np.ndarray, tokens: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and lengths of all documents, those longer than T + 1 in pieces that overlap by one."""
+def _cut(documents: np.ndarray, tokens: int, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts and lengths of all documents, those longer than a row in pieces, and which pieces are the last."""
     lengths = np.diff(documents, append=tokens)
     documents, lengths = documents[lengths > 0], lengths[lengths > 0]
-    pieces = np.maximum(1, -(-(lengths - 1) // context))
+    pieces = -(-lengths // context)
     number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = np.repeat(documents, pieces) + number * context
-    return starts, np.minimum(context + 1, np.repeat(documents + lengths, pieces) - starts)
+    left = np.repeat(documents + lengths, pieces) - starts
+    return starts, np.minimum(context, left), left <= context
 
 
 def _packed(lengths: np.ndarray, *, capacity: int) -> np.ndarray:

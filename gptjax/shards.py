@@ -205,6 +205,28 @@ class TokenStream:
             rows[row] = self.read(int(starts[row]), length)
         return rows
 
+    def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
+        """The tokens at these positions, in their order."""
+        if len(self._shards) == 1:
+            return self._shards[0][positions]
+        tokens = np.empty(len(positions), self.dtype)
+        shards = np.searchsorted(self._ends, positions, side="right")
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            content = self._shards[shard]
+            tokens[here] = content[positions[here] - (self._ends[shard] - len(content))]
+        return tokens
+
+    def find(self, token: int) -> Int[np.ndarray, " found"]:
+        """Every position of an id, ascending; reads the whole split."""
+        begins = self._ends - [len(shard) for shard in self._shards]
+        parts = [
+            begin + start + np.flatnonzero(part == token)
+            for begin, shard in zip(begins, self._shards, strict=True)
+            for start, part in _parts(shard)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
 
 def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
     """One split of a directory: the files its manifest names, else every `.bin` with the split's name in its own.
@@ -301,7 +323,7 @@ def verify(directory: AnyPath) -> Manifest:
             raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
         if file_sha256(folder / name) != file.sha256:
             raise UserError(f"{folder / name}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed.")
-        largest = max((int(part.max()) for part in _parts(tokens)), default=0)
+        largest = max((int(part.max()) for _, part in _parts(tokens)), default=0)
         if largest >= manifest.vocab_size:
             raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
     return manifest
@@ -313,6 +335,7 @@ def file_sha256(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parts(tokens: Tokens, *, size: int = 2**24) -> Iterator[Tokens]:
+def _parts(tokens: Tokens, *, size: int = 2**24) -> Iterator[tuple[int, Tokens]]:
+    """(where it begins, some tokens): for looking at all of them without holding all."""
     for start in range(0, len(tokens), size):
-        yield tokens[start : start + size]
+        yield start, tokens[start : start + size]

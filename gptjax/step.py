@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from gptjax.data import Rows
+from gptjax.batches import Rows
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
 from gptjax.model import GPT, rebound

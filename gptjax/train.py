@@ -19,9 +19,10 @@ from jax.experimental import multihost_utils
 
 from gptjax import hardware, state
 from gptjax.attention import choose, obstacle
+from gptjax.batches import Batches, open_batches
 from gptjax.checkpoint import Checkpoint, Checkpoints, whole_steps
 from gptjax.config import CLASSES, TrainConfig, compare
-from gptjax.data import Batches, Windows
+from gptjax.data import fingerprint, shares, validation_of
 from gptjax.errors import UserError, explained
 from gptjax.evals import Judge, Material, ValidationJudge, ValidationLoss
 from gptjax.layout import Layout
@@ -68,7 +69,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
         if jax.process_index() == 0:
             write_files(config.directory, config, tokenizer, source=source)
         judges = opened(config, tokenizer, layout)
-        batches = opened_batches(config, layout)
+        batches = opened_batches(config, tokenizer, layout)
         describe(config, layout, batches, judges)
 
         with open_logbook(config, layout, start) as log:
@@ -95,7 +96,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                 with log.paused("data"):
                     rows = next(rows_of_step)
                 current, metrics = train_step(current, rows)  # dispatched, not awaited
-                log.step(step + 1, metrics)  # writes the step before
+                log.step(step + 1, metrics | batches.epochs(step + 1))  # writes the step before
                 patience.check(step, metrics)
             with log.paused("checkpoint"):
                 checkpoints.wait()
@@ -133,8 +134,8 @@ def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, 
     """What identifies the text that the run learns from and is judged by; the data's order is in the config."""
     judged = any(isinstance(judge, ValidationLoss) for judge in config.evals)
     return {
-        "data": config.data.split("train").fingerprint,
-        "validation": config.data.split("val").fingerprint if judged else None,
+        "data": fingerprint(config.data),
+        "validation": validation_of(config.data).split("val").fingerprint if judged else None,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
 
@@ -164,7 +165,10 @@ def resumed(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
     metadata = checkpoints.metadata(step)
-    reported, refused = compare(from_json(metadata["config"], CLASSES), config)
+    before = from_json(metadata["config"], CLASSES)
+    reported, refused = compare(before, config)
+    past, wanted = (shares(one.data, until=step) for one in (before, config))
+    refused += [f"data.parts: shares until step {step}: {past} → {wanted}"] if past != wanted else []
     saved = metadata["fingerprints"]
     for name, mark in marks.items():
         if saved[name] != mark and not (name == "validation" and None in (saved[name], mark)):  # evals come and go
@@ -188,9 +192,16 @@ def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> 
     return [(due, judge) for due, judge in judges if judge is not None]
 
 
-def opened_batches(config: TrainConfig, layout: Layout) -> Batches:
-    windows = Windows(config.data.split("train"), config.model.context, vocab_size=config.model.vocabulary)
-    return Batches(windows, config.batch, seed=config.seed, layout=layout, prefetch=config.data.prefetch)
+def opened_batches(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> Batches:
+    return open_batches(
+        config.data,
+        config.batch,
+        context=config.model.context,
+        vocab_size=config.model.vocabulary,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        layout=layout,
+    )
 
 
 def compiled_step(config: TrainConfig, layout: Layout, current: TrainState, batches: Batches) -> Any:
@@ -277,7 +288,7 @@ class Patience:
 
 def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list[tuple[Any, Judge]]) -> None:
     """What is about to run, in a few lines."""
-    model, tokens = config.model, len(batches.windows) * config.model.context
+    model = config.model
     backend = jax.default_backend()
     kernel: str = choose(model.attention, backend=backend, **model.attention_needs)
     if model.attention == "auto" and (reason := obstacle(backend=backend, **model.attention_needs)):
@@ -290,9 +301,9 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
         f"model     {num_parameters(model):,} parameters, {model.num_layers} layers × {model.width}, context "
         f"{model.context}, vocabulary {model.vocabulary:,} (stored {model.padded_vocab_size:,}); {model.dtype}; "
         f"attention {kernel}",
-        f"data      {config.data.path}: {tokens:,} tokens in {len(batches.windows):,} windows",
+        *(f"data      {line}" for line in batches.described()),
         f"training  {config.steps:,} steps × {config.tokens_per_step:,} tokens = {trained:,} "
-        f"({trained / tokens:.2f} epochs)",
+        f"({', '.join(f'{count:.2f}' for count in batches.epochs(config.steps).values())} epochs)",
         *(f"judged    {protocol}" for protocol in protocols),
     )
     warmup = config.optimizer.schedule.warmup

@@ -1,135 +1,24 @@
-from itertools import islice
+"""What a config says of data: one set or several, and what cannot be."""
 
-import jax
 import numpy as np
 import pytest
-from tiny import tokenizer, write_shards
+from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
-from gptjax.data import Batch, Batches, TokenShards, Windows, validation_rows
+from gptjax.data import Mixture, Part, TokenShards, fingerprint, shares
 from gptjax.errors import UserError
-from gptjax.layout import Layout
-from gptjax.loss import IGNORED
-from gptjax.shards import open_split
+from gptjax.evals import Bigram, ValidationLoss
+from gptjax.run import Run
+from gptjax.settings import from_json, to_json
+from gptjax.tokenizer import Chars
+from gptjax.train import train
 
-CONTEXT = 4
 COUNT = 45
-"""Eleven windows of four targets; no target twice, so that a window can be told by its tokens."""
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Tokens 0 to 44 in three files, whose borders lie inside windows; 23 for validation."""
     parts = np.split(np.arange(COUNT), [7, 30])
     return write_shards(tmp_path_factory.mktemp("data") / "shards", {"train": parts, "val": [np.arange(23)]})
-
-
-@pytest.fixture(scope="module")
-def windows(shards):
-    return Windows(open_split(shards, "train"), CONTEXT, vocab_size=COUNT)
-
-
-def batches(windows, sequences=4, accumulate=1, **changes):
-    options = {"seed": 0, "layout": Layout()} | changes
-    return Batches(windows, Batch(sequences, accumulate), **options)
-
-
-def firsts(array):
-    """Which window each row is, in the order of reading."""
-    return (array[..., 0] // CONTEXT).reshape(-1).tolist()
-
-
-def test_windows_overlap_by_one_and_cross_the_borders_of_files(windows):
-    assert len(windows) == 11
-    for i in range(11):
-        np.testing.assert_array_equal(windows[i], np.arange(CONTEXT * i, CONTEXT * i + CONTEXT + 1))
-
-
-def test_targets_are_the_tokens_that_follow(windows):
-    rows = next(batches(windows, accumulate=2).starting_at(0))
-    assert rows["tokens"].shape == rows["targets"].shape == (2, 2, CONTEXT)
-    assert rows["tokens"].dtype == np.int32
-    np.testing.assert_array_equal(rows["targets"], rows["tokens"] + 1)
-
-
-def test_an_epoch_reads_every_window_once_in_an_order_of_its_own(windows):
-    reader = batches(windows)
-    seen = [window for step in range(6) for window in firsts(reader.local(step))]
-    first, second = seen[:11], seen[11:22]
-    assert sorted(first) == sorted(second) == list(range(11))
-    assert len({tuple(first), tuple(second), tuple(range(11))}) == 3
-
-
-def test_seed_and_step_alone_decide_the_rows(windows):
-    straight = [firsts(rows["tokens"]) for rows in islice(batches(windows, accumulate=2).starting_at(0), 8)]
-    for step in (0, 3, 7):
-        again = next(batches(windows, accumulate=2, prefetch=1).starting_at(step))
-        assert firsts(again["tokens"]) == straight[step]
-        assert firsts(batches(windows, accumulate=4).local(step)) == straight[step]
-    assert firsts(batches(windows, seed=1).local(0)) != straight[0]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_processes_share_the_rows_of_a_step(windows, monkeypatch, processes, accumulate):
-    """Side by side, what they read is what one process reads."""
-    wanted = [batches(windows, 8, accumulate).local(step) for step in range(4)]
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    shares = []
-    for index in range(processes):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        reader = batches(windows, 8, accumulate)
-        shares.append([reader.local(step) for step in range(4)])
-    for step, whole in enumerate(wanted):
-        np.testing.assert_array_equal(np.concatenate([share[step] for share in shares], axis=1), whole)
-
-
-def test_rows_lie_on_the_devices_of_the_layout(windows):
-    layout = Layout(data=2, fsdp=2, tensor=2)
-    with layout.active():
-        reader = batches(windows, 8, 2, layout=layout)
-        rows, stand_ins = next(reader.starting_at(0)), reader.abstract(CONTEXT)
-        assert rows["tokens"].sharding == stand_ins["tokens"].sharding
-        assert rows["targets"].sharding.spec == layout.acts("GBT")
-        assert rows["targets"].shape == stand_ins["targets"].shape
-    np.testing.assert_array_equal(np.asarray(rows["tokens"]), reader.local(0)[..., :-1])
-
-
-@pytest.mark.parametrize("sequences", [1, 2, 3, 16])
-@pytest.mark.parametrize("tokens", [None, 1, 8, 21])
-def test_validation_scores_each_token_once_in_order(shards, sequences, tokens):
-    stream = open_split(shards, "val")
-    rows = list(validation_rows(stream, CONTEXT, vocab_size=COUNT, sequences=sequences, tokens=tokens))
-    targets = np.concatenate([batch["targets"].reshape(-1) for batch in rows])
-    inputs = np.concatenate([batch["tokens"].reshape(-1) for batch in rows])
-    scored = targets != IGNORED
-    np.testing.assert_array_equal(targets[scored], np.arange(1, (tokens or 22) + 1))
-    np.testing.assert_array_equal(inputs[scored], targets[scored] - 1)
-    assert {batch["tokens"].shape for batch in rows} == {(1, sequences, CONTEXT)}
-    assert len(rows) == -(-(tokens or 22) // (sequences * CONTEXT))
-
-
-def test_a_token_beyond_the_vocabulary_is_an_error_that_names_it(shards):
-    with pytest.raises(UserError, match=r"token id 12 in .*\(train\) is beyond model.vocab_size 10.*tokenizer"):
-        Windows(open_split(shards, "train"), CONTEXT, vocab_size=10)[2]
-    with pytest.raises(UserError, match=r"token id 22 in .*\(val\)"):
-        list(validation_rows(open_split(shards, "val"), CONTEXT, vocab_size=22, sequences=8))
-
-
-def test_data_shorter_than_a_window_is_an_error(shards):
-    with pytest.raises(UserError, match=r"has 45 tokens, less than one window of model\.context \+ 1 = 46"):
-        Windows(open_split(shards, "train"), COUNT, vocab_size=COUNT)
-    assert len(Windows(open_split(shards, "train"), COUNT - 1, vocab_size=COUNT)) == 1
-
-
-def test_batches_that_do_not_divide_say_what_would(windows, monkeypatch):
-    with pytest.raises(UserError, match=r"batch\.sequences 6 .*batch\.accumulate 4"):
-        Batch(6, 4)
-    with pytest.raises(UserError, match=r"6 sequences a group do not split over 4 devices \(data × fsdp\)"):
-        Batch(12, 2).check_devices(Layout(data=2, fsdp=2))
-    Batch(16, 2).check_devices(Layout(data=2, fsdp=4))
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match="6 sequences a group do not split over 4 processes"):
-        batches(windows, 6)
 
 
 def test_shards_say_what_they_are(shards, tmp_path):
@@ -143,3 +32,71 @@ def test_shards_say_what_they_are(shards, tmp_path):
     assert manifest.fingerprint == tokenizer().fingerprint
     np.arange(100, dtype="<u2").tofile(tmp_path / "train.bin")
     assert TokenShards(path=str(tmp_path), format="raw-uint16").split("train").read(98, 2).tolist() == [98, 99]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """The formula's text, and one of its lines over and over: two data sets of one tokenizer."""
+    root = tmp_path_factory.mktemp("mixture")
+    same = tokenizer().encode(text_of(1) * 100)
+    other = write_shards(root / "same", {"train": [same], "val": [same[:300]]}, own=tokenizer())
+    return write_text_shards(root / "sums"), other
+
+
+def mixture(sets, *later, weights=(3.0, 1.0)):
+    first, second = (TokenShards(path=str(path)) for path in sets)
+    return Mixture((Part(first, weights[0]), Part(second, weights[1], later)), validation=1)
+
+
+def test_shares_follow_their_schedule(sets):
+    data = mixture(sets, (5, 9.0), (8, 0.0))
+    assert shares(data) == [(0, (3.0, 1.0)), (5, (3.0, 9.0)), (8, (3.0, 0.0))]
+    assert shares(data, until=6) == shares(data)[:2]
+    assert shares(data, until=0) == shares(data)[:1]
+    assert shares(TokenShards()) == [(0, (1.0,))]
+
+
+def test_a_mixture_survives_being_written_down(sets):
+    data = mixture(sets, (5, 9.0), (8, 0.0))
+    assert from_json(to_json(data), [Mixture, Part, TokenShards]) == data
+
+
+def test_the_fingerprint_knows_the_packing(sets):
+    plain, packed = (TokenShards(path=str(sets[0]), packing=packing) for packing in ("straight", "best_fit"))
+    assert fingerprint(plain) != fingerprint(packed)
+    assert fingerprint(mixture(sets)) != fingerprint(plain)
+
+
+def test_a_run_on_a_mixture_counts_epochs_and_takes_a_coming_change_of_shares(sets):
+    """The first ten steps are the same whatever comes after; what has been read already cannot change."""
+    config = tiny_config(sets[0], name="mixed", data=mixture(sets), evals=(ValidationLoss(every=10),))
+    assert train(config) == 0
+    last = read_lines(config.directory, "epoch/sums")[-1]
+    assert last == (10, pytest.approx(60 / 197))
+    assert read_lines(config.directory, "epoch/same")[-1][1] == pytest.approx(
+        20 * 16 / (len(text_of(1)) * 100), rel=0.02
+    )
+    judged = TokenShards(path=str(sets[1])).split("val")
+    assert len(judged) == 300
+    changed = tiny_config(sets[0], name="mixed", data=mixture(sets, (12, 9.0)), steps=14)
+    assert train(changed) == 0
+    seen = [epoch for _, epoch in read_lines(changed.directory, "epoch/same")]
+    assert seen[13] - seen[11] > 2.5 * (seen[11] - seen[9])
+    with pytest.raises(UserError, match=r"data\.parts: shares until step 14"):
+        train(tiny_config(sets[0], name="mixed", data=mixture(sets, (11, 9.0)), steps=16))
+    assert isinstance(Run.open(config.directory).config.data, Mixture)
+
+
+def test_what_cannot_be_mixed(sets, tmp_path):
+    with pytest.raises(UserError, match="a mixture of 0 parts"):
+        Mixture(())
+    with pytest.raises(UserError, match=r"`later` has the steps \[5, 3\]"):
+        Part(TokenShards(), 1.0, ((5, 1.0), (3, 1.0)))
+    other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
+    foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(40)], "val": [np.arange(9)]}, own=other)
+    with pytest.raises(UserError, match="Prepare all parts of a mixture with the same tokenizer"):
+        mixture((sets[0], foreign)).vocabulary()
+    with pytest.raises(UserError, match="a mixture has no single training text"):
+        train(tiny_config(sets[0], name="bigram", data=mixture(sets), evals=(Bigram(),)))
+    with pytest.raises(UserError, match="must not be negative"):
+        train(tiny_config(sets[0], name="negative", data=mixture(sets, weights=(-1.0, 2.0))))

@@ -13,7 +13,7 @@ from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch, TokenShards
 from gptjax.layout import Layout
-from gptjax.manifest import Counts, Manifest, ShardFile
+from gptjax.manifest import Companion, Counts, Manifest, ShardFile
 from gptjax.model import GPTConfig
 from gptjax.optim import AdamW
 from gptjax.schedules import Cosine
@@ -38,20 +38,34 @@ def tokenizer() -> Chars:
     return Chars.from_text(ALPHABET)
 
 
-def write_shards(directory: Path, splits: dict[str, list[np.ndarray]], *, own: Tokenizer | None = None) -> Path:
-    """Shards of the given tokens, several files to a split; with their manifest and tokenizer if there is one."""
+def write_shards(
+    directory: Path,
+    splits: dict[str, list[np.ndarray]],
+    *,
+    own: Tokenizer | None = None,
+    companions: dict[tuple[str, str], np.ndarray] | None = None,
+) -> Path:
+    """Shards of the given tokens, several files to a split; with their manifest and tokenizer if there is one.
+
+    `companions` are what lies beside them, by (split, kind); they need a manifest.
+    """
     directory.mkdir(parents=True)
-    files, counts = {}, {}
+    files, counts, beside = {}, {}, {}
+    for (split, kind), content in (companions or {}).items():
+        path = directory / f"{split}.{kind}"
+        content.astype("<i8" if kind == "documents" else np.uint8).tofile(path)
+        beside[path.name] = Companion(split, kind, path.stat().st_size, file_sha256(path))
     for split, parts in splits.items():
         for index, part in enumerate(parts):
             path = directory / f"{split}_{index:06d}.bin"
             write_shard(path, np.asarray(part, np.uint16))
             files[path.name] = ShardFile(split, len(part), path.stat().st_size, file_sha256(path))
         size = sum(map(len, parts))
-        counts[split] = Counts(documents=1, tokens=size, bytes=size)
+        documents = len((companions or {}).get((split, "documents"), [0]))
+        counts[split] = Counts(documents=documents, tokens=size, bytes=size)
     if own is not None:
         own.save(directory)
-        Manifest(own.name, own.fingerprint, own.vocab_size, "uint16", counts, files).write(directory)
+        Manifest(own.name, own.fingerprint, own.vocab_size, "uint16", counts, files, beside).write(directory)
     return directory
 
 

@@ -1,0 +1,186 @@
+"""Tokens from disk to device: the batch is a function of (seed, step), whatever the number of processes.
+
+grain permutes the rows of a split (windows.py) with a seed, anew each epoch, without replacement; a step reads the next
+B of them. In a mixture every set has its own order, and the turns (mixture.py) say which set is next. There is no
+state to save: after a restart, step s reads what step s would have read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from gptjax.data import Batch, Mixture, TokenShards, parts_of, shares
+from gptjax.errors import UserError
+from gptjax.layout import Layout
+from gptjax.loss import IGNORED
+from gptjax.mixture import Turns
+from gptjax.shapes import GBT
+from gptjax.shards import TokenStream
+from gptjax.tokenizer import Tokenizer
+from gptjax.windows import Windows, open_windows
+
+Rows = dict[str, GBT]
+"""`tokens` (G, B, T) int32 and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored."""
+
+
+class Batches:
+    """The rows of every step, for this process's devices.
+
+    Row r of step s is row s·B + r of the run, wherever it is read: the turns of the mixture say from which set it comes
+    and how many came from there before, and that set's own permutation says which of its windows it is. Each process
+    reads only the rows that its devices hold.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[Windows],
+        batch: Batch,
+        *,
+        vocab_size: int,
+        turns: Turns | None = None,
+        seed: int,
+        layout: Layout,
+        prefetch: int = 2,
+    ) -> None:
+        self.windows, self.batch, self.layout, self.prefetch = tuple(windows), batch, layout, prefetch
+        self._vocab_size = vocab_size
+        self._turns = turns or Turns([(0, (1.0,))])
+        processes = jax.process_count()
+        self._group = batch.sequences // batch.accumulate
+        if self._group % processes:
+            raise UserError(
+                f"batch: {self._group} sequences a group do not split over {processes} processes. "
+                f"Use a multiple of {processes} × batch.accumulate."
+            )
+        self._share = self._group // processes
+        self._orders = [
+            grain.MapDataset.range(len(one)).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
+            for i, one in enumerate(self.windows)
+        ]
+
+    def local(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of a step on the host: `tokens` and `targets`, (G, B / processes, T) int32."""
+        groups = np.arange(self.batch.accumulate)[:, None] * self._group
+        mine = jax.process_index() * self._share + np.arange(self._share)
+        sets, numbers = self._turns((step * self.batch.sequences + groups + mine).reshape(-1))
+        context = self.windows[0].context
+        rows = {name: np.empty((len(sets), context), np.int32) for name in ("tokens", "targets")}
+        for i in np.unique(sets):
+            here, order = np.flatnonzero(sets == i), self._orders[i]
+            found = self.windows[i].read(np.array([order[int(number)] for number in numbers[here]]))
+            for ids in (found.tokens, found.targets):
+                check_vocabulary(ids, self._vocab_size, source=self.windows[i].stream.name)
+            rows["tokens"][here] = found.tokens
+            rows["targets"][here] = (
+                found.targets if found.scored is None else np.where(found.scored, found.targets, IGNORED)
+            )
+        shape = (self.batch.accumulate, self._share, context)
+        return {name: array.reshape(shape) for name, array in rows.items()}
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each set has been seen after so many steps: `epoch`, or `epoch/NAME` for each of several."""
+        counts = self._turns.counts(step * self.batch.sequences)
+        seen = [int(count) / len(one) for count, one in zip(counts, self.windows, strict=True)]
+        if len(seen) == 1:
+            return {"epoch": seen[0]}
+        names = [one.stream.paths[0].parent.name for one in self.windows]
+        unique = [name if names.count(name) == 1 else f"{name}.{i}" for i, name in enumerate(names)]
+        return {f"epoch/{name}": epoch for name, epoch in zip(unique, seen, strict=True)}
+
+    def described(self) -> list[str]:
+        """A line for each set: where it is, what it holds, and what its packing leaves out."""
+        return [
+            f"{one.stream.paths[0].parent}: {len(one.stream):,} tokens in {len(one):,} windows"
+            + (f", {one.dropped:.2%} of the tokens not used" if one.dropped > 0.001 else "")
+            + (f", {one.padding:.2%} padding" if one.padding > 0 else "")
+            for one in self.windows
+        ]
+
+    def starting_at(self, step: int) -> Iterator[Rows]:
+        """Batches from this step on, read ahead by a thread."""
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, self.prefetch))
+        # An endless source is sliced cheaply, and leaves nothing to replay.
+        for rows in grain.MapDataset.source(_Steps(self))[step:].to_iter_dataset(options):
+            yield {name: put(array, self.layout) for name, array in rows.items()}
+
+    def abstract(self, context: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a batch, to compile for before one is read."""
+        shape = (self.batch.accumulate, self._group, context)
+        spec = self.layout.acts("GBT")
+        sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
+        rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding)
+        return {"tokens": rows, "targets": rows}
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """All steps there could be, as grain's random access."""
+
+    batches: Batches
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.batches.local(int(index))
+
+
+def open_batches(
+    data: TokenShards | Mixture,
+    batch: Batch,
+    *,
+    context: int,
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+    seed: int,
+    layout: Layout,
+) -> Batches:
+    """The batches of a run. `tokenizer` tells where documents end in foreign shards, if the packing wants to know."""
+    parts, end = parts_of(data), tokenizer.end_of_text if tokenizer else None
+    windows = [open_windows(part.data.split("train"), context, part.data.packing, end_of_text=end) for part in parts]
+    turns = Turns([(step * batch.sequences, weights) for step, weights in shares(data)])
+    return Batches(windows, batch, vocab_size=vocab_size, turns=turns, seed=seed, layout=layout, prefetch=data.prefetch)
+
+
+def put(array: np.ndarray, layout: Layout) -> jax.Array:
+    """(G, b, T) of this process → (G, B, T) over the devices of all."""
+    mesh = jax.sharding.get_mesh() if layout.sharded else None
+    if mesh is None:
+        return jax.device_put(array)
+    spec = layout.acts("GBT")
+    assert spec is not None
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
+
+
+def validation_rows(
+    stream: TokenStream, context: int, *, vocab_size: int, sequences: int, tokens: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """All of a split (or its first `tokens` predictions), once, in order, in windows that do not overlap.
+
+    Yields `tokens` and `targets` (1, sequences, T) int32. The last window and batch are filled up with ignored targets,
+    so the sum over all batches does not depend on `sequences`.
+    """
+    scored = min(len(stream) - 1, tokens or len(stream))
+    per_batch = sequences * context
+    for start in range(0, scored, per_batch):
+        count = min(per_batch, scored - start)
+        span = stream.read(start, count + 1).astype(np.int32)
+        check_vocabulary(span, vocab_size, source=stream.name)
+        inputs = np.zeros(per_batch, np.int32)
+        targets = np.full(per_batch, IGNORED, np.int32)
+        inputs[:count], targets[:count] = span[:-1], span[1:]
+        shape = (1, sequences, context)
+        yield {"tokens": inputs.reshape(shape), "targets": targets.reshape(shape)}
+
+
+def check_vocabulary(tokens: np.ndarray, vocab_size: int, *, source: str) -> None:
+    """On a device an id beyond the table would quietly read a wrong row; here it is an error."""
+    if tokens.size and (largest := int(tokens.max())) >= vocab_size:
+        raise UserError(
+            f"token id {largest} in {source} is beyond model.vocab_size {vocab_size}. "
+            "The shards were made with another tokenizer: prepare them again, or set --model.vocab-size."
+        )

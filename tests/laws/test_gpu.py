@@ -1,0 +1,69 @@
+"""What only a GPU can show: `pytest -m gpu -n 1`. Without one, these are skipped and say so."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import MODEL, read_lines, tiny_config, write_text_shards
+
+from gptjax.attention import attend
+from gptjax.layout import Layout
+from gptjax.model import GPT
+from gptjax.train import train
+
+pytestmark = pytest.mark.gpu
+
+
+def attention_and_gradients(kernel, dtype):
+    """The output and the gradients of a weighted sum of it, for 2 × 256 positions, 3 heads of 64."""
+    q, k, v, weights = (jax.random.normal(jax.random.key(i), (2, 256, 3, 64)) for i in range(4))
+
+    def weighted(q, k, v):
+        out = attend(q.astype(dtype), k.astype(dtype), v.astype(dtype), kernel=kernel, layout=Layout())
+        return jnp.sum(out.astype(jnp.float32) * weights), out
+
+    with Layout().active():
+        gradients, out = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+
+def test_the_flash_kernel_is_the_textbook_formula():
+    """To the precision of bfloat16, forward and backward."""
+    wanted = attention_and_gradients("xla", "float32")
+    for got, exact in zip(attention_and_gradients("cudnn", "bfloat16"), wanted, strict=True):
+        assert np.abs(got - exact).max() < 0.03 * np.abs(exact).max()
+
+
+def test_float32_is_float32():
+    """Not TF32: products agree with float64 to float32's own rounding."""
+    x, y = (np.random.default_rng(i).normal(size=(256, 256)).astype(np.float32) for i in range(2))
+    with Layout().active():
+        got = jax.jit(jnp.matmul)(x, y)
+    assert np.abs(np.asarray(got) - x.astype(np.float64) @ y).max() < 1e-4
+
+
+def test_logits_equal_those_of_the_cpu():
+    config = replace(MODEL, width=64)
+    tokens = np.random.default_rng(0).integers(0, config.vocabulary, (2, config.context))
+    found = []
+    for device in (jax.devices("cpu")[0], jax.devices()[0]):
+        with jax.default_device(device), Layout().active():
+            model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
+            found.append(np.asarray(jax.jit(GPT.__call__)(model, jnp.asarray(tokens))))
+    np.testing.assert_allclose(found[1], found[0], atol=2e-5)
+
+
+def test_a_run_in_bfloat16_uses_the_flash_kernel_and_learns_what_float32_learns(tmp_path, capsys):
+    shards = write_text_shards(tmp_path / "shards")
+    model = {"width": 64, "num_heads": 4, "context": 64}
+    losses = {}
+    for dtype in ("bfloat16", "float32"):
+        config = tiny_config(shards, name=dtype, steps=100, model=model | {"dtype": dtype}, layout=Layout())
+        assert train(config) == 0
+        losses[dtype] = dict(read_lines(config.directory))[100]
+    printed = capsys.readouterr().out
+    assert "attention cudnn" in printed
+    assert "Most memory in use on a device" in printed
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.05)

@@ -1,0 +1,178 @@
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+from tiny import write_shards
+
+from gptjax.batches import Batches, validation_rows
+from gptjax.data import Batch
+from gptjax.errors import UserError
+from gptjax.layout import Layout
+from gptjax.loss import IGNORED
+from gptjax.mixture import Turns
+from gptjax.shards import open_split
+from gptjax.windows import Cut, Straight
+
+CONTEXT = 4
+COUNT = 45
+"""Eleven windows of four targets; no target twice, so that a window can be told by its tokens."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Tokens 0 to 44 in three files, whose borders lie inside windows; 23 for validation."""
+    parts = np.split(np.arange(COUNT), [7, 30])
+    return write_shards(tmp_path_factory.mktemp("data") / "shards", {"train": parts, "val": [np.arange(23)]})
+
+
+@pytest.fixture(scope="module")
+def windows(shards):
+    return Straight(open_split(shards, "train"), CONTEXT)
+
+
+def batches(windows, sequences=4, accumulate=1, **changes):
+    options = {"seed": 0, "layout": Layout(), "vocab_size": COUNT} | changes
+    return Batches([windows], Batch(sequences, accumulate), **options)
+
+
+def firsts(array):
+    """Which window each row is, in the order of reading."""
+    return (array[..., 0] // CONTEXT).reshape(-1).tolist()
+
+
+def test_targets_are_the_tokens_that_follow(windows):
+    rows = next(batches(windows, accumulate=2).starting_at(0))
+    assert rows["tokens"].shape == rows["targets"].shape == (2, 2, CONTEXT)
+    assert rows["tokens"].dtype == np.int32
+    np.testing.assert_array_equal(rows["targets"], rows["tokens"] + 1)
+
+
+def test_an_epoch_reads_every_window_once_in_an_order_of_its_own(windows):
+    reader = batches(windows)
+    seen = [window for step in range(6) for window in firsts(reader.local(step)["tokens"])]
+    first, second = seen[:11], seen[11:22]
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert len({tuple(first), tuple(second), tuple(range(11))}) == 3
+
+
+def test_seed_and_step_alone_decide_the_rows(windows):
+    straight = [firsts(rows["tokens"]) for rows in islice(batches(windows, accumulate=2).starting_at(0), 8)]
+    for step in (0, 3, 7):
+        again = next(batches(windows, accumulate=2, prefetch=1).starting_at(step))
+        assert firsts(again["tokens"]) == straight[step]
+        assert firsts(batches(windows, accumulate=4).local(step)["tokens"]) == straight[step]
+    assert firsts(batches(windows, seed=1).local(0)["tokens"]) != straight[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_share_the_rows_of_a_step(windows, monkeypatch, processes, accumulate):
+    """Side by side, what they read is what one process reads."""
+    wanted = [batches(windows, 8, accumulate).local(step) for step in range(4)]
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    shares = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        reader = batches(windows, 8, accumulate)
+        shares.append([reader.local(step) for step in range(4)])
+    for step, whole in enumerate(wanted):
+        for name, rows in whole.items():
+            np.testing.assert_array_equal(np.concatenate([share[step][name] for share in shares], axis=1), rows)
+
+
+MIXED = {"turns": Turns([(0, (0.5, 0.5)), (10 * 4, (0.25, 0.75))])}
+
+
+@pytest.fixture(scope="module")
+def both(shards, tmp_path_factory):
+    """The eleven windows, and seven others with tokens from 100 on."""
+    other = write_shards(tmp_path_factory.mktemp("data") / "other", {"train": [np.arange(100, 129)]})
+    return [Straight(open_split(path, "train"), CONTEXT) for path in (shards, other)]
+
+
+def mixed(both, sequences=4, accumulate=1, **changes):
+    return Batches(
+        both, Batch(sequences, accumulate), **({"seed": 0, "layout": Layout(), "vocab_size": 200} | MIXED | changes)
+    )
+
+
+def test_a_mixture_keeps_its_shares_and_each_set_its_epochs(both):
+    """Every set goes through all its windows before any comes again, also where its share has changed meanwhile."""
+    reader = mixed(both)
+    rows = np.concatenate([reader.local(step)["tokens"].reshape(-1, CONTEXT) for step in range(40)])
+    of_other = rows[:, 0] >= 100
+    assert [int(of_other[:40].sum()), int(of_other[40:].sum())] == [20, 90]
+    for mask, count in ((~of_other, 11), (of_other, 7)):
+        firsts = rows[mask, 0]
+        for epoch in range(len(firsts) // count):
+            assert len(set(firsts[epoch * count : (epoch + 1) * count])) == count
+    epochs = reader.epochs(40)
+    assert epochs == {"epoch/shards": 50 / 11, "epoch/other": 110 / 7}
+    assert batches(both[0]).epochs(11) == {"epoch": 4.0}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_mixture_is_the_same_on_any_number_of_processes(both, monkeypatch, processes):
+    wanted = [mixed(both, 8, 2).local(step)["tokens"] for step in range(12)]
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    shares = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append([mixed(both, 8, 2).local(step)["tokens"] for step in range(12)])
+    for step, whole in enumerate(wanted):
+        np.testing.assert_array_equal(np.concatenate([share[step] for share in shares], axis=1), whole)
+
+
+def test_what_is_not_scored_is_ignored(shards):
+    class OddTargets(Straight):
+        def read(self, rows):
+            tokens, targets, _ = super().read(rows)
+            return Cut(tokens, targets, targets % 2 == 1)
+
+    rows = batches(OddTargets(open_split(shards, "train"), CONTEXT)).local(0)
+    followers = rows["tokens"] + 1
+    np.testing.assert_array_equal(rows["targets"], np.where(followers % 2 == 1, followers, IGNORED))
+
+
+def test_rows_lie_on_the_devices_of_the_layout(windows):
+    layout = Layout(data=2, fsdp=2, tensor=2)
+    with layout.active():
+        reader = batches(windows, 8, 2, layout=layout)
+        rows, stand_ins = next(reader.starting_at(0)), reader.abstract(CONTEXT)
+        assert rows["tokens"].sharding == stand_ins["tokens"].sharding
+        assert rows["targets"].sharding.spec == layout.acts("GBT")
+        assert rows["targets"].shape == stand_ins["targets"].shape
+    np.testing.assert_array_equal(np.asarray(rows["tokens"]), reader.local(0)["tokens"])
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 3, 16])
+@pytest.mark.parametrize("tokens", [None, 1, 8, 21])
+def test_validation_scores_each_token_once_in_order(shards, sequences, tokens):
+    stream = open_split(shards, "val")
+    rows = list(validation_rows(stream, CONTEXT, vocab_size=COUNT, sequences=sequences, tokens=tokens))
+    targets = np.concatenate([batch["targets"].reshape(-1) for batch in rows])
+    inputs = np.concatenate([batch["tokens"].reshape(-1) for batch in rows])
+    scored = targets != IGNORED
+    np.testing.assert_array_equal(targets[scored], np.arange(1, (tokens or 22) + 1))
+    np.testing.assert_array_equal(inputs[scored], targets[scored] - 1)
+    assert {batch["tokens"].shape for batch in rows} == {(1, sequences, CONTEXT)}
+    assert len(rows) == -(-(tokens or 22) // (sequences * CONTEXT))
+
+
+def test_a_token_beyond_the_vocabulary_is_an_error_that_names_it(shards):
+    with pytest.raises(UserError, match=r"token id \d+ in .*\(train\) is beyond model.vocab_size 10.*tokenizer"):
+        batches(Straight(open_split(shards, "train"), CONTEXT), 11, vocab_size=10).local(0)
+    with pytest.raises(UserError, match=r"token id 22 in .*\(val\)"):
+        list(validation_rows(open_split(shards, "val"), CONTEXT, vocab_size=22, sequences=8))
+
+
+def test_batches_that_do_not_divide_say_what_would(windows, monkeypatch):
+    with pytest.raises(UserError, match=r"batch\.sequences 6 .*batch\.accumulate 4"):
+        Batch(6, 4)
+    with pytest.raises(UserError, match=r"6 sequences a group do not split over 4 devices \(data × fsdp\)"):
+        Batch(12, 2).check_devices(Layout(data=2, fsdp=2))
+    Batch(16, 2).check_devices(Layout(data=2, fsdp=4))
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match="6 sequences a group do not split over 4 processes"):
+        batches(windows, 6)
