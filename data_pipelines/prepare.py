@@ -229,7 +229,7 @@ def _write(
 ) -> Manifest:
     dtype = token_dtype(tokenizer.vocab_size)
     names = ("train",) if request.split == "none" else ("train", "val")
-    so_far = journal.progress(itemsize=dtype.itemsize)
+    so_far = journal.reached(itemsize=dtype.itemsize)
     with contextlib.ExitStack() as stack:
         writers = {
             name: stack.enter_context(

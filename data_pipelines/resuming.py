@@ -66,7 +66,7 @@ class Journal:
         if content is None:
             self.record(Reached())
 
-    def progress(self, *, itemsize: int) -> Reached:
+    def reached(self, *, itemsize: int) -> Reached:
         """Where to go on; from the start, and saying so, if the files are not as recorded. Removes all other files."""
         found = self._found
         if not all(is_on_disk(self._directory, name, d.written, itemsize=itemsize) for name, d in found.splits.items()):
@@ -83,19 +83,19 @@ class Journal:
                 path.unlink()
         return found
 
-    def record(self, progress: Reached) -> None:
+    def record(self, reached: Reached) -> None:
         """Replace the record; what it speaks of is on the disk already."""
         temporary = self._path.with_suffix(".tmp")
-        content = {"request": self._request, **asdict(progress)}
+        content = {"request": self._request, **asdict(reached)}
         temporary.write_text(json.dumps(content), encoding="utf-8")
         sync(temporary)
         os.replace(temporary, self._path)
         self._next = time.monotonic() + SECONDS_BETWEEN_RECORDS
 
-    def record_if_due(self, progress: Callable[[], Reached]) -> None:
-        """Every few seconds, for asking for `progress` waits for the disk."""
+    def record_if_due(self, reached: Callable[[], Reached]) -> None:
+        """Every few seconds, for asking for `reached` waits for the disk."""
         if time.monotonic() >= self._next:
-            self.record(progress())
+            self.record(reached())
 
     def forget_if_empty(self) -> None:
         """Leave no record where nothing was done that a further run could use."""

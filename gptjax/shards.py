@@ -315,8 +315,8 @@ def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) ->
 def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int | None = None) -> None:
     """Raise unless every document of a split begins with the end-of-text id, or `each` so many of every file do.
 
-    A file that was made with another tokenizer gives itself away here, whatever its size. Without an index of documents,
-    or an id to look for, there is nothing to compare.
+    A file that was made with another tokenizer gives itself away here, whatever its size. Without an index of
+    documents, or an id to look for, there is nothing to compare.
     """
     starts = stream.documents
     if starts is None or end_of_text is None:
