@@ -5,8 +5,8 @@
 Prepares SOURCE's documents, as JSON lines, through the door: once, and so many `copies` more. The difference is what
 further text costs; starting processes and loading tokenizers is told apart. Then encodes the same text with tiktoken
 alone, in as many processes at once. The first ratio is of bytes a CPU second, all processes counted, which other work
-on the machine hardly changes; the second of bytes a second and core, as the clock says. Memory is the largest sum of
-proportional set sizes, looked at ten times a second; Linux only.
+on the machine hardly changes; the second of bytes a second and core by the clock, starting included.
+Memory is the largest sum of proportional set sizes, looked at ten times a second; Linux only.
 """
 
 import argparse
@@ -100,13 +100,13 @@ def main() -> None:
             alone_cpu, alone_wall = (
                 sum(times) / processes for times in zip(*(one.result() for one in alone), strict=True)
             )
-    (first_cpu, first_wall, _), (all_cpu, all_wall, peak) = costs
-    cpu, wall, further = all_cpu - first_cpu, all_wall - first_wall, arguments.copies * size
+    (first_cpu, _, _), (all_cpu, wall, peak) = costs
+    cpu, further, everything = all_cpu - first_cpu, arguments.copies * size, (1 + arguments.copies) * size
     print(f"{size / 1e6:.1f} MB, the largest document {largest / 1e6:.1f} MB; once, and {arguments.copies} times more")
     print(f"tiktoken: {size / 1e6 / alone_cpu:.2f} MB a CPU second, {size / 1e6 / alone_wall:.2f} MB/s by one")
-    print(f"prepare:  {further / 1e6 / cpu:.2f} MB a CPU second, {further / 1e6 / wall:.2f} MB/s by all {processes}")
+    print(f"prepare:  {further / 1e6 / cpu:.2f} MB a CPU second, {everything / 1e6 / wall:.2f} MB/s by all {processes}")
     print(f"ratio:    {further / cpu / (size / alone_cpu):.3f} by CPU seconds, ", end="")
-    print(f"{further / wall / processes / (size / alone_wall):.3f} by the clock and core")
+    print(f"{everything / wall / processes / (size / alone_wall):.3f} by the clock and core")
     print(f"starting: {first_cpu - cpu / arguments.copies:.1f} CPU seconds over all processes")
     print(f"memory:   {peak / 1e6:.0f} MB at most over all processes")
 

@@ -255,7 +255,7 @@ def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> 
     if manifest is not None:
         if stream.dtype != np.dtype(manifest.dtype):
             raise UserError(f"{found[0]}: tokens are {stream.dtype}, {MANIFEST_NAME} says {manifest.dtype}.")
-        _compare_counts(folder, manifest.splits[split], stream)
+        _compare_counts(manifest.splits[split], stream)
     return stream
 
 
@@ -284,13 +284,14 @@ def _check_size(path: Path, wanted: int) -> None:
         raise UserError(f"{path}: {size:,} bytes, but {MANIFEST_NAME} says {wanted:,}. Prepare the data again.")
 
 
-def _compare_counts(folder: Path, counts: Counts, stream: TokenStream) -> None:
+def _compare_counts(counts: Counts, stream: TokenStream) -> None:
     """Tokens, documents and marks are as many as the manifest says; the first and the last document begin inside."""
     found = [("tokens", len(stream), counts.tokens)]
     if (starts := stream.documents) is not None:
         found.append(("documents", len(starts), counts.documents))
         if len(starts) and not (starts[0] == 0 and 0 <= starts[-1] < len(stream)):
-            raise UserError(f"{folder}: the documents of {stream.name} do not begin inside it. Prepare the data again.")
+            where = stream.companions["documents"]
+            raise UserError(f"{where}: its documents do not begin inside the split. Prepare the data again.")
     if stream.scored is not None:
         found.append(("marks of scored tokens", len(stream.scored), counts.tokens))
     for what, number, wanted in found:
