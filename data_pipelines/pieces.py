@@ -47,7 +47,8 @@ class Piece(NamedTuple):
 def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> Iterator[Piece]:
     """All documents in pieces of about `PIECE_CHARACTERS` at most; from `start` on, which is the end of a piece."""
     place = _places(tokenizer)
-    for number, (split, text) in enumerate(parts):
+    number = 0
+    for split, text in parts:
         if number >= start.documents:
             begin = start.characters if number == start.documents else 0
             while begin < len(text):
@@ -56,6 +57,7 @@ def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> It
                 after = Position(number + 1) if ends else Position(number, end)
                 yield Piece(split, text[begin:end], begin == 0, ends, after)
                 begin = end
+        number += 1  # noqa: SIM113  `enumerate` would hold the text
         del text  # or it would be held while the source reads the next one
 
 

@@ -205,23 +205,29 @@ class _Splits:
 
 
 class _Meter:
-    """The line that moves while encoding; silent where there is no terminal."""
+    """The line that moves while encoding; where there is no terminal, a line now and then."""
+
+    SECONDS_BETWEEN_LINES = 30
 
     def __init__(self) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        console, silent = Console(stderr=True), not sys.stderr.isatty()
-        self.progress = Progress(*columns, console=console, transient=True, disable=silent)
+        console, self.silent = Console(stderr=True), not sys.stderr.isatty()
+        self.progress = Progress(*columns, console=console, transient=True, disable=self.silent)
         self.task = self.progress.add_task("encoding", total=None)
-        self.start = time.perf_counter()
+        self.start = self.said = time.perf_counter()
         self.before: tuple[int, int] | None = None  # what an earlier run did says nothing of this one's speed
 
     def show(self, counts: dict[str, Counts]) -> None:
         size, tokens = sum(c.bytes for c in counts.values()), sum(c.tokens for c in counts.values())
         self.before = self.before or (size, tokens)
-        seconds = time.perf_counter() - self.start
-        rates = [(now - before) / 1e6 / seconds for now, before in zip((size, tokens), self.before, strict=True)]
+        now = time.perf_counter()
+        seconds = now - self.start
+        rates = [(done - before) / 1e6 / seconds for done, before in zip((size, tokens), self.before, strict=True)]
         said = f"{size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens  {rates[0]:.1f} MB/s, {rates[1]:.2f} M tokens/s"
         self.progress.update(self.task, description=said)
+        if self.silent and now - self.said >= self.SECONDS_BETWEEN_LINES:
+            self.said = now
+            print(said, file=sys.stderr, flush=True)
 
 
 def _write(

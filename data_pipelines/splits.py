@@ -101,8 +101,9 @@ class Split:
 
     def _tail(self, documents: Iterator[str], size: "_Size") -> Iterator[tuple[str, str]]:
         cut = int(size.characters * (1 - self.fraction))
-        begin = 0
-        for number, text in enumerate(documents, start=1):
+        number = begin = 0
+        for text in documents:
+            number += 1  # noqa: SIM113  `enumerate` would hold the text
             if size.documents == 1:
                 yield "train", text[:cut]
                 yield "val", text[cut:]
