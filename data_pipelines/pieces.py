@@ -17,8 +17,14 @@ PIECE_CHARACTERS = 2**19
 
 # Letters that every version of Unicode knows as such: basic Latin, kana, CJK, hangul. Then ASCII that is no letter,
 # and the full stop and commas of East Asia, whose text may be without blanks.
-_BETWEEN_WORDS = re.compile("\\S(?= )|[A-Za-zぁ-ゖァ-ヺ一-龥가-힣](?=[\\x00-@\\[-`{-\\x7f、。，])")
-_ANYWHERE = re.compile("[^\ud800-\udbff]")
+_BETWEEN_WORDS = "\\S(?= )|[A-Za-zぁ-ゖァ-ヺ一-龥가-힣](?=[\\x00-@\\[-`{-\\x7f、。，])"
+# Of several blanks before a word, the last goes with the word or stands alone; tiktoken cannot look at a million of
+# them with something behind, but at the end of a text it can.
+_PLACES = {
+    GPT2_PATTERN: re.compile(_BETWEEN_WORDS + "|[ \\t\\r\\n](?=[ \\t\\r\\n]\\S)"),
+    GPT4_PATTERN: re.compile(_BETWEEN_WORDS + "|[ \\t\\r\\n](?= \\S)|[\\r\\n](?=\\S)"),
+    None: re.compile("[^\ud800-\udbff]"),
+}
 
 Parts = Iterable[tuple[str, str]]
 """(split, text) of one document after another."""
@@ -46,7 +52,7 @@ class Piece(NamedTuple):
 
 def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> Iterator[Piece]:
     """All documents in pieces of about `PIECE_CHARACTERS` at most; from `start` on, which is the end of a piece."""
-    place = _places(tokenizer)
+    place = _PLACES.get(tokenizer.pattern)
     number = 0
     for split, text in parts:
         if number >= start.documents:
@@ -59,12 +65,6 @@ def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> It
                 begin = end
         number += 1  # noqa: SIM113  `enumerate` would hold the text
         del text  # or it would be held while the source reads the next one
-
-
-def _places(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    if tokenizer.pattern is None:
-        return _ANYWHERE
-    return _BETWEEN_WORDS if tokenizer.pattern in (GPT2_PATTERN, GPT4_PATTERN) else None
 
 
 def _end(text: str, begin: int, place: re.Pattern[str] | None) -> int:

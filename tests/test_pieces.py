@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from data_pipelines import pieces as module
 from data_pipelines.encoding import encode_all
 from data_pipelines.pieces import START, Position, pieces
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.tokenizer import BPE, Bytes, Chars
+from gptjax.tokenizer import BPE, Bytes, Chars, replace_surrogates
 
 SAMPLE = (
     "It's the end, they'll say: 1,024 tokens\r\n\r\n of  'quoted' text…"
@@ -33,7 +34,7 @@ def tokenizers():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", "bytes", "chars"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(text=st.lists(st.sampled_from(TRICKY), min_size=1, max_size=60).map("".join), size=st.integers(1, 9))
 def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size):
     """Pieces so small that every place where a cut is allowed is tried."""
@@ -49,6 +50,18 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
 @settings(max_examples=300, deadline=None)
+@given(text=st.lists(st.sampled_from(TRICKY), max_size=40).map("".join).map(replace_surrogates) | st.text(max_size=60))
+def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
+    """What tiktoken is given instead of the pattern itself, for speed."""
+    tokenizer = tokenizers[name]
+    plain = tiktoken.Encoding(
+        name, pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.tokens, special_tokens=tokenizer.specials
+    )
+    assert tokenizer.encode(text).tolist() == plain.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt4"])
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(min_size=1, max_size=80), size=st.integers(1, 5))
 def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
     tokenizer = tokenizers[name]
@@ -74,6 +87,18 @@ def test_where_texts_are_cut(tokenizers, monkeypatch):
     assert cut("été à la fin") == ["été à", " la fin"]
     assert cut("a" * 9, "bytes") == ["aaaa", "aaaa", "a"]
     assert cut("abc\ud83d\ude00xyz", "chars") == ["abc\ud83d\ude00", "xyz"]
+
+
+@pytest.mark.parametrize(("name", "blank"), [("gpt2", " "), ("gpt2", "\n"), ("gpt4", " "), ("gpt4", "\n")])
+def test_a_million_blanks(tokenizers, name, blank):
+    """More than tiktoken can look at when a word follows."""
+    tokenizer, many = tokenizers[name], 1_200_000
+    found = list(pieces([("train", f"x{blank * many}yes")], tokenizer))
+    ids = np.concatenate([tokenizer.encode(piece.text) for piece in found])
+    assert tokenizer.decode(ids) == f"x{blank * many}yes"
+    few = tokenizer.encode(f"x{blank * 64}yes")
+    assert ids[:8].tolist() == few[:8].tolist()
+    assert ids[-3:].tolist() == few[-3:].tolist()
 
 
 def test_an_unknown_pattern_is_not_cut(tokenizers, monkeypatch):

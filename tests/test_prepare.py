@@ -27,7 +27,7 @@ from gptjax.data import TokenShards
 from gptjax.errors import UserError
 from gptjax.manifest import read_manifest
 from gptjax.shards import open_split, verify
-from gptjax.tokenizer import load_tokenizer
+from gptjax.tokenizer import Chars, load_tokenizer
 
 WORDS = [
     "the",
@@ -123,12 +123,12 @@ def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch, bpe):
+def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
-    long = " " * 1_500_000
-    source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), f"a{long}b"])
-    with pytest.raises(UserError, match="million spaces"):
-        run(source, tmp_path / "out", bpe, processes=2)
+    Chars.from_text(documents(200)).save(tmp_path / "chars")
+    source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), "π"])
+    with pytest.raises(UserError, match=r"'π' \(U\+03C0\) is not among"):
+        run(source, tmp_path / "out", tmp_path / "chars", processes=2)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
 
 
