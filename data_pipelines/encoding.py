@@ -22,9 +22,9 @@ from gptjax.errors import UserError
 from gptjax.shards import token_dtype
 from gptjax.tokenizer import Tokenizer, replace_surrogates
 
-BATCH_CHARACTERS = 2**19
+BATCH_CHARACTERS = 2**20
 BATCHES_A_WORKER = 4
-BATCHES_WORTH_A_POOL = 8
+BATCHES_WORTH_A_POOL = 4
 
 
 class Encoded(NamedTuple):

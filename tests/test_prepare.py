@@ -225,7 +225,7 @@ def test_only_the_document_that_is_read_is_in_memory(split):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokens == 3 * size
-    assert peak < size + 15 * pieces.PIECE_CHARACTERS
+    assert peak < size + 10 * encoding.BATCH_CHARACTERS
 
 
 def test_splitting_by_documents_ignores_their_order(tmp_path):

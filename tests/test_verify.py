@@ -104,6 +104,7 @@ def test_documents_that_begin_elsewhere(directory):
 
 def test_marks_are_0_or_1(directory):
     manifest = read_manifest(directory)
+    assert manifest is not None
     tokens, path = manifest.splits["val"].tokens, directory / "val.scored"
 
     def write(value):
