@@ -26,6 +26,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from data_pipelines.encoding import Step, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.pieces import Parts
+from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import PROGRESS_NAME, Done, Journal, Reached
 from data_pipelines.sources import Notes, open_source
 from data_pipelines.splits import Corpus, Divided, Split, TwoSources
@@ -80,6 +81,7 @@ class Prepare:
 def prepare(request: Prepare) -> Manifest:
     """Do what is asked, unless it has been done; prints progress to stderr and a summary to stdout."""
     refuse_in_worker()
+    recipe = open_recipe(request.source)
     request = completed(request)
     corpus = open_corpus(request)
     assert request.tokenizer is not None
@@ -102,11 +104,23 @@ def prepare(request: Prepare) -> Manifest:
                 journal.forget_if_empty()
                 raise
     _report(request, manifest, notes, seconds=time.perf_counter() - start)
+    if recipe is not None and recipe.tokenizer == manifest.tokenizer:
+        if surprise := recipe.surprise(manifest.splits["train"].tokens):
+            print(f"note: {surprise}")
     return manifest
 
 
 def completed(request: Prepare) -> Prepare:
-    """The request with everything said that it leaves open."""
+    """The request with everything said that it leaves open: a recipe's name stands for its parts."""
+    if (recipe := open_recipe(request.source)) is not None:
+        own_cut = request.split is None and request.validation_source is None
+        request = dataclasses.replace(
+            request,
+            source=recipe.source,
+            tokenizer=request.tokenizer or recipe.tokenizer,
+            split=recipe.split if own_cut else request.split,
+            validation_source=recipe.validation_source if own_cut else request.validation_source,
+        )
     if not request.tokenizer:
         raise UserError("--tokenizer is not given: gpt2, bytes, chars, bpe:SIZE or a tokenizer.json.")
     if request.split is None and request.validation_source is None:

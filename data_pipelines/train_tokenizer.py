@@ -1,9 +1,18 @@
-"""Learn a byte-level BPE from the training part of a source: `python -m data_pipelines.train_tokenizer --help`."""
+"""Learn a byte-level BPE from the training part of a source: `python -m data_pipelines.train_tokenizer --help`.
+
+    python -m data_pipelines.train_tokenizer --source=books/ --vocab-size=32768 --output=data/tokenizer
+    python -m data_pipelines.train_tokenizer --source=web/ --vocab-size=50257 --pattern=gpt4 --special-tokens=chat \\
+        --max-bytes=500000000 --output=data/tokenizer
+
+The text is a stream of which only the distinct words and their counts are kept, some 0.7 kB each: memory grows with the
+vocabulary of the text, not with its length, and `--max-bytes` bounds both. The same text gives the same tokenizer on
+any number of cores.
+"""
 
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,14 +21,16 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.progress import moving_line
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
+from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
 
-SMALLEST = 258
-"""256 bytes, one merge, `<|endoftext|>`."""
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
+PIECE_CHARACTERS = 2**16
+"""Texts are cut into words in pieces of this length: words of a whole text at once take some eighty times its size."""
 
 
 @dataclass(frozen=True)
@@ -27,37 +38,108 @@ class TrainTokenizer:
     """Learn a byte-level BPE and write it to OUTPUT/tokenizer.json."""
 
     source: str
-    """A file, a directory, a quoted pattern, `stdlib` or `shakespeare`."""
+    """Whatever `prepare` takes as its source."""
     vocab_size: int
-    """Ids in all: 256 bytes, the merges, and `<|endoftext|>` as the last."""
+    """Ids in all: 256 bytes, the merges, `<|endoftext|>` and the other special tokens, in this order."""
     output: Path
     """Directory that receives tokenizer.json."""
     pattern: Literal["gpt2", "gpt4"] = "gpt2"
     """How text is cut into words before merging; gpt4 takes digits in threes and line ends apart."""
     split: str = "documents:0.005"
     """As for `prepare`: only the training part is read, so that validation text has no say in the vocabulary."""
+    special_tokens: str = ""
+    """Special tokens besides `<|endoftext|>`, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names."""
+    max_bytes: int = 2_000_000_000
+    """Learn from so many bytes of the training part at most, from its beginning; more of them changes little."""
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise UserError(f"--max-bytes={self.max_bytes}: wanted at least 1.")
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int, pattern: Literal["gpt2", "gpt4"] = "gpt2") -> Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` ids, `<|endoftext|>` last. The same texts give the same tokenizer."""
-    if vocab_size < SMALLEST:
-        raise UserError(f"vocabulary of {vocab_size}: wanted at least {SMALLEST} (256 bytes, a merge, {END_OF_TEXT}).")
+def special_names(spec: str) -> list[str]:
+    """`chat,<|pad|>` as a list of names, `chat` standing for those of the chat template."""
+    words = [word.strip() for word in spec.split(",")] if spec else []
+    return [name for word in words for name in (CHAT_TOKENS if word == "chat" else (word,))]
+
+
+def train_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    pattern: Literal["gpt2", "gpt4"] = "gpt2",
+    special_tokens: Sequence[str] = (),
+) -> Tokenizer:
+    """A byte-level BPE of exactly `vocab_size` ids, the last of them `<|endoftext|>` and then `special_tokens`.
+
+    The same texts give the same tokenizer. Raises where the text has too few words for so many ids.
+    """
+    specials = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
+    ordinary, smallest = vocab_size - len(specials), 256 + 1 + len(specials)
+    if vocab_size < smallest:
+        raise UserError(f"vocabulary of {vocab_size}: wanted at least {smallest} (256 bytes, a merge, special tokens).")
     model = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(PATTERNS[pattern]), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     model.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator(texts, trainer)
-    if (found := model.get_vocab_size() + 1) != vocab_size:
+    trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator(in_pieces(texts), trainer)
+    if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
-            f"the text yields only {found} tokens, not {vocab_size}. Use more text or a smaller vocabulary."
+            f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
+            "Use more text or a smaller vocabulary."
         )
-    model.add_special_tokens([END_OF_TEXT])
     with tempfile.TemporaryDirectory() as directory:
         model.save(str(Path(directory) / "tokenizer.json"))
-        return load_tokenizer(directory)
+        return load_tokenizer(directory).extended(specials)
+
+
+def in_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The pieces of one text after another; a text is let go of before the next one is asked for."""
+    for text in texts:
+        yield from pieces(text)
+        del text
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces, cut in front of a space where there is one, so that a word stays whole."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        cut = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
+        end = start + PIECE_CHARACTERS if cut < 0 else cut
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Texts until they make up `limit` bytes of UTF-8; the last one is cut, between two characters."""
+    for text in texts:
+        content = text.encode()
+        if len(content) >= limit:
+            yield content[:limit].decode(errors="ignore")
+            return
+        yield text
+        limit -= len(content)
+
+
+class _Read:
+    """The texts on their way to the trainer; counts their bytes and shows them, and in the end what comes next."""
+
+    def __init__(self, texts: Iterable[str], show: Callable[[str], None]) -> None:
+        self.megabytes = 0.0
+        self._texts, self._show = texts, show
+
+    def __iter__(self) -> Iterator[str]:
+        start = time.perf_counter()
+        for text in self._texts:
+            yield text
+            self.megabytes += len(text.encode()) / 1e6
+            rate = self.megabytes / (time.perf_counter() - start)
+            self._show(f"counting words: {self.megabytes:,.1f} MB, {rate:.1f} MB/s")
+        self._show(f"learning merges from {self.megabytes:,.1f} MB")
 
 
 def train(request: TrainTokenizer) -> Tokenizer:
@@ -65,9 +147,15 @@ def train(request: TrainTokenizer) -> Tokenizer:
     start = time.perf_counter()
     parts = Split.parse(request.split).parts(open_source(request.source), Counter())
     texts = (text for split, text in parts if split == "train")
-    tokenizer = train_bpe(texts, vocab_size=request.vocab_size, pattern=request.pattern)
+    names = special_names(request.special_tokens)
+    with moving_line("reading") as show:
+        read = _Read(first_bytes(in_pieces(texts), request.max_bytes), show)
+        tokenizer = train_bpe(read, vocab_size=request.vocab_size, pattern=request.pattern, special_tokens=names)
     path = tokenizer.save(request.output)
-    print(f"{path}: {tokenizer.vocab_size:,} tokens learnt in {time.perf_counter() - start:.1f} s")
+    seconds = time.perf_counter() - start
+    print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {read.megabytes:,.1f} MB in {seconds:.1f} s")
+    for name, number in sorted(tokenizer.specials.items(), key=lambda item: item[1]):
+        print(f"  {name} {number:,}")
     return tokenizer
 
 

@@ -6,6 +6,7 @@ independent, and a custom kernel cannot be partitioned by the compiler.
 """
 
 import math
+from functools import partial
 from typing import Literal, TypedDict
 
 import jax
@@ -57,21 +58,27 @@ def attend(
     v: BTHK,
     *,
     kernel: Literal["cudnn", "xla"],
+    scale: float | None = None,
     dropout: float = 0.0,
     keys: RowKeys | None = None,
     layout: Layout,
 ) -> BTHK:
-    """softmax(q kᵀ / √K) v, each position seeing itself and the past; `keys` drop probabilities (None: keep all)."""
+    """softmax(scale · q kᵀ) v, each position seeing itself and the past; `keys` drop probabilities (None: keep all).
+
+    `scale` is 1 / √K unless it is given.
+    """
     rows_and_heads = layout.acts("BTHK")
     if kernel == "cudnn":
-        flash = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        flash = lambda q, k, v: jax.nn.dot_product_attention(
+            q, k, v, scale=scale, is_causal=True, implementation="cudnn"
+        )
         return layout.island(flash, (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
     if keys is None or dropout == 0.0:
-        return layout.island(causal, (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
+        return layout.island(partial(causal, scale=scale), (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
     head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(q.shape[2])))(keys)
     if layout.sharded:
         head_keys = jax.sharding.reshard(head_keys, layout.acts("BH"))
-    dropping = lambda q, k, v, keys: causal(q, k, v, dropout=dropout, keys=keys)
+    dropping = lambda q, k, v, keys: causal(q, k, v, scale=scale, dropout=dropout, keys=keys)
     return layout.island(dropping, (*(rows_and_heads,) * 3, layout.acts("BH")), rows_and_heads)(q, k, v, head_keys)
 
 
@@ -81,11 +88,13 @@ def causal(
     v: BSHK,
     *,
     offset: int | Array = 0,
+    scale: float | None = None,
     dropout: float = 0.0,
     keys: Key[Array, "B H"] | None = None,
 ) -> BTHK:
     """The textbook formula: the query at t has position t + offset and sees the keys at s ≤ t + offset."""
-    scores = jnp.einsum("BTHK,BSHK->BHTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = jnp.einsum("BTHK,BSHK->BHTS", q, k, preferred_element_type=jnp.float32) * scale
     seen = jnp.arange(k.shape[1])[None, :] <= jnp.arange(q.shape[1])[:, None] + offset
     probabilities = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1)
     if keys is not None:

@@ -161,18 +161,21 @@ def validation_rows(
 ) -> Iterator[dict[str, np.ndarray]]:
     """All of a split (or its first `tokens` predictions), once, in order, in windows that do not overlap.
 
-    Yields `tokens` and `targets` (1, sequences, T) int32. The last window and batch are filled up with ignored targets,
-    so the sum over all batches does not depend on `sequences`.
+    Yields `tokens` and `targets` (1, sequences, T) int32; what the stream marks as not scored is ignored. The last
+    window and batch are filled up with ignored targets, so the sum over all batches does not depend on `sequences`.
     """
-    scored = min(len(stream) - 1, tokens or len(stream))
+    marks = stream.scored
+    predicted = min(len(stream) - 1, tokens or len(stream))
     per_batch = sequences * context
-    for start in range(0, scored, per_batch):
-        count = min(per_batch, scored - start)
+    for start in range(0, predicted, per_batch):
+        count = min(per_batch, predicted - start)
         span = stream.read(start, count + 1).astype(np.int32)
         check_vocabulary(span, vocab_size, source=stream.name)
         inputs = np.zeros(per_batch, np.int32)
         targets = np.full(per_batch, IGNORED, np.int32)
         inputs[:count], targets[:count] = span[:-1], span[1:]
+        if marks is not None:
+            targets[:count][marks[start + 1 : start + 1 + count] == 0] = IGNORED
         shape = (1, sequences, context)
         yield {"tokens": inputs.reshape(shape), "targets": targets.reshape(shape)}
 

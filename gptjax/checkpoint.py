@@ -141,7 +141,7 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays of `step`, with `step`, `val_loss` and `format_version`."""
-        return _metadata(self._directory, step)
+        return read_metadata(self._directory, step)
 
     @property
     def steps(self) -> list[int]:
@@ -232,7 +232,7 @@ def _save_args(
 
 def _restore_items(directory: Path, step: int, items: dict[str, Named]) -> dict[str, Named]:
     """Read the items onto the shardings of their abstract arrays."""
-    _metadata(directory, step)
+    read_metadata(directory, step)
     path = Path(directory).absolute() / str(step)
     with _reading(directory, step):
         found = {item: stored_shapes(path / item) for item in items}
@@ -287,7 +287,8 @@ def _shortened(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _metadata(directory: Path, step: int) -> dict[str, Any]:
+def read_metadata(directory: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays of `step`; a UserError if it is not whole."""
     path = Path(directory) / str(step)
     if not _is_whole(path):
         raise UserError(f"{path} is not a whole checkpoint. {_remaining(directory, step)}")
@@ -308,7 +309,7 @@ def _best(directory: Path, steps: list[int]) -> int | None:
     losses: dict[int, float] = {}
     for step in steps:
         with suppress(UserError):
-            if (loss := _metadata(directory, step)["val_loss"]) is not None:
+            if (loss := read_metadata(directory, step)["val_loss"]) is not None:
                 losses[step] = loss
     return min(losses, key=lambda step: (losses[step], step), default=None)
 

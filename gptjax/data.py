@@ -29,7 +29,10 @@ class Batch:
     """Groups into which they are divided: gradients of one group at a time are in memory."""
 
     def __post_init__(self) -> None:
-        if self.sequences < 1 or self.accumulate < 1 or self.sequences % self.accumulate:
+        for name in ("sequences", "accumulate"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"batch.{name} is {value}; it must be at least 1.")
+        if self.sequences % self.accumulate:
             raise UserError(
                 f"batch.sequences {self.sequences} does not divide into batch.accumulate {self.accumulate} equal "
                 "groups. Use a multiple of it."
@@ -70,7 +73,7 @@ class TokenShards:
         """The shards themselves; a data set that must be prepared first overrides this."""
         if self.path is None:
             raise UserError("data.path is not given. Point it at a directory of shards: --data.path=DIR.")
-        return self
+        return replace(self, path=str(Path(self.path).expanduser().absolute()))
 
     def split(self, name: Literal["train", "val"]) -> TokenStream:
         return open_split(self._directory, name, format=self.format)

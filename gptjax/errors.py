@@ -5,6 +5,7 @@ message and exit code 2. Anything else that escapes is a bug of ours and keeps i
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -15,9 +16,20 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn a `UserError` into its message on stderr and exit code 2; used by every door around its work."""
+    """Turn what a person can mend into its message on stderr and exit code 2; used by every door around its work.
+
+    That is a `UserError`, or a file that the system would not open or write. Ctrl-C ends with 130.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {os.fspath(error.filename)}: {error.strerror}. Choose another path.", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

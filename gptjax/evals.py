@@ -73,7 +73,12 @@ class ValidationJudge:
         available = len(stream) - 1
         if available < 1:
             raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
-        self.scored = min(available, tokens or available)
+        self.predicted = min(available, tokens or available)
+        marks = stream.scored
+        self._counts = slice(None) if marks is None else np.flatnonzero(marks[1 : 1 + self.predicted] == 1)
+        self.scored = self.predicted if marks is None else len(self._counts)
+        if self.scored == 0:
+            raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
         self.bytes = self._count_bytes()
 
     @property
@@ -90,7 +95,7 @@ class ValidationJudge:
         tokenizer = self.material.tokenizer
         if tokenizer is None:
             return None
-        ids = self.stream.read(1, self.scored)
+        ids = self.stream.read(1, self.predicted)[self._counts]
         if int(ids.max()) >= tokenizer.vocab_size:
             return None  # the model's own check names the token, once it is read
         return int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64))
@@ -98,7 +103,7 @@ class ValidationJudge:
     def __call__(self, model: GPT) -> dict[str, float | str]:
         config, layout = self.material.model, self.material.layout
         batches = validation_rows(
-            self.stream, config.context, vocab_size=config.vocabulary, sequences=self.sequences, tokens=self.scored
+            self.stream, config.context, vocab_size=config.vocabulary, sequences=self.sequences, tokens=self.predicted
         )
         share = self.sequences // jax.process_count()
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)

@@ -108,7 +108,9 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
         ids = tokenizer.encode(text)
         start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
-        return open_split(scratch, "val")
+        stream = open_split(scratch, "val")
+        stream.name = str(path)  # what messages are about
+        return stream
     shards = validation_of(run.config.data) if arguments.data is None else TokenShards(path=arguments.data)
     if shards.path is None:
         raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")

@@ -7,6 +7,7 @@ loop needs no special first step: it reads the last token that it has, and write
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,11 +53,12 @@ def extend(model: GPT, tokens: BT, *, cache: Cache, start: int | Array) -> tuple
     """Read `tokens` at positions start, start + 1, …: the residual stream after the last block, and the cache."""
     layout = model.layout
     rows, stored, scalar = layout.acts("BTHK"), layout.acts("NBSHK"), layout.acts("")
-    attend = layout.island(_attend, (stored, stored, rows, rows, rows, scalar, scalar), (rows, stored, stored))
+    attended = partial(_attend, scale=model.config.attention_scale)
+    attend = layout.island(attended, (stored, stored, rows, rows, rows, scalar, scalar), (rows, stored, stored))
 
     def layer(carry: tuple[BTD, Cache], inputs: tuple[Block, Array]) -> tuple[tuple[BTD, Cache], None]:
         (x, cache), (block, index) = carry, inputs
-        y, k, v = attend(cache.k, cache.v, *block.before(x), index, jnp.asarray(start))
+        y, k, v = attend(cache.k, cache.v, *block.before(x, start), index, jnp.asarray(start))
         return (block.after(x, y), Cache(k, v)), None
 
     layers = (model.blocks, jnp.arange(model.config.num_layers))
@@ -64,12 +66,12 @@ def extend(model: GPT, tokens: BT, *, cache: Cache, start: int | Array) -> tuple
 
 
 def _attend(
-    all_k: Array, all_v: Array, q: BTHK, k: BSHK, v: BSHK, layer: Array, start: Array
+    all_k: Array, all_v: Array, q: BTHK, k: BSHK, v: BSHK, layer: Array, start: Array, *, scale: float | None
 ) -> tuple[BTHK, Array, Array]:
     """Remember k and v of one layer, and attend to all that it remembers up to each query."""
     all_k = jax.lax.dynamic_update_slice(all_k, k[None], (layer, 0, start, 0, 0))
     all_v = jax.lax.dynamic_update_slice(all_v, v[None], (layer, 0, start, 0, 0))
-    return causal(q, all_k[layer], all_v[layer], offset=start), all_k, all_v
+    return causal(q, all_k[layer], all_v[layer], offset=start, scale=scale), all_k, all_v
 
 
 def filter_logits(logits: BV, *, top_k: int | None = None, top_p: float | Array | None = None) -> BV:
@@ -234,13 +236,15 @@ def _checked_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens is {max_new_tokens}; ask for at least 1.")
     if length + max_new_tokens > config.context:
+        room = config.context - length
         raise UserError(
             f"{length} prompt tokens and {max_new_tokens} new ones do not fit model.context {config.context}. "
-            f"Ask for at most {max(config.context - length, 0)} new tokens, or shorten the prompt."
+            + (f"Ask for at most {room} new tokens, or shorten" if room > 0 else "Shorten")
+            + " the prompt."
         )
     if rows % layout.batch_devices:
         raise UserError(
             f"{rows} rows do not split over {layout.batch_devices} devices (data × fsdp). "
-            f"Use a multiple of {layout.batch_devices}, or a model without a layout."
+            f"Use a multiple of {layout.batch_devices}, or --layout=single."
         )
     return tokens.astype(np.int32)

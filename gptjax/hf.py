@@ -90,6 +90,16 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 """Their activation → ours; on the way back the first that fits."""
+GPT2S = {
+    "positions": "learned",
+    "norm": "layer",
+    "norm_gain": True,
+    "qk_norm": False,
+    "attention_scale": None,
+    "gated": False,
+    "softcap": None,
+}
+"""What later models changed, as GPT-2 has it."""
 REQUIRED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 """Variants of GPT-2 that compute something else. `reorder_and_upcast_attn` does not: our softmax is float32 anyway."""
 
@@ -189,7 +199,12 @@ def _check_homes(model: GPT) -> None:
 def hf_config(
     config: GPTConfig, *, dtype: DTypeName, end_of_text: int | None, origin: Origin | None = None
 ) -> dict[str, Any]:
-    """The content of config.json. Fields of the `origin` that we do not know are kept as they were."""
+    """The content of config.json. Fields of the `origin` that we do not know are kept as they were.
+
+    Raises:
+        UserError: the model has a part that GPT-2 has not.
+    """
+    _check_is_gpt2(config)
     ours = {theirs: getattr(config, field) for theirs, field in FIELDS.items()}
     ours["vocab_size"] = config.vocabulary
     kept = dict(origin.config) if origin else {}
@@ -201,6 +216,18 @@ def hf_config(
     defaults = start | {"activation_function": "gelu_new"} | rates | ends | REQUIRED
     renamed = {"torch_dtype": dtype} if "torch_dtype" in kept else {}
     return defaults | kept | start | ours | {"dtype": dtype} | renamed
+
+
+def _check_is_gpt2(config: GPTConfig) -> None:
+    """Raise, by name, for what GPT2LMHeadModel cannot compute."""
+    own = [name for name, value in GPT2S.items() if getattr(config, name) != value]
+    if config.activation not in ACTIVATIONS.values():
+        own.append("activation")
+    if own:
+        said = ", ".join(f"model.{name}={getattr(config, name)}" for name in own)
+        raise UserError(
+            f"Hugging Face's GPT-2 cannot hold this model: it has no {said}. It stays in its run directory."
+        )
 
 
 # --- in ---

@@ -28,6 +28,7 @@ def next_token_loss(
     vocab_size: int,
     chunk_tokens: int,
     dtype: str,
+    softcap: float | None = None,
     layout: Layout,
 ) -> tuple[Scalar, Count]:
     """(summed cross-entropy in nats, number of scored targets); divide where all devices' sums are known.
@@ -38,8 +39,9 @@ def next_token_loss(
         targets: the ids that follow; `IGNORED` is not scored.
         chunk_tokens: tokens of one device whose logits exist at the same time.
         dtype: type of the products' operands; sums are float32.
+        softcap: draw logits into (-softcap, softcap) first (`ops.softcapped`).
     """
-    static = _Setting(vocab_size=vocab_size, chunk_tokens=chunk_tokens, dtype=dtype, layout=layout)
+    static = _Setting(vocab_size=vocab_size, chunk_tokens=chunk_tokens, dtype=dtype, softcap=softcap, layout=layout)
     return _summed_nats(static, hidden, head, targets), jnp.sum(targets != IGNORED)
 
 
@@ -54,6 +56,7 @@ class _Setting:
     vocab_size: int
     chunk_tokens: int
     dtype: str
+    softcap: float | None
     layout: Layout
 
 
@@ -129,7 +132,11 @@ def _chunk_nats(
     tensor = setting.layout.devices_along["tensor"]
     first = jax.lax.axis_index("tensor") * head.shape[0] if tensor > 1 else 0
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first
-    logits = jnp.where(column < setting.vocab_size, logits, -jnp.inf)
+    cap = setting.softcap
+    if cap is not None:
+        logits = jnp.tanh(logits / cap)
+    slope = None if cap is None else 1.0 - jnp.square(logits)
+    logits = jnp.where(column < setting.vocab_size, logits if cap is None else cap * logits, -jnp.inf)
 
     largest = logits.max(axis=1)
     if tensor > 1:
@@ -143,7 +150,7 @@ def _chunk_nats(
     scored = (y != IGNORED).astype(jnp.float32)
     nats = (jnp.log(partition) + largest - label) * scored
     d_logits = (exponentials / partition[:, None] - (column == y[:, None])) * scored[:, None]
-    return nats.sum(), d_logits
+    return nats.sum(), d_logits if slope is None else d_logits * slope
 
 
 def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "I M D"], Int[Array, "I M"]]:

@@ -8,6 +8,7 @@ letters, and is cast and gathered where it is used (`use`): float32 in storage, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import jax
@@ -19,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gptjax.attention import AttentionNeeds, Implementation, attend, choose
 from gptjax.errors import UserError
 from gptjax.layout import Layout, place
-from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm
+from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm, rms_norm, rotary_angles, rotate, softcapped
 from gptjax.shapes import BT, BTD, BTHK, BTV, VD, RowKeys
 
 VOCABULARY_MULTIPLE = 128
@@ -44,12 +45,36 @@ class GPTConfig:
     """Biases in norms and projections (GPT-2 has them; nanoGPT's own recipe leaves them out)."""
     tied: bool = True
     """Whether the output head is the token embedding transposed."""
-    activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu2", "silu"] = "gelu_tanh"
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
     """Share dropped of embeddings, attention probabilities and both branches' outputs, in training only."""
     init_std: float = 0.02
     """Standard deviation of initial weights; that of projections into the residual stream is divided by √(2N)."""
+
+    # What later models changed.
+    positions: Literal["learned", "rotary"] = "learned"
+    """A table of embeddings, or queries and keys turned by their positions (RoPE)."""
+    rotary_base: float = 10_000.0
+    """RoPE: the slowest pair turns by about 1 / base a position."""
+    rotary_dims: Literal["all", "half"] = "all"
+    """RoPE: which of a head's pairs turn; `half` leaves the slower half still."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm, which neither centres nor has a bias."""
+    norm_gain: bool = True
+    """Whether norms have a learned gain (LayerNorm's bias goes with it)."""
+    qk_norm: bool = False
+    """RMSNorm without gain over each head of the queries and keys."""
+    attention_scale: float | None = None
+    """What q kᵀ is multiplied by; None: 1 / √K."""
+    gated: bool = False
+    """Whether the MLP multiplies its activation with a second projection: with `silu` that is SwiGLU."""
+    softcap: float | None = None
+    """Logits are drawn into (-softcap, softcap) by a tanh; None leaves them."""
+    zero_init: bool = False
+    """Whether projections into the residual stream, and an untied head, start at zero."""
+
+    # How it computes.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations and products; weights, norms, softmax and loss are float32 in either case."""
     head_dtype: Literal["bfloat16", "float32"] | None = None
@@ -74,6 +99,11 @@ class GPTConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}; it is a share in [0, 1).")
+        if self.positions == "rotary" and self.head_width % 4:
+            raise UserError(f"model.positions=rotary turns pairs of a head; {self.head_width} is no multiple of 4.")
+        for name in ("rotary_base", "softcap", "attention_scale"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"model.{name} is {value}; it must be positive.")
 
     @property
     def head_width(self) -> int:
@@ -84,6 +114,11 @@ class GPTConfig:
     def attention_needs(self) -> AttentionNeeds:
         """What decides which attention kernel can run."""
         return {"dtype": self.dtype, "dropout": self.dropout, "head_width": self.head_width}
+
+    @property
+    def residual_std(self) -> float:
+        """Standard deviation of initial projections into the residual stream."""
+        return 0.0 if self.zero_init else self.init_std / math.sqrt(2 * self.num_layers)
 
     @property
     def hidden_width(self) -> int:
@@ -108,7 +143,7 @@ class GPTConfig:
         `causal=True` counts only the half of attention that a causal kernel must do, N T D → N (T + 1) D / 2;
         False is the convention of PaLM (appendix B) and nanoGPT. Recomputation is not counted.
         """
-        block = 4 * self.width**2 + 2 * self.width * self.hidden_width
+        block = 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.hidden_width
         matmuls = self.num_layers * block + self.padded_vocab_size * self.width
         attention = 6 * (self.context + 1) if causal else 12 * self.context
         return 6.0 * matmuls + self.num_layers * self.width * attention
@@ -155,17 +190,19 @@ class Part(nnx.Module):
     layout: Layout
 
 
-class LayerNorm(Part):
-    """Layer normalisation with a gain and, where the model has biases, a bias."""
+class Norm(Part):
+    """LayerNorm with a gain and, where the model has biases, a bias; or RMSNorm, with a gain or without."""
 
     def __init__(self, config: GPTConfig, layout: Layout) -> None:
-        self.scale = constant(1.0, "D", (config.width,), layout=layout)
-        self.bias = constant(0.0, "D", (config.width,), layout=layout) if config.bias else None
+        has_bias = config.bias and config.norm_gain and config.norm == "layer"
+        self.scale = constant(1.0, "D", (config.width,), layout=layout) if config.norm_gain else None
+        self.bias = constant(0.0, "D", (config.width,), layout=layout) if has_bias else None
         self.config, self.layout = config, layout
 
     def __call__(self, x: BTD) -> BTD:
-        scale = use(self.scale, "float32", self.layout)
-        bias = None if self.bias is None else use(self.bias, "float32", self.layout)
+        scale, bias = (None if p is None else use(p, "float32", self.layout) for p in (self.scale, self.bias))
+        if self.config.norm == "rms":
+            return rms_norm(x, scale, epsilon=self.config.norm_epsilon)
         return layer_norm(x, scale, bias, epsilon=self.config.norm_epsilon)
 
 
@@ -175,19 +212,26 @@ class Attention(Part):
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
         in_key, out_key = jax.random.split(key)
         width, heads, head_width = config.width, config.num_heads, config.head_width
-        residual_std = config.init_std / math.sqrt(2 * config.num_layers)
         self.qkv = weight(in_key, "DCHK", (width, 3, heads, head_width), std=config.init_std, layout=layout)
-        self.out = weight(out_key, "HKD", (heads, head_width, width), std=residual_std, layout=layout)
+        self.out = weight(out_key, "HKD", (heads, head_width, width), std=config.residual_std, layout=layout)
         self.qkv_bias = constant(0.0, "CHK", (3, heads, head_width), layout=layout) if config.bias else None
         self.out_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
         self.config, self.layout = config, layout
 
-    def project_in(self, x: BTD) -> tuple[BTHK, BTHK, BTHK]:
-        dtype, layout = self.config.dtype, self.layout
+    def project_in(self, x: BTD, start: int | Array) -> tuple[BTHK, BTHK, BTHK]:
+        config, dtype, layout = self.config, self.config.dtype, self.layout
         qkv = project("BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), layout)
         if self.qkv_bias is not None:
             qkv = qkv + use(self.qkv_bias, dtype, layout)[:, None, None]
-        return qkv[0], qkv[1], qkv[2]
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        if config.qk_norm:
+            q, k = (rms_norm(x, None, epsilon=config.norm_epsilon) for x in (q, k))
+        if config.positions == "rotary":
+            places = start + jnp.arange(x.shape[1])
+            half = config.rotary_dims == "half"
+            angles = rotary_angles(places, config.head_width, base=config.rotary_base, half=half)
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v
 
     def project_out(self, y: BTHK) -> BTD:
         dtype, layout = self.config.dtype, self.layout
@@ -196,14 +240,15 @@ class Attention(Part):
 
 
 class MLP(Part):
-    """Up to F, an activation, and down again."""
+    """Up to F, an activation (times a gate, if the model has one), and down again."""
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
         up_key, down_key = jax.random.split(key)
         width, hidden = config.width, config.hidden_width
-        residual_std = config.init_std / math.sqrt(2 * config.num_layers)
         self.up = weight(up_key, "DF", (width, hidden), std=config.init_std, layout=layout)
-        self.down = weight(down_key, "FD", (hidden, width), std=residual_std, layout=layout)
+        gate = partial(weight, jax.random.fold_in(up_key, 1), "DF", (width, hidden), std=config.init_std, layout=layout)
+        self.gate = gate() if config.gated else None
+        self.down = weight(down_key, "FD", (hidden, width), std=config.residual_std, layout=layout)
         self.up_bias = constant(0.0, "F", (hidden,), layout=layout) if config.bias else None
         self.down_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
         self.config, self.layout = config, layout
@@ -213,7 +258,12 @@ class MLP(Part):
         h = project("BTD,DF->BTF", x, use(self.up, dtype, layout), layout)
         if self.up_bias is not None:
             h = h + use(self.up_bias, dtype, layout)[None, None]
-        h = ACTIVATIONS[self.config.activation](checkpoint_name(h, "up"))
+        h = checkpoint_name(h, "up")
+        if self.gate is None:
+            h = ACTIVATIONS[self.config.activation](h)
+        else:
+            gate = project("BTD,DF->BTF", x, use(self.gate, dtype, layout), layout)
+            h = h * ACTIVATIONS[self.config.activation](checkpoint_name(gate, "gate"))
         y = project("BTF,FD->BTD", h, use(self.down, dtype, layout), layout)
         return y if self.down_bias is None else y + use(self.down_bias, dtype, layout)[None, None]
 
@@ -223,15 +273,15 @@ class Block(Part):
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
         attention_key, mlp_key = jax.random.split(key)
-        self.attention_norm = LayerNorm(config, layout)
+        self.attention_norm = Norm(config, layout)
         self.attention = Attention(config, layout, key=attention_key)
-        self.mlp_norm = LayerNorm(config, layout)
+        self.mlp_norm = Norm(config, layout)
         self.mlp = MLP(config, layout, key=mlp_key)
         self.config, self.layout = config, layout
 
-    def before(self, x: BTD) -> tuple[BTHK, BTHK, BTHK]:
-        """The residual stream → q, k, v."""
-        return self.attention.project_in(self.attention_norm(x))
+    def before(self, x: BTD, start: int | Array = 0) -> tuple[BTHK, BTHK, BTHK]:
+        """The residual stream → q, k, v; `start` is the position of the first token."""
+        return self.attention.project_in(self.attention_norm(x), start)
 
     def after(self, x: BTD, y: BTHK, keys: RowKeys | None = None) -> BTD:
         """The residual stream and what attention gave → the residual stream of the next layer."""
@@ -246,12 +296,21 @@ class Block(Part):
         light = config.remat == "light"
         before, after = Block.before, Block.after
         if light:
-            save = jax.checkpoint_policies.save_only_these_names("mid", "up")
+            save = jax.checkpoint_policies.save_only_these_names("mid", "up", "gate")
             before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
         kernel = choose(config.attention, backend=jax.default_backend(), **config.attention_needs)
         q, k, v = before(self, x)
         attention_keys = None if keys is None else fold_rows(keys, 0)
-        y = attend(q, k, v, kernel=kernel, dropout=config.dropout, keys=attention_keys, layout=self.layout)
+        y = attend(
+            q,
+            k,
+            v,
+            kernel=kernel,
+            scale=config.attention_scale,
+            dropout=config.dropout,
+            keys=attention_keys,
+            layout=self.layout,
+        )
         return after(self, x, y, keys)
 
 
@@ -264,19 +323,25 @@ class GPT(Part):
         token_key, position_key, block_key, head_key = jax.random.split(key, 4)
         vocab, width, std = config.padded_vocab_size, config.width, config.init_std
         self.tokens = weight(token_key, "VD", (vocab, width), std=std, layout=layout)
-        self.positions = weight(position_key, "TD", (config.context, width), std=std, layout=layout)
+        learned = config.positions == "learned"
+        self.positions = (
+            weight(position_key, "TD", (config.context, width), std=std, layout=layout) if learned else None
+        )
         self.blocks = jax.vmap(lambda key: Block(config, layout, key=key))(
             jax.random.split(block_key, config.num_layers)
         )
-        self.norm = LayerNorm(config, layout)
-        self.head = None if config.tied else weight(head_key, "DV", (width, vocab), std=std, layout=layout)
+        self.norm = Norm(config, layout)
+        head_std = 0.0 if config.zero_init else std
+        self.head = None if config.tied else weight(head_key, "DV", (width, vocab), std=head_std, layout=layout)
         self.config, self.layout = config, layout
 
     def embed(self, tokens: BT, *, start: int | Array = 0) -> BTD:
-        """Token plus position embeddings; `start` is the position of the first token."""
+        """Token embeddings, plus those of positions where they are learned; `start` is the position of the first."""
         config, layout = self.config, self.layout
         table = use(self.tokens, config.dtype, layout)
         x = table[tokens] if not layout.sharded else table.at[tokens].get(out_sharding=layout.acts("BTD"))
+        if self.positions is None:
+            return x
         places = use(self.positions, config.dtype, layout)
         return x + jax.lax.dynamic_slice_in_dim(places, start, tokens.shape[1])[None]
 
@@ -315,7 +380,7 @@ class GPT(Part):
         logits = jnp.einsum(
             "BTD,VD->BTV", hidden, table, out_sharding=layout.acts("BTV"), preferred_element_type=jnp.float32
         )
-        whole = place(logits, layout.acts("BT_"))
+        whole = place(softcapped(logits, self.config.softcap), layout.acts("BT_"))
         return whole[..., : self.config.vocabulary]
 
     def __call__(self, tokens: BT, keys: RowKeys | None = None) -> BTV:
@@ -344,7 +409,7 @@ def rebound(model: GPT, *, config: GPTConfig | None = None, layout: Layout | Non
 
 
 def cropped(model: GPT, context: int) -> GPT:
-    """The same model for texts of at most `context` tokens: the first of its position embeddings."""
+    """The same model for texts of at most `context` tokens: the first of its position embeddings, if it has any."""
     config = model.config
     if context > config.context:
         raise UserError(
@@ -352,5 +417,6 @@ def cropped(model: GPT, context: int) -> GPT:
             f"Use --model.context={config.context} or less."
         )
     shorter = rebound(model, config=replace(config, context=context))
-    shorter.positions = nnx.Param(model.positions[...][:context], letters="TD")
+    if model.positions is not None:
+        shorter.positions = nnx.Param(model.positions[...][:context], letters="TD")
     return shorter

@@ -29,5 +29,6 @@ class NextToken:
             vocab_size=model.config.vocabulary,
             chunk_tokens=self.chunk_tokens,
             dtype=model.config.head_dtype or model.config.dtype,
+            softcap=model.config.softcap,
             layout=model.layout,
         )

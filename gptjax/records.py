@@ -30,7 +30,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, Record]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            record["step"]
+            if not isinstance(record["step"], int):
+                raise ValueError
         except (ValueError, TypeError, KeyError):
             raise UserError(
                 f"{path}, line {number} is not a record with a step: {line[:60]!r}. Delete the line to go on."

@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptjax.checkpoint import find_step, restore_model, save_model
+from gptjax.checkpoint import find_step, read_metadata, restore_model, save_model
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.errors import UserError
 from gptjax.layout import Layout
 from gptjax.model import GPT, GPTConfig, abstract, cropped
 from gptjax.provenance import environment
-from gptjax.settings import from_json, to_json
+from gptjax.settings import check_types, from_json, to_json
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 CHECKPOINTS = "checkpoints"
 
 SHAPE = (
-    "num_layers", "width", "num_heads", "mlp_width", "vocab_size", "bias", "tied", "activation", "norm_epsilon"
+    "num_layers", "width", "num_heads", "mlp_width", "vocab_size", "bias", "tied", "activation", "norm_epsilon",
+    "positions", "rotary_base", "rotary_dims", "norm", "norm_gain", "qk_norm", "attention_scale", "gated", "softcap",
 )  # fmt: skip
 """What weights settle about their model; the rest of `GPTConfig` is how to compute and train it."""
 
@@ -47,12 +48,15 @@ class Run:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file}: not JSON: {error}.") from None
+        try:
+            config = from_json(content, CLASSES) if isinstance(content, dict) else None
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        if not isinstance(config, TrainConfig):
+            raise UserError(f"{file}: does not hold the config of a run.")
+        check_types(config, where=str(file))
         has_tokenizer = (directory / "tokenizer.json").is_file()
-        return cls(
-            directory,
-            from_json(content, CLASSES),
-            load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None,
-        )
+        return cls(directory, config, load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None)
 
     def step(self, which: str | int = "latest") -> int:
         """The step of a checkpoint: a number that exists, `latest` or `best`."""
@@ -64,8 +68,24 @@ class Run:
         A `context` shorter than the run's keeps the first position embeddings.
         """
         config = self.config.model
+        self._check_tokenizer(self.step(which))
         model = restore_model(self.directory / CHECKPOINTS, abstract(config, layout), self.step(which))
         return model if context is None else cropped(model, context)
+
+    def _check_tokenizer(self, step: int) -> None:
+        """Raise if tokenizer.json is not the one that the weights were trained with."""
+        saved = read_metadata(self.directory / CHECKPOINTS, step).get("fingerprints", {}).get("tokenizer")
+        file = self.directory / "tokenizer.json"
+        if self.tokenizer is not None and saved not in (None, self.tokenizer.fingerprint):
+            raise UserError(
+                f"{file} is not the tokenizer that this run was trained with (fingerprint "
+                f"{self.tokenizer.fingerprint[:12]}, the checkpoint says {saved[:12]}). Put the right one back."
+            )
+        if self.tokenizer is not None and self.tokenizer.vocab_size > self.config.model.vocabulary:
+            raise UserError(
+                f"{file} has {self.tokenizer.vocab_size} tokens, the model only {self.config.model.vocabulary}. "
+                "Put the tokenizer of the model there, or remove it."
+            )
 
     def needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -8,7 +8,6 @@ the type that it should deal in. Reading JSON executes nothing: only classes on 
 import ast
 import dataclasses
 import difflib
-import importlib.util
 import math
 import os
 import sys
@@ -24,6 +23,9 @@ import tyro
 from gptjax.errors import UserError
 
 T = TypeVar("T")
+
+PACKAGES = Path(__file__).parents[1]
+"""Where this package lies, and others of the same install beside it."""
 
 _TYRO = (tyro.conf.AvoidSubcommands,)
 """A field typed as a union keeps the class that the config file chose, instead of becoming a sub-command."""
@@ -53,7 +55,39 @@ def load_config(spec: str | Path, config_type: type[T]) -> T:
         raise UserError(
             f"{path}: `config` is a {_full_name(type(module.config))}; a {_full_name(config_type)} is wanted."
         )
+    check_types(module.config, where=str(path))
     return module.config
+
+
+def check_types(config: Any, *, where: str) -> None:
+    """Raise a UserError for a field, however deep, that holds something else than its annotation says."""
+    hints = typing.get_type_hints(type(config), include_extras=False)
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{where}: {field.name}"
+        if not _fits(value, hints[field.name]):
+            wanted = str(hints[field.name]).replace("gptjax.", "")
+            raise UserError(f"{name} is {value!r}; wanted {getattr(hints[field.name], '__name__', wanted)}.")
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                check_types(part, where=name)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a config is what a type hint says; hints that are not known here fit everything."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        hints = arguments[:1] * len(value) if arguments[1:] == (...,) and isinstance(value, tuple) else arguments
+        fits = isinstance(value, tuple) and len(value) == len(hints)
+        return fits and all(_fits(item, of) for item, of in zip(value, hints, strict=True))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def config_source(spec: str | Path) -> str:
@@ -62,9 +96,9 @@ def config_source(spec: str | Path) -> str:
 
 
 def _config_folders() -> list[Path]:
-    """Where the `configs` package lies; asked by name, because nothing here may import it."""
-    found = importlib.util.find_spec("configs")
-    return [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
+    """Where the `configs` package lies: beside this one. Asked by name, a folder of the same name might answer."""
+    folder = PACKAGES / "configs"
+    return [folder] if folder.is_dir() else []
 
 
 def _first_line(path: Path) -> str:

@@ -31,6 +31,7 @@ from gptjax.tokenizer_files import (
     GPT4_PATTERN,
     Merges,
     Table,
+    is_written_like_a_token,
     read_directory,
     read_tokenizer_json,
     read_vocab_and_merges,
@@ -91,6 +92,13 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
         """Ids of `text`, all of it taken as ordinary text."""
 
+    def extended(self, specials: Iterable[str]) -> "Tokenizer":
+        """This tokenizer with more special tokens, such as those of a chat; see `BPE.extended`."""
+        raise UserError(
+            f"the {self.name} tokenizer has no room for special tokens ({', '.join(specials)}); use a byte-level BPE: "
+            "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
         return to_json(Table(self.kind, self.tokens, self.specials, self.merges, self.pattern))
@@ -127,6 +135,19 @@ class BPE(Tokenizer):
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = functools.partial(BPE, merges=self.merges, pattern=self.pattern or "")
         return rebuild, (self.tokens, self.specials)
+
+    def extended(self, specials: Iterable[str]) -> "BPE":
+        """This tokenizer with more special tokens, numbered from `vocab_size` on in the order given.
+
+        Names that are special already keep their ids, and every text keeps its ids too. Raises for a name that is blank
+        or that is written like an ordinary token, since a file could not tell the two apart.
+        """
+        added = [name for name in dict.fromkeys(specials) if name not in self.specials]
+        for name in added:
+            if not name.strip() or is_written_like_a_token(name, self.tokens):
+                raise UserError(f"special token {name!r}: is blank, or an ordinary token too. Use one like <|name|>.")
+        numbered = {name: self.vocab_size + i for i, name in enumerate(added)}
+        return BPE(self.tokens, self.specials | numbered, merges=self.merges, pattern=self.pattern or "")
 
     @functools.cached_property
     def _tiktoken(self) -> tiktoken.Encoding:

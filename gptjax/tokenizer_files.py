@@ -207,6 +207,11 @@ def _byte_of() -> dict[str, int]:
     return {char: b for b, char in enumerate(_alphabet())}
 
 
+def is_written_like_a_token(name: str, tokens: Mapping[bytes, int]) -> bool:
+    """Whether a file would hold `name` for one of these tokens, as which a special token could not be told from it."""
+    return all(char in _byte_of() for char in name) and bytes(_byte_of()[char] for char in name) in tokens
+
+
 def _letters(token: bytes) -> str:
     return "".join(_alphabet()[b] for b in token)
 

@@ -22,7 +22,7 @@ from gptjax.attention import choose, obstacle
 from gptjax.batches import Batches, open_batches
 from gptjax.checkpoint import Checkpoint, Checkpoints, whole_steps
 from gptjax.config import CLASSES, TrainConfig, compare
-from gptjax.data import fingerprint, shares, validation_of
+from gptjax.data import fingerprint, parts_of, shares, validation_of
 from gptjax.errors import UserError, explained
 from gptjax.evals import Judge, Material, ValidationJudge, ValidationLoss
 from gptjax.layout import Layout
@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
         if jax.process_index() == 0:
             write_files(config.directory, config, tokenizer, source=source)
         judges = opened(config, tokenizer, layout)
-        batches = opened_batches(config, tokenizer, layout)
+        batches = opened_batches(config, layout, tokenizer=tokenizer)
         describe(config, layout, batches, judges)
 
         with open_logbook(config, layout, start) as log:
@@ -107,24 +107,30 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
 def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared and its model's shape known, and the data's tokenizer."""
     data = config.data.resolve()
+    for part in parts_of(data):
+        part.data.split("train")  # whether they are there is the first question
     start = None
     if config.start_from is not None:  # once this run exists, it needs the other no more
         exists = (config.directory / "config.json").is_file()
         start = Run.open(config.directory if exists else config.start_from)
     tokenizer = data.vocabulary() or (start.tokenizer if start else None)
-    model = config.model if start is None else started_from(start, config.model)
+    model = config.model
+    if start is not None:
+        model = started_from(start, config.model)
+        settled = differences(config.model, model)
+        say(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
     vocab_size = model.vocab_size
+    if start is not None and start.tokenizer and tokenizer and start.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{data.path} was made with {tokenizer.name}, but {start.directory} was trained with "
+            f"{start.tokenizer.name}. Prepare the text with {start.directory}/tokenizer.json."
+        )
     # Imported weights may have more rows than their tokenizer has tokens.
     spare = start is not None and tokenizer is not None and (vocab_size or 0) > tokenizer.vocab_size
     if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size) and not spare:
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer of {data.path} ({tokenizer.name}) has "
             f"{tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
-        )
-    if start is not None and start.tokenizer and tokenizer and start.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"{data.path} was made with {tokenizer.name}, but {start.directory} was trained with "
-            f"{start.tokenizer.name}. Prepare the text with {start.directory}/tokenizer.json."
         )
     model = replace(model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
     return replace(config, data=data, model=model), tokenizer
@@ -165,14 +171,15 @@ def resumed(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
     metadata = checkpoints.metadata(step)
-    before = from_json(metadata["config"], CLASSES)
+    before = from_json(metadata.get("config", {}), CLASSES)
     reported, refused = compare(before, config)
     past, wanted = (shares(one.data, until=step) for one in (before, config))
     refused += [f"data.parts: shares until step {step}: {past} → {wanted}"] if past != wanted else []
-    saved = metadata["fingerprints"]
+    saved = metadata.get("fingerprints", {})
     for name, mark in marks.items():
-        if saved[name] != mark and not (name == "validation" and None in (saved[name], mark)):  # evals come and go
-            refused.append(f"{name}: {saved[name]!r} → {mark!r}")
+        old = saved.get(name)
+        if old != mark and not (name == "validation" and None in (old, mark)):  # evals come and go
+            refused.append(f"{name}: {short(old)} → {short(mark)}")
     if refused and config.resume != "force":
         raise UserError(
             f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
@@ -181,6 +188,11 @@ def resumed(
     say(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
     return checkpoints.restore(state.abstract(config.model, optimizer, layout=layout), step)
+
+
+def short(mark: str | None) -> str:
+    """As much of a fingerprint as tells it from another."""
+    return "none" if mark is None else f"{mark[:12]}…"
 
 
 def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> list[tuple[Any, Judge]]:
@@ -192,7 +204,7 @@ def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> 
     return [(due, judge) for due, judge in judges if judge is not None]
 
 
-def opened_batches(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> Batches:
+def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer | None = None) -> Batches:
     return open_batches(
         config.data,
         config.batch,
@@ -322,7 +334,8 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
     references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
     picture = draw_losses(config.directory, references=references)
     whole = all(judge.tokens is None for judge in config.evals if isinstance(judge, ValidationLoss))
-    if whole and "val_bpb" in last and "bigram_bpb" in last:
+    judged = max((record["step"] for record in records if "val_bpb" in record), default=-1)
+    if whole and judged == records[-1]["step"] and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]
         say(
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"

@@ -3,7 +3,7 @@ from itertools import islice
 import jax
 import numpy as np
 import pytest
-from tiny import write_shards
+from tiny import tokenizer, write_shards
 
 from gptjax.batches import Batches, validation_rows
 from gptjax.data import Batch
@@ -158,6 +158,15 @@ def test_validation_scores_each_token_once_in_order(shards, sequences, tokens):
     np.testing.assert_array_equal(inputs[scored], targets[scored] - 1)
     assert {batch["tokens"].shape for batch in rows} == {(1, sequences, CONTEXT)}
     assert len(rows) == -(-(tokens or 22) // (sequences * CONTEXT))
+
+
+def test_validation_leaves_out_what_is_not_scored(tmp_path):
+    marks = (np.arange(23) % 3 == 0).astype(np.uint8)
+    beside = {("val", "scored"): marks}
+    path = write_shards(tmp_path / "s", {"val": [np.arange(23)]}, own=tokenizer(), companions=beside)
+    rows = list(validation_rows(open_split(path, "val"), CONTEXT, vocab_size=COUNT, sequences=2))
+    targets = np.concatenate([batch["targets"].reshape(-1) for batch in rows])
+    np.testing.assert_array_equal(targets[targets != IGNORED], np.arange(3, 23, 3))
 
 
 def test_a_token_beyond_the_vocabulary_is_an_error_that_names_it(shards):

@@ -76,6 +76,21 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_scored_text(shards):
     assert f"{judge.bytes:,} bytes" in judge.protocol
 
 
+def test_only_what_is_scored_counts(shards, by_hand, tmp_path):
+    """As in conversations, where the answers are judged and the questions only read."""
+    val = TokenShards(path=str(shards)).split("val")
+    ids = val.read(0, len(val))
+    marks = (np.arange(len(ids)) % 3 == 0).astype(np.uint8)
+    beside = {("val", "scored"): marks}
+    marked = write_shards(tmp_path / "marked", {"train": [ids], "val": [ids]}, own=tokenizer(), companions=beside)
+    judge = ValidationLoss().open(material(marked))
+    found = judge(model())
+    assert judge.scored == marks[1:].sum()
+    assert found["val_loss"] == pytest.approx(by_hand[marks[1:] == 1].mean(), abs=1e-5)
+    scored_bytes = tokenizer().bytes_per_token[ids[1:][marks[1:] == 1]].sum()
+    assert found["val_bpb"] == pytest.approx(by_hand[marks[1:] == 1].sum() / np.log(2) / scored_bytes, abs=1e-5)
+
+
 def test_without_a_tokenizer_there_are_no_bits_per_byte(shards):
     judge = ValidationLoss(tokens=20).open(material(shards, own=False))
     assert "val_bpb" not in judge(model())

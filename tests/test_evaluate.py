@@ -67,6 +67,7 @@ def test_a_text_is_judged_as_the_shards_made_of_it(run, tmp_path):
     by_text, by_shards = judged(run, text=str(tmp_path / "text.txt")), judged(run, data=str(shards))
     for name in ("val_loss", "val_bpb", "tokens"):
         assert by_text[name] == by_shards[name]
+    assert f"next tokens of {tmp_path / 'text.txt'}, in order" in by_text["protocol"]
     assert by_text["tokens"] == 699
     assert by_text["val_bpb"] == pytest.approx(by_text["val_loss"] / math.log(2))
 

@@ -1,5 +1,7 @@
 """Decoding: what the cache remembers equals what a model without one computes, and filters keep what they say."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,15 @@ def test_bfloat16_and_untied_model_with_cache_equals_without():
     model = create(config)
     out = generate(model, [[7, 8, 9, 10, 11]], max_new_tokens=8, temperature=0.0)
     np.testing.assert_array_equal(out, greedy_without_cache(model, [[7, 8, 9, 10, 11]], 8))
+
+
+def test_a_modern_model_with_cache_equals_without():
+    """Rotation, in particular, must know how far the text has come."""
+    modern = {"positions": "rotary", "norm": "rms", "qk_norm": True, "attention_scale": 0.3, "softcap": 5.0}
+    model = create(replace(CONFIG, **modern, gated=True, activation="silu", bias=False))
+    out = generate(model, PROMPT, max_new_tokens=40, temperature=0.0)
+    np.testing.assert_array_equal(out, greedy_without_cache(model, PROMPT, 40))
+    assert len(np.unique(out)) > 10
 
 
 def test_extend_in_pieces_equals_forward(model):

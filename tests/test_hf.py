@@ -199,6 +199,20 @@ def test_configs_that_ask_for_something_else_are_refused_by_name(saved, changes,
         from_hf(directory)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": "rotary"}, "no model.positions=rotary"),
+        ({"norm": "rms", "qk_norm": True}, "no model.norm=rms, model.qk_norm=True"),
+        ({"activation": "relu2"}, "no model.activation=relu2"),
+        ({"softcap": 15.0, "gated": True}, "no model.gated=True, model.softcap=15.0"),
+    ],
+)
+def test_a_model_that_gpt2_cannot_hold_is_refused_by_name(changes, message):
+    with pytest.raises(UserError, match=message):
+        hf_config(dataclasses.replace(GPTConfig(), **changes), dtype="float32", end_of_text=None)
+
+
 def test_reordered_attention_is_the_same_attention(saved):
     directory, config, tensors = saved
     write_json(directory / "config.json", config | {"reorder_and_upcast_attn": True})

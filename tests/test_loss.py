@@ -17,17 +17,17 @@ def inputs():
     return hidden, head, targets
 
 
-def reference(hidden, head, targets):
+def reference(hidden, head, targets, softcap=None):
     """Everything at once: all logits, the true vocabulary only."""
-    log_p = jax.nn.log_softmax(hidden @ head[:V].T)
+    logits = hidden @ head[:V].T
+    log_p = jax.nn.log_softmax(logits if softcap is None else softcap * jnp.tanh(logits / softcap))
     picked = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
     return -(picked * (targets != IGNORED)).sum()
 
 
-def ours(hidden, head, targets, *, chunk_tokens=1000, dtype="float32", layout=None):
-    return next_token_loss(
-        hidden, head, targets, vocab_size=V, chunk_tokens=chunk_tokens, dtype=dtype, layout=layout or Layout()
-    )
+def ours(hidden, head, targets, *, chunk_tokens=1000, dtype="float32", softcap=None, layout=None):
+    settings = {"vocab_size": V, "chunk_tokens": chunk_tokens, "dtype": dtype, "softcap": softcap}
+    return next_token_loss(hidden, head, targets, **settings, layout=layout or Layout())
 
 
 @pytest.mark.parametrize("chunk_tokens", [1000, 24, 7, 1])
@@ -41,6 +41,16 @@ def test_loss_and_gradients_equal_the_whole_formula_whatever_the_chunk(chunk_tok
     for got, want in zip(gradients, wanted_gradients, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours(hidden, head, targets, chunk_tokens=chunk_tokens)[0], wanted, rtol=1e-6)
+
+
+def test_capped_logits_are_those_of_the_whole_formula():
+    arrays = inputs()
+    capped, free = (jax.value_and_grad(lambda *a, c=cap: reference(*a, c), (0, 1))(*arrays) for cap in (3.0, None))
+    nats, gradients = jax.value_and_grad(lambda *a: ours(*a, softcap=3.0, chunk_tokens=5)[0], (0, 1))(*arrays)
+    assert abs(float(capped[0] - free[0])) > 1
+    np.testing.assert_allclose(nats, capped[0], rtol=1e-6)
+    for got, want in zip(gradients, capped[1], strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_pad_the_vocabulary_take_no_part():

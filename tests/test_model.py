@@ -49,6 +49,21 @@ def test_gpt2_has_as_many_parameters_as_published(name):
     assert num_parameters(config) == PARAMETERS[name]
 
 
+def test_a_modern_models_weights_are_those_that_its_options_say():
+    small = {"num_layers": 2, "width": 32, "num_heads": 4, "context": 16, "vocab_size": 128}
+    plain = GPTConfig(**small, bias=False)
+    count = lambda **changes: num_parameters(replace(plain, **changes)) - num_parameters(plain)
+    assert count(positions="rotary") == -16 * 32
+    assert count(gated=True) == 2 * 32 * 128
+    assert count(norm_gain=False) == -5 * 32
+    assert count(norm="rms", qk_norm=True, softcap=15.0, attention_scale=0.1, zero_init=True) == 0
+    model = jax.jit(lambda: GPT(replace(plain, tied=False, zero_init=True), key=jax.random.key(0)))()
+    for weight in (model.blocks.attention.out, model.blocks.mlp.down, model.head):
+        assert not np.asarray(weight[...]).any()
+    logits = model(jnp.zeros((1, 4), jnp.int32))
+    assert not np.asarray(logits).any()
+
+
 def test_biases_and_heads_count():
     layer = 9 * 768 + 4 * 768  # of the projections in and out, and of two norms with their gains
     without = num_parameters(GPTConfig(bias=False))

@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -18,9 +17,10 @@ import numpy as np
 import pytest
 
 from data_pipelines import encoding, pieces, prepared, sources
-from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.prepared import Prepared
-from data_pipelines.sources import Shakespeare, Stdlib, open_source
+from data_pipelines.recipes import open_recipe
+from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from gptjax.data import TokenShards
@@ -157,6 +157,21 @@ def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
     monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
     assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
+
+
+def test_a_recipe_says_what_is_left_open(tmp_path):
+    def of(**options):
+        request = completed(Prepare(output=tmp_path, **options))
+        return request.source, request.tokenizer, request.split, request.validation_source
+
+    web, wikitext = open_recipe("openwebtext"), open_recipe("wikitext2")
+    assert of(source="openwebtext") == (web.source, "gpt2", "documents:0.0005", None)
+    assert of(source="openwebtext", tokenizer="bytes", split="none") == (web.source, "bytes", "none", None)
+    assert of(source="wikitext2") == (wikitext.source, "gpt2", None, wikitext.validation_source)
+    assert of(source="wikitext2", split="tail:0.1") == (wikitext.source, "gpt2", "tail:0.1", None)
+    assert of(source="x.txt", tokenizer="bytes") == ("x.txt", "bytes", "documents:0.005", None)
+    with pytest.raises(UserError, match="--tokenizer is not given"):
+        of(source="x.txt")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -308,48 +323,6 @@ def test_files_keep_their_bytes(tmp_path, capsys):
     assert text_of(tmp_path / "pattern", "train") == "caf\ufffd \ufffd"
 
 
-def test_halves_of_characters_in_json(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"text": "a\\ud800b \\ud83d\\ude00"}\n')
-    run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
-    assert text_of(tmp_path / "out", "train") == "a\ufffdb 😀"
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"text": "cut', "not a line of JSON"),
-        (b'{"text": "caf\xe9"}', "not a line of JSON in UTF-8"),
-        (b'{"content": "x"}', 'wanted an object with a string "text"'),
-        (b'{"text": null}', 'wanted an object with a string "text"'),
-        (b'["text"]', 'wanted an object with a string "text"'),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path, capsys, line, message):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
-    with pytest.raises(UserError, match=message) as caught:
-        run(path, tmp_path / "out", split="none", strict=True)
-    assert f"{path}:3: " in str(caught.value)
-    assert not (tmp_path / "out").exists()
-    run(path, tmp_path / "out", split="none")
-    assert text_of(tmp_path / "out", "train") == "fine"
-    assert re.search(r"^note: 1 ", capsys.readouterr().out, re.M)
-
-
-def test_sources_that_cannot_be_read(tmp_path):
-    whole = gzip.compress(b'{"text": "x"}\n' * 1000)
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "not.txt.gz").write_bytes(b"plain")
-    (tmp_path / "empty").mkdir()
-    for name, message in [("cut.jsonl.gz", "cannot be read"), ("not.txt.gz", "cannot be read")]:
-        with pytest.raises(UserError, match=message):
-            run(tmp_path / name, tmp_path / "out", split="none")
-    with pytest.raises(UserError, match="holds no"):
-        open_source(str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="no such file, directory or pattern"):
-        open_source(str(tmp_path / "*.jsonl"))
-
-
 def test_a_vocabulary_is_learnt_from_training_text_only(tmp_path):
     texts = documents()
     for name, last in [("a", "zyzzyva " * 40), ("b", "quixotry " * 36)]:
@@ -458,7 +431,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     source = write_jsonl(tmp_path / "x.jsonl", ["x" * 2**20] * 4)
     script = f"""
 from pathlib import Path
-from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare import Prepare, completed, prepare
 prepare(Prepare(source={source!r}, tokenizer="bytes", split="none", processes=2, output=Path({str(tmp_path)!r}, "out")))
 """
     (tmp_path / "script.py").write_text(script)
@@ -513,39 +486,6 @@ def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
     assert data.resolve() == plain
     assert Prepared(source=source, tokenizer="bytes", validation="tail:0.1").resolve().path != plain.path
     assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
-
-
-def test_shakespeare_is_checked_and_kept(cache, tmp_path, monkeypatch):
-    def answer(url, timeout):
-        (tmp_path / "reply").write_bytes(reply)
-        return (tmp_path / "reply").open("rb")
-
-    monkeypatch.setattr(sources.urllib.request, "urlopen", answer)
-    reply = b"not Shakespeare"
-    with pytest.raises(UserError, match="not tiny Shakespeare"):
-        list(Shakespeare().documents(sources.Notes()))
-    monkeypatch.setattr(sources, "_SHAKESPEARE_SHA256", sources.hashlib.sha256(b"First Citizen").hexdigest())
-    reply = b"First Citizen"
-    assert list(Shakespeare().documents(sources.Notes())) == ["First Citizen"]
-    monkeypatch.setattr(sources.urllib.request, "urlopen", None)
-    assert list(open_source("shakespeare").documents(sources.Notes())) == ["First Citizen"]
-
-    def silence(url, timeout):
-        raise OSError("no network")
-
-    (cache / "tinyshakespeare.txt").unlink()
-    monkeypatch.setattr(sources.urllib.request, "urlopen", silence)
-    with pytest.raises(UserError, match=r"no network.*--source=PATH/input\.txt.*stdlib"):
-        list(Shakespeare().documents(sources.Notes()))
-
-
-def test_python_brings_its_own_corpus():
-    texts = list(Stdlib().documents(sources.Notes()))
-    assert len(texts) > 400
-    assert sum(map(len, texts)) > 5_000_000
-    assert any(text.startswith('r"""HTTP/1.1 client library') for text in texts)
-    assert not any("class TestCase_" in text or "test.support" in text[:300] for text in texts)
-    assert texts == list(Stdlib().documents(sources.Notes()))
 
 
 def test_nothing_below_one(tmp_path):

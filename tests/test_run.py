@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -12,6 +13,7 @@ from gptjax.errors import UserError
 from gptjax.layout import Layout
 from gptjax.model import GPT
 from gptjax.run import Run, held, started_from, write_files, write_run
+from gptjax.tokenizer import Chars
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,24 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"class": "TrainConfig", "stepz": 3}))
     with pytest.raises(UserError, match="TrainConfig has no field 'stepz'"):
         Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "does not hold the config of a run"), ("{}", "has the class 'None'"), ('{"class": "Batch"}', "of a run")],
+)
+def test_a_config_that_is_none_is_named(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config\.json: .*{message}"):
+        Run.open(tmp_path)
+
+
+def test_another_tokenizer_in_its_place_is_noticed(directory, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(directory, copy)
+    Chars.from_text("".join(map(chr, range(200)))).save(copy)
+    with pytest.raises(UserError, match=r"tokenizer\.json has 200 tokens, the model only 48"):
+        Run.open(copy).model()
 
 
 def test_a_config_file_is_kept_but_never_executed(tmp_path):

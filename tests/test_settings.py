@@ -3,11 +3,13 @@
 import json
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import tyro
 
+from gptjax import settings
 from gptjax.errors import UserError
 from gptjax.settings import differences, from_json, load_config, parse, parse_arguments, to_json
 
@@ -100,6 +102,7 @@ def installed(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr(settings, "PACKAGES", package.parent)
     yield package
     for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
         del sys.modules[name]
@@ -286,6 +289,28 @@ def test_differences_name_fields_by_their_path():
         ("evals.0.every", 100, 5),
         ("windows", (1, 2), (1, 2, 3)),
     ]
+
+
+def test_a_folder_of_that_name_does_not_hide_the_installed_configs(installed):
+    Path("configs").mkdir()
+    Path("configs/mine.py").write_text(f'{IMPORTS}config = Run("mine")\n')
+    assert load_config("quickstart", Run).name == "quick"
+    assert load_config("configs/mine.py", Run).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("steps='many'", "mine.py: steps is 'many'; wanted int"),
+        ("optimizer=3", "mine.py: optimizer is 3; wanted"),
+        ("evals=(3,)", r"mine.py: evals is \(3,\); wanted"),
+        ("evals=(Judge(every='x'),)", "mine.py: evals: every is 'x'; wanted int"),
+    ],
+)
+def test_a_field_of_another_type_is_named(fields, message):
+    Path("mine.py").write_text(f"{IMPORTS}config = Run('x', {fields})\n")
+    with pytest.raises(UserError, match=message):
+        load_config("mine.py", Run)
 
 
 def test_a_part_that_changed_its_class_or_its_number_is_one_difference():

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import jax
@@ -25,6 +26,7 @@ from gptjax.logbook import Log
 from gptjax.optim import AdamW
 from gptjax.run import Run
 from gptjax.schedules import Constant
+from gptjax.tokenizer import Chars
 from gptjax.train import created, main, prepared, train
 
 
@@ -72,7 +74,7 @@ def test_a_run_learns_and_says_what_it_does(finished):
         f"config {file}",
         "checkpoint.keep: 2 → 1",
         "27,520 parameters, 2 layers × 32",
-        "3,152 tokens in 197 windows",
+        "tokens in 197 windows",
         "attention xla",
         "60 steps × 128 tokens = 7,680 (2.44 epochs)",
         "631 of 631 next tokens",
@@ -136,6 +138,20 @@ def test_a_start_settles_the_shape_and_leaves_the_rest_to_the_config(finished, s
     assert created(config, SINGLE).model.blocks.mlp.config.dropout == 0.3
 
 
+def test_a_run_keeps_its_tokenizer_and_the_place_of_its_data(finished, shards, tmp_path, monkeypatch, capsys):
+    config, *_ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(config.directory, copy)
+    Chars({char: i for i, char in enumerate(reversed(ALPHABET))}).save(copy)
+    with pytest.raises(UserError, match="is not the tokenizer that this run was trained with"):
+        Run.open(copy).model()
+    monkeypatch.chdir(shards.parent)
+    found = prepared(replace(config, data=TokenShards(path=shards.name)))[0]
+    assert found.data.path == str(shards)
+    prepared(tiny_config(shards, name="next", start_from=str(config.directory), model={"width": 64}))
+    assert "model.width: 64 → 32, as the weights have it" in capsys.readouterr().out
+
+
 def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
     config, own = prepared(tiny_config(shards, model={"vocab_size": None}))
     assert config.model.vocab_size == own.vocab_size == len(ALPHABET)
@@ -197,6 +213,11 @@ def other_tokenizer(shards, tmp_path):
 
 BAD = {
     "missing shards": (lambda s, t: "--data.path=/nowhere/at/all", "/nowhere/at/all: no such directory of shards"),
+    "missing shards and no vocabulary": (
+        lambda s, t: "--data.path=/nowhere/at/all --model.vocab-size=None",
+        "/nowhere/at/all: no such directory of shards",
+    ),
+    "a place that cannot be written to": (lambda s, t: "--output-dir=/proc/here", "error: /proc/here"),
     "a batch that does not divide": (lambda s, t: "--batch.accumulate=3", "does not divide into batch.accumulate 3"),
     "a vocabulary that is not the tokenizer's": (lambda s, t: "--model.vocab-size=99", "--model.vocab-size=48"),
     "a context longer than the text": (lambda s, t: "--model.context=9999", "less than one window"),

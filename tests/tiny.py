@@ -70,11 +70,13 @@ def write_shards(
 
 
 def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
-    """The formula's text, its last sixth for validation, the training part in two files."""
+    """The formula's text, its last sixth for validation, the training part in two files; each line is a document."""
     own = tokenizer()
     ids = own.encode(text_of(lines))
     cut, middle = len(ids) * 5 // 6, len(ids) // 3
-    return write_shards(directory, {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}, own=own)
+    splits = {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}
+    starts = np.concatenate([[0], 1 + np.flatnonzero(ids[: cut - 1] == own.encode("\n")[0])])
+    return write_shards(directory, splits, own=own, companions={("train", "documents"): starts})
 
 
 def tiny_config(shards: Path, **changes) -> TrainConfig:

@@ -21,7 +21,7 @@ from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 from gptjax import evals, state
 from gptjax.checkpoint import Checkpoint, Checkpoints
 from gptjax.config import CLASSES, TrainConfig
-from gptjax.data import Batch, TokenShards
+from gptjax.data import Batch, Mixture, Part, TokenShards, fingerprint, validation_of
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Material, Samples, ValidationLoss
 from gptjax.layout import Layout
@@ -39,8 +39,14 @@ from gptjax.train import Patience, fingerprints, opened_batches, prepared, resum
 def base(tmp_path_factory):
     """A config in which every part is at work: dropout, an untied head, a schedule that falls."""
     shards = write_text_shards(tmp_path_factory.mktemp("fields") / "shards", lines=30)
-    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2})
+    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, "positions": "rotary"})
     return replace(config, optimizer=AdamW(schedule=Cosine(warmup=2)))
+
+
+def mixture(base):
+    """Two parts, which differ in their packing."""
+    other = replace(base.data, packing="documents")
+    return Mixture((Part(base.data), Part(other, 2.0)))
 
 
 SECTIONS = {
@@ -48,6 +54,8 @@ SECTIONS = {
     Batch: lambda base: base.batch,
     GPTConfig: lambda base: base.model,
     TokenShards: lambda base: base.data,
+    Mixture: mixture,
+    Part: lambda base: mixture(base).parts[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(schedule=Constant(), dtype="float32"),
@@ -63,7 +71,7 @@ SECTIONS = {
     WarmupStableDecay: lambda base: WarmupStableDecay(warmup=2),
 }
 HOMES = {Batch: "batch", GPTConfig: "model", TokenShards: "data", NextToken: "objective", AdamW: "optimizer"}
-HOMES |= {Muon: "optimizer", Layout: "layout", Checkpoint: "checkpoint", Log: "log"}
+HOMES |= {Mixture: "data", Muon: "optimizer", Layout: "layout", Checkpoint: "checkpoint", Log: "log"}
 
 
 def placed(base, section):
@@ -71,6 +79,8 @@ def placed(base, section):
     cls = type(section)
     if cls is TrainConfig:
         return section
+    if cls is Part:
+        return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
     if cls in HOMES:
         return replace(base, **{HOMES[cls]: section})
     if cls in (ValidationLoss, Samples, Bigram):
@@ -128,7 +138,16 @@ def generated(config):
 
 
 def data(config):
-    return prepared(config)[0].data.split("train").fingerprint
+    """What is trained on, and what is judged."""
+    found = prepared(config)[0].data
+    return fingerprint(found), validation_of(found)
+
+
+def order(config):
+    """The first rows, from whichever part they come."""
+    config, own = prepared(config)
+    batches = opened_batches(config, Layout(), tokenizer=own)
+    return [(batches.local(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
 
 
 def prefetched(config):
@@ -206,6 +225,7 @@ SEEN = {
     "a judgement": lambda config, *_: protocol(config),
     "a sample": lambda config, *_: generated(config),
     "the data": lambda config, *_: data(config),
+    "the order": lambda config, *_: order(config),
     "reading ahead": lambda config, *_: prefetched(config),
     "the checkpoints": lambda config, directory, _: kept(config, directory),
     "the log": lambda config, directory, capsys: logged(config, directory, capsys),
@@ -229,6 +249,16 @@ PROGRAM = {
         "norm_epsilon": 1e-3,
         "dropout": 0.2,
         "init_std": 0.03,
+        "positions": "learned",
+        "rotary_base": 100.0,
+        "rotary_dims": "half",
+        "norm": "rms",
+        "norm_gain": False,
+        "qk_norm": True,
+        "attention_scale": 0.12,
+        "gated": True,
+        "softcap": 15.0,
+        "zero_init": True,
         "dtype": "bfloat16",
         "head_dtype": "bfloat16",
         "attention": "cudnn",
@@ -281,8 +311,15 @@ ELSEWHERE = {
         "path": ("/nowhere", "the data"),
         "format": ("raw-uint16", "the data"),
         "tokenizer": ("bytes", "the data"),
+        "packing": ("documents", "the data"),
         "prefetch": (5, "reading ahead"),
     },
+    Mixture: {
+        "parts": ((Part(TokenShards(path="/nowhere")),), "the data"),
+        "validation": (1, "the data"),
+        "prefetch": (5, "reading ahead"),
+    },
+    Part: {"weight": (5.0, "the order"), "later": (((1, 9.0),), "the order")},
     Checkpoint: {"every": (7, "its times"), "keep": (1, "the checkpoints"), "keep_best": (False, "the checkpoints")},
     ValidationLoss: {"every": (7, "its times"), "tokens": (9, "a judgement"), "sequences": (24, "a judgement")},
     Samples: {
@@ -303,7 +340,7 @@ ELSEWHERE = {
 FIELDS = {(cls, name): (value, "the program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in ELSEWHERE.items() for name, line in names.items()}
 REFUSED = {(GPTConfig, "attention"), (TokenShards, "path"), (TokenShards, "format"), (TrainConfig, "start_from")}
-REFUSED |= {(TokenShards, "tokenizer")}
+REFUSED |= {(TokenShards, "tokenizer"), (Mixture, "parts")}
 REFUSED |= {(TrainConfig, "max_skipped")}
 """Fields whose other value cannot run here: that it is refused shows that it is read."""
 

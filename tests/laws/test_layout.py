@@ -91,6 +91,28 @@ def test_muon_learns_the_same_on_every_layout(config, alone, name):
         assert unsharded_share(state.model) < 0.02
 
 
+MODERN = {
+    "positions": "rotary",
+    "rotary_dims": "half",
+    "norm": "rms",
+    "qk_norm": True,
+    "attention_scale": 0.12,
+    "gated": True,
+    "activation": "silu",
+    "softcap": 15.0,
+    "bias": False,
+    "tied": False,
+}
+
+
+@pytest.mark.parametrize("changes", [MODERN, MODERN | {"gated": False, "activation": "relu2", "norm_gain": False}])
+def test_a_modern_model_learns_the_same_on_three_axes(config, changes):
+    config = replace(config, model=replace(config.model, **changes))
+    found, state = losses(config, LAYOUTS["all three"])
+    np.testing.assert_allclose(found[:, 0], losses(config, SINGLE)[0][:, 0], atol=1e-5, rtol=0)
+    assert_sharded_alike(state)
+
+
 def test_the_number_of_groups_changes_no_loss(config, alone):
     same(losses(replace(config, batch=Batch(sequences=16, accumulate=16)), SINGLE)[0], alone)
 

@@ -1,0 +1,75 @@
+"""Raw ArrayRecord files (`*.array_record`), as grain's own tools write them: a record is a document.
+
+A record is either UTF-8 text or a JSON object with a string `text`. Which, the first record of each file decides for
+the whole file, and the report says it. Sets that TFDS has prepared hold neither: their records are protocol buffers,
+and `tfds:NAME` reads them.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.documents import REPLACED_RECORDS, Notes, decoded, text_of_json
+from data_pipelines.extras import needs_extra
+from gptjax.errors import UserError
+
+READ_AS_JSON = "ArrayRecord files read as JSON objects"
+READ_AS_TEXT = "ArrayRecord files read as plain text"
+BATCH_BYTES = 2**22
+MOST_RECORDS = 256
+
+
+def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
+    """The text of every record, in the order of the file."""
+    as_json = None
+    for number, record in enumerate(_records(path), start=1):
+        if as_json is None:
+            as_json = _is_json(record)
+            if not as_json and _is_protocol_buffer(record):
+                raise UserError(
+                    f"{path}: its records are protocol buffers, not text. If TFDS made them, name the set: tfds:NAME."
+                )
+            notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
+        if not as_json:
+            yield decoded(record, notes, note=REPLACED_RECORDS)
+        elif (text := text_of_json(record, notes, strict=strict, where=f"{path}: record {number}")) is not None:
+            yield text
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    with needs_extra("data", what=f"{path}: reading ArrayRecord"):
+        from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        count = reader.num_records()
+        if not reader.ok():  # a damaged file claims to hold no records
+            raise UserError(f"{path}: is no ArrayRecord file, or is cut off.")
+        step = max(1, min(MOST_RECORDS, BATCH_BYTES * count // path.stat().st_size))
+        for start in range(0, count, step):
+            yield from reader.read(start, min(start + step, count))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: cannot be read as ArrayRecord: {error}.") from None
+    finally:
+        if reader.ok():  # closing a damaged one is an error again
+            reader.close()
+
+
+def _is_json(record: bytes) -> bool:
+    try:
+        content = json.loads(record)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("text"), str)
+
+
+def _is_protocol_buffer(record: bytes) -> bool:
+    """Whether it begins as a `tf.train.Example` does: field 1, whose length is that of the rest."""
+    if not record.startswith(b"\n"):
+        return False
+    length, shift = 0, 0
+    for position, byte in enumerate(record[1:6], start=2):
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return length == len(record) - position
+    return False

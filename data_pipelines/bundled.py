@@ -1,0 +1,83 @@
+"""Text for everyone: what Python itself brings along, and tiny Shakespeare."""
+
+import importlib
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.documents import Notes, decoded
+from data_pipelines.downloads import Wanted, cache_directory, download
+from gptjax.errors import UserError
+
+TINY_SHAKESPEARE = Wanted(
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    size=1_115_394,
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+
+@dataclass(frozen=True)
+class Stdlib:
+    """The text that every Python brings along: its standard library's sources and its language reference.
+
+    Each module is one document, its docstrings where they stand, and so is each of pydoc's topics. Tests are left
+    out: they repeat what they test. The text differs between Python versions, so no expected loss can be pinned to it.
+    """
+
+    name: str = "stdlib"
+
+    def documents(self, notes: Notes) -> Iterator[str]:
+        root = Path(sysconfig.get_path("stdlib"))
+        modules = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py"))
+        kept = [path for name, path in modules if _belongs(name)]
+        if not kept:
+            raise UserError(f"source stdlib: this Python keeps no sources in {root}. Use another source.")
+        for path in kept:
+            yield decoded(path.read_bytes(), notes)
+        yield from _pydoc_topics(notes)
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "stdlib", "python": sys.version.split()[0], "platform": sys.platform}
+
+
+def _belongs(name: str) -> bool:
+    """Not installed packages, nor tests, nor files of this one build, nor the topics in the form of source."""
+    parts = name.split("/")
+    outside = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    return not outside & set(parts) and parts[0] != "pydoc_data" and not parts[-1].startswith("_sysconfigdata")
+
+
+def _pydoc_topics(notes: Notes) -> Iterator[str]:
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:  # some distributions leave it out
+        notes["language reference missing from this Python"] += 1
+        return
+    for _, topic in sorted(topics.items()):
+        yield topic
+
+
+@dataclass(frozen=True)
+class Shakespeare:
+    """The 1,115,394 characters of karpathy/char-rnn's tiny Shakespeare, fetched once and checked by its SHA-256."""
+
+    name: str = "shakespeare"
+
+    def documents(self, notes: Notes) -> Iterator[str]:
+        path = cache_directory() / "tinyshakespeare.txt"
+        if path.is_file() and TINY_SHAKESPEARE.difference(path):
+            path.unlink()
+        try:
+            download(TINY_SHAKESPEARE, path)
+        except UserError as error:
+            raise UserError(
+                f"source shakespeare: {error} Or bring the file here by other means and name it: "
+                "--source=PATH/input.txt. Offline, --source=stdlib always works."
+            ) from None
+        yield path.read_bytes().decode("utf-8")
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "shakespeare", "sha256": TINY_SHAKESPEARE.sha256}

@@ -1,0 +1,41 @@
+"""Give a tokenizer more special tokens: `python -m data_pipelines.extend_tokenizer --tokenizer=gpt2 --output=DIR`.
+
+The new ids follow the vocabulary and every text keeps its ids, so weights trained with the old tokenizer go on with the
+new one. GPT-2's 50,257 ids are usually stored in 50,304 rows: 47 special tokens fit without a larger table.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from data_pipelines.train_tokenizer import special_names
+from gptjax.errors import explained
+from gptjax.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class ExtendTokenizer:
+    """Add special tokens to a byte-level BPE and write it to OUTPUT/tokenizer.json."""
+
+    tokenizer: str
+    """`gpt2`, `gpt2:DIR`, a tokenizer.json or a directory with one."""
+    output: Path
+    """Directory that receives tokenizer.json."""
+    special_tokens: str = "chat"
+    """What to add, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names such as <|pad|>."""
+
+
+def extend(request: ExtendTokenizer) -> Tokenizer:
+    """Read, add, write; prints the ids of the special tokens."""
+    tokenizer = load_tokenizer(request.tokenizer).extended(special_names(request.special_tokens))
+    path = tokenizer.save(request.output)
+    print(f"{path}: {tokenizer.vocab_size:,} tokens")
+    for name, number in sorted(tokenizer.specials.items(), key=lambda item: item[1]):
+        print(f"  {name} {number:,}")
+    return tokenizer
+
+
+if __name__ == "__main__":
+    with explained():
+        extend(tyro.cli(ExtendTokenizer, prog="python -m data_pipelines.extend_tokenizer"))

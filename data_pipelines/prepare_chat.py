@@ -1,0 +1,53 @@
+"""Conversations to token shards with marks of what is scored: `python -m data_pipelines.prepare_chat --help`.
+
+    python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
+
+A line is `{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}`, with at
+most one system message, the first. Each conversation becomes a document in the template of `gptjax.chat`; scored is
+what the assistant says, with the end of its message. A tokenizer without the template's special tokens is given them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from data_pipelines.scored_shards import Example, Kind, PrepareScored, prepare_scored
+from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
+from gptjax.errors import explained
+from gptjax.manifest import Manifest
+from gptjax.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class PrepareChat(PrepareScored):
+    """Tokenise conversations into shards."""
+
+
+def prepare_chat(request: PrepareChat) -> Manifest:
+    """Do what is asked, unless it has been done; prints a summary."""
+    given = load_tokenizer(request.tokenizer)
+    tokenizer = given.extended(CHAT_TOKENS)
+    template = ChatTemplate(tokenizer)
+
+    def encode(messages: list[Message]) -> Example:
+        return Example(repr(messages), [template.conversation(messages)])
+
+    manifest = prepare_scored(request, Kind("chat", "conversations", check, encode), tokenizer)
+    if tokenizer.vocab_size > given.vocab_size:
+        print(
+            f"note: {' and '.join(CHAT_TOKENS)} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids."
+        )
+    return manifest
+
+
+def check(record: dict[str, Any], where: str) -> list[Message]:
+    """The messages of a record; raises `UserError` where they are not a conversation to learn from."""
+    messages = read_messages(record.get("messages"), where=f'{where}: "messages"')
+    check_turns(messages, where=where)
+    return messages
+
+
+if __name__ == "__main__":
+    with explained():
+        prepare_chat(tyro.cli(PrepareChat, prog="python -m data_pipelines.prepare_chat"))

@@ -1,0 +1,145 @@
+"""Sets that TensorFlow Datasets has prepared, read through its data sources and ArrayRecord, without TensorFlow.
+
+    tfds:lm1b                  the newest version, split train
+    tfds:wiki40b/en:1.3.0@train[:10%]    config, version, split or part of one
+
+They are found by their directories under `$TFDS_DATA_DIR` (`~/tensorflow_datasets`), so that also sets can be read
+whose builders would need TensorFlow. Preparing most sets does need it: `python -m data_pipelines.fetch tfds:lm1b`.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.documents import REPLACED_RECORDS, Notes, broken, decoded
+from data_pipelines.extras import needs_extra
+from gptjax.errors import UserError
+
+PREFIX = "tfds:"
+_SPEC = re.compile(r"tfds:(?P<set>\w+(?:/[\w.+-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?(?:@(?P<split>.+))?")
+_RECORDS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class TfdsSet:
+    """One split of a prepared set; the feature `text`, or the only feature of text."""
+
+    spec: str
+    set: str
+    version: str | None
+    split: str
+    strict: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.set.replace("/", "-")
+
+    def documents(self, notes: Notes) -> Iterator[str]:
+        records, feature = self._records, self._feature
+        for start in range(0, len(records), _RECORDS_AT_ONCE):
+            indices = list(range(start, min(start + _RECORDS_AT_ONCE, len(records))))
+            for number, record in zip(indices, records.__getitems__(indices), strict=True):
+                content = record[feature]
+                if isinstance(content, bytes):
+                    yield decoded(content, notes, note=REPLACED_RECORDS)
+                else:
+                    broken(f"{self.spec}: record {number}: {feature!r} is {content!r}.", notes, strict=self.strict)
+
+    def identity(self) -> dict[str, Any]:
+        """Full name and split, with names, sizes and times of all files of the set."""
+        files = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(self._directory.iterdir())
+        ]
+        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return {"source": self.spec, "set": self._builder.info.full_name, "names_sizes_times": digest}
+
+    @functools.cached_property
+    def _directory(self) -> Path:
+        root = data_directory() / self.set
+        versions = [path.parent for path in root.glob("*/dataset_info.json") if _version(path.parent.name)]
+        if self.version is not None:
+            versions = [path for path in versions if path.name == self.version]
+        if not versions:
+            which = f" in version {self.version}" if self.version else ""
+            raise UserError(
+                f"source {self.spec}: {self.set} is not prepared{which} under {data_directory()} "
+                "(TFDS_DATA_DIR names another directory). Prepare it once: python -m data_pipelines.fetch "
+                f"{PREFIX}{self.set}, which for most sets needs TensorFlow: pip install 'gptjax[tfds]'."
+            )
+        return max(versions, key=lambda path: _version(path.name))
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        tfds = tensorflow_datasets(self.spec)
+        return tfds.builder_from_directory(self._directory)
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        try:
+            return self._builder.as_data_source(split=self.split)
+        except NotImplementedError:
+            raise UserError(
+                f"source {self.spec}: {self._directory} holds {self._builder.info.file_format.value} files, which only "
+                "TensorFlow reads. Remove the directory and prepare the set as array_record: python -m "
+                f"data_pipelines.fetch {PREFIX}{self.set}."
+            ) from None
+        except ValueError as error:
+            raise UserError(f"source {self.spec}: split {self.split!r}: {error}") from None
+
+    @functools.cached_property
+    def _feature(self) -> str:
+        features = dict(self._builder.info.features)
+        texts = [name for name, feature in features.items() if type(feature).__name__ == "Text"]
+        if "text" in texts or len(texts) == 1:
+            return "text" if "text" in texts else texts[0]
+        raise UserError(f"source {self.spec}: wanted a feature text, or a single one of text; it has {features}.")
+
+
+def open_tfds(spec: str, *, strict: bool) -> TfdsSet:
+    """The source of a spec `tfds:NAME[/CONFIG][:VERSION][@SPLIT]`. Reads nothing yet."""
+    found = _SPEC.fullmatch(spec)
+    if not found:
+        raise UserError(
+            f"source {spec!r}: wanted tfds:NAME, such as tfds:lm1b, tfds:wiki40b/en or tfds:lm1b@train[:10%]."
+        )
+    return TfdsSet(spec, found["set"], found["version"], found["split"] or "train", strict=strict)
+
+
+def prepare_tfds(spec: str) -> Path:
+    """Download and generate a set as ArrayRecord, as its own builder does; returns its directory."""
+    source = open_tfds(spec, strict=False)
+    tfds = tensorflow_datasets(spec)
+    name = source.set if source.version is None else f"{source.set}:{source.version}"
+    try:
+        with needs_extra("tfds", what=f"preparing {spec}"):
+            builder = tfds.builder(name, data_dir=data_directory(), file_format="array_record")
+            builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError:
+        # Builders of the old style are not even listed where TensorFlow is missing.
+        hint = "" if importlib.util.find_spec("tensorflow") else " without TensorFlow; try pip install 'gptjax[tfds]'"
+        raise UserError(f"{spec}: TFDS knows no set {source.set!r}{hint}.") from None
+    except OSError as error:
+        raise UserError(f"{spec}: could not be prepared: {error}.") from None
+    return Path(builder.data_dir)
+
+
+def data_directory() -> Path:
+    """Where prepared sets lie: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+
+
+def tensorflow_datasets(spec: str) -> Any:
+    with needs_extra("data", what=f"source {spec}"):
+        import tensorflow_datasets as tfds
+    return tfds
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(map(int, name.split("."))) if re.fullmatch(r"\d+\.\d+\.\d+", name) else ()

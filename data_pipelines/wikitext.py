@@ -1,0 +1,54 @@
+"""WikiText's lines joined into articles: `wikitext:SOURCE`, where SOURCE gives its rows, or its whole files.
+
+The published rows are the lines of one long text, and a row that is empty stands for a line of one space. Here they
+become documents again, byte for byte the original, cut before each heading ` = Title = ` that follows a blank line.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipelines.documents import Notes, Source
+
+PREFIX = "wikitext:"
+_TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")
+"""One `=` on each side; sections inside an article have two or more, with spaces between."""
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+
+
+@dataclass(frozen=True)
+class Articles:
+    """The articles of WikiText, of which another source gives the lines."""
+
+    lines: Source
+
+    @property
+    def name(self) -> str:
+        return self.lines.name
+
+    def documents(self, notes: Notes) -> Iterator[str]:
+        article: list[str] = []
+        after_blank = True
+        for line in _lines(self.lines, notes):
+            if after_blank and _TITLE.fullmatch(line) and any(map(str.strip, article)):
+                # The blank line before a title belongs to it, as it stands in the original.
+                begin = [article.pop()] if not article[-1].strip() else []
+                yield "".join(article)
+                article = begin
+            article.append(line)
+            after_blank = not line.strip()
+        if article:
+            yield "".join(article)
+
+    def identity(self) -> dict[str, Any]:
+        return self.lines.identity() | {"joined": "wikitext articles"}
+
+
+def _lines(source: Source, notes: Notes) -> Iterator[str]:
+    """Line by line, each with its end, whether documents are single lines (rows) or whole files."""
+    for text in source.documents(notes):
+        if "\n" not in text:
+            yield f"{text or ' '}\n"
+        else:
+            yield from (line.group() for line in _LINE.finditer(text))

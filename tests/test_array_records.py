@@ -1,0 +1,66 @@
+"""Raw ArrayRecord files: text or JSON, and never protocol buffers taken for text."""
+
+import json
+from collections import Counter
+
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from data_pipelines.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
+from data_pipelines.documents import BROKEN, REPLACED_RECORDS
+from gptjax.errors import UserError
+
+TEXTS = ["one", "é☕\r\n", "", *(f"document {i}" for i in range(700))]
+
+
+def write(path, records):
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def test_text_or_json_is_decided_by_the_first_record(tmp_path):
+    notes = Counter()
+    plain = write(tmp_path / "a.array_record", [text.encode() for text in TEXTS])
+    as_json = write(tmp_path / "b.array_record", [json.dumps({"text": text}).encode() for text in TEXTS])
+    other = write(tmp_path / "c.array_record", [b'{"no": "text"}', b'{"text": "x"}'])
+    assert list(read_array_records(plain, notes, strict=True)) == TEXTS
+    assert list(read_array_records(as_json, notes, strict=True)) == TEXTS
+    assert list(read_array_records(other, notes, strict=True)) == ['{"no": "text"}', '{"text": "x"}']
+    assert notes == {READ_AS_TEXT: 2, READ_AS_JSON: 1}
+
+
+def test_broken_records(tmp_path):
+    notes = Counter()
+    path = write(tmp_path / "x.array_record", [b'{"text": "a"}', b'{"text": 1}', b"broken", b'{"text": "b"}'])
+    assert list(read_array_records(path, notes, strict=False)) == ["a", "b"]
+    assert notes[BROKEN] == 2
+    with pytest.raises(UserError, match=r"x\.array_record: record 2: wanted an object"):
+        list(read_array_records(path, notes, strict=True))
+    plain = write(tmp_path / "y.array_record", [b"caf\xe9"])
+    assert list(read_array_records(plain, notes, strict=True)) == ["caf\ufffd"]
+    assert notes[REPLACED_RECORDS] == 1
+
+
+@pytest.mark.parametrize("length", [5, 300])
+def test_protocol_buffers_are_not_text(tmp_path, length):
+    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    path = write(tmp_path / "x.array_record", [b"\n" + size + b"x" * length])
+    with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
+        list(read_array_records(path, Counter(), strict=False))
+    text = write(tmp_path / "y.array_record", [b"\n" + size + b"x" * (length + 1), b"\n"])
+    assert len(list(read_array_records(text, Counter(), strict=False))) == 2
+
+
+def test_damaged_files_are_errors(tmp_path):
+    whole = write(tmp_path / "x.array_record", [text.encode() * 100 for text in TEXTS]).read_bytes()
+    for name, content in [("cut", whole[: len(whole) // 2]), ("empty", b""), ("other", b"plain text" * 1000)]:
+        (tmp_path / f"{name}.array_record").write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}\.array_record: is no ArrayRecord file, or is cut off"):
+            list(read_array_records(tmp_path / f"{name}.array_record", Counter(), strict=False))
+    middle = len(whole) // 2
+    (tmp_path / "altered.array_record").write_bytes(whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
+    with pytest.raises(UserError, match=r"altered\.array_record: "):
+        list(read_array_records(tmp_path / "altered.array_record", Counter(), strict=False))

@@ -1,0 +1,94 @@
+"""The compression report counts what the tokenizers do, and compares them with the right one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.compression import Compression, compare, lines
+from data_pipelines.train_tokenizer import train_bpe
+from gptjax.errors import UserError
+from gptjax.tokenizer import load_tokenizer
+
+TALES = ["once upon a time there was a cat", "once upon a time é☕", " \n"]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Two texts and a tokenizer learnt from one of them."""
+    train_bpe(TALES * 5, vocab_size=280).save(tmp_path / "tok")
+    (tmp_path / "tales.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TALES))
+    (tmp_path / "noise.txt").write_text("zqx jvk <|endoftext|> 0123456789")
+    return tmp_path
+
+
+def request(given, **options):
+    sources = (str(given / "tales.jsonl"), str(given / "noise.txt"))
+    return Compression(**{"tokenizer": (str(given / "tok"),), "source": sources, "against": "bytes", **options})
+
+
+def test_every_number_is_what_the_tokenizers_say(given):
+    own = load_tokenizer(given / "tok")
+    rows = compare(request(given))
+    names = [("tales.jsonl", "bytes"), ("tales.jsonl", "tok"), ("noise.txt", "bytes"), ("noise.txt", "tok")]
+    assert [(Path(row.source).name, Path(row.tokenizer).name) for row in rows] == names
+    size, tokens = sum(len(text.encode()) for text in TALES[:2]), sum(len(own.encode(text)) for text in TALES[:2])
+    plain, learnt = rows[:2]
+    assert (plain.documents, plain.bytes, plain.tokens, plain.saved) == (2, size, size, 0)
+    assert (learnt.documents, learnt.bytes, learnt.tokens, learnt.vocab_size) == (2, size, tokens, 280)
+    assert learnt.bytes_per_token == size / tokens > 2
+    assert learnt.tokens_per_document == tokens / 2
+    assert learnt.saved == 1 - tokens / size
+    assert rows[3].saved < learnt.saved, "it knows the tales better than the noise"
+
+
+def test_the_one_compared_with_is_measured_once_and_first(given):
+    rows = compare(request(given, tokenizer=("bytes", str(given / "tok"), "bytes")))
+    assert [Path(row.tokenizer).name for row in rows] == ["bytes", "tok"] * 2
+    turned = compare(request(given, tokenizer=("bytes",), against=str(given / "tok")))
+    assert [Path(row.tokenizer).name for row in turned] == ["tok", "bytes"] * 2
+    assert turned[1].saved < 0
+
+
+def test_documents_are_read_until_there_is_enough(given):
+    assert [row.documents for row in compare(request(given, max_bytes=1))] == [1] * 4
+    assert [row.documents for row in compare(request(given, max_bytes=33))] == [2, 2, 1, 1]
+
+
+def test_what_is_printed(given):
+    rows = compare(request(given))
+    printed = list(lines(rows))
+    assert len(printed) == 2 * 4
+    assert printed[0].endswith(f"tales.jsonl: 2 documents, {rows[0].bytes} bytes")
+    assert printed[3].split() == [
+        rows[1].tokenizer,
+        *["280", str(rows[1].tokens), f"{rows[1].bytes_per_token:.3f}", f"{rows[1].tokens_per_document:.1f}"],
+        f"{rows[1].saved:+.1%}",
+    ]
+
+
+def test_wrong_requests(given):
+    (given / "blank.txt").write_text(" ")
+    for options, message in [
+        ({"source": (str(given / "blank.txt"),)}, r"blank\.txt: holds no text"),
+        ({"source": ()}, "at least one --tokenizer and one --source"),
+        ({"tokenizer": ("absent",)}, "tokenizer 'absent'"),
+        ({"max_bytes": 0}, "--max-bytes=0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            compare(request(given, **options))
+
+
+def test_the_command(given):
+    words = [f"--tokenizer={given / 'tok'}", "--against=bytes", f"--json={given / 'report.json'}"]
+    words += [f"--source={given / 'tales.jsonl'}", f"--source={given / 'noise.txt'}"]
+    command = [sys.executable, "-m", "data_pipelines.compression", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "saved: share of tokens against bytes" in done.stdout
+    report = json.loads((given / "report.json").read_text())
+    assert [row["tokens"] for row in report] == [row.tokens for row in compare(request(given))]
+    failed = subprocess.run([*command, f"--json={given}"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(f"error: --json={given} cannot be written: Is a directory")

@@ -1,0 +1,26 @@
+"""A missing package is named together with the extra that brings it."""
+
+import sys
+from collections import Counter
+
+import pytest
+
+from data_pipelines.extras import needs_extra
+from data_pipelines.sources import open_source
+from gptjax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("x.parquet", "pyarrow"), ("x.jsonl.zst", "pyarrow"), ("x.array_record", "array_record.python")],
+)
+def test_what_is_missing_is_named(tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).write_bytes(b"content")
+    with pytest.raises(UserError, match=rf"{name}: reading .* needs {package}.*pip install 'gptjax\[data\]'"):
+        next(open_source(str(tmp_path / name)).documents(Counter()))
+
+
+def test_other_errors_pass():
+    with pytest.raises(ZeroDivisionError), needs_extra("data", what="this"):
+        raise ZeroDivisionError

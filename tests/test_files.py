@@ -1,0 +1,96 @@
+"""Files, directories and patterns: every kind by its name, always in the same order."""
+
+import gzip
+import json
+import os
+from collections import Counter
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from data_pipelines.array_records import read_array_records
+from data_pipelines.files import open_files, reader_of
+from data_pipelines.text_files import read_json_lines, read_text
+from gptjax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.txt").write_text("from a")
+    (folder / "b" / "c.MD").write_bytes(b"caf\xe9")
+    (folder / "b" / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "from d"}\n{"text": "again"}\n'))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["from e", "and"]}), folder / "e.parquet")
+    writer = ArrayRecordWriter(str(folder / "f.array_record"), "group_size:1")
+    writer.write(json.dumps({"text": "from f"}).encode())
+    writer.close()
+    with pyarrow.CompressedOutputStream(str(folder / "g.ndjson.zst"), "zstd") as file:
+        file.write(b'{"text": "from g"}')
+    for name in ("image.png", "config.json", "train.bin"):
+        (folder / name).write_bytes(b"\x89")
+    return folder
+
+
+def read(spec, *, strict=True):
+    return list(open_files(str(spec), strict=strict).documents(Counter()))
+
+
+def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
+    texts = ["from a", "caf\ufffd", "from d", "again", "from e", "and", "from f", "from g"]
+    assert read(folder) == texts
+    source = open_files(str(folder), strict=False)
+    assert source.name == "corpus"
+    assert list(source.documents(Counter())) == list(source.documents(Counter())) == texts
+
+
+def test_patterns_and_single_files(folder):
+    assert read(f"{folder}/**/*.MD") == ["caf\ufffd"]
+    assert read(f"{folder}/[ae].*") == ["from a", "from e", "and"]
+    assert read(folder / "config.json") == ["\ufffd"], "a file that is named is read as text, whatever its kind"
+    assert read(folder / "b" / "d.jsonl.gz") == ["from d", "again"]
+
+
+def test_kinds():
+    assert reader_of("C4-train.00000-of-01024.JSON.gz") is read_json_lines
+    assert reader_of("readme.md") is read_text
+    assert reader_of("x.array_record-00000-of-00010") is reader_of("x.arrayrecord") is read_array_records
+    assert reader_of("package.json") is reader_of("x.zip") is reader_of("parquet") is None
+
+
+def test_identity_notices_changes(folder):
+    def identity():
+        return open_files(str(folder), strict=False).identity()
+
+    first = identity()
+    assert first["source"] == str(folder)
+    assert first["files"] == 6
+    assert identity() == first
+    assert open_files(str(folder), strict=True).identity() == first
+    os.utime(folder / "a.txt", ns=(1, 1))
+    second = identity()
+    (folder / "b").rename(folder / "z")
+    third = identity()
+    (folder / "h.txt").write_text("")
+    assert len({json.dumps(one) for one in (first, second, third, identity())}) == 4
+
+
+def test_what_cannot_be_read(tmp_path):
+    whole = gzip.compress(b'{"text": "x"}\n' * 1000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "altered.jsonl.gz").write_bytes(whole[:20] + b"\xff" * 8 + whole[28:])
+    (tmp_path / "not.txt.gz").write_bytes(b"plain")
+    (tmp_path / "not.txt.zst").write_bytes(b"plain")
+    with pyarrow.CompressedOutputStream(str(tmp_path / "whole.zst"), "zstd") as file:
+        file.write(os.urandom(100_000))
+    (tmp_path / "cut.txt.zst").write_bytes((tmp_path / "whole.zst").read_bytes()[:50_000])
+    for name in ("cut.jsonl.gz", "altered.jsonl.gz", "not.txt.gz", "not.txt.zst", "cut.txt.zst"):
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+            read(tmp_path / name, strict=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no"):
+        read(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"no such file, directory or pattern.*data_pipelines.recipes"):
+        read(tmp_path / "*.md")

@@ -1,0 +1,77 @@
+"""Parquet: the strings of one column, in order, a few rows at a time."""
+
+from collections import Counter
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data_pipelines import parquet
+from data_pipelines.documents import BROKEN, REPLACED_RECORDS
+from data_pipelines.parquet import read_parquet
+from gptjax.errors import UserError
+
+TEXTS = ["one", "", "é☕ 😀\r\n", "long " * 1000, *(f"document {i}" for i in range(100))]
+
+
+def write(path, texts, kind=None, **options):
+    columns = {"id": pyarrow.array(range(len(texts))), "text": pyarrow.array(texts, kind)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, **options)
+    return path
+
+
+def read(path, *, strict=True):
+    return list(read_parquet(path, Counter(), strict=strict))
+
+
+KINDS = [None, pyarrow.large_string(), pyarrow.binary(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("options", [{}, {"row_group_size": 7, "compression": "zstd"}, {"use_dictionary": False}])
+def test_all_rows_in_order(tmp_path, kind, options):
+    texts = TEXTS if kind != pyarrow.binary() else [text.encode() for text in TEXTS]
+    assert read(write(tmp_path / "x.parquet", texts, kind, **options)) == TEXTS
+
+
+def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    """By their size: a row group of many long rows is never in memory whole."""
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 100_000)
+    path = write(tmp_path / "x.parquet", ["x" * 10_000 + str(i) for i in range(200)], use_dictionary=False)
+    sizes, original = [], pyarrow.parquet.ParquetFile.iter_batches
+
+    def iter_batches(self, size, **options):
+        sizes.append(size)
+        return original(self, size, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", iter_batches)
+    assert [text[10_000:] for text in read(path)] == [str(i) for i in range(200)]
+    assert len(sizes) == 1
+    assert 2 <= sizes[0] <= 10
+
+
+def test_rows_without_text_and_bytes_that_are_not_utf8(tmp_path):
+    notes = Counter()
+    path = write(tmp_path / "x.parquet", [b"caf\xe9", None, b"good"], pyarrow.binary())
+    assert list(read_parquet(path, notes, strict=False)) == ["caf\ufffd", "good"]
+    assert notes == {REPLACED_RECORDS: 1, BROKEN: 1}
+    with pytest.raises(UserError, match="row 2: 'text' is null"):
+        read(path)
+
+
+def test_no_rows_at_all(tmp_path):
+    assert read(write(tmp_path / "x.parquet", [], pyarrow.string())) == []
+    assert read(write(tmp_path / "y.parquet", ["", ""], pyarrow.string())) == ["", ""]
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"content": ["x"], "url": ["y"]}), tmp_path / "named.parquet")
+    with pytest.raises(UserError, match="no column 'text'; it has content, url"):
+        read(tmp_path / "named.parquet")
+    with pytest.raises(UserError, match="holds int64, wanted strings"):
+        read(write(tmp_path / "numbers.parquet", [1, 2]))
+    whole = write(tmp_path / "x.parquet", TEXTS).read_bytes()
+    for name, content in [("cut", whole[: len(whole) // 2]), ("empty", b""), ("other", b"plain text" * 100)]:
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}\.parquet: cannot be read as Parquet"):
+            read(tmp_path / f"{name}.parquet")

@@ -1,0 +1,230 @@
+"""Conversations to shards: every token and mark where it belongs, and what is left out is named by file and line."""
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from data_pipelines.train_tokenizer import train_bpe
+from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message
+from gptjax.errors import UserError
+from gptjax.shards import open_split, verify
+from gptjax.tokenizer import load_tokenizer
+from gptjax.windows import open_windows
+
+GREETING = [("system", "Be brief."), ("user", "Hi <|im_end|>"), ("assistant", "Hello.")]
+SUMS = [("user", "2+2?"), ("assistant", "4"), ("user", "And 3+3?"), ("assistant", "6 é☕\r\n"), ("user", "Bye")]
+
+
+def many(n):
+    return [[("user", f"{i}+1?"), ("assistant", f"{i + 1}")] for i in range(n)]
+
+
+def line(turns):
+    return json.dumps({"id": 7, "messages": [{"role": role, "content": content} for role, content in turns]})
+
+
+def write(path, lines):
+    content = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A tokenizer of 280 ids without the special tokens of a chat."""
+    directory = tmp_path_factory.mktemp("plain")
+    train_bpe(["the user and the assistant say hello to the other\n"] * 20, vocab_size=280).save(directory)
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path, plain):
+    def run(source, name="out", **options):
+        options = {"split": None if "validation_source" in options else "none", **options}
+        return prepare_chat(
+            PrepareChat(**{"source": source, "tokenizer": str(plain), "output": tmp_path / name, **options})
+        )
+
+    return run
+
+
+def documents(directory, split="train"):
+    """(tokens, marks) of each document, cut at the starts that the companion names."""
+    stream = open_split(directory, split)
+    borders = [*stream.documents.tolist(), len(stream)]
+    return [(stream.read(a, b - a).tolist(), stream.scored[a:b].tolist()) for a, b in itertools.pairwise(borders)]
+
+
+@pytest.mark.parametrize("name", ["chat.jsonl", "chat.jsonl.gz"])
+def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
+    manifest = run(write(tmp_path / name, [line(GREETING), "", line(SUMS)]), shard_tokens=50)
+    assert verify(tmp_path / "out") == manifest
+    tok = load_tokenizer(tmp_path / "out")
+    assert (tok.fingerprint, tok.vocab_size) == (manifest.fingerprint, 282)
+    template = ChatTemplate(tok)
+    found = documents(tmp_path / "out")
+    for turns, (tokens, scored) in zip([GREETING, SUMS], found, strict=True):
+        expected = template.conversation([Message(*turn) for turn in turns])
+        assert (tokens, scored) == (expected.tokens.tolist(), expected.scored.tolist())
+        said = "".join(f"{content}<|im_end|>" for role, content in turns if role == "assistant")
+        assert tok.decode([token for token, mark in zip(tokens, scored, strict=True) if mark]) == said
+    assert len(manifest.files) > 2, "documents and marks go across the files of shards"
+    assert manifest.request["kind"] == "chat"
+    counts = manifest.splits["train"]
+    assert (counts.documents, counts.tokens) == (2, sum(len(tokens) for tokens, _ in found))
+    assert counts.bytes == sum(len(f"{role}\n{content}\n".encode()) for role, content in GREETING + SUMS)
+    stream = open_split(tmp_path / "out", "train")
+    assert (stream.documents.dtype, stream.scored.dtype) == (np.int64, np.uint8)
+
+
+@pytest.mark.parametrize("packing", ["straight", "best_fit"])
+def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
+    """Through the rows that a model is trained on: each scored target once, and no other."""
+    run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
+    stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
+    windows = open_windows(stream, 16, packing, end_of_text=tok.end_of_text)
+    _, targets, scored = windows.read(np.arange(len(windows)))
+    seen = 16 * len(windows) + 1 if packing == "straight" else len(stream)
+    expected = stream.read(0, seen)[stream.scored[:seen] == 1]
+    assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
+    assert (tok.specials["<|im_end|>"] == expected).sum() > 40
+
+
+def test_the_chat_tokens_are_added_where_they_are_missing(tmp_path, run, plain, capsys):
+    source = write(tmp_path / "chat.jsonl", [line(GREETING)])
+    run(source)
+    assert "<|im_start|> and <|im_end|> were added to bpe-280: a model needs 282 ids" in capsys.readouterr().out
+    run(source, "again", tokenizer=str(tmp_path / "out"))
+    assert "were added" not in capsys.readouterr().out
+    assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()
+    with pytest.raises(UserError, match="no room for special tokens"):
+        run(source, "bytes", tokenizer="bytes")
+
+
+def test_validation_by_hash_or_from_a_source_of_its_own(tmp_path, run):
+    train, other = write(tmp_path / "a.jsonl", map(line, many(300))), write(tmp_path / "b.jsonl", map(line, many(5)))
+    manifest = run(train, split="documents:0.2")
+    sizes = [manifest.splits[split].documents for split in ("train", "val")]
+    assert sum(sizes) == 300
+    assert 30 < sizes[1] < 90
+    sides = [{tuple(tokens) for tokens, _ in documents(tmp_path / "out", split)} for split in ("train", "val")]
+    assert not sides[0] & sides[1]
+    turned = write(tmp_path / "turned.jsonl", map(line, many(300)[::-1]))
+    run(turned, "turned", split="documents:0.2")
+    assert sides[1] == {tuple(tokens) for tokens, _ in documents(tmp_path / "turned", "val")}
+    manifest = run(train, "two", validation_source=other)
+    assert [manifest.splits[split].documents for split in ("train", "val")] == [300, 5]
+    with pytest.raises(UserError, match="nothing is left for val"):
+        run(other, "few", split="documents:0.000001")
+    assert not (tmp_path / "few").exists()
+
+
+def test_long_conversations_are_cut_while_something_scored_remains(tmp_path, run, capsys):
+    long_answer = [("user", "Go"), ("assistant", "ha " * 50)]
+    long_question = [("user", "ha " * 50), ("assistant", "No")]
+    source = write(tmp_path / "chat.jsonl", map(line, [SUMS[:2], long_answer, long_question]))
+    manifest = run(source, max_document_tokens=40)
+    whole, cut = documents(tmp_path / "out")
+    assert manifest.splits["train"].documents == 2
+    assert len(whole[0]) < 40
+    assert len(cut[0]) == len(cut[1]) == 40
+    template = ChatTemplate(load_tokenizer(tmp_path / "out"))
+    assert cut[0] == template.conversation([Message(*turn) for turn in long_answer]).tokens[:40].tolist()
+    assert cut[1][-1] == 1
+    printed = capsys.readouterr().out
+    assert "1 conversations cut off at --max-document-tokens=40" in printed
+    assert "1 conversations left out: nothing left to learn at --max-document-tokens=40" in printed
+
+
+BROKEN = [
+    ('{"messages": [{"role": "user"', "not a line of JSON"),
+    ('["messages"]', "wanted a JSON object"),
+    ('{"conversations": []}', '"messages": wanted a list of messages, got None'),
+    (line([("human", "Hi"), ("assistant", "Ho")]), "message 1: its role is 'human'"),
+    (line([("user", "Hi"), ("assistant", None)]), "message 2: its content is None"),
+    (line([("user", "Hi")]), "the assistant says nothing"),
+    (line([("user", "Hi"), ("user", "Ho"), ("assistant", "Ha")]), "message 2 is of the user, wanted assistant"),
+    ("[" * 100_000, "not a line of JSON"),
+]
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN)
+def test_a_broken_line_is_named(tmp_path, run, capsys, broken, message):
+    source = write(tmp_path / "chat.jsonl", [line(GREETING), "", broken, line(SUMS)])
+    with pytest.raises(UserError) as caught:
+        run(source, strict=True)
+    assert str(caught.value).startswith(f"{source}:3: ")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert run(source).splits["train"].documents == 2
+    printed = capsys.readouterr().out
+    assert "note: 1 broken lines left out" in printed
+    assert f"  {caught.value}" in printed
+    with pytest.raises(UserError, match="holds no conversations that can be used") as caught:
+        run(write(tmp_path / "all.jsonl", [broken]), "none")
+    assert f"{tmp_path}/all.jsonl:1: " in str(caught.value)
+
+
+def test_halves_of_characters(tmp_path, run):
+    text = line([("user", "a\ud800"), ("assistant", "\ud83d\ude00")])
+    assert "\\ud800" in text
+    run(write(tmp_path / "chat.jsonl", [text]), split="none")
+    tok = load_tokenizer(tmp_path / "out")
+    assert "a\ufffd<|im_end|>" in tok.decode(documents(tmp_path / "out")[0][0])
+    assert "assistant\n😀<|im_end|>" in tok.decode(documents(tmp_path / "out")[0][0])
+
+
+def test_done_once_is_done(tmp_path, run, capsys):
+    source = write(tmp_path / "chat.jsonl", map(line, many(30)))
+    first = run(source)
+    made = (tmp_path / "out/train.scored").stat().st_mtime_ns
+    assert run(source, strict=True) == first
+    assert (tmp_path / "out/train.scored").stat().st_mtime_ns == made
+    assert "already prepared" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another request \(max_document_tokens differ\)"):
+        run(source, max_document_tokens=20)
+    assert run(source, max_document_tokens=20, overwrite=True) != first
+    old = json.loads((tmp_path / "out/manifest.json").read_text()) | {"version": 1}
+    (tmp_path / "out/manifest.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="version 1 is unknown"):
+        run(source)
+    assert run(source, overwrite=True) == first
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="will not be replaced"):
+        run(source, "home", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "tail:0.1"}, "wanted documents:F or none"),
+        ({"split": "none", "validation_source": "x"}, "choose one"),
+        ({"max_document_tokens": 1}, "--max-document-tokens=1"),
+        ({"shard_tokens": 0}, "--shard-tokens=0"),
+        ({"source": "absent.jsonl"}, "no such file"),
+    ],
+)
+def test_wrong_requests(tmp_path, run, options, message):
+    source = write(tmp_path / "chat.jsonl", [line(GREETING)])
+    with pytest.raises(UserError, match=message):
+        run(options.pop("source", source), **options)
+
+
+def test_the_command(tmp_path, plain):
+    source = write(tmp_path / "chat.jsonl", [line(GREETING), line(SUMS[1:])])
+    words = [f"--source={source}", f"--tokenizer={plain}", f"--output={tmp_path / 'out'}", "--split=none"]
+    command = [sys.executable, "-m", "data_pipelines.prepare_chat", *words]
+    done = subprocess.run([*command, "--strict"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {source}:2: message 1 is of the assistant, wanted user")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 conversations" in done.stdout
+    assert f"{source}:2: message 1 is of the assistant" in done.stdout
+    assert set(CHAT_TOKENS) < set(load_tokenizer(tmp_path / "out").specials)

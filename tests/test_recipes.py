@@ -1,0 +1,107 @@
+"""Recipes name sources, tokenizers and cuts that exist, and say what to expect."""
+
+import io
+import subprocess
+import sys
+from collections import Counter
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hub_server import Hub, serving
+
+from data_pipelines.prepare import known_tokenizer
+from data_pipelines.recipes import RECIPES, open_recipe
+from data_pipelines.sources import open_source
+from data_pipelines.splits import Split
+
+NAMES = [
+    "fineweb_10b",
+    "fineweb_edu_10b",
+    "openwebtext",
+    "python_stdlib",
+    "shakespeare",
+    "shakespeare_char",
+    "tinystories",
+    "wikipedia",
+    "wikitext103",
+    "wikitext2",
+]
+
+
+def test_the_names():
+    assert sorted(RECIPES) == NAMES
+    assert open_recipe("stdlib") is None
+    assert open_recipe("books.jsonl") is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_is_understood(name):
+    recipe = open_recipe(name)
+    assert recipe.name == name
+    assert open_source(name).name == open_source(recipe.source).name
+    assert (recipe.split is None) != (recipe.validation_source is None)
+    if recipe.split is not None:
+        assert str(Split.parse(recipe.split)) == recipe.split
+    else:
+        assert open_source(recipe.validation_source).name == open_source(recipe.source).name
+        assert recipe.validation_source != recipe.source
+    assert recipe.tokenizer == "gpt2" or known_tokenizer(recipe.tokenizer) is None
+    assert 0 < recipe.val_tokens < recipe.train_tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cut_leaves_what_is_expected(name):
+    """By hash or by characters, about the fraction of the tokens that the split says."""
+    recipe = open_recipe(name)
+    if recipe.split is not None:
+        fraction = Split.parse(recipe.split).fraction
+        share = recipe.val_tokens / (recipe.val_tokens + recipe.train_tokens)
+        assert share == pytest.approx(fraction, rel=0.15)
+
+
+LAYOUTS = {
+    "openwebtext": ("Skylion007/openwebtext", ["plain_text/train-00001-of-00080", "plain_text/train-00000-of-00080"]),
+    "fineweb_10b": ("HuggingFaceFW/fineweb", ["sample/10BT/000_00000", "data/CC-MAIN-2013-20/000", "sample/100BT/x"]),
+    "tinystories": ("roneneldan/TinyStories", ["data/train-00000-of-00004-2d5a1467fff1081b", "data/validation-0-of-1"]),
+    "wikitext2": (
+        "Salesforce/wikitext",
+        ["wikitext-2-raw-v1/train-00000-of-00001", "wikitext-2-v1/train-0", "wikitext-2-raw-v1/validation-0-of-1"],
+    ),
+    "wikipedia": ("wikimedia/wikipedia", ["20231101.en/train-00000-of-00041", "20231101.de/train-00000-of-00020"]),
+}
+"""How the hub lays these sets out, with neighbours that are none of the recipe's."""
+CHOSEN = {"openwebtext": [1, 0], "tinystories": [0], "wikitext2": [0], "fineweb_10b": [0], "wikipedia": [0]}
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_of_a_repository_laid_out_as_the_hub_does_the_right_files_are_read(name, tmp_path, monkeypatch):
+    repository, paths = LAYOUTS[name]
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path))
+    files = {}
+    for path in paths:
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"text": [f"{path}\n"], "url": ["x"]}), buffer)
+        files[f"{path}.parquet"] = buffer.getvalue()
+    with serving(Hub(repository, {"README.md": b"", **files})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        texts = list(open_source(name).documents(Counter()))
+        assert texts == [f"{paths[i]}\n" for i in CHOSEN[name]]
+        if validation := open_recipe(name).validation_source:
+            assert [text.split("/")[1][:10] for text in open_source(validation).documents(Counter())] == ["validation"]
+
+
+def test_a_surprise_is_told():
+    recipe = open_recipe("tinystories")
+    assert recipe.surprise(470_000_000) == ""
+    said = "tinystories: 100,000,000 training tokens, though about 474,000,000 were expected."
+    assert recipe.surprise(100_000_000) == said
+    assert "600,000,000" in recipe.surprise(600_000_000)
+
+
+def test_the_list():
+    command = [sys.executable, "-m", "data_pipelines.recipes"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(name in printed for name in NAMES)
+    assert "9.04 G" in printed
+    assert "4.4 M, documents:0.0005" in printed

@@ -1,0 +1,75 @@
+"""Every source by its spec, all with the same promises: order, counted trouble, an identity in JSON."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from data_pipelines.bundled import Shakespeare, Stdlib
+from data_pipelines.documents import BROKEN
+from data_pipelines.files import Files
+from data_pipelines.hub import HubFiles
+from data_pipelines.sources import cache_directory, open_source
+from data_pipelines.tfds_sets import TfdsSet
+from data_pipelines.wikitext import Articles
+from gptjax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "name"),
+    [
+        ("stdlib", Stdlib, "stdlib"),
+        ("python_stdlib", Stdlib, "stdlib"),
+        ("shakespeare", Shakespeare, "shakespeare"),
+        ("shakespeare_char", Shakespeare, "shakespeare"),
+        ("hf:owner/name:*.parquet", HubFiles, "name"),
+        ("openwebtext", HubFiles, "openwebtext"),
+        ("wikitext103", Articles, "wikitext"),
+        ("wikitext:hf:owner/name", Articles, "name"),
+        ("tfds:wiki40b/en:1.3.0@train[:1%]", TfdsSet, "wiki40b-en"),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_spec_opens_without_reading_anything(spec, kind, name, strict):
+    source = open_source(spec, strict=strict)
+    assert type(source) is kind
+    assert source.name == name
+    inner = source.lines if isinstance(source, Articles) else source
+    assert getattr(inner, "strict", strict) == strict
+
+
+def test_strict_reaches_the_files(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n\n{"text": "cut\n{"text": "b"}\n')
+    for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
+        notes = Counter()
+        assert "".join(open_source(spec).documents(notes)).replace("\n", "") == "ab"
+        assert notes == {BROKEN: 1}
+        with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
+            list(open_source(spec, strict=True).documents(Counter()))
+
+
+def test_identities_are_json_and_differ(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    specs = ["stdlib", "shakespeare", str(tmp_path), f"{tmp_path}/a.txt", f"wikitext:{tmp_path}"]
+    identities = [json.dumps(open_source(spec).identity()) for spec in specs]
+    assert len(set(identities)) == len(specs)
+
+
+def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikipedia").write_text("a file")
+    assert type(open_source("wikipedia")) is HubFiles
+    source = open_source("./wikipedia")
+    assert type(source) is Files
+    assert list(source.documents(Counter())) == ["a file"]
+
+
+@pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])
+def test_what_is_no_source_is_refused(spec):
+    with pytest.raises(UserError, match=r"^source '"):
+        open_source(spec)
+
+
+def test_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path))
+    assert cache_directory() == tmp_path

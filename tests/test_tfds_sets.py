@@ -1,0 +1,161 @@
+"""Sets that TFDS prepared, read without TensorFlow; prepared here by a builder that needs none."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is in the extras `data` and `dev`")
+
+from data_pipelines.documents import REPLACED_RECORDS  # noqa: E402
+from data_pipelines.fetch import Fetch, fetch  # noqa: E402
+from data_pipelines.sources import open_source  # noqa: E402
+from data_pipelines.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
+from gptjax.errors import UserError  # noqa: E402
+
+
+class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
+    """Stories; in the config `two` under another name, in `many` beside another text."""
+
+    VERSION = tfds.core.Version("1.10.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("plain", "two", "many")]  # noqa: RUF012
+
+    def _info(self):
+        names = {"plain": ("id", "text"), "two": ("story",), "many": ("a", "b")}[self.builder_config.name]
+        features = {name: tfds.features.Scalar(np.int64) if name == "id" else tfds.features.Text() for name in names}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, downloads):
+        return {"train": self._generate_examples(100), "test": self._generate_examples(3)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            text = b"caf\xe9" if i == 7 else f"story {i} é\r\n".encode()
+            yield i, {name: i if name == "id" else text for name in self.info.features}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(directory))
+        for name in ("plain", "two", "many"):
+            prepare_tfds(f"tfds:gptjaxtales/{name}")
+    return directory
+
+
+@pytest.fixture
+def there(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+
+
+def story(i):
+    return "caf\ufffd" if i == 7 else f"story {i} é\r\n"
+
+
+def test_a_set_by_name(there):
+    notes = Counter()
+    source = open_source("tfds:gptjaxtales/plain")
+    assert list(source.documents(notes)) == [story(i) for i in range(100)]
+    assert notes == {REPLACED_RECORDS: 1}
+    assert source.name == "gptjaxtales-plain"
+    assert source.identity()["set"] == "gptjaxtales/plain/1.10.0"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("gptjaxtales/plain@test", range(3)),
+        ("gptjaxtales/plain:1.10.0@train[:10%]", range(10)),
+        ("gptjaxtales/plain@test+train[98:]", [0, 1, 2, 98, 99]),
+        ("gptjaxtales/two@test", range(3)),
+    ],
+)
+def test_splits_versions_and_the_only_text(there, spec, expected):
+    assert list(open_tfds(f"tfds:{spec}", strict=True).documents(Counter())) == [story(i) for i in expected]
+
+
+def test_tensorflow_and_jax_stay_asleep(there):
+    program = (
+        "import sys; from collections import Counter; from data_pipelines.sources import open_source\n"
+        "assert next(open_source('tfds:gptjaxtales/two').documents(Counter())).startswith('story 0')\n"
+        "assert not {'tensorflow', 'jax'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_newest_version_is_taken(there, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for version in ("1.9.0", "1.10.0", "old"):
+        (tmp_path / "x" / version).mkdir(parents=True)
+        (tmp_path / "x" / version / "dataset_info.json").touch()
+    assert open_tfds("tfds:x", strict=False)._directory == tmp_path / "x" / "1.10.0"
+    assert open_tfds("tfds:x:1.9.0", strict=False)._directory == tmp_path / "x" / "1.9.0"
+
+
+def test_what_is_not_prepared_says_how(there):
+    for spec in ("tfds:lm1b", "tfds:gptjaxtales/plain:2.0.0"):
+        with pytest.raises(UserError, match=r"not prepared.*TFDS_DATA_DIR.*fetch tfds:.*TensorFlow: pip install"):
+            next(open_source(spec).documents(Counter()))
+    for spec in ("tfds:", "tfds:a b", "tfds:x:1", "tfds:../x"):
+        with pytest.raises(UserError, match="wanted tfds:NAME"):
+            open_source(spec)
+    with pytest.raises(UserError, match=r"split 'absent': .*\['train', 'test'\]"):
+        next(open_source("tfds:gptjaxtales/plain@absent").documents(Counter()))
+    with pytest.raises(UserError, match="wanted a feature text, or a single one"):
+        next(open_source("tfds:gptjaxtales/many").documents(Counter()))
+
+
+def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
+    """The format is what dataset_info.json says of it; TFRecord is what TFDS makes when nothing is said."""
+    old = prepared / "gptjaxtales" / "plain" / "1.10.0"
+    new = tmp_path / "gptjaxtales" / "plain" / "1.10.0"
+    new.mkdir(parents=True)
+    for path in old.iterdir():
+        (new / path.name.replace("array_record", "tfrecord")).write_bytes(
+            path.read_bytes().replace(b"array_record", b"tfrecord")
+        )
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"tfrecord files, which only TensorFlow reads.*array_record"):
+        next(open_source("tfds:gptjaxtales/plain").documents(Counter()))
+
+
+def test_its_files_are_not_taken_for_text(there, prepared):
+    """Whoever names the files of a set, rather than the set, is told."""
+    for spec in (prepared, f"{prepared}/gptjaxtales/plain/1.10.0/*train*"):
+        with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
+            list(open_source(str(spec)).documents(Counter()))
+
+
+def test_preparing(there, prepared, capsys):
+    directory = fetch(Fetch("tfds:gptjaxtales/two"))
+    assert directory == prepared / "gptjaxtales" / "two" / "1.10.0"
+    assert "now python -m data_pipelines.prepare --source=tfds:gptjaxtales/two" in capsys.readouterr().out
+    with pytest.raises(UserError, match="TFDS knows no set 'nosuchset'"):
+        prepare_tfds("tfds:nosuchset")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (ModuleNotFoundError("No module", name="tensorflow"), r"needs tensorflow.*pip install 'gptjax\[tfds\]'"),
+        (ConnectionError("no route"), "could not be prepared: no route"),
+    ],
+)
+def test_preparing_that_fails(there, monkeypatch, trouble, message):
+    def download_and_prepare(self):
+        raise trouble
+
+    monkeypatch.setattr(Gptjaxtales, "download_and_prepare", download_and_prepare)
+    with pytest.raises(UserError, match=f"tfds:gptjaxtales.*{message}"):
+        prepare_tfds("tfds:gptjaxtales")
+
+
+def test_the_directory(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    assert data_directory().name == "tensorflow_datasets"

@@ -1,0 +1,59 @@
+"""WikiText's rows become articles again, byte for byte."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from data_pipelines.sources import open_source
+from data_pipelines.wikitext import Articles
+
+ORIGINAL = (
+    " \n = Valkyria Chronicles = \n \n The game began . \n \n = = Gameplay = = \n \n Text with 1 = 1 = 1 . \n"
+    " = not after a blank line = \n \n = = = Deeper = = = \n \n"
+    " \n = ? = \n \n Short é . \n \n = 1 = 2 = \n \n Last . \n"
+)
+ARTICLES = [
+    ORIGINAL[: ORIGINAL.index(" \n = ? =")],
+    ORIGINAL[ORIGINAL.index(" \n = ? =") : ORIGINAL.index(" \n = 1 = 2")],
+    ORIGINAL[ORIGINAL.index(" \n = 1 = 2") :],
+]
+
+
+@dataclass
+class Given:
+    texts: list[str]
+    name: str = "given"
+
+    def documents(self, notes):
+        return iter(self.texts)
+
+    def identity(self):
+        return {"source": "given"}
+
+
+def rows(text):
+    """As published: every line with its end, and a blank one as an empty string."""
+    return ["" if not line.strip() else f"{line}\n" for line in text.split("\n")[:-1]]
+
+
+@pytest.mark.parametrize("texts", [rows(ORIGINAL), [row.rstrip("\n") for row in rows(ORIGINAL)], [ORIGINAL]])
+def test_rows_and_whole_files_become_the_same_articles(texts):
+    articles = list(Articles(Given(texts)).documents(Counter()))
+    assert articles == ARTICLES
+    assert "".join(articles) == ORIGINAL
+
+
+def test_no_title_and_no_text():
+    assert list(Articles(Given([])).documents(Counter())) == []
+    assert list(Articles(Given(["just text"])).documents(Counter())) == ["just text\n"]
+    assert list(Articles(Given(["one\ntwo"])).documents(Counter())) == ["one\ntwo"]
+
+
+def test_by_its_spec(tmp_path):
+    (tmp_path / "wiki.train.raw").write_bytes(ORIGINAL.encode())
+    plain = open_source(str(tmp_path / "wiki.train.raw"))
+    source = open_source(f"wikitext:{tmp_path}/wiki.train.raw")
+    assert list(source.documents(Counter())) == ARTICLES
+    assert source.name == plain.name == "wiki"
+    assert source.identity() != plain.identity()
