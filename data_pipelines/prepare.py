@@ -103,10 +103,10 @@ def prepare(request: Prepare) -> Manifest:
             except BaseException:
                 journal.forget_if_empty()
                 raise
-    _report(request, manifest, notes, seconds=time.perf_counter() - start)
-    if recipe is not None and recipe.tokenizer == manifest.tokenizer:
-        if surprise := recipe.surprise(manifest.splits["train"].tokens):
-            print(f"note: {surprise}")
+    _report(request, manifest, notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
+    expected = recipe is not None and recipe.tokenizer == manifest.tokenizer
+    if expected and (surprise := recipe.surprise(manifest.splits["train"].tokens)):
+        print(f"note: {surprise}")
     return manifest
 
 
@@ -307,7 +307,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: float) -> None:
+def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: float, resumed: bool) -> None:
     for name, count in manifest.splits.items():
         files = len(manifest.files_of(name))
         print(
@@ -317,9 +317,8 @@ def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: floa
     for note, times in sorted(notes.items()):
         print(f"note: {times:,} {note}")
     total = sum(count.bytes for count in manifest.splits.values())
-    print(
-        f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({total / 1e6 / seconds:.1f} MB/s)"
-    )
+    rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
+    print(f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")
 
 
 if __name__ == "__main__":

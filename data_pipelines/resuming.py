@@ -50,6 +50,7 @@ class Journal:
         self._directory, self._path = directory, directory / PROGRESS_NAME
         self._request = json.loads(json.dumps(request))
         self._next = time.monotonic() + SECONDS_BETWEEN_RECORDS
+        self.resumed = False
         content = _read(self._path)
         if content is not None and content.get("request") != self._request:
             changed = sorted(
@@ -72,7 +73,8 @@ class Journal:
         if not all(is_on_disk(self._directory, name, d.written, itemsize=itemsize) for name, d in found.splits.items()):
             _say(f"{self._directory}: files of an earlier run are missing or cut short.")
             found = Reached()
-        if found.position != START:
+        self.resumed = found.position != START
+        if self.resumed:
             tokens = sum(done.written.tokens for done in found.splits.values())
             print(f"going on after {found.position.documents:,} documents, {tokens:,} tokens", file=sys.stderr)
         known = {PROGRESS_NAME, FILE_NAME}
