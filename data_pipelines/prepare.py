@@ -104,9 +104,10 @@ def prepare(request: Prepare) -> Manifest:
                 journal.forget_if_empty()
                 raise
     _report(request, manifest, notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
-    expected = recipe is not None and recipe.tokenizer == manifest.tokenizer
-    if expected and (surprise := recipe.surprise(manifest.splits["train"].tokens)):
-        print(f"note: {surprise}")
+    if recipe is not None and recipe.tokenizer == manifest.tokenizer:
+        surprise = recipe.surprise(manifest.splits["train"].tokens)
+        if surprise:
+            print(f"note: {surprise}")
     return manifest
 
 
