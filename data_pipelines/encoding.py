@@ -1,12 +1,14 @@
 """Documents to tokens on all cores, in the order of the documents and in bounded memory.
 
 Workers are spawned, never forked (a fork of a process that has started JAX or threads may hang), and only when there is
-enough text to pay for their start. At most four batches a worker are under way, so a source of any size fits; only a
-single document must fit into memory several times.
+enough text to pay for their start. At most `BATCHES_A_WORKER` batches a worker are under way, and a large document
+travels in pieces: of a source of any size, only the document that is being read must fit into memory.
 """
 
 import itertools
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,54 +17,75 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.pieces import START, Parts, Piece, Position, pieces
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
-from gptjax.tokenizer import Tokenizer
+from gptjax.tokenizer import Tokenizer, replace_surrogates
 
 BATCH_CHARACTERS = 2**20
+BATCHES_A_WORKER = 4
 BATCHES_WORTH_A_POOL = 4
-
-Parts = Iterable[tuple[str, str]]
-"""(split, text) of one document after another."""
 
 
 class Encoded(NamedTuple):
-    """The tokens of some consecutive documents of one split, and how much text they stand for."""
+    """The tokens of consecutive text of one split; which of them begin documents; and its bytes of UTF-8."""
 
     split: str
     tokens: np.ndarray
-    documents: int
+    starts: np.ndarray
     bytes: int
 
 
-def encode_all(parts: Parts, tokenizer: Tokenizer, *, processes: int) -> Iterator[Encoded]:
-    """Encode every document; `<|endoftext|>` goes before each where the tokenizer has it."""
-    batches = _batches(parts)
+class Step(NamedTuple):
+    """What came next, at most one result for each split, and the place in the source up to which that goes."""
+
+    results: list[Encoded]
+    after: Position
+
+
+def encode_all(parts: Parts, tokenizer: Tokenizer, *, processes: int, start: Position = START) -> Iterator[Step]:
+    """Encode every document from `start` on; `<|endoftext|>` goes before each where the tokenizer has it."""
+    batches = _batches(pieces(parts, tokenizer, start=start))
     first = list(itertools.islice(batches, BATCHES_WORTH_A_POOL)) if processes > 1 else []
     if len(first) < BATCHES_WORTH_A_POOL:
         for batch in itertools.chain(first, batches):
-            yield from encode_batch(batch, tokenizer)
+            yield Step(encode_batch(batch, tokenizer), batch[-1].after)
     else:
         yield from _in_parallel(itertools.chain(first, batches), tokenizer, processes)
 
 
-def encode_batch(batch: list[tuple[str, str]], tokenizer: Tokenizer) -> list[Encoded]:
-    """Encode a few documents in this process; one result for each split among them."""
-    before = [] if tokenizer.end_of_text is None else [np.array([tokenizer.end_of_text], np.int32)]
-    results = []
-    for split in sorted({split for split, _ in batch}):
-        texts = [text for name, text in batch if name == split]
-        pieces = [piece for text in texts for piece in (*before, tokenizer.encode(text))]
-        tokens = np.concatenate(pieces).astype(token_dtype(tokenizer.vocab_size))
-        results.append(Encoded(split, tokens, len(texts), sum(len(text.encode()) for text in texts)))
-    return results
+def encode_batch(batch: list[Piece], tokenizer: Tokenizer) -> list[Encoded]:
+    """Encode a few pieces in this process; one result for each split among them."""
+    return [
+        _encode([piece for piece in batch if piece.split == split], tokenizer)
+        for split in sorted({piece.split for piece in batch})
+    ]
 
 
-def _batches(parts: Parts) -> Iterator[list[tuple[str, str]]]:
+def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Encoded:
+    dtype = token_dtype(tokenizer.vocab_size)
+    before = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)
+    parts, starts, length = [], [], 0
+    for piece in batch:
+        tokens = tokenizer.encode(piece.text).astype(dtype)
+        if piece.begins:
+            starts.append(length)
+            parts.append(before)
+        parts.append(tokens)
+        length += len(tokens) + len(before) * piece.begins
+    size = sum(_utf8_bytes(piece.text) for piece in batch)
+    return Encoded(batch[0].split, np.concatenate(parts), np.array(starts, np.int64), size)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(replace_surrogates(text).encode())
+
+
+def _batches(some: Iterable[Piece]) -> Iterator[list[Piece]]:
     batch, size = [], 0
-    for split, text in parts:
-        batch.append((split, text))
-        size += len(text)
+    for piece in some:
+        batch.append(piece)
+        size += len(piece.text)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -70,17 +93,18 @@ def _batches(parts: Parts) -> Iterator[list[tuple[str, str]]]:
         yield batch
 
 
-def _in_parallel(batches: Iterator[list[tuple[str, str]]], tokenizer: Tokenizer, processes: int) -> Iterator[Encoded]:
+def _in_parallel(batches: Iterator[list[Piece]], tokenizer: Tokenizer, processes: int) -> Iterator[Step]:
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker, initargs=(tokenizer,))
-    waiting: deque[Future[list[Encoded]]] = deque()
+    waiting: deque[tuple[Future[list[Encoded]], Position]] = deque()
     try:
         for batch in batches:
-            waiting.append(pool.submit(_encode_in_worker, batch))
-            if len(waiting) >= 4 * processes:
-                yield from waiting.popleft().result()
+            waiting.append((pool.submit(_encode_in_worker, batch), batch[-1].after))
+            del batch
+            if len(waiting) >= BATCHES_A_WORKER * processes:
+                yield _result(*waiting.popleft())
         while waiting:
-            yield from waiting.popleft().result()
+            yield _result(*waiting.popleft())
     except BrokenProcessPool:
         raise UserError(
             f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
@@ -88,6 +112,10 @@ def _in_parallel(batches: Iterator[list[tuple[str, str]]], tokenizer: Tokenizer,
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _result(future: "Future[list[Encoded]]", after: Position) -> Step:
+    return Step(future.result(), after)
 
 
 def refuse_in_worker() -> None:
@@ -104,7 +132,16 @@ _worker_tokenizer: Tokenizer
 def _start_worker(tokenizer: Tokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
-def _encode_in_worker(batch: list[tuple[str, str]]) -> list[Encoded]:
+def _leave_with_parent() -> None:
+    """A worker holds both ends of its queue, so it would wait for ever for a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(batch: list[Piece]) -> list[Encoded]:
     return encode_batch(batch, _worker_tokenizer)

@@ -6,10 +6,11 @@
     python -m data_pipelines.prepare --source=shakespeare --tokenizer=chars --split=tail:0.1 --output=data/shakespeare
 
 The output is a directory of shards with `manifest.json` and `tokenizer.json`; it appears when it is complete, and not
-before. The same request again finds it and stops.
+before. The same request again finds it and stops; killed before the end, it goes on where it was, to the same bytes.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -22,15 +23,20 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data_pipelines.encoding import Encoded, Parts, encode_all, refuse_in_worker
+from data_pipelines.encoding import Step, encode_all, refuse_in_worker
+from data_pipelines.lengths import limit_documents
+from data_pipelines.pieces import Parts
+from data_pipelines.recipes import open_recipe
+from data_pipelines.resuming import PROGRESS_NAME, Done, Journal, Reached
 from data_pipelines.sources import Notes, open_source
 from data_pipelines.splits import Corpus, Divided, Split, TwoSources
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.writing import SplitWriter, locked, replaced, sync
 from gptjax.errors import UserError, explained
-from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest, ShardFile, read_manifest
+from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest, read_manifest
 from gptjax.shards import open_split, token_dtype
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
+from gptjax.tokenizer_files import FILE_NAME
 
 DEFAULT_SPLIT = "documents:0.005"
 
@@ -41,10 +47,10 @@ class Prepare:
 
     source: str
     """A text or .jsonl file (plain or .gz), a directory, a quoted pattern, `stdlib` or `shakespeare`."""
-    tokenizer: str
-    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE`."""
     output: Path
     """Directory to make."""
+    tokenizer: str | None = None
+    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE`."""
     split: str | None = None
     """Validation: `documents:F` (by hash of the text; by default documents:0.005), `tail:F` (the last characters), or
     `none`."""
@@ -54,10 +60,16 @@ class Prepare:
     """Tokens in one file."""
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
+    max_document_tokens: int | None = None
+    """Longer documents go on as further documents of at most so many tokens, `<|endoftext|>` before each included."""
+    strict: bool = False
+    """Stop at the first broken record; by default broken ones are skipped, counted and reported."""
     overwrite: bool = False
     """Replace what an earlier, different request left in OUTPUT."""
 
     def __post_init__(self) -> None:
+        if self.max_document_tokens is not None and self.max_document_tokens < 2:
+            raise UserError(f"--max-document-tokens={self.max_document_tokens}: wanted at least 2.")
         if self.split is not None and self.validation_source is not None:
             raise UserError("--split and --validation-source are both given: choose one.")
         if self.shard_tokens < 1:
@@ -69,7 +81,10 @@ class Prepare:
 def prepare(request: Prepare) -> Manifest:
     """Do what is asked, unless it has been done; prints progress to stderr and a summary to stdout."""
     refuse_in_worker()
+    recipe = open_recipe(request.source)
+    request = completed(request)
     corpus = open_corpus(request)
+    assert request.tokenizer is not None
     known = known_tokenizer(request.tokenizer)
     record = describe(request, corpus, known)
     output = request.output.absolute()
@@ -80,31 +95,67 @@ def prepare(request: Prepare) -> Manifest:
             return manifest
         start = time.perf_counter()
         notes: Notes = Counter()
-        tokenizer = known or _learn(request.tokenizer, corpus)
-        with replaced(output) as directory:
-            manifest = _write(directory, request, record, corpus.parts(notes), tokenizer)
-    _report(request, manifest, notes, seconds=time.perf_counter() - start)
+        with replaced(output, keep=PROGRESS_NAME) as directory:
+            journal = Journal(directory, record)
+            try:
+                tokenizer = known or _learnt(directory, request.tokenizer, corpus)
+                manifest = _write(directory, request, record, corpus.parts(notes), tokenizer, journal)
+            except BaseException:
+                journal.forget_if_empty()
+                raise
+    _report(request, manifest, notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
+    if recipe is not None and recipe.tokenizer == manifest.tokenizer:
+        surprise = recipe.surprise(manifest.splits["train"].tokens)
+        if surprise:
+            print(f"note: {surprise}")
     return manifest
+
+
+def completed(request: Prepare) -> Prepare:
+    """The request with everything said that it leaves open: a recipe's name stands for its parts."""
+    if (recipe := open_recipe(request.source)) is not None:
+        own_cut = request.split is None and request.validation_source is None
+        request = dataclasses.replace(
+            request,
+            source=recipe.source,
+            tokenizer=request.tokenizer or recipe.tokenizer,
+            split=recipe.split if own_cut else request.split,
+            validation_source=recipe.validation_source if own_cut else request.validation_source,
+        )
+    if not request.tokenizer:
+        raise UserError("--tokenizer is not given: gpt2, bytes, chars, bpe:SIZE or a tokenizer.json.")
+    if request.split is None and request.validation_source is None:
+        return dataclasses.replace(request, split=DEFAULT_SPLIT)
+    return request
 
 
 def open_corpus(request: Prepare) -> Corpus:
     """The text that is asked for, divided as is asked for."""
-    source = open_source(request.source)
+    source = open_source(request.source, strict=request.strict)
     if request.validation_source is None:
         return Divided(source, Split.parse(request.split or DEFAULT_SPLIT))
-    return TwoSources(source, open_source(request.validation_source))
+    return TwoSources(source, open_source(request.validation_source, strict=request.strict))
 
 
 def describe(request: Prepare, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What decides the output, as JSON: two requests with the same description have the same result."""
     name = request.tokenizer if tokenizer is None else tokenizer.fingerprint
     how = {"tokenizer": name, "shard_tokens": request.shard_tokens, "format": MANIFEST_VERSION}
+    if request.max_document_tokens is not None:
+        how["max_document_tokens"] = request.max_document_tokens
     return corpus.identity() | how
 
 
 def known_tokenizer(spec: str) -> Tokenizer | None:
     """The tokenizer named, or None for one that is to be learnt from the text (`chars`, `bpe:SIZE`)."""
     return None if spec == "chars" or spec.startswith("bpe:") else load_tokenizer(spec)
+
+
+def _learnt(directory: Path, spec: str, corpus: Corpus) -> Tokenizer:
+    """Learn once: an earlier run's result lies in the directory."""
+    if not (directory / FILE_NAME).is_file():
+        sync(_learn(spec, corpus).save(directory))
+    return load_tokenizer(directory)
 
 
 def _learn(spec: str, corpus: Corpus) -> Tokenizer:
@@ -138,68 +189,103 @@ def _existing(output: Path, record: dict[str, Any], *, overwrite: bool) -> Manif
     return manifest
 
 
-@dataclass
-class _Total:
-    """One split while it is being written."""
+class _Splits:
+    """The splits while they are being written."""
 
-    writer: SplitWriter
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
+    def __init__(self, writers: dict[str, SplitWriter], request: Prepare, tokenizer: Tokenizer, so_far: Reached):
+        self.writers = writers
+        self.bytes = {name: so_far.splits.get(name, Done()).bytes for name in writers}
+        self.position = so_far.position
+        self._limit, self._end_of_text = request.max_document_tokens, tokenizer.end_of_text
 
-    def add(self, encoded: Encoded) -> None:
-        self.writer.append(encoded.tokens)
-        self.documents += encoded.documents
-        self.tokens += len(encoded.tokens)
-        self.bytes += encoded.bytes
+    def add(self, step: Step) -> None:
+        for encoded in step.results:
+            writer = self.writers[encoded.split]
+            tokens, starts = encoded.tokens, encoded.starts
+            if self._limit is not None:
+                unfinished = writer.tokens - writer.last_start
+                tokens, starts = limit_documents(
+                    tokens, starts, limit=self._limit, end_of_text=self._end_of_text, unfinished=unfinished
+                )
+            writer.append(tokens, starts)
+            self.bytes[encoded.split] += encoded.bytes
+        self.position = step.after
+
+    def reached(self) -> Reached:
+        splits = {name: Done(writer.written(), self.bytes[name]) for name, writer in self.writers.items()}
+        return Reached(self.position, splits)
+
+    def counts(self) -> dict[str, Counts]:
+        return {name: Counts(w.documents, w.tokens, self.bytes[name]) for name, w in self.writers.items()}
 
 
 class _Meter:
-    """The line that moves while encoding; silent where there is no terminal."""
+    """The line that moves while encoding; where there is no terminal, a line now and then."""
+
+    SECONDS_BETWEEN_LINES = 30
 
     def __init__(self) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        console, silent = Console(stderr=True), not sys.stderr.isatty()
-        self.progress = Progress(*columns, console=console, transient=True, disable=silent)
+        console, self.silent = Console(stderr=True), not sys.stderr.isatty()
+        self.progress = Progress(*columns, console=console, transient=True, disable=self.silent)
         self.task = self.progress.add_task("encoding", total=None)
-        self.start = time.perf_counter()
+        self.start = self.said = time.perf_counter()
+        self.before: tuple[int, int] | None = None  # what an earlier run did says nothing of this one's speed
 
-    def show(self, totals: list[_Total]) -> None:
-        megabytes, tokens = sum(t.bytes for t in totals) / 1e6, sum(t.tokens for t in totals) / 1e6
-        seconds = time.perf_counter() - self.start
-        rates = f"{megabytes / seconds:.1f} MB/s, {tokens / seconds:.2f} M tokens/s"
-        self.progress.update(self.task, description=f"{megabytes:,.1f} MB, {tokens:,.2f} M tokens  {rates}")
+    def show(self, counts: dict[str, Counts]) -> None:
+        size, tokens = sum(c.bytes for c in counts.values()), sum(c.tokens for c in counts.values())
+        self.before = self.before or (size, tokens)
+        now = time.perf_counter()
+        seconds = now - self.start
+        rates = [(done - before) / 1e6 / seconds for done, before in zip((size, tokens), self.before, strict=True)]
+        said = f"{size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens  {rates[0]:.1f} MB/s, {rates[1]:.2f} M tokens/s"
+        self.progress.update(self.task, description=said)
+        if self.silent and now - self.said >= self.SECONDS_BETWEEN_LINES:
+            self.said = now
+            print(said, file=sys.stderr, flush=True)
 
 
-def _write(directory: Path, request: Prepare, record: dict[str, Any], parts: Parts, tokenizer: Tokenizer) -> Manifest:
+def _write(
+    directory: Path, request: Prepare, record: dict[str, Any], parts: Parts, tokenizer: Tokenizer, journal: Journal
+) -> Manifest:
     dtype = token_dtype(tokenizer.vocab_size)
     names = ("train",) if request.split == "none" else ("train", "val")
-    totals: dict[str, _Total] = {}
-    meter = _Meter()
+    so_far = journal.reached(itemsize=dtype.itemsize)
     with contextlib.ExitStack() as stack:
-        for name in names:
-            writer = SplitWriter(directory, name, dtype=dtype, shard_tokens=request.shard_tokens)
-            totals[name] = _Total(stack.enter_context(writer))
+        writers = {
+            name: stack.enter_context(
+                SplitWriter(
+                    directory,
+                    name,
+                    dtype=dtype,
+                    shard_tokens=request.shard_tokens,
+                    after=so_far.splits.get(name, Done()).written,
+                )
+            )
+            for name in names
+        }
+        splits = _Splits(writers, request, tokenizer, so_far)
+        meter = _Meter()
         stack.enter_context(meter.progress)
-        for encoded in encode_all(parts, tokenizer, processes=request.processes or _cores()):
-            totals[encoded.split].add(encoded)
-            meter.show(list(totals.values()))
-    files: dict[str, ShardFile] = {}
-    for total in totals.values():
-        files |= total.writer.files
-    counts = {name: Counts(total.documents, total.tokens, total.bytes) for name, total in totals.items()}
-    _refuse_empty(request, counts)
+        meter.show(splits.counts())
+        for step in encode_all(parts, tokenizer, processes=request.processes or _cores(), start=so_far.position):
+            splits.add(step)
+            journal.record_if_due(splits.reached)
+            meter.show(splits.counts())
+        _refuse_empty(request, splits.counts())
     sync(tokenizer.save(directory))
     manifest = Manifest(
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         dtype=dtype.name,
-        splits=counts,
-        files=files,
+        splits=splits.counts(),
+        files={name: file for writer in writers.values() for name, file in writer.files.items()},
+        companions={name: file for writer in writers.values() for name, file in writer.companions.items()},
         request=record,
     )
     manifest.write(directory)
+    journal.close()
     return manifest
 
 
@@ -222,7 +308,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: float) -> None:
+def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: float, resumed: bool) -> None:
     for name, count in manifest.splits.items():
         files = len(manifest.files_of(name))
         print(
@@ -232,9 +318,8 @@ def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: floa
     for note, times in sorted(notes.items()):
         print(f"note: {times:,} {note}")
     total = sum(count.bytes for count in manifest.splits.values())
-    print(
-        f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({total / 1e6 / seconds:.1f} MB/s)"
-    )
+    rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
+    print(f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.prepare import Prepare, describe, known_tokenizer, open_corpus, prepare
+from data_pipelines.prepare import Prepare, completed, describe, known_tokenizer, open_corpus, prepare
 from data_pipelines.sources import cache_directory, open_source
 from gptjax.data import TokenShards
 
@@ -38,7 +38,7 @@ class Prepared(TokenShards):
 
 @functools.cache
 def _prepared(source: str, tokenizer: str, validation: str) -> Path:
-    request = Prepare(source=source, tokenizer=tokenizer, split=validation, output=cache_directory())
+    request = completed(Prepare(source=source, tokenizer=tokenizer, split=validation, output=cache_directory()))
     record = json.dumps(describe(request, open_corpus(request), known_tokenizer(tokenizer)), sort_keys=True)
     readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{open_source(source).name}-{Path(tokenizer).name}")
     output = cache_directory() / f"{readable}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"

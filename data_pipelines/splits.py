@@ -1,10 +1,13 @@
-"""Which text is for training and which for validation: decided by whole documents, before anything is tokenised."""
+"""Which text is for training and which for validation: decided by whole documents, before anything is tokenised.
+
+A document is let go of (`del`) before the next one is asked for: two large ones need not fit into memory at once.
+"""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from data_pipelines.sources import Notes, Source
 from gptjax.errors import UserError
@@ -47,7 +50,9 @@ class TwoSources:
 
     def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
         for name, source in (("train", self.train), ("val", self.validation)):
-            yield from ((name, text) for text in _not_blank(source, notes))
+            for text in _not_blank(source, notes):
+                yield name, text
+                del text
 
     def identity(self) -> dict[str, Any]:
         return self.train.identity() | {"validation": self.validation.identity()}
@@ -86,29 +91,54 @@ class Split:
     def parts(self, source: Source, notes: Notes) -> Iterator[tuple[str, str]]:
         """Yield (`train` or `val`, text) for every document that is not blank, in the order of the source."""
         documents = _not_blank(source, notes)
-        if self.kind == "tail":
-            return self._tail(documents, [len(text) for text in _not_blank(source, Counter())])
-        return ((self._by_hash(text), text) for text in documents)
+        return self._tail(documents, _size(source)) if self.kind == "tail" else self._hashed(documents)
 
-    def _by_hash(self, text: str) -> str:
-        share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-        return "val" if share < self.fraction else "train"
+    def _hashed(self, documents: Iterator[str]) -> Iterator[tuple[str, str]]:
+        for text in documents:
+            share = 1.0 if self.kind == "none" else int.from_bytes(_sha256(text)[:8], "big") / 2**64
+            yield "val" if share < self.fraction else "train", text
+            del text
 
-    def _tail(self, documents: Iterator[str], lengths: list[int]) -> Iterator[tuple[str, str]]:
-        cut = int(sum(lengths) * (1 - self.fraction))
-        begin = 0
-        for number, text in enumerate(documents, start=1):
-            if len(lengths) == 1:
+    def _tail(self, documents: Iterator[str], size: "_Size") -> Iterator[tuple[str, str]]:
+        cut = int(size.characters * (1 - self.fraction))
+        number = begin = 0
+        for text in documents:
+            number += 1  # noqa: SIM113  `enumerate` would hold the text
+            if size.documents == 1:
                 yield "train", text[:cut]
                 yield "val", text[cut:]
                 return
-            yield "train" if begin < cut and number < len(lengths) else "val", text
-            begin += len(text)
+            begin, before = begin + len(text), begin
+            yield "train" if before < cut and number < size.documents else "val", text
+            del text
+
+
+class _Size(NamedTuple):
+    documents: int
+    characters: int
+
+
+def _size(source: Source) -> _Size:
+    documents = characters = 0
+    for text in _not_blank(source, Counter()):
+        documents += 1
+        characters += len(text)
+        del text
+    return _Size(documents, characters)
+
+
+def _sha256(text: str) -> bytes:
+    """SHA-256 of the text's UTF-8, a part of it at a time."""
+    digest = hashlib.sha256()
+    for start in range(0, len(text), 2**20):
+        digest.update(text[start : start + 2**20].encode(errors="surrogatepass"))
+    return digest.digest()
 
 
 def _not_blank(source: Source, notes: Notes) -> Iterator[str]:
     for text in source.documents(notes):
-        if text.strip():
-            yield text
-        else:
+        if not text or text.isspace():
             notes[SKIPPED] += 1
+        else:
+            yield text
+        del text

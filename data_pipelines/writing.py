@@ -2,7 +2,8 @@
 
 The one idea: everything is written into a hidden neighbour (`.NAME.partial`), flushed to the disk, and moved into
 place by one rename at the end. Whoever holds the lock on `.NAME.lock` may write; a killed process loses its lock with
-its life, so what the next one finds in `.NAME.partial` is a leftover and is removed. The empty lock file stays.
+its life, so what the next one finds in `.NAME.partial` is a leftover: removed, or gone on with where it is known how
+far it was whole (`SplitWriter.written`). The empty lock file stays.
 """
 
 import contextlib
@@ -11,12 +12,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from gptjax.manifest import ShardFile
+from gptjax.manifest import Companion, ShardFile
 from gptjax.shards import HEADER_BYTES, file_sha256, shard_header
 
 
@@ -34,17 +36,23 @@ def locked(output: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced(output: Path) -> Iterator[Path]:
-    """Give an empty directory to fill; it becomes `output` (in place of an older one) unless the body raises."""
+def replaced(output: Path, *, keep: str | None = None) -> Iterator[Path]:
+    """Give a directory to fill; it becomes `output` (in place of an older one) unless the body raises.
+
+    The directory is empty, and removed when the body raises. With `keep`, it is left as it is found and after an error
+    as long as it holds a file of that name; the body sees to both.
+    """
     partial, old = (output.with_name(f".{output.name}.{what}") for what in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
+    shutil.rmtree(old, ignore_errors=True)
+    if keep is None or not (partial / keep).exists():
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
     try:
         yield partial
         sync(partial)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if keep is None or not (partial / keep).exists():
+            shutil.rmtree(partial, ignore_errors=True)
         raise
     if output.exists():
         os.rename(output, old)
@@ -62,17 +70,39 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Written:
+    """How far a split is on the disk: tokens and documents in all, the latter's last beginning, and shards finished."""
+
+    tokens: int = 0
+    documents: int = 0
+    last_start: int = 0
+    files: dict[str, ShardFile] = field(default_factory=dict)
+
+
 class SplitWriter:
     """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, each of `shard_tokens` tokens but the last.
 
-    Used as a context; when it ends without an error, `files` lists what was written.
+    Where documents begin goes to `SPLIT.documents`, if it is said. Used as a context; when it ends without an error,
+    `files` and `companions` list what was written. With `after`, what `written` once returned in the same directory,
+    writing goes on from there, and whatever was written later is forgotten.
     """
 
-    def __init__(self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int) -> None:
-        self.files: dict[str, ShardFile] = {}
+    def __init__(
+        self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int, after: Written | None = None
+    ) -> None:
+        after = after or Written()
+        self.files: dict[str, ShardFile] = dict(after.files)
+        self.companions: dict[str, Companion] = {}
+        self.tokens, self.documents, self.last_start = after.tokens, after.documents, after.last_start
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
+        self._count = after.tokens - sum(file.tokens for file in after.files.values())
         self._file: IO[bytes] | None = None
-        self._count = 0
+        self._starts: IO[bytes] | None = None
+        if self._count:
+            self._file = _reopened(self._path, HEADER_BYTES + self._count * dtype.itemsize)
+        if self.documents:
+            self._starts = _reopened(self._documents_path, 8 * self.documents)
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -80,20 +110,39 @@ class SplitWriter:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None:
             self._finish()
-        elif self._file is not None:
-            self._file.close()
+            self._finish_documents()
+        for file in (self._file, self._starts):
+            if file is not None:
+                file.close()
 
-    def append(self, tokens: np.ndarray) -> None:
+    def append(self, tokens: np.ndarray, starts: np.ndarray | None = None) -> None:
+        """Write tokens; `starts` are the places among them (ascending) at which documents begin."""
+        if starts is not None and len(starts):
+            if self._starts is None:
+                self._starts = self._documents_path.open("wb")
+            begins = (starts + self.tokens).astype("<i8")
+            self._starts.write(begins.tobytes())
+            self.documents += len(begins)
+            self.last_start = int(begins[-1])
+        self.tokens += len(tokens)
         while len(tokens):
             if self._file is None:
                 self._file = self._path.open("wb")
                 # The header follows when the count is known; until then the file is no shard.
                 self._file.write(bytes(HEADER_BYTES))
             head, tokens = tokens[: self._limit - self._count], tokens[self._limit - self._count :]
-            self._file.write(head.astype(self._dtype.newbyteorder("<")).tobytes())
+            self._file.write(head.astype(self._dtype.newbyteorder("<"), copy=False).data)
             self._count += len(head)
             if self._count == self._limit:
                 self._finish()
+
+    def written(self) -> Written:
+        """Wait until all that was appended is on the disk, and say how much that is."""
+        for file in (self._file, self._starts):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+        return Written(self.tokens, self.documents, self.last_start, dict(self.files))
 
     def _finish(self) -> None:
         if self._file is None:
@@ -107,6 +156,38 @@ class SplitWriter:
         self.files[path.name] = ShardFile(self._split, self._count, size, file_sha256(path))
         self._file, self._count = None, 0
 
+    def _finish_documents(self) -> None:
+        if self._starts is None:
+            return
+        self._starts.close()
+        path = self._documents_path
+        sync(path)
+        self.companions[path.name] = Companion(self._split, "documents", path.stat().st_size, file_sha256(path))
+
     @property
     def _path(self) -> Path:
         return self._directory / f"{self._split}_{len(self.files):06d}.bin"
+
+    @property
+    def _documents_path(self) -> Path:
+        return self._directory / f"{self._split}.documents"
+
+
+def _reopened(path: Path, size: int) -> IO[bytes]:
+    """A file to go on writing after its first `size` bytes."""
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def is_on_disk(directory: Path, split: str, written: Written, *, itemsize: int) -> bool:
+    """Whether what was once `written` is still all there, at least by the files' sizes."""
+    count = written.tokens - sum(file.tokens for file in written.files.values())
+    wanted = {name: file.bytes for name, file in written.files.items()}
+    if count:
+        wanted[f"{split}_{len(written.files):06d}.bin"] = HEADER_BYTES + count * itemsize
+    if written.documents:
+        wanted[f"{split}.documents"] = 8 * written.documents
+    paths = {directory / name: size for name, size in wanted.items()}
+    return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_NAME, AnyPath, Counts, Manifest, read_manifest
+from gptjax.manifest import MANIFEST_NAME, AnyPath, Companion, Counts, Manifest, read_manifest
 
 Format = Literal["shards", "raw-uint16"]
 HEADER_BYTES = 1024
@@ -205,6 +205,11 @@ class TokenStream:
             rows[row] = self.read(int(starts[row]), length)
         return rows
 
+    def spans(self) -> list[tuple[Path, int, int]]:
+        """For each file its first token's place in the split, and the place after its last."""
+        ends = self._ends.tolist()
+        return list(zip(self.paths, [0, *ends[:-1]], ends, strict=True))
+
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
         """The tokens at these positions, in their order."""
         if len(self._shards) == 1:
@@ -248,7 +253,9 @@ def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> 
     identity = _identity(manifest, split)
     stream = TokenStream(tuple(found), name=name, format=format, identity=identity, companions=companions)
     if manifest is not None:
-        _compare_counts(folder, manifest.splits[split], stream)
+        if stream.dtype != np.dtype(manifest.dtype):
+            raise UserError(f"{found[0]}: tokens are {stream.dtype}, {MANIFEST_NAME} says {manifest.dtype}.")
+        _compare_counts(manifest.splits[split], stream)
     return stream
 
 
@@ -277,13 +284,14 @@ def _check_size(path: Path, wanted: int) -> None:
         raise UserError(f"{path}: {size:,} bytes, but {MANIFEST_NAME} says {wanted:,}. Prepare the data again.")
 
 
-def _compare_counts(folder: Path, counts: Counts, stream: TokenStream) -> None:
+def _compare_counts(counts: Counts, stream: TokenStream) -> None:
     """Tokens, documents and marks are as many as the manifest says; the first and the last document begin inside."""
     found = [("tokens", len(stream), counts.tokens)]
     if (starts := stream.documents) is not None:
         found.append(("documents", len(starts), counts.documents))
         if len(starts) and not (starts[0] == 0 and 0 <= starts[-1] < len(stream)):
-            raise UserError(f"{folder}: the documents of {stream.name} do not begin inside it. Prepare the data again.")
+            where = stream.companions["documents"]
+            raise UserError(f"{where}: its documents do not begin inside the split. Prepare the data again.")
     if stream.scored is not None:
         found.append(("marks of scored tokens", len(stream.scored), counts.tokens))
     for what, number, wanted in found:
@@ -305,10 +313,34 @@ def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) ->
         _check_size(folder / name, file.bytes)
 
 
-def verify(directory: AnyPath) -> Manifest:
-    """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary.
+def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int | None = None) -> None:
+    """Raise unless every document of a split begins with the end-of-text id, or `each` so many of every file do.
 
-    Raises `UserError` at the first difference; returns the manifest.
+    A file that was made with another tokenizer gives itself away here, whatever its size. Without an index of
+    documents, or an id to look for, there is nothing to compare.
+    """
+    starts = stream.documents
+    if starts is None or end_of_text is None:
+        return
+    for path, begin, end in stream.spans():
+        first, last = np.searchsorted(starts, [begin, end])
+        step = 1 if each is None else max(1, (last - first) // each)
+        for chunk in range(first, last, step * 2**16):
+            places = np.asarray(starts[chunk : min(last, chunk + step * 2**16) : step])
+            wrong = np.flatnonzero(stream.take(places) != end_of_text)
+            if len(wrong):
+                raise UserError(
+                    f"{path}: token {places[wrong[0]] - begin:,} begins a document but is not the end-of-text id "
+                    f"{end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered; prepare the "
+                    "data again."
+                )
+
+
+def verify(directory: AnyPath) -> Manifest:
+    """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
+    documents in ascending order, marks of 0 and 1.
+
+    Raises `UserError` at the first difference; returns the manifest. What needs the tokenizer is `check_documents`.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
@@ -321,12 +353,35 @@ def verify(directory: AnyPath) -> Manifest:
         tokens = open_shard(folder / name)
         if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
             raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
-        if file_sha256(folder / name) != file.sha256:
-            raise UserError(f"{folder / name}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed.")
+        _check_sha256(folder / name, file.sha256)
         largest = max((int(part.max()) for _, part in _parts(tokens)), default=0)
         if largest >= manifest.vocab_size:
             raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
+    for name, companion in manifest.companions.items():
+        _check_size(folder / name, companion.bytes)
+        _check_sha256(folder / name, companion.sha256)
+        _check_companion(folder / name, companion, tokens=manifest.splits[companion.split].tokens)
     return manifest
+
+
+def _check_sha256(path: Path, wanted: str) -> None:
+    if file_sha256(path) != wanted:
+        raise UserError(f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed.")
+
+
+def _check_companion(path: Path, companion: Companion, *, tokens: int) -> None:
+    """Marks are 0 or 1; documents begin one after another, inside the split, each with at least a token."""
+    if companion.kind == "scored":
+        marks = _map(path, np.dtype(np.uint8), offset=0, count=companion.bytes)
+        if max((int(part.max()) for _, part in _parts(marks)), default=0) > 1:
+            raise UserError(f"{path}: has marks other than 0 and 1. Prepare the data again.")
+        return
+    starts = _map(path, np.dtype(np.int64), offset=0, count=companion.bytes // 8)
+    before = -1
+    for _, part in _parts(starts):
+        if (np.diff(part, prepend=before) <= 0).any() or part[-1] >= tokens:
+            raise UserError(f"{path}: the documents do not begin one after another inside the split. Prepare it again.")
+        before = part[-1]
 
 
 def file_sha256(path: AnyPath) -> str:
@@ -335,7 +390,7 @@ def file_sha256(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parts(tokens: Tokens, *, size: int = 2**24) -> Iterator[tuple[int, Tokens]]:
-    """(where it begins, some tokens): for looking at all of them without holding all."""
+def _parts(tokens: np.ndarray, *, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:
+    """(where it begins, some of them): for looking at all of them without holding all."""
     for start in range(0, len(tokens), size):
         yield start, tokens[start : start + size]

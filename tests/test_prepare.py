@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipelines import encoding, prepared, sources
-from data_pipelines.prepare import Prepare, prepare
+from data_pipelines import encoding, pieces, prepared, sources
+from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.prepared import Prepared
+from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
@@ -25,7 +27,7 @@ from gptjax.data import TokenShards
 from gptjax.errors import UserError
 from gptjax.manifest import read_manifest
 from gptjax.shards import open_split, verify
-from gptjax.tokenizer import load_tokenizer
+from gptjax.tokenizer import Chars, load_tokenizer
 
 WORDS = [
     "the",
@@ -115,17 +117,18 @@ def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
     for name, processes in [("one", 1), ("two", 2)]:
         run(source, tmp_path / name, bpe, split="documents:0.1", processes=processes)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["manifest.json", "tokenizer.json", "train_000000.bin", "val_000000.bin"]
+    shards, companions = ["train_000000.bin", "val_000000.bin"], ["train.documents", "val.documents"]
+    assert sorted(names) == sorted(["manifest.json", "tokenizer.json", *shards, *companions])
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch, bpe):
+def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
-    long = " " * 1_500_000
-    source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), f"a{long}b"])
-    with pytest.raises(UserError, match="million spaces"):
-        run(source, tmp_path / "out", bpe, processes=2)
+    Chars.from_text(documents(200)).save(tmp_path / "chars")
+    source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), "π"])
+    with pytest.raises(UserError, match=r"'π' \(U\+03C0\) is not among"):
+        run(source, tmp_path / "out", tmp_path / "chars", processes=2)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
 
 
@@ -154,6 +157,90 @@ def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
     monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
     assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
+
+
+def test_a_recipe_says_what_is_left_open(tmp_path):
+    def of(**options):
+        request = completed(Prepare(output=tmp_path, **options))
+        return request.source, request.tokenizer, request.split, request.validation_source
+
+    web, wikitext = open_recipe("openwebtext"), open_recipe("wikitext2")
+    assert of(source="openwebtext") == (web.source, "gpt2", "documents:0.0005", None)
+    assert of(source="openwebtext", tokenizer="bytes", split="none") == (web.source, "bytes", "none", None)
+    assert of(source="wikitext2") == (wikitext.source, "gpt2", None, wikitext.validation_source)
+    assert of(source="wikitext2", split="tail:0.1") == (wikitext.source, "gpt2", "tail:0.1", None)
+    assert of(source="x.txt", tokenizer="bytes") == ("x.txt", "bytes", "documents:0.005", None)
+    with pytest.raises(UserError, match="--tokenizer is not given"):
+        of(source="x.txt")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_large_documents_in_pieces(tmp_path, bpe, monkeypatch, processes):
+    """Encoded in pieces, on one process or on two, a document is what it is encoded whole."""
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 300)
+    texts = ["short\n", " ".join(documents(60)), "x", "".join(documents(30, seed=1))]
+    manifest = run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none", processes=processes)
+    tokenizer, stream = load_tokenizer(bpe), open_split(tmp_path / "out", "train")
+    expected = [tokenizer.encode(text) for text in texts]
+    assert stream.documents.tolist() == np.cumsum([0, *(len(ids) + 1 for ids in expected[:-1])]).tolist()
+    np.testing.assert_array_equal(
+        stream.read(0, len(stream)), np.concatenate([[tokenizer.end_of_text, *ids] for ids in expected])
+    )
+    assert manifest.splits["train"].bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_the_name_of_the_special_token_is_ordinary_text(tmp_path, bpe):
+    texts = ["<|endoftext|>", "a<|endoftext|><|endoftext|> b\r\n", "\ufeff<|endoftext|"]
+    run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none")
+    stream, tokenizer = open_split(tmp_path / "out", "train"), load_tokenizer(bpe)
+    ids = stream.read(0, len(stream))
+    assert np.flatnonzero(ids == tokenizer.end_of_text).tolist() == stream.documents.tolist()
+    ends = [*stream.documents[1:], len(ids)]
+    assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.documents, ends, strict=True)] == texts
+
+
+def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    texts = documents(50)
+    source = write_jsonl(tmp_path / "x.jsonl", texts)
+    run(source, tmp_path / "whole", bpe, split="none")
+    manifest = run(source, tmp_path / "out", bpe, split="none", max_document_tokens=20)
+    whole, cut = open_split(tmp_path / "whole", "train"), open_split(tmp_path / "out", "train")
+    ids, end = cut.read(0, len(cut)), load_tokenizer(bpe).end_of_text
+    assert np.diff(cut.documents, append=len(cut)).max() == 20
+    assert (ids[cut.documents] == end).all()
+    everything = whole.read(0, len(whole))
+    np.testing.assert_array_equal(ids[ids != end], everything[everything != end])
+    assert verify(tmp_path / "out") == manifest
+    assert manifest.splits["train"].documents == len(cut.documents) > len(texts)
+    with pytest.raises(UserError, match="max_document_tokens differ"):
+        run(source, tmp_path / "out", bpe, split="none", max_document_tokens=21)
+    with pytest.raises(UserError, match="wanted at least 2"):
+        Prepare(source=source, tokenizer="bytes", output=tmp_path, max_document_tokens=1)
+
+
+@pytest.mark.parametrize("split", ["documents:0.1", "none"])
+def test_only_the_document_that_is_read_is_in_memory(split):
+    """Beside it there is room for a few pieces, whatever its size, and not for the one before it."""
+    size = 12_000_000
+
+    class Large:
+        def documents(self, notes):
+            for word in ("alpha ", "beta ", "gamma "):
+                yield word * (size // len(word))
+
+    parts = Split.parse(split).parts(Large(), sources.Notes())
+    tracemalloc.start()
+    tokens = sum(
+        len(result.tokens)
+        for step in encoding.encode_all(parts, load_tokenizer("bytes"), processes=1)
+        for result in step.results
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tokens == 3 * size
+    assert peak < size + 10 * encoding.BATCH_CHARACTERS
 
 
 def test_splitting_by_documents_ignores_their_order(tmp_path):
@@ -344,7 +431,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     source = write_jsonl(tmp_path / "x.jsonl", ["x" * 2**20] * 4)
     script = f"""
 from pathlib import Path
-from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare import Prepare, completed, prepare
 prepare(Prepare(source={source!r}, tokenizer="bytes", split="none", processes=2, output=Path({str(tmp_path)!r}, "out")))
 """
     (tmp_path / "script.py").write_text(script)

@@ -152,7 +152,8 @@ def test_decoding_never_fails(tok):
 
 def test_a_run_of_spaces_too_long_for_tiktoken_is_explained(made):
     with pytest.raises(UserError, match="million spaces"):
-        made["gpt2-pattern"].encode(" " * 1_500_000)
+        made["gpt2-pattern"].encode(" " * 1_500_000 + "b")
+    assert made["gpt2-pattern"].decode(made["gpt2-pattern"].encode(" " * 1_500_000)) == " " * 1_500_000
 
 
 def test_vocabulary_and_merges_in_two_files(made, tmp_path):

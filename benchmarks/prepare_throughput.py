@@ -1,0 +1,117 @@
+"""How much of bare tiktoken's speed is left in `prepare`, and how much memory all of its processes take.
+
+    python benchmarks/prepare_throughput.py SOURCE [--copies=4] [--processes=2] [--tokenizer=gpt2]
+
+Prepares SOURCE's documents, as JSON lines, through the door: once, and so many `copies` more. The difference is what
+further text costs; starting processes and loading tokenizers is told apart. Then encodes the same text with tiktoken
+alone, in as many processes at once. The first ratio is of bytes a CPU second, all processes counted, which other work
+on the machine hardly changes; the second of bytes a second and core by the clock, starting included.
+Memory is the largest sum of proportional set sizes, looked at ten times a second; Linux only.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import tiktoken
+
+from data_pipelines.sources import open_source
+from gptjax.tokenizer import BPE, load_tokenizer
+
+
+def bare(texts: list[str], name: str) -> tuple[float, float]:
+    """CPU and wall seconds to encode all texts with tiktoken as it comes, and nothing else."""
+    tokenizer = load_tokenizer(name)
+    assert isinstance(tokenizer, BPE)
+    encoding = tiktoken.get_encoding("gpt2") if name == "gpt2" else tokenizer._tiktoken
+    encoding.encode_to_numpy("warm", disallowed_special=())
+    cpu, wall = time.process_time(), time.perf_counter()
+    for text in texts:
+        encoding.encode_to_numpy(text, disallowed_special=())
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def prepared(source: Path, output: Path, *, tokenizer: str, processes: int) -> tuple[float, float, int]:
+    """CPU and wall seconds of the whole command, and the peak of its processes' memory in bytes."""
+    command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={source}", f"--output={output}"]
+    options = [f"--tokenizer={tokenizer}", f"--processes={processes}", "--split=none"]
+    before, wall, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, sum(map(proportional_set_size, family(process.pid))))
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - wall
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall, peak
+
+
+def family(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [root]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def proportional_set_size(process: int) -> int:
+    """Bytes, a page that several share counted in equal parts; 0 for a process that is gone."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--tokenizer", default="gpt2")
+    arguments = parser.parse_args()
+    texts = [text for text in open_source(arguments.source).documents(Counter()) if text.strip()]
+    size, largest = sum(len(text.encode()) for text in texts), max(len(text.encode()) for text in texts)
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "texts.jsonl"
+        costs = []
+        for copies in (1, 1 + arguments.copies):
+            with source.open("w") as file:
+                for _ in range(copies):
+                    file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+            output, processes = Path(directory) / f"out{copies}", arguments.processes
+            costs.append(prepared(source, output, tokenizer=arguments.tokenizer, processes=processes))
+        # In as many processes at once, for two on the threads of one core hinder each other.
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            alone = [pool.submit(bare, texts, arguments.tokenizer) for _ in range(processes)]
+            alone_cpu, alone_wall = (
+                sum(times) / processes for times in zip(*(one.result() for one in alone), strict=True)
+            )
+    (first_cpu, _, _), (all_cpu, wall, peak) = costs
+    cpu, further, everything = all_cpu - first_cpu, arguments.copies * size, (1 + arguments.copies) * size
+    print(f"{size / 1e6:.1f} MB, the largest document {largest / 1e6:.1f} MB; once, and {arguments.copies} times more")
+    print(f"tiktoken: {size / 1e6 / alone_cpu:.2f} MB a CPU second, {size / 1e6 / alone_wall:.2f} MB/s by one")
+    print(f"prepare:  {further / 1e6 / cpu:.2f} MB a CPU second, {everything / 1e6 / wall:.2f} MB/s by all {processes}")
+    print(f"ratio:    {further / cpu / (size / alone_cpu):.3f} by CPU seconds, ", end="")
+    print(f"{everything / wall / processes / (size / alone_wall):.3f} by the clock and core")
+    print(f"starting: {first_cpu - cpu / arguments.copies:.1f} CPU seconds over all processes")
+    print(f"memory:   {peak / 1e6:.0f} MB at most over all processes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""How far a preparation has come, so that after a kill the same command goes on from there.
+
+The one idea: `progress.json`, replaced as a whole every few seconds, names a place in the corpus and what the files
+held there. Whatever was written later is cut off, the source is read up to that place without encoding, and everything
+that follows is as if nothing had happened: the same bytes.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.pieces import START, Position
+from data_pipelines.writing import Written, is_on_disk, sync
+from gptjax.manifest import ShardFile
+from gptjax.tokenizer_files import FILE_NAME
+
+PROGRESS_NAME = "progress.json"
+SECONDS_BETWEEN_RECORDS = 2.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What one split holds so far; `bytes` of UTF-8 text."""
+
+    written: Written = field(default_factory=Written)
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Everything before `position` in the corpus is in the files."""
+
+    position: Position = START
+    splits: dict[str, Done] = field(default_factory=dict)
+
+
+class Journal:
+    """The record of progress in a directory that is being filled.
+
+    Opening it empties the directory if its record is of another request, or of none; `request` is JSON.
+    """
+
+    def __init__(self, directory: Path, request: dict[str, Any]) -> None:
+        self._directory, self._path = directory, directory / PROGRESS_NAME
+        self._request = json.loads(json.dumps(request))
+        self._next = time.monotonic() + SECONDS_BETWEEN_RECORDS
+        self.resumed = False
+        content = _read(self._path)
+        if content is not None and content.get("request") != self._request:
+            changed = sorted(
+                key
+                for key in self._request | content["request"]
+                if self._request.get(key) != content["request"].get(key)
+            )
+            _say(f"{directory}: what an earlier run left is of another request ({', '.join(changed)} differ).")
+            content = None
+        if content is None:
+            shutil.rmtree(directory)
+            directory.mkdir()
+        self._found = _progress(content)
+        if content is None:
+            self.record(Reached())
+
+    def reached(self, *, itemsize: int) -> Reached:
+        """Where to go on; from the start, and saying so, if the files are not as recorded. Removes all other files."""
+        found = self._found
+        if not all(is_on_disk(self._directory, name, d.written, itemsize=itemsize) for name, d in found.splits.items()):
+            _say(f"{self._directory}: files of an earlier run are missing or cut short.")
+            found = Reached()
+        self.resumed = found.position != START
+        if self.resumed:
+            tokens = sum(done.written.tokens for done in found.splits.values())
+            print(f"going on after {found.position.documents:,} documents, {tokens:,} tokens", file=sys.stderr)
+        known = {PROGRESS_NAME, FILE_NAME}
+        for split, done in found.splits.items():
+            known |= {*done.written.files, f"{split}_{len(done.written.files):06d}.bin", f"{split}.documents"}
+        for path in self._directory.iterdir():
+            if path.name not in known:
+                path.unlink()
+        return found
+
+    def record(self, reached: Reached) -> None:
+        """Replace the record; what it speaks of is on the disk already."""
+        temporary = self._path.with_suffix(".tmp")
+        content = {"request": self._request, **asdict(reached)}
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, self._path)
+        self._next = time.monotonic() + SECONDS_BETWEEN_RECORDS
+
+    def record_if_due(self, reached: Callable[[], Reached]) -> None:
+        """Every few seconds, for asking for `reached` waits for the disk."""
+        if time.monotonic() >= self._next:
+            self.record(reached())
+
+    def forget_if_empty(self) -> None:
+        """Leave no record where nothing was done that a further run could use."""
+        if _progress(_read(self._path)).position == START and not (self._directory / FILE_NAME).is_file():
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """The directory is complete: the record has no place in it."""
+        self._path.unlink()
+
+
+def _say(what: str) -> None:
+    print(f"{what} Starting anew.", file=sys.stderr)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(content, dict) and content.keys() == {"request", "position", "splits"}
+    return content if known and isinstance(content["request"], dict) else None
+
+
+def _progress(content: dict[str, Any] | None) -> Reached:
+    if content is None:
+        return Reached()
+    splits = {}
+    for name, done in content["splits"].items():
+        files = {file: ShardFile(**fields) for file, fields in done["written"].pop("files").items()}
+        splits[name] = Done(Written(**done["written"], files=files), done["bytes"])
+    return Reached(Position(*content["position"]), splits)

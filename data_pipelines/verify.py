@@ -1,0 +1,51 @@
+"""Is a directory of shards what its manifest says? `python -m data_pipelines.verify data/books`
+
+Reads every byte. Prints a line for each split, and exits with 2 at the first file that is cut short, altered, or of
+another tokenizer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gptjax.data import TokenShards
+from gptjax.errors import UserError, explained
+from gptjax.manifest import Manifest
+from gptjax.shards import check_documents, open_split, verify
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compare every byte of prepared data with its manifest."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Directory with manifest.json."""
+
+
+def verify_directory(request: Verify) -> Manifest:
+    """Check files, companions and tokenizer.json; prints what was found whole, raises `UserError` at what was not."""
+    manifest = verify(request.directory)
+    tokenizer = TokenShards(path=str(request.directory)).vocabulary()
+    assert tokenizer is not None
+    if (tokenizer.vocab_size, tokenizer.name) != (manifest.vocab_size, manifest.tokenizer):
+        raise UserError(
+            f"{request.directory}/manifest.json: names {manifest.tokenizer} of {manifest.vocab_size} tokens, but "
+            f"tokenizer.json is {tokenizer.name} of {tokenizer.vocab_size}. Prepare the data again."
+        )
+    for split, counts in manifest.splits.items():
+        check_documents(open_split(request.directory, split), tokenizer.end_of_text)
+        files = len(manifest.files_of(split))
+        beside = ", ".join(sorted(companion.kind for companion in manifest.companions_of(split).values())) or "none"
+        print(
+            f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
+            f"file{'s' if files > 1 else ''}, companions: {beside}"
+        )
+    print(f"{request.directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
+    return manifest
+
+
+if __name__ == "__main__":
+    with explained():
+        verify_directory(tyro.cli(Verify, prog="python -m data_pipelines.verify"))

@@ -1,0 +1,56 @@
+"""Long documents go on as further documents: nothing lost, nothing longer than it may be."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.lengths import limit_documents
+
+END = 0
+
+
+def join(documents, end_of_text):
+    """A stream of documents, and where they begin."""
+    before = [] if end_of_text is None else [end_of_text]
+    whole = [np.array([*before, *document]) for document in documents]
+    ends = np.cumsum([len(document) for document in whole])
+    return np.concatenate(whole), np.array([0, *ends[:-1]])
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=30), min_size=1, max_size=8),
+    limit=st.integers(2, 12),
+    end_of_text=st.sampled_from([END, None]),
+    calls=st.lists(st.integers(0, 250), max_size=5),
+)
+def test_long_documents_go_on(documents, limit, end_of_text, calls):
+    """The same however the stream comes: it is divided at `calls`."""
+    room = limit - (end_of_text is not None)
+    wanted = join([d[i : i + room] for d in documents for i in range(0, len(d), room)], end_of_text)
+    tokens, starts = join(documents, end_of_text)
+    cuts = [0, *sorted(min(call, len(tokens)) for call in calls), len(tokens)]
+    made, made_starts, written, last = [], [], 0, 0
+    for begin, end in pairwise(cuts):
+        inside = starts[(starts >= begin) & (starts < end)] - begin
+        part = limit_documents(
+            tokens[begin:end], inside, limit=limit, end_of_text=end_of_text, unfinished=written - last
+        )
+        made.append(part.tokens)
+        made_starts.append(part.starts + written)
+        last = int(made_starts[-1][-1]) if len(part.starts) else last
+        written += len(part.tokens)
+    np.testing.assert_array_equal(np.concatenate(made), wanted[0])
+    np.testing.assert_array_equal(np.concatenate(made_starts), wanted[1])
+
+
+def test_short_documents_stay_as_they_are():
+    tokens, starts = np.array([0, 5, 5, 0, 7], np.uint16), np.array([0, 3])
+    same = limit_documents(tokens, starts, limit=3, end_of_text=0, unfinished=0)
+    assert same.tokens is tokens
+    assert same.starts is starts
+    cut = limit_documents(tokens, starts, limit=2, end_of_text=0, unfinished=0)
+    assert cut.tokens.tolist() == [0, 5, 0, 5, 0, 7]
+    assert cut.starts.tolist() == [0, 2, 4]
+    assert cut.tokens.dtype == np.uint16

@@ -1,0 +1,211 @@
+"""Killed anywhere, the same command goes on, and the bytes are those of a run that nobody killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines import encoding, pieces, resuming
+from data_pipelines import prepare as door
+from data_pipelines.pieces import Position
+from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.resuming import Done, Journal, Reached
+from data_pipelines.writing import SplitWriter
+from gptjax.errors import UserError
+from gptjax.shards import verify
+
+WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
+SMALL = {
+    (pieces, "PIECE_CHARACTERS"): 1000,
+    (encoding, "BATCH_CHARACTERS"): 2000,
+    (encoding, "BATCHES_WORTH_A_POOL"): 2,
+}
+CHILD = """
+import json, sys, time
+from pathlib import Path
+from data_pipelines import encoding, pieces, prepare as door, resuming
+from data_pipelines.prepare import Prepare, prepare
+
+def slowly(*args, **kwargs):  # so that there is something left to be killed
+    for step in encoding.encode_all(*args, **kwargs):
+        time.sleep(0.005)
+        yield step
+
+if __name__ == "__main__":
+    pieces.PIECE_CHARACTERS, encoding.BATCH_CHARACTERS, encoding.BATCHES_WORTH_A_POOL = 1000, 2000, 2
+    resuming.SECONDS_BETWEEN_RECORDS, door.encode_all = 0, slowly
+    options = json.loads(sys.argv[1])
+    prepare(Prepare(**options | {"output": Path(options["output"])}))
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(encoding.__file__).parents[1])}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Many small pieces and batches, with a record after each."""
+    for (module, name), value in SMALL.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(resuming, "SECONDS_BETWEEN_RECORDS", 0)
+
+
+@pytest.fixture
+def source(tmp_path):
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(5, 300))) + " é☕\r\n" for _ in range(60)]
+    texts[3:3], texts[90:90] = ["", " \n"], [" ".join(rng.choices(WORDS, k=20_000))]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def options_of(source, tokenizer="bpe:300", processes=1):
+    sizes = {"shard_tokens": 3000, "max_document_tokens": 700, "processes": processes}
+    return {"source": source, "tokenizer": tokenizer, "split": "documents:0.2", **sizes}
+
+
+def killed_until_done(tmp_path, source, *, kills, processes):
+    """Kill after a few records, again and again; then let it end. Returns how often it went on from a record."""
+    script, out, rng = tmp_path / "child.py", tmp_path / "killed", random.Random(kills)
+    record = tmp_path / ".killed.partial" / "progress.json"
+    script.write_text(CHILD)
+    options = json.dumps({**options_of(source, processes=processes), "output": str(out)})
+    resumed = 0
+    for turn in range(kills + 1):
+        process = subprocess.Popen(
+            [sys.executable, str(script), options], env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        seen, wanted = set(), rng.randrange(1, 7)
+        while turn < kills and len(seen) < wanted and process.poll() is None:
+            if record.exists():
+                seen.add(record.stat().st_mtime_ns)
+            time.sleep(0.002)
+        if turn < kills:
+            time.sleep(rng.random() * 0.03)
+            process.kill()
+        said = process.communicate(timeout=120)[1]  # ends when the workers have gone, too
+        resumed += b"going on after" in said
+        assert process.returncode in ((0, -signal.SIGKILL) if turn < kills else (0,)), said.decode()
+        if process.returncode == 0:
+            break
+        assert not out.exists()
+    return resumed
+
+
+def check_kills(tmp_path, source, *, kills, processes):
+    prepare(Prepare(**options_of(source), output=tmp_path / "whole"))
+    assert killed_until_done(tmp_path, source, kills=kills, processes=processes) >= kills / 3, "went on"
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert len(verify(tmp_path / "killed").files) > 3
+    left = {"texts.jsonl", "child.py", "whole", "killed", ".whole.lock", ".killed.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_killed_and_gone_on_with(tmp_path, source, small):
+    check_kills(tmp_path, source, kills=3, processes=1)
+
+
+def test_killed_with_its_workers(tmp_path, source, small):
+    check_kills(tmp_path, source, kills=1, processes=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_ten_times(tmp_path, source, small, processes):
+    Path(source).write_text(Path(source).read_text() * 5)
+    check_kills(tmp_path, source, kills=10, processes=processes)
+
+
+class Stop(Exception):
+    """A stand-in for any end that comes unasked."""
+
+
+def stopping(monkeypatch, after):
+    """Let encoding raise once so many batches have been written."""
+    encode_all = encoding.encode_all
+
+    def stopped(*args, **kwargs):
+        for number, step in enumerate(encode_all(*args, **kwargs)):
+            if number == after:
+                raise Stop
+            yield step
+
+    monkeypatch.setattr(door, "encode_all", stopped)
+
+
+@pytest.mark.parametrize("after", [0, 1, 14, 26])
+def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, after):
+    """In this process, so at exact places: a document's middle is one of them."""
+    options = options_of(source, "bytes")
+    prepare(Prepare(**options, output=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stopping(patch, after)
+        with pytest.raises(Stop):
+            prepare(Prepare(**options, output=tmp_path / "out"))
+    partial = tmp_path / ".out.partial"
+    assert partial.exists() == (after > 0), "nothing is left where nothing was done"
+    if after:
+        (partial / "train_000099.bin").write_text("whatever else a kill leaves behind")
+    prepare(Prepare(**options, output=tmp_path / "out"))
+    assert ("going on after" in capsys.readouterr().err) == (after > 0)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_another_request_starts_anew(tmp_path, source, small, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stopping(patch, 9)
+        with pytest.raises(Stop):
+            prepare(Prepare(**options_of(source, "bytes"), output=tmp_path / "out"))
+    changed = options_of(source, "bytes") | {"shard_tokens": 2000, "max_document_tokens": None}
+    prepare(Prepare(**changed, output=tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "of another request (max_document_tokens, shard_tokens differ). Starting anew." in said
+    assert "going on" not in said
+    prepare(Prepare(**changed, output=tmp_path / "whole"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_vocabulary_is_learnt_once(tmp_path, source, small, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopping(patch, 0)
+        with pytest.raises(Stop):
+            prepare(Prepare(**options_of(source), output=tmp_path / "out"))
+    monkeypatch.setattr(door, "train_bpe", None)
+    manifest = prepare(Prepare(**options_of(source), output=tmp_path / "out"))
+    assert manifest.tokenizer == "bpe-300"
+
+
+def test_files_that_are_gone_start_anew(tmp_path, capsys):
+    def opened():
+        return Journal(tmp_path / "partial", {"source": "x", "sizes": (1, 2)})
+
+    (tmp_path / "partial").mkdir()
+    journal = opened()
+    with SplitWriter(tmp_path / "partial", "train", dtype=np.dtype(np.uint16), shard_tokens=10) as writer:
+        writer.append(np.arange(14, dtype=np.uint16), np.array([0, 12]))
+        reached = Reached(Position(1, 3), {"train": Done(writer.written(), 20)})
+        journal.record(reached)
+        writer.append(np.arange(3, dtype=np.uint16))
+    assert opened().reached(itemsize=2) == reached
+    (tmp_path / "partial" / "train.documents").write_bytes(b"short")
+    assert opened().reached(itemsize=2) == Reached()
+    assert "missing or cut short. Starting anew." in capsys.readouterr().err
+    (tmp_path / "partial" / "progress.json").write_text("{")
+    assert opened().reached(itemsize=2) == Reached()
+    assert [path.name for path in (tmp_path / "partial").iterdir()] == ["progress.json"]
+
+
+def test_an_error_leaves_nothing_when_nothing_was_done(tmp_path, source):
+    with pytest.raises(UserError, match="such as bpe:1024"):
+        prepare(Prepare(source=source, tokenizer="bpe:many", output=tmp_path / "out"))
+    assert not (tmp_path / ".out.partial").exists()

@@ -1,0 +1,171 @@
+"""The door that reads every byte: what is whole is said, and what is not is named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines import verify as module
+from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.verify import Verify, verify_directory
+from gptjax.data import TokenShards
+from gptjax.errors import UserError
+from gptjax.manifest import Companion, read_manifest
+from gptjax.shards import HEADER_BYTES, file_sha256, open_shard, write_shard
+
+TEXTS = [f"Document {i}: " + "the cat sat on the mat. " * (i % 7 + 1) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    for name, size in (("one", 280), ("two", 300)):
+        train_bpe(TEXTS, vocab_size=size).save(folder / f"bpe-{name}")
+        source, tokenizer = str(folder / "x.jsonl"), str(folder / f"bpe-{name}")
+        request = Prepare(source=source, tokenizer=tokenizer, split="tail:0.2", shard_tokens=400, output=folder / name)
+        prepare(request)
+    return folder
+
+
+@pytest.fixture
+def directory(prepared, tmp_path):
+    """A copy to damage."""
+    for path in (prepared / "one").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def listed_anew(directory, name):
+    """Let the manifest agree with a file that was changed, as a careless hand would."""
+    content = json.loads((directory / "manifest.json").read_text())
+    kind = "files" if name in content["files"] else "companions"
+    content[kind][name]["sha256"] = file_sha256(directory / name)
+    (directory / "manifest.json").write_text(json.dumps(content))
+
+
+def test_what_is_whole_is_said(directory, capsys):
+    manifest = verify_directory(Verify(directory))
+    assert manifest == read_manifest(directory)
+    first, second, last = capsys.readouterr().out.splitlines()
+    counts = manifest.splits["train"]
+    assert first.startswith("train")
+    assert f"{counts.documents:,} documents" in first
+    assert f"{counts.tokens:,} tokens in {len(manifest.files_of('train'))} files, companions: documents" in first
+    assert second.startswith("val")
+    assert last == f"{directory}: whole, bpe-280, uint16"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["train_000001.bin", "val_000000.bin", "train.documents"])
+@pytest.mark.parametrize(
+    ("damage", "message"), [(cut, "bytes, but manifest"), (flip, "SHA-256|inside the split"), (Path.unlink, "missing")]
+)
+def test_damage_is_named(directory, name, damage, message):
+    damage(directory / name)
+    with pytest.raises(UserError, match=message) as caught:
+        verify_directory(Verify(directory))
+    assert name in str(caught.value)
+
+
+def test_documents_out_of_order(directory):
+    path = directory / "train.documents"
+    starts = np.frombuffer(path.read_bytes(), "<i8").copy()
+    starts[[3, 4]] = starts[[4, 3]]
+    path.write_bytes(starts.tobytes())
+    listed_anew(directory, path.name)
+    with pytest.raises(UserError, match=r"train\.documents: the documents do not begin one after another"):
+        verify_directory(Verify(directory))
+
+
+def test_documents_that_begin_elsewhere(directory):
+    path = directory / "train.documents"
+    starts = np.frombuffer(path.read_bytes(), "<i8").copy()
+    starts[-1] += 1
+    path.write_bytes(starts.tobytes())
+    listed_anew(directory, path.name)
+    with pytest.raises(UserError, match="begins a document but is not the end-of-text id 279"):
+        verify_directory(Verify(directory))
+
+
+def test_marks_are_0_or_1(directory):
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    tokens, path = manifest.splits["val"].tokens, directory / "val.scored"
+
+    def write(value):
+        marks = np.ones(tokens, np.uint8)
+        marks[5] = value
+        path.write_bytes(marks.tobytes())
+        manifest.companions[path.name] = Companion("val", "scored", tokens, file_sha256(path))
+        manifest.write(directory)
+
+    write(0)
+    verify_directory(Verify(directory))
+    write(2)
+    with pytest.raises(UserError, match=r"val\.scored: has marks other than 0 and 1"):
+        verify_directory(Verify(directory))
+
+
+def test_tokens_beyond_the_vocabulary(directory):
+    path = directory / "val_000000.bin"
+    tokens = np.array(open_shard(path))
+    tokens[7] = 280
+    write_shard(path, tokens)
+    listed_anew(directory, path.name)
+    with pytest.raises(UserError, match=r"val_000000\.bin: token 280 is outside the vocabulary of 280"):
+        verify_directory(Verify(directory))
+
+
+def test_a_shard_of_another_tokenizer_is_named_before_training(directory, prepared):
+    """Even one of the right size: its documents do not begin where, or as, the index says."""
+    name = "train_000001.bin"
+    (directory / name).write_bytes((prepared / "two" / name).read_bytes())
+    assert (directory / name).stat().st_size == HEADER_BYTES + 2 * 400
+    with pytest.raises(UserError, match="of another tokenizer, or altered") as caught:
+        TokenShards(path=str(directory)).vocabulary()
+    assert name in str(caught.value)
+    TokenShards(path=str(prepared / "one")).vocabulary()
+
+
+def test_a_shard_that_is_cut_off_is_named_before_training(directory):
+    cut(directory / "val_000000.bin")
+    with pytest.raises(UserError, match=r"val_000000\.bin: .*bytes, but manifest"):
+        TokenShards(path=str(directory)).vocabulary()
+
+
+def test_the_tokenizer_of_another_set(directory, prepared):
+    (directory / "tokenizer.json").write_bytes((prepared / "two" / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="not the tokenizer that made the shards"):
+        verify_directory(Verify(directory))
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers(directory):
+    content = json.loads((directory / "manifest.json").read_text())
+    content["vocab_size"] = 300
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"names bpe-280 of 300 tokens, but tokenizer\.json is bpe-280 of 280"):
+        verify_directory(Verify(directory))
+
+
+def test_the_door_names_the_file_and_exits_with_2(directory):
+    flip(directory / "val_000000.bin")
+    environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "data_pipelines.verify", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {directory}/val_000000.bin: its SHA-256 differs")
