@@ -75,8 +75,8 @@ class ValidationJudge:
             raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
         self.predicted = min(available, tokens or available)
         marks = stream.scored
-        self._counts = slice(None) if marks is None else np.flatnonzero(marks[1 : 1 + self.predicted] == 1)
-        self.scored = self.predicted if marks is None else len(self._counts)
+        self._marks = None if marks is None else np.asarray(marks[1 : 1 + self.predicted] == 1)
+        self.scored = self.predicted if self._marks is None else int(self._marks.sum())
         if self.scored == 0:
             raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
         self.bytes = self._count_bytes()
@@ -95,7 +95,8 @@ class ValidationJudge:
         tokenizer = self.material.tokenizer
         if tokenizer is None:
             return None
-        ids = self.stream.read(1, self.predicted)[self._counts]
+        ids = self.stream.read(1, self.predicted)
+        ids = ids if self._marks is None else ids[self._marks]
         if int(ids.max()) >= tokenizer.vocab_size:
             return None  # the model's own check names the token, once it is read
         return int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64))
