@@ -1,8 +1,16 @@
-"""How the numbers of a run look on a terminal."""
+"""What a run says on a terminal, and how its numbers look there."""
 
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+import jax
+
+
+def say(*lines: str) -> None:
+    """Print on the first process only."""
+    if jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)
 
 
 class Terminal:

@@ -7,20 +7,16 @@ import contextlib
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from gptjax import hardware, state
 from gptjax.attention import choose, obstacle
 from gptjax.batches import Batches, open_batches
-from gptjax.checkpoint import Checkpoint, Checkpoints, whole_steps
+from gptjax.checkpoint import Checkpoints, whole_steps
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.data import fingerprint, parts_of, shares, validation_of
 from gptjax.errors import UserError, explained
@@ -33,6 +29,8 @@ from gptjax.run import CHECKPOINTS, Run, held, started_from, write_files
 from gptjax.settings import config_source, differences, from_json, parse, to_json
 from gptjax.state import TrainState
 from gptjax.step import make_train_step
+from gptjax.stopping import Patience, Signals
+from gptjax.terminal import say
 from gptjax.tokenizer import Tokenizer
 
 PROG = "python -m gptjax.train"
@@ -76,7 +74,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
             with log.paused("compile"):
                 train_step = compiled_step(config, layout, current, batches)
             rows_of_step = batches.starting_at(start)
-            patience = Patience(config, checkpoints)
+            patience = Patience(checkpoints, steps=config.steps, limit=config.max_skipped)
             stopped = None
             for step in range(start, config.steps + 1):  # one more turn: the end needs no case of its own
                 stopped = signals.received(step)
@@ -244,60 +242,6 @@ def open_logbook(config: TrainConfig, layout: Layout, start: int) -> Logbook:
     )
 
 
-class Signals:
-    """Ctrl-C and SIGTERM, noticed between two steps; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self._caught: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        # Handlers can be set in the main thread only; several processes agree through JAX's own handler of SIGTERM.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self._caught is not None:
-            raise KeyboardInterrupt
-        self._caught = number
-        say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
-
-    def received(self, step: int) -> int | None:
-        """The signal to stop for before this step, agreed on by all processes."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            return signal.SIGTERM
-        return self._caught
-
-
-class Patience:
-    """Stops a run whose updates have not been finite for too long; reads each step's answer one step late."""
-
-    def __init__(self, config: TrainConfig, checkpoints: Checkpoints) -> None:
-        self._limit, self._steps, self._checkpoints = config.max_skipped, config.steps, checkpoints
-        self._before: dict[str, jax.Array] | None = None
-
-    def due(self, checkpoint: Checkpoint, step: int, current: TrainState) -> bool:
-        """Whether to save now: not while updates are being skipped, for the weights may be what is wrong."""
-        return checkpoint.due(step, steps=self._steps) and (step == self._steps or int(current.streak) == 0)
-
-    def check(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        before, self._before = self._before, metrics
-        if before is not None and int(before["streak"]) >= self._limit:
-            self._checkpoints.wait()  # one may be on its way to the disk
-            latest = self._checkpoints.latest
-            saved = "No checkpoint was saved" if latest is None else f"The last checkpoint is of step {latest}"
-            raise UserError(
-                f"the last {self._limit} updates, up to step {step}, had a loss or gradient that is not finite and "
-                f"were not made. {saved}. Lower the learning rate, clip gradients, or try --model.dtype=float32."
-            )
-
-
 def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list[tuple[Any, Judge]]) -> None:
     """What is about to run, in a few lines."""
     model = config.model
@@ -355,12 +299,6 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
         f"  evaluate  python -m gptjax.evaluate --checkpoint={run}",
         f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}",
     )
-
-
-def say(*lines: str) -> None:
-    """Print on the first process only."""
-    if jax.process_index() == 0:
-        print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

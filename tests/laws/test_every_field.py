@@ -32,7 +32,8 @@ from gptjax.optim import AdamW, Muon
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import to_json
 from gptjax.step import make_train_step
-from gptjax.train import Patience, fingerprints, opened_batches, prepared, resumed
+from gptjax.stopping import Patience
+from gptjax.train import fingerprints, opened_batches, prepared, resumed
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def logged(config, directory, capsys):
 def patience(config, directory):
     """Whether a run ends after four skipped updates in a row."""
     with Checkpoints(directory, config.checkpoint) as checkpoints:
-        watch = Patience(config, checkpoints)
+        watch = Patience(checkpoints, steps=config.steps, limit=config.max_skipped)
         for step in range(2):
             watch.check(step, {"streak": jnp.int32(4)})
 

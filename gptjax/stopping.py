@@ -1,0 +1,68 @@
+"""Why a run may end before its last step: somebody asks, or its updates stay undefined."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from gptjax.checkpoint import Checkpoint, Checkpoints
+from gptjax.errors import UserError
+from gptjax.state import TrainState
+from gptjax.terminal import say
+
+
+class Signals:
+    """Ctrl-C and SIGTERM, noticed between two steps; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self._caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        # Handlers can be set in the main thread only; several processes agree through JAX's own handler of SIGTERM.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self._caught is not None:
+            raise KeyboardInterrupt
+        self._caught = number
+        say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
+
+    def received(self, step: int) -> int | None:
+        """The signal to stop for before this step, agreed on by all processes."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            return signal.SIGTERM
+        return self._caught
+
+
+class Patience:
+    """Stops a run whose updates have not been finite for too long; reads each step's answer one step late."""
+
+    def __init__(self, checkpoints: Checkpoints, *, steps: int, limit: int) -> None:
+        self._limit, self._steps, self._checkpoints = limit, steps, checkpoints
+        self._before: dict[str, jax.Array] | None = None
+
+    def due(self, checkpoint: Checkpoint, step: int, current: TrainState) -> bool:
+        """Whether to save now: not while updates are being skipped, for the weights may be what is wrong."""
+        return checkpoint.due(step, steps=self._steps) and (step == self._steps or int(current.streak) == 0)
+
+    def check(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        before, self._before = self._before, metrics
+        if before is not None and int(before["streak"]) >= self._limit:
+            self._checkpoints.wait()  # one may be on its way to the disk
+            latest = self._checkpoints.latest
+            saved = "No checkpoint was saved" if latest is None else f"The last checkpoint is of step {latest}"
+            raise UserError(
+                f"the last {self._limit} updates, up to step {step}, had a loss or gradient that is not finite and "
+                f"were not made. {saved}. Lower the learning rate, clip gradients, or try --model.dtype=float32."
+            )
