@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from gptjax.layout import Layout, place
+from gptjax.layout import Layout
 from gptjax.shapes import Count, matrix_axes
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -140,11 +140,45 @@ class MatrixView:
 def _on_shares(
     iterate: Callable[[Matrices], Matrices], stack: Matrices, spec: PartitionSpec | None, layout: Layout
 ) -> Matrices:
-    """`iterate`, with the matrices (not their rows) divided over all devices: no product needs communication."""
-    if not layout.sharded:
+    """`iterate`, with the matrices (not their rows) divided over all devices: no product needs communication.
+
+    The way there is written out. Along an axis that shards the matrices, devices exchange parts of them for whole ones
+    (all-to-all); along one that does not (data), each takes its share of what it has. On the way back the results are
+    exchanged again, and along data gathered: every device needs all of the update, and that much is sent and no more.
+    """
+    if spec is None:
         return iterate(stack).astype(jnp.float32)
+    sharding = [(axis, dim) for dim, axis in enumerate(spec) if axis is not None]
+    names = [axis for axis, _ in sharding]
+    repeating = [axis for axis, size in layout.devices_along.items() if size > 1 and axis not in names]
+
+    def share(x: Array) -> Array:
+        for axis, dim in sharding:
+            x = _whole(x, axis, dim, layout.devices_along[axis])
+        for axis in repeating:
+            size = x.shape[0] // layout.devices_along[axis]
+            x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size)
+        x = iterate(x)
+        for axis in reversed(repeating):
+            x = jax.lax.all_gather(x, axis, axis=0, tiled=True)
+        for axis, dim in reversed(sharding):
+            x = _divided(x, axis, dim, layout.devices_along[axis])
+        return x
+
     count = stack.shape[0]
     padded = jnp.pad(stack, ((0, -count % layout.size), (0, 0), (0, 0)))
-    shares = PartitionSpec(tuple(axis for axis, size in layout.devices_along.items() if size > 1), None, None)
-    result = iterate(place(padded, shares)).astype(jnp.float32)
-    return place(result, spec)[:count]
+    return layout.island(share, spec, spec)(padded)[:count].astype(jnp.float32)
+
+
+def _whole(x: Array, axis: str, dim: int, devices: int) -> Array:
+    """Many matrices of which this device has a part along `dim` → fewer, whole along it."""
+    parts = jax.lax.all_to_all(x.reshape(devices, -1, *x.shape[1:]), axis, split_axis=0, concat_axis=0)
+    shape = (x.shape[0] // devices, *(size * (devices if i == dim else 1) for i, size in enumerate(x.shape) if i))
+    return jnp.moveaxis(parts, 0, dim).reshape(shape)
+
+
+def _divided(x: Array, axis: str, dim: int, devices: int) -> Array:
+    """The inverse of `_whole`."""
+    split = x.reshape(*x.shape[:dim], devices, x.shape[dim] // devices, *x.shape[dim + 1 :])
+    parts = jax.lax.all_to_all(jnp.moveaxis(split, dim, 0), axis, split_axis=0, concat_axis=0)
+    return parts.reshape(-1, *parts.shape[2:])
