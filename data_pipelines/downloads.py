@@ -20,7 +20,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from data_pipelines.writing import locked
+from data_pipelines.output import locked
 from gptjax.errors import UserError
 
 TRIES = 6

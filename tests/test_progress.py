@@ -1,9 +1,10 @@
-"""The moving line is for people at a terminal, and for nobody else."""
+"""The moving line is for people at a terminal; elsewhere a line is printed now and then."""
 
 import io
 import sys
 
-from data_pipelines.progress import moving_line
+from data_pipelines import progress
+from data_pipelines.progress import Rate, moving_line
 
 
 class Terminal(io.StringIO):
@@ -25,3 +26,19 @@ def test_a_file_sees_nothing(monkeypatch):
     with moving_line("reading") as show:
         show("12 documents")
     assert sys.stderr.getvalue() == ""
+
+
+def test_a_file_sees_a_line_now_and_then(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    clock = iter([0, 20, 31, 31, 50, 70, 70])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with moving_line("reading") as show:
+        for number in range(4):
+            show(f"{number} documents")
+    assert sys.stderr.getvalue() == "1 documents\n3 documents\n"
+
+
+def test_a_rate_is_that_of_this_run(monkeypatch):
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    assert Rate(5_000_000)(7_000_000) == 0.5
