@@ -30,7 +30,7 @@ from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import PROGRESS_NAME, Journal, Reached
 from data_pipelines.sources import Notes, open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources
-from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
 from data_pipelines.writing import SplitWriter, split_writers, write_manifest
 from gptjax.errors import UserError, explained
 from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
@@ -48,7 +48,8 @@ class Prepare:
     output: Path
     """Directory to make."""
     tokenizer: str | None = None
-    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE`."""
+    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE` (from 2 GB of its
+    training part at most)."""
     split: str | None = None
     """Validation: `documents:F` (by hash of the text; by default documents:0.005), `tail:F` (the last characters), or
     `none`."""
@@ -162,7 +163,8 @@ def _learn(spec: str, corpus: Corpus) -> Tokenizer:
     size = spec.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
-    return train_bpe((text for name, text in parts if name == "train"), vocab_size=int(size))
+    texts = (text for name, text in parts if name == "train")
+    return learn_bpe(texts, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
 
 
 def _write(

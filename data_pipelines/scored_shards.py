@@ -17,7 +17,6 @@ from data_pipelines.documents import Notes, print_notes
 from data_pipelines.json_lines import json_lines
 from data_pipelines.output import locked, made_already, replaced
 from data_pipelines.progress import moving_line
-from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Split
 from data_pipelines.writing import split_writers, write_manifest
 from gptjax.chat import Scored
@@ -34,7 +33,7 @@ class PrepareScored:
     """What is asked for, of conversations and preferences alike."""
 
     source: str
-    """A .jsonl or .jsonl.gz file, a directory of them or a quoted pattern."""
+    """A .jsonl file (plain, .gz or .zst), a directory of them or a quoted pattern."""
     tokenizer: str
     """`gpt2`, a tokenizer.json or a directory with one."""
     output: Path
@@ -112,8 +111,8 @@ def _record(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> dict[st
     """What decides the output: two requests with the same record have the same result."""
     options: dict[str, Any] = {"shard_tokens": request.shard_tokens, "max_document_tokens": request.max_document_tokens}
     options["split"], other = str(request.divided), request.validation_source
-    identities = {"source": open_source(request.source).identity()}
-    identities |= {} if other is None else {"validation_source": open_source(other).identity()}
+    identities = {"source": json_lines(request.source).identity()}
+    identities |= {} if other is None else {"validation_source": json_lines(other).identity()}
     made = {"kind": kind.name, "tokenizer": tokenizer.fingerprint, "format": MANIFEST_VERSION}
     return options | identities | made
 

@@ -180,7 +180,7 @@ def test_a_vocabulary_is_learnt_once(tmp_path, source, small, monkeypatch):
         stopping(patch, 0)
         with pytest.raises(Stop):
             prepare(Prepare(**options_of(source), output=tmp_path / "out"))
-    monkeypatch.setattr(door, "train_bpe", None)
+    monkeypatch.setattr(door, "learn_bpe", None)
     manifest = prepare(Prepare(**options_of(source), output=tmp_path / "out"))
     assert manifest.tokenizer == "bpe-300"
 
