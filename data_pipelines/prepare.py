@@ -23,6 +23,7 @@ import tyro
 from data_pipelines.documents import print_notes
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
+from data_pipelines.options import at_least, one_validation
 from data_pipelines.output import locked, made_already, replaced, sync
 from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
@@ -67,14 +68,9 @@ class Prepare:
     """Replace what an earlier, different request left in OUTPUT."""
 
     def __post_init__(self) -> None:
-        if self.max_document_tokens is not None and self.max_document_tokens < 2:
-            raise UserError(f"--max-document-tokens={self.max_document_tokens}: wanted at least 2.")
-        if self.split is not None and self.validation_source is not None:
-            raise UserError("--split and --validation-source are both given: choose one.")
-        if self.shard_tokens < 1:
-            raise UserError(f"--shard-tokens={self.shard_tokens}: wanted at least 1.")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"--processes={self.processes}: wanted at least 1.")
+        at_least(1, shard_tokens=self.shard_tokens, processes=self.processes)
+        at_least(2, max_document_tokens=self.max_document_tokens)
+        one_validation(split=self.split, validation_source=self.validation_source)
 
 
 def prepare(request: Prepare) -> Manifest:

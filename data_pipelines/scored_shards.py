@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines.documents import Notes, print_notes
 from data_pipelines.json_lines import json_lines
+from data_pipelines.options import at_least, one_validation
 from data_pipelines.output import locked, made_already, replaced
 from data_pipelines.progress import moving_line
 from data_pipelines.splits import DEFAULT_SPLIT, Split
@@ -53,14 +54,11 @@ class PrepareScored:
     """Replace what an earlier, different request left in OUTPUT."""
 
     def __post_init__(self) -> None:
-        if self.split is not None and self.validation_source is not None:
-            raise UserError("--split and --validation-source are both given: choose one.")
+        at_least(1, shard_tokens=self.shard_tokens)
+        at_least(2, max_document_tokens=self.max_document_tokens)
+        one_validation(split=self.split, validation_source=self.validation_source)
         if self.divided.kind == "tail":
             raise UserError(f"--split={self.split}: wanted documents:F or none.")
-        if self.max_document_tokens is not None and self.max_document_tokens < 2:
-            raise UserError(f"--max-document-tokens={self.max_document_tokens}: wanted at least 2.")
-        if self.shard_tokens < 1:
-            raise UserError(f"--shard-tokens={self.shard_tokens}: wanted at least 1.")
 
     @property
     def divided(self) -> Split:

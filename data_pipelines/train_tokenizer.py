@@ -21,6 +21,7 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Split
@@ -55,8 +56,7 @@ class TrainTokenizer:
     """Learn from so many bytes of the training part at most, from its beginning; more of them changes little."""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1:
-            raise UserError(f"--max-bytes={self.max_bytes}: wanted at least 1.")
+        at_least(1, max_bytes=self.max_bytes)
 
 
 def special_names(spec: str) -> list[str]:
@@ -101,11 +101,11 @@ def train_bpe(
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
     """The pieces of one text after another; a text is let go of before the next one is asked for."""
     for text in texts:
-        yield from pieces(text)
+        yield from cut_at_spaces(text)
         del text
 
 
-def pieces(text: str) -> Iterator[str]:
+def cut_at_spaces(text: str) -> Iterator[str]:
     """A text in pieces, cut in front of a space where there is one, so that a word stays whole."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
