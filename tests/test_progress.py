@@ -21,6 +21,20 @@ def test_a_terminal_sees_the_line(monkeypatch):
     assert "12 documents [/b]" in written, "as it stands: nothing in it is taken for markup"
 
 
+def test_a_line_within_another_leaves_it_be(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with moving_line("encoding") as outer:
+        with moving_line("fetching") as inner:
+            inner("fetching a.parquet")
+            lines = progress._outer.get()
+            assert [task.description for task in lines.tasks] == ["encoding", "fetching a.parquet"]
+        assert [task.description for task in lines.tasks] == ["encoding"]
+        outer("12 MB")
+    assert progress._outer.get() is None
+    assert "12 MB" in sys.stderr.getvalue()
+
+
 def test_a_file_sees_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with moving_line("reading") as show:
