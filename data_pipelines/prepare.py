@@ -169,7 +169,7 @@ def _write(
     names = ("train",) if request.split == "none" else ("train", "val")
     so_far = journal.reached(itemsize=token_dtype(tokenizer.vocab_size).itemsize)
     with (
-        split_writers(directory, names, tokenizer, shard_tokens=request.shard_tokens, after=so_far.splits) as writers,
+        split_writers(directory, names, tokenizer, shard_tokens=request.shard_tokens, after=so_far.written) as writers,
         moving_line("encoding") as show,
     ):
         pace = _Pace(writers)

@@ -30,7 +30,7 @@ class Reached:
     """Everything before `position` in the corpus is in the files."""
 
     position: Position = START
-    splits: dict[str, Written] = field(default_factory=dict)
+    written: dict[str, Written] = field(default_factory=dict)
 
 
 class Journal:
@@ -59,15 +59,15 @@ class Journal:
     def reached(self, *, itemsize: int) -> Reached:
         """Where to go on; from the start, and saying so, if the files are not as recorded. Removes all other files."""
         found = self._found
-        if not all(is_on_disk(self._directory, *split, itemsize=itemsize) for split in found.splits.items()):
+        if not all(is_on_disk(self._directory, *split, itemsize=itemsize) for split in found.written.items()):
             _say(f"{self._directory}: files of an earlier run are missing or cut short.")
             found = Reached()
         self.resumed = found.position != START
         if self.resumed:
-            tokens = sum(written.tokens for written in found.splits.values())
+            tokens = sum(split.tokens for split in found.written.values())
             print(f"going on after {found.position.documents:,} documents, {tokens:,} tokens", file=sys.stderr)
         known = {PROGRESS_NAME, FILE_NAME}.union(
-            *(written.sizes(split, itemsize=itemsize) for split, written in found.splits.items())
+            *(written.sizes(split, itemsize=itemsize) for split, written in found.written.items())
         )
         for path in self._directory.iterdir():
             if path.name not in known:
@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(content, dict) and content.keys() == {"request", "position", "splits"}
+    known = isinstance(content, dict) and content.keys() == {"request", "position", "written"}
     return content if known and isinstance(content["request"], dict) else None
 
 
@@ -115,7 +115,7 @@ def _progress(content: dict[str, Any] | None) -> Reached:
     if content is None:
         return Reached()
     splits = {}
-    for name, written in content["splits"].items():
+    for name, written in content["written"].items():
         files = {file: ShardFile(**fields) for file, fields in written["files"].items()}
         splits[name] = Written(**written | {"files": files})
     return Reached(Position(*content["position"]), splits)
