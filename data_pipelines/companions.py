@@ -1,11 +1,11 @@
 """Files beside the shards that say something of their tokens, written along with them."""
 
+import os
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 
-from data_pipelines.writing import sync
 from gptjax.manifest import Companion
 from gptjax.shards import file_sha256
 
@@ -14,27 +14,40 @@ DTYPES = {"documents": np.dtype("<i8"), "scored": np.dtype("u1")}
 
 
 class CompanionWriter:
-    """Appends to `SPLIT.KIND`; used as a context, after which `files` says what was written."""
+    """Appends to `SPLIT.KIND`, behind the first `after` numbers of it; `count` are in it by now."""
 
-    def __init__(self, directory: Path, split: str, kind: CompanionKind) -> None:
-        self.files: dict[str, Companion] = {}
+    def __init__(self, directory: Path, split: str, kind: CompanionKind, *, after: int = 0) -> None:
+        self.count = after
         self._path, self._split = directory / f"{split}.{kind}", split
         self._kind: CompanionKind = kind
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> "CompanionWriter":
-        self._file = self._path.open("wb")
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
-        if error is None:
-            sync(self._path)
-            size = self._path.stat().st_size
-            self.files[self._path.name] = Companion(self._split, self._kind, size, file_sha256(self._path))
+        self._file = reopened(self._path, after * DTYPES[kind].itemsize) if after else self._path.open("wb")
 
     def append(self, values: Any) -> None:
         """Add numbers: starts of documents in tokens of the split, or a mark for each token."""
-        assert self._file is not None
-        self._file.write(np.asarray(values, DTYPES[self._kind]).tobytes())
+        numbers = np.asarray(values, DTYPES[self._kind])
+        self._file.write(numbers.tobytes())
+        self.count += len(numbers)
+
+    def flush(self) -> None:
+        """Wait until all that was appended is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> dict[str, Companion]:
+        """Close the file, and say under its name what was written."""
+        self.flush()
+        self.close()
+        size = self._path.stat().st_size
+        return {self._path.name: Companion(self._split, self._kind, size, file_sha256(self._path))}
+
+    def close(self) -> None:
+        """Close the file as it is; more than once does no harm."""
+        self._file.close()
+
+
+def reopened(path: Path, size: int) -> IO[bytes]:
+    """A file to go on writing behind its first `size` bytes; what else was in it is gone."""
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file

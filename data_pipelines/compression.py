@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from data_pipelines.options import at_least
 from data_pipelines.sources import Source, open_source
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
@@ -39,8 +40,7 @@ class Compression:
     def __post_init__(self) -> None:
         if not self.tokenizer or not self.source:
             raise UserError("wanted at least one --tokenizer and one --source.")
-        if self.max_bytes is not None and self.max_bytes < 1:
-            raise UserError(f"--max-bytes={self.max_bytes}: wanted at least 1.")
+        at_least(1, max_bytes=self.max_bytes)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,12 @@ SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
 BROKEN = 'broken records left out: not JSON, or without a string "text" (--strict names the first)'
 
 
+def print_notes(notes: Notes) -> None:
+    """The lines of the report."""
+    for note, times in sorted(notes.items()):
+        print(f"note: {times:,} {note}")
+
+
 class Source(Protocol):
     """Any sequence of documents that can be read more than once, each time in the same order."""
 

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-from data_pipelines.writing import locked
+from data_pipelines.output import locked
+from data_pipelines.progress import Rate, moving_line
 from gptjax.errors import UserError
 
 TRIES = 6
@@ -130,15 +128,18 @@ def _append(wanted: Wanted, partial: Path, token: str | None) -> None:
             error.close()
             return
         raise
-    with reply, _Meter(partial.name.removesuffix(".partial")) as meter:
+    name = partial.name.removesuffix(".partial")
+    with reply, moving_line(f"fetching {name}") as show:
         done = done if reply.status == 206 else 0
         left = reply.headers.get("Content-Length")
         whole = None if left is None else done + int(left)
+        of_all = "" if whole is None else f" of {whole / 1e6:,.1f}"
+        rate = Rate(done)
         with partial.open("ab" if done else "wb") as file:
             while chunk := reply.read(_CHUNK_BYTES):
                 file.write(chunk)
                 done += len(chunk)
-                meter.show(done, whole)
+                show(f"fetching {name}: {done / 1e6:,.1f}{of_all} MB, {rate(done):.1f} MB/s")
     if whole is not None and done < whole:
         raise ConnectionError(f"the connection ended after {done:,} of {whole:,} bytes")
 
@@ -171,24 +172,3 @@ def _digest(path: Path, digest: "hashlib._Hash") -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-class _Meter:
-    """The line that moves while a file arrives; silent where there is no terminal."""
-
-    def __init__(self, name: str) -> None:
-        columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        )
-        self._task = self._progress.add_task("fetching", total=None)
-
-    def __enter__(self) -> "_Meter":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, done: int, whole: int | None) -> None:
-        self._progress.update(self._task, completed=done, total=whole)

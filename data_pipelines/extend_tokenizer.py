@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from data_pipelines.train_tokenizer import special_names
+from data_pipelines.train_tokenizer import print_special_tokens, special_names
 from gptjax.errors import explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
@@ -31,8 +31,7 @@ def extend(request: ExtendTokenizer) -> Tokenizer:
     tokenizer = load_tokenizer(request.tokenizer).extended(special_names(request.special_tokens))
     path = tokenizer.save(request.output)
     print(f"{path}: {tokenizer.vocab_size:,} tokens")
-    for name, number in sorted(tokenizer.specials.items(), key=lambda item: item[1]):
-        print(f"  {name} {number:,}")
+    print_special_tokens(tokenizer)
     return tokenizer
 
 

@@ -13,4 +13,9 @@ def needs_extra(extra: str, *, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = error.name or str(error)
-        raise UserError(f"{what} needs {missing}, which is not installed: pip install 'gptjax[{extra}]'.") from None
+        raise UserError(f"{what} needs {missing}, which is not installed: {install(extra)}.") from None
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra."""
+    return f"pip install 'gptjax[{extra}]'"

@@ -17,6 +17,7 @@ import tyro
 
 from data_pipelines import tfds_sets
 from data_pipelines.hub import PREFIX, Remote, matching, parse_hub
+from data_pipelines.options import at_least
 from data_pipelines.recipes import RECIPES, open_recipe
 from gptjax.errors import UserError, explained
 from gptjax.shards import open_shard
@@ -34,8 +35,7 @@ class Fetch:
     """At most so many training shards (100 million tokens each in the FineWeb sets); by default all."""
 
     def __post_init__(self) -> None:
-        if self.shards is not None and self.shards < 0:
-            raise UserError(f"--shards={self.shards}: wanted 0 or more.")
+        at_least(0, shards=self.shards)
 
 
 def fetch(request: Fetch) -> Path:

@@ -1,11 +1,6 @@
 """Local files as a source: one file, a directory read recursively, or a pattern; each kind has its reader."""
 
-import glob
-import hashlib
-import json
-import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +8,11 @@ from typing import Any, Protocol
 
 from data_pipelines.array_records import read_array_records
 from data_pipelines.documents import Notes
+from data_pipelines.json_lines import SUFFIXES as JSON_LINES
+from data_pipelines.json_lines import read_json_lines
 from data_pipelines.parquet import read_parquet
-from data_pipelines.text_files import read_json_lines, read_text
-from gptjax.errors import UserError
+from data_pipelines.paths import files_identity, find_files
+from data_pipelines.text_files import COMPRESSED, read_text, reading
 
 
 class Reader(Protocol):
@@ -24,13 +21,10 @@ class Reader(Protocol):
     def __call__(self, path: Path, notes: Notes, *, strict: bool) -> Iterator[str]: ...
 
 
-_COMPRESSED = ("", ".gz", ".zst")
-_TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in _COMPRESSED)
-# C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
-_JSON_LINES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in _COMPRESSED), ".json.gz", ".json.zst")
+_TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in COMPRESSED)
 READERS: dict[tuple[str, ...], Reader] = {
     _TEXT: read_text,
-    _JSON_LINES: read_json_lines,
+    JSON_LINES: read_json_lines,
     (".parquet",): read_parquet,
     (".array_record", ".arrayrecord"): read_array_records,
 }
@@ -50,21 +44,8 @@ def reader_of(name: str) -> Reader | None:
 
 def open_files(spec: str, *, strict: bool) -> "Files":
     """The files that `spec` names: a file of any name, the files of known kinds in a directory, or a pattern."""
-    path = Path(spec)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if reader_of(p.name) and p.is_file())
-        if not found:
-            raise UserError(f"source {spec}: the directory holds no {_KNOWN} files.")
-        return Files(spec, tuple(found), strict=strict)
-    if path.exists():
-        return Files(spec, (path,), strict=strict)
-    matches = sorted(Path(match) for match in glob.glob(spec, recursive=True) if os.path.isfile(match))
-    if not matches:
-        raise UserError(
-            f"source {spec!r}: no such file, directory or pattern. Or use stdlib, shakespeare, hf:OWNER/NAME, "
-            "tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)."
-        )
-    return Files(spec, tuple(matches), strict=strict)
+    others = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
+    return Files(spec, find_files(spec, reader_of, known=_KNOWN, otherwise=f" Or use {others}."), strict=strict)
 
 
 @dataclass(frozen=True)
@@ -82,13 +63,9 @@ class Files:
     def documents(self, notes: Notes) -> Iterator[str]:
         for path in self.paths:
             read = reader_of(path.name) or read_text
-            try:
+            with reading(path):
                 yield from read(path, notes, strict=self.strict)
-            except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"{path}: cannot be read: {error}.") from None
 
     def identity(self) -> dict[str, Any]:
-        """Names, sizes and times of change: cheap, and enough to notice a change."""
-        files = [[path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]
-        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        return {"source": self.spec, "files": len(files), "names_sizes_times": digest}
+        """Names, sizes and times of change."""
+        return files_identity(self.spec, self.paths)

@@ -1,17 +1,34 @@
-"""JSON lines as records that know where they stand, so that what is wrong with one is named by file and line."""
+"""JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records that know their place.
 
-import glob
-import gzip
+The one idea: what is wrong with a line is named by file and number.
+"""
+
 import json
-import os
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipelines.documents import Notes, text_of_json
+from data_pipelines.paths import files_identity, find_files
+from data_pipelines.text_files import COMPRESSED, opened, reading
 from gptjax.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz")
+# C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
+SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
+
+
+def read_json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
+    """The string `text` of the object in every line; blank lines are no records."""
+    with opened(path) as file:
+        number = 0
+        while file.peek(1):
+            number += 1
+            # No name here for the line: it may be large, and is let go of as soon as it is parsed.
+            text = text_of_json(file.readline(), notes, strict=strict, where=f"{path}:{number}")
+            if text is not None:
+                yield text
+            del text
 
 
 class Line(NamedTuple):
@@ -31,24 +48,31 @@ class Line(NamedTuple):
         return value
 
 
-def json_lines(spec: str) -> Iterator[Line]:
-    """All lines of a file, of the .jsonl(.gz) files in a directory or of the files of a pattern, in order of names."""
-    for path in _paths(spec):
-        try:
-            with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
+@dataclass(frozen=True)
+class JsonLines:
+    """All lines of some files, in the order given."""
+
+    spec: str
+    paths: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Line]:
+        for path in self.paths:
+            with reading(path), opened(path) as file:
                 for number, content in enumerate(file, start=1):
                     if content.strip():
                         yield Line(f"{path}:{number}", content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read: {error}.") from None
+
+    def identity(self) -> dict[str, Any]:
+        """What, in JSON, distinguishes these lines from others."""
+        return files_identity(self.spec, self.paths)
 
 
-def _paths(spec: str) -> list[Path]:
-    path = Path(spec)
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file()]
-    else:
-        found = [path] if path.exists() else [Path(p) for p in glob.glob(spec, recursive=True) if os.path.isfile(p)]
-    if not found:
-        raise UserError(f"source {spec!r}: no {' or '.join(SUFFIXES)} file, directory with some, or pattern of some.")
-    return sorted(found)
+def json_lines(spec: str) -> JsonLines:
+    """The lines of a file, of the files of JSON lines in a directory, or of the files of a pattern."""
+    known = ".jsonl (also .gz, .zst)"
+    return JsonLines(spec, find_files(spec, is_json_lines, known=known, otherwise=f" Wanted {known}."))
+
+
+def is_json_lines(name: str) -> bool:
+    """Whether a file of that name holds JSON lines."""
+    return name.lower().endswith(SUFFIXES)

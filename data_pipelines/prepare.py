@@ -9,10 +9,9 @@ The output is a directory of shards with `manifest.json` and `tokenizer.json`; i
 before. The same request again finds it and stops; killed before the end, it goes on where it was, to the same bytes.
 """
 
-import contextlib
 import dataclasses
+import functools
 import os
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -20,25 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data_pipelines.encoding import Step, encode_all, refuse_in_worker
+from data_pipelines.documents import print_notes
+from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
-from data_pipelines.pieces import Parts
+from data_pipelines.options import at_least, one_validation
+from data_pipelines.output import locked, made_already, replaced, sync
+from data_pipelines.pieces import Parts, Position
+from data_pipelines.progress import Rate, moving_line
 from data_pipelines.recipes import open_recipe
-from data_pipelines.resuming import PROGRESS_NAME, Done, Journal, Reached
+from data_pipelines.resuming import PROGRESS_NAME, Journal, Reached
 from data_pipelines.sources import Notes, open_source
-from data_pipelines.splits import Corpus, Divided, Split, TwoSources
-from data_pipelines.train_tokenizer import train_bpe
-from data_pipelines.writing import SplitWriter, locked, replaced, sync
+from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources
+from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
+from data_pipelines.writing import SplitWriter, split_writers, write_manifest
 from gptjax.errors import UserError, explained
-from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest, read_manifest
-from gptjax.shards import open_split, token_dtype
+from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
+from gptjax.shards import token_dtype
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenizer_files import FILE_NAME
-
-DEFAULT_SPLIT = "documents:0.005"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Prepare:
     output: Path
     """Directory to make."""
     tokenizer: str | None = None
-    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE`."""
+    """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE` (from 2 GB of its
+    training part at most)."""
     split: str | None = None
     """Validation: `documents:F` (by hash of the text; by default documents:0.005), `tail:F` (the last characters), or
     `none`."""
@@ -68,14 +68,9 @@ class Prepare:
     """Replace what an earlier, different request left in OUTPUT."""
 
     def __post_init__(self) -> None:
-        if self.max_document_tokens is not None and self.max_document_tokens < 2:
-            raise UserError(f"--max-document-tokens={self.max_document_tokens}: wanted at least 2.")
-        if self.split is not None and self.validation_source is not None:
-            raise UserError("--split and --validation-source are both given: choose one.")
-        if self.shard_tokens < 1:
-            raise UserError(f"--shard-tokens={self.shard_tokens}: wanted at least 1.")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"--processes={self.processes}: wanted at least 1.")
+        at_least(1, shard_tokens=self.shard_tokens, processes=self.processes)
+        at_least(2, max_document_tokens=self.max_document_tokens)
+        one_validation(split=self.split, validation_source=self.validation_source)
 
 
 def prepare(request: Prepare) -> Manifest:
@@ -89,8 +84,7 @@ def prepare(request: Prepare) -> Manifest:
     record = describe(request, corpus, known)
     output = request.output.absolute()
     with locked(output):
-        manifest = _existing(output, record, overwrite=request.overwrite)
-        if manifest is not None:
+        if (manifest := made_already(output, record, overwrite=request.overwrite)) is not None:
             print(f"{request.output}: already prepared by the same request")
             return manifest
         start = time.perf_counter()
@@ -165,128 +159,57 @@ def _learn(spec: str, corpus: Corpus) -> Tokenizer:
     size = spec.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
-    return train_bpe((text for name, text in parts if name == "train"), vocab_size=int(size))
-
-
-def _existing(output: Path, record: dict[str, Any], *, overwrite: bool) -> Manifest | None:
-    """The manifest of `output` if it is what is asked for; None if it may be (re)made; else an error."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    if not all((output / name).is_file() for name in ("manifest.json", "tokenizer.json")):
-        raise UserError(f"{output}: exists and is not prepared data; it will not be replaced. Choose another --output.")
-    if overwrite:
-        return None
-    manifest = read_manifest(output)
-    assert manifest is not None
-    differing = sorted(key for key in record | manifest.request if record.get(key) != manifest.request.get(key))
-    if differing:
-        raise UserError(
-            f"{output}: was prepared by another request ({', '.join(differing)} differ). "
-            "Choose another --output, or replace it with --overwrite."
-        )
-    for split in manifest.splits:
-        open_split(output, split)
-    return manifest
-
-
-class _Splits:
-    """The splits while they are being written."""
-
-    def __init__(self, writers: dict[str, SplitWriter], request: Prepare, tokenizer: Tokenizer, so_far: Reached):
-        self.writers = writers
-        self.bytes = {name: so_far.splits.get(name, Done()).bytes for name in writers}
-        self.position = so_far.position
-        self._limit, self._end_of_text = request.max_document_tokens, tokenizer.end_of_text
-
-    def add(self, step: Step) -> None:
-        for encoded in step.results:
-            writer = self.writers[encoded.split]
-            tokens, starts = encoded.tokens, encoded.starts
-            if self._limit is not None:
-                unfinished = writer.tokens - writer.last_start
-                tokens, starts = limit_documents(
-                    tokens, starts, limit=self._limit, end_of_text=self._end_of_text, unfinished=unfinished
-                )
-            writer.append(tokens, starts)
-            self.bytes[encoded.split] += encoded.bytes
-        self.position = step.after
-
-    def reached(self) -> Reached:
-        splits = {name: Done(writer.written(), self.bytes[name]) for name, writer in self.writers.items()}
-        return Reached(self.position, splits)
-
-    def counts(self) -> dict[str, Counts]:
-        return {name: Counts(w.documents, w.tokens, self.bytes[name]) for name, w in self.writers.items()}
-
-
-class _Meter:
-    """The line that moves while encoding; where there is no terminal, a line now and then."""
-
-    SECONDS_BETWEEN_LINES = 30
-
-    def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        console, self.silent = Console(stderr=True), not sys.stderr.isatty()
-        self.progress = Progress(*columns, console=console, transient=True, disable=self.silent)
-        self.task = self.progress.add_task("encoding", total=None)
-        self.start = self.said = time.perf_counter()
-        self.before: tuple[int, int] | None = None  # what an earlier run did says nothing of this one's speed
-
-    def show(self, counts: dict[str, Counts]) -> None:
-        size, tokens = sum(c.bytes for c in counts.values()), sum(c.tokens for c in counts.values())
-        self.before = self.before or (size, tokens)
-        now = time.perf_counter()
-        seconds = now - self.start
-        rates = [(done - before) / 1e6 / seconds for done, before in zip((size, tokens), self.before, strict=True)]
-        said = f"{size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens  {rates[0]:.1f} MB/s, {rates[1]:.2f} M tokens/s"
-        self.progress.update(self.task, description=said)
-        if self.silent and now - self.said >= self.SECONDS_BETWEEN_LINES:
-            self.said = now
-            print(said, file=sys.stderr, flush=True)
+    texts = (text for name, text in parts if name == "train")
+    return learn_bpe(texts, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
 
 
 def _write(
     directory: Path, request: Prepare, record: dict[str, Any], parts: Parts, tokenizer: Tokenizer, journal: Journal
 ) -> Manifest:
-    dtype = token_dtype(tokenizer.vocab_size)
     names = ("train",) if request.split == "none" else ("train", "val")
-    so_far = journal.reached(itemsize=dtype.itemsize)
-    with contextlib.ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(
-                SplitWriter(
-                    directory,
-                    name,
-                    dtype=dtype,
-                    shard_tokens=request.shard_tokens,
-                    after=so_far.splits.get(name, Done()).written,
-                )
-            )
-            for name in names
-        }
-        splits = _Splits(writers, request, tokenizer, so_far)
-        meter = _Meter()
-        stack.enter_context(meter.progress)
-        meter.show(splits.counts())
+    so_far = journal.reached(itemsize=token_dtype(tokenizer.vocab_size).itemsize)
+    with (
+        split_writers(directory, names, tokenizer, shard_tokens=request.shard_tokens, after=so_far.written) as writers,
+        moving_line("encoding") as show,
+    ):
+        pace = _Pace(writers)
         for step in encode_all(parts, tokenizer, processes=request.processes or _cores(), start=so_far.position):
-            splits.add(step)
-            journal.record_if_due(splits.reached)
-            meter.show(splits.counts())
-        _refuse_empty(request, splits.counts())
-    sync(tokenizer.save(directory))
-    manifest = Manifest(
-        tokenizer=tokenizer.name,
-        fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        dtype=dtype.name,
-        splits=splits.counts(),
-        files={name: file for writer in writers.values() for name, file in writer.files.items()},
-        companions={name: file for writer in writers.values() for name, file in writer.companions.items()},
-        request=record,
-    )
-    manifest.write(directory)
+            for encoded in step.results:
+                _append(writers[encoded.split], encoded, request.max_document_tokens, tokenizer.end_of_text)
+            journal.record_if_due(functools.partial(_reached, step.after, writers))
+            show(pace.said())
+        _refuse_empty(request, {name: writer.counts for name, writer in writers.items()})
+    manifest = write_manifest(directory, writers, tokenizer, record)
     journal.close()
     return manifest
+
+
+def _reached(position: Position, writers: dict[str, SplitWriter]) -> Reached:
+    return Reached(position, {name: writer.written() for name, writer in writers.items()})
+
+
+def _append(writer: SplitWriter, encoded: Encoded, limit: int | None, end_of_text: int | None) -> None:
+    tokens, starts = encoded.tokens, encoded.starts
+    if limit is not None:
+        unfinished = writer.tokens - writer.last_start
+        tokens, starts = limit_documents(tokens, starts, limit=limit, end_of_text=end_of_text, unfinished=unfinished)
+    writer.append(tokens, starts, size=encoded.bytes)
+
+
+class _Pace:
+    """How much has been written, and how fast in this run."""
+
+    def __init__(self, writers: dict[str, SplitWriter]) -> None:
+        self._writers = writers.values()
+        self._rates = [Rate(count) for count in self._so_far()]
+
+    def _so_far(self) -> tuple[int, int]:
+        return sum(writer.bytes for writer in self._writers), sum(writer.tokens for writer in self._writers)
+
+    def said(self) -> str:
+        size, tokens = self._so_far()
+        speed, token_speed = (rate(count) for rate, count in zip(self._rates, (size, tokens), strict=True))
+        return f"{size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens  {speed:.1f} MB/s, {token_speed:.2f} M tokens/s"
 
 
 def _refuse_empty(request: Prepare, counts: dict[str, Counts]) -> None:
@@ -315,8 +238,7 @@ def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: floa
             f"{name:5} {count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens "
             f"({count.bytes / count.tokens:.3f} bytes/token) in {files} file{'s' if files > 1 else ''}"
         )
-    for note, times in sorted(notes.items()):
-        print(f"note: {times:,} {note}")
+    print_notes(notes)
     total = sum(count.bytes for count in manifest.splits.values())
     rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
     print(f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")

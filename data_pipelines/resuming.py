@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.output import differing, sync
 from data_pipelines.pieces import START, Position
-from data_pipelines.writing import Written, is_on_disk, sync
+from data_pipelines.writing import Written, is_on_disk
 from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
@@ -25,19 +26,11 @@ SECONDS_BETWEEN_RECORDS = 2.0
 
 
 @dataclass(frozen=True)
-class Done:
-    """What one split holds so far; `bytes` of UTF-8 text."""
-
-    written: Written = field(default_factory=Written)
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Reached:
     """Everything before `position` in the corpus is in the files."""
 
     position: Position = START
-    splits: dict[str, Done] = field(default_factory=dict)
+    written: dict[str, Written] = field(default_factory=dict)
 
 
 class Journal:
@@ -53,12 +46,8 @@ class Journal:
         self.resumed = False
         content = _read(self._path)
         if content is not None and content.get("request") != self._request:
-            changed = sorted(
-                key
-                for key in self._request | content["request"]
-                if self._request.get(key) != content["request"].get(key)
-            )
-            _say(f"{directory}: what an earlier run left is of another request ({', '.join(changed)} differ).")
+            changed = differing(self._request, content["request"])
+            _say(f"{directory}: what an earlier run left is of another request ({changed} differ).")
             content = None
         if content is None:
             shutil.rmtree(directory)
@@ -70,16 +59,16 @@ class Journal:
     def reached(self, *, itemsize: int) -> Reached:
         """Where to go on; from the start, and saying so, if the files are not as recorded. Removes all other files."""
         found = self._found
-        if not all(is_on_disk(self._directory, name, d.written, itemsize=itemsize) for name, d in found.splits.items()):
+        if not all(is_on_disk(self._directory, *split, itemsize=itemsize) for split in found.written.items()):
             _say(f"{self._directory}: files of an earlier run are missing or cut short.")
             found = Reached()
         self.resumed = found.position != START
         if self.resumed:
-            tokens = sum(done.written.tokens for done in found.splits.values())
+            tokens = sum(split.tokens for split in found.written.values())
             print(f"going on after {found.position.documents:,} documents, {tokens:,} tokens", file=sys.stderr)
-        known = {PROGRESS_NAME, FILE_NAME}
-        for split, done in found.splits.items():
-            known |= {*done.written.files, f"{split}_{len(done.written.files):06d}.bin", f"{split}.documents"}
+        known = {PROGRESS_NAME, FILE_NAME}.union(
+            *(written.sizes(split, itemsize=itemsize) for split, written in found.written.items())
+        )
         for path in self._directory.iterdir():
             if path.name not in known:
                 path.unlink()
@@ -118,7 +107,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(content, dict) and content.keys() == {"request", "position", "splits"}
+    known = isinstance(content, dict) and content.keys() == {"request", "position", "written"}
     return content if known and isinstance(content["request"], dict) else None
 
 
@@ -126,7 +115,7 @@ def _progress(content: dict[str, Any] | None) -> Reached:
     if content is None:
         return Reached()
     splits = {}
-    for name, done in content["splits"].items():
-        files = {file: ShardFile(**fields) for file, fields in done["written"].pop("files").items()}
-        splits[name] = Done(Written(**done["written"], files=files), done["bytes"])
+    for name, written in content["written"].items():
+        files = {file: ShardFile(**fields) for file, fields in written["files"].items()}
+        splits[name] = Written(**written | {"files": files})
     return Reached(Position(*content["position"]), splits)

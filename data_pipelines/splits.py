@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from data_pipelines.sources import Notes, Source
 from gptjax.errors import UserError
 
+DEFAULT_SPLIT = "documents:0.005"
 SKIPPED = "empty documents skipped"
 
 
@@ -93,10 +94,14 @@ class Split:
         documents = _not_blank(source, notes)
         return self._tail(documents, _size(source)) if self.kind == "tail" else self._hashed(documents)
 
+    def side(self, text: str) -> str:
+        """The split to which a text belongs by its hash alone, wherever it stands."""
+        share = 1.0 if self.kind == "none" else int.from_bytes(_sha256(text)[:8], "big") / 2**64
+        return "val" if share < self.fraction else "train"
+
     def _hashed(self, documents: Iterator[str]) -> Iterator[tuple[str, str]]:
         for text in documents:
-            share = 1.0 if self.kind == "none" else int.from_bytes(_sha256(text)[:8], "big") / 2**64
-            yield "val" if share < self.fraction else "train", text
+            yield self.side(text), text
             del text
 
     def _tail(self, documents: Iterator[str], size: "_Size") -> Iterator[tuple[str, str]]:

@@ -1,18 +1,23 @@
-"""Text files, one document each, and JSON lines, one document a line; plain, gzipped or compressed by Zstandard.
+"""Text files, one document each; plain, gzipped or compressed by Zstandard.
 
 Text is taken byte for byte: no line end is translated, no byte-order mark removed. A compressed file that ends too
 early is an error in any mode, for nobody can say what is missing.
 """
 
+import contextlib
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Notes, decoded, text_of_json
+from data_pipelines.documents import Notes, decoded
 from data_pipelines.extras import needs_extra
+from gptjax.errors import UserError
 
+COMPRESSED = ("", ".gz", ".zst")
+"""What may stand behind the suffix of a file that `opened` reads."""
 BUFFER_BYTES = 2**16
 
 
@@ -20,19 +25,6 @@ def read_text(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
     """The whole file as one document. Bytes that are not UTF-8 are replaced, also in strict mode, and counted."""
     with opened(path) as file:
         yield decoded(file.read(), notes)
-
-
-def read_json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
-    """The string `text` of the object in every line; blank lines are no records."""
-    with opened(path) as file:
-        number = 0
-        while file.peek(1):
-            number += 1
-            # No name here for the line: it may be large, and is let go of as soon as it is parsed.
-            text = text_of_json(file.readline(), notes, strict=strict, where=f"{path}:{number}")
-            if text is not None:
-                yield text
-            del text
 
 
 def opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
@@ -44,6 +36,15 @@ def opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
         stream: Any = _zstandard(path)
         return io.BufferedReader(stream, BUFFER_BYTES)
     return path.open("rb")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file while it is read into a `UserError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}.") from None
 
 
 def _zstandard(path: Path) -> Any:

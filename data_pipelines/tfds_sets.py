@@ -8,9 +8,7 @@ whose builders would need TensorFlow. Preparing most sets does need it: `python 
 """
 
 import functools
-import hashlib
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.documents import REPLACED_RECORDS, Notes, broken, decoded
-from data_pipelines.extras import needs_extra
+from data_pipelines.extras import install, needs_extra
+from data_pipelines.paths import names_sizes_times
 from gptjax.errors import UserError
 
 PREFIX = "tfds:"
@@ -54,11 +53,8 @@ class TfdsSet:
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with names, sizes and times of all files of the set."""
-        files = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(self._directory.iterdir())
-        ]
-        digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        return {"source": self.spec, "set": self._builder.info.full_name, "names_sizes_times": digest}
+        files = names_sizes_times({path.name: path for path in sorted(self._directory.iterdir())})
+        return {"source": self.spec, "set": self._builder.info.full_name, "names_sizes_times": files}
 
     @functools.cached_property
     def _directory(self) -> Path:
@@ -71,7 +67,7 @@ class TfdsSet:
             raise UserError(
                 f"source {self.spec}: {self.set} is not prepared{which} under {data_directory()} "
                 "(TFDS_DATA_DIR names another directory). Prepare it once: python -m data_pipelines.fetch "
-                f"{PREFIX}{self.set}, which for most sets needs TensorFlow: pip install 'gptjax[tfds]'."
+                f"{PREFIX}{self.set}, which for most sets needs TensorFlow: {install('tfds')}."
             )
         return max(versions, key=lambda path: _version(path.name))
 
@@ -123,7 +119,7 @@ def prepare_tfds(spec: str) -> Path:
             builder.download_and_prepare()
     except tfds.core.DatasetNotFoundError:
         # Builders of the old style are not even listed where TensorFlow is missing.
-        hint = "" if importlib.util.find_spec("tensorflow") else " without TensorFlow; try pip install 'gptjax[tfds]'"
+        hint = "" if importlib.util.find_spec("tensorflow") else f" without TensorFlow; try {install('tfds')}"
         raise UserError(f"{spec}: TFDS knows no set {source.set!r}{hint}.") from None
     except OSError as error:
         raise UserError(f"{spec}: could not be prepared: {error}.") from None

@@ -15,20 +15,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines.progress import moving_line
+from data_pipelines.options import at_least
+from data_pipelines.progress import Rate, moving_line
 from data_pipelines.sources import open_source
-from data_pipelines.splits import Split
+from data_pipelines.splits import DEFAULT_SPLIT, Split
 from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
 
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
+MOST_BYTES = 2_000_000_000
+"""A vocabulary is learnt from so many bytes at most, unless said otherwise: more of them changes little."""
 PIECE_CHARACTERS = 2**16
 """Texts are cut into words in pieces of this length: words of a whole text at once take some eighty times its size."""
 
@@ -45,16 +48,15 @@ class TrainTokenizer:
     """Directory that receives tokenizer.json."""
     pattern: Literal["gpt2", "gpt4"] = "gpt2"
     """How text is cut into words before merging; gpt4 takes digits in threes and line ends apart."""
-    split: str = "documents:0.005"
+    split: str = DEFAULT_SPLIT
     """As for `prepare`: only the training part is read, so that validation text has no say in the vocabulary."""
     special_tokens: str = ""
     """Special tokens besides `<|endoftext|>`, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names."""
-    max_bytes: int = 2_000_000_000
+    max_bytes: int = MOST_BYTES
     """Learn from so many bytes of the training part at most, from its beginning; more of them changes little."""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1:
-            raise UserError(f"--max-bytes={self.max_bytes}: wanted at least 1.")
+        at_least(1, max_bytes=self.max_bytes)
 
 
 def special_names(spec: str) -> list[str]:
@@ -99,11 +101,11 @@ def train_bpe(
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
     """The pieces of one text after another; a text is let go of before the next one is asked for."""
     for text in texts:
-        yield from pieces(text)
+        yield from cut_at_spaces(text)
         del text
 
 
-def pieces(text: str) -> Iterator[str]:
+def cut_at_spaces(text: str) -> Iterator[str]:
     """A text in pieces, cut in front of a space where there is one, so that a word stays whole."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
@@ -125,38 +127,66 @@ def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
         limit -= len(content)
 
 
+class Learnt(NamedTuple):
+    """A tokenizer, and the megabytes of text from which it was learnt."""
+
+    tokenizer: Tokenizer
+    megabytes: float
+
+
+def learn_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    max_bytes: int,
+    pattern: Literal["gpt2", "gpt4"] = "gpt2",
+    special_tokens: Sequence[str] = (),
+) -> Learnt:
+    """As `train_bpe`, from the first `max_bytes` of the texts only; says on stderr how far it is."""
+    with moving_line("reading") as show:
+        read = _Read(first_bytes(in_pieces(texts), max_bytes), show)
+        tokenizer = train_bpe(read, vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens)
+    return Learnt(tokenizer, read.bytes / 1e6)
+
+
 class _Read:
     """The texts on their way to the trainer; counts their bytes and shows them, and in the end what comes next."""
 
     def __init__(self, texts: Iterable[str], show: Callable[[str], None]) -> None:
-        self.megabytes = 0.0
+        self.bytes = 0
         self._texts, self._show = texts, show
 
     def __iter__(self) -> Iterator[str]:
-        start = time.perf_counter()
+        rate = Rate()
         for text in self._texts:
             yield text
-            self.megabytes += len(text.encode()) / 1e6
-            rate = self.megabytes / (time.perf_counter() - start)
-            self._show(f"counting words: {self.megabytes:,.1f} MB, {rate:.1f} MB/s")
-        self._show(f"learning merges from {self.megabytes:,.1f} MB")
+            self.bytes += len(text.encode())
+            self._show(f"counting words: {self.bytes / 1e6:,.1f} MB, {rate(self.bytes):.1f} MB/s")
+        self._show(f"learning merges from {self.bytes / 1e6:,.1f} MB")
 
 
 def train(request: TrainTokenizer) -> Tokenizer:
     """Read, learn, write; prints what was learnt and how long it took."""
     start = time.perf_counter()
     parts = Split.parse(request.split).parts(open_source(request.source), Counter())
-    texts = (text for split, text in parts if split == "train")
-    names = special_names(request.special_tokens)
-    with moving_line("reading") as show:
-        read = _Read(first_bytes(in_pieces(texts), request.max_bytes), show)
-        tokenizer = train_bpe(read, vocab_size=request.vocab_size, pattern=request.pattern, special_tokens=names)
+    tokenizer, megabytes = learn_bpe(
+        (text for split, text in parts if split == "train"),
+        vocab_size=request.vocab_size,
+        max_bytes=request.max_bytes,
+        pattern=request.pattern,
+        special_tokens=special_names(request.special_tokens),
+    )
     path = tokenizer.save(request.output)
     seconds = time.perf_counter() - start
-    print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {read.megabytes:,.1f} MB in {seconds:.1f} s")
+    print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {megabytes:,.1f} MB in {seconds:.1f} s")
+    print_special_tokens(tokenizer)
+    return tokenizer
+
+
+def print_special_tokens(tokenizer: Tokenizer) -> None:
+    """Names and ids, a line for each."""
     for name, number in sorted(tokenizer.specials.items(), key=lambda item: item[1]):
         print(f"  {name} {number:,}")
-    return tokenizer
 
 
 if __name__ == "__main__":

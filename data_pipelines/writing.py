@@ -1,91 +1,53 @@
-"""A directory of shards that is either whole or not there.
+"""The shards of a split with what lies beside them, written as tokens come, and gone on with after a kill.
 
-The one idea: everything is written into a hidden neighbour (`.NAME.partial`), flushed to the disk, and moved into
-place by one rename at the end. Whoever holds the lock on `.NAME.lock` may write; a killed process loses its lock with
-its life, so what the next one finds in `.NAME.partial` is a leftover: removed, or gone on with where it is known how
-far it was whole (`SplitWriter.written`). The empty lock file stays.
+The one idea: `SplitWriter.written` names a state in which everything is on the disk. Whatever was appended later can be
+cut off again, so that writing goes on from there to the same bytes.
 """
 
 import contextlib
-import fcntl
 import os
-import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from gptjax.manifest import Companion, ShardFile
-from gptjax.shards import HEADER_BYTES, file_sha256, shard_header
-
-
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the right to write `output`, waiting for whoever has it now."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.with_name(f".{output.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that is preparing {output}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def replaced(output: Path, *, keep: str | None = None) -> Iterator[Path]:
-    """Give a directory to fill; it becomes `output` (in place of an older one) unless the body raises.
-
-    The directory is empty, and removed when the body raises. With `keep`, it is left as it is found and after an error
-    as long as it holds a file of that name; the body sees to both.
-    """
-    partial, old = (output.with_name(f".{output.name}.{what}") for what in ("partial", "old"))
-    shutil.rmtree(old, ignore_errors=True)
-    if keep is None or not (partial / keep).exists():
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(exist_ok=True)
-    try:
-        yield partial
-        sync(partial)
-    except BaseException:
-        if keep is None or not (partial / keep).exists():
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if output.exists():
-        os.rename(output, old)
-    os.rename(partial, output)
-    sync(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from data_pipelines.companions import DTYPES, CompanionKind, CompanionWriter, reopened
+from data_pipelines.output import sync
+from gptjax.manifest import Companion, Counts, Manifest, ShardFile
+from gptjax.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
+from gptjax.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Written:
-    """How far a split is on the disk: tokens and documents in all, the latter's last beginning, and shards finished."""
+    """How far a split is on the disk.
+
+    Tokens in all, the bytes of UTF-8 they stand for, where the last document begins, the shards that are finished, and
+    how many numbers each companion holds.
+    """
 
     tokens: int = 0
-    documents: int = 0
+    bytes: int = 0
     last_start: int = 0
     files: dict[str, ShardFile] = field(default_factory=dict)
+    companions: dict[CompanionKind, int] = field(default_factory=dict)
+
+    def sizes(self, split: str, *, itemsize: int) -> dict[str, int]:
+        """The names of all files that hold this, and the bytes each has at least."""
+        sizes = {name: file.bytes for name, file in self.files.items()}
+        if unfinished := self.tokens - sum(file.tokens for file in self.files.values()):
+            sizes[_shard_name(split, len(self.files))] = HEADER_BYTES + unfinished * itemsize
+        return sizes | {f"{split}.{kind}": DTYPES[kind].itemsize * count for kind, count in self.companions.items()}
 
 
 class SplitWriter:
     """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, each of `shard_tokens` tokens but the last.
 
-    Where documents begin goes to `SPLIT.documents`, if it is said. Used as a context; when it ends without an error,
-    `files` and `companions` list what was written. With `after`, what `written` once returned in the same directory,
-    writing goes on from there, and whatever was written later is forgotten.
+    Where documents begin goes to `SPLIT.documents` and marks go to `SPLIT.scored`, if they are given. Used as a
+    context; when it ends without an error, `files` and `companions` list what was written. With `after`, what `written`
+    once returned in the same directory, writing goes on from there, and whatever was written later is forgotten.
     """
 
     def __init__(
@@ -94,15 +56,15 @@ class SplitWriter:
         after = after or Written()
         self.files: dict[str, ShardFile] = dict(after.files)
         self.companions: dict[str, Companion] = {}
-        self.tokens, self.documents, self.last_start = after.tokens, after.documents, after.last_start
+        self.tokens, self.bytes, self.last_start = after.tokens, after.bytes, after.last_start
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
         self._count = after.tokens - sum(file.tokens for file in after.files.values())
         self._file: IO[bytes] | None = None
-        self._starts: IO[bytes] | None = None
         if self._count:
-            self._file = _reopened(self._path, HEADER_BYTES + self._count * dtype.itemsize)
-        if self.documents:
-            self._starts = _reopened(self._documents_path, 8 * self.documents)
+            self._file = reopened(self._path, HEADER_BYTES + self._count * dtype.itemsize)
+        self._beside: dict[CompanionKind, CompanionWriter] = {
+            kind: CompanionWriter(directory, split, kind, after=count) for kind, count in after.companions.items()
+        }
 
     def __enter__(self) -> "SplitWriter":
         return self
@@ -110,21 +72,33 @@ class SplitWriter:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None:
             self._finish()
-            self._finish_documents()
-        for file in (self._file, self._starts):
+            for companion in self._beside.values():
+                self.companions |= companion.finish()
+        for file in (self._file, *self._beside.values()):
             if file is not None:
                 file.close()
 
-    def append(self, tokens: np.ndarray, starts: np.ndarray | None = None) -> None:
-        """Write tokens; `starts` are the places among them (ascending) at which documents begin."""
+    @property
+    def counts(self) -> Counts:
+        """What the split holds by now."""
+        documents = self._beside["documents"].count if "documents" in self._beside else 0
+        return Counts(documents, self.tokens, self.bytes)
+
+    def append(
+        self, tokens: np.ndarray, starts: np.ndarray | None = None, *, scored: np.ndarray | None = None, size: int = 0
+    ) -> None:
+        """Write tokens of `size` bytes of text.
+
+        `starts` are the places among them (ascending) at which documents begin; `scored` has a mark for each, 1 where
+        its prediction counts.
+        """
         if starts is not None and len(starts):
-            if self._starts is None:
-                self._starts = self._documents_path.open("wb")
-            begins = (starts + self.tokens).astype("<i8")
-            self._starts.write(begins.tobytes())
-            self.documents += len(begins)
-            self.last_start = int(begins[-1])
+            self._append_beside("documents", starts + self.tokens)
+            self.last_start = self.tokens + int(starts[-1])
+        if scored is not None:
+            self._append_beside("scored", scored)
         self.tokens += len(tokens)
+        self.bytes += size
         while len(tokens):
             if self._file is None:
                 self._file = self._path.open("wb")
@@ -138,11 +112,18 @@ class SplitWriter:
 
     def written(self) -> Written:
         """Wait until all that was appended is on the disk, and say how much that is."""
-        for file in (self._file, self._starts):
-            if file is not None:
-                file.flush()
-                os.fsync(file.fileno())
-        return Written(self.tokens, self.documents, self.last_start, dict(self.files))
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        for companion in self._beside.values():
+            companion.flush()
+        counts: dict[CompanionKind, int] = {kind: companion.count for kind, companion in self._beside.items()}
+        return Written(self.tokens, self.bytes, self.last_start, dict(self.files), counts)
+
+    def _append_beside(self, kind: CompanionKind, values: np.ndarray) -> None:
+        if kind not in self._beside:
+            self._beside[kind] = CompanionWriter(self._directory, self._split, kind)
+        self._beside[kind].append(values)
 
     def _finish(self) -> None:
         if self._file is None:
@@ -156,38 +137,55 @@ class SplitWriter:
         self.files[path.name] = ShardFile(self._split, self._count, size, file_sha256(path))
         self._file, self._count = None, 0
 
-    def _finish_documents(self) -> None:
-        if self._starts is None:
-            return
-        self._starts.close()
-        path = self._documents_path
-        sync(path)
-        self.companions[path.name] = Companion(self._split, "documents", path.stat().st_size, file_sha256(path))
-
     @property
     def _path(self) -> Path:
-        return self._directory / f"{self._split}_{len(self.files):06d}.bin"
-
-    @property
-    def _documents_path(self) -> Path:
-        return self._directory / f"{self._split}.documents"
+        return self._directory / _shard_name(self._split, len(self.files))
 
 
-def _reopened(path: Path, size: int) -> IO[bytes]:
-    """A file to go on writing after its first `size` bytes."""
-    file = path.open("r+b")
-    file.truncate(size)
-    file.seek(size)
-    return file
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}_{number:06d}.bin"
 
 
 def is_on_disk(directory: Path, split: str, written: Written, *, itemsize: int) -> bool:
     """Whether what was once `written` is still all there, at least by the files' sizes."""
-    count = written.tokens - sum(file.tokens for file in written.files.values())
-    wanted = {name: file.bytes for name, file in written.files.items()}
-    if count:
-        wanted[f"{split}_{len(written.files):06d}.bin"] = HEADER_BYTES + count * itemsize
-    if written.documents:
-        wanted[f"{split}.documents"] = 8 * written.documents
-    paths = {directory / name: size for name, size in wanted.items()}
+    paths = {directory / name: size for name, size in written.sizes(split, itemsize=itemsize).items()}
     return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
+
+
+@contextlib.contextmanager
+def split_writers(
+    directory: Path,
+    splits: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    shard_tokens: int,
+    after: Mapping[str, Written] | None = None,
+) -> Iterator[dict[str, SplitWriter]]:
+    """A writer for each split, all of them used as one context."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    with contextlib.ExitStack() as stack:
+        yield {
+            split: stack.enter_context(
+                SplitWriter(directory, split, dtype=dtype, shard_tokens=shard_tokens, after=(after or {}).get(split))
+            )
+            for split in splits
+        }
+
+
+def write_manifest(
+    directory: Path, writers: Mapping[str, SplitWriter], tokenizer: Tokenizer, request: dict[str, Any]
+) -> Manifest:
+    """Write `tokenizer.json` and `manifest.json`, with which the directory is complete; `request` says what made it."""
+    sync(tokenizer.save(directory))
+    manifest = Manifest(
+        tokenizer=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        splits={split: writer.counts for split, writer in writers.items()},
+        files={name: file for writer in writers.values() for name, file in writer.files.items()},
+        companions={name: file for writer in writers.values() for name, file in writer.companions.items()},
+        request=request,
+    )
+    manifest.write(directory)
+    return manifest

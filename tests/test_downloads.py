@@ -8,7 +8,7 @@ import time
 import pytest
 from hub_server import Hub, serving
 
-from data_pipelines import downloads
+from data_pipelines import downloads, progress
 from data_pipelines.downloads import Wanted, ask, cache_directory, download
 from gptjax.errors import UserError
 
@@ -26,6 +26,13 @@ def hub(monkeypatch):
 def wanted(hub, **known):
     known = {"size": len(CONTENT), "sha256": SHA256, **known}
     return Wanted(f"{hub.endpoint}/storage/x.bin", **known)
+
+
+def test_a_long_download_says_how_far_it_is(tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    download(wanted(hub), tmp_path / "x.bin")
+    assert "fetching x.bin: 5.1 of 5.1 MB, " in capsys.readouterr().err.splitlines()[-1]
+    assert len(CONTENT) == 5_120_000
 
 
 def test_what_breaks_off_is_continued(tmp_path, hub):

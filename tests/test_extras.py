@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from data_pipelines.extras import needs_extra
+from data_pipelines.extras import install, needs_extra
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError
 
@@ -24,3 +24,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, name, package):
 def test_other_errors_pass():
     with pytest.raises(ZeroDivisionError), needs_extra("data", what="this"):
         raise ZeroDivisionError
+
+
+def test_how_to_bring_it():
+    assert install("tfds") == "pip install 'gptjax[tfds]'"

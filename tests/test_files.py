@@ -12,7 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.array_records import read_array_records
 from data_pipelines.files import open_files, reader_of
-from data_pipelines.text_files import read_json_lines, read_text
+from data_pipelines.json_lines import read_json_lines
+from data_pipelines.text_files import read_text
 from gptjax.errors import UserError
 
 

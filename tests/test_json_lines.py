@@ -1,7 +1,9 @@
 """Lines of JSON keep their place, whatever kind of file they come from."""
 
 import gzip
+import os
 
+import pyarrow
 import pytest
 
 from data_pipelines.json_lines import json_lines
@@ -12,24 +14,39 @@ def test_files_directories_and_patterns(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.jsonl").write_bytes(b'{"n": 1}\r\n\n \n{"n": 2}')
     (tmp_path / "sub/c.JSONL.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"n": 3}\n'))
-    (tmp_path / "readme.md").write_text("not data")
+    with pyarrow.CompressedOutputStream(str(tmp_path / "sub/d.ndjson.zst"), "zstd") as file:
+        file.write(b'{"n": 4}\n{"n": 5}\n')
+    for name in ("readme.md", "package.json"):
+        (tmp_path / name).write_text("not data")
     found = [(line.where, line.record()["n"]) for line in json_lines(str(tmp_path))]
-    assert found == [(f"{tmp_path}/b.jsonl:1", 1), (f"{tmp_path}/b.jsonl:4", 2), (f"{tmp_path}/sub/c.JSONL.gz:1", 3)]
+    places = ["b.jsonl:1", "b.jsonl:4", "sub/c.JSONL.gz:1", "sub/d.ndjson.zst:1", "sub/d.ndjson.zst:2"]
+    assert found == [(f"{tmp_path}/{place}", number) for number, place in enumerate(places, start=1)]
     for spec, wanted in [("b.jsonl", [1, 2]), ("*.jsonl", [1, 2]), ("**/*.gz", [3])]:
         assert [line.record()["n"] for line in json_lines(f"{tmp_path}/{spec}")] == wanted
+
+
+def test_only_these_lines_decide_the_identity(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"n": 1}\n')
+    first = json_lines(str(tmp_path)).identity()
+    assert (first["source"], first["files"]) == (str(tmp_path), 1)
+    (tmp_path / "readme.md").write_text("beside the data")
+    assert json_lines(str(tmp_path)).identity() == first
+    os.utime(tmp_path / "a.jsonl", ns=(1, 1))
+    assert json_lines(str(tmp_path)).identity() != first
 
 
 def test_what_cannot_be_read(tmp_path):
     whole = gzip.compress(b'{"n": 1}\n' * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "plain.jsonl.gz").write_bytes(b"plain")
-    for name in ("cut.jsonl.gz", "plain.jsonl.gz"):
+    for name in ("plain.jsonl.gz", "plain.jsonl.zst"):
+        (tmp_path / name).write_bytes(b"plain")
+    for name in ("cut.jsonl.gz", "plain.jsonl.gz", "plain.jsonl.zst"):
         with pytest.raises(UserError, match=f"{name}: cannot be read"):
             list(json_lines(str(tmp_path / name)))
     (tmp_path / "empty").mkdir()
-    for spec in ("empty", "absent", "*.json"):
-        with pytest.raises(UserError, match=r"no \.jsonl or \.jsonl\.gz file"):
-            list(json_lines(f"{tmp_path}/{spec}"))
+    for spec, message in [("empty", "the directory holds no"), ("absent", "no such file"), ("*.json", "no such file")]:
+        with pytest.raises(UserError, match=rf"{message}.* \.jsonl \(also \.gz, \.zst\)"):
+            json_lines(f"{tmp_path}/{spec}")
 
 
 def test_what_is_no_record(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import encoding, pieces, prepared, sources
+from data_pipelines import prepare as door
 from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.prepared import Prepared
 from data_pipelines.recipes import open_recipe
@@ -334,6 +335,19 @@ def test_a_vocabulary_is_learnt_from_training_text_only(tmp_path):
     assert first.end_of_text == 299
     run(write_jsonl(tmp_path / "c.jsonl", [*texts, "zyzzyva " * 40]), tmp_path / "c", "bpe:300", split="none")
     assert load_tokenizer(tmp_path / "c").fingerprint != first.fingerprint
+
+
+def test_a_vocabulary_is_learnt_from_so_much_and_no_more(tmp_path, monkeypatch):
+    """What comes behind the first bytes of the training part teaches nothing."""
+    early, late = documents(60), documents(60, seed=1)
+    monkeypatch.setattr(door, "MOST_BYTES", sum(len(text.encode()) for text in early))
+    made = []
+    for name, texts in [("early", early), ("both", early + late)]:
+        source = write_jsonl(tmp_path / f"{name}.jsonl", texts)
+        made.append(run(source, tmp_path / name, "bpe:300", split="none").fingerprint)
+    assert made[0] == made[1] == train_bpe(early, vocab_size=300).fingerprint
+    monkeypatch.setattr(door, "MOST_BYTES", 10**9)
+    assert run(source, tmp_path / "all", "bpe:300", split="none").fingerprint != made[0]
 
 
 def test_training_a_tokenizer(tmp_path):

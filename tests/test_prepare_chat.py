@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow
 import pytest
 
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
@@ -31,7 +32,11 @@ def line(turns):
 
 def write(path, lines):
     content = ("\n".join(lines) + "\n").encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    if path.suffix == ".zst":
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return str(path)
 
 
@@ -61,7 +66,7 @@ def documents(directory, split="train"):
     return [(stream.read(a, b - a).tolist(), stream.scored[a:b].tolist()) for a, b in itertools.pairwise(borders)]
 
 
-@pytest.mark.parametrize("name", ["chat.jsonl", "chat.jsonl.gz"])
+@pytest.mark.parametrize("name", ["chat.jsonl", "chat.jsonl.gz", "chat.jsonl.zst"])
 def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     manifest = run(write(tmp_path / name, [line(GREETING), "", line(SUMS)]), shard_tokens=50)
     assert verify(tmp_path / "out") == manifest

@@ -16,7 +16,7 @@ from data_pipelines import encoding, pieces, resuming
 from data_pipelines import prepare as door
 from data_pipelines.pieces import Position
 from data_pipelines.prepare import Prepare, prepare
-from data_pipelines.resuming import Done, Journal, Reached
+from data_pipelines.resuming import Journal, Reached
 from data_pipelines.writing import SplitWriter
 from gptjax.errors import UserError
 from gptjax.shards import verify
@@ -180,7 +180,7 @@ def test_a_vocabulary_is_learnt_once(tmp_path, source, small, monkeypatch):
         stopping(patch, 0)
         with pytest.raises(Stop):
             prepare(Prepare(**options_of(source), output=tmp_path / "out"))
-    monkeypatch.setattr(door, "train_bpe", None)
+    monkeypatch.setattr(door, "learn_bpe", None)
     manifest = prepare(Prepare(**options_of(source), output=tmp_path / "out"))
     assert manifest.tokenizer == "bpe-300"
 
@@ -192,8 +192,8 @@ def test_files_that_are_gone_start_anew(tmp_path, capsys):
     (tmp_path / "partial").mkdir()
     journal = opened()
     with SplitWriter(tmp_path / "partial", "train", dtype=np.dtype(np.uint16), shard_tokens=10) as writer:
-        writer.append(np.arange(14, dtype=np.uint16), np.array([0, 12]))
-        reached = Reached(Position(1, 3), {"train": Done(writer.written(), 20)})
+        writer.append(np.arange(14, dtype=np.uint16), np.array([0, 12]), size=20)
+        reached = Reached(Position(1, 3), {"train": writer.written()})
         journal.record(reached)
         writer.append(np.arange(3, dtype=np.uint16))
     assert opened().reached(itemsize=2) == reached

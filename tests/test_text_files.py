@@ -9,7 +9,8 @@ import pyarrow
 import pytest
 
 from data_pipelines.documents import BROKEN
-from data_pipelines.text_files import read_json_lines, read_text
+from data_pipelines.json_lines import read_json_lines
+from data_pipelines.text_files import read_text
 from gptjax.errors import UserError
 
 ENDS = ["", ".gz", ".zst"]

@@ -10,7 +10,7 @@ import tokenizers
 
 from data_pipelines import train_tokenizer as module
 from data_pipelines.extend_tokenizer import ExtendTokenizer, extend
-from data_pipelines.train_tokenizer import TrainTokenizer, first_bytes, pieces, special_names, train, train_bpe
+from data_pipelines.train_tokenizer import TrainTokenizer, cut_at_spaces, first_bytes, special_names, train, train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import Bytes, Chars, load_tokenizer
 
@@ -86,10 +86,10 @@ def test_cores_do_not_matter(monkeypatch):
 def test_pieces_are_the_text_and_short(monkeypatch):
     monkeypatch.setattr(module, "PIECE_CHARACTERS", 10)
     for text in ["", "short", "one two three four five six", "x" * 35, " " * 25, "a " * 20 + "y" * 30]:
-        cut = list(pieces(text))
+        cut = list(cut_at_spaces(text))
         assert "".join(cut) == text
         assert all(0 < len(piece) <= 10 for piece in cut) or text == ""
-    assert list(pieces("one two three four")) == ["one two", " three", " four"]
+    assert list(cut_at_spaces("one two three four")) == ["one two", " three", " four"]
 
 
 def test_so_many_bytes_and_no_more():

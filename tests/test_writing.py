@@ -6,16 +6,19 @@ import random
 import numpy as np
 import pytest
 
-from data_pipelines.writing import SplitWriter, Written, is_on_disk, replaced
+from data_pipelines.writing import SplitWriter, Written, is_on_disk, split_writers, write_manifest
 from gptjax.manifest import Counts, Manifest
 from gptjax.shards import open_split, verify
+from gptjax.tokenizer import Bytes
 
 TOKENS = np.random.default_rng(0).integers(0, 500, 1000).astype(np.uint16)
 STARTS = np.array([0, 3, 4, 250, 260, 500, 501, 999])
+SCORED = (TOKENS % 3 == 0).astype(np.uint8)
 
 
 def append(writer, begin, end):
-    writer.append(TOKENS[begin:end], STARTS[np.isin(STARTS, range(begin, end))] - begin)
+    starts = STARTS[np.isin(STARTS, range(begin, end))] - begin
+    writer.append(TOKENS[begin:end], starts, scored=SCORED[begin:end], size=2 * len(TOKENS[begin:end]))
 
 
 def writer_in(directory, after=None):
@@ -23,8 +26,7 @@ def writer_in(directory, after=None):
 
 
 def manifest_of(writer):
-    counts = {"train": Counts(writer.documents, writer.tokens, 0)}
-    return Manifest("x", "x", 500, "uint16", counts, dict(writer.files), dict(writer.companions))
+    return Manifest("x", "x", 500, "uint16", {"train": writer.counts}, dict(writer.files), dict(writer.companions))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -39,8 +41,12 @@ def test_taken_up_at_any_place(tmp_path, seed):
             append(writer, done, done + step)
             done = min(done + step, len(TOKENS))
         after = writer.written()
-        assert (after.tokens, after.documents) == (done, int(np.searchsorted(STARTS, done)))
-        writer.append(TOKENS[: rng.randrange(150)], np.array([0]))  # and then it is killed
+        documents = int(np.searchsorted(STARTS, done))
+        assert (after.tokens, after.bytes, after.last_start) == (done, 2 * done, STARTS[max(0, documents - 1)])
+        assert after.companions == ({"documents": documents, "scored": done} if done else after.companions)
+        assert writer.counts == Counts(documents, done, 2 * done)
+        later = rng.randrange(150)
+        writer.append(TOKENS[:later], np.array([0]), scored=SCORED[:later], size=9)  # and then it is killed
         writer.__exit__(KeyboardInterrupt, None, None)
     with writer_in(tmp_path, after) as writer:
         pass
@@ -52,10 +58,11 @@ def test_taken_up_at_any_place(tmp_path, seed):
     stream = open_split(tmp_path, "train")
     np.testing.assert_array_equal(stream.read(0, len(stream)), TOKENS)
     np.testing.assert_array_equal(stream.documents, STARTS)
+    np.testing.assert_array_equal(stream.scored, SCORED)
     assert [file.tokens for file in manifest.files_of("train").values()] == [100] * 10
 
 
-def test_without_documents_no_index(tmp_path):
+def test_without_documents_and_marks_no_companions(tmp_path):
     with writer_in(tmp_path) as writer:
         writer.append(TOKENS)
     assert writer.companions == {}
@@ -68,7 +75,7 @@ def test_what_is_missing_is_noticed(tmp_path):
         written = writer.written()
     assert is_on_disk(tmp_path, "train", Written(), itemsize=2)
     assert is_on_disk(tmp_path, "train", written, itemsize=2)
-    for name in ("train_000000.bin", "train_000002.bin", "train.documents"):
+    for name in ("train_000000.bin", "train_000002.bin", "train.documents", "train.scored"):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[:-1])
         assert not is_on_disk(tmp_path, "train", written, itemsize=2)
@@ -77,24 +84,20 @@ def test_what_is_missing_is_noticed(tmp_path):
         (tmp_path / name).write_bytes(content)
 
 
-def fill_half(out, *, keep):
-    with contextlib.suppress(ZeroDivisionError), replaced(out, keep=keep) as directory:
-        (directory / "a").write_text("half")
-        (directory / "record").write_text("")
+def test_after_an_error_nothing_is_listed(tmp_path):
+    with contextlib.suppress(ZeroDivisionError), split_writers(tmp_path, ["train"], Bytes(), shard_tokens=9) as writers:
+        append(writers["train"], 0, 5)
         raise ZeroDivisionError
+    assert writers["train"].counts.tokens == 5
+    assert writers["train"].files == writers["train"].companions == {}
 
 
-def test_a_directory_appears_when_it_is_whole(tmp_path):
-    out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    fill_half(out, keep=None)
-    assert not out.exists()
-    assert not partial.exists()
-    fill_half(out, keep="record")
-    with replaced(out, keep="record") as directory:
-        assert directory == partial
-        assert (directory / "a").read_text() == "half"
-    assert (out / "a").read_text() == "half"
-    with replaced(out) as directory:
-        assert not list(directory.iterdir())
-        assert out.exists()
-    assert not list(out.iterdir())
+def test_a_directory_of_two_splits(tmp_path):
+    with split_writers(tmp_path, ("train", "val"), Bytes(), shard_tokens=100) as writers:
+        writers["train"].append(np.arange(130, dtype=np.uint8), np.array([0, 7]), size=130)
+        writers["val"].append(np.arange(3, dtype=np.uint8), np.array([0]), size=3)
+    manifest = write_manifest(tmp_path, writers, Bytes(), {"source": "x"})
+    assert verify(tmp_path) == manifest
+    assert manifest.splits == {"train": Counts(2, 130, 130), "val": Counts(1, 3, 3)}
+    assert (manifest.tokenizer, manifest.dtype, manifest.request) == ("bytes", "uint16", {"source": "x"})
+    assert open_split(tmp_path, "val").read(0, 3).tolist() == [0, 1, 2]

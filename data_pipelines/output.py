@@ -1,0 +1,97 @@
+"""The directory that was asked for: either whole or not there, and made only once.
+
+The one idea: everything is written into a hidden neighbour (`.NAME.partial`), flushed to the disk, and moved into
+place by one rename at the end. Whoever holds the lock on `.NAME.lock` may write; a killed process loses its lock with
+its life, so what the next one finds in `.NAME.partial` is a leftover: removed, or gone on with where it is known how
+far it was whole (`resuming.py`). The empty lock file stays.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gptjax.errors import UserError
+from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gptjax.shards import open_split
+from gptjax.tokenizer_files import FILE_NAME
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the right to write `output`, waiting for whoever has it now."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_name(f".{output.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that is preparing {output}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+    """The manifest of `output` if `request` made it; None if it may be (re)made; else a `UserError`.
+
+    `request` is JSON: what decides the result, each part under the name by which an error speaks of it.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not all((output / name).is_file() for name in (MANIFEST_NAME, FILE_NAME)):
+        raise UserError(f"{output}: exists and is not prepared data; it will not be replaced. Choose another --output.")
+    if overwrite:
+        return None
+    manifest = read_manifest(output)
+    assert manifest is not None
+    if changed := differing(request, manifest.request):
+        raise UserError(
+            f"{output}: was prepared by another request ({changed} differ). "
+            "Choose another --output, or replace it with --overwrite."
+        )
+    for split in manifest.splits:
+        open_split(output, split)
+    return manifest
+
+
+def differing(request: dict[str, Any], other: dict[str, Any]) -> str:
+    """The parts that are not the same in both, with commas between."""
+    return ", ".join(sorted(key for key in request | other if request.get(key) != other.get(key)))
+
+
+@contextlib.contextmanager
+def replaced(output: Path, *, keep: str | None = None) -> Iterator[Path]:
+    """Give a directory to fill; it becomes `output` (in place of an older one) unless the body raises.
+
+    The directory is empty, and removed when the body raises. With `keep`, it is left as it is found and after an error
+    as long as it holds a file of that name; the body sees to both.
+    """
+    partial, old = (output.with_name(f".{output.name}.{what}") for what in ("partial", "old"))
+    shutil.rmtree(old, ignore_errors=True)
+    if keep is None or not (partial / keep).exists():
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    try:
+        yield partial
+        sync(partial)
+    except BaseException:
+        if keep is None or not (partial / keep).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if output.exists():
+        os.rename(output, old)
+    os.rename(partial, output)
+    sync(output.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

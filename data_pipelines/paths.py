@@ -1,0 +1,41 @@
+"""Local files by a spec, the same for text and records: one file, those of a kind in a directory, or a pattern."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gptjax.errors import UserError
+
+
+def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
+    """The files in order of their names; in a directory, at any depth, those whose name `is_known`.
+
+    A file that is named, by itself or by a pattern, may have any name. `known` and `otherwise` tell in an error what is
+    looked for in directories, and what else the spec might be.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if is_known(p.name) and p.is_file()]
+        if not found:
+            raise UserError(f"source {spec}: the directory holds no {known} files.")
+    else:
+        found = [path] if path.exists() else [Path(p) for p in glob.glob(spec, recursive=True) if os.path.isfile(p)]
+        if not found:
+            raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
+    return tuple(sorted(found))
+
+
+def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
+    """What, in JSON, distinguishes these files from others or from a later state of them."""
+    files = {path.as_posix(): path for path in paths}
+    return {"source": spec, "files": len(files), "names_sizes_times": names_sizes_times(files)}
+
+
+def names_sizes_times(files: dict[str, Path]) -> str:
+    """A hash of names (given), sizes and times of change: cheap, and enough to notice a change."""
+    listed = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -1,0 +1,50 @@
+"""The same spec names the same files, whatever is read from them."""
+
+import os
+
+import pytest
+
+from data_pipelines.paths import files_identity, find_files, names_sizes_times
+from gptjax.errors import UserError
+
+
+def is_text(name):
+    return name.endswith(".txt")
+
+
+def found(root, spec):
+    return [path.relative_to(root).as_posix() for path in find_files(f"{root}/{spec}", is_text, known=".txt")]
+
+
+def test_what_a_spec_names(tmp_path):
+    (tmp_path / "sub.txt").mkdir()
+    for name in ("b.txt", "a.md", "sub.txt/c.txt"):
+        (tmp_path / name).write_text(name)
+    assert found(tmp_path, "") == ["b.txt", "sub.txt/c.txt"], "in a directory only files, and only those that are known"
+    assert found(tmp_path, "a.md") == ["a.md"], "what is named may have any name"
+    assert found(tmp_path, "*") == ["a.md", "b.txt"]
+    assert found(tmp_path, "**/*.txt") == ["b.txt", "sub.txt/c.txt"]
+    (tmp_path / "[x].txt").write_text("a name that looks like a pattern")
+    assert found(tmp_path, "[x].txt") == ["[x].txt"]
+
+
+def test_what_names_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"the directory holds no \.txt files"):
+        find_files(str(tmp_path), is_text, known=".txt")
+    with pytest.raises(UserError, match=r"no such file, directory or pattern\. Or else\."):
+        find_files(f"{tmp_path}/*.txt", is_text, known=".txt", otherwise=" Or else.")
+
+
+def test_identity(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    os.utime(path, ns=(5, 5))
+    first = files_identity("a", [path])
+    assert first == {"source": "a", "files": 1, "names_sizes_times": names_sizes_times({path.as_posix(): path})}
+    hashes = {names_sizes_times({"a.txt": path}), names_sizes_times({"b.txt": path})}
+    path.write_text("ab")
+    os.utime(path, ns=(5, 5))
+    hashes.add(names_sizes_times({"a.txt": path}))
+    os.utime(path, ns=(6, 6))
+    hashes.add(names_sizes_times({"a.txt": path}))
+    assert len(hashes) == 4
