@@ -45,6 +45,8 @@ CASES = {
     "fsdp, scan": (Layout("fsdp"), "scan", AdamW()),
     "fsdp 4 × tensor 2, scan": (Layout("fsdp", tensor=2), "scan", AdamW()),
     "data, scan, Muon": (Layout("data"), "scan", Muon()),
+    "fsdp 4 × tensor 2, scan, Muon": (Layout(fsdp=4, tensor=2), "scan", Muon()),
+    "data 2 × fsdp 2 × tensor 2, scan, Muon": (Layout(data=2, fsdp=2, tensor=2), "scan", Muon()),
 }
 SEQUENCES_PER_DEVICE = 64
 REMATERIALISED = "Involuntary full rematerialization"

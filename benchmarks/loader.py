@@ -63,14 +63,13 @@ def measure(request: Request, directory: Path, packing: Packing, *, masks: bool)
     start = time.perf_counter()
     windows = open_windows(open_split(directory, "train"), request.context, packing, end_of_text=END)
     planned = time.perf_counter() - start
-    batches = Batches([windows], Batch(request.sequences), vocab_size=VOCABULARY, seed=0, layout=Layout())
+    own = {"vocab_size": VOCABULARY, "seed": 0, "layout": Layout(), "documents": masks}
+    batches = Batches([windows], Batch(request.sequences), **own)
     rows = batches.starting_at(0)
     next(rows)
     start = time.perf_counter()
-    for step in range(request.steps):
+    for _ in range(request.steps):
         next(rows)
-        if masks:
-            windows.documents(np.arange(step * request.sequences, (step + 1) * request.sequences) % len(windows))
     seconds = time.perf_counter() - start
     rate = request.steps * request.sequences * request.context / seconds / 1e6
     used = f"{windows.dropped:.2%} dropped, {windows.padding:.2%} padding, planned in {planned:.2f} s"

@@ -59,13 +59,18 @@ class Wanted:
 
 
 def download(wanted: Wanted, path: Path, *, token: str | None = None) -> Path:
-    """Bring the file to `path`, unless one of the wanted size is there; returns `path`.
+    """Bring the file to `path`, unless it is there; returns `path`.
 
     A transfer that breaks off is continued, also by another process, and tried again a few times with growing pauses.
     Raises `UserError` when the server refuses or stays silent, or when the content is not what was wanted.
     """
     with locked(path):
-        if path.is_file() and wanted.size in (None, path.stat().st_size):
+        if path.is_file():
+            if difference := wanted.difference(path):
+                raise UserError(
+                    f"{path}: is there already and not the file that is wanted: {difference}. Remove it, or choose "
+                    "another place."
+                )
             return path
         partial = path.with_name(f"{path.name}.partial")
         for last in (False, True):

@@ -54,6 +54,11 @@ def fetch(request: Fetch) -> Path:
             f"{request.source}: no .bin files with train or val in their names, so no token shards. "
             f"Text is tokenised by python -m data_pipelines.prepare --source={request.source}."
         )
+    names = [Path(file.path).name for file in chosen]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{request.source}: {repeated[0]} is there in several folders. Choose one: hf:OWNER/NAME:FOLDER/*."
+        )
     tokens = 0
     for file in chosen:
         path = repository.fetch(file, request.output / Path(file.path).name)

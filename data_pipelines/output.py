@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.errors import UserError
+from gptjax.integrity import check_unchanged
 from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest
 from gptjax.shards import open_split
 from gptjax.tokenizer_files import FILE_NAME
@@ -54,6 +55,7 @@ def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> M
         )
     for split in manifest.splits:
         open_split(output, split)
+    check_unchanged(output)
     return manifest
 
 

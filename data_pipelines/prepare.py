@@ -45,7 +45,9 @@ class Prepare:
     """Tokenise a source into shards."""
 
     source: str
-    """A text or .jsonl file (plain or .gz), a directory, a quoted pattern, `stdlib` or `shakespeare`."""
+    """A text, .jsonl (plain, .gz, .zst), .parquet or .array_record file, a directory, a quoted pattern,
+    `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, or a recipe such as `openwebtext` (see
+    `python -m data_pipelines.recipes`)."""
     output: Path
     """Directory to make."""
     tokenizer: str | None = None

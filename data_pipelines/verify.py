@@ -12,8 +12,9 @@ import tyro
 
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
+from gptjax.integrity import check_documents, verify
 from gptjax.manifest import Manifest
-from gptjax.shards import check_documents, open_split, verify
+from gptjax.shards import open_split
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,11 @@ class Batches:
         seed: int,
         layout: Layout,
         prefetch: int = 2,
+        documents: bool = False,
     ) -> None:
+        """`documents` adds to every row which document each token is of, and its place in it: for masks."""
         self.windows, self.batch, self.layout, self.prefetch = tuple(windows), batch, layout, prefetch
-        self._vocab_size = vocab_size
+        self._vocab_size, self._documents = vocab_size, documents
         self._turns = turns or Turns([(0, (1.0,))])
         processes = jax.process_count()
         self._group = batch.sequences // batch.accumulate
@@ -63,15 +65,22 @@ class Batches:
         ]
 
     def local(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of a step on the host: `tokens` and `targets`, (G, B / processes, T) int32."""
+        """This process's rows of a step on the host: `tokens` and `targets`, (G, B / processes, T) int32.
+
+        With `documents`, also `segments` (from 1 on; padding is 0) and `positions`, of the same shape.
+        """
         groups = np.arange(self.batch.accumulate)[:, None] * self._group
         mine = jax.process_index() * self._share + np.arange(self._share)
         sets, numbers = self._turns((step * self.batch.sequences + groups + mine).reshape(-1))
         context = self.windows[0].context
-        rows = {name: np.empty((len(sets), context), np.int32) for name in ("tokens", "targets")}
+        names = ("tokens", "targets", "segments", "positions") if self._documents else ("tokens", "targets")
+        rows = {name: np.empty((len(sets), context), np.int32) for name in names}
         for i in np.unique(sets):
             here, order = np.flatnonzero(sets == i), self._orders[i]
-            found = self.windows[i].read(np.array([order[int(number)] for number in numbers[here]]))
+            chosen = np.array([order[int(number)] for number in numbers[here]])
+            found = self.windows[i].read(chosen)
+            if self._documents:
+                rows["segments"][here], rows["positions"][here] = self.windows[i].documents(chosen)
             for ids in (found.tokens, found.targets):
                 check_vocabulary(ids, self._vocab_size, source=self.windows[i].stream.name)
             rows["tokens"][here] = found.tokens

@@ -12,10 +12,11 @@ from typing import Literal
 import jax
 
 from gptjax.errors import UserError
+from gptjax.integrity import check_documents, check_unchanged
 from gptjax.layout import Layout
 from gptjax.manifest import Manifest, read_manifest
 from gptjax.packing import Packing
-from gptjax.shards import TokenStream, check_documents, open_split
+from gptjax.shards import TokenStream, open_split
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -99,8 +100,9 @@ class TokenShards:
                 f"data.tokenizer is {self.tokenizer!r}, but the shards were made with {tokenizer.name} ({beside}). "
                 "Leave it out, or give other shards."
             )
+        check_unchanged(self._directory)
         for split in manifest.splits if manifest is not None else ():
-            # Cheap, and a file of another tokenizer is named before a device is touched.
+            # A file of another tokenizer is named before a device is touched.
             check_documents(open_split(self._directory, split), tokenizer.end_of_text, each=16)
         return tokenizer
 

@@ -70,4 +70,6 @@ def _pattern(weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         turns[slot] = np.argmax(behind)
         before[slot + 1] = before[slot]
         before[slot + 1, turns[slot]] += 1
+    if rare := [weight for weight, turns_of in zip(weights, before[-1], strict=True) if weight > 0 and not turns_of]:
+        raise UserError(f"weights are {list(weights)}: {rare[0]} is less than a row in {SLOTS}. Make it larger, or 0.")
     return turns, before

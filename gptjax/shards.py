@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_NAME, AnyPath, Companion, Counts, Manifest, read_manifest
+from gptjax.manifest import MANIFEST_NAME, AnyPath, Counts, Manifest, read_manifest
 
 Format = Literal["shards", "raw-uint16"]
 HEADER_BYTES = 1024
@@ -76,7 +76,7 @@ def open_shard(path: AnyPath, *, format: Format = "shards") -> Tokens:
     if count < 0 or size != wanted:
         what = "is cut short" if size < wanted else "has bytes after its end"
         raise UserError(f"{path} {what}: its header promises {count:,} tokens, {wanted:,} bytes; found {size:,} bytes.")
-    return _map(path, dtype, offset=HEADER_BYTES, count=int(count))
+    return map_file(path, dtype, offset=HEADER_BYTES, count=int(count))
 
 
 def _shard_dtype(path: Path, magic: int, version: int, size: int) -> np.dtype:
@@ -97,10 +97,11 @@ def _open_raw(path: Path, size: int, *, is_shard: bool) -> Tokens:
         raise UserError(f"{path}: has the header of a shard; use format shards, not raw-uint16.")
     if size % 2:
         raise UserError(f"{path}: {size:,} bytes are not a whole number of uint16 tokens.")
-    return _map(path, np.dtype(np.uint16), offset=0, count=size // 2)
+    return map_file(path, np.dtype(np.uint16), offset=0, count=size // 2)
 
 
-def _map(path: Path, dtype: np.dtype, *, offset: int, count: int) -> np.ndarray:
+def map_file(path: Path, dtype: np.dtype, *, offset: int, count: int) -> np.ndarray:
+    """`count` numbers of a file from byte `offset` on, memory-mapped, little-endian."""
     if count == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype.newbyteorder("<"), mode="r", offset=offset, shape=(count,))
@@ -145,13 +146,13 @@ class TokenStream:
     def documents(self) -> Int[np.ndarray, " documents"] | None:
         """Where each document begins, ascending from 0; None where nobody wrote it down."""
         path = self.companions.get("documents")
-        return None if path is None else _map(path, np.dtype(np.int64), offset=0, count=path.stat().st_size // 8)
+        return None if path is None else map_file(path, np.dtype(np.int64), offset=0, count=path.stat().st_size // 8)
 
     @functools.cached_property
     def scored(self) -> UInt[np.ndarray, " n"] | None:
         """For each token 1 where its prediction counts, else 0; None where all count."""
         path = self.companions.get("scored")
-        return None if path is None else _map(path, np.dtype(np.uint8), offset=0, count=path.stat().st_size)
+        return None if path is None else map_file(path, np.dtype(np.uint8), offset=0, count=path.stat().st_size)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -225,12 +226,12 @@ class TokenStream:
     def find(self, token: int) -> Int[np.ndarray, " found"]:
         """Every position of an id, ascending; reads the whole split."""
         begins = self._ends - [len(shard) for shard in self._shards]
-        parts = [
+        found = [
             begin + start + np.flatnonzero(part == token)
             for begin, shard in zip(begins, self._shards, strict=True)
-            for start, part in _parts(shard)
+            for start, part in parts(shard)
         ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
@@ -273,11 +274,12 @@ def _companions(folder: Path, manifest: Manifest | None, split: str) -> dict[str
         return {}
     listed = manifest.companions_of(split)
     for name, file in listed.items():
-        _check_size(folder / name, file.bytes)
+        check_size(folder / name, file.bytes)
     return {file.kind: folder / name for name, file in listed.items()}
 
 
-def _check_size(path: Path, wanted: int) -> None:
+def check_size(path: Path, wanted: int) -> None:
+    """Raise unless the file is there and has the size that the manifest says."""
     if not path.is_file():
         raise UserError(f"{path}: missing, though {MANIFEST_NAME} names it. Prepare the data again.")
     if (size := path.stat().st_size) != wanted:
@@ -302,7 +304,10 @@ def _compare_counts(counts: Counts, stream: TokenStream) -> None:
 def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) -> None:
     """The cheap half of `verify`: names and sizes."""
     listed = manifest.files_of(split)
-    extra = sorted({path.name for path in found} - listed.keys())
+    if found and split not in manifest.splits:
+        raise UserError(f"{folder}: holds files of the split {split!r}, of which {MANIFEST_NAME} says nothing.")
+    beside = {path.name for path in folder.glob(f"{split}.*") if path.suffix in (".documents", ".scored")}
+    extra = sorted(({path.name for path in found} - listed.keys()) | (beside - manifest.companions_of(split).keys()))
     missing = sorted(listed.keys() - {path.name for path in found})
     if missing or extra:
         raise UserError(
@@ -310,78 +315,7 @@ def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) ->
             f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong."
         )
     for name, file in listed.items():
-        _check_size(folder / name, file.bytes)
-
-
-def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int | None = None) -> None:
-    """Raise unless every document of a split begins with the end-of-text id, or `each` so many of every file do.
-
-    A file that was made with another tokenizer gives itself away here, whatever its size. Without an index of
-    documents, or an id to look for, there is nothing to compare.
-    """
-    starts = stream.documents
-    if starts is None or end_of_text is None:
-        return
-    for path, begin, end in stream.spans():
-        first, last = np.searchsorted(starts, [begin, end])
-        step = 1 if each is None else max(1, (last - first) // each)
-        for chunk in range(first, last, step * 2**16):
-            places = np.asarray(starts[chunk : min(last, chunk + step * 2**16) : step])
-            wrong = np.flatnonzero(stream.take(places) != end_of_text)
-            if len(wrong):
-                raise UserError(
-                    f"{path}: token {places[wrong[0]] - begin:,} begins a document but is not the end-of-text id "
-                    f"{end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered; prepare the "
-                    "data again."
-                )
-
-
-def verify(directory: AnyPath) -> Manifest:
-    """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
-    documents in ascending order, marks of 0 and 1.
-
-    Raises `UserError` at the first difference; returns the manifest. What needs the tokenizer is `check_documents`.
-    """
-    folder = Path(directory)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(f"{folder}: no {MANIFEST_NAME} to verify against.")
-    for split in manifest.splits:
-        if manifest.splits[split].tokens:
-            open_split(folder, split)
-    for name, file in manifest.files.items():
-        tokens = open_shard(folder / name)
-        if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
-            raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
-        _check_sha256(folder / name, file.sha256)
-        largest = max((int(part.max()) for _, part in _parts(tokens)), default=0)
-        if largest >= manifest.vocab_size:
-            raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
-    for name, companion in manifest.companions.items():
-        _check_size(folder / name, companion.bytes)
-        _check_sha256(folder / name, companion.sha256)
-        _check_companion(folder / name, companion, tokens=manifest.splits[companion.split].tokens)
-    return manifest
-
-
-def _check_sha256(path: Path, wanted: str) -> None:
-    if file_sha256(path) != wanted:
-        raise UserError(f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed.")
-
-
-def _check_companion(path: Path, companion: Companion, *, tokens: int) -> None:
-    """Marks are 0 or 1; documents begin one after another, inside the split, each with at least a token."""
-    if companion.kind == "scored":
-        marks = _map(path, np.dtype(np.uint8), offset=0, count=companion.bytes)
-        if max((int(part.max()) for _, part in _parts(marks)), default=0) > 1:
-            raise UserError(f"{path}: has marks other than 0 and 1. Prepare the data again.")
-        return
-    starts = _map(path, np.dtype(np.int64), offset=0, count=companion.bytes // 8)
-    before = -1
-    for _, part in _parts(starts):
-        if (np.diff(part, prepend=before) <= 0).any() or part[-1] >= tokens:
-            raise UserError(f"{path}: the documents do not begin one after another inside the split. Prepare it again.")
-        before = part[-1]
+        check_size(folder / name, file.bytes)
 
 
 def file_sha256(path: AnyPath) -> str:
@@ -390,7 +324,7 @@ def file_sha256(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parts(tokens: np.ndarray, *, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:
+def parts(tokens: np.ndarray, *, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:
     """(where it begins, some of them): for looking at all of them without holding all."""
     for start in range(0, len(tokens), size):
         yield start, tokens[start : start + size]

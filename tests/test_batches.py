@@ -135,6 +135,20 @@ def test_what_is_not_scored_is_ignored(shards):
     np.testing.assert_array_equal(rows["targets"], np.where(followers % 2 == 1, followers, IGNORED))
 
 
+def test_documents_come_with_the_rows_that_they_are_of(tmp_path):
+    starts = {("train", "documents"): np.array([0, 3, 10, 11, 30])}
+    path = write_shards(tmp_path / "s", {"train": [np.arange(COUNT)]}, own=tokenizer(), companions=starts)
+    windows = Straight(open_split(path, "train"), CONTEXT)
+    reader = batches(windows, 4, 2, documents=True)
+    for step in range(3):
+        rows = reader.local(step)
+        wanted = windows.documents(rows["tokens"][..., 0].reshape(-1) // CONTEXT)
+        for name in ("segments", "positions"):
+            np.testing.assert_array_equal(rows[name].reshape(-1, CONTEXT), getattr(wanted, name))
+    assert windows.documents(np.arange(len(windows))).segments.max() > 1
+    assert batches(windows).local(0).keys() == {"tokens", "targets"}
+
+
 def test_rows_lie_on_the_devices_of_the_layout(windows):
     layout = Layout(data=2, fsdp=2, tensor=2)
     with layout.active():

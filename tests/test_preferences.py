@@ -12,8 +12,9 @@ from data_pipelines.prepare_preferences import PreparePreferences, prepare_prefe
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError
+from gptjax.integrity import verify
 from gptjax.preferences import Pairs, open_pairs
-from gptjax.shards import open_split, verify
+from gptjax.shards import open_split
 from gptjax.tokenizer import load_tokenizer
 
 TEXT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " a <|endoftext|> é☕"}

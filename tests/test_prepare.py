@@ -26,8 +26,9 @@ from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from gptjax.data import TokenShards
 from gptjax.errors import UserError
+from gptjax.integrity import verify
 from gptjax.manifest import read_manifest
-from gptjax.shards import open_split, verify
+from gptjax.shards import open_split
 from gptjax.tokenizer import Chars, load_tokenizer
 
 WORDS = [

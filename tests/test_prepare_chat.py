@@ -14,7 +14,8 @@ from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message
 from gptjax.errors import UserError
-from gptjax.shards import open_split, verify
+from gptjax.integrity import verify
+from gptjax.shards import open_split
 from gptjax.tokenizer import load_tokenizer
 from gptjax.windows import open_windows
 

@@ -19,7 +19,7 @@ from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.resuming import Journal, Reached
 from data_pipelines.writing import SplitWriter
 from gptjax.errors import UserError
-from gptjax.shards import verify
+from gptjax.integrity import verify
 
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
 SMALL = {

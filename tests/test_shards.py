@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gptjax.errors import UserError
+from gptjax.integrity import verify
 from gptjax.manifest import Counts, Manifest, ShardFile, read_manifest
-from gptjax.shards import file_sha256, open_shard, open_split, token_dtype, verify, write_shard
+from gptjax.shards import file_sha256, open_shard, open_split, token_dtype, write_shard
 
 
 def some_tokens(n, dtype=np.uint16, seed=0):

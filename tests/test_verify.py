@@ -136,6 +136,9 @@ def test_a_shard_of_another_tokenizer_is_named_before_training(directory, prepar
     name = "train_000001.bin"
     (directory / name).write_bytes((prepared / "two" / name).read_bytes())
     assert (directory / name).stat().st_size == HEADER_BYTES + 2 * 400
+    with pytest.raises(UserError, match=f"{name}: its SHA-256 differs"):
+        TokenShards(path=str(directory)).vocabulary()
+    listed_anew(directory, name)
     with pytest.raises(UserError, match="of another tokenizer, or altered") as caught:
         TokenShards(path=str(directory)).vocabulary()
     assert name in str(caught.value)

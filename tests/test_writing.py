@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.writing import SplitWriter, Written, is_on_disk, split_writers, write_manifest
+from gptjax.integrity import verify
 from gptjax.manifest import Counts, Manifest
-from gptjax.shards import open_split, verify
+from gptjax.shards import open_split
 from gptjax.tokenizer import Bytes
 
 TOKENS = np.random.default_rng(0).integers(0, 500, 1000).astype(np.uint16)

@@ -1,0 +1,137 @@
+"""Is prepared data still what its manifest says? In full on request, and what has changed since at every start.
+
+The one idea: a file whose size and time of change are as they were when its hash was last right is taken to be
+unchanged. What was found right is noted in `.verified.json` beside the shards, if that can be written; so only the
+first start reads everything, and later ones what is new to them.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.errors import UserError
+from gptjax.manifest import MANIFEST_NAME, AnyPath, Companion, Manifest, ShardFile, read_manifest
+from gptjax.shards import TokenStream, check_size, file_sha256, map_file, open_shard, open_split, parts
+from gptjax.terminal import say
+
+NOTES = ".verified.json"
+WORTH_SAYING = 2 * 10**9
+"""Bytes to be read before training that a person should know of: some seconds."""
+
+
+def check_unchanged(directory: AnyPath) -> None:
+    """Raise a `UserError` that names the first file whose content is not what the manifest says.
+
+    Foreign shards, without a manifest, have nothing to be compared with.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    listed = manifest.files | manifest.companions
+    known = _noted(folder)
+    states = {name: _state(folder / name, file) for name, file in listed.items()}
+    new = [name for name, state in states.items() if known.get(name) != state]
+    size = sum((folder / name).stat().st_size for name in new)
+    if size > WORTH_SAYING:
+        say(f"{folder}: reading {size / 1e9:.0f} GB once, to see that nothing has changed since it was prepared")
+    with ThreadPoolExecutor(4) as pool:
+        for name, found in zip(new, pool.map(file_sha256, [folder / name for name in new]), strict=True):
+            _check_sha256(folder / name, found, listed[name].sha256)
+    if new:
+        with suppress(OSError):  # data may lie where nothing can be written
+            partial = folder / f"{NOTES}.{os.getpid()}.tmp"
+            partial.write_text(json.dumps(states), encoding="utf-8")
+            os.replace(partial, folder / NOTES)
+
+
+def _state(path: Path, file: ShardFile | Companion) -> list[int | str]:
+    check_size(path, file.bytes)
+    return [file.bytes, path.stat().st_mtime_ns, file.sha256]
+
+
+def _noted(folder: Path) -> dict[str, list[int | str]]:
+    try:
+        content = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int | None = None) -> None:
+    """Raise unless every document of a split begins with the end-of-text id, or `each` so many of every file do.
+
+    A file that was made with another tokenizer gives itself away here, whatever its size. Without an index of
+    documents, or an id to look for, there is nothing to compare.
+    """
+    starts = stream.documents
+    if starts is None or end_of_text is None:
+        return
+    for path, begin, end in stream.spans():
+        first, last = np.searchsorted(starts, [begin, end])
+        step = 1 if each is None else max(1, (last - first) // each)
+        for chunk in range(first, last, step * 2**16):
+            places = np.asarray(starts[chunk : min(last, chunk + step * 2**16) : step])
+            if places.max() >= len(stream):
+                raise UserError(f"{stream.name}: a document begins beyond its end. Prepare the data again.")
+            wrong = np.flatnonzero(stream.take(places) != end_of_text)
+            if len(wrong):
+                raise UserError(
+                    f"{path}: token {places[wrong[0]] - begin:,} begins a document but is not the end-of-text id "
+                    f"{end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered; prepare the "
+                    "data again."
+                )
+
+
+def verify(directory: AnyPath) -> Manifest:
+    """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
+    documents in ascending order, marks of 0 and 1.
+
+    Raises `UserError` at the first difference; returns the manifest. What needs the tokenizer is `check_documents`.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: no {MANIFEST_NAME} to verify against.")
+    for split in manifest.splits:
+        if manifest.splits[split].tokens:
+            open_split(folder, split)
+    for name, file in manifest.files.items():
+        tokens = open_shard(folder / name)
+        if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
+            raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
+        _check_sha256(folder / name, file_sha256(folder / name), file.sha256)
+        largest = max((int(part.max()) for _, part in parts(tokens)), default=0)
+        if largest >= manifest.vocab_size:
+            raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
+    for name, companion in manifest.companions.items():
+        check_size(folder / name, companion.bytes)
+        _check_sha256(folder / name, file_sha256(folder / name), companion.sha256)
+        _check_companion(folder / name, companion, tokens=manifest.splits[companion.split].tokens)
+    return manifest
+
+
+def _check_sha256(path: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed. Prepare the data again."
+        )
+
+
+def _check_companion(path: Path, companion: Companion, *, tokens: int) -> None:
+    """Marks are 0 or 1; documents begin one after another, inside the split, each with at least a token."""
+    if companion.kind == "scored":
+        marks = map_file(path, np.dtype(np.uint8), offset=0, count=companion.bytes)
+        if max((int(part.max()) for _, part in parts(marks)), default=0) > 1:
+            raise UserError(f"{path}: has marks other than 0 and 1. Prepare the data again.")
+        return
+    starts = map_file(path, np.dtype(np.int64), offset=0, count=companion.bytes // 8)
+    before = -1
+    for _, part in parts(starts):
+        if (np.diff(part, prepend=before) <= 0).any() or part[-1] >= tokens:
+            raise UserError(f"{path}: the documents do not begin one after another inside the split. Prepare it again.")
+        before = part[-1]
