@@ -4,11 +4,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 
 def say(*lines: str) -> None:
     """Print on the first process only."""
+    import jax  # here, for the pipelines speak too and need no JAX
+
     if jax.process_index() == 0:
         print(*lines, sep="\n", flush=True)
 
