@@ -1,6 +1,6 @@
 """GPT-2 124M on OpenWebText, by nanoGPT's recipe: the reproduction that everyone starts from.
 
-    python -m data_pipelines.prepare --source=openwebtext/ --tokenizer=gpt2 --output=data/openwebtext
+    python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
     python -m gptjax.train --config=configs/gpt2_124m.py
     bash launch/gpu_node.sh --config=configs/gpt2_124m.py                       # 8 GPUs, one process
 

@@ -1,6 +1,6 @@
 """A 30M GPT on OpenWebText: what nanoGPT's code gives at a size that one GPU trains in under an hour.
 
-    python -m data_pipelines.prepare --source=openwebtext/ --tokenizer=gpt2 --output=data/openwebtext
+    python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
     python -m gptjax.train --config=configs/owt_30m.py
 
 Data      655 M tokens of OpenWebText, as gpt2_124m has it
