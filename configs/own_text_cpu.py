@@ -6,7 +6,7 @@
 Data      any directory of shards with a validation split; some ten million tokens are a good amount
 Model     4 layers × 128, context 256, 7.3 M parameters, most of them the vocabulary; 3,000 steps of 1,024 tokens, Muon
 Measured  by us on 142 books (14 M tokens), two cores: 3,500 steps in 19 minutes gave 5.16 nats a token on five other
-          books; a bigram has 5.29. At 3,000 it was at 5.19 with a sixth of its decay to go
+          books; a bigram has 5.29. At 3,000 it was at 5.19 with two sevenths of its decay to go
 """
 
 from gptjax.checkpoint import Checkpoint
