@@ -13,6 +13,7 @@ import numpy as np
 from gptjax.data import TokenShards, validation_of
 from gptjax.errors import UserError, explained
 from gptjax.evals import Material, ValidationJudge
+from gptjax.integrity import check_unchanged
 from gptjax.layout import Layout
 from gptjax.objective import NextToken
 from gptjax.run import Run
@@ -120,6 +121,7 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
             f"{shards.path} was made with another tokenizer ({manifest.tokenizer}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
+    check_unchanged(shards.path)
     return shards.split(arguments.split)
 
 

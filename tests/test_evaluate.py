@@ -114,6 +114,16 @@ def test_shards_of_another_tokenizer_are_refused(run, tmp_path, capsys):
     assert "made with another tokenizer" in failed(capsys, f"--checkpoint={run.directory}", f"--data={shards}")
 
 
+def test_altered_shards_are_named(run, tmp_path, capsys):
+    shards = write_shards(tmp_path / "shards", {"val": [tokenizer().encode(text_of(9))]}, own=tokenizer())
+    content = bytearray((shards / "val_000000.bin").read_bytes())
+    content[1030] ^= 1
+    (shards / "val_000000.bin").write_bytes(content)
+    assert "val_000000.bin: its SHA-256 differs" in failed(
+        capsys, f"--checkpoint={run.directory}", f"--data={shards}", "--layout=single"
+    )
+
+
 def test_an_imported_model_has_no_data_of_its_own(run, tmp_path, capsys):
     write_run(tmp_path / "imported", model=Run.open(run.directory).model(), tokenizer=tokenizer())
     assert "Give --data or --text" in failed(capsys, f"--checkpoint={tmp_path / 'imported'}", "--layout=single")
