@@ -3,8 +3,9 @@
     B  batch            T  time (query)      S  source time (key)
     D  model width      H  heads             K  head width
     F  MLP width        V  vocabulary        N  layers
-    C  the triple q, k, v                    G  accumulation groups
-    M  tokens of a batch in a row (B × T)
+    J  heads of keys and values              E  width of value embeddings (J × K)
+    C  the triple q, k, v, or the pair k, v  I  attention sinks
+    G  accumulation groups                   M  tokens of a batch in a row (B × T)
 
 An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
 (jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
@@ -17,10 +18,12 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 BT = Int[Array, "B T"]
+BS = Int[Array, "B S"]
 GBT = Int[Array, "G B T"]
 BTD = Float[Array, "B T D"]
 BTHK = Float[Array, "B T H K"]
-BSHK = Float[Array, "B S H K"]
+BTJK = Float[Array, "B T J K"]
+BSJK = Float[Array, "B S J K"]
 BTF = Float[Array, "B T F"]
 BTV = Float[Array, "B T V"]
 BV = Float[Array, "B V"]
@@ -35,7 +38,7 @@ Role = Literal["matrix", "embedding", "head", "vector"]
 
 def role(letters: str) -> Role:
     """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies."""
-    if letters[0] in "VT":
+    if letters[:1] in ("V", "T"):
         return "embedding"
     if letters == "DV":
         return "head"

@@ -6,8 +6,9 @@ import pytest
 from flax import nnx
 
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig
+from gptjax.model import GPT
 from gptjax.optim import AdamW, Muon, learning_rate, where_role
 from gptjax.schedules import Constant, Linear
 
