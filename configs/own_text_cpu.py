@@ -38,8 +38,7 @@ config = TrainConfig(
     objective=NextToken(chunk_tokens=128),
     optimizer=Muon(
         learning_rate=0.02,
-        embedding_learning_rate=0.02,
-        vector_learning_rate=0.02,
+        adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
         dtype="float32",
     ),

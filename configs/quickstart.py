@@ -35,8 +35,7 @@ config = TrainConfig(
     data=Prepared(source="stdlib", tokenizer="bpe:1024", validation="documents:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
-        embedding_learning_rate=0.02,
-        vector_learning_rate=0.02,
+        adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
         dtype="float32",
     ),

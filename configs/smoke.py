@@ -27,8 +27,7 @@ config = TrainConfig(
     data=Prepared(source="stdlib", tokenizer="bytes", validation="documents:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
-        embedding_learning_rate=0.02,
-        vector_learning_rate=0.02,
+        adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup=5, decay_fraction=0.5),
         dtype="float32",
     ),

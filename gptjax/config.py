@@ -12,7 +12,7 @@ from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.logbook import Log
 from gptjax.objective import NextToken
-from gptjax.optim import AdamW, Muon
+from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import differences
 from gptjax.settings import load_config as load_config_as
@@ -100,6 +100,8 @@ CLASSES = (
     NextToken,
     AdamW,
     Muon,
+    Adam,
+    Named,
     Layout,
     Checkpoint,
     ValidationLoss,

@@ -29,7 +29,7 @@ from gptjax.layout import Layout
 from gptjax.logbook import Log
 from gptjax.model import GPT, abstract
 from gptjax.objective import NextToken
-from gptjax.optim import AdamW, Muon
+from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import to_json
 from gptjax.step import make_train_step
@@ -70,7 +70,9 @@ SECTIONS = {
     Part: lambda base: mixture(base).parts[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
-    Muon: lambda base: Muon(schedule=Constant(), dtype="float32"),
+    Muon: lambda base: Muon(schedule=Constant(), dtype="float32", weight_decay=0.1),
+    Adam: lambda base: Adam(0.1),
+    Named: lambda base: Named("tokens", Adam(0.1)),
     Layout: lambda base: Layout(),
     Checkpoint: lambda base: Checkpoint(keep=2),
     ValidationLoss: lambda base: ValidationLoss(),
@@ -93,6 +95,9 @@ def placed(base, section):
         return section
     if cls is Part:
         return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
+    if cls in (Adam, Named):
+        own = {"head": section} if cls is Adam else {"named": (section,)}
+        return replace(base, optimizer=replace(base.optimizer, **own))
     if cls in HOMES:
         return replace(base, **{HOMES[cls]: section})
     if cls in (ValidationLoss, Samples, Bigram):
@@ -304,24 +309,30 @@ PROGRAM = {
         "epsilon": 1e-3,
         "weight_decay": 0.3,
         "clip_norm": None,
-        "embedding_rate": 2.0,
-        "head_rate": 2.0,
-        "vector_rate": 2.0,
+        "named": (Named("tokens", Adam(0.5)),),
     },
+    Adam: {"learning_rate": 0.2, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-3, "weight_decay": 0.3},
+    Named: {"weight": "head"},
     Muon: {
         "learning_rate": 0.1,
         "momentum": 0.8,
+        "momentum_low": 0.8,
         "nesterov": False,
         "iterations": 4,
+        "coefficients": "polar_express",
         "dtype": "bfloat16",
+        "scaling": "rms",
+        "split": "heads",
+        "equilibrate": True,
+        "normuon_beta2": 0.9,
         "weight_decay": 0.3,
-        "embedding_learning_rate": 0.1,
-        "head_learning_rate": 0.1,
-        "vector_learning_rate": 0.1,
+        "cautious": True,
+        "adam_learning_rate": 0.1,
         "beta1": 0.8,
         "beta2": 0.8,
         "epsilon": 1e-3,
         "clip_norm": 1.0,
+        "named": (Named("tokens", Adam(0.5)),),
     },
     Layout: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup": 3},
