@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tokenizer", default="gpt2")
     arguments = parser.parse_args()
-    texts = [text for text in open_source(arguments.source).documents(Counter()) if text.strip()]
+    documents = open_source(arguments.source).documents(Counter())
+    texts = [text for text in (str(document, "utf-8") for document in documents) if text.strip()]
     size, largest = sum(len(text.encode()) for text in texts), max(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "texts.jsonl"

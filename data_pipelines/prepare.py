@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from data_pipelines.documents import print_notes
+from data_pipelines.documents import Notes, print_notes, texts_of
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
@@ -29,7 +29,7 @@ from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import PROGRESS_NAME, Journal, Reached
-from data_pipelines.sources import Notes, open_source
+from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
 from data_pipelines.writing import SplitWriter, split_writers, write_manifest
@@ -157,12 +157,12 @@ def _learnt(directory: Path, spec: str, corpus: Corpus) -> Tokenizer:
 def _learn(spec: str, corpus: Corpus) -> Tokenizer:
     parts = corpus.parts(Counter())
     if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
-        return Chars.from_text(text for _, text in parts)
+        return Chars.from_text(text for _, document in parts for text in texts_of(document))
     size = spec.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
-    texts = (text for name, text in parts if name == "train")
-    return learn_bpe(texts, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
+    documents = (document for name, document in parts if name == "train")
+    return learn_bpe(documents, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
 
 
 def _write(

@@ -22,6 +22,7 @@ from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
 PROGRESS_NAME = "progress.json"
+PROGRESS_VERSION = 2
 SECONDS_BETWEEN_RECORDS = 2.0
 
 
@@ -77,7 +78,7 @@ class Journal:
     def record(self, reached: Reached) -> None:
         """Replace the record; what it speaks of is on the disk already."""
         temporary = self._path.with_suffix(".tmp")
-        content = {"request": self._request, **asdict(reached)}
+        content = {"version": PROGRESS_VERSION, "request": self._request, **asdict(reached)}
         temporary.write_text(json.dumps(content), encoding="utf-8")
         sync(temporary)
         os.replace(temporary, self._path)
@@ -107,8 +108,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(content, dict) and content.keys() == {"request", "position", "written"}
-    return content if known and isinstance(content["request"], dict) else None
+    known = isinstance(content, dict) and content.get("version") == PROGRESS_VERSION
+    return content if known else None
 
 
 def _progress(content: dict[str, Any] | None) -> Reached:

@@ -171,7 +171,7 @@ def _write(
 
 def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[tuple[str, list[Scored]]]:
     """The split and the documents of every example that can be used, in the order of the source."""
-    sources: list[tuple[str, Callable[[str], str]]] = [(request.source, request.divided.side)]
+    sources: list[tuple[str, Callable[[bytes], str]]] = [(request.source, request.divided.side)]
     if request.validation_source is not None:
         sources.append((request.validation_source, lambda _: "val"))
     for spec, side in sources:
@@ -189,7 +189,7 @@ def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[t
                 raise UserError(f"{line.where}: {error}") from None
             documents = _shortened(example.documents, request.max_document_tokens, kind, report)
             if documents is not None:
-                yield side(example.key), documents
+                yield side(example.key.encode()), documents
 
 
 def _shortened(documents: list[Scored], limit: int | None, kind: Kind, report: _Report) -> list[Scored] | None:

@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipelines import encoding, pieces, prepared, sources
+from data_pipelines import encoding, pieces, prepared
 from data_pipelines import prepare as door
 from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.prepared import Prepared
@@ -114,7 +115,7 @@ def test_blank_documents_are_counted(tmp_path, capsys):
 
 
 def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     source = write_jsonl(tmp_path / "x.jsonl", documents(200))
     for name, processes in [("one", 1), ("two", 2)]:
         run(source, tmp_path / name, bpe, split="documents:0.1", processes=processes)
@@ -126,7 +127,7 @@ def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
 
 
 def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     Chars.from_text(documents(200)).save(tmp_path / "chars")
     source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), "π"])
     with pytest.raises(UserError, match=r"'π' \(U\+03C0\) is not among"):
@@ -154,9 +155,9 @@ def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
     def parts():
         for i in range(100):
             taken.append(i)
-            yield "train", "x" * 500
+            yield "train", b"x" * 500
 
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
     assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
 
@@ -179,8 +180,8 @@ def test_a_recipe_says_what_is_left_open(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_large_documents_in_pieces(tmp_path, bpe, monkeypatch, processes):
     """Encoded in pieces, on one process or on two, a document is what it is encoded whole."""
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 300)
     texts = ["short\n", " ".join(documents(60)), "x", "".join(documents(30, seed=1))]
     manifest = run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none", processes=processes)
     tokenizer, stream = load_tokenizer(bpe), open_split(tmp_path / "out", "train")
@@ -203,7 +204,7 @@ def test_the_name_of_the_special_token_is_ordinary_text(tmp_path, bpe):
 
 
 def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     texts = documents(50)
     source = write_jsonl(tmp_path / "x.jsonl", texts)
     run(source, tmp_path / "whole", bpe, split="none")
@@ -229,10 +230,10 @@ def test_only_the_document_that_is_read_is_in_memory(split):
 
     class Large:
         def documents(self, notes):
-            for word in ("alpha ", "beta ", "gamma "):
+            for word in (b"alpha ", b"beta ", b"gamma "):
                 yield word * (size // len(word))
 
-    parts = Split.parse(split).parts(Large(), sources.Notes())
+    parts = Split.parse(split).parts(Large(), Counter())
     tracemalloc.start()
     tokens = sum(
         len(result.tokens)
@@ -242,7 +243,7 @@ def test_only_the_document_that_is_read_is_in_memory(split):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokens == 3 * size
-    assert peak < size + 10 * encoding.BATCH_CHARACTERS
+    assert peak < size + 10 * encoding.BATCH_BYTES
 
 
 def test_splitting_by_documents_ignores_their_order(tmp_path):
@@ -252,7 +253,7 @@ def test_splitting_by_documents_ignores_their_order(tmp_path):
 
     def val(some):
         source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
-        return {text for name, text in split.parts(source, sources.Notes()) if name == "val"}
+        return {str(text, "utf-8") for name, text in split.parts(source, Counter()) if name == "val"}
 
     assert val(texts) == val(shuffled) == val(texts + texts)
     assert val(texts[:500]) == val(texts) & set(texts[:500])
