@@ -78,9 +78,9 @@ class Batches:
         for i in np.unique(sets):
             here, order = np.flatnonzero(sets == i), self._orders[i]
             chosen = np.array([order[int(number)] for number in numbers[here]])
-            found = self.windows[i].read(chosen)
-            if self._documents:
-                rows["segments"][here], rows["positions"][here] = self.windows[i].documents(chosen)
+            found = self.windows[i].read(chosen, documents=self._documents)
+            if found.documents is not None:
+                rows["segments"][here], rows["positions"][here] = found.documents
             for ids in (found.tokens, found.targets):
                 check_vocabulary(ids, self._vocab_size, source=self.windows[i].stream.name)
             rows["tokens"][here] = found.tokens

@@ -126,8 +126,8 @@ def test_a_mixture_is_the_same_on_any_number_of_processes(both, monkeypatch, pro
 
 def test_what_is_not_scored_is_ignored(shards):
     class OddTargets(Straight):
-        def read(self, rows):
-            tokens, targets, _ = super().read(rows)
+        def read(self, rows, *, documents=False):
+            tokens, targets, *_ = super().read(rows)
             return Cut(tokens, targets, targets % 2 == 1)
 
     rows = batches(OddTargets(open_split(shards, "train"), CONTEXT)).local(0)
@@ -142,10 +142,10 @@ def test_documents_come_with_the_rows_that_they_are_of(tmp_path):
     reader = batches(windows, 4, 2, documents=True)
     for step in range(3):
         rows = reader.local(step)
-        wanted = windows.documents(rows["tokens"][..., 0].reshape(-1) // CONTEXT)
+        wanted = windows.read(rows["tokens"][..., 0].reshape(-1) // CONTEXT, documents=True).documents
         for name in ("segments", "positions"):
             np.testing.assert_array_equal(rows[name].reshape(-1, CONTEXT), getattr(wanted, name))
-    assert windows.documents(np.arange(len(windows))).segments.max() > 1
+    assert windows.read(np.arange(len(windows)), documents=True).documents.segments.max() > 1
     assert batches(windows).local(0).keys() == {"tokens", "targets"}
 
 
