@@ -28,7 +28,7 @@ from data_pipelines.output import locked, made_already, replaced, sync
 from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.recipes import open_recipe
-from data_pipelines.resuming import PROGRESS_NAME, Journal, Reached
+from data_pipelines.resuming import Journal, Reached
 from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
@@ -91,7 +91,7 @@ def prepare(request: Prepare) -> Manifest:
             return manifest
         start = time.perf_counter()
         notes: Notes = Counter()
-        with replaced(output, keep=PROGRESS_NAME) as directory:
+        with replaced(output, resumable=True) as directory:
             journal = Journal(directory, record)
             try:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus)
@@ -181,9 +181,7 @@ def _write(
             journal.record_if_due(functools.partial(_reached, step.after, writers))
             show(pace.said())
         _refuse_empty(request, {name: writer.counts for name, writer in writers.items()})
-    manifest = write_manifest(directory, writers, tokenizer, record)
-    journal.close()
-    return manifest
+    return write_manifest(directory, writers, tokenizer, record)
 
 
 def _reached(position: Position, writers: dict[str, SplitWriter]) -> Reached:

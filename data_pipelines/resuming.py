@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.output import differing, sync
+from data_pipelines.output import PROGRESS_NAME, differing, sync
 from data_pipelines.pieces import START, Position
 from data_pipelines.writing import Written, is_on_disk
 from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
-PROGRESS_NAME = "progress.json"
 PROGRESS_VERSION = 2
 SECONDS_BETWEEN_RECORDS = 2.0
 
@@ -93,10 +92,6 @@ class Journal:
         """Leave no record where nothing was done that a further run could use."""
         if _progress(_read(self._path)).position == START and not (self._directory / FILE_NAME).is_file():
             self._path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """The directory is complete: the record has no place in it."""
-        self._path.unlink()
 
 
 def _say(what: str) -> None:

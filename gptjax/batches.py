@@ -106,6 +106,7 @@ class Batches:
             f"{one.stream.paths[0].parent}: {len(one.stream):,} tokens in {len(one):,} windows"
             + (f", {one.dropped:.2%} of the tokens not used" if one.dropped > 0.001 else "")
             + (f", {one.padding:.2%} padding" if one.padding > 0 else "")
+            + ("" if one.stream.has_manifest else "; without a manifest.json nobody can say whether they are as made")
             for one in self.windows
         ]
 

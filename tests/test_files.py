@@ -64,13 +64,15 @@ def test_kinds():
     assert reader_of("package.json") is reader_of("x.zip") is reader_of("parquet") is None
 
 
-def test_identity_notices_changes(folder):
+def test_identity_notices_changes(folder, monkeypatch):
     def identity():
         return open_files(str(folder), strict=False).identity()
 
     first = identity()
     assert first["source"] == str(folder)
     assert first["files"] == 6
+    monkeypatch.chdir(folder.parent)
+    assert open_files("corpus/", strict=False).identity() == first, "by whichever path"
     assert identity() == first
     assert open_files(str(folder), strict=True).identity() == first
     os.utime(folder / "a.txt", ns=(1, 1))
