@@ -27,6 +27,9 @@ import tiktoken
 from data_pipelines.sources import open_source
 from gptjax.tokenizer import BPE, load_tokenizer
 
+LEAST_SECONDS = 10
+"""Processor seconds that the further copies should take: below, the noise of starting shows."""
+
 
 def bare(texts: list[str], name: str) -> tuple[float, float]:
     """CPU and wall seconds to encode all texts with tiktoken as it comes, and nothing else."""
@@ -104,6 +107,8 @@ def main() -> None:
                 sum(times) / processes for times in zip(*(one.result() for one in alone), strict=True)
             )
     (first_cpu, _, _), (all_cpu, wall, peak) = costs
+    if all_cpu - first_cpu < LEAST_SECONDS:
+        print("note: too little text to trust these figures; use a larger SOURCE or more --copies")
     cpu, further, everything = all_cpu - first_cpu, arguments.copies * size, (1 + arguments.copies) * size
     print(f"{size / 1e6:.1f} MB, the largest document {largest / 1e6:.1f} MB; once, and {arguments.copies} times more")
     print(f"tiktoken: {size / 1e6 / alone_cpu:.2f} MB a CPU second, {size / 1e6 / alone_wall:.2f} MB/s by one")

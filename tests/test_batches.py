@@ -125,9 +125,9 @@ def test_a_mixture_is_the_same_on_any_number_of_processes(both, monkeypatch, pro
 
 
 def test_shards_that_nothing_can_be_compared_with_are_said_to_be(shards, tmp_path):
-    foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(50)]})
-    said = [batches(Straight(open_split(path, "train"), CONTEXT)).described() for path in (shards, foreign)]
-    assert ["without a manifest.json" in line for line, in said] == [False, True]
+    own = write_shards(tmp_path / "own", {"train": [np.arange(40)]}, own=tokenizer())
+    said = [batches(Straight(open_split(path, "train"), CONTEXT)).described() for path in (own, shards)]
+    assert ["without a manifest.json" in line for (line,) in said] == [False, True]
 
 
 def test_what_is_not_scored_is_ignored(shards):

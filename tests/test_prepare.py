@@ -10,22 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipelines import encoding, pieces, prepared
+from data_pipelines import encoding, pieces
 from data_pipelines import prepare as door
 from data_pipelines.prepare import Prepare, completed, prepare
-from data_pipelines.prepared import Prepared
 from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
-from gptjax.data import TokenShards
 from gptjax.errors import UserError
 from gptjax.integrity import verify
 from gptjax.manifest import read_manifest
@@ -135,33 +132,6 @@ def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
 
 
-def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
-    """Four batches a worker are under way, however long the source is."""
-    taken, finished = [], []
-
-    class Now:
-        def __init__(self, result):
-            self.result = lambda: finished.append(1) or result
-
-    class Pool:
-        def __init__(self, *args, **kwargs): ...
-
-        def submit(self, function, batch):
-            assert len(taken) - len(finished) <= 4 * 2 + 1
-            return Now([encoding.Encoded("train", np.zeros(1, np.uint16), 1, 1)])
-
-        def shutdown(self, *, cancel_futures): ...
-
-    def parts():
-        for i in range(100):
-            taken.append(i)
-            yield "train", b"x" * 500
-
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
-    monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
-    assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
-
-
 def test_a_recipe_says_what_is_left_open(tmp_path):
     def of(**options):
         request = completed(Prepare(output=tmp_path, **options))
@@ -221,29 +191,6 @@ def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
         run(source, tmp_path / "out", bpe, split="none", max_document_tokens=21)
     with pytest.raises(UserError, match="wanted at least 2"):
         Prepare(source=source, tokenizer="bytes", output=tmp_path, max_document_tokens=1)
-
-
-@pytest.mark.parametrize("split", ["documents:0.1", "none"])
-def test_only_the_document_that_is_read_is_in_memory(split):
-    """Beside it there is room for a few pieces, whatever its size, and not for the one before it."""
-    size = 12_000_000
-
-    class Large:
-        def documents(self, notes):
-            for word in (b"alpha ", b"beta ", b"gamma "):
-                yield word * (size // len(word))
-
-    parts = Split.parse(split).parts(Large(), Counter())
-    tracemalloc.start()
-    tokens = sum(
-        len(result.tokens)
-        for step in encoding.encode_all(parts, load_tokenizer("bytes"), processes=1)
-        for result in step.results
-    )
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert tokens == 3 * size
-    assert peak < size + 10 * encoding.BATCH_BYTES
 
 
 def test_splitting_by_documents_ignores_their_order(tmp_path):
@@ -477,31 +424,6 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch):
         thread.join()
     assert len(calls) == 1
     verify(tmp_path / "out")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
-    prepared._prepared.cache_clear()
-    yield tmp_path / "cache"
-    prepared._prepared.cache_clear()
-
-
-def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
-    source = write_jsonl(tmp_path / "tales.jsonl", documents())
-    data = Prepared(source=source, tokenizer="bpe:300", validation="tail:0.1", prefetch=5)
-    assert not cache.exists()
-    plain = data.resolve()
-    assert type(plain) is TokenShards
-    assert plain.prefetch == 5
-    assert plain.path.startswith(f"{cache}/tales-bpe-300-")
-    assert verify(plain.path).tokenizer == "bpe-300"
-    assert len(data.split("train")) == data.manifest().splits["train"].tokens
-    assert capsys.readouterr().out.count("documents") == 2
-    prepared._prepared.cache_clear()
-    assert data.resolve() == plain
-    assert Prepared(source=source, tokenizer="bytes", validation="tail:0.1").resolve().path != plain.path
-    assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
 
 
 def test_nothing_below_one(tmp_path):
