@@ -5,12 +5,13 @@ the whole file, and the report says it. Sets that TFDS has prepared hold neither
 and `tfds:NAME` reads them.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.documents import Document, Notes, checked, document_of_json
+from data_pipelines.documents import Document, Notes, checked
 from data_pipelines.extras import needs_extra
+from data_pipelines.long_lines import document_of_record
 from gptjax.errors import UserError
 
 READ_AS_JSON = "ArrayRecord files read as JSON objects"
@@ -33,7 +34,7 @@ def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[Do
         where = f"{path}: record {number}"
         if not as_json:
             yield checked(record, notes, strict=strict, where=where)
-        elif (document := document_of_json(record, notes, strict=strict, where=where)) is not None:
+        elif (document := document_of_record(record, notes, strict=strict, where=where)) is not None:
             yield document
 
 
@@ -57,10 +58,9 @@ def _records(path: Path) -> Iterator[bytes]:
 
 def _is_json(record: bytes) -> bool:
     try:
-        content = json.loads(record)
-    except (ValueError, RecursionError):
+        return document_of_record(record, Counter(), strict=True, where="") is not None
+    except UserError:
         return False
-    return isinstance(content, dict) and isinstance(content.get("text"), str)
 
 
 def _is_protocol_buffer(record: bytes) -> bool:

@@ -20,8 +20,8 @@ Document = bytes | bytearray | memoryview
 Notes = Counter[str]
 """Things worth a line in the report, and how often they happened."""
 
-REPLACED = "files had bytes that are not UTF-8 (replaced by U+FFFD)"
-REPLACED_RECORDS = "records had bytes that are not UTF-8 (replaced by U+FFFD)"
+REPLACED = "files had bytes that are not UTF-8 (replaced by U+FFFD; --strict names the first)"
+REPLACED_RECORDS = "records had bytes that are not UTF-8 (replaced by U+FFFD; --strict names the first)"
 SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
 BROKEN = 'broken records left out: not JSON, or without a string "text" (--strict names the first)'
 BLOCK_BYTES = 2**20

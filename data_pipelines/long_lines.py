@@ -18,6 +18,7 @@ from data_pipelines.documents import (
     Document,
     Notes,
     broken,
+    document_of_json,
     mended,
     read_json,
     text_of,
@@ -59,6 +60,14 @@ def document_of_long_line(blocks: Iterable[bytes], notes: Notes, *, strict: bool
     document, found = line.strings[text]
     notes.update(set(found))
     return document
+
+
+def document_of_record(record: bytes, notes: Notes, *, strict: bool, where: str) -> Document | None:
+    """As `document_of_json`, of a record of any length that is in memory."""
+    if len(record) <= LONG_BYTES:
+        return document_of_json(record, notes, strict=strict, where=where)
+    blocks = (record[begin : begin + LONG_BYTES] for begin in range(0, len(record), LONG_BYTES))
+    return document_of_long_line(blocks, notes, strict=strict, where=where)
 
 
 class _LongLine:

@@ -68,7 +68,10 @@ def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> M
 def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether a complete result lay there and has been moved into place; never over what may not be replaced."""
     partial, old = _neighbours(output)
-    found = read_manifest(partial)
+    try:
+        found = read_manifest(partial)
+    except UserError:  # of another version: a leftover like any other
+        found = None
     there = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if found is not None and (not there or (overwrite and found.request == request)):
         _move(partial, output, old)

@@ -65,7 +65,8 @@ class Prepare:
     max_document_tokens: int | None = None
     """Longer documents go on as further documents of at most so many tokens, `<|endoftext|>` before each included."""
     strict: bool = False
-    """Stop at the first broken record; by default broken ones are skipped, counted and reported."""
+    """Stop at the first broken record, or byte that is not UTF-8; by default broken records are skipped, bytes
+    replaced, and all of it is counted and reported."""
     overwrite: bool = False
     """Replace what an earlier, different request left in OUTPUT."""
 
@@ -137,6 +138,8 @@ def describe(request: Prepare, corpus: Corpus, tokenizer: Tokenizer | None) -> d
     """What decides the output, as JSON: two requests with the same description have the same result."""
     name = request.tokenizer if tokenizer is None else tokenizer.fingerprint
     how = {"tokenizer": name, "shard_tokens": request.shard_tokens, "format": MANIFEST_VERSION}
+    if request.strict:  # what was made without it may have left something out
+        how["strict"] = True
     if request.max_document_tokens is not None:
         how["max_document_tokens"] = request.max_document_tokens
     return corpus.identity() | how

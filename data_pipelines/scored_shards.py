@@ -108,6 +108,7 @@ def prepare_scored(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> 
 def _record(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decides the output: two requests with the same record have the same result."""
     options: dict[str, Any] = {"shard_tokens": request.shard_tokens, "max_document_tokens": request.max_document_tokens}
+    options |= {"strict": True} if request.strict else {}  # what was made without it may have left something out
     options["split"], other = str(request.divided), request.validation_source
     identities = {"source": json_lines(request.source).identity()}
     identities |= {} if other is None else {"validation_source": json_lines(other).identity()}

@@ -46,6 +46,12 @@ def test_broken_records(tmp_path):
         list(read_array_records(plain, notes, strict=True))
 
 
+def test_a_large_record(tmp_path):
+    texts = ["large é☕ " * 300_000, "small"]
+    path = write(tmp_path / "x.array_record", [json.dumps({"text": text}).encode() for text in texts])
+    assert list(read_array_records(path, Counter(), strict=True)) == [text.encode() for text in texts]
+
+
 @pytest.mark.parametrize("length", [5, 300])
 def test_protocol_buffers_are_not_text(tmp_path, length):
     size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])

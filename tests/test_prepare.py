@@ -330,6 +330,16 @@ def test_done_once_is_done(tmp_path, capsys):
         run(source, out, split="tail:0.2")
 
 
+def test_strict_is_not_content_with_what_was_made_without(tmp_path):
+    source = tmp_path / "x.txt"
+    source.write_bytes(b"caf\xe9")
+    run(source, tmp_path / "out", split="none")
+    with pytest.raises(UserError, match="strict differ"):
+        run(source, tmp_path / "out", split="none", strict=True)
+    with pytest.raises(UserError, match=r"x\.txt: byte 3 \(0xe9\) is not UTF-8"):
+        run(source, tmp_path / "other", split="none", strict=True)
+
+
 def test_damage_to_what_exists_is_noticed(tmp_path):
     source = write_jsonl(tmp_path / "x.jsonl", documents())
     run(source, tmp_path / "out", split="none")

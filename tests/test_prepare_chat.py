@@ -190,9 +190,11 @@ def test_done_once_is_done(tmp_path, run, capsys):
     source = write(tmp_path / "chat.jsonl", map(line, many(30)))
     first = run(source)
     made = (tmp_path / "out/train.scored").stat().st_mtime_ns
-    assert run(source, strict=True) == first
+    assert run(source) == first
     assert (tmp_path / "out/train.scored").stat().st_mtime_ns == made
     assert "already prepared" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another request \(strict differ\)"):
+        run(source, strict=True)
     with pytest.raises(UserError, match=r"another request \(max_document_tokens differ\)"):
         run(source, max_document_tokens=20)
     assert run(source, max_document_tokens=20, overwrite=True) != first
