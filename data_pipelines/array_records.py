@@ -5,6 +5,7 @@ the whole file, and the report says it. Sets that TFDS has prepared hold neither
 and `tfds:NAME` reads them.
 """
 
+import codecs
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,8 @@ def _records(path: Path) -> Iterator[bytes]:
 
 
 def _is_json(record: bytes) -> bool:
+    if not record[:64].lstrip().startswith((b"{", codecs.BOM_UTF8)):
+        return False
     try:
         return document_of_record(record, Counter(), strict=True, where="") is not None
     except UserError:

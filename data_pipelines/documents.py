@@ -64,7 +64,8 @@ def texts_of(document: Document, *, size: int = BLOCK_BYTES) -> Iterator[str]:
 
 def is_blank(document: Document) -> bool:
     """Whether there is nothing but white space."""
-    return all(text.isspace() for text in texts_of(document))
+    # Most texts begin with a letter; the others are looked at as Python's text, which knows all white space.
+    return not bytes(document[:1]).isalpha() and all(text.isspace() for text in texts_of(document))
 
 
 def checked(content: Document, notes: Notes, *, strict: bool, where: str, note: str = REPLACED_RECORDS) -> Document:
