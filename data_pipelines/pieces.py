@@ -1,9 +1,10 @@
 """Large documents in pieces: cut where no token can span, so that the pieces' tokens are exactly the document's.
 
 The one idea: where the pattern that cuts text into words is known, there are places at which a word must end, whatever
-stands around them. A letter before anything that is no letter is one, for a word that holds a letter ends with it; a
-blank after anything that is not white space is another, for it can only begin a word. Bytes and characters have no
-words, and are cut anywhere between two characters.
+stands around them. A letter before anything that is no letter is one, for a word that holds a letter ends with it; so
+is a digit before anything that is none; and a blank after anything that is not white space, for it can only begin a
+word. Bytes and characters have no words, and are cut anywhere between two characters. A single word of many megabytes
+stays whole, and costs in tiktoken some forty times its size.
 """
 
 import codecs
@@ -20,8 +21,8 @@ LOOK_BYTES = 2**12
 """So many bytes at a time are looked at for a place."""
 
 # Letters that every version of Unicode knows as such: basic Latin, kana, CJK, hangul. Then ASCII that is no letter,
-# and the full stop and commas of East Asia, whose text may be without blanks.
-_BETWEEN_WORDS = "\\S(?= )|[A-Za-zぁ-ゖァ-ヺ一-龥가-힣](?=[\\x00-@\\[-`{-\\x7f、。，])"
+# and the full stop and commas of East Asia, whose text may be without blanks. Tables of numbers are, too.
+_BETWEEN_WORDS = "\\S(?= )|[A-Za-zぁ-ゖァ-ヺ一-龥가-힣](?=[\\x00-@\\[-`{-\\x7f、。，])|[0-9](?=[\\x00-/:-\\x7f、。，])"
 # Of several blanks before a word, the last goes with the word or stands alone; tiktoken cannot look at a million of
 # them with something behind, but at the end of a text it can.
 _PLACES = {

@@ -92,6 +92,7 @@ def test_where_texts_are_cut(tokenizers, monkeypatch):
 
     assert cut("Done, two; three\n\nfour") == ["Done", ", two", "; three", "\n\nfour"]
     assert cut("12345678") == ["12345678"]
+    assert cut("123,45,6789\n1") == ["123,45", ",6789", "\n1"]
     assert cut("模型語言。あああああ、x") == ["模型語言", "。あああああ", "、x"]
     assert cut("été à la fin") == ["été", " à la", " fin"]
     assert cut("été à la fin", "chars") == ["été", " à ", "la f", "in"]
