@@ -76,9 +76,9 @@ class Batches:
         for i in np.unique(sets):
             here, order = np.flatnonzero(sets == i), self._orders[i]
             chosen = np.array([order[int(number)] for number in numbers[here]])
-            found = self.windows[i].read(chosen)
-            if self._documents:
-                rows["segments"][here], rows["positions"][here] = self.windows[i].documents(chosen)
+            found = self.windows[i].read(chosen, documents=self._documents)
+            if found.documents is not None:
+                rows["segments"][here], rows["positions"][here] = found.documents
             for ids in (found.tokens, found.targets):
                 check_vocabulary(ids, self._vocab_size, source=self.windows[i].stream.name)
             rows["tokens"][here] = found.tokens
@@ -104,6 +104,7 @@ class Batches:
             f"{one.stream.paths[0].parent}: {len(one.stream):,} tokens in {len(one):,} windows"
             + (f", {one.dropped:.2%} of the tokens not used" if one.dropped > 0.001 else "")
             + (f", {one.padding:.2%} padding" if one.padding > 0 else "")
+            + ("" if one.stream.has_manifest else "; without a manifest.json nobody can say whether they are as made")
             for one in self.windows
         ]
 
