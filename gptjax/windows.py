@@ -83,9 +83,10 @@ class _Contiguous(Windows):
         tokens = self.stream.windows(starts, self.context + 1).astype(np.int32)
         marks = self.stream.scored
         scored = None if marks is None else marks[starts[:, None] + np.arange(1, self.context + 1)] == 1
-        return Cut(tokens[:, :-1], tokens[:, 1:], scored, self._documents(starts) if documents else None)
+        return Cut(tokens[:, :-1], tokens[:, 1:], scored, self.documents_at(starts) if documents else None)
 
-    def _documents(self, starts: Numbers) -> Documents:
+    def documents_at(self, starts: Numbers) -> Documents:
+        """Where documents begin and end in rows of T tokens that start at these places of the stream."""
         begins = self._begins
         low, high = np.searchsorted(begins, starts, side="right"), np.searchsorted(begins, starts + self.context)
         inside = high - low

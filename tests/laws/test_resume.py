@@ -26,6 +26,7 @@ from gptjax.layout import Layout
 from gptjax.logbook import Log
 from gptjax.optim import AdamW, Muon
 from gptjax.run import Run
+from gptjax.schedules import Constant
 from gptjax.shards import open_shard, write_shard
 from gptjax.tokenizer import Chars
 from gptjax.train import main, train
@@ -55,8 +56,10 @@ def cache(tmp_path_factory):
 
 
 def make(shards, name, **changes):
-    """Muon, dropout and accumulation: all that has a state or a key."""
-    fixed = {"model": {"dropout": 0.1}, "optimizer": Muon(dtype="float32"), "batch": Batch(8, 2)}
+    """Muon with what it can remember and schedule, dropout and accumulation: all that has a state or a key."""
+    rising = Constant(warmup=7)
+    muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious=True)
+    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": Batch(8, 2)}
     return tiny_config(shards, name=name, **(fixed | changes))
 
 
