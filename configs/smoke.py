@@ -13,7 +13,7 @@ from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch
 from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.model import GPTConfig
+from gptjax.gpt_config import GPTConfig
 from gptjax.optim import Muon
 from gptjax.schedules import WarmupStableDecay
 

@@ -3,8 +3,9 @@
     B  batch            T  time (query)      S  source time (key)
     D  model width      H  heads             K  head width
     F  MLP width        V  vocabulary        N  layers
-    C  the triple q, k, v                    G  accumulation groups
-    M  tokens of a batch in a row (B × T)   E  what value embeddings add: heads × head width
+    J  heads of keys and values              E  width of value embeddings (J × K)
+    C  the triple q, k, v, or the pair k, v  I  attention sinks
+    G  accumulation groups                   M  tokens of a batch in a row (B × T)
 
 An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
 (jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
@@ -17,10 +18,12 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 BT = Int[Array, "B T"]
+BS = Int[Array, "B S"]
 GBT = Int[Array, "G B T"]
 BTD = Float[Array, "B T D"]
 BTHK = Float[Array, "B T H K"]
-BSHK = Float[Array, "B S H K"]
+BTJK = Float[Array, "B T J K"]
+BSJK = Float[Array, "B S J K"]
 BTF = Float[Array, "B T F"]
 BTV = Float[Array, "B T V"]
 BV = Float[Array, "B V"]
@@ -37,7 +40,7 @@ def role(letters: str) -> Role:
     """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies.
 
     What is no table and has nothing to do with the width, or one axis only, is a vector: gains and biases, scalars of a
-    layer (no letters), sink keys and values (`SHK`).
+    layer (no letters), sink keys and values (`IJK`).
     """
     if letters == "VE":
         return "value_embedding"

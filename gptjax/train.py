@@ -211,6 +211,7 @@ def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer 
         tokenizer=tokenizer,
         seed=config.seed,
         layout=layout,
+        documents=config.model.document_mask,
     )
 
 
@@ -246,8 +247,8 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
     """What is about to run, in a few lines."""
     model = config.model
     backend = jax.default_backend()
-    kernel: str = choose(model.attention, backend=backend, **model.attention_needs)
-    if model.attention == "auto" and (reason := obstacle(backend=backend, **model.attention_needs)):
+    kernel: str = choose(model, backend=backend)
+    if model.attention == "auto" and (reason := obstacle(model, backend=backend)):
         kernel += f" ({reason})"
     trained = config.steps * config.tokens_per_step
     protocols = [judge.protocol for _, judge in judges if isinstance(judge, ValidationJudge)]

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig
+from gptjax.model import GPT
 from gptjax.optim import Adam, AdamW, Muon, Named, Rule, learning_rate
 from gptjax.schedules import Constant, Linear, WarmupStableDecay
 from gptjax.shapes import role

@@ -24,9 +24,10 @@ from gptjax.config import CLASSES, TrainConfig
 from gptjax.data import Batch, Mixture, Part, TokenShards, fingerprint, validation_of
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Material, Samples, ValidationLoss
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.logbook import Log
-from gptjax.model import GPT, GPTConfig, abstract
+from gptjax.model import GPT, abstract
 from gptjax.objective import NextToken
 from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
@@ -35,12 +36,22 @@ from gptjax.step import make_train_step
 from gptjax.stopping import Patience
 from gptjax.train import fingerprints, opened_batches, prepared, resumed
 
+MODERN = {
+    "positions": "rotary",
+    "windows": "LS",
+    "short_window": 9,
+    "x0_mix": True,
+    "value_embeddings": "0.",
+    "softcap": 30.0,
+    "layers": "auto",
+}
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A config in which every part is at work: dropout, an untied head, a schedule that falls."""
     shards = write_text_shards(tmp_path_factory.mktemp("fields") / "shards", lines=30)
-    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, "positions": "rotary"})
+    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, **MODERN})
     return replace(config, optimizer=AdamW(schedule=Cosine(warmup=2)))
 
 
@@ -265,13 +276,32 @@ PROGRAM = {
         "gated": True,
         "softcap": 15.0,
         "zero_init": True,
+        "embedding_norm": True,
+        "kv_heads": 1,
+        "windows": "S",
+        "long_window": 5,
+        "short_window": 7,
+        "sinks": 3,
+        "document_mask": True,
+        "unet": "learned",
+        "x0_mix": False,
+        "residual_init": (1.0, 0.5),
+        "x0_init": (0.5, 0.5),
+        "value_residual": True,
+        "value_embeddings": "01",
+        "value_gate": True,
+        "softcap_curve": "sqrt",
+        "init": "fan_in",
+        "embedding_std": 0.5,
+        "head_std": 0.5,
+        "mlp_init": 0.5,
         "dtype": "bfloat16",
         "head_dtype": "bfloat16",
         "attention": "cudnn",
         "remat": "full",
         "layers": "unroll",
     },
-    NextToken: {"chunk_tokens": 32},
+    NextToken: {"chunk_tokens": 32, "z_loss": 1e-4},
     AdamW: {
         "learning_rate": 0.1,
         "beta1": 0.8,
@@ -349,6 +379,11 @@ ELSEWHERE = {
         "wandb_project": ("other", "the log"),
     },
 }
+BESIDE = {
+    (Log, "wandb_project"): {"wandb": "offline"},
+    (GPTConfig, "layers"): {"windows": "L", "value_embeddings": ""},
+}
+"""What other fields must be for a field to matter."""
 FIELDS = {(cls, name): (value, "the program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in ELSEWHERE.items() for name, line in names.items()}
 REFUSED = {(GPTConfig, "attention"), (TokenShards, "path"), (TokenShards, "format"), (TrainConfig, "start_from")}
@@ -374,8 +409,7 @@ def test_changing_it_is_seen(base, tmp_path, capsys, cls, name):
     value, where = FIELDS[cls, name]
     section = SECTIONS[cls](base)
     assert value != getattr(section, name)
-    if name == "wandb_project":
-        section = replace(section, wandb="offline")
+    section = replace(section, **BESIDE.get((cls, name), {}))
 
     def seen(section, directory):
         directory.mkdir()
