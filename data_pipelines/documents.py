@@ -29,8 +29,13 @@ BLOCK_BYTES = 2**20
 
 def print_notes(notes: Notes) -> None:
     """The lines of the report."""
-    for note, times in sorted(notes.items()):
-        print(f"note: {times:,} {note}")
+    for line in lines_of(notes):
+        print(f"note: {line}")
+
+
+def lines_of(notes: Notes) -> list[str]:
+    """Each note with how often it happened."""
+    return [f"{times:,} {note}" for note, times in sorted(notes.items())]
 
 
 class Source(Protocol):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.output import locked
+from data_pipelines.output import is_full, locked
 from data_pipelines.progress import Rate, moving_line
 from gptjax.errors import UserError
 
@@ -157,6 +157,8 @@ def _request(url: str, token: str | None) -> urllib.request.Request:
 
 
 def _wait_or_give_up(url: str, error: Exception, attempt: int) -> None:
+    if is_full(error):
+        raise UserError(f"{url}: could not be kept: {error}. What has arrived is kept; make room and try again.")
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         if error.code not in _PASSING:

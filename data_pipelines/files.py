@@ -14,6 +14,9 @@ from data_pipelines.parquet import read_parquet
 from data_pipelines.paths import files_identity, find_files
 from data_pipelines.text_files import COMPRESSED, read_text, reading
 
+LEFT_OUT = "files of other kinds in the directory not read (a quoted pattern names them)"
+AS_TEXT = "files of a kind that is not known read as plain text"
+
 
 class Reader(Protocol):
     """Yields the documents of one file in their order."""
@@ -44,25 +47,36 @@ def reader_of(name: str) -> Reader | None:
 
 def open_files(spec: str, *, strict: bool) -> "Files":
     """The files that `spec` names: a file of any name, the files of known kinds in a directory, or a pattern."""
-    others = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
-    return Files(spec, find_files(spec, reader_of, known=_KNOWN, otherwise=f" Or use {others}."), strict=strict)
+    sets = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
+    paths = find_files(spec, reader_of, known=_KNOWN, otherwise=f" Or use {sets}.")
+    others = sum(path.is_file() for path in Path(spec).rglob("*")) - len(paths) if Path(spec).is_dir() else 0
+    return Files(spec, paths, strict=strict, left_out=others)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files in the order given; a kind that is not known is read as text. One document is in memory at a time."""
+    """Files in the order given; a kind that is not known is read as text. One document is in memory at a time.
+
+    `left_out` is how many others lie in the directory.
+    """
 
     spec: str
     paths: tuple[Path, ...]
     strict: bool = False
+    left_out: int = 0
 
     @property
     def name(self) -> str:
         return Path(self.spec.split("*")[0].rstrip("/") or "files").name.split(".")[0] or "files"
 
     def documents(self, notes: Notes) -> Iterator[Document]:
+        if self.left_out:
+            notes[LEFT_OUT] += self.left_out
         for path in self.paths:
-            read = reader_of(path.name) or read_text
+            read = reader_of(path.name)
+            if read is None:
+                read = read_text
+                notes[AS_TEXT] += 1
             with reading(path):
                 yield from read(path, notes, strict=self.strict)
 

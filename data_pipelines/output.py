@@ -8,6 +8,7 @@ was whole (`resuming.py`); else removed. The empty lock file stays.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -24,6 +25,11 @@ from gptjax.tokenizer_files import FILE_NAME
 
 PROGRESS_NAME = "progress.json"
 """Says how far an unfinished directory is whole; gone from a complete one."""
+
+
+def is_full(error: Exception) -> bool:
+    """Whether something could not be written for want of room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -92,7 +98,7 @@ def replaced(output: Path, *, resumable: bool = False) -> Iterator[Path]:
     raises.
 
     The directory is empty, and removed when the body raises. If `resumable`, it is left as it is found and after an
-    error as long as it holds `PROGRESS_NAME`; the body sees to both.
+    error as long as it holds `PROGRESS_NAME`; the body sees to both. A full disk is a `UserError`.
     """
     partial, old = _neighbours(output)
 
@@ -105,8 +111,12 @@ def replaced(output: Path, *, resumable: bool = False) -> Iterator[Path]:
     partial.mkdir(exist_ok=True)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         forget()
+        if isinstance(error, OSError) and is_full(error):
+            then = "; it goes on with what is written" if partial.exists() else ""
+            what = f"{output}: could not be written: {error.strerror}"
+            raise UserError(f"{what}. Make room and give the same command again{then}.") from None
         raise
     _move(partial, output, old)
 

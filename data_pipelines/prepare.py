@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from data_pipelines.documents import Notes, print_notes, texts_of
+from data_pipelines.documents import Notes, lines_of, print_notes, texts_of
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
@@ -96,7 +96,9 @@ def prepare(request: Prepare) -> Manifest:
             journal = Journal(directory, record)
             try:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus)
-                manifest = _write(directory, request, record, corpus.parts(notes), tokenizer, journal)
+                writers = _write(directory, request, corpus.parts(notes), tokenizer, journal)
+                _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, notes)
+                manifest = write_manifest(directory, writers, tokenizer, record)
             except BaseException:
                 journal.forget_if_empty()
                 raise
@@ -169,8 +171,8 @@ def _learn(spec: str, corpus: Corpus) -> Tokenizer:
 
 
 def _write(
-    directory: Path, request: Prepare, record: dict[str, Any], parts: Parts, tokenizer: Tokenizer, journal: Journal
-) -> Manifest:
+    directory: Path, request: Prepare, parts: Parts, tokenizer: Tokenizer, journal: Journal
+) -> dict[str, SplitWriter]:
     names = ("train",) if request.split == "none" else ("train", "val")
     so_far = journal.reached(itemsize=token_dtype(tokenizer.vocab_size).itemsize)
     with (
@@ -183,8 +185,7 @@ def _write(
                 _append(writers[encoded.split], encoded, request.max_document_tokens, tokenizer.end_of_text)
             journal.record_if_due(functools.partial(_reached, step.after, writers))
             show(pace.said())
-        _refuse_empty(request, {name: writer.counts for name, writer in writers.items()})
-    return write_manifest(directory, writers, tokenizer, record)
+    return writers
 
 
 def _reached(position: Position, writers: dict[str, SplitWriter]) -> Reached:
@@ -215,14 +216,15 @@ class _Pace:
         return f"{size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens  {speed:.1f} MB/s, {token_speed:.2f} M tokens/s"
 
 
-def _refuse_empty(request: Prepare, counts: dict[str, Counts]) -> None:
+def _refuse_empty(request: Prepare, counts: dict[str, Counts], notes: Notes) -> None:
     documents = sum(count.documents for count in counts.values())
+    why = "; ".join(lines_of(notes))
     if documents == 0:
-        raise UserError(f"source {request.source}: holds no text.")
+        raise UserError(f"source {request.source}: holds no text. {why}".strip())
     for name, count in counts.items():
         if count.tokens == 0 and request.validation_source is not None:
             empty = request.source if name == "train" else request.validation_source
-            raise UserError(f"source {empty}: holds no text.")
+            raise UserError(f"source {empty}: holds no text. {why}".strip())
         if count.tokens == 0:
             raise UserError(
                 f"--split={request.split or DEFAULT_SPLIT} leaves no text for {name} (of {documents} documents). "

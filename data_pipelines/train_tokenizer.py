@@ -21,7 +21,7 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines.documents import Document, texts_of
+from data_pipelines.documents import Document, Notes, print_notes, texts_of
 from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.sources import open_source
@@ -156,7 +156,8 @@ class _Read:
 def train(request: TrainTokenizer) -> Tokenizer:
     """Read, learn, write; prints what was learnt and how long it took."""
     start = time.perf_counter()
-    parts = Split.parse(request.split).parts(open_source(request.source), Counter())
+    notes: Notes = Counter()
+    parts = Split.parse(request.split).parts(open_source(request.source), notes)
     tokenizer, megabytes = learn_bpe(
         (document for split, document in parts if split == "train"),
         vocab_size=request.vocab_size,
@@ -168,6 +169,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
     seconds = time.perf_counter() - start
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {megabytes:,.1f} MB in {seconds:.1f} s")
     print_special_tokens(tokenizer)
+    print_notes(notes)
     return tokenizer
 
 

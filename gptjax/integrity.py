@@ -1,8 +1,9 @@
 """Is prepared data still what its manifest says? In full on request, and what has changed since at every start.
 
-The one idea: a file whose size and time of change are as they were when its hash was last right is taken to be
-unchanged. What was found right is noted in `.verified.json` beside the shards, if that can be written; so only the
-first start reads everything, and later ones what is new to them.
+The one idea: a file whose size and times of change are as they were when its hash was last right is taken to be
+unchanged; one of the times is the system's own (ctime), which nobody can set back. What was found right is noted in
+`.verified.json` beside the shards, if that can be written; so only the first start reads everything, and later ones
+what is new to them. What a disk loses by itself changes no time: for that there is `data_pipelines.verify`.
 """
 
 import json
@@ -52,7 +53,8 @@ def check_unchanged(directory: AnyPath) -> None:
 
 def _state(path: Path, file: ShardFile | Companion) -> list[int | str]:
     check_size(path, file.bytes)
-    return [file.bytes, path.stat().st_mtime_ns, file.sha256]
+    found = path.stat()
+    return [file.bytes, found.st_mtime_ns, found.st_ctime_ns, file.sha256]
 
 
 def _noted(folder: Path) -> dict[str, list[int | str]]:

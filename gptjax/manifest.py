@@ -100,6 +100,9 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
     manifest = _typed(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")
+    for name, file in (manifest.files | manifest.companions).items():
+        if file.split not in manifest.splits:
+            raise UserError(f"{path}: {name} is of the split {file.split!r}, of which {MANIFEST_NAME} says nothing.")
     return manifest
 
 

@@ -1,5 +1,6 @@
 """A download is whole or not there, continues where it stopped, and is what was promised."""
 
+import errno
 import hashlib
 import subprocess
 import sys
@@ -129,6 +130,16 @@ def test_silence_is_told(tmp_path, hub, monkeypatch):
     assert (tmp_path / "x.bin.partial").read_bytes() == CONTENT[:100]
     with pytest.raises(UserError, match="did not answer"):
         ask("http://127.0.0.1:1/")
+
+
+def test_a_full_disk_is_no_silence(tmp_path, hub, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(downloads, "Rate", full)
+    with pytest.raises(UserError, match=r"could not be kept: .*no room\. What has arrived is kept; make room"):
+        download(wanted(hub), tmp_path / "x.bin")
+    assert len(hub.requests) == 1, "asking again does not help"
 
 
 def test_a_token_stays_with_its_host(tmp_path, hub):

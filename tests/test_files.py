@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.array_records import read_array_records
-from data_pipelines.files import open_files, reader_of
+from data_pipelines.files import AS_TEXT, LEFT_OUT, open_files, reader_of
 from data_pipelines.json_lines import read_json_lines
 from data_pipelines.text_files import read_text
 from gptjax.errors import UserError
@@ -55,6 +55,17 @@ def test_patterns_and_single_files(folder):
         "a file that is named is read as text, whatever its kind"
     )
     assert read(folder / "b" / "d.jsonl.gz") == ["from d", "again"]
+
+
+def test_what_is_left_out_or_not_known_is_counted(folder):
+    def notes_of(spec):
+        notes = Counter()
+        assert list(open_files(str(spec), strict=False).documents(notes))
+        return notes[LEFT_OUT], notes[AS_TEXT]
+
+    assert notes_of(folder) == (3, 0)
+    assert notes_of(folder / "b") == notes_of(folder / "a.txt") == (0, 0)
+    assert notes_of(f"{folder}/*.[pj]*[gn]") == (0, 2)
 
 
 def test_kinds():

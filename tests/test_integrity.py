@@ -52,6 +52,16 @@ def test_what_was_found_right_is_read_once(directory, monkeypatch):
     assert len(read) == 9
 
 
+def test_a_change_whose_time_was_set_back_is_named(directory):
+    check_unchanged(directory)
+    path = directory / "val_000000.bin"
+    before = path.stat()
+    flip(path, 1030)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"val_000000\.bin: its SHA-256 differs"):
+        check_unchanged(directory)
+
+
 def test_foreign_shards_have_nothing_to_compare_and_missing_files_are_named(directory, tmp_path):
     foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(40)]})
     check_unchanged(foreign)
@@ -78,3 +88,5 @@ def test_a_manifest_that_says_too_little_is_refused(directory, change, split, me
     (directory / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         TokenShards(path=str(directory)).split(split)
+    with pytest.raises(UserError, match=message):
+        verify(directory)

@@ -1,6 +1,7 @@
 """A directory appears when it is whole, is made once, and what is not ours is never replaced."""
 
 import contextlib
+import errno
 import threading
 
 import numpy as np
@@ -35,6 +36,20 @@ def test_a_directory_appears_when_it_is_whole(tmp_path):
         assert not list(directory.iterdir())
         assert out.exists()
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(("resumable", "advice"), [(True, "again; it goes on with what is written"), (False, "again")])
+def test_a_full_disk_is_told(tmp_path, resumable, advice):
+    def fill(trouble):
+        with replaced(tmp_path / "out", resumable=resumable) as directory:
+            (directory / PROGRESS_NAME).write_text("")
+            raise OSError(trouble, "no room")
+
+    with pytest.raises(UserError, match=rf"out: could not be written: no room\. Make room and .* {advice}\."):
+        fill(errno.ENOSPC)
+    assert (tmp_path / ".out.partial").exists() is resumable
+    with pytest.raises(OSError, match="no room"):
+        fill(errno.EIO)
 
 
 REQUEST = {"source": "x", "shard_tokens": 9}

@@ -111,6 +111,12 @@ def test_blank_documents_are_counted(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_why_there_is_no_text_is_told(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
+    with pytest.raises(UserError, match=r'holds no text\. 2 broken records left out: .* without a string "text"'):
+        run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
+
+
 def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     source = write_jsonl(tmp_path / "x.jsonl", documents(200))

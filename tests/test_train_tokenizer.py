@@ -139,11 +139,14 @@ def test_an_extended_tokenizer_keeps_every_id(tmp_path, capsys):
 
 def test_the_commands(tmp_path):
     source = write_jsonl(tmp_path / "x.jsonl", texts())
+    with open(source, "a") as file:
+        file.write("not JSON\n")
     words = [f"--source={source}", "--vocab-size=300", "--special-tokens=chat", f"--output={tmp_path / 'out'}"]
     command = [sys.executable, "-m", "data_pipelines.train_tokenizer", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"300 tokens learnt from {sum(len(text.encode()) for text in texts()) / 1e6:.1f} MB" in done.stdout
     assert "<|im_start|> 298" in done.stdout
+    assert "note: 1 broken records left out" in done.stdout
     command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
