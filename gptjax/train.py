@@ -15,12 +15,12 @@ import jax
 
 from gptjax import hardware, state
 from gptjax.attention import choose, obstacle
-from gptjax.batches import Batches, open_batches
+from gptjax.batches import Batches, check_vocabulary, open_batches
 from gptjax.checkpoint import Checkpoints, whole_steps
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.data import fingerprint, parts_of, shares, validation_of
 from gptjax.errors import UserError, explained
-from gptjax.evals import Judge, Material, ValidationJudge, ValidationLoss
+from gptjax.evals import Bigram, Judge, Material, ValidationJudge, ValidationLoss
 from gptjax.layout import Layout
 from gptjax.logbook import Logbook
 from gptjax.model import num_parameters, rebound
@@ -131,7 +131,20 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
             f"{tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
         )
     model = replace(model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
-    return replace(config, data=data, model=model), tokenizer
+    config = replace(config, data=data, model=model)
+    if model.vocab_size is not None:
+        check_ids(config, model.vocab_size)
+    return config, tokenizer
+
+
+def check_ids(config: TrainConfig, vocab_size: int) -> None:
+    """Name a file whose first tokens show that it is of another vocabulary, before a device is touched."""
+    streams = [part.data.split("train") for part in parts_of(config.data)]
+    if any(isinstance(judge, ValidationLoss | Bigram) for judge in config.evals):
+        streams.append(validation_of(config.data).split("val"))
+    for stream in streams:
+        for path, begin, end in stream.spans():
+            check_vocabulary(stream.read(begin, min(end - begin, 2**16)), vocab_size, source=str(path))
 
 
 def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, str | None]:

@@ -175,6 +175,18 @@ def test_foreign_shards_are_understood_through_the_tokenizer_that_is_named(shard
         prepared(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_foreign_shard_of_another_vocabulary_is_named_before_a_device_is_touched(tmp_path, split):
+    own, other = np.arange(500) % 48, np.arange(500) % 78
+    parts = {"train": [own, own], "val": [own]}
+    config = tiny_config(write_shards(tmp_path / "own", parts), evals=(Bigram(),))
+    assert prepared(config)[0].model.vocab_size == 48
+    parts[split][-1] = other
+    config = tiny_config(write_shards(tmp_path / "other", parts), evals=(Bigram(),))
+    with pytest.raises(UserError, match=rf"token id 77 in .*other/{split}_00000\d\.bin is beyond model\.vocab_size 48"):
+        prepared(config)
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 
