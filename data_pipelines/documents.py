@@ -122,8 +122,10 @@ def document_of_json(line: bytes, notes: Notes, *, strict: bool, where: str) -> 
     except UnicodeDecodeError as error:
         if strict:
             return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
-        notes[REPLACED_RECORDS] += 1
-        return document_of_json(str(line, "utf-8", "replace").encode(), notes, strict=strict, where=where)
+        document = document_of_json(str(line, "utf-8", "replace").encode(), notes, strict=strict, where=where)
+        if document is not None:
+            notes[REPLACED_RECORDS] += 1
+        return document
     except (ValueError, RecursionError) as error:
         return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
     text = text_of(record, notes, strict=strict, where=where)

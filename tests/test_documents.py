@@ -70,6 +70,9 @@ def test_json_in_bytes_that_are_not_utf8(read):
     assert notes == {REPLACED_RECORDS: 1}
     with pytest.raises(UserError, match="x:1: not a line of JSON in UTF-8"):
         read(line, notes, strict=True, where="x:1")
+    notes.clear()
+    assert read(b'{"text": "caf\xe9', notes, strict=False, where="") is None
+    assert notes == {BROKEN: 1}, "what is left out has nothing replaced"
 
 
 @pytest.mark.parametrize("block", [4, 5, 6, 2**20])
