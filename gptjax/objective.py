@@ -7,6 +7,9 @@ from gptjax.loss import next_token_loss
 from gptjax.model import GPT
 from gptjax.shapes import BT, Count, RowKeys, Scalar
 
+Group = dict[str, BT]
+"""The rows of one accumulation group: `tokens`, `targets`, and whatever else a batch has."""
+
 
 @dataclass(frozen=True)
 class NextToken:
@@ -20,12 +23,12 @@ class NextToken:
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
-    def __call__(self, model: GPT, tokens: BT, targets: BT, keys: RowKeys | None = None) -> tuple[Scalar, Count]:
+    def __call__(self, model: GPT, group: Group, keys: RowKeys | None = None) -> tuple[Scalar, Count]:
         """(nats, scored targets), summed over all rows on all devices."""
         return next_token_loss(
-            model.hidden(tokens, keys),
+            model.hidden(group["tokens"], keys),
             model.head_weight,
-            targets,
+            group["targets"],
             vocab_size=model.config.vocabulary,
             chunk_tokens=self.chunk_tokens,
             dtype=model.config.head_dtype or model.config.dtype,

@@ -19,13 +19,11 @@ from gptjax.batches import Rows
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
 from gptjax.model import GPT, rebound
-from gptjax.objective import NextToken
+from gptjax.objective import Group, NextToken
 from gptjax.optim import AdamW, Muon, learning_rate
-from gptjax.shapes import BT, Count, Scalar
+from gptjax.shapes import Count, Scalar
 from gptjax.state import TrainState
 
-Group = dict[str, BT]
-"""The rows of one accumulation group."""
 Metrics = dict[str, jax.Array]
 
 
@@ -66,7 +64,7 @@ def make_eval_step(objective: NextToken) -> Callable[[GPT, Rows], tuple[Scalar, 
 
     def eval_step(model: GPT, rows: Rows) -> tuple[Scalar, Count]:
         def add(total: tuple[Scalar, Count], group: Group) -> tuple[tuple[Scalar, Count], None]:
-            nats, count = objective(model, group["tokens"], group["targets"])
+            nats, count = objective(model, group)
             return (total[0] + nats, total[1] + count), None
 
         return jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), rows)[0]
@@ -113,7 +111,7 @@ def _accumulated(
     """Summed over groups by a scan: each group's share of the mean loss, and its gradient."""
 
     def share(model: GPT, group: Group, keys: Any) -> Scalar:
-        nats, _ = objective(model, group["tokens"], group["targets"], keys)
+        nats, _ = objective(model, group, keys)
         return nats / jnp.maximum(scored, 1)
 
     def add(total: tuple[Scalar, GPT], group: tuple[Group, Any]) -> tuple[tuple[Scalar, GPT], None]:
