@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint
 from gptjax.data import Batch, Mixture, Part, TokenShards
 from gptjax.errors import UserError
@@ -35,6 +36,8 @@ class TrainConfig:
     data: TokenShards | Mixture = TokenShards()
     objective: NextToken = NextToken()
     optimizer: AdamW | Muon = AdamW()
+    averaging: Average | None = None
+    """Whether an average of the weights is kept; it is what is then judged, sampled and exported."""
     layout: Layout = Layout()
     checkpoint: Checkpoint = Checkpoint()
     evals: tuple[ValidationLoss | Samples | Bigram, ...] = ()
@@ -99,6 +102,7 @@ CLASSES = (
     NextToken,
     AdamW,
     Muon,
+    Average,
     Layout,
     Checkpoint,
     ValidationLoss,
@@ -117,6 +121,7 @@ MAY_CHANGE = (
     "layout",
     "batch.accumulate",
     "evals",
+    "averaging",  # training does not look at it
     "checkpoint",
     "log",
     "output_dir",

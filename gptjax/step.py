@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from gptjax.averaging import Average
 from gptjax.batches import Rows
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
@@ -28,11 +29,19 @@ Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    objective: NextToken, optimizer: AdamW | Muon, *, steps: int, seed: int, dropout: bool, layout: Layout
+    objective: NextToken,
+    optimizer: AdamW | Muon,
+    *,
+    steps: int,
+    seed: int,
+    dropout: bool,
+    layout: Layout,
+    averaging: Average | None = None,
 ) -> jax.stages.Wrapped:
     """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
 
-    An update whose loss or gradient is not finite is not made: weights and moments stay, the step number goes on.
+    An update whose loss or gradient is not finite is not made: weights, moments and average stay, the step number goes
+    on. A state without an average needs no `averaging`.
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
     as in the state.
     """
@@ -45,12 +54,14 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        model = keep(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
         following = TrainState(
             step=state.step + 1,
-            model=keep(optax.apply_updates(state.model, updates), state.model),  # pyright: ignore[reportArgumentType]
+            model=model,
             optimizer=keep(moments, state.optimizer),
             skipped=state.skipped + ~finite,
             streak=jnp.where(finite, 0, state.streak + 1),
+            average=averaging and keep(averaging(state.average, model, state.step, steps=steps), state.average),
         )
         rate = learning_rate(optimizer, state.step, steps=steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}

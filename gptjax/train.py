@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                 for due, judge in judges:
                     if due(step, steps=config.steps) and not stopped:
                         with log.paused("evaluate"):
-                            found = judge(current.model)
+                            found = judgement(judge, current, config)
                         log.write(step, found)
                         values |= found
                 if step > start and (stopped or patience.due(config.checkpoint, step, current)):
@@ -147,10 +147,12 @@ def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, 
 def created(config: TrainConfig, layout: Layout) -> TrainState:
     """A state at step 0: new weights, or those of the run to start from."""
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
+    averaged = config.averaging is not None
     if config.start_from is None:
-        return state.create(config.model, optimizer, seed=config.seed, layout=layout)
+        return state.create(config.model, optimizer, seed=config.seed, layout=layout, averaged=averaged)
     weights = Run.open(config.start_from).model(layout=layout, context=config.model.context)
-    return jax.jit(lambda model: state.fresh(model, optimizer))(rebound(weights, config=config.model))
+    begin = jax.jit(lambda model: state.fresh(model, optimizer, averaged=averaged))
+    return begin(rebound(weights, config=config.model))
 
 
 def resumed(
@@ -185,7 +187,15 @@ def resumed(
         )
     say(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    return checkpoints.restore(state.abstract(config.model, optimizer, layout=layout), step)
+    kept = checkpoints.has_average(step)
+    averaged = config.averaging is not None
+    found = checkpoints.restore(
+        state.abstract(config.model, optimizer, layout=layout, averaged=averaged and kept), step
+    )
+    if averaged and not kept:
+        say(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
+        return replace(found, average=state.copied(found.model))
+    return found
 
 
 def short(mark: str | None) -> str:
@@ -200,6 +210,14 @@ def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> 
     if any(judge is None for _, judge in judges):
         say("no samples: the data has no tokenizer.json beside it")
     return [(due, judge) for due, judge in judges if judge is not None]
+
+
+def judgement(judge: Judge, current: TrainState, config: TrainConfig) -> dict[str, float | str]:
+    """What a judge says of the weights that count; of the last ones as well, if it is a loss and they are others."""
+    found, averaging = judge(current.judged), config.averaging
+    if isinstance(judge, ValidationJudge) and averaging and averaging.begun(int(current.step), steps=config.steps):
+        found |= {"val_loss_last": judge(current.model)["val_loss"]}
+    return found
 
 
 def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer | None = None) -> Batches:
@@ -223,6 +241,7 @@ def compiled_step(config: TrainConfig, layout: Layout, current: TrainState, batc
         seed=config.seed,
         dropout=config.model.dropout > 0,
         layout=layout,
+        averaging=config.averaging,
     )
     return step.lower(current, batches.abstract(config.model.context)).compile()
 
@@ -262,6 +281,8 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
         f"({', '.join(f'{count:.2f}' for count in batches.epochs(config.steps).values())} epochs)",
         *(f"judged    {protocol}" for protocol in protocols),
     )
+    if config.averaging is not None:
+        say(f"averaging {config.averaging.described(steps=config.steps)}; it is what is judged, sampled and exported")
     warmup = config.optimizer.schedule.warmup
     if warmup >= config.steps:
         say(f"note: a warm-up of {warmup:,} steps takes all {config.steps:,}: the full learning rate is never reached")

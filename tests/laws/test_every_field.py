@@ -19,6 +19,7 @@ import pytest
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 from gptjax import evals, state
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint, Checkpoints
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.data import Batch, Mixture, Part, TokenShards, fingerprint, validation_of
@@ -60,6 +61,7 @@ SECTIONS = {
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(schedule=Constant(), dtype="float32"),
+    Average: lambda base: Average(),
     Layout: lambda base: Layout(),
     Checkpoint: lambda base: Checkpoint(keep=2),
     ValidationLoss: lambda base: ValidationLoss(),
@@ -73,6 +75,7 @@ SECTIONS = {
 }
 HOMES = {Batch: "batch", GPTConfig: "model", TokenShards: "data", NextToken: "objective", AdamW: "optimizer"}
 HOMES |= {Mixture: "data", Muon: "optimizer", Layout: "layout", Checkpoint: "checkpoint", Log: "log"}
+HOMES |= {Average: "averaging"}
 
 
 def placed(base, section):
@@ -99,11 +102,12 @@ def program(config):
     config.check_layout(layout)
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
     own = {"steps": config.steps, "seed": config.seed, "dropout": config.model.dropout > 0, "layout": layout}
+    own["averaging"], averaged = config.averaging, config.averaging is not None
     with layout.active():
         draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), layout=layout))()
         step = make_train_step(config.objective, config.optimizer, **own)
         rows = opened_batches(config, layout).abstract(config.model.context)
-        traced = step.trace(state.abstract(config.model, optimizer, layout=layout), rows)
+        traced = step.trace(state.abstract(config.model, optimizer, layout=layout, averaged=averaged), rows)
     return re.sub(r"0x[0-9a-f]+", "", f"{draw}\n{traced.jaxpr}")
 
 
@@ -235,7 +239,7 @@ SEEN = {
     "its judges": lambda config, *_: len(config.evals),
 }
 PROGRAM = {
-    TrainConfig: {"seed": 1, "steps": 20},
+    TrainConfig: {"seed": 1, "steps": 20, "averaging": Average()},
     Batch: {"sequences": 16, "accumulate": 2},
     GPTConfig: {
         "num_layers": 3,
@@ -293,6 +297,7 @@ PROGRAM = {
         "epsilon": 1e-3,
         "clip_norm": 1.0,
     },
+    Average: {"decay": 0.9, "fraction": 0.5},
     Layout: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup": 3},
     Cosine: {"warmup": 3, "floor": 0.3, "decay_steps": 7},

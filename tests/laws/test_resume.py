@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
 
 from gptjax import train as train_door
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint, named
 from gptjax.data import Batch
 from gptjax.errors import UserError
@@ -55,8 +56,9 @@ def cache(tmp_path_factory):
 
 
 def make(shards, name, **changes):
-    """Muon, dropout and accumulation: all that has a state or a key."""
+    """Muon, dropout, accumulation and an average: all that has a state or a key."""
     fixed = {"model": {"dropout": 0.1}, "optimizer": Muon(dtype="float32"), "batch": Batch(8, 2)}
+    fixed["averaging"] = Average(decay=0.8)
     return tiny_config(shards, name=name, **(fixed | changes))
 
 
@@ -80,9 +82,10 @@ def signalled(monkeypatch, config, *, at, number=signal.SIGTERM):
 
 
 def same_weights(one, other):
-    arrays = [named(Run.open(config.directory).model()) for config in (one, other)]
-    for name, array in arrays[0].items():
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(arrays[1][name]), err_msg=name)
+    for average in (False, True):
+        arrays = [named(Run.open(config.directory).model(average=average)) for config in (one, other)]
+        for name, array in arrays[0].items():
+            np.testing.assert_array_equal(np.asarray(array), np.asarray(arrays[1][name]), err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,9 @@ def test_a_run_goes_on_over_other_devices(whole, shards, monkeypatch):
     assert train(replace(config, layout=Layout(data=2))) == 0
     losses, wanted = (np.array(read_lines(run.directory)) for run in (config, whole))
     np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
+    average, same = (named(Run.open(run.directory).model()) for run in (config, whole))
+    for name, array in average.items():
+        np.testing.assert_allclose(np.asarray(array), np.asarray(same[name]), atol=1e-3, err_msg=name)
 
 
 def test_a_finished_run_is_left_as_it_is(whole):
