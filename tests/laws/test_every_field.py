@@ -32,9 +32,9 @@ from gptjax.objective import NextToken
 from gptjax.optim import AdamW, Muon
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import to_json
-from gptjax.step import make_train_step
+from gptjax.stages import Stage
 from gptjax.stopping import Patience
-from gptjax.train import fingerprints, opened_batches, prepared, resumed
+from gptjax.train import fingerprints, opened_batches, prepared, resumed, step_of
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,7 @@ def mixture(base):
 SECTIONS = {
     TrainConfig: lambda base: base,
     Batch: lambda base: base.batch,
+    Stage: lambda base: Stage(1, sequences=16, rate=2.0),
     GPTConfig: lambda base: base.model,
     TokenShards: lambda base: base.data,
     Mixture: mixture,
@@ -85,6 +86,8 @@ def placed(base, section):
         return section
     if cls is Part:
         return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
+    if cls is Stage:
+        return replace(base, stages=(section,))
     if cls in HOMES:
         return replace(base, **{HOMES[cls]: section})
     if cls in (ValidationLoss, Samples, Bigram):
@@ -101,14 +104,15 @@ def program(config):
     layout = config.layout.resolve(8)
     config.check_layout(layout)
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    own = {"steps": config.steps, "seed": config.seed, "dropout": config.model.dropout > 0, "layout": layout}
-    own["averaging"], averaged = config.averaging, config.averaging is not None
+    averaged = config.averaging is not None
     with layout.active():
         draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), layout=layout))()
-        step = make_train_step(config.objective, config.optimizer, **own)
-        rows = opened_batches(config, layout).abstract(config.model.context)
-        traced = step.trace(state.abstract(config.model, optimizer, layout=layout, averaged=averaged), rows)
-    return re.sub(r"0x[0-9a-f]+", "", f"{draw}\n{traced.jaxpr}")
+        start = state.abstract(config.model, optimizer, layout=layout, averaged=averaged)
+        batches, steps = opened_batches(config, layout), []
+        for phase in config.phases:
+            rows = batches.abstract(config.model.context, step=phase.begin)
+            steps.append(str(step_of(config, layout, phase).trace(start, rows).jaxpr))
+    return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(draw), *steps]))
 
 
 def due(config):
@@ -197,7 +201,7 @@ def logged(config, directory, capsys):
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with Logbook(config.log, directory, total_steps=100, tokens_per_step=1, clock=lambda: 0.0) as log:
+        with Logbook(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -239,8 +243,9 @@ SEEN = {
     "its judges": lambda config, *_: len(config.evals),
 }
 PROGRAM = {
-    TrainConfig: {"seed": 1, "steps": 20, "averaging": Average()},
+    TrainConfig: {"seed": 1, "steps": 20, "averaging": Average(), "stages": (Stage(1, sequences=16),)},
     Batch: {"sequences": 16, "accumulate": 2},
+    Stage: {"begin": 2, "sequences": 32, "accumulate": 2, "rate": 3.0},
     GPTConfig: {
         "num_layers": 3,
         "width": 48,

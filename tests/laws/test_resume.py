@@ -28,6 +28,7 @@ from gptjax.logbook import Log
 from gptjax.optim import AdamW, Muon
 from gptjax.run import Run
 from gptjax.shards import open_shard, write_shard
+from gptjax.stages import Stage
 from gptjax.tokenizer import Chars
 from gptjax.train import main, train
 
@@ -118,6 +119,35 @@ def test_a_run_goes_on_over_other_devices(whole, shards, monkeypatch):
     average, same = (named(Run.open(run.directory).model()) for run in (config, whole))
     for name, array in average.items():
         np.testing.assert_allclose(np.asarray(array), np.asarray(same[name]), atol=1e-3, err_msg=name)
+
+
+STAGES = (Stage(3, sequences=16, accumulate=4, rate=1.5), Stage(6, sequences=4))
+
+
+@pytest.fixture(scope="module")
+def staged(shards):
+    """Eight steps of 8, 16 and 4 windows in one go."""
+    config = make(shards, "staged", steps=8, stages=STAGES)
+    assert train(config) == 0
+    return config
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_run_in_stages_goes_on_in_any_of_them_bit_for_bit(staged, monkeypatch, at):
+    config = replace(staged, name=f"staged {at}")
+    assert signalled(monkeypatch, config, at=at) == 143
+    assert train(config) == 0
+    same_weights(config, staged)
+    for name in ("loss", "tokens", "epoch"):
+        assert read_lines(config.directory, name) == read_lines(staged.directory, name)
+
+
+def test_a_run_in_stages_goes_on_over_other_devices(staged, monkeypatch):
+    config = replace(staged, name="staged moved", layout=Layout(fsdp=2, data=1))
+    assert signalled(monkeypatch, config, at=4) == 143
+    assert train(replace(config, layout=Layout(data=2), stages=(replace(STAGES[0], accumulate=2), STAGES[1]))) == 0
+    losses, wanted = (np.array(read_lines(run.directory)) for run in (config, staged))
+    np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
 
 
 def test_a_finished_run_is_left_as_it_is(whole):

@@ -1,0 +1,71 @@
+"""A run in stages: batch and learning rate may be others from a step on, and everything else is one run.
+
+The one idea: a stage says only in what it differs from the config. What is judged, sampled and exported is the model of
+the config, whatever the stage. Resolved, a run is a few `Phase`s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gptjax.data import Batch
+from gptjax.errors import UserError
+from gptjax.model import GPTConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a run does otherwise from a step on, until the next stage. What is None is as the config says."""
+
+    begin: int
+    """The step from which it holds, counted in completed updates; 0 is the start."""
+    sequences: int | None = None
+    """Windows per optimizer step, instead of batch.sequences."""
+    accumulate: int | None = None
+    """Groups into which they are divided, instead of batch.accumulate."""
+    rate: float = 1.0
+    """Factor on all learning rates, besides the schedule's."""
+
+    def __post_init__(self) -> None:
+        if self.begin < 0:
+            raise UserError(f"stages: one begins at step {self.begin}; the first step is 0.")
+        if self.rate <= 0:
+            raise UserError(f"stages: from step {self.begin} on rate is {self.rate}; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run in which nothing changes: all that a stage may say, resolved."""
+
+    begin: int
+    batch: Batch
+    model: GPTConfig
+    rate: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.batch.sequences * self.model.context
+
+    @property
+    def learning(self) -> str:
+        """All that makes a difference to what is learned."""
+        rate = "" if self.rate == 1 else f", learning rate × {self.rate}"
+        return f"{self.batch.sequences} windows = {self.tokens:,} tokens a step{rate}"
+
+    def described(self) -> str:
+        return f"from step {self.begin:,} on {self.learning}"
+
+
+def phases(batch: Batch, model: GPTConfig, stages: Sequence[Stage]) -> tuple[Phase, ...]:
+    """The parts of a run, in order, from step 0 on; a UserError names the stage that cannot be."""
+    begins = [stage.begin for stage in stages]
+    if begins != sorted(set(begins)):
+        raise UserError(f"stages begin at the steps {begins}; wanted ascending ones, no two the same.")
+    found = [] if begins[:1] == [0] else [Phase(0, batch, model)]
+    for stage in stages:
+        given = {name: value for name in ("sequences", "accumulate") if (value := getattr(stage, name)) is not None}
+        try:
+            found.append(Phase(stage.begin, replace(batch, **given), model, stage.rate))
+        except UserError as error:
+            raise UserError(f"stages: from step {stage.begin} on {error}") from None
+    return tuple(found)
