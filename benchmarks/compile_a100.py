@@ -22,8 +22,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax import model, state
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import AXES, Layout
-from gptjax.model import GPTConfig
 from gptjax.objective import NextToken
 from gptjax.optim import AdamW, Muon
 from gptjax.step import make_train_step

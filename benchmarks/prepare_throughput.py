@@ -6,7 +6,9 @@ Prepares SOURCE's documents, as JSON lines, through the door: once, and so many 
 further text costs; starting processes and loading tokenizers is told apart. Then encodes the same text with tiktoken
 alone, in as many processes at once. The first ratio is of bytes a CPU second, all processes counted, which other work
 on the machine hardly changes; the second of bytes a second and core by the clock, starting included.
-Memory is the largest sum of proportional set sizes, looked at ten times a second; Linux only.
+The clock says little where others use the machine too; so it is also told for which share of their life the processes
+that encode slept, instead of running or waiting for a core: what is lost by feeding them too slowly, and by starting.
+Memory is the largest sum of proportional set sizes. Both are looked at ten times a second; Linux only.
 """
 
 import argparse
@@ -21,11 +23,15 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import tiktoken
 
 from data_pipelines.sources import open_source
 from gptjax.tokenizer import BPE, load_tokenizer
+
+LEAST_SECONDS = 10
+"""Processor seconds that the further copies should take: below, the noise of starting shows."""
 
 
 def bare(texts: list[str], name: str) -> tuple[float, float]:
@@ -40,19 +46,38 @@ def bare(texts: list[str], name: str) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def prepared(source: Path, output: Path, *, tokenizer: str, processes: int) -> tuple[float, float, int]:
-    """CPU and wall seconds of the whole command, and the peak of its processes' memory in bytes."""
+class Cost(NamedTuple):
+    """CPU and wall seconds of the whole command, the peak of its processes' memory in bytes, and the share of their
+    life for which those that encode slept."""
+
+    cpu: float
+    wall: float
+    peak: int
+    asleep: float
+
+
+def prepared(source: Path, output: Path, *, tokenizer: str, processes: int) -> Cost:
+    """What it costs to prepare a source through the door."""
     command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={source}", f"--output={output}"]
     options = [f"--tokenizer={tokenizer}", f"--processes={processes}", "--split=none"]
     before, wall, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    born: dict[int, float] = {}
+    awake: dict[int, tuple[float, float]] = {}
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        peak = max(peak, sum(map(proportional_set_size, family(process.pid))))
+        running, now = family(process.pid), time.perf_counter()
+        peak = max(peak, sum(map(proportional_set_size, running)))
+        for one in running:
+            if seconds := seconds_awake(one):
+                awake[one] = seconds, now - born.setdefault(one, now - seconds)
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(process.returncode)
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - wall
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall, peak
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    busiest = sorted(awake.values(), reverse=True)[:processes]  # beside them one that reads, and one that watches
+    asleep = 1 - sum(seconds for seconds, _ in busiest) / sum(life for _, life in busiest)
+    return Cost(cpu, wall, peak, asleep)
 
 
 def family(root: int) -> list[int]:
@@ -67,6 +92,15 @@ def family(root: int) -> list[int]:
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found
+
+
+def seconds_awake(process: int) -> float:
+    """How long the threads of a process have run or waited for a core; 0 for a process that is gone."""
+    try:
+        threads = list(Path(f"/proc/{process}/task").iterdir())
+        return sum(sum(map(int, (thread / "schedstat").read_text().split()[:2])) for thread in threads) / 1e9
+    except OSError:
+        return 0.0
 
 
 def proportional_set_size(process: int) -> int:
@@ -85,7 +119,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tokenizer", default="gpt2")
     arguments = parser.parse_args()
-    texts = [text for text in open_source(arguments.source).documents(Counter()) if text.strip()]
+    documents = open_source(arguments.source).documents(Counter())
+    texts = [text for text in (str(document, "utf-8") for document in documents) if text.strip()]
     size, largest = sum(len(text.encode()) for text in texts), max(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "texts.jsonl"
@@ -102,7 +137,9 @@ def main() -> None:
             alone_cpu, alone_wall = (
                 sum(times) / processes for times in zip(*(one.result() for one in alone), strict=True)
             )
-    (first_cpu, _, _), (all_cpu, wall, peak) = costs
+    (first_cpu, *_), (all_cpu, wall, peak, asleep) = costs
+    if all_cpu - first_cpu < LEAST_SECONDS:
+        print("note: too little text to trust these figures; use a larger SOURCE or more --copies")
     cpu, further, everything = all_cpu - first_cpu, arguments.copies * size, (1 + arguments.copies) * size
     print(f"{size / 1e6:.1f} MB, the largest document {largest / 1e6:.1f} MB; once, and {arguments.copies} times more")
     print(f"tiktoken: {size / 1e6 / alone_cpu:.2f} MB a CPU second, {size / 1e6 / alone_wall:.2f} MB/s by one")
@@ -110,6 +147,7 @@ def main() -> None:
     print(f"ratio:    {further / cpu / (size / alone_cpu):.3f} by CPU seconds, ", end="")
     print(f"{everything / wall / processes / (size / alone_wall):.3f} by the clock and core")
     print(f"starting: {first_cpu - cpu / arguments.copies:.1f} CPU seconds over all processes")
+    print(f"asleep:   {asleep:.1%} of the life of those that encode")
     print(f"memory:   {peak / 1e6:.0f} MB at most over all processes")
 
 

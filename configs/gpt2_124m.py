@@ -15,7 +15,7 @@ from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch, TokenShards
 from gptjax.evals import Samples, ValidationLoss
-from gptjax.model import GPTConfig
+from gptjax.gpt_config import GPTConfig
 from gptjax.optim import AdamW
 from gptjax.schedules import Cosine
 

@@ -13,7 +13,7 @@ from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch, TokenShards
 from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.model import GPTConfig
+from gptjax.gpt_config import GPTConfig
 from gptjax.objective import NextToken
 from gptjax.optim import Muon
 from gptjax.schedules import WarmupStableDecay
@@ -38,8 +38,7 @@ config = TrainConfig(
     objective=NextToken(chunk_tokens=128),
     optimizer=Muon(
         learning_rate=0.02,
-        embedding_learning_rate=0.02,
-        vector_learning_rate=0.02,
+        adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
         dtype="float32",
     ),

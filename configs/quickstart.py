@@ -13,7 +13,7 @@ from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch
 from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.model import GPTConfig
+from gptjax.gpt_config import GPTConfig
 from gptjax.optim import Muon
 from gptjax.schedules import WarmupStableDecay
 
@@ -35,8 +35,7 @@ config = TrainConfig(
     data=Prepared(source="stdlib", tokenizer="bpe:1024", validation="documents:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
-        embedding_learning_rate=0.02,
-        vector_learning_rate=0.02,
+        adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
         dtype="float32",
     ),

@@ -31,8 +31,7 @@ config = replace(
     ),
     optimizer=Muon(
         learning_rate=0.02,
-        embedding_learning_rate=0.02,
-        vector_learning_rate=0.02,
+        adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup=20, decay_fraction=0.6),
         dtype="float32",
     ),

@@ -5,12 +5,14 @@ the whole file, and the report says it. Sets that TFDS has prepared hold neither
 and `tfds:NAME` reads them.
 """
 
-import json
+import codecs
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.documents import REPLACED_RECORDS, Notes, decoded, text_of_json
+from data_pipelines.documents import Document, Notes, checked
 from data_pipelines.extras import needs_extra
+from data_pipelines.long_lines import document_of_record
 from gptjax.errors import UserError
 
 READ_AS_JSON = "ArrayRecord files read as JSON objects"
@@ -19,7 +21,7 @@ BATCH_BYTES = 2**22
 MOST_RECORDS = 256
 
 
-def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
+def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]:
     """The text of every record, in the order of the file."""
     as_json = None
     for number, record in enumerate(_records(path), start=1):
@@ -30,10 +32,11 @@ def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[st
                     f"{path}: its records are protocol buffers, not text. If TFDS made them, name the set: tfds:NAME."
                 )
             notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
+        where = f"{path}: record {number}"
         if not as_json:
-            yield decoded(record, notes, note=REPLACED_RECORDS)
-        elif (text := text_of_json(record, notes, strict=strict, where=f"{path}: record {number}")) is not None:
-            yield text
+            yield checked(record, notes, strict=strict, where=where)
+        elif (document := document_of_record(record, notes, strict=strict, where=where)) is not None:
+            yield document
 
 
 def _records(path: Path) -> Iterator[bytes]:
@@ -55,11 +58,12 @@ def _records(path: Path) -> Iterator[bytes]:
 
 
 def _is_json(record: bytes) -> bool:
-    try:
-        content = json.loads(record)
-    except (ValueError, RecursionError):
+    if not record[:64].lstrip().startswith((b"{", codecs.BOM_UTF8)):
         return False
-    return isinstance(content, dict) and isinstance(content.get("text"), str)
+    try:
+        return document_of_record(record, Counter(), strict=True, where="") is not None
+    except UserError:
+        return False
 
 
 def _is_protocol_buffer(record: bytes) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Notes, decoded
+from data_pipelines.documents import REPLACED, Document, Notes, checked
 from data_pipelines.downloads import Wanted, cache_directory, download
 from gptjax.errors import UserError
 
@@ -29,14 +29,14 @@ class Stdlib:
 
     name: str = "stdlib"
 
-    def documents(self, notes: Notes) -> Iterator[str]:
+    def documents(self, notes: Notes) -> Iterator[Document]:
         root = Path(sysconfig.get_path("stdlib"))
         modules = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py"))
         kept = [path for name, path in modules if _belongs(name)]
         if not kept:
             raise UserError(f"source stdlib: this Python keeps no sources in {root}. Use another source.")
         for path in kept:
-            yield decoded(path.read_bytes(), notes)
+            yield checked(path.read_bytes(), notes, strict=False, where=str(path), note=REPLACED)
         yield from _pydoc_topics(notes)
 
     def identity(self) -> dict[str, Any]:
@@ -50,14 +50,14 @@ def _belongs(name: str) -> bool:
     return not outside & set(parts) and parts[0] != "pydoc_data" and not parts[-1].startswith("_sysconfigdata")
 
 
-def _pydoc_topics(notes: Notes) -> Iterator[str]:
+def _pydoc_topics(notes: Notes) -> Iterator[Document]:
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:  # some distributions leave it out
         notes["language reference missing from this Python"] += 1
         return
     for _, topic in sorted(topics.items()):
-        yield topic
+        yield topic.encode()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Shakespeare:
 
     name: str = "shakespeare"
 
-    def documents(self, notes: Notes) -> Iterator[str]:
+    def documents(self, notes: Notes) -> Iterator[Document]:
         path = cache_directory() / "tinyshakespeare.txt"
         if path.is_file() and TINY_SHAKESPEARE.difference(path):
             path.unlink()
@@ -77,7 +77,7 @@ class Shakespeare:
                 f"source shakespeare: {error} Or bring the file here by other means and name it: "
                 "--source=PATH/input.txt. Offline, --source=stdlib always works."
             ) from None
-        yield path.read_bytes().decode("utf-8")
+        yield path.read_bytes()
 
     def identity(self) -> dict[str, Any]:
         return {"source": "shakespeare", "sha256": TINY_SHAKESPEARE.sha256}

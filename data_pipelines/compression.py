@@ -16,8 +16,10 @@ from typing import Annotated
 
 import tyro
 
+from data_pipelines.documents import Document, Source, is_blank
 from data_pipelines.options import at_least
-from data_pipelines.sources import Source, open_source
+from data_pipelines.pieces import pieces
+from data_pipelines.sources import open_source
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
@@ -68,11 +70,12 @@ def compare(request: Compression) -> list[Measurement]:
 
 def _measured(spec: str, tokenizers: dict[str, Tokenizer], limit: int | None) -> Iterator[Measurement]:
     documents, size, tokens = 0, 0, Counter[str]()
-    for text in _beginning(open_source(spec), limit):
+    for document in _beginning(open_source(spec), limit):
         documents += 1
-        size += len(text.encode())
+        size += len(document)
         for name, tokenizer in tokenizers.items():
-            tokens[name] += len(tokenizer.encode(text))
+            parts = pieces([("", document)], tokenizer)
+            tokens[name] += sum(len(tokenizer.encode(str(part.content, "utf-8"))) for part in parts)
     if size == 0:
         raise UserError(f"source {spec}: holds no text.")
     baseline = tokens[next(iter(tokenizers))]
@@ -90,13 +93,13 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], limit: int | None) ->
         )
 
 
-def _beginning(source: Source, limit: int | None) -> Iterator[str]:
+def _beginning(source: Source, limit: int | None) -> Iterator[Document]:
     """Whole documents that are not blank, until they have `limit` bytes."""
     size = 0
-    for text in source.documents(Counter()):
-        if text.strip():
-            yield text
-            size += len(text.encode())
+    for document in source.documents(Counter()):
+        if not is_blank(document):
+            yield document
+            size += len(document)
             if limit is not None and size >= limit:
                 return
 

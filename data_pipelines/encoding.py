@@ -2,7 +2,8 @@
 
 Workers are spawned, never forked (a fork of a process that has started JAX or threads may hang), and only when there is
 enough text to pay for their start. At most `BATCHES_A_WORKER` batches a worker are under way, and a large document
-travels in pieces: of a source of any size, only the document that is being read must fit into memory.
+travels in pieces of UTF-8, which becomes a `str` only where it is encoded: of a source of any size, only the document
+that is being read must fit into memory.
 """
 
 import itertools
@@ -20,9 +21,9 @@ import numpy as np
 from data_pipelines.pieces import START, Parts, Piece, Position, pieces
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
-from gptjax.tokenizer import Tokenizer, replace_surrogates
+from gptjax.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 2**20
+BATCH_BYTES = 2**20
 BATCHES_A_WORKER = 4
 BATCHES_WORTH_A_POOL = 4
 
@@ -67,26 +68,22 @@ def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Encoded:
     before = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype)
     parts, starts, length = [], [], 0
     for piece in batch:
-        tokens = tokenizer.encode(piece.text).astype(dtype)
+        tokens = tokenizer.encode(str(piece.content, "utf-8")).astype(dtype)
         if piece.begins:
             starts.append(length)
             parts.append(before)
         parts.append(tokens)
         length += len(tokens) + len(before) * piece.begins
-    size = sum(_utf8_bytes(piece.text) for piece in batch)
+    size = sum(len(piece.content) for piece in batch)
     return Encoded(batch[0].split, np.concatenate(parts), np.array(starts, np.int64), size)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(replace_surrogates(text).encode())
 
 
 def _batches(some: Iterable[Piece]) -> Iterator[list[Piece]]:
     batch, size = [], 0
     for piece in some:
         batch.append(piece)
-        size += len(piece.text)
-        if size >= BATCH_CHARACTERS:
+        size += len(piece.content)
+        if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.array_records import read_array_records
-from data_pipelines.documents import Notes
+from data_pipelines.documents import Document, Notes
 from data_pipelines.json_lines import SUFFIXES as JSON_LINES
 from data_pipelines.json_lines import read_json_lines
 from data_pipelines.parquet import read_parquet
@@ -18,7 +18,7 @@ from data_pipelines.text_files import COMPRESSED, read_text, reading
 class Reader(Protocol):
     """Yields the documents of one file in their order."""
 
-    def __call__(self, path: Path, notes: Notes, *, strict: bool) -> Iterator[str]: ...
+    def __call__(self, path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]: ...
 
 
 _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in COMPRESSED)
@@ -60,7 +60,7 @@ class Files:
     def name(self) -> str:
         return Path(self.spec.split("*")[0].rstrip("/") or "files").name.split(".")[0] or "files"
 
-    def documents(self, notes: Notes) -> Iterator[str]:
+    def documents(self, notes: Notes) -> Iterator[Document]:
         for path in self.paths:
             read = reader_of(path.name) or read_text
             with reading(path):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Notes
+from data_pipelines.documents import Document, Notes
 from data_pipelines.downloads import Wanted, ask, cache_directory, download
 from data_pipelines.files import Files, reader_of
 from gptjax.errors import UserError
@@ -125,7 +125,7 @@ class HubFiles:
     def name(self) -> str:
         return self.repository.name.split("/")[1]
 
-    def documents(self, notes: Notes) -> Iterator[str]:
+    def documents(self, notes: Notes) -> Iterator[Document]:
         for file in self.files:
             path = self.repository.fetch(file)
             yield from Files(self.spec, (path,), strict=self.strict).documents(notes)

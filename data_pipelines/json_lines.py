@@ -3,13 +3,16 @@
 The one idea: what is wrong with a line is named by file and number.
 """
 
-import json
+import gzip
+import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.documents import Notes, text_of_json
+from data_pipelines.documents import BLOCK_BYTES, Document, Notes, document_of_json, read_json
+from data_pipelines.long_lines import document_of_long_line
 from data_pipelines.paths import files_identity, find_files
 from data_pipelines.text_files import COMPRESSED, opened, reading
 from gptjax.errors import UserError
@@ -18,17 +21,27 @@ from gptjax.errors import UserError
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
 
 
-def read_json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
+def read_json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]:
     """The string `text` of the object in every line; blank lines are no records."""
     with opened(path) as file:
         number = 0
-        while file.peek(1):
+        while line := file.readline(BLOCK_BYTES):
             number += 1
-            # No name here for the line: it may be large, and is let go of as soon as it is parsed.
-            text = text_of_json(file.readline(), notes, strict=strict, where=f"{path}:{number}")
-            if text is not None:
-                yield text
-            del text
+            where = f"{path}:{number}"
+            if len(line) < BLOCK_BYTES:
+                document = document_of_json(line, notes, strict=strict, where=where)
+            else:
+                blocks = itertools.chain([line], _rest_of_line(line, file))
+                document = document_of_long_line(blocks, notes, strict=strict, where=where)
+            if document is not None:
+                yield document
+            del document  # before the next one is read
+
+
+def _rest_of_line(beginning: bytes, file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
+    block = beginning
+    while not block.endswith(b"\n") and (block := file.readline(BLOCK_BYTES)):
+        yield block
 
 
 class Line(NamedTuple):
@@ -40,7 +53,7 @@ class Line(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The JSON object on it; raises `UserError` if there is none."""
         try:
-            value = json.loads(self.content.decode("utf-8-sig"))
+            value = read_json(self.content.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.where}: not a line of JSON in UTF-8: {error}.") from None
         if not isinstance(value, dict):

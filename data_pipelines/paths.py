@@ -30,9 +30,9 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
-    """What, in JSON, distinguishes these files from others or from a later state of them."""
-    files = {path.as_posix(): path for path in paths}
-    return {"source": spec, "files": len(files), "names_sizes_times": names_sizes_times(files)}
+    """What, in JSON, distinguishes these files from others or a later state of them, whatever path names them."""
+    files = {os.path.abspath(path): path for path in paths}
+    return {"source": os.path.abspath(spec), "files": len(files), "names_sizes_times": names_sizes_times(files)}
 
 
 def names_sizes_times(files: dict[str, Path]) -> str:

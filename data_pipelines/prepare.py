@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from data_pipelines.documents import print_notes
+from data_pipelines.documents import Notes, print_notes, texts_of
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
@@ -28,8 +28,8 @@ from data_pipelines.output import locked, made_already, replaced, sync
 from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.recipes import open_recipe
-from data_pipelines.resuming import PROGRESS_NAME, Journal, Reached
-from data_pipelines.sources import Notes, open_source
+from data_pipelines.resuming import Journal, Reached
+from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
 from data_pipelines.writing import SplitWriter, split_writers, write_manifest
@@ -65,7 +65,8 @@ class Prepare:
     max_document_tokens: int | None = None
     """Longer documents go on as further documents of at most so many tokens, `<|endoftext|>` before each included."""
     strict: bool = False
-    """Stop at the first broken record; by default broken ones are skipped, counted and reported."""
+    """Stop at the first broken record, or byte that is not UTF-8; by default broken records are skipped, bytes
+    replaced, and all of it is counted and reported."""
     overwrite: bool = False
     """Replace what an earlier, different request left in OUTPUT."""
 
@@ -91,7 +92,7 @@ def prepare(request: Prepare) -> Manifest:
             return manifest
         start = time.perf_counter()
         notes: Notes = Counter()
-        with replaced(output, keep=PROGRESS_NAME) as directory:
+        with replaced(output, resumable=True) as directory:
             journal = Journal(directory, record)
             try:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus)
@@ -137,6 +138,8 @@ def describe(request: Prepare, corpus: Corpus, tokenizer: Tokenizer | None) -> d
     """What decides the output, as JSON: two requests with the same description have the same result."""
     name = request.tokenizer if tokenizer is None else tokenizer.fingerprint
     how = {"tokenizer": name, "shard_tokens": request.shard_tokens, "format": MANIFEST_VERSION}
+    if request.strict:  # what was made without it may have left something out
+        how["strict"] = True
     if request.max_document_tokens is not None:
         how["max_document_tokens"] = request.max_document_tokens
     return corpus.identity() | how
@@ -157,12 +160,12 @@ def _learnt(directory: Path, spec: str, corpus: Corpus) -> Tokenizer:
 def _learn(spec: str, corpus: Corpus) -> Tokenizer:
     parts = corpus.parts(Counter())
     if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
-        return Chars.from_text(text for _, text in parts)
+        return Chars.from_text(text for _, document in parts for text in texts_of(document))
     size = spec.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
-    texts = (text for name, text in parts if name == "train")
-    return learn_bpe(texts, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
+    documents = (document for name, document in parts if name == "train")
+    return learn_bpe(documents, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
 
 
 def _write(
@@ -181,9 +184,7 @@ def _write(
             journal.record_if_due(functools.partial(_reached, step.after, writers))
             show(pace.said())
         _refuse_empty(request, {name: writer.counts for name, writer in writers.items()})
-    manifest = write_manifest(directory, writers, tokenizer, record)
-    journal.close()
-    return manifest
+    return write_manifest(directory, writers, tokenizer, record)
 
 
 def _reached(position: Position, writers: dict[str, SplitWriter]) -> Reached:

@@ -21,7 +21,7 @@ from gptjax.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class PrepareChat(PrepareScored):
-    """Tokenise conversations into shards."""
+    """Tokenise conversations into shards, in one process; killed before the end, the same command begins anew."""
 
 
 def prepare_chat(request: PrepareChat) -> Manifest:

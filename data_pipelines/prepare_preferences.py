@@ -26,7 +26,9 @@ FIELDS = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class PreparePreferences(PrepareScored):
-    """Tokenise pairs of completions into shards; pairs with equal prompts are on one side of the split."""
+    """Tokenise pairs of completions into shards; pairs with equal prompts are on one side of the split.
+
+    One process does it; killed before the end, the same command begins anew."""
 
 
 class Texts(NamedTuple):

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.output import differing, sync
+from data_pipelines.output import PROGRESS_NAME, differing, sync
 from data_pipelines.pieces import START, Position
 from data_pipelines.writing import Written, is_on_disk
 from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
-PROGRESS_NAME = "progress.json"
+PROGRESS_VERSION = 2
 SECONDS_BETWEEN_RECORDS = 2.0
 
 
@@ -77,7 +77,7 @@ class Journal:
     def record(self, reached: Reached) -> None:
         """Replace the record; what it speaks of is on the disk already."""
         temporary = self._path.with_suffix(".tmp")
-        content = {"request": self._request, **asdict(reached)}
+        content = {"version": PROGRESS_VERSION, "request": self._request, **asdict(reached)}
         temporary.write_text(json.dumps(content), encoding="utf-8")
         sync(temporary)
         os.replace(temporary, self._path)
@@ -93,10 +93,6 @@ class Journal:
         if _progress(_read(self._path)).position == START and not (self._directory / FILE_NAME).is_file():
             self._path.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """The directory is complete: the record has no place in it."""
-        self._path.unlink()
-
 
 def _say(what: str) -> None:
     print(f"{what} Starting anew.", file=sys.stderr)
@@ -107,8 +103,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(content, dict) and content.keys() == {"request", "position", "written"}
-    return content if known and isinstance(content["request"], dict) else None
+    known = isinstance(content, dict) and content.get("version") == PROGRESS_VERSION
+    return content if known else None
 
 
 def _progress(content: dict[str, Any] | None) -> Reached:

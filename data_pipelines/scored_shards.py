@@ -108,6 +108,7 @@ def prepare_scored(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> 
 def _record(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decides the output: two requests with the same record have the same result."""
     options: dict[str, Any] = {"shard_tokens": request.shard_tokens, "max_document_tokens": request.max_document_tokens}
+    options |= {"strict": True} if request.strict else {}  # what was made without it may have left something out
     options["split"], other = str(request.divided), request.validation_source
     identities = {"source": json_lines(request.source).identity()}
     identities |= {} if other is None else {"validation_source": json_lines(other).identity()}
@@ -171,7 +172,7 @@ def _write(
 
 def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[tuple[str, list[Scored]]]:
     """The split and the documents of every example that can be used, in the order of the source."""
-    sources: list[tuple[str, Callable[[str], str]]] = [(request.source, request.divided.side)]
+    sources: list[tuple[str, Callable[[bytes], str]]] = [(request.source, request.divided.side)]
     if request.validation_source is not None:
         sources.append((request.validation_source, lambda _: "val"))
     for spec, side in sources:
@@ -189,7 +190,7 @@ def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[t
                 raise UserError(f"{line.where}: {error}") from None
             documents = _shortened(example.documents, request.max_document_tokens, kind, report)
             if documents is not None:
-                yield side(example.key), documents
+                yield side(example.key.encode()), documents
 
 
 def _shortened(documents: list[Scored], limit: int | None, kind: Kind, report: _Report) -> list[Scored] | None:

@@ -7,19 +7,19 @@
     tfds:NAME[/CONFIG][:VERSION][@SPLIT]     a set that TFDS has prepared (`tfds_sets.py`)
     wikitext:SPEC                   lines of another source joined into articles (`wikitext.py`)
 
-The one idea: a source yields documents, always in the same order, one string at a time; it knows nothing of tokens. It
+The one idea: a source yields documents, always in the same order, one at a time; it knows nothing of tokens. It
 also says what it is (`identity`), so that prepared data is found again, and prepared anew when the files have changed.
 A name wins over a file of the same name; `./wikipedia` is the file.
 """
 
 from data_pipelines import hub, tfds_sets, wikitext
 from data_pipelines.bundled import Shakespeare, Stdlib
-from data_pipelines.documents import Notes, Source
+from data_pipelines.documents import Source
 from data_pipelines.downloads import cache_directory
 from data_pipelines.files import open_files
 from data_pipelines.recipes import open_recipe
 
-__all__ = ["Notes", "Source", "cache_directory", "open_source"]
+__all__ = ["Source", "cache_directory", "open_source"]
 
 
 def open_source(spec: str, *, strict: bool = False) -> Source:

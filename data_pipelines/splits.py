@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from data_pipelines.sources import Notes, Source
+from data_pipelines.documents import Document, Notes, Source, is_blank, texts_of
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
@@ -19,8 +19,8 @@ SKIPPED = "empty documents skipped"
 class Corpus(Protocol):
     """Documents, each for one of the splits, always in the same order."""
 
-    def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
-        """Yield (`train` or `val`, text) for every document that is not blank."""
+    def parts(self, notes: Notes) -> Iterator[tuple[str, Document]]:
+        """Yield (`train` or `val`, document) for every document that is not blank."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class Divided:
     source: Source
     split: "Split"
 
-    def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
+    def parts(self, notes: Notes) -> Iterator[tuple[str, Document]]:
         return self.split.parts(self.source, notes)
 
     def identity(self) -> dict[str, Any]:
@@ -49,11 +49,11 @@ class TwoSources:
     train: Source
     validation: Source
 
-    def parts(self, notes: Notes) -> Iterator[tuple[str, str]]:
+    def parts(self, notes: Notes) -> Iterator[tuple[str, Document]]:
         for name, source in (("train", self.train), ("val", self.validation)):
-            for text in _not_blank(source, notes):
-                yield name, text
-                del text
+            for document in _not_blank(source, notes):
+                yield name, document
+                del document
 
     def identity(self) -> dict[str, Any]:
         return self.train.identity() | {"validation": self.validation.identity()}
@@ -89,33 +89,36 @@ class Split:
     def __str__(self) -> str:
         return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
-    def parts(self, source: Source, notes: Notes) -> Iterator[tuple[str, str]]:
-        """Yield (`train` or `val`, text) for every document that is not blank, in the order of the source."""
+    def parts(self, source: Source, notes: Notes) -> Iterator[tuple[str, Document]]:
+        """Yield (`train` or `val`, document) for every document that is not blank, in the order of the source."""
         documents = _not_blank(source, notes)
         return self._tail(documents, _size(source)) if self.kind == "tail" else self._hashed(documents)
 
-    def side(self, text: str) -> str:
-        """The split to which a text belongs by its hash alone, wherever it stands."""
-        share = 1.0 if self.kind == "none" else int.from_bytes(_sha256(text)[:8], "big") / 2**64
+    def side(self, document: Document) -> str:
+        """The split to which a document belongs by its hash alone, wherever it stands."""
+        if self.kind == "none":
+            return "train"
+        share = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
         return "val" if share < self.fraction else "train"
 
-    def _hashed(self, documents: Iterator[str]) -> Iterator[tuple[str, str]]:
-        for text in documents:
-            yield self.side(text), text
-            del text
+    def _hashed(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
+        for document in documents:
+            yield self.side(document), document
+            del document
 
-    def _tail(self, documents: Iterator[str], size: "_Size") -> Iterator[tuple[str, str]]:
+    def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[tuple[str, Document]]:
         cut = int(size.characters * (1 - self.fraction))
         number = begin = 0
-        for text in documents:
-            number += 1  # noqa: SIM113  `enumerate` would hold the text
+        for document in documents:
+            number += 1  # noqa: SIM113  `enumerate` would hold the document
             if size.documents == 1:
-                yield "train", text[:cut]
-                yield "val", text[cut:]
+                whole, place = memoryview(document), _place(document, cut)
+                yield "train", whole[:place]
+                yield "val", whole[place:]
                 return
-            begin, before = begin + len(text), begin
-            yield "train" if before < cut and number < size.documents else "val", text
-            del text
+            begin, before = begin + _characters(document), begin
+            yield "train" if before < cut and number < size.documents else "val", document
+            del document
 
 
 class _Size(NamedTuple):
@@ -125,25 +128,30 @@ class _Size(NamedTuple):
 
 def _size(source: Source) -> _Size:
     documents = characters = 0
-    for text in _not_blank(source, Counter()):
+    for document in _not_blank(source, Counter()):
         documents += 1
-        characters += len(text)
-        del text
+        characters += _characters(document)
+        del document
     return _Size(documents, characters)
 
 
-def _sha256(text: str) -> bytes:
-    """SHA-256 of the text's UTF-8, a part of it at a time."""
-    digest = hashlib.sha256()
-    for start in range(0, len(text), 2**20):
-        digest.update(text[start : start + 2**20].encode(errors="surrogatepass"))
-    return digest.digest()
+def _characters(document: Document) -> int:
+    return sum(map(len, texts_of(document)))
 
 
-def _not_blank(source: Source, notes: Notes) -> Iterator[str]:
-    for text in source.documents(notes):
-        if not text or text.isspace():
+def _place(document: Document, characters: int) -> int:
+    """Behind which byte so many characters have passed."""
+    place = 0
+    for text in texts_of(document):
+        place += len(text[:characters].encode())
+        characters = max(0, characters - len(text))
+    return place
+
+
+def _not_blank(source: Source, notes: Notes) -> Iterator[Document]:
+    for document in source.documents(notes):
+        if is_blank(document):
             notes[SKIPPED] += 1
         else:
-            yield text
-        del text
+            yield document
+        del document

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Notes, decoded
+from data_pipelines.documents import REPLACED, Document, Notes, checked
 from data_pipelines.extras import needs_extra
 from gptjax.errors import UserError
 
@@ -21,10 +21,10 @@ COMPRESSED = ("", ".gz", ".zst")
 BUFFER_BYTES = 2**16
 
 
-def read_text(path: Path, notes: Notes, *, strict: bool) -> Iterator[str]:
-    """The whole file as one document. Bytes that are not UTF-8 are replaced, also in strict mode, and counted."""
+def read_text(path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]:
+    """The whole file as one document. Bytes that are not UTF-8 are replaced and counted, or named in strict mode."""
     with opened(path) as file:
-        yield decoded(file.read(), notes)
+        yield checked(file.read(), notes, strict=strict, where=str(path), note=REPLACED)
 
 
 def opened(path: Path) -> gzip.GzipFile | io.BufferedReader:

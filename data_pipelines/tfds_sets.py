@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import REPLACED_RECORDS, Notes, broken, decoded
+from data_pipelines.documents import Document, Notes, broken, checked
 from data_pipelines.extras import install, needs_extra
 from data_pipelines.paths import names_sizes_times
 from gptjax.errors import UserError
@@ -40,16 +40,16 @@ class TfdsSet:
     def name(self) -> str:
         return self.set.replace("/", "-")
 
-    def documents(self, notes: Notes) -> Iterator[str]:
+    def documents(self, notes: Notes) -> Iterator[Document]:
         records, feature = self._records, self._feature
         for start in range(0, len(records), _RECORDS_AT_ONCE):
             indices = list(range(start, min(start + _RECORDS_AT_ONCE, len(records))))
             for number, record in zip(indices, records.__getitems__(indices), strict=True):
-                content = record[feature]
+                content, where = record[feature], f"{self.spec}: record {number}"
                 if isinstance(content, bytes):
-                    yield decoded(content, notes, note=REPLACED_RECORDS)
+                    yield checked(content, notes, strict=self.strict, where=where)
                 else:
-                    broken(f"{self.spec}: record {number}: {feature!r} is {content!r}.", notes, strict=self.strict)
+                    broken(f"{where}: {feature!r} is {content!r}.", notes, strict=self.strict)
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with names, sizes and times of all files of the set."""

@@ -21,6 +21,7 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.documents import Document, texts_of
 from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.sources import open_source
@@ -32,8 +33,8 @@ from gptjax.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer,
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 MOST_BYTES = 2_000_000_000
 """A vocabulary is learnt from so many bytes at most, unless said otherwise: more of them changes little."""
-PIECE_CHARACTERS = 2**16
-"""Texts are cut into words in pieces of this length: words of a whole text at once take some eighty times its size."""
+PIECE_BYTES = 2**16
+"""Texts are cut into words in pieces of this size: words of a whole text at once take some eighty times its own."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator(in_pieces(texts), trainer)
+    model.train_from_iterator((piece for text in texts for piece in texts_of(text.encode(), size=PIECE_BYTES)), trainer)
     if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
             f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
@@ -98,33 +99,20 @@ def train_bpe(
         return load_tokenizer(directory).extended(specials)
 
 
-def in_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The pieces of one text after another; a text is let go of before the next one is asked for."""
-    for text in texts:
-        yield from cut_at_spaces(text)
-        del text
+def first_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
+    """The texts of documents, in pieces, until they make up `limit` bytes; the last is cut, between two characters.
 
-
-def cut_at_spaces(text: str) -> Iterator[str]:
-    """A text in pieces, cut in front of a space where there is one, so that a word stays whole."""
-    start = 0
-    while len(text) - start > PIECE_CHARACTERS:
-        cut = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
-        end = start + PIECE_CHARACTERS if cut < 0 else cut
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """Texts until they make up `limit` bytes of UTF-8; the last one is cut, between two characters."""
-    for text in texts:
-        content = text.encode()
-        if len(content) >= limit:
-            yield content[:limit].decode(errors="ignore")
-            return
-        yield text
-        limit -= len(content)
+    A document is let go of before the next one is asked for.
+    """
+    for document in documents:
+        for text in texts_of(document, size=PIECE_BYTES):
+            content = text.encode()
+            if len(content) >= limit:
+                yield content[:limit].decode(errors="ignore")
+                return
+            yield text
+            limit -= len(content)
+        del document
 
 
 class Learnt(NamedTuple):
@@ -135,16 +123,16 @@ class Learnt(NamedTuple):
 
 
 def learn_bpe(
-    texts: Iterable[str],
+    documents: Iterable[Document],
     *,
     vocab_size: int,
     max_bytes: int,
     pattern: Literal["gpt2", "gpt4"] = "gpt2",
     special_tokens: Sequence[str] = (),
 ) -> Learnt:
-    """As `train_bpe`, from the first `max_bytes` of the texts only; says on stderr how far it is."""
+    """As `train_bpe`, from the first `max_bytes` of the documents only; says on stderr how far it is."""
     with moving_line("reading") as show:
-        read = _Read(first_bytes(in_pieces(texts), max_bytes), show)
+        read = _Read(first_bytes(documents, max_bytes), show)
         tokenizer = train_bpe(read, vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens)
     return Learnt(tokenizer, read.bytes / 1e6)
 
@@ -170,7 +158,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
     start = time.perf_counter()
     parts = Split.parse(request.split).parts(open_source(request.source), Counter())
     tokenizer, megabytes = learn_bpe(
-        (text for split, text in parts if split == "train"),
+        (document for split, document in parts if split == "train"),
         vocab_size=request.vocab_size,
         max_bytes=request.max_bytes,
         pattern=request.pattern,

@@ -12,7 +12,7 @@ import tyro
 
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
-from gptjax.integrity import check_documents, verify
+from gptjax.integrity import check_bytes, check_documents, verify
 from gptjax.manifest import Manifest
 from gptjax.shards import open_split
 
@@ -36,7 +36,9 @@ def verify_directory(request: Verify) -> Manifest:
             f"tokenizer.json is {tokenizer.name} of {tokenizer.vocab_size}. Prepare the data again."
         )
     for split, counts in manifest.splits.items():
-        check_documents(open_split(request.directory, split), tokenizer.end_of_text)
+        stream = open_split(request.directory, split)
+        check_documents(stream, tokenizer.end_of_text)
+        check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
         files = len(manifest.files_of(split))
         beside = ", ".join(sorted(companion.kind for companion in manifest.companions_of(split).values())) or "none"
         print(

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.documents import Notes, Source
+from data_pipelines.documents import Document, Notes, Source
 
 PREFIX = "wikitext:"
 _TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")
 """One `=` on each side; sections inside an article have two or more, with spaces between."""
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Articles:
     def name(self) -> str:
         return self.lines.name
 
-    def documents(self, notes: Notes) -> Iterator[str]:
+    def documents(self, notes: Notes) -> Iterator[Document]:
         article: list[str] = []
         after_blank = True
         for line in _lines(self.lines, notes):
             if after_blank and _TITLE.fullmatch(line) and any(map(str.strip, article)):
                 # The blank line before a title belongs to it, as it stands in the original.
                 begin = [article.pop()] if not article[-1].strip() else []
-                yield "".join(article)
+                yield "".join(article).encode()
                 article = begin
             article.append(line)
             after_blank = not line.strip()
         if article:
-            yield "".join(article)
+            yield "".join(article).encode()
 
     def identity(self) -> dict[str, Any]:
         return self.lines.identity() | {"joined": "wikitext articles"}
@@ -47,8 +47,8 @@ class Articles:
 
 def _lines(source: Source, notes: Notes) -> Iterator[str]:
     """Line by line, each with its end, whether documents are single lines (rows) or whole files."""
-    for text in source.documents(notes):
-        if "\n" not in text:
-            yield f"{text or ' '}\n"
-        else:
-            yield from (line.group() for line in _LINE.finditer(text))
+    for document in source.documents(notes):
+        lines = (line.group().decode() for line in _LINE.finditer(document))
+        first = next(lines, " ")
+        yield first if first.endswith("\n") else f"{first}\n"  # without an end it is the only one
+        yield from lines

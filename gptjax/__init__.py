@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
     from gptjax.data import TokenShards
     from gptjax.generation import generate
+    from gptjax.gpt_config import GPTConfig
     from gptjax.hf import from_hf, to_hf
-    from gptjax.model import GPT, GPTConfig
+    from gptjax.model import GPT
     from gptjax.optim import AdamW, Muon
     from gptjax.run import Run
     from gptjax.state import TrainState
 
 _HOMES = {
     "GPT": "model",
-    "GPTConfig": "model",
+    "GPTConfig": "gpt_config",
     "TrainConfig": "config",
     "load_config": "config",
     "TokenShards": "data",

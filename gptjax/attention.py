@@ -7,98 +7,199 @@ independent, and a custom kernel cannot be partitioned by the compiler.
 
 import math
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Key
+from jaxtyping import Bool, Float, Int, Key
 
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.shapes import BSHK, BTHK, RowKeys
+from gptjax.shapes import BS, BSJK, BT, BTHK, BTJK, RowKeys
 
-Implementation = Literal["auto", "cudnn", "xla"]
+BLOCK = 512
+"""Queries that the textbook formula takes at a time where the keys they may see are fewer than the whole row's, or
+where the row is long: nothing of size T×S exists then."""
 
-
-class AttentionNeeds(TypedDict):
-    """What a model asks of the kernel."""
-
-    dtype: str
-    dropout: float
-    head_width: int
+Kernel = Literal["cudnn", "xla"]
 
 
-def choose(
-    wanted: Implementation, *, dtype: str, dropout: float, head_width: int, backend: str
-) -> Literal["cudnn", "xla"]:
+class Sinks(NamedTuple):
+    """Learned keys and values that every token sees beside the text, as attention biases (arXiv:2402.17762, §4.2).
+
+    They give the softmax somewhere to go when nothing in the text matters: what the first tokens of a text do otherwise
+    (StreamingLLM, arXiv:2309.17453). They have no place in the text, so queries meet them as they are before
+    they are turned by their positions: however long the text, a sink is as near as in training.
+    """
+
+    queries: BTHK
+    keys: Float[Array, "I J K"]
+    values: Float[Array, "I J K"]
+
+
+def choose(config: GPTConfig, *, backend: str) -> Kernel:
     """The kernel that will run, or a UserError if the one asked for by name cannot."""
-    reason = obstacle(dtype=dtype, dropout=dropout, head_width=head_width, backend=backend)
-    if wanted == "cudnn" and reason:
+    reason = obstacle(config, backend=backend)
+    if config.attention == "cudnn" and reason:
         raise UserError(f"model.attention=cudnn cannot run: {reason}. Use --model.attention=auto.")
-    return "cudnn" if wanted != "xla" and reason is None else "xla"
+    return "cudnn" if config.attention != "xla" and reason is None else "xla"
 
 
-def obstacle(*, dtype: str, dropout: float, head_width: int, backend: str) -> str | None:
+def obstacle(config: GPTConfig, *, backend: str) -> str | None:
     """Why the flash kernel cannot run here; None if nothing is in its way."""
     if backend not in ("gpu", "cuda"):
         return f"the backend is {backend}, not an NVIDIA GPU"
-    if dtype == "float32":
+    if config.dtype == "float32":
         return "model.dtype is float32 and the kernel computes in 16 bits"
-    if dropout > 0:
-        return f"model.dropout is {dropout} and the kernel has no dropout of probabilities"
-    if head_width % 8 or head_width > 128:
-        return f"heads are {head_width} wide and the kernel takes multiples of 8 up to 128"
+    if config.dropout > 0:
+        return f"model.dropout is {config.dropout} and the kernel has no dropout of probabilities"
+    if config.document_mask:
+        return "model.document_mask is on and the kernel knows no documents"
+    if config.sinks and any(config.window(layer) for layer in range(config.num_layers)):
+        return "model.sinks would lie outside of the kernel's windows"
+    width = config.head_width * (2 if config.sinks else 1)
+    if width % 8 or width > 128:
+        note = " with room for the sinks" if config.sinks else ""
+        return f"heads are {width} wide{note} and the kernel takes multiples of 8 up to 128"
     return None
 
 
 def attend(
     q: BTHK,
-    k: BTHK,
-    v: BTHK,
+    k: BTJK,
+    v: BTJK,
     *,
-    kernel: Literal["cudnn", "xla"],
+    kernel: Kernel,
     scale: float | None = None,
+    window: int | None = None,
+    segments: BT | None = None,
+    sinks: Sinks | None = None,
     dropout: float = 0.0,
     keys: RowKeys | None = None,
     layout: Layout,
 ) -> BTHK:
-    """softmax(scale · q kᵀ) v, each position seeing itself and the past; `keys` drop probabilities (None: keep all).
+    """softmax(scale · q kᵀ) v, each position seeing itself and the past.
 
-    `scale` is 1 / √K unless it is given.
+    Args:
+        scale: 1 / √K unless it is given.
+        window: how many tokens each sees, its own included; None: all.
+        segments: the number of the document that each token belongs to; it sees no other.
+        keys: drop probabilities, by the row's key; None keeps all.
     """
-    rows_and_heads = layout.acts("BTHK")
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    head_keys = None
+    if keys is not None and dropout > 0.0:
+        head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(q.shape[2])))(keys)
+        head_keys = jax.sharding.reshard(head_keys, layout.acts("BH")) if layout.sharded else head_keys
+    rows, shared, learned = layout.acts("BTHK"), layout.acts("BTJK"), layout.gathered("IJK")
+    optional = (
+        None if segments is None else layout.acts("BT"),
+        None if sinks is None else Sinks(rows, learned, learned),  # pyright: ignore[reportArgumentType]
+        None if head_keys is None else layout.acts("BH"),
+    )
     if kernel == "cudnn":
-        flash = lambda q, k, v: jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=True, implementation="cudnn"
-        )
-        return layout.island(flash, (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
-    if keys is None or dropout == 0.0:
-        return layout.island(partial(causal, scale=scale), (rows_and_heads,) * 3, rows_and_heads)(q, k, v)
-    head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(q.shape[2])))(keys)
-    if layout.sharded:
-        head_keys = jax.sharding.reshard(head_keys, layout.acts("BH"))
-    dropping = lambda q, k, v, keys: causal(q, k, v, scale=scale, dropout=dropout, keys=keys)
-    return layout.island(dropping, (*(rows_and_heads,) * 3, layout.acts("BH")), rows_and_heads)(q, k, v, head_keys)
+        inside = lambda q, k, v, _, sinks, __: flash(q, k, v, scale=scale, window=window, sinks=sinks)
+    else:
+        inside = partial(causal, scale=scale, window=window, dropout=dropout)
+    return layout.island(inside, (rows, shared, shared, *optional), rows)(q, k, v, segments, sinks, head_keys)
+
+
+def flash(q: BTHK, k: BTJK, v: BTJK, *, scale: float, window: int | None, sinks: Sinks | None) -> BTHK:
+    """NVIDIA's kernel. Sinks stand before the text, in channels of their own, where only they have keys."""
+    run = partial(jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn")
+    if sinks is None:
+        return run(q, k, v, local_window_size=None if window is None else (window - 1, 0))
+    count, (rows, width) = sinks.keys.shape[0], (q.shape[0], q.shape[-1])
+    each_row = lambda x: jnp.broadcast_to(x[None], (rows, *x.shape))
+    beside = lambda x, y: jnp.concatenate([x, y], axis=-1)
+    before = lambda sink, text: jnp.concatenate([sink, text], axis=1)
+    keys, values = each_row(sinks.keys), each_row(sinks.values)
+    queries = jnp.pad(beside(q, sinks.queries), ((0, 0), (count, 0), (0, 0), (0, 0)))
+    keys = before(beside(jnp.zeros_like(keys), keys), beside(k, jnp.zeros_like(k)))
+    values = jnp.pad(before(values, v), ((0, 0), (0, 0), (0, 0), (0, width)))
+    return run(queries, keys, values)[:, count:, :, :width]
 
 
 def causal(
     q: BTHK,
-    k: BSHK,
-    v: BSHK,
+    k: BTJK,
+    v: BTJK,
+    segments: BT | None = None,
+    sinks: Sinks | None = None,
+    keys: Key[Array, "B H"] | None = None,
     *,
-    offset: int | Array = 0,
-    scale: float | None = None,
+    scale: float,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> BTHK:
+    """The textbook formula over whole rows; a block of queries at a time, computed again for the gradient, where that
+    saves much."""
+    length = q.shape[1]
+    reach = length if window is None else min(length, window + BLOCK)
+    if reach == length <= 2 * BLOCK:
+        seen = visible(jnp.arange(length), jnp.arange(length), window=window)
+        seen = seen if segments is None else seen & same(segments, segments)
+        return formula(q, k, v, seen=seen, scale=scale, sinks=sinks, dropout=dropout, keys=keys)
+
+    filled = lambda x: jnp.pad(x, ((0, 0), (0, -length % BLOCK), *[(0, 0)] * (x.ndim - 2)))
+
+    def block(first: Array) -> BTHK:
+        start = jnp.clip(first + BLOCK - reach, 0, length - reach)
+        asking = lambda x: jax.lax.dynamic_slice_in_dim(filled(x), first, BLOCK, axis=1)
+        asked = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
+        seen = visible(first + jnp.arange(BLOCK), start + jnp.arange(reach), window=window)
+        seen = seen if segments is None else seen & same(asking(segments), asked(segments))
+        here = None if sinks is None else sinks._replace(queries=asking(sinks.queries))
+        drawn = None if keys is None else jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, first)
+        return formula(asking(q), asked(k), asked(v), seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn)
+
+    blocks = jax.lax.map(jax.checkpoint(block), jnp.arange(0, length, BLOCK))
+    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+
+
+def visible(queries: Int[Array, " T"], keys: Int[Array, " S"], *, window: int | None) -> Bool[Array, "1 T S"]:
+    """Which keys each query may see, by their positions in the text."""
+    distance = queries[None, :, None] - keys[None, None, :]
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def same(queries: BT, keys: BS) -> Bool[Array, "B T S"]:
+    """Which keys are of the query's document."""
+    return queries[:, :, None] == keys[:, None, :]
+
+
+def formula(
+    q: BTHK,
+    k: BSJK,
+    v: BSJK,
+    *,
+    seen: Bool[Array, "#B T S"],
+    scale: float,
+    sinks: Sinks | None = None,
     dropout: float = 0.0,
     keys: Key[Array, "B H"] | None = None,
 ) -> BTHK:
-    """The textbook formula: the query at t has position t + offset and sees the keys at s ≤ t + offset."""
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = jnp.einsum("BTHK,BSHK->BHTS", q, k, preferred_element_type=jnp.float32) * scale
-    seen = jnp.arange(k.shape[1])[None, :] <= jnp.arange(q.shape[1])[:, None] + offset
-    probabilities = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1)
+    """softmax(scale · q kᵀ) v over the keys that each query has seen, and the sinks; float32 inside the softmax.
+
+    Queries share the keys of their group: head h reads keys h // (H / J).
+    """
+    rows, length, heads, width = q.shape
+    grouped = lambda x: x.reshape(*x.shape[:2], k.shape[2], -1, width)
+    scores = jnp.einsum("BTJRK,BSJK->BJRTS", grouped(q), k, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen[:, None, None], scores * scale, -jnp.inf)
+    if sinks is not None:
+        extra = jnp.einsum("BTJRK,IJK->BJRTI", grouped(sinks.queries), sinks.keys, preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([extra * scale, scores], axis=-1)
+    probabilities = jax.nn.softmax(scores, axis=-1)
     if keys is not None:
-        draw = lambda key: jax.random.bernoulli(key, 1.0 - dropout, probabilities.shape[2:])
-        kept = jax.vmap(jax.vmap(draw))(keys)
+        draw = lambda key: jax.random.bernoulli(key, 1.0 - dropout, probabilities.shape[3:])
+        kept = jax.vmap(jax.vmap(draw))(keys).reshape(probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1.0 - dropout), 0.0)
-    return jnp.einsum("BHTS,BSHK->BTHK", probabilities.astype(v.dtype), v)
+    probabilities = probabilities.astype(v.dtype)
+    count = 0 if sinks is None else sinks.keys.shape[0]
+    y = jnp.einsum("BJRTS,BSJK->BTJRK", probabilities[..., count:], v)
+    if sinks is not None:
+        y += jnp.einsum("BJRTI,IJK->BTJRK", probabilities[..., :count], sinks.values)
+    return y.reshape(rows, length, heads, width)

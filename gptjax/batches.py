@@ -24,7 +24,8 @@ from gptjax.tokenizer import Tokenizer
 from gptjax.windows import Windows, open_windows
 
 Rows = dict[str, GBT]
-"""`tokens` (G, B, T) int32 and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored."""
+"""`tokens` and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored. For document
+masks, `segments` (the documents of a row, counted from 1; padding is 0) and `positions` (in the document) as well."""
 
 
 class Batches:
@@ -55,6 +56,7 @@ class Batches:
         self.windows, self.layout, self.prefetch = tuple(windows), layout, prefetch
         self._changes = [(0, batch), *later]
         self._vocab_size, self._documents = vocab_size, documents
+        self._names = ("tokens", "targets", "segments", "positions") if documents else ("tokens", "targets")
         self._turns = turns or Turns([(0, (1.0,))])
         processes = jax.process_count()
         for _, one in self._changes:
@@ -73,24 +75,20 @@ class Batches:
         return next(batch for begin, batch in reversed(self._changes) if begin <= step)
 
     def local(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of a step on the host: `tokens` and `targets`, (G, B / processes, T) int32.
-
-        With `documents`, also `segments` (from 1 on; padding is 0) and `positions`, of the same shape.
-        """
+        """This process's `Rows` of a step on the host, (G, B / processes, T)."""
         batch, first = self.batch(step), rows_before(step, self._changes)
         share = batch.group // jax.process_count()
         groups = np.arange(batch.accumulate)[:, None] * batch.group
         mine = jax.process_index() * share + np.arange(share)
         sets, numbers = self._turns((first + groups + mine).reshape(-1))
         context = self.windows[0].context
-        names = ("tokens", "targets", "segments", "positions") if self._documents else ("tokens", "targets")
-        rows = {name: np.empty((len(sets), context), np.int32) for name in names}
+        rows = {name: np.empty((len(sets), context), np.int32) for name in self._names}
         for i in np.unique(sets):
             here, order = np.flatnonzero(sets == i), self._orders[i]
             chosen = np.array([order[int(number)] for number in numbers[here]])
-            found = self.windows[i].read(chosen)
-            if self._documents:
-                rows["segments"][here], rows["positions"][here] = self.windows[i].documents(chosen)
+            found = self.windows[i].read(chosen, documents=self._documents)
+            if found.documents is not None:
+                rows["segments"][here], rows["positions"][here] = found.documents
             for ids in (found.tokens, found.targets):
                 check_vocabulary(ids, self._vocab_size, source=self.windows[i].stream.name)
             rows["tokens"][here] = found.tokens
@@ -116,6 +114,7 @@ class Batches:
             f"{one.stream.paths[0].parent}: {len(one.stream):,} tokens in {len(one):,} windows"
             + (f", {one.dropped:.2%} of the tokens not used" if one.dropped > 0.001 else "")
             + (f", {one.padding:.2%} padding" if one.padding > 0 else "")
+            + ("" if one.stream.has_manifest else "; without a manifest.json nobody can say whether they are as made")
             for one in self.windows
         ]
 
@@ -133,7 +132,7 @@ class Batches:
         spec = self.layout.acts("GBT")
         sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
         rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding)
-        return {"tokens": rows, "targets": rows}
+        return dict.fromkeys(self._names, rows)
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,9 @@ def open_batches(
     tokenizer: Tokenizer | None,
     seed: int,
     layout: Layout,
+    documents: bool = False,
 ) -> Batches:
-    """The batches of a run. `tokenizer` tells where documents end in foreign shards, if the packing wants to know."""
+    """The batches of a run. `tokenizer` tells where documents end in foreign shards, if something wants to know."""
     parts, end = parts_of(data), tokenizer.end_of_text if tokenizer else None
     windows = [open_windows(part.data.split("train"), context, part.data.packing, end_of_text=end) for part in parts]
     turns = Turns([(rows_before(step, [(0, batch), *later]), weights) for step, weights in shares(data)])
@@ -173,6 +173,7 @@ def open_batches(
         seed=seed,
         layout=layout,
         prefetch=data.prefetch,
+        documents=documents,
     )
 
 
@@ -187,12 +188,19 @@ def put(array: np.ndarray, layout: Layout) -> jax.Array:
 
 
 def validation_rows(
-    stream: TokenStream, context: int, *, vocab_size: int, sequences: int, tokens: int | None = None
+    stream: TokenStream,
+    context: int,
+    *,
+    vocab_size: int,
+    sequences: int,
+    tokens: int | None = None,
+    documents: Windows | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """All of a split (or its first `tokens` predictions), once, in order, in windows that do not overlap.
 
-    Yields `tokens` and `targets` (1, sequences, T) int32; what the stream marks as not scored is ignored. The last
-    window and batch are filled up with ignored targets, so the sum over all batches does not depend on `sequences`.
+    Yields `Rows` (1, sequences, T) on the host; what the stream marks as not scored is ignored. The last window and
+    batch are filled up with ignored targets, so the sum over all batches does not depend on `sequences`. `documents`,
+    the stream's straight windows, says where documents are, for masks.
     """
     marks = stream.scored
     predicted = min(len(stream) - 1, tokens or len(stream))
@@ -206,8 +214,10 @@ def validation_rows(
         inputs[:count], targets[:count] = span[:-1], span[1:]
         if marks is not None:
             targets[:count][marks[start + 1 : start + 1 + count] == 0] = IGNORED
-        shape = (1, sequences, context)
-        yield {"tokens": inputs.reshape(shape), "targets": targets.reshape(shape)}
+        rows = {"tokens": inputs, "targets": targets}
+        if documents is not None:
+            rows |= documents.documents(start // context + np.arange(sequences))._asdict()
+        yield {name: array.reshape(1, sequences, context) for name, array in rows.items()}
 
 
 def check_vocabulary(tokens: np.ndarray, vocab_size: int, *, source: str) -> None:

@@ -9,11 +9,11 @@ from gptjax.checkpoint import Checkpoint
 from gptjax.data import Batch, Mixture, Part, TokenShards, spans
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Samples, ValidationLoss
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.logbook import Log
-from gptjax.model import GPTConfig
 from gptjax.objective import NextToken
-from gptjax.optim import AdamW, Muon
+from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import differences
 from gptjax.settings import load_config as load_config_as
@@ -102,6 +102,7 @@ class TrainConfig:
         model = self.model
         divided = (
             ("num_heads", model.num_heads, tensor, "tensor"),
+            ("kv_heads", model.key_heads, tensor, "tensor"),
             ("mlp_width", model.hidden_width, tensor, "tensor"),
             ("vocab_size (padded)", model.padded_vocab_size, tensor, "tensor"),
             ("width", model.width, fsdp, "fsdp"),
@@ -131,6 +132,8 @@ CLASSES = (
     AdamW,
     Muon,
     Average,
+    Adam,
+    Named,
     Layout,
     Checkpoint,
     ValidationLoss,

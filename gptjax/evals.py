@@ -16,12 +16,14 @@ from gptjax.bigram import bigram_loss
 from gptjax.data import Mixture, TokenShards, validation_of
 from gptjax.errors import UserError
 from gptjax.generation import generate
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig
+from gptjax.model import GPT
 from gptjax.objective import NextToken
 from gptjax.shards import TokenStream
 from gptjax.step import make_eval_step
 from gptjax.tokenizer import Tokenizer
+from gptjax.windows import Straight
 
 Judge = Callable[[GPT], dict[str, float | str]]
 
@@ -80,14 +82,18 @@ class ValidationJudge:
         if self.scored == 0:
             raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
         self.bytes = self._count_bytes()
+        end = material.tokenizer.end_of_text if material.tokenizer else None
+        masked = material.model.document_mask
+        self._documents = Straight(stream, material.model.context, end_of_text=end) if masked else None
 
     @property
     def protocol(self) -> str:
         context = self.material.model.context
+        together = "each document by itself" if self._documents else "documents run together"
         per_byte = f", bits per byte over {self.bytes:,} bytes" if self.bytes else ", no bits per byte: no tokenizer"
         return (
             f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in windows of "
-            f"{context} without overlap (documents run together), mean in nats per token{per_byte}"
+            f"{context} without overlap ({together}), mean in nats per token{per_byte}"
         )
 
     def _count_bytes(self) -> int | None:
@@ -104,7 +110,12 @@ class ValidationJudge:
     def __call__(self, model: GPT) -> dict[str, float | str]:
         config, layout = self.material.model, self.material.layout
         batches = validation_rows(
-            self.stream, config.context, vocab_size=config.vocabulary, sequences=self.sequences, tokens=self.predicted
+            self.stream,
+            config.context,
+            vocab_size=config.vocabulary,
+            sequences=self.sequences,
+            tokens=self.predicted,
+            documents=self._documents,
         )
         share = self.sequences // jax.process_count()
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)

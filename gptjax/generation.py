@@ -2,9 +2,11 @@
 
 The one idea: a position of the cache is written before anything can see it. So a prompt may be padded (whatever the
 padding leaves behind is overwritten in time), programs are shared between prompts of about the same length, and the
-loop needs no special first step: it reads the last token that it has, and writes the next.
+loop needs no special first step: it reads the last token that it has, and writes the next. Past the context the cache
+is a ring: each new token takes the place of the oldest, and sees a context's length of text (and any sinks).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +19,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from gptjax.attention import causal
+from gptjax.attention import Sinks, formula
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout, place
-from gptjax.model import GPT, Block, GPTConfig
+from gptjax.model import GPT, Heads
 from gptjax.ops import fold_rows
-from gptjax.shapes import BSHK, BT, BTD, BTHK, BV
+from gptjax.shapes import BT, BTD, BTHK, BTJK, BV
 
 SMALLEST_BUCKET = 32
 """Prompts and caches have at least this many positions, then powers of two: few programs serve all lengths."""
@@ -37,41 +40,61 @@ Prompts = Sequence[Sequence[int] | np.ndarray] | np.ndarray | Array
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer and position so far, in the model's dtype."""
+    """Keys and values of every layer, in the model's dtype: position p lies at p modulo their number S."""
 
-    k: Float[Array, "N B S H K"]
-    v: Float[Array, "N B S H K"]
+    k: Float[Array, "N B S J K"]
+    v: Float[Array, "N B S J K"]
 
     @classmethod
     def empty(cls, config: GPTConfig, rows: int, *, positions: int, layout: Layout) -> "Cache":
-        shape = (config.num_layers, rows, positions, config.num_heads, config.head_width)
-        spec = layout.acts("NBSHK")
+        shape = (config.num_layers, rows, positions, config.key_heads, config.head_width)
+        spec = layout.acts("NBSJK")
         return cls(*(jnp.zeros(shape, config.dtype, out_sharding=spec) for _ in "kv"))  # pyright: ignore[reportCallIssue]
 
 
 def extend(model: GPT, tokens: BT, *, cache: Cache, start: int | Array) -> tuple[BTD, Cache]:
-    """Read `tokens` at positions start, start + 1, …: the residual stream after the last block, and the cache."""
-    layout = model.layout
-    rows, stored, scalar = layout.acts("BTHK"), layout.acts("NBSHK"), layout.acts("")
-    attended = partial(_attend, scale=model.config.attention_scale)
-    attend = layout.island(attended, (stored, stored, rows, rows, rows, scalar, scalar), (rows, stored, stored))
+    """Read `tokens` at positions start, start + 1, …: the residual stream after the last block, and the cache.
 
-    def layer(carry: tuple[BTD, Cache], inputs: tuple[Block, Array]) -> tuple[tuple[BTD, Cache], None]:
-        (x, cache), (block, index) = carry, inputs
-        y, k, v = attend(cache.k, cache.v, *block.before(x, start), index, jnp.asarray(start))
-        return (block.after(x, y), Cache(k, v)), None
+    Several tokens at once must not pass the end of the cache; from one at a time, it goes round.
+    """
+    config, layout = model.config, model.layout
+    positions = start + jnp.arange(tokens.shape[1])
+    rows, shared, stored = (layout.acts(letters) for letters in ("BTHK", "BTJK", "NBSJK"))
 
-    layers = (model.blocks, jnp.arange(model.config.num_layers))
-    return jax.lax.scan(layer, (model.embed(tokens, start=start), cache), layers)[0]
+    def attention(layer: int | Array, heads: Heads, cache: Cache) -> tuple[BTHK, Cache]:
+        scale = config.attention_scale or 1.0 / math.sqrt(config.head_width)
+        inside = partial(_attend, scale=scale, window=model.window(layer))
+        sinks = None if heads.sinks is None else Sinks(rows, *[layout.gathered("IJK")] * 2)  # pyright: ignore[reportArgumentType]
+        ins = (stored, stored, rows, shared, shared, sinks, layout.acts(""), layout.acts("T"))
+        attend = layout.island(inside, ins, (rows, stored, stored))
+        y, k, v = attend(cache.k, cache.v, *heads, jnp.asarray(layer), positions)
+        return y, Cache(k, v)
+
+    return model.through_blocks(model.embed(tokens, positions), tokens, positions, attention, cache)
 
 
 def _attend(
-    all_k: Array, all_v: Array, q: BTHK, k: BSHK, v: BSHK, layer: Array, start: Array, *, scale: float | None
+    all_k: Array,
+    all_v: Array,
+    q: BTHK,
+    k: BTJK,
+    v: BTJK,
+    sinks: Sinks | None,
+    layer: Array,
+    positions: Int[Array, " T"],
+    *,
+    scale: float,
+    window: int | None,
 ) -> tuple[BTHK, Array, Array]:
     """Remember k and v of one layer, and attend to all that it remembers up to each query."""
-    all_k = jax.lax.dynamic_update_slice(all_k, k[None], (layer, 0, start, 0, 0))
-    all_v = jax.lax.dynamic_update_slice(all_v, v[None], (layer, 0, start, 0, 0))
-    return causal(q, all_k[layer], all_v[layer], offset=start, scale=scale), all_k, all_v
+    size = all_k.shape[2]
+    at = (layer, 0, positions[0] % size, 0, 0)
+    all_k = jax.lax.dynamic_update_slice(all_k, k[None], at)
+    all_v = jax.lax.dynamic_update_slice(all_v, v[None], at)
+    age = (positions[None, :, None] - jnp.arange(size)[None, None]) % size
+    seen = age <= positions[None, :, None]  # what would be older than the text was never written
+    seen = seen if window is None else seen & (age < window)
+    return formula(q, all_k[layer], all_v[layer], seen=seen, scale=scale, sinks=sinks), all_k, all_v
 
 
 def filter_logits(logits: BV, *, top_k: int | None = None, top_p: float | Array | None = None) -> BV:
@@ -119,7 +142,7 @@ def generate(
 
     Raises:
         UserError: the request cannot be met: ids outside the vocabulary, rows of different length, too long for the
-            model's context, or a number out of range.
+            model's context (with rotary positions only the prompt is bound by it), or a number out of range.
     """
     tokens = _checked_prompt(model, prompt, max_new_tokens)
     _check_settings(temperature, top_k, top_p)
@@ -127,7 +150,7 @@ def generate(
         raise ValueError("generate draws at random when temperature > 0: pass key=jax.random.key(seed).")
     (rows, length), context = tokens.shape, model.config.context
     total = length + max_new_tokens
-    ids = np.full((rows, _bucket(total, context)), end_of_text or 0, np.int32)
+    ids = np.full((rows, _bucket(total)), end_of_text or 0, np.int32)
     ids[:, :length] = tokens
     request = _Request(
         length=length,
@@ -138,14 +161,14 @@ def generate(
         # A sum in float32 can reach 1 before the last token: only no filter at all keeps everything.
         top_p=None if top_p == 1.0 else top_p,
         top_k=top_k,
-        prompt_positions=_bucket(length, context),
+        prompt_positions=min(context, _bucket(length)),
     )
     with model.layout.active():
         return np.asarray(_continue(model, ids, request))[:, :total]
 
 
-def _bucket(length: int, context: int) -> int:
-    return min(context, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))
+def _bucket(length: int) -> int:
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
 
 
 @jax.tree_util.register_dataclass
@@ -167,7 +190,7 @@ class _Request:
 @jax.jit
 def _continue(model: GPT, ids: Int[Array | np.ndarray, "B S"], request: _Request) -> Int[Array, "B S"]:
     """The compiled program: read the prompt, then a token at a time up to `total` or until all rows are over."""
-    layout, (rows, positions) = model.layout, ids.shape
+    layout, (rows, room) = model.layout, ids.shape
     model, ids = _cast(model), place(jnp.asarray(ids), layout.acts("__"))
 
     def read(ids: BT, cache: Cache, start: int | Array) -> tuple[BTD, Cache]:
@@ -186,7 +209,7 @@ def _continue(model: GPT, ids: Int[Array | np.ndarray, "B S"], request: _Request
         ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, position))
         return position + 1, ids, over | (chosen == request.end_of_text), cache
 
-    cache = Cache.empty(model.config, rows, positions=positions, layout=layout)
+    cache = Cache.empty(model.config, rows, positions=min(room, model.config.context), layout=layout)
     _, cache = read(ids[:, : request.prompt_positions], cache, 0)
     over = place(jnp.zeros(rows, bool), layout.acts("_"))
     return jax.lax.while_loop(unfinished, step, (jnp.asarray(request.length), ids, over, cache))[1]
@@ -235,7 +258,7 @@ def _checked_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.
         )
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens is {max_new_tokens}; ask for at least 1.")
-    if length + max_new_tokens > config.context:
+    if length > config.context or (config.positions == "learned" and length + max_new_tokens > config.context):
         room = config.context - length
         raise UserError(
             f"{length} prompt tokens and {max_new_tokens} new ones do not fit model.context {config.context}. "

@@ -25,8 +25,9 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig, abstract
+from gptjax.model import GPT, abstract
 from gptjax.tensor_files import StoredTensor, open_tensors, read_json
 
 CONFIG_FILE = "config.json"
@@ -95,8 +96,18 @@ GPT2S = {
     "norm": "layer",
     "norm_gain": True,
     "qk_norm": False,
+    "embedding_norm": False,
+    "kv_heads": None,
     "attention_scale": None,
+    "windows": "L",
+    "long_window": None,
+    "sinks": 0,
+    "document_mask": False,
     "gated": False,
+    "unet": "none",
+    "x0_mix": False,
+    "value_residual": False,
+    "value_embeddings": "",
     "softcap": None,
 }
 """What later models changed, as GPT-2 has it."""

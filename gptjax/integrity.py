@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from gptjax.errors import UserError
 from gptjax.manifest import MANIFEST_NAME, AnyPath, Companion, Manifest, ShardFile, read_manifest
@@ -87,11 +88,24 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int |
                 )
 
 
+def check_bytes(stream: TokenStream, bytes_per_token: Int[np.ndarray, " V"], wanted: int) -> None:
+    """Raise unless a split's tokens stand for as many bytes of text as its manifest says."""
+    found = sum(
+        int(bytes_per_token[part].sum(dtype=np.int64)) for path in stream.paths for _, part in parts(open_shard(path))
+    )
+    if found != wanted:
+        raise UserError(
+            f"{stream.name}: its tokens stand for {found:,} bytes of text, {MANIFEST_NAME} says {wanted:,}. "
+            "Prepare the data again."
+        )
+
+
 def verify(directory: AnyPath) -> Manifest:
     """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
     documents in ascending order, marks of 0 and 1.
 
-    Raises `UserError` at the first difference; returns the manifest. What needs the tokenizer is `check_documents`.
+    Raises `UserError` at the first difference; returns the manifest. What needs the tokenizer is `check_documents` and
+    `check_bytes`.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)

@@ -19,8 +19,8 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from gptjax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-WEIGHTS = {"D": "fsdp", "H": "tensor", "F": "tensor", "V": "tensor"}
-ACTS = {"B": ("data", "fsdp"), "M": ("data", "fsdp"), "H": "tensor", "F": "tensor", "V": "tensor"}
+WEIGHTS = {"D": "fsdp", "E": "fsdp", "H": "tensor", "J": "tensor", "F": "tensor", "V": "tensor"}
+ACTS = {"B": ("data", "fsdp"), "M": ("data", "fsdp"), "H": "tensor", "J": "tensor", "F": "tensor", "V": "tensor"}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def next_token_loss(
     chunk_tokens: int,
     dtype: str,
     softcap: float | None = None,
+    softcap_curve: str = "tanh",
+    z_loss: float = 0.0,
     layout: Layout,
 ) -> tuple[Scalar, Count]:
     """(summed cross-entropy in nats, number of scored targets); divide where all devices' sums are known.
@@ -39,9 +41,19 @@ def next_token_loss(
         targets: the ids that follow; `IGNORED` is not scored.
         chunk_tokens: tokens of one device whose logits exist at the same time.
         dtype: type of the products' operands; sums are float32.
-        softcap: draw logits into (-softcap, softcap) first (`ops.softcapped`).
+        softcap: draw logits into (-softcap, softcap) first, along a curve (`ops.softcapped`).
+        z_loss: the gradient is that of nats + z_loss · (log Σ exp logits)², which holds the logits near a softmax's own
+            scale (PaLM, arXiv:2204.02311, §5). The value stays the cross-entropy, so losses can be compared.
     """
-    static = _Setting(vocab_size=vocab_size, chunk_tokens=chunk_tokens, dtype=dtype, softcap=softcap, layout=layout)
+    static = _Setting(
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        dtype=dtype,
+        softcap=softcap,
+        softcap_curve=softcap_curve,
+        z_loss=z_loss,
+        layout=layout,
+    )
     return _summed_nats(static, hidden, head, targets), jnp.sum(targets != IGNORED)
 
 
@@ -57,6 +69,8 @@ class _Setting:
     chunk_tokens: int
     dtype: str
     softcap: float | None
+    softcap_curve: str
+    z_loss: float
     layout: Layout
 
 
@@ -132,11 +146,8 @@ def _chunk_nats(
     tensor = setting.layout.devices_along["tensor"]
     first = jax.lax.axis_index("tensor") * head.shape[0] if tensor > 1 else 0
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first
-    cap = setting.softcap
-    if cap is not None:
-        logits = jnp.tanh(logits / cap)
-    slope = None if cap is None else 1.0 - jnp.square(logits)
-    logits = jnp.where(column < setting.vocab_size, logits if cap is None else cap * logits, -jnp.inf)
+    logits, slope = _capped(setting, logits)
+    logits = jnp.where(column < setting.vocab_size, logits, -jnp.inf)
 
     largest = logits.max(axis=1)
     if tensor > 1:
@@ -148,9 +159,22 @@ def _chunk_nats(
     label = _sum_over(jnp.where(here, picked, 0.0), "tensor", setting=setting)
 
     scored = (y != IGNORED).astype(jnp.float32)
-    nats = (jnp.log(partition) + largest - label) * scored
-    d_logits = (exponentials / partition[:, None] - (column == y[:, None])) * scored[:, None]
+    log_partition = jnp.log(partition) + largest
+    nats = (log_partition - label) * scored
+    pull = scored if setting.z_loss == 0.0 else scored * (1.0 + 2.0 * setting.z_loss * log_partition)
+    d_logits = exponentials * (pull / partition)[:, None] - (column == y[:, None]) * scored[:, None]
     return nats.sum(), d_logits if slope is None else d_logits * slope
+
+
+def _capped(setting: _Setting, logits: Float[Array, "M V"]) -> tuple[Float[Array, "M V"], Float[Array, "M V"] | None]:
+    """Logits after the softcap, and the slope of its curve there."""
+    if (cap := setting.softcap) is None:
+        return logits, None
+    if setting.softcap_curve == "tanh":
+        ratio = jnp.tanh(logits / cap)
+        return cap * ratio, 1.0 - jnp.square(ratio)
+    shrink = jax.lax.rsqrt(1.0 + jnp.square(logits / cap))
+    return logits * shrink, shrink**3
 
 
 def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "I M D"], Int[Array, "I M"]]:

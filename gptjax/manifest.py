@@ -69,10 +69,13 @@ class Manifest:
     def write(self, directory: AnyPath) -> None:
         """Write `manifest.json`; do it last, for its presence says that the directory is complete."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
-        with open(Path(directory) / MANIFEST_NAME, "w", encoding="utf-8") as file:
+        path = Path(directory) / MANIFEST_NAME
+        partial = path.with_suffix(".tmp")
+        with open(partial, "w", encoding="utf-8") as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
+        os.replace(partial, path)
 
     def files_of(self, split: str) -> dict[str, ShardFile]:
         return {name: file for name, file in sorted(self.files.items()) if file.split == split}

@@ -1,152 +1,62 @@
-"""GPT-2 as Flax NNX modules; a module is a pytree of its weights, so `jax.jit`, `jax.grad` and optax take it whole.
+"""GPT as Flax NNX modules; a module is a pytree of its weights, so `jax.jit`, `jax.grad` and optax take it whole.
 
-The weights of all blocks are stacked along a leading axis N, which no letter names: the forward pass scans over it (or
-unrolls), and on disk and in the optimizer there is one array for each kind of weight. Every weight is created with its
-letters, and is cast and gathered where it is used (`use`): float32 in storage, `config.dtype` in products.
+With the defaults of `GPTConfig` this is GPT-2; each later idea is a line or two where it acts. The weights of all
+blocks are stacked along a leading axis N, which no letter names: the forward pass scans over it (or unrolls), and on
+disk and in the optimizer there is one array for each kind of weight. Every weight is created with its letters, and is
+cast and gathered where it is used (`use`): float32 in storage, `config.dtype` in products.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Int
 
-from gptjax.attention import AttentionNeeds, Implementation, attend, choose
+from gptjax.attention import Sinks, attend, choose
 from gptjax.errors import UserError
+from gptjax.gpt_config import GATE_CHANNELS, GPTConfig
 from gptjax.layout import Layout, place
 from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm, rms_norm, rotary_angles, rotate, softcapped
-from gptjax.shapes import BT, BTD, BTHK, BTV, VD, RowKeys
-
-VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
+from gptjax.shapes import BT, BTD, BTHK, BTJK, BTV, VD, RowKeys, Scalar
 
 
-@dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a GPT and how it computes; the defaults are GPT-2 124M."""
+class Documents(NamedTuple):
+    """Where each token of a batch stands, if a row holds several documents."""
 
-    num_layers: int = 12
-    width: int = 768
-    """D: the size of the residual stream."""
-    num_heads: int = 12
-    context: int = 1024
-    """T: the longest text it sees, in tokens."""
-    vocab_size: int | None = 50257
-    """V before padding; None takes the tokenizer's."""
-    mlp_width: int | None = None
-    """F; None means 4 × width."""
-    bias: bool = True
-    """Biases in norms and projections (GPT-2 has them; nanoGPT's own recipe leaves them out)."""
-    tied: bool = True
-    """Whether the output head is the token embedding transposed."""
-    activation: Literal["gelu_tanh", "gelu", "relu", "relu2", "silu"] = "gelu_tanh"
-    norm_epsilon: float = 1e-5
-    dropout: float = 0.0
-    """Share dropped of embeddings, attention probabilities and both branches' outputs, in training only."""
-    init_std: float = 0.02
-    """Standard deviation of initial weights; that of projections into the residual stream is divided by √(2N)."""
+    segments: BT
+    """The number of its document in the row."""
+    positions: BT
+    """Its place in the document, from 0."""
 
-    # What later models changed.
-    positions: Literal["learned", "rotary"] = "learned"
-    """A table of embeddings, or queries and keys turned by their positions (RoPE)."""
-    rotary_base: float = 10_000.0
-    """RoPE: the slowest pair turns by about 1 / base a position."""
-    rotary_dims: Literal["all", "half"] = "all"
-    """RoPE: which of a head's pairs turn; `half` leaves the slower half still."""
-    norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm, or RMSNorm, which neither centres nor has a bias."""
-    norm_gain: bool = True
-    """Whether norms have a learned gain (LayerNorm's bias goes with it)."""
-    qk_norm: bool = False
-    """RMSNorm without gain over each head of the queries and keys."""
-    attention_scale: float | None = None
-    """What q kᵀ is multiplied by; None: 1 / √K."""
-    gated: bool = False
-    """Whether the MLP multiplies its activation with a second projection: with `silu` that is SwiGLU."""
-    softcap: float | None = None
-    """Logits are drawn into (-softcap, softcap) by a tanh; None leaves them."""
-    zero_init: bool = False
-    """Whether projections into the residual stream, and an untied head, start at zero."""
 
-    # How it computes.
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of activations and products; weights, norms, softmax and loss are float32 in either case."""
-    head_dtype: Literal["bfloat16", "float32"] | None = None
-    """Type of the operands of the output head in the loss; None: `dtype`. With float32 activations, bfloat16 here
-    makes the largest product faster on CPUs with AVX512-BF16."""
-    attention: Implementation = "auto"
-    """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`; `auto` takes the fastest that can run; the log names it."""
-    remat: Literal["none", "light", "full"] = "light"
-    """What the backward pass computes again: nothing, norms and activations (0.1 % more FLOPs, a quarter of the
-    memory), or every block whole (about 18 % more FLOPs)."""
-    layers: Literal["scan", "unroll"] = "scan"
-    """One compiled block run N times, or N blocks in a row: longer to compile, sometimes faster."""
+class Heads(NamedTuple):
+    """What attention is given by a block."""
 
-    def __post_init__(self) -> None:
-        for name in ("num_layers", "width", "num_heads", "context", "vocab_size", "mlp_width"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"model.{name} is {value}; it must be at least 1.")
-        if self.width % self.num_heads:
-            raise UserError(
-                f"model.width {self.width} does not split over model.num_heads {self.num_heads}. "
-                f"Use a width that is a multiple of {self.num_heads}."
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout is {self.dropout}; it is a share in [0, 1).")
-        if self.positions == "rotary" and self.head_width % 4:
-            raise UserError(f"model.positions=rotary turns pairs of a head; {self.head_width} is no multiple of 4.")
-        for name in ("rotary_base", "softcap", "attention_scale"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"model.{name} is {value}; it must be positive.")
+    q: BTHK
+    k: BTJK
+    v: BTJK
+    sinks: Sinks | None
 
-    @property
-    def head_width(self) -> int:
-        """K."""
-        return self.width // self.num_heads
 
-    @property
-    def attention_needs(self) -> AttentionNeeds:
-        """What decides which attention kernel can run."""
-        return {"dtype": self.dtype, "dropout": self.dropout, "head_width": self.head_width}
+class Stream(NamedTuple):
+    """What flows from block to block."""
 
-    @property
-    def residual_std(self) -> float:
-        """Standard deviation of initial projections into the residual stream."""
-        return 0.0 if self.zero_init else self.init_std / math.sqrt(2 * self.num_layers)
+    x: BTD
+    """The residual stream."""
+    values: BTJK | None = None
+    """The first layer's values, where later layers mix them in."""
+    skips: tuple[BTD, ...] = ()
+    """What the first half of the layers left for the second."""
 
-    @property
-    def hidden_width(self) -> int:
-        """F."""
-        return self.mlp_width or 4 * self.width
 
-    @property
-    def vocabulary(self) -> int:
-        """V before padding, once it is known."""
-        if self.vocab_size is None:
-            raise UserError("model.vocab_size is not known: no tokenizer says it. Give --model.vocab-size.")
-        return self.vocab_size
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """V as it is stored; the columns beyond the vocabulary never take part in a softmax."""
-        return -(-self.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-    def flops_per_token(self, *, causal: bool) -> float:
-        """FLOPs of one training token, forward and backward: 6 a matmul parameter, 12 N T D for attention.
-
-        `causal=True` counts only the half of attention that a causal kernel must do, N T D → N (T + 1) D / 2;
-        False is the convention of PaLM (appendix B) and nanoGPT. Recomputation is not counted.
-        """
-        block = 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.hidden_width
-        matmuls = self.num_layers * block + self.padded_vocab_size * self.width
-        attention = 6 * (self.context + 1) if causal else 12 * self.context
-        return 6.0 * matmuls + self.num_layers * self.width * attention
+Attend = Callable[[int | Array, Heads, Any], tuple[BTHK, Any]]
+"""(layer, what its block gives, memory) → (what attention gives, memory)."""
 
 
 def weight(key: Array, letters: str, shape: tuple[int, ...], *, std: float, layout: Layout) -> nnx.Param[Array]:
@@ -183,6 +93,16 @@ def project(letters: str, x: Array, w: Array, layout: Layout) -> Array:
     return jnp.reshape(product, tuple(sizes[letter] for letter in out), out_sharding=layout.acts(out))
 
 
+def looked_up(table: Array, ids: BT, layout: Layout) -> BTD:
+    """The rows of a table (as it is gathered for use) that the ids name."""
+    return table[ids] if not layout.sharded else table.at[ids].get(out_sharding=layout.acts("BTD"))
+
+
+def unstacked(blocks: "Block", count: int) -> list["Block"]:
+    """The blocks one by one, out of the stack of their weights."""
+    return [jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(count)]  # noqa: B023 (mapped at once)
+
+
 class Part(nnx.Module):
     """A part of the model: its weights, and what is known while tracing."""
 
@@ -207,31 +127,77 @@ class Norm(Part):
 
 
 class Attention(Part):
-    """The two projections around attention: in to q, k, v, and out to the residual stream."""
+    """The projections around attention: in to q, k, v, and out to the residual stream."""
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
         in_key, out_key = jax.random.split(key)
-        width, heads, head_width = config.width, config.num_heads, config.head_width
-        self.qkv = weight(in_key, "DCHK", (width, 3, heads, head_width), std=config.init_std, layout=layout)
-        self.out = weight(out_key, "HKD", (heads, head_width, width), std=config.residual_std, layout=layout)
-        self.qkv_bias = constant(0.0, "CHK", (3, heads, head_width), layout=layout) if config.bias else None
-        self.out_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
+        width, heads, shared, head_width = config.width, config.num_heads, config.key_heads, config.head_width
+        std, residual_std = config.matrix_std(width), config.residual_std(width)
+        zeros = lambda letters, *shape: constant(0.0, letters, shape, layout=layout)
+        together = shared == heads
+        q_key, kv_key = jax.random.split(in_key)
+        drawn = lambda key, letters, *shape: weight(key, letters, shape, std=std, layout=layout)
+        self.qkv = drawn(in_key, "DCHK", width, 3, heads, head_width) if together else None
+        self.q = None if together else drawn(q_key, "DHK", width, heads, head_width)
+        self.kv = None if together else drawn(kv_key, "DCJK", width, 2, shared, head_width)
+        self.qkv_bias = zeros("CHK", 3, heads, head_width) if config.bias and together else None
+        self.q_bias = zeros("HK", heads, head_width) if config.bias and not together else None
+        self.kv_bias = zeros("CJK", 2, shared, head_width) if config.bias and not together else None
+        self.out = weight(out_key, "HKD", (heads, head_width, width), std=residual_std, layout=layout)
+        self.out_bias = zeros("D", width) if config.bias else None
+        learned = (config.sinks, shared, head_width)
+        self.sink_keys = zeros("IJK", *learned) if config.sinks else None
+        self.sink_values = zeros("IJK", *learned) if config.sinks else None
+        mixes = (config.value_residual or config.value_embeddings) and not config.value_gate
+        self.value_mix = constant(0.5, "C", (2,), layout=layout) if mixes else None
+        self.value_gate = zeros("IJ", GATE_CHANNELS, shared) if config.value_gate else None
         self.config, self.layout = config, layout
 
-    def project_in(self, x: BTD, start: int | Array) -> tuple[BTHK, BTHK, BTHK]:
-        config, dtype, layout = self.config, self.config.dtype, self.layout
-        qkv = project("BTD,DCHK->CBTHK", x, use(self.qkv, dtype, layout), layout)
-        if self.qkv_bias is not None:
-            qkv = qkv + use(self.qkv_bias, dtype, layout)[:, None, None]
-        q, k, v = qkv[0], qkv[1], qkv[2]
+    def project_in(self, x: BTD, positions: Int[Array, " T"], source: BTJK | None) -> Heads:
+        """Queries, keys and values; `source` are other values to mix in."""
+        config = self.config
+        if self.qkv is not None:
+            q, k, v = self._projected("BTD,DCHK->CBTHK", x, self.qkv, self.qkv_bias)
+        else:
+            assert self.q is not None
+            assert self.kv is not None
+            q = self._projected("BTD,DHK->BTHK", x, self.q, self.q_bias)
+            k, v = self._projected("BTD,DCJK->CBTJK", x, self.kv, self.kv_bias)
+        v = self._mixed(x, v, source)
         if config.qk_norm:
             q, k = (rms_norm(x, None, epsilon=config.norm_epsilon) for x in (q, k))
+        sinks = self._sinks(q)
         if config.positions == "rotary":
-            places = start + jnp.arange(x.shape[1])
             half = config.rotary_dims == "half"
-            angles = rotary_angles(places, config.head_width, base=config.rotary_base, half=half)
+            angles = rotary_angles(positions, config.head_width, base=config.rotary_base, half=half)
             q, k = rotate(q, angles), rotate(k, angles)
-        return q, k, v
+        return Heads(q, k, v, sinks)
+
+    def _projected(self, letters: str, x: BTD, w: nnx.Param[Array], bias: nnx.Param[Array] | None) -> Array:
+        dtype, layout = self.config.dtype, self.layout
+        y = project(letters, x, use(w, dtype, layout), layout)
+        if bias is None:
+            return y
+        return y + jnp.expand_dims(use(bias, dtype, layout), (-4, -3))
+
+    def _mixed(self, x: BTD, v: BTJK, source: BTJK | None) -> BTJK:
+        """The layer's own values and those of `source`, if there are any."""
+        if source is None:
+            return v
+        if self.value_gate is not None:
+            weights = use(self.value_gate, self.config.dtype, self.layout)
+            logits = project("BTI,IJ->BTJ", x[..., :GATE_CHANNELS], weights, self.layout)
+            return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * source
+        if self.value_mix is None:
+            return v
+        own, other = use(self.value_mix, self.config.dtype, self.layout)
+        return own * v + other * source
+
+    def _sinks(self, queries: BTHK) -> Sinks | None:
+        if self.sink_keys is None or self.sink_values is None:
+            return None
+        dtype, layout = self.config.dtype, self.layout
+        return Sinks(queries, use(self.sink_keys, dtype, layout), use(self.sink_values, dtype, layout))
 
     def project_out(self, y: BTHK) -> BTD:
         dtype, layout = self.config.dtype, self.layout
@@ -245,10 +211,11 @@ class MLP(Part):
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
         up_key, down_key = jax.random.split(key)
         width, hidden = config.width, config.hidden_width
-        self.up = weight(up_key, "DF", (width, hidden), std=config.init_std, layout=layout)
-        gate = partial(weight, jax.random.fold_in(up_key, 1), "DF", (width, hidden), std=config.init_std, layout=layout)
-        self.gate = gate() if config.gated else None
-        self.down = weight(down_key, "FD", (hidden, width), std=config.residual_std, layout=layout)
+        std = config.matrix_std(width) * config.mlp_init
+        gate_key = jax.random.fold_in(up_key, 1)
+        self.up = weight(up_key, "DF", (width, hidden), std=std, layout=layout)
+        self.gate = weight(gate_key, "DF", (width, hidden), std=std, layout=layout) if config.gated else None
+        self.down = weight(down_key, "FD", (hidden, width), std=config.residual_std(hidden), layout=layout)
         self.up_bias = constant(0.0, "F", (hidden,), layout=layout) if config.bias else None
         self.down_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
         self.config, self.layout = config, layout
@@ -271,17 +238,23 @@ class MLP(Part):
 class Block(Part):
     """One layer, in two halves with attention between them, so that a cache or a checkpoint can step in."""
 
-    def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
+    def __init__(self, config: GPTConfig, layout: Layout, *, key: Array, depth: Scalar) -> None:
+        """`depth` goes from 0 at the first layer to 1 at the last."""
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = Norm(config, layout)
         self.attention = Attention(config, layout, key=attention_key)
         self.mlp_norm = Norm(config, layout)
         self.mlp = MLP(config, layout, key=mlp_key)
+        by_depth = lambda ends: nnx.Param(ends[0] + (ends[1] - ends[0]) * depth, letters="")
+        self.residual_mix = by_depth(config.residual_init) if config.x0_mix else None
+        self.x0_mix = by_depth(config.x0_init) if config.x0_mix else None
         self.config, self.layout = config, layout
 
-    def before(self, x: BTD, start: int | Array = 0) -> tuple[BTHK, BTHK, BTHK]:
-        """The residual stream → q, k, v; `start` is the position of the first token."""
-        return self.attention.project_in(self.attention_norm(x), start)
+    def before(self, x: BTD, x0: BTD | None, positions: Int[Array, " T"], source: BTJK | None) -> tuple[BTD, Heads]:
+        """The residual stream → the same as this block reads it, and what attention is given."""
+        if self.residual_mix is not None and self.x0_mix is not None and x0 is not None:
+            x = self.residual_mix[...].astype(x.dtype) * x + self.x0_mix[...].astype(x.dtype) * x0
+        return x, self.attention.project_in(self.attention_norm(x), positions, source)
 
     def after(self, x: BTD, y: BTHK, keys: RowKeys | None = None) -> BTD:
         """The residual stream and what attention gave → the residual stream of the next layer."""
@@ -289,29 +262,6 @@ class Block(Part):
         branch = lambda out, site: out if keys is None else dropout(out, rate, fold_rows(keys, site))
         x = checkpoint_name(x + branch(self.attention.project_out(y), 1), "mid")
         return x + branch(self.mlp(self.mlp_norm(x)), 2)
-
-    def __call__(self, x: BTD, keys: RowKeys | None = None) -> BTD:
-        """Attention stays outside the light checkpoints: a flash kernel's statistics cannot be saved by name."""
-        config = self.config
-        light = config.remat == "light"
-        before, after = Block.before, Block.after
-        if light:
-            save = jax.checkpoint_policies.save_only_these_names("mid", "up", "gate")
-            before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
-        kernel = choose(config.attention, backend=jax.default_backend(), **config.attention_needs)
-        q, k, v = before(self, x)
-        attention_keys = None if keys is None else fold_rows(keys, 0)
-        y = attend(
-            q,
-            k,
-            v,
-            kernel=kernel,
-            scale=config.attention_scale,
-            dropout=config.dropout,
-            keys=attention_keys,
-            layout=self.layout,
-        )
-        return after(self, x, y, keys)
 
 
 class GPT(Part):
@@ -321,52 +271,142 @@ class GPT(Part):
         """Draw new weights. Under a sharded layout call it inside `jax.jit` and `layout.active()`."""
         layout = layout or Layout()
         token_key, position_key, block_key, head_key = jax.random.split(key, 4)
-        vocab, width, std = config.padded_vocab_size, config.width, config.init_std
-        self.tokens = weight(token_key, "VD", (vocab, width), std=std, layout=layout)
+        value_key = jax.random.fold_in(token_key, 1)
+        vocab, width, layers = config.padded_vocab_size, config.width, config.num_layers
         learned = config.positions == "learned"
-        self.positions = (
-            weight(position_key, "TD", (config.context, width), std=std, layout=layout) if learned else None
+        drawn = lambda key, letters, *shape, std: weight(key, letters, shape, std=std, layout=layout)
+        std, head_std = config.initial_embedding_std, config.initial_head_std
+        self.tokens = drawn(token_key, "VD", vocab, width, std=std)
+        self.positions = drawn(position_key, "TD", config.context, width, std=std) if learned else None
+        self.value_embeddings = self._value_tables(config, layout, value_key) if config.value_tables else None
+        self.blocks = jax.vmap(lambda key, depth: Block(config, layout, key=key, depth=depth))(
+            jax.random.split(block_key, layers), jnp.linspace(0.0, 1.0, layers)
         )
-        self.blocks = jax.vmap(lambda key: Block(config, layout, key=key))(
-            jax.random.split(block_key, config.num_layers)
-        )
+        self.skip_weights = constant(1.0, "N", (layers // 2,), layout=layout) if config.unet == "learned" else None
         self.norm = Norm(config, layout)
-        head_std = 0.0 if config.zero_init else std
-        self.head = None if config.tied else weight(head_key, "DV", (width, vocab), std=head_std, layout=layout)
+        self.head = None if config.tied else drawn(head_key, "DV", width, vocab, std=head_std)
         self.config, self.layout = config, layout
 
-    def embed(self, tokens: BT, *, start: int | Array = 0) -> BTD:
-        """Token embeddings, plus those of positions where they are learned; `start` is the position of the first."""
-        config, layout = self.config, self.layout
-        table = use(self.tokens, config.dtype, layout)
-        x = table[tokens] if not layout.sharded else table.at[tokens].get(out_sharding=layout.acts("BTD"))
-        if self.positions is None:
-            return x
-        places = use(self.positions, config.dtype, layout)
-        return x + jax.lax.dynamic_slice_in_dim(places, start, tokens.shape[1])[None]
+    @staticmethod
+    def _value_tables(config: GPTConfig, layout: Layout, key: Array) -> nnx.Param[Array]:
+        """The tables of value embeddings, stacked along a leading axis that no letter names."""
+        shape, std = (config.padded_vocab_size, config.key_heads * config.head_width), config.matrix_std(config.width)
+        keys = jax.random.split(key, len(config.value_tables))
+        return jax.vmap(lambda key: weight(key, "VE", shape, std=std, layout=layout))(keys)
 
-    def hidden(self, tokens: BT, keys: RowKeys | None = None) -> BTD:
+    def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
+        """Token embeddings, plus those of positions where they are learned; (T,) positions follow one another."""
+        config = self.config
+        x = looked_up(use(self.tokens, config.dtype, self.layout), tokens, self.layout)
+        if self.positions is not None:
+            places = use(self.positions, config.dtype, self.layout)
+            x = x + (
+                looked_up(places, positions, self.layout)
+                if positions.ndim == 2
+                else jax.lax.dynamic_slice_in_dim(places, positions[0], len(positions))[None]
+            )
+        return rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
+
+    def hidden(self, tokens: BT, keys: RowKeys | None = None, documents: Documents | None = None) -> BTD:
         """The final residual stream, normalised: what the head reads. `keys` (one a row) turn dropout on."""
-        if tokens.shape[1] > self.config.context:
-            raise UserError(f"{tokens.shape[1]} tokens do not fit model.context {self.config.context}.")
-        x = self.embed(tokens)
+        config, length = self.config, tokens.shape[1]
+        if length > config.context:
+            raise UserError(f"{length} tokens do not fit model.context {config.context}.")
+        if config.document_mask and documents is None:
+            raise ValueError("model.document_mask needs to know which document each token belongs to: pass documents=.")
+        documents = documents if config.document_mask else None
+        positions = jnp.arange(length)
+        kernel = choose(config, backend=jax.default_backend())
+
+        def attention(layer: int | Array, heads: Heads, memory: None) -> tuple[BTHK, None]:
+            y = attend(
+                heads.q,
+                heads.k,
+                heads.v,
+                kernel=kernel,
+                scale=config.attention_scale,
+                window=self.window(layer),
+                segments=None if documents is None else documents.segments,
+                sinks=heads.sinks,
+                dropout=config.dropout,
+                keys=None if keys is None else fold_rows(fold_rows(keys, layer), 0),
+                layout=self.layout,
+            )
+            return y, memory
+
+        x = self.embed(tokens, positions if documents is None else documents.positions)
         if keys is not None:
-            x = dropout(x, self.config.dropout, fold_rows(keys, self.config.num_layers))
-        return self.norm(self._through_blocks(x, keys))
+            x = dropout(x, config.dropout, fold_rows(keys, config.num_layers))
+        x, _ = self.through_blocks(x, tokens, positions, attention, None, keys=keys)
+        return self.norm(x)
 
-    def _through_blocks(self, x: BTD, keys: RowKeys | None) -> BTD:
-        def body(x: BTD, layer: tuple[Block, Array]) -> tuple[BTD, None]:
-            block, index = layer
-            layer_keys = None if keys is None else fold_rows(keys, index)
-            run: Callable[..., BTD] = jax.checkpoint(Block.__call__) if self.config.remat == "full" else Block.__call__
-            return run(block, x, layer_keys), None
+    def through_blocks(
+        self,
+        x: BTD,
+        tokens: BT,
+        positions: Int[Array, " T"],
+        attention: Attend,
+        memory: Any,
+        *,
+        keys: RowKeys | None = None,
+    ) -> tuple[BTD, Any]:
+        """The embeddings → the residual stream after the last block. Rotary positions count from the row's start:
+        only differences matter, within a document too."""
+        config, x0 = self.config, x
+        before, after = Block.before, Block.after
+        if config.remat == "light":  # attention stays outside: a flash kernel's statistics cannot be saved by name
+            save = jax.checkpoint_policies.save_only_these_names("mid", "up", "gate")
+            before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
 
-        layers = (self.blocks, jnp.arange(self.config.num_layers))
-        if self.config.layers == "scan":
-            return jax.lax.scan(body, x, layers)[0]
-        for i in range(self.config.num_layers):
-            x, _ = body(x, jax.tree.map(lambda leaf: leaf[i], layers))  # noqa: B023 (mapped at once)
-        return x
+        def run(block: Block, layer: int | Array, stream: Stream, memory: Any) -> tuple[Stream, Any]:
+            x, skips = self._with_skip(stream, layer)
+            x, heads = before(block, x, x0, positions, self._value_source(stream, tokens, layer))
+            y, memory = attention(layer, heads, memory)
+            x = after(block, x, y, None if keys is None else fold_rows(keys, layer))
+            values = heads.v if config.value_residual and stream.values is None else stream.values
+            return Stream(x, values, (*skips, x) if self._leaves_skip(layer) else skips), memory
+
+        if config.remat == "full":
+            run = jax.checkpoint(run, static_argnums=() if self._scans else (1,))
+        carry = (Stream(x), memory)
+        if self._scans:
+            body = lambda carry, layer: (run(*layer, *carry), None)
+            carry, _ = jax.lax.scan(body, carry, (self.blocks, jnp.arange(config.num_layers)))
+        else:
+            for layer, block in enumerate(unstacked(self.blocks, config.num_layers)):
+                carry = run(block, layer, *carry)
+        return carry[0].x, carry[1]
+
+    @property
+    def _scans(self) -> bool:
+        return self.config.layers == "scan" or (self.config.layers == "auto" and self.config.layers_alike)
+
+    def window(self, layer: int | Array) -> int | None:
+        """How many tokens a layer sees; a layer that is only known while running is like any other."""
+        return self.config.window(layer if isinstance(layer, int) else 0)
+
+    def _leaves_skip(self, layer: int | Array) -> bool:
+        return self.config.unet != "none" and isinstance(layer, int) and layer < self.config.num_layers // 2
+
+    def _with_skip(self, stream: Stream, layer: int | Array) -> tuple[BTD, tuple[BTD, ...]]:
+        """The residual stream with the skip that the layer takes, and the skips that remain."""
+        x, skips = stream.x, stream.skips
+        if not skips or not isinstance(layer, int) or layer < self.config.num_layers - self.config.num_layers // 2:
+            return x, skips
+        partner = self.config.num_layers - 1 - layer
+        skip = skips[-1] if self.skip_weights is None else self.skip_weights[...][partner].astype(x.dtype) * skips[-1]
+        return x + skip, skips[:-1]
+
+    def _value_source(self, stream: Stream, tokens: BT, layer: int | Array) -> BTJK | None:
+        """Values from elsewhere that a layer mixes into its own: an embedding of the token, or the first layer's."""
+        if self.value_embeddings is None or not isinstance(layer, int):
+            return stream.values
+        if (table := self.config.value_table(layer)) is None:
+            return stream.values
+        stored = place(self.value_embeddings[...][table].astype(self.config.dtype), self.layout.gathered("VE"))
+        values = looked_up(stored, tokens, self.layout)
+        heads = jnp.reshape(values, (*tokens.shape, self.config.key_heads, self.config.head_width))
+        return place(heads, self.layout.acts("BTJK"))
 
     @property
     def head_weight(self) -> VD:
@@ -380,7 +420,8 @@ class GPT(Part):
         logits = jnp.einsum(
             "BTD,VD->BTV", hidden, table, out_sharding=layout.acts("BTV"), preferred_element_type=jnp.float32
         )
-        whole = place(softcapped(logits, self.config.softcap), layout.acts("BT_"))
+        capped = softcapped(logits, self.config.softcap, self.config.softcap_curve)
+        whole = place(capped, layout.acts("BT_"))
         return whole[..., : self.config.vocabulary]
 
     def __call__(self, tokens: BT, keys: RowKeys | None = None) -> BTV:
@@ -395,8 +436,8 @@ def abstract(config: GPTConfig, layout: Layout | None = None) -> GPT:
 def num_parameters(config: GPTConfig) -> int:
     """Weights of the published model: without the rows that pad the vocabulary."""
     stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config)))
-    padding = (config.padded_vocab_size - config.vocabulary) * config.width
-    return stored - padding * (1 if config.tied else 2)
+    tables = (1 if config.tied else 2) * config.width + len(config.value_tables) * config.key_heads * config.head_width
+    return stored - (config.padded_vocab_size - config.vocabulary) * tables
 
 
 def rebound(model: GPT, *, config: GPTConfig | None = None, layout: Layout | None = None) -> GPT:
@@ -408,15 +449,18 @@ def rebound(model: GPT, *, config: GPTConfig | None = None, layout: Layout | Non
     return copy
 
 
-def cropped(model: GPT, context: int) -> GPT:
-    """The same model for texts of at most `context` tokens: the first of its position embeddings, if it has any."""
+def with_context(model: GPT, context: int) -> GPT:
+    """The same weights for texts of at most `context` tokens.
+
+    A shorter context takes the first of the learned positions, if there are any; a longer one needs rotary positions.
+    """
     config = model.config
-    if context > config.context:
+    if model.positions is not None and context > config.context:
         raise UserError(
             f"model.context {context} is longer than the {config.context} positions of the given weights. "
             f"Use --model.context={config.context} or less."
         )
-    shorter = rebound(model, config=replace(config, context=context))
+    changed = rebound(model, config=replace(config, context=context))
     if model.positions is not None:
-        shorter.positions = nnx.Param(model.positions[...][:context], letters="TD")
-    return shorter
+        changed.positions = nnx.Param(model.positions[...][:context], letters="TD")
+    return changed

@@ -8,8 +8,9 @@ over all devices, each orthogonalises its share, and the result goes back to the
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,87 +21,153 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from gptjax.layout import Layout
-from gptjax.shapes import Count, matrix_axes
+from gptjax.schedules import Step
+from gptjax.shapes import Scalar, matrix_axes
 
-QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the Newton–Schulz iteration: steep at zero, so that five steps bring singular values near 1."""
+Coefficients = tuple[float, float, float]
+"""(a, b, c) of a step X → aX + b(XXᵀ)X + c(XXᵀ)²X, which makes each singular value s into as + bs³ + cs⁵."""
+QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
+"""Jordan's: steep at zero, so that five equal steps bring singular values near 1."""
+POLAR_EXPRESS: tuple[Coefficients, ...] = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+"""Each step the best one for what the steps before leave of singular values in [0.001, 1] (arXiv:2505.16932)."""
+POLAR_MARGIN = 1.02
+"""Polar Express starts a little inside the unit ball: rounding must not push a singular value out of its range."""
 
+Choice = Literal["quintic", "polar_express"] | Coefficients
+Scaling = Literal["spectral", "rms"]
+Split = Literal["projections", "heads"]
 Matrices = Float[Array, "M R S"]
 
 
 class MuonState(NamedTuple):
-    """Updates made so far, and the momentum: one array for each matrix weight, sharded like it."""
+    """What Muon remembers, in float32."""
 
-    updates: Count
+    remaining: Scalar
+    """The product of all momenta so far: how much of the average is still the zero that it began as."""
     momentum: Any
+    """An array for each matrix weight, sharded like it."""
+    neurons: Any
+    """NorMuon's second moments: the same arrays with one place along the input axes; None without it."""
 
 
 def scale_by_muon(
     *,
-    momentum: float = 0.95,
+    momentum: Callable[[Step], Scalar | float] = lambda step: 0.95,
     nesterov: bool = True,
     iterations: int = 5,
-    coefficients: tuple[float, float, float] = QUINTIC,
+    coefficients: Choice = "quintic",
     dtype: str = "bfloat16",
+    scaling: Scaling = "spectral",
+    split: Split = "projections",
+    equilibrate: bool = False,
+    normuon_beta2: float | None = None,
     layout: Layout,
-) -> optax.GradientTransformation:
-    """Replace each matrix's gradient by its orthogonalised momentum, times √max(1, out / in).
+) -> optax.GradientTransformationExtraArgs:
+    """Replace each matrix's gradient by its orthogonalised momentum, scaled by its shape.
 
-    Takes a pytree whose leaves are `nnx.Param`s with letters, all of them matrices. In float32 it equals
-    `optax.contrib.muon` (before the learning rate) on one device: an exponential average with bias correction.
+    Takes a pytree whose leaves are `nnx.Param`s with letters, all of them matrices; `update` is given the training step
+    as `step=`. In float32, and with the defaults, it equals `optax.contrib.muon` (before the learning rate) on one
+    device: an exponential average with bias correction. The average is float32 whatever `dtype` the products have.
     """
+    iterate = partial(newton_schulz, iterations=iterations, coefficients=coefficients, dtype=dtype)
+    view = partial(MatrixView, layout=layout, split=split)
 
     def init(params: Any) -> MuonState:
-        return MuonState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+        average = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), params)
+        second = lambda weight: weight.replace(view(weight).no_neurons())
+        neurons = None if normuon_beta2 is None else jax.tree.map(second, params, is_leaf=_is_weight)
+        return MuonState(jnp.ones([], jnp.float32), average, neurons)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
-        count = state.updates + 1
-        average = optax.tree.update_moment(updates, state.momentum, momentum, 1)
-        direction = optax.tree.bias_correction(average, momentum, count + 1 if nesterov else count)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, MuonState]:
+        now = momentum(extra["step"])
+        remaining = state.remaining * now
+        average = optax.tree.update_moment(updates, state.momentum, now, 1)  # pyright: ignore[reportArgumentType]
         if nesterov:
-            fresh = optax.tree.bias_correction(updates, momentum, count)
-            direction = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, direction, fresh)
-        iterate = lambda x: newton_schulz(x, iterations=iterations, coefficients=coefficients, dtype=dtype)
-        return orthogonalised(direction, iterate, layout), MuonState(count, average)
+            share, own = now / (1 - remaining * now), (1 - now) / (1 - remaining)
+            direction = jax.tree.map(lambda m, g: share * m + own * g, average, updates)
+        else:
+            direction = jax.tree.map(lambda m: m / (1 - remaining), average)
 
-    return optax.GradientTransformation(init, update)
+        weights, structure = jax.tree.flatten(direction, is_leaf=_is_weight)
+        views, arrays = [view(weight) for weight in weights], [weight[...] for weight in weights]
+        if equilibrate:
+            arrays = [x / (_norm(x, v.ins) + 1e-8) for x, v in zip(arrays, views, strict=True)]
+        arrays = orthogonalised(arrays, views, iterate, layout)
+        neurons = state.neurons
+        if normuon_beta2 is not None:
+            kept, places = jax.tree.flatten(neurons, is_leaf=_is_weight)
+            pairs = [evened(x, second[...], v, normuon_beta2) for x, second, v in zip(arrays, kept, views, strict=True)]
+            arrays = [x for x, _ in pairs]
+            neurons = jax.tree.unflatten(places, [w.replace(s) for w, (_, s) in zip(kept, pairs, strict=True)])
+        scaled = [w.replace(x * v.scale(scaling)) for w, x, v in zip(weights, arrays, views, strict=True)]
+        return jax.tree.unflatten(structure, scaled), MuonState(remaining, average, neurons)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def newton_schulz(
-    x: Matrices, *, iterations: int = 5, coefficients: tuple[float, float, float] = QUINTIC, dtype: str = "float32"
+    x: Matrices, *, iterations: int = 5, coefficients: Choice = "quintic", dtype: str = "float32"
 ) -> Matrices:
-    """The nearest semi-orthogonal matrix, nearly: singular values end in about [0.7, 1.2].
+    """The nearest semi-orthogonal matrix, nearly: quintic singular values end in about [0.7, 1.2].
 
-    Rows must not outnumber columns.
+    Rows must not outnumber columns. Polar Express repeats its last step if there are more than five.
     """
-    a, b, c = coefficients
-    norm = jnp.linalg.norm(x, axis=(1, 2), keepdims=True)
+    norm = _norm(x, (1, 2))
+    if coefficients == "polar_express":
+        steps, norm = (POLAR_EXPRESS + POLAR_EXPRESS[-1:] * iterations)[:iterations], POLAR_MARGIN * norm
+    else:
+        steps = (QUINTIC if coefficients == "quintic" else coefficients,) * iterations
     x = (x / (norm + 1e-8)).astype(dtype)
-    for _ in range(iterations):
+    for a, b, c in steps:
         gram = jnp.einsum("mrs,mqs->mrq", x, x)
         x = a * x + jnp.einsum("mrq,mqs->mrs", b * gram + c * (gram @ gram), x)
     return x
 
 
-def orthogonalised(direction: Any, iterate: Callable[[Matrices], Matrices], layout: Layout) -> Any:
-    """Apply `iterate` to every matrix in the tree, all of one shape at once, and scale by √max(1, out / in)."""
-    params, structure = jax.tree.flatten(direction, is_leaf=_is_weight)
-    views = [MatrixView(param, layout) for param in params]
-    by_shape: dict[tuple[int, int], list[MatrixView]] = defaultdict(list)
-    for view in views:
-        by_shape[view.shape].append(view)
+def flops(params: Any, *, iterations: int = 5, split: Split = "projections") -> int:
+    """Multiplications and additions of one update's products, for all matrix weights of a pytree on all devices.
 
-    results: dict[MatrixView, Array] = {}
-    for alike in by_shape.values():
-        stack = jnp.concatenate([view.matrices() for view in alike])
-        stack = _on_shares(iterate, stack, alike[0].spec, layout)
-        ends = itertools.accumulate(view.count for view in alike)
-        results.update(
-            (view, view.restored(stack[end - view.count : end])) for view, end in zip(alike, ends, strict=True)
-        )
-    return jax.tree.unflatten(
-        structure, [param.replace(results[view]) for param, view in zip(params, views, strict=True)]
-    )
+    A step takes XXᵀ (2R²S), its square (2R³) and one product with X (2R²S), for a matrix of R ≤ S. What is counted
+    element by element (momentum, norms, scales) comes on top: about 30 operations a weight, against 4R a step.
+    """
+    views = [MatrixView(weight, Layout(), split) for weight in jax.tree.leaves(params, is_leaf=_is_weight)]
+    step = lambda rows, columns: 4 * rows**2 * columns + 2 * rows**3
+    return sum(view.count * iterations * step(*view.shape) for view in views)
+
+
+def orthogonalised(
+    arrays: Sequence[Array], views: Sequence["MatrixView"], iterate: Callable[[Matrices], Matrices], layout: Layout
+) -> list[Array]:
+    """Apply `iterate` to every matrix of some weights, all of one shape (and sharding) at once."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, view in enumerate(views):
+        alike[view.shape, view.spec].append(index)
+    results: dict[int, Array] = {}
+    for (_, spec), indices in alike.items():
+        stacks = _on_shares(iterate, [views[i].matrices(arrays[i]) for i in indices], spec, layout)
+        results |= {i: views[i].restored(stack) for i, stack in zip(indices, stacks, strict=True)}
+    return [results[i] for i in range(len(views))]
+
+
+def evened(x: Array, second: Array, view: "MatrixView", beta2: float) -> tuple[Array, Array]:
+    """NorMuon (arXiv:2510.05491): (each neuron over the root of its mean square, averaged over steps; that average).
+
+    A neuron is all that leads into one output. Each matrix keeps its norm; so the average needs no bias correction.
+    """
+    second = beta2 * second + (1 - beta2) * jnp.mean(jnp.square(x), axis=view.ins, keepdims=True)
+    even = x / (jnp.sqrt(second) + 1e-8)
+    both = (*view.ins, *view.outs)
+    return even * (_norm(x, both) / (_norm(even, both) + 1e-8)), second
+
+
+def _norm(x: Array, axes: tuple[int, ...]) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 
 
 def _is_weight(node: Any) -> bool:
@@ -109,51 +176,75 @@ def _is_weight(node: Any) -> bool:
 
 
 class MatrixView:
-    """One weight, stacked over layers, seen as a batch of matrices with no more rows than columns, and back again."""
+    """One weight, stacked over layers or not, seen as a batch of matrices with no more rows than columns, and back."""
 
-    def __init__(self, param: nnx.Variable[Array], layout: Layout) -> None:
-        letters = param.letters
-        ins, outs = matrix_axes(letters)
-        size = lambda axes: math.prod(param.shape[1 + axis] for axis in axes)
-        self.scale = math.sqrt(max(1.0, size(outs) / size(ins)))
+    def __init__(self, param: nnx.Variable[Array], layout: Layout, split: Split) -> None:
+        letters, self.array_shape = param.letters, param.shape
+        lead = len(param.shape) - len(letters)
+        ins, outs = matrix_axes(letters, heads=split == "heads")
+        self.ins, self.outs = (tuple(lead + axis for axis in axes) for axes in (ins, outs))
         # Rows are the smaller side; of a square, the width: stacked weights are then sharded alike.
-        width, other = (ins, outs) if letters.startswith("D") else (outs, ins)
-        rows, columns = (width, other) if size(width) <= size(other) else (other, width)
-        batch = tuple(axis for axis in range(len(letters)) if axis not in (*rows, *columns))
-        self.order = (0, *(1 + axis for axis in (*batch, *rows, *columns)))
-        self.shape = (size(rows), size(columns))
-        self.count = param.shape[0] * size(batch)
-        self.array, self.layout = param[...], layout
-        self.spec = layout.weights("N" + letters[rows[0]] + letters[columns[0]])
-        self.weight_spec = layout.weights("N" + letters)
+        width, other = (self.ins, self.outs) if letters.startswith("D") else (self.outs, self.ins)
+        rows, columns = (width, other) if self._size(width) <= self._size(other) else (other, width)
+        self.weight_spec = layout.weights("N" * lead + letters)
+        sharded = lambda axis: None if self.weight_spec is None else self.weight_spec[axis]
+        batch = [axis for axis in range(len(param.shape)) if axis not in (*rows, *columns)]
+        batch.sort(key=lambda axis: sharded(axis) is None)  # heads in front: devices that divide them divide the stack
+        self.order = (*batch, *rows, *columns)
+        self.shape = (self._size(rows), self._size(columns))
+        self.count = self._size(batch)
+        first = sharded(batch[0]) if batch else None
+        self.spec = self.weight_spec and PartitionSpec(first, sharded(rows[0]), sharded(columns[0]))
 
-    def matrices(self) -> Matrices:
-        return jnp.reshape(self.array.transpose(self.order), (self.count, *self.shape), out_sharding=self.spec)
+    def _size(self, axes: Sequence[int]) -> int:
+        return math.prod(self.array_shape[axis] for axis in axes)
+
+    def scale(self, rule: Scaling) -> float:
+        """What an orthogonal matrix of this shape is multiplied by.
+
+        `spectral`: √max(1, out / in). `rms`: 0.2 √max(out, in), so that the root of the mean square is 0.2, about as in
+        Adam's updates (arXiv:2502.16982).
+        """
+        ins, outs = self._size(self.ins), self._size(self.outs)
+        return math.sqrt(max(1.0, outs / ins)) if rule == "spectral" else 0.2 * math.sqrt(max(ins, outs))
+
+    def no_neurons(self) -> Array:
+        """Zeros, one for each neuron of each matrix, with the weight's axes and its sharding of those that stay."""
+        shape = tuple(1 if axis in self.ins else size for axis, size in enumerate(self.array_shape))
+        spec = self.weight_spec
+        own = spec and PartitionSpec(*(None if axis in self.ins else spec[axis] for axis in range(len(shape))))
+        return jnp.zeros(shape, jnp.float32, out_sharding=own)  # pyright: ignore[reportCallIssue]
+
+    def matrices(self, array: Array) -> Matrices:
+        return jnp.reshape(array.transpose(self.order), (self.count, *self.shape), out_sharding=self.spec)
 
     def restored(self, matrices: Matrices) -> Array:
-        ordered = tuple(self.array.shape[axis] for axis in self.order)
+        ordered = tuple(self.array_shape[axis] for axis in self.order)
         spec = self.weight_spec and PartitionSpec(*(self.weight_spec[axis] for axis in self.order))
-        back = jnp.reshape(matrices * self.scale, ordered, out_sharding=spec)
+        back = jnp.reshape(matrices, ordered, out_sharding=spec)
         return back.transpose(tuple(self.order.index(axis) for axis in range(len(self.order))))
 
 
 def _on_shares(
-    iterate: Callable[[Matrices], Matrices], stack: Matrices, spec: PartitionSpec | None, layout: Layout
-) -> Matrices:
+    iterate: Callable[[Matrices], Matrices], stacks: list[Array], spec: PartitionSpec | None, layout: Layout
+) -> list[Array]:
     """`iterate`, with the matrices (not their rows) divided over all devices: no product needs communication.
 
     The way there is written out. Along an axis that shards the matrices, devices exchange parts of them for whole ones
-    (all-to-all); along one that does not (data), each takes its share of what it has. On the way back the results are
-    exchanged again, and along data gathered: every device needs all of the update, and that much is sent and no more.
+    (all-to-all); along one that does not (data), each takes its share of what it has; an axis that divides the stacks
+    (whole heads) has done it already. On the way back the results are exchanged again, and along data gathered: every
+    device needs all of the update, and that much is sent and no more.
     """
-    if spec is None:
-        return iterate(stack).astype(jnp.float32)
-    sharding = [(axis, dim) for dim, axis in enumerate(spec) if axis is not None]
-    names = [axis for axis, _ in sharding]
-    repeating = [axis for axis, size in layout.devices_along.items() if size > 1 and axis not in names]
+    inside = [] if spec is None else [(axis, dim) for dim, axis in enumerate(spec) if axis is not None and dim > 0]
+    taken = set() if spec is None else set(spec)
+    repeating = [axis for axis, size in layout.devices_along.items() if size > 1 and axis not in taken]
+    devices = math.prod(layout.devices_along[axis] for axis in (*(axis for axis, _ in inside), *repeating))
 
-    def share(x: Array) -> Array:
-        for axis, dim in sharding:
+    def share(*parts: Array) -> tuple[Array, ...]:
+        x = jnp.concatenate(parts)
+        count = x.shape[0]
+        x = jnp.pad(x, ((0, -count % devices), (0, 0), (0, 0)))
+        for axis, dim in inside:
             x = _whole(x, axis, dim, layout.devices_along[axis])
         for axis in repeating:
             size = x.shape[0] // layout.devices_along[axis]
@@ -161,13 +252,13 @@ def _on_shares(
         x = iterate(x)
         for axis in reversed(repeating):
             x = jax.lax.all_gather(x, axis, axis=0, tiled=True)
-        for axis, dim in reversed(sharding):
+        for axis, dim in reversed(inside):
             x = _divided(x, axis, dim, layout.devices_along[axis])
-        return x
+        ends = itertools.accumulate(part.shape[0] for part in parts)
+        return tuple(x[end - part.shape[0] : end] for part, end in zip(parts, ends, strict=True))
 
-    count = stack.shape[0]
-    padded = jnp.pad(stack, ((0, -count % layout.size), (0, 0), (0, 0)))
-    return layout.island(share, spec, spec)(padded)[:count].astype(jnp.float32)
+    specs = (spec,) * len(stacks)
+    return [x.astype(jnp.float32) for x in layout.island(share, specs, specs)(*stacks)]
 
 
 def _whole(x: Array, axis: str, dim: int, devices: int) -> Array:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from gptjax.errors import UserError
 from gptjax.loss import next_token_loss
-from gptjax.model import GPT
+from gptjax.model import GPT, Documents
 from gptjax.shapes import BT, Count, RowKeys, Scalar
 
 Group = dict[str, BT]
-"""The rows of one accumulation group: `tokens`, `targets`, and whatever else a batch has."""
+"""The rows of one accumulation group: `tokens`, `targets` and, for document masks, `segments` and `positions`."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,27 @@ class NextToken:
     """Tokens of one device whose logits are in memory at a time. A GPU is busy only with thousands of
     them; a CPU is fastest with a hundred or two, whose logits nearly fit its cache."""
 
+    z_loss: float = 0.0
+    """Pull of log Σ exp logits towards 0, in the gradient only: the losses that are shown stay cross-entropy."""
+
     def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise UserError(f"objective.z_loss is {self.z_loss}; it must not be negative.")
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
-    def __call__(self, model: GPT, group: Group, keys: RowKeys | None = None) -> tuple[Scalar, Count]:
+    def __call__(self, model: GPT, rows: Group, keys: RowKeys | None = None) -> tuple[Scalar, Count]:
         """(nats, scored targets), summed over all rows on all devices."""
+        documents = Documents(rows["segments"], rows["positions"]) if "segments" in rows else None
         return next_token_loss(
-            model.hidden(group["tokens"], keys),
+            model.hidden(rows["tokens"], keys, documents),
             model.head_weight,
-            group["targets"],
+            rows["targets"],
             vocab_size=model.config.vocabulary,
             chunk_tokens=self.chunk_tokens,
             dtype=model.config.head_dtype or model.config.dtype,
             softcap=model.config.softcap,
+            softcap_curve=model.config.softcap_curve,
+            z_loss=self.z_loss,
             layout=model.layout,
         )

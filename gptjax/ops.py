@@ -58,9 +58,12 @@ def rotate(x: BTHK, angles: Float[Array, "T pairs"]) -> BTHK:
     return turned.astype(x.dtype)
 
 
-def softcapped(logits: Array, cap: float | None) -> Array:
-    """Logits drawn smoothly into (-cap, cap) (Gemma 2, arXiv:2408.00118); None leaves them."""
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
+def softcapped(logits: Array, cap: float | None, curve: str = "tanh") -> Array:
+    """Logits drawn smoothly into (-cap, cap), by a tanh (Gemma 2, arXiv:2408.00118) or a root; None leaves them."""
+    if cap is None:
+        return logits
+    ratio = logits / cap
+    return cap * jnp.tanh(ratio) if curve == "tanh" else logits * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
 
 def fold_rows(keys: RowKeys, data: int | Array) -> RowKeys:

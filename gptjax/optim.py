@@ -1,24 +1,88 @@
 """Optimizers: each config builds an optax chain: clip → direction → decay → learning rate of the step.
 
-Weights fall into groups by their letters (`shapes.role`): matrices, the embedding tables, the head, and vectors (gains
-and biases). The learning rate is a function of the training step, given to `update` as `step=`: there is one clock.
+Weights fall into groups by their letters (`shapes.role`): matrices, embedding tables, value embeddings, the head, and
+vectors (gains, biases, scalars, sinks); some may be named. Of a group a config writes what is unlike the rest. All
+schedules are functions of the training step, given to `update` as `step=`: there is one clock.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import Array
 
 from gptjax.errors import UserError
 from gptjax.layout import Layout
-from gptjax.muon import scale_by_muon
-from gptjax.schedules import Cosine, Schedule
-from gptjax.shapes import Role, Scalar, role
+from gptjax.muon import Choice, Scaling, Split, scale_by_muon
+from gptjax.schedules import Constant, Cosine, Schedule, Step
+from gptjax.shapes import Scalar, role
 
 Optimizer = optax.GradientTransformationExtraArgs
+
+_POSITIVE = ("learning_rate", "adam_learning_rate", "epsilon", "clip_norm")
+_SHARES = ("momentum", "momentum_low", "beta1", "beta2", "normuon_beta2")
+_NOT_NEGATIVE = ("weight_decay",)
+
+
+def _check(part: Any, where: str) -> None:
+    """The ranges of all fields that are given."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if value is None:
+            continue
+        if field.name in _POSITIVE and not value > 0:
+            raise UserError(f"{where}.{field.name} is {value}; it must be above 0.")
+        if field.name in _SHARES and not 0 <= value < 1:
+            raise UserError(f"{where}.{field.name} is {value}; it must be in [0, 1).")
+        if field.name in _NOT_NEGATIVE and not value >= 0:
+            raise UserError(f"{where}.{field.name} is {value}; it must be at least 0.")
+
+
+@dataclass(frozen=True)
+class Adam:
+    """What one group of weights has of its own; None: as the optimizer says."""
+
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    beta1: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
+    weight_decay: float | None = None
+    """Share of a weight taken off each step, times the learning rate."""
+
+    def __post_init__(self) -> None:
+        _check(self, "Adam")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A group for weights of one name, whatever part they play; the rest is as that part's group says."""
+
+    weight: str
+    """The end of a weight's path: `x0_mix`, or `blocks.x0_mix`."""
+    adam: Adam = Adam()
+
+    def means(self, path: str) -> bool:
+        return path == self.weight or path.endswith(f".{self.weight}")
+
+
+class Rule(NamedTuple):
+    """All that one weight is updated by: a group's own values, and the optimizer's where it has none."""
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+
+
+Rules = Callable[[str, str], Rule]
+"""(path, letters) of a weight → its rule."""
 
 
 @dataclass(frozen=True)
@@ -33,103 +97,179 @@ class AdamW:
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    """Share of a weight taken off each step, times the learning rate; never of vectors (gains, biases)."""
+    """Share of a weight taken off each step, times the learning rate."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
-    embedding_rate: float = 1.0
-    """Factor on the learning rate of the token and position tables (and so of a tied head)."""
-    head_rate: float = 1.0
-    """Factor on the learning rate of an untied head."""
-    vector_rate: float = 1.0
-    """Factor on the learning rate of gains and biases."""
+    embedding: Adam = Adam()
+    """What the token and position tables (and so a tied head) have of their own."""
+    value_embedding: Adam = Adam()
+    head: Adam = Adam()
+    """An untied head."""
+    vector: Adam = Adam(weight_decay=0.0)
+    """Gains, biases, scalars of layers, attention sinks."""
+    named: tuple[Named, ...] = ()
+    """Weights with a group of their own."""
 
     def __post_init__(self) -> None:
-        _check(self, positive=("learning_rate", "epsilon"), shares=("beta1", "beta2"), not_negative=("weight_decay",))
+        _check(self, "optimizer")
+
+    def rule(self, path: str, letters: str) -> Rule:
+        """What a weight is updated by."""
+        base = Rule(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay)
+        return with_groups(base, self, path, letters)
 
     def build(self, *, steps: int, layout: Layout) -> Optimizer:
         """The optax transformation for a run of `steps`."""
         del layout  # elementwise: as sharded as its weights
-        factors: dict[Role, float] = {
-            "matrix": 1.0,
-            "embedding": self.embedding_rate,
-            "head": self.head_rate,
-            "vector": self.vector_rate,
-        }
         return optax.named_chain(
+            ("names", all_named(self.named)),
             ("clip", clip(self.clip_norm)),
-            ("adam", optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)),
-            (
-                "decay",
-                optax.add_decayed_weights(
-                    self.weight_decay, mask=lambda tree: where_role(tree, "vector", inside=False)
-                ),
-            ),
-            ("rate", scale_by_rates({r: self.learning_rate * f for r, f in factors.items()}, self.schedule, steps)),
+            ("adam", scale_by_adam(self.rule)),
+            ("decay", add_decay(self.rule)),
+            ("rate", scale_by_rates(self.rule, self.schedule, steps)),
         )
 
 
 @dataclass(frozen=True)
 class Muon:
-    """Muon for the matrices of the blocks, Adam for everything else, each group at its own learning rate."""
+    """Muon for the matrices of the blocks, Adam for everything else."""
 
     learning_rate: float = 0.02
-    """Peak learning rate of the matrices; an update's singular values are about this, times √max(1, out / in)."""
+    """Peak learning rate of the matrices; an update's singular values are about this, times what `scaling` says."""
     schedule: Schedule = Cosine(warmup=100, floor=0.1)
     """Multiplies all learning rates, as a function of the step."""
     momentum: float = 0.95
+    """Share of the average gradient (float32) that stays each step."""
+    momentum_low: float = 0.85
+    """The momentum where `momentum_schedule` is 0; between, it lies in proportion."""
+    momentum_schedule: Schedule = Constant()
+    """1: `momentum`. With a warm-up it rises from `momentum_low`, with a decay it falls again at the end."""
     nesterov: bool = True
     iterations: int = 5
     """Newton–Schulz iterations."""
-    dtype: str = "bfloat16"
+    coefficients: Choice = "quintic"
+    """Of the iterations: Jordan's `quintic`, `polar_express` (each step its own), or any (a, b, c)."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the Newton–Schulz products; momentum is float32."""
+    scaling: Scaling = "spectral"
+    """Of an update by its shape: `spectral` √max(1, out / in), or `rms` 0.2 √max(out, in), the size of Adam's."""
+    split: Split = "projections"
+    """Which parts of q, k and v are matrices: each projection, or each head's."""
+    equilibrate: bool = False
+    """Whether each output's row of a matrix is first brought to the same norm (MuonEq)."""
+    normuon_beta2: float | None = None
+    """NorMuon: share of each neuron's mean square (float32) that stays each step; None: every neuron as it comes."""
     weight_decay: float = 0.0
     """Decoupled decay of the matrices, times their learning rate."""
-    embedding_learning_rate: float = 6e-3
-    """Adam's peak learning rate for the token and position tables (and so for a tied head)."""
-    head_learning_rate: float = 6e-3
-    """Adam's peak learning rate for an untied head."""
-    vector_learning_rate: float = 6e-3
-    """Adam's peak learning rate for gains and biases."""
+    weight_decay_schedule: Schedule = Constant()
+    """Multiplies the decay of the matrices, besides their learning rate's schedule."""
+    cautious: bool = False
+    """Whether a matrix decays only where the update, too, makes an element smaller."""
+    adam_learning_rate: float = 6e-3
+    """Adam's peak learning rate, for all groups that have none of their own."""
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-10
     clip_norm: float | None = None
     """Largest global gradient norm; None does not clip (Muon's update does not grow with the gradient)."""
+    embedding: Adam = Adam()
+    """What the token and position tables (and so a tied head) have of their own; no decay unless it says so."""
+    value_embedding: Adam = Adam()
+    head: Adam = Adam()
+    """An untied head."""
+    vector: Adam = Adam()
+    """Gains, biases, scalars of layers, attention sinks."""
+    named: tuple[Named, ...] = ()
+    """Weights with a group of their own; a matrix named here is left to Adam."""
 
     def __post_init__(self) -> None:
-        rates = ("learning_rate", "embedding_learning_rate", "head_learning_rate", "vector_learning_rate", "epsilon")
-        _check(self, positive=rates, shares=("momentum", "beta1", "beta2"), not_negative=("weight_decay",))
-        if self.dtype not in ("bfloat16", "float32"):
-            raise UserError(f"optimizer.dtype is {self.dtype!r}; it is bfloat16 or float32.")
+        _check(self, "optimizer")
         if self.iterations < 1:
             raise UserError(f"optimizer.iterations is {self.iterations}; it must be at least 1.")
+
+    def rule(self, path: str, letters: str) -> Rule:
+        """What a weight is updated by; of Muon's matrices the betas and epsilon mean nothing."""
+        base = Rule(self.adam_learning_rate, self.beta1, self.beta2, self.epsilon, 0.0)
+        if self.orthogonalises(path, letters):
+            return base._replace(learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        return with_groups(base, self, path, letters)
+
+    def orthogonalises(self, path: str, letters: str) -> bool:
+        """Whether a weight is Muon's: a matrix that no group names."""
+        return role(letters) == "matrix" and not any(group.means(path) for group in self.named)
+
+    def momentum_at(self, step: Step, *, steps: int) -> Scalar:
+        """The momentum of a step."""
+        return self.momentum_low + (self.momentum - self.momentum_low) * self.momentum_schedule(step, steps=steps)
 
     def build(self, *, steps: int, layout: Layout) -> Optimizer:
         """The optax transformation for a run of `steps` whose weights are sharded by `layout`."""
         muon = scale_by_muon(
-            momentum=self.momentum, nesterov=self.nesterov, iterations=self.iterations, dtype=self.dtype, layout=layout
+            momentum=partial(self.momentum_at, steps=steps),
+            nesterov=self.nesterov,
+            iterations=self.iterations,
+            coefficients=self.coefficients,
+            dtype=self.dtype,
+            scaling=self.scaling,
+            split=self.split,
+            equilibrate=self.equilibrate,
+            normuon_beta2=self.normuon_beta2,
+            layout=layout,
         )
-        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
-        rates: dict[Role, float] = {
-            "matrix": self.learning_rate,
-            "embedding": self.embedding_learning_rate,
-            "head": self.head_learning_rate,
-            "vector": self.vector_learning_rate,
-        }
-        matrices = lambda tree: where_role(tree, "matrix")
+        decay = add_decay(self.rule, partial(self.weight_decay_schedule, steps=steps), cautious=self.cautious)
+        marked = lambda tree, own: over_weights(
+            lambda path, w: w.replace(self.orthogonalises(path, w.letters) == own), tree
+        )
+        matrices, others = partial(marked, own=True), partial(marked, own=False)
         return optax.named_chain(
+            ("names", all_named(self.named)),
             ("clip", clip(self.clip_norm)),
             ("muon", optax.masked(muon, matrices)),
-            ("adam", optax.masked(adam, lambda tree: where_role(tree, "matrix", inside=False))),
-            ("decay", optax.add_decayed_weights(self.weight_decay, mask=matrices)),
-            ("rate", scale_by_rates(rates, self.schedule, steps)),
+            ("adam", optax.masked(scale_by_adam(self.rule), others)),
+            ("matrix_decay", optax.masked(decay, matrices)),
+            ("decay", optax.masked(add_decay(self.rule), others)),
+            ("rate", scale_by_rates(self.rule, self.schedule, steps)),
         )
 
 
-def where_role(tree: Any, wanted: Role, *, inside: bool = True) -> Any:
-    """A tree like `tree` that says of each weight whether its role is the wanted one (not `inside`: is another)."""
-    mark = lambda param: param.replace((role(param.letters) == wanted) == inside)
-    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+def with_groups(rule: Rule, optimizer: AdamW | Muon, path: str, letters: str) -> Rule:
+    """A rule with what the groups of a weight have of their own: that of its role, then each that names it."""
+    part = role(letters)
+    groups = [] if part == "matrix" else [getattr(optimizer, part)]
+    groups += [named.adam for named in optimizer.named if named.means(path)]
+    for group in groups:
+        own = {field.name: getattr(group, field.name) for field in fields(group)}
+        rule = rule._replace(**{name: value for name, value in own.items() if value is not None})
+    return rule
+
+
+def over_weights(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Map `function(path, weight, ...)` over the variables of trees alike; a path is dotted: `blocks.mlp.up`."""
+    named = lambda path, *weights: function(jax.tree_util.keystr(path, simple=True, separator="."), *weights)
+    return jax.tree_util.tree_map_with_path(named, tree, *rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def by_rule(rules: Rules, function: Callable[..., Array], tree: Any, *rest: Any) -> Any:
+    """Map `function(rule, array, ...)` over the weights of trees alike; those that are masked stay out."""
+    own = lambda path, weight, *others: jax.tree.map(partial(function, rules(path, weight.letters)), weight, *others)
+    return over_weights(own, tree, *rest)
+
+
+def all_named(groups: tuple[Named, ...]) -> optax.GradientTransformation:
+    """Nothing but a check, when the state is made, that each named group has a weight."""
+
+    def init(params: Any) -> optax.EmptyState:
+        paths: list[str] = []
+        over_weights(lambda path, weight: paths.append(path), params)
+        for group in groups:
+            if not any(map(group.means, paths)):
+                raise UserError(
+                    f"optimizer.named has a group for {group.weight!r}, but no weight of this model is called so. "
+                    f"Use the end of one of: {', '.join(paths)}."
+                )
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
 
 
 def clip(norm: float | None) -> optax.GradientTransformation:
@@ -137,13 +277,52 @@ def clip(norm: float | None) -> optax.GradientTransformation:
     return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
 
 
-def scale_by_rates(rates: dict[Role, float], schedule: Schedule, steps: int) -> Optimizer:
+def scale_by_adam(rules: Rules) -> optax.GradientTransformation:
+    """Adam's direction (Kingma & Ba 2015), each weight by the betas and epsilon of its own; moments are float32."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = partial(jax.tree.map, partial(jnp.zeros_like, dtype=jnp.float32))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu=zeros(params), nu=zeros(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        count = state.count + 1
+        mu = by_rule(rules, lambda rule, g, m: (1 - rule.beta1) * g + rule.beta1 * m, updates, state.mu)
+        nu = by_rule(rules, lambda rule, g, v: (1 - rule.beta2) * g**2 + rule.beta2 * v, updates, state.nu)
+
+        def direction(rule: Rule, m: Array, v: Array) -> Array:
+            m, v = m / (1 - rule.beta1**count), v / (1 - rule.beta2**count)
+            return m / (jnp.sqrt(v) + rule.epsilon)
+
+        return by_rule(rules, direction, mu, nu), optax.ScaleByAdamState(count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def add_decay(
+    rules: Rules, schedule: Callable[[Step], Scalar | float] = lambda step: 1.0, *, cautious: bool = False
+) -> Optimizer:
+    """Add each weight times its decay to its update; `cautious`: only where both have the same sign."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        multiplier = schedule(extra["step"])
+
+        def decayed(rule: Rule, update: Array, weight: Array) -> Array:
+            if rule.weight_decay == 0:
+                return update
+            decay = rule.weight_decay * multiplier * weight
+            return update + (jnp.where(update * weight >= 0, decay, 0.0) if cautious else decay)
+
+        return by_rule(rules, decayed, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_rates(rules: Rules, schedule: Schedule, steps: int) -> Optimizer:
     """Multiply each update by minus its group's learning rate at the training step, given to `update` as `step`."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         multiplier = schedule(extra["step"], steps=steps)
-        scaled = lambda param: jax.tree.map(lambda u: -rates[role(param.letters)] * multiplier * u, param)
-        return jax.tree.map(scaled, updates, is_leaf=lambda node: isinstance(node, nnx.Variable)), state
+        return by_rule(rules, lambda rule, u: -rule.learning_rate * multiplier * u, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -151,19 +330,3 @@ def scale_by_rates(rates: dict[Role, float], schedule: Schedule, steps: int) -> 
 def learning_rate(optimizer: AdamW | Muon, step: Any, *, steps: int) -> Scalar:
     """The learning rate of the matrices at a step, for the log."""
     return jnp.float32(optimizer.learning_rate) * optimizer.schedule(step, steps=steps)
-
-
-def _check(
-    optimizer: Any, *, positive: tuple[str, ...], shares: tuple[str, ...], not_negative: tuple[str, ...]
-) -> None:
-    for name in positive:
-        if not (value := getattr(optimizer, name)) > 0:
-            raise UserError(f"optimizer.{name} is {value}; it must be above 0.")
-    for name in shares:
-        if not 0 <= (value := getattr(optimizer, name)) < 1:
-            raise UserError(f"optimizer.{name} is {value}; it must be in [0, 1).")
-    for name in not_negative:
-        if not (value := getattr(optimizer, name)) >= 0:
-            raise UserError(f"optimizer.{name} is {value}; it must be at least 0.")
-    if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
-        raise UserError(f"optimizer.clip_norm is {optimizer.clip_norm}; it must be above 0, or None for no clipping.")

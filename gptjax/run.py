@@ -14,8 +14,9 @@ from pathlib import Path
 from gptjax.checkpoint import AVERAGE, MODEL, find_step, has_average, read_metadata, restore_model, save_model
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig, abstract, cropped
+from gptjax.model import GPT, abstract, with_context
 from gptjax.provenance import environment
 from gptjax.settings import check_types, from_json, to_json
 from gptjax.tokenizer import Tokenizer, load_tokenizer
@@ -23,8 +24,10 @@ from gptjax.tokenizer import Tokenizer, load_tokenizer
 CHECKPOINTS = "checkpoints"
 
 SHAPE = (
-    "num_layers", "width", "num_heads", "mlp_width", "vocab_size", "bias", "tied", "activation", "norm_epsilon",
-    "positions", "rotary_base", "rotary_dims", "norm", "norm_gain", "qk_norm", "attention_scale", "gated", "softcap",
+    "num_layers", "width", "num_heads", "kv_heads", "mlp_width", "vocab_size", "bias", "tied", "activation",
+    "norm_epsilon", "positions", "rotary_base", "rotary_dims", "norm", "norm_gain", "qk_norm", "embedding_norm",
+    "attention_scale", "windows", "long_window", "short_window", "sinks", "gated", "unet", "x0_mix", "value_residual",
+    "value_embeddings", "value_gate", "softcap", "softcap_curve",
 )  # fmt: skip
 """What weights settle about their model; the rest of `GPTConfig` is how to compute and train it."""
 
@@ -82,7 +85,7 @@ class Run:
         step, item = self.step(which), AVERAGE if average and self.averaged(which) else MODEL
         self._check_tokenizer(step)
         model = restore_model(self.directory / CHECKPOINTS, abstract(self.config.model, layout), step, item=item)
-        return model if context is None else cropped(model, context)
+        return model if context is None else with_context(model, context)
 
     def _check_tokenizer(self, step: int) -> None:
         """Raise if tokenizer.json is not the one that the weights were trained with."""

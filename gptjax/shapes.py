@@ -3,8 +3,9 @@
     B  batch            T  time (query)      S  source time (key)
     D  model width      H  heads             K  head width
     F  MLP width        V  vocabulary        N  layers
-    C  the triple q, k, v                    G  accumulation groups
-    M  tokens of a batch in a row (B × T)
+    J  heads of keys and values              E  width of value embeddings (J × K)
+    C  the triple q, k, v, or the pair k, v  I  attention sinks
+    G  accumulation groups                   M  tokens of a batch in a row (B × T)
 
 An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
 (jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
@@ -17,10 +18,12 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 BT = Int[Array, "B T"]
+BS = Int[Array, "B S"]
 GBT = Int[Array, "G B T"]
 BTD = Float[Array, "B T D"]
 BTHK = Float[Array, "B T H K"]
-BSHK = Float[Array, "B S H K"]
+BTJK = Float[Array, "B T J K"]
+BSJK = Float[Array, "B S J K"]
 BTF = Float[Array, "B T F"]
 BTV = Float[Array, "B T V"]
 BV = Float[Array, "B V"]
@@ -30,23 +33,31 @@ Count = Int[Array, ""]
 RowKeys = Key[Array, " B"]
 """A dropout key for each row of a batch: its mask depends on the row alone, not on where or with whom it runs."""
 
-Role = Literal["matrix", "embedding", "head", "vector"]
+Role = Literal["matrix", "embedding", "value_embedding", "head", "vector"]
 
 
 def role(letters: str) -> Role:
-    """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies."""
-    if letters[0] in "VT":
+    """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies.
+
+    What is no table and has nothing to do with the width, or one axis only, is a vector: gains and biases, scalars of a
+    layer (no letters), sink keys and values (`IJK`).
+    """
+    if letters == "VE":
+        return "value_embedding"
+    if letters.startswith(("V", "T")):
         return "embedding"
     if letters == "DV":
         return "head"
     return "matrix" if "D" in letters and len(letters) > 1 else "vector"
 
 
-def matrix_axes(letters: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def matrix_axes(letters: str, *, heads: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(input axes, output axes) of a matrix weight; an axis in neither (C: q, k and v) counts separate matrices.
 
-    A matrix leads from the width or back to it: `DCHK` takes D to HK for each C, `HKD` takes HK to D.
+    A matrix leads from the width or back to it: `DCHK` takes D to HK for each C, `HKD` takes HK to D. With `heads`,
+    each head's projection out of the width is a matrix of its own: `DCHK` takes D to K for each C and H.
     """
     width = (letters.index("D"),)
-    others = tuple(i for i, letter in enumerate(letters) if letter not in "DC")
+    counted = "C" + letters[-2] if heads and width[0] == 0 and letters.endswith("K") else "C"
+    others = tuple(i for i, letter in enumerate(letters) if letter not in "D" + counted)
     return (width, others) if width[0] == 0 else (others, width)

@@ -161,6 +161,11 @@ class TokenStream:
     def dtype(self) -> np.dtype:
         return self._shards[0].dtype
 
+    @property
+    def has_manifest(self) -> bool:
+        """Whether it is known what the files must contain."""
+        return bool(self._identity)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 that tells this data from other data: by the manifest's hashes, else by samples of every file."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from gptjax.data import Batch
 from gptjax.errors import UserError
-from gptjax.model import GPTConfig
+from gptjax.gpt_config import GPTConfig
 
 
 @dataclass(frozen=True)

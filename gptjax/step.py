@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec
 
 from gptjax.averaging import Average
 from gptjax.batches import Rows
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
-from gptjax.model import GPT, GPTConfig, rebound
+from gptjax.model import GPT, rebound
 from gptjax.objective import Group, NextToken
 from gptjax.optim import AdamW, Muon, learning_rate
 from gptjax.shapes import Count, RowKeys, Scalar

@@ -235,6 +235,7 @@ def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer 
         tokenizer=tokenizer,
         seed=config.seed,
         layout=layout,
+        documents=config.model.document_mask,
     )
 
 
@@ -302,8 +303,8 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
     """What is about to run, in a few lines."""
     model = config.model
     backend = jax.default_backend()
-    kernel: str = choose(model.attention, backend=backend, **model.attention_needs)
-    if model.attention == "auto" and (reason := obstacle(backend=backend, **model.attention_needs)):
+    kernel: str = choose(model, backend=backend)
+    if model.attention == "auto" and (reason := obstacle(model, backend=backend)):
         kernel += f" ({reason})"
     each = "" if config.stages else f" × {config.phases[0].tokens:,} tokens"
     protocols = [judge.protocol for _, judge in judges if isinstance(judge, ValidationJudge)]

@@ -18,19 +18,21 @@ from gptjax.shards import TokenStream
 Numbers = Int[np.ndarray, " n"]
 
 
-class Cut(NamedTuple):
-    """Rows that were read: inputs, what follows each, and which of these predictions count (None: all)."""
-
-    tokens: Int[np.ndarray, "n T"]
-    targets: Int[np.ndarray, "n T"]
-    scored: Bool[np.ndarray, "n T"] | None
-
-
 class Documents(NamedTuple):
     """To which document of its row each of the T inputs belongs, from 1 on, and its place in it; padding is 0."""
 
     segments: Int[np.ndarray, "n T"]
     positions: Int[np.ndarray, "n T"]
+
+
+class Cut(NamedTuple):
+    """Rows that were read: inputs, what follows each, which of these predictions count (None: all), and the documents
+    if they were asked for."""
+
+    tokens: Int[np.ndarray, "n T"]
+    targets: Int[np.ndarray, "n T"]
+    scored: Bool[np.ndarray, "n T"] | None
+    documents: Documents | None = None
 
 
 class Windows(ABC):
@@ -53,12 +55,8 @@ class Windows(ABC):
         return 0.0
 
     @abstractmethod
-    def read(self, rows: Numbers) -> Cut:
-        """The rows of these numbers, in this order."""
-
-    @abstractmethod
-    def documents(self, rows: Numbers) -> Documents:
-        """Where documents begin and end in these rows: for masks that keep them apart."""
+    def read(self, rows: Numbers, *, documents: bool = False) -> Cut:
+        """The rows of these numbers, in this order; with `documents`, for masks that keep them apart."""
 
     @functools.cached_property
     def _begins(self) -> Numbers:
@@ -80,20 +78,20 @@ class _Contiguous(Windows):
     @abstractmethod
     def _starts(self, rows: Numbers) -> Numbers: ...
 
-    def read(self, rows: Numbers) -> Cut:
+    def read(self, rows: Numbers, *, documents: bool = False) -> Cut:
         starts = self._starts(rows)
         tokens = self.stream.windows(starts, self.context + 1).astype(np.int32)
         marks = self.stream.scored
         scored = None if marks is None else marks[starts[:, None] + np.arange(1, self.context + 1)] == 1
-        return Cut(tokens[:, :-1], tokens[:, 1:], scored)
+        return Cut(tokens[:, :-1], tokens[:, 1:], scored, self._documents(starts) if documents else None)
 
-    def documents(self, rows: Numbers) -> Documents:
-        starts, begins = self._starts(rows), self._begins
+    def _documents(self, starts: Numbers) -> Documents:
+        begins = self._begins
         low, high = np.searchsorted(begins, starts, side="right"), np.searchsorted(begins, starts + self.context)
         inside = high - low
-        row = np.repeat(np.arange(len(rows)), inside)
+        row = np.repeat(np.arange(len(starts)), inside)
         which = np.arange(inside.sum()) + np.repeat(low - (np.cumsum(inside) - inside), inside)
-        first = np.zeros((len(rows), self.context), np.int32)
+        first = np.zeros((len(starts), self.context), np.int32)
         first[:, 0] = 1
         first[row, begins[which] - starts[row]] = 1
         places = np.arange(self.context, dtype=np.int32)
@@ -139,43 +137,50 @@ class BestFit(Windows):
     def __len__(self) -> int:
         return len(self._plan)
 
-    def read(self, rows: Numbers) -> Cut:
+    def read(self, rows: Numbers, *, documents: bool = False) -> Cut:
         """What follows a document is the end-of-text id that the next one begins with, or else nothing that counts."""
-        at, source, _, closing = self._laid_out(rows)
-        shape, end, last = (len(rows), self.context), self.end_of_text, len(self.stream) - 1
-        tokens, targets = np.full(shape, end or 0, np.int32), np.full(shape, end or 0, np.int32)
-        scored = np.zeros(shape, bool)
-        tokens[at] = self.stream.take(source)
-        following = np.where(source < last, self.stream.take(np.minimum(source + 1, last)), end or 0)
-        targets[at] = following
-        counts = ~closing if end is None else ~closing | (following == end)
-        if (marks := self.stream.scored) is not None:
-            counts &= (source < last) & (marks[np.minimum(source + 1, last)] == 1)
-        scored[at] = counts
-        return Cut(tokens, targets, scored)
+        plan, end = self._plan, self.end_of_text
+        row, piece = plan.pieces_of(rows)
+        lengths, n = plan.lengths[piece], len(rows)
+        first, ends = np.searchsorted(row, np.arange(n)), np.cumsum(lengths)
+        begins = ends - lengths  # of each piece, among all tokens of these rows
+        token = np.arange(int(lengths.sum()))
+        place = token - np.repeat(begins, lengths)
+        source = place + np.repeat(plan.starts[piece], lengths)
+        at = token + np.repeat(row * self.context - begins[first][row], lengths)
 
-    def documents(self, rows: Numbers) -> Documents:
-        at, source, begins, _ = self._laid_out(rows)
-        segments, positions = (np.zeros((len(rows), self.context), np.int32) for _ in range(2))
-        number = np.cumsum(begins)  # over all rows
-        segments[at] = number - number[np.searchsorted(at[0], np.arange(len(rows)))][at[0]] + 1
-        positions[at] = np.arange(len(source)) - np.flatnonzero(begins)[number - 1]
-        return Documents(segments, positions)
+        ids = self.stream.take(source)
+        following = np.append(ids[1:], ids[-1:])
+        closing = ends - 1
+        following[closing] = self._behind(source[closing])
+        counts = self._scored_behind(source)
+        closing = closing[plan.closes[piece]]
+        counts[closing] &= end is not None and following[closing] == end
 
-    def _laid_out(self, rows: Numbers) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-        """For every input of these rows: (its row, its place), where it is in the stream, whether a piece begins with
-        it, and whether a document ends with it."""
-        row_of_piece, piece = self._plan.pieces_of(rows)
-        lengths = self._plan.lengths[piece]
-        ends = np.cumsum(lengths)
-        token = np.arange(int(ends[-1]) if len(ends) else 0)
-        row = np.repeat(row_of_piece, lengths)
-        source = token + np.repeat(self._plan.starts[piece] - (ends - lengths), lengths)
-        begins, closing = np.zeros(len(token), bool), np.zeros(len(token), bool)
-        begins[ends - lengths] = True
-        closing[ends - 1] = self._plan.closes[piece]
-        filled = np.bincount(row, minlength=len(rows))
-        return (row, token - (np.cumsum(filled) - filled)[row]), source, begins, closing
+        def spread(values: np.ndarray, dtype: type, *, padding: int = 0) -> np.ndarray:
+            filled = np.full(n * self.context, padding, dtype)
+            filled[at] = values
+            return filled.reshape(n, self.context)
+
+        number = np.repeat(np.arange(len(piece)) - first[row] + 1, lengths) if documents else None
+        return Cut(
+            spread(ids, np.int32, padding=end or 0),
+            spread(following, np.int32, padding=end or 0),
+            spread(counts, np.bool_),
+            None if number is None else Documents(spread(number, np.int32), spread(place, np.int32)),
+        )
+
+    def _behind(self, positions: Numbers) -> np.ndarray:
+        """The token after each of these positions; the end-of-text id after the last of the stream."""
+        last = len(self.stream) - 1
+        return np.where(positions < last, self.stream.take(np.minimum(positions + 1, last)), self.end_of_text or 0)
+
+    def _scored_behind(self, positions: Numbers) -> Bool[np.ndarray, " n"]:
+        """Whether the token after each of these positions is marked as scored; all are where there are no marks."""
+        marks, last = self.stream.scored, len(self.stream) - 1
+        if marks is None:
+            return np.ones(len(positions), bool)
+        return (positions < last) & (marks[np.minimum(positions + 1, last)] == 1)
 
     @property
     def dropped(self) -> float:

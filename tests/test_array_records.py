@@ -26,22 +26,30 @@ def test_text_or_json_is_decided_by_the_first_record(tmp_path):
     plain = write(tmp_path / "a.array_record", [text.encode() for text in TEXTS])
     as_json = write(tmp_path / "b.array_record", [json.dumps({"text": text}).encode() for text in TEXTS])
     other = write(tmp_path / "c.array_record", [b'{"no": "text"}', b'{"text": "x"}'])
-    assert list(read_array_records(plain, notes, strict=True)) == TEXTS
-    assert list(read_array_records(as_json, notes, strict=True)) == TEXTS
-    assert list(read_array_records(other, notes, strict=True)) == ['{"no": "text"}', '{"text": "x"}']
+    assert list(read_array_records(plain, notes, strict=True)) == [text.encode() for text in TEXTS]
+    assert list(read_array_records(as_json, notes, strict=True)) == [text.encode() for text in TEXTS]
+    assert list(read_array_records(other, notes, strict=True)) == [b'{"no": "text"}', b'{"text": "x"}']
     assert notes == {READ_AS_TEXT: 2, READ_AS_JSON: 1}
 
 
 def test_broken_records(tmp_path):
     notes = Counter()
     path = write(tmp_path / "x.array_record", [b'{"text": "a"}', b'{"text": 1}', b"broken", b'{"text": "b"}'])
-    assert list(read_array_records(path, notes, strict=False)) == ["a", "b"]
+    assert list(read_array_records(path, notes, strict=False)) == [b"a", b"b"]
     assert notes[BROKEN] == 2
     with pytest.raises(UserError, match=r"x\.array_record: record 2: wanted an object"):
         list(read_array_records(path, notes, strict=True))
     plain = write(tmp_path / "y.array_record", [b"caf\xe9"])
-    assert list(read_array_records(plain, notes, strict=True)) == ["caf\ufffd"]
+    assert list(read_array_records(plain, notes, strict=False)) == ["caf\ufffd".encode()]
     assert notes[REPLACED_RECORDS] == 1
+    with pytest.raises(UserError, match=r"y\.array_record: record 1: byte 3"):
+        list(read_array_records(plain, notes, strict=True))
+
+
+def test_a_large_record(tmp_path):
+    texts = ["large é☕ " * 300_000, "small"]
+    path = write(tmp_path / "x.array_record", [json.dumps({"text": text}).encode() for text in texts])
+    assert list(read_array_records(path, Counter(), strict=True)) == [text.encode() for text in texts]
 
 
 @pytest.mark.parametrize("length", [5, 300])

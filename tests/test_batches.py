@@ -164,10 +164,16 @@ def test_a_mixture_is_the_same_on_any_number_of_processes(both, monkeypatch, pro
         np.testing.assert_array_equal(np.concatenate([share[step] for share in shares], axis=1), whole)
 
 
+def test_shards_that_nothing_can_be_compared_with_are_said_to_be(shards, tmp_path):
+    own = write_shards(tmp_path / "own", {"train": [np.arange(40)]}, own=tokenizer())
+    said = [batches(Straight(open_split(path, "train"), CONTEXT)).described() for path in (own, shards)]
+    assert ["without a manifest.json" in line for (line,) in said] == [False, True]
+
+
 def test_what_is_not_scored_is_ignored(shards):
     class OddTargets(Straight):
-        def read(self, rows):
-            tokens, targets, _ = super().read(rows)
+        def read(self, rows, *, documents=False):
+            tokens, targets, *_ = super().read(rows)
             return Cut(tokens, targets, targets % 2 == 1)
 
     rows = batches(OddTargets(open_split(shards, "train"), CONTEXT)).local(0)
@@ -182,10 +188,10 @@ def test_documents_come_with_the_rows_that_they_are_of(tmp_path):
     reader = batches(windows, 4, 2, documents=True)
     for step in range(3):
         rows = reader.local(step)
-        wanted = windows.documents(rows["tokens"][..., 0].reshape(-1) // CONTEXT)
+        wanted = windows.read(rows["tokens"][..., 0].reshape(-1) // CONTEXT, documents=True).documents
         for name in ("segments", "positions"):
             np.testing.assert_array_equal(rows[name].reshape(-1, CONTEXT), getattr(wanted, name))
-    assert windows.documents(np.arange(len(windows))).segments.max() > 1
+    assert windows.read(np.arange(len(windows)), documents=True).documents.segments.max() > 1
     assert batches(windows).local(0).keys() == {"tokens", "targets"}
 
 

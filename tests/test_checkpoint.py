@@ -32,8 +32,9 @@ from gptjax.checkpoint import (
     whole_steps,
 )
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig, abstract
+from gptjax.model import GPT, abstract
 from gptjax.optim import AdamW, Muon
 from gptjax.state import TrainState
 
@@ -330,7 +331,7 @@ import jax, numpy as np
 from gptjax import state
 from gptjax.checkpoint import Checkpoint, Checkpoints
 from gptjax.layout import Layout
-from gptjax.model import GPTConfig
+from gptjax.gpt_config import GPTConfig
 from gptjax.optim import AdamW
 
 def child(directory, width):

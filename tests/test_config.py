@@ -8,8 +8,8 @@ from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.data import Batch
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Samples, ValidationLoss
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPTConfig
 from gptjax.optim import AdamW, Muon
 from gptjax.schedules import Linear
 from gptjax.settings import from_json, to_json
@@ -113,8 +113,27 @@ def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute(
         qk_norm=True,
         attention_scale=0.1,
         gated=True,
+        embedding_norm=True,
+        kv_heads=1,
+        windows="SL",
+        short_window=3,
+        long_window=5,
+        sinks=1,
+        document_mask=True,
+        unet="plain",
+        x0_mix=True,
+        residual_init=(1.0, 0.5),
+        x0_init=(1.0, 0.5),
+        value_residual=True,
+        value_embeddings="0",
+        value_gate=True,
         softcap=3.0,
+        softcap_curve="sqrt",
         zero_init=True,
+        init="fan_in",
+        embedding_std=1.0,
+        head_std=1.0,
+        mlp_init=0.5,
         dtype="float32",
         head_dtype="float32",
         attention="xla",

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 
 from gptjax import convert as door
 from gptjax.convert import ORIGIN_FILE, main
+from gptjax.gpt_config import GPTConfig
 from gptjax.hf import from_hf, to_hf
-from gptjax.model import GPT, GPTConfig
+from gptjax.model import GPT
 from gptjax.run import Run, write_run
 from gptjax.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
 

@@ -4,7 +4,18 @@ from collections import Counter
 
 import pytest
 
-from data_pipelines.documents import BROKEN, REPLACED, REPLACED_RECORDS, SURROGATES, decoded, text_of_json
+from data_pipelines import documents, long_lines
+from data_pipelines.documents import (
+    BROKEN,
+    REPLACED,
+    REPLACED_RECORDS,
+    SURROGATES,
+    checked,
+    document_of_json,
+    is_blank,
+    texts_of,
+)
+from data_pipelines.long_lines import document_of_long_line
 from gptjax.errors import UserError
 
 BROKEN_LINES = [
@@ -13,30 +24,84 @@ BROKEN_LINES = [
     (b'{"text": null}', 'wanted an object with a string "text"'),
     (b'["text"]', 'wanted an object with a string "text"'),
     (b"[" * 100_000, "not a line of JSON"),
-    (b'{"text": ' + b"9" * 5000 + b"}", "not a line of JSON"),
+    (b'{"text": ' + b"9" * 5000 + b"}", 'wanted an object with a string "text"'),
+    (b'{"text": "\\x"}', "not a line of JSON"),
+    (b'{"text": "\\u12"}', "not a line of JSON"),
+    (b'{"text": "a\nb"}', "not a line of JSON"),
+    (b'{"text": "a"} b', "not a line of JSON"),
     (b"\0\0", "not a line of JSON"),
 ]
 
 
+def in_blocks(size):
+    def read(line, notes, **options):
+        blocks = (line[i : i + size] for i in range(0, len(line), size))
+        return document_of_long_line(blocks, notes, **options)
+
+    return read
+
+
+# A long line is read in blocks; what comes out of it is the same, wherever they end.
+READERS = {"whole": document_of_json, **{f"in blocks of {size}": in_blocks(size) for size in (1, 2, 3, 7, 100)}}
+
+
+@pytest.fixture(autouse=True)
+def short_is_long(monkeypatch):
+    monkeypatch.setattr(long_lines, "LONG_BYTES", len('"text"'))
+
+
+readers = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+
+
+@readers
 @pytest.mark.parametrize(("line", "message"), BROKEN_LINES)
-def test_a_broken_record_is_counted_or_named(line, message):
+def test_a_broken_record_is_counted_or_named(read, line, message):
     notes = Counter()
-    assert text_of_json(line, notes, strict=False, where="x:3") is None
+    assert read(line, notes, strict=False, where="x:3") is None
     assert notes == {BROKEN: 1}
     with pytest.raises(UserError, match=f"^x:3: {message}"):
-        text_of_json(line, notes, strict=True, where="x:3")
+        read(line, notes, strict=True, where="x:3")
 
 
-def test_bytes_that_are_not_utf8():
-    notes = Counter()
-    assert decoded(b"caf\xe9\r\n\xef\xbb\xbf", notes) == "caf\ufffd\r\n\ufeff"
-    line = b'{"text": "caf\xe9 \xff"}'
-    assert text_of_json(line, notes, strict=False, where="") == "caf\ufffd \ufffd"
-    assert notes == {REPLACED: 1, REPLACED_RECORDS: 1}
+@readers
+def test_json_in_bytes_that_are_not_utf8(read):
+    notes, line = Counter(), b'{"text": "caf\xe9 \xff"}'
+    assert read(line, notes, strict=False, where="") == "caf\ufffd \ufffd".encode()
+    assert notes == {REPLACED_RECORDS: 1}
     with pytest.raises(UserError, match="x:1: not a line of JSON in UTF-8"):
-        text_of_json(line, notes, strict=True, where="x:1")
+        read(line, notes, strict=True, where="x:1")
 
 
+@pytest.mark.parametrize("block", [4, 5, 6, 2**20])
+def test_bytes_that_are_not_utf8(monkeypatch, block):
+    monkeypatch.setattr(documents, "BLOCK_BYTES", block)
+    notes, content = Counter(), "☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f"
+    assert checked(content, notes, strict=False, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
+    assert notes == {REPLACED: 1}
+    with pytest.raises(UserError, match=r"^x: byte 13 \(0xe9\) is not UTF-8"):
+        checked(content, notes, strict=True, where="x")
+    with pytest.raises(UserError, match=r"^y: byte 4 \(0xf0\) is not UTF-8"):
+        checked(memoryview(b"long\xf0\x9f"), notes, strict=True, where="y")
+    assert checked("☕é😀".encode(), notes, strict=True, where="x") == "☕é😀".encode()
+
+
+@pytest.mark.parametrize("size", [4, 5, 9, 100])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_texts_are_cut_before_spaces_or_between_characters(size, kind):
+    for text in ["", "short", "one two three four five six", "é" * 35, " " * 25, "a " * 20 + "😀" * 30]:
+        found = list(texts_of(kind(text.encode()), size=size))
+        assert "".join(found) == text
+        assert all(0 < len(piece.encode()) <= size for piece in found)
+    assert list(texts_of(b"one two three four", size=10)) == ["one two", " three", " four"]
+
+
+def test_blank_is_what_python_says():
+    for text in ["", " \r\n", "\u00a0\u3000", "\ufeff", " x", "x"]:
+        assert is_blank(text.encode()) == (not text or text.isspace())
+    assert not is_blank(b" " * 3_000_000 + b"x")
+
+
+@readers
 @pytest.mark.parametrize(
     ("line", "text", "halves"),
     [
@@ -47,10 +112,14 @@ def test_bytes_that_are_not_utf8():
         (b'\xef\xbb\xbf{"text": "\\r\\n\\u0000\xe2\x80\xa8", "id": 1}\r\n', "\r\n\0\u2028", 0),
         (b'{"text": ""}', "", 0),
         (b" \r\n", None, 0),
+        (b'{"text": "a", "text": "b", "n": 1e400}', "b", 0),
+        (b'{"text": "x", "n": ' + b"9" * 5000 + b', "m": [{"text": "inner"}]}', "x", 0),
+        (rb'{"text": "\\\"\/\b\f\n\r\t \\u0041", "\\": "\""}', '\\"/\b\f\n\r\t \\u0041', 0),
+        (rb'{"text": "\ud83d\ud83d\ude00\ude00"}', "\ufffd😀\ufffd", 1),
     ],
 )
-def test_text_is_kept_as_it_is(line, text, halves):
+def test_text_is_kept_as_it_is(read, line, text, halves):
     notes = Counter()
     for strict in (False, True):
-        assert text_of_json(line, notes, strict=strict, where="") == text
+        assert read(line, notes, strict=strict, where="") == (None if text is None else text.encode())
     assert notes == ({SURROGATES: 2} if halves else {})

@@ -36,21 +36,24 @@ def folder(tmp_path):
 
 
 def read(spec, *, strict=True):
-    return list(open_files(str(spec), strict=strict).documents(Counter()))
+    return [str(document, "utf-8") for document in open_files(str(spec), strict=strict).documents(Counter())]
 
 
 def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
     texts = ["from a", "caf\ufffd", "from d", "again", "from e", "and", "from f", "from g"]
-    assert read(folder) == texts
+    assert read(folder, strict=False) == texts
     source = open_files(str(folder), strict=False)
     assert source.name == "corpus"
-    assert list(source.documents(Counter())) == list(source.documents(Counter())) == texts
+    for _ in range(2):
+        assert [str(document, "utf-8") for document in source.documents(Counter())] == texts
 
 
 def test_patterns_and_single_files(folder):
-    assert read(f"{folder}/**/*.MD") == ["caf\ufffd"]
+    assert read(f"{folder}/**/*.MD", strict=False) == ["caf\ufffd"]
     assert read(f"{folder}/[ae].*") == ["from a", "from e", "and"]
-    assert read(folder / "config.json") == ["\ufffd"], "a file that is named is read as text, whatever its kind"
+    assert read(folder / "config.json", strict=False) == ["\ufffd"], (
+        "a file that is named is read as text, whatever its kind"
+    )
     assert read(folder / "b" / "d.jsonl.gz") == ["from d", "again"]
 
 
@@ -61,13 +64,15 @@ def test_kinds():
     assert reader_of("package.json") is reader_of("x.zip") is reader_of("parquet") is None
 
 
-def test_identity_notices_changes(folder):
+def test_identity_notices_changes(folder, monkeypatch):
     def identity():
         return open_files(str(folder), strict=False).identity()
 
     first = identity()
     assert first["source"] == str(folder)
     assert first["files"] == 6
+    monkeypatch.chdir(folder.parent)
+    assert open_files("corpus/", strict=False).identity() == first, "by whichever path"
     assert identity() == first
     assert open_files(str(folder), strict=True).identity() == first
     os.utime(folder / "a.txt", ns=(1, 1))

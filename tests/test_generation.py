@@ -10,8 +10,9 @@ import pytest
 from gptjax import generation as room
 from gptjax.errors import UserError
 from gptjax.generation import filter_logits, generate
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig, abstract
+from gptjax.model import GPT, abstract
 
 CONFIG = GPTConfig(num_layers=2, width=32, num_heads=2, context=48, vocab_size=131, dtype="float32", init_std=0.3)
 PROMPT = [[5, 90, 3], [1, 2, 130]]

@@ -12,9 +12,10 @@ from hf_models import draw, make_config, same_bits, write
 from safetensors.numpy import load_file, save_file
 
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.hf import TABLE, from_hf, hf_config, to_hf
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig
+from gptjax.model import GPT
 from gptjax.tensor_files import write_json, write_tensors
 
 

@@ -44,25 +44,25 @@ def hub(tmp_path, monkeypatch):
 
 
 def read(spec):
-    return list(open_source(spec, strict=True).documents(Counter()))
+    return [str(document, "utf-8") for document in open_source(spec, strict=True).documents(Counter())]
 
 
 def test_training_files_are_read_in_order_and_fetched_once(hub, tmp_path):
     source = open_source("hf:owner/tales")
     assert not hub.authorized, "nothing is asked before documents are wanted"
-    assert list(source.documents(Counter())) == ["one", "two", "three " * 500, "four"]
+    assert list(source.documents(Counter())) == [b"one", b"two", b"three " * 500, b"four"]
     assert source.name == "tales"
     for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"):
         (kept,) = (tmp_path / "cache" / "hub" / "owner--tales").glob(f"*/{name}")
         assert kept.read_bytes() == FILES[f"data/{name}"]
     before = len(hub.requests)
-    assert list(source.documents(Counter())) == read("hf:owner/tales")
+    assert [str(document, "utf-8") for document in source.documents(Counter())] == read("hf:owner/tales")
     assert len(hub.requests) == before == 2
 
 
 def test_files_come_when_their_turn_comes(hub):
     documents = open_source("hf:owner/tales").documents(Counter())
-    assert next(documents) == "one"
+    assert next(documents) == b"one"
     assert [path for path, _ in hub.requests] == ["data/train-00000-of-00002.parquet"]
     documents.close()
 

@@ -7,7 +7,8 @@ import pytest
 from tiny import MODEL
 
 from gptjax.errors import UserError
-from gptjax.model import GPT, GPTConfig, abstract, cropped, num_parameters, rebound
+from gptjax.gpt_config import GPTConfig
+from gptjax.model import GPT, abstract, num_parameters, rebound, with_context
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +129,14 @@ def test_initial_weights_have_the_spread_of_gpt2():
 
 
 def test_a_cropped_model_is_the_same_for_shorter_texts(model, tokens, reference):
-    shorter = cropped(model, 6)
+    shorter = with_context(model, 6)
     assert shorter.config.context == 6
     logits = jax.jit(GPT.__call__)(shorter, tokens[:, :6])
     np.testing.assert_allclose(logits, reference[0][:, :6], atol=1e-6)
     with pytest.raises(UserError, match=r"7 tokens do not fit model\.context 6"):
         shorter(tokens[:, :7])
     with pytest.raises(UserError, match=r"model\.context 17 is longer than the 16 positions"):
-        cropped(model, 17)
+        with_context(model, 17)
 
 
 def test_another_binding_leaves_the_first_as_it_was(model):

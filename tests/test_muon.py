@@ -1,82 +1,310 @@
+"""Muon against optax where their definitions agree, and each option against a small numpy version of it."""
+
+import functools
+import math
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from gptjax.layout import Layout
-from gptjax.muon import newton_schulz, scale_by_muon
+from gptjax.muon import POLAR_EXPRESS, QUINTIC, flops, newton_schulz, scale_by_muon
 from gptjax.shapes import matrix_axes
+from gptjax.state import with_sharding
 
 SHAPES = {"DCHK": (16, 3, 4, 4), "HKD": (4, 4, 16), "DF": (16, 48), "FD": (48, 16)}
-LAYERS = 3
+LAYERS, STEPS = 3, 3
+ALONE = Layout()
+LAYOUTS = {
+    "data": Layout(data=8),
+    "fsdp": Layout(fsdp=8),
+    "fsdp × tensor": Layout(fsdp=2, tensor=4),
+    "all three": Layout(data=2, fsdp=2, tensor=2),
+}
+rising = lambda step: 0.85 + 0.05 * step
+OPTIONS = {
+    "plain": {},
+    "no nesterov": {"nesterov": False},
+    "other coefficients": {"coefficients": (2.0, -1.5, 0.5), "iterations": 3},
+    "polar express": {"coefficients": "polar_express", "iterations": 6},
+    "rms": {"scaling": "rms"},
+    "heads": {"split": "heads"},
+    "equilibrated": {"equilibrate": True},
+    "normuon": {"normuon_beta2": 0.9},
+    "less momentum": {"momentum": lambda step: 0.8},
+    "rising momentum": {"momentum": rising},
+    "all": {
+        "coefficients": "polar_express",
+        "scaling": "rms",
+        "split": "heads",
+        "equilibrate": True,
+        "normuon_beta2": 0.9,
+        "momentum": rising,
+    },
+}
 
 
-def weights(seed):
-    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
+def weights(seed, layout=ALONE):
+    """Normal numbers, sharded as their letters say."""
+    numbers, mesh = np.random.default_rng(seed), layout.mesh()
+    where = lambda letters: None if mesh is None else NamedSharding(mesh, layout.weights("N" + letters))
+    draw = lambda shape: numbers.standard_normal((LAYERS, *shape)).astype(np.float32)
     return {
-        letters: nnx.Param(jax.random.normal(key, (LAYERS, *shape)), letters=letters)
-        for key, (letters, shape) in zip(keys, SHAPES.items(), strict=True)
+        letters: nnx.Param(jax.device_put(draw(shape), where(letters)), letters=letters)
+        for letters, shape in SHAPES.items()
     }
 
 
 def values(tree):
-    return {letters: np.asarray(param[...]) for letters, param in tree.items()}
+    return {letters: np.asarray(jax.device_get(param[...])) for letters, param in tree.items()}
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_it_equals_optax_over_several_steps(nesterov):
+@functools.cache
+def updates_of(name, layout=ALONE, *, dtype="float32"):
+    """The updates of some steps with the options of this name, and the state that they end in."""
+    with layout.active():
+        muon = scale_by_muon(layout=layout, dtype=dtype, **OPTIONS[name])
+        state = jax.jit(muon.init)(weights(0, layout))
+        update, found = jax.jit(muon.update), []
+        for step in range(STEPS):
+            got, state = update(weights(step + 1, layout), state, step=step)
+            found.append(got)
+    return found, state
+
+
+# ------------------------------------------------------------------------------------------------ what is computed
+
+
+def polar_coefficients_for_optax():
+    """optax divides by the norm alone: that Polar Express begins with 1.02 of it is put into the first step."""
+    first = tuple(c / 1.02**power for c, power in zip(POLAR_EXPRESS[0], (1, 3, 5), strict=True))
+    return (first, *POLAR_EXPRESS[1:], POLAR_EXPRESS[-1])
+
+
+OPTAX = {
+    "plain": {},
+    "no nesterov": {"nesterov": False},
+    "rms": {"consistent_rms": 0.2},
+    "less momentum": {"beta": 0.8},
+    "other coefficients": {"ns_coeffs": (2.0, -1.5, 0.5), "ns_steps": 3},
+    "polar express": {"ns_coeffs": polar_coefficients_for_optax(), "ns_steps": 6},
+}
+
+
+@functools.cache
+def optax_updates(name):
     def dimensions(letters):
         ins, outs = matrix_axes(letters)
         return optax.contrib.MuonDimensionNumbers(tuple(i + 1 for i in ins), tuple(i + 1 for i in outs))
 
-    theirs = optax.contrib.muon(
-        1.0,
-        nesterov=nesterov,
-        muon_weight_dimension_numbers={letters: dimensions(letters) for letters in SHAPES},
-    )
-    ours = scale_by_muon(nesterov=nesterov, dtype="float32", layout=Layout())
-    params = weights(0)
-    state = ours.init(params)
-    their_params = values(params)
-    their_state = theirs.init(their_params)
-    update, their_update = jax.jit(ours.update), jax.jit(theirs.update)
-    for seed in range(1, 4):
-        got, state = update(weights(seed), state)
-        wanted, their_state = their_update(values(weights(seed)), their_state, their_params)
+    muon = optax.contrib.muon(1.0, muon_weight_dimension_numbers={x: dimensions(x) for x in SHAPES}, **OPTAX[name])
+    params = values(weights(0))
+    state, update, found = muon.init(params), jax.jit(muon.update), []
+    for step in range(STEPS):
+        got, state = update(values(weights(step + 1)), state, params)
+        found.append({letters: -got[letters] for letters in SHAPES})
+    return found
+
+
+@pytest.mark.parametrize("name", OPTAX)
+def test_it_equals_optax_over_several_steps(name):
+    for got, wanted in zip(updates_of(name)[0], optax_updates(name), strict=True):
         for letters in SHAPES:
-            np.testing.assert_allclose(got[letters][...], -wanted[letters], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got[letters][...], wanted[letters], rtol=1e-4, atol=1e-5)
 
 
-def test_singular_values_end_near_one():
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_it_equals_optax_on_eight_devices(name):
+    for got, wanted in zip(updates_of("plain", LAYOUTS[name])[0], optax_updates("plain"), strict=True):
+        for letters in SHAPES:
+            np.testing.assert_allclose(values(got)[letters], wanted[letters], rtol=1e-4, atol=1e-5)
+
+
+def as_matrices(letters, array, *, heads):
+    """One layer's weight → its matrices as (in, out), cut out by hand."""
+    if letters == "DCHK":
+        parts = [array[:, c, h] for c in range(3) for h in range(4)]
+        return parts if heads else [array[:, c].reshape(16, 16) for c in range(3)]
+    return [array.reshape(-1, array.shape[-1])]
+
+
+def plain_numpy(
+    *,
+    momentum=lambda step: 0.95,
+    nesterov=True,
+    iterations=5,
+    coefficients="quintic",
+    scaling="spectral",
+    split="projections",
+    equilibrate=False,
+    normuon_beta2=None,
+):
+    """The updates by the definitions, a matrix at a time, in float64."""
+    polar = coefficients == "polar_express"
+    table = POLAR_EXPRESS if polar else (QUINTIC if coefficients == "quintic" else coefficients,)
+    gradients = [values(weights(step + 1)) for step in range(STEPS)]
+    found = []
+    for letters in SHAPES:
+        for layer in range(LAYERS):
+            grads = [
+                as_matrices(letters, g[letters][layer].astype(np.float64), heads=split == "heads") for g in gradients
+            ]
+            for history in zip(*grads, strict=True):
+                average, weight_of_zero, second = np.zeros_like(history[0]), 1.0, 0.0
+                ins, outs = average.shape
+                for step, g in enumerate(history):
+                    mu = momentum(step)
+                    average, weight_of_zero = mu * average + (1 - mu) * g, weight_of_zero * mu
+                    x = average / (1 - weight_of_zero)
+                    if nesterov:
+                        ahead = average / (1 - weight_of_zero * mu)
+                        x = mu * ahead + (1 - mu) * g / (1 - weight_of_zero)
+                    if equilibrate:
+                        x = x / np.linalg.norm(x, axis=0)
+                    x = x / (np.linalg.norm(x) * (1.02 if polar else 1.0))
+                    for i in range(iterations):
+                        a, b, c = table[min(i, len(table) - 1)]
+                        x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
+                    if normuon_beta2 is not None:
+                        second = normuon_beta2 * second + (1 - normuon_beta2) * (x**2).mean(axis=0)
+                        even = x / np.sqrt(second)
+                        x = even * np.linalg.norm(x) / np.linalg.norm(even)
+                    x = x * (0.2 * max(ins, outs) ** 0.5 if scaling == "rms" else max(1, outs / ins) ** 0.5)
+                    found.append((letters, layer, step, x))
+    return found
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_is_what_its_definition_says(name):
+    options = OPTIONS[name]
+    got = [values(update) for update in updates_of(name)[0]]
+    heads = options.get("split") == "heads"
+    mine = {
+        (letters, layer, step): iter(as_matrices(letters, got[step][letters][layer], heads=heads))
+        for letters in SHAPES
+        for layer in range(LAYERS)
+        for step in range(STEPS)
+    }
+    for letters, layer, step, wanted in plain_numpy(**options):
+        np.testing.assert_allclose(next(mine[letters, layer, step]), wanted, atol=2e-5)
+    assert all(next(left, None) is None for left in mine.values())
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "plain"])
+def test_each_option_makes_a_difference(name):
+    plain, other = (values(updates_of(which)[0][-1]) for which in ("plain", name))
+    assert max(abs(plain[letters] - other[letters]).max() for letters in SHAPES) > 0.01
+
+
+@pytest.mark.parametrize(("coefficients", "low", "high"), [("quintic", 0.6, 1.3), ("polar_express", 0.8, 1.2)])
+def test_singular_values_end_near_one(coefficients, low, high):
     x = jax.random.normal(jax.random.key(0), (2, 32, 64))
-    singular = np.linalg.svd(np.asarray(newton_schulz(x)), compute_uv=False)
-    assert singular.min() > 0.6
-    assert singular.max() < 1.3
+    singular = np.linalg.svd(np.asarray(newton_schulz(x, coefficients=coefficients)), compute_uv=False)
+    assert singular.min() > low
+    assert singular.max() < high
 
 
-@pytest.mark.parametrize("layout", [Layout(data=8), Layout(fsdp=4, data=2), Layout(data=2, fsdp=2, tensor=2)])
-def test_spread_over_devices_it_gives_the_same_update_sharded_like_its_weights(layout):
-    alone = scale_by_muon(dtype="float32", layout=Layout())
-    wanted, _ = jax.jit(alone.update)(weights(1), alone.init(weights(0)))
-    with layout.active():
-        place = lambda tree: {
-            name: param.replace(jax.sharding.reshard(param[...], layout.weights("N" + name)))
-            for name, param in tree.items()
-        }
-        spread = scale_by_muon(dtype="float32", layout=layout)
-        params = place(weights(0))
-        state = jax.jit(spread.init)(params)
-        got, state = jax.jit(spread.update)(place(weights(1)), state)
-        for name in SHAPES:
-            assert got[name][...].sharding == params[name][...].sharding
-            assert state.momentum[name][...].sharding == params[name][...].sharding
-    for name in SHAPES:
-        np.testing.assert_allclose(jax.device_get(got[name][...]), wanted[name][...], atol=1e-5)
+def test_a_matrix_without_gradient_is_not_moved():
+    nothing = {"DF": nnx.Param(np.zeros((1, 16, 48), np.float32), letters="DF")}
+    muon = scale_by_muon(normuon_beta2=0.9, equilibrate=True, layout=ALONE)
+    update, _ = jax.jit(muon.update)(nothing, muon.init(nothing), step=0)
+    np.testing.assert_array_equal(update["DF"][...], 0.0)
+
+
+def test_momentum_and_neurons_are_float32_whatever_the_products_are():
+    _, state = updates_of("normuon", dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("float32")}
+    shapes = {letters: param.shape[1:] for letters, param in state.neurons.items()}
+    assert shapes == {"DCHK": (1, 3, 4, 4), "HKD": (1, 1, 16), "DF": (1, 48), "FD": (1, 16)}
+
+
+# ------------------------------------------------------------------------------------------- how it is divided up
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_spread_over_devices_it_gives_the_same_updates_sharded_like_their_weights(name, options):
+    layout = LAYOUTS[name]
+    alone, _ = updates_of(options)
+    spread, state = updates_of(options, layout)
+    for got, wanted in zip(spread, alone, strict=True):
+        for letters in SHAPES:
+            assert got[letters][...].sharding.spec == layout.weights("N" + letters)
+            np.testing.assert_allclose(values(got)[letters], wanted[letters][...], atol=1e-5)
+    for letters in SHAPES:
+        spec = layout.weights("N" + letters)
+        assert state.momentum[letters][...].sharding.spec == spec
+        if state.neurons is not None:
+            ins = {1 + axis for axis in matrix_axes(letters)[0]}
+            neurons = state.neurons[letters][...].sharding.spec
+            assert tuple(neurons) == tuple(None if axis in ins else spec[axis] for axis in range(len(spec)))
 
 
 def test_all_matrices_of_a_shape_share_their_products():
-    transformation = scale_by_muon(dtype="float32", layout=Layout())
+    transformation = scale_by_muon(dtype="float32", layout=ALONE)
     params = weights(0)
-    text = jax.jit(transformation.update).lower(params, transformation.init(params)).as_text()
+    text = jax.jit(transformation.update).lower(params, transformation.init(params), step=0).as_text()
     assert text.count("dot_general") == 2 * 5 * 3  # two shapes, five iterations, three products
+
+
+# -------------------------------------------------------------------------------------------------- what it costs
+
+LARGE = {"DCHK": (128, 3, 4, 32), "HKD": (4, 32, 128), "DF": (128, 512), "FD": (512, 128)}
+
+
+def cost(layout, **options):
+    """(FLOPs of the compiled update over the analytic count, all devices; bytes received by kind over the weights')."""
+    with layout.active():
+        muon = scale_by_muon(layout=layout, **options)
+        zeros = lambda letters, shape: jnp.zeros((8, *shape), out_sharding=layout.weights("N" + letters))
+        params = jax.eval_shape(lambda: {x: nnx.Param(zeros(x, shape), letters=x) for x, shape in LARGE.items()})
+        state = jax.eval_shape(muon.init, params)
+        placed = lambda tree: jax.tree.map(with_sharding, tree)
+        program = jax.jit(muon.update).lower(placed(params), placed(state), step=0).compile()
+    counted = flops(params, split=options.get("split", "projections"))
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    received = {kind: size / whole for kind, size in received_bytes(program.as_text()).items()}
+    return program.cost_analysis()["flops"] * layout.size / counted, received
+
+
+def received_bytes(text):
+    """Bytes of the results of each kind of collective in a compiled program, for one device."""
+    found = {}
+    for shapes, kind in re.findall(r"= (.*?) (all-[a-z-]+|reduce-scatter|collective-[a-z]+)(?:-start)?\(", text):
+        for bits, sizes in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes):
+            count = math.prod(int(size) for size in sizes.split(",") if size)
+            found[kind] = found.get(kind, 0) + int(bits) // 8 * count
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "heads"}], ids=str)
+def test_alone_it_computes_what_is_counted(options):
+    ratio, received = cost(ALONE, **options)
+    assert ratio == pytest.approx(1, abs=0.1)
+    assert not received
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in LAYOUTS), ("all three", {"split": "heads"})])
+def test_spread_it_computes_no_more_and_gathers_no_more_than_the_update(name, options):
+    """A device that orthogonalised what another does would show in the first, a gathered stack in the second."""
+    layout = LAYOUTS[name]
+    ratio, received = cost(layout, **options)
+    assert ratio == pytest.approx(1, abs=0.1)
+    data, fsdp, tensor = layout.sizes
+    kept = 1 / (fsdp * tensor)  # of the weights, by each device
+    axes = (fsdp > 1) + (tensor > 1)
+    assert received.pop("all-gather", 0) <= (kept if data > 1 else 0)
+    assert received.pop("all-to-all", 0) <= 2 * axes * kept
+    assert not received
+
+
+def test_what_normuon_adds_is_reductions_of_neurons():
+    ratio, received = cost(LAYOUTS["all three"], normuon_beta2=0.9, equilibrate=True)
+    assert ratio == pytest.approx(1, abs=0.1)
+    assert received.pop("all-reduce") < 0.01
+    assert received.keys() == {"all-gather", "all-to-all"}

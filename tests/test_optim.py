@@ -1,3 +1,6 @@
+import dataclasses
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,10 +9,12 @@ import pytest
 from flax import nnx
 
 from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.model import GPT, GPTConfig
-from gptjax.optim import AdamW, Muon, learning_rate, where_role
-from gptjax.schedules import Constant, Linear
+from gptjax.model import GPT
+from gptjax.optim import Adam, AdamW, Muon, Named, Rule, learning_rate
+from gptjax.schedules import Constant, Linear, WarmupStableDecay
+from gptjax.shapes import role
 
 CONFIG = GPTConfig(num_layers=2, width=16, num_heads=2, context=8, vocab_size=20, dtype="float32", tied=False)
 
@@ -36,15 +41,20 @@ def by_name(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def no_vectors(tree):
+    mark = lambda param: param.replace(role(param.letters) != "vector")
+    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
 def test_adamw_equals_optax(model):
     grads = gradients(model)
     config = AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.1, clip_norm=1.0)
     got, _ = updated(config, model, grads)
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=lambda t: where_role(t, "vector", inside=False)),
+        optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=no_vectors),
     )
-    wanted, _ = theirs.update(grads, theirs.init(model), model)
+    wanted, _ = jax.jit(theirs.update)(grads, jax.jit(theirs.init)(model), model)
     for name, value in by_name(wanted).items():
         np.testing.assert_allclose(by_name(got)[name], value, rtol=1e-5, atol=1e-8)
 
@@ -61,16 +71,126 @@ def test_only_matrices_and_tables_decay(model):
 def test_groups_have_their_own_rates(model):
     grads = gradients(model)
     plain = AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.0)
-    other = AdamW(
-        learning_rate=0.01, schedule=Constant(), weight_decay=0.0, embedding_rate=2.0, head_rate=3.0, vector_rate=5.0
+    other = replace(
+        plain, embedding=Adam(0.02), head=Adam(0.03), vector=Adam(0.05), named=(Named("positions", Adam(0.07)),)
     )
     one, two = by_name(updated(plain, model, grads)[0]), by_name(updated(other, model, grads)[0])
     ratio = {name: float(np.median(two[name] / one[name])) for name in one}
     assert ratio[".tokens.value"] == pytest.approx(2)
-    assert ratio[".positions.value"] == pytest.approx(2)
+    assert ratio[".positions.value"] == pytest.approx(7)
     assert ratio[".head.value"] == pytest.approx(3)
     assert ratio[".norm.scale.value"] == pytest.approx(5)
     assert ratio[".blocks.mlp.up.value"] == pytest.approx(1)
+
+
+def test_a_group_takes_what_it_does_not_say_from_the_optimizer_or_from_its_part():
+    config = AdamW(
+        learning_rate=0.01, beta1=0.8, head=Adam(beta2=0.9), named=(Named("mix", Adam(0.5)), Named("head", Adam(0.2)))
+    )
+    assert config.rule("blocks.mlp.up", "DF") == Rule(0.01, 0.8, 0.95, 1e-8, 0.1)
+    assert config.rule("head", "DV") == Rule(0.2, 0.8, 0.9, 1e-8, 0.1)
+    assert config.rule("blocks.mix", "") == Rule(0.5, 0.8, 0.95, 1e-8, 0.0)  # a vector: no decay
+    assert config.rule("blocks.remix", "") == Rule(0.01, 0.8, 0.95, 1e-8, 0.0)
+    muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=Adam(0.3, weight_decay=0.4))
+    assert muon.rule("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
+    assert muon.rule("value_embeddings", "VE")[::4] == (0.3, 0.4)
+    assert muon.rule("tokens", "VD")[::4] == (0.01, 0.0)
+    assert muon.rule("blocks.sinks", "SHK")[::4] == (0.01, 0.0)
+
+
+def test_each_group_has_its_own_adam(model):
+    """Two steps of one chain against optax's Adam for each group alone."""
+    groups = {
+        "embedding": Adam(0.1, 0.5, 0.6, 1e-3),
+        "head": Adam(0.2, 0.6, 0.7, 1e-4),
+        "vector": Adam(0.3, 0.7, 0.8, 1e-5),
+    }
+    config = Muon(schedule=Constant(), **groups)
+    chain, grads = config.build(steps=10, layout=Layout()), [gradients(model, seed) for seed in (1, 2)]
+    update, state = jax.jit(chain.update), chain.init(model)
+    for step, gradient in enumerate(grads):
+        got, state = update(gradient, state, model, step=step)
+    for part, name in {"embedding": ".tokens.value", "head": ".head.value", "vector": ".norm.scale.value"}.items():
+        rate, *betas = dataclasses.astuple(groups[part])[:4]
+        adam, own = optax.scale_by_adam(*betas), [by_name(gradient)[name] for gradient in grads]
+        theirs = adam.init(own[0])
+        for gradient in own:
+            wanted, theirs = adam.update(gradient, theirs)
+        np.testing.assert_allclose(by_name(got)[name], -rate * wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_a_named_matrix_is_left_to_adam(model):
+    config = Muon(schedule=Constant(), named=(Named("mlp.up", Adam(0.5)),))
+    updates, state = updated(config, model, gradients(model))
+    np.testing.assert_allclose(np.abs(by_name(updates)[".blocks.mlp.up.value"]), 0.5, rtol=1e-3)
+    assert not any("mlp.up.value" in name for name in by_name(state["muon"]))
+    assert any("mlp.up.value" in name for name in by_name(state["adam"]))
+
+
+@pytest.mark.parametrize("make", [AdamW, Muon])
+def test_a_name_that_no_weight_has_is_refused(model, make):
+    config = make(named=(Named("mix"),))
+    with pytest.raises(UserError, match=r"'mix', but no weight .* one of: .*blocks\.mlp\.up"):
+        config.build(steps=10, layout=Layout()).init(model)
+
+
+def test_momentum_follows_its_schedule_between_low_and_high():
+    config = Muon(
+        momentum=0.97, momentum_low=0.85, momentum_schedule=WarmupStableDecay(warmup=3, decay_fraction=0.5, floor=0.5)
+    )
+    found = [float(config.momentum_at(step, steps=20)) for step in (0, 1, 2, 3, 10, 15, 20)]
+    np.testing.assert_allclose(found, [0.88, 0.91, 0.94, 0.97, 0.97, 0.94, 0.91], atol=1e-6)
+    assert float(Muon().momentum_at(0, steps=20)) == pytest.approx(0.95)
+
+
+def test_the_momentum_of_a_step_is_the_one_that_is_used(model):
+    """Without Nesterov, a second gradient at momentum 0 is all that counts."""
+    config = Muon(
+        momentum=0.9,
+        momentum_low=0.0,
+        momentum_schedule=Linear(decay_steps=1),
+        nesterov=False,
+        dtype="float32",
+        schedule=Constant(),
+    )
+    chain, grads = config.build(steps=10, layout=Layout()), [gradients(model, seed) for seed in (1, 2)]
+    update, state = jax.jit(chain.update), chain.init(model)
+    for step, gradient in enumerate(grads):
+        got, state = update(gradient, state, model, step=step)
+    wanted, _ = updated(config, model, grads[1])
+    np.testing.assert_allclose(by_name(got)[MATRIX], by_name(wanted)[MATRIX], atol=1e-6)
+
+
+MATRIX = ".blocks.mlp.up.value"
+DECAYING = {"learning_rate": 0.5, "schedule": Constant(), "weight_decay": 0.1, "dtype": "float32"}
+
+
+def decay_of(model, step=0, **changes):
+    """What decay alone takes from a matrix and from the tokens' table, and the update of the matrix without it."""
+    config, grads = Muon(**(DECAYING | changes)), gradients(model)
+    plain, decayed = (
+        by_name(updated(c, model, grads, step=step)[0]) for c in (replace(config, weight_decay=0.0), config)
+    )
+    return decayed[MATRIX] - plain[MATRIX], decayed[".tokens.value"] - plain[".tokens.value"], plain[MATRIX]
+
+
+def test_decay_of_the_matrices_is_decoupled(model):
+    matrix, table, _ = decay_of(model)
+    np.testing.assert_allclose(matrix, -0.05 * by_name(model)[MATRIX], atol=1e-6)
+    np.testing.assert_array_equal(table, 0.0)
+
+
+def test_decay_has_a_schedule_of_its_own(model):
+    matrix, _, _ = decay_of(model, step=5, weight_decay_schedule=Linear())
+    np.testing.assert_allclose(matrix, -0.025 * by_name(model)[MATRIX], atol=1e-6)
+
+
+def test_cautious_decay_is_where_the_update_too_makes_a_weight_smaller(model):
+    matrix, _, update = decay_of(model, cautious=True)
+    weight = by_name(model)[MATRIX]
+    shrinking = update * weight < 0
+    assert 0.3 < shrinking.mean() < 0.7
+    np.testing.assert_allclose(matrix, np.where(shrinking, -0.05 * weight, 0.0), atol=1e-6)
 
 
 def test_muon_takes_the_blocks_matrices_and_adam_the_rest(model):
@@ -78,9 +198,9 @@ def test_muon_takes_the_blocks_matrices_and_adam_the_rest(model):
     config = Muon(
         learning_rate=0.5,
         schedule=Constant(),
-        embedding_learning_rate=0.1,
-        head_learning_rate=0.2,
-        vector_learning_rate=0.3,
+        adam_learning_rate=0.3,
+        embedding=Adam(0.1),
+        head=Adam(0.2),
         dtype="float32",
     )
     got, state = updated(config, model, grads)
@@ -122,9 +242,12 @@ def test_the_step_alone_decides_the_learning_rate(model):
         (lambda: AdamW(learning_rate=0.0), "optimizer.learning_rate"),
         (lambda: AdamW(beta2=1.0), "optimizer.beta2"),
         (lambda: Muon(weight_decay=-1.0), "optimizer.weight_decay"),
-        (lambda: Muon(dtype="float16"), "optimizer.dtype"),
         (lambda: Muon(iterations=0), "optimizer.iterations"),
         (lambda: AdamW(clip_norm=0.0), "optimizer.clip_norm"),
+        (lambda: Muon(momentum_low=1.0), "optimizer.momentum_low"),
+        (lambda: Muon(normuon_beta2=-0.1), "optimizer.normuon_beta2"),
+        (lambda: Muon(adam_learning_rate=0.0), "optimizer.adam_learning_rate"),
+        (lambda: AdamW(head=Adam(beta1=1.5)), r"Adam\.beta1 is 1\.5"),
     ],
 )
 def test_bad_values_are_named(make, field):

@@ -6,29 +6,31 @@ import threading
 import numpy as np
 import pytest
 
-from data_pipelines.output import differing, locked, made_already, replaced
+from data_pipelines import output
+from data_pipelines.output import PROGRESS_NAME, differing, locked, made_already, replaced
 from data_pipelines.writing import split_writers, write_manifest
 from gptjax.errors import UserError
+from gptjax.manifest import read_manifest
 from gptjax.tokenizer import Bytes
 
 
-def fill_half(out, *, keep):
-    with contextlib.suppress(ZeroDivisionError), replaced(out, keep=keep) as directory:
+def fill_half(out, *, resumable):
+    with contextlib.suppress(ZeroDivisionError), replaced(out, resumable=resumable) as directory:
         (directory / "a").write_text("half")
-        (directory / "record").write_text("")
+        (directory / PROGRESS_NAME).write_text("")
         raise ZeroDivisionError
 
 
 def test_a_directory_appears_when_it_is_whole(tmp_path):
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    fill_half(out, keep=None)
+    fill_half(out, resumable=False)
     assert not out.exists()
     assert not partial.exists()
-    fill_half(out, keep="record")
-    with replaced(out, keep="record") as directory:
+    fill_half(out, resumable=True)
+    with replaced(out, resumable=True) as directory:
         assert directory == partial
         assert (directory / "a").read_text() == "half"
-    assert (out / "a").read_text() == "half"
+    assert [path.name for path in out.iterdir()] == ["a"], "without the record"
     with replaced(out) as directory:
         assert not list(directory.iterdir())
         assert out.exists()
@@ -38,13 +40,73 @@ def test_a_directory_appears_when_it_is_whole(tmp_path):
 REQUEST = {"source": "x", "shard_tokens": 9}
 
 
+class Killed(BaseException):
+    """A stand-in for an end at which nobody cleans up."""
+
+
+def fill(directory, request):
+    with split_writers(directory, ["train"], Bytes(), shard_tokens=9) as writers:
+        writers["train"].append(np.zeros(3, np.uint8), np.array([0]), size=3)
+    return write_manifest(directory, writers, Bytes(), request)
+
+
 @pytest.fixture
 def made(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with split_writers(out, ["train"], Bytes(), shard_tokens=9) as writers:
-        writers["train"].append(np.zeros(3, np.uint8), np.array([0]), size=3)
-    return out, write_manifest(out, writers, Bytes(), REQUEST)
+    return out, fill(out, REQUEST)
+
+
+def killed_at(monkeypatch, out, request, *, rename):
+    """Make `out` as `request` asks, killed at that rename of a directory."""
+    count, original = 0, output.os.rename
+
+    def renamed(*paths):
+        nonlocal count
+        count += 1
+        if count == rename:
+            raise Killed
+        original(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output.os, "rename", renamed)
+        with contextlib.suppress(Killed), replaced(out, resumable=True) as directory:
+            (directory / PROGRESS_NAME).write_text("")
+            fill(directory, request)
+    assert count == rename
+
+
+def test_a_complete_result_survives_a_kill_before_it_is_moved(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    killed_at(monkeypatch, out, REQUEST, rename=1)
+    assert not out.exists()
+    manifest = made_already(out, REQUEST, overwrite=False)
+    assert manifest is not None
+    assert read_manifest(out) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_neither_result_is_lost_when_one_was_to_replace_the_other(made, monkeypatch, rename):
+    """Killed before the older one steps aside, or after."""
+    out, older = made
+    other = REQUEST | {"source": "y"}
+    killed_at(monkeypatch, out, other, rename=rename)
+    if rename == 1:
+        assert made_already(out, REQUEST, overwrite=False) == older, "who asks for the older one finds it"
+        killed_at(monkeypatch, out, other, rename=rename)
+    newer = made_already(out, other, overwrite=True)
+    assert newer is not None
+    assert newer.request == other
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert made_already(out, other, overwrite=True) is None, "asked again, it is made again"
+
+
+def test_the_older_result_comes_back_where_the_newer_is_not_complete(made):
+    out, older = made
+    out.rename(out.with_name(".out.old"))
+    out.with_name(".out.partial").mkdir()
+    assert made_already(out, REQUEST, overwrite=False) == older
 
 
 def test_what_the_same_request_made_is_found(made):

@@ -21,16 +21,23 @@ def write(path, texts, kind=None, **options):
 
 
 def read(path, *, strict=True):
-    return list(read_parquet(path, Counter(), strict=strict))
+    return [str(document, "utf-8") for document in read_parquet(path, Counter(), strict=strict)]
 
 
-KINDS = [None, pyarrow.large_string(), pyarrow.binary(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
+KINDS = [
+    None,
+    pyarrow.large_string(),
+    pyarrow.string_view(),
+    pyarrow.binary(),
+    pyarrow.large_binary(),
+    pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("options", [{}, {"row_group_size": 7, "compression": "zstd"}, {"use_dictionary": False}])
 def test_all_rows_in_order(tmp_path, kind, options):
-    texts = TEXTS if kind != pyarrow.binary() else [text.encode() for text in TEXTS]
+    texts = TEXTS if kind not in (pyarrow.binary(), pyarrow.large_binary()) else [text.encode() for text in TEXTS]
     assert read(write(tmp_path / "x.parquet", texts, kind, **options)) == TEXTS
 
 
@@ -53,10 +60,12 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 def test_rows_without_text_and_bytes_that_are_not_utf8(tmp_path):
     notes = Counter()
     path = write(tmp_path / "x.parquet", [b"caf\xe9", None, b"good"], pyarrow.binary())
-    assert list(read_parquet(path, notes, strict=False)) == ["caf\ufffd", "good"]
+    assert list(read_parquet(path, notes, strict=False)) == ["caf\ufffd".encode(), b"good"]
     assert notes == {REPLACED_RECORDS: 1, BROKEN: 1}
-    with pytest.raises(UserError, match="row 2: 'text' is null"):
+    with pytest.raises(UserError, match=r"x\.parquet: row 1: byte 3 \(0xe9\) is not UTF-8"):
         read(path)
+    with pytest.raises(UserError, match="row 2: 'text' is null"):
+        read(write(tmp_path / "y.parquet", [b"good", None], pyarrow.binary()))
 
 
 def test_no_rows_at_all(tmp_path):

@@ -40,7 +40,11 @@ def test_identity(tmp_path):
     path.write_text("a")
     os.utime(path, ns=(5, 5))
     first = files_identity("a", [path])
-    assert first == {"source": "a", "files": 1, "names_sizes_times": names_sizes_times({path.as_posix(): path})}
+    assert first == {
+        "source": os.path.abspath("a"),
+        "files": 1,
+        "names_sizes_times": names_sizes_times({path.as_posix(): path}),
+    }
     hashes = {names_sizes_times({"a.txt": path}), names_sizes_times({"b.txt": path})}
     path.write_text("ab")
     os.utime(path, ns=(5, 5))

@@ -13,14 +13,14 @@ from data_pipelines import pieces as module
 from data_pipelines.encoding import encode_all
 from data_pipelines.pieces import START, Position, pieces
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.tokenizer import BPE, Bytes, Chars, replace_surrogates
+from gptjax.tokenizer import BPE, Bytes, Chars
 
 SAMPLE = (
     "It's the end, they'll say: 1,024 tokens\r\n\r\n of  'quoted' text…"
     "  语言、模型。 naïve café ＡＢ!\n\tx = 'S'ſ;\x1c\x85 \u3000z"
 )
 TRICKY = [
-    *"abzAS0 9'.,\n\r\t\u00a0\u3000\x1c\x85語、。한éñ́\u200d🙂ſⅣ²\ud83d\ude00\ufeff",
+    *"abzAS0 9'.,\n\r\t\u00a0\u3000\x1c\x85語、。한éñ́\u200d🙂ſⅣ²\ufeff",
     *("<|endoftext|>", "'ll", "'S ", "  ", "\r\n"),
 ]
 
@@ -29,28 +29,35 @@ TRICKY = [
 def tokenizers():
     texts = [SAMPLE * 3, "abc ABC 012 the they end x=1\n" * 20]
     own = {name: train_bpe(texts, vocab_size=300, pattern=name) for name in ("gpt2", "gpt4")}
-    alphabet = Chars.from_text(["".join(TRICKY).replace("\ud83d\ude00", "😀"), SAMPLE, "\ufffd"])
+    alphabet = Chars.from_text(["".join(TRICKY), SAMPLE, "\ufffd"])
     return {**own, "bytes": Bytes(), "chars": alphabet}
+
+
+def texts_of_pieces(text, tokenizer):
+    return [str(piece.content, "utf-8") for piece in pieces([("train", text.encode())], tokenizer)]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", "bytes", "chars"])
 @settings(max_examples=300, deadline=None)
-@given(text=st.lists(st.sampled_from(TRICKY), min_size=1, max_size=60).map("".join), size=st.integers(1, 9))
-def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size):
+@given(
+    text=st.lists(st.sampled_from(TRICKY), min_size=1, max_size=60).map("".join),
+    size=st.integers(1, 9),
+    look=st.integers(16, 30),
+)
+def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, look):
     """Pieces so small that every place where a cut is allowed is tried."""
     tokenizer = tokenizers[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE_CHARACTERS", size)
-        found = list(pieces([("train", text)], tokenizer))
-    assert "".join(piece.text for piece in found) == text
-    np.testing.assert_array_equal(
-        np.concatenate([tokenizer.encode(piece.text) for piece in found]), tokenizer.encode(text)
-    )
+        patch.setattr(module, "PIECE_BYTES", size)
+        patch.setattr(module, "LOOK_BYTES", look)
+        found = texts_of_pieces(text, tokenizer)
+    assert "".join(found) == text
+    np.testing.assert_array_equal(np.concatenate([tokenizer.encode(piece) for piece in found]), tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
 @settings(max_examples=300, deadline=None)
-@given(text=st.lists(st.sampled_from(TRICKY), max_size=40).map("".join).map(replace_surrogates) | st.text(max_size=60))
+@given(text=st.lists(st.sampled_from(TRICKY), max_size=40).map("".join) | st.text(max_size=60))
 def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
     """What tiktoken is given instead of the pattern itself, for speed."""
     tokenizer = tokenizers[name]
@@ -66,8 +73,10 @@ def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
 def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
     tokenizer = tokenizers[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE_CHARACTERS", size)
-        tokens = [r.tokens for step in encode_all([("train", text)], tokenizer, processes=1) for r in step.results]
+        patch.setattr(module, "PIECE_BYTES", size)
+        tokens = [
+            r.tokens for step in encode_all([("train", text.encode())], tokenizer, processes=1) for r in step.results
+        ]
     ids = np.concatenate(tokens)
     assert ids[0] == tokenizer.end_of_text
     assert not (ids[1:] == tokenizer.end_of_text).any(), "text never makes a special token"
@@ -76,25 +85,27 @@ def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
 
 
 def test_where_texts_are_cut(tokenizers, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 4)
+    monkeypatch.setattr(module, "PIECE_BYTES", 4)
 
     def cut(text, name="gpt2"):
-        return [piece.text for piece in pieces([("train", text)], tokenizers[name])]
+        return texts_of_pieces(text, tokenizers[name])
 
     assert cut("Done, two; three\n\nfour") == ["Done", ", two", "; three", "\n\nfour"]
     assert cut("12345678") == ["12345678"]
+    assert cut("123,45,6789\n1") == ["123,45", ",6789", "\n1"]
     assert cut("模型語言。あああああ、x") == ["模型語言", "。あああああ", "、x"]
-    assert cut("été à la fin") == ["été à", " la fin"]
+    assert cut("été à la fin") == ["été", " à la", " fin"]
+    assert cut("été à la fin", "chars") == ["été", " à ", "la f", "in"]
     assert cut("a" * 9, "bytes") == ["aaaa", "aaaa", "a"]
-    assert cut("abc\ud83d\ude00xyz", "chars") == ["abc\ud83d\ude00", "xyz"]
+    assert cut("abc😀xyz", "chars") == ["abc😀", "xyz"]
 
 
 @pytest.mark.parametrize(("name", "blank"), [("gpt2", " "), ("gpt2", "\n"), ("gpt4", " "), ("gpt4", "\n")])
 def test_a_million_blanks(tokenizers, name, blank):
     """More than tiktoken can look at when a word follows."""
     tokenizer, many = tokenizers[name], 1_200_000
-    found = list(pieces([("train", f"x{blank * many}yes")], tokenizer))
-    ids = np.concatenate([tokenizer.encode(piece.text) for piece in found])
+    found = texts_of_pieces(f"x{blank * many}yes", tokenizer)
+    ids = np.concatenate([tokenizer.encode(piece) for piece in found])
     assert tokenizer.decode(ids) == f"x{blank * many}yes"
     few = tokenizer.encode(f"x{blank * 64}yes")
     assert ids[:8].tolist() == few[:8].tolist()
@@ -102,20 +113,38 @@ def test_a_million_blanks(tokenizers, name, blank):
 
 
 def test_an_unknown_pattern_is_not_cut(tokenizers, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 4)
+    monkeypatch.setattr(module, "PIECE_BYTES", 4)
     known = tokenizers["gpt2"]
     other = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"\w+\s?|\W")
-    assert [piece.text for piece in pieces([("val", "one two three four")], other)] == ["one two three four"]
+    assert texts_of_pieces("one two three four", other) == ["one two three four"]
 
 
 def test_going_on_after_any_piece(tokenizers, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 6)
+    monkeypatch.setattr(module, "PIECE_BYTES", 6)
     rng = random.Random(0)
-    parts = [(rng.choice(["train", "val"]), " ".join(rng.choices(["one", "four", "eleven"], k=5))) for _ in range(6)]
+    parts = [
+        (rng.choice(["train", "val"]), " ".join(rng.choices(["one", "four", "eleven"], k=5)).encode()) for _ in range(6)
+    ]
     every = list(pieces(parts, tokenizers["gpt4"]))
     assert len(every) > 15
-    assert [piece.text for piece in every if piece.begins] != [piece.text for piece in every]
+    assert [piece.content for piece in every if piece.begins] != [piece.content for piece in every]
     assert every[-1].after == Position(6)
     assert all(a.after < b.after for a, b in pairwise(every))
     for i, place in enumerate([START, *(piece.after for piece in every)]):
         assert list(pieces(parts, tokenizers["gpt4"], start=place)) == every[i:]
+
+
+@pytest.mark.parametrize("character", ["x", "\N{GRINNING FACE}"])
+def test_a_place_far_away_is_found(tokenizers, monkeypatch, character):
+    """Wherever it lies in what is looked at, also across two looks."""
+    monkeypatch.setattr(module, "PIECE_BYTES", 8)
+    monkeypatch.setattr(module, "LOOK_BYTES", 16)
+    for far in range(60):
+        for blanks in (" ", "   "):
+            text = character * far + blanks + "end"
+            found = texts_of_pieces(text, tokenizers["gpt2"])
+            assert "".join(found) == text
+            ids = np.concatenate([tokenizers["gpt2"].encode(piece) for piece in found])
+            np.testing.assert_array_equal(ids, tokenizers["gpt2"].encode(text))
+            if far * len(character.encode()) > 8:
+                assert found[-1] == f"{' ' if len(blanks) == 1 else blanks}end", "cut behind the last character"

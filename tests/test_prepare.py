@@ -10,21 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipelines import encoding, pieces, prepared, sources
+from data_pipelines import encoding, pieces
 from data_pipelines import prepare as door
 from data_pipelines.prepare import Prepare, completed, prepare
-from data_pipelines.prepared import Prepared
 from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
-from gptjax.data import TokenShards
 from gptjax.errors import UserError
 from gptjax.integrity import verify
 from gptjax.manifest import read_manifest
@@ -114,7 +112,7 @@ def test_blank_documents_are_counted(tmp_path, capsys):
 
 
 def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     source = write_jsonl(tmp_path / "x.jsonl", documents(200))
     for name, processes in [("one", 1), ("two", 2)]:
         run(source, tmp_path / name, bpe, split="documents:0.1", processes=processes)
@@ -126,39 +124,12 @@ def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
 
 
 def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     Chars.from_text(documents(200)).save(tmp_path / "chars")
     source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), "π"])
     with pytest.raises(UserError, match=r"'π' \(U\+03C0\) is not among"):
         run(source, tmp_path / "out", tmp_path / "chars", processes=2)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
-
-
-def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
-    """Four batches a worker are under way, however long the source is."""
-    taken, finished = [], []
-
-    class Now:
-        def __init__(self, result):
-            self.result = lambda: finished.append(1) or result
-
-    class Pool:
-        def __init__(self, *args, **kwargs): ...
-
-        def submit(self, function, batch):
-            assert len(taken) - len(finished) <= 4 * 2 + 1
-            return Now([encoding.Encoded("train", np.zeros(1, np.uint16), 1, 1)])
-
-        def shutdown(self, *, cancel_futures): ...
-
-    def parts():
-        for i in range(100):
-            taken.append(i)
-            yield "train", "x" * 500
-
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
-    assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
 
 
 def test_a_recipe_says_what_is_left_open(tmp_path):
@@ -179,8 +150,8 @@ def test_a_recipe_says_what_is_left_open(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_large_documents_in_pieces(tmp_path, bpe, monkeypatch, processes):
     """Encoded in pieces, on one process or on two, a document is what it is encoded whole."""
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
-    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 300)
     texts = ["short\n", " ".join(documents(60)), "x", "".join(documents(30, seed=1))]
     manifest = run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none", processes=processes)
     tokenizer, stream = load_tokenizer(bpe), open_split(tmp_path / "out", "train")
@@ -203,7 +174,7 @@ def test_the_name_of_the_special_token_is_ordinary_text(tmp_path, bpe):
 
 
 def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
     texts = documents(50)
     source = write_jsonl(tmp_path / "x.jsonl", texts)
     run(source, tmp_path / "whole", bpe, split="none")
@@ -222,29 +193,6 @@ def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
         Prepare(source=source, tokenizer="bytes", output=tmp_path, max_document_tokens=1)
 
 
-@pytest.mark.parametrize("split", ["documents:0.1", "none"])
-def test_only_the_document_that_is_read_is_in_memory(split):
-    """Beside it there is room for a few pieces, whatever its size, and not for the one before it."""
-    size = 12_000_000
-
-    class Large:
-        def documents(self, notes):
-            for word in ("alpha ", "beta ", "gamma "):
-                yield word * (size // len(word))
-
-    parts = Split.parse(split).parts(Large(), sources.Notes())
-    tracemalloc.start()
-    tokens = sum(
-        len(result.tokens)
-        for step in encoding.encode_all(parts, load_tokenizer("bytes"), processes=1)
-        for result in step.results
-    )
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert tokens == 3 * size
-    assert peak < size + 10 * encoding.BATCH_CHARACTERS
-
-
 def test_splitting_by_documents_ignores_their_order(tmp_path):
     texts = documents(2000)
     shuffled = random.Random(1).sample(texts, len(texts))
@@ -252,7 +200,7 @@ def test_splitting_by_documents_ignores_their_order(tmp_path):
 
     def val(some):
         source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
-        return {text for name, text in split.parts(source, sources.Notes()) if name == "val"}
+        return {str(text, "utf-8") for name, text in split.parts(source, Counter()) if name == "val"}
 
     assert val(texts) == val(shuffled) == val(texts + texts)
     assert val(texts[:500]) == val(texts) & set(texts[:500])
@@ -382,6 +330,16 @@ def test_done_once_is_done(tmp_path, capsys):
         run(source, out, split="tail:0.2")
 
 
+def test_strict_is_not_content_with_what_was_made_without(tmp_path):
+    source = tmp_path / "x.txt"
+    source.write_bytes(b"caf\xe9")
+    run(source, tmp_path / "out", split="none")
+    with pytest.raises(UserError, match="strict differ"):
+        run(source, tmp_path / "out", split="none", strict=True)
+    with pytest.raises(UserError, match=r"x\.txt: byte 3 \(0xe9\) is not UTF-8"):
+        run(source, tmp_path / "other", split="none", strict=True)
+
+
 def test_damage_to_what_exists_is_noticed(tmp_path):
     source = write_jsonl(tmp_path / "x.jsonl", documents())
     run(source, tmp_path / "out", split="none")
@@ -476,31 +434,6 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch):
         thread.join()
     assert len(calls) == 1
     verify(tmp_path / "out")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
-    prepared._prepared.cache_clear()
-    yield tmp_path / "cache"
-    prepared._prepared.cache_clear()
-
-
-def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
-    source = write_jsonl(tmp_path / "tales.jsonl", documents())
-    data = Prepared(source=source, tokenizer="bpe:300", validation="tail:0.1", prefetch=5)
-    assert not cache.exists()
-    plain = data.resolve()
-    assert type(plain) is TokenShards
-    assert plain.prefetch == 5
-    assert plain.path.startswith(f"{cache}/tales-bpe-300-")
-    assert verify(plain.path).tokenizer == "bpe-300"
-    assert len(data.split("train")) == data.manifest().splits["train"].tokens
-    assert capsys.readouterr().out.count("documents") == 2
-    prepared._prepared.cache_clear()
-    assert data.resolve() == plain
-    assert Prepared(source=source, tokenizer="bytes", validation="tail:0.1").resolve().path != plain.path
-    assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
 
 
 def test_nothing_below_one(tmp_path):

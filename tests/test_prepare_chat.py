@@ -95,7 +95,7 @@ def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
     windows = open_windows(stream, 16, packing, end_of_text=tok.end_of_text)
-    _, targets, scored = windows.read(np.arange(len(windows)))
+    _, targets, scored, _ = windows.read(np.arange(len(windows)))
     seen = 16 * len(windows) + 1 if packing == "straight" else len(stream)
     expected = stream.read(0, seen)[stream.scored[:seen] == 1]
     assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
@@ -190,9 +190,11 @@ def test_done_once_is_done(tmp_path, run, capsys):
     source = write(tmp_path / "chat.jsonl", map(line, many(30)))
     first = run(source)
     made = (tmp_path / "out/train.scored").stat().st_mtime_ns
-    assert run(source, strict=True) == first
+    assert run(source) == first
     assert (tmp_path / "out/train.scored").stat().st_mtime_ns == made
     assert "already prepared" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another request \(strict differ\)"):
+        run(source, strict=True)
     with pytest.raises(UserError, match=r"another request \(max_document_tokens differ\)"):
         run(source, max_document_tokens=20)
     assert run(source, max_document_tokens=20, overwrite=True) != first

@@ -85,10 +85,12 @@ def test_of_a_repository_laid_out_as_the_hub_does_the_right_files_are_read(name,
         files[f"{path}.parquet"] = buffer.getvalue()
     with serving(Hub(repository, {"README.md": b"", **files})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        texts = list(open_source(name).documents(Counter()))
+        texts = [str(document, "utf-8") for document in open_source(name).documents(Counter())]
         assert texts == [f"{paths[i]}\n" for i in CHOSEN[name]]
         if validation := open_recipe(name).validation_source:
-            assert [text.split("/")[1][:10] for text in open_source(validation).documents(Counter())] == ["validation"]
+            assert [text.split(b"/")[1][:10] for text in map(bytes, open_source(validation).documents(Counter()))] == [
+                b"validation"
+            ]
 
 
 def test_a_surprise_is_told():

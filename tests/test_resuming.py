@@ -23,8 +23,8 @@ from gptjax.integrity import verify
 
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
 SMALL = {
-    (pieces, "PIECE_CHARACTERS"): 1000,
-    (encoding, "BATCH_CHARACTERS"): 2000,
+    (pieces, "PIECE_BYTES"): 1000,
+    (encoding, "BATCH_BYTES"): 2000,
     (encoding, "BATCHES_WORTH_A_POOL"): 2,
 }
 CHILD = """
@@ -39,7 +39,7 @@ def slowly(*args, **kwargs):  # so that there is something left to be killed
         yield step
 
 if __name__ == "__main__":
-    pieces.PIECE_CHARACTERS, encoding.BATCH_CHARACTERS, encoding.BATCHES_WORTH_A_POOL = 1000, 2000, 2
+    pieces.PIECE_BYTES, encoding.BATCH_BYTES, encoding.BATCHES_WORTH_A_POOL = 1000, 2000, 2
     resuming.SECONDS_BETWEEN_RECORDS, door.encode_all = 0, slowly
     options = json.loads(sys.argv[1])
     prepare(Prepare(**options | {"output": Path(options["output"])}))

@@ -7,7 +7,8 @@ import pytest
 from gptjax import sample as door
 from gptjax.errors import UserError
 from gptjax.generation import generate
-from gptjax.model import GPT, GPTConfig
+from gptjax.gpt_config import GPTConfig
+from gptjax.model import GPT
 from gptjax.run import write_run
 from gptjax.sample import Sample, first_tokens, main, sample
 from gptjax.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars

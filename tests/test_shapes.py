@@ -13,7 +13,11 @@ from gptjax.shapes import matrix_axes, role
         ("HKD", "matrix"),
         ("DF", "matrix"),
         ("FD", "matrix"),
+        ("VE", "value_embedding"),
         ("D", "vector"),
+        ("", "vector"),
+        ("SHK", "vector"),
+        ("H", "vector"),
         ("F", "vector"),
         ("CHK", "vector"),
     ],
@@ -25,5 +29,8 @@ def test_letters_say_what_part_a_weight_plays(letters, wanted):
 def test_letters_say_which_axes_lead_in_and_out():
     assert matrix_axes("DCHK") == ((0,), (2, 3))
     assert matrix_axes("HKD") == ((0, 1), (2,))
+    assert matrix_axes("DCHK", heads=True) == ((0,), (3,))
+    assert matrix_axes("HKD", heads=True) == ((0, 1), (2,))
+    assert matrix_axes("DF", heads=True) == ((0,), (1,))
     assert matrix_axes("DF") == ((0,), (1,))
     assert matrix_axes("FD") == ((0,), (1,))

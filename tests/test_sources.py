@@ -42,7 +42,7 @@ def test_strict_reaches_the_files(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n\n{"text": "cut\n{"text": "b"}\n')
     for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
         notes = Counter()
-        assert "".join(open_source(spec).documents(notes)).replace("\n", "") == "ab"
+        assert b"".join(open_source(spec).documents(notes)).replace(b"\n", b"") == b"ab"
         assert notes == {BROKEN: 1}
         with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
             list(open_source(spec, strict=True).documents(Counter()))
@@ -61,7 +61,7 @@ def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
     assert type(open_source("wikipedia")) is HubFiles
     source = open_source("./wikipedia")
     assert type(source) is Files
-    assert list(source.documents(Counter())) == ["a file"]
+    assert list(source.documents(Counter())) == [b"a file"]
 
 
 @pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])

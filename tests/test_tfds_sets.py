@@ -54,7 +54,7 @@ def there(prepared, monkeypatch):
 
 
 def story(i):
-    return "caf\ufffd" if i == 7 else f"story {i} é\r\n"
+    return ("caf\ufffd" if i == 7 else f"story {i} é\r\n").encode()
 
 
 def test_a_set_by_name(there):
@@ -76,13 +76,13 @@ def test_a_set_by_name(there):
     ],
 )
 def test_splits_versions_and_the_only_text(there, spec, expected):
-    assert list(open_tfds(f"tfds:{spec}", strict=True).documents(Counter())) == [story(i) for i in expected]
+    assert list(open_tfds(f"tfds:{spec}", strict=False).documents(Counter())) == [story(i) for i in expected]
 
 
 def test_tensorflow_and_jax_stay_asleep(there):
     program = (
         "import sys; from collections import Counter; from data_pipelines.sources import open_source\n"
-        "assert next(open_source('tfds:gptjaxtales/two').documents(Counter())).startswith('story 0')\n"
+        "assert next(open_source('tfds:gptjaxtales/two').documents(Counter())).startswith(b'story 0')\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import tokenizers
 
 from data_pipelines import train_tokenizer as module
 from data_pipelines.extend_tokenizer import ExtendTokenizer, extend
-from data_pipelines.train_tokenizer import TrainTokenizer, cut_at_spaces, first_bytes, special_names, train, train_bpe
+from data_pipelines.train_tokenizer import TrainTokenizer, first_bytes, special_names, train, train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import Bytes, Chars, load_tokenizer
 
@@ -71,7 +71,7 @@ def test_the_list_of_special_tokens():
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
 def test_a_text_in_pieces_teaches_the_same(monkeypatch, pattern):
     whole = train_bpe(["".join(texts())], vocab_size=350, pattern=pattern)
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(module, "PIECE_BYTES", 100)
     assert train_bpe(["".join(texts())], vocab_size=350, pattern=pattern).fingerprint == whole.fingerprint
 
 
@@ -83,20 +83,11 @@ def test_cores_do_not_matter(monkeypatch):
     assert made[0] == made[1]
 
 
-def test_pieces_are_the_text_and_short(monkeypatch):
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", 10)
-    for text in ["", "short", "one two three four five six", "x" * 35, " " * 25, "a " * 20 + "y" * 30]:
-        cut = list(cut_at_spaces(text))
-        assert "".join(cut) == text
-        assert all(0 < len(piece) <= 10 for piece in cut) or text == ""
-    assert list(cut_at_spaces("one two three four")) == ["one two", " three", " four"]
-
-
 def test_so_many_bytes_and_no_more():
-    assert list(first_bytes(["abc", "def"], 10**9)) == ["abc", "def"]
-    assert list(first_bytes(["abc", "def", "ghi"], 5)) == ["abc", "de"]
-    assert list(first_bytes(["abc", "def"], 3)) == ["abc"]
-    assert "".join(first_bytes(["é☕", "x"], 4)) == "é"
+    assert list(first_bytes([b"abc", b"def"], 10**9)) == ["abc", "def"]
+    assert list(first_bytes([b"abc", b"def", b"ghi"], 5)) == ["abc", "de"]
+    assert list(first_bytes([b"abc", b"def"], 3)) == ["abc"]
+    assert "".join(first_bytes(["é☕".encode(), b"x"], 4)) == "é"
 
 
 def test_only_the_beginning_is_read(tmp_path):
@@ -114,7 +105,7 @@ def test_only_the_beginning_is_read(tmp_path):
     assert everything.fingerprint != made[0].fingerprint
 
     def endless():
-        yield from early
+        yield from (text.encode() for text in early)
         raise AssertionError("read too far")
 
     assert train_bpe(first_bytes(endless(), size), vocab_size=300).fingerprint == made[0].fingerprint

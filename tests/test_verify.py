@@ -102,6 +102,14 @@ def test_documents_that_begin_elsewhere(directory):
         verify_directory(Verify(directory))
 
 
+def test_bytes_are_counted_anew(directory):
+    content = json.loads((directory / "manifest.json").read_text())
+    content["splits"]["val"]["bytes"] += 1
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"\(val\): its tokens stand for [\d,]+ bytes of text, manifest\.json says"):
+        verify_directory(Verify(directory))
+
+
 def test_marks_are_0_or_1(directory):
     manifest = read_manifest(directory)
     assert manifest is not None

@@ -18,6 +18,7 @@ ARTICLES = [
     ORIGINAL[ORIGINAL.index(" \n = ? =") : ORIGINAL.index(" \n = 1 = 2")],
     ORIGINAL[ORIGINAL.index(" \n = 1 = 2") :],
 ]
+ARTICLES = [article.encode() for article in ARTICLES]
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Given:
     name: str = "given"
 
     def documents(self, notes):
-        return iter(self.texts)
+        return (text.encode() for text in self.texts)
 
     def identity(self):
         return {"source": "given"}
@@ -41,13 +42,13 @@ def rows(text):
 def test_rows_and_whole_files_become_the_same_articles(texts):
     articles = list(Articles(Given(texts)).documents(Counter()))
     assert articles == ARTICLES
-    assert "".join(articles) == ORIGINAL
+    assert b"".join(articles) == ORIGINAL.encode()
 
 
 def test_no_title_and_no_text():
     assert list(Articles(Given([])).documents(Counter())) == []
-    assert list(Articles(Given(["just text"])).documents(Counter())) == ["just text\n"]
-    assert list(Articles(Given(["one\ntwo"])).documents(Counter())) == ["one\ntwo"]
+    assert list(Articles(Given(["just text"])).documents(Counter())) == [b"just text\n"]
+    assert list(Articles(Given(["one\ntwo"])).documents(Counter())) == [b"one\ntwo"]
 
 
 def test_by_its_spec(tmp_path):

@@ -45,7 +45,7 @@ def documents_of(tokens):
 def test_straight_rows_predict_every_token_once(stream):
     windows = Straight(stream, CONTEXT)
     tokens = all_tokens(stream)
-    rows, targets, scored = windows.read(np.arange(len(windows)))
+    rows, targets, scored, _ = windows.read(np.arange(len(windows)))
     assert scored is None
     assert rows.shape == targets.shape == (len(windows), CONTEXT)
     np.testing.assert_array_equal(rows.reshape(-1), tokens[: rows.size])
@@ -57,7 +57,7 @@ def test_straight_rows_predict_every_token_once(stream):
 
 def test_rows_at_documents_begin_with_one_and_the_share_that_is_dropped_is_told(stream):
     windows = AtDocuments(stream, CONTEXT, end_of_text=END)
-    rows, targets, scored = windows.read(np.arange(len(windows)))
+    rows, targets, scored, _ = windows.read(np.arange(len(windows)))
     assert scored is None
     assert (rows[:, 0] == END).all()
     np.testing.assert_array_equal(rows[:, 1:], targets[:, :-1])
@@ -76,7 +76,7 @@ def test_best_fit_predicts_every_token_and_every_end_once_and_nothing_else(strea
     """What follows a token is what follows it in its document, and the end of text after the last."""
     windows = BestFit(stream, CONTEXT, end_of_text=END)
     numbers = np.arange(len(windows))
-    (rows, targets, scored), (segments, positions) = windows.read(numbers), windows.documents(numbers)
+    rows, targets, scored, (segments, positions) = windows.read(numbers, documents=True)
     predicted = [
         (*row[t - position[t] : t + 1], target[t])
         for row, target, mask, position in zip(rows.tolist(), targets.tolist(), scored, positions, strict=True)
@@ -98,8 +98,8 @@ def test_best_fit_predicts_every_token_and_every_end_once_and_nothing_else(strea
 def test_segments_and_positions_are_those_of_a_loop(stream, kind):
     windows = kind(stream, CONTEXT, end_of_text=END)
     numbers = np.random.default_rng(0).permutation(len(windows))
-    rows = windows.read(numbers).tokens
-    segments, positions = windows.documents(numbers)
+    rows, _, _, (segments, positions) = windows.read(numbers, documents=True)
+    assert windows.read(numbers).documents is None
     begins = (rows == END).tolist()
     filled = [CONTEXT] * len(rows)
     if kind is BestFit:  # the rest of a long document begins in the middle of it
@@ -124,7 +124,7 @@ def test_without_an_end_of_text_no_document_is_predicted_from_another(tmp_path):
     starts = {("train", "documents"): np.array([0, 3, 6])}
     path = write_shards(tmp_path / "shards", {"train": [np.concatenate(documents)]}, own=tokenizer(), companions=starts)
     windows = open_windows(open_split(path, "train"), CONTEXT, "best_fit", end_of_text=None)
-    _, targets, scored = windows.read(np.array([0]))
+    _, targets, scored, _ = windows.read(np.array([0]))
     assert len(windows) == 1
     assert sorted(targets[scored].tolist()) == [2, 3, 12, 13, 22]
 
@@ -138,10 +138,10 @@ def test_marks_of_what_is_scored_are_kept(tmp_path, packing):
     beside = {("train", "documents"): starts, ("train", "scored"): marks}
     path = write_shards(tmp_path / "shards", {"train": [tokens]}, own=tokenizer(), companions=beside)
     windows = open_windows(open_split(path, "train"), CONTEXT, packing, end_of_text=END)
-    _, targets, scored = windows.read(np.arange(len(windows)))
+    _, targets, scored, documents = windows.read(np.arange(len(windows)), documents=True)
     wanted = targets % 3 == 1
     if packing == "best_fit":
-        wanted &= windows.documents(np.arange(len(windows))).segments > 0
+        wanted &= documents.segments > 0
     np.testing.assert_array_equal(scored, wanted)
 
 

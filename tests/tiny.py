@@ -12,9 +12,9 @@ import numpy as np
 from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch, TokenShards
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile
-from gptjax.model import GPTConfig
 from gptjax.optim import AdamW
 from gptjax.schedules import Cosine
 from gptjax.shards import file_sha256, write_shard

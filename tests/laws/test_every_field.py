@@ -25,23 +25,34 @@ from gptjax.config import CLASSES, TrainConfig
 from gptjax.data import Batch, Mixture, Part, TokenShards, fingerprint, validation_of
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Material, Samples, ValidationLoss
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.logbook import Log
-from gptjax.model import GPT, GPTConfig, abstract
+from gptjax.model import GPT, abstract
 from gptjax.objective import NextToken
-from gptjax.optim import AdamW, Muon
+from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import to_json
 from gptjax.stages import Stage
 from gptjax.stopping import Patience
 from gptjax.train import fingerprints, opened_batches, prepared, resumed, step_of
 
+MODERN = {
+    "positions": "rotary",
+    "windows": "LS",
+    "short_window": 9,
+    "x0_mix": True,
+    "value_embeddings": "0.",
+    "softcap": 30.0,
+    "layers": "auto",
+}
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A config in which every part is at work: dropout, an untied head, a schedule that falls."""
     shards = write_text_shards(tmp_path_factory.mktemp("fields") / "shards", lines=30)
-    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, "positions": "rotary"})
+    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, **MODERN})
     return replace(config, optimizer=AdamW(schedule=Cosine(warmup=2)))
 
 
@@ -61,8 +72,10 @@ SECTIONS = {
     Part: lambda base: mixture(base).parts[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
-    Muon: lambda base: Muon(schedule=Constant(), dtype="float32"),
+    Muon: lambda base: Muon(schedule=Constant(), dtype="float32", weight_decay=0.1),
     Average: lambda base: Average(),
+    Adam: lambda base: Adam(0.1),
+    Named: lambda base: Named("tokens", Adam(0.1)),
     Layout: lambda base: Layout(),
     Checkpoint: lambda base: Checkpoint(keep=2),
     ValidationLoss: lambda base: ValidationLoss(),
@@ -88,6 +101,9 @@ def placed(base, section):
         return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
     if cls is Stage:
         return replace(base, stages=(section,))
+    if cls in (Adam, Named):
+        own = {"head": section} if cls is Adam else {"named": (section,)}
+        return replace(base, optimizer=replace(base.optimizer, **own))
     if cls in HOMES:
         return replace(base, **{HOMES[cls]: section})
     if cls in (ValidationLoss, Samples, Bigram):
@@ -269,13 +285,32 @@ PROGRAM = {
         "gated": True,
         "softcap": 15.0,
         "zero_init": True,
+        "embedding_norm": True,
+        "kv_heads": 1,
+        "windows": "S",
+        "long_window": 5,
+        "short_window": 7,
+        "sinks": 3,
+        "document_mask": True,
+        "unet": "learned",
+        "x0_mix": False,
+        "residual_init": (1.0, 0.5),
+        "x0_init": (0.5, 0.5),
+        "value_residual": True,
+        "value_embeddings": "01",
+        "value_gate": True,
+        "softcap_curve": "sqrt",
+        "init": "fan_in",
+        "embedding_std": 0.5,
+        "head_std": 0.5,
+        "mlp_init": 0.5,
         "dtype": "bfloat16",
         "head_dtype": "bfloat16",
         "attention": "cudnn",
         "remat": "full",
         "layers": "unroll",
     },
-    NextToken: {"chunk_tokens": 32},
+    NextToken: {"chunk_tokens": 32, "z_loss": 1e-4},
     AdamW: {
         "learning_rate": 0.1,
         "beta1": 0.8,
@@ -283,24 +318,30 @@ PROGRAM = {
         "epsilon": 1e-3,
         "weight_decay": 0.3,
         "clip_norm": None,
-        "embedding_rate": 2.0,
-        "head_rate": 2.0,
-        "vector_rate": 2.0,
+        "named": (Named("tokens", Adam(0.5)),),
     },
+    Adam: {"learning_rate": 0.2, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-3, "weight_decay": 0.3},
+    Named: {"weight": "head"},
     Muon: {
         "learning_rate": 0.1,
         "momentum": 0.8,
+        "momentum_low": 0.8,
         "nesterov": False,
         "iterations": 4,
+        "coefficients": "polar_express",
         "dtype": "bfloat16",
+        "scaling": "rms",
+        "split": "heads",
+        "equilibrate": True,
+        "normuon_beta2": 0.9,
         "weight_decay": 0.3,
-        "embedding_learning_rate": 0.1,
-        "head_learning_rate": 0.1,
-        "vector_learning_rate": 0.1,
+        "cautious": True,
+        "adam_learning_rate": 0.1,
         "beta1": 0.8,
         "beta2": 0.8,
         "epsilon": 1e-3,
         "clip_norm": 1.0,
+        "named": (Named("tokens", Adam(0.5)),),
     },
     Average: {"decay": 0.9, "fraction": 0.5},
     Layout: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
@@ -348,6 +389,11 @@ ELSEWHERE = {
         "wandb_project": ("other", "the log"),
     },
 }
+BESIDE = {
+    (Log, "wandb_project"): {"wandb": "offline"},
+    (GPTConfig, "layers"): {"windows": "L", "value_embeddings": ""},
+}
+"""What other fields must be for a field to matter."""
 FIELDS = {(cls, name): (value, "the program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in ELSEWHERE.items() for name, line in names.items()}
 REFUSED = {(GPTConfig, "attention"), (TokenShards, "path"), (TokenShards, "format"), (TrainConfig, "start_from")}
@@ -373,8 +419,7 @@ def test_changing_it_is_seen(base, tmp_path, capsys, cls, name):
     value, where = FIELDS[cls, name]
     section = SECTIONS[cls](base)
     assert value != getattr(section, name)
-    if name == "wandb_project":
-        section = replace(section, wandb="offline")
+    section = replace(section, **BESIDE.get((cls, name), {}))
 
     def seen(section, directory):
         directory.mkdir()

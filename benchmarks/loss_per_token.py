@@ -1,0 +1,247 @@
+"""How many tokens, and seconds, a modern recipe needs for the loss of GPT-2 with AdamW, at equal size, batch and text.
+
+    python benchmarks/loss_per_token.py --output=runs/loss_per_token                       # the embedded text
+    python benchmarks/loss_per_token.py --output=runs/loss_per_token --data=data/books      # any prepared shards
+    python benchmarks/loss_per_token.py --output=... --baseline=gpt2_124m --modern=speedrun_162m --data=...
+
+Both recipes get the best learning rate of a grid, by seed 1337 alone, and then several seeds. A schedule that falls
+makes the middle of a run worth little, so tokens are compared between whole runs of several lengths. Every run is a
+directory of its own that is left alone if it is finished: the same command goes on where it was stopped. Prints tables
+and writes loss_per_token.png beside the runs.
+"""
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from gptjax.config import CLASSES, TrainConfig, load_config
+from gptjax.evals import ValidationLoss
+from gptjax.model import num_parameters
+from gptjax.optim import AdamW, Muon
+from gptjax.settings import from_json, to_json
+from gptjax.train import train
+
+Change = Callable[[TrainConfig], TrainConfig]
+
+
+def of_model(**fields: object) -> Change:
+    return lambda config: replace(config, model=replace(config.model, **fields))
+
+
+def of_optimizer(**fields: object) -> Change:
+    return lambda config: replace(config, optimizer=replace(config.optimizer, **fields))
+
+
+WITHOUT: dict[str, Change] = {
+    "rotary positions": of_model(positions="learned"),
+    "RMSNorm without gain": of_model(norm="layer", norm_gain=True),
+    "QK-norm": of_model(qk_norm=False),
+    "squared ReLU": of_model(activation="gelu_tanh"),
+    "zero-initialised projections": of_model(zero_init=False),
+    "the long decay": lambda config: of_optimizer(schedule=load_config("gpt2_cpu").optimizer.schedule)(config),
+}
+"""The modern recipe with GPT-2's way in one place."""
+WITH: dict[str, Change] = {
+    "U-Net skips": of_model(unet="plain"),
+    "x0 in every block": of_model(x0_mix=True),
+    "value residual": of_model(value_residual=True),
+    "logits capped at 15": of_model(softcap=15.0),
+    "RMSNorm of embeddings": of_model(embedding_norm=True),
+    "4 attention sinks": of_model(sinks=4),
+    "NorMuon": of_optimizer(normuon_beta2=0.95),
+    "Polar Express": of_optimizer(coefficients="polar_express"),
+    "cautious decay 0.1": of_optimizer(weight_decay=0.1, cautious=True),
+}
+"""The modern recipe with one thing more."""
+
+
+@dataclass(frozen=True)
+class LossPerToken:
+    """What is compared, and how often."""
+
+    output: Path
+    """Directory of the runs, the table and the plot."""
+    data: str | None = None
+    """Directory of prepared shards; by default what the recipes name."""
+    baseline: str = "gpt2_cpu"
+    modern: str = "modern_cpu"
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    """AdamW's learning rates for the baseline."""
+    modern_rates: tuple[float, ...] = (0.01, 0.02, 0.04)
+    """Muon's and Adam's learning rates for the modern recipe."""
+    adamw_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    """AdamW's learning rates for the modern model, as an ingredient."""
+    lengths: tuple[float, ...] = (0.3, 0.4, 0.5)
+    """Lengths of the modern runs, as parts of the baseline's steps."""
+    seeds: tuple[int, ...] = (1337, 1, 2)
+    ablation: bool = True
+    """Whether each ingredient is measured by itself."""
+    validation: int = 131_072
+    """Validation tokens that every run is judged on."""
+    run: str | None = None
+    """(For the benchmark itself: a file with the config of the one run to train.)"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run came to."""
+
+    loss: float
+    seconds: float
+    curve: list[tuple[int, float]]
+    """(tokens, validation loss)"""
+
+
+class Bench:
+    """The runs, each made once."""
+
+    def __init__(self, asked: LossPerToken) -> None:
+        self.asked = asked
+        self.baseline, self.modern = (self.prepared(load_config(name)) for name in (asked.baseline, asked.modern))
+
+    def prepared(self, config: TrainConfig) -> TrainConfig:
+        """A recipe on the asked data, in the asked place."""
+        data = config.data if self.asked.data is None else replace(config.data, path=self.asked.data)
+        return replace(config, data=data.resolve(), output_dir=str(self.asked.output))
+
+    def at(self, config: TrainConfig, *, rate: float, seed: int = 1337, part: float = 1.0) -> TrainConfig:
+        """A recipe at a learning rate, a seed and a length, which is a part of the baseline's steps."""
+        rates = {"learning_rate": rate}
+        if isinstance(config.optimizer, Muon):
+            rates |= {"adam_learning_rate": rate * config.optimizer.adam_learning_rate / config.optimizer.learning_rate}
+        optimizer = replace(config.optimizer, **rates)
+        steps = round(part * self.baseline.steps)
+        evals = (ValidationLoss(every=max(1, steps // 4), tokens=self.asked.validation),)
+        return replace(config, optimizer=optimizer, seed=seed, steps=steps, evals=evals)
+
+    def result(self, name: str, config: TrainConfig) -> Result:
+        """Train, unless it is done, in a process of its own; the last validation loss and the training seconds."""
+        config = replace(config, name=name.replace(" ", "-").replace("/", "-"))
+        directory = self.asked.output / config.name
+        if not (directory / "done").exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            wanted = directory / "wanted.json"
+            wanted.write_text(json.dumps(to_json(config)))
+            command = [sys.executable, __file__, f"--output={self.asked.output}", f"--run={wanted}"]
+            with (directory / "log.txt").open("w") as log:
+                subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+            (directory / "done").touch()
+        records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        curve = [(record["tokens"], record["val_loss"]) for record in records if "val_loss" in record]
+        seconds = max(record["seconds"] for record in records if "seconds" in record)
+        print(
+            f"{config.name:<44} {curve[-1][1]:.4f} nats  {curve[-1][0] / 1e6:6.2f} M tokens  {seconds:6.0f} s",
+            flush=True,
+        )
+        return Result(curve[-1][1], seconds, curve)
+
+    def best_rate(self, name: str, config: TrainConfig, rates: tuple[float, ...], *, part: float) -> float:
+        found = {
+            rate: self.result(f"{name} {rate:g} x{part:g}", self.at(config, rate=rate, part=part)) for rate in rates
+        }
+        return min(found, key=lambda rate: found[rate].loss)
+
+    def seeds(self, name: str, config: TrainConfig, *, rate: float, part: float) -> list[Result]:
+        """One result for each seed; the first is the one that chose the rate."""
+
+        def named(seed: int) -> str:
+            return f"{name} {rate:g} x{part:g}" + ("" if seed == 1337 else f" seed {seed}")
+
+        return [self.result(named(seed), self.at(config, rate=rate, seed=seed, part=part)) for seed in self.asked.seeds]
+
+
+def main() -> None:
+    asked = tyro.cli(LossPerToken, description=__doc__)
+    if asked.run is not None:
+        raise SystemExit(train(from_json(json.loads(Path(asked.run).read_text()), CLASSES)))
+    bench = Bench(asked)
+    sizes = [num_parameters(config.model) for config in (bench.baseline, bench.modern)]
+    print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%}); tokens a step", end=" ")
+    print(f"{bench.baseline.tokens(1):,} and {bench.modern.tokens(1):,}\n")
+
+    rate = bench.best_rate("baseline", bench.baseline, asked.rates, part=1.0)
+    baseline = bench.seeds("baseline", bench.baseline, rate=rate, part=1.0)
+    longest = asked.lengths[-1]
+    modern_rate = bench.best_rate("modern", bench.modern, asked.modern_rates, part=longest)
+    modern = {part: bench.seeds("modern", bench.modern, rate=modern_rate, part=part) for part in asked.lengths}
+
+    target = statistics.mean(run.loss for run in baseline)
+    print(f"\nbaseline at {rate:g}: {described(baseline)}")
+    for part, runs in modern.items():
+        seconds = statistics.mean(run.seconds for run in runs) / statistics.mean(run.seconds for run in baseline)
+        print(f"modern at {modern_rate:g}, {part:g} × the tokens, {seconds:.2f} × the seconds: {described(runs)}")
+    means = {part: statistics.mean(run.loss for run in runs) for part, runs in modern.items()}
+    needed = crossing(means, target)
+    print(f"the baseline's loss is reached with {needed} of its tokens\n")
+    plot(asked.output / "loss_per_token.png", bench, baseline, modern)
+    if asked.ablation:
+        ablate(bench, modern_rate, part=longest, whole=modern[longest][0].loss)
+
+
+def ablate(bench: Bench, rate: float, *, part: float, whole: float) -> None:
+    """Each ingredient taken out or put in, by one seed: what it adds to the loss."""
+    rows = {"AdamW instead of Muon": adamw_instead(bench, part)}
+    for title, changes in (("without", WITHOUT), ("with", WITH)):
+        for name, change in changes.items():
+            config = bench.at(change(bench.modern), rate=rate, part=part)
+            rows[f"{title} {name}"] = bench.result(f"{title} {name}", config)
+    print(f"\n{'modern recipe':<44} {whole:.4f}")
+    for name, run in rows.items():
+        print(f"{name:<44} {run.loss:.4f}  {run.loss - whole:+.4f}")
+
+
+def adamw_instead(bench: Bench, part: float) -> Result:
+    """The modern model with AdamW, at its own best rate."""
+    schedule = bench.modern.optimizer.schedule
+    config = replace(bench.modern, optimizer=AdamW(schedule=schedule, beta2=bench.baseline.optimizer.beta2))
+    rate = bench.best_rate("adamw", config, bench.asked.adamw_rates, part=part)
+    return bench.result(f"adamw {rate:g} x{part:g}", bench.at(config, rate=rate, part=part))
+
+
+def described(runs: list[Result]) -> str:
+    losses = [run.loss for run in runs]
+    spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+    return f"{statistics.mean(losses):.4f}{spread} nats ({len(losses)} seeds)"
+
+
+def crossing(means: dict[float, float], target: float) -> str:
+    """The length at which the mean losses cross the target, by a straight line between two lengths."""
+    parts = sorted(means)
+    if means[parts[0]] <= target:
+        return f"less than {parts[0]:g}"
+    for short, long in itertools.pairwise(parts):
+        if means[long] <= target:
+            return f"{short + (long - short) * (means[short] - target) / (means[short] - means[long]):.2f}"
+    return f"more than {parts[-1]:g}"
+
+
+def plot(path: Path, bench: Bench, baseline: list[Result], modern: dict[float, list[Result]]) -> None:
+    """Final losses over tokens, and how the first seed of each came there."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    everything = {"GPT-2, AdamW": [baseline], "modern recipe": list(modern.values())}
+    for colour, (label, groups) in zip(("tab:gray", "tab:orange"), everything.items(), strict=True):
+        for runs in groups:
+            axes.plot(*zip(*[(n / 1e6, loss) for n, loss in runs[0].curve[1:]], strict=True), color=colour, alpha=0.4)
+            ends = [(run.curve[-1][0] / 1e6, run.loss) for run in runs]
+            axes.scatter(*zip(*ends, strict=True), color=colour, s=12, label=label if runs is groups[0] else None)
+    axes.axhline(statistics.mean(run.loss for run in baseline), color="tab:gray", linewidth=0.5)
+    axes.set(xlabel="tokens (millions)", ylabel="validation loss (nats a token)", title=bench.modern.data.path)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    print(f"{path}")
+
+
+if __name__ == "__main__":
+    main()

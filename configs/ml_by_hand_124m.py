@@ -1,0 +1,39 @@
+"""GPT-2 124M with a tokenizer of its own: a BPE of 50,257 trained from scratch, then 27.5 B tokens.
+
+    python -m data_pipelines.train_tokenizer --source=openwebtext --vocab-size=50257 --output=data/own_bpe
+    python -m data_pipelines.prepare --source=openwebtext --tokenizer=data/own_bpe/tokenizer.json --output=data/own_bpe
+    bash launch/gpu_node.sh --config=configs/ml_by_hand_124m.py
+
+Data      OpenWebText, or any text, in our own tokens: bits per byte can be compared with GPT-2's, nats per token can't
+Model     GPT-2 124M as published: learned positions, biases, a tied head
+Optimizer 56,000 steps of 491,520 tokens; AdamW at 6e-4 with decay of every weight, cosine over 600,000 steps
+Hardware  8 A100
+Published ml-by-hand: validation loss 2.764 and 3.99 bits a token on its own tokens; LAMBADA 0.299, WikiText-103 1.004
+          bits a byte
+Measured  not yet by us
+"""
+
+from gptjax.checkpoint import Checkpoint
+from gptjax.config import TrainConfig
+from gptjax.data import Batch, TokenShards
+from gptjax.evals import Samples, ValidationLoss
+from gptjax.gpt_config import GPTConfig
+from gptjax.optim import Adam, AdamW
+from gptjax.schedules import Cosine
+
+config = TrainConfig(
+    name="ml_by_hand_124m",
+    steps=56_000,
+    batch=Batch(sequences=480, accumulate=1),
+    model=GPTConfig(vocab_size=50257),
+    data=TokenShards(path="data/own_bpe"),
+    optimizer=AdamW(
+        learning_rate=6e-4,
+        epsilon=1e-7,
+        weight_decay=0.1,
+        vector=Adam(weight_decay=0.1),
+        schedule=Cosine(warmup=1000, floor=1 / 6, decay_steps=600_000),
+    ),
+    checkpoint=Checkpoint(every=2000),
+    evals=(ValidationLoss(every=1000, tokens=6_144_000, sequences=64), Samples(every=10_000)),
+)

@@ -1,0 +1,39 @@
+"""The same size, text and batch as gpt2_cpu, by a modern recipe: its loss in less than half of its tokens.
+
+    python -m gptjax.train --config=configs/modern_cpu.py
+    python -m gptjax.train --config=configs/modern_cpu.py --data.source=books.txt              # your own text
+
+Data      as gpt2_cpu
+Model     as gpt2_cpu, but rotary positions, RMSNorm without gain, QK-norm and squared ReLU; projections start at zero,
+          and the MLP has what the table of positions had: 1.3 M parameters
+Optimizer 600 steps of 2,048 tokens; Muon and Adam, linear to zero over the last 60 %
+Measured  not yet by us
+"""
+
+from dataclasses import replace
+
+from configs.gpt2_cpu import config as base
+from gptjax.optim import Muon
+from gptjax.schedules import WarmupStableDecay
+
+config = replace(
+    base,
+    name="modern_cpu",
+    steps=600,
+    model=replace(
+        base.model,
+        mlp_width=544,
+        activation="relu2",
+        positions="rotary",
+        norm="rms",
+        norm_gain=False,
+        qk_norm=True,
+        zero_init=True,
+    ),
+    optimizer=Muon(
+        learning_rate=0.02,
+        adam_learning_rate=0.02,
+        schedule=WarmupStableDecay(warmup=20, decay_fraction=0.6),
+        dtype="float32",
+    ),
+)

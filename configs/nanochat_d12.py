@@ -1,0 +1,118 @@
+"""nanochat's pretraining by one number, the depth: width, heads, tokens, batch and learning rates follow from it.
+
+    python -m data_pipelines.train_tokenizer --source=fineweb_edu_10b --vocab-size=32768 --pattern=gpt4 \\
+        --output=data/fineweb_edu
+    python -m data_pipelines.prepare --source=fineweb_edu_10b --tokenizer=data/fineweb_edu/tokenizer.json \\
+        --output=data/fineweb_edu
+    bash launch/gpu_node.sh --config=configs/nanochat_d12.py
+
+Another depth is a file of two lines: `from configs.nanochat_d12 import nanochat` and `config = nanochat(20)`.
+
+Data      any text in 32,768 tokens of our own, packed at documents by best fit
+Model     depth 12: 12 layers × 768, 6 heads of 128, context 2,048, windows SSSL, gated value embeddings in every other
+          layer, 286 M parameters, of which 85 M multiply. Without nanochat's smear gate and mid-layer subtraction
+Optimizer 2,520 steps of 524,288 tokens; NorMuon by Polar Express with cautious decay, Adam for each other group
+Hardware  8 A100 or H100
+Published nanochat's README: about 5 minutes on 8 H100 for d12, its scale for trying things; no loss
+Measured  not yet by us
+"""
+
+import math
+import string
+
+from gptjax.checkpoint import Checkpoint
+from gptjax.config import TrainConfig
+from gptjax.data import Batch, TokenShards
+from gptjax.evals import Samples, ValidationLoss
+from gptjax.gpt_config import GPTConfig
+from gptjax.optim import Adam, Muon, Named
+from gptjax.schedules import Cosine, WarmupStableDecay
+
+VOCABULARY, CONTEXT, TOKENS_PER_WEIGHT = 32_768, 2048, 12
+REFERENCE_BATCH = 2**19
+"""Tokens a step at depth 12, for which the learning rates were tuned."""
+
+
+def width_of(depth: int) -> int:
+    """64 for each layer, in heads of 128."""
+    return math.ceil(64 * depth / 128) * 128
+
+
+def budget(depth: int) -> int:
+    """Training tokens: so many for each weight of the blocks' matrices and of the head."""
+    width = width_of(depth)
+    return TOKENS_PER_WEIGHT * (12 * depth * width**2 + VOCABULARY * width)
+
+
+def nanochat(depth: int) -> TrainConfig:
+    """The run of a depth, by nanochat's rules of August 2026."""
+    width, tokens, growth = width_of(depth), budget(depth), budget(depth) / budget(12)
+    batch = 2 ** round(math.log2(REFERENCE_BATCH * growth**0.383))
+    rate = math.sqrt(batch / REFERENCE_BATCH)
+    wide = rate * math.sqrt(768 / width)
+    # Every other layer has a table of its own, the last among them.
+    tables = [string.ascii_letters[layer] if (depth - layer) % 2 else "." for layer in range(depth)]
+    windows = ["SSSL"[layer % 4] for layer in range(depth - 1)]
+    return TrainConfig(
+        name=f"nanochat_d{depth}",
+        steps=tokens // batch,
+        batch=Batch(sequences=batch // CONTEXT),
+        model=GPTConfig(
+            num_layers=depth,
+            width=width,
+            num_heads=width // 128,
+            context=CONTEXT,
+            vocab_size=VOCABULARY,
+            bias=False,
+            tied=False,
+            activation="relu2",
+            positions="rotary",
+            rotary_base=100_000.0,
+            norm="rms",
+            norm_gain=False,
+            qk_norm=True,
+            embedding_norm=True,
+            attention_scale=1.2**2 / math.sqrt(128),
+            windows="".join([*windows, "L"]),
+            short_window=512,
+            x0_mix=True,
+            residual_init=(1.15, 1.05),
+            x0_init=(0.20, 0.05),
+            value_embeddings="".join(tables),
+            value_gate=True,
+            softcap=15.0,
+            init="fan_in",
+            init_std=1.0,
+            embedding_std=0.8,
+            head_std=0.001,
+            mlp_init=0.4,
+            zero_init=True,
+        ),
+        data=TokenShards(path="data/fineweb_edu", packing="best_fit"),
+        optimizer=Muon(
+            learning_rate=0.02 * rate,
+            momentum=0.97,
+            momentum_low=0.85,
+            momentum_schedule=WarmupStableDecay(warmup=400, decay_fraction=0.65, floor=(0.90 - 0.85) / (0.97 - 0.85)),
+            coefficients="polar_express",
+            equilibrate=True,
+            normuon_beta2=0.9,
+            weight_decay=0.28 * rate / growth,
+            weight_decay_schedule=Cosine(),
+            cautious=True,
+            adam_learning_rate=0.02 * rate,
+            embedding=Adam(0.3 * wide, beta1=0.8, beta2=0.995, weight_decay=0.001),
+            value_embedding=Adam(0.15 * wide, beta1=0.8, beta2=0.995, weight_decay=0.01),
+            head=Adam(0.008 * wide, beta1=0.8, beta2=0.96, weight_decay=0.01),
+            named=(
+                Named("residual_mix", Adam(0.005 * rate, beta1=0.8, beta2=0.95, weight_decay=0.05)),
+                Named("x0_mix", Adam(0.5 * rate, beta1=0.96, beta2=0.95)),
+            ),
+            schedule=WarmupStableDecay(warmup=40, decay_fraction=0.65, floor=0.05),
+        ),
+        checkpoint=Checkpoint(every=500),
+        evals=(ValidationLoss(every=250, tokens=10_485_760, sequences=32), Samples(every=500)),
+    )
+
+
+config = nanochat(12)

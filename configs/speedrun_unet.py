@@ -1,0 +1,60 @@
+"""U-Net skips and twice the learning rate: the speedrun of November 2024, 3.28 on FineWeb with 1.57 B tokens.
+
+    python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
+    bash launch/gpu_node.sh --config=configs/speedrun_unet.py
+    python -m gptjax.train --config=configs/speedrun_unet.py --batch.accumulate=8                      # one GPU
+
+Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged
+Model     12 layers × 768, 6 heads of 128: rotary positions, QK-norm, RMSNorm without gain, squared ReLU, learned U-Net
+          skips, the embeddings mixed into every block, the first layer's values mixed into all, logits capped at 30
+Optimizer 3,000 steps of 524,288 tokens; Muon at 0.04 with momentum 0.85 → 0.95, Adam for each other group; the last 900
+          steps fall to zero
+Hardware  8 A100 or H100
+Published modded-nanogpt, record 11: 3.2753, 145 ms a step on 8 H100, 7.2 minutes. It mixes values by λ and 1 - λ,
+          here the two numbers are learned apart
+Measured  not yet by us
+"""
+
+from dataclasses import replace
+
+from configs.speedrun_track3 import config as base
+from gptjax.gpt_config import GPTConfig
+from gptjax.optim import Adam, Muon
+from gptjax.schedules import Constant, WarmupStableDecay
+
+config = replace(
+    base,
+    name="speedrun_unet",
+    steps=3000,
+    model=GPTConfig(
+        num_layers=12,
+        width=768,
+        num_heads=6,
+        context=1024,
+        vocab_size=50257,
+        bias=False,
+        tied=False,
+        activation="relu2",
+        positions="rotary",
+        norm="rms",
+        norm_gain=False,
+        qk_norm=True,
+        embedding_norm=True,
+        unet="learned",
+        x0_mix=True,
+        value_residual=True,
+        softcap=30.0,
+        init="fan_in",
+        init_std=base.model.init_std,
+        embedding_std=1.0,
+        zero_init=True,
+    ),
+    optimizer=Muon(
+        learning_rate=0.04,
+        momentum_schedule=Constant(warmup=500),
+        embedding=Adam(0.6),
+        head=Adam(0.008),
+        vector=Adam(0.04),
+        schedule=WarmupStableDecay(decay_fraction=0.3),
+    ),
+)

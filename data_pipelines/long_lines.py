@@ -1,0 +1,138 @@
+"""A line of JSON too long to be parsed whole: its long strings are taken out on the way.
+
+The one idea: a string that is longer than `LONG_BYTES` is decoded piece by piece into UTF-8, and a short name stands in
+its place; the line that remains is parsed like any other. So the text is in memory once and the line
+never, though escapes may make the line six times as long as the text.
+"""
+
+import codecs
+import json
+import re
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from data_pipelines.documents import (
+    REPLACED_RECORDS,
+    Document,
+    Notes,
+    broken,
+    document_of_json,
+    mended,
+    read_json,
+    text_of,
+)
+
+# Whole strings and what stands between them.
+_COMPLETE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+# What may be decoded by itself: no escape is cut, and none that is half of a pair is parted from what follows it.
+_HALF = rb"[dD][89abAB]"
+_INSIDE = re.compile(
+    rb'(?:[^"\\]++|\\[^u]|\\u(?!%b)[0-9a-fA-F]{4}|\\u%b[0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4}))*+'
+    % (_HALF, _HALF),
+    re.DOTALL,
+)
+LONG_BYTES = 2**20
+_LONGEST_REST = 16
+"""Bytes: two escapes, of which the second is not complete, or a character."""
+
+
+def document_of_long_line(blocks: Iterable[bytes], notes: Notes, *, strict: bool, where: str) -> Document | None:
+    """The text of one JSON object with a string `text`, as `document_of_json`; the blocks are all of one line."""
+    line, blocks = _LongLine(strict=strict), iter(blocks)
+    try:
+        for block in blocks:
+            line.add(block)
+        if line.is_blank():
+            return None
+        record = line.parsed()
+    except (ValueError, RecursionError) as error:
+        for _ in blocks:
+            pass
+        return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
+    text = text_of(record, notes, strict=strict, where=where)
+    if text is None:
+        return None
+    notes.update(line.notes)
+    if text not in line.strings:
+        return mended(text, notes).encode()
+    document, found = line.strings[text]
+    notes.update(set(found))
+    return document
+
+
+def document_of_record(record: bytes, notes: Notes, *, strict: bool, where: str) -> Document | None:
+    """As `document_of_json`, of a record of any length that is in memory."""
+    if len(record) <= LONG_BYTES:
+        return document_of_json(record, notes, strict=strict, where=where)
+    blocks = (record[begin : begin + LONG_BYTES] for begin in range(0, len(record), LONG_BYTES))
+    return document_of_long_line(blocks, notes, strict=strict, where=where)
+
+
+class _LongLine:
+    """The line as far as it is known; `strings` are its long ones by name, with what was wrong in each."""
+
+    def __init__(self, *, strict: bool) -> None:
+        self.strings: dict[str, tuple[bytearray, Notes]] = {}
+        self.notes: Notes = Counter()
+        self._short, self._rest, self._strict = bytearray(), b"", strict
+        self._name = uuid.uuid4().hex  # no text has it
+        self._open: tuple[bytearray, Notes] | None = None
+
+    def add(self, block: bytes) -> None:
+        data, place = self._rest + block, 0
+        while place < len(data):
+            if self._open is None:
+                end = _end(_COMPLETE, data, place)
+                self._short += data[place:end]
+                place = end
+                if len(data) - place <= LONG_BYTES:  # at the end, or at a string of which too little is known
+                    break
+                name = f"{self._name}{len(self.strings)}"
+                self._open = self.strings[name] = bytearray(), Counter()
+                self._short += f'"{name}"'.encode()
+                place += 1
+            else:
+                end = _end(_INSIDE, data, place)
+                closed = data[end : end + 1] == b'"'
+                place += self._take(data[place:end], whole=closed)
+                if not closed:
+                    break
+                self._open, place = None, end + 1
+        self._rest = data[place:]
+        if self._open is not None and len(self._rest) > _LONGEST_REST:
+            raise ValueError(f"no escape: {self._rest[:_LONGEST_REST]!r}")
+
+    def _take(self, part: bytes, *, whole: bool) -> int:
+        """Decode what is inside of a string, but for a character that is not complete unless `whole`."""
+        assert self._open is not None
+        string, notes = self._open
+        text, read = self._decoded(part, whole=whole)
+        string += mended(json.loads(f'"{text}"'), notes).encode()
+        return read
+
+    def _decoded(self, part: bytes | bytearray, *, whole: bool) -> tuple[str, int]:
+        try:
+            return codecs.utf_8_decode(part, "strict", whole)
+        except UnicodeDecodeError:
+            if self._strict:
+                raise
+            self.notes[REPLACED_RECORDS] = 1
+            return codecs.utf_8_decode(part, "replace", whole)
+
+    def is_blank(self) -> bool:
+        """Whether there is nothing but white space."""
+        return not self.strings and (self._short + self._rest).isspace()
+
+    def parsed(self) -> Any:
+        """What the line holds, the long strings by their names."""
+        if self._open is not None:
+            raise ValueError("it ends within a string")
+        return read_json(self._decoded(self._short + self._rest, whole=True)[0])
+
+
+def _end(pattern: re.Pattern[bytes], data: bytes, place: int) -> int:
+    found = pattern.match(data, place)
+    assert found is not None  # it matches nothing, too
+    return found.end()

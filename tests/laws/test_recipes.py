@@ -1,0 +1,141 @@
+"""Law: every recipe, made small, learns the same on eight devices as on one and goes on exactly where it stopped.
+
+The recipes are found by looking at configs/; what is made small are sizes, never an option.
+"""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import ALPHABET, write_text_shards
+
+import configs
+from configs.nanochat_d12 import nanochat
+from gptjax.checkpoint import Checkpoint, Checkpoints
+from gptjax.config import load_config
+from gptjax.data import Batch, Mixture, Part, TokenShards
+from gptjax.layout import Layout
+from gptjax.model import GPT, num_parameters
+from gptjax.train import compiled_step, created, opened_batches
+
+NAMES = sorted(path.stem for path in Path(configs.__path__[0]).glob("*.py") if path.stem != "__init__")
+SAME = {"gpt2_355m", "gpt2_774m", "gpt2_1558m", "owt_30m", "finetune_shakespeare", "smoke", "own_text_cpu"}
+SAME |= {"gpt2_124m", "shakespeare_char_cpu", "quickstart"}
+"""Recipes whose options are another's, or those of the other laws: sizes apart, nothing new."""
+SMALL = [name for name in NAMES if name not in SAME]
+SINGLE, ALL_THREE = Layout(data=1, fsdp=1, tensor=1), Layout(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_text_shards(tmp_path_factory.mktemp("recipes") / "shards")
+
+
+def small(name, shards):
+    """The recipe with few, narrow layers, a short context, float32 and a text of ours."""
+    config = load_config(name)
+    model, optimizer = config.model, config.optimizer
+    model = replace(
+        model,
+        num_layers=4,
+        width=32,
+        num_heads=4,
+        kv_heads=model.kv_heads and 2,
+        mlp_width=model.mlp_width and 64,
+        context=16,
+        vocab_size=len(ALPHABET),
+        short_window=model.short_window and 5,
+        long_window=model.long_window and 11,
+        dtype="float32",
+        head_dtype=None,
+    )
+    if hasattr(optimizer, "dtype"):
+        optimizer = replace(optimizer, dtype="float32")
+    data = TokenShards(path=str(shards))
+    if isinstance(config.data, Mixture):
+        data = Mixture(tuple(Part(data, part.weight) for part in config.data.parts), validation=config.data.validation)
+    else:
+        data = replace(data, packing=config.data.packing)
+    batch = Batch(sequences=16, accumulate=2)
+    return replace(config, model=model, optimizer=optimizer, data=data, batch=batch, start_from=None, evals=())
+
+
+def opened(config, layout, state=None):
+    state = created(config, layout) if state is None else state
+    batches = opened_batches(config, layout)
+    step = compiled_step(config, layout, state, batches)
+    return state, functools.partial(advance, step, batches)
+
+
+def advance(step, batches, state, count):
+    """The losses of the next steps, and the state after them."""
+    rows, losses = batches.starting_at(int(state.step)), []
+    for _ in range(count):
+        state, metrics = step(state, next(rows))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_is_the_same_on_eight_devices_and_after_a_stop(shards, tmp_path, name):
+    config = small(name, shards)
+    with SINGLE.active():
+        state, run = opened(config, SINGLE)
+        alone, state = run(state, 2)
+        with Checkpoints(tmp_path, Checkpoint()) as checkpoints:
+            checkpoints.save(2, state, metadata={}, val_loss=None)
+        more, _ = run(state, 2)
+        empty, _ = opened(config, SINGLE)
+        with Checkpoints(tmp_path, Checkpoint()) as checkpoints:
+            restored = checkpoints.restore(empty, 2)
+        assert run(restored, 2)[0] == more
+    with ALL_THREE.active():
+        state, run = opened(config, ALL_THREE)
+        spread, _ = run(state, 4)
+    np.testing.assert_allclose(spread, alone + more, atol=1e-5, rtol=0)
+    assert np.ptp(spread) > 1e-3, "losses that do not move would prove little"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("speedrun_162m", 162_201_600),
+        ("speedrun_track3", 162_231_552),
+        ("modern_253m", 252_913_664),
+        ("nanochat_d12", 286_262_136),
+        ("ml_by_hand_124m", 124_439_808),
+    ],
+)
+def test_its_size_is_that_of_the_recipe(name, parameters):
+    assert num_parameters(load_config(name).model) == parameters
+
+
+def test_the_single_gpu_speedrun_starts_near_a_uniform_guess():
+    """ln 50,304 = 10.83, at its own width and vocabulary; one layer and a shorter text change nothing here."""
+    config = replace(load_config("speedrun_162m").model, num_layers=1, dtype="float32")
+    model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
+    tokens = jax.random.randint(jax.random.key(1), (1, 33), 0, config.vocabulary)
+    logits = jax.jit(GPT.__call__)(model, tokens[:, :-1])
+    picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(tokens)[:, 1:, None], axis=2)
+    assert -picked.mean() == pytest.approx(10.83, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "parameters", "sequences", "steps"),
+    [
+        (6, 384, 73.5e6, 128, 1062),
+        (12, 768, 286e6, 256, 2520),
+        (20, 1280, 897e6, 512, 4980),
+        (24, 1536, 1384e6, 512, 8352),
+    ],
+)
+def test_depth_is_the_one_number_of_nanochat(depth, width, parameters, sequences, steps):
+    config = nanochat(depth)
+    assert config.model.width == width
+    assert num_parameters(config.model) == pytest.approx(parameters, rel=2e-3)
+    assert (config.batch.sequences, config.steps) == (sequences, steps)
+    assert config.model.value_table(depth - 1) is not None
+    assert config.model.window(depth - 1) is None

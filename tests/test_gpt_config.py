@@ -1,0 +1,45 @@
+import pytest
+
+from gptjax.errors import UserError
+from gptjax.gpt_config import GPTConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 12, "kv_heads": 5}, r"model\.num_heads 12 is no multiple of model\.kv_heads 5"),
+        ({"windows": "SSX"}, r"model\.windows is 'SSX'; it is a pattern of L and S"),
+        ({"windows": "SL"}, r"model\.short_window is not given"),
+        ({"value_gate": True}, r"gates value embeddings"),
+        ({"layers": "scan", "unet": "plain"}, r"model\.layers=scan needs layers that are alike"),
+        ({"sinks": -1}, r"model\.sinks is -1; it must not be negative"),
+        ({"short_window": 0}, r"model\.short_window is 0; it must be at least 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_said(changes, message):
+    with pytest.raises(UserError, match=message):
+        GPTConfig(**changes)
+
+
+def test_a_pattern_of_windows_repeats_over_the_layers():
+    config = GPTConfig(num_layers=6, windows="SSL", short_window=256, long_window=4096)
+    assert [config.window(layer) for layer in range(6)] == [256, 256, None, 256, 256, None]
+    assert not config.layers_alike
+    assert GPTConfig(windows="SL", short_window=2048).layers_alike, "a window of the whole context is none"
+
+
+def test_layers_name_their_tables_of_value_embeddings():
+    config = GPTConfig(num_layers=6, value_embeddings="01..01")
+    assert [config.value_table(layer) for layer in range(6)] == [0, 1, None, None, 0, 1]
+
+
+def test_flops_count_what_windows_and_shared_keys_save():
+    """A window of w of T tokens: the first w see w (w + 1) / 2 in all, each of the others w."""
+    plain, short = GPTConfig(), GPTConfig(long_window=128)
+    seen = (128 * 129 / 2 + (1024 - 128) * 128) / 1024
+    saved = plain.flops_per_token(causal=True) - short.flops_per_token(causal=True)
+    assert saved == pytest.approx(12 * 768 * 12 * (1025 / 2 - seen))
+    assert plain.flops_per_token(causal=False) == short.flops_per_token(causal=False)
+    shared = GPTConfig(kv_heads=3)
+    assert plain.flops_per_token(causal=True) - shared.flops_per_token(causal=True) == 6 * 12 * 2 * 768 * 768 * 3 / 4

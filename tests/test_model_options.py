@@ -1,0 +1,213 @@
+"""Each later idea by itself: what it computes is what its field says, and the cache knows it too."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.generation import Cache, extend, generate
+from gptjax.gpt_config import GPTConfig
+from gptjax.layout import Layout
+from gptjax.model import GPT, Documents, num_parameters, rebound, with_context
+
+PLAIN = GPTConfig(
+    num_layers=2, width=32, num_heads=4, context=24, vocab_size=120, dtype="float32", init_std=0.2, bias=False
+)
+ROTARY = replace(PLAIN, positions="rotary", norm="rms", qk_norm=True)
+OPTIONS = {
+    "shared keys": {"kv_heads": 2},
+    "shared keys with biases": {"kv_heads": 1, "bias": True},
+    "windows": {"windows": "SL", "short_window": 3},
+    "one window": {"long_window": 5},
+    "sinks": {"sinks": 2},
+    "sinks and windows": {"sinks": 1, "windows": "SL", "short_window": 3, "kv_heads": 2},
+    "U-Net": {"unet": "plain"},
+    "weighted U-Net": {"unet": "learned"},
+    "x0": {"x0_mix": True, "residual_init": (1.1, 0.9), "x0_init": (0.3, 0.1)},
+    "value residual": {"value_residual": True},
+    "value embeddings": {"value_embeddings": "01"},
+    "gated value embeddings": {"value_embeddings": ".0", "value_gate": True, "kv_heads": 2},
+    "normed embeddings": {"embedding_norm": True},
+}
+
+
+def create(config, key=0):
+    """A model whose learned numbers have left their start: sinks and gates that are zero would prove little."""
+    model = jax.jit(lambda: GPT(config, key=jax.random.key(key)))()
+    leaves, structure = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
+    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, moved)
+
+
+forward = jax.jit(GPT.__call__)
+
+
+@jax.jit
+def remembering(model, tokens):
+    """The logits of a text that is read with a cache, a token at a time."""
+    config = model.config
+    cache = Cache.empty(config, len(tokens), positions=config.context, layout=Layout())
+
+    def read(cache, token):
+        x, cache = extend(model, token[0][:, None], cache=cache, start=token[1])
+        return cache, x[:, 0]
+
+    _, xs = jax.lax.scan(read, cache, (tokens.T, jnp.arange(tokens.shape[1])))
+    return model.unembed(model.norm(jnp.moveaxis(xs, 0, 1)))
+
+
+def text(rows=2, length=24):
+    return jax.random.randint(jax.random.key(5), (rows, length), 0, 120)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_changes_the_model_but_not_what_is_causal_and_the_cache_knows_it(name):
+    model = create(replace(ROTARY, **OPTIONS[name]))
+    tokens = text()
+    logits = forward(model, tokens)
+    assert not np.allclose(logits, forward(create(ROTARY), tokens), atol=1e-3)
+    later = forward(model, tokens.at[:, 12:].set(3))
+    np.testing.assert_allclose(later[:, :12], logits[:, :12], atol=1e-5)
+    np.testing.assert_allclose(remembering(model, tokens), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sinks", "x0", "shared keys", "one window"])
+def test_scanned_and_unrolled_are_the_same(name):
+    config = replace(ROTARY, **OPTIONS[name])
+    model, tokens = create(config), text()
+    for remat in ("none", "full"):
+        other = rebound(model, config=replace(config, layers="unroll", remat=remat))
+        np.testing.assert_allclose(forward(other, tokens), forward(model, tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_what_is_computed_again_changes_nothing(remat):
+    config = replace(ROTARY, unet="learned", x0_mix=True, value_residual=True, windows="SL", short_window=4, sinks=1)
+    model, tokens = create(config), text()
+    loss = jax.jit(jax.grad(lambda model: jnp.sum(jnp.sin(model(tokens)))))
+    light, other = (jax.tree.leaves(loss(rebound(model, config=replace(config, remat=r)))) for r in ("light", remat))
+    for got, wanted in zip(other, light, strict=True):
+        assert np.abs(wanted).max() > 0
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_shared_keys_are_those_of_a_model_that_repeats_them():
+    config = replace(ROTARY, kv_heads=2)
+    model, whole = create(config), create(ROTARY)
+    q, kv = model.blocks.attention.q[...], model.blocks.attention.kv[...]
+    repeated = jnp.repeat(kv, 2, axis=3)
+    whole.blocks.attention.qkv[...] = jnp.concatenate([q[:, :, None], repeated], axis=2)
+    for name in ("tokens", "norm"):
+        setattr(whole, name, getattr(model, name))
+    whole.blocks.mlp, whole.blocks.mlp_norm = model.blocks.mlp, model.blocks.mlp_norm
+    whole.blocks.attention_norm = model.blocks.attention_norm
+    whole.blocks.attention.out[...] = model.blocks.attention.out[...]
+    np.testing.assert_allclose(forward(model, text()), forward(whole, text()), atol=1e-5)
+
+
+def test_a_window_ends_where_it_says():
+    """With one layer, a token that is out of sight changes nothing; with two it reaches twice as far."""
+    tokens = text()
+    for layers, reach in ((1, 5), (2, 9)):
+        model = create(replace(ROTARY, num_layers=layers, long_window=5))
+        changed = np.any(np.asarray(forward(model, tokens) != forward(model, tokens.at[:, 4].set(7))), axis=(0, 2))
+        np.testing.assert_array_equal(np.flatnonzero(changed), np.arange(4, 4 + reach))
+
+
+@jax.jit
+def before_and_after(model):
+    """The residual stream before the first block and after the last."""
+    places = jnp.arange(24)
+    x = model.embed(text(), places)
+    return x, model.through_blocks(x, text(), places, lambda layer, heads, memory: (heads.q, memory), None)[0]
+
+
+def test_a_skip_reaches_from_the_first_layer_to_the_last():
+    """Blocks that add nothing: the U-Net doubles the stream once for each layer of the second half."""
+    deep = replace(ROTARY, zero_init=True, num_layers=4)
+    model = jax.jit(lambda: GPT(replace(deep, unet="learned"), key=jax.random.key(0)))()
+    model.skip_weights[...] = jnp.array([0.5, 2.0])
+    x, through = before_and_after(model)
+    np.testing.assert_allclose(through, x * (1 + 2.0 + 0.5), rtol=1e-5)
+    plain = jax.jit(lambda: GPT(replace(deep, unet="plain"), key=jax.random.key(0)))()
+    x, through = before_and_after(plain)
+    np.testing.assert_allclose(through, x * 3, rtol=1e-5)
+
+
+def test_the_embeddings_are_mixed_in_before_every_block():
+    config = replace(ROTARY, zero_init=True, x0_mix=True, residual_init=(0.5, 2.0), x0_init=(1.0, 0.0), num_layers=3)
+    model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
+    x, through = before_and_after(model)
+    np.testing.assert_allclose(through, x * (((0.5 + 1.0) * 1.25 + 0.5) * 2.0 + 0.0), rtol=1e-5)
+
+
+def test_learned_numbers_are_counted():
+    count = lambda **changes: num_parameters(replace(ROTARY, **changes)) - num_parameters(ROTARY)
+    assert count(kv_heads=1) == -2 * 32 * 2 * 24
+    assert count(sinks=3) == 2 * 2 * 3 * 32
+    assert count(unet="plain") == 0
+    assert count(unet="learned") == 1
+    assert count(x0_mix=True) == 4
+    assert count(value_residual=True) == 4
+    assert count(value_embeddings="01") == 2 * 120 * 32 + 4
+    assert count(value_embeddings="0.", value_gate=True, kv_heads=2) == 120 * 16 + 2 * 12 * 2 - 2 * 32 * 2 * 16
+
+
+@pytest.mark.parametrize("changes", [{}, {"windows": "SL", "short_window": 3, "sinks": 2}], ids=str)
+@pytest.mark.parametrize("base", [ROTARY, PLAIN], ids=["rotary", "learned positions"])
+def test_a_masked_document_is_as_if_it_were_alone(base, changes):
+    model = create(replace(base, document_mask=True, **changes))
+    tokens, lengths = text(), (7, 13, 4)
+    segments = np.repeat([1, 2, 3], lengths)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    both = Documents(*(jnp.tile(jnp.asarray(x), (2, 1)) for x in (segments, positions)))
+    masked = jax.jit(lambda tokens, documents: model.unembed(model.hidden(tokens, documents=documents)))
+    packed = masked(tokens, both)
+    start = 0
+    for length in lengths:
+        own = Documents(jnp.ones((2, 24), jnp.int32), jnp.tile(jnp.arange(24), (2, 1)))
+        alone = masked(jnp.roll(tokens, -start, axis=1), own)
+        np.testing.assert_allclose(packed[:, start : start + length], alone[:, :length], atol=2e-5)
+        start += length
+    with pytest.raises(ValueError, match="which document each token belongs to"):
+        model.hidden(tokens)
+
+
+@pytest.mark.parametrize("name", ["sinks", "windows", "value residual"])
+def test_a_text_goes_on_far_past_the_context(name):
+    """As a model with a longer context would write it whose layers see no further than the shorter one."""
+    config = replace(ROTARY, **OPTIONS[name])
+    model, tokens = create(config), text(length=96)
+    longer = rebound(model, config=replace(config, context=96, long_window=24))
+    np.testing.assert_allclose(remembering(model, tokens), forward(longer, tokens), atol=1e-4)
+
+
+def test_generation_goes_on_past_the_context():
+    model = create(replace(ROTARY, tied=False))
+    out = generate(model, text()[:, :5], max_new_tokens=91, temperature=0.0)
+    longer = rebound(model, config=replace(ROTARY, tied=False, context=96, long_window=24))
+    np.testing.assert_array_equal(np.argmax(forward(longer, jnp.asarray(out))[:, 4:-1], axis=-1), out[:, 5:])
+    assert len(np.unique(out[:, 30:])) > 3, "a model that repeats itself would prove little"
+
+
+def test_a_rotary_model_takes_any_context():
+    model, tokens = create(ROTARY), text()
+    longer = with_context(model, 48)
+    np.testing.assert_allclose(forward(longer, tokens), forward(model, tokens), atol=1e-6)
+    assert forward(longer, text(length=48)).shape == (2, 48, 120)
+
+
+def test_initial_weights_are_those_of_the_recipe():
+    config = replace(PLAIN, width=64, tied=False, init="fan_in", init_std=0.5, embedding_std=1.0, mlp_init=0.4)
+    model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
+    std = lambda weight: float(jnp.std(weight[...]))
+    assert std(model.tokens) == pytest.approx(1.0, rel=0.05)
+    assert std(model.blocks.attention.qkv) == pytest.approx(0.5 / 8, rel=0.05)
+    assert std(model.blocks.mlp.up) == pytest.approx(0.4 * 0.5 / 8, rel=0.05)
+    assert std(model.blocks.mlp.down) == pytest.approx(0.5 / 16 / 2, rel=0.05)
+    assert std(model.head) == pytest.approx(0.5 / 8, rel=0.05)
+    small = jax.jit(lambda: GPT(replace(config, head_std=0.001), key=jax.random.key(0)))()
+    assert std(small.head) == pytest.approx(0.001, rel=0.05)

@@ -1,0 +1,77 @@
+"""Data that makes itself: once, where it is kept, and as plain shards ever after."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from data_pipelines import prepared
+from data_pipelines.prepared import Prepared
+from gptjax.data import TokenShards
+from gptjax.errors import UserError
+from gptjax.integrity import verify
+
+
+def write_jsonl(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def documents(n=40):
+    return [f"Document {i}. " + "the cat sat on the mat " * (i % 7 + 1) + "é☕\n" for i in range(n)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
+    prepared._prepared.cache_clear()
+    yield tmp_path / "cache"
+    prepared._prepared.cache_clear()
+
+
+def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
+    source = write_jsonl(tmp_path / "tales.jsonl", documents())
+    data = Prepared(source=source, tokenizer="bpe:300", validation="tail:0.1", prefetch=5)
+    assert not cache.exists()
+    plain = data.resolve()
+    assert type(plain) is TokenShards
+    assert plain.prefetch == 5
+    assert plain.path.startswith(f"{cache}/tales-bpe-300-")
+    assert verify(plain.path).tokenizer == "bpe-300"
+    assert len(data.split("train")) == data.manifest().splits["train"].tokens
+    assert capsys.readouterr().out.count("documents") == 2
+    prepared._prepared.cache_clear()
+    assert data.resolve() == plain
+    assert Prepared(source=source, tokenizer="bytes", validation="tail:0.1").resolve().path != plain.path
+    assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
+
+
+def test_a_changed_text_is_prepared_anew(tmp_path, cache):
+    source = write_jsonl(tmp_path / "tales.jsonl", documents())
+    data = Prepared(source=source, tokenizer="bytes", validation="none")
+    first = data.resolve()
+    write_jsonl(tmp_path / "tales.jsonl", documents(41))
+    os.utime(source, ns=(5, 5))
+    prepared._prepared.cache_clear()
+    second = data.resolve()
+    assert second.path != first.path
+    assert verify(second.path).splits["train"].documents == verify(first.path).splits["train"].documents + 1
+
+
+def test_what_is_said_of_shards_is_kept(tmp_path, cache):
+    """Every field of the plain shards but the path and the tokenizer, which are now those of the cache."""
+    source = write_jsonl(tmp_path / "tales.jsonl", documents())
+    data = Prepared(source=source, tokenizer="bytes", validation="tail:0.1", packing="best_fit", prefetch=7)
+    plain = data.resolve()
+    assert plain == dataclasses.replace(TokenShards(), path=plain.path, packing="best_fit", prefetch=7)
+    assert plain.resolve() == plain
+
+
+@pytest.mark.parametrize(("field", "value"), [("source", "absent"), ("tokenizer", "absent"), ("validation", "head:1")])
+def test_wrong_words_leave_nothing_behind(tmp_path, cache, field, value):
+    source = write_jsonl(tmp_path / "tales.jsonl", documents())
+    data = dataclasses.replace(Prepared(source=source, tokenizer="bytes", validation="none"), **{field: value})
+    with pytest.raises(UserError, match=value):
+        data.resolve()
+    assert not cache.exists()
