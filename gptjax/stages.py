@@ -1,7 +1,7 @@
-"""A run in stages: batch and learning rate may be others from a step on, and everything else is one run.
+"""A run in stages: batch, attention windows and learning rate may be others from a step on, and nothing else is.
 
 The one idea: a stage says only in what it differs from the config. What is judged, sampled and exported is the model of
-the config, whatever the stage. Resolved, a run is a few `Phase`s.
+the config, whatever the stage: windows alter no weights. Resolved, a run is a few `Phase`s.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,10 @@ class Stage:
     """Windows per optimizer step, instead of batch.sequences."""
     accumulate: int | None = None
     """Groups into which they are divided, instead of batch.accumulate."""
+    long_window: int | None = None
+    """Tokens that layers marked L see, instead of model.long_window."""
+    short_window: int | None = None
+    """Tokens that layers marked S see, instead of model.short_window."""
     rate: float = 1.0
     """Factor on all learning rates, besides the schedule's."""
 
@@ -49,8 +53,10 @@ class Phase:
     @property
     def learning(self) -> str:
         """All that makes a difference to what is learned."""
-        rate = "" if self.rate == 1 else f", learning rate × {self.rate}"
-        return f"{self.batch.sequences} windows = {self.tokens:,} tokens a step{rate}"
+        spans = (("long", self.model.long_window), ("short", self.model.short_window))
+        seen = [f"{name} attention windows of {window:,}" for name, window in spans if window is not None]
+        rate = [] if self.rate == 1 else [f"learning rate × {self.rate}"]
+        return ", ".join([f"{self.batch.sequences} rows = {self.tokens:,} tokens a step", *seen, *rate])
 
     def described(self) -> str:
         return f"from step {self.begin:,} on {self.learning}"
@@ -63,9 +69,25 @@ def phases(batch: Batch, model: GPTConfig, stages: Sequence[Stage]) -> tuple[Pha
         raise UserError(f"stages begin at the steps {begins}; wanted ascending ones, no two the same.")
     found = [] if begins[:1] == [0] else [Phase(0, batch, model)]
     for stage in stages:
-        given = {name: value for name in ("sequences", "accumulate") if (value := getattr(stage, name)) is not None}
+        _check_windows(stage, model)
+        sizes, windows = _given(stage, ("sequences", "accumulate")), _given(stage, ("long_window", "short_window"))
         try:
-            found.append(Phase(stage.begin, replace(batch, **given), model, stage.rate))
+            found.append(Phase(stage.begin, replace(batch, **sizes), replace(model, **windows), stage.rate))
         except UserError as error:
             raise UserError(f"stages: from step {stage.begin} on {error}") from None
     return tuple(found)
+
+
+def _given(stage: Stage, names: Sequence[str]) -> dict[str, int]:
+    """The fields of these names that the stage says."""
+    return {name: value for name in names if (value := getattr(stage, name)) is not None}
+
+
+def _check_windows(stage: Stage, model: GPTConfig) -> None:
+    """A window of a kind that no layer has would change nothing."""
+    for mark, name in (("L", "long_window"), ("S", "short_window")):
+        if getattr(stage, name) is not None and mark not in model.windows:
+            raise UserError(
+                f"stages: from step {stage.begin} on {name} is {getattr(stage, name)}, but model.windows "
+                f"{model.windows!r} marks no layer {mark}."
+            )

@@ -1,6 +1,7 @@
 """What a stage says is done from its step on, and counted; what it cannot be is named; programs are compiled once."""
 
 from dataclasses import replace
+from itertools import islice
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from gptjax.optim import AdamW, Muon
 from gptjax.schedules import Constant, Cosine
 from gptjax.stages import Phase, Stage, phases
 from gptjax.state import TrainState
-from gptjax.step import factor_at
+from gptjax.step import factor_at, make_eval_step
 from gptjax.train import compiled_steps, created, opened_batches, train
 
 STAGES = (Stage(3, sequences=16, accumulate=2), Stage(5), Stage(7, sequences=4, rate=1.5), Stage(9, rate=0.5))
@@ -30,7 +31,7 @@ def test_a_stage_says_only_what_is_other_than_in_the_config():
     wanted = [(0, base, 1.0), (3, Batch(16, 2), 1.0), (5, base, 1.0), (7, Batch(4, 2), 1.5), (9, base, 0.5)]
     assert found == tuple(Phase(begin, batch, MODEL, rate) for begin, batch, rate in wanted)
     assert phases(base, MODEL, (Stage(0, sequences=2),)) == (Phase(0, Batch(2, 2), MODEL),)
-    assert found[3].described() == "from step 7 on 4 windows = 64 tokens a step, learning rate × 1.5"
+    assert found[3].described() == "from step 7 on 4 rows = 64 tokens a step, learning rate × 1.5"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ def test_a_stage_says_only_what_is_other_than_in_the_config():
         ((Stage(5), Stage(5)), r"\[5, 5\]"),
         ((Stage(5, sequences=9),), r"stages: from step 5 on batch\.sequences 9 does not divide"),
         ((Stage(5, sequences=0),), r"stages: from step 5 on batch\.sequences is 0"),
+        ((Stage(5, long_window=0),), r"stages: from step 5 on model\.long_window is 0"),
+        ((Stage(5, short_window=4),), r"short_window is 4, but model\.windows 'L' marks no layer S"),
     ],
 )
 def test_what_cannot_be_is_named(stages, words):
@@ -114,7 +117,7 @@ def test_one_program_for_each_shape_before_the_first_step(finished):
     assert "compiled  3 programs for the stages to come" in printed
     assert printed.index("compiled  3") < printed.index("step 10/10  loss")
     assert "training  10 steps = 1,408 tokens" in printed
-    assert "stage     from step 3 on 16 windows = 256 tokens a step" in printed
+    assert "stage     from step 3 on 16 rows = 256 tokens a step" in printed
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,39 @@ def test_the_rate_of_a_stage_is_that_of_the_optimizer(shards):
         found.append(named(state.model))
     for name, array in found[0].items():
         np.testing.assert_allclose(np.asarray(array), np.asarray(found[1][name]), rtol=2e-5, atol=1e-7, err_msg=name)
+
+
+def test_windows_are_those_of_the_stage_and_alter_no_weights(shards):
+    """Two steps are those of a narrow run; the third sees all that the config's model does, with the same weights."""
+    staged = make(shards, steps=4, stages=(Stage(0, long_window=3), Stage(2)))
+    narrow = make(shards, steps=4, model={"num_layers": 1, "long_window": 3})
+    batches = opened_batches(staged, SINGLE)
+    one, other = created(staged, SINGLE), created(narrow, SINGLE)
+    train_step = compiled_steps(staged, SINGLE, one, batches, start=0)
+    narrow_step = compiled_steps(narrow, SINGLE, other, batches, start=0)(0)
+    losses = []
+    for step, rows in enumerate(islice(batches.starting_at(0), 3)):
+        nats, count = make_eval_step(staged.objective)(one.model, rows)
+        one, metrics = train_step(step)(one, rows)
+        other, wanted = narrow_step(other, rows)
+        losses.append((float(metrics["loss"]), float(wanted["loss"]), float(nats) / int(count)))
+    assert losses[0][0] == losses[0][1]
+    assert losses[1][0] == losses[1][1]
+    assert losses[2][0] == pytest.approx(losses[2][2], abs=1e-5), "as it is judged"
+    assert abs(losses[2][0] - losses[2][1]) > 1e-4
+    assert abs(losses[1][0] - losses[1][2]) > 1e-4
+
+
+def test_what_stages_see_is_counted():
+    """A narrower window has fewer FLOPs; in words it is told what is seen."""
+    model = replace(MODEL, windows="SL", short_window=4)
+    config = TrainConfig(batch=Batch(8), model=model, stages=(Stage(0, long_window=8), Stage(2, short_window=8)))
+    one, other = (phase.model.flops_per_token(causal=True) * 128 for phase in config.phases)
+    assert one < other
+    assert config.flops(5, causal=True) == pytest.approx(2 * one + 3 * other)
+    assert config.learned_until(2) == (
+        "from step 0 on 8 rows = 128 tokens a step, long attention windows of 8, short attention windows of 4"
+    )
 
 
 def test_a_coming_stage_may_be_added_and_a_past_one_may_not_change(finished, capsys):

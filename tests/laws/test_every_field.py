@@ -261,7 +261,7 @@ SEEN = {
 PROGRAM = {
     TrainConfig: {"seed": 1, "steps": 20, "averaging": Average(), "stages": (Stage(1, sequences=16),)},
     Batch: {"sequences": 16, "accumulate": 2},
-    Stage: {"begin": 2, "sequences": 32, "accumulate": 2, "rate": 3.0},
+    Stage: {"begin": 2, "sequences": 32, "accumulate": 2, "long_window": 7, "short_window": 5, "rate": 3.0},
     GPTConfig: {
         "num_layers": 3,
         "width": 48,

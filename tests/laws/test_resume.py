@@ -121,12 +121,12 @@ def test_a_run_goes_on_over_other_devices(whole, shards, monkeypatch):
         np.testing.assert_allclose(np.asarray(array), np.asarray(same[name]), atol=1e-3, err_msg=name)
 
 
-STAGES = (Stage(3, sequences=16, accumulate=4, rate=1.5), Stage(6, sequences=4))
+STAGES = (Stage(3, sequences=16, accumulate=4, rate=1.5, long_window=3), Stage(6, sequences=4))
 
 
 @pytest.fixture(scope="module")
 def staged(shards):
-    """Eight steps of 8, 16 and 4 windows in one go."""
+    """Eight steps of 8, 16 and 4 rows in one go; those of 16 see little of what was before."""
     config = make(shards, "staged", steps=8, stages=STAGES)
     assert train(config) == 0
     return config
