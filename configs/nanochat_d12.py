@@ -98,7 +98,7 @@ def nanochat(depth: int) -> TrainConfig:
             equilibrate=True,
             normuon_beta2=0.9,
             weight_decay=0.28 * rate / growth,
-            weight_decay_schedule=Cosine(),
+            weight_decay_schedule=Cosine(floor=0.0),
             cautious=True,
             adam_learning_rate=0.02 * rate,
             embedding=Adam(0.3 * wide, beta1=0.8, beta2=0.995, weight_decay=0.001),

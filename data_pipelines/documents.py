@@ -122,7 +122,7 @@ def document_of_json(line: bytes, notes: Notes, *, strict: bool, where: str) -> 
     except (ValueError, RecursionError) as error:
         return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
     text = text_of(record, notes, strict=strict, where=where)
-    return None if text is None else mended(text, notes).encode()
+    return None if text is None else utf_8(text, notes)
 
 
 def read_json(text: str) -> Any:
@@ -144,12 +144,15 @@ def text_of(record: Any, notes: Notes, *, strict: bool, where: str) -> str | Non
     return broken(f'{where}: wanted an object with a string "text", got {str(record)[:80]}.', notes, strict=strict)
 
 
-def mended(text: str, notes: Notes) -> str:
-    """Text that UTF-8 can hold: surrogates without a partner become U+FFFD, and are counted."""
-    whole = replace_surrogates(text)
-    if whole is not text and "\ufffd" in whole:
-        notes[SURROGATES] += 1
-    return whole
+def utf_8(text: str, notes: Notes) -> bytes:
+    """A text as a document; surrogates without a partner, which UTF-8 cannot hold, become U+FFFD and are counted."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        whole = replace_surrogates(text)
+        if "\ufffd" in whole:
+            notes[SURROGATES] += 1
+        return whole.encode()
 
 
 def broken(problem: str, notes: Notes, *, strict: bool) -> None:

@@ -3,7 +3,6 @@
 The one idea: what is wrong with a line is named by file and number.
 """
 
-import gzip
 import io
 import itertools
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def read_json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[Docum
             del document  # before the next one is read
 
 
-def _rest_of_line(beginning: bytes, file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
+def _rest_of_line(beginning: bytes, file: io.BufferedReader) -> Iterator[bytes]:
     block = beginning
     while not block.endswith(b"\n") and (block := file.readline(BLOCK_BYTES)):
         yield block

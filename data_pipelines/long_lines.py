@@ -19,9 +19,9 @@ from data_pipelines.documents import (
     Notes,
     broken,
     document_of_json,
-    mended,
     read_json,
     text_of,
+    utf_8,
 )
 
 # Whole strings and what stands between them.
@@ -56,7 +56,7 @@ def document_of_long_line(blocks: Iterable[bytes], notes: Notes, *, strict: bool
         return None
     notes.update(line.notes)
     if text not in line.strings:
-        return mended(text, notes).encode()
+        return utf_8(text, notes)
     document, found = line.strings[text]
     notes.update(set(found))
     return document
@@ -109,7 +109,7 @@ class _LongLine:
         assert self._open is not None
         string, notes = self._open
         text, read = self._decoded(part, whole=whole)
-        string += mended(json.loads(f'"{text}"'), notes).encode()
+        string += utf_8(json.loads(f'"{text}"'), notes)
         return read
 
     def _decoded(self, part: bytes | bytearray, *, whole: bool) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from gptjax.mixture import Turns
 from gptjax.shapes import GBT
 from gptjax.shards import TokenStream
 from gptjax.tokenizer import Tokenizer
-from gptjax.windows import Windows, open_windows
+from gptjax.windows import Straight, Windows, open_windows
 
 Rows = dict[str, GBT]
 """`tokens` and `targets` (G, B, T) int32, where G counts accumulation groups; IGNORED is not scored. For document
@@ -194,7 +194,7 @@ def validation_rows(
     vocab_size: int,
     sequences: int,
     tokens: int | None = None,
-    documents: Windows | None = None,
+    documents: Straight | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """All of a split (or its first `tokens` predictions), once, in order, in windows that do not overlap.
 
@@ -216,7 +216,7 @@ def validation_rows(
             targets[:count][marks[start + 1 : start + 1 + count] == 0] = IGNORED
         rows = {"tokens": inputs, "targets": targets}
         if documents is not None:
-            rows |= documents.documents(start // context + np.arange(sequences))._asdict()
+            rows |= documents.documents_at(start + context * np.arange(sequences))._asdict()
         yield {name: array.reshape(1, sequences, context) for name, array in rows.items()}
 
 

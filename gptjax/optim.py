@@ -97,7 +97,7 @@ class AdamW:
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    """Share of a weight taken off each step, times the learning rate."""
+    """Share of a weight taken off each step, times the learning rate; not of vectors, unless their group says so."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
     embedding: Adam = Adam()
@@ -105,8 +105,8 @@ class AdamW:
     value_embedding: Adam = Adam()
     head: Adam = Adam()
     """An untied head."""
-    vector: Adam = Adam(weight_decay=0.0)
-    """Gains, biases, scalars of layers, attention sinks."""
+    vector: Adam = Adam()
+    """Gains, biases, scalars of layers, attention sinks; no decay unless it says so."""
     named: tuple[Named, ...] = ()
     """Weights with a group of their own."""
 
@@ -115,7 +115,8 @@ class AdamW:
 
     def rule(self, path: str, letters: str) -> Rule:
         """What a weight is updated by."""
-        base = Rule(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.weight_decay)
+        decay = 0.0 if role(letters) == "vector" else self.weight_decay
+        base = Rule(self.learning_rate, self.beta1, self.beta2, self.epsilon, decay)
         return with_groups(base, self, path, letters)
 
     def build(self, *, steps: int, layout: Layout) -> Optimizer:

@@ -83,20 +83,24 @@ class _Contiguous(Windows):
         tokens = self.stream.windows(starts, self.context + 1).astype(np.int32)
         marks = self.stream.scored
         scored = None if marks is None else marks[starts[:, None] + np.arange(1, self.context + 1)] == 1
-        return Cut(tokens[:, :-1], tokens[:, 1:], scored, self._documents(starts) if documents else None)
+        return Cut(tokens[:, :-1], tokens[:, 1:], scored, self.documents_at(starts) if documents else None)
 
-    def _documents(self, starts: Numbers) -> Documents:
+    def documents_at(self, starts: Numbers) -> Documents:
+        """Where documents begin and end in rows of T tokens that start at these places of the stream."""
         begins = self._begins
         low, high = np.searchsorted(begins, starts, side="right"), np.searchsorted(begins, starts + self.context)
         inside = high - low
         row = np.repeat(np.arange(len(starts)), inside)
         which = np.arange(inside.sum()) + np.repeat(low - (np.cumsum(inside) - inside), inside)
-        first = np.zeros((len(starts), self.context), np.int32)
-        first[:, 0] = 1
-        first[row, begins[which] - starts[row]] = 1
-        places = np.arange(self.context, dtype=np.int32)
-        begin_of = np.maximum.accumulate(np.where(first == 1, places, 0), axis=1)
-        return Documents(np.cumsum(first, axis=1, dtype=np.int32), places - begin_of)
+        # Pieces of documents, counted over all these rows: one begins with each row, others inside.
+        rows = np.arange(len(starts)) * self.context
+        begin = np.sort(np.concatenate([rows, rows[row] + begins[which] - starts[row]]))
+        lengths = np.diff(begin, append=len(starts) * self.context)
+        first = np.searchsorted(begin, begin // self.context * self.context)
+        segments = np.repeat((np.arange(len(begin)) - first + 1).astype(np.int32), lengths)
+        positions = np.arange(len(segments), dtype=np.int32) - np.repeat(begin.astype(np.int32), lengths)
+        shape = (len(starts), self.context)
+        return Documents(segments.reshape(shape), positions.reshape(shape))
 
     @property
     def dropped(self) -> float:

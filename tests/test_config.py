@@ -10,11 +10,14 @@ from gptjax.errors import UserError
 from gptjax.evals import Bigram, Samples, ValidationLoss
 from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
-from gptjax.optim import AdamW, Muon
+from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Linear
 from gptjax.settings import from_json, to_json
 
-BASE = TrainConfig(optimizer=Muon(schedule=Linear(warmup=3)), evals=(ValidationLoss(), Bigram(), Samples(top_k=None)))
+MUON = Muon(
+    schedule=Linear(warmup=3), coefficients=(2.0, -1.5, 0.5), head=Adam(0.004), named=(Named("positions", Adam(0.1)),)
+)
+BASE = TrainConfig(optimizer=MUON, evals=(ValidationLoss(), Bigram(), Samples(top_k=None)))
 
 
 def test_a_config_comes_back_from_its_json():

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from gptjax.data import TokenShards
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Material, Samples, ValidationLoss, summarised
 from gptjax.layout import Layout
-from gptjax.model import GPT
+from gptjax.model import GPT, rebound
 from gptjax.objective import NextToken
 
 
@@ -162,3 +163,22 @@ def test_judges_are_due_at_their_times():
 def test_counts_are_at_least_one(field):
     with pytest.raises(UserError, match=f"{field} is 0"):
         ValidationLoss(**{field: 0})
+
+
+def test_with_a_document_mask_each_document_of_a_window_is_judged_by_itself(tmp_path):
+    ids = np.random.RandomState(0).randint(0, MODEL.vocabulary, 50)
+    starts = np.array([0, 5, 6, 21, 40])
+    shards = write_shards(
+        tmp_path / "shards", {"train": [ids], "val": [ids]}, own=tokenizer(), companions={("val", "documents"): starts}
+    )
+    masked = replace(MODEL, document_mask=True)
+    judge = ValidationLoss(sequences=2).open(replace(material(shards), model=masked))
+    assert "each document by itself" in judge.protocol
+    nats, here, forward = 0.0, model(), jax.jit(GPT.__call__)
+    cuts = sorted({*starts, *range(0, 49, MODEL.context), 49})
+    for start, end in itertools.pairwise(cuts):
+        padded = np.zeros((1, MODEL.context), np.int32)
+        padded[0, : end - start] = ids[start:end]
+        logits = np.asarray(jax.nn.log_softmax(forward(here, jnp.asarray(padded))))[0, : end - start]
+        nats -= logits[np.arange(end - start), ids[start + 1 : end + 1]].sum()
+    assert judge(rebound(model(), config=masked))["val_loss"] == pytest.approx(nats / 49, abs=1e-5)

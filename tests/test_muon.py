@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from gptjax.layout import Layout
+from gptjax.layout import Layout, place
 from gptjax.muon import POLAR_EXPRESS, QUINTIC, flops, newton_schulz, scale_by_muon
 from gptjax.shapes import matrix_axes
 from gptjax.state import with_sharding
@@ -243,6 +243,20 @@ def test_spread_over_devices_it_gives_the_same_updates_sharded_like_their_weight
             ins = {1 + axis for axis in matrix_axes(letters)[0]}
             neurons = state.neurons[letters][...].sharding.spec
             assert tuple(neurons) == tuple(None if axis in ins else spec[axis] for axis in range(len(spec)))
+
+
+@pytest.mark.parametrize("layout", [ALONE, LAYOUTS["all three"]], ids=["alone", "all three"])
+def test_a_weight_need_not_be_stacked(layout):
+    """One matrix outside the blocks is treated as a stack of one."""
+    x = np.random.default_rng(0).standard_normal((16, 48)).astype(np.float32)
+    with layout.active():
+        muon = scale_by_muon(layout=layout, dtype="float32", normuon_beta2=0.9)
+        made = lambda array, letters: {"w": nnx.Param(place(jnp.asarray(array), layout.weights(letters)), letters="DF")}
+        found = []
+        for array, letters in ((x, "DF"), (x[None], "NDF")):
+            params = made(array, letters)
+            found.append(jax.jit(muon.update)(params, muon.init(params), step=0)[0]["w"][...])
+    np.testing.assert_allclose(jax.device_get(found[0]), jax.device_get(found[1])[0], atol=1e-6)
 
 
 def test_all_matrices_of_a_shape_share_their_products():

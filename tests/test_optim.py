@@ -91,6 +91,8 @@ def test_a_group_takes_what_it_does_not_say_from_the_optimizer_or_from_its_part(
     assert config.rule("head", "DV") == Rule(0.2, 0.8, 0.9, 1e-8, 0.1)
     assert config.rule("blocks.mix", "") == Rule(0.5, 0.8, 0.95, 1e-8, 0.0)  # a vector: no decay
     assert config.rule("blocks.remix", "") == Rule(0.01, 0.8, 0.95, 1e-8, 0.0)
+    assert replace(config, vector=Adam(0.3)).rule("blocks.norm", "D") == Rule(0.3, 0.8, 0.95, 1e-8, 0.0)
+    assert replace(config, vector=Adam(weight_decay=0.2)).rule("blocks.norm", "D").weight_decay == 0.2
     muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=Adam(0.3, weight_decay=0.4))
     assert muon.rule("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
     assert muon.rule("value_embeddings", "VE")[::4] == (0.3, 0.4)

@@ -197,6 +197,8 @@ def test_files_that_are_gone_start_anew(tmp_path, capsys):
         journal.record(reached)
         writer.append(np.arange(3, dtype=np.uint16))
     assert opened().reached(itemsize=2) == reached
+    record = tmp_path / "partial" / "progress.json"
+    assert json.loads(record.read_text())["version"] == 2, "another number where a position means something else"
     (tmp_path / "partial" / "train.documents").write_bytes(b"short")
     assert opened().reached(itemsize=2) == Reached()
     assert "missing or cut short. Starting anew." in capsys.readouterr().err

@@ -77,6 +77,13 @@ def test_stable_then_decay(shape):
     np.testing.assert_array_equal(values[40:], np.full(4, np.float32(0.1)))
 
 
+def test_a_speedrun_cools_down_by_a_cosine_over_the_last_60_percent_to_15():
+    values = curve(WarmupStableDecay(warmup=100, decay_fraction=0.6, floor=0.15, shape="cosine"), 1501)
+    np.testing.assert_allclose(values[[0, 99, 100, 600]], [1 / 101, 100 / 101, 1.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose(values[[1050, 1500]], [0.575, 0.15], atol=1e-3)
+    assert (np.diff(values[601:]) < 0).all()
+
+
 def test_the_stable_part_does_not_depend_on_the_length_of_the_run():
     schedule = WarmupStableDecay(warmup=5, decay_fraction=0.2)
     np.testing.assert_array_equal(curve(schedule, 100, until=80), curve(schedule, 1000, until=80))

@@ -30,6 +30,8 @@ def test_letters_say_which_axes_lead_in_and_out():
     assert matrix_axes("DCHK") == ((0,), (2, 3))
     assert matrix_axes("HKD") == ((0, 1), (2,))
     assert matrix_axes("DCHK", heads=True) == ((0,), (3,))
+    assert matrix_axes("DCJK", heads=True) == ((0,), (3,))
+    assert matrix_axes("DHK", heads=True) == ((0,), (2,))
     assert matrix_axes("HKD", heads=True) == ((0, 1), (2,))
     assert matrix_axes("DF", heads=True) == ((0,), (1,))
     assert matrix_axes("DF") == ((0,), (1,))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config, write_text_shards
 
 from gptjax.averaging import Average
@@ -17,12 +18,24 @@ from gptjax.data import Batch
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
 from gptjax.model import rebound
-from gptjax.optim import AdamW, Muon
-from gptjax.schedules import Constant
+from gptjax.optim import Adam, AdamW, Muon
+from gptjax.schedules import Constant, Linear
 from gptjax.step import make_eval_step
 from gptjax.train import compiled_step, created, opened_batches
 
 MUON = Muon(dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup=1))
+EVERY_OPTION = replace(
+    MUON,
+    momentum_schedule=Constant(warmup=3),
+    coefficients="polar_express",
+    scaling="rms",
+    split="heads",
+    equilibrate=True,
+    normuon_beta2=0.9,
+    cautious=True,
+    weight_decay_schedule=Linear(),
+    vector=Adam(0.01, beta1=0.8),
+)
 ADAMW = AdamW(learning_rate=3e-3, clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup=1))
 SINGLE = Layout(data=1, fsdp=1, tensor=1)
 FSDP = Layout(fsdp=8)
@@ -86,14 +99,20 @@ def same(found, wanted):
 
 
 def assert_sharded_alike(state):
-    """Every moment lies as the weight whose name it ends in, and so does the average."""
+    """Every moment lies as the weight whose name it ends in, or as what is left of it (one place along an axis).
+
+    The average lies as the weights do.
+    """
     weights = named(state.model)
     for name, array in named(state.average).items():
         assert array.sharding.is_equivalent_to(weights[name].sharding, array.ndim), name
     moments = {name: array for name, array in named(state.optimizer).items() if array.ndim}
     for name, moment in moments.items():
         weight = max((w for w in weights if name.endswith(f".{w}")), key=len)
-        assert moment.sharding.is_equivalent_to(weights[weight].sharding, moment.ndim), name
+        like = weights[weight]
+        spec = [axis if moment.shape[i] == like.shape[i] else None for i, axis in enumerate(like.sharding.spec)]
+        wanted = NamedSharding(like.sharding.mesh, PartitionSpec(*spec))
+        assert moment.sharding.is_equivalent_to(wanted, moment.ndim), name
     assert len(moments) >= len(weights)
 
 
@@ -113,6 +132,22 @@ def test_muon_learns_the_same_on_every_layout(config, alone, on_one, name):
     assert_sharded_alike(state)
     if layout == FSDP:
         assert unsharded_share(state.model) < 0.02
+
+
+@pytest.fixture(scope="module")
+def every_option(config):
+    """All of Muon's options on one device."""
+    config = replace(config, optimizer=EVERY_OPTION)
+    return config, losses(config, SINGLE)[0]
+
+
+@pytest.mark.parametrize("name", ["fully sharded", "all three"])
+def test_muon_with_every_option_learns_the_same(every_option, name):
+    config, alone = every_option
+    found, state = losses(config, LAYOUTS[name])
+    same(found, alone)
+    assert_sharded_alike(state)
+    assert any("neurons" in path for path in named(state.optimizer))
 
 
 MODERN = {

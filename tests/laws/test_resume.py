@@ -27,6 +27,7 @@ from gptjax.layout import Layout
 from gptjax.logbook import Log
 from gptjax.optim import AdamW, Muon
 from gptjax.run import Run
+from gptjax.schedules import Constant
 from gptjax.shards import open_shard, write_shard
 from gptjax.stages import Stage
 from gptjax.tokenizer import Chars
@@ -57,9 +58,10 @@ def cache(tmp_path_factory):
 
 
 def make(shards, name, **changes):
-    """Muon, dropout, accumulation and an average: all that has a state or a key."""
-    fixed = {"model": {"dropout": 0.1}, "optimizer": Muon(dtype="float32"), "batch": Batch(8, 2)}
-    fixed["averaging"] = Average(decay=0.8)
+    """Muon with what it can remember and schedule, dropout, groups and an average: all that has a state or a key."""
+    rising = Constant(warmup=7)
+    muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious=True)
+    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": Batch(8, 2), "averaging": Average(decay=0.8)}
     return tiny_config(shards, name=name, **(fixed | changes))
 
 
