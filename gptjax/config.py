@@ -39,8 +39,7 @@ class TrainConfig:
     optimizer: AdamW | Muon = AdamW()
     stages: tuple[Stage, ...] = ()
     """In what steps differ from the rest of the config; a coming stage may be added to a run that resumes."""
-    averaging: Average | None = None
-    """Whether an average of the weights is kept; it is what is then judged, sampled and exported."""
+    averaging: Average = Average()
     layout: Layout = Layout()
     checkpoint: Checkpoint = Checkpoint()
     evals: tuple[ValidationLoss | Samples | Bigram, ...] = ()
