@@ -4,8 +4,8 @@
     LD_LIBRARY_PATH=<site-packages>/nvidia/cudnn/lib python benchmarks/compile_recipes.py
     python benchmarks/compile_recipes.py a100 speedrun_162m                    # one of them
 
-Prints for each: parameters, a device's temporary and argument bytes, fused attention calls and collectives. Exits with
-1 if something does not compile, if XLA had to rematerialise a whole tensor to change its sharding, or if Muon's update
+Prints for each: parameters, a device's temporary and argument bytes, fused attention calls, collectives. Exits with 1
+if something does not compile, if XLA had to rematerialise a whole tensor to change its sharding, or if Muon's update
 is not gathered from shares (muon_cost.py counts its FLOPs). Counts are exact; times would not be: no kernel is tuned
 without a device.
 """

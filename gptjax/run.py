@@ -80,7 +80,7 @@ class Run:
         """The weights of a checkpoint, sharded by `layout` (call it under `layout.active()`).
 
         They are the run's average where it keeps one, unless `average` is False: the last ones then. A `context`
-        shorter than the run's keeps the first position embeddings.
+        shorter than the run's keeps the first position embeddings; a longer one needs rotary positions.
         """
         step, item = self.step(which), AVERAGE if average and self.averaged(which) else MODEL
         self._check_tokenizer(step)
@@ -149,14 +149,11 @@ def held(directory: Path) -> Iterator[None]:
 def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
     """The model of a run that starts from the weights of another: their shape, computed as `wanted` says.
 
-    The context is the shorter of the two.
+    With learned positions the context is the shorter of the two; with rotary ones it is the wanted one.
     """
     shape = run.config.model
-    return replace(
-        wanted,
-        **{field: getattr(shape, field) for field in SHAPE},
-        context=min(shape.context, wanted.context),
-    )
+    context = min(shape.context, wanted.context) if shape.positions == "learned" else wanted.context
+    return replace(wanted, **{field: getattr(shape, field) for field in SHAPE}, context=context)
 
 
 def _replace(path: Path, text: str) -> None:
