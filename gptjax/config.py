@@ -46,7 +46,8 @@ class TrainConfig:
     """What is judged, when."""
     log: Log = Log()
     start_from: str | None = None
-    """A run directory (an imported one, say) whose weights, and so whose model, a new run starts from."""
+    """A run directory (an imported one, say) whose weights (their average, if it keeps one), and so whose model, a new
+    run starts from."""
     max_skipped: int = 10
     """Stop after this many updates in a row that were not finite and so not made."""
     resume: Literal["auto", "force", "never"] = "auto"

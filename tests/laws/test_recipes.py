@@ -63,13 +63,13 @@ def small(name, shards):
     stages = tuple(
         replace(
             stage,
-            begin=i + (config.stages[0].begin > 0),
+            begin=2 * i + 1,
             sequences=stage.sequences and 16,
             accumulate=stage.accumulate and 2,
             long_window=stage.long_window and 7 + i,
             short_window=stage.short_window and 3 + i,
         )
-        for i, stage in enumerate(config.stages)
+        for i, stage in enumerate(config.stages[-2:])
     )
     config = replace(config, model=model, batch=batch, stages=stages)
     return replace(config, optimizer=optimizer, data=data, start_from=None, evals=())
