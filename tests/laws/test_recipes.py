@@ -35,7 +35,7 @@ def shards(tmp_path_factory):
 
 
 def small(name, shards):
-    """The recipe with few, narrow layers, a short context, float32 and a text of ours."""
+    """The recipe with few, narrow layers, a short context, at most two stages, float32 and a text of ours."""
     config = load_config(name)
     model, optimizer = config.model, config.optimizer
     model = replace(
@@ -69,7 +69,7 @@ def small(name, shards):
             long_window=stage.long_window and 7 + i,
             short_window=stage.short_window and 3 + i,
         )
-        for i, stage in enumerate(config.stages[-2:])
+        for i, stage in enumerate(config.stages[:2])
     )
     config = replace(config, model=model, batch=batch, stages=stages)
     return replace(config, optimizer=optimizer, data=data, start_from=None, evals=())
