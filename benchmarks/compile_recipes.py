@@ -70,7 +70,7 @@ def compile_recipe(target: str, name: str) -> None:
         placed = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
         transformation = config.optimizer.build(steps=config.steps, layout=layout)
         weights = lambda: model.GPT(config.model, key=jax.random.key(0), layout=layout)
-        new = lambda: state.fresh(weights(), transformation, averaged=config.averaging is not None)
+        new = lambda: state.fresh(weights(), transformation, averaged=config.averaging.kept)
         start = jax.tree.map(
             lambda x: placed(x, x.sharding.spec if x.sharding else PartitionSpec()), jax.eval_shape(new)
         )

@@ -19,16 +19,22 @@ from gptjax.shapes import Count
 class Average:
     """Keep a float32 average of the weights beside them, sharded as they are; training does not look at it."""
 
-    decay: float = 0.999
-    """Share of the average that stays each step: it looks back over about 1 / (1 - decay) steps. 1 forgets nothing."""
+    decay: float | None = None
+    """Share of the average that stays each step: it looks back over about 1 / (1 - decay) steps; 1 forgets nothing.
+    None: no average is kept."""
     fraction: float = 1.0
     """The part of the run, counted from its end, that is averaged; before it the average is the weights themselves."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.decay <= 1.0:
+        if self.decay is not None and not 0.0 <= self.decay <= 1.0:
             raise UserError(f"averaging.decay is {self.decay}; it is a share, from 0 to 1.")
         if not 0.0 < self.fraction <= 1.0:
             raise UserError(f"averaging.fraction is {self.fraction}: it is a part of the run, above 0 and at most 1.")
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is an average at all."""
+        return self.decay is not None
 
     def begin(self, *, steps: int) -> int:
         """The first update of a run of `steps` whose weights are averaged, counted from 0."""
@@ -36,15 +42,17 @@ class Average:
 
     def begun(self, completed: int, *, steps: int) -> bool:
         """Whether the average holds other weights than the last, after so many updates."""
-        return completed > self.begin(steps=steps) + 1
+        return self.kept and completed > self.begin(steps=steps) + 1
 
     def __call__(self, average: Any, weights: Any, step: Count | int, *, steps: int) -> Any:
         """The next average: of the one so far, and of the weights that update number `step` made."""
+        assert self.decay is not None
         earlier = jnp.maximum(jnp.asarray(step, jnp.float32) - self.begin(steps=steps), 0.0)
         stays = jnp.minimum(self.decay, earlier / (earlier + 1.0))
         return jax.tree.map(lambda mean, new: stays * mean + (1.0 - stays) * new, average, weights)
 
     def described(self, *, steps: int) -> str:
         """What is averaged in a run of `steps`, in words."""
+        assert self.decay is not None
         reach = "forgetting nothing" if self.decay == 1 else f"looking back about {1 / (1 - self.decay):,.0f} steps"
         return f"the mean of the weights from step {self.begin(steps=steps) + 1:,} on, {reach}"

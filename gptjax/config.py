@@ -39,15 +39,15 @@ class TrainConfig:
     optimizer: AdamW | Muon = AdamW()
     stages: tuple[Stage, ...] = ()
     """In what steps differ from the rest of the config; a coming stage may be added to a run that resumes."""
-    averaging: Average | None = None
-    """Whether an average of the weights is kept; it is what is then judged, sampled and exported."""
+    averaging: Average = Average()
     layout: Layout = Layout()
     checkpoint: Checkpoint = Checkpoint()
     evals: tuple[ValidationLoss | Samples | Bigram, ...] = ()
     """What is judged, when."""
     log: Log = Log()
     start_from: str | None = None
-    """A run directory (an imported one, say) whose weights, and so whose model, a new run starts from."""
+    """A run directory (an imported one, say) whose weights (their average, if it keeps one), and so whose model, a new
+    run starts from."""
     max_skipped: int = 10
     """Stop after this many updates in a row that were not finite and so not made."""
     resume: Literal["auto", "force", "never"] = "auto"

@@ -38,15 +38,15 @@ def make_train_step(
     seed: int,
     dropout: bool,
     layout: Layout,
-    averaging: Average | None = None,
+    averaging: Average = Average(),  # noqa: B008 (frozen)
     computed: GPTConfig | None = None,
     rates: Sequence[tuple[int, float]] = (),
 ) -> jax.stages.Wrapped:
     """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
 
     An update whose loss or gradient is not finite is not made: weights, moments and average stay, the step number goes
-    on. A state without an average needs no `averaging`. The loss is that of the model `computed` as this config says
-    (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1 before.
+    on. `averaging` keeps the state's average, if it has one. The loss is that of the model `computed` as this config
+    says (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1 before.
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
     as in the state.
     """
@@ -65,13 +65,14 @@ def make_train_step(
         updates = jax.tree.map(lambda update: factor * update, updates)
         keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
         model = keep(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
+        average = averaging(state.average, model, state.step, steps=steps) if averaging.kept else None
         following = TrainState(
             step=state.step + 1,
             model=model,
             optimizer=keep(moments, state.optimizer),
             skipped=state.skipped + ~finite,
             streak=jnp.where(finite, 0, state.streak + 1),
-            average=averaging and keep(averaging(state.average, model, state.step, steps=steps), state.average),
+            average=keep(average, state.average),
         )
         rate = factor * learning_rate(optimizer, state.step, steps=steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}

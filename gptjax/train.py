@@ -150,7 +150,7 @@ def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, 
 def created(config: TrainConfig, layout: Layout) -> TrainState:
     """A state at step 0: new weights, or those of the run to start from."""
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    averaged = config.averaging is not None
+    averaged = config.averaging.kept
     if config.start_from is None:
         return state.create(config.model, optimizer, seed=config.seed, layout=layout, averaged=averaged)
     weights = Run.open(config.start_from).model(layout=layout, context=config.model.context)
@@ -192,12 +192,9 @@ def resumed(
         )
     say(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    kept = checkpoints.has_average(step)
-    averaged = config.averaging is not None
-    found = checkpoints.restore(
-        state.abstract(config.model, optimizer, layout=layout, averaged=averaged and kept), step
-    )
-    if averaged and not kept:
+    wanted, there = config.averaging.kept, checkpoints.has_average(step)
+    found = checkpoints.restore(state.abstract(config.model, optimizer, layout=layout, averaged=wanted and there), step)
+    if wanted and not there:
         say(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
         return replace(found, average=state.copied(found.model))
     return found
@@ -219,8 +216,8 @@ def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> 
 
 def judgement(judge: Judge, current: TrainState, config: TrainConfig) -> dict[str, float | str]:
     """What a judge says of the weights that count; of the last ones as well, if it is a loss and they are others."""
-    found, averaging = judge(current.judged), config.averaging
-    if isinstance(judge, ValidationJudge) and averaging and averaging.begun(int(current.step), steps=config.steps):
+    found = judge(current.judged)
+    if isinstance(judge, ValidationJudge) and config.averaging.begun(int(current.step), steps=config.steps):
         found |= {"val_loss_last": judge(current.model)["val_loss"]}
     return found
 
@@ -320,7 +317,7 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
         *(f"stage     {phase.described()}" for phase in config.phases if config.stages),
         *(f"judged    {protocol}" for protocol in protocols),
     )
-    if config.averaging is not None:
+    if config.averaging.kept:
         say(f"averaging {config.averaging.described(steps=config.steps)}; it is what is judged, sampled and exported")
     warmup = config.optimizer.schedule.warmup
     if warmup >= config.steps:

@@ -70,7 +70,7 @@ def test_the_step_averages_what_it_makes_and_learns_as_without():
     optimizer, averaging = AdamW(learning_rate=0.01, schedule=Constant()), Average(decay=0.5)
     built = optimizer.build(steps=5, layout=SINGLE)
     words = {"steps": 5, "seed": 0, "dropout": False, "layout": SINGLE}
-    plain, kept = (make_train_step(NextToken(), optimizer, averaging=one, **words) for one in (None, averaging))
+    plain, kept = (make_train_step(NextToken(), optimizer, averaging=one, **words) for one in (Average(), averaging))
     without = state.create(MODEL, built, seed=0, layout=SINGLE)
     now = state.create(MODEL, built, seed=0, layout=SINGLE, averaged=True)
     wanted = jax.tree.map(np.asarray, now.model)
@@ -116,7 +116,7 @@ def run(shards):
         steps=20,
         model={"num_layers": 1},
         optimizer=AdamW(learning_rate=0.02, schedule=Constant()),
-        averaging=Average(fraction=0.5),
+        averaging=Average(0.999, fraction=0.5),
         evals=(ValidationLoss(every=5),),
         checkpoint=Checkpoint(every=10, keep=9),
     )
@@ -154,10 +154,10 @@ def test_it_may_be_turned_on_and_off_by_a_run_that_goes_on(shards, capsys):
     config = tiny_config(shards, name="turned", steps=3, model={"num_layers": 1}, optimizer=optimizer)
     assert train(config) == 0
     assert not Run.open(config.directory).averaged()
-    on = replace(config, averaging=Average())
+    on = replace(config, averaging=Average(0.999))
     assert train(replace(on, steps=6)) == 0
     printed = capsys.readouterr().out
-    assert "changed: averaging: None → Average(decay=0.999, fraction=1.0)" in printed
+    assert "changed: averaging.decay: None → 0.999" in printed
     assert "step 3 has no average: it begins with these weights" in printed
     assert re.search(r"averaging the mean of the weights from step 1 on, looking back about 1,000 steps", printed)
     assert Run.open(config.directory).averaged(6)

@@ -73,7 +73,7 @@ SECTIONS = {
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(schedule=Constant(), dtype="float32", weight_decay=0.1),
-    Average: lambda base: Average(),
+    Average: lambda base: Average(0.9),
     Adam: lambda base: Adam(0.1),
     Named: lambda base: Named("tokens", Adam(0.1)),
     Layout: lambda base: Layout(),
@@ -120,7 +120,7 @@ def program(config):
     layout = config.layout.resolve(8)
     config.check_layout(layout)
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    averaged = config.averaging is not None
+    averaged = config.averaging.kept
     with layout.active():
         draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), layout=layout))()
         start = state.abstract(config.model, optimizer, layout=layout, averaged=averaged)
@@ -259,7 +259,7 @@ SEEN = {
     "its judges": lambda config, *_: len(config.evals),
 }
 PROGRAM = {
-    TrainConfig: {"seed": 1, "steps": 20, "averaging": Average(), "stages": (Stage(1, sequences=16),)},
+    TrainConfig: {"seed": 1, "steps": 20, "stages": (Stage(1, sequences=16),)},
     Batch: {"sequences": 16, "accumulate": 2},
     Stage: {"begin": 2, "sequences": 32, "accumulate": 2, "long_window": 7, "short_window": 5, "rate": 3.0},
     GPTConfig: {
@@ -343,7 +343,7 @@ PROGRAM = {
         "clip_norm": 1.0,
         "named": (Named("tokens", Adam(0.5)),),
     },
-    Average: {"decay": 0.9, "fraction": 0.5},
+    Average: {"decay": 0.99, "fraction": 0.5},
     Layout: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup": 3},
     Cosine: {"warmup": 3, "floor": 0.3, "decay_steps": 7},

@@ -63,7 +63,7 @@ def small(name, shards):
     stages = tuple(
         replace(
             stage,
-            begin=i + (config.stages[0].begin > 0),
+            begin=2 * i + 1,
             sequences=stage.sequences and 16,
             accumulate=stage.accumulate and 2,
             long_window=stage.long_window and 7 + i,
