@@ -5,9 +5,9 @@
 
 Data      FineWeb in GPT-2 tokens, rows of 49,152; `<|endoftext|>` says where documents begin; the first 10,485,760
           validation tokens are judged, with the last windows
-Model     12 layers × 768, 6 heads of 128, half of each turned: QK-norm, RMSNorm without gain, squared ReLU, learned U-Net
-          skips, the embeddings mixed into every block, three tables of value embeddings for the outer layers, windows
-          L S S S L S and back, the short ones half as long, logits capped at 15
+Model     12 layers × 768, 6 heads of 128, half of each turned: QK-norm, RMSNorm without gain, squared ReLU, learned
+          U-Net skips, the embeddings mixed into every block, three tables of value embeddings for the outer layers,
+          windows L S S S L S and back, the short ones half as long, logits capped at 15
 Optimizer 1,770 steps of 393,216 tokens; Muon at 0.05 with momentum 0.85 → 0.95, Adam for each other group
 Hardware  8 A100 or H100. No fast kernel knows documents here: attention is XLA's, in blocks, and slower
 Published modded-nanogpt, record 21: 3.2787, the mean of 81 runs, 2.93 minutes on 8 H100. There the windows grow in 14
