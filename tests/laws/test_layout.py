@@ -156,6 +156,7 @@ MODERN = {
     "norm": "rms",
     "qk_norm": True,
     "attention_scale": 0.12,
+    "kv_heads": 2,
     "gated": True,
     "activation": "silu",
     "softcap": 15.0,
@@ -164,9 +165,9 @@ MODERN = {
 }
 
 
-@pytest.mark.parametrize("changes", [MODERN, MODERN | {"gated": False, "activation": "relu2", "norm_gain": False}])
-def test_a_modern_model_learns_the_same_on_three_axes(config, changes):
-    config = replace(config, model=replace(config.model, **changes))
+def test_a_modern_model_learns_the_same_on_three_axes(config):
+    """With dropout and shared keys; the recipes have laws of their own."""
+    config = replace(config, model=replace(config.model, **MODERN))
     found, state = losses(config, LAYOUTS["all three"])
     np.testing.assert_allclose(found[:, 0], losses(config, SINGLE)[0][:, 0], atol=1e-5, rtol=0)
     assert_sharded_alike(state)
