@@ -4,9 +4,9 @@
     LD_LIBRARY_PATH=<site-packages>/nvidia/cudnn/lib python benchmarks/compile_recipes.py
     python benchmarks/compile_recipes.py a100 speedrun_162m                    # one of them
 
-Prints for each: parameters, a device's temporary and argument bytes, fused attention calls and collectives. Exits with 1
-if something does not compile, if XLA had to rematerialise a whole tensor to change its sharding, or if Muon's update is
-not gathered from shares (muon_cost.py counts its FLOPs). Counts are exact; times would not be: no kernel is tuned
+Prints for each: parameters, a device's temporary and argument bytes, fused attention calls, collectives. Exits with 1
+if something does not compile, if XLA had to rematerialise a whole tensor to change its sharding, or if Muon's update
+is not gathered from shares (muon_cost.py counts its FLOPs). Counts are exact; times would not be: no kernel is tuned
 without a device.
 """
 
@@ -53,7 +53,7 @@ def topology(target: str) -> topologies.TopologyDescription:
 
 def grouped(config: TrainConfig, layout: Layout, most: int) -> TrainConfig:
     """The recipe with its batch in as many groups as a device's memory asks for."""
-    per_device = config.tokens_per_step // layout.batch_devices
+    per_device = config.tokens(1) // layout.batch_devices
     return replace(config, batch=replace(config.batch, accumulate=max(1, -(-per_device // most))))
 
 
@@ -69,7 +69,8 @@ def compile_recipe(target: str, name: str) -> None:
     with jax.set_mesh(mesh):
         placed = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
         transformation = config.optimizer.build(steps=config.steps, layout=layout)
-        new = lambda: state.fresh(model.GPT(config.model, key=jax.random.key(0), layout=layout), transformation)
+        weights = lambda: model.GPT(config.model, key=jax.random.key(0), layout=layout)
+        new = lambda: state.fresh(weights(), transformation, averaged=config.averaging.kept)
         start = jax.tree.map(
             lambda x: placed(x, x.sharding.spec if x.sharding else PartitionSpec()), jax.eval_shape(new)
         )
@@ -77,9 +78,8 @@ def compile_recipe(target: str, name: str) -> None:
         shape = (groups, config.batch.sequences // groups, config.model.context)
         rows = placed(jax.ShapeDtypeStruct(shape, jnp.int32), layout.acts("GBT"))
         names = ("tokens", "targets", *(("segments", "positions") if config.model.document_mask else ()))
-        step = make_train_step(
-            config.objective, config.optimizer, steps=config.steps, seed=0, dropout=False, layout=layout
-        )
+        own = {"steps": config.steps, "seed": 0, "dropout": False, "layout": layout, "averaging": config.averaging}
+        step = make_train_step(config.objective, config.optimizer, **own)
         platform = {"gpu": "cuda", "tpu": "tpu"}[backend]
         program = step.trace(start, dict.fromkeys(names, rows)).lower(lowering_platforms=(platform,)).compile()
     memory, text = program.memory_analysis(), program.as_text()

@@ -164,7 +164,7 @@ def main() -> None:
     bench = Bench(asked)
     sizes = [num_parameters(config.model) for config in (bench.baseline, bench.modern)]
     print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%}); tokens a step", end=" ")
-    print(f"{bench.baseline.tokens_per_step:,} and {bench.modern.tokens_per_step:,}\n")
+    print(f"{bench.baseline.tokens(1):,} and {bench.modern.tokens(1):,}\n")
 
     rate = bench.best_rate("baseline", bench.baseline, asked.rates, part=1.0)
     baseline = bench.seeds("baseline", bench.baseline, rate=rate, part=1.0)

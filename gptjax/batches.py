@@ -1,8 +1,8 @@
 """Tokens from disk to device: the batch is a function of (seed, step), whatever the number of processes.
 
 grain permutes the rows of a split (windows.py) with a seed, anew each epoch, without replacement; a step reads the next
-B of them. In a mixture every set has its own order, and the turns (mixture.py) say which set is next. There is no
-state to save: after a restart, step s reads what step s would have read.
+B of them, and B may change at a step. In a mixture every set has its own order, and the turns (mixture.py) say which
+set is next. There is no state to save: after a restart, step s reads what step s would have read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from gptjax.data import Batch, Mixture, TokenShards, parts_of, shares
+from gptjax.data import Batch, Mixture, TokenShards, parts_of, rows_before, shares
 from gptjax.errors import UserError
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
@@ -31,9 +31,9 @@ masks, `segments` (the documents of a row, counted from 1; padding is 0) and `po
 class Batches:
     """The rows of every step, for this process's devices.
 
-    Row r of step s is row s·B + r of the run, wherever it is read: the turns of the mixture say from which set it comes
-    and how many came from there before, and that set's own permutation says which of its windows it is. Each process
-    reads only the rows that its devices hold.
+    Rows are numbered through the run: row r of step s is row s·B + r, as long as all steps have B. The turns of the
+    mixture say from which set a row comes and how many came from there before, and that set's own permutation says
+    which of its windows it is, wherever it is read. Each process reads only the rows that its devices hold.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Batches:
         windows: Sequence[Windows],
         batch: Batch,
         *,
+        later: Sequence[tuple[int, Batch]] = (),
         vocab_size: int,
         turns: Turns | None = None,
         seed: int,
@@ -48,29 +49,38 @@ class Batches:
         prefetch: int = 2,
         documents: bool = False,
     ) -> None:
-        """`documents` adds to every row which document each token is of, and its place in it: for masks."""
-        self.windows, self.batch, self.layout, self.prefetch = tuple(windows), batch, layout, prefetch
+        """`later` are (step, batch) pairs, ascending: from that step on this batch.
+
+        `documents` adds to every row which document each token is of, and its place in it: for masks.
+        """
+        self.windows, self.layout, self.prefetch = tuple(windows), layout, prefetch
+        self._changes = [(0, batch), *later]
         self._vocab_size, self._documents = vocab_size, documents
         self._names = ("tokens", "targets", "segments", "positions") if documents else ("tokens", "targets")
         self._turns = turns or Turns([(0, (1.0,))])
         processes = jax.process_count()
-        self._group = batch.sequences // batch.accumulate
-        if self._group % processes:
-            raise UserError(
-                f"batch: {self._group} sequences a group do not split over {processes} processes. "
-                f"Use a multiple of {processes} × batch.accumulate."
-            )
-        self._share = self._group // processes
+        for _, one in self._changes:
+            if one.group % processes:
+                raise UserError(
+                    f"batch: {one.group} sequences a group do not split over {processes} processes. "
+                    f"Use a multiple of {processes} × batch.accumulate."
+                )
         self._orders = [
             grain.MapDataset.range(len(one)).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
             for i, one in enumerate(self.windows)
         ]
 
+    def batch(self, step: int) -> Batch:
+        """The batch that a step reads."""
+        return next(batch for begin, batch in reversed(self._changes) if begin <= step)
+
     def local(self, step: int) -> dict[str, np.ndarray]:
         """This process's `Rows` of a step on the host, (G, B / processes, T)."""
-        groups = np.arange(self.batch.accumulate)[:, None] * self._group
-        mine = jax.process_index() * self._share + np.arange(self._share)
-        sets, numbers = self._turns((step * self.batch.sequences + groups + mine).reshape(-1))
+        batch, first = self.batch(step), rows_before(step, self._changes)
+        share = batch.group // jax.process_count()
+        groups = np.arange(batch.accumulate)[:, None] * batch.group
+        mine = jax.process_index() * share + np.arange(share)
+        sets, numbers = self._turns((first + groups + mine).reshape(-1))
         context = self.windows[0].context
         rows = {name: np.empty((len(sets), context), np.int32) for name in self._names}
         for i in np.unique(sets):
@@ -85,12 +95,12 @@ class Batches:
             rows["targets"][here] = (
                 found.targets if found.scored is None else np.where(found.scored, found.targets, IGNORED)
             )
-        shape = (self.batch.accumulate, self._share, context)
+        shape = (batch.accumulate, share, context)
         return {name: array.reshape(shape) for name, array in rows.items()}
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each set has been seen after so many steps: `epoch`, or `epoch/NAME` for each of several."""
-        counts = self._turns.counts(step * self.batch.sequences)
+        counts = self._turns.counts(rows_before(step, self._changes))
         seen = [int(count) / len(one) for count, one in zip(counts, self.windows, strict=True)]
         if len(seen) == 1:
             return {"epoch": seen[0]}
@@ -115,9 +125,10 @@ class Batches:
         for rows in grain.MapDataset.source(_Steps(self))[step:].to_iter_dataset(options):
             yield {name: put(array, self.layout) for name, array in rows.items()}
 
-    def abstract(self, context: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, types and shardings of a batch, to compile for before one is read."""
-        shape = (self.batch.accumulate, self._group, context)
+    def abstract(self, context: int, *, step: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a step's batch, to compile for before one is read."""
+        batch = self.batch(step)
+        shape = (batch.accumulate, batch.group, context)
         spec = self.layout.acts("GBT")
         sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
         rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding)
@@ -141,6 +152,7 @@ def open_batches(
     data: TokenShards | Mixture,
     batch: Batch,
     *,
+    later: Sequence[tuple[int, Batch]] = (),
     context: int,
     vocab_size: int,
     tokenizer: Tokenizer | None,
@@ -151,10 +163,11 @@ def open_batches(
     """The batches of a run. `tokenizer` tells where documents end in foreign shards, if something wants to know."""
     parts, end = parts_of(data), tokenizer.end_of_text if tokenizer else None
     windows = [open_windows(part.data.split("train"), context, part.data.packing, end_of_text=end) for part in parts]
-    turns = Turns([(step * batch.sequences, weights) for step, weights in shares(data)])
+    turns = Turns([(rows_before(step, [(0, batch), *later]), weights) for step, weights in shares(data)])
     return Batches(
         windows,
         batch,
+        later=later,
         vocab_size=vocab_size,
         turns=turns,
         seed=seed,

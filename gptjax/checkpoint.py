@@ -1,9 +1,9 @@
 """The treaty of the run directory: how a training state lies on disk, and how it comes back whole or not at all.
 
-`checkpoints/STEP/` holds the items `model`, `optimizer` and `counters` (arrays by name: `blocks.attention.qkv`,
-`muon.inner_state.momentum.blocks.mlp.up`) and `metadata` (JSON). A name says what an array is, not where it stood in
-a tuple, and an array is read onto any sharding, so neither a layout nor the order of a chain is part of the treaty.
-Orbax writes in the background, into a temporary directory that it renames at the end.
+`checkpoints/STEP/` holds the items `model`, `optimizer`, `counters` and, if the run keeps one, `average` (arrays by
+name: `blocks.attention.qkv`, `muon.inner_state.momentum.blocks.mlp.up`) and `metadata` (JSON). A name says what an
+array is, not where it stood in a tuple, and an array is read onto any sharding, so neither a layout nor the order of a
+chain is part of the treaty. Orbax writes in the background, into a temporary directory that it renames at the end.
 """
 
 import json
@@ -25,7 +25,9 @@ from gptjax.model import GPT
 from gptjax.state import TrainState, with_sharding
 
 FORMAT_VERSION = 1
-ARRAYS = ("model", "optimizer", "counters")
+MODEL, AVERAGE = "model", "average"
+"""The two items that hold weights."""
+ARRAYS = (MODEL, "optimizer", "counters", AVERAGE)
 METADATA = "metadata"
 COMMITTED = "commit_success.txt"
 """Written by Orbax into a step when all else is there."""
@@ -133,11 +135,16 @@ class Checkpoints:
         counters = items["counters"]
         return TrainState(
             step=counters["step"],
-            model=_filled(abstract.model, items["model"]),
+            model=_filled(abstract.model, items[MODEL]),
             optimizer=_filled(abstract.optimizer, items["optimizer"]),
             skipped=counters["skipped"],
             streak=counters["streak"],
+            average=_filled(abstract.average, items.get(AVERAGE, {})),
         )
+
+    def has_average(self, step: int) -> bool:
+        """Whether an average of the weights was saved at `step`."""
+        return has_average(self._directory, step)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays of `step`, with `step`, `val_loss` and `format_version`."""
@@ -184,15 +191,20 @@ def whole_steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in Path(directory).iterdir() if p.name.isdecimal() and _is_whole(p))
 
 
-def restore_model(directory: Path, abstract_model: GPT, step: int) -> GPT:
+def has_average(directory: Path, step: int) -> bool:
+    """Whether a checkpoint holds an average of the weights besides the last."""
+    return (Path(directory) / str(step) / AVERAGE).is_dir()
+
+
+def restore_model(directory: Path, abstract_model: GPT, step: int, *, item: str = MODEL) -> GPT:
     """The weights of a checkpoint alone, sharded as `abstract_model` is; call it under `layout.active()`."""
     target = jax.tree.map(with_sharding, abstract_model)
-    return _filled(target, _restore_items(directory, step, {"model": named(target)})["model"])
+    return _filled(target, _restore_items(directory, step, {item: named(target)})[item])
 
 
 def save_model(directory: Path, step: int, model: GPT, metadata: dict[str, Any]) -> None:
     """Write a checkpoint that holds weights only; returns when it is on disk."""
-    args = _save_args({"model": named(model)}, metadata, None, step=step)
+    args = _save_args({MODEL: named(model)}, metadata, None, step=step)
     with _writing(directory), ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
         checkpointer.save(Path(directory).absolute() / str(step), args=args)
 
@@ -206,7 +218,8 @@ def named(tree: Any) -> Named:
 
 def _items(state: TrainState) -> dict[str, Named]:
     counters = {"step": state.step, "skipped": state.skipped, "streak": state.streak}
-    return {"model": named(state.model), "optimizer": named(state.optimizer), "counters": counters}
+    items = {MODEL: named(state.model), "optimizer": named(state.optimizer), "counters": counters}
+    return items if state.average is None else items | {AVERAGE: named(state.average)}
 
 
 def _arrays() -> ocp.PyTreeCheckpointHandler:

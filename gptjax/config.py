@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint
-from gptjax.data import Batch, Mixture, Part, TokenShards
+from gptjax.data import Batch, Mixture, Part, TokenShards, spans
 from gptjax.errors import UserError
 from gptjax.evals import Bigram, Samples, ValidationLoss
 from gptjax.gpt_config import GPTConfig
@@ -16,6 +17,7 @@ from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import differences
 from gptjax.settings import load_config as load_config_as
+from gptjax.stages import Phase, Stage, phases
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,17 @@ class TrainConfig:
     data: TokenShards | Mixture = TokenShards()
     objective: NextToken = NextToken()
     optimizer: AdamW | Muon = AdamW()
+    stages: tuple[Stage, ...] = ()
+    """In what steps differ from the rest of the config; a coming stage may be added to a run that resumes."""
+    averaging: Average = Average()
     layout: Layout = Layout()
     checkpoint: Checkpoint = Checkpoint()
     evals: tuple[ValidationLoss | Samples | Bigram, ...] = ()
     """What is judged, when."""
     log: Log = Log()
     start_from: str | None = None
-    """A run directory (an imported one, say) whose weights, and so whose model, a new run starts from."""
+    """A run directory (an imported one, say) whose weights (their average, if it keeps one), and so whose model, a new
+    run starts from."""
     max_skipped: int = 10
     """Stop after this many updates in a row that were not finite and so not made."""
     resume: Literal["auto", "force", "never"] = "auto"
@@ -56,18 +62,42 @@ class TrainConfig:
         for field in ("steps", "max_skipped"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        _ = self.phases
 
     @property
     def directory(self) -> Path:
         return Path(self.output_dir).expanduser().absolute() / self.name
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.batch.sequences * self.model.context
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of the run in which nothing changes, in order, from step 0 on."""
+        return phases(self.batch, self.model, self.stages)
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that the first `steps` steps learn from."""
+        return sum(count * phase.tokens for phase, count in self._parts(steps))
+
+    def flops(self, steps: int, *, causal: bool) -> float:
+        """FLOPs of the first `steps` steps, as `GPTConfig.flops_per_token` counts them."""
+        return sum(
+            count * phase.tokens * phase.model.flops_per_token(causal=causal) for phase, count in self._parts(steps)
+        )
+
+    def _parts(self, steps: int) -> list[tuple[Phase, int]]:
+        """Each phase, and how many of the first `steps` steps are in it."""
+        found = self.phases
+        return list(zip(found, spans([phase.begin for phase in found], steps), strict=True))
+
+    def learned_until(self, step: int) -> str:
+        """In words, how the steps before this one learned; only what makes a difference."""
+        begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
+        pairs = zip([None, *begun], begun, strict=False)
+        return "; ".join(one.described() for last, one in pairs if last is None or last.learning != one.learning)
 
     def check_layout(self, layout: Layout) -> None:
         """Raise unless the batch and the model divide over a resolved layout."""
-        self.batch.check_devices(layout)
+        for phase in self.phases:
+            phase.batch.check_devices(layout)
         _, fsdp, tensor = layout.sizes
         model = self.model
         divided = (
@@ -93,6 +123,7 @@ def load_config(spec: str | Path) -> TrainConfig:
 CLASSES = (
     TrainConfig,
     Batch,
+    Stage,
     GPTConfig,
     TokenShards,
     Mixture,
@@ -100,6 +131,7 @@ CLASSES = (
     NextToken,
     AdamW,
     Muon,
+    Average,
     Adam,
     Named,
     Layout,
@@ -120,6 +152,7 @@ MAY_CHANGE = (
     "layout",
     "batch.accumulate",
     "evals",
+    "averaging",  # training does not look at it
     "checkpoint",
     "log",
     "output_dir",
@@ -131,6 +164,7 @@ MAY_CHANGE = (
     "model.remat",
     "model.layers",
     "model.attention",
+    "stages",  # what they have changed already is compared by itself, as are the shares of a mixture
     "data",  # what the data says is compared by its fingerprint, not by where it lies
 )
 """Fields that a resumed run may change: apart from its length, they do not alter what is learned from which tokens."""

@@ -57,6 +57,8 @@ class ToHf:
     """The directory to make; it must not exist, or be empty."""
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
+    average: bool = True
+    """Take the run's average of the weights, if it keeps one; --no-average takes the last ones."""
     dtype: DTypeName | None = None
     """Type of the tensors; default: that of the model it was imported from, else float32."""
     verify: bool = True
@@ -94,13 +96,15 @@ def export(arguments: ToHf) -> None:
     """Write the directory, verify it, and say what was written."""
     run = Run.open(arguments.checkpoint)
     with appearing_whole(Path(arguments.output)) as directory:
-        model = run.model(arguments.step)
+        model = run.model(arguments.step, average=arguments.average)
         origin = read_origin(run)
         dtype: DTypeName = arguments.dtype or (origin.dtype if origin else "float32")
         write_model(directory, model, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
         verdict = verify(directory, model, dtype=dtype) if arguments.verify else "not verified: --no-verify"
     told = "with its tokenizer" if run.tokenizer else "without a tokenizer: the run has none"
-    print(f"{arguments.output}: step {run.step(arguments.step)} of {run.directory.name} in {dtype}, {told}\n{verdict}")
+    taken = f"step {run.step(arguments.step)} of {run.directory.name}"
+    taken += ", its average of the weights," if arguments.average and run.averaged(arguments.step) else ""
+    print(f"{arguments.output}: {taken} in {dtype}, {told}\n{verdict}")
 
 
 def write_model(

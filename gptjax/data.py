@@ -5,6 +5,7 @@ Values for a config; reading itself is in shards.py (files), windows.py (rows) a
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,11 @@ class Batch:
                 "groups. Use a multiple of it."
             )
 
+    @property
+    def group(self) -> int:
+        """Windows of one group."""
+        return self.sequences // self.accumulate
+
     def check_devices(self, layout: Layout) -> None:
         """Raise unless each group divides over the devices that share its rows."""
         if layout.batch_devices % jax.process_count():
@@ -46,11 +52,10 @@ class Batch:
                 f"layout: rows are divided over {layout.batch_devices} devices (data × fsdp), which do not split over "
                 f"{jax.process_count()} processes. Make layout.tensor no larger than one process's devices."
             )
-        group = self.sequences // self.accumulate
-        if group % layout.batch_devices:
+        if self.group % layout.batch_devices:
             raise UserError(
-                f"batch: {group} sequences a group do not split over {layout.batch_devices} devices (data × fsdp). "
-                f"Use a multiple of {layout.batch_devices} × batch.accumulate, or another --layout."
+                f"batch: {self.group} sequences a group do not split over {layout.batch_devices} devices "
+                f"(data × fsdp). Use a multiple of {layout.batch_devices} × batch.accumulate, or another --layout."
             )
 
 
@@ -185,6 +190,18 @@ def shares(data: TokenShards | Mixture, *, until: int | None = None) -> list[tup
     parts = parts_of(data)
     steps = sorted({0, *(step for part in parts for step, _ in part.later)})
     return [(s, tuple(part.weight_at(s) for part in parts)) for s in steps if until is None or s < until or s == 0]
+
+
+def spans(begins: Sequence[int], steps: int) -> list[int]:
+    """How many of the first `steps` steps lie in each part of a run, where the parts begin at these steps."""
+    ends = [*begins[1:], steps]
+    return [max(0, min(end, steps) - begin) for begin, end in zip(begins, ends, strict=True)]
+
+
+def rows_before(step: int, changes: Sequence[tuple[int, Batch]]) -> int:
+    """Windows read by all steps before this one; `changes` are (step, batch from it on), ascending from step 0."""
+    counts = spans([begin for begin, _ in changes], step)
+    return sum(count * batch.sequences for count, (_, batch) in zip(counts, changes, strict=True))
 
 
 def fingerprint(data: TokenShards | Mixture) -> str:

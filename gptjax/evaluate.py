@@ -29,6 +29,8 @@ class Evaluate:
     """A run directory."""
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
+    average: bool = True
+    """Take the run's average of the weights, if it keeps one; --no-average takes the last ones."""
     data: str | None = None
     """A directory of shards made with the run's tokenizer."""
     split: Literal["val", "train"] = "val"
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.json is not None:
             write_json(Path(arguments.json), result)
     print(
-        f"{result['protocol']}\nstep {result['step']}: "
+        f"{result['protocol']}\nstep {result['step']}{', average of the weights' * (result['weights'] == 'average')}: "
         + ", ".join(
             f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result
         )
@@ -80,7 +82,8 @@ def write_json(path: Path, result: dict[str, float | str | int]) -> None:
 
 
 def evaluate(arguments: Evaluate) -> dict[str, float | str | int]:
-    """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`."""
+    """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`, and
+    which `weights` were judged: the `average` or the `last`."""
     run = Run.open(arguments.checkpoint)
     if arguments.dtype is not None:
         model_config = replace(run.config.model, dtype=arguments.dtype, head_dtype=None)
@@ -89,10 +92,11 @@ def evaluate(arguments: Evaluate) -> dict[str, float | str | int]:
     step = run.step(arguments.step)
     with layout.active(), tempfile.TemporaryDirectory() as scratch:
         stream = chosen_stream(arguments, run, Path(scratch))
-        model = run.model(step, layout=layout, context=arguments.context)
+        model = run.model(step, layout=layout, context=arguments.context, average=arguments.average)
         material = Material(run.config.data, run.tokenizer, model.config, NextToken(), layout)
         judge = ValidationJudge(stream, material, tokens=arguments.tokens, sequences=arguments.sequences)
-        return {**judge(model), "protocol": judge.protocol, "step": step, "tokens": judge.scored}
+        weights = "average" if arguments.average and run.averaged(step) else "last"
+        return {**judge(model), "protocol": judge.protocol, "step": step, "tokens": judge.scored, "weights": weights}
 
 
 def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:

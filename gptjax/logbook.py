@@ -76,21 +76,23 @@ class Logbook:
         run_directory: str | Path,
         *,
         total_steps: int,
-        tokens_per_step: int,
+        tokens: Callable[[int], int],
         start_step: int = 0,
-        flops_per_token: float | None = None,
-        flops_per_token_palm: float | None = None,
+        flops: Callable[[int], float] | None = None,
+        flops_palm: Callable[[int], float] | None = None,
         peak_flops_total: float | None = None,
         config_json: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Open the record of a run that has completed `start_step` of its `total_steps` updates.
 
-        FLOPs are those of training on one token, counted causally and as in the PaLM paper (full attention);
-        `peak_flops_total` is that of all devices together. Without a peak there is no MFU. `clock` gives seconds.
+        `tokens` and `flops` say how many a run's first so many updates take, for steps need not be alike; FLOPs are
+        counted causally and as in the PaLM paper (full attention). `peak_flops_total` is that of all devices together.
+        Without a peak there is no MFU. `clock` gives seconds.
         """
-        self._tokens_per_step = tokens_per_step
-        self._flops = {"mfu": flops_per_token, "mfu_palm": flops_per_token_palm} if peak_flops_total else {}
+        self._tokens = tokens
+        shares = {"mfu": flops, "mfu_palm": flops_palm} if peak_flops_total else {}
+        self._flops = {name: count for name, count in shares.items() if count}
         self._peak = peak_flops_total
         self._start_step = self._newest = start_step
         self._writers: list[Callable[[Record], None]] = []
@@ -104,12 +106,12 @@ class Logbook:
             kept = cut_back(directory / "metrics.jsonl", start_step)
             self._kept = {(record["step"], frozenset(record)) for record in kept}
             self._open(log, directory, config_json)
-            self._terminal = Terminal(log.every, total_steps, start_step)
+            self._terminal = Terminal(log.every, total_steps, start_step, tokens)
         self._pending: _Pending | None = None
         self._last: Record = {}
         self._seconds = self._seconds_before = max((r.get("seconds") or 0.0 for r in kept), default=0.0)
         self._waited = self._waited_total = 0.0
-        self._timed_steps = 0
+        self._done: dict[str, float] = defaultdict(float)
         self._apart: dict[str, float] = defaultdict(float)
         self._clock = clock
         self._pausing = self._closed = False
@@ -148,7 +150,7 @@ class Logbook:
         """
         self.flush()
         found = {name: plain(value) for name, value in values.items()}
-        record = {"step": step, "tokens": step * self._tokens_per_step} | found
+        record = {"step": step, "tokens": self._tokens(step)} | found
         self._last |= found
         self._record(record)
         if self._terminal:
@@ -163,10 +165,12 @@ class Logbook:
         done_at = self._clock() if pending.done_at is None else pending.done_at
         took, self._mark = done_at - self._mark, done_at
         self._seconds += took
-        self._timed_steps += took > 0
-        tokens, seconds = pending.step * self._tokens_per_step, round(self._seconds, 3)
+        work = self._work(pending.step)
+        for name in work if took > 0 else ():
+            self._done[name] += work[name]
+        tokens, seconds = self._tokens(pending.step), round(self._seconds, 3)
         record = {"step": pending.step, "tokens": tokens, "seconds": seconds} | values
-        record |= self._rates(self._tokens_per_step, took) | {"data_seconds": round(pending.waited, 4)}
+        record |= self._rates(work, took) | {"data_seconds": round(pending.waited, 4)}
         self._last |= record
         self._record(record)
         if self._terminal:
@@ -224,17 +228,21 @@ class Logbook:
             for write in self._writers:
                 write(record)
 
-    def _rates(self, tokens: int, seconds: float) -> Record:
+    def _work(self, step: int) -> dict[str, float]:
+        """The tokens of update number `step`, and its FLOPs in each way of counting them."""
+        counts = {"tokens": self._tokens} | self._flops
+        return {name: float(count(step) - count(step - 1)) for name, count in counts.items()}
+
+    def _rates(self, work: Mapping[str, float], seconds: float) -> Record:
         """Tokens per second, and the share of the peak that they use where the peak is known."""
-        if seconds <= 0:
+        if seconds <= 0 or not work:
             return {}
-        rate = tokens / seconds
-        used = {name: flops * rate / (self._peak or 1) for name, flops in self._flops.items() if flops}
-        return {"tokens_per_second": round(rate, 1)} | {name: round(part, 4) for name, part in used.items()}
+        used = {name: round(work[name] / seconds / (self._peak or 1), 4) for name in self._flops}
+        return {"tokens_per_second": round(work["tokens"] / seconds, 1)} | used
 
     def _summary(self) -> str:
         steps, seconds = self._newest - self._start_step, self._seconds - self._seconds_before
-        rates = self._rates(self._timed_steps * self._tokens_per_step, seconds)
+        rates = self._rates(self._done, seconds)
         total = self._clock() - self._opened
         other = max(0.0, total - seconds - sum(self._apart.values()))
         parts = [f"training {duration(seconds)} (of which waiting for data {duration(self._waited_total)})"]

@@ -1,9 +1,10 @@
 """GPT as Flax NNX modules; a module is a pytree of its weights, so `jax.jit`, `jax.grad` and optax take it whole.
 
-With the defaults of `GPTConfig` this is GPT-2; each later idea is a line or two where it acts. The weights of all
-blocks are stacked along a leading axis N, which no letter names: the forward pass scans over it (or unrolls), and on
-disk and in the optimizer there is one array for each kind of weight. Every weight is created with its letters, and is
-cast and gathered where it is used (`use`): float32 in storage, `config.dtype` in products.
+With the defaults of `GPTConfig` this is GPT-2; a later idea is a line where it acts, and a module of its own where it
+needs more (additions.py). The weights of all blocks are stacked along a leading axis N, which no letter names: the
+forward pass scans over it (or unrolls), and on disk and in the optimizer there is one array for each kind of weight.
+Every weight is created with its letters, and is cast and gathered where it is used (`use`): float32 in storage,
+`config.dtype` in products.
 """
 
 import math
@@ -18,12 +19,14 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Int
 
+from gptjax.additions import LearnedSinks, UNet, ValueEmbeddings, ValueMix, X0Mix
 from gptjax.attention import Sinks, attend, choose
 from gptjax.errors import UserError
-from gptjax.gpt_config import GATE_CHANNELS, GPTConfig
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout, place
 from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm, rms_norm, rotary_angles, rotate, softcapped
 from gptjax.shapes import BT, BTD, BTHK, BTJK, BTV, VD, RowKeys, Scalar
+from gptjax.weights import Part, constant, looked_up, project, use, weight
 
 
 class Documents(NamedTuple):
@@ -59,55 +62,9 @@ Attend = Callable[[int | Array, Heads, Any], tuple[BTHK, Any]]
 """(layer, what its block gives, memory) → (what attention gives, memory)."""
 
 
-def weight(key: Array, letters: str, shape: tuple[int, ...], *, std: float, layout: Layout) -> nnx.Param[Array]:
-    """A float32 parameter drawn from N(0, std²), born sharded as its letters say."""
-    normal = jax.random.normal(key, shape, jnp.float32, out_sharding=layout.weights(letters))
-    return nnx.Param(std * normal, letters=letters)
-
-
-def constant(value: float, letters: str, shape: tuple[int, ...], *, layout: Layout) -> nnx.Param[Array]:
-    """A float32 parameter that starts as one number everywhere."""
-    filled = jnp.full(shape, value, jnp.float32, out_sharding=layout.weights(letters))  # pyright: ignore[reportCallIssue]
-    return nnx.Param(filled, letters=letters)
-
-
-def use(parameter: nnx.Param[Array], dtype: str, layout: Layout) -> Array:
-    """A weight as products need it: cast first, so that fewer bytes travel, then gathered over fsdp."""
-    return place(parameter[...].astype(dtype), layout.gathered(parameter.letters))
-
-
-def project(letters: str, x: Array, w: Array, layout: Layout) -> Array:
-    """`einsum` of activations (B, T, …) with a weight, such as "BTD,DF->BTF", with B and T as one axis meanwhile.
-
-    On CPUs a training step takes about three quarters of the time so (LAB.md).
-    """
-    ins, out = letters.split("->")
-    sizes = dict(zip(ins.replace(",", ""), (*x.shape, *w.shape), strict=True))
-    acts, weight = ins.replace("BT", "M").split(",")
-    product = jnp.einsum(
-        f"{acts},{weight}->{out.replace('BT', 'M')}",
-        jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=layout.acts(acts)),
-        w,
-        out_sharding=layout.acts(out.replace("BT", "M")),
-    )
-    return jnp.reshape(product, tuple(sizes[letter] for letter in out), out_sharding=layout.acts(out))
-
-
-def looked_up(table: Array, ids: BT, layout: Layout) -> BTD:
-    """The rows of a table (as it is gathered for use) that the ids name."""
-    return table[ids] if not layout.sharded else table.at[ids].get(out_sharding=layout.acts("BTD"))
-
-
 def unstacked(blocks: "Block", count: int) -> list["Block"]:
     """The blocks one by one, out of the stack of their weights."""
     return [jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(count)]  # noqa: B023 (mapped at once)
-
-
-class Part(nnx.Module):
-    """A part of the model: its weights, and what is known while tracing."""
-
-    config: GPTConfig
-    layout: Layout
 
 
 class Norm(Part):
@@ -145,16 +102,13 @@ class Attention(Part):
         self.kv_bias = zeros("CJK", 2, shared, head_width) if config.bias and not together else None
         self.out = weight(out_key, "HKD", (heads, head_width, width), std=residual_std, layout=layout)
         self.out_bias = zeros("D", width) if config.bias else None
-        learned = (config.sinks, shared, head_width)
-        self.sink_keys = zeros("IJK", *learned) if config.sinks else None
-        self.sink_values = zeros("IJK", *learned) if config.sinks else None
-        mixes = (config.value_residual or config.value_embeddings) and not config.value_gate
-        self.value_mix = constant(0.5, "C", (2,), layout=layout) if mixes else None
-        self.value_gate = zeros("IJ", GATE_CHANNELS, shared) if config.value_gate else None
+        self.sinks = LearnedSinks(config, layout) if config.sinks else None
+        mixes = config.value_residual or config.value_embeddings
+        self.value_mix = ValueMix(config, layout) if mixes else None
         self.config, self.layout = config, layout
 
-    def project_in(self, x: BTD, positions: Int[Array, " T"], source: BTJK | None) -> Heads:
-        """Queries, keys and values; `source` are other values to mix in."""
+    def project_in(self, x: BTD, positions: Int[Array, " T"], others: BTJK | None) -> Heads:
+        """Queries, keys and values; `others` are values from elsewhere, to be mixed in."""
         config = self.config
         if self.qkv is not None:
             q, k, v = self._projected("BTD,DCHK->CBTHK", x, self.qkv, self.qkv_bias)
@@ -163,10 +117,11 @@ class Attention(Part):
             assert self.kv is not None
             q = self._projected("BTD,DHK->BTHK", x, self.q, self.q_bias)
             k, v = self._projected("BTD,DCJK->CBTJK", x, self.kv, self.kv_bias)
-        v = self._mixed(x, v, source)
+        if self.value_mix is not None and others is not None:
+            v = self.value_mix(x, v, others)
         if config.qk_norm:
             q, k = (rms_norm(x, None, epsilon=config.norm_epsilon) for x in (q, k))
-        sinks = self._sinks(q)
+        sinks = None if self.sinks is None else self.sinks(q)
         if config.positions == "rotary":
             half = config.rotary_dims == "half"
             angles = rotary_angles(positions, config.head_width, base=config.rotary_base, half=half)
@@ -179,25 +134,6 @@ class Attention(Part):
         if bias is None:
             return y
         return y + jnp.expand_dims(use(bias, dtype, layout), (-4, -3))
-
-    def _mixed(self, x: BTD, v: BTJK, source: BTJK | None) -> BTJK:
-        """The layer's own values and those of `source`, if there are any."""
-        if source is None:
-            return v
-        if self.value_gate is not None:
-            weights = use(self.value_gate, self.config.dtype, self.layout)
-            logits = project("BTI,IJ->BTJ", x[..., :GATE_CHANNELS], weights, self.layout)
-            return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * source
-        if self.value_mix is None:
-            return v
-        own, other = use(self.value_mix, self.config.dtype, self.layout)
-        return own * v + other * source
-
-    def _sinks(self, queries: BTHK) -> Sinks | None:
-        if self.sink_keys is None or self.sink_values is None:
-            return None
-        dtype, layout = self.config.dtype, self.layout
-        return Sinks(queries, use(self.sink_keys, dtype, layout), use(self.sink_values, dtype, layout))
 
     def project_out(self, y: BTHK) -> BTD:
         dtype, layout = self.config.dtype, self.layout
@@ -245,16 +181,13 @@ class Block(Part):
         self.attention = Attention(config, layout, key=attention_key)
         self.mlp_norm = Norm(config, layout)
         self.mlp = MLP(config, layout, key=mlp_key)
-        by_depth = lambda ends: nnx.Param(ends[0] + (ends[1] - ends[0]) * depth, letters="")
-        self.residual_mix = by_depth(config.residual_init) if config.x0_mix else None
-        self.x0_mix = by_depth(config.x0_init) if config.x0_mix else None
+        self.mix = X0Mix(config, layout, depth=depth) if config.x0_mix else None
         self.config, self.layout = config, layout
 
-    def before(self, x: BTD, x0: BTD | None, positions: Int[Array, " T"], source: BTJK | None) -> tuple[BTD, Heads]:
+    def before(self, x: BTD, x0: BTD, positions: Int[Array, " T"], others: BTJK | None) -> tuple[BTD, Heads]:
         """The residual stream → the same as this block reads it, and what attention is given."""
-        if self.residual_mix is not None and self.x0_mix is not None and x0 is not None:
-            x = self.residual_mix[...].astype(x.dtype) * x + self.x0_mix[...].astype(x.dtype) * x0
-        return x, self.attention.project_in(self.attention_norm(x), positions, source)
+        x = x if self.mix is None else self.mix(x, x0)
+        return x, self.attention.project_in(self.attention_norm(x), positions, others)
 
     def after(self, x: BTD, y: BTHK, keys: RowKeys | None = None) -> BTD:
         """The residual stream and what attention gave → the residual stream of the next layer."""
@@ -278,21 +211,14 @@ class GPT(Part):
         std, head_std = config.initial_embedding_std, config.initial_head_std
         self.tokens = drawn(token_key, "VD", vocab, width, std=std)
         self.positions = drawn(position_key, "TD", config.context, width, std=std) if learned else None
-        self.value_embeddings = self._value_tables(config, layout, value_key) if config.value_tables else None
+        self.value_embeddings = ValueEmbeddings(config, layout, key=value_key) if config.value_tables else None
         self.blocks = jax.vmap(lambda key, depth: Block(config, layout, key=key, depth=depth))(
             jax.random.split(block_key, layers), jnp.linspace(0.0, 1.0, layers)
         )
-        self.skip_weights = constant(1.0, "N", (layers // 2,), layout=layout) if config.unet == "learned" else None
+        self.unet = None if config.unet == "none" else UNet(config, layout)
         self.norm = Norm(config, layout)
         self.head = None if config.tied else drawn(head_key, "DV", width, vocab, std=head_std)
         self.config, self.layout = config, layout
-
-    @staticmethod
-    def _value_tables(config: GPTConfig, layout: Layout, key: Array) -> nnx.Param[Array]:
-        """The tables of value embeddings, stacked along a leading axis that no letter names."""
-        shape, std = (config.padded_vocab_size, config.key_heads * config.head_width), config.matrix_std(config.width)
-        keys = jax.random.split(key, len(config.value_tables))
-        return jax.vmap(lambda key: weight(key, "VE", shape, std=std, layout=layout))(keys)
 
     def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
         """Token embeddings, plus those of positions where they are learned; (T,) positions follow one another."""
@@ -359,12 +285,17 @@ class GPT(Part):
             before, after = jax.checkpoint(before), jax.checkpoint(after, policy=save)
 
         def run(block: Block, layer: int | Array, stream: Stream, memory: Any) -> tuple[Stream, Any]:
-            x, skips = self._with_skip(stream, layer)
-            x, heads = before(block, x, x0, positions, self._value_source(stream, tokens, layer))
+            x, values, skips = stream
+            if self.unet is not None:
+                x, skips = self.unet.take(x, skips, int(layer))
+            x, heads = before(block, x, x0, positions, self._other_values(values, tokens, layer))
             y, memory = attention(layer, heads, memory)
             x = after(block, x, y, None if keys is None else fold_rows(keys, layer))
-            values = heads.v if config.value_residual and stream.values is None else stream.values
-            return Stream(x, values, (*skips, x) if self._leaves_skip(layer) else skips), memory
+            if self.unet is not None:
+                skips = self.unet.leave(x, skips, int(layer))
+            if config.value_residual and values is None:
+                values = heads.v
+            return Stream(x, values, skips), memory
 
         if config.remat == "full":
             run = jax.checkpoint(run, static_argnums=() if self._scans else (1,))
@@ -385,28 +316,10 @@ class GPT(Part):
         """How many tokens a layer sees; a layer that is only known while running is like any other."""
         return self.config.window(layer if isinstance(layer, int) else 0)
 
-    def _leaves_skip(self, layer: int | Array) -> bool:
-        return self.config.unet != "none" and isinstance(layer, int) and layer < self.config.num_layers // 2
-
-    def _with_skip(self, stream: Stream, layer: int | Array) -> tuple[BTD, tuple[BTD, ...]]:
-        """The residual stream with the skip that the layer takes, and the skips that remain."""
-        x, skips = stream.x, stream.skips
-        if not skips or not isinstance(layer, int) or layer < self.config.num_layers - self.config.num_layers // 2:
-            return x, skips
-        partner = self.config.num_layers - 1 - layer
-        skip = skips[-1] if self.skip_weights is None else self.skip_weights[...][partner].astype(x.dtype) * skips[-1]
-        return x + skip, skips[:-1]
-
-    def _value_source(self, stream: Stream, tokens: BT, layer: int | Array) -> BTJK | None:
-        """Values from elsewhere that a layer mixes into its own: an embedding of the token, or the first layer's."""
-        if self.value_embeddings is None or not isinstance(layer, int):
-            return stream.values
-        if (table := self.config.value_table(layer)) is None:
-            return stream.values
-        stored = place(self.value_embeddings[...][table].astype(self.config.dtype), self.layout.gathered("VE"))
-        values = looked_up(stored, tokens, self.layout)
-        heads = jnp.reshape(values, (*tokens.shape, self.config.key_heads, self.config.head_width))
-        return place(heads, self.layout.acts("BTJK"))
+    def _other_values(self, first: BTJK | None, tokens: BT, layer: int | Array) -> BTJK | None:
+        """Values that a layer mixes with its own: those of its table, or else the first layer's, if there are any."""
+        own = None if self.value_embeddings is None else self.value_embeddings(tokens, int(layer))
+        return first if own is None else own
 
     @property
     def head_weight(self) -> VD:

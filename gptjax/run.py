@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptjax.checkpoint import find_step, read_metadata, restore_model, save_model
+from gptjax.checkpoint import AVERAGE, MODEL, find_step, has_average, read_metadata, restore_model, save_model
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.errors import UserError
 from gptjax.gpt_config import GPTConfig
@@ -65,14 +65,26 @@ class Run:
         """The step of a checkpoint: a number that exists, `latest` or `best`."""
         return find_step(self.directory / CHECKPOINTS, which)
 
-    def model(self, which: str | int = "latest", *, layout: Layout | None = None, context: int | None = None) -> GPT:
+    def averaged(self, which: str | int = "latest") -> bool:
+        """Whether a checkpoint holds an average of the weights."""
+        return has_average(self.directory / CHECKPOINTS, self.step(which))
+
+    def model(
+        self,
+        which: str | int = "latest",
+        *,
+        layout: Layout | None = None,
+        context: int | None = None,
+        average: bool = True,
+    ) -> GPT:
         """The weights of a checkpoint, sharded by `layout` (call it under `layout.active()`).
 
-        A `context` shorter than the run's keeps the first position embeddings.
+        They are the run's average where it keeps one, unless `average` is False: the last ones then. A `context`
+        shorter than the run's keeps the first position embeddings; a longer one needs rotary positions.
         """
-        config = self.config.model
-        self._check_tokenizer(self.step(which))
-        model = restore_model(self.directory / CHECKPOINTS, abstract(config, layout), self.step(which))
+        step, item = self.step(which), AVERAGE if average and self.averaged(which) else MODEL
+        self._check_tokenizer(step)
+        model = restore_model(self.directory / CHECKPOINTS, abstract(self.config.model, layout), step, item=item)
         return model if context is None else with_context(model, context)
 
     def _check_tokenizer(self, step: int) -> None:
@@ -137,14 +149,11 @@ def held(directory: Path) -> Iterator[None]:
 def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
     """The model of a run that starts from the weights of another: their shape, computed as `wanted` says.
 
-    The context is the shorter of the two.
+    With learned positions the context is the shorter of the two; with rotary ones it is the wanted one.
     """
     shape = run.config.model
-    return replace(
-        wanted,
-        **{field: getattr(shape, field) for field in SHAPE},
-        context=min(shape.context, wanted.context),
-    )
+    context = min(shape.context, wanted.context) if shape.positions == "learned" else wanted.context
+    return replace(wanted, **{field: getattr(shape, field) for field in SHAPE}, context=context)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -42,6 +42,8 @@ class Sample:
     """Another seed, other texts."""
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
+    average: bool = True
+    """Take the run's average of the weights, if it keeps one; --no-average takes the last ones."""
     layout: Layout = Layout("single")
     """Devices to spread over: `--layout=tensor` for a model too large for one."""
 
@@ -71,7 +73,7 @@ def sample(arguments: Sample) -> Iterator[str]:
     start = first_tokens(read_prompt(arguments), tokenizer)
     layout = arguments.layout.resolve(jax.device_count())
     with layout.active():
-        model = run.model(arguments.step, layout=layout)
+        model = run.model(arguments.step, layout=layout, average=arguments.average)
         rows = generate(
             model,
             np.tile(start.ids, (arguments.num_samples, 1)),

@@ -30,16 +30,23 @@ class TrainState:
     """Skipped updates in all."""
     streak: Counter
     """Skipped updates in a row, up to now."""
+    average: GPT | None = None
+    """The average of the weights, if the run keeps one."""
+
+    @property
+    def judged(self) -> GPT:
+        """The weights that count: the average of a run that keeps one."""
+        return self.model if self.average is None else self.average
 
 
-def create(config: GPTConfig, optimizer: Optimizer, *, seed: int, layout: Layout) -> TrainState:
+def create(config: GPTConfig, optimizer: Optimizer, *, seed: int, layout: Layout, averaged: bool = False) -> TrainState:
     """A new state, drawn from `seed` and born sharded. Call it under `layout.active()`."""
-    return jax.jit(lambda: _new(config, optimizer, seed=seed, layout=layout))()
+    return jax.jit(lambda: _new(config, optimizer, seed=seed, layout=layout, averaged=averaged))()
 
 
-def abstract(config: GPTConfig, optimizer: Optimizer, *, layout: Layout) -> TrainState:
+def abstract(config: GPTConfig, optimizer: Optimizer, *, layout: Layout, averaged: bool = False) -> TrainState:
     """The state with shapes, types and shardings in place of arrays: what restore aims at, and what a plan reads."""
-    shapes = jax.eval_shape(lambda: _new(config, optimizer, seed=0, layout=layout))
+    shapes = jax.eval_shape(lambda: _new(config, optimizer, seed=0, layout=layout, averaged=averaged))
     return jax.tree.map(with_sharding, shapes)
 
 
@@ -53,11 +60,23 @@ def with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def fresh(model: GPT, optimizer: Optimizer) -> TrainState:
-    """A state at step 0 that starts from given weights."""
+def fresh(model: GPT, optimizer: Optimizer, *, averaged: bool = False) -> TrainState:
+    """A state at step 0 that starts from given weights, with an average of them if it is `averaged`."""
     zero = jnp.zeros([], jnp.int32)
-    return TrainState(step=zero, model=model, optimizer=optimizer.init(model), skipped=zero, streak=zero)  # pyright: ignore[reportArgumentType]
+    return TrainState(
+        step=zero,
+        model=model,
+        optimizer=optimizer.init(model),  # pyright: ignore[reportArgumentType]
+        skipped=zero,
+        streak=zero,
+        average=copied(model) if averaged else None,
+    )
 
 
-def _new(config: GPTConfig, optimizer: Optimizer, *, seed: int, layout: Layout) -> TrainState:
-    return fresh(GPT(config, key=jax.random.key(seed), layout=layout), optimizer)
+def copied(model: GPT) -> GPT:
+    """The same weights in memory of their own: a step gives back what it was given, and no array twice."""
+    return jax.tree.map(jnp.copy, model)
+
+
+def _new(config: GPTConfig, optimizer: Optimizer, *, seed: int, layout: Layout, averaged: bool) -> TrainState:
+    return fresh(GPT(config, key=jax.random.key(seed), layout=layout), optimizer, averaged=averaged)

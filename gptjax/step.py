@@ -5,7 +5,7 @@ N × 1 give the same gradient. Under data parallelism each data shard sums its o
 once (`_summed`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,44 +15,66 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from gptjax.averaging import Average
 from gptjax.batches import Rows
+from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout
 from gptjax.loss import IGNORED
 from gptjax.model import GPT, rebound
 from gptjax.objective import Group, NextToken
 from gptjax.optim import AdamW, Muon, learning_rate
-from gptjax.shapes import Count, Scalar
+from gptjax.shapes import Count, RowKeys, Scalar
 from gptjax.state import TrainState
 
 Metrics = dict[str, jax.Array]
+Objective = Callable[[GPT, Group, RowKeys | None], tuple[Scalar, Count]]
 
 
 def make_train_step(
-    objective: NextToken, optimizer: AdamW | Muon, *, steps: int, seed: int, dropout: bool, layout: Layout
+    objective: NextToken,
+    optimizer: AdamW | Muon,
+    *,
+    steps: int,
+    seed: int,
+    dropout: bool,
+    layout: Layout,
+    averaging: Average = Average(),  # noqa: B008 (frozen)
+    computed: GPTConfig | None = None,
+    rates: Sequence[tuple[int, float]] = (),
 ) -> jax.stages.Wrapped:
     """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
 
-    An update whose loss or gradient is not finite is not made: weights and moments stay, the step number goes on.
+    An update whose loss or gradient is not finite is not made: weights, moments and average stay, the step number goes
+    on. `averaging` keeps the state's average, if it has one. The loss is that of the model `computed` as this config
+    says (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1 before.
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
     as in the state.
     """
     transformation = optimizer.build(steps=steps, layout=layout)
 
+    def nats(model: GPT, group: Group, keys: RowKeys | None) -> tuple[Scalar, Count]:
+        return objective(rebound(model, config=computed), group, keys)
+
     def train_step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         keys = row_keys(seed, state.step, rows, layout) if dropout else None
-        loss, gradients = _summed(objective, state.model, rows, keys, layout)
+        loss, gradients = _summed(nats, state.model, rows, keys, layout)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
+        factor = factor_at(state.step, rates)
+        updates = jax.tree.map(lambda update: factor * update, updates)
         keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        model = keep(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
+        average = averaging(state.average, model, state.step, steps=steps) if averaging.kept else None
         following = TrainState(
             step=state.step + 1,
-            model=keep(optax.apply_updates(state.model, updates), state.model),  # pyright: ignore[reportArgumentType]
+            model=model,
             optimizer=keep(moments, state.optimizer),
             skipped=state.skipped + ~finite,
             streak=jnp.where(finite, 0, state.streak + 1),
+            average=keep(average, state.average),
         )
-        rate = learning_rate(optimizer, state.step, steps=steps)
+        rate = factor * learning_rate(optimizer, state.step, steps=steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         return following, metrics | {"skipped": following.skipped, "streak": following.streak}
 
@@ -72,6 +94,14 @@ def make_eval_step(objective: NextToken) -> Callable[[GPT, Rows], tuple[Scalar, 
     return jax.jit(eval_step)
 
 
+def factor_at(step: Count, rates: Sequence[tuple[int, float]]) -> Scalar:
+    """The factor of the last of these (step, factor) pairs that has begun; 1 before the first."""
+    factor = jnp.float32(1.0)
+    for begin, rate in rates:
+        factor = jnp.where(step >= begin, rate, factor)
+    return factor
+
+
 def row_keys(seed: int, step: Count, rows: Rows, layout: Layout) -> jax.Array:
     """A dropout key for each row (G, B), from the seed, the step and the row's number alone."""
     groups, sequences, _ = rows["tokens"].shape
@@ -81,7 +111,7 @@ def row_keys(seed: int, step: Count, rows: Rows, layout: Layout) -> jax.Array:
     return keys if spec is None else jax.sharding.reshard(keys, spec)
 
 
-def _summed(objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None, layout: Layout) -> tuple[Scalar, GPT]:
+def _summed(objective: Objective, model: GPT, rows: Rows, keys: jax.Array | None, layout: Layout) -> tuple[Scalar, GPT]:
     """Mean loss and its gradient over all rows.
 
     With data parallelism, the compiler would reduce gradients in every micro-batch. Here each data shard sums its own,
@@ -106,7 +136,7 @@ def _summed(objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None
 
 
 def _accumulated(
-    objective: NextToken, model: GPT, rows: Rows, keys: jax.Array | None, scored: Count
+    objective: Objective, model: GPT, rows: Rows, keys: jax.Array | None, scored: Count
 ) -> tuple[Scalar, GPT]:
     """Summed over groups by a scan: each group's share of the mean loss, and its gradient."""
 

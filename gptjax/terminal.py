@@ -1,7 +1,7 @@
 """What a run says on a terminal, and how its numbers look there."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -16,9 +16,10 @@ def say(*lines: str) -> None:
 class Terminal:
     """A progress bar where somebody watches; otherwise a line every so many steps, in fixed columns."""
 
-    def __init__(self, every: int, total_steps: int, start_step: int) -> None:
-        self._every, self._total = every, total_steps
-        self._bar = _progress_bar(total_steps, start_step) if sys.stdout.isatty() else None
+    def __init__(self, every: int, total_steps: int, start_step: int, tokens: Callable[[int], int]) -> None:
+        """`tokens` says how many the first so many steps take: what remains is estimated by them."""
+        self._every, self._total, self._tokens = every, total_steps, tokens
+        self._bar = _progress_bar(tokens(total_steps), tokens(start_step)) if sys.stdout.isatty() else None
 
     def training(self, record: Mapping[str, Any]) -> None:
         """Show a training line of metrics.jsonl: all of them in the bar, otherwise every so many and the last."""
@@ -26,7 +27,8 @@ class Terminal:
         shown = [name for name in _SHOWN if name in record and (name != "skipped" or record[name])]
         text = columns({name: record[name] for name in shown})
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, numbers=text)
+            place = f"{step}/{self._total}"
+            self._bar.update(self._bar.task_ids[0], completed=self._tokens(step), place=place, numbers=text)
         elif step % self._every == 0 or step == self._total:
             print(f"{self._place(step)}  {text}{self._left(record)}", flush=True)
 
@@ -35,7 +37,8 @@ class Terminal:
         step = record["step"]
         if "seconds" not in record or step >= self._total:
             return ""
-        return f"  {duration(record['seconds'] / step * (self._total - step))} left"
+        seen, remaining = self._tokens(step), self._tokens(self._total) - self._tokens(step)
+        return f"  {duration(record['seconds'] / seen * remaining)} left"
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Show an evaluation line: its numbers in one line, its texts below."""
@@ -56,12 +59,12 @@ class Terminal:
         return f"step {step:>{len(str(self._total))}}/{self._total}"
 
 
-def _progress_bar(total_steps: int, start_step: int) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress_bar(total_tokens: int, start_tokens: int) -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    parts = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
+    parts = (TextColumn("{task.fields[place]}"), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
     bar = Progress(*parts, TimeRemainingColumn(elapsed_when_finished=True))
-    bar.add_task("", total=total_steps, completed=start_step, numbers="")
+    bar.add_task("", total=total_tokens, completed=start_tokens, place="", numbers="")
     bar.start()
     return bar
 

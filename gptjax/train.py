@@ -8,7 +8,9 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from gptjax.model import num_parameters, rebound
 from gptjax.records import draw_losses, read_metrics
 from gptjax.run import CHECKPOINTS, Run, held, started_from, write_files
 from gptjax.settings import config_source, differences, from_json, parse, to_json
+from gptjax.stages import Phase
 from gptjax.state import TrainState
 from gptjax.step import make_train_step
 from gptjax.stopping import Patience, Signals
@@ -72,7 +75,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
 
         with open_logbook(config, layout, start) as log:
             with log.paused("compile"):
-                train_step = compiled_step(config, layout, current, batches)
+                train_step = compiled_steps(config, layout, current, batches, start=start)
             rows_of_step = batches.starting_at(start)
             patience = Patience(checkpoints, steps=config.steps, limit=config.max_skipped)
             stopped = None
@@ -82,7 +85,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                 for due, judge in judges:
                     if due(step, steps=config.steps) and not stopped:
                         with log.paused("evaluate"):
-                            found = judge(current.model)
+                            found = judgement(judge, current, config)
                         log.write(step, found)
                         values |= found
                 if step > start and (stopped or patience.due(config.checkpoint, step, current)):
@@ -93,7 +96,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                     break
                 with log.paused("data"):
                     rows = next(rows_of_step)
-                current, metrics = train_step(current, rows)  # dispatched, not awaited
+                current, metrics = train_step(step)(current, rows)  # dispatched, not awaited
                 log.step(step + 1, metrics | batches.epochs(step + 1))  # writes the step before
                 patience.check(step, metrics)
             with log.paused("checkpoint"):
@@ -160,10 +163,12 @@ def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, 
 def created(config: TrainConfig, layout: Layout) -> TrainState:
     """A state at step 0: new weights, or those of the run to start from."""
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
+    averaged = config.averaging.kept
     if config.start_from is None:
-        return state.create(config.model, optimizer, seed=config.seed, layout=layout)
+        return state.create(config.model, optimizer, seed=config.seed, layout=layout, averaged=averaged)
     weights = Run.open(config.start_from).model(layout=layout, context=config.model.context)
-    return jax.jit(lambda model: state.fresh(model, optimizer))(rebound(weights, config=config.model))
+    begin = jax.jit(lambda model: state.fresh(model, optimizer, averaged=averaged))
+    return begin(rebound(weights, config=config.model))
 
 
 def resumed(
@@ -186,6 +191,8 @@ def resumed(
     reported, refused = compare(before, config)
     past, wanted = (shares(one.data, until=step) for one in (before, config))
     refused += [f"data.parts: shares until step {step}: {past} → {wanted}"] if past != wanted else []
+    past, wanted = (one.learned_until(step) for one in (before, config))
+    refused += [f"stages until step {step}: {past} → {wanted}"] if past != wanted else []
     saved = metadata.get("fingerprints", {})
     for name, mark in marks.items():
         old = saved.get(name)
@@ -198,7 +205,12 @@ def resumed(
         )
     say(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    return checkpoints.restore(state.abstract(config.model, optimizer, layout=layout), step)
+    wanted, there = config.averaging.kept, checkpoints.has_average(step)
+    found = checkpoints.restore(state.abstract(config.model, optimizer, layout=layout, averaged=wanted and there), step)
+    if wanted and not there:
+        say(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
+        return replace(found, average=state.copied(found.model))
+    return found
 
 
 def short(mark: str | None) -> str:
@@ -215,10 +227,19 @@ def opened(config: TrainConfig, tokenizer: Tokenizer | None, layout: Layout) -> 
     return [(due, judge) for due, judge in judges if judge is not None]
 
 
+def judgement(judge: Judge, current: TrainState, config: TrainConfig) -> dict[str, float | str]:
+    """What a judge says of the weights that count; of the last ones as well, if it is a loss and they are others."""
+    found = judge(current.judged)
+    if isinstance(judge, ValidationJudge) and config.averaging.begun(int(current.step), steps=config.steps):
+        found |= {"val_loss_last": judge(current.model)["val_loss"]}
+    return found
+
+
 def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer | None = None) -> Batches:
     return open_batches(
         config.data,
-        config.batch,
+        config.phases[0].batch,
+        later=[(phase.begin, phase.batch) for phase in config.phases[1:]],
         context=config.model.context,
         vocab_size=config.model.vocabulary,
         tokenizer=tokenizer,
@@ -228,17 +249,49 @@ def opened_batches(config: TrainConfig, layout: Layout, *, tokenizer: Tokenizer 
     )
 
 
-def compiled_step(config: TrainConfig, layout: Layout, current: TrainState, batches: Batches) -> Any:
-    """The training step, compiled for exactly this state and batch before the first is read."""
-    step = make_train_step(
+def compiled_steps(
+    config: TrainConfig, layout: Layout, current: TrainState, batches: Batches, *, start: int
+) -> Callable[[int], Any]:
+    """Step number → the training step of its phase. Every program that a step from `start` on needs is compiled here,
+    one for each batch and model that differ."""
+    phases, programs = config.phases, {}
+    ends = [*(phase.begin for phase in phases[1:]), config.steps]
+    for phase, end in zip(phases, ends, strict=True):
+        to_come = max(phase.begin, start) < min(end, config.steps)
+        if to_come and (phase.batch, phase.model) not in programs:
+            programs[phase.batch, phase.model] = compiled_step(config, layout, current, batches, phase)
+    if config.stages:
+        say(f"compiled  {len(programs)} programs for the stages to come")
+
+    def train_step(step: int) -> Any:
+        phase = next(phase for phase in reversed(phases) if phase.begin <= step)
+        return programs[phase.batch, phase.model]
+
+    return train_step
+
+
+def compiled_step(
+    config: TrainConfig, layout: Layout, current: TrainState, batches: Batches, phase: Phase | None = None
+) -> Any:
+    """The training step of a phase (the first), compiled for exactly this state and batch before one is read."""
+    phase = phase or config.phases[0]
+    rows = batches.abstract(config.model.context, step=phase.begin)
+    return step_of(config, layout, phase).lower(current, rows).compile()
+
+
+def step_of(config: TrainConfig, layout: Layout, phase: Phase) -> jax.stages.Wrapped:
+    """The training step of a phase, not compiled yet."""
+    return make_train_step(
         config.objective,
         config.optimizer,
         steps=config.steps,
         seed=config.seed,
         dropout=config.model.dropout > 0,
         layout=layout,
+        averaging=config.averaging,
+        computed=phase.model,
+        rates=[(phase.begin, phase.rate) for phase in config.phases],
     )
-    return step.lower(current, batches.abstract(config.model.context)).compile()
 
 
 def open_logbook(config: TrainConfig, layout: Layout, start: int) -> Logbook:
@@ -247,10 +300,10 @@ def open_logbook(config: TrainConfig, layout: Layout, start: int) -> Logbook:
         config.log,
         config.directory,
         total_steps=config.steps,
-        tokens_per_step=config.tokens_per_step,
+        tokens=config.tokens,
         start_step=start,
-        flops_per_token=config.model.flops_per_token(causal=True),
-        flops_per_token_palm=config.model.flops_per_token(causal=False),
+        flops=partial(config.flops, causal=True),
+        flops_palm=partial(config.flops, causal=False),
         peak_flops_total=None if peak is None else peak * layout.size,
         config_json=to_json(config),
     )
@@ -263,7 +316,7 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
     kernel: str = choose(model, backend=backend)
     if model.attention == "auto" and (reason := obstacle(model, backend=backend)):
         kernel += f" ({reason})"
-    trained = config.steps * config.tokens_per_step
+    each = "" if config.stages else f" × {config.phases[0].tokens:,} tokens"
     protocols = [judge.protocol for _, judge in judges if isinstance(judge, ValidationJudge)]
     say(
         f"run       {config.directory}",
@@ -272,10 +325,13 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
         f"{model.context}, vocabulary {model.vocabulary:,} (stored {model.padded_vocab_size:,}); {model.dtype}; "
         f"attention {kernel}",
         *(f"data      {line}" for line in batches.described()),
-        f"training  {config.steps:,} steps × {config.tokens_per_step:,} tokens = {trained:,} "
+        f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({', '.join(f'{count:.2f}' for count in batches.epochs(config.steps).values())} epochs)",
+        *(f"stage     {phase.described()}" for phase in config.phases if config.stages),
         *(f"judged    {protocol}" for protocol in protocols),
     )
+    if config.averaging.kept:
+        say(f"averaging {config.averaging.described(steps=config.steps)}; it is what is judged, sampled and exported")
     warmup = config.optimizer.schedule.warmup
     if warmup >= config.steps:
         say(f"note: a warm-up of {warmup:,} steps takes all {config.steps:,}: the full learning rate is never reached")

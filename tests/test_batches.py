@@ -84,6 +84,31 @@ def test_processes_share_the_rows_of_a_step(windows, monkeypatch, processes, acc
 MIXED = {"turns": Turns([(0, (0.5, 0.5)), (10 * 4, (0.25, 0.75))])}
 
 
+STAGED = {"later": [(2, Batch(8, 2)), (5, Batch(4, 4)), (6, Batch(16, 1))]}
+SEQUENCES = [4, 4, 8, 8, 8, 4, 16, 16]
+
+
+def read_all(reader, steps):
+    """Windows by step, whatever the shapes."""
+    return [reader.local(step)["tokens"] for step in range(steps)]
+
+
+def test_batches_of_several_sizes_read_the_same_sequence_as_any_other(windows):
+    """Whatever the sizes, the run's rows are one sequence: each window once in every epoch."""
+    staged = read_all(batches(windows, **STAGED), 8)
+    assert [array.shape[:2] for array in staged[1:7]] == [(1, 4), (2, 4), (2, 4), (2, 4), (4, 1), (1, 16)]
+    assert [array.shape[0] * array.shape[1] for array in staged] == SEQUENCES
+    seen = [window for array in staged for window in firsts(array)]
+    assert seen == [window for array in read_all(batches(windows), 17) for window in firsts(array)]
+    assert all(sorted(seen[epoch * 11 : epoch * 11 + 11]) == list(range(11)) for epoch in range(6))
+    reader = batches(windows, **STAGED)
+    assert [reader.epochs(step)["epoch"] for step in (2, 6, 8)] == [8 / 11, 36 / 11, 68 / 11]
+    assert [reader.abstract(CONTEXT, step=step)["tokens"].shape[:2] for step in (0, 4, 5)] == [(1, 4), (2, 4), (4, 1)]
+    resumed = [np.asarray(rows["tokens"]) for rows in islice(batches(windows, **STAGED).starting_at(4), 4)]
+    for array, wanted in zip(resumed, staged[4:], strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
 @pytest.fixture(scope="module")
 def both(shards, tmp_path_factory):
     """The eleven windows, and seven others with tokens from 100 on."""
@@ -110,6 +135,21 @@ def test_a_mixture_keeps_its_shares_and_each_set_its_epochs(both):
     epochs = reader.epochs(40)
     assert epochs == {"epoch/shards": 50 / 11, "epoch/other": 110 / 7}
     assert batches(both[0]).epochs(11) == {"epoch": 4.0}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_mixture_of_several_batch_sizes_is_one_sequence_on_any_number_of_processes(both, monkeypatch, processes):
+    """Shares change at row 40, which is inside of a step."""
+    later = {"later": [(2, Batch(8, 2)), (5, Batch(16, 1))]}
+    wanted = np.concatenate([mixed(both).local(step)["tokens"].reshape(-1, CONTEXT) for step in range(16)])
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    shares = []
+    for index in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        reader = mixed(both, **later)
+        shares.append([reader.local(step)["tokens"] for step in range(7)])
+    together = [np.concatenate(parts, axis=1).reshape(-1, CONTEXT) for parts in zip(*shares, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(together), wanted)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

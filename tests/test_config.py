@@ -27,7 +27,7 @@ def test_a_config_comes_back_from_its_json():
 def test_a_run_has_a_directory_and_a_number_of_tokens():
     config = TrainConfig(name="x", output_dir="somewhere", batch=Batch(6), model=GPTConfig(context=100))
     assert config.directory == Path.cwd() / "somewhere" / "x"
-    assert config.tokens_per_step == 600
+    assert config.tokens(3) == 1800
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp"])

@@ -34,7 +34,7 @@ def book(tmp_path, clock):
     """Makes logbooks of a ten-step run of 1,000 tokens a step."""
 
     def make(log: Log | None = None, **words) -> Logbook:
-        words = {"total_steps": 10, "tokens_per_step": 1000, "clock": clock} | words
+        words = {"total_steps": 10, "tokens": lambda step: 1000 * step, "clock": clock} | words
         return Logbook(log or Log(), tmp_path, **words)
 
     return make
@@ -137,7 +137,7 @@ def test_evaluations_stand_after_the_step_they_judge(tmp_path, book):
 
 
 def test_rates_leave_out_everything_but_training(tmp_path, book, clock):
-    flops = {"flops_per_token": 8e6, "flops_per_token_palm": 9e6, "peak_flops_total": 1e10}
+    flops = {"flops": lambda step: 8e9 * step, "flops_palm": lambda step: 9e9 * step, "peak_flops_total": 1e10}
     with book(**flops) as log:
         clock.now += 50
         with log.paused("compile"):
@@ -163,6 +163,27 @@ def test_rates_leave_out_everything_but_training(tmp_path, book, clock):
     assert [record["data_seconds"] for record in found] == [0.0, 0.0, 0.0, 5.0]
 
 
+def test_steps_that_are_not_alike_are_counted_each_as_it_is(tmp_path, book, clock, capsys):
+    """From the fifth on a step has three times the tokens, and four times the FLOPs."""
+    tokens = lambda step: 1000 * (step + 2 * max(0, step - 4))
+    flops = lambda step: 1e9 * (step + 3 * max(0, step - 4))
+    with book(Log(every=1), tokens=tokens, flops=flops, peak_flops_total=1e10) as log:
+        for step in range(1, 7):
+            log.step(step, scalars(1.0))
+            clock.now += 1 if step <= 4 else 3
+        log.write(6, {"val_loss": 1.0})
+    found = [record for record in lines(tmp_path) if "loss" in record]
+    assert [record["tokens"] for record in found] == [1000, 2000, 3000, 4000, 7000, 10000]
+    assert {record["tokens_per_second"] for record in found} == {1000.0}
+    assert [record["mfu"] for record in found] == [0.1] * 4 + [0.1333] * 2
+    assert lines(tmp_path)[-1]["tokens"] == 10000
+    said = capsys.readouterr().out
+    assert "step  4/10  " in said
+    left = [line.split()[-3] for line in said.splitlines() if line.endswith("left")]
+    assert left == ["21.0", "20.0", "19.0", "18.0", "15.0", "12.0"], "by tokens, not by steps"
+    assert "1,000 tokens/s, mfu 12.0%." in said
+
+
 def test_steps_that_are_done_when_their_dispatch_returns_are_timed_by_it(tmp_path, book, clock, capsys):
     with book() as log:
         for step, took in ((1, 9), (2, 2), (3, 4)):
@@ -181,7 +202,7 @@ def test_steps_that_are_done_when_their_dispatch_returns_are_timed_by_it(tmp_pat
 
 
 def test_without_a_peak_there_is_no_mfu(tmp_path, book, clock):
-    with book(flops_per_token=8e6) as log:
+    with book(flops=lambda step: 8e9 * step) as log:
         log.step(1, scalars(4.0))
         clock.now += 1
     assert "mfu" not in lines(tmp_path)[0]

@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import MODEL, tiny_config, tokenizer
@@ -115,3 +116,12 @@ def test_weights_settle_the_shape_and_the_config_the_rest(directory):
     wanted = replace(MODEL, num_layers=7, width=64, vocab_size=None, tied=False, context=99, **own)
     assert started_from(Run.open(directory), wanted) == replace(MODEL, **own)
     assert started_from(Run.open(directory), replace(MODEL, context=3)).context == 3
+
+
+def test_rotary_weights_may_start_a_run_with_a_longer_context(tmp_path):
+    config = replace(MODEL, positions="rotary")
+    write_run(tmp_path / "short", model=jax.jit(lambda: GPT(config, key=jax.random.key(0)))(), tokenizer=None)
+    wanted = replace(config, context=2 * MODEL.context)
+    assert started_from(Run.open(tmp_path / "short"), wanted) == wanted
+    longer = Run.open(tmp_path / "short").model(context=2 * MODEL.context)
+    assert longer(jnp.zeros((1, 2 * MODEL.context), jnp.int32)).shape[1] == 2 * MODEL.context

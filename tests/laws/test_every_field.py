@@ -19,6 +19,7 @@ import pytest
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 from gptjax import evals, state
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint, Checkpoints
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.data import Batch, Mixture, Part, TokenShards, fingerprint, validation_of
@@ -32,9 +33,9 @@ from gptjax.objective import NextToken
 from gptjax.optim import Adam, AdamW, Muon, Named
 from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.settings import to_json
-from gptjax.step import make_train_step
+from gptjax.stages import Stage
 from gptjax.stopping import Patience
-from gptjax.train import fingerprints, opened_batches, prepared, resumed
+from gptjax.train import fingerprints, opened_batches, prepared, resumed, step_of
 
 MODERN = {
     "positions": "rotary",
@@ -64,6 +65,7 @@ def mixture(base):
 SECTIONS = {
     TrainConfig: lambda base: base,
     Batch: lambda base: base.batch,
+    Stage: lambda base: Stage(1, sequences=16, rate=2.0),
     GPTConfig: lambda base: base.model,
     TokenShards: lambda base: base.data,
     Mixture: mixture,
@@ -71,6 +73,7 @@ SECTIONS = {
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(schedule=Constant(), dtype="float32", weight_decay=0.1),
+    Average: lambda base: Average(0.9),
     Adam: lambda base: Adam(0.1),
     Named: lambda base: Named("tokens", Adam(0.1)),
     Layout: lambda base: Layout(),
@@ -86,6 +89,7 @@ SECTIONS = {
 }
 HOMES = {Batch: "batch", GPTConfig: "model", TokenShards: "data", NextToken: "objective", AdamW: "optimizer"}
 HOMES |= {Mixture: "data", Muon: "optimizer", Layout: "layout", Checkpoint: "checkpoint", Log: "log"}
+HOMES |= {Average: "averaging"}
 
 
 def placed(base, section):
@@ -95,6 +99,8 @@ def placed(base, section):
         return section
     if cls is Part:
         return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
+    if cls is Stage:
+        return replace(base, stages=(section,))
     if cls in (Adam, Named):
         own = {"head": section} if cls is Adam else {"named": (section,)}
         return replace(base, optimizer=replace(base.optimizer, **own))
@@ -114,13 +120,15 @@ def program(config):
     layout = config.layout.resolve(8)
     config.check_layout(layout)
     optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    own = {"steps": config.steps, "seed": config.seed, "dropout": config.model.dropout > 0, "layout": layout}
+    averaged = config.averaging.kept
     with layout.active():
         draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), layout=layout))()
-        step = make_train_step(config.objective, config.optimizer, **own)
-        rows = opened_batches(config, layout).abstract(config.model.context)
-        traced = step.trace(state.abstract(config.model, optimizer, layout=layout), rows)
-    return re.sub(r"0x[0-9a-f]+", "", f"{draw}\n{traced.jaxpr}")
+        start = state.abstract(config.model, optimizer, layout=layout, averaged=averaged)
+        batches, steps = opened_batches(config, layout), []
+        for phase in config.phases:
+            rows = batches.abstract(config.model.context, step=phase.begin)
+            steps.append(str(step_of(config, layout, phase).trace(start, rows).jaxpr))
+    return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(draw), *steps]))
 
 
 def due(config):
@@ -209,7 +217,7 @@ def logged(config, directory, capsys):
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with Logbook(config.log, directory, total_steps=100, tokens_per_step=1, clock=lambda: 0.0) as log:
+        with Logbook(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -251,8 +259,9 @@ SEEN = {
     "its judges": lambda config, *_: len(config.evals),
 }
 PROGRAM = {
-    TrainConfig: {"seed": 1, "steps": 20},
+    TrainConfig: {"seed": 1, "steps": 20, "stages": (Stage(1, sequences=16),)},
     Batch: {"sequences": 16, "accumulate": 2},
+    Stage: {"begin": 2, "sequences": 32, "accumulate": 2, "long_window": 7, "short_window": 5, "rate": 3.0},
     GPTConfig: {
         "num_layers": 3,
         "width": 48,
@@ -334,6 +343,7 @@ PROGRAM = {
         "clip_norm": 1.0,
         "named": (Named("tokens", Adam(0.5)),),
     },
+    Average: {"decay": 0.99, "fraction": 0.5},
     Layout: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup": 3},
     Cosine: {"warmup": 3, "floor": 0.3, "decay_steps": 7},

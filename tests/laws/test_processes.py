@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from tiny import door, read_lines, tiny_config, write_config, write_text_shards
 
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint
 from gptjax.data import Batch
 from gptjax.evals import Samples, ValidationLoss
@@ -16,6 +17,7 @@ from gptjax.logbook import Log
 from gptjax.optim import Muon
 from gptjax.run import Run
 from gptjax.schedules import Constant
+from gptjax.stages import Stage
 from gptjax.train import train
 
 
@@ -48,6 +50,8 @@ def config(tmp_path_factory):
         model={"dropout": 0.1},
         optimizer=Muon(dtype="float32", schedule=Constant(warmup=2)),
         batch=Batch(8, accumulate=2),
+        stages=(Stage(2, sequences=16, rate=0.5), Stage(5, sequences=8)),
+        averaging=Average(decay=0.5),
         layout=Layout(fsdp=2),
         evals=(ValidationLoss(every=3), Samples(every=6, prompt="1", max_new_tokens=5)),
         checkpoint=Checkpoint(every=3),
@@ -65,7 +69,7 @@ def test_two_processes_train_as_one_does(config, tmp_path):
     assert "on 2 hosts" in outputs[0]
     assert "resuming" in outputs[0]
     assert "loss" not in outputs[1]
-    for name in ("loss", "val_loss"):
+    for name in ("loss", "val_loss", "val_loss_last"):
         one = dict(read_lines(config.directory, name))
         assert dict(read_lines(two.directory, name)) == pytest.approx(one, abs=1e-5)
     assert dict(read_lines(two.directory, "sample"))[6] == dict(read_lines(config.directory, "sample"))[6]

@@ -19,11 +19,11 @@ from gptjax.config import load_config
 from gptjax.data import Batch, Mixture, Part, TokenShards
 from gptjax.layout import Layout
 from gptjax.model import GPT, num_parameters
-from gptjax.train import compiled_step, created, opened_batches
+from gptjax.train import compiled_steps, created, opened_batches
 
 NAMES = sorted(path.stem for path in Path(configs.__path__[0]).glob("*.py") if path.stem != "__init__")
 SAME = {"gpt2_355m", "gpt2_774m", "gpt2_1558m", "owt_30m", "finetune_shakespeare", "smoke", "own_text_cpu"}
-SAME |= {"gpt2_124m", "shakespeare_char_cpu", "quickstart"}
+SAME |= {"gpt2_124m", "shakespeare_char", "shakespeare_char_cpu", "quickstart", "gpt2_cpu", "shakespeare_modern_cpu"}
 """Recipes whose options are another's, or those of the other laws: sizes apart, nothing new."""
 SMALL = [name for name in NAMES if name not in SAME]
 SINGLE, ALL_THREE = Layout(data=1, fsdp=1, tensor=1), Layout(data=2, fsdp=2, tensor=2)
@@ -35,7 +35,7 @@ def shards(tmp_path_factory):
 
 
 def small(name, shards):
-    """The recipe with few, narrow layers, a short context, float32 and a text of ours."""
+    """The recipe with few, narrow layers, a short context, at most two stages, float32 and a text of ours."""
     config = load_config(name)
     model, optimizer = config.model, config.optimizer
     model = replace(
@@ -60,21 +60,33 @@ def small(name, shards):
     else:
         data = replace(data, packing=config.data.packing)
     batch = Batch(sequences=16, accumulate=2)
-    return replace(config, model=model, optimizer=optimizer, data=data, batch=batch, start_from=None, evals=())
+    stages = tuple(
+        replace(
+            stage,
+            begin=2 * i + 1,
+            sequences=stage.sequences and 16,
+            accumulate=stage.accumulate and 2,
+            long_window=stage.long_window and 7 + i,
+            short_window=stage.short_window and 3 + i,
+        )
+        for i, stage in enumerate(config.stages[:2])
+    )
+    config = replace(config, model=model, batch=batch, stages=stages)
+    return replace(config, optimizer=optimizer, data=data, start_from=None, evals=())
 
 
 def opened(config, layout, state=None):
     state = created(config, layout) if state is None else state
     batches = opened_batches(config, layout)
-    step = compiled_step(config, layout, state, batches)
-    return state, functools.partial(advance, step, batches)
+    train_step = compiled_steps(config, layout, state, batches, start=0)
+    return state, functools.partial(advance, train_step, batches)
 
 
-def advance(step, batches, state, count):
+def advance(train_step, batches, state, count):
     """The losses of the next steps, and the state after them."""
     rows, losses = batches.starting_at(int(state.step)), []
     for _ in range(count):
-        state, metrics = step(state, next(rows))
+        state, metrics = train_step(int(state.step))(state, next(rows))
         losses.append(float(metrics["loss"]))
     return losses, state
 

@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
 
 from gptjax import train as train_door
+from gptjax.averaging import Average
 from gptjax.checkpoint import Checkpoint, named
 from gptjax.data import Batch
 from gptjax.errors import UserError
@@ -28,6 +29,7 @@ from gptjax.optim import AdamW, Muon
 from gptjax.run import Run
 from gptjax.schedules import Constant
 from gptjax.shards import open_shard, write_shard
+from gptjax.stages import Stage
 from gptjax.tokenizer import Chars
 from gptjax.train import main, train
 
@@ -56,10 +58,10 @@ def cache(tmp_path_factory):
 
 
 def make(shards, name, **changes):
-    """Muon with what it can remember and schedule, dropout and accumulation: all that has a state or a key."""
+    """Muon with what it can remember and schedule, dropout, groups and an average: all that has a state or a key."""
     rising = Constant(warmup=7)
     muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious=True)
-    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": Batch(8, 2)}
+    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": Batch(8, 2), "averaging": Average(decay=0.8)}
     return tiny_config(shards, name=name, **(fixed | changes))
 
 
@@ -83,9 +85,10 @@ def signalled(monkeypatch, config, *, at, number=signal.SIGTERM):
 
 
 def same_weights(one, other):
-    arrays = [named(Run.open(config.directory).model()) for config in (one, other)]
-    for name, array in arrays[0].items():
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(arrays[1][name]), err_msg=name)
+    for average in (False, True):
+        arrays = [named(Run.open(config.directory).model(average=average)) for config in (one, other)]
+        for name, array in arrays[0].items():
+            np.testing.assert_array_equal(np.asarray(array), np.asarray(arrays[1][name]), err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,38 @@ def test_a_run_goes_on_over_other_devices(whole, shards, monkeypatch):
     assert signalled(monkeypatch, config, at=5, number=signal.SIGINT) == 130
     assert train(replace(config, layout=Layout(data=2))) == 0
     losses, wanted = (np.array(read_lines(run.directory)) for run in (config, whole))
+    np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
+    average, same = (named(Run.open(run.directory).model()) for run in (config, whole))
+    for name, array in average.items():
+        np.testing.assert_allclose(np.asarray(array), np.asarray(same[name]), atol=1e-3, err_msg=name)
+
+
+STAGES = (Stage(3, sequences=16, accumulate=4, rate=1.5, long_window=3), Stage(6, sequences=4))
+
+
+@pytest.fixture(scope="module")
+def staged(shards):
+    """Eight steps of 8, 16 and 4 rows in one go; those of 16 see little of what was before."""
+    config = make(shards, "staged", steps=8, stages=STAGES)
+    assert train(config) == 0
+    return config
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_run_in_stages_goes_on_in_any_of_them_bit_for_bit(staged, monkeypatch, at):
+    config = replace(staged, name=f"staged {at}")
+    assert signalled(monkeypatch, config, at=at) == 143
+    assert train(config) == 0
+    same_weights(config, staged)
+    for name in ("loss", "tokens", "epoch"):
+        assert read_lines(config.directory, name) == read_lines(staged.directory, name)
+
+
+def test_a_run_in_stages_goes_on_over_other_devices(staged, monkeypatch):
+    config = replace(staged, name="staged moved", layout=Layout(fsdp=2, data=1))
+    assert signalled(monkeypatch, config, at=4) == 143
+    assert train(replace(config, layout=Layout(data=2), stages=(replace(STAGES[0], accumulate=2), STAGES[1]))) == 0
+    losses, wanted = (np.array(read_lines(run.directory)) for run in (config, staged))
     np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
 
 

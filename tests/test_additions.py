@@ -129,7 +129,7 @@ def test_a_skip_reaches_from_the_first_layer_to_the_last():
     """Blocks that add nothing: the U-Net doubles the stream once for each layer of the second half."""
     deep = replace(ROTARY, zero_init=True, num_layers=4)
     model = jax.jit(lambda: GPT(replace(deep, unet="learned"), key=jax.random.key(0)))()
-    model.skip_weights[...] = jnp.array([0.5, 2.0])
+    model.unet.skip_weights[...] = jnp.array([0.5, 2.0])
     x, through = before_and_after(model)
     np.testing.assert_allclose(through, x * (1 + 2.0 + 0.5), rtol=1e-5)
     plain = jax.jit(lambda: GPT(replace(deep, unet="plain"), key=jax.random.key(0)))()

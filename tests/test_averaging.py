@@ -1,0 +1,168 @@
+"""The average is the mean that its words promise, starts when they say, is saved, and is what others are given."""
+
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import MODEL as TINY
+from tiny import SINGLE, read_lines, tiny_config, write_text_shards
+
+from gptjax import state
+from gptjax.averaging import Average
+from gptjax.checkpoint import Checkpoint, named
+from gptjax.convert import ToHf, export
+from gptjax.errors import UserError
+from gptjax.evals import ValidationLoss
+from gptjax.evaluate import Evaluate, evaluate
+from gptjax.objective import NextToken
+from gptjax.optim import AdamW
+from gptjax.run import Run
+from gptjax.schedules import Constant
+from gptjax.step import make_train_step
+from gptjax.train import train
+
+MODEL = replace(TINY, num_layers=1)
+
+
+def averages(averaging, values, *, steps):
+    found, average = [], jnp.float32(99.0)
+    for step, value in enumerate(values):
+        average = averaging(average, jnp.float32(value), jnp.int32(step), steps=steps)
+        found.append(float(average))
+    return found
+
+
+VALUES = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0]
+
+
+def test_it_is_the_plain_mean_until_it_forgets():
+    running = [np.mean(VALUES[: i + 1]) for i in range(8)]
+    np.testing.assert_allclose(averages(Average(decay=1.0), VALUES, steps=8), running, rtol=1e-6)
+    forgetting = averages(Average(decay=0.75), VALUES, steps=8)
+    np.testing.assert_allclose(forgetting[:4], running[:4], rtol=1e-6)
+    for before, value, after in zip(forgetting[3:], VALUES[4:], forgetting[4:], strict=False):
+        assert after == pytest.approx(0.75 * before + 0.25 * value)
+
+
+def test_before_its_part_of_the_run_it_is_the_weights_to_the_bit():
+    averaging = Average(decay=1.0, fraction=0.5)
+    found = averages(averaging, VALUES, steps=8)
+    assert found[:5] == VALUES[:5]
+    np.testing.assert_allclose(found[5:], [np.mean(VALUES[4:end]) for end in (6, 7, 8)], rtol=1e-6)
+    assert [averaging.begun(completed, steps=8) for completed in range(9)] == [False] * 6 + [True] * 3
+
+
+@pytest.mark.parametrize("field", [{"decay": 1.1}, {"decay": -0.1}, {"fraction": 0.0}, {"fraction": 1.5}])
+def test_shares_beyond_one_are_refused(field):
+    with pytest.raises(UserError, match=rf"averaging\.{next(iter(field))} is"):
+        Average(**field)
+
+
+def rows(seed):
+    tokens = np.random.RandomState(seed).randint(0, MODEL.vocabulary, (1, 4, MODEL.context + 1))
+    return {"tokens": jnp.asarray(tokens[..., :-1], jnp.int32), "targets": jnp.asarray(tokens[..., 1:], jnp.int32)}
+
+
+def test_the_step_averages_what_it_makes_and_learns_as_without():
+    optimizer, averaging = AdamW(learning_rate=0.01, schedule=Constant()), Average(decay=0.5)
+    built = optimizer.build(steps=5, layout=SINGLE)
+    words = {"steps": 5, "seed": 0, "dropout": False, "layout": SINGLE}
+    plain, kept = (make_train_step(NextToken(), optimizer, averaging=one, **words) for one in (Average(), averaging))
+    without = state.create(MODEL, built, seed=0, layout=SINGLE)
+    now = state.create(MODEL, built, seed=0, layout=SINGLE, averaged=True)
+    wanted = jax.tree.map(np.asarray, now.model)
+    for number in range(4):
+        without, _ = plain(without, rows(number))
+        now, _ = kept(now, rows(number))
+        wanted = jax.tree.map(np.asarray, averaging(wanted, now.model, number, steps=5))
+    for name, array in named(now.model).items():
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(named(without.model)[name]))
+        np.testing.assert_allclose(np.asarray(named(now.average)[name]), named(wanted)[name], rtol=1e-5, atol=1e-7)
+    assert without.judged is without.model
+    assert now.judged is now.average
+
+    before = jax.tree.map(np.asarray, now.average)
+    now.model.positions = now.model.positions.replace(now.model.positions[...].at[0].set(jnp.nan))
+    after, _ = kept(now, rows(9))
+    assert int(after.skipped) == 1
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), before, after.average)))
+
+
+def test_it_costs_as_much_memory_as_the_weights():
+    optimizer = AdamW().build(steps=1, layout=SINGLE)
+    size = lambda averaged: sum(
+        leaf.size for leaf in jax.tree.leaves(state.abstract(MODEL, optimizer, layout=SINGLE, averaged=averaged))
+    )
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.abstract(MODEL, optimizer, layout=SINGLE).model))
+    assert size(True) - size(False) == weights
+
+
+# ------------------------------------------------------------------------------------------------------- in a run
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_text_shards(tmp_path_factory.mktemp("averaging") / "shards")
+
+
+@pytest.fixture(scope="module")
+def run(shards):
+    """Twenty steps, averaged over the last ten."""
+    config = tiny_config(
+        shards,
+        steps=20,
+        model={"num_layers": 1},
+        optimizer=AdamW(learning_rate=0.02, schedule=Constant()),
+        averaging=Average(0.999, fraction=0.5),
+        evals=(ValidationLoss(every=5),),
+        checkpoint=Checkpoint(every=10, keep=9),
+    )
+    assert train(config) == 0
+    return config
+
+
+def test_the_average_is_judged_and_the_last_weights_beside_it(run):
+    judged, last = dict(read_lines(run.directory, "val_loss")), dict(read_lines(run.directory, "val_loss_last"))
+    assert judged.keys() == {0, 5, 10, 15, 20}
+    assert last.keys() == {15, 20}, "before, they are the same"
+    assert judged[20] > last[20] + 0.01, "it learns so fast yet that a mean lags behind"
+    found = [evaluate(Evaluate(str(run.directory), layout=SINGLE, average=choice)) for choice in (True, False)]
+    assert [one["val_loss"] for one in found] == pytest.approx([judged[20], last[20]], abs=1e-6)
+    assert [one["weights"] for one in found] == ["average", "last"]
+
+
+def test_who_opens_the_run_is_given_the_average(run, tmp_path, capsys):
+    opened = Run.open(run.directory)
+    assert opened.averaged()
+    average, last = named(opened.model()), named(opened.model(average=False))
+    assert all((np.asarray(array) != np.asarray(last[name])).any() for name, array in average.items())
+    early, same = named(opened.model(10)), named(opened.model(10, average=False))
+    assert all((np.asarray(array) == np.asarray(same[name])).all() for name, array in early.items())
+    for average, said in ((True, "its average of the weights, in float32"), (False, "tiny in float32")):
+        export(ToHf(str(run.directory), str(tmp_path / str(average)), average=average, verify=False))
+        assert said in capsys.readouterr().out
+    files = [(tmp_path / choice / "model.safetensors").read_bytes() for choice in ("True", "False")]
+    assert files[0] != files[1]
+
+
+def test_it_may_be_turned_on_and_off_by_a_run_that_goes_on(shards, capsys):
+    """A checkpoint without one, as older ones are, gives the average its first weights; training notices nothing."""
+    optimizer = AdamW(learning_rate=0.02, schedule=Constant())
+    config = tiny_config(shards, name="turned", steps=3, model={"num_layers": 1}, optimizer=optimizer)
+    assert train(config) == 0
+    assert not Run.open(config.directory).averaged()
+    on = replace(config, averaging=Average(0.999))
+    assert train(replace(on, steps=6)) == 0
+    printed = capsys.readouterr().out
+    assert "changed: averaging.decay: None → 0.999" in printed
+    assert "step 3 has no average: it begins with these weights" in printed
+    assert re.search(r"averaging the mean of the weights from step 1 on, looking back about 1,000 steps", printed)
+    assert Run.open(config.directory).averaged(6)
+    assert train(replace(config, steps=9)) == 0
+    assert not Run.open(config.directory).averaged(9)
+    whole = replace(config, name="never turned", steps=9)
+    assert train(whole) == 0
+    assert read_lines(whole.directory) == read_lines(config.directory)
