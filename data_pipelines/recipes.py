@@ -3,14 +3,11 @@
     python -m data_pipelines.recipes                      lists them
     python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
 
-**Validation cuts.** `openwebtext` keeps 0.05 % of the documents for validation, as nanoGPT does, but not the same ones:
-nanoGPT shuffles with seed 2357 and takes the first 4,007 of 8,013,769 documents in the order of that shuffle; here a
-document is for validation when the hash of its text falls below 0.0005 (about 4,000 too), and the others stay in the
-order of the files. So equal documents are never on both sides, and losses compare with nanoGPT's up to the choice of
-the 4.4 million validation tokens. The FineWeb sets keep 1 %, about the 100 million tokens of the published validation
-shard, which however is the first of the stream; `python -m data_pipelines.fetch fineweb_10b` brings the published
-shards themselves. `tinystories` and `wikitext` have validation files of their own. Shakespeare's last tenth is
-nanoGPT's cut.
+**Validation cuts.** `openwebtext` is cut as nanoGPT cuts it: 4,007 of its 8,013,769 documents, drawn by Hugging Face's
+`train_test_split` with seed 2357; only their order differs, which here is that of the files. The FineWeb sets keep 1 %,
+about the 100 million tokens of the published validation shard, which however is the first of the stream;
+`python -m data_pipelines.fetch fineweb_10b` brings the published shards themselves. `tinystories` and `wikitext` have
+validation files of their own. Shakespeare's last tenth is nanoGPT's cut.
 """
 
 import sys
@@ -67,7 +64,7 @@ _ALL = (
         download_bytes=24.2e9,
         train_tokens=9.036e9,
         val_tokens=4.4e6,
-        split="documents:0.0005",
+        split="drawn:4007/8013769/2357",
     ),
     Recipe(
         "fineweb_10b",

@@ -57,7 +57,7 @@ class PrepareScored:
         at_least(1, shard_tokens=self.shard_tokens)
         at_least(2, max_document_tokens=self.max_document_tokens)
         one_validation(split=self.split, validation_source=self.validation_source)
-        if self.divided.kind == "tail":
+        if self.divided.kind in ("tail", "drawn"):
             raise UserError(f"--split={self.split}: wanted documents:F or none.")
 
     @property

@@ -4,10 +4,13 @@ A document is let go of (`del`) before the next one is asked for: two large ones
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from data_pipelines.documents import Document, Notes, Source, is_blank, texts_of
 from gptjax.errors import UserError
@@ -61,36 +64,51 @@ class TwoSources:
 
 @dataclass(frozen=True)
 class Split:
-    """`documents:F`, `tail:F` or `none`.
+    """`documents:F`, `tail:F`, `drawn:K/N/SEED` or `none`.
 
     - `documents`: a document is for validation when the SHA-256 of its text falls into the fraction F; so neither
       order nor number of processes matters, and equal documents are never on both sides.
     - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. A single document is cut inside; of
       several, those that begin after the cut are for validation, and always the last.
+    - `drawn`: K of exactly N documents are for validation, the first of NumPy's permutation by the seed: the cut of
+      Hugging Face's `train_test_split`, and so nanoGPT's of OpenWebText. Both splits stay in the order of the source.
     - `none`: everything is for training.
     """
 
-    kind: Literal["documents", "tail", "none"]
+    kind: Literal["documents", "tail", "drawn", "none"]
     fraction: float = 0.0
+    drawn: tuple[int, int, int] | None = None
+    """(K, N, SEED)"""
 
     @classmethod
     def parse(cls, spec: str) -> "Split":
         kind, _, number = spec.partition(":")
         if spec == "none":
             return cls("none")
+        if kind == "drawn" and (found := re.fullmatch(r"(\d+)/(\d+)/(\d+)", number)):
+            chosen, documents, seed = map(int, found.groups())
+            if 0 < chosen < documents:
+                return cls("drawn", chosen / documents, (chosen, documents, seed))
         try:
             fraction = float(number)
         except ValueError:
             fraction = 0.0
         if kind in ("documents", "tail") and 0 < fraction < 1:
             return cls("documents" if kind == "documents" else "tail", fraction)
-        raise UserError(f"split {spec!r}: wanted documents:F or tail:F with F between 0 and 1, or none.")
+        raise UserError(
+            f"split {spec!r}: wanted documents:F or tail:F with F between 0 and 1, drawn:K/N/SEED with K of N "
+            "documents, or none."
+        )
 
     def __str__(self) -> str:
+        if self.drawn is not None:
+            return f"drawn:{'/'.join(map(str, self.drawn))}"
         return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
     def parts(self, source: Source, notes: Notes) -> Iterator[tuple[str, Document]]:
         """Yield (`train` or `val`, document) for every document that is not blank, in the order of the source."""
+        if self.drawn is not None:
+            return self._drawn(source, notes, *self.drawn)
         documents = _not_blank(source, notes)
         return self._tail(documents, _size(source)) if self.kind == "tail" else self._hashed(documents)
 
@@ -105,6 +123,25 @@ class Split:
         for document in documents:
             yield self.side(document), document
             del document
+
+    def _drawn(
+        self, source: Source, notes: Notes, chosen: int, total: int, seed: int
+    ) -> Iterator[tuple[str, Document]]:
+        """Blank documents count, though they are left out: the permutation is of all that the source has."""
+        validation = frozenset(np.random.default_rng(seed).permutation(total)[:chosen].tolist())
+        number = 0
+        for document in source.documents(notes):
+            if is_blank(document):
+                notes[SKIPPED] += 1
+            else:
+                yield "val" if number in validation else "train", document
+            del document
+            number += 1
+        if number != total:
+            raise UserError(
+                f"split {self}: {source.name} has {number:,} documents, not {total:,}. "
+                f"Use --split=drawn:{chosen}/{number}/{seed}, or documents:{chosen / total:.2g}."
+            )
 
     def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[tuple[str, Document]]:
         cut = int(size.characters * (1 - self.fraction))

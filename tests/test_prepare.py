@@ -144,7 +144,7 @@ def test_a_recipe_says_what_is_left_open(tmp_path):
         return request.source, request.tokenizer, request.split, request.validation_source
 
     web, wikitext = open_recipe("openwebtext"), open_recipe("wikitext2")
-    assert of(source="openwebtext") == (web.source, "gpt2", "documents:0.0005", None)
+    assert of(source="openwebtext") == (web.source, "gpt2", "drawn:4007/8013769/2357", None)
     assert of(source="openwebtext", tokenizer="bytes", split="none") == (web.source, "bytes", "none", None)
     assert of(source="wikitext2") == (wikitext.source, "gpt2", None, wikitext.validation_source)
     assert of(source="wikitext2", split="tail:0.1") == (wikitext.source, "gpt2", "tail:0.1", None)

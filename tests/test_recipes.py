@@ -106,4 +106,4 @@ def test_the_list():
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(name in printed for name in NAMES)
     assert "9.04 G" in printed
-    assert "4.4 M, documents:0.0005" in printed
+    assert "4.4 M, drawn:4007/8013769/2357" in printed

@@ -3,9 +3,11 @@
 import hashlib
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources
+from gptjax.errors import UserError
 
 
 class Texts:
@@ -45,7 +47,7 @@ def test_two_sources_stay_apart_and_blank_texts_are_left_out():
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
 
-@pytest.mark.parametrize("spec", [DEFAULT_SPLIT, "tail:0.1", "none"])
+@pytest.mark.parametrize("spec", [DEFAULT_SPLIT, "tail:0.1", "drawn:3/20/7", "none"])
 def test_a_split_is_named_as_it_was_asked_for(spec):
     assert str(Split.parse(spec)) == spec
     assert Divided(Texts("a"), Split.parse(spec)).identity() == {"source": ["a"], "split": spec}
@@ -57,3 +59,21 @@ def test_the_tail_is_counted_in_characters():
     parts = dict(Split.parse("tail:0.3").parts(Texts(text), Counter()))
     cut = int(len(text) * 0.7)
     assert parts == {"train": text[:cut].encode(), "val": text[cut:].encode()}
+
+
+def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
+    """As `datasets.Dataset.train_test_split` draws them; a blank document has its number."""
+    texts = [f"text {i}" if i != 5 else " " for i in range(20)]
+    notes, split = Counter(), Split.parse("drawn:6/20/2357")
+    drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
+    wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
+    assert list(split.parts(Texts(*texts), notes)) == wanted
+    assert notes == {SKIPPED: 1}
+    with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
+        list(split.parts(Texts(*texts, "one more"), Counter()))
+
+
+@pytest.mark.parametrize("spec", ["drawn:0/5/1", "drawn:5/5/1", "drawn:1/5", "drawn:x"])
+def test_a_draw_that_cannot_be_is_refused(spec):
+    with pytest.raises(UserError, match="drawn:K/N/SEED"):
+        Split.parse(spec)
