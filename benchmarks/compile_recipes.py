@@ -41,7 +41,7 @@ RECIPES = (
     "gpt2_124m", "speedrun_162m", "speedrun_track3", "speedrun_unet", "speedrun_windows", "modern_253m", "nanochat_d12",
     "ml_by_hand_124m",
 )  # fmt: skip
-TARGETS = {"a100": ("gpu", 2**16), "v5e": ("tpu", 2**14)}
+TARGETS = {"a100": ("gpu", 2**16), "v5e": ("tpu", 2**13)}
 """The backend that chooses the attention kernel, and the most tokens of a device at a time."""
 
 

@@ -15,18 +15,21 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import tyro
 
 from gptjax.config import CLASSES, TrainConfig, load_config
 from gptjax.evals import ValidationLoss
+from gptjax.layout import Layout
 from gptjax.model import num_parameters
 from gptjax.optim import AdamW, Muon
 from gptjax.settings import from_json, to_json
-from gptjax.train import train
+from gptjax.train import compiled_step, created, opened_batches, train
 
 Change = Callable[[TrainConfig], TrainConfig]
 
@@ -174,15 +177,33 @@ def main() -> None:
 
     target = statistics.mean(run.loss for run in baseline)
     print(f"\nbaseline at {rate:g}: {described(baseline)}")
+    ratio = step_ratio(bench)
+    print(f"a step of the modern recipe takes {ratio:.2f} of the baseline's, by turns")
     for part, runs in modern.items():
-        seconds = statistics.mean(run.seconds for run in runs) / statistics.mean(run.seconds for run in baseline)
-        print(f"modern at {modern_rate:g}, {part:g} × the tokens, {seconds:.2f} × the seconds: {described(runs)}")
+        print(f"modern at {modern_rate:g}, {part:g} × the tokens, {part * ratio:.2f} × the seconds: {described(runs)}")
     means = {part: statistics.mean(run.loss for run in runs) for part, runs in modern.items()}
     needed = crossing(means, target)
     print(f"the baseline's loss is reached with {needed} of its tokens\n")
     plot(asked.output / "loss_per_token.png", bench, baseline, modern)
     if asked.ablation:
         ablate(bench, modern_rate, part=longest, whole=modern[longest][0].loss)
+
+
+def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
+    """How long a step of the modern recipe takes, in steps of the baseline: by turns, in this process."""
+    layout = Layout("single").resolve(1)
+    runs, seconds = [], ([], [])
+    for config in (bench.baseline, bench.modern):
+        state, batches = created(config, layout), opened_batches(config, layout)
+        runs.append([state, batches.starting_at(0), compiled_step(config, layout, state, batches)])
+    for _ in range(rounds + 1):
+        for run, taken in zip(runs, seconds, strict=True):
+            begin = time.perf_counter()
+            for _ in range(steps):
+                run[0], _ = run[2](run[0], next(run[1]))
+            jax.block_until_ready(run[0])
+            taken.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1][1:]) / statistics.median(seconds[0][1:])
 
 
 def ablate(bench: Bench, rate: float, *, part: float, whole: float) -> None:

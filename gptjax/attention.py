@@ -138,7 +138,7 @@ def causal(
     saves much."""
     length = q.shape[1]
     reach = length if window is None else min(length, window + BLOCK)
-    if reach == length <= 2 * BLOCK:
+    if reach == length <= BLOCK:
         seen = visible(jnp.arange(length), jnp.arange(length), window=window)
         seen = seen if segments is None else seen & same(segments, segments)
         return formula(q, k, v, seen=seen, scale=scale, sinks=sinks, dropout=dropout, keys=keys)
