@@ -75,13 +75,13 @@ class LossPerToken:
     """Directory of prepared shards; by default what the recipes name."""
     baseline: str = "gpt2_cpu"
     modern: str = "modern_cpu"
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     """AdamW's learning rates for the baseline."""
-    modern_rates: tuple[float, ...] = (0.01, 0.02, 0.04)
+    modern_rates: tuple[float, ...] = (0.005, 0.01, 0.02)
     """Muon's and Adam's learning rates for the modern recipe."""
     adamw_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     """AdamW's learning rates for the modern model, as an ingredient."""
-    lengths: tuple[float, ...] = (0.3, 0.4, 0.5)
+    lengths: tuple[float, ...] = (0.2, 0.3, 0.5)
     """Lengths of the modern runs, as parts of the baseline's steps."""
     seeds: tuple[int, ...] = (1337, 1, 2)
     ablation: bool = True
