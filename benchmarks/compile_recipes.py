@@ -6,8 +6,8 @@
 
 Prints for each: parameters, a device's temporary and argument bytes, fused attention calls, collectives. Exits with 1
 if something does not compile, if XLA had to rematerialise a whole tensor to change its sharding, or if Muon's update
-is not gathered from shares (muon_cost.py counts its FLOPs). Counts are exact; times would not be: no kernel is tuned
-without a device.
+is not gathered at all (muon_cost.py counts its FLOPs and bytes). Counts are exact; times would not be: no kernel is
+tuned without a device.
 """
 
 import importlib.util
@@ -53,8 +53,11 @@ def topology(target: str) -> topologies.TopologyDescription:
 
 def grouped(config: TrainConfig, layout: Layout, most: int) -> TrainConfig:
     """The recipe with its batch in as many groups as a device's memory asks for."""
-    per_device = config.tokens(1) // layout.batch_devices
-    return replace(config, batch=replace(config.batch, accumulate=max(1, -(-per_device // most))))
+    rows = config.batch.sequences // layout.batch_devices
+    groups = (
+        n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * config.model.context <= most or n == rows)
+    )
+    return replace(config, batch=replace(config.batch, accumulate=next(groups)))
 
 
 def compile_recipe(target: str, name: str) -> None:

@@ -43,12 +43,11 @@ def of_optimizer(**fields: object) -> Change:
 
 
 WITHOUT: dict[str, Change] = {
-    "rotary positions": of_model(positions="learned"),
+    "rotary positions (and 2.4 % larger)": of_model(positions="learned"),
     "RMSNorm without gain": of_model(norm="layer", norm_gain=True),
     "QK-norm": of_model(qk_norm=False),
     "squared ReLU": of_model(activation="gelu_tanh"),
     "zero-initialised projections": of_model(zero_init=False),
-    "the long decay": lambda config: of_optimizer(schedule=load_config("gpt2_cpu").optimizer.schedule)(config),
 }
 """The modern recipe with GPT-2's way in one place."""
 WITH: dict[str, Change] = {
@@ -128,10 +127,13 @@ class Bench:
         """Train, unless it is done, in a process of its own; the last validation loss and the training seconds."""
         config = replace(config, name=name.replace(" ", "-").replace("/", "-"))
         directory = self.asked.output / config.name
-        if not (directory / "done").exists():
+        wanted, text = directory / "wanted.json", json.dumps(to_json(config), indent=2)
+        same = wanted.exists() and wanted.read_text() == text
+        if not (same and (directory / "done").exists()):
+            if not same and directory.exists():
+                raise SystemExit(f"{directory} holds another run. Give another --output, or remove it.")
             directory.mkdir(parents=True, exist_ok=True)
-            wanted = directory / "wanted.json"
-            wanted.write_text(json.dumps(to_json(config)))
+            wanted.write_text(text)
             command = [sys.executable, __file__, f"--output={self.asked.output}", f"--run={wanted}"]
             with (directory / "log.txt").open("w") as log:
                 subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
@@ -209,7 +211,8 @@ def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
 def ablate(bench: Bench, rate: float, *, part: float, whole: float) -> None:
     """Each ingredient taken out or put in, by one seed: what it adds to the loss."""
     rows = {"AdamW instead of Muon": adamw_instead(bench, part)}
-    for title, changes in (("without", WITHOUT), ("with", WITH)):
+    decay = {"the long decay": of_optimizer(schedule=bench.baseline.optimizer.schedule)}
+    for title, changes in (("without", WITHOUT | decay), ("with", WITH)):
         for name, change in changes.items():
             config = bench.at(change(bench.modern), rate=rate, part=part)
             rows[f"{title} {name}"] = bench.result(f"{title} {name}", config)

@@ -13,11 +13,14 @@ from gptjax.weights import Part, constant, looked_up, project, use, weight
 
 
 class LearnedSinks(Part):
-    """Keys and values of one layer that belong to no token (`attention.Sinks`); they start at zero."""
+    """Keys and values of one layer that belong to no token (`attention.Sinks`); the values start at zero.
 
-    def __init__(self, config: GPTConfig, layout: Layout) -> None:
+    The keys are drawn: sinks that start alike would learn alike, and be one.
+    """
+
+    def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
         shape = (config.sinks, config.key_heads, config.head_width)
-        self.keys = constant(0.0, "IJK", shape, layout=layout)
+        self.keys = weight(key, "IJK", shape, std=config.matrix_std(config.head_width), layout=layout)
         self.values = constant(0.0, "IJK", shape, layout=layout)
         self.config, self.layout = config, layout
 

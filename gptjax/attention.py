@@ -143,13 +143,15 @@ def causal(
         seen = seen if segments is None else seen & same(segments, segments)
         return formula(q, k, v, seen=seen, scale=scale, sinks=sinks, dropout=dropout, keys=keys)
 
-    filled = lambda x: jnp.pad(x, ((0, 0), (0, -length % BLOCK), *[(0, 0)] * (x.ndim - 2)))
+    # The last block is filled up with copies of the last query: one that saw nothing would be 0 / 0.
+    filled = lambda x: jnp.pad(x, ((0, 0), (0, -length % BLOCK), *[(0, 0)] * (x.ndim - 2)), mode="edge")
 
     def block(first: Array) -> BTHK:
         start = jnp.clip(first + BLOCK - reach, 0, length - reach)
         asking = lambda x: jax.lax.dynamic_slice_in_dim(filled(x), first, BLOCK, axis=1)
         asked = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
-        seen = visible(first + jnp.arange(BLOCK), start + jnp.arange(reach), window=window)
+        places = jnp.minimum(first + jnp.arange(BLOCK), length - 1)
+        seen = visible(places, start + jnp.arange(reach), window=window)
         seen = seen if segments is None else seen & same(asking(segments), asked(segments))
         here = None if sinks is None else sinks._replace(queries=asking(sinks.queries))
         drawn = None if keys is None else jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, first)

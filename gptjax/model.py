@@ -102,7 +102,7 @@ class Attention(Part):
         self.kv_bias = zeros("CJK", 2, shared, head_width) if config.bias and not together else None
         self.out = weight(out_key, "HKD", (heads, head_width, width), std=residual_std, layout=layout)
         self.out_bias = zeros("D", width) if config.bias else None
-        self.sinks = LearnedSinks(config, layout) if config.sinks else None
+        self.sinks = LearnedSinks(config, layout, key=jax.random.fold_in(in_key, 1)) if config.sinks else None
         mixes = config.value_residual or config.value_embeddings
         self.value_mix = ValueMix(config, layout) if mixes else None
         self.config, self.layout = config, layout
@@ -120,7 +120,7 @@ class Attention(Part):
         if self.value_mix is not None and others is not None:
             v = self.value_mix(x, v, others)
         if config.qk_norm:
-            q, k = (rms_norm(x, None, epsilon=config.norm_epsilon) for x in (q, k))
+            q, k = (rms_norm(each, None, epsilon=config.norm_epsilon) for each in (q, k))
         sinks = None if self.sinks is None else self.sinks(q)
         if config.positions == "rotary":
             half = config.rotary_dims == "half"
@@ -279,6 +279,7 @@ class GPT(Part):
         """The embeddings → the residual stream after the last block. Rotary positions count from the row's start:
         only differences matter, within a document too."""
         config, x0 = self.config, x
+        # `int(layer)` below is for layers that differ, which are never scanned.
         before, after = Block.before, Block.after
         if config.remat == "light":  # attention stays outside: a flash kernel's statistics cannot be saved by name
             save = jax.checkpoint_policies.save_only_these_names("mid", "up", "gate")

@@ -126,8 +126,11 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
             f"{data.path} was made with {tokenizer.name}, but {start.directory} was trained with "
             f"{start.tokenizer.name}. Prepare the text with {start.directory}/tokenizer.json."
         )
-    # Imported weights may have more rows than their tokenizer has tokens.
-    spare = start is not None and tokenizer is not None and (vocab_size or 0) > tokenizer.vocab_size
+    # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
+    spare = False
+    if tokenizer is not None and vocab_size is not None:
+        padded = replace(model, vocab_size=tokenizer.vocab_size).padded_vocab_size
+        spare = vocab_size == padded or (start is not None and vocab_size > tokenizer.vocab_size)
     if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size) and not spare:
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer of {data.path} ({tokenizer.name}) has "

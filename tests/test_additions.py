@@ -211,3 +211,10 @@ def test_initial_weights_are_those_of_the_recipe():
     assert std(model.head) == pytest.approx(0.5 / 8, rel=0.05)
     small = jax.jit(lambda: GPT(replace(config, head_std=0.001), key=jax.random.key(0)))()
     assert std(small.head) == pytest.approx(0.001, rel=0.05)
+
+
+def test_sinks_start_apart_so_that_they_can_learn_apart():
+    model = jax.jit(lambda: GPT(replace(ROTARY, sinks=3), key=jax.random.key(0)))()
+    gradients = jax.jit(jax.grad(lambda model: jnp.sum(jnp.sin(model(text())))))(model)
+    first, second, _ = np.moveaxis(np.asarray(gradients.blocks.attention.sinks.values[...]), 1, 0)
+    assert np.abs(first - second).max() > 1e-3 * np.abs(first).max() > 0

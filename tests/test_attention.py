@@ -65,7 +65,7 @@ def test_windows_documents_sinks_and_shared_keys_are_what_they_say(options):
     np.testing.assert_allclose(got, by_hand(q, k, v, scale=0.3, **options), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=lambda options: "+".join(options) or "plain")
+@pytest.mark.parametrize("options", [{}, *OPTIONS, {"window": 1}], ids=lambda options: "+".join(options) or "plain")
 def test_blocks_of_queries_and_the_whole_row_are_the_same(monkeypatch, options):
     """Values and gradients, with a last block that is not full."""
     q, k, v = draw(2, 6, 4, 8), draw(2, 6, 2, 8, key=1), draw(2, 6, 2, 8, key=2)

@@ -289,3 +289,10 @@ def test_resolved_layouts_must_suit_the_batch(shards):
     with pytest.raises(UserError, match=r"12 sequences a group do not split over 8 devices"):
         train(config)
     assert not config.directory.exists(), "nothing is written before the config is known to work"
+
+
+def test_a_recipe_may_count_the_rows_that_pad_the_vocabulary(shards):
+    config = tiny_config(shards, model={"vocab_size": 128})
+    assert prepared(config)[0].model.vocab_size == 128
+    with pytest.raises(UserError, match=r"model\.vocab_size is 127, but the tokenizer of .* has 48 tokens"):
+        prepared(tiny_config(shards, model={"vocab_size": 127}))
