@@ -9,7 +9,7 @@ Model     GPT-2 124M as published: learned positions, biases, a tied head
 Optimizer 56,000 steps of 491,520 tokens; AdamW at 6e-4 with decay of every weight, cosine over 600,000 steps
 Hardware  8 A100
 Published ml-by-hand: validation loss 2.764 and 3.99 bits a token on its own tokens; LAMBADA 0.299, WikiText-103 1.004
-          bits a byte
+          bits a byte; its validation text was the last tenth, ours is nanoGPT's cut
 Measured  not yet by us
 """
 
