@@ -14,8 +14,8 @@ Model     depth 12: 12 layers × 768, 6 heads of 128, context 2,048, windows SSS
 Optimizer 2,520 steps of 524,288 tokens; NorMuon by Polar Express with cautious decay, Adam for each other group
 Hardware  8 A100 or H100
 Published nanochat's README: about 5 minutes on 8 H100 for d12, its scale for trying things; no loss. Not here: its
-          smear gate, mid-layer subtraction and the norm after row equilibration; gates start at zero and have Adam's rate;
-          NorMuon evens outputs, as its paper does; 10.5 M tokens are judged, not 41.9 M
+          smear gate, mid-layer subtraction and the norm after row equilibration. Gates start at zero and have Adam's
+          rate, NorMuon evens outputs, as its paper does, and 10.5 M tokens are judged, not 41.9 M
 Measured  not yet by us
 """
 

@@ -106,6 +106,7 @@ class TrainConfig:
             ("mlp_width", model.hidden_width, tensor, "tensor"),
             ("vocab_size (padded)", model.padded_vocab_size, tensor, "tensor"),
             ("width", model.width, fsdp, "fsdp"),
+            ("kv_heads × head width", model.key_heads * model.head_width, fsdp if model.value_tables else 1, "fsdp"),
         )
         for field, size, devices, axis in divided:
             if size % devices:

@@ -47,6 +47,11 @@ def test_counts_are_at_least_one(field):
     [
         ({"num_heads": 6, "width": 48}, Layout(tensor=4), r"model\.num_heads 6 .*4 devices \(layout\.tensor\)"),
         ({"mlp_width": 30}, Layout(tensor=4), r"model\.mlp_width 30"),
+        (
+            {"width": 48, "kv_heads": 1, "value_embeddings": "0"},
+            Layout(fsdp=8),
+            r"model\.kv_heads × head width 12 .*8 devices \(layout\.fsdp\)",
+        ),
         ({"num_heads": 3, "width": 30, "vocab_size": 100}, Layout(tensor=3), r"model\.vocab_size \(padded\) 128"),
         ({"width": 36}, Layout(fsdp=8), r"model\.width 36 .*8 devices \(layout\.fsdp\)"),
         ({}, Layout(data=3), r"8 sequences a group do not split over 3 devices"),
