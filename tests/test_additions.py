@@ -1,5 +1,6 @@
 """Each later idea by itself: what it computes is what its field says, and the cache knows it too."""
 
+import zlib
 from dataclasses import replace
 
 import jax
@@ -34,12 +35,17 @@ OPTIONS = {
 
 
 def create(config, key=0):
-    """A model whose learned numbers have left their start: sinks and gates that are zero would prove little."""
+    """A model whose learned numbers have left their start: sinks and gates that are zero would prove little.
+
+    Each weight moves by its name alone, so that models with and without an option differ by the option only.
+    """
     model = jax.jit(lambda: GPT(config, key=jax.random.key(key)))()
-    leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
+
+    def moved(path, leaf):
+        name = zlib.crc32(jax.tree_util.keystr(path).encode())
+        return leaf + 0.1 * jax.random.normal(jax.random.fold_in(jax.random.key(key + 1), name), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(moved, model)
 
 
 forward = jax.jit(GPT.__call__)
