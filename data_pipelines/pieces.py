@@ -3,8 +3,8 @@
 The one idea: where the pattern that cuts text into words is known, there are places at which a word must end, whatever
 stands around them. A letter before anything that is no letter is one, for a word that holds a letter ends with it; so
 is a digit before anything that is none; and a blank after anything that is not white space, for it can only begin a
-word. Bytes and characters have no words, and are cut anywhere between two characters. A single word of many megabytes
-stays whole, and costs in tiktoken some forty times its size.
+word. Bytes and characters have no words, and are cut anywhere between two characters. Where no such place comes for
+long (a word without end, letters that are not listed here, another pattern), `cuts.py` looks at the words and tokens.
 """
 
 import codecs
@@ -12,13 +12,16 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from data_pipelines.cuts import Cuts
 from data_pipelines.documents import Document
 from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
 PIECE_BYTES = 2**19
 """A piece is cut at the first place after so many bytes."""
 LOOK_BYTES = 2**12
-"""So many bytes at a time are looked at for a place."""
+"""So many bytes at a time are looked at for a place,"""
+MOST_LOOKS = 2**5
+"""and so often."""
 
 # Letters that every version of Unicode knows as such: basic Latin, kana, CJK, hangul. Then ASCII that is no letter,
 # and the full stop and commas of East Asia, whose text may be without blanks. Tables of numbers are, too.
@@ -60,12 +63,13 @@ class Piece(NamedTuple):
 def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> Iterator[Piece]:
     """All documents in pieces of about `PIECE_BYTES` at most; from `start` on, which is the end of a piece."""
     place = _PLACES.get(tokenizer.pattern)
+    cuts = None if tokenizer.pattern is None else Cuts(tokenizer)
     number = 0
     for split, document in parts:
         if number >= start.documents:
             begin = start.bytes if number == start.documents else 0
             while begin < len(document):
-                end = _end(document, begin, place)
+                end = _end(document, begin, place, cuts)
                 ends = end == len(document)
                 after = Position(number + 1) if ends else Position(number, end)
                 yield Piece(split, bytes(document[begin:end]), begin == 0, ends, after)
@@ -74,15 +78,40 @@ def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> It
         del document  # or it would be held while the source reads the next one
 
 
-def _end(document: Document, begin: int, place: re.Pattern[str] | None) -> int:
-    end = begin + PIECE_BYTES - 1
-    while place is not None and end < len(document):
+def _end(document: Document, begin: int, place: re.Pattern[str] | None, cuts: Cuts | None) -> int:
+    """Depends on nothing but the document and where the piece begins: a run that goes on finds the same pieces."""
+    limit = min(begin + PIECE_BYTES + MOST_LOOKS * LOOK_BYTES, len(document))
+    end = None if place is None else _known_place(document, begin + PIECE_BYTES - 1, limit, place)
+    if end is None and cuts is not None and limit < len(document):
+        end = _cut(document, begin, cuts)
+    return len(document) if end is None else end
+
+
+def _known_place(document: Document, end: int, limit: int, place: re.Pattern[str]) -> int | None:
+    while end < limit:
         while document[end] & 0xC0 == 0x80:  # inside a character
             end -= 1
-        text, _ = codecs.utf_8_decode(document[end : end + LOOK_BYTES], "strict", False)
+        text = _text(document, end, min(end + LOOK_BYTES, limit))
         if found := place.search(text):
             return end + len(text[: found.end()].encode())
-        if end + LOOK_BYTES >= len(document):
-            break
+        if end + LOOK_BYTES >= limit:
+            return None
         end += len(text[:-_AHEAD].encode())
-    return len(document)
+    return None
+
+
+def _cut(document: Document, begin: int, cuts: Cuts) -> int | None:
+    size = PIECE_BYTES + MOST_LOOKS * LOOK_BYTES
+    text = _text(document, begin, begin + size)
+    first, last = (len(_text(document, begin, begin + count)) for count in (PIECE_BYTES, size - LOOK_BYTES))
+
+    def place(characters: int) -> int:
+        return begin + len(text[:characters].encode())
+
+    found = cuts.find(text, first, last, lambda cut: _text(document, place(cut), place(cut) + size))
+    return None if found is None else place(found)
+
+
+def _text(document: Document, begin: int, end: int) -> str:
+    """What lies there, but for a character at the end that is not complete."""
+    return codecs.utf_8_decode(document[begin:end], "strict", False)[0]

@@ -1,5 +1,6 @@
 """Pieces of a document: exactly its text, and exactly its tokens, wherever they are cut."""
 
+import itertools
 import random
 from itertools import pairwise
 
@@ -30,7 +31,9 @@ def tokenizers():
     texts = [SAMPLE * 3, "abc ABC 012 the they end x=1\n" * 20]
     own = {name: train_bpe(texts, vocab_size=300, pattern=name) for name in ("gpt2", "gpt4")}
     alphabet = Chars.from_text(["".join(TRICKY), SAMPLE, "\ufffd"])
-    return {**own, "bytes": Bytes(), "chars": alphabet}
+    two_digits = own["gpt4"].pattern.replace("{1,3}", "{1,2}")
+    another = BPE(own["gpt4"].tokens, own["gpt4"].specials, merges=own["gpt4"].merges, pattern=two_digits)
+    return {**own, "another": another, "bytes": Bytes(), "chars": alphabet}
 
 
 def texts_of_pieces(text, tokenizer):
@@ -112,11 +115,75 @@ def test_a_million_blanks(tokenizers, name, blank):
     assert ids[-3:].tolist() == few[-3:].tolist()
 
 
-def test_an_unknown_pattern_is_not_cut(tokenizers, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_BYTES", 4)
+ENDLESS = [
+    "a",
+    "ab",
+    "acgt",
+    "é",
+    "-",
+    "=!",
+    "!\n",
+    " ",
+    " \n",
+    "\n",
+    "012",
+    "1²Ⅳ",
+    "模型",
+    "ก่า",
+    "\u00a0 ",
+    "'s",
+    "\x1c ",
+]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt4", "another"])
+@settings(max_examples=100, deadline=None)
+@given(
+    runs=st.lists(
+        st.tuples(
+            st.sampled_from(["", " ", "x", "'", "\n", ". "]),
+            st.sampled_from(ENDLESS).flatmap(lambda some: st.text(some, min_size=1, max_size=120)),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    size=st.integers(8, 40),
+    looks=st.integers(2, 4),
+)
+def test_words_without_end_are_cut_between_their_tokens(tokenizers, name, runs, size, looks):
+    """Runs of one kind, random and regular, with no place for far longer than a piece."""
+    text = "".join(itertools.chain.from_iterable(runs))
+    with pytest.MonkeyPatch.context() as patch:
+        for constant, value in (("PIECE_BYTES", size), ("LOOK_BYTES", 20), ("MOST_LOOKS", looks)):
+            patch.setattr(module, constant, value)
+        found = texts_of_pieces(text, tokenizers[name])
+    assert "".join(found) == text
+    ids = np.concatenate([tokenizers[name].encode(piece) for piece in found])
+    np.testing.assert_array_equal(ids, tokenizers[name].encode(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [("gpt2", "acgt"), ("gpt2", "-"), ("gpt2", "é"), ("gpt4", "abc"), ("gpt4", "0123456789"), ("another", "01")],
+)
+def test_no_piece_is_much_longer_than_wanted(tokenizers, monkeypatch, name, letters):
+    for constant, value in (("PIECE_BYTES", 400), ("LOOK_BYTES", 50), ("MOST_LOOKS", 4)):
+        monkeypatch.setattr(module, constant, value)
+    text = "".join(random.Random(1).choices(letters, k=3000))
+    found = texts_of_pieces(text, tokenizers[name])
+    assert "".join(found) == text
+    assert max(len(piece.encode()) for piece in found) <= 600
+    ids = np.concatenate([tokenizers[name].encode(piece) for piece in found])
+    np.testing.assert_array_equal(ids, tokenizers[name].encode(text))
+
+
+def test_a_pattern_that_looks_back_is_cut_where_it_makes_no_difference(tokenizers, monkeypatch):
+    for constant, value in (("PIECE_BYTES", 8), ("LOOK_BYTES", 16), ("MOST_LOOKS", 2)):
+        monkeypatch.setattr(module, constant, value)
     known = tokenizers["gpt2"]
-    other = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"\w+\s?|\W")
-    assert texts_of_pieces("one two three four", other) == ["one two three four"]
+    other = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"(?<=o)n|\w|\s")
+    text = "onononononononononononononononononononononononon" * 2
+    assert all(piece.startswith("o") for piece in texts_of_pieces(text, other))
 
 
 def test_going_on_after_any_piece(tokenizers, monkeypatch):
