@@ -239,16 +239,21 @@ class TokenStream:
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
-    """One split of a directory: the files its manifest names, else every `.bin` with the split's name in its own.
+def files_of_split(directory: AnyPath, split: str) -> list[Path]:
+    """Every `.bin` with the split's name as a word in its own, sorted.
 
     `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` are all of the split `train`.
     """
+    return [path for path in sorted(Path(directory).glob("*.bin")) if split in re.split(r"[^A-Za-z]+", path.stem)]
+
+
+def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
+    """One split of a directory: the files its manifest names, else every `.bin` with the split's name in its own."""
     folder = Path(directory)
     if not folder.is_dir():
         what = "is a file; give the directory that holds it" if folder.is_file() else "no such directory of shards"
         raise UserError(f"{folder}: {what}.")
-    found = [path for path in sorted(folder.glob("*.bin")) if split in re.split(r"[^A-Za-z]+", path.stem)]
+    found = files_of_split(folder, split)
     manifest = read_manifest(folder) if format == "shards" else None
     if manifest is not None:
         _compare(folder, manifest, split, found)

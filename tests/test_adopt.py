@@ -1,0 +1,91 @@
+"""Foreign shards, once adopted, are checked like our own."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines.adopt import adopt
+from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.verify import Verify, verify_directory
+from gptjax.data import TokenShards
+from gptjax.errors import UserError
+from gptjax.manifest import read_manifest
+from gptjax.shards import HEADER_BYTES, open_split, shard_header
+from gptjax.tokenizer import Bytes
+
+TEXTS = ["the end of the end\n", "and the rest, naïve\n", "x"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(["the end of the end, and the rest\n" * 9], vocab_size=270)
+
+
+@pytest.fixture
+def foreign(tmp_path, tokenizer):
+    """Two files of training tokens, the second beginning inside of a document, and one of validation."""
+    documents = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in TEXTS]
+    train = np.concatenate(documents)
+    for name, tokens in (("x_train_001", train[:12]), ("x_train_002", train[12:]), ("x_val_000", documents[1])):
+        content = np.array(tokens, "<u2")
+        (tmp_path / f"{name}.bin").write_bytes(shard_header(len(content), content.dtype) + content.tobytes())
+    return tmp_path
+
+
+def test_counts_documents_and_bytes(foreign, tokenizer, capsys):
+    before = {path.name: path.read_bytes() for path in foreign.iterdir()}
+    manifest = adopt(foreign, tokenizer)
+    assert "3 documents" in capsys.readouterr().out
+    assert manifest.splits["train"].documents == 3
+    assert manifest.splits["train"].bytes == sum(len(text.encode()) for text in TEXTS)
+    assert manifest == read_manifest(foreign)
+    stream = open_split(foreign, "train")
+    assert (stream.take(np.asarray(stream.documents)) == tokenizer.end_of_text).all()
+    assert TokenShards(path=str(foreign)).vocabulary().fingerprint == tokenizer.fingerprint
+    assert verify_directory(Verify(foreign)) == manifest
+    assert before == {name: (foreign / name).read_bytes() for name in before}, "the shards are as they were"
+
+
+def test_an_altered_file_is_named_when_a_run_opens_it(foreign, tokenizer):
+    adopt(foreign, tokenizer)
+    path = foreign / "x_train_002.bin"
+    content = bytearray(path.read_bytes())
+    content[HEADER_BYTES + 4] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x_train_002\.bin: its SHA-256 differs"):
+        TokenShards(path=str(foreign)).vocabulary()
+    adopt(foreign, tokenizer)  # on purpose, it is what the shards hold now
+    TokenShards(path=str(foreign)).vocabulary()
+
+
+def test_a_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, capsys):
+    (foreign / "x_train_001.bin").unlink()
+    manifest = adopt(foreign, tokenizer)
+    assert "train" in capsys.readouterr().out
+    assert manifest.splits["train"].documents == 0
+    assert "train.documents" not in manifest.companions
+    assert verify_directory(Verify(foreign)) == manifest
+
+
+def test_what_cannot_be_adopted(foreign, tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"x_train_001\.bin: token 0 is \d+, outside .* of bytes.*--tokenizer"):
+        adopt(foreign, Bytes())
+    with pytest.raises(UserError, match=r"no \.bin files with train or val"):
+        adopt(tmp_path / "absent", tokenizer)
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    prepare(Prepare(str(text), tmp_path / "own", tokenizer="bytes", split="none", processes=1))
+    with pytest.raises(UserError, match="was prepared here"):
+        adopt(tmp_path / "own", tokenizer)
+
+
+def test_the_command(foreign, tokenizer):
+    command = [sys.executable, "-m", "data_pipelines.adopt", str(foreign)]
+    where = tokenizer.save(foreign / "tokenizer")
+    done = subprocess.run([*command, f"--tokenizer={where}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("train ")
+    assert read_manifest(foreign) is not None
