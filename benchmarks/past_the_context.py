@@ -1,0 +1,95 @@
+"""Does a trained model stay what it is when it reads on, far past its context? Its loss by position.
+
+    python benchmarks/past_the_context.py --runs runs/modern_cpu runs/modern_cpu_sinks --data=data/books
+
+Rows of validation text are read a token at a time as `sample` does, through a cache that past the context is a ring:
+every token sees a context's length before it, and any sinks. Beside its loss in nats a token stands that of the same
+tokens read as in training, in rows of a context's length of which the second half counts. So each token there sees
+three quarters of a context on average, and the ring, if it is as good, is a little better. A model that leans on the
+first token of a text, which the ring loses, gets worse where it begins to turn.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import Array
+
+from gptjax.generation import Cache, extend
+from gptjax.layout import Layout
+from gptjax.model import GPT
+from gptjax.run import Run
+from gptjax.shards import open_split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read."""
+
+    runs: tuple[Path, ...]
+    """Run directories."""
+    data: Path
+    """Prepared shards with a validation split."""
+    contexts: int = 8
+    """How many contexts to read, a power of two."""
+    rows: int = 32
+
+
+@jax.jit
+def losses(model: GPT, rows: Array) -> Array:
+    """(T,): the mean loss of every position of (B, T + 1) tokens."""
+    cache = Cache.empty(model.config, len(rows), positions=model.config.context, layout=model.layout)
+
+    def step(cache: Cache, now: tuple[Array, Array, Array]) -> tuple[Cache, Array]:
+        position, token, target = now
+        x, cache = extend(model, token[:, None], cache=cache, start=position)
+        logits = model.unembed(model.norm(x))[:, 0].astype(jnp.float32)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], axis=1)
+        return cache, -picked.mean()
+
+    positions = jnp.arange(rows.shape[1] - 1)
+    return jax.lax.scan(step, cache, (positions, rows[:, :-1].T, rows[:, 1:].T))[1]
+
+
+@jax.jit
+def losses_as_in_training(model: GPT, rows: Array) -> Array:
+    """(T,): the same, but for the first half of a context, which is nan."""
+    context = model.config.context
+    half = context // 2
+
+    def second_half(start: Array) -> Array:
+        window = jax.lax.dynamic_slice_in_dim(rows, start, context + 1, axis=1)
+        logits = model(window[:, :-1])[:, half:].astype(jnp.float32)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), window[:, 1 + half :, None], axis=2)
+        return -picked.mean(axis=(0, 2))
+
+    found = jax.lax.map(second_half, jnp.arange(0, rows.shape[1] - context, half))
+    return jnp.append(jnp.full(half, jnp.nan), found)
+
+
+def main() -> None:
+    request = tyro.cli(Request, description=__doc__)
+    stream = open_split(request.data, "val")
+    layout = Layout("single").resolve(1)
+    for directory in request.runs:
+        with layout.active():
+            run = Run.open(directory)
+            model = run.model("latest", layout=layout, average=False)
+            context = model.config.context
+            length = request.contexts * context
+            starts = np.linspace(0, len(stream) - length - 1, request.rows).astype(np.int64)
+            rows = jnp.asarray(stream.windows(starts, length + 1).astype(np.int32))
+            ring, training = np.asarray(losses(model, rows)), np.asarray(losses_as_in_training(model, rows))
+        print(directory.name)
+        ends = [context // 2, *(context * 2**i for i in range(request.contexts.bit_length()))]
+        for begin, end in itertools.pairwise(ends):
+            as_trained = training[begin:end].mean()
+            print(f"  {begin:>6} to {end:<6} {ring[begin:end].mean():.4f}  as in training {as_trained:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
