@@ -47,8 +47,9 @@ class GPTConfig:
     # What later models changed: positions and norms.
     positions: Literal["learned", "rotary"] = "learned"
     """A table of embeddings, or queries and keys turned by their positions (RoPE)."""
-    rotary_base: float = 10_000.0
-    """RoPE: the slowest pair turns by about 1 / base a position."""
+    rotary_base: float | None = None
+    """RoPE: the slowest pair turns by about 1 / base a position; None: 10,000, or as the weights that a run starts from
+    have it."""
     rotary_dims: Literal["all", "half"] = "all"
     """RoPE: which of a head's pairs turn; `half` leaves the slower half still."""
     norm: Literal["layer", "rms"] = "layer"
@@ -200,6 +201,10 @@ class GPTConfig:
         """Whether one compiled block can serve all layers."""
         same_windows = len({self.window(layer) for layer in range(self.num_layers)}) == 1
         return same_windows and self.unet == "none" and not self.value_residual and not self.value_embeddings
+
+    @property
+    def rotation_base(self) -> float:
+        return 10_000.0 if self.rotary_base is None else self.rotary_base
 
     def window(self, layer: int) -> int | None:
         """How many tokens a layer sees, its own included; None: all."""

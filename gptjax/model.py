@@ -124,7 +124,7 @@ class Attention(Part):
         sinks = None if self.sinks is None else self.sinks(q)
         if config.positions == "rotary":
             half = config.rotary_dims == "half"
-            angles = rotary_angles(positions, config.head_width, base=config.rotary_base, half=half)
+            angles = rotary_angles(positions, config.head_width, base=config.rotation_base, half=half)
             q, k = rotate(q, angles), rotate(k, angles)
         return Heads(q, k, v, sinks)
 
