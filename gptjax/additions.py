@@ -9,7 +9,7 @@ from gptjax.attention import Sinks
 from gptjax.gpt_config import GATE_CHANNELS, GPTConfig
 from gptjax.layout import Layout, place
 from gptjax.shapes import BT, BTD, BTHK, BTJK, Scalar
-from gptjax.weights import Part, constant, looked_up, project, use, weight
+from gptjax.weights import Part, constant, looked_up, use, weight
 
 
 class LearnedSinks(Part):
@@ -39,12 +39,11 @@ class ValueMix(Part):
         self.config, self.layout = config, layout
 
     def __call__(self, x: BTD, v: BTJK, others: BTJK) -> BTJK:
-        dtype, layout = self.config.dtype, self.layout
         if self.gate is not None:
-            logits = project("BTI,IJ->BTJ", x[..., :GATE_CHANNELS], use(self.gate, dtype, layout), layout)
+            logits = self.linear("BTI,IJ->BTJ", x[..., :GATE_CHANNELS], self.gate)
             return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * others
         assert self.mix is not None
-        own, other = use(self.mix, dtype, layout)
+        own, other = use(self.mix, self.config.dtype, self.layout)
         return own * v + other * others
 
 

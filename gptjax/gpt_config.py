@@ -4,8 +4,9 @@ A field is one idea, to be combined with any other; where two cannot go together
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from gptjax.errors import UserError
 
@@ -46,8 +47,9 @@ class GPTConfig:
     # What later models changed: positions and norms.
     positions: Literal["learned", "rotary"] = "learned"
     """A table of embeddings, or queries and keys turned by their positions (RoPE)."""
-    rotary_base: float = 10_000.0
-    """RoPE: the slowest pair turns by about 1 / base a position."""
+    rotary_base: float | None = None
+    """RoPE: the slowest pair turns by about 1 / base a position; None: 10,000, or as the weights that a run starts from
+    have it."""
     rotary_dims: Literal["all", "half"] = "all"
     """RoPE: which of a head's pairs turn; `half` leaves the slower half still."""
     norm: Literal["layer", "rms"] = "layer"
@@ -149,17 +151,18 @@ class GPTConfig:
         for name in ("init_std", "embedding_std", "head_std", "mlp_init", "sinks"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise UserError(f"model.{name} is {value}; it must not be negative.")
-        self._check_patterns()
-
-    def _check_patterns(self) -> None:
         if not self.windows or set(self.windows) - set("LS"):
             raise UserError(f"model.windows is {self.windows!r}; it is a pattern of L and S, such as SSSL.")
         if "S" in self.windows and self.short_window is None:
             raise UserError(
                 f"model.windows is {self.windows!r}, but model.short_window is not given. Give it a number."
             )
-        if self.value_gate and not self.value_embeddings:
-            raise UserError("model.value_gate gates value embeddings. Give model.value_embeddings, or leave it out.")
+        for name, other, wanted, served in NEEDS:
+            if getattr(self, name) != _DEFAULTS[name] and not served(self):
+                raise UserError(
+                    f"model.{name} is {getattr(self, name)!r}, which needs model.{other} to be {wanted}; it is "
+                    f"{getattr(self, other)!r}. Change one of the two."
+                )
         if self.layers == "scan" and not self.layers_alike:
             raise UserError(
                 "model.layers=scan needs layers that are alike; windows that differ, unet, value_residual and "
@@ -198,6 +201,10 @@ class GPTConfig:
         """Whether one compiled block can serve all layers."""
         same_windows = len({self.window(layer) for layer in range(self.num_layers)}) == 1
         return same_windows and self.unet == "none" and not self.value_residual and not self.value_embeddings
+
+    @property
+    def rotation_base(self) -> float:
+        return 10_000.0 if self.rotary_base is None else self.rotary_base
 
     def window(self, layer: int) -> int | None:
         """How many tokens a layer sees, its own included; None: all."""
@@ -252,3 +259,30 @@ class GPTConfig:
         """How many tokens a token sees on average: the first `window` see 1, 2, … of them, the others all."""
         window = self.window(layer) or self.context
         return window - window * (window - 1) / (2 * self.context)
+
+
+NEEDS: tuple[tuple[str, str, str, Callable[[GPTConfig], Any]], ...] = (
+    ("rotary_base", "positions", "rotary", lambda c: c.positions == "rotary"),
+    ("rotary_dims", "positions", "rotary", lambda c: c.positions == "rotary"),
+    ("long_window", "windows", "a pattern with an L", lambda c: "L" in c.windows),
+    ("short_window", "windows", "a pattern with an S", lambda c: "S" in c.windows),
+    ("unet", "num_layers", "at least 2", lambda c: c.num_layers > 1),
+    ("residual_init", "x0_mix", "True", lambda c: c.x0_mix),
+    ("x0_init", "x0_mix", "True", lambda c: c.x0_mix),
+    ("value_residual", "num_layers", "at least 2", lambda c: c.num_layers > 1),
+    (
+        "value_residual",
+        "value_embeddings",
+        "a pattern with a dot for a later layer",
+        lambda c: None in map(c.value_table, range(1, c.num_layers)),
+    ),
+    ("value_embeddings", "num_layers", "enough for a layer with a table", lambda c: c.value_tables),
+    ("value_gate", "value_embeddings", "given", lambda c: c.value_embeddings),
+    ("value_gate", "width", f"at least {GATE_CHANNELS}", lambda c: c.width >= GATE_CHANNELS),
+    ("softcap_curve", "softcap", "given", lambda c: c.softcap is not None),
+    ("head_std", "tied", "False", lambda c: not c.tied),
+)
+"""Fields that without another would change nothing, or could not be: (field, the other, what it has to be, whether it
+is). A field at its default asks for nothing."""
+
+_DEFAULTS = {field.name: field.default for field in fields(GPTConfig)}

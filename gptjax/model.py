@@ -26,7 +26,7 @@ from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout, place
 from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm, rms_norm, rotary_angles, rotate, softcapped
 from gptjax.shapes import BT, BTD, BTHK, BTJK, BTV, VD, RowKeys, Scalar
-from gptjax.weights import Part, constant, looked_up, project, use, weight
+from gptjax.weights import Part, constant, looked_up, use, weight
 
 
 class Documents(NamedTuple):
@@ -87,36 +87,32 @@ class Attention(Part):
     """The projections around attention: in to q, k, v, and out to the residual stream."""
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array) -> None:
+        self.config, self.layout = config, layout
         in_key, out_key = jax.random.split(key)
-        width, heads, shared, head_width = config.width, config.num_heads, config.key_heads, config.head_width
-        std, residual_std = config.matrix_std(width), config.residual_std(width)
-        zeros = lambda letters, *shape: constant(0.0, letters, shape, layout=layout)
-        together = shared == heads
-        q_key, kv_key = jax.random.split(in_key)
-        drawn = lambda key, letters, *shape: weight(key, letters, shape, std=std, layout=layout)
-        self.qkv = drawn(in_key, "DCHK", width, 3, heads, head_width) if together else None
-        self.q = None if together else drawn(q_key, "DHK", width, heads, head_width)
-        self.kv = None if together else drawn(kv_key, "DCJK", width, 2, shared, head_width)
-        self.qkv_bias = zeros("CHK", 3, heads, head_width) if config.bias and together else None
-        self.q_bias = zeros("HK", heads, head_width) if config.bias and not together else None
-        self.kv_bias = zeros("CJK", 2, shared, head_width) if config.bias and not together else None
-        self.out = weight(out_key, "HKD", (heads, head_width, width), std=residual_std, layout=layout)
-        self.out_bias = zeros("D", width) if config.bias else None
+        heads, head_width, width = config.num_heads, config.head_width, config.width
+        self.draw_in(in_key, std=config.matrix_std(width))
+        out_std = config.residual_std(width)
+        self.out = weight(out_key, "HKD", (heads, head_width, width), std=out_std, layout=layout)
+        self.out_bias = constant(0.0, "D", (width,), layout=layout) if config.bias else None
         self.sinks = LearnedSinks(config, layout, key=jax.random.fold_in(in_key, 1)) if config.sinks else None
         mixes = config.value_residual or config.value_embeddings
         self.value_mix = ValueMix(config, layout) if mixes else None
-        self.config, self.layout = config, layout
+
+    def draw_in(self, key: Array, *, std: float) -> None:
+        """The weights that lead to q, k and v: as many heads of each, in one matrix."""
+        config, layout = self.config, self.layout
+        shape = (3, config.num_heads, config.head_width)
+        self.qkv = weight(key, "DCHK", (config.width, *shape), std=std, layout=layout)
+        self.qkv_bias = constant(0.0, "CHK", shape, layout=layout) if config.bias else None
+
+    def qkv_of(self, x: BTD) -> tuple[BTHK, BTJK, BTJK]:
+        q, k, v = self.linear("BTD,DCHK->CBTHK", x, self.qkv, self.qkv_bias)
+        return q, k, v
 
     def project_in(self, x: BTD, positions: Int[Array, " T"], others: BTJK | None) -> Heads:
         """Queries, keys and values; `others` are values from elsewhere, to be mixed in."""
         config = self.config
-        if self.qkv is not None:
-            q, k, v = self._projected("BTD,DCHK->CBTHK", x, self.qkv, self.qkv_bias)
-        else:
-            assert self.q is not None
-            assert self.kv is not None
-            q = self._projected("BTD,DHK->BTHK", x, self.q, self.q_bias)
-            k, v = self._projected("BTD,DCJK->CBTJK", x, self.kv, self.kv_bias)
+        q, k, v = self.qkv_of(x)
         if self.value_mix is not None and others is not None:
             v = self.value_mix(x, v, others)
         if config.qk_norm:
@@ -124,21 +120,30 @@ class Attention(Part):
         sinks = None if self.sinks is None else self.sinks(q)
         if config.positions == "rotary":
             half = config.rotary_dims == "half"
-            angles = rotary_angles(positions, config.head_width, base=config.rotary_base, half=half)
+            angles = rotary_angles(positions, config.head_width, base=config.rotation_base, half=half)
             q, k = rotate(q, angles), rotate(k, angles)
         return Heads(q, k, v, sinks)
 
-    def _projected(self, letters: str, x: BTD, w: nnx.Param[Array], bias: nnx.Param[Array] | None) -> Array:
-        dtype, layout = self.config.dtype, self.layout
-        y = project(letters, x, use(w, dtype, layout), layout)
-        if bias is None:
-            return y
-        return y + jnp.expand_dims(use(bias, dtype, layout), (-4, -3))
-
     def project_out(self, y: BTHK) -> BTD:
-        dtype, layout = self.config.dtype, self.layout
-        out = project("BTHK,HKD->BTD", y, use(self.out, dtype, layout), layout)
-        return out if self.out_bias is None else out + use(self.out_bias, dtype, layout)[None, None]
+        return self.linear("BTHK,HKD->BTD", y, self.out, self.out_bias)
+
+
+class GroupedQueryAttention(Attention):
+    """Fewer heads of keys and values than of queries (arXiv:2305.13245), so they have a matrix of their own."""
+
+    def draw_in(self, key: Array, *, std: float) -> None:
+        config, layout = self.config, self.layout
+        q_key, kv_key = jax.random.split(key)
+        q, kv = (config.num_heads, config.head_width), (2, config.key_heads, config.head_width)
+        self.q = weight(q_key, "DHK", (config.width, *q), std=std, layout=layout)
+        self.kv = weight(kv_key, "DCJK", (config.width, *kv), std=std, layout=layout)
+        self.q_bias = constant(0.0, "HK", q, layout=layout) if config.bias else None
+        self.kv_bias = constant(0.0, "CJK", kv, layout=layout) if config.bias else None
+
+    def qkv_of(self, x: BTD) -> tuple[BTHK, BTJK, BTJK]:
+        q = self.linear("BTD,DHK->BTHK", x, self.q, self.q_bias)
+        k, v = self.linear("BTD,DCJK->CBTJK", x, self.kv, self.kv_bias)
+        return q, k, v
 
 
 class MLP(Part):
@@ -157,18 +162,13 @@ class MLP(Part):
         self.config, self.layout = config, layout
 
     def __call__(self, x: BTD) -> BTD:
-        dtype, layout = self.config.dtype, self.layout
-        h = project("BTD,DF->BTF", x, use(self.up, dtype, layout), layout)
-        if self.up_bias is not None:
-            h = h + use(self.up_bias, dtype, layout)[None, None]
-        h = checkpoint_name(h, "up")
+        activation = ACTIVATIONS[self.config.activation]
+        h = checkpoint_name(self.linear("BTD,DF->BTF", x, self.up, self.up_bias), "up")
         if self.gate is None:
-            h = ACTIVATIONS[self.config.activation](h)
+            h = activation(h)
         else:
-            gate = project("BTD,DF->BTF", x, use(self.gate, dtype, layout), layout)
-            h = h * ACTIVATIONS[self.config.activation](checkpoint_name(gate, "gate"))
-        y = project("BTF,FD->BTD", h, use(self.down, dtype, layout), layout)
-        return y if self.down_bias is None else y + use(self.down_bias, dtype, layout)[None, None]
+            h = h * activation(checkpoint_name(self.linear("BTD,DF->BTF", x, self.gate), "gate"))
+        return self.linear("BTF,FD->BTD", h, self.down, self.down_bias)
 
 
 class Block(Part):
@@ -178,7 +178,8 @@ class Block(Part):
         """`depth` goes from 0 at the first layer to 1 at the last."""
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = Norm(config, layout)
-        self.attention = Attention(config, layout, key=attention_key)
+        kind = Attention if config.key_heads == config.num_heads else GroupedQueryAttention
+        self.attention = kind(config, layout, key=attention_key)
         self.mlp_norm = Norm(config, layout)
         self.mlp = MLP(config, layout, key=mlp_key)
         self.mix = X0Mix(config, layout, depth=depth) if config.x0_mix else None

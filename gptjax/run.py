@@ -23,13 +23,10 @@ from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 CHECKPOINTS = "checkpoints"
 
-SHAPE = (
-    "num_layers", "width", "num_heads", "kv_heads", "mlp_width", "vocab_size", "bias", "tied", "activation",
-    "norm_epsilon", "positions", "rotary_base", "rotary_dims", "norm", "norm_gain", "qk_norm", "embedding_norm",
-    "attention_scale", "windows", "long_window", "short_window", "sinks", "gated", "unet", "x0_mix", "value_residual",
-    "value_embeddings", "value_gate", "softcap", "softcap_curve",
-)  # fmt: skip
-"""What weights settle about their model; the rest of `GPTConfig` is how to compute and train it."""
+OWN = ("dropout", "document_mask", "dtype", "head_dtype", "attention", "remat", "layers")
+"""What a run that starts from weights says of its model: how to compute and train it. The weights settle the rest."""
+PLACES = ("context", "rotary_base")
+"""What weights with rotary positions leave open: they may be trained on for longer texts."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +144,16 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
-    """The model of a run that starts from the weights of another: their shape, computed as `wanted` says.
+    """The model of a run that starts from the weights of another: theirs, computed and trained as `wanted` says.
 
-    With learned positions the context is the shorter of the two; with rotary ones it is the wanted one.
+    With learned positions the context is the shorter of the two. With rotary ones it is the wanted one, and so is the
+    base, if there is one.
     """
-    shape = run.config.model
-    context = min(shape.context, wanted.context) if shape.positions == "learned" else wanted.context
-    return replace(wanted, **{field: getattr(shape, field) for field in SHAPE}, context=context)
+    theirs, own = run.config.model, {field: getattr(wanted, field) for field in OWN}
+    if theirs.positions == "learned":
+        return replace(theirs, **own, context=min(theirs.context, wanted.context))
+    base = theirs.rotary_base if wanted.rotary_base is None else wanted.rotary_base
+    return replace(theirs, **own, context=wanted.context, rotary_base=base)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -69,7 +69,6 @@ def phases(batch: Batch, model: GPTConfig, stages: Sequence[Stage]) -> tuple[Pha
         raise UserError(f"stages begin at the steps {begins}; wanted ascending ones, no two the same.")
     found = [] if begins[:1] == [0] else [Phase(0, batch, model)]
     for stage in stages:
-        _check_windows(stage, model)
         sizes, windows = _given(stage, ("sequences", "accumulate")), _given(stage, ("long_window", "short_window"))
         try:
             found.append(Phase(stage.begin, replace(batch, **sizes), replace(model, **windows), stage.rate))
@@ -81,13 +80,3 @@ def phases(batch: Batch, model: GPTConfig, stages: Sequence[Stage]) -> tuple[Pha
 def _given(stage: Stage, names: Sequence[str]) -> dict[str, int]:
     """The fields of these names that the stage says."""
     return {name: value for name in names if (value := getattr(stage, name)) is not None}
-
-
-def _check_windows(stage: Stage, model: GPTConfig) -> None:
-    """A window of a kind that no layer has would change nothing."""
-    for mark, name in (("L", "long_window"), ("S", "short_window")):
-        if getattr(stage, name) is not None and mark not in model.windows:
-            raise UserError(
-                f"stages: from step {stage.begin} on {name} is {getattr(stage, name)}, but model.windows "
-                f"{model.windows!r} marks no layer {mark}."
-            )

@@ -27,7 +27,7 @@ from gptjax.layout import Layout
 from gptjax.logbook import Logbook
 from gptjax.model import num_parameters, rebound
 from gptjax.records import draw_losses, read_metrics
-from gptjax.run import CHECKPOINTS, Run, held, started_from, write_files
+from gptjax.run import CHECKPOINTS, PLACES, Run, held, started_from, write_files
 from gptjax.settings import config_source, differences, from_json, parse, to_json
 from gptjax.stages import Phase
 from gptjax.state import TrainState
@@ -120,6 +120,8 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
         model = started_from(start, config.model)
         settled = differences(config.model, model)
         say(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
+        changed = [change for change in differences(start.config.model, model) if change[0] in PLACES]
+        say(*(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed))
     vocab_size = model.vocab_size
     if start is not None and start.tokenizer and tokenizer and start.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(

@@ -16,6 +16,15 @@ class Part(nnx.Module):
     config: GPTConfig
     layout: Layout
 
+    def linear(self, letters: str, x: Array, w: nnx.Param[Array], bias: nnx.Param[Array] | None = None) -> Array:
+        """`project` with a weight in the model's dtype, plus a bias; it has the output's letters beside B and T."""
+        dtype, layout = self.config.dtype, self.layout
+        y = project(letters, x, use(w, dtype, layout), layout)
+        if bias is None:
+            return y
+        places = [i for i, letter in enumerate(letters.split("->")[1]) if letter in "BT"]
+        return y + jnp.expand_dims(use(bias, dtype, layout), places)
+
 
 def weight(key: Array, letters: str, shape: tuple[int, ...], *, std: float, layout: Layout) -> nnx.Param[Array]:
     """A float32 parameter drawn from N(0, std²), born sharded as its letters say."""

@@ -1,5 +1,6 @@
-"""Each later idea by itself: what it computes is what its field says, and the cache knows it too."""
+"""Each later idea by itself: what it computes is what its formula says, and the cache knows it too."""
 
+import math
 import zlib
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formula import logits as by_hand
 
 from gptjax.generation import Cache, extend, generate
 from gptjax.gpt_config import GPTConfig
@@ -32,6 +34,26 @@ OPTIONS = {
     "gated value embeddings": {"value_embeddings": ".0", "value_gate": True, "kv_heads": 2},
     "normed embeddings": {"embedding_norm": True},
 }
+
+
+EVERYWHERE = {
+    "GPT-2": {"bias": True},
+    "norms without gains": {"norm_gain": False, "norm_epsilon": 0.3, "activation": "gelu", "bias": True},
+    "rotary, capped": {"positions": "rotary", "rotary_base": 50.0, "activation": "relu", "softcap": 2.0},
+    "half rotary, capped by a root": {
+        "positions": "rotary",
+        "rotary_dims": "half",
+        "attention_scale": 0.9,
+        "softcap": 2.0,
+        "softcap_curve": "sqrt",
+        "activation": "relu2",
+        "norm": "rms",
+        "norm_gain": False,
+        "tied": False,
+    },
+    "SwiGLU": {"gated": True, "activation": "silu", "norm": "rms", "norm_epsilon": 0.3, "mlp_width": 48},
+}
+"""What no cache can get wrong: a few options at a time, each of them in one line at least."""
 
 
 def create(config, key=0):
@@ -74,10 +96,17 @@ def test_it_changes_the_model_but_not_what_is_causal_and_the_cache_knows_it(name
     model = create(replace(ROTARY, **OPTIONS[name]))
     tokens = text()
     logits = forward(model, tokens)
+    np.testing.assert_allclose(logits, by_hand(model, tokens), atol=1e-4)
     assert not np.allclose(logits, forward(create(ROTARY), tokens), atol=1e-3)
     later = forward(model, tokens.at[:, 12:].set(3))
     np.testing.assert_allclose(later[:, :12], logits[:, :12], atol=1e-5)
     np.testing.assert_allclose(remembering(model, tokens), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_norms_positions_activations_and_heads_are_those_of_the_formula(name):
+    model, tokens = create(replace(PLAIN, **EVERYWHERE[name])), text()
+    np.testing.assert_allclose(forward(model, tokens), by_hand(model, tokens), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sinks", "x0", "shared keys", "one window"])
@@ -100,47 +129,12 @@ def test_what_is_computed_again_changes_nothing(remat):
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_shared_keys_are_those_of_a_model_that_repeats_them():
-    config = replace(ROTARY, kv_heads=2)
-    model, whole = create(config), create(ROTARY)
-    q, kv = model.blocks.attention.q[...], model.blocks.attention.kv[...]
-    repeated = jnp.repeat(kv, 2, axis=3)
-    whole.blocks.attention.qkv[...] = jnp.concatenate([q[:, :, None], repeated], axis=2)
-    for name in ("tokens", "norm"):
-        setattr(whole, name, getattr(model, name))
-    whole.blocks.mlp, whole.blocks.mlp_norm = model.blocks.mlp, model.blocks.mlp_norm
-    whole.blocks.attention_norm = model.blocks.attention_norm
-    whole.blocks.attention.out[...] = model.blocks.attention.out[...]
-    np.testing.assert_allclose(forward(model, text()), forward(whole, text()), atol=1e-5)
-
-
-def test_a_window_ends_where_it_says():
-    """With one layer, a token that is out of sight changes nothing; with two it reaches twice as far."""
-    tokens = text()
-    for layers, reach in ((1, 5), (2, 9)):
-        model = create(replace(ROTARY, num_layers=layers, long_window=5))
-        changed = np.any(np.asarray(forward(model, tokens) != forward(model, tokens.at[:, 4].set(7))), axis=(0, 2))
-        np.testing.assert_array_equal(np.flatnonzero(changed), np.arange(4, 4 + reach))
-
-
 @jax.jit
 def before_and_after(model):
     """The residual stream before the first block and after the last."""
     places = jnp.arange(24)
     x = model.embed(text(), places)
     return x, model.through_blocks(x, text(), places, lambda layer, heads, memory: (heads.q, memory), None)[0]
-
-
-def test_a_skip_reaches_from_the_first_layer_to_the_last():
-    """Blocks that add nothing: the U-Net doubles the stream once for each layer of the second half."""
-    deep = replace(ROTARY, zero_init=True, num_layers=4)
-    model = jax.jit(lambda: GPT(replace(deep, unet="learned"), key=jax.random.key(0)))()
-    model.unet.skip_weights[...] = jnp.array([0.5, 2.0])
-    x, through = before_and_after(model)
-    np.testing.assert_allclose(through, x * (1 + 2.0 + 0.5), rtol=1e-5)
-    plain = jax.jit(lambda: GPT(replace(deep, unet="plain"), key=jax.random.key(0)))()
-    x, through = before_and_after(plain)
-    np.testing.assert_allclose(through, x * 3, rtol=1e-5)
 
 
 def test_the_embeddings_are_mixed_in_before_every_block():
@@ -172,6 +166,8 @@ def test_a_masked_document_is_as_if_it_were_alone(base, changes):
     both = Documents(*(jnp.tile(jnp.asarray(x), (2, 1)) for x in (segments, positions)))
     masked = jax.jit(lambda tokens, documents: model.unembed(model.hidden(tokens, documents=documents)))
     packed = masked(tokens, both)
+    segments, positions = map(np.asarray, both)
+    np.testing.assert_allclose(packed, by_hand(model, tokens, segments=segments, places=positions), atol=1e-4)
     start = 0
     for length in lengths:
         own = Documents(jnp.ones((2, 24), jnp.int32), jnp.tile(jnp.arange(24), (2, 1)))
@@ -207,16 +203,36 @@ def test_a_rotary_model_takes_any_context():
 
 
 def test_initial_weights_are_those_of_the_recipe():
-    config = replace(PLAIN, width=64, tied=False, init="fan_in", init_std=0.5, embedding_std=1.0, mlp_init=0.4)
+    own = {"init": "fan_in", "init_std": 0.5, "embedding_std": 1.0, "head_std": 0.001, "mlp_init": 0.4}
+    options = {"gated": True, "value_embeddings": "0", "sinks": 16, "kv_heads": 2}
+    config = replace(PLAIN, width=64, tied=False, **own, **options)
     model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
-    std = lambda weight: float(jnp.std(weight[...]))
-    assert std(model.tokens) == pytest.approx(1.0, rel=0.05)
-    assert std(model.blocks.attention.qkv) == pytest.approx(0.5 / 8, rel=0.05)
-    assert std(model.blocks.mlp.up) == pytest.approx(0.4 * 0.5 / 8, rel=0.05)
-    assert std(model.blocks.mlp.down) == pytest.approx(0.5 / 16 / 2, rel=0.05)
-    assert std(model.head) == pytest.approx(0.5 / 8, rel=0.05)
-    small = jax.jit(lambda: GPT(replace(config, head_std=0.001), key=jax.random.key(0)))()
-    assert std(small.head) == pytest.approx(0.001, rel=0.05)
+    attention, mlp, into = model.blocks.attention, model.blocks.mlp, 0.5 / math.sqrt(64)
+    wanted = [
+        (model.tokens, 1.0),
+        (model.positions, 1.0),
+        (model.head, 0.001),
+        (model.value_embeddings.tables, into),
+        (attention.q, into),
+        (attention.kv, into),
+        (attention.sinks.keys, 0.5 / math.sqrt(16)),
+        (attention.sinks.values, 0.0),
+        (attention.out, into / math.sqrt(2 * 2)),
+        (mlp.up, 0.4 * into),
+        (mlp.gate, 0.4 * into),
+        (mlp.down, 0.5 / math.sqrt(256) / math.sqrt(2 * 2)),
+    ]
+    for weight, std in wanted:
+        assert float(jnp.std(weight[...])) == pytest.approx(std, rel=0.06)
+
+
+def test_initial_tables_and_heads_have_a_spread_of_their_own_if_it_is_said():
+    untied = replace(PLAIN, width=64, tied=False, init_std=0.5)
+    fan_in = replace(untied, init="fan_in")
+    assert (untied.initial_embedding_std, untied.initial_head_std) == (0.5, 0.5)
+    assert (fan_in.initial_embedding_std, fan_in.initial_head_std) == (0.02, 0.5 / 8)
+    assert replace(fan_in, zero_init=True).initial_head_std == 0
+    assert replace(fan_in, zero_init=True, head_std=0.1).initial_head_std == 0.1
 
 
 def test_sinks_start_apart_so_that_they_can_learn_apart():

@@ -133,7 +133,7 @@ def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute(
         residual_init=(1.0, 0.5),
         x0_init=(1.0, 0.5),
         value_residual=True,
-        value_embeddings="0",
+        value_embeddings="0.",
         value_gate=True,
         softcap=3.0,
         softcap_curve="sqrt",

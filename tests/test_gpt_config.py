@@ -1,7 +1,9 @@
+import re
+
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.gpt_config import GPTConfig
+from gptjax.gpt_config import NEEDS, GPTConfig
 
 
 @pytest.mark.parametrize(
@@ -10,7 +12,6 @@ from gptjax.gpt_config import GPTConfig
         ({"num_heads": 12, "kv_heads": 5}, r"model\.num_heads 12 is no multiple of model\.kv_heads 5"),
         ({"windows": "SSX"}, r"model\.windows is 'SSX'; it is a pattern of L and S"),
         ({"windows": "SL"}, r"model\.short_window is not given"),
-        ({"value_gate": True}, r"gates value embeddings"),
         ({"layers": "scan", "unet": "plain"}, r"model\.layers=scan needs layers that are alike"),
         ({"sinks": -1}, r"model\.sinks is -1; it must not be negative"),
         ({"short_window": 0}, r"model\.short_window is 0; it must be at least 1"),
@@ -20,6 +21,40 @@ from gptjax.gpt_config import GPTConfig
 def test_what_cannot_be_is_said(changes, message):
     with pytest.raises(UserError, match=message):
         GPTConfig(**changes)
+
+
+IDLE = [
+    ({"rotary_base": 500.0}, {"positions": "rotary"}),
+    ({"rotary_dims": "half"}, {"positions": "rotary"}),
+    ({"long_window": 9, "windows": "S", "short_window": 5}, {"windows": "SL"}),
+    ({"short_window": 9}, {"windows": "SSL"}),
+    ({"unet": "plain", "num_layers": 1}, {"num_layers": 2}),
+    ({"residual_init": (1.0, 0.5)}, {"x0_mix": True}),
+    ({"x0_init": (0.2, 0.1)}, {"x0_mix": True}),
+    ({"value_residual": True, "num_layers": 1}, {"num_layers": 2}),
+    ({"value_residual": True, "value_embeddings": ".01", "num_layers": 3}, {"value_embeddings": ".0."}),
+    ({"value_embeddings": "...0", "num_layers": 3}, {"num_layers": 4}),
+    ({"value_gate": True}, {"value_embeddings": "0"}),
+    ({"value_gate": True, "value_embeddings": "0", "width": 8, "num_heads": 2}, {"width": 12}),
+    ({"softcap_curve": "sqrt"}, {"softcap": 15.0}),
+    ({"head_std": 0.1}, {"tied": False}),
+]
+"""What changes nothing, or cannot be, by itself; and what makes it work."""
+
+
+@pytest.mark.parametrize(("given", "serves"), IDLE, ids=str)
+def test_a_field_that_would_change_nothing_is_refused_with_the_one_that_it_needs(given, serves):
+    (field, value), *_ = given.items()
+    (other,) = serves
+    refusal = rf"^model\.{field} is {re.escape(repr(value))}, which needs model\.{other} to be"
+    with pytest.raises(UserError, match=refusal):
+        GPTConfig(**given)
+    served = GPTConfig(**(given | serves))
+    assert getattr(served, field) == value
+
+
+def test_every_need_has_its_line_above():
+    assert [(next(iter(given)), *serves) for given, serves in IDLE] == [need[:2] for need in NEEDS]
 
 
 def test_a_pattern_of_windows_repeats_over_the_layers():

@@ -1,9 +1,11 @@
+import functools
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formula import logits as by_hand
 from tiny import MODEL
 
 from gptjax.errors import UserError
@@ -163,6 +165,26 @@ def test_dropout_is_off_without_keys_and_different_for_each_row(model, tokens):
     assert float(jnp.abs(on[0] - on[1]).max()) > 1e-3
     again = run(dropping, jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(on, again)
+
+
+def test_dropout_is_of_embeddings_probabilities_and_what_each_half_adds(model, tokens):
+    """A mask is drawn from the row's key, folded with the layer, the site, and for probabilities the head."""
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def drop(x, *where):
+        def kept(row):
+            key = functools.reduce(jax.random.fold_in, where, keys[row])
+            if x.ndim == 3:
+                return jax.random.bernoulli(key, 0.75, x.shape[1:])
+            heads = [jax.random.fold_in(key, head) for head in range(x.shape[1])]
+            return np.stack([jax.random.bernoulli(key, 0.75, x.shape[2:]) for key in heads])
+
+        return np.where(np.stack([kept(row) for row in range(2)]), x / 0.75, 0)
+
+    dropping = rebound(model, config=replace(MODEL, dropout=0.25))
+    dropped = jax.jit(GPT.__call__)(dropping, tokens, keys)
+    np.testing.assert_allclose(dropped, by_hand(model, tokens, drop=drop), atol=1e-5)
+    assert not np.allclose(dropped, by_hand(model, tokens), atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,21 @@ def test_weights_settle_the_shape_and_the_config_the_rest(directory):
     assert started_from(Run.open(directory), replace(MODEL, context=3)).context == 3
 
 
+def test_a_rotary_base_is_the_weights_unless_another_is_said(tmp_path):
+    """And how the weights were once drawn is theirs as well: the wanted fields may not even fit their shape."""
+    theirs = replace(MODEL, positions="rotary", rotary_base=500.0)
+    write_files(tmp_path, TrainConfig(name="x", model=theirs), None)
+    wanted = replace(MODEL, tied=False, head_std=0.1, x0_mix=True, x0_init=(0.5, 0.5))
+    assert started_from(Run.open(tmp_path), wanted) == theirs
+    other = replace(wanted, positions="rotary", rotary_base=10_000.0)
+    assert started_from(Run.open(tmp_path), other) == replace(theirs, rotary_base=10_000.0)
+
+
 def test_rotary_weights_may_start_a_run_with_a_longer_context(tmp_path):
     config = replace(MODEL, positions="rotary")
     write_run(tmp_path / "short", model=jax.jit(lambda: GPT(config, key=jax.random.key(0)))(), tokenizer=None)
     wanted = replace(config, context=2 * MODEL.context)
     assert started_from(Run.open(tmp_path / "short"), wanted) == wanted
+    assert started_from(Run.open(tmp_path / "short"), replace(wanted, rotary_base=5e5)).rotary_base == 5e5
     longer = Run.open(tmp_path / "short").model(context=2 * MODEL.context)
     assert longer(jnp.zeros((1, 2 * MODEL.context), jnp.int32)).shape[1] == 2 * MODEL.context

@@ -42,7 +42,7 @@ def test_a_stage_says_only_what_is_other_than_in_the_config():
         ((Stage(5, sequences=9),), r"stages: from step 5 on batch\.sequences 9 does not divide"),
         ((Stage(5, sequences=0),), r"stages: from step 5 on batch\.sequences is 0"),
         ((Stage(5, long_window=0),), r"stages: from step 5 on model\.long_window is 0"),
-        ((Stage(5, short_window=4),), r"short_window is 4, but model\.windows 'L' marks no layer S"),
+        ((Stage(5, short_window=4),), r"from step 5 on model\.short_window is 4, which needs model\.windows"),
     ],
 )
 def test_what_cannot_be_is_named(stages, words):

@@ -150,6 +150,8 @@ def test_a_run_keeps_its_tokenizer_and_the_place_of_its_data(finished, shards, t
     assert found.data.path == str(shards)
     prepared(tiny_config(shards, name="next", start_from=str(config.directory), model={"width": 64}))
     assert "model.width: 64 → 32, as the weights have it" in capsys.readouterr().out
+    prepared(tiny_config(shards, name="next", start_from=str(config.directory), model={"context": 8}))
+    assert "model.context: 8, where the weights were trained with 16" in capsys.readouterr().out
 
 
 def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):

@@ -391,7 +391,7 @@ ELSEWHERE = {
 }
 BESIDE = {
     (Log, "wandb_project"): {"wandb": "offline"},
-    (GPTConfig, "layers"): {"windows": "L", "value_embeddings": ""},
+    (GPTConfig, "layers"): {"windows": "L", "short_window": None, "value_embeddings": ""},
 }
 """What other fields must be for a field to matter."""
 FIELDS = {(cls, name): (value, "the program") for cls, names in PROGRAM.items() for name, value in names.items()}
