@@ -15,6 +15,8 @@ from data_pipelines.documents import Document, Reading, Source, is_blank, texts_
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
+SMALLEST_TAIL = 0.1
+"""Of a text too small to be divided by documents."""
 SKIPPED = "empty documents skipped"
 
 
@@ -66,7 +68,8 @@ class Split:
     """`documents:F`, `tail:F`, `drawn:K/N/SEED` or `none`.
 
     - `documents`: a document is for validation when the SHA-256 of its text falls into the fraction F; so neither
-      order nor number of processes matters, and equal documents are never on both sides.
+      order nor number of processes matters, and equal documents are never on both sides. Where all documents would be
+      on one side, because there are few or a single one, `tail` divides them, by F or a tenth, whichever is more.
     - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. A single document is cut inside; of
       several, those that begin after the cut are for validation, and always the last.
     - `drawn`: K of exactly N documents are for validation, the first of NumPy's permutation by the seed: the cut of
@@ -108,6 +111,10 @@ class Split:
         """Yield (`train` or `val`, document) for every document that is not blank, in the order of the source."""
         if self.drawn is not None:
             return self._drawn(source, reading, *self.drawn)
+        if self.kind == "documents" and (few := self._on_one_side(source, reading)):
+            tail = Split("tail", max(self.fraction, SMALLEST_TAIL))
+            reading.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
+            return tail.parts(source, reading)
         documents = _not_blank(source, reading)
         return self._tail(documents, _size(source, reading)) if self.kind == "tail" else self._hashed(documents)
 
@@ -117,6 +124,17 @@ class Split:
             return "train"
         share = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
         return "val" if share < self.fraction else "train"
+
+    def _on_one_side(self, source: Source, reading: Reading) -> int:
+        """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
+        sides, number = set[str](), 0
+        for document in _not_blank(source, reading.again()):
+            number += 1
+            sides.add(self.side(document))
+            del document
+            if len(sides) == 2:
+                return 0
+        return number
 
     def _hashed(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
         for document in documents:

@@ -246,10 +246,22 @@ def test_wrong_splits_are_refused(spec):
         Split.parse(spec)
 
 
-def test_a_split_without_documents_is_refused(tmp_path):
-    source = write_jsonl(tmp_path / "x.jsonl", ["only one"])
-    with pytest.raises(UserError, match=r"no text for val \(of 1 documents\).*tail:0.1"):
-        run(source, tmp_path / "out", split="documents:0.0000001")
+def test_a_single_text_needs_no_word_of_its_split(tmp_path, capsys):
+    """Its last tenth is for validation, and a tokenizer is learnt from the rest of it, by whichever command."""
+    text = "".join(documents(80))
+    (tmp_path / "book.txt").write_text(text, newline="")
+    run(tmp_path / "book.txt", tmp_path / "out", "bpe:300")
+    assert "note: 1 documents, too few for documents:0.005: cut by tail:0.1 instead" in capsys.readouterr().out
+    cut = int(0.9 * len(text))
+    assert text_of(tmp_path / "out", "train") == "<|endoftext|>" + text[:cut]
+    assert text_of(tmp_path / "out", "val") == "<|endoftext|>" + text[cut:]
+    alone = train(TrainTokenizer(source=str(tmp_path / "book.txt"), vocab_size=300, output=tmp_path / "tok"))
+    assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
+
+
+def test_a_split_without_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no text for train \(of 1 documents\).*or none"):
+        run(write_jsonl(tmp_path / "x.jsonl", ["x"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

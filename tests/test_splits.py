@@ -40,6 +40,33 @@ def test_examples_and_documents_are_divided_alike():
     assert 100 < sum(split.side(text.encode()) == "val" for text in texts) < 200
 
 
+def test_few_documents_are_cut_by_the_tail():
+    """As it says itself; as soon as both sides have one, hashes decide, and few documents are read to know."""
+    texts = [f"text {i} " * 3 for i in range(2000)]
+    for count, wanted in [(1, "tail:0.1"), (5, "tail:0.1")]:
+        reading, source = Reading(), Texts(*texts[:count])
+        split = Split.parse("documents:1e-6")
+        assert list(split.parts(source, reading)) == list(Split.parse(wanted).parts(source, Reading()))
+        assert reading.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
+    everything = Split.parse("documents:0.999999")
+    assert list(everything.parts(Texts("ab" * 5), Reading())) == [("train", b""), ("val", b"ab" * 5)]
+    assert list(everything.parts(Texts(" "), Reading())) == []
+    read = []
+
+    class Counted(Texts):
+        def documents(self, reading):
+            for document in self.texts:
+                read.append(document)
+                yield document
+
+    split, reading = Split.parse("documents:0.01"), Reading()
+    first = next(split.parts(Counted(*texts), reading))
+    assert first == (split.side(texts[0].encode()), texts[0].encode())
+    sides = [split.side(text.encode()) for text in texts]
+    assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
+    assert not reading.notes
+
+
 def test_two_sources_stay_apart_and_blank_texts_are_left_out():
     reading, corpus = Reading(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
     assert list(corpus.parts(reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
