@@ -20,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import tiktoken
 
+from data_pipelines.documents import Reading
 from data_pipelines.sources import open_source
 from gptjax.tokenizer import BPE, load_tokenizer
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tokenizer", default="gpt2")
     arguments = parser.parse_args()
-    documents = open_source(arguments.source).documents(Counter())
+    documents = open_source(arguments.source).documents(Reading())
     texts = [text for text in (str(document, "utf-8") for document in documents) if text.strip()]
     size, largest = sum(len(text.encode()) for text in texts), max(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as directory:

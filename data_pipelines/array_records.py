@@ -1,16 +1,15 @@
 """Raw ArrayRecord files (`*.array_record`), as grain's own tools write them: a record is a document.
 
-A record is either UTF-8 text or a JSON object with a string `text`. Which, the first record of each file decides for
-the whole file, and the report says it. Sets that TFDS has prepared hold neither: their records are protocol buffers,
-and `tfds:NAME` reads them.
+A record is either UTF-8 text or a JSON object that has the text in one of its fields. Which, the first record of each
+file decides for the whole file, and the report says it. Sets that TFDS has prepared hold neither: their records are
+protocol buffers, and `tfds:NAME` reads them.
 """
 
 import codecs
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.documents import Document, Notes, checked
+from data_pipelines.documents import Document, Reading, checked, read_json
 from data_pipelines.extras import needs_extra
 from data_pipelines.long_lines import document_of_record
 from gptjax.errors import UserError
@@ -21,7 +20,7 @@ BATCH_BYTES = 2**22
 MOST_RECORDS = 256
 
 
-def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]:
+def read_array_records(path: Path, reading: Reading) -> Iterator[Document]:
     """The text of every record, in the order of the file."""
     as_json = None
     for number, record in enumerate(_records(path), start=1):
@@ -31,11 +30,11 @@ def read_array_records(path: Path, notes: Notes, *, strict: bool) -> Iterator[Do
                 raise UserError(
                     f"{path}: its records are protocol buffers, not text. If TFDS made them, name the set: tfds:NAME."
                 )
-            notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
+            reading.notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
         where = f"{path}: record {number}"
         if not as_json:
-            yield checked(record, notes, strict=strict, where=where)
-        elif (document := document_of_record(record, notes, strict=strict, where=where)) is not None:
+            yield checked(record, reading, where=where)
+        elif (document := document_of_record(record, reading, where=where)) is not None:
             yield document
 
 
@@ -61,8 +60,8 @@ def _is_json(record: bytes) -> bool:
     if not record[:64].lstrip().startswith((b"{", codecs.BOM_UTF8)):
         return False
     try:
-        return document_of_record(record, Counter(), strict=True, where="") is not None
-    except UserError:
+        return isinstance(read_json(str(record, "utf-8", "replace")), dict)
+    except (ValueError, RecursionError):
         return False
 
 

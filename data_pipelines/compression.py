@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.documents import Document, Source, is_blank
+from data_pipelines.documents import TEXT_FIELD, Document, Reading, Source, is_blank
 from data_pipelines.options import at_least
 from data_pipelines.pieces import pieces
 from data_pipelines.sources import open_source
@@ -36,6 +36,8 @@ class Compression:
     """The tokenizer that the others are compared with; it is measured too."""
     max_bytes: int | None = None
     """Read documents of each source until they make up so many bytes; by default all."""
+    text_field: str = TEXT_FIELD
+    """As for `prepare`: the field of a record that holds its text, in all sources."""
     json: Path | None = None
     """Write the measurements into this file as well."""
 
@@ -65,19 +67,19 @@ def compare(request: Compression) -> list[Measurement]:
     """All tokenizers on all sources, the one compared with first; sources in the order given."""
     specs = list(dict.fromkeys([request.against, *request.tokenizer]))
     tokenizers = {spec: load_tokenizer(spec) for spec in specs}
-    return [row for spec in request.source for row in _measured(spec, tokenizers, request.max_bytes)]
+    return [row for spec in request.source for row in _measured(spec, tokenizers, request)]
 
 
-def _measured(spec: str, tokenizers: dict[str, Tokenizer], limit: int | None) -> Iterator[Measurement]:
-    documents, size, tokens = 0, 0, Counter[str]()
-    for document in _beginning(open_source(spec), limit):
+def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression) -> Iterator[Measurement]:
+    documents, size, tokens, reading = 0, 0, Counter[str](), Reading(request.text_field)
+    for document in _beginning(open_source(spec), reading, request.max_bytes):
         documents += 1
         size += len(document)
         for name, tokenizer in tokenizers.items():
             parts = pieces([("", document)], tokenizer)
             tokens[name] += sum(len(tokenizer.encode(str(part.content, "utf-8"))) for part in parts)
     if size == 0:
-        raise UserError(f"source {spec}: holds no text.")
+        raise UserError(f"source {spec}: holds no text. {'; '.join(reading.notes.lines())}".strip())
     baseline = tokens[next(iter(tokenizers))]
     for name, tokenizer in tokenizers.items():
         yield Measurement(
@@ -93,10 +95,10 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], limit: int | None) ->
         )
 
 
-def _beginning(source: Source, limit: int | None) -> Iterator[Document]:
+def _beginning(source: Source, reading: Reading, limit: int | None) -> Iterator[Document]:
     """Whole documents that are not blank, until they have `limit` bytes."""
     size = 0
-    for document in source.documents(Counter()):
+    for document in source.documents(reading):
         if not is_blank(document):
             yield document
             size += len(document)

@@ -2,14 +2,16 @@
 
 Two ideas. A document is the bytes of its UTF-8, checked, in one piece of memory: that is what is hashed, cut and sent
 to other processes, while Python would need up to four bytes for a character of a `str`; it becomes one only in small
-pieces. And a broken record never passes unseen: either it is counted, under a phrase that ends up in the report, and
-left out; or, in strict mode, it is an error that names its place.
+pieces. And a broken record never passes unseen: either it is counted, under a phrase that ends up in the report with
+the place of the first, and left out; or, in strict mode, it is an error that names its place.
 """
 
 import codecs
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gptjax.errors import UserError
@@ -17,25 +19,61 @@ from gptjax.tokenizer import replace_surrogates
 
 Document = bytes | bytearray | memoryview
 """The UTF-8 of a text, without an error in it; a view where it lies in memory that is not Python's."""
-Notes = Counter[str]
-"""Things worth a line in the report, and how often they happened."""
-
-REPLACED = "files had bytes that are not UTF-8 (replaced by U+FFFD; --strict names the first)"
-REPLACED_RECORDS = "records had bytes that are not UTF-8 (replaced by U+FFFD; --strict names the first)"
+REPLACED = "files had bytes that are not UTF-8 (replaced by U+FFFD)"
+REPLACED_RECORDS = "records had bytes that are not UTF-8 (replaced by U+FFFD)"
 SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
-BROKEN = 'broken records left out: not JSON, or without a string "text" (--strict names the first)'
+BROKEN = "broken records left out"
+TEXT_FIELD = "text"
 BLOCK_BYTES = 2**20
 
 
-def print_notes(notes: Notes) -> None:
-    """The lines of the report."""
-    for line in lines_of(notes):
-        print(f"note: {line}")
+class Notes(Counter[str]):
+    """Things worth a line in the report, and how often they happened; of what was wrong, where it was `first`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, str] = {}
+
+    def lines(self) -> list[str]:
+        """Each note with how often it happened."""
+        return [self._line(note, times) for note, times in sorted(self.items())]
+
+    def _line(self, note: str, times: int) -> str:
+        return f"{times:,} {note}" + (f"; the first: {self.first[note]}" if note in self.first else "")
+
+    def print(self) -> None:
+        """The lines of the report."""
+        for line in self.lines():
+            print(f"note: {line}")
 
 
-def lines_of(notes: Notes) -> list[str]:
-    """Each note with how often it happened."""
-    return [f"{times:,} {note}" for note, times in sorted(notes.items())]
+@dataclass(frozen=True)
+class Reading:
+    """How a source is read, once, and what is worth noting meanwhile: it goes with the reading to every record.
+
+    The text of a record is the string in `text_field`, be it a key of a JSON object, a column or a feature. `strict`
+    stops at the first trouble, which otherwise is counted in `notes`.
+    """
+
+    text_field: str = TEXT_FIELD
+    strict: bool = False
+    notes: Notes = dataclasses.field(default_factory=Notes)
+
+    def again(self) -> "Reading":
+        """The same once more, noting it apart: what is read twice is to be counted once."""
+        return dataclasses.replace(self, notes=Notes())
+
+    def trouble(self, note: str, problem: str) -> None:
+        """Count it under `note`; in strict mode it is a `UserError`. `problem` says what is wrong, and where."""
+        if self.strict:
+            raise UserError(problem)
+        self.notes[note] += 1
+        # It may quote a name that cannot be printed.
+        self.notes.first.setdefault(note, replace_surrogates(problem))
+
+    def broken(self, problem: str) -> None:
+        """A record that gives no document."""
+        self.trouble(BROKEN, problem)
 
 
 class Source(Protocol):
@@ -46,7 +84,7 @@ class Source(Protocol):
         """One word, for the name of a cache directory."""
         ...
 
-    def documents(self, notes: Notes) -> Iterator[Document]:
+    def documents(self, reading: Reading) -> Iterator[Document]:
         """Yield every document; may yield empty ones."""
         ...
 
@@ -73,18 +111,15 @@ def is_blank(document: Document) -> bool:
     return not bytes(document[:1]).isalpha() and all(text.isspace() for text in texts_of(document))
 
 
-def checked(content: Document, notes: Notes, *, strict: bool, where: str, note: str = REPLACED_RECORDS) -> Document:
+def checked(content: Document, reading: Reading, *, where: str, note: str = REPLACED_RECORDS) -> Document:
     """Bytes as a document, line ends and byte-order marks as they are.
 
-    What is not UTF-8 becomes U+FFFD, and is counted once under `note`; in strict mode it is a `UserError` that names
-    the place: `where`, and the byte counted from 0.
+    What is not UTF-8 becomes U+FFFD, which is trouble once, under `note`, at `where` and the byte counted from 0.
     """
     wrong = _first_error(content)
     if wrong is None:
         return content
-    if strict:
-        raise UserError(f"{where}: byte {wrong} (0x{content[wrong]:02x}) is not UTF-8, counted from 0.")
-    notes[note] += 1
+    reading.trouble(note, f"{where}: byte {wrong} (0x{content[wrong]:02x}) is not UTF-8, counted from 0.")
     return _replaced(content)
 
 
@@ -109,27 +144,33 @@ def _replaced(content: Document) -> bytearray:
     return whole
 
 
-def document_of_json(line: bytes, notes: Notes, *, strict: bool, where: str) -> Document | None:
-    """The text of one JSON object with a string `text`; None where it is broken, and for a line of white space.
+def document_of_json(line: bytes, reading: Reading, *, where: str) -> Document | None:
+    """The text of one JSON object; None where it is broken, and for a line of white space.
 
-    In strict mode a broken record is a `UserError` that begins with `where`, and bytes that are not UTF-8 (which JSON
-    demands) break a record too; otherwise they are replaced.
+    What is wrong is said to be at `where`. Bytes that are not UTF-8, which JSON demands, break a record in strict mode;
+    otherwise they are replaced.
     """
     if line.isspace():
         return None
     try:
         record = read_json(str(line, "utf-8"))
     except UnicodeDecodeError as error:
-        if strict:
-            return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
-        document = document_of_json(str(line, "utf-8", "replace").encode(), notes, strict=strict, where=where)
+        problem = f"{where}: not a line of JSON in UTF-8: {error}."
+        if reading.strict:
+            raise UserError(problem) from None
+        document = document_of_json(str(line, "utf-8", "replace").encode(), reading, where=where)
         if document is not None:
-            notes[REPLACED_RECORDS] += 1
+            reading.trouble(REPLACED_RECORDS, problem)
         return document
     except (ValueError, RecursionError) as error:
-        return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
-    text = text_of(record, notes, strict=strict, where=where)
-    return None if text is None else utf_8(text, notes)
+        return reading.broken(f"{where}: not a line of JSON in UTF-8: {error}.")
+    text = text_of(record, reading, where=where)
+    if text is None:
+        return None
+    document, halves = utf_8(text)
+    if halves:
+        half_a_pair(reading, where=where)
+    return document
 
 
 def read_json(text: str) -> Any:
@@ -143,27 +184,25 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_int=float)
 
 
-def text_of(record: Any, notes: Notes, *, strict: bool, where: str) -> str | None:
-    """The string `text` of a record; None where there is none, which breaks it."""
-    text = record.get("text") if isinstance(record, dict) else None
+def text_of(record: Any, reading: Reading, *, where: str) -> str | None:
+    """The text of a JSON value; None where there is none, which breaks the record."""
+    wanted = reading.text_field
+    text = record.get(wanted) if isinstance(record, dict) else None
     if isinstance(text, str):
         return text
-    return broken(f'{where}: wanted an object with a string "text", got {str(record)[:80]}.', notes, strict=strict)
+    others = ", ".join(record)[:200] if isinstance(record, dict) and wanted not in record else ""
+    got = f"one with {others} (--text-field chooses another)" if others else str(record)[:80]
+    return reading.broken(f'{where}: wanted an object with a string "{wanted}", got {got}.')
 
 
-def utf_8(text: str, notes: Notes) -> bytes:
-    """A text as a document; surrogates without a partner, which UTF-8 cannot hold, become U+FFFD and are counted."""
+def utf_8(text: str) -> tuple[bytes, bool]:
+    """The UTF-8 of a text, and whether surrogates without a partner, which it cannot hold, became U+FFFD."""
     try:
-        return text.encode()
+        return text.encode(), False
     except UnicodeEncodeError:
-        whole = replace_surrogates(text)
-        if "\ufffd" in whole:
-            notes[SURROGATES] += 1
-        return whole.encode()
+        return replace_surrogates(text).encode(), True
 
 
-def broken(problem: str, notes: Notes, *, strict: bool) -> None:
-    """Count a broken record; in strict mode raise what is wrong with it."""
-    if strict:
-        raise UserError(problem)
-    notes[BROKEN] += 1
+def half_a_pair(reading: Reading, *, where: str) -> None:
+    """Say that `utf_8` replaced something in a text."""
+    reading.trouble(SURROGATES, f"{where}: its text has a surrogate without a partner, which UTF-8 cannot hold.")

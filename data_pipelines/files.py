@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.array_records import read_array_records
-from data_pipelines.documents import Document, Notes
+from data_pipelines.documents import Document, Reading
 from data_pipelines.json_lines import SUFFIXES as JSON_LINES
 from data_pipelines.json_lines import read_json_lines
 from data_pipelines.parquet import read_parquet
 from data_pipelines.paths import files_identity, find_files
-from data_pipelines.text_files import COMPRESSED, read_text, reading
+from data_pipelines.text_files import COMPRESSED, naming, read_text
 
 LEFT_OUT = "files of other kinds in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of a kind that is not known read as plain text"
@@ -21,7 +21,7 @@ AS_TEXT = "files of a kind that is not known read as plain text"
 class Reader(Protocol):
     """Yields the documents of one file in their order."""
 
-    def __call__(self, path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]: ...
+    def __call__(self, path: Path, reading: Reading) -> Iterator[Document]: ...
 
 
 _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in COMPRESSED)
@@ -45,12 +45,12 @@ def reader_of(name: str) -> Reader | None:
     return None
 
 
-def open_files(spec: str, *, strict: bool) -> "Files":
+def open_files(spec: str) -> "Files":
     """The files that `spec` names: a file of any name, the files of known kinds in a directory, or a pattern."""
     sets = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
     paths = find_files(spec, reader_of, known=_KNOWN, otherwise=f" Or use {sets}.")
     others = sum(path.is_file() for path in Path(spec).rglob("*")) - len(paths) if Path(spec).is_dir() else 0
-    return Files(spec, paths, strict=strict, left_out=others)
+    return Files(spec, paths, left_out=others)
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,22 @@ class Files:
 
     spec: str
     paths: tuple[Path, ...]
-    strict: bool = False
     left_out: int = 0
 
     @property
     def name(self) -> str:
         return Path(self.spec.split("*")[0].rstrip("/") or "files").name.split(".")[0] or "files"
 
-    def documents(self, notes: Notes) -> Iterator[Document]:
+    def documents(self, reading: Reading) -> Iterator[Document]:
         if self.left_out:
-            notes[LEFT_OUT] += self.left_out
+            reading.notes[LEFT_OUT] += self.left_out
         for path in self.paths:
             read = reader_of(path.name)
             if read is None:
                 read = read_text
-                notes[AS_TEXT] += 1
-            with reading(path):
-                yield from read(path, notes, strict=self.strict)
+                reading.notes[AS_TEXT] += 1
+            with naming(path):
+                yield from read(path, reading)
 
     def identity(self) -> dict[str, Any]:
         """Names, sizes and times of change."""

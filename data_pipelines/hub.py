@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Document, Notes
+from data_pipelines.documents import Document, Reading
 from data_pipelines.downloads import Wanted, ask, cache_directory, download
 from data_pipelines.files import Files, reader_of
 from gptjax.errors import UserError
@@ -119,16 +119,15 @@ class HubFiles:
     spec: str
     repository: Repository
     pattern: str | None
-    strict: bool = False
 
     @property
     def name(self) -> str:
         return self.repository.name.split("/")[1]
 
-    def documents(self, notes: Notes) -> Iterator[Document]:
+    def documents(self, reading: Reading) -> Iterator[Document]:
         for file in self.files:
             path = self.repository.fetch(file)
-            yield from Files(self.spec, (path,), strict=self.strict).documents(notes)
+            yield from Files(self.spec, (path,)).documents(reading)
 
     @functools.cached_property
     def files(self) -> tuple[Remote, ...]:
@@ -147,10 +146,10 @@ class HubFiles:
         return {"source": self.spec, "files": len(files), "paths_sizes_hashes": digest}
 
 
-def open_hub(spec: str, *, strict: bool) -> HubFiles:
+def open_hub(spec: str) -> HubFiles:
     """The source of a spec `hf:OWNER/NAME[@REVISION][:PATTERN]`. Asks nothing yet."""
     repository, pattern = parse_hub(spec)
-    return HubFiles(spec, repository, pattern, strict=strict)
+    return HubFiles(spec, repository, pattern)
 
 
 def parse_hub(spec: str) -> tuple[Repository, str | None]:

@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.documents import BLOCK_BYTES, Document, Notes, document_of_json, read_json
+from data_pipelines.documents import BLOCK_BYTES, Document, Reading, document_of_json, read_json
 from data_pipelines.long_lines import document_of_long_line
 from data_pipelines.paths import files_identity, find_files
-from data_pipelines.text_files import COMPRESSED, opened, reading
+from data_pipelines.text_files import COMPRESSED, naming, opened
 from gptjax.errors import UserError
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
 
 
-def read_json_lines(path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]:
-    """The string `text` of the object in every line; blank lines are no records."""
+def read_json_lines(path: Path, reading: Reading) -> Iterator[Document]:
+    """The text of the object in every line; blank lines are no records."""
     with opened(path) as file:
         number = 0
         while line := file.readline(BLOCK_BYTES):
             number += 1
             where = f"{path}:{number}"
             if len(line) < BLOCK_BYTES:
-                document = document_of_json(line, notes, strict=strict, where=where)
+                document = document_of_json(line, reading, where=where)
             else:
                 blocks = itertools.chain([line], _rest_of_line(line, file))
-                document = document_of_long_line(blocks, notes, strict=strict, where=where)
+                document = document_of_long_line(blocks, reading, where=where)
             if document is not None:
                 yield document
             del document  # before the next one is read
@@ -69,7 +69,7 @@ class JsonLines:
 
     def __iter__(self) -> Iterator[Line]:
         for path in self.paths:
-            with reading(path), opened(path) as file:
+            with naming(path), opened(path) as file:
                 for number, content in enumerate(file, start=1):
                     if content.strip():
                         yield Line(f"{path}:{number}", content)

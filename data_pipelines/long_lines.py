@@ -9,16 +9,15 @@ import codecs
 import json
 import re
 import uuid
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from data_pipelines.documents import (
     REPLACED_RECORDS,
     Document,
-    Notes,
-    broken,
+    Reading,
     document_of_json,
+    half_a_pair,
     read_json,
     text_of,
     utf_8,
@@ -38,9 +37,9 @@ _LONGEST_REST = 16
 """Bytes: two escapes, of which the second is not complete, or a character."""
 
 
-def document_of_long_line(blocks: Iterable[bytes], notes: Notes, *, strict: bool, where: str) -> Document | None:
-    """The text of one JSON object with a string `text`, as `document_of_json`; the blocks are all of one line."""
-    line, blocks = _LongLine(strict=strict), iter(blocks)
+def document_of_long_line(blocks: Iterable[bytes], reading: Reading, *, where: str) -> Document | None:
+    """The text of one JSON object, as `document_of_json`; the blocks are all of one line."""
+    line, blocks = _LongLine(strict=reading.strict), iter(blocks)
     try:
         for block in blocks:
             line.add(block)
@@ -50,35 +49,40 @@ def document_of_long_line(blocks: Iterable[bytes], notes: Notes, *, strict: bool
     except (ValueError, RecursionError) as error:
         for _ in blocks:
             pass
-        return broken(f"{where}: not a line of JSON in UTF-8: {error}.", notes, strict=strict)
-    text = text_of(record, notes, strict=strict, where=where)
+        return reading.broken(f"{where}: not a line of JSON in UTF-8: {error}.")
+    text = text_of(record, reading, where=where)
     if text is None:
         return None
-    notes.update(line.notes)
-    if text not in line.strings:
-        return utf_8(text, notes)
-    document, found = line.strings[text]
-    notes.update(set(found))
+    if line.replaced:
+        reading.trouble(REPLACED_RECORDS, f"{where}: not a line of JSON in UTF-8.")
+    document, halves = (line.strings[text], text in line.halves) if text in line.strings else utf_8(text)
+    if halves:
+        half_a_pair(reading, where=where)
     return document
 
 
-def document_of_record(record: bytes, notes: Notes, *, strict: bool, where: str) -> Document | None:
+def document_of_record(record: bytes, reading: Reading, *, where: str) -> Document | None:
     """As `document_of_json`, of a record of any length that is in memory."""
     if len(record) <= LONG_BYTES:
-        return document_of_json(record, notes, strict=strict, where=where)
+        return document_of_json(record, reading, where=where)
     blocks = (record[begin : begin + LONG_BYTES] for begin in range(0, len(record), LONG_BYTES))
-    return document_of_long_line(blocks, notes, strict=strict, where=where)
+    return document_of_long_line(blocks, reading, where=where)
 
 
 class _LongLine:
-    """The line as far as it is known; `strings` are its long ones by name, with what was wrong in each."""
+    """The line as far as it is known; `strings` are its long ones by name.
+
+    `replaced` says whether bytes were not UTF-8 (in strict mode an error), `halves` which strings had surrogates
+    without a partner.
+    """
 
     def __init__(self, *, strict: bool) -> None:
-        self.strings: dict[str, tuple[bytearray, Notes]] = {}
-        self.notes: Notes = Counter()
+        self.strings: dict[str, bytearray] = {}
+        self.halves: set[str] = set()
+        self.replaced = False
         self._short, self._rest, self._strict = bytearray(), b"", strict
         self._name = uuid.uuid4().hex  # no text has it
-        self._open: tuple[bytearray, Notes] | None = None
+        self._open: str | None = None
 
     def add(self, block: bytes) -> None:
         data, place = self._rest + block, 0
@@ -89,9 +93,9 @@ class _LongLine:
                 place = end
                 if len(data) - place <= LONG_BYTES:  # at the end, or at a string of which too little is known
                     break
-                name = f"{self._name}{len(self.strings)}"
-                self._open = self.strings[name] = bytearray(), Counter()
-                self._short += f'"{name}"'.encode()
+                self._open = f"{self._name}{len(self.strings)}"
+                self.strings[self._open] = bytearray()
+                self._short += f'"{self._open}"'.encode()
                 place += 1
             else:
                 end = _end(_INSIDE, data, place)
@@ -107,9 +111,10 @@ class _LongLine:
     def _take(self, part: bytes, *, whole: bool) -> int:
         """Decode what is inside of a string, but for a character that is not complete unless `whole`."""
         assert self._open is not None
-        string, notes = self._open
         text, read = self._decoded(part, whole=whole)
-        string += utf_8(json.loads(f'"{text}"'), notes)
+        content, halves = utf_8(json.loads(f'"{text}"'))
+        self.strings[self._open] += content
+        self.halves |= {self._open} if halves else set()
         return read
 
     def _decoded(self, part: bytes | bytearray, *, whole: bool) -> tuple[str, int]:
@@ -118,7 +123,7 @@ class _LongLine:
         except UnicodeDecodeError:
             if self._strict:
                 raise
-            self.notes[REPLACED_RECORDS] = 1
+            self.replaced = True
             return codecs.utf_8_decode(part, "replace", whole)
 
     def is_blank(self) -> bool:

@@ -13,14 +13,13 @@ import dataclasses
 import functools
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from data_pipelines.documents import Notes, lines_of, print_notes, texts_of
+from data_pipelines.documents import TEXT_FIELD, Notes, Reading, texts_of
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
@@ -54,8 +53,9 @@ class Prepare:
     """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE` (from 2 GB of its
     training part at most)."""
     split: str | None = None
-    """Validation: `documents:F` (by hash of the text; by default documents:0.005), `tail:F` (the last characters),
-    `drawn:K/N/SEED` (K of N documents, as nanoGPT draws them), or `none`."""
+    """Validation: `documents:F` (by hash of the text, but the tail of a single text or of few; by default
+    documents:0.005 or the last tenth), `tail:F` (the last characters), `drawn:K/N/SEED` (K of N documents, as nanoGPT
+    draws them), or `none`."""
     validation_source: str | None = None
     """Instead of a split: all of this other source is for validation, and all of SOURCE for training."""
     shard_tokens: int = 100_000_000
@@ -64,9 +64,12 @@ class Prepare:
     """Worker processes; by default one for each core. Small sources need none."""
     max_document_tokens: int | None = None
     """Longer documents go on as further documents of at most so many tokens, `<|endoftext|>` before each included."""
+    text_field: str = TEXT_FIELD
+    """Where the text of a record is: a key of the JSON objects in JSON lines and ArrayRecord, a column of Parquet, a
+    feature of a TFDS set (there, if it has no `text`, the only one of text)."""
     strict: bool = False
-    """Stop at the first broken record, or byte that is not UTF-8; by default broken records are skipped, bytes
-    replaced, and all of it is counted and reported."""
+    """Stop at the first record that is broken or not Unicode; by default broken records are skipped, bytes and
+    surrogates replaced, and all of it is counted and reported."""
     overwrite: bool = False
     """Replace what an earlier, different request left in OUTPUT."""
 
@@ -91,18 +94,18 @@ def prepare(request: Prepare) -> Manifest:
             print(f"{request.output}: already prepared by the same request")
             return manifest
         start = time.perf_counter()
-        notes: Notes = Counter()
+        reading = Reading(request.text_field, request.strict)
         with replaced(output, resumable=True) as directory:
             journal = Journal(directory, record)
             try:
-                tokenizer = known or _learnt(directory, request.tokenizer, corpus)
-                writers = _write(directory, request, corpus.parts(notes), tokenizer, journal)
-                _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, notes)
+                tokenizer = known or _learnt(directory, request.tokenizer, corpus, reading)
+                writers = _write(directory, request, corpus.parts(reading), tokenizer, journal)
+                _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
                 manifest = write_manifest(directory, writers, tokenizer, record)
             except BaseException:
                 journal.forget_if_empty()
                 raise
-    _report(request, manifest, notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
+    _report(request, manifest, reading.notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
     if recipe is not None and recipe.tokenizer == manifest.tokenizer:
         surprise = recipe.surprise(manifest.splits["train"].tokens)
         if surprise:
@@ -130,10 +133,10 @@ def completed(request: Prepare) -> Prepare:
 
 def open_corpus(request: Prepare) -> Corpus:
     """The text that is asked for, divided as is asked for."""
-    source = open_source(request.source, strict=request.strict)
+    source = open_source(request.source)
     if request.validation_source is None:
         return Divided(source, Split.parse(request.split or DEFAULT_SPLIT))
-    return TwoSources(source, open_source(request.validation_source, strict=request.strict))
+    return TwoSources(source, open_source(request.validation_source))
 
 
 def describe(request: Prepare, corpus: Corpus, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -142,6 +145,8 @@ def describe(request: Prepare, corpus: Corpus, tokenizer: Tokenizer | None) -> d
     how = {"tokenizer": name, "shard_tokens": request.shard_tokens, "format": MANIFEST_VERSION}
     if request.strict:  # what was made without it may have left something out
         how["strict"] = True
+    if request.text_field != TEXT_FIELD:
+        how["text_field"] = request.text_field
     if request.max_document_tokens is not None:
         how["max_document_tokens"] = request.max_document_tokens
     return corpus.identity() | how
@@ -152,15 +157,14 @@ def known_tokenizer(spec: str) -> Tokenizer | None:
     return None if spec == "chars" or spec.startswith("bpe:") else load_tokenizer(spec)
 
 
-def _learnt(directory: Path, spec: str, corpus: Corpus) -> Tokenizer:
+def _learnt(directory: Path, spec: str, corpus: Corpus, reading: Reading) -> Tokenizer:
     """Learn once: an earlier run's result lies in the directory."""
     if not (directory / FILE_NAME).is_file():
-        sync(_learn(spec, corpus).save(directory))
+        sync(_learn(spec, corpus.parts(reading.again())).save(directory))
     return load_tokenizer(directory)
 
 
-def _learn(spec: str, corpus: Corpus) -> Tokenizer:
-    parts = corpus.parts(Counter())
+def _learn(spec: str, parts: Parts) -> Tokenizer:
     if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
         return Chars.from_text(text for _, document in parts for text in texts_of(document))
     size = spec.removeprefix("bpe:")
@@ -218,7 +222,7 @@ class _Pace:
 
 def _refuse_empty(request: Prepare, counts: dict[str, Counts], notes: Notes) -> None:
     documents = sum(count.documents for count in counts.values())
-    why = "; ".join(lines_of(notes))
+    why = "; ".join(notes.lines())
     if documents == 0:
         raise UserError(f"source {request.source}: holds no text. {why}".strip())
     for name, count in counts.items():
@@ -243,7 +247,7 @@ def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: floa
             f"{name:5} {count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens "
             f"({count.bytes / count.tokens:.3f} bytes/token) in {files} file{'s' if files > 1 else ''}"
         )
-    print_notes(notes)
+    notes.print()
     total = sum(count.bytes for count in manifest.splits.values())
     rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
     print(f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")

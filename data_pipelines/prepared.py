@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.documents import TEXT_FIELD
 from data_pipelines.prepare import Prepare, completed, describe, known_tokenizer, open_corpus, prepare
 from data_pipelines.sources import cache_directory, open_source
 from gptjax.data import TokenShards
@@ -23,26 +24,35 @@ class Prepared(TokenShards):
     """
 
     source: str = "stdlib"
-    """A text or .jsonl file, a directory, a pattern, `stdlib` or `shakespeare`."""
+    """Whatever `data_pipelines.prepare` takes, such as a file, a directory, a pattern, `stdlib` or `hf:OWNER/NAME`."""
     tokenizer: str = "bpe:1024"
     """`gpt2`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE` (its training part)."""
     validation: str = "documents:0.02"
-    """Which part is kept for it: `documents:F` (by hash of the text), `tail:F` (the last characters), or `none`."""
+    """Which part is kept for it: `documents:F` (by hash of the text, but the last tenth of a single text or of few),
+    `tail:F` (the last characters), or `none`."""
+    text_field: str = TEXT_FIELD
+    """The field of a record that holds its text."""
 
     def resolve(self) -> TokenShards:
         """The plain shards; prepares them if need be, which takes seconds for small sources and prints what it does."""
         plain = TokenShards(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenShards)})
-        path = self.path or str(_prepared(self.source, self.tokenizer, self.validation))
+        path = self.path or str(_prepared(self._request()))
         return dataclasses.replace(plain, path=path, tokenizer=None)
+
+    def _request(self) -> Prepare:
+        asked = Prepare(self.source, cache_directory(), self.tokenizer, self.validation, text_field=self.text_field)
+        return completed(asked)
 
 
 @functools.cache
-def _prepared(source: str, tokenizer: str, validation: str) -> Path:
-    request = completed(Prepare(source=source, tokenizer=tokenizer, split=validation, output=cache_directory()))
-    record = json.dumps(describe(request, open_corpus(request), known_tokenizer(tokenizer)), sort_keys=True)
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{open_source(source).name}-{Path(tokenizer).name}")
-    output = cache_directory() / f"{readable}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
+def _prepared(request: Prepare) -> Path:
+    """Where it lies in the directory that the request names as its output."""
+    assert request.tokenizer is not None
+    record = json.dumps(describe(request, open_corpus(request), known_tokenizer(request.tokenizer)), sort_keys=True)
+    name = f"{open_source(request.source).name}-{Path(request.tokenizer).name}"
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    output = request.output / f"{readable}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
     if not output.exists():
-        print(f"preparing {source} with {tokenizer} into {output}", file=sys.stderr, flush=True)
+        print(f"preparing {request.source} with {request.tokenizer} into {output}", file=sys.stderr, flush=True)
     prepare(dataclasses.replace(request, output=output))
     return output

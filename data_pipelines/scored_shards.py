@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.documents import Notes, print_notes
+from data_pipelines.documents import Notes
 from data_pipelines.json_lines import json_lines
 from data_pipelines.options import at_least, one_validation
 from data_pipelines.output import locked, made_already, replaced
@@ -120,7 +120,7 @@ class _Report:
     """What was left out and why, and how much of the rest is scored."""
 
     def __init__(self) -> None:
-        self.notes: Notes = Counter()
+        self.notes = Notes()
         self.broken: list[str] = []
         self.examples: Counter[str] = Counter()
         self.scored: Counter[str] = Counter()
@@ -137,7 +137,7 @@ class _Report:
         for name, count in manifest.splits.items():
             examples, share = f"{self.examples[name]:>10,} {kind.plural}", self.scored[name] / count.tokens
             print(f"{name:5} {examples} {count.bytes:>14,} bytes {count.tokens:>14,} tokens ({share:.1%} scored)")
-        print_notes(self.notes)
+        self.notes.print()
         for message in self.broken:
             print(f"  {message}")
         seconds = time.perf_counter() - self.start

@@ -22,19 +22,16 @@ from data_pipelines.recipes import open_recipe
 __all__ = ["Source", "cache_directory", "open_source"]
 
 
-def open_source(spec: str, *, strict: bool = False) -> Source:
-    """The source that `spec` names. Local files must be there; a server is asked only when documents are.
-
-    With `strict` a broken record is a `UserError` that names its place; otherwise it is counted in the notes.
-    """
+def open_source(spec: str) -> Source:
+    """The source that `spec` names. Local files must be there; a server is asked only when documents are."""
     if spec in ("stdlib", "shakespeare"):
         return Stdlib() if spec == "stdlib" else Shakespeare()
     if recipe := open_recipe(spec):
-        return open_source(recipe.source, strict=strict)
+        return open_source(recipe.source)
     if spec.startswith(hub.PREFIX):
-        return hub.open_hub(spec, strict=strict)
+        return hub.open_hub(spec)
     if spec.startswith(tfds_sets.PREFIX):
-        return tfds_sets.open_tfds(spec, strict=strict)
+        return tfds_sets.open_tfds(spec)
     if spec.startswith(wikitext.PREFIX):
-        return wikitext.Articles(open_source(spec.removeprefix(wikitext.PREFIX), strict=strict))
-    return open_files(spec, strict=strict)
+        return wikitext.Articles(open_source(spec.removeprefix(wikitext.PREFIX)))
+    return open_files(spec)

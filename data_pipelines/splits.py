@@ -5,24 +5,25 @@ A document is let go of (`del`) before the next one is asked for: two large ones
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipelines.documents import Document, Notes, Source, is_blank, texts_of
+from data_pipelines.documents import Document, Reading, Source, is_blank, texts_of
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
+SMALLEST_TAIL = 0.1
+"""Of a text too small to be divided by documents."""
 SKIPPED = "empty documents skipped"
 
 
 class Corpus(Protocol):
     """Documents, each for one of the splits, always in the same order."""
 
-    def parts(self, notes: Notes) -> Iterator[tuple[str, Document]]:
+    def parts(self, reading: Reading) -> Iterator[tuple[str, Document]]:
         """Yield (`train` or `val`, document) for every document that is not blank."""
         ...
 
@@ -38,8 +39,8 @@ class Divided:
     source: Source
     split: "Split"
 
-    def parts(self, notes: Notes) -> Iterator[tuple[str, Document]]:
-        return self.split.parts(self.source, notes)
+    def parts(self, reading: Reading) -> Iterator[tuple[str, Document]]:
+        return self.split.parts(self.source, reading)
 
     def identity(self) -> dict[str, Any]:
         return self.source.identity() | {"split": str(self.split)}
@@ -52,9 +53,9 @@ class TwoSources:
     train: Source
     validation: Source
 
-    def parts(self, notes: Notes) -> Iterator[tuple[str, Document]]:
+    def parts(self, reading: Reading) -> Iterator[tuple[str, Document]]:
         for name, source in (("train", self.train), ("val", self.validation)):
-            for document in _not_blank(source, notes):
+            for document in _not_blank(source, reading):
                 yield name, document
                 del document
 
@@ -67,7 +68,8 @@ class Split:
     """`documents:F`, `tail:F`, `drawn:K/N/SEED` or `none`.
 
     - `documents`: a document is for validation when the SHA-256 of its text falls into the fraction F; so neither
-      order nor number of processes matters, and equal documents are never on both sides.
+      order nor number of processes matters, and equal documents are never on both sides. Where all documents would be
+      on one side, because there are few or a single one, `tail` divides them, by F or a tenth, whichever is more.
     - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. A single document is cut inside; of
       several, those that begin after the cut are for validation, and always the last.
     - `drawn`: K of exactly N documents are for validation, the first of NumPy's permutation by the seed: the cut of
@@ -105,12 +107,16 @@ class Split:
             return f"drawn:{'/'.join(map(str, self.drawn))}"
         return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
-    def parts(self, source: Source, notes: Notes) -> Iterator[tuple[str, Document]]:
+    def parts(self, source: Source, reading: Reading) -> Iterator[tuple[str, Document]]:
         """Yield (`train` or `val`, document) for every document that is not blank, in the order of the source."""
         if self.drawn is not None:
-            return self._drawn(source, notes, *self.drawn)
-        documents = _not_blank(source, notes)
-        return self._tail(documents, _size(source)) if self.kind == "tail" else self._hashed(documents)
+            return self._drawn(source, reading, *self.drawn)
+        if self.kind == "documents" and (few := self._on_one_side(source, reading)):
+            tail = Split("tail", max(self.fraction, SMALLEST_TAIL))
+            reading.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
+            return tail.parts(source, reading)
+        documents = _not_blank(source, reading)
+        return self._tail(documents, _size(source, reading)) if self.kind == "tail" else self._hashed(documents)
 
     def side(self, document: Document) -> str:
         """The split to which a document belongs by its hash alone, wherever it stands."""
@@ -119,20 +125,31 @@ class Split:
         share = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
         return "val" if share < self.fraction else "train"
 
+    def _on_one_side(self, source: Source, reading: Reading) -> int:
+        """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
+        sides, number = set[str](), 0
+        for document in _not_blank(source, reading.again()):
+            number += 1
+            sides.add(self.side(document))
+            del document
+            if len(sides) == 2:
+                return 0
+        return number
+
     def _hashed(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
         for document in documents:
             yield self.side(document), document
             del document
 
     def _drawn(
-        self, source: Source, notes: Notes, chosen: int, total: int, seed: int
+        self, source: Source, reading: Reading, chosen: int, total: int, seed: int
     ) -> Iterator[tuple[str, Document]]:
         """Blank documents count, though they are left out: the permutation is of all that the source has."""
         validation = frozenset(np.random.default_rng(seed).permutation(total)[:chosen].tolist())
         number = 0
-        for document in source.documents(notes):
+        for document in source.documents(reading):
             if is_blank(document):
-                notes[SKIPPED] += 1
+                reading.notes[SKIPPED] += 1
             else:
                 yield "val" if number in validation else "train", document
             del document
@@ -163,9 +180,9 @@ class _Size(NamedTuple):
     characters: int
 
 
-def _size(source: Source) -> _Size:
+def _size(source: Source, reading: Reading) -> _Size:
     documents = characters = 0
-    for document in _not_blank(source, Counter()):
+    for document in _not_blank(source, reading.again()):
         documents += 1
         characters += _characters(document)
         del document
@@ -185,10 +202,10 @@ def _place(document: Document, characters: int) -> int:
     return place
 
 
-def _not_blank(source: Source, notes: Notes) -> Iterator[Document]:
-    for document in source.documents(notes):
+def _not_blank(source: Source, reading: Reading) -> Iterator[Document]:
+    for document in source.documents(reading):
         if is_blank(document):
-            notes[SKIPPED] += 1
+            reading.notes[SKIPPED] += 1
         else:
             yield document
         del document

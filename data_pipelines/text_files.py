@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import REPLACED, Document, Notes, checked
+from data_pipelines.documents import REPLACED, TEXT_FIELD, Document, Reading, checked
 from data_pipelines.extras import needs_extra
 from gptjax.errors import UserError
 
@@ -20,12 +20,15 @@ COMPRESSED = ("", ".gz", ".zst")
 """What may stand behind the suffix of a file that `opened` reads."""
 BUFFER_BYTES = 2**18
 """Python's own choice, 8 kB, makes reading lines several times slower."""
+NO_FIELDS = "files read whole as text, which has no fields that --text-field could choose"
 
 
-def read_text(path: Path, notes: Notes, *, strict: bool) -> Iterator[Document]:
+def read_text(path: Path, reading: Reading) -> Iterator[Document]:
     """The whole file as one document. Bytes that are not UTF-8 are replaced and counted, or named in strict mode."""
+    if reading.text_field != TEXT_FIELD:
+        reading.notes[NO_FIELDS] += 1
     with opened(path) as file:
-        yield checked(file.read(), notes, strict=strict, where=str(path), note=REPLACED)
+        yield checked(file.read(), reading, where=str(path), note=REPLACED)
 
 
 def opened(path: Path) -> io.BufferedReader:
@@ -36,7 +39,7 @@ def opened(path: Path) -> io.BufferedReader:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file while it is read into a `UserError` that names it."""
     try:
         yield

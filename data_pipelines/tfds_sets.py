@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Document, Notes, broken, checked
+from data_pipelines.documents import TEXT_FIELD, Document, Reading, checked
 from data_pipelines.extras import install, needs_extra
 from data_pipelines.paths import names_sizes_times
 from gptjax.errors import UserError
@@ -28,28 +28,27 @@ _RECORDS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class TfdsSet:
-    """One split of a prepared set; the feature `text`, or the only feature of text."""
+    """One split of a prepared set; where it has no feature `text`, its only feature of text is taken instead."""
 
     spec: str
     set: str
     version: str | None
     split: str
-    strict: bool = False
 
     @property
     def name(self) -> str:
         return self.set.replace("/", "-")
 
-    def documents(self, notes: Notes) -> Iterator[Document]:
-        records, feature = self._records, self._feature
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        records, feature = self._records, self._feature(reading.text_field)
         for start in range(0, len(records), _RECORDS_AT_ONCE):
             indices = list(range(start, min(start + _RECORDS_AT_ONCE, len(records))))
             for number, record in zip(indices, records.__getitems__(indices), strict=True):
                 content, where = record[feature], f"{self.spec}: record {number}"
                 if isinstance(content, bytes):
-                    yield checked(content, notes, strict=self.strict, where=where)
+                    yield checked(content, reading, where=where)
                 else:
-                    broken(f"{where}: {feature!r} is {content!r}.", notes, strict=self.strict)
+                    reading.broken(f"{where}: {feature!r} is {content!r}.")
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with names, sizes and times of all files of the set."""
@@ -89,28 +88,32 @@ class TfdsSet:
         except ValueError as error:
             raise UserError(f"source {self.spec}: split {self.split!r}: {error}") from None
 
-    @functools.cached_property
-    def _feature(self) -> str:
+    def _feature(self, wanted: str) -> str:
         features = dict(self._builder.info.features)
         texts = [name for name, feature in features.items() if type(feature).__name__ == "Text"]
-        if "text" in texts or len(texts) == 1:
-            return "text" if "text" in texts else texts[0]
-        raise UserError(f"source {self.spec}: wanted a feature text, or a single one of text; it has {features}.")
+        if wanted in texts:
+            return wanted
+        if wanted == TEXT_FIELD and len(texts) == 1:
+            return texts[0]
+        others = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(features.items()))
+        raise UserError(
+            f"source {self.spec}: no feature {wanted!r} of text; it has {others} (--text-field chooses another)."
+        )
 
 
-def open_tfds(spec: str, *, strict: bool) -> TfdsSet:
+def open_tfds(spec: str) -> TfdsSet:
     """The source of a spec `tfds:NAME[/CONFIG][:VERSION][@SPLIT]`. Reads nothing yet."""
     found = _SPEC.fullmatch(spec)
     if not found:
         raise UserError(
             f"source {spec!r}: wanted tfds:NAME, such as tfds:lm1b, tfds:wiki40b/en or tfds:lm1b@train[:10%]."
         )
-    return TfdsSet(spec, found["set"], found["version"], found["split"] or "train", strict=strict)
+    return TfdsSet(spec, found["set"], found["version"], found["split"] or "train")
 
 
 def prepare_tfds(spec: str) -> Path:
     """Download and generate a set as ArrayRecord, as its own builder does; returns its directory."""
-    source = open_tfds(spec, strict=False)
+    source = open_tfds(spec)
     tfds = tensorflow_datasets(spec)
     name = source.set if source.version is None else f"{source.set}:{source.version}"
     try:

@@ -11,7 +11,6 @@ any number of cores.
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines.documents import Document, Notes, print_notes, texts_of
+from data_pipelines.documents import TEXT_FIELD, Document, Reading, texts_of
 from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.sources import open_source
@@ -51,6 +50,8 @@ class TrainTokenizer:
     """How text is cut into words before merging; gpt4 takes digits in threes and line ends apart."""
     split: str = DEFAULT_SPLIT
     """As for `prepare`: only the training part is read, so that validation text has no say in the vocabulary."""
+    text_field: str = TEXT_FIELD
+    """As for `prepare`: the field of a record that holds its text."""
     special_tokens: str = ""
     """Special tokens besides `<|endoftext|>`, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names."""
     max_bytes: int = MOST_BYTES
@@ -156,8 +157,8 @@ class _Read:
 def train(request: TrainTokenizer) -> Tokenizer:
     """Read, learn, write; prints what was learnt and how long it took."""
     start = time.perf_counter()
-    notes: Notes = Counter()
-    parts = Split.parse(request.split).parts(open_source(request.source), notes)
+    reading = Reading(request.text_field)
+    parts = Split.parse(request.split).parts(open_source(request.source), reading)
     tokenizer, megabytes = learn_bpe(
         (document for split, document in parts if split == "train"),
         vocab_size=request.vocab_size,
@@ -169,7 +170,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
     seconds = time.perf_counter() - start
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {megabytes:,.1f} MB in {seconds:.1f} s")
     print_special_tokens(tokenizer)
-    print_notes(notes)
+    reading.notes.print()
     return tokenizer
 
 

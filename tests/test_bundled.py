@@ -1,7 +1,6 @@
 """What Python brings along, and tiny Shakespeare: checked, kept, and explained where there is no network."""
 
 import hashlib
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,7 @@ from hub_server import Hub, serving
 
 from data_pipelines import bundled, downloads
 from data_pipelines.bundled import Shakespeare, Stdlib
+from data_pipelines.documents import Reading
 from gptjax.errors import UserError
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
@@ -26,7 +26,7 @@ def server(tmp_path, monkeypatch):
 
 
 def read():
-    return list(Shakespeare().documents(Counter()))
+    return list(Shakespeare().documents(Reading()))
 
 
 def test_shakespeare_is_checked_and_kept(server, tmp_path):
@@ -54,9 +54,9 @@ def test_the_true_one_is_known():
 
 
 def test_python_brings_its_own_corpus():
-    texts = list(Stdlib().documents(Counter()))
+    texts = list(Stdlib().documents(Reading()))
     assert len(texts) > 400
     assert sum(map(len, texts)) > 5_000_000
     assert any(text.startswith(b'r"""HTTP/1.1 client library') for text in texts)
     assert not any(b"class TestCase_" in text or b"test.support" in text[:300] for text in texts)
-    assert texts == list(Stdlib().documents(Counter()))
+    assert texts == list(Stdlib().documents(Reading()))

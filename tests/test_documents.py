@@ -1,7 +1,5 @@
 """Broken records are counted, or named: never silently lost."""
 
-from collections import Counter
-
 import pytest
 
 from data_pipelines import documents, long_lines
@@ -10,6 +8,7 @@ from data_pipelines.documents import (
     REPLACED,
     REPLACED_RECORDS,
     SURROGATES,
+    Reading,
     checked,
     document_of_json,
     is_blank,
@@ -20,7 +19,7 @@ from gptjax.errors import UserError
 
 BROKEN_LINES = [
     (b'{"text": "cut', "not a line of JSON"),
-    (b'{"content": "x"}', 'wanted an object with a string "text"'),
+    (b'{"c\\ud800": "x"}', 'wanted an object with a string "text", got one with'),
     (b'{"text": null}', 'wanted an object with a string "text"'),
     (b'["text"]', 'wanted an object with a string "text"'),
     (b"[" * 100_000, "not a line of JSON"),
@@ -34,9 +33,9 @@ BROKEN_LINES = [
 
 
 def in_blocks(size):
-    def read(line, notes, **options):
+    def read(line, reading, **options):
         blocks = (line[i : i + size] for i in range(0, len(line), size))
-        return document_of_long_line(blocks, notes, **options)
+        return document_of_long_line(blocks, reading, **options)
 
     return read
 
@@ -56,36 +55,37 @@ readers = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @readers
 @pytest.mark.parametrize(("line", "message"), BROKEN_LINES)
 def test_a_broken_record_is_counted_or_named(read, line, message):
-    notes = Counter()
-    assert read(line, notes, strict=False, where="x:3") is None
-    assert notes == {BROKEN: 1}
+    reading = Reading()
+    assert read(line, reading, where="x:3") is None
+    assert reading.notes == {BROKEN: 1}
+    assert reading.notes.lines()[0].encode().startswith(f"1 {BROKEN}; the first: x:3: {message}".encode())
     with pytest.raises(UserError, match=f"^x:3: {message}"):
-        read(line, notes, strict=True, where="x:3")
+        read(line, Reading(strict=True), where="x:3")
 
 
 @readers
 def test_json_in_bytes_that_are_not_utf8(read):
-    notes, line = Counter(), b'{"text": "caf\xe9 \xff"}'
-    assert read(line, notes, strict=False, where="") == "caf\ufffd \ufffd".encode()
-    assert notes == {REPLACED_RECORDS: 1}
+    reading, line = Reading(), b'{"text": "caf\xe9 \xff"}'
+    assert read(line, reading, where="") == "caf\ufffd \ufffd".encode()
+    assert reading.notes == {REPLACED_RECORDS: 1}
     with pytest.raises(UserError, match="x:1: not a line of JSON in UTF-8"):
-        read(line, notes, strict=True, where="x:1")
-    notes.clear()
-    assert read(b'{"text": "caf\xe9', notes, strict=False, where="") is None
-    assert notes == {BROKEN: 1}, "what is left out has nothing replaced"
+        read(line, Reading(strict=True), where="x:1")
+    reading = reading.again()
+    assert read(b'{"text": "caf\xe9', reading, where="") is None
+    assert reading.notes == {BROKEN: 1}, "what is left out has nothing replaced"
 
 
 @pytest.mark.parametrize("block", [4, 5, 6, 2**20])
 def test_bytes_that_are_not_utf8(monkeypatch, block):
     monkeypatch.setattr(documents, "BLOCK_BYTES", block)
-    notes, content = Counter(), "☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f"
-    assert checked(content, notes, strict=False, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
-    assert notes == {REPLACED: 1}
+    reading, content = Reading(), "☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f"
+    assert checked(content, reading, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
+    assert reading.notes == {REPLACED: 1}
     with pytest.raises(UserError, match=r"^x: byte 13 \(0xe9\) is not UTF-8"):
-        checked(content, notes, strict=True, where="x")
+        checked(content, Reading(strict=True), where="x")
     with pytest.raises(UserError, match=r"^y: byte 4 \(0xf0\) is not UTF-8"):
-        checked(memoryview(b"long\xf0\x9f"), notes, strict=True, where="y")
-    assert checked("☕é😀".encode(), notes, strict=True, where="x") == "☕é😀".encode()
+        checked(memoryview(b"long\xf0\x9f"), Reading(strict=True), where="y")
+    assert checked("☕é😀".encode(), Reading(strict=True), where="x") == "☕é😀".encode()
 
 
 @pytest.mark.parametrize("size", [4, 5, 9, 100])
@@ -122,7 +122,25 @@ def test_blank_is_what_python_says():
     ],
 )
 def test_text_is_kept_as_it_is(read, line, text, halves):
-    notes = Counter()
+    reading = Reading()
+    assert read(line, reading, where="") == (None if text is None else text.encode())
+    assert reading.notes == ({SURROGATES: 1} if halves else {})
+    strict = Reading(strict=True)
+    if halves:
+        with pytest.raises(UserError, match=r"^x:3: its text has a surrogate without a partner"):
+            read(line, strict, where="x:3")
+    else:
+        assert read(line, strict, where="x:3") == (None if text is None else text.encode())
+
+
+@readers
+def test_any_field_may_hold_the_text(read):
+    line = b'{"text": "no", "body": "yes \\u00e9", "half": "\\ud800", "n": null}'
     for strict in (False, True):
-        assert read(line, notes, strict=strict, where="") == (None if text is None else text.encode())
-    assert notes == ({SURROGATES: 2} if halves else {})
+        assert read(line, Reading("body", strict), where="") == "yes é".encode()
+    for field, message in [
+        ("html", r'a string "html", got one with text, body, half, n \(--text-field chooses another\)'),
+        ("n", r'a string "n", got \{'),
+    ]:
+        with pytest.raises(UserError, match=f"^x:3: wanted an object with {message}"):
+            read(line, Reading(field, strict=True), where="x:3")

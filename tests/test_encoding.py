@@ -3,12 +3,12 @@
 import os
 import random
 import tracemalloc
-from collections import Counter
 
 import numpy as np
 import pytest
 
 from data_pipelines import encoding, pieces
+from data_pipelines.documents import Reading
 from data_pipelines.encoding import encode_all
 from data_pipelines.pieces import START
 from data_pipelines.splits import Split
@@ -136,11 +136,11 @@ def test_only_the_document_that_is_read_is_in_memory(split):
     size = 12_000_000
 
     class Large:
-        def documents(self, notes):
+        def documents(self, reading):
             for word in (b"alpha ", b"beta ", b"gamma "):
                 yield word * (size // len(word))
 
-    parts = Split.parse(split).parts(Large(), Counter())
+    parts = Split.parse(split).parts(Large(), Reading())
     tracemalloc.start()
     tokens = sum(
         len(result.tokens)

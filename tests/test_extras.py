@@ -1,10 +1,10 @@
 """A missing package is named together with the extra that brings it."""
 
 import sys
-from collections import Counter
 
 import pytest
 
+from data_pipelines.documents import Reading
 from data_pipelines.extras import install, needs_extra
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError
@@ -18,7 +18,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"content")
     with pytest.raises(UserError, match=rf"{name}: reading .* needs {package}.*pip install 'gptjax\[data\]'"):
-        next(open_source(str(tmp_path / name)).documents(Counter()))
+        next(open_source(str(tmp_path / name)).documents(Reading()))
 
 
 def test_other_errors_pass():

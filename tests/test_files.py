@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -11,9 +10,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.array_records import read_array_records
+from data_pipelines.documents import Reading
 from data_pipelines.files import AS_TEXT, LEFT_OUT, open_files, reader_of
 from data_pipelines.json_lines import read_json_lines
-from data_pipelines.text_files import read_text
+from data_pipelines.text_files import NO_FIELDS, read_text
 from gptjax.errors import UserError
 
 
@@ -35,17 +35,18 @@ def folder(tmp_path):
     return folder
 
 
-def read(spec, *, strict=True):
-    return [str(document, "utf-8") for document in open_files(str(spec), strict=strict).documents(Counter())]
+def read(spec, **options):
+    reading = Reading(**{"strict": True, **options})
+    return [str(document, "utf-8") for document in open_files(str(spec)).documents(reading)]
 
 
 def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
     texts = ["from a", "caf\ufffd", "from d", "again", "from e", "and", "from f", "from g"]
     assert read(folder, strict=False) == texts
-    source = open_files(str(folder), strict=False)
+    source = open_files(str(folder))
     assert source.name == "corpus"
     for _ in range(2):
-        assert [str(document, "utf-8") for document in source.documents(Counter())] == texts
+        assert [str(document, "utf-8") for document in source.documents(Reading())] == texts
 
 
 def test_patterns_and_single_files(folder):
@@ -59,13 +60,27 @@ def test_patterns_and_single_files(folder):
 
 def test_what_is_left_out_or_not_known_is_counted(folder):
     def notes_of(spec):
-        notes = Counter()
-        assert list(open_files(str(spec), strict=False).documents(notes))
-        return notes[LEFT_OUT], notes[AS_TEXT]
+        reading = Reading()
+        assert list(open_files(str(spec)).documents(reading))
+        return reading.notes[LEFT_OUT], reading.notes[AS_TEXT]
 
     assert notes_of(folder) == (3, 0)
     assert notes_of(folder / "b") == notes_of(folder / "a.txt") == (0, 0)
     assert notes_of(f"{folder}/*.[pj]*[gn]") == (0, 2)
+
+
+def test_another_field_in_every_kind(folder):
+    """What has no fields is read as before, and the report says so."""
+    (folder / "b" / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "no", "content": "from d"}\n'))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["no"], "content": ["from e"]}), folder / "e.parquet")
+    writer = ArrayRecordWriter(str(folder / "f.array_record"), "group_size:1")
+    writer.write(json.dumps({"content": "from f", "text": "no"}).encode())
+    writer.close()
+    (folder / "g.ndjson.zst").unlink()
+    reading = Reading("content")
+    found = [str(document, "utf-8") for document in open_files(str(folder)).documents(reading)]
+    assert found == ["from a", "caf\ufffd", "from d", "from e", "from f"]
+    assert reading.notes[NO_FIELDS] == 2
 
 
 def test_kinds():
@@ -77,15 +92,14 @@ def test_kinds():
 
 def test_identity_notices_changes(folder, monkeypatch):
     def identity():
-        return open_files(str(folder), strict=False).identity()
+        return open_files(str(folder)).identity()
 
     first = identity()
     assert first["source"] == str(folder)
     assert first["files"] == 6
     monkeypatch.chdir(folder.parent)
-    assert open_files("corpus/", strict=False).identity() == first, "by whichever path"
+    assert open_files("corpus/").identity() == first, "by whichever path"
     assert identity() == first
-    assert open_files(str(folder), strict=True).identity() == first
     os.utime(folder / "a.txt", ns=(1, 1))
     second = identity()
     (folder / "b").rename(folder / "z")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -10,6 +9,7 @@ import pytest
 from hub_server import COMMIT, Hub, serving
 
 from data_pipelines import downloads
+from data_pipelines.documents import Reading
 from data_pipelines.hub import Repository, open_hub, parse_hub
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.sources import open_source
@@ -44,24 +44,24 @@ def hub(tmp_path, monkeypatch):
 
 
 def read(spec):
-    return [str(document, "utf-8") for document in open_source(spec, strict=True).documents(Counter())]
+    return [str(document, "utf-8") for document in open_source(spec).documents(Reading(strict=True))]
 
 
 def test_training_files_are_read_in_order_and_fetched_once(hub, tmp_path):
     source = open_source("hf:owner/tales")
     assert not hub.authorized, "nothing is asked before documents are wanted"
-    assert list(source.documents(Counter())) == [b"one", b"two", b"three " * 500, b"four"]
+    assert list(source.documents(Reading())) == [b"one", b"two", b"three " * 500, b"four"]
     assert source.name == "tales"
     for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"):
         (kept,) = (tmp_path / "cache" / "hub" / "owner--tales").glob(f"*/{name}")
         assert kept.read_bytes() == FILES[f"data/{name}"]
     before = len(hub.requests)
-    assert [str(document, "utf-8") for document in source.documents(Counter())] == read("hf:owner/tales")
+    assert [str(document, "utf-8") for document in source.documents(Reading())] == read("hf:owner/tales")
     assert len(hub.requests) == before == 2
 
 
 def test_files_come_when_their_turn_comes(hub):
-    documents = open_source("hf:owner/tales").documents(Counter())
+    documents = open_source("hf:owner/tales").documents(Reading())
     assert next(documents) == b"one"
     assert [path for path, _ in hub.requests] == ["data/train-00000-of-00002.parquet"]
     documents.close()
@@ -75,7 +75,7 @@ def test_patterns(hub):
         with pytest.raises(UserError, match=r"no file that can be read matches.*holds README\.md"):
             read(f"hf:owner/tales:{pattern}")
     hub.files = {"a.txt": b"text", "LICENSE.txt": b"may be used", "notes.md": b"no"}
-    assert [file.path for file in open_hub("hf:owner/tales", strict=False).files] == ["a.txt"]
+    assert [file.path for file in open_hub("hf:owner/tales").files] == ["a.txt"]
 
 
 def test_a_transfer_that_breaks_off_goes_on(hub):
@@ -97,10 +97,10 @@ def test_altered_files_are_refused(hub, path):
 
 def test_without_a_network_what_was_fetched_is_used(hub, monkeypatch, capsys):
     first = open_source("hf:owner/tales")
-    documents, identity = list(first.documents(Counter())), first.identity()
+    documents, identity = list(first.documents(Reading())), first.identity()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     again = open_source("hf:owner/tales")
-    assert list(again.documents(Counter())) == documents
+    assert list(again.documents(Reading())) == documents
     assert again.identity() == identity
     assert "Going on with what it said before" in capsys.readouterr().err
     with pytest.raises(UserError, match="did not answer"):

@@ -3,14 +3,13 @@
 import json
 import random
 import tracemalloc
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import json_lines, long_lines
-from data_pipelines.documents import BROKEN, SURROGATES, document_of_json
+from data_pipelines.documents import BROKEN, Reading, document_of_json
 from data_pipelines.json_lines import read_json_lines
 from data_pipelines.long_lines import document_of_long_line, document_of_record
 from gptjax.errors import UserError
@@ -30,13 +29,13 @@ def test_any_record_in_any_blocks_is_what_it_is_whole(text, other, ascii_only, c
     while begin < len(line):
         blocks.append(line[begin : begin + cuts[turn % len(cuts)]])
         begin, turn = begin + len(blocks[-1]), turn + 1
-    whole, pieces = Counter(), Counter()
-    wanted = document_of_json(line, whole, strict=False, where="x")
+    whole, pieces = Reading(), Reading()
+    wanted = document_of_json(line, whole, where="x")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_lines, "LONG_BYTES", 6)
-        found = document_of_long_line(iter(blocks), pieces, strict=False, where="x")
+        found = document_of_long_line(iter(blocks), pieces, where="x")
     assert found == wanted
-    assert pieces[SURROGATES] == whole[SURROGATES]
+    assert pieces.notes == whole.notes
 
 
 def test_lines_after_a_long_one_are_read(tmp_path):
@@ -46,15 +45,15 @@ def test_lines_after_a_long_one_are_read(tmp_path):
     lines += [" " * 2_500_000, json.dumps({"html": large, "text": "beside"}), '{"text": "' + large]
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(lines))
-    notes = Counter()
-    found = list(read_json_lines(path, notes, strict=False))
+    reading = Reading()
+    found = list(read_json_lines(path, reading))
     assert found == [(large + "first").encode(), b"small", b"beside"]
-    assert notes == {BROKEN: 2}
+    assert reading.notes == {BROKEN: 2}
     with pytest.raises(UserError, match=r"x\.jsonl:2: not a line of JSON in UTF-8: Invalid \\escape"):
-        list(read_json_lines(path, Counter(), strict=True))
+        list(read_json_lines(path, Reading(strict=True)))
     path.write_text("\n".join(lines[2:]))
     with pytest.raises(UserError, match=r"x\.jsonl:4: not a line of JSON in UTF-8: it ends within a string"):
-        list(read_json_lines(path, Counter(), strict=True))
+        list(read_json_lines(path, Reading(strict=True)))
 
 
 def test_a_line_of_exactly_a_block(tmp_path, monkeypatch):
@@ -63,7 +62,7 @@ def test_a_line_of_exactly_a_block(tmp_path, monkeypatch):
     for length in range(60, 70):
         line = json.dumps({"text": "x" * (length - len('{"text": ""}'))})
         path.write_text(f"{line}\n{line}\n\n{line}")
-        assert list(map(len, read_json_lines(path, Counter(), strict=True))) == [length - 12] * 3
+        assert list(map(len, read_json_lines(path, Reading(strict=True)))) == [length - 12] * 3
 
 
 def test_escapes_take_no_memory():
@@ -73,7 +72,7 @@ def test_escapes_take_no_memory():
     count = 2000
     blocks = (b'{"text": "', *[unit] * count, b'"}')
     tracemalloc.start()
-    found = document_of_long_line(iter(blocks), Counter(), strict=True, where="x")
+    found = document_of_long_line(iter(blocks), Reading(strict=True), where="x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found is not None
@@ -85,4 +84,4 @@ def test_a_record_in_memory_is_read_in_either_way(monkeypatch):
     record = json.dumps({"text": "some text é"}).encode()
     for limit in (6, 1000):
         monkeypatch.setattr(long_lines, "LONG_BYTES", limit)
-        assert document_of_record(record, Counter(), strict=True, where="x") == "some text é".encode()
+        assert document_of_record(record, Reading(strict=True), where="x") == "some text é".encode()

@@ -1,13 +1,11 @@
 """Parquet: the strings of one column, in order, a few rows at a time."""
 
-from collections import Counter
-
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from data_pipelines import parquet
-from data_pipelines.documents import BROKEN, REPLACED_RECORDS
+from data_pipelines.documents import BROKEN, REPLACED_RECORDS, Reading
 from data_pipelines.parquet import read_parquet
 from gptjax.errors import UserError
 
@@ -20,8 +18,9 @@ def write(path, texts, kind=None, **options):
     return path
 
 
-def read(path, *, strict=True):
-    return [str(document, "utf-8") for document in read_parquet(path, Counter(), strict=strict)]
+def read(path, **options):
+    reading = Reading(strict=True, **options)
+    return [str(document, "utf-8") for document in read_parquet(path, reading)]
 
 
 KINDS = [
@@ -58,10 +57,10 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 
 
 def test_rows_without_text_and_bytes_that_are_not_utf8(tmp_path):
-    notes = Counter()
+    reading = Reading()
     path = write(tmp_path / "x.parquet", [b"caf\xe9", None, b"good"], pyarrow.binary())
-    assert list(read_parquet(path, notes, strict=False)) == ["caf\ufffd".encode(), b"good"]
-    assert notes == {REPLACED_RECORDS: 1, BROKEN: 1}
+    assert list(read_parquet(path, reading)) == ["caf\ufffd".encode(), b"good"]
+    assert reading.notes == {REPLACED_RECORDS: 1, BROKEN: 1}
     with pytest.raises(UserError, match=r"x\.parquet: row 1: byte 3 \(0xe9\) is not UTF-8"):
         read(path)
     with pytest.raises(UserError, match="row 2: 'text' is null"):
@@ -77,6 +76,9 @@ def test_what_cannot_be_read_is_said(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"content": ["x"], "url": ["y"]}), tmp_path / "named.parquet")
     with pytest.raises(UserError, match="no column 'text'; it has content, url"):
         read(tmp_path / "named.parquet")
+    assert read(tmp_path / "named.parquet", text_field="content") == ["x"]
+    with pytest.raises(UserError, match=r"no column 'body'; it has content, url \(--text-field chooses another\)"):
+        read(tmp_path / "named.parquet", text_field="body")
     with pytest.raises(UserError, match="holds int64, wanted strings"):
         read(write(tmp_path / "numbers.parquet", [1, 2]))
     whole = write(tmp_path / "x.parquet", TEXTS).read_bytes()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 
 from data_pipelines import encoding, pieces
 from data_pipelines import prepare as door
+from data_pipelines.documents import Reading
 from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
@@ -113,7 +113,13 @@ def test_blank_documents_are_counted(tmp_path, capsys):
 
 def test_why_there_is_no_text_is_told(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
-    with pytest.raises(UserError, match=r'holds no text\. 2 broken records left out: .* without a string "text"'):
+    why = r'holds no text\. 2 broken records left out; the first: .*x\.jsonl:1: .* "text", got one with content'
+    with pytest.raises(UserError, match=why):
+        run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
+    assert (
+        run(tmp_path / "x.jsonl", tmp_path / "out", split="none", text_field="content").splits["train"].documents == 2
+    )
+    with pytest.raises(UserError, match="text_field differ"):
         run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
 
 
@@ -206,7 +212,7 @@ def test_splitting_by_documents_ignores_their_order(tmp_path):
 
     def val(some):
         source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
-        return {str(text, "utf-8") for name, text in split.parts(source, Counter()) if name == "val"}
+        return {str(text, "utf-8") for name, text in split.parts(source, Reading()) if name == "val"}
 
     assert val(texts) == val(shuffled) == val(texts + texts)
     assert val(texts[:500]) == val(texts) & set(texts[:500])
@@ -240,10 +246,22 @@ def test_wrong_splits_are_refused(spec):
         Split.parse(spec)
 
 
-def test_a_split_without_documents_is_refused(tmp_path):
-    source = write_jsonl(tmp_path / "x.jsonl", ["only one"])
-    with pytest.raises(UserError, match=r"no text for val \(of 1 documents\).*tail:0.1"):
-        run(source, tmp_path / "out", split="documents:0.0000001")
+def test_a_single_text_needs_no_word_of_its_split(tmp_path, capsys):
+    """Its last tenth is for validation, and a tokenizer is learnt from the rest of it, by whichever command."""
+    text = "".join(documents(80))
+    (tmp_path / "book.txt").write_text(text, newline="")
+    run(tmp_path / "book.txt", tmp_path / "out", "bpe:300")
+    assert "note: 1 documents, too few for documents:0.005: cut by tail:0.1 instead" in capsys.readouterr().out
+    cut = int(0.9 * len(text))
+    assert text_of(tmp_path / "out", "train") == "<|endoftext|>" + text[:cut]
+    assert text_of(tmp_path / "out", "val") == "<|endoftext|>" + text[cut:]
+    alone = train(TrainTokenizer(source=str(tmp_path / "book.txt"), vocab_size=300, output=tmp_path / "tok"))
+    assert alone.fingerprint == load_tokenizer(tmp_path / "out").fingerprint
+
+
+def test_a_split_without_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no text for train \(of 1 documents\).*or none"):
+        run(write_jsonl(tmp_path / "x.jsonl", ["x"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

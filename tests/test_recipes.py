@@ -3,13 +3,13 @@
 import io
 import subprocess
 import sys
-from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import Hub, serving
 
+from data_pipelines.documents import Reading
 from data_pipelines.prepare import known_tokenizer
 from data_pipelines.recipes import RECIPES, open_recipe
 from data_pipelines.sources import open_source
@@ -85,10 +85,10 @@ def test_of_a_repository_laid_out_as_the_hub_does_the_right_files_are_read(name,
         files[f"{path}.parquet"] = buffer.getvalue()
     with serving(Hub(repository, {"README.md": b"", **files})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        texts = [str(document, "utf-8") for document in open_source(name).documents(Counter())]
+        texts = [str(document, "utf-8") for document in open_source(name).documents(Reading())]
         assert texts == [f"{paths[i]}\n" for i in CHOSEN[name]]
         if validation := open_recipe(name).validation_source:
-            assert [text.split(b"/")[1][:10] for text in map(bytes, open_source(validation).documents(Counter()))] == [
+            assert [text.split(b"/")[1][:10] for text in map(bytes, open_source(validation).documents(Reading()))] == [
                 b"validation"
             ]
 

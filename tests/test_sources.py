@@ -1,12 +1,11 @@
 """Every source by its spec, all with the same promises: order, counted trouble, an identity in JSON."""
 
 import json
-from collections import Counter
 
 import pytest
 
 from data_pipelines.bundled import Shakespeare, Stdlib
-from data_pipelines.documents import BROKEN
+from data_pipelines.documents import BROKEN, Reading
 from data_pipelines.files import Files
 from data_pipelines.hub import HubFiles
 from data_pipelines.sources import cache_directory, open_source
@@ -29,23 +28,21 @@ from gptjax.errors import UserError
         ("tfds:wiki40b/en:1.3.0@train[:1%]", TfdsSet, "wiki40b-en"),
     ],
 )
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_spec_opens_without_reading_anything(spec, kind, name, strict):
-    source = open_source(spec, strict=strict)
+def test_a_spec_opens_without_reading_anything(spec, kind, name):
+    source = open_source(spec)
     assert type(source) is kind
     assert source.name == name
-    inner = source.lines if isinstance(source, Articles) else source
-    assert getattr(inner, "strict", strict) == strict
 
 
-def test_strict_reaches_the_files(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n\n{"text": "cut\n{"text": "b"}\n')
+def test_how_to_read_reaches_the_files(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "html": "A"}\n\n{"text": "cut\n{"text": "b", "html": "B"}\n')
     for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
-        notes = Counter()
-        assert b"".join(open_source(spec).documents(notes)).replace(b"\n", b"") == b"ab"
-        assert notes == {BROKEN: 1}
+        reading = Reading()
+        assert b"".join(open_source(spec).documents(reading)).replace(b"\n", b"") == b"ab"
+        assert reading.notes == {BROKEN: 1}
+        assert b"".join(open_source(spec).documents(Reading("html"))).replace(b"\n", b"") == b"AB"
         with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
-            list(open_source(spec, strict=True).documents(Counter()))
+            list(open_source(spec).documents(Reading(strict=True)))
 
 
 def test_identities_are_json_and_differ(tmp_path):
@@ -61,7 +58,7 @@ def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
     assert type(open_source("wikipedia")) is HubFiles
     source = open_source("./wikipedia")
     assert type(source) is Files
-    assert list(source.documents(Counter())) == [b"a file"]
+    assert list(source.documents(Reading())) == [b"a file"]
 
 
 @pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])

@@ -1,11 +1,11 @@
 """Which split a text is for: by its hash, the same for whoever asks."""
 
 import hashlib
-from collections import Counter
 
 import numpy as np
 import pytest
 
+from data_pipelines.documents import Reading
 from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources
 from gptjax.errors import UserError
 
@@ -16,7 +16,7 @@ class Texts:
     def __init__(self, *texts):
         self.texts = [text.encode() for text in texts]
 
-    def documents(self, notes):
+    def documents(self, reading):
         yield from self.texts
 
     def identity(self):
@@ -36,14 +36,41 @@ def test_the_hash_is_that_of_the_utf8(text):
 
 def test_examples_and_documents_are_divided_alike():
     texts, split = [str(i) for i in range(500)], Split.parse("documents:0.3")
-    assert [name for name, _ in split.parts(Texts(*texts), Counter())] == [split.side(text.encode()) for text in texts]
+    assert [name for name, _ in split.parts(Texts(*texts), Reading())] == [split.side(text.encode()) for text in texts]
     assert 100 < sum(split.side(text.encode()) == "val" for text in texts) < 200
 
 
+def test_few_documents_are_cut_by_the_tail():
+    """As it says itself; as soon as both sides have one, hashes decide, and few documents are read to know."""
+    texts = [f"text {i} " * 3 for i in range(2000)]
+    for count, wanted in [(1, "tail:0.1"), (5, "tail:0.1")]:
+        reading, source = Reading(), Texts(*texts[:count])
+        split = Split.parse("documents:1e-6")
+        assert list(split.parts(source, reading)) == list(Split.parse(wanted).parts(source, Reading()))
+        assert reading.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
+    everything = Split.parse("documents:0.999999")
+    assert list(everything.parts(Texts("ab" * 5), Reading())) == [("train", b""), ("val", b"ab" * 5)]
+    assert list(everything.parts(Texts(" "), Reading())) == []
+    read = []
+
+    class Counted(Texts):
+        def documents(self, reading):
+            for document in self.texts:
+                read.append(document)
+                yield document
+
+    split, reading = Split.parse("documents:0.01"), Reading()
+    first = next(split.parts(Counted(*texts), reading))
+    assert first == (split.side(texts[0].encode()), texts[0].encode())
+    sides = [split.side(text.encode()) for text in texts]
+    assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
+    assert not reading.notes
+
+
 def test_two_sources_stay_apart_and_blank_texts_are_left_out():
-    notes, corpus = Counter(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
-    assert list(corpus.parts(notes)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
-    assert notes == {SKIPPED: 2}
+    reading, corpus = Reading(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
+    assert list(corpus.parts(reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert reading.notes == {SKIPPED: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
 
@@ -56,7 +83,7 @@ def test_a_split_is_named_as_it_was_asked_for(spec):
 def test_the_tail_is_counted_in_characters():
     """A cut in a single text is where nanoGPT makes it, also behind a million bytes and inside of long characters."""
     text = "é☕x" * 400_000
-    parts = dict(Split.parse("tail:0.3").parts(Texts(text), Counter()))
+    parts = dict(Split.parse("tail:0.3").parts(Texts(text), Reading()))
     cut = int(len(text) * 0.7)
     assert parts == {"train": text[:cut].encode(), "val": text[cut:].encode()}
 
@@ -64,13 +91,13 @@ def test_the_tail_is_counted_in_characters():
 def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
     """As `datasets.Dataset.train_test_split` draws them; a blank document has its number."""
     texts = [f"text {i}" if i != 5 else " " for i in range(20)]
-    notes, split = Counter(), Split.parse("drawn:6/20/2357")
+    reading, split = Reading(), Split.parse("drawn:6/20/2357")
     drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
     wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert list(split.parts(Texts(*texts), notes)) == wanted
-    assert notes == {SKIPPED: 1}
+    assert list(split.parts(Texts(*texts), reading)) == wanted
+    assert reading.notes == {SKIPPED: 1}
     with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
-        list(split.parts(Texts(*texts, "one more"), Counter()))
+        list(split.parts(Texts(*texts, "one more"), Reading()))
 
 
 @pytest.mark.parametrize("spec", ["drawn:0/5/1", "drawn:5/5/1", "drawn:1/5", "drawn:x"])

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is in the extras `data` and `dev`")
 
-from data_pipelines.documents import REPLACED_RECORDS  # noqa: E402
+from data_pipelines.documents import REPLACED_RECORDS, Reading  # noqa: E402
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
 from data_pipelines.sources import open_source  # noqa: E402
 from data_pipelines.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
@@ -58,10 +57,10 @@ def story(i):
 
 
 def test_a_set_by_name(there):
-    notes = Counter()
+    reading = Reading()
     source = open_source("tfds:gptjaxtales/plain")
-    assert list(source.documents(notes)) == [story(i) for i in range(100)]
-    assert notes == {REPLACED_RECORDS: 1}
+    assert list(source.documents(reading)) == [story(i) for i in range(100)]
+    assert reading.notes == {REPLACED_RECORDS: 1}
     assert source.name == "gptjaxtales-plain"
     assert source.identity()["set"] == "gptjaxtales/plain/1.10.0"
 
@@ -76,13 +75,23 @@ def test_a_set_by_name(there):
     ],
 )
 def test_splits_versions_and_the_only_text(there, spec, expected):
-    assert list(open_tfds(f"tfds:{spec}", strict=False).documents(Counter())) == [story(i) for i in expected]
+    assert list(open_tfds(f"tfds:{spec}").documents(Reading())) == [story(i) for i in expected]
+
+
+def test_a_feature_by_its_name(there):
+    for name, field in (("many", "a"), ("many", "b"), ("two", "story"), ("plain", "text")):
+        assert next(open_source(f"tfds:gptjaxtales/{name}").documents(Reading(field))) == story(0)
+    for field in ("story", "id"):
+        with pytest.raises(
+            UserError, match=rf"no feature '{field}' of text; it has id \(Scalar\), text \(Text\) \(--text-field"
+        ):
+            next(open_source("tfds:gptjaxtales/plain").documents(Reading(field)))
 
 
 def test_tensorflow_and_jax_stay_asleep(there):
     program = (
-        "import sys; from collections import Counter; from data_pipelines.sources import open_source\n"
-        "assert next(open_source('tfds:gptjaxtales/two').documents(Counter())).startswith(b'story 0')\n"
+        "import sys; from data_pipelines.documents import Reading; from data_pipelines.sources import open_source\n"
+        "assert next(open_source('tfds:gptjaxtales/two').documents(Reading())).startswith(b'story 0')\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -94,21 +103,21 @@ def test_the_newest_version_is_taken(there, prepared, tmp_path, monkeypatch):
     for version in ("1.9.0", "1.10.0", "old"):
         (tmp_path / "x" / version).mkdir(parents=True)
         (tmp_path / "x" / version / "dataset_info.json").touch()
-    assert open_tfds("tfds:x", strict=False)._directory == tmp_path / "x" / "1.10.0"
-    assert open_tfds("tfds:x:1.9.0", strict=False)._directory == tmp_path / "x" / "1.9.0"
+    assert open_tfds("tfds:x")._directory == tmp_path / "x" / "1.10.0"
+    assert open_tfds("tfds:x:1.9.0")._directory == tmp_path / "x" / "1.9.0"
 
 
 def test_what_is_not_prepared_says_how(there):
     for spec in ("tfds:lm1b", "tfds:gptjaxtales/plain:2.0.0"):
         with pytest.raises(UserError, match=r"not prepared.*TFDS_DATA_DIR.*fetch tfds:.*TensorFlow: pip install"):
-            next(open_source(spec).documents(Counter()))
+            next(open_source(spec).documents(Reading()))
     for spec in ("tfds:", "tfds:a b", "tfds:x:1", "tfds:../x"):
         with pytest.raises(UserError, match="wanted tfds:NAME"):
             open_source(spec)
     with pytest.raises(UserError, match=r"split 'absent': .*\['train', 'test'\]"):
-        next(open_source("tfds:gptjaxtales/plain@absent").documents(Counter()))
-    with pytest.raises(UserError, match="wanted a feature text, or a single one"):
-        next(open_source("tfds:gptjaxtales/many").documents(Counter()))
+        next(open_source("tfds:gptjaxtales/plain@absent").documents(Reading()))
+    with pytest.raises(UserError, match=r"no feature 'text' of text; it has a \(Text\), b \(Text\)"):
+        next(open_source("tfds:gptjaxtales/many").documents(Reading()))
 
 
 def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
@@ -122,14 +131,14 @@ def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
         )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"tfrecord files, which only TensorFlow reads.*array_record"):
-        next(open_source("tfds:gptjaxtales/plain").documents(Counter()))
+        next(open_source("tfds:gptjaxtales/plain").documents(Reading()))
 
 
 def test_its_files_are_not_taken_for_text(there, prepared):
     """Whoever names the files of a set, rather than the set, is told."""
     for spec in (prepared, f"{prepared}/gptjaxtales/plain/1.10.0/*train*"):
         with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
-            list(open_source(str(spec)).documents(Counter()))
+            list(open_source(str(spec)).documents(Reading()))
 
 
 def test_preparing(there, prepared, capsys):
