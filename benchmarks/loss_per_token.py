@@ -261,7 +261,8 @@ def plot(path: Path, bench: Bench, baseline: list[Result], modern: dict[float, l
             ends = [(run.curve[-1][0] / 1e6, run.loss) for run in runs]
             axes.scatter(*zip(*ends, strict=True), color=colour, s=12, label=label if runs is groups[0] else None)
     axes.axhline(statistics.mean(run.loss for run in baseline), color="tab:gray", linewidth=0.5)
-    axes.set(xlabel="tokens (millions)", ylabel="validation loss (nats a token)", title=bench.modern.data.path)
+    title = f"{bench.modern.name} against {bench.baseline.name}, {Path(bench.modern.data.path or '').name}"
+    axes.set(xlabel="tokens (millions)", ylabel="validation loss (nats a token)", title=title)
     axes.legend()
     figure.savefig(path, dpi=150)
     print(f"{path}")
