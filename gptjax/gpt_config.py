@@ -97,6 +97,8 @@ class GPTConfig:
     """Value embeddings are added times a gate 3 σ(W x), one for each head, instead of mixed by learned numbers."""
 
     # The head.
+    head_bias: bool = False
+    """Whether the head has a bias, a learned number for each token."""
     softcap: float | None = None
     """Logits are drawn into (-softcap, softcap); None leaves them."""
     softcap_curve: Literal["tanh", "sqrt"] = "tanh"

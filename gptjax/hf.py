@@ -108,6 +108,7 @@ GPT2S = {
     "x0_mix": False,
     "value_residual": False,
     "value_embeddings": "",
+    "head_bias": False,
     "softcap": None,
 }
 """What later models changed, as GPT-2 has it."""

@@ -7,6 +7,7 @@ float32. The head may be sharded by vocabulary (tensor) and by width (fsdp); the
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from gptjax.layout import Layout
-from gptjax.shapes import BT, BTD, VD, Count, Scalar
+from gptjax.shapes import BT, BTD, VD, Count, Scalar, V
 
 IGNORED = -1
 """A target that is not scored: padding, or the prompt in a conversation."""
@@ -25,6 +26,7 @@ def next_token_loss(
     head: VD,
     targets: BT,
     *,
+    bias: V | None = None,
     vocab_size: int,
     chunk_tokens: int,
     dtype: str,
@@ -38,6 +40,7 @@ def next_token_loss(
     Args:
         hidden: what the head reads.
         head: the output head as stored: float32, V padded beyond `vocab_size`, sharded by `layout.weights("VD")`.
+        bias: the head's bias as stored: float32, padded as the head is.
         targets: the ids that follow; `IGNORED` is not scored.
         chunk_tokens: tokens of one device whose logits exist at the same time.
         dtype: type of the products' operands; sums are float32.
@@ -54,11 +57,18 @@ def next_token_loss(
         z_loss=z_loss,
         layout=layout,
     )
-    return _summed_nats(static, hidden, head, targets), jnp.sum(targets != IGNORED)
+    return _summed_nats(static, hidden, Head(head, bias), targets), jnp.sum(targets != IGNORED)
 
 
-Shard = Float[Array, "V d"]
-"""One device's part of the head: its share of the vocabulary, and of the width."""
+class Head(NamedTuple):
+    """The output head: as stored, as sharded, its gradients, or one device's part (its share of V, and of D)."""
+
+    weight: Any
+    bias: Any = None
+
+    @classmethod
+    def sharding(cls, head: "Head", layout: Layout) -> "Head":
+        return cls(layout.weights("VD"), None if head.bias is None else layout.weights("V"))
 
 
 @dataclass(frozen=True)
@@ -75,29 +85,30 @@ class _Setting:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed_nats(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> Scalar:
+def _summed_nats(setting: _Setting, hidden: BTD, head: Head, targets: BT) -> Scalar:
     layout = setting.layout
-    ins = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
+    ins = (layout.acts("BTD"), Head.sharding(head, layout), layout.acts("BT"))
     return layout.island(partial(_local_nats, setting), ins, layout.acts(""))(hidden, head, targets)
 
 
-def _forward(setting: _Setting, hidden: BTD, head: VD, targets: BT) -> tuple[Scalar, tuple[BTD, VD]]:
+def _forward(setting: _Setting, hidden: BTD, head: Head, targets: BT) -> tuple[Scalar, tuple[BTD, Head]]:
     layout = setting.layout
-    ins = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
-    outs = (layout.acts(""), layout.acts("BTD"), layout.weights("VD"))
+    sharding = Head.sharding(head, layout)
+    ins = (layout.acts("BTD"), sharding, layout.acts("BT"))
+    outs = (layout.acts(""), layout.acts("BTD"), sharding)
     nats, d_hidden, d_head = layout.island(partial(_local_gradients, setting), ins, outs)(hidden, head, targets)
     return nats, (d_hidden, d_head)
 
 
-def _backward(setting: _Setting, saved: tuple[BTD, VD], d_nats: Scalar) -> tuple[BTD, VD, None]:
+def _backward(setting: _Setting, saved: tuple[BTD, Head], d_nats: Scalar) -> tuple[BTD, Head, None]:
     d_hidden, d_head = saved
-    return (d_hidden * d_nats).astype(d_hidden.dtype), d_head * d_nats, None
+    return (d_hidden * d_nats).astype(d_hidden.dtype), jax.tree.map(lambda d: d * d_nats, d_head), None
 
 
 _summed_nats.defvjp(_forward, _backward)
 
 
-def _local_nats(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -> Scalar:
+def _local_nats(setting: _Setting, hidden: BTD, head: Head, targets: BT) -> Scalar:
     """The sum over all devices, seen from one of them."""
     whole = _gathered(setting, head)
 
@@ -109,7 +120,7 @@ def _local_nats(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -> Sca
     return _sum_over(total, "data", "fsdp", setting=setting)
 
 
-def _local_gradients(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -> tuple[Scalar, BTD, Shard]:
+def _local_gradients(setting: _Setting, hidden: BTD, head: Head, targets: BT) -> tuple[Scalar, BTD, Head]:
     """The sum and its gradients: of this device's rows, and of its share of the head."""
     whole = _gathered(setting, head)
     chunks, labels = _chunks(setting, hidden, targets)
@@ -117,34 +128,36 @@ def _local_gradients(setting: _Setting, hidden: BTD, head: Shard, targets: BT) -
     # such operand if the head's gradient is summed transposed as well. Other backends don't mind.
     turned = chunks.astype(setting.dtype).mT
 
-    def step(
-        carry: tuple[Scalar, Float[Array, "D V"]], chunk: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Scalar, Float[Array, "D V"]], Array]:
+    def step(carry: tuple[Scalar, Head], chunk: tuple[Array, Array, Array]) -> tuple[tuple[Scalar, Head], Array]:
         total, d_head = carry
         h, h_turned, y = chunk
         nats, d_logits = _chunk_nats(setting, h, y, whole)
+        d_bias = None if d_head.bias is None else d_head.bias + d_logits.sum(axis=0)
         d_logits = d_logits.astype(setting.dtype)
-        d_head += jnp.einsum("dm,mv->dv", h_turned, d_logits, preferred_element_type=jnp.float32)
-        d_h = jnp.einsum("mv,vd->md", d_logits, whole, preferred_element_type=jnp.float32)
-        return (total + nats, d_head), _sum_over(d_h, "tensor", setting=setting).astype(h.dtype)
+        d_weight = d_head.weight + jnp.einsum("dm,mv->dv", h_turned, d_logits, preferred_element_type=jnp.float32)
+        d_h = jnp.einsum("mv,vd->md", d_logits, whole.weight, preferred_element_type=jnp.float32)
+        return (total + nats, Head(d_weight, d_bias)), _sum_over(d_h, "tensor", setting=setting).astype(h.dtype)
 
-    start = (jnp.float32(0), jnp.zeros(whole.shape[::-1], jnp.float32))
-    (total, d_head), d_chunks = jax.lax.scan(step, start, (chunks, turned, labels))
-    d_head = d_head.T
+    none = Head(jnp.zeros(whole.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
+    (total, d_head), d_chunks = jax.lax.scan(step, (jnp.float32(0), none), (chunks, turned, labels))
+    d_weight = d_head.weight.T
     d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
     if setting.layout.devices_along["fsdp"] > 1:
-        d_head = jax.lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
-    d_head = _sum_over(d_head, "data", setting=setting)
-    return _sum_over(total, "data", "fsdp", setting=setting), d_hidden, d_head.astype(head.dtype)
+        d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
+    d_weight = _sum_over(d_weight, "data", setting=setting)
+    d_bias = None if d_head.bias is None else _sum_over(d_head.bias, "data", "fsdp", setting=setting)
+    return _sum_over(total, "data", "fsdp", setting=setting), d_hidden, Head(d_weight, d_bias)
 
 
 def _chunk_nats(
-    setting: _Setting, h: Float[Array, "M D"], y: Int[Array, " M"], head: VD
+    setting: _Setting, h: Float[Array, "M D"], y: Int[Array, " M"], head: Head
 ) -> tuple[Scalar, Float[Array, "M V"]]:
     """Summed cross-entropy of M tokens and its gradient with respect to their logits (this device's columns)."""
-    logits = jnp.einsum("md,vd->mv", h.astype(setting.dtype), head, preferred_element_type=jnp.float32)
+    rows = head.weight.shape[0]
+    logits = jnp.einsum("md,vd->mv", h.astype(setting.dtype), head.weight, preferred_element_type=jnp.float32)
+    logits = logits if head.bias is None else logits + head.bias[None]
     tensor = setting.layout.devices_along["tensor"]
-    first = jax.lax.axis_index("tensor") * head.shape[0] if tensor > 1 else 0
+    first = jax.lax.axis_index("tensor") * rows if tensor > 1 else 0
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first
     logits, slope = _capped(setting, logits)
     logits = jnp.where(column < setting.vocab_size, logits, -jnp.inf)
@@ -154,7 +167,7 @@ def _chunk_nats(
         largest = jax.lax.pmax(largest, "tensor")
     exponentials = jnp.exp(logits - largest[:, None])
     partition = _sum_over(exponentials.sum(axis=1), "tensor", setting=setting)
-    here = (y >= first) & (y < first + head.shape[0])  # the label's column is one of this device's
+    here = (y >= first) & (y < first + rows)  # the label's column is one of this device's
     picked = jnp.take_along_axis(logits, jnp.where(here, y - first, 0)[:, None], axis=1)[:, 0]
     label = _sum_over(jnp.where(here, picked, 0.0), "tensor", setting=setting)
 
@@ -187,11 +200,11 @@ def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "
     return h.reshape(-1, size, h.shape[-1]), y.reshape(-1, size)
 
 
-def _gathered(setting: _Setting, head: Shard) -> VD:
+def _gathered(setting: _Setting, head: Head) -> Head:
     """This device's rows of the head, whole in width; cast first, so that fewer bytes travel."""
-    head = head.astype(setting.dtype)
+    weight = head.weight.astype(setting.dtype)
     divided = setting.layout.devices_along["fsdp"] > 1
-    return jax.lax.all_gather(head, "fsdp", axis=1, tiled=True) if divided else head
+    return head._replace(weight=jax.lax.all_gather(weight, "fsdp", axis=1, tiled=True) if divided else weight)
 
 
 def _sum_over(x: Array, *axes: str, setting: _Setting) -> Array:

@@ -219,6 +219,7 @@ class GPT(Part):
         self.unet = None if config.unet == "none" else UNet(config, layout)
         self.norm = Norm(config, layout)
         self.head = None if config.tied else drawn(head_key, "DV", width, vocab, std=head_std)
+        self.head_bias = constant(0.0, "V", (vocab,), layout=layout) if config.head_bias else None
         self.config, self.layout = config, layout
 
     def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
@@ -335,6 +336,8 @@ class GPT(Part):
         logits = jnp.einsum(
             "BTD,VD->BTV", hidden, table, out_sharding=layout.acts("BTV"), preferred_element_type=jnp.float32
         )
+        if self.head_bias is not None:
+            logits = logits + use(self.head_bias, "float32", layout)[None, None]
         capped = softcapped(logits, self.config.softcap, self.config.softcap_curve)
         whole = place(capped, layout.acts("BT_"))
         return whole[..., : self.config.vocabulary]
@@ -349,10 +352,11 @@ def abstract(config: GPTConfig, layout: Layout | None = None) -> GPT:
 
 
 def num_parameters(config: GPTConfig) -> int:
-    """Weights of the published model: without the rows that pad the vocabulary."""
+    """Weights of the published model: without what pads the vocabulary."""
     stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config)))
-    tables = (1 if config.tied else 2) * config.width + len(config.value_tables) * config.key_heads * config.head_width
-    return stored - (config.padded_vocab_size - config.vocabulary) * tables
+    values = len(config.value_tables) * config.key_heads * config.head_width
+    for_a_token = (1 if config.tied else 2) * config.width + values + config.head_bias
+    return stored - (config.padded_vocab_size - config.vocabulary) * for_a_token
 
 
 def rebound(model: GPT, *, config: GPTConfig | None = None, layout: Layout | None = None) -> GPT:

@@ -35,6 +35,7 @@ class NextToken:
             model.hidden(rows["tokens"], keys, documents),
             model.head_weight,
             rows["targets"],
+            bias=None if model.head_bias is None else model.head_bias[...],
             vocab_size=model.config.vocabulary,
             chunk_tokens=self.chunk_tokens,
             dtype=model.config.head_dtype or model.config.dtype,

@@ -28,6 +28,7 @@ BTF = Float[Array, "B T F"]
 BTV = Float[Array, "B T V"]
 BV = Float[Array, "B V"]
 VD = Float[Array, "V D"]
+V = Float[Array, " V"]
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
 RowKeys = Key[Array, " B"]
@@ -39,12 +40,12 @@ Role = Literal["matrix", "embedding", "value_embedding", "head", "vector"]
 def role(letters: str) -> Role:
     """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies.
 
-    What is no table and has nothing to do with the width, or one axis only, is a vector: gains and biases, scalars of a
-    layer (no letters), sink keys and values (`IJK`).
+    What is no table and has nothing to do with the width, or one axis only, is a vector: gains and biases (`V` of the
+    head), scalars of a layer (no letters), sink keys and values (`IJK`).
     """
     if letters == "VE":
         return "value_embedding"
-    if letters.startswith(("V", "T")):
+    if letters in ("VD", "TD"):
         return "embedding"
     if letters == "DV":
         return "head"

@@ -137,6 +137,7 @@ def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x
 
     x = normed(x, config, everything, "norm")
     z = x @ (everything["tokens"].T if config.tied else everything["head"])
+    z = z + everything.get("head_bias", 0)
     if (cap := config.softcap) is not None:
         z = cap * np.tanh(z / cap) if config.softcap_curve == "tanh" else z / np.sqrt(1 + (z / cap) ** 2)
     return z[..., : config.vocab_size]

@@ -50,6 +50,7 @@ EVERYWHERE = {
         "norm": "rms",
         "norm_gain": False,
         "tied": False,
+        "head_bias": True,
     },
     "SwiGLU": {"gated": True, "activation": "silu", "norm": "rms", "norm_epsilon": 0.3, "mlp_width": 48},
 }
@@ -147,6 +148,7 @@ def test_the_embeddings_are_mixed_in_before_every_block():
 def test_learned_numbers_are_counted():
     count = lambda **changes: num_parameters(replace(ROTARY, **changes)) - num_parameters(ROTARY)
     assert count(kv_heads=1) == -2 * 32 * 2 * 24
+    assert count(head_bias=True) == 120
     assert count(sinks=3) == 2 * 2 * 3 * 32
     assert count(unet="plain") == 0
     assert count(unet="learned") == 1

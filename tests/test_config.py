@@ -135,6 +135,7 @@ def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute(
         value_residual=True,
         value_embeddings="0.",
         value_gate=True,
+        head_bias=True,
         softcap=3.0,
         softcap_curve="sqrt",
         zero_init=True,

@@ -206,7 +206,10 @@ def test_configs_that_ask_for_something_else_are_refused_by_name(saved, changes,
         ({"positions": "rotary"}, "no model.positions=rotary"),
         ({"norm": "rms", "qk_norm": True}, "no model.norm=rms, model.qk_norm=True"),
         ({"activation": "relu2"}, "no model.activation=relu2"),
-        ({"softcap": 15.0, "gated": True}, "no model.gated=True, model.softcap=15.0"),
+        (
+            {"softcap": 15.0, "gated": True, "head_bias": True},
+            "no model.gated=True, model.head_bias=True, model.softcap=15",
+        ),
     ],
 )
 def test_a_model_that_gpt2_cannot_hold_is_refused_by_name(changes, message):

@@ -17,16 +17,19 @@ def inputs():
     return hidden, head, targets
 
 
-def reference(hidden, head, targets, softcap=None):
+BIAS = jax.random.normal(jax.random.key(3), (PADDED,))
+
+
+def reference(hidden, head, targets, softcap=None, bias=None):
     """Everything at once: all logits, the true vocabulary only."""
-    logits = hidden @ head[:V].T
+    logits = hidden @ head[:V].T + (0 if bias is None else bias[None, None, :V])
     log_p = jax.nn.log_softmax(logits if softcap is None else softcap * jnp.tanh(logits / softcap))
     picked = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
     return -(picked * (targets != IGNORED)).sum()
 
 
-def ours(hidden, head, targets, *, chunk_tokens=1000, dtype="float32", softcap=None, layout=None):
-    settings = {"vocab_size": V, "chunk_tokens": chunk_tokens, "dtype": dtype, "softcap": softcap}
+def ours(hidden, head, targets, *, bias=None, chunk_tokens=1000, dtype="float32", softcap=None, layout=None):
+    settings = {"bias": bias, "vocab_size": V, "chunk_tokens": chunk_tokens, "dtype": dtype, "softcap": softcap}
     return next_token_loss(hidden, head, targets, **settings, layout=layout or Layout())
 
 
@@ -43,10 +46,12 @@ def test_loss_and_gradients_equal_the_whole_formula_whatever_the_chunk(chunk_tok
     np.testing.assert_allclose(ours(hidden, head, targets, chunk_tokens=chunk_tokens)[0], wanted, rtol=1e-6)
 
 
-def test_capped_logits_are_those_of_the_whole_formula():
-    arrays = inputs()
-    capped, free = (jax.value_and_grad(lambda *a, c=cap: reference(*a, c), (0, 1))(*arrays) for cap in (3.0, None))
-    nats, gradients = jax.value_and_grad(lambda *a: ours(*a, softcap=3.0, chunk_tokens=5)[0], (0, 1))(*arrays)
+def test_capped_logits_with_a_bias_are_those_of_the_whole_formula():
+    arrays, wrt = (*inputs(), BIAS), (0, 1, 3)
+    wanted = lambda cap: jax.value_and_grad(lambda h, w, y, b: reference(h, w, y, cap, b), wrt)(*arrays)
+    capped, free = wanted(3.0), wanted(None)
+    run = lambda h, w, y, b: ours(h, w, y, bias=b, softcap=3.0, chunk_tokens=5)[0]
+    nats, gradients = jax.value_and_grad(run, wrt)(*arrays)
     assert abs(float(capped[0] - free[0])) > 1
     np.testing.assert_allclose(nats, capped[0], rtol=1e-6)
     for got, want in zip(gradients, capped[1], strict=True):
@@ -70,15 +75,19 @@ def test_nothing_scored_is_nothing_lost():
 
 @pytest.mark.parametrize("layout", [Layout(data=4), Layout(fsdp=4), Layout(tensor=8), Layout(data=2, fsdp=2, tensor=2)])
 def test_every_layout_gives_the_same_loss_and_gradients(layout):
-    arrays = inputs()
-    wanted, wanted_gradients = jax.value_and_grad(reference, (0, 1))(*arrays)
+    arrays = (*inputs(), BIAS)
+    wanted_of = lambda h, w, y, b: reference(h, w, y, bias=b)
+    wanted, wanted_gradients = jax.value_and_grad(wanted_of, (0, 1, 3))(*arrays)
     with layout.active():
-        specs = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"))
+        specs = (layout.acts("BTD"), layout.weights("VD"), layout.acts("BT"), layout.weights("V"))
         mesh = jax.sharding.get_mesh()
-        hidden, head, targets = (jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True))
-        run = jax.jit(jax.value_and_grad(lambda h, w: ours(h, w, targets, chunk_tokens=5, layout=layout)[0], (0, 1)))
-        nats, gradients = run(hidden, head)
+        hidden, head, targets, bias = (
+            jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True)
+        )
+        nats_of = lambda h, w, b: ours(h, w, targets, bias=b, chunk_tokens=5, layout=layout)[0]
+        nats, gradients = jax.jit(jax.value_and_grad(nats_of, (0, 1, 2)))(hidden, head, bias)
         assert gradients[1].sharding.is_equivalent_to(head.sharding, 2)
+        assert gradients[2].sharding.is_equivalent_to(bias.sharding, 1)
     np.testing.assert_allclose(nats, wanted, rtol=1e-6)
     for got, want in zip(gradients, wanted_gradients, strict=True):
         np.testing.assert_allclose(jax.device_get(got), want, rtol=1e-4, atol=1e-5)

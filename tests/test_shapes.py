@@ -19,6 +19,7 @@ from gptjax.shapes import matrix_axes, role
         ("SHK", "vector"),
         ("H", "vector"),
         ("F", "vector"),
+        ("V", "vector"),
         ("CHK", "vector"),
     ],
 )

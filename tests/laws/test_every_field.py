@@ -283,6 +283,7 @@ PROGRAM = {
         "qk_norm": True,
         "attention_scale": 0.12,
         "gated": True,
+        "head_bias": True,
         "softcap": 15.0,
         "zero_init": True,
         "embedding_norm": True,
