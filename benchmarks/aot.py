@@ -108,11 +108,17 @@ def _convolved(line: str, left: list[int], right: list[int], result: list[int]) 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Each kind of collective: how many, and the bytes of their results for one device; in a loop, counted once.
 
-    Of an asynchronous one, what it ends with.
+    Of an asynchronous one, what it ends with. TPU programs may write one into each of the products that run beside it;
+    they tell by a chain's number that it is the same.
     """
     found: dict[str, tuple[int, int]] = {}
     kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
-    for shapes, kind in re.findall(rf"= (.*?) ({kinds})(?:-done)?\(", text):
+    chains: set[str] = set()
+    for shapes, kind, rest in re.findall(rf"= (.*?) ({kinds})(?:-done)?\((.*)", text):
+        if chain := re.search(r'chain_id="\d+"', rest):
+            if chain[0] in chains:
+                continue
+            chains.add(chain[0])
         arrays = re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes)
         size = sum(int(bits) // 8 * math.prod(_numbers(sizes)) for bits, sizes in arrays)
         count, before = found.get(kind, (0, 0))
