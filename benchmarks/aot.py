@@ -44,7 +44,7 @@ class Target:
     memory: float
     """Bytes of a device that a program may have."""
     tokens: int
-    """Tokens of a device in one group that leave room for everything else, in the recipes that are here."""
+    """The most tokens of a device in one group that are worth a try."""
 
     def devices(self) -> list[jax.Device]:
         if self.platform == "tpu":

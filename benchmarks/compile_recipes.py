@@ -3,13 +3,15 @@
     python benchmarks/compile_recipes.py                                # all that are made for accelerators
     python benchmarks/compile_recipes.py gpt2_124m speedrun_162m --targets v5e --layouts fsdp fsdp4xtensor2
 
-Prints for each: parameters, the tokens of a device, its temporaries and arguments, calls of fused attention, how many
-collectives of each kind and the bytes that a device receives by them (those in a loop counted once), and for Muon the
-FLOPs of its products on all devices over those of one machine alone.
+A device that has no room for a recipe as it is takes its batch in more groups, then computes every block again for the
+gradient: the first that fits is told. Prints for each parameters, the tokens of a device, its temporaries and
+arguments, calls of fused attention, how many collectives of each kind and the bytes that a device receives by them
+(those in a loop counted once), and for Muon the FLOPs of its products on all devices over those of one machine alone.
 
 Exits with 1 if something does not compile or does not fit; if XLA rematerialised a whole tensor to change its sharding;
-if a compiled layer has other than one call of fused attention forward and one backward, where that kernel can run; or
-if Muon's products are not within 10 % of their count: devices that do the same Newton–Schulz would show.
+if attention is not fused where that kernel can run: one call forward and one backward for a compiled layer (and one
+forward again, where blocks are computed again); or if Muon's products are not within 10 % of their count: devices that
+do the same Newton–Schulz would show.
 """
 
 import itertools
@@ -20,8 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import jax
 import tyro
-from aot import TARGETS, collectives, products
+from aot import TARGETS, Target, collectives, products
 
 from gptjax import model, state
 from gptjax.attention import choose
@@ -49,7 +52,9 @@ class Request:
     layouts: tuple[str, ...] = ()
     """Such as `data`, `fsdp` or `fsdp4xtensor2`; none: each recipe's own."""
     accumulate: int | None = None
-    """Groups of a batch; by default as many as the recipe says, or more where a device has less memory."""
+    """Groups of a batch; by default as many as the recipe says, or more until they fit."""
+    remat: Literal["none", "light", "full"] | None = None
+    """What is computed again for the gradient; by default as the recipe says, or `full` if nothing else fits."""
     stages: Literal["ends", "all"] = "ends"
     """Of a recipe in stages: the first and the last, or all."""
     case: tuple[str, str, str, int] | None = None
@@ -58,11 +63,12 @@ class Request:
 
 def layout_of(name: str) -> Layout:
     """The layout of a name, over all devices."""
-    sizes = dict(re.findall(rf"({'|'.join(AXES)})(\d+)", name))
-    if name not in AXES and "x".join(map("".join, sizes.items())) != name:
+    if name in AXES:
+        return Layout(name).resolve(DEVICES)
+    sizes = {axis: int(size) for axis, size in re.findall(rf"({'|'.join(AXES)})(\d+)", name)}
+    if not sizes or "x".join(f"{axis}{size}" for axis, size in sizes.items()) != name:
         raise UserError(f"--layouts: {name!r} is none. Use {', '.join(AXES)}, or sizes such as fsdp4xtensor2.")
-    layout = Layout(**{axis: int(size) for axis, size in sizes.items()}) if sizes else Layout(name)
-    return layout.resolve(DEVICES)
+    return Layout(**sizes).resolve(DEVICES)
 
 
 def name_of(layout: Layout) -> str:
@@ -70,39 +76,46 @@ def name_of(layout: Layout) -> str:
     return "x".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1)
 
 
-def grouped(batch: Batch, context: int, layout: Layout, most: int) -> Batch:
-    """The batch in as many groups as it says, or in more, until a device has at most so many tokens at a time."""
+def groupings(batch: Batch, context: int, layout: Layout, most: int) -> list[Batch]:
+    """The batch in as many groups as it says or, with more tokens of a device than `most` at a time, in more; then with
+    half as many tokens, and so on."""
     rows = batch.sequences // layout.batch_devices
-    possible = (n for n in range(batch.accumulate, rows + 1) if rows % n == 0)
-    return replace(batch, accumulate=next((n for n in possible if rows // n * context <= most), rows))
+    possible = [n for n in range(batch.accumulate, rows + 1) if rows % n == 0]
+    fewest = lambda limit: next((n for n in possible if rows // n * context <= limit), rows)
+    return [replace(batch, accumulate=n) for n in dict.fromkeys(fewest(most >> i) for i in range(most.bit_length()))]
 
 
-def compile_case(target_name: str, recipe: str, layout_name: str, step: int, accumulate: int | None) -> None:
+def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str, step: int) -> None:
     """Print the counts of one; XLA's own warnings go to stderr."""
     target, layout, config = TARGETS[target_name], layout_of(layout_name), load_config(recipe)
     phase = next(phase for phase in config.phases if phase.begin == step)
-    shape = phase.model
-    batch = grouped(phase.batch, shape.context, layout, target.tokens)
-    phase = replace(phase, batch=batch if accumulate is None else replace(batch, accumulate=accumulate))
-    replace(config, batch=phase.batch, stages=()).check_layout(layout)
+    shape, batch = phase.model, replace(phase.batch, accumulate=asked.accumulate or phase.batch.accumulate)
+    replace(config, batch=batch, stages=()).check_layout(layout)
+    batches = [batch] if asked.accumulate else groupings(batch, shape.context, layout, target.tokens)
+    remats = [asked.remat] if asked.remat else dict.fromkeys([shape.remat, "full"])
     # The kernel is chosen by the backend, which here is not the one that is compiled for.
     model.choose = lambda config, **_: choose(config, backend=target.platform)
 
     with layout.active(target.devices()):
         optimizer = config.optimizer.build(steps=config.steps, layout=layout)
         start = state.abstract(config.model, optimizer, layout=layout, averaged=config.averaging.kept)
-        rows = abstract_rows(phase.batch, shape.context, layout=layout, documents=shape.document_mask)
-        program = target.compiled(step_of(config, layout, phase).trace(start, rows))
-    memory, text, failures = program.memory_analysis(), program.as_text(), []
+        for remat, batch in itertools.product(remats, batches):
+            rows = abstract_rows(batch, shape.context, layout=layout, documents=shape.document_mask)
+            tried = replace(phase, batch=batch, model=replace(shape, remat=remat))
+            traced = step_of(config, layout, tried).trace(start, rows)
+            program, problem = compiled(target, traced)
+            if not problem:
+                break
+    if program is None:
+        raise SystemExit(problem)
+    memory, text, failures = program.memory_analysis(), program.as_text(), [problem] if problem else []
 
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    if needed > target.memory:
-        failures.append(f"{needed / 2**30:.1f} GiB do not fit into {target.memory / 2**30:.2f}")
     layers = 1 if shape.layers != "unroll" and shape.layers_alike else shape.num_layers
-    wanted = layers if choose(shape, backend=target.platform) == "cudnn" else 0
+    layers *= choose(shape, backend=target.platform) == "cudnn"
+    wanted = [layers * (2 if remat == "full" else 1), layers]
     flash = [len(re.findall(rf"__cudnn\$fmha{call}\W", text)) for call in ("Softmax", "SoftmaxBackward")]
-    if flash != [wanted, wanted]:
-        failures.append(f"{flash} calls of fused attention for {wanted} compiled layers that have it")
+    if flash != wanted:
+        failures.append(f"{flash} calls of fused attention, forward and backward, where {wanted} are needed")
     counts = [f"{kind} {count} ({size / 2**30:.2f} GiB)" for kind, (count, size) in collectives(text).items()]
     if isinstance(config.optimizer, Muon):
         own = config.optimizer
@@ -114,13 +127,27 @@ def compile_case(target_name: str, recipe: str, layout_name: str, step: int, acc
     print(
         f"{target_name:<5} {recipe:<20} {f'from {step}' if config.stages else '':<9} {layout_name:<20}"
         f"{model.num_parameters(config.model) / 1e6:7.1f} M  "
-        f"{phase.batch.accumulate} × {phase.batch.group // layout.batch_devices} × {shape.context} tokens a device  "
+        f"{batch.accumulate} × {batch.group // layout.batch_devices} × {shape.context} tokens a device  remat {remat}  "
         f"temporaries {memory.temp_size_in_bytes / 2**30:5.2f} GiB  "
         f"arguments {memory.argument_size_in_bytes / 2**30:5.2f} GiB  "
-        + "  ".join([f"fused attention {flash[0]} + {flash[1]}"] * (wanted > 0) + counts)
+        + "  ".join([f"fused attention {flash[0]} + {flash[1]}"] * (layers > 0) + counts)
     )
     if failures:
         raise SystemExit("; ".join(failures))
+
+
+def compiled(target: Target, traced: jax.stages.Traced) -> tuple[jax.stages.Compiled | None, str]:
+    """The program, if there is one, and why a device has no room for it, if it has none."""
+    try:
+        program = target.compiled(traced)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).partition("\n")[0]
+    memory = program.memory_analysis()
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    fits = needed <= target.memory
+    return program, "" if fits else f"{needed / 2**30:.1f} GiB do not fit into {target.memory / 2**30:.2f}"
 
 
 def cases(asked: Request) -> Iterator[tuple[str, str, str, int]]:
@@ -137,13 +164,13 @@ def cases(asked: Request) -> Iterator[tuple[str, str, str, int]]:
 def main() -> int:
     asked = tyro.cli(Request, description=__doc__)
     if asked.case is not None:
-        compile_case(*asked.case, asked.accumulate)
+        compile_case(asked, *asked.case)
         return 0
     failed = 0
     for case in cases(asked):
         # A process for each: XLA writes its warnings to the file descriptor, past Python.
-        groups = [] if asked.accumulate is None else [f"--accumulate={asked.accumulate}"]
-        command = [sys.executable, __file__, *groups, "--case", *map(str, case)]
+        given = [f"--{name}={value}" for name in ("accumulate", "remat") if (value := getattr(asked, name)) is not None]
+        command = [sys.executable, __file__, *given, "--case", *map(str, case)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         count = done.stderr.count(REMATERIALISED)
         print((done.stdout.rstrip() or f"{case}: failed") + f"  rematerialised {count}", flush=True)
