@@ -1,122 +1,185 @@
-"""Compile the training step of every recipe for 8 × A100-80GB and a TPU v5e slice of 8, without any device.
+"""Compile the training step of every recipe for 8 × A100-80GB and a TPU v5e slice of 8, without any device (aot.py).
 
-    pip install jax-cuda12-plugin==JAXVERSION jax-cuda12-pjrt==JAXVERSION nvidia-cudnn-cu12 libtpu
-    LD_LIBRARY_PATH=<site-packages>/nvidia/cudnn/lib python benchmarks/compile_recipes.py
-    python benchmarks/compile_recipes.py a100 speedrun_162m                    # one of them
+    python benchmarks/compile_recipes.py                                # all that are made for accelerators
+    python benchmarks/compile_recipes.py gpt2_124m speedrun_162m --targets v5e --layouts fsdp fsdp4xtensor2
 
-Prints for each: parameters, a device's temporary and argument bytes, fused attention calls, collectives. Exits with 1
-if something does not compile, if XLA had to rematerialise a whole tensor to change its sharding, or if Muon's update
-is not gathered at all (muon_cost.py counts its FLOPs and bytes). Counts are exact; times would not be: no kernel is
-tuned without a device.
+A device that has no room for a recipe as it is takes its batch in more groups, then computes every block again for the
+gradient: the first that fits is told. Prints for each parameters, the tokens of a device, its temporaries and
+arguments, calls of fused attention, how many collectives of each kind and the bytes that a device receives by them
+(those in a loop counted once), and for Muon the FLOPs of its products on all devices over those of one machine alone.
+
+Exits with 1 if something does not compile or does not fit; if XLA rematerialised a whole tensor to change its sharding;
+if attention is not fused where that kernel can run: one call forward and one backward for a compiled layer (and one
+forward again, where blocks are computed again); or if Muon's products are not within 10 % of their count: devices that
+do the same Newton–Schulz would show.
 """
 
-import importlib.util
-import os
+import itertools
 import re
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-if found := importlib.util.find_spec("libtpu"):
-    os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(str(found.origin)).parent / "libtpu.so"))
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from compile_a100 import A100, REMATERIALISED
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import tyro
+from aot import TARGETS, Target, collectives, products
 
 from gptjax import model, state
 from gptjax.attention import choose
-from gptjax.config import TrainConfig, load_config
+from gptjax.batches import abstract_rows
+from gptjax.config import load_config
+from gptjax.data import Batch
+from gptjax.errors import UserError, explained
 from gptjax.layout import AXES, Layout
+from gptjax.muon import flops
 from gptjax.optim import Muon
-from gptjax.step import make_train_step
+from gptjax.settings import available_configs
+from gptjax.train import step_of
 
-RECIPES = (
-    "gpt2_124m", "speedrun_162m", "speedrun_track3", "speedrun_unet", "speedrun_windows", "modern_253m", "nanochat_d12",
-    "ml_by_hand_124m",
-)  # fmt: skip
-TARGETS = {"a100": ("gpu", 2**16), "v5e": ("tpu", 2**13)}
-"""The backend that chooses the attention kernel, and the most tokens of a device at a time."""
+DEVICES = 8
+REMATERIALISED = "Involuntary full rematerialization"
 
 
-def topology(target: str) -> topologies.TopologyDescription:
-    if target == "a100":
-        return topologies.get_topology_desc("", platform="cuda", target_config=A100, topology="1x8x1")
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+@dataclass(frozen=True)
+class Request:
+    """What to compile."""
+
+    recipes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Configs by name; none: all that compute in bfloat16. The others are made for CPUs."""
+    targets: tuple[Literal["a100", "v5e"], ...] = ("a100", "v5e")
+    layouts: tuple[str, ...] = ()
+    """Such as `data`, `fsdp` or `fsdp4xtensor2`; none: each recipe's own."""
+    accumulate: int | None = None
+    """Groups of a batch; by default as many as the recipe says, or more until they fit."""
+    remat: Literal["none", "light", "full"] | None = None
+    """What is computed again for the gradient; by default as the recipe says, or `full` if nothing else fits."""
+    stages: Literal["ends", "all"] = "ends"
+    """Of a recipe in stages: the first and the last, or all."""
+    case: tuple[str, str, str, int] | None = None
+    """(For the benchmark itself: target, recipe, layout and step of the one to compile.)"""
 
 
-def grouped(config: TrainConfig, layout: Layout, most: int) -> TrainConfig:
-    """The recipe with its batch in as many groups as a device's memory asks for."""
-    rows = config.batch.sequences // layout.batch_devices
-    groups = (
-        n for n in range(1, rows + 1) if rows % n == 0 and (rows // n * config.model.context <= most or n == rows)
-    )
-    return replace(config, batch=replace(config.batch, accumulate=next(groups)))
+def layout_of(name: str) -> Layout:
+    """The layout of a name, over all devices."""
+    if name in AXES:
+        return Layout(name).resolve(DEVICES)
+    sizes = {axis: int(size) for axis, size in re.findall(rf"({'|'.join(AXES)})(\d+)", name)}
+    if not sizes or "x".join(f"{axis}{size}" for axis, size in sizes.items()) != name:
+        raise UserError(f"--layouts: {name!r} is none. Use {', '.join(AXES)}, or sizes such as fsdp4xtensor2.")
+    return Layout(**sizes).resolve(DEVICES)
 
 
-def compile_recipe(target: str, name: str) -> None:
+def name_of(layout: Layout) -> str:
+    sizes = layout.resolve(DEVICES).devices_along
+    return "x".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1)
+
+
+def groupings(batch: Batch, context: int, layout: Layout, most: int) -> list[Batch]:
+    """The batch in as many groups as it says or, with more tokens of a device than `most` at a time, in more; then with
+    half as many tokens, and so on."""
+    rows = batch.sequences // layout.batch_devices
+    possible = [n for n in range(batch.accumulate, rows + 1) if rows % n == 0]
+    fewest = lambda limit: next((n for n in possible if rows // n * context <= limit), rows)
+    return [replace(batch, accumulate=n) for n in dict.fromkeys(fewest(most >> i) for i in range(most.bit_length()))]
+
+
+def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str, step: int) -> None:
     """Print the counts of one; XLA's own warnings go to stderr."""
-    backend, most = TARGETS[target]
-    layout = Layout("data").resolve(8)
-    config = grouped(load_config(name), layout, most)
-    model.choose = lambda config, **_: choose(config, backend=backend)
-    mesh = Mesh(
-        np.array(topology(target).devices).reshape(layout.sizes), AXES, axis_types=(AxisType.Explicit,) * len(AXES)
-    )
-    with jax.set_mesh(mesh):
-        placed = lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-        transformation = config.optimizer.build(steps=config.steps, layout=layout)
-        weights = lambda: model.GPT(config.model, key=jax.random.key(0), layout=layout)
-        new = lambda: state.fresh(weights(), transformation, averaged=config.averaging.kept)
-        start = jax.tree.map(
-            lambda x: placed(x, x.sharding.spec if x.sharding else PartitionSpec()), jax.eval_shape(new)
-        )
-        groups = config.batch.accumulate
-        shape = (groups, config.batch.sequences // groups, config.model.context)
-        rows = placed(jax.ShapeDtypeStruct(shape, jnp.int32), layout.acts("GBT"))
-        names = ("tokens", "targets", *(("segments", "positions") if config.model.document_mask else ()))
-        own = {"steps": config.steps, "seed": 0, "dropout": False, "layout": layout, "averaging": config.averaging}
-        step = make_train_step(config.objective, config.optimizer, **own)
-        platform = {"gpu": "cuda", "tpu": "tpu"}[backend]
-        program = step.trace(start, dict.fromkeys(names, rows)).lower(lowering_platforms=(platform,)).compile()
-    memory, text = program.memory_analysis(), program.as_text()
-    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
-    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
-    flash = len(re.findall(r"__cudnn\$fmhaSoftmax(?:Backward)?\W", text))
+    target, layout, config = TARGETS[target_name], layout_of(layout_name), load_config(recipe)
+    phase = next(phase for phase in config.phases if phase.begin == step)
+    shape, batch = phase.model, replace(phase.batch, accumulate=asked.accumulate or phase.batch.accumulate)
+    replace(config, batch=batch, stages=()).check_layout(layout)
+    batches = [batch] if asked.accumulate else groupings(batch, shape.context, layout, target.tokens)
+    remats = [asked.remat] if asked.remat else dict.fromkeys([shape.remat, "full"])
+    # The kernel is chosen by the backend, which here is not the one that is compiled for.
+    model.choose = lambda config, **_: choose(config, backend=target.platform)
+
+    with layout.active(target.devices()):
+        optimizer = config.optimizer.build(steps=config.steps, layout=layout)
+        start = state.abstract(config.model, optimizer, layout=layout, averaged=config.averaging.kept)
+        for remat, batch in itertools.product(remats, batches):
+            rows = abstract_rows(batch, shape.context, layout=layout, documents=shape.document_mask)
+            tried = replace(phase, batch=batch, model=replace(shape, remat=remat))
+            traced = step_of(config, layout, tried).trace(start, rows)
+            program, problem = compiled(target, traced)
+            if not problem:
+                break
+    if program is None:
+        raise SystemExit(problem)
+    memory, text, failures = program.memory_analysis(), program.as_text(), [problem] if problem else []
+
+    layers = 1 if shape.layers != "unroll" and shape.layers_alike else shape.num_layers
+    layers *= choose(shape, backend=target.platform) == "cudnn"
+    wanted = [layers * (2 if remat == "full" else 1), layers]
+    flash = [len(re.findall(rf"__cudnn\$fmha{call}\W", text)) for call in ("Softmax", "SoftmaxBackward")]
+    if flash != wanted:
+        failures.append(f"{flash} calls of fused attention, forward and backward, where {wanted} are needed")
+    counts = [f"{kind} {count} ({size / 2**30:.2f} GiB)" for kind, (count, size) in collectives(text).items()]
+    if isinstance(config.optimizer, Muon):
+        own = config.optimizer
+        alone = flops(start.optimizer["muon"].inner_state.momentum, iterations=own.iterations, split=own.split)
+        ratio = products(text, scope="newton_schulz") * layout.size / alone
+        counts.append(f"Muon's products × {ratio:.3f}")
+        if abs(ratio - 1) > 0.1:
+            failures.append(f"Muon's products have {ratio:.3f} of the {alone:.3e} FLOPs that are needed")
     print(
-        f"{target:<5} {name:<16} {model.num_parameters(config.model) / 1e6:6.1f} M  "
-        f"{config.batch.accumulate} × {shape[1] // 8} × {shape[2]} a device  "
-        f"temporaries {memory.temp_size_in_bytes / 2**30:5.1f} GiB  "
-        f"arguments {memory.argument_size_in_bytes / 2**30:5.2f} GiB  fused attention {flash}  "
-        + "  ".join(f"{kind} {count}" for kind, count in counts.items() if count)
+        f"{target_name:<5} {recipe:<20} {f'from {step}' if config.stages else '':<9} {layout_name:<20}"
+        f"{model.num_parameters(config.model) / 1e6:7.1f} M  "
+        f"{batch.accumulate} × {batch.group // layout.batch_devices} × {shape.context} tokens a device  remat {remat}  "
+        f"temporaries {memory.temp_size_in_bytes / 2**30:5.2f} GiB  "
+        f"arguments {memory.argument_size_in_bytes / 2**30:5.2f} GiB  "
+        + "  ".join([f"fused attention {flash[0]} + {flash[1]}"] * (layers > 0) + counts)
     )
-    if isinstance(config.optimizer, Muon) and not counts["all-gather"]:
-        raise SystemExit(f"{name}: no all-gather, so every device must have orthogonalised everything")
+    if failures:
+        raise SystemExit("; ".join(failures))
+
+
+def compiled(target: Target, traced: jax.stages.Traced) -> tuple[jax.stages.Compiled | None, str]:
+    """The program, if there is one, and why a device has no room for it, if it has none."""
+    try:
+        program = target.compiled(traced)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).partition("\n")[0]
+    memory = program.memory_analysis()
+    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    fits = needed <= target.memory
+    return program, "" if fits else f"{needed / 2**30:.1f} GiB do not fit into {target.memory / 2**30:.2f}"
+
+
+def cases(asked: Request) -> Iterator[tuple[str, str, str, int]]:
+    """All that is asked for: target, recipe, layout, and the step from which a stage holds."""
+    named = {name: load_config(name) for name in asked.recipes or available_configs()}
+    chosen = {name: config for name, config in named.items() if asked.recipes or config.model.dtype == "bfloat16"}
+    for (name, config), target in itertools.product(chosen.items(), asked.targets):
+        for layout in map(layout_of, asked.layouts or [name_of(config.layout)]):
+            phases = config.phases if asked.stages == "all" else (config.phases[0], config.phases[-1])
+            for begin in sorted({phase.begin for phase in phases}):
+                yield target, name, name_of(layout), begin
 
 
 def main() -> int:
+    asked = tyro.cli(Request, description=__doc__)
+    if asked.case is not None:
+        compile_case(asked, *asked.case)
+        return 0
     failed = 0
-    for target in TARGETS:
-        for name in RECIPES:
-            # A process for each: XLA writes its warnings to the file descriptor, past Python.
-            command = [sys.executable, __file__, target, name]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            count = done.stderr.count(REMATERIALISED)
-            print((done.stdout.rstrip() or f"{target} {name}: failed") + f"  rematerialised {count}", flush=True)
-            if done.returncode or count:
-                failed = 1
-                print(done.stderr[-2000:], file=sys.stderr)
+    for case in cases(asked):
+        # A process for each: XLA writes its warnings to the file descriptor, past Python.
+        given = [f"--{name}={value}" for name in ("accumulate", "remat") if (value := getattr(asked, name)) is not None]
+        command = [sys.executable, __file__, *given, "--case", *map(str, case)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        count = done.stderr.count(REMATERIALISED)
+        print((done.stdout.rstrip() or f"{case}: failed") + f"  rematerialised {count}", flush=True)
+        if done.returncode or count:
+            failed = 1
+            print(done.stderr[-2000:], file=sys.stderr)
     return failed
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        compile_recipe(*sys.argv[1:3])
-    else:
-        raise SystemExit(main())
+    with explained():
+        sys.exit(main())

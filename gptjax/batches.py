@@ -56,7 +56,6 @@ class Batches:
         self.windows, self.layout, self.prefetch = tuple(windows), layout, prefetch
         self._changes = [(0, batch), *later]
         self._vocab_size, self._documents = vocab_size, documents
-        self._names = ("tokens", "targets", "segments", "positions") if documents else ("tokens", "targets")
         self._turns = turns or Turns([(0, (1.0,))])
         processes = jax.process_count()
         for _, one in self._changes:
@@ -82,7 +81,7 @@ class Batches:
         mine = jax.process_index() * share + np.arange(share)
         sets, numbers = self._turns((first + groups + mine).reshape(-1))
         context = self.windows[0].context
-        rows = {name: np.empty((len(sets), context), np.int32) for name in self._names}
+        rows = {name: np.empty((len(sets), context), np.int32) for name in row_names(documents=self._documents)}
         for i in np.unique(sets):
             here, order = np.flatnonzero(sets == i), self._orders[i]
             chosen = np.array([order[int(number)] for number in numbers[here]])
@@ -127,12 +126,7 @@ class Batches:
 
     def abstract(self, context: int, *, step: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a step's batch, to compile for before one is read."""
-        batch = self.batch(step)
-        shape = (batch.accumulate, batch.group, context)
-        spec = self.layout.acts("GBT")
-        sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
-        rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=sharding)
-        return dict.fromkeys(self._names, rows)
+        return abstract_rows(self.batch(step), context, layout=self.layout, documents=self._documents)
 
 
 @dataclass(frozen=True)
@@ -175,6 +169,19 @@ def open_batches(
         prefetch=data.prefetch,
         documents=documents,
     )
+
+
+def row_names(*, documents: bool) -> tuple[str, ...]:
+    """What a batch holds."""
+    return ("tokens", "targets", "segments", "positions") if documents else ("tokens", "targets")
+
+
+def abstract_rows(batch: Batch, context: int, *, layout: Layout, documents: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a batch, whether or not there is data. Call it under `layout.active()`."""
+    spec = layout.acts("GBT")
+    sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
+    rows = jax.ShapeDtypeStruct((batch.accumulate, batch.group, context), jax.numpy.int32, sharding=sharding)
+    return dict.fromkeys(row_names(documents=documents), rows)
 
 
 def put(array: np.ndarray, layout: Layout) -> jax.Array:

@@ -7,7 +7,7 @@ modules keep as static data. Without a mesh (the default) every answer is `None`
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -90,21 +90,22 @@ class Layout:
     def described(self) -> str:
         return " × ".join(f"{axis}={size}" for axis, size in self.devices_along.items())
 
-    def mesh(self) -> Mesh | None:
-        """The mesh over the first `size` devices, or None for one device."""
+    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh | None:
+        """The mesh over the first `size` of these devices (those that are here), or None for one device."""
         if not self.sharded:
             return None
-        devices = jax.devices()[: self.size]
-        return jax.make_mesh(self.sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+        chosen = (jax.devices() if devices is None else devices)[: self.size]
+        return jax.make_mesh(self.sizes, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=chosen)
 
-    def active(self) -> contextlib.AbstractContextManager[Any]:
+    def active(self, devices: Sequence[Any] | None = None) -> contextlib.AbstractContextManager[Any]:
         """Context in which arrays are created and programs compiled under this layout.
 
-        Products of float32 are float32 in it: left alone, TPUs round their operands to bfloat16, recent GPUs to TF32.
+        `devices` that are not here, such as those of a topology, can only be compiled for. Products of float32 are
+        float32 in it: left alone, TPUs round their operands to bfloat16, recent GPUs to TF32.
         """
         stack = contextlib.ExitStack()
         stack.enter_context(jax.default_matmul_precision("highest"))
-        if (mesh := self.mesh()) is not None:
+        if (mesh := self.mesh(devices)) is not None:
             stack.enter_context(jax.set_mesh(mesh))
         return stack
 

@@ -111,6 +111,7 @@ def scale_by_muon(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@jax.named_scope("newton_schulz")  # profiles and compiled programs show where its products are
 def newton_schulz(
     x: Matrices, *, iterations: int = 5, coefficients: Choice = "quintic", dtype: str = "float32"
 ) -> Matrices:

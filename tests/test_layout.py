@@ -48,6 +48,8 @@ def test_mesh_axes_are_explicit_so_that_mistakes_are_type_errors():
     mesh = Layout(data=2, fsdp=2, tensor=2).mesh()
     assert mesh is not None
     assert mesh.axis_types == (AxisType.Explicit,) * 3
+    last = jax.devices()[4:]
+    assert set(Layout(data=4).mesh(last).devices.flat) == set(last)
     assert Layout().mesh() is None
 
 

@@ -262,8 +262,10 @@ def test_a_weight_need_not_be_stacked(layout):
 def test_all_matrices_of_a_shape_share_their_products():
     transformation = scale_by_muon(dtype="float32", layout=ALONE)
     params = weights(0)
-    text = jax.jit(transformation.update).lower(params, transformation.init(params), step=0).as_text()
-    assert text.count("dot_general") == 2 * 5 * 3  # two shapes, five iterations, three products
+    lowered = jax.jit(transformation.update).lower(params, transformation.init(params), step=0)
+    assert lowered.as_text().count("dot_general") == 2 * 5 * 3  # two shapes, five iterations, three products
+    named = re.findall(r'"[^"]*newton_schulz[^"]*dot_general', lowered.as_text(debug_info=True))
+    assert len(named) == 3  # by this name they are counted in whole programs; the places in the source are three
 
 
 # -------------------------------------------------------------------------------------------------- what it costs
