@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.interrupts import deaf_to_ctrl_c
 from data_pipelines.pieces import START, Parts, Piece, Position, pieces
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
@@ -96,7 +97,8 @@ def _in_parallel(batches: Iterator[list[Piece]], tokenizer: Tokenizer, processes
     waiting: deque[tuple[Future[list[Encoded]], Position]] = deque()
     try:
         for batch in batches:
-            waiting.append((pool.submit(_encode_in_worker, batch), batch[-1].after))
+            with deaf_to_ctrl_c():
+                waiting.append((pool.submit(_encode_in_worker, batch), batch[-1].after))
             del batch
             if len(waiting) >= BATCHES_A_WORKER * processes:
                 yield _result(*waiting.popleft())

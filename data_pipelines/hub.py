@@ -1,6 +1,7 @@
 """The files of a Hugging Face data set repository, as a source: no remote scripts, only files.
 
-    hf:OWNER/NAME                     the training files (those of the split `train` where names tell)
+    hf:OWNER/NAME                     the training files (those of the split `train` where names tell), of a repository
+                                      with one set: of several, such as languages, a pattern chooses
     hf:OWNER/NAME:data/train-*.parquet    what matches; `*` also matches `/`
     hf:OWNER/NAME@REVISION:PATTERN    at a branch, tag or commit (by default main)
 
@@ -29,6 +30,7 @@ from data_pipelines.files import Files, reader_of
 from gptjax.errors import UserError
 
 PREFIX = "hf:"
+SETS_NAMED = 8
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
 
 
@@ -137,6 +139,13 @@ class HubFiles:
             wanted = f"matches {self.pattern}" if self.pattern else "is text, JSON lines, Parquet or ArrayRecord"
             held = ", ".join(file.path for file in self.repository.listing.files[:8]) or "nothing"
             raise UserError(f"source {self.spec}: no file that can be read {wanted}; the repository holds {held}.")
+        if self.pattern is None and len(sets := sorted({_before_train(file.path) for file in found})) > 1:
+            choices = " or ".join(f"{self.spec}:{folder}*train*" for folder in sets[:SETS_NAMED])
+            more = "" if len(sets) <= SETS_NAMED else f" (and {len(sets) - SETS_NAMED} more)"
+            raise UserError(
+                f"source {self.spec}: its training files are in {len(sets)} folders, which may be different sets or "
+                f"versions of one. Choose {choices}{more}; {self.spec}:*train* takes all of them."
+            )
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -166,7 +175,17 @@ def matching(repository: Repository, pattern: str | None) -> list[Remote]:
     if pattern is not None:
         return [file for file in files if fnmatch.fnmatchcase(file.path, pattern)]
     data = [file for file in files if not _is_description(file.path)]
-    return [file for file in data if "train" in re.split(r"[^A-Za-z]+", file.path)] or data
+    return [file for file in data if _names_train(file.path)] or data
+
+
+def _before_train(path: str) -> str:
+    """The folders above the one, or the file, that names the split; none where nothing does."""
+    parts = path.split("/")
+    return next(("".join(f"{part}/" for part in parts[:i]) for i, part in enumerate(parts) if _names_train(part)), "")
+
+
+def _names_train(path: str) -> bool:
+    return "train" in re.split(r"[^A-Za-z]+", path)
 
 
 def endpoint() -> str:

@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from data_pipelines.interrupts import deaf_to_ctrl_c
+
 SECONDS_BETWEEN_LINES = 30
 
 
@@ -48,7 +50,10 @@ def _lines(*, silent: bool) -> Iterator[Progress]:
         yield outer
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=silent) as lines:
+    lines = Progress(*columns, console=Console(stderr=True), transient=True, disable=silent)
+    with contextlib.ExitStack() as stack:
+        with deaf_to_ctrl_c():  # or its thread would hear it where processes are started deaf
+            stack.enter_context(lines)
         token = _outer.set(lines)
         try:
             yield lines

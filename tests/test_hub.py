@@ -78,6 +78,34 @@ def test_patterns(hub):
     assert [file.path for file in open_hub("hf:owner/tales").files] == ["a.txt"]
 
 
+def test_one_set_of_several_must_be_chosen(hub):
+    several = {f"{folder}/train-{i}.txt": folder.encode() for folder in ("20231101.de", "20231101.en") for i in (0, 1)}
+    hub.files = several | {"20231101.de/test-0.txt": b"", "README.md": b""}
+    choices = r"2 folders.* hf:owner/tales:20231101\.de/\*train\* or hf:owner/tales:20231101\.en/\*train\*;"
+    with pytest.raises(UserError, match=choices):
+        read("hf:owner/tales")
+    assert read("hf:owner/tales:20231101.en/*train*") == ["20231101.en"] * 2
+    assert len(read("hf:owner/tales:*train*")) == 4
+    hub.commit = hashlib.sha1(b"next").hexdigest()
+    hub.files = {f"{i}/train.txt": b"" for i in range(100)}
+    with pytest.raises(UserError, match=r"15/\*train\* \(and 92 more\)"):
+        read("hf:owner/tales")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["train/chunk1/0.txt", "train/chunk2/0.txt", "test/chunk1/0.txt"],
+        ["data/train-0.txt", "data/train-1.txt", "extra/more.txt"],
+        ["en/0.txt", "de/0.txt"],
+    ],
+)
+def test_one_set_in_several_folders_is_read_whole(hub, paths):
+    hub.files = {path: path.encode() for path in paths}
+    wanted = [path for path in paths if "train" in path] or paths
+    assert read("hf:owner/tales") == sorted(wanted)
+
+
 def test_a_transfer_that_breaks_off_goes_on(hub):
     hub.cut_after = [100, 50]
     assert read("hf:owner/tales") == ["one", "two", "three " * 500, "four"]

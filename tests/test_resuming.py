@@ -32,6 +32,7 @@ import json, sys, time
 from pathlib import Path
 from data_pipelines import encoding, pieces, prepare as door, resuming
 from data_pipelines.prepare import Prepare, prepare
+from gptjax.errors import explained
 
 def slowly(*args, **kwargs):  # so that there is something left to be killed
     for step in encoding.encode_all(*args, **kwargs):
@@ -42,7 +43,10 @@ if __name__ == "__main__":
     pieces.PIECE_BYTES, encoding.BATCH_BYTES, encoding.BATCHES_WORTH_A_POOL = 1000, 2000, 2
     resuming.SECONDS_BETWEEN_RECORDS, door.encode_all = 0, slowly
     options = json.loads(sys.argv[1])
-    prepare(Prepare(**options | {"output": Path(options["output"])}))
+    with explained():
+        prepare(Prepare(**options | {"output": Path(options["output"])}))
+else:  # in a worker, which has not started before its tokenizer has come, too
+    Path(json.loads(sys.argv[1])["output"] + ".worker").touch()
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(encoding.__file__).parents[1])}
 
@@ -108,7 +112,7 @@ def check_kills(tmp_path, source, *, kills, processes):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(verify(tmp_path / "killed").files) > 3
     left = {"texts.jsonl", "child.py", "whole", "killed", ".whole.lock", ".killed.lock"}
-    assert {path.name for path in tmp_path.iterdir()} == left
+    assert {path.name for path in tmp_path.iterdir()} - {"killed.worker"} == left
 
 
 def test_killed_and_gone_on_with(tmp_path, source, small):
@@ -117,6 +121,25 @@ def test_killed_and_gone_on_with(tmp_path, source, small):
 
 def test_killed_with_its_workers(tmp_path, source, small):
     check_kills(tmp_path, source, kills=1, processes=2)
+
+
+def test_ctrl_c_is_one_line_at_any_time(tmp_path, source, small):
+    """Typed when a worker starts, and when all of them encode: the terminal sends it to every process."""
+    script, worker, record = tmp_path / "child.py", tmp_path / "out.worker", tmp_path / ".out.partial/progress.json"
+    script.write_text(CHILD)
+    options = json.dumps({**options_of(source, "bytes", processes=2), "output": str(tmp_path / "out")})
+    command = [sys.executable, str(script), options]
+    for moment in (worker.exists, lambda: record.exists() and json.loads(record.read_text())["position"] != [0, 0]):
+        worker.unlink(missing_ok=True)
+        process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        while not moment() and process.poll() is None:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+        assert (process.returncode, said) == (130, "interrupted\n")
+    prepare(Prepare(**options_of(source, "bytes"), output=tmp_path / "whole"))
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
