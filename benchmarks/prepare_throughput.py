@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import tiktoken
 
-from data_pipelines.documents import Reading
+from data_pipelines.readers.documents import Reading
 from data_pipelines.sources import open_source
 from gptjax.tokenizer import BPE, load_tokenizer
 

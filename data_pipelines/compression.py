@@ -16,9 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.documents import TEXT_FIELD, Document, Reading, Source, is_blank
 from data_pipelines.options import at_least
 from data_pipelines.pieces import pieces
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, Source, is_blank
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer

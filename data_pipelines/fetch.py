@@ -15,10 +15,10 @@ from pathlib import Path
 
 import tyro
 
-from data_pipelines import tfds_sets
 from data_pipelines.adopt import adopt, check_adoptable
-from data_pipelines.hub import PREFIX, Remote, matching, parse_hub
 from data_pipelines.options import at_least
+from data_pipelines.readers import tfds_sets
+from data_pipelines.readers.hub import PREFIX, Remote, matching, parse_hub
 from data_pipelines.recipes import RECIPES, open_recipe
 from gptjax.errors import UserError, explained
 from gptjax.shards import open_shard

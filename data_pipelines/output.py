@@ -8,15 +8,13 @@ was whole (`resuming.py`); else removed. The empty lock file stays.
 """
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.disk import is_full, sync
 from gptjax.errors import UserError
 from gptjax.integrity import check_unchanged
 from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -25,24 +23,6 @@ from gptjax.tokenizer_files import FILE_NAME
 
 PROGRESS_NAME = "progress.json"
 """Says how far an unfinished directory is whole; gone from a complete one."""
-
-
-def is_full(error: Exception) -> bool:
-    """Whether something could not be written for want of room."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the right to write `output`, waiting for whoever has it now."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.with_name(f".{output.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that is preparing {output}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:
@@ -135,12 +115,3 @@ def _move(partial: Path, output: Path, old: Path) -> None:
     os.rename(partial, output)
     sync(output.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

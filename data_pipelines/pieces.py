@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from data_pipelines.cuts import Cuts
-from data_pipelines.documents import Document
+from data_pipelines.readers.documents import Document
 from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
 PIECE_BYTES = 2**19

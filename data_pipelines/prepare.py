@@ -19,13 +19,14 @@ from typing import Any
 
 import tyro
 
-from data_pipelines.documents import TEXT_FIELD, Notes, Reading, texts_of
+from data_pipelines.disk import locked, sync
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import locked, made_already, replaced, sync
+from data_pipelines.output import made_already, replaced
 from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
+from data_pipelines.readers.documents import TEXT_FIELD, Notes, Reading, texts_of
 from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import Journal, Reached
 from data_pipelines.sources import open_source

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.output import PROGRESS_NAME, differing, sync
+from data_pipelines.disk import sync
+from data_pipelines.output import PROGRESS_NAME, differing
 from data_pipelines.pieces import START, Position
 from data_pipelines.writing import Written, is_on_disk
 from gptjax.manifest import ShardFile

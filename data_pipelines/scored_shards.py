@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.documents import Notes
-from data_pipelines.json_lines import json_lines
+from data_pipelines.disk import locked
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import locked, made_already, replaced
+from data_pipelines.output import made_already, replaced
 from data_pipelines.progress import moving_line
+from data_pipelines.readers.documents import Notes
+from data_pipelines.readers.json_lines import json_lines
 from data_pipelines.splits import DEFAULT_SPLIT, Split
 from data_pipelines.writing import split_writers, write_manifest
 from gptjax.chat import Scored

@@ -12,11 +12,11 @@ also says what it is (`identity`), so that prepared data is found again, and pre
 A name wins over a file of the same name; `./wikipedia` is the file.
 """
 
-from data_pipelines import hub, tfds_sets, wikitext
-from data_pipelines.bundled import Shakespeare, Stdlib
-from data_pipelines.documents import Source
-from data_pipelines.downloads import cache_directory
-from data_pipelines.files import open_files
+from data_pipelines.readers import hub, tfds_sets, wikitext
+from data_pipelines.readers.bundled import Shakespeare, Stdlib
+from data_pipelines.readers.documents import Source
+from data_pipelines.readers.downloads import cache_directory
+from data_pipelines.readers.files import open_files
 from data_pipelines.recipes import open_recipe
 
 __all__ = ["Source", "cache_directory", "open_source"]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipelines.documents import Document, Reading, Source, is_blank, texts_of
+from data_pipelines.readers.documents import Document, Reading, Source, is_blank, texts_of
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"

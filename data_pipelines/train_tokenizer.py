@@ -20,9 +20,9 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines.documents import TEXT_FIELD, Document, Reading, texts_of
 from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, texts_of
 from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Split
 from gptjax.chat import CHAT_TOKENS

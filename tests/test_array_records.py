@@ -5,8 +5,8 @@ import json
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
-from data_pipelines.documents import BROKEN, REPLACED_RECORDS, Reading
+from data_pipelines.readers.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
+from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
 from gptjax.errors import UserError
 
 TEXTS = ["one", "é☕\r\n", "", *(f"document {i}" for i in range(700))]

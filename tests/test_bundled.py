@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from hub_server import Hub, serving
 
-from data_pipelines import bundled, downloads
-from data_pipelines.bundled import Shakespeare, Stdlib
-from data_pipelines.documents import Reading
+from data_pipelines.readers import bundled, downloads
+from data_pipelines.readers.bundled import Shakespeare, Stdlib
+from data_pipelines.readers.documents import Reading
 from gptjax.errors import UserError
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_pipelines import documents, long_lines
-from data_pipelines.documents import (
+from data_pipelines.readers import documents, long_lines
+from data_pipelines.readers.documents import (
     BROKEN,
     REPLACED,
     REPLACED_RECORDS,
@@ -14,7 +14,7 @@ from data_pipelines.documents import (
     is_blank,
     texts_of,
 )
-from data_pipelines.long_lines import document_of_long_line
+from data_pipelines.readers.long_lines import document_of_long_line
 from gptjax.errors import UserError
 
 BROKEN_LINES = [

@@ -9,8 +9,9 @@ import time
 import pytest
 from hub_server import Hub, serving
 
-from data_pipelines import downloads, progress
-from data_pipelines.downloads import Wanted, ask, cache_directory, download
+from data_pipelines import progress
+from data_pipelines.readers import downloads
+from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
 from gptjax.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000
@@ -50,7 +51,7 @@ def test_a_killed_process_leaves_what_the_next_one_continues(tmp_path, hub):
     hub.stop_after = 3_500_000
     partial, path = tmp_path / "x.bin.partial", tmp_path / "x.bin"
     program = (
-        "from pathlib import Path; from data_pipelines.downloads import Wanted, download\n"
+        "from pathlib import Path; from data_pipelines.readers.downloads import Wanted, download\n"
         f"download(Wanted({wanted(hub).url!r}, {len(CONTENT)}, {SHA256!r}), Path({str(path)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", program])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import encoding, pieces
-from data_pipelines.documents import Reading
 from data_pipelines.encoding import encode_all
 from data_pipelines.pieces import START
+from data_pipelines.readers.documents import Reading
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError

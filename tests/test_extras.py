@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from data_pipelines.documents import Reading
-from data_pipelines.extras import install, needs_extra
+from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hub_server import Hub, serving
 
-from data_pipelines import downloads, fetch
+from data_pipelines import fetch
 from data_pipelines.fetch import Fetch
+from data_pipelines.readers import downloads
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError
 from gptjax.shards import HEADER_BYTES, open_split, shard_header

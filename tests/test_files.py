@@ -9,11 +9,11 @@ import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines.array_records import read_array_records
-from data_pipelines.documents import Reading
-from data_pipelines.files import AS_TEXT, LEFT_OUT, open_files, reader_of
-from data_pipelines.json_lines import read_json_lines
-from data_pipelines.text_files import NO_FIELDS, read_text
+from data_pipelines.readers.array_records import read_array_records
+from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, open_files, reader_of
+from data_pipelines.readers.json_lines import read_json_lines
+from data_pipelines.readers.text_files import NO_FIELDS, read_text
 from gptjax.errors import UserError
 
 

@@ -8,10 +8,10 @@ import pyarrow.parquet
 import pytest
 from hub_server import COMMIT, Hub, serving
 
-from data_pipelines import downloads
-from data_pipelines.documents import Reading
-from data_pipelines.hub import Repository, open_hub, parse_hub
 from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.readers import downloads
+from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.hub import Repository, open_hub, parse_hub
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError
 

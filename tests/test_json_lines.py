@@ -6,7 +6,7 @@ import os
 import pyarrow
 import pytest
 
-from data_pipelines.json_lines import json_lines
+from data_pipelines.readers.json_lines import json_lines
 from gptjax.errors import UserError
 
 

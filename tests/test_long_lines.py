@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import json_lines, long_lines
-from data_pipelines.documents import BROKEN, Reading, document_of_json
-from data_pipelines.json_lines import read_json_lines
-from data_pipelines.long_lines import document_of_long_line, document_of_record
+from data_pipelines.readers import json_lines, long_lines
+from data_pipelines.readers.documents import BROKEN, Reading, document_of_json
+from data_pipelines.readers.json_lines import read_json_lines
+from data_pipelines.readers.long_lines import document_of_long_line, document_of_record
 from gptjax.errors import UserError
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import output
-from data_pipelines.output import PROGRESS_NAME, differing, locked, made_already, replaced
+from data_pipelines.disk import locked
+from data_pipelines.output import PROGRESS_NAME, differing, made_already, replaced
 from data_pipelines.writing import split_writers, write_manifest
 from gptjax.errors import UserError
 from gptjax.manifest import read_manifest

@@ -4,9 +4,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_pipelines import parquet
-from data_pipelines.documents import BROKEN, REPLACED_RECORDS, Reading
-from data_pipelines.parquet import read_parquet
+from data_pipelines.readers import parquet
+from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
+from data_pipelines.readers.parquet import read_parquet
 from gptjax.errors import UserError
 
 TEXTS = ["one", "", "é☕ 😀\r\n", "long " * 1000, *(f"document {i}" for i in range(100))]

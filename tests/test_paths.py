@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data_pipelines.paths import files_identity, find_files, names_sizes_times
+from data_pipelines.readers.paths import files_identity, find_files, names_sizes_times
 from gptjax.errors import UserError
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from data_pipelines import encoding, pieces
 from data_pipelines import prepare as door
-from data_pipelines.documents import Reading
 from data_pipelines.prepare import Prepare, completed, prepare
+from data_pipelines.readers.documents import Reading
 from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split

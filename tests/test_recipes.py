@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 from hub_server import Hub, serving
 
-from data_pipelines.documents import Reading
 from data_pipelines.prepare import known_tokenizer
+from data_pipelines.readers.documents import Reading
 from data_pipelines.recipes import RECIPES, open_recipe
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Split

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from data_pipelines.bundled import Shakespeare, Stdlib
-from data_pipelines.documents import BROKEN, Reading
-from data_pipelines.files import Files
-from data_pipelines.hub import HubFiles
+from data_pipelines.readers.bundled import Shakespeare, Stdlib
+from data_pipelines.readers.documents import BROKEN, Reading
+from data_pipelines.readers.files import Files
+from data_pipelines.readers.hub import HubFiles
+from data_pipelines.readers.tfds_sets import TfdsSet
+from data_pipelines.readers.wikitext import Articles
 from data_pipelines.sources import cache_directory, open_source
-from data_pipelines.tfds_sets import TfdsSet
-from data_pipelines.wikitext import Articles
 from gptjax.errors import UserError
 
 

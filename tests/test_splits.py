@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines.documents import Reading
+from data_pipelines.readers.documents import Reading
 from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources
 from gptjax.errors import UserError
 

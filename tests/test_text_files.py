@@ -7,9 +7,9 @@ import tracemalloc
 import pyarrow
 import pytest
 
-from data_pipelines.documents import BROKEN, REPLACED, Reading
-from data_pipelines.json_lines import read_json_lines
-from data_pipelines.text_files import read_text
+from data_pipelines.readers.documents import BROKEN, REPLACED, Reading
+from data_pipelines.readers.json_lines import read_json_lines
+from data_pipelines.readers.text_files import read_text
 from gptjax.errors import UserError
 
 ENDS = ["", ".gz", ".zst"]

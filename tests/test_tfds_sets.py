@@ -8,10 +8,10 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is in the extras `data` and `dev`")
 
-from data_pipelines.documents import REPLACED_RECORDS, Reading  # noqa: E402
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
+from data_pipelines.readers.documents import REPLACED_RECORDS, Reading  # noqa: E402
+from data_pipelines.readers.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
 from data_pipelines.sources import open_source  # noqa: E402
-from data_pipelines.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
 from gptjax.errors import UserError  # noqa: E402
 
 
@@ -90,7 +90,9 @@ def test_a_feature_by_its_name(there):
 
 def test_tensorflow_and_jax_stay_asleep(there):
     program = (
-        "import sys; from data_pipelines.documents import Reading; from data_pipelines.sources import open_source\n"
+        "import sys\n"
+        "from data_pipelines.readers.documents import Reading\n"
+        "from data_pipelines.sources import open_source\n"
         "assert next(open_source('tfds:gptjaxtales/two').documents(Reading())).startswith(b'story 0')\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from data_pipelines.documents import Reading
+from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.wikitext import Articles
 from data_pipelines.sources import open_source
-from data_pipelines.wikitext import Articles
 
 ORIGINAL = (
     " \n = Valkyria Chronicles = \n \n The game began . \n \n = = Gameplay = = \n \n Text with 1 = 1 = 1 . \n"

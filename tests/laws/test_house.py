@@ -20,7 +20,7 @@ from gptjax.model import num_parameters
 from gptjax.settings import available_configs, load_config
 
 ROOT = Path(__file__).parents[2]
-MODULES = [path for folder in ("gptjax", "configs", "data_pipelines") for path in sorted((ROOT / folder).glob("*.py"))]
+MODULES = [path for folder in ("gptjax", "configs", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def test_imports_go_downstairs(monkeypatch):

@@ -9,9 +9,9 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.documents import Document, Reading, checked, read_json
-from data_pipelines.extras import needs_extra
-from data_pipelines.long_lines import document_of_record
+from data_pipelines.readers.documents import Document, Reading, checked, read_json
+from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.long_lines import document_of_record
 from gptjax.errors import UserError
 
 READ_AS_JSON = "ArrayRecord files read as JSON objects"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.documents import BLOCK_BYTES, Document, Reading, document_of_json, read_json
-from data_pipelines.long_lines import document_of_long_line
-from data_pipelines.paths import files_identity, find_files
-from data_pipelines.text_files import COMPRESSED, naming, opened
+from data_pipelines.readers.documents import BLOCK_BYTES, Document, Reading, document_of_json, read_json
+from data_pipelines.readers.long_lines import document_of_long_line
+from data_pipelines.readers.paths import files_identity, find_files
+from data_pipelines.readers.text_files import COMPRESSED, naming, opened
 from gptjax.errors import UserError
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.

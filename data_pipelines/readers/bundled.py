@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import REPLACED, Document, Notes, Reading, checked
-from data_pipelines.downloads import Wanted, cache_directory, download
+from data_pipelines.readers.documents import REPLACED, Document, Notes, Reading, checked
+from data_pipelines.readers.downloads import Wanted, cache_directory, download
 from gptjax.errors import UserError
 
 TINY_SHAKESPEARE = Wanted(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.documents import Document, Reading, Source
+from data_pipelines.readers.documents import Document, Reading, Source
 
 PREFIX = "wikitext:"
 _TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipelines.array_records import read_array_records
-from data_pipelines.documents import Document, Reading
-from data_pipelines.json_lines import SUFFIXES as JSON_LINES
-from data_pipelines.json_lines import read_json_lines
-from data_pipelines.parquet import read_parquet
-from data_pipelines.paths import files_identity, find_files
-from data_pipelines.text_files import COMPRESSED, naming, read_text
+from data_pipelines.readers.array_records import read_array_records
+from data_pipelines.readers.documents import Document, Reading
+from data_pipelines.readers.json_lines import SUFFIXES as JSON_LINES
+from data_pipelines.readers.json_lines import read_json_lines
+from data_pipelines.readers.parquet import read_parquet
+from data_pipelines.readers.paths import files_identity, find_files
+from data_pipelines.readers.text_files import COMPRESSED, naming, read_text
 
 LEFT_OUT = "files of other kinds in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of a kind that is not known read as plain text"

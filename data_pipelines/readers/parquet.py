@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.documents import Document, Reading, checked
-from data_pipelines.extras import needs_extra
+from data_pipelines.readers.documents import Document, Reading, checked
+from data_pipelines.readers.extras import needs_extra
 from gptjax.errors import UserError
 
 BATCH_BYTES = 2**23

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import TEXT_FIELD, Document, Reading, checked
-from data_pipelines.extras import install, needs_extra
-from data_pipelines.paths import names_sizes_times
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, checked
+from data_pipelines.readers.extras import install, needs_extra
+from data_pipelines.readers.paths import names_sizes_times
 from gptjax.errors import UserError
 
 PREFIX = "tfds:"

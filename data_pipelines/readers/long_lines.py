@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.documents import (
+from data_pipelines.readers.documents import (
     REPLACED_RECORDS,
     Document,
     Reading,

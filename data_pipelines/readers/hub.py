@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import Document, Reading
-from data_pipelines.downloads import Wanted, ask, cache_directory, download
-from data_pipelines.files import Files, reader_of
+from data_pipelines.readers.documents import Document, Reading
+from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
+from data_pipelines.readers.files import Files, reader_of
 from gptjax.errors import UserError
 
 PREFIX = "hf:"

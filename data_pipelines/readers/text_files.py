@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.documents import REPLACED, TEXT_FIELD, Document, Reading, checked
-from data_pipelines.extras import needs_extra
+from data_pipelines.readers.documents import REPLACED, TEXT_FIELD, Document, Reading, checked
+from data_pipelines.readers.extras import needs_extra
 from gptjax.errors import UserError
 
 COMPRESSED = ("", ".gz", ".zst")

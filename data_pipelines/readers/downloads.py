@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.output import is_full, locked
+from data_pipelines.disk import is_full, locked
 from data_pipelines.progress import Rate, moving_line
 from gptjax.errors import UserError
 
