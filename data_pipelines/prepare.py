@@ -55,8 +55,8 @@ class Prepare:
     training part at most)."""
     split: str | None = None
     """Validation: `documents:F` (by hash of the text, but the tail of a single text or of few; by default
-    documents:0.005 or the last tenth), `tail:F` (the last characters), `drawn:K/N/SEED` (K of N documents, as nanoGPT
-    draws them), or `none`."""
+    documents:0.005, or the last tenth of a small text), `tail:F` (the last characters), `drawn:K/N/SEED` (K of N
+    documents, as nanoGPT draws them), or `none`."""
     validation_source: str | None = None
     """Instead of a split: all of this other source is for validation, and all of SOURCE for training."""
     shard_tokens: int = 100_000_000

@@ -16,7 +16,8 @@ from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
 SMALLEST_TAIL = 0.1
-"""Of a text too small to be divided by documents."""
+ENOUGH_CHARACTERS = 100_000
+"""A single text gives its tenth to validation, unless a smaller part would have so many characters."""
 SKIPPED = "empty documents skipped"
 
 
@@ -69,7 +70,8 @@ class Split:
 
     - `documents`: a document is for validation when the SHA-256 of its text falls into the fraction F; so neither
       order nor number of processes matters, and equal documents are never on both sides. Where all documents would be
-      on one side, because there are few or a single one, `tail` divides them, by F or a tenth, whichever is more.
+      on one side, because there are few or a single one, `tail` divides them: by F if that gives 100,000 characters,
+      else by a tenth if that is more.
     - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. A single document is cut inside; of
       several, those that begin after the cut are for validation, and always the last.
     - `drawn`: K of exactly N documents are for validation, the first of NumPy's permutation by the seed: the cut of
@@ -112,9 +114,11 @@ class Split:
         if self.drawn is not None:
             return self._drawn(source, reading, *self.drawn)
         if self.kind == "documents" and (few := self._on_one_side(source, reading)):
-            tail = Split("tail", max(self.fraction, SMALLEST_TAIL))
+            size = _size(source, reading)
+            enough = size.characters * self.fraction >= ENOUGH_CHARACTERS
+            tail = Split("tail", self.fraction if enough else max(self.fraction, SMALLEST_TAIL))
             reading.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
-            return tail.parts(source, reading)
+            return tail._tail(_not_blank(source, reading), size)
         documents = _not_blank(source, reading)
         return self._tail(documents, _size(source, reading)) if self.kind == "tail" else self._hashed(documents)
 

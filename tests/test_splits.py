@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from data_pipelines import splits
 from data_pipelines.readers.documents import Reading
 from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources
 from gptjax.errors import UserError
@@ -78,6 +79,14 @@ def test_two_sources_stay_apart_and_blank_texts_are_left_out():
 def test_a_split_is_named_as_it_was_asked_for(spec):
     assert str(Split.parse(spec)) == spec
     assert Divided(Texts("a"), Split.parse(spec)).identity() == {"source": ["a"], "split": spec}
+
+
+def test_a_large_single_text_keeps_the_fraction(monkeypatch):
+    monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
+    reading = Reading()
+    parts = dict(Split.parse("documents:0.05").parts(Texts("x" * 1000), reading))
+    assert len(parts["val"]) in (50, 51)
+    assert list(reading.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
 
 
 def test_the_tail_is_counted_in_characters():
