@@ -1,7 +1,7 @@
 """A GPT-2 124M's loss from a fraction of its tokens on one A100: modern blocks, Muon, 786 M tokens of FineWeb.
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
-    python -m gptjax.train --config=configs/speedrun_162m.py --data.tokenizer=gpt2
+    python -m gptjax.train --config=configs/speedrun_162m.py
     bash launch/gpu_node.sh --config=configs/speedrun_162m.py --batch.accumulate=1                     # 8 GPUs
 
 Data      FineWeb in GPT-2 tokens; the first 10,485,760 tokens of its validation shard are judged, as in the speedruns

@@ -1,7 +1,7 @@
 """The tuned Muon baseline of the speedruns' optimizer track: 3.28 on FineWeb with 1.7 B tokens and nothing exotic.
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
-    bash launch/gpu_node.sh --config=configs/speedrun_track3.py --data.tokenizer=gpt2
+    bash launch/gpu_node.sh --config=configs/speedrun_track3.py
     python -m gptjax.train --config=configs/speedrun_track3.py --batch.accumulate=8  # one GPU
 
 Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged

@@ -1,7 +1,7 @@
 """U-Net skips and twice the learning rate: the speedrun of November 2024, 3.28 on FineWeb with 1.57 B tokens.
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
-    bash launch/gpu_node.sh --config=configs/speedrun_unet.py --data.tokenizer=gpt2
+    bash launch/gpu_node.sh --config=configs/speedrun_unet.py
     python -m gptjax.train --config=configs/speedrun_unet.py --batch.accumulate=8    # one GPU
 
 Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged

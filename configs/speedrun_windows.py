@@ -1,7 +1,7 @@
 """Long rows, documents kept apart, windows that grow: the speedrun of January 2025, 3.28 on FineWeb with 0.7 B tokens.
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
-    bash launch/gpu_node.sh --config=configs/speedrun_windows.py --data.tokenizer=gpt2
+    bash launch/gpu_node.sh --config=configs/speedrun_windows.py
 
 Data      FineWeb in GPT-2 tokens, rows of 49,152; `<|endoftext|>` says where documents begin; the first 10,485,760
           validation tokens are judged, with the last windows

@@ -2,7 +2,7 @@
 
     llm.c's and modded-nanogpt's .bin files, as they are + manifest.json, tokenizer.json, an index of documents
 
-Reads every token twice. From then on a file that was altered is named when a run starts, `data_pipelines.verify` checks
+Reads every file twice. From then on a file that was altered is named when a run starts, `data_pipelines.verify` checks
 all of it, and bits per byte and samples need no further word. `fetch` does this with what it brings. The shards
 themselves are not touched, but a run that began before does not resume on them: it knew them by samples only.
 """
@@ -15,13 +15,16 @@ import numpy as np
 import tyro
 
 from data_pipelines.companions import CompanionWriter
+from data_pipelines.disk import locked
 from gptjax.errors import UserError, explained
-from gptjax.manifest import MANIFEST_NAME, Companion, Counts, Manifest, ShardFile, read_manifest
-from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, open_split, parts
+from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
+from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
 from gptjax.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenizer_files import FILE_NAME
 
 ADOPTED = {"made by": "others"}
 """What the manifest says of the request that made the shards."""
+SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -30,50 +33,65 @@ class Adopt:
 
     directory: Annotated[Path, tyro.conf.Positional]
     """Directory of .bin files with `train` or `val` in their names."""
-    tokenizer: str = "gpt2"
-    """Whose ids they hold: `gpt2`, `bytes`, a tokenizer.json or a directory with one."""
+    tokenizer: str | None = None
+    """Whose ids they hold: `gpt2` (unless a tokenizer.json lies there), `bytes`, a tokenizer.json or a directory with
+    one."""
 
 
 def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     """Index and hash the splits; prints a line for each. Adopting again, after files were added, begins anew.
 
-    Raises `UserError` for a directory that was prepared here, and for ids that the tokenizer does not have.
+    What an earlier adoption wrote stays until the new manifest takes its place. Raises `UserError` for a directory that
+    was prepared here, and for ids that the tokenizer does not have.
     """
     check_adoptable(directory)
-    (directory / MANIFEST_NAME).unlink(missing_ok=True)
-    streams = {split: open_split(directory, split) for split in ("train", "val") if files_of_split(directory, split)}
-    if not streams:
+    found = {split: tuple(files) for split in SPLITS if (files := files_of_split(directory, split))}
+    if not found:
         raise UserError(f"{directory}: no .bin files with train or val in their names.")
+    streams = {split: TokenStream(files, name=f"{directory} ({split})") for split, files in found.items()}
     if len({stream.dtype for stream in streams.values()}) > 1:
         raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
     splits: dict[str, Counts] = {}
     files: dict[str, ShardFile] = {}
     companions: dict[str, Companion] = {}
-    for split, stream in streams.items():
-        size = _bytes(stream, tokenizer)
-        starts = _documents(stream, tokenizer)
-        splits[split] = Counts(len(starts), len(stream), size)
-        for path, begin, end in stream.spans():
-            files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
-        if len(starts):
-            index = CompanionWriter(directory, split, "documents")
-            index.append(starts)
-            companions |= index.finish()
-        found = f"{len(starts):,} documents" if len(starts) else "no documents (it does not begin with <|endoftext|>)"
-        print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {found}")
-    tokenizer.save(directory)
-    manifest = Manifest(
-        tokenizer=tokenizer.name,
-        fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        dtype=next(iter(streams.values())).dtype.name,
-        splits=splits,
-        files=files,
-        companions=companions,
-        request=ADOPTED,
-    )
-    manifest.write(directory)
+    with locked(directory.absolute()):
+        for split, stream in streams.items():
+            starts, size = _read(stream, tokenizer)
+            splits[split] = Counts(len(starts), len(stream), size)
+            for path, begin, end in stream.spans():
+                files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
+            (directory / f"{split}.documents").unlink(missing_ok=True)
+            if len(starts):
+                index = CompanionWriter(directory, split, "documents")
+                index.append(starts)
+                companions |= index.finish()
+            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
+            print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {known}")
+        tokenizer.save(directory)
+        manifest = Manifest(
+            tokenizer=tokenizer.name,
+            fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            dtype=next(iter(streams.values())).dtype.name,
+            splits=splits,
+            files=files,
+            companions=companions,
+            request=ADOPTED,
+        )
+        manifest.write(directory)
     return manifest
+
+
+def tokenizer_of(directory: Path, spec: str | None) -> Tokenizer:
+    """The tokenizer asked for, by default the one that lies in the directory, else GPT-2's; another one there is a
+    `UserError`, for it may be the only copy."""
+    beside = directory / FILE_NAME
+    if not beside.is_file():
+        return load_tokenizer(spec or "gpt2")
+    there = load_tokenizer(beside)
+    if spec is not None and load_tokenizer(spec).fingerprint != there.fingerprint:
+        raise UserError(f"{beside}: is another tokenizer ({there.name}) than {spec!r}. Move one of them away.")
+    return there
 
 
 def check_adoptable(directory: Path) -> None:
@@ -83,10 +101,20 @@ def check_adoptable(directory: Path) -> None:
         raise UserError(f"{directory}: was prepared here; `python -m data_pipelines.verify` checks it.")
 
 
-def _bytes(stream: TokenStream, tokenizer: Tokenizer) -> int:
-    """Of UTF-8 that the tokens stand for; raises at an id that the tokenizer does not have."""
-    size = 0
-    for path in stream.paths:
+def is_adopted(directory: Path) -> bool:
+    """Whether the manifest names exactly the shards that lie there."""
+    known = read_manifest(directory)
+    there = {path.name: path.stat().st_size for split in SPLITS for path in files_of_split(directory, split)}
+    return known is not None and {name: file.bytes for name, file in known.files.items()} == there
+
+
+def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """Where documents begin, nothing where the tokens do not say; and the bytes of UTF-8 that they stand for.
+
+    Raises at an id that the tokenizer does not have.
+    """
+    starts, size = [np.zeros(0, np.int64)], 0
+    for path, first, _ in stream.spans():
         for begin, part in parts(open_shard(path)):
             if part.max() >= tokenizer.vocab_size:
                 raise UserError(
@@ -94,16 +122,13 @@ def _bytes(stream: TokenStream, tokenizer: Tokenizer) -> int:
                     f"tokens of {tokenizer.name}. Name the --tokenizer that made these shards."
                 )
             size += int(tokenizer.bytes_per_token[part].sum(dtype=np.int64))
-    return size
-
-
-def _documents(stream: TokenStream, tokenizer: Tokenizer) -> np.ndarray:
-    """Where documents begin; nothing where the tokens do not say."""
-    starts = np.zeros(0, np.int64) if tokenizer.end_of_text is None else stream.find(tokenizer.end_of_text)
-    return starts if len(starts) and starts[0] == 0 else starts[:0]
+            if tokenizer.end_of_text is not None:
+                starts.append(first + begin + np.flatnonzero(part == tokenizer.end_of_text))
+    found = np.concatenate(starts)
+    return (found if len(found) and found[0] == 0 else found[:0]), size
 
 
 if __name__ == "__main__":
     with explained():
         request = tyro.cli(Adopt, prog="python -m data_pipelines.adopt")
-        adopt(request.directory, load_tokenizer(request.tokenizer))
+        adopt(request.directory, tokenizer_of(request.directory, request.tokenizer))

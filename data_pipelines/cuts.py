@@ -5,10 +5,14 @@ words the pattern says so, when it finds the same words with the other side take
 line ends, a million dashes) it is a matter of byte pairs: a place that ends a token was crossed by no merge, and
 whether a merge crosses it is decided by the two tokens that meet there. So where left and right, encoded by
 themselves, meet with two tokens that also met when the word went on, no merge would cross the place now either.
+
+Words are found here by the package regex, and in tiktoken by one in Rust, with other tables of Unicode. So a cut is
+made only between characters that are known since Unicode 3.2, and only where tiktoken agrees about the words around.
 """
 
 import functools
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,17 +24,24 @@ TRIES = 16
 """Places inside a word that are tried; nearly always the first is good."""
 
 
+NEAR = 100
+"""Characters on each side of a cut between words that are encoded to see whether it makes no difference."""
+
+
 class Cuts:
-    """The cuts that a tokenizer with a pattern allows."""
+    """The cuts that a tokenizer allows; none where it has no pattern, or one that only tiktoken can read."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        assert tokenizer.pattern is not None
-        self._words = regex.compile(tokenizer.pattern)
+        try:
+            self._words = None if tokenizer.pattern is None else regex.compile(tokenizer.pattern)
+        except regex.error:
+            self._words = None
         # Of these it is known that the rest of a long word of one kind is a word, which ends where the whole does.
         self._rest_is_word = tokenizer.pattern in (GPT2_PATTERN, GPT4_PATTERN)
         self._bytes_per_token = tokenizer.bytes_per_token
         # What is encoded to judge one cut is what the next one is looked for in.
         self._encode = functools.lru_cache(maxsize=1)(tokenizer.encode)
+        self._encode_few = tokenizer.encode
 
     def find(self, text: str, first: int, last: int, text_from: Callable[[int], str]) -> int | None:
         """A cut behind `first` to `last` of the characters; None where none was found.
@@ -38,23 +49,36 @@ class Cuts:
         The text begins at a cut, and may end anywhere some way behind `last`. `text_from` gives the text behind a cut,
         as it will be given here to find the next one: that this one is right depends on the next being found in it.
         """
-        two: list[tuple[int, int]] = []  # the words before, for what a pattern makes of one may depend on the next
+        if self._words is None:
+            return None
+        before: list[tuple[int, int]] = []  # two words, for what a pattern makes of one may depend on the next
         for word in self._words.finditer(text):
             start, end = word.span()
-            if two and start >= first and self._parts(text, two, end):
+            if before and start >= first and self._separates(text, before, end):
                 return start
             if end > last:
                 inside = self._inside(text, start, end, first, last) if self._rest_is_word else iter(())
                 return next((cut for cut, token in inside if self._encode(text_from(cut))[0] == token), None)
-            two = [*two[-1:], (start, end)]
+            before = [*before[-1:], (start, end)]
         return None
+
+    def _separates(self, text: str, words: list[tuple[int, int]], end: int) -> bool:
+        """Whether a cut behind these words changes neither them nor the next one, up to `end`, nor their tokens."""
+        begin, cut = words[0][0], words[-1][1]
+        if not self._parts(text, words, end):
+            return False
+        left, right = text[max(begin, cut - NEAR) : cut], text[cut : min(end, cut + NEAR)]
+        alone = np.concatenate([self._encode_few(left), self._encode_few(right)])
+        return np.array_equal(self._encode_few(left + right), alone)
 
     def _parts(self, text: str, words: list[tuple[int, int]], end: int) -> bool:
         """Whether the pattern, seeing one side only, finds these words before a cut and one up to `end` behind it."""
+        assert self._words is not None
         begin, cut = words[0][0], words[-1][1]
         left = [word.span() for word in self._words.finditer(text, begin, cut)]
         right = self._words.match(text[cut:])
-        return left == words and right is not None and right.end() == end - cut
+        known = all(unicodedata.ucd_3_2_0.category(c) != "Cn" for c in text[max(begin, cut - 2) : cut + 2])
+        return known and left == words and right is not None and right.end() == end - cut
 
     def _inside(self, text: str, start: int, end: int, first: int, last: int) -> Iterator[tuple[int, int]]:
         """(place, token behind it) for some ends of tokens in the word from `start` to `end`."""

@@ -11,13 +11,20 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold the right to write `output`, waiting for whoever has it now."""
+    """Hold the right to write `output`, waiting for whoever has it now; where nobody can write, nobody needs it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.with_name(f".{output.name}.lock").open("w") as lock:
+    try:
+        lock = output.with_name(f".{output.name}.lock").open("w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not output.exists():
+            raise
+        yield
+        return
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that is preparing {output}", file=sys.stderr, flush=True)
+            print(f"waiting for another process that is writing {output}", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import tyro
 
-from data_pipelines.adopt import adopt, check_adoptable
+from data_pipelines.adopt import adopt, check_adoptable, is_adopted, tokenizer_of
 from data_pipelines.options import at_least
 from data_pipelines.readers import tfds_sets
 from data_pipelines.readers.hub import PREFIX, Remote, matching, parse_hub
 from data_pipelines.recipes import RECIPES, open_recipe
 from gptjax.errors import UserError, explained
-from gptjax.shards import open_shard
-from gptjax.tokenizer import load_tokenizer
+from gptjax.shards import is_of_split, open_shard
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Fetch:
     """Directory for the shards; a set of TFDS lies under TFDS_DATA_DIR instead."""
     shards: int | None = None
     """At most so many training shards (100 million tokens each in the FineWeb sets); by default all."""
-    tokenizer: str = "gpt2"
-    """Whose ids the shards hold: `gpt2`, a tokenizer.json or a directory with one."""
+    tokenizer: str | None = None
+    """Whose ids the shards hold: `gpt2` (unless a tokenizer.json lies there), or a tokenizer.json."""
 
     def __post_init__(self) -> None:
         at_least(0, shards=self.shards)
@@ -64,25 +63,21 @@ def fetch(request: Fetch) -> Path:
             f"{request.source}: {repeated[0]} is there in several folders. Choose one: hf:OWNER/NAME:FOLDER/*."
         )
     check_adoptable(request.output)
-    tokenizer = load_tokenizer(request.tokenizer)  # before hours of fetching, should it not be there
+    tokenizer = tokenizer_of(request.output, request.tokenizer)  # before hours of fetching, should it not be there
     tokens = 0
     for file in chosen:
         path = repository.fetch(file, request.output / Path(file.path).name)
         tokens += len(open_shard(path))  # its header must agree with its size
-    adopt(request.output, tokenizer)
+    if not is_adopted(request.output):
+        adopt(request.output, tokenizer)
     print(f"{request.output}: {len(chosen)} of {len(files)} shards, {tokens:,} tokens")
     return request.output
 
 
 def choose(files: list[Remote], *, shards: int | None) -> list[Remote]:
     """The validation shards, then at most `shards` training shards."""
-    val = [file for file in files if _is(file, "val")]
-    train = [file for file in files if _is(file, "train")]
+    val, train = ([file for file in files if is_of_split(Path(file.path).stem, split)] for split in ("val", "train"))
     return val + train[:shards]
-
-
-def _is(file: Remote, split: str) -> bool:
-    return split in Path(file.path).stem.replace("-", "_").split("_")
 
 
 def _repository(source: str) -> str:

@@ -80,6 +80,10 @@ def replaced(output: Path, *, resumable: bool = False) -> Iterator[Path]:
     The directory is empty, and removed when the body raises. If `resumable`, it is left as it is found and after an
     error as long as it holds `PROGRESS_NAME`; the body sees to both. A full disk is a `UserError`.
     """
+    if output.is_mount():
+        raise UserError(
+            f"{output}: is a mount point, which cannot be replaced as a whole. Name a directory inside of it."
+        )
     partial, old = _neighbours(output)
 
     def forget() -> None:

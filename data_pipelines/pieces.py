@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> Iterator[Piece]:
     """All documents in pieces of about `PIECE_BYTES` at most; from `start` on, which is the end of a piece."""
     place = _PLACES.get(tokenizer.pattern)
-    cuts = None if tokenizer.pattern is None else Cuts(tokenizer)
+    cuts = Cuts(tokenizer)
     number = 0
     for split, document in parts:
         if number >= start.documents:
@@ -78,11 +78,11 @@ def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> It
         del document  # or it would be held while the source reads the next one
 
 
-def _end(document: Document, begin: int, place: re.Pattern[str] | None, cuts: Cuts | None) -> int:
+def _end(document: Document, begin: int, place: re.Pattern[str] | None, cuts: Cuts) -> int:
     """Depends on nothing but the document and where the piece begins: a run that goes on finds the same pieces."""
     limit = min(begin + PIECE_BYTES + MOST_LOOKS * LOOK_BYTES, len(document))
     end = None if place is None else _known_place(document, begin + PIECE_BYTES - 1, limit, place)
-    if end is None and cuts is not None and limit < len(document):
+    if end is None and limit < len(document):
         end = _cut(document, begin, cuts)
     return len(document) if end is None else end
 

@@ -89,7 +89,7 @@ def prepare(request: Prepare) -> Manifest:
     assert request.tokenizer is not None
     known = known_tokenizer(request.tokenizer)
     record = describe(request, corpus, known)
-    output = request.output.absolute()
+    output = request.output.resolve()
     with locked(output):
         if (manifest := made_already(output, record, overwrite=request.overwrite)) is not None:
             print(f"{request.output}: already prepared by the same request")

@@ -2,10 +2,10 @@
 
     stdlib, shakespeare             what Python brings along; tiny Shakespeare
     openwebtext, wikitext103, …     the source of a recipe (`recipes.py`)
-    books/, books.jsonl.gz, 'x/*.parquet'    files (`files.py`)
-    hf:OWNER/NAME[@REVISION][:PATTERN]       the files of a Hugging Face repository (`hub.py`)
-    tfds:NAME[/CONFIG][:VERSION][@SPLIT]     a set that TFDS has prepared (`tfds_sets.py`)
-    wikitext:SPEC                   lines of another source joined into articles (`wikitext.py`)
+    books/, books.jsonl.gz, 'x/*.parquet'    files (`readers/files.py`)
+    hf:OWNER/NAME[@REVISION][:PATTERN]       the files of a Hugging Face repository (`readers/hub.py`)
+    tfds:NAME[/CONFIG][:VERSION][@SPLIT]     a set that TFDS has prepared (`readers/tfds_sets.py`)
+    wikitext:SPEC                   lines of another source joined into articles (`readers/wikitext.py`)
 
 The one idea: a source yields documents, always in the same order, one at a time; it knows nothing of tokens. It
 also says what it is (`identity`), so that prepared data is found again, and prepared anew when the files have changed.

@@ -69,11 +69,11 @@ class Split:
     """`documents:F`, `tail:F`, `drawn:K/N/SEED` or `none`.
 
     - `documents`: a document is for validation when the SHA-256 of its text falls into the fraction F; so neither
-      order nor number of processes matters, and equal documents are never on both sides. Where all documents would be
+      order nor number of processes matters, and equal documents are never on both sides. But where all would be
       on one side, because there are few or a single one, `tail` divides them: by F if that gives 100,000 characters,
       else by a tenth if that is more.
-    - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. A single document is cut inside; of
-      several, those that begin after the cut are for validation, and always the last.
+    - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. Documents that begin after the cut are for
+      validation, and always the last; if that is more than half of all, it is cut inside.
     - `drawn`: K of exactly N documents are for validation, the first of NumPy's permutation by the seed: the cut of
       Hugging Face's `train_test_split`, and so nanoGPT's of OpenWebText. Both splits stay in the order of the source.
     - `none`: everything is for training.
@@ -169,8 +169,8 @@ class Split:
         number = begin = 0
         for document in documents:
             number += 1  # noqa: SIM113  `enumerate` would hold the document
-            if size.documents == 1:
-                whole, place = memoryview(document), _place(document, cut)
+            if number == size.documents and begin <= cut and 2 * begin < size.characters:
+                whole, place = memoryview(document), _place(document, cut - begin)
                 yield "train", whole[:place]
                 yield "val", whole[place:]
                 return

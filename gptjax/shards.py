@@ -244,7 +244,12 @@ def files_of_split(directory: AnyPath, split: str) -> list[Path]:
 
     `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` are all of the split `train`.
     """
-    return [path for path in sorted(Path(directory).glob("*.bin")) if split in re.split(r"[^A-Za-z]+", path.stem)]
+    return [path for path in sorted(Path(directory).glob("*.bin")) if is_of_split(path.name, split)]
+
+
+def is_of_split(name: str, split: str) -> bool:
+    """Whether the split's name is a word in a file's."""
+    return split in re.split(r"[^A-Za-z]+", name)
 
 
 def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
@@ -322,7 +327,8 @@ def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) ->
     if missing or extra:
         raise UserError(
             f"{folder}: its files are not those of its {MANIFEST_NAME}: missing {', '.join(missing) or 'none'}; "
-            f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong."
+            f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong; "
+            "if others made the shards, fetch them or adopt them (data_pipelines.adopt) to the end."
         )
     for name, file in listed.items():
         check_size(folder / name, file.bytes)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.adopt import adopt
+from data_pipelines.adopt import adopt, is_adopted, tokenizer_of
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.verify import Verify, verify_directory
@@ -68,6 +68,38 @@ def test_a_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, 
     assert manifest.splits["train"].documents == 0
     assert "train.documents" not in manifest.companions
     assert verify_directory(Verify(foreign)) == manifest
+
+
+def test_adopting_anew_leaves_nothing_old_behind(foreign, tokenizer):
+    first = adopt(foreign, tokenizer)
+    tokens = np.array([1, 2, 3], "<u2")
+    (foreign / "a_train_000.bin").write_bytes(shard_header(3, tokens.dtype) + tokens.tobytes())
+    assert not is_adopted(foreign)
+    with pytest.raises(UserError, match=r"not listed a_train_000\.bin.*adopt them"):
+        open_split(foreign, "train")
+    second = adopt(foreign, tokenizer)
+    assert is_adopted(foreign)
+    assert "train.documents" in first.companions
+    assert "train.documents" not in second.companions
+    assert len(open_split(foreign, "train")) == 3 + first.splits["train"].tokens
+
+
+def test_the_tokenizer_that_lies_there_is_the_one(foreign, tokenizer):
+    path = tokenizer.save(foreign)
+    before = path.read_bytes()
+    assert tokenizer_of(foreign, None).fingerprint == tokenizer.fingerprint
+    assert tokenizer_of(foreign, str(path)).fingerprint == tokenizer.fingerprint
+    with pytest.raises(UserError, match="is another tokenizer"):
+        tokenizer_of(foreign, "bytes")
+    assert path.read_bytes() == before
+
+
+def test_a_failed_adoption_takes_nothing_away(foreign, tokenizer):
+    manifest = adopt(foreign, tokenizer)
+    with pytest.raises(UserError, match="outside"):
+        adopt(foreign, Bytes())
+    assert read_manifest(foreign) == manifest
+    TokenShards(path=str(foreign)).vocabulary()
 
 
 def test_what_cannot_be_adopted(foreign, tokenizer, tmp_path):

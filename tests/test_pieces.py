@@ -133,6 +133,7 @@ ENDLESS = [
     "\u00a0 ",
     "'s",
     "\x1c ",
+    "!\u0558\u0560",
 ]
 
 
@@ -181,9 +182,13 @@ def test_a_pattern_that_looks_back_is_cut_where_it_makes_no_difference(tokenizer
     for constant, value in (("PIECE_BYTES", 8), ("LOOK_BYTES", 16), ("MOST_LOOKS", 2)):
         monkeypatch.setattr(module, constant, value)
     known = tokenizers["gpt2"]
-    other = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"(?<=o)n|\w|\s")
-    text = "onononononononononononononononononononononononon" * 2
-    assert all(piece.startswith("o") for piece in texts_of_pieces(text, other))
+    other = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"(?<=o)nn|\w")
+    text = "onn" * 40
+    found = texts_of_pieces(text, other)
+    assert len(found) > 5
+    assert all(piece.startswith("o") for piece in found)
+    unreadable = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"\x{6f}|\w")
+    assert texts_of_pieces(text, unreadable) == [text], "a pattern for tiktoken alone"
 
 
 def test_going_on_after_any_piece(tokenizers, monkeypatch):

@@ -89,6 +89,13 @@ def test_a_large_single_text_keeps_the_fraction(monkeypatch):
     assert list(reading.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
 
 
+def test_a_last_document_that_is_nearly_all_is_cut_inside():
+    parts = list(Split.parse("tail:0.1").parts(Texts("short", "x" * 995), Reading()))
+    assert [(name, len(part)) for name, part in parts] == [("train", 5), ("train", 895), ("val", 100)]
+    parts = list(Split.parse("tail:0.9").parts(Texts("x" * 400, "y" * 600), Reading()))
+    assert [(name, len(part)) for name, part in parts] == [("train", 400), ("val", 600)]
+
+
 def test_the_tail_is_counted_in_characters():
     """A cut in a single text is where nanoGPT makes it, also behind a million bytes and inside of long characters."""
     text = "é☕x" * 400_000

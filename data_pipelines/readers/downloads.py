@@ -110,6 +110,7 @@ def _transfer(wanted: Wanted, partial: Path, *, token: str | None) -> None:
     while True:
         before = _size(partial)
         if wanted.size is not None and before >= wanted.size:
+            partial.touch()  # of no bytes, perhaps
             return
         try:
             _append(wanted, partial, token)
