@@ -173,7 +173,7 @@ def main() -> None:
 
     rate = bench.best_rate("baseline", bench.baseline, asked.rates, part=1.0)
     baseline = bench.seeds("baseline", bench.baseline, rate=rate, part=1.0)
-    longest = asked.lengths[-1]
+    longest = max(asked.lengths)
     modern_rate = bench.best_rate("modern", bench.modern, asked.modern_rates, part=longest)
     modern = {part: bench.seeds("modern", bench.modern, rate=modern_rate, part=part) for part in asked.lengths}
 
@@ -188,7 +188,7 @@ def main() -> None:
     print(f"the baseline's loss is reached with {needed} of its tokens\n")
     plot(asked.output / "loss_per_token.png", bench, baseline, modern)
     if asked.ablation:
-        ablate(bench, modern_rate, part=longest, whole=modern[longest][0].loss)
+        ablate(bench, modern_rate, part=longest)
 
 
 def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
@@ -208,8 +208,9 @@ def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
     return statistics.median(seconds[1][1:]) / statistics.median(seconds[0][1:])
 
 
-def ablate(bench: Bench, rate: float, *, part: float, whole: float) -> None:
+def ablate(bench: Bench, rate: float, *, part: float) -> None:
     """Each ingredient taken out or put in, by one seed: what it adds to the loss."""
+    whole = bench.result(f"modern {rate:g} x{part:g}", bench.at(bench.modern, rate=rate, part=part)).loss
     rows = {"AdamW instead of Muon": adamw_instead(bench, part)}
     decay = {"the long decay": of_optimizer(schedule=bench.baseline.optimizer.schedule)}
     for title, changes in (("without", WITHOUT | decay), ("with", WITH)):

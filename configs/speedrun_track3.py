@@ -6,7 +6,8 @@
 
 Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged
 Model     12 layers × 768, 6 heads of 128, biases everywhere, RMSNorm with gain, half of each head turned, QK-norm, q kᵀ
-          × 0.12, squared ReLU, a head of its own that starts at zero, logits capped at 15 along a root
+          × 0.12, squared ReLU, a head of its own that starts at zero, logits capped at 15 along a root; embeddings
+          are normalised, here without a gain
 Optimizer 3,250 steps of 524,288 tokens; Muon at 0.025 with 12 iterations of (2, -1.5, 0.5), Adam for each other group
 Hardware  8 A100 or H100
 Published modded-nanogpt, track 3: 3.2787, the mean of 10 runs, about 150 ms a step on 8 H100
@@ -32,13 +33,14 @@ config = TrainConfig(
         width=768,
         num_heads=6,
         context=1024,
-        vocab_size=50257,
+        vocab_size=50304,
         tied=False,
         activation="relu2",
         positions="rotary",
         rotary_dims="half",
         rotary_base=1024.0,
         norm="rms",
+        embedding_norm=True,
         qk_norm=True,
         attention_scale=0.12,
         head_bias=True,

@@ -58,6 +58,28 @@ def test_capped_logits_with_a_bias_are_those_of_the_whole_formula():
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_root_caps_logits_and_z_loss_pulls_at_the_partition():
+    """z-loss (arXiv:2204.02311) is in the gradient alone: what is reported stays comparable."""
+    hidden, head, targets = inputs()
+    scored = targets != IGNORED
+
+    def whole(hidden, head, z_loss):
+        logits = jnp.einsum("btd,vd->btv", hidden, head[:V], preferred_element_type=jnp.float32)
+        logits = logits / jnp.sqrt(1 + (logits / 3.0) ** 2)
+        log_z = jax.nn.logsumexp(logits, axis=2)
+        label = jnp.take_along_axis(logits, jnp.where(scored, targets, 0)[..., None], axis=2)[..., 0]
+        return jnp.sum((log_z - label + z_loss * log_z**2) * scored)
+
+    settings = {"vocab_size": V, "chunk_tokens": 5, "dtype": "float32", "softcap": 3.0, "softcap_curve": "sqrt"}
+    run = lambda h, w: next_token_loss(h, w, targets, **settings, z_loss=0.1, layout=Layout())[0]
+    nats, gradients = jax.value_and_grad(run, (0, 1))(hidden, head)
+    np.testing.assert_allclose(nats, whole(hidden, head, 0.0), rtol=1e-6)
+    for got, want in zip(gradients, jax.grad(whole, (0, 1))(hidden, head, 0.1), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    plain = jax.grad(whole)(hidden, head, 0.0)
+    assert float(jnp.abs(gradients[0] - plain).max()) > 1e-2
+
+
 def test_rows_that_pad_the_vocabulary_take_no_part():
     hidden, head, targets = inputs()
     louder = head.at[V:].set(100.0)
