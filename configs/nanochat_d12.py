@@ -15,7 +15,8 @@ Optimizer 2,520 steps of 524,288 tokens; NorMuon by Polar Express with cautious 
 Hardware  8 A100 or H100
 Published nanochat's README: about 5 minutes on 8 H100 for d12, its scale for trying things; no loss. Not here: its
           smear gate, mid-layer subtraction and the norm after row equilibration. Gates start at zero and have Adam's
-          rate, NorMuon evens outputs, as its paper does, and 10.5 M tokens are judged, not 41.9 M
+          rate, weights are drawn from normal distributions where it has uniform ones of the same spread, NorMuon
+          evens outputs, as its paper does, and 10.5 M tokens are judged, not 41.9 M
 Measured  not yet by us
 """
 
@@ -25,6 +26,7 @@ import string
 from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
 from gptjax.data import Batch, TokenShards
+from gptjax.errors import UserError
 from gptjax.evals import Samples, ValidationLoss
 from gptjax.gpt_config import GPTConfig
 from gptjax.optim import Adam, Muon, Named
@@ -47,7 +49,9 @@ def budget(depth: int) -> int:
 
 
 def nanochat(depth: int) -> TrainConfig:
-    """The run of a depth, by nanochat's rules of August 2026."""
+    """The run of a depth from 2 to 52, by nanochat's rules of August 2026."""
+    if not 2 <= depth <= len(string.ascii_letters):
+        raise UserError(f"nanochat({depth}): wanted a depth from 2 to {len(string.ascii_letters)}.")
     width, tokens, growth = width_of(depth), budget(depth), budget(depth) / budget(12)
     batch = 2 ** round(math.log2(REFERENCE_BATCH * growth**0.383))
     rate = math.sqrt(batch / REFERENCE_BATCH)

@@ -102,6 +102,8 @@ def prepare(request: Prepare) -> Manifest:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus, reading)
                 writers = _write(directory, request, corpus.parts(reading), tokenizer, journal)
                 _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
+                if describe(request, open_corpus(request), known) != record:
+                    raise UserError(f"source {request.source}: was changed while it was read. Prepare it again.")
                 manifest = write_manifest(directory, writers, tokenizer, record)
             except BaseException:
                 journal.forget_if_empty()

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import tyro
 
 from data_pipelines.scored_shards import Example, Kind, LeftOut, PrepareScored, prepare_scored
-from gptjax.chat import ChatTemplate, Message, Scored, check_turns, one_id, read_messages
+from gptjax.chat import ChatTemplate, Message, Scored, check_turns, one_id, read_messages, whole_text
 from gptjax.errors import UserError, explained
 from gptjax.manifest import Manifest
 from gptjax.preferences import KIND
-from gptjax.tokenizer import Tokenizer, load_tokenizer, replace_surrogates
+from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 FIELDS = ("prompt", "chosen", "rejected")
 
@@ -102,7 +102,7 @@ def _texts(record: dict[str, Any], where: str) -> Texts:
     for field in FIELDS:
         if not record[field].strip():
             raise UserError(f'{where}: "{field}" is blank.')
-    return Texts(*(replace_surrogates(record[field]) for field in FIELDS))
+    return Texts(*(whole_text(record[field], where=f"{where}: {field}") for field in FIELDS))
 
 
 def _chats(record: dict[str, Any], where: str) -> Chats:

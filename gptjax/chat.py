@@ -112,7 +112,15 @@ def _read_message(item: Any, *, where: str) -> Message:
         raise UserError(f"{where}: its role is {_short(role)}; wanted {', '.join(ROLES)}.")
     if not isinstance(content, str) or not content.strip():
         raise UserError(f"{where}: its content is {_short(content)}; wanted a string that is not blank.")
-    return Message(role, replace_surrogates(content))
+    return Message(role, whole_text(content, where=where))
+
+
+def whole_text(text: str, *, where: str) -> str:
+    """The text, if UTF-8 can hold it; a surrogate without a partner is a `UserError`."""
+    whole = replace_surrogates(text)
+    if whole.count("\ufffd") > text.count("\ufffd"):
+        raise UserError(f"{where}: has a surrogate without a partner, which UTF-8 cannot hold.")
+    return whole
 
 
 def check_turns(messages: Sequence[Message], *, where: str) -> None:

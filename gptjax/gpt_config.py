@@ -147,11 +147,11 @@ class GPTConfig:
             raise UserError(f"model.dropout is {self.dropout}; it is a share in [0, 1).")
         if self.positions == "rotary" and self.head_width % 4:
             raise UserError(f"model.positions=rotary turns pairs of a head; {self.head_width} is no multiple of 4.")
-        for name in ("rotary_base", "softcap", "attention_scale"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+        for name in ("rotary_base", "softcap", "attention_scale", "norm_epsilon"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}; it must be positive.")
         for name in ("init_std", "embedding_std", "head_std", "mlp_init", "sinks"):
-            if (value := getattr(self, name)) is not None and value < 0:
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
                 raise UserError(f"model.{name} is {value}; it must not be negative.")
         if not self.windows or set(self.windows) - set("LS"):
             raise UserError(f"model.windows is {self.windows!r}; it is a pattern of L and S, such as SSSL.")

@@ -354,7 +354,7 @@ def farewell(config: TrainConfig, command: str, *, stopped: int | None) -> None:
     picture = draw_losses(config.directory, references=references)
     whole = all(judge.tokens is None for judge in config.evals if isinstance(judge, ValidationLoss))
     judged = max((record["step"] for record in records if "val_bpb" in record), default=-1)
-    if whole and judged == records[-1]["step"] and "bigram_bpb" in last:
+    if whole and judged == last.get("step") and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]
         say(
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"

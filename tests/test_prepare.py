@@ -141,7 +141,25 @@ def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), "π"])
     with pytest.raises(UserError, match=r"'π' \(U\+03C0\) is not among"):
         run(source, tmp_path / "out", tmp_path / "chars", processes=2)
-    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [".out.lock"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
+    source = tmp_path / "x.jsonl"
+    write_jsonl(source, documents(20))
+    encode_all = door.encode_all
+
+    def changing(*args, **kwargs):
+        with source.open("a") as file:
+            file.write('{"text": "more"}\n')
+        return encode_all(*args, **kwargs)
+
+    monkeypatch.setattr(door, "encode_all", changing)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        run(source, tmp_path / "out", "bytes", processes=1)
+    monkeypatch.setattr(door, "encode_all", encode_all)
+    run(source, tmp_path / "out", "bytes", processes=1)
+    assert text_of(tmp_path / "out", "train").count("more") + text_of(tmp_path / "out", "val").count("more") == 1
 
 
 def test_a_recipe_says_what_is_left_open(tmp_path):

@@ -177,13 +177,17 @@ def test_a_broken_line_is_named(tmp_path, run, capsys, broken, message):
     assert f"{tmp_path}/all.jsonl:1: " in str(caught.value)
 
 
-def test_halves_of_characters(tmp_path, run):
-    text = line([("user", "a\ud800"), ("assistant", "\ud83d\ude00")])
-    assert "\\ud800" in text
-    run(write(tmp_path / "chat.jsonl", [text]), split="none")
+def test_halves_of_characters(tmp_path, run, capsys):
+    whole, half = line([("user", "a"), ("assistant", "\ud83d\ude00")]), line([("user", "a\ud800"), ("assistant", "b")])
+    assert "\\ud800" in half
+    source = write(tmp_path / "chat.jsonl", [half, whole])
+    run(source, split="none")
+    assert "chat.jsonl:1: " in (printed := capsys.readouterr().out)
+    assert "a surrogate without a partner" in printed
     tok = load_tokenizer(tmp_path / "out")
-    assert "a\ufffd<|im_end|>" in tok.decode(documents(tmp_path / "out")[0][0])
-    assert "assistant\n😀<|im_end|>" in tok.decode(documents(tmp_path / "out")[0][0])
+    assert [tok.decode(tokens).count("assistant\n😀<|im_end|>") for tokens, *_ in documents(tmp_path / "out")] == [1]
+    with pytest.raises(UserError, match=r"chat\.jsonl:1: .*surrogate"):
+        run(source, split="none", strict=True, overwrite=True)
 
 
 def test_done_once_is_done(tmp_path, run, capsys):

@@ -11,8 +11,9 @@ from data_pipelines.readers.documents import Document, Reading
 from data_pipelines.readers.json_lines import SUFFIXES as JSON_LINES
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.parquet import read_parquet
-from data_pipelines.readers.paths import files_identity, find_files
+from data_pipelines.readers.paths import files_below, files_identity, find_files
 from data_pipelines.readers.text_files import COMPRESSED, naming, read_text
+from gptjax.errors import UserError
 
 LEFT_OUT = "files of other kinds in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of a kind that is not known read as plain text"
@@ -49,7 +50,7 @@ def open_files(spec: str) -> "Files":
     """The files that `spec` names: a file of any name, the files of known kinds in a directory, or a pattern."""
     sets = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
     paths = find_files(spec, reader_of, known=_KNOWN, otherwise=f" Or use {sets}.")
-    others = sum(path.is_file() for path in Path(spec).rglob("*")) - len(paths) if Path(spec).is_dir() else 0
+    others = sum(1 for _ in files_below(Path(spec))) - len(paths) if Path(spec).is_dir() else 0
     return Files(spec, paths, left_out=others)
 
 
@@ -74,6 +75,7 @@ class Files:
         for path in self.paths:
             read = reader_of(path.name)
             if read is None:
+                _check_is_text(path)
                 read = read_text
                 reading.notes[AS_TEXT] += 1
             with naming(path):
@@ -82,3 +84,9 @@ class Files:
     def identity(self) -> dict[str, Any]:
         """Names, sizes and times of change."""
         return files_identity(self.spec, self.paths)
+
+
+def _check_is_text(path: Path) -> None:
+    with path.open("rb") as file:
+        if b"\0" in file.read(2**16):
+            raise UserError(f"{path}: holds NUL bytes, so it is no text, and of no kind that can be read ({_KNOWN}).")

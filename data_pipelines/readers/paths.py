@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from gptjax.errors import UserError
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
-    """The files in order of their names; in a directory, at any depth, those whose name `is_known`.
+    """The files in order of their names; in a directory, at any depth, those whose name `is_known` and not hidden.
 
     A file that is named, by itself or by a pattern, may have any name. `known` and `otherwise` tell in an error what is
     looked for in directories, and what else the spec might be.
     """
     path = Path(spec)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if is_known(p.name) and p.is_file()]
+        found = [p for p in files_below(path) if is_known(p.name)]
         if not found:
             raise UserError(f"source {spec}: the directory holds no {known} files.")
     else:
@@ -27,6 +27,19 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
     return tuple(sorted(found))
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """All files at any depth, through links too, but nothing hidden."""
+    seen = set[str]()
+    for root, folders, names in os.walk(directory, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in seen
+        ]
+        yield from (Path(root, name) for name in names if not name.startswith(".") and os.path.isfile(f"{root}/{name}"))
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Text is taken byte for byte: no line end is translated, no byte-order mark remov
 early is an error in any mode, for nobody can say what is missing.
 """
 
+import codecs
 import contextlib
 import gzip
 import io
@@ -28,6 +29,8 @@ def read_text(path: Path, reading: Reading) -> Iterator[Document]:
     if reading.text_field != TEXT_FIELD:
         reading.notes[NO_FIELDS] += 1
     with opened(path) as file:
+        if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{path}: is UTF-16. Make it UTF-8 first: iconv -f UTF-16 -t UTF-8.")
         yield checked(file.read(), reading, where=str(path), note=REPLACED)
 
 
