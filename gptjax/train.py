@@ -35,6 +35,7 @@ from gptjax.step import make_train_step
 from gptjax.stopping import Patience, Signals
 from gptjax.terminal import say
 from gptjax.tokenizer import Tokenizer
+from gptjax.windows import check_documents_known
 
 PROG = "python -m gptjax.train"
 
@@ -140,19 +141,22 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
         )
     model = replace(model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
     config = replace(config, data=data, model=model)
-    if model.vocab_size is not None:
-        check_ids(config, model.vocab_size)
+    check_streams(config, tokenizer)
     return config, tokenizer
 
 
-def check_ids(config: TrainConfig, vocab_size: int) -> None:
-    """Name a file whose first tokens show that it is of another vocabulary, before a device is touched."""
+def check_streams(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
+    """Before a device is touched: name a file whose first tokens show that it is of another vocabulary, and data whose
+    documents nobody knows, if they are to be kept apart."""
     streams = [part.data.split("train") for part in parts_of(config.data)]
     if any(isinstance(judge, ValidationLoss | Bigram) for judge in config.evals):
         streams.append(validation_of(config.data).split("val"))
     for stream in streams:
-        for path, begin, end in stream.spans():
-            check_vocabulary(stream.read(begin, min(end - begin, 2**16)), vocab_size, source=str(path))
+        if config.model.document_mask:
+            check_documents_known(stream, tokenizer.end_of_text if tokenizer else None)
+        if (vocab_size := config.model.vocab_size) is not None:
+            for path, begin, end in stream.spans():
+                check_vocabulary(stream.read(begin, min(end - begin, 2**16)), vocab_size, source=str(path))
 
 
 def fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, str | None]:

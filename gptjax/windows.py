@@ -61,15 +61,21 @@ class Windows(ABC):
     @functools.cached_property
     def _begins(self) -> Numbers:
         """Where documents begin: as the pipeline wrote it down, else where the end-of-text id stands."""
+        check_documents_known(self.stream, self.end_of_text)
         if self.stream.documents is not None:
             return np.asarray(self.stream.documents)
-        if self.end_of_text is None:
-            raise UserError(
-                f"{self.stream.name}: nobody wrote down where its documents begin, and no end-of-text token tells. "
-                "Prepare the text with `python -m data_pipelines.prepare`, or name the --data.tokenizer."
-            )
+        assert self.end_of_text is not None
         found = self.stream.find(self.end_of_text)
         return found if len(found) and found[0] == 0 else np.concatenate([[0], found])
+
+
+def check_documents_known(stream: TokenStream, end_of_text: int | None) -> None:
+    """Raise unless something tells where the documents of a stream begin."""
+    if stream.documents is None and end_of_text is None:
+        raise UserError(
+            f"{stream.name}: nobody wrote down where its documents begin, and no end-of-text token tells. Prepare the "
+            "text anew with `python -m data_pipelines.prepare`, or name the --data.tokenizer."
+        )
 
 
 class _Contiguous(Windows):

@@ -26,6 +26,7 @@ from gptjax.logbook import Log
 from gptjax.optim import AdamW
 from gptjax.run import Run
 from gptjax.schedules import Constant
+from gptjax.shards import write_shard
 from gptjax.tokenizer import Chars
 from gptjax.train import created, main, prepared, train
 
@@ -298,3 +299,13 @@ def test_a_recipe_may_count_the_rows_that_pad_the_vocabulary(shards):
     assert prepared(config)[0].model.vocab_size == 128
     with pytest.raises(UserError, match=r"model\.vocab_size is 127, but the tokenizer of .* has 48 tokens"):
         prepared(tiny_config(shards, model={"vocab_size": 127}))
+
+
+def test_documents_that_nobody_knows_are_missed_before_anything_is_compiled(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for split in ("train", "val"):
+        write_shard(folder / f"{split}.bin", np.arange(500, dtype=np.uint16) % 60)
+    config = tiny_config(folder, model={"document_mask": True, "vocab_size": 64})
+    with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
+        prepared(config)
