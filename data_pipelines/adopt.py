@@ -45,10 +45,10 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     was prepared here, and for ids that the tokenizer does not have.
     """
     check_adoptable(directory)
-    found = {split: tuple(files) for split in SPLITS if (files := files_of_split(directory, split))}
-    if not found:
+    found = {split: tuple(files_of_split(directory, split)) for split in SPLITS}
+    if not any(found.values()):
         raise UserError(f"{directory}: no .bin files with train or val in their names.")
-    streams = {split: TokenStream(files, name=f"{directory} ({split})") for split, files in found.items()}
+    streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
     if len({stream.dtype for stream in streams.values()}) > 1:
         raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
     splits: dict[str, Counts] = {}
