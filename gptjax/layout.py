@@ -87,6 +87,11 @@ class Layout:
         """Whether there is a mesh at all."""
         return self.size > 1
 
+    @property
+    def replicated(self) -> bool:
+        """Whether there is a mesh of which every device has all weights whole."""
+        return self.size > 1 and self.devices_along["data"] == self.size
+
     def described(self) -> str:
         return " × ".join(f"{axis}={size}" for axis, size in self.devices_along.items())
 

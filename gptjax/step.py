@@ -1,8 +1,8 @@
 """One step: rows → gradients → update. Pure functions of the state, compiled once, the state's memory given back.
 
 Micro-batches are summed by a scan and divided by the number of scored tokens of the whole batch, so that 1 × N and
-N × 1 give the same gradient. Under data parallelism each data shard sums its own rows, and the sums are reduced exactly
-once (`_summed`).
+N × 1 give the same gradient. Under data parallelism alone each device sums its own rows, and the sums are reduced
+exactly once (`_summed`).
 """
 
 from collections.abc import Callable, Sequence
@@ -114,25 +114,23 @@ def row_keys(seed: int, step: Count, rows: Rows, layout: Layout) -> jax.Array:
 def _summed(objective: Objective, model: GPT, rows: Rows, keys: jax.Array | None, layout: Layout) -> tuple[Scalar, GPT]:
     """Mean loss and its gradient over all rows.
 
-    With data parallelism, the compiler would reduce gradients in every micro-batch. Here each data shard sums its own,
-    and they are added up once, in float32; within a shard the layout has no data axis.
+    The compiler reduces gradients in every micro-batch. That is as it must be where devices share a weight's bytes: no
+    one has room for all of its gradient. Where all have whole weights, each sums its own rows as if it were alone, and
+    the sums are added up once, in float32.
     """
     scored = jnp.sum(rows["targets"] != IGNORED)
-    if layout.devices_along["data"] == 1:
+    if not layout.replicated:
         return _accumulated(objective, model, rows, keys, scored)
 
-    inner = replace(layout, data=1)
-    # Axes of size 1 must be manual too: a custom kernel refuses to be partitioned by a partly manual mesh.
-    manual = {"data"} | {axis for axis, size in layout.devices_along.items() if size == 1}
+    alone = replace(layout, data=1)
 
     def local(model: GPT, rows: Rows, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
-        loss, gradients = _accumulated(objective, rebound(model, layout=inner), rows, keys, scored)
+        loss, gradients = _accumulated(objective, rebound(model, layout=alone), rows, keys, scored)
         return jax.lax.psum((loss, rebound(gradients, layout=layout)), "data")
 
     spread, whole = PartitionSpec(None, "data"), PartitionSpec()
     in_specs = (whole, spread, None if keys is None else spread, whole)
-    island = jax.shard_map(local, axis_names=manual, in_specs=in_specs, out_specs=whole, check_vma=False)
-    return island(model, rows, keys, scored)
+    return layout.island(local, in_specs, whole)(model, rows, keys, scored)
 
 
 def _accumulated(
