@@ -72,6 +72,12 @@ def differing(request: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(sorted(key for key in request | other if request.get(key) != other.get(key)))
 
 
+def check_same(before: dict[str, Any], after: dict[str, Any], source: str) -> None:
+    """Raise unless the request, described again when all has been read, is what it was before."""
+    if before != after:
+        raise UserError(f"source {source}: was changed while it was read. Prepare it again.")
+
+
 @contextlib.contextmanager
 def replaced(output: Path, *, resumable: bool = False) -> Iterator[Path]:
     """Give a directory to fill, at last with a manifest; it becomes `output` (in place of an older one) unless the body

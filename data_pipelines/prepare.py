@@ -23,7 +23,7 @@ from data_pipelines.disk import locked, sync
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import made_already, replaced
+from data_pipelines.output import check_same, made_already, replaced
 from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.readers.documents import TEXT_FIELD, Notes, Reading, texts_of
@@ -38,6 +38,9 @@ from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
 from gptjax.shards import token_dtype
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenizer_files import FILE_NAME
+
+FEW_TOKENS = 1024
+"""A row of GPT-2. A split may be smaller, but that should be known."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,7 @@ def prepare(request: Prepare) -> Manifest:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus, reading)
                 writers = _write(directory, request, corpus.parts(reading), tokenizer, journal)
                 _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
-                if describe(request, open_corpus(request), known) != record:
-                    raise UserError(f"source {request.source}: was changed while it was read. Prepare it again.")
+                check_same(record, describe(request, open_corpus(request), known), request.source)
                 manifest = write_manifest(directory, writers, tokenizer, record)
             except BaseException:
                 journal.forget_if_empty()
@@ -250,6 +252,10 @@ def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: floa
             f"{name:5} {count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens "
             f"({count.bytes / count.tokens:.3f} bytes/token) in {files} file{'s' if files > 1 else ''}"
         )
+        if count.tokens < FEW_TOKENS:
+            print(
+                f"note: {name} has only {count.tokens:,} tokens, not a row of {FEW_TOKENS:,}; --split cuts otherwise."
+            )
     notes.print()
     total = sum(count.bytes for count in manifest.splits.values())
     rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"

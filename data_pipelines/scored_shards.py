@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.disk import locked
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import made_already, replaced
+from data_pipelines.output import check_same, made_already, replaced
 from data_pipelines.progress import moving_line
 from data_pipelines.readers.documents import Notes
 from data_pipelines.readers.json_lines import json_lines
@@ -102,6 +102,7 @@ def prepare_scored(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> 
         report = _Report()
         with replaced(output) as directory:
             manifest = _write(directory, request, record, kind, tokenizer, report)
+            check_same(record, _record(request, kind, tokenizer), request.source)
     report.show(request, manifest, kind)
     return manifest
 

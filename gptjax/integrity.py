@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_NAME, AnyPath, Companion, Manifest, ShardFile, read_manifest
+from gptjax.manifest import AGAIN, MANIFEST_NAME, AnyPath, Companion, Manifest, ShardFile, read_manifest
 from gptjax.shards import TokenStream, check_size, file_sha256, map_file, open_shard, open_split, parts
 from gptjax.terminal import say
 
@@ -80,13 +80,13 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int |
         for chunk in range(first, last, step * 2**16):
             places = np.asarray(starts[chunk : min(last, chunk + step * 2**16) : step])
             if places.max() >= len(stream):
-                raise UserError(f"{stream.name}: a document begins beyond its end. Prepare the data again.")
+                raise UserError(f"{stream.name}: a document begins beyond its end. {AGAIN}")
             wrong = np.flatnonzero(stream.take(places) != end_of_text)
             if len(wrong):
                 raise UserError(
                     f"{path}: token {places[wrong[0]] - begin:,} begins a document but is not the end-of-text id "
-                    f"{end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered; prepare the "
-                    "data again."
+                    f"{end_of_text} of its tokenizer.json. The file is of another tokenizer, or altered. "
+                    f"{AGAIN}"
                 )
 
 
@@ -97,8 +97,7 @@ def check_bytes(stream: TokenStream, bytes_per_token: Int[np.ndarray, " V"], wan
     )
     if found != wanted:
         raise UserError(
-            f"{stream.name}: its tokens stand for {found:,} bytes of text, {MANIFEST_NAME} says {wanted:,}. "
-            "Prepare the data again."
+            f"{stream.name}: its tokens stand for {found:,} bytes of text, {MANIFEST_NAME} says {wanted:,}. {AGAIN}"
         )
 
 
@@ -133,9 +132,7 @@ def verify(directory: AnyPath) -> Manifest:
 
 def _check_sha256(path: Path, found: str, wanted: str) -> None:
     if found != wanted:
-        raise UserError(
-            f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed. Prepare the data again."
-        )
+        raise UserError(f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed. {AGAIN}")
 
 
 def _check_companion(path: Path, companion: Companion, *, tokens: int) -> None:
@@ -143,11 +140,11 @@ def _check_companion(path: Path, companion: Companion, *, tokens: int) -> None:
     if companion.kind == "scored":
         marks = map_file(path, np.dtype(np.uint8), offset=0, count=companion.bytes)
         if max((int(part.max()) for _, part in parts(marks)), default=0) > 1:
-            raise UserError(f"{path}: has marks other than 0 and 1. Prepare the data again.")
+            raise UserError(f"{path}: has marks other than 0 and 1. {AGAIN}")
         return
     starts = map_file(path, np.dtype(np.int64), offset=0, count=companion.bytes // 8)
     before = -1
     for _, part in parts(starts):
         if (np.diff(part, prepend=before) <= 0).any() or part[-1] >= tokens:
-            raise UserError(f"{path}: the documents do not begin one after another inside the split. Prepare it again.")
+            raise UserError(f"{path}: the documents do not begin one after another inside the split. {AGAIN}")
         before = part[-1]

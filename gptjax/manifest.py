@@ -12,6 +12,8 @@ from gptjax.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
+AGAIN = "Prepare the data again; if others made it, fetch or copy it again."
+"""What helps where files are not what their manifest says."""
 
 AnyPath = str | os.PathLike[str]
 
@@ -94,9 +96,7 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}.") from None
     if isinstance(content, dict) and content.get("version") != MANIFEST_VERSION:
-        raise UserError(
-            f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}. Prepare the data again."
-        )
+        raise UserError(f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}. {AGAIN}")
     manifest = _typed(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")

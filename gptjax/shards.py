@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_NAME, AnyPath, Counts, Manifest, read_manifest
+from gptjax.manifest import AGAIN, MANIFEST_NAME, AnyPath, Counts, Manifest, read_manifest
 
 Format = Literal["shards", "raw-uint16"]
 HEADER_BYTES = 1024
@@ -296,9 +296,9 @@ def _companions(folder: Path, manifest: Manifest | None, split: str) -> dict[str
 def check_size(path: Path, wanted: int) -> None:
     """Raise unless the file is there and has the size that the manifest says."""
     if not path.is_file():
-        raise UserError(f"{path}: missing, though {MANIFEST_NAME} names it. Prepare the data again.")
+        raise UserError(f"{path}: missing, though {MANIFEST_NAME} names it. {AGAIN}")
     if (size := path.stat().st_size) != wanted:
-        raise UserError(f"{path}: {size:,} bytes, but {MANIFEST_NAME} says {wanted:,}. Prepare the data again.")
+        raise UserError(f"{path}: {size:,} bytes, but {MANIFEST_NAME} says {wanted:,}. {AGAIN}")
 
 
 def _compare_counts(counts: Counts, stream: TokenStream) -> None:
@@ -308,12 +308,12 @@ def _compare_counts(counts: Counts, stream: TokenStream) -> None:
         found.append(("documents", len(starts), counts.documents))
         if len(starts) and not (starts[0] == 0 and 0 <= starts[-1] < len(stream)):
             where = stream.companions["documents"]
-            raise UserError(f"{where}: its documents do not begin inside the split. Prepare the data again.")
+            raise UserError(f"{where}: its documents do not begin inside the split. {AGAIN}")
     if stream.scored is not None:
         found.append(("marks of scored tokens", len(stream.scored), counts.tokens))
     for what, number, wanted in found:
         if number != wanted:
-            raise UserError(f"{stream.name} has {number:,} {what}, {MANIFEST_NAME} says {wanted:,}.")
+            raise UserError(f"{stream.name} has {number:,} {what}, {MANIFEST_NAME} says {wanted:,}. {AGAIN}")
 
 
 def _compare(folder: Path, manifest: Manifest, split: str, found: list[Path]) -> None:

@@ -85,3 +85,25 @@ def test_a_record_in_memory_is_read_in_either_way(monkeypatch):
     for limit in (6, 1000):
         monkeypatch.setattr(long_lines, "LONG_BYTES", limit)
         assert document_of_record(record, Reading(strict=True), where="x") == "some text é".encode()
+
+
+def test_a_record_of_endless_numbers_is_broken_and_takes_no_memory(tmp_path, monkeypatch):
+    """And what is in strings does not count, however often they end."""
+    monkeypatch.setattr(long_lines, "MOST_STRUCTURE", 2**20)
+    path = tmp_path / "x.jsonl"
+    words = json.dumps({"text": "good", "words": ['such, [as] \\ " these' * 10_000] * 20})
+    assert len(words) > 2 * long_lines.MOST_STRUCTURE
+    with path.open("w") as file:
+        file.write('{"text": "lost", "embedding": [')
+        for _ in range(1000):
+            file.write("0, " * 10_000)
+        file.write(f"0]}}\n{words}\n")
+    reading = Reading()
+    tracemalloc.start()
+    assert list(read_json_lines(path, reading)) == [b"good"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reading.notes == {BROKEN: 1}
+    assert peak < 4 * len(words)
+    with pytest.raises(UserError, match=r"x\.jsonl:1: .* more than 1,048,576 bytes of it are not in strings"):
+        list(read_json_lines(path, Reading(strict=True)))

@@ -162,6 +162,18 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
     assert text_of(tmp_path / "out", "train").count("more") + text_of(tmp_path / "out", "val").count("more") == 1
 
 
+def test_a_split_of_a_few_tokens_is_told(tmp_path, capsys):
+    """Which hashing may leave to validation, where there are few documents."""
+    for name, text in (("book.txt", "All the words of a book. " * 100), ("readme.txt", "read me")):
+        (tmp_path / name).write_text(text)
+    run(f"{tmp_path}/*.txt", tmp_path / "out", "bytes", split="documents:0.5")
+    counts = read_manifest(tmp_path / "out").splits
+    assert (counts["train"].tokens, counts["val"].tokens) == (2500, 7)
+    printed = capsys.readouterr().out
+    assert "note: val has only 7 tokens, not a row of 1,024" in printed
+    assert "train has only" not in printed
+
+
 def test_a_recipe_says_what_is_left_open(tmp_path):
     def of(**options):
         request = completed(Prepare(output=tmp_path, **options))

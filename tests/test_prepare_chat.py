@@ -5,11 +5,13 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
 
+from data_pipelines import scored_shards
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message
@@ -188,6 +190,20 @@ def test_halves_of_characters(tmp_path, run, capsys):
     assert [tok.decode(tokens).count("assistant\n😀<|im_end|>") for tokens, *_ in documents(tmp_path / "out")] == [1]
     with pytest.raises(UserError, match=r"chat\.jsonl:1: .*surrogate"):
         run(source, split="none", strict=True, overwrite=True)
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, run, monkeypatch):
+    source, write_all = write(tmp_path / "chat.jsonl", map(line, many(30))), scored_shards._write
+
+    def changing(*args):
+        with Path(source).open("a") as file:
+            file.write(line(SUMS) + "\n")
+        return write_all(*args)
+
+    monkeypatch.setattr(scored_shards, "_write", changing)
+    with pytest.raises(UserError, match=r"chat\.jsonl: was changed while it was read"):
+        run(source)
+    assert not list(tmp_path.glob("*out*/*"))
 
 
 def test_done_once_is_done(tmp_path, run, capsys):

@@ -2,7 +2,8 @@
 
 The one idea: a string that is longer than `LONG_BYTES` is decoded piece by piece into UTF-8, and a short name stands in
 its place; the line that remains is parsed like any other. So the text is in memory once and the line
-never, though escapes may make the line six times as long as the text.
+never, though escapes may make the line six times as long as the text. Of numbers and brackets, each of which would be
+an object of Python's, there may be `MOST_STRUCTURE` bytes.
 """
 
 import codecs
@@ -32,7 +33,10 @@ _INSIDE = re.compile(
     % (_HALF, _HALF),
     re.DOTALL,
 )
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 LONG_BYTES = 2**20
+MOST_STRUCTURE = 2**24
+"""Bytes outside of strings, of which Python would make some thirty times as much."""
 _LONGEST_REST = 16
 """Bytes: two escapes, of which the second is not complete, or a character."""
 
@@ -83,12 +87,14 @@ class _LongLine:
         self._short, self._rest, self._strict = bytearray(), b"", strict
         self._name = uuid.uuid4().hex  # no text has it
         self._open: str | None = None
+        self._structure = 0
 
     def add(self, block: bytes) -> None:
         data, place = self._rest + block, 0
         while place < len(data):
             if self._open is None:
                 end = _end(_COMPLETE, data, place)
+                self._count_structure(data[place:end])
                 self._short += data[place:end]
                 place = end
                 if len(data) - place <= LONG_BYTES:  # at the end, or at a string of which too little is known
@@ -107,6 +113,11 @@ class _LongLine:
         self._rest = data[place:]
         if self._open is not None and len(self._rest) > _LONGEST_REST:
             raise ValueError(f"no escape: {self._rest[:_LONGEST_REST]!r}")
+
+    def _count_structure(self, complete: bytes) -> None:
+        self._structure += len(complete) - sum(map(len, _STRING.findall(complete)))
+        if self._structure > MOST_STRUCTURE:
+            raise ValueError(f"more than {MOST_STRUCTURE:,} bytes of it are not in strings")
 
     def _take(self, part: bytes, *, whole: bool) -> int:
         """Decode what is inside of a string, but for a character that is not complete unless `whole`."""

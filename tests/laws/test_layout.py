@@ -238,6 +238,15 @@ def test_dropout_is_off_in_evaluation(one_step, config):
     assert float(judge(dropped, rows)[0]) == float(judge(plain, rows)[0])
 
 
+def collective_bytes(kind, text):
+    """Bytes of the results of one kind of collective in a program's text."""
+    total = 0
+    for shapes in re.findall(rf"= (.*?) {kind}(?:-start)?\(", text):
+        for width, dims in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes):
+            total += int(width) // 8 * math.prod(int(n) for n in dims.split(",") if n)
+    return total
+
+
 def reduced_bytes(hlo):
     """(bytes of all-reduces inside loops, bytes of those outside) in a compiled program's text."""
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S))
@@ -251,24 +260,27 @@ def reduced_bytes(hlo):
             inside.add(name)
             waiting.append(name)
 
-    def size(body):
-        total = 0
-        for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", body):
-            for width, dims in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", shapes):
-                total += int(width) // 8 * math.prod(int(n) for n in dims.split(",") if n)
-        return total
-
-    sizes = {name: size(body) for name, body in bodies.items()}
+    sizes = {name: collective_bytes("all-reduce", body) for name, body in bodies.items()}
     return tuple(sum(sizes[name] for name in sizes if (name in inside) == wanted) for wanted in (True, False))
+
+
+def compiled_text(config, layout):
+    """The text of the compiled step, and the weights it is for."""
+    with layout.active():
+        state, batches = created(config, layout), opened_batches(config, layout)
+        return compiled_step(config, layout, state, batches).as_text(), state.model
 
 
 def test_data_parallelism_reduces_gradients_once_a_step(config):
     config = replace(config, optimizer=ADAMW, batch=Batch(sequences=32, accumulate=4))
-    layout = LAYOUTS["data parallel"]
-    with layout.active():
-        state, batches = created(config, layout), opened_batches(config, layout)
-        hlo = compiled_step(config, layout, state, batches).as_text()
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state.model))
+    hlo, model = compiled_text(config, LAYOUTS["data parallel"])
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     in_loops, outside = reduced_bytes(hlo)
     assert in_loops == 0
     assert weights <= outside < 1.01 * weights
+
+
+def test_data_parallelism_beside_fsdp_gathers_no_weight_more(config):
+    config = replace(config, optimizer=ADAMW)
+    alone, both = (compiled_text(config, layout)[0] for layout in (Layout(fsdp=4), Layout(data=2, fsdp=4)))
+    assert 0 < collective_bytes("all-gather", both) <= collective_bytes("all-gather", alone)
