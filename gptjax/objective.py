@@ -1,5 +1,6 @@
 """What is being minimised. An objective turns a model and rows into (summed loss, number of scored tokens)."""
 
+import math
 from dataclasses import dataclass
 
 from gptjax.errors import UserError
@@ -23,7 +24,7 @@ class NextToken:
     """Pull of log Σ exp logits towards 0, in the gradient only: the losses that are shown stay cross-entropy."""
 
     def __post_init__(self) -> None:
-        if self.z_loss < 0:
+        if not 0 <= self.z_loss < math.inf:
             raise UserError(f"objective.z_loss is {self.z_loss}; it must not be negative.")
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")

@@ -5,6 +5,7 @@ vectors (gains, biases, scalars, sinks); some may be named. Of a group a config 
 schedules are functions of the training step, given to `update` as `step=`: there is one clock.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -35,11 +36,11 @@ def _check(part: Any, where: str) -> None:
         value = getattr(part, field.name)
         if value is None:
             continue
-        if field.name in _POSITIVE and not value > 0:
+        if field.name in _POSITIVE and not 0 < value < math.inf:
             raise UserError(f"{where}.{field.name} is {value}; it must be above 0.")
         if field.name in _SHARES and not 0 <= value < 1:
             raise UserError(f"{where}.{field.name} is {value}; it must be in [0, 1).")
-        if field.name in _NOT_NEGATIVE and not value >= 0:
+        if field.name in _NOT_NEGATIVE and not 0 <= value < math.inf:
             raise UserError(f"{where}.{field.name} is {value}; it must be at least 0.")
 
 
@@ -123,7 +124,7 @@ class AdamW:
         """The optax transformation for a run of `steps`."""
         del layout  # elementwise: as sharded as its weights
         return optax.named_chain(
-            ("names", all_named(self.named)),
+            ("groups", groups_have_weights(self)),
             ("clip", clip(self.clip_norm)),
             ("adam", scale_by_adam(self.rule)),
             ("decay", add_decay(self.rule)),
@@ -223,7 +224,7 @@ class Muon:
         )
         matrices, others = partial(marked, own=True), partial(marked, own=False)
         return optax.named_chain(
-            ("names", all_named(self.named)),
+            ("groups", groups_have_weights(self)),
             ("clip", clip(self.clip_norm)),
             ("muon", optax.masked(muon, matrices)),
             ("adam", optax.masked(scale_by_adam(self.rule), others)),
@@ -256,13 +257,21 @@ def by_rule(rules: Rules, function: Callable[..., Array], tree: Any, *rest: Any)
     return over_weights(own, tree, *rest)
 
 
-def all_named(groups: tuple[Named, ...]) -> optax.GradientTransformation:
-    """Nothing but a check, when the state is made, that each named group has a weight."""
+def groups_have_weights(optimizer: AdamW | Muon) -> optax.GradientTransformation:
+    """Nothing but a check, when the state is made, that each group that says something has a weight."""
 
     def init(params: Any) -> optax.EmptyState:
-        paths: list[str] = []
-        over_weights(lambda path, weight: paths.append(path), params)
-        for group in groups:
+        letters: dict[str, str] = {}
+        over_weights(lambda path, weight: letters.update({path: weight.letters}), params)
+        paths, roles = list(letters), set(map(role, letters.values()))
+        for part in ("embedding", "value_embedding", "head", "vector"):
+            if getattr(optimizer, part) != Adam() and part not in roles:
+                why = " (it is tied to the embedding)" if part == "head" else ""
+                raise UserError(
+                    f"optimizer.{part} is {getattr(optimizer, part)}, but this model has no weight that is a "
+                    f"{part.replace('_', ' ')} of its own{why}. Leave the group out."
+                )
+        for group in optimizer.named:
             if not any(map(group.means, paths)):
                 raise UserError(
                     f"optimizer.named has a group for {group.weight!r}, but no weight of this model is called so. "

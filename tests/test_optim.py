@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from dataclasses import replace
 
 import jax
@@ -136,6 +137,19 @@ def test_a_name_that_no_weight_has_is_refused(model, make):
         config.build(steps=10, layout=Layout()).init(model)
 
 
+@pytest.mark.parametrize("make", [AdamW, Muon])
+def test_a_group_without_a_weight_is_refused(model, make):
+    """Of a tied head, say, whose rate would be the embedding's."""
+    with pytest.raises(
+        UserError, match=r"optimizer\.value_embedding is Adam\(.* no weight that is a value"
+    ):
+        make(value_embedding=Adam(0.1)).build(steps=10, layout=Layout()).init(model)
+    tied = nnx.eval_shape(lambda: GPT(replace(CONFIG, tied=True), key=jax.random.key(0)))
+    with pytest.raises(UserError, match=r"optimizer\.head .*tied to the embedding"):
+        make(head=Adam(0.1)).build(steps=10, layout=Layout()).init(tied)
+    jax.eval_shape(make(embedding=Adam(0.1), vector=Adam(0.1)).build(steps=10, layout=Layout()).init, tied)
+
+
 def test_momentum_follows_its_schedule_between_low_and_high():
     config = Muon(
         momentum=0.97, momentum_low=0.85, momentum_schedule=WarmupStableDecay(warmup=3, decay_fraction=0.5, floor=0.5)
@@ -245,6 +259,9 @@ def test_the_step_alone_decides_the_learning_rate(model):
         (lambda: AdamW(beta2=1.0), "optimizer.beta2"),
         (lambda: Muon(weight_decay=-1.0), "optimizer.weight_decay"),
         (lambda: Muon(iterations=0), "optimizer.iterations"),
+        (lambda: AdamW(learning_rate=math.nan), "optimizer.learning_rate is nan"),
+        (lambda: AdamW(clip_norm=math.inf), "optimizer.clip_norm is inf"),
+        (lambda: Muon(weight_decay=math.nan), "optimizer.weight_decay is nan"),
         (lambda: AdamW(clip_norm=0.0), "optimizer.clip_norm"),
         (lambda: Muon(momentum_low=1.0), "optimizer.momentum_low"),
         (lambda: Muon(normuon_beta2=-0.1), "optimizer.normuon_beta2"),
