@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -78,13 +79,15 @@ class LossPerToken:
     """AdamW's learning rates for the baseline."""
     modern_rates: tuple[float, ...] = (0.005, 0.01, 0.02)
     """Muon's and Adam's learning rates for the modern recipe."""
-    adamw_rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    adamw_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
     """AdamW's learning rates for the modern model, as an ingredient."""
     lengths: tuple[float, ...] = (0.2, 0.3, 0.5)
     """Lengths of the modern runs, as parts of the baseline's steps."""
     seeds: tuple[int, ...] = (1337, 1, 2)
     ablation: bool = True
     """Whether each ingredient is measured by itself."""
+    ablation_seeds: tuple[int, ...] = (1337,)
+    """Seeds of that. A row is compared with the whole recipe seed by seed: both see the same batches."""
     validation: int = 131_072
     """Validation tokens that every run is judged on."""
     run: str | None = None
@@ -153,13 +156,13 @@ class Bench:
         }
         return min(found, key=lambda rate: found[rate].loss)
 
-    def seeds(self, name: str, config: TrainConfig, *, rate: float, part: float) -> list[Result]:
-        """One result for each seed; the first is the one that chose the rate."""
-
-        def named(seed: int) -> str:
-            return f"{name} {rate:g} x{part:g}" + ("" if seed == 1337 else f" seed {seed}")
-
-        return [self.result(named(seed), self.at(config, rate=rate, seed=seed, part=part)) for seed in self.asked.seeds]
+    def seeds(
+        self, name: str, config: TrainConfig, *, rate: float, part: float, seeds: tuple[int, ...] | None = None
+    ) -> list[Result]:
+        """One result for each seed; by default those that are asked for, of which the first chose the rate."""
+        named = lambda seed: name if seed == 1337 else f"{name} seed {seed}"
+        chosen = self.asked.seeds if seeds is None else seeds
+        return [self.result(named(seed), self.at(config, rate=rate, seed=seed, part=part)) for seed in chosen]
 
 
 def main() -> None:
@@ -172,10 +175,13 @@ def main() -> None:
     print(f"{bench.baseline.tokens(1):,} and {bench.modern.tokens(1):,}\n")
 
     rate = bench.best_rate("baseline", bench.baseline, asked.rates, part=1.0)
-    baseline = bench.seeds("baseline", bench.baseline, rate=rate, part=1.0)
+    baseline = bench.seeds(f"baseline {rate:g} x1", bench.baseline, rate=rate, part=1.0)
     longest = max(asked.lengths)
     modern_rate = bench.best_rate("modern", bench.modern, asked.modern_rates, part=longest)
-    modern = {part: bench.seeds("modern", bench.modern, rate=modern_rate, part=part) for part in asked.lengths}
+    name = f"modern {modern_rate:g}"
+    modern = {
+        part: bench.seeds(f"{name} x{part:g}", bench.modern, rate=modern_rate, part=part) for part in asked.lengths
+    }
 
     target = statistics.mean(run.loss for run in baseline)
     print(f"\nbaseline at {rate:g}: {described(baseline)}")
@@ -209,25 +215,26 @@ def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
 
 
 def ablate(bench: Bench, rate: float, *, part: float) -> None:
-    """Each ingredient taken out or put in, by one seed: what it adds to the loss."""
-    whole = bench.result(f"modern {rate:g} x{part:g}", bench.at(bench.modern, rate=rate, part=part)).loss
+    """Each ingredient taken out or put in: what it adds to the loss, seed by seed."""
+    run = partial(bench.seeds, part=part, seeds=bench.asked.ablation_seeds)
+    whole = run(f"modern {rate:g} x{part:g}", bench.modern, rate=rate)
     rows = {"AdamW instead of Muon": adamw_instead(bench, part)}
     decay = {"the long decay": of_optimizer(schedule=bench.baseline.optimizer.schedule)}
     for title, changes in (("without", WITHOUT | decay), ("with", WITH)):
         for name, change in changes.items():
-            config = bench.at(change(bench.modern), rate=rate, part=part)
-            rows[f"{title} {name}"] = bench.result(f"{title} {name}", config)
-    print(f"\n{'modern recipe':<44} {whole:.4f}")
-    for name, run in rows.items():
-        print(f"{name:<44} {run.loss:.4f}  {run.loss - whole:+.4f}")
+            rows[f"{title} {name}"] = run(f"{title} {name}", change(bench.modern), rate=rate)
+    print(f"\n{'modern recipe':<44} {described(whole)}")
+    for name, runs in rows.items():
+        added = [run.loss - base.loss for run, base in zip(runs, whole, strict=True)]
+        print(f"{name:<44} {described(runs)}  {'  '.join(f'{loss:+.4f}' for loss in added)}")
 
 
-def adamw_instead(bench: Bench, part: float) -> Result:
+def adamw_instead(bench: Bench, part: float) -> list[Result]:
     """The modern model with AdamW, at its own best rate."""
     schedule = bench.modern.optimizer.schedule
     config = replace(bench.modern, optimizer=AdamW(schedule=schedule, beta2=bench.baseline.optimizer.beta2))
     rate = bench.best_rate("adamw", config, bench.asked.adamw_rates, part=part)
-    return bench.result(f"adamw {rate:g} x{part:g}", bench.at(config, rate=rate, part=part))
+    return bench.seeds(f"adamw {rate:g} x{part:g}", config, rate=rate, part=part, seeds=bench.asked.ablation_seeds)
 
 
 def described(runs: list[Result]) -> str:

@@ -19,19 +19,20 @@ from gptjax.evals import Samples, ValidationLoss
 from gptjax.optim import Muon
 from gptjax.schedules import WarmupStableDecay
 
+MODERN = {
+    "positions": "rotary",
+    "norm": "rms",
+    "norm_gain": False,
+    "qk_norm": True,
+    "activation": "relu2",
+    "zero_init": True,
+}
+
 config = replace(
     base,
     name="shakespeare_modern",
     steps=1250,
-    model=replace(
-        base.model,
-        positions="rotary",
-        norm="rms",
-        norm_gain=False,
-        qk_norm=True,
-        activation="relu2",
-        zero_init=True,
-    ),
+    model=replace(base.model, **MODERN),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.01,

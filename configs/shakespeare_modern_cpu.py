@@ -13,22 +13,14 @@ Measured  by us: 1.594 over the whole validation text (seeds 1337, 1, 2: 1.593, 
 from dataclasses import replace
 
 from configs.shakespeare_char_cpu import config as base
+from configs.shakespeare_modern import MODERN
 from gptjax.optim import Muon
 from gptjax.schedules import WarmupStableDecay
 
 config = replace(
     base,
     name="shakespeare_modern_cpu",
-    model=replace(
-        base.model,
-        bias=False,
-        positions="rotary",
-        norm="rms",
-        norm_gain=False,
-        qk_norm=True,
-        activation="relu2",
-        zero_init=True,
-    ),
+    model=replace(base.model, bias=False, **MODERN),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,

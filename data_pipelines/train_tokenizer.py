@@ -20,6 +20,7 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.interrupts import ending_at_ctrl_c
 from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, texts_of
@@ -52,6 +53,8 @@ class TrainTokenizer:
     """As for `prepare`: only the training part is read, so that validation text has no say in the vocabulary."""
     text_field: str = TEXT_FIELD
     """As for `prepare`: the field of a record that holds its text."""
+    strict: bool = False
+    """As for `prepare`: stop at the first record that is broken or not Unicode."""
     special_tokens: str = ""
     """Special tokens besides `<|endoftext|>`, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names."""
     max_bytes: int = MOST_BYTES
@@ -89,7 +92,9 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator((piece for text in texts for piece in texts_of(text.encode(), size=PIECE_BYTES)), trainer)
+    some = (piece for text in texts for piece in texts_of(text.encode(), size=PIECE_BYTES))
+    with ending_at_ctrl_c():
+        model.train_from_iterator(some, trainer)
     if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
             f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
@@ -157,7 +162,7 @@ class _Read:
 def train(request: TrainTokenizer) -> Tokenizer:
     """Read, learn, write; prints what was learnt and how long it took."""
     start = time.perf_counter()
-    reading = Reading(request.text_field)
+    reading = Reading(request.text_field, request.strict)
     parts = Split.parse(request.split).parts(open_source(request.source), reading)
     tokenizer, megabytes = learn_bpe(
         (document for split, document in parts if split == "train"),

@@ -86,7 +86,12 @@ def test_one_set_of_several_must_be_chosen(hub):
         read("hf:owner/tales")
     assert read("hf:owner/tales:20231101.en/*train*") == ["20231101.en"] * 2
     assert len(read("hf:owner/tales:*train*")) == 4
-    hub.commit = hashlib.sha1(b"next").hexdigest()
+    hub.files = {path: path.encode() for path in ("data/2024/0.txt", "data/2025/0.txt", "sample/0.txt", "all.txt")}
+    hub.commit = hashlib.sha1(b"without names").hexdigest()
+    with pytest.raises(UserError, match=r"3 folders.* Choose hf:owner/tales:data/\* or hf:owner/tales:sample/\*;"):
+        read("hf:owner/tales")
+    assert read("hf:owner/tales:data/*") == ["data/2024/0.txt", "data/2025/0.txt"]
+    hub.commit = hashlib.sha1(b"many").hexdigest()
     hub.files = {f"{i}/train.txt": b"" for i in range(100)}
     with pytest.raises(UserError, match=r"15/\*train\* \(and 92 more\)"):
         read("hf:owner/tales")
@@ -97,7 +102,7 @@ def test_one_set_of_several_must_be_chosen(hub):
     [
         ["train/chunk1/0.txt", "train/chunk2/0.txt", "test/chunk1/0.txt"],
         ["data/train-0.txt", "data/train-1.txt", "extra/more.txt"],
-        ["en/0.txt", "de/0.txt"],
+        ["data/0.txt", "data/more/1.txt"],
     ],
 )
 def test_one_set_in_several_folders_is_read_whole(hub, paths):

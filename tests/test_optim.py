@@ -140,9 +140,7 @@ def test_a_name_that_no_weight_has_is_refused(model, make):
 @pytest.mark.parametrize("make", [AdamW, Muon])
 def test_a_group_without_a_weight_is_refused(model, make):
     """Of a tied head, say, whose rate would be the embedding's."""
-    with pytest.raises(
-        UserError, match=r"optimizer\.value_embedding is Adam\(.* no weight that is a value"
-    ):
+    with pytest.raises(UserError, match=r"optimizer\.value_embedding is Adam\(.* no weight that is a value"):
         make(value_embedding=Adam(0.1)).build(steps=10, layout=Layout()).init(model)
     tied = nnx.eval_shape(lambda: GPT(replace(CONFIG, tied=True), key=jax.random.key(0)))
     with pytest.raises(UserError, match=r"optimizer\.head .*tied to the embedding"):

@@ -139,14 +139,22 @@ class HubFiles:
             wanted = f"matches {self.pattern}" if self.pattern else "is text, JSON lines, Parquet or ArrayRecord"
             held = ", ".join(file.path for file in self.repository.listing.files[:8]) or "nothing"
             raise UserError(f"source {self.spec}: no file that can be read {wanted}; the repository holds {held}.")
-        if self.pattern is None and len(sets := sorted({_before_train(file.path) for file in found})) > 1:
-            choices = " or ".join(f"{self.spec}:{folder}*train*" for folder in sets[:SETS_NAMED])
-            more = "" if len(sets) <= SETS_NAMED else f" (and {len(sets) - SETS_NAMED} more)"
-            raise UserError(
-                f"source {self.spec}: its training files are in {len(sets)} folders, which may be different sets or "
-                f"versions of one. Choose {choices}{more}; {self.spec}:*train* takes all of them."
-            )
+        if self.pattern is None:
+            self._refuse_several_sets([file.path for file in found])
         return found
+
+    def _refuse_several_sets(self, paths: list[str]) -> None:
+        """They may be languages, or a sample of the rest. The folders that tell are those above the name of the split
+        or, where nothing is named after it, the outermost."""
+        named = any(map(_names_train, paths))
+        folder_of, what = (_before_train, "*train*") if named else (_outermost, "*")
+        if len(folders := sorted(set(map(folder_of, paths)))) > 1:
+            choices = " or ".join(f"{self.spec}:{folder}{what}" for folder in folders[:SETS_NAMED] if folder)
+            more = "" if len(folders) <= SETS_NAMED else f" (and {len(folders) - SETS_NAMED} more)"
+            raise UserError(
+                f"source {self.spec}: its training files are in {len(folders)} folders, which may be different sets or "
+                f"versions of one. Choose {choices}{more}; {self.spec}:{what} takes all of them."
+            )
 
     def identity(self) -> dict[str, Any]:
         """Paths, sizes and hashes of the files, not the commit: an edited readme changes no text."""
@@ -182,6 +190,12 @@ def _before_train(path: str) -> str:
     """The folders above the one, or the file, that names the split; none where nothing does."""
     parts = path.split("/")
     return next(("".join(f"{part}/" for part in parts[:i]) for i, part in enumerate(parts) if _names_train(part)), "")
+
+
+def _outermost(path: str) -> str:
+    """The first folder of a path; none of a file at the top."""
+    folder, slash, _ = path.rpartition("/")
+    return folder.split("/")[0] + slash
 
 
 def _names_train(path: str) -> bool:
