@@ -35,12 +35,12 @@ class ValueMix(Part):
     def __init__(self, config: GPTConfig, layout: Layout) -> None:
         gated, heads = config.value_gate, config.key_heads
         self.mix = None if gated else constant(0.5, "C", (2,), layout=layout)
-        self.gate = constant(0.0, "IJ", (GATE_CHANNELS, heads), layout=layout) if gated else None
+        self.gate = constant(0.0, "PJ", (GATE_CHANNELS, heads), layout=layout) if gated else None
         self.config, self.layout = config, layout
 
     def __call__(self, x: BTD, v: BTJK, others: BTJK) -> BTJK:
         if self.gate is not None:
-            logits = self.linear("BTI,IJ->BTJ", x[..., :GATE_CHANNELS], self.gate)
+            logits = self.linear("BTP,PJ->BTJ", x[..., :GATE_CHANNELS], self.gate)
             return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * others
         assert self.mix is not None
         own, other = use(self.mix, self.config.dtype, self.layout)

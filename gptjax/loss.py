@@ -190,8 +190,8 @@ def _capped(setting: _Setting, logits: Float[Array, "M V"]) -> tuple[Float[Array
     return logits * shrink, shrink**3
 
 
-def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "I M D"], Int[Array, "I M"]]:
-    """Tokens in a row, cut into I chunks of M; the last is filled up with ignored ones."""
+def _chunks(setting: _Setting, hidden: BTD, targets: BT) -> tuple[Float[Array, "chunks M D"], Int[Array, "chunks M"]]:
+    """Tokens in a row, cut into chunks of M; the last is filled up with ignored ones."""
     h, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     size = min(setting.chunk_tokens, y.size)
     if missing := -y.size % size:

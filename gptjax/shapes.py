@@ -2,10 +2,11 @@
 
     B  batch            T  time (query)      S  source time (key)
     D  model width      H  heads             K  head width
-    F  MLP width        V  vocabulary        N  layers
+    F  MLP width        V  vocabulary        N  layers, or those with a skip
     J  heads of keys and values              E  width of value embeddings (J × K)
-    C  the triple q, k, v, or the pair k, v  I  attention sinks
+    C  q, k, v; k, v; or another pair        I  attention sinks
     G  accumulation groups                   M  tokens of a batch in a row (B × T)
+    P  channels that a gate reads
 
 An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
 (jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
