@@ -23,6 +23,9 @@ BLOCK = 512
 """Queries that the textbook formula takes at a time where the keys they may see are fewer than the whole row's, or
 where the row is long: nothing of size T×S exists then."""
 
+OLDEST = 8.0
+"""The compute capability that the flash kernel needs: NVIDIA's Ampere."""
+
 Kernel = Literal["cudnn", "xla"]
 
 
@@ -51,6 +54,8 @@ def obstacle(config: GPTConfig, *, backend: str) -> str | None:
     """Why the flash kernel cannot run here; None if nothing is in its way."""
     if backend not in ("gpu", "cuda"):
         return f"the backend is {backend}, not an NVIDIA GPU"
+    if (found := capability()) is not None and found < OLDEST:
+        return f"the GPU has compute capability {found:g} and the kernel needs {OLDEST:g}"
     if config.dtype == "float32":
         return "model.dtype is float32 and the kernel computes in 16 bits"
     if config.dropout > 0:
@@ -64,6 +69,17 @@ def obstacle(config: GPTConfig, *, backend: str) -> str | None:
         note = " with room for the sinks" if config.sinks else ""
         return f"heads are {width} wide{note} and the kernel takes multiples of 8 up to 128"
     return None
+
+
+def capability() -> float | None:
+    """The compute capability of the GPU that is here, 0 for one that is not NVIDIA's; None without a GPU."""
+    device = jax.devices()[0]
+    if device.platform not in ("gpu", "cuda"):
+        return None
+    try:
+        return float(device.compute_capability)
+    except ValueError:  # AMD's are called gfx90a, say
+        return 0.0
 
 
 def attend(

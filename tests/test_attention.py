@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -133,3 +134,16 @@ def test_the_kernel_is_chosen_openly():
     assert chosen(windows="SL", short_window=128) == "cudnn"
     with pytest.raises(UserError, match="cudnn cannot run: the backend is cpu"):
         chosen("cudnn", backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "why"),
+    [("9.0", "cudnn", None), ("8.0", "cudnn", None), ("7.5", "xla", "capability 7.5 and .* 8"), ("gfx90a", "xla", "0")],
+)
+def test_old_gpus_and_those_of_others_get_the_formula(monkeypatch, found, wanted, why):
+    device = SimpleNamespace(platform="gpu", compute_capability=found)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert choose(GPTConfig(), backend="gpu") == wanted
+    if why:
+        with pytest.raises(UserError, match=why):
+            choose(GPTConfig(attention="cudnn"), backend="gpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
-from gptjax.attention import attend
+from gptjax.attention import Sinks, attend
 from gptjax.layout import Layout
 from gptjax.model import GPT
 from gptjax.train import train
@@ -16,23 +16,42 @@ from gptjax.train import train
 pytestmark = pytest.mark.gpu
 
 
-def attention_and_gradients(kernel, dtype):
-    """The output and the gradients of a weighted sum of it, for 2 × 256 positions, 3 heads of 64."""
-    q, k, v, weights = (jax.random.normal(jax.random.key(i), (2, 256, 3, 64)) for i in range(4))
+def attention_and_gradients(kernel, dtype, *, shared, sinks, window):
+    """The output and the gradients of a weighted sum of it, for 2 × 256 positions and 4 heads of 64.
 
-    def weighted(q, k, v):
-        out = attend(q.astype(dtype), k.astype(dtype), v.astype(dtype), kernel=kernel, layout=Layout())
+    `shared` heads have the same keys; `sinks` of them are learned.
+    """
+    shapes = {"q": (2, 256, 4, 64), "k": (2, 256, 4 // shared, 64), "v": (2, 256, 4 // shared, 64)}
+    shapes |= {name: (sinks, 4 // shared, 64) for name in ("sink_keys", "sink_values") if sinks}
+    arrays = {name: jax.random.normal(jax.random.key(i), shape) for i, (name, shape) in enumerate(shapes.items())}
+    weights = jax.random.normal(jax.random.key(9), shapes["q"])
+
+    def weighted(arrays):
+        x = {name: array.astype(dtype) for name, array in arrays.items()}
+        learned = Sinks(x["q"], x["sink_keys"], x["sink_values"]) if sinks else None
+        settings = {"kernel": kernel, "sinks": learned, "window": window, "layout": Layout()}
+        out = attend(x["q"], x["k"], x["v"], **settings)
         return jnp.sum(out.astype(jnp.float32) * weights), out
 
     with Layout().active():
-        gradients, out = jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-    return [np.asarray(x, np.float32) for x in (out, *gradients)]
+        gradients, out = jax.jit(jax.grad(weighted, has_aux=True))(arrays)
+    return [np.asarray(x, np.float32) for x in (out, *gradients.values())]
 
 
-def test_the_flash_kernel_is_the_textbook_formula():
-    """To the precision of bfloat16, forward and backward."""
-    wanted = attention_and_gradients("xla", "float32")
-    for got, exact in zip(attention_and_gradients("cudnn", "bfloat16"), wanted, strict=True):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shared": 1, "sinks": 0, "window": None},
+        {"shared": 2, "sinks": 0, "window": None},
+        {"shared": 1, "sinks": 0, "window": 100},
+        {"shared": 2, "sinks": 4, "window": None},
+    ],
+    ids=str,
+)
+def test_the_flash_kernel_is_the_textbook_formula(options):
+    """To the precision of bfloat16, forward and backward, with all that the kernel is given to do."""
+    wanted = attention_and_gradients("xla", "float32", **options)
+    for got, exact in zip(attention_and_gradients("cudnn", "bfloat16", **options), wanted, strict=True):
         assert np.abs(got - exact).max() < 0.03 * np.abs(exact).max()
 
 
