@@ -143,6 +143,13 @@ def test_a_full_disk_is_no_silence(tmp_path, hub, monkeypatch):
     assert len(hub.requests) == 1, "asking again does not help"
 
 
+def test_a_place_that_cannot_be_written_is_no_silence(tmp_path, hub, capsys):
+    (tmp_path / "x.bin.partial").mkdir()
+    with pytest.raises(UserError, match=r"could not be kept: .*x\.bin\.partial.*Choose a place"):
+        download(wanted(hub), tmp_path / "x.bin")
+    assert "trying again" not in capsys.readouterr().err
+
+
 def test_a_token_stays_with_its_host(tmp_path, hub):
     url = f"{hub.endpoint}/datasets/o/n/resolve/{hub.commit}/x.bin"
     download(Wanted(url, len(CONTENT), SHA256), tmp_path / "x.bin", token="secret")

@@ -148,6 +148,8 @@ def test_a_commit_is_asked_about_once(hub, tmp_path):
     hub.authorized.clear()
     assert Repository("owner/tales", COMMIT).listing == listing
     assert not hub.authorized
+    (kept / "main.json").write_text('{"commit": "')
+    assert Repository("owner/tales").listing == listing, "what is damaged is asked for again"
 
 
 def test_identity_is_of_the_content(hub):

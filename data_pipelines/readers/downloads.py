@@ -160,6 +160,8 @@ def _request(url: str, token: str | None) -> urllib.request.Request:
 def _wait_or_give_up(url: str, error: Exception, attempt: int) -> None:
     if is_full(error):
         raise UserError(f"{url}: could not be kept: {error}. What has arrived is kept; make room and try again.")
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, urllib.error.URLError):
+        raise UserError(f"{url}: could not be kept: {error}. Choose a place that can be written.") from None
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         if error.code not in _PASSING:

@@ -62,20 +62,21 @@ class Repository:
     @functools.cached_property
     def listing(self) -> Listing:
         """What the server says; where it is silent, or the revision is a commit, what it said last time."""
-        kept = self.directory / f"{urllib.parse.quote(self.revision, safe='')}.json"
-        if kept.is_file() and re.fullmatch("[0-9a-f]{40}", self.revision):
-            return _kept(kept)
+        path = self.directory / f"{urllib.parse.quote(self.revision, safe='')}.json"
+        kept = _kept(path)
+        if kept is not None and re.fullmatch("[0-9a-f]{40}", self.revision):
+            return kept
         try:
-            listing = self._ask(patient=not kept.is_file())
+            listing = self._ask(patient=kept is None)
         except UserError as error:
-            if not kept.is_file():
+            if kept is None:
                 raise
             print(f"{error} Going on with what it said before.", file=sys.stderr, flush=True)
-            return _kept(kept)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
+            return kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(dataclasses.asdict(listing)), encoding="utf-8")
-        os.replace(partial, kept)
+        os.replace(partial, path)
         return listing
 
     def _ask(self, *, patient: bool) -> Listing:
@@ -217,9 +218,13 @@ def _is_description(path: str) -> bool:
     return name.startswith((".", "readme", "licen", "citation")) or name.endswith((".md", ".rst"))
 
 
-def _kept(path: Path) -> Listing:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Listing(content["commit"], tuple(Remote(**file) for file in content["files"]))
+def _kept(path: Path) -> Listing | None:
+    """The listing of an earlier time; None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Listing(content["commit"], tuple(Remote(**file) for file in content["files"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _remote(entry: dict[str, Any]) -> Remote:
