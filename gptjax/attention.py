@@ -7,12 +7,12 @@ independent, and a custom kernel cannot be partitioned by the compiler.
 
 import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from gptjax.errors import UserError
 from gptjax.gpt_config import GPTConfig
@@ -153,34 +153,50 @@ def causal(
     """The textbook formula over whole rows; a block of queries at a time, computed again for the gradient, where that
     saves much."""
     length = q.shape[1]
-    reach = length if window is None else min(length, window + BLOCK)
-    if reach == length <= BLOCK:
+    near = window is not None and window + BLOCK < length
+    if length <= BLOCK:
         seen = visible(jnp.arange(length), jnp.arange(length), window=window)
         seen = seen if segments is None else seen & same(segments, segments)
         return formula(q, k, v, seen=seen, scale=scale, sinks=sinks, dropout=dropout, keys=keys)
 
-    # The last block is filled up with copies of the last query: one that saw nothing would be 0 / 0.
-    filled = lambda x: jnp.pad(x, ((0, 0), (0, -length % BLOCK), *[(0, 0)] * (x.ndim - 2)), mode="edge")
+    # Blocks are given to the map, not sliced inside of it: there the gradient of each slice would be a whole row.
+    queries = jax.tree.map(in_blocks, (q, segments, None if sinks is None else sinks.queries))
+    nearby = jax.tree.map(partial(in_blocks, before=window), (k, v, segments)) if near else None
 
-    def block(first: Array) -> BTHK:
-        start = jnp.clip(first + BLOCK - reach, 0, length - reach)
-        asking = lambda x: jax.lax.dynamic_slice_in_dim(filled(x), first, BLOCK, axis=1)
-        asked = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
+    def block(given: Any) -> BTHK:
+        first, (q_here, mine, turned), some = given
+        k_here, v_here, theirs = (k, v, segments) if some is None else some
         places = jnp.minimum(first + jnp.arange(BLOCK), length - 1)
-        seen = visible(places, start + jnp.arange(reach), window=window)
-        seen = seen if segments is None else seen & same(asking(segments), asked(segments))
-        here = None if sinks is None else sinks._replace(queries=asking(sinks.queries))
+        others = jnp.arange(k_here.shape[1]) + (first - window if near else 0)
+        seen = visible(places, others, window=window)
+        seen = seen if segments is None else seen & same(mine, theirs)
+        here = None if sinks is None else sinks._replace(queries=turned)
         drawn = None if keys is None else jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, first)
-        return formula(asking(q), asked(k), asked(v), seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn)
+        return formula(q_here, k_here, v_here, seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn)
 
-    blocks = jax.lax.map(jax.checkpoint(block), jnp.arange(0, length, BLOCK))
+    blocks = jax.lax.map(jax.checkpoint(block), (jnp.arange(0, length, BLOCK), queries, nearby))
     return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
+def in_blocks(x: Shaped[Array, "B T ..."], *, before: int = 0) -> Shaped[Array, "blocks B S ..."]:
+    """Rows in blocks of `BLOCK` tokens, each with so many tokens `before` it.
+
+    Beyond the ends of a row are copies of its first and last token: a query that saw nothing would be 0 / 0.
+    """
+    length, size = x.shape[1], before + BLOCK
+    count, parts = -(-length // BLOCK), -(-size // BLOCK)
+    ends = (before, (count + parts - 1) * BLOCK - before - length)
+    padded = jnp.pad(x, ((0, 0), ends, *[(0, 0)] * (x.ndim - 2)), mode="edge")
+    shifted = [padded[:, i * BLOCK : (i + count) * BLOCK] for i in range(parts)]
+    blocks = jnp.concatenate([part.reshape(x.shape[0], count, BLOCK, *x.shape[2:]) for part in shifted], axis=2)
+    return jnp.moveaxis(blocks[:, :, :size], 1, 0)
+
+
 def visible(queries: Int[Array, " T"], keys: Int[Array, " S"], *, window: int | None) -> Bool[Array, "1 T S"]:
-    """Which keys each query may see, by their positions in the text."""
+    """Which keys each query may see, by their positions in the text; at negative ones there is no key."""
     distance = queries[None, :, None] - keys[None, None, :]
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    seen = (distance >= 0) & (keys >= 0)[None, None, :]
+    return seen if window is None else seen & (distance < window)
 
 
 def same(queries: BT, keys: BS) -> Bool[Array, "B T S"]:
