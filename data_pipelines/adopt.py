@@ -7,6 +7,8 @@ all of it, and bits per byte and samples need no further word. `fetch` does this
 themselves are not touched, but a run that began before does not resume on them: it knew them by samples only.
 """
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,7 @@ import tyro
 from data_pipelines.companions import CompanionWriter
 from data_pipelines.disk import locked
 from gptjax.errors import UserError, explained
+from gptjax.integrity import note_unchanged
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
 from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
 from gptjax.tokenizer import Tokenizer, load_tokenizer
@@ -41,8 +44,8 @@ class Adopt:
 def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     """Index and hash the splits; prints a line for each. Adopting again, after files were added, begins anew.
 
-    What an earlier adoption wrote stays until the new manifest takes its place. Raises `UserError` for a directory that
-    was prepared here, and for ids that the tokenizer does not have.
+    What an earlier adoption wrote stays until all has been read. Raises `UserError` for a directory that was prepared
+    here, and for ids that the tokenizer does not have.
     """
     check_adoptable(directory)
     found = {split: tuple(files_of_split(directory, split)) for split in SPLITS}
@@ -54,19 +57,21 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     splits: dict[str, Counts] = {}
     files: dict[str, ShardFile] = {}
     companions: dict[str, Companion] = {}
-    with locked(directory.absolute()):
+    with locked(directory.absolute()), tempfile.TemporaryDirectory(prefix=".adopt-", dir=directory) as new:
         for split, stream in streams.items():
             starts, size = _read(stream, tokenizer)
             splits[split] = Counts(len(starts), len(stream), size)
             for path, begin, end in stream.spans():
                 files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
-            (directory / f"{split}.documents").unlink(missing_ok=True)
             if len(starts):
-                index = CompanionWriter(directory, split, "documents")
+                index = CompanionWriter(Path(new), split, "documents")
                 index.append(starts)
                 companions |= index.finish()
             known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
             print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {known}")
+        for split in SPLITS:
+            name = f"{split}.documents"
+            os.replace(Path(new, name), directory / name) if name in companions else (directory / name).unlink(True)
         tokenizer.save(directory)
         manifest = Manifest(
             tokenizer=tokenizer.name,
@@ -79,6 +84,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
             request=ADOPTED,
         )
         manifest.write(directory)
+        note_unchanged(directory)
     return manifest
 
 
@@ -131,4 +137,5 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
 if __name__ == "__main__":
     with explained():
         request = tyro.cli(Adopt, prog="python -m data_pipelines.adopt")
-        adopt(request.directory, tokenizer_of(request.directory, request.tokenizer))
+        directory = request.directory.expanduser()
+        adopt(directory, tokenizer_of(directory, request.tokenizer))

@@ -123,7 +123,7 @@ def main(request: Compression) -> None:
     rows = compare(request)
     print(*lines(rows), f"saved: share of tokens against {request.against}", sep="\n")
     if request.json is not None:
-        _write(request.json, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        _write(request.json.expanduser(), json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ class ExtendTokenizer:
 def extend(request: ExtendTokenizer) -> Tokenizer:
     """Read, add, write; prints the ids of the special tokens."""
     tokenizer = load_tokenizer(request.tokenizer).extended(special_names(request.special_tokens))
-    path = tokenizer.save(request.output)
+    path = tokenizer.save(request.output.expanduser())
     print(f"{path}: {tokenizer.vocab_size:,} tokens")
     print_special_tokens(tokenizer)
     return tokenizer

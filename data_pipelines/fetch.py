@@ -62,16 +62,17 @@ def fetch(request: Fetch) -> Path:
         raise UserError(
             f"{request.source}: {repeated[0]} is there in several folders. Choose one: hf:OWNER/NAME:FOLDER/*."
         )
-    check_adoptable(request.output)
-    tokenizer = tokenizer_of(request.output, request.tokenizer)  # before hours of fetching, should it not be there
+    output = request.output.expanduser()
+    check_adoptable(output)
+    tokenizer = tokenizer_of(output, request.tokenizer)  # before hours of fetching, should it not be there
     tokens = 0
     for file in chosen:
-        path = repository.fetch(file, request.output / Path(file.path).name)
+        path = repository.fetch(file, output / Path(file.path).name)
         tokens += len(open_shard(path))  # its header must agree with its size
-    if not is_adopted(request.output):
-        adopt(request.output, tokenizer)
-    print(f"{request.output}: {len(chosen)} of {len(files)} shards, {tokens:,} tokens")
-    return request.output
+    if not is_adopted(output):
+        adopt(output, tokenizer)
+    print(f"{output}: {len(chosen)} of {len(files)} shards, {tokens:,} tokens")
+    return output
 
 
 def choose(files: list[Remote], *, shards: int | None) -> list[Remote]:

@@ -92,7 +92,7 @@ def prepare(request: Prepare) -> Manifest:
     assert request.tokenizer is not None
     known = known_tokenizer(request.tokenizer)
     record = describe(request, corpus, known)
-    output = request.output.resolve()
+    output = request.output.expanduser().resolve()
     with locked(output):
         if (manifest := made_already(output, record, overwrite=request.overwrite)) is not None:
             print(f"{request.output}: already prepared by the same request")
@@ -105,13 +105,13 @@ def prepare(request: Prepare) -> Manifest:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus, reading)
                 writers = _write(directory, request, corpus.parts(reading), tokenizer, journal)
                 _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
-                check_same(record, describe(request, open_corpus(request), known), request.source)
+                check_same(record, describe(request, corpus, known), request.source)
                 manifest = write_manifest(directory, writers, tokenizer, record)
             except BaseException:
                 journal.forget_if_empty()
                 raise
     _report(request, manifest, reading.notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
-    if recipe is not None and recipe.tokenizer == manifest.tokenizer:
+    if recipe is not None and recipe.tokenizer in (request.tokenizer, manifest.tokenizer):
         surprise = recipe.surprise(manifest.splits["train"].tokens)
         if surprise:
             print(f"note: {surprise}")

@@ -94,7 +94,7 @@ class LeftOut(UserError):
 def prepare_scored(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> Manifest:
     """Do what is asked, unless it has been done; prints a summary."""
     record = _record(request, kind, tokenizer)
-    output = request.output.resolve()
+    output = request.output.expanduser().resolve()
     with locked(output):
         if (manifest := made_already(output, record, overwrite=request.overwrite)) is not None:
             print(f"{request.output}: already prepared by the same request")

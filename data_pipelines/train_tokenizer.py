@@ -171,7 +171,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
         pattern=request.pattern,
         special_tokens=special_names(request.special_tokens),
     )
-    path = tokenizer.save(request.output)
+    path = tokenizer.save(request.output.expanduser())
     seconds = time.perf_counter() - start
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {megabytes:,.1f} MB in {seconds:.1f} s")
     print_special_tokens(tokenizer)

@@ -27,16 +27,17 @@ class Verify:
 
 def verify_directory(request: Verify) -> Manifest:
     """Check files, companions and tokenizer.json; prints what was found whole, raises `UserError` at what was not."""
-    manifest = verify(request.directory)
-    tokenizer = TokenShards(path=str(request.directory)).vocabulary()
+    directory = request.directory.expanduser()
+    manifest = verify(directory)
+    tokenizer = TokenShards(path=str(directory)).vocabulary()
     assert tokenizer is not None
     if (tokenizer.vocab_size, tokenizer.name) != (manifest.vocab_size, manifest.tokenizer):
         raise UserError(
-            f"{request.directory}/manifest.json: names {manifest.tokenizer} of {manifest.vocab_size} tokens, but "
+            f"{directory}/manifest.json: names {manifest.tokenizer} of {manifest.vocab_size} tokens, but "
             f"tokenizer.json is {tokenizer.name} of {tokenizer.vocab_size}. Prepare the data again."
         )
     for split, counts in manifest.splits.items():
-        stream = open_split(request.directory, split)
+        stream = open_split(directory, split)
         check_documents(stream, tokenizer.end_of_text)
         check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
         files = len(manifest.files_of(split))
@@ -45,7 +46,7 @@ def verify_directory(request: Verify) -> Manifest:
             f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
             f"file{'s' if files > 1 else ''}, companions: {beside}"
         )
-    print(f"{request.directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
+    print(f"{directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
     return manifest
 
 

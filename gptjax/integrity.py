@@ -34,9 +34,7 @@ def check_unchanged(directory: AnyPath) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    listed = manifest.files | manifest.companions
-    known = _noted(folder)
-    states = {name: _state(folder / name, file) for name, file in listed.items()}
+    listed, known, states = manifest.files | manifest.companions, _noted(folder), _states(folder, manifest)
     new = [name for name, state in states.items() if known.get(name) != state]
     size = sum((folder / name).stat().st_size for name in new)
     if size > WORTH_SAYING:
@@ -45,10 +43,27 @@ def check_unchanged(directory: AnyPath) -> None:
         for name, found in zip(new, pool.map(file_sha256, [folder / name for name in new]), strict=True):
             _check_sha256(folder / name, found, listed[name].sha256)
     if new:
-        with suppress(OSError):  # data may lie where nothing can be written
-            partial = folder / f"{NOTES}.{os.getpid()}.tmp"
-            partial.write_text(json.dumps(states), encoding="utf-8")
-            os.replace(partial, folder / NOTES)
+        _note(folder, states)
+
+
+def note_unchanged(directory: AnyPath) -> None:
+    """Note that all files were just read and have the manifest's hashes: the first start need not read them."""
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        _note(folder, _states(folder, manifest))
+
+
+def _note(folder: Path, states: dict[str, list[int | str]]) -> None:
+    with suppress(OSError):  # data may lie where nothing can be written
+        partial = folder / f"{NOTES}.{os.getpid()}.tmp"
+        partial.write_text(json.dumps(states), encoding="utf-8")
+        os.replace(partial, folder / NOTES)
+
+
+def _states(folder: Path, manifest: Manifest) -> dict[str, list[int | str]]:
+    listed = manifest.files | manifest.companions
+    return {name: _state(folder / name, file) for name, file in listed.items()}
 
 
 def _state(path: Path, file: ShardFile | Companion) -> list[int | str]:
@@ -127,6 +142,7 @@ def verify(directory: AnyPath) -> Manifest:
         check_size(folder / name, companion.bytes)
         _check_sha256(folder / name, file_sha256(folder / name), companion.sha256)
         _check_companion(folder / name, companion, tokens=manifest.splits[companion.split].tokens)
+    note_unchanged(folder)
     return manifest
 
 

@@ -225,11 +225,11 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     if name == "gpt2":
         return _gpt2()
     if name.startswith("gpt2:"):
-        tokenizer = _made(read_directory(Path(name.removeprefix("gpt2:"))))
+        tokenizer = _made(read_directory(Path(name.removeprefix("gpt2:")).expanduser()))
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         return _made(read_directory(path))
     if path.is_file():

@@ -100,6 +100,16 @@ def test_a_failed_adoption_takes_nothing_away(foreign, tokenizer):
         adopt(foreign, Bytes())
     assert read_manifest(foreign) == manifest
     TokenShards(path=str(foreign)).vocabulary()
+    # A file more of training, and one of validation that is not of this tokenizer, which is read after the other.
+    more = {foreign / f"{name}_009.bin": np.array([first, 1], "<u2") for name, first in (("train", 1), ("val", 999))}
+    for path, tokens in more.items():
+        path.write_bytes(shard_header(len(tokens), tokens.dtype) + tokens.tobytes())
+    with pytest.raises(UserError, match="999, outside"):
+        adopt(foreign, tokenizer)
+    for path in more:
+        path.unlink()
+    assert verify_directory(Verify(foreign)) == manifest
+    assert not list(foreign.glob(".adopt*"))
 
 
 def test_what_cannot_be_adopted(foreign, tokenizer, tmp_path):

@@ -28,6 +28,26 @@ def test_what_a_spec_names(tmp_path):
     assert found(tmp_path, "[x].txt") == ["[x].txt"]
 
 
+def test_no_file_is_read_twice(tmp_path):
+    """Though a link beside a folder, a link upwards or a pattern with two `**` leads to it several times."""
+    (tmp_path / "d/data/deep").mkdir(parents=True)
+    for name in ("data/a.txt", "data/deep/b.txt"):
+        (tmp_path / "d" / name).write_text(name)
+    (tmp_path / "d/latest").symlink_to("data")
+    assert found(tmp_path, "d/**/**/*.txt") == ["d/data/a.txt", "d/data/deep/b.txt"]
+    assert found(tmp_path, "d/latest/*.txt") == ["d/latest/a.txt"], "what is named by a link is read through it"
+    (tmp_path / "d/data/deep/up").symlink_to("../..")
+    assert found(tmp_path, "d") == ["d/data/a.txt", "d/data/deep/b.txt"]
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.txt").write_text("x")
+    for spec in ("~/x.txt", "~", "~/*.txt"):
+        assert find_files(spec, is_text, known=".txt") == (tmp_path / "x.txt",)
+    assert files_identity("~/x.txt", [])["source"] == f"{tmp_path}/x.txt"
+
+
 def test_what_names_nothing(tmp_path):
     with pytest.raises(UserError, match=r"the directory holds no \.txt files"):
         find_files(str(tmp_path), is_text, known=".txt")

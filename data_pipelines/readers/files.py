@@ -50,7 +50,8 @@ def open_files(spec: str) -> "Files":
     """The files that `spec` names: a file of any name, the files of known kinds in a directory, or a pattern."""
     sets = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
     paths = find_files(spec, reader_of, known=_KNOWN, otherwise=f" Or use {sets}.")
-    others = sum(1 for _ in files_below(Path(spec))) - len(paths) if Path(spec).is_dir() else 0
+    folder = Path(spec).expanduser()
+    others = sum(1 for _ in files_below(folder)) - len(paths) if folder.is_dir() else 0
     return Files(spec, paths, left_out=others)
 
 

@@ -17,35 +17,42 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     A file that is named, by itself or by a pattern, may have any name. `known` and `otherwise` tell in an error what is
     looked for in directories, and what else the spec might be.
     """
+    spec = os.path.expanduser(spec)
     path = Path(spec)
     if path.is_dir():
         found = [p for p in files_below(path) if is_known(p.name)]
         if not found:
             raise UserError(f"source {spec}: the directory holds no {known} files.")
     else:
-        found = [path] if path.exists() else [Path(p) for p in glob.glob(spec, recursive=True) if os.path.isfile(p)]
+        # A pattern may come to one file by several ways, through links or two of its own `**`.
+        ways = sorted(glob.glob(spec, recursive=True), key=lambda way: (len(way), way), reverse=True)
+        files = {os.path.realpath(way): Path(way) for way in ways if os.path.isfile(way)}
+        found = [path] if path.exists() else list(files.values())
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
     return tuple(sorted(found))
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """All files at any depth, through links too, but nothing hidden."""
+    """All files at any depth, through links too, but nothing hidden, and no folder twice."""
     seen = set[str]()
     for root, folders, names in os.walk(directory, followlinks=True):
-        seen.add(os.path.realpath(root))
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in seen
-        ]
+        if (place := os.path.realpath(root)) in seen:  # by another name, or again and again by a link to above
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in names if not name.startswith(".") and os.path.isfile(f"{root}/{name}"))
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
     """What, in JSON, distinguishes these files from others or a later state of them, whatever path names them."""
     files = {os.path.abspath(path): path for path in paths}
-    return {"source": os.path.abspath(spec), "files": len(files), "names_sizes_times": names_sizes_times(files)}
+    return {
+        "source": os.path.abspath(os.path.expanduser(spec)),
+        "files": len(files),
+        "names_sizes_times": names_sizes_times(files),
+    }
 
 
 def names_sizes_times(files: dict[str, Path]) -> str:
