@@ -55,7 +55,8 @@ def obstacle(config: GPTConfig, *, backend: str) -> str | None:
     if backend not in ("gpu", "cuda"):
         return f"the backend is {backend}, not an NVIDIA GPU"
     if (found := capability()) is not None and found < OLDEST:
-        return f"the GPU has compute capability {found:g} and the kernel needs {OLDEST:g}"
+        what = f"has compute capability {found:g}" if found else "is not NVIDIA's"
+        return f"the GPU {what} and the kernel needs compute capability {OLDEST:g}"
     if config.dtype == "float32":
         return "model.dtype is float32 and the kernel computes in 16 bits"
     if config.dropout > 0:

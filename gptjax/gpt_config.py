@@ -89,7 +89,7 @@ class GPTConfig:
     x0_init: tuple[float, float] = (0.0, 0.0)
     """β at the start, likewise."""
     value_residual: bool = False
-    """Whether every layer's values are mixed with the first layer's, by two learned numbers."""
+    """Whether every later layer's values are mixed with the first layer's, by two learned numbers."""
     value_embeddings: str = ""
     """Which layers mix an embedding of the token into their values: a pattern repeated over the layers, with `.` for
     none, any other character for the table of that name: `012......012`. Empty: no layer."""
@@ -145,14 +145,21 @@ class GPTConfig:
             raise UserError(f"model.num_heads {self.num_heads} is no multiple of model.kv_heads {self.kv_heads}.")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}; it is a share in [0, 1).")
-        if self.positions == "rotary" and self.head_width % 4:
-            raise UserError(f"model.positions=rotary turns pairs of a head; {self.head_width} is no multiple of 4.")
+        multiple = 4 if self.rotary_dims == "half" else 2
+        if self.positions == "rotary" and self.head_width % multiple:
+            raise UserError(
+                f"model.positions=rotary turns pairs of a head's channels ({self.rotary_dims} of them); "
+                f"{self.head_width} is no multiple of {multiple}."
+            )
         for name in ("rotary_base", "softcap", "attention_scale", "norm_epsilon"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}; it must be positive.")
         for name in ("init_std", "embedding_std", "head_std", "mlp_init", "sinks"):
             if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
                 raise UserError(f"model.{name} is {value}; it must not be negative.")
+        for name in ("residual_init", "x0_init"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise UserError(f"model.{name} is {getattr(self, name)}; it must be two numbers.")
         if not self.windows or set(self.windows) - set("LS"):
             raise UserError(f"model.windows is {self.windows!r}; it is a pattern of L and S, such as SSSL.")
         if "S" in self.windows and self.short_window is None:

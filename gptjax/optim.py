@@ -28,6 +28,8 @@ Optimizer = optax.GradientTransformationExtraArgs
 _POSITIVE = ("learning_rate", "adam_learning_rate", "epsilon", "clip_norm")
 _SHARES = ("momentum", "momentum_low", "beta1", "beta2", "normuon_beta2")
 _NOT_NEGATIVE = ("weight_decay",)
+_TINY = 1.2e-38
+"""The least float32 that is not flushed to 0."""
 
 
 def _check(part: Any, where: str) -> None:
@@ -38,6 +40,8 @@ def _check(part: Any, where: str) -> None:
             continue
         if field.name in _POSITIVE and not 0 < value < math.inf:
             raise UserError(f"{where}.{field.name} is {value}; it must be above 0.")
+        if field.name == "epsilon" and value < _TINY:
+            raise UserError(f"{where}.epsilon is {value}, which is 0 in float32; it must be at least {_TINY:.1g}.")
         if field.name in _SHARES and not 0 <= value < 1:
             raise UserError(f"{where}.{field.name} is {value}; it must be in [0, 1).")
         if field.name in _NOT_NEGATIVE and not 0 <= value < math.inf:
@@ -188,6 +192,13 @@ class Muon:
         _check(self, "optimizer")
         if self.iterations < 1:
             raise UserError(f"optimizer.iterations is {self.iterations}; it must be at least 1.")
+        if not isinstance(self.coefficients, str) and not all(map(math.isfinite, self.coefficients)):
+            raise UserError(f"optimizer.coefficients is {self.coefficients}; it must be three numbers.")
+        if self.momentum_low != type(self).momentum_low and self.momentum_schedule == Constant():
+            raise UserError(
+                f"optimizer.momentum_low is {self.momentum_low}, which needs optimizer.momentum_schedule to warm up or "
+                "fall: without one the momentum is always optimizer.momentum."
+            )
 
     def rule(self, path: str, letters: str) -> Rule:
         """What a weight is updated by; of Muon's matrices the betas and epsilon mean nothing."""
@@ -265,11 +276,12 @@ def groups_have_weights(optimizer: AdamW | Muon) -> optax.GradientTransformation
         over_weights(lambda path, weight: letters.update({path: weight.letters}), params)
         paths, roles = list(letters), set(map(role, letters.values()))
         for part in ("embedding", "value_embedding", "head", "vector"):
-            if getattr(optimizer, part) != Adam() and part not in roles:
+            own = {name: value for name, value in vars(getattr(optimizer, part)).items() if value is not None}
+            if own and part not in roles:
                 why = " (it is tied to the embedding)" if part == "head" else ""
                 raise UserError(
-                    f"optimizer.{part} is {getattr(optimizer, part)}, but this model has no weight that is a "
-                    f"{part.replace('_', ' ')} of its own{why}. Leave the group out."
+                    f"optimizer.{part} says {', '.join(f'{name}={value}' for name, value in own.items())}, but this "
+                    f"model has no {part.replace('_', ' ')} of its own{why}. Leave the group out."
                 )
         for group in optimizer.named:
             if not any(map(group.means, paths)):
@@ -311,7 +323,7 @@ def scale_by_adam(rules: Rules) -> optax.GradientTransformation:
 def add_decay(
     rules: Rules, schedule: Callable[[Step], Scalar | float] = lambda step: 1.0, *, cautious: bool = False
 ) -> Optimizer:
-    """Add each weight times its decay to its update; `cautious`: only where both have the same sign."""
+    """Add each weight times its decay to its update; `cautious`: not where the update makes the weight larger."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         multiplier = schedule(extra["step"])

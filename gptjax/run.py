@@ -25,8 +25,8 @@ CHECKPOINTS = "checkpoints"
 
 OWN = ("dropout", "document_mask", "dtype", "head_dtype", "attention", "remat", "layers")
 """What a run that starts from weights says of its model: how to compute and train it. The weights settle the rest."""
-PLACES = ("context", "rotary_base")
-"""What weights with rotary positions leave open: they may be trained on for longer texts."""
+PLACES = ("context", "rotary_base", "windows", "long_window", "short_window")
+"""What weights leave open: how far their layers look and, with rotary positions, for how long texts they are used."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,16 @@ def held(directory: Path) -> Iterator[None]:
 def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
     """The model of a run that starts from the weights of another: theirs, computed and trained as `wanted` says.
 
-    With learned positions the context is the shorter of the two. With rotary ones it is the wanted one, and so is the
-    base, if there is one.
+    With learned positions the context is the shorter of the two, with rotary ones the wanted one. The rotary base and
+    the windows, which are no weights, are as wanted where something is wanted.
     """
     theirs, own = run.config.model, {field: getattr(wanted, field) for field in OWN}
+    given = {field: getattr(wanted, field) for field in PLACES[1:]}
+    own |= {field: value for field, value in given.items() if value != getattr(GPTConfig, field)}
     if theirs.positions == "learned":
+        own.pop("rotary_base", None)
         return replace(theirs, **own, context=min(theirs.context, wanted.context))
-    base = theirs.rotary_base if wanted.rotary_base is None else wanted.rotary_base
-    return replace(theirs, **own, context=wanted.context, rotary_base=base)
+    return replace(theirs, **own, context=wanted.context)
 
 
 def _replace(path: Path, text: str) -> None:

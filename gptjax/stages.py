@@ -4,6 +4,7 @@ The one idea: a stage says only in what it differs from the config. What is judg
 the config, whatever the stage: windows alter no weights. Resolved, a run is a few `Phase`s.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,7 @@ class Stage:
     def __post_init__(self) -> None:
         if self.begin < 0:
             raise UserError(f"stages: one begins at step {self.begin}; the first step is 0.")
-        if self.rate <= 0:
+        if not 0 < self.rate < math.inf:
             raise UserError(f"stages: from step {self.begin} on rate is {self.rate}; it must be above 0.")
 
 

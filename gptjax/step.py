@@ -44,9 +44,10 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
 
-    An update whose loss or gradient is not finite is not made: weights, moments and average stay, the step number goes
-    on. `averaging` keeps the state's average, if it has one. The loss is that of the model `computed` as this config
-    says (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1 before.
+    An update that is not finite, or whose loss or gradient is not, is not made: weights, moments and average stay, the
+    step number goes on. `averaging` keeps the state's average, if it has one. The loss is that of the model `computed`
+    as this config says (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1
+    before.
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
     as in the state.
     """
@@ -59,10 +60,10 @@ def make_train_step(
         keys = row_keys(seed, state.step, rows, layout) if dropout else None
         loss, gradients = _summed(nats, state.model, rows, keys, layout)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = factor_at(state.step, rates)
         updates = jax.tree.map(lambda update: factor * update, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
         model = keep(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
         average = averaging(state.average, model, state.step, steps=steps) if averaging.kept else None

@@ -140,7 +140,7 @@ def test_a_name_that_no_weight_has_is_refused(model, make):
 @pytest.mark.parametrize("make", [AdamW, Muon])
 def test_a_group_without_a_weight_is_refused(model, make):
     """Of a tied head, say, whose rate would be the embedding's."""
-    with pytest.raises(UserError, match=r"optimizer\.value_embedding is Adam\(.* no weight that is a value"):
+    with pytest.raises(UserError, match=r"value_embedding says learning_rate=0\.1, but .* no value embedding"):
         make(value_embedding=Adam(0.1)).build(steps=10, layout=Layout()).init(model)
     tied = nnx.eval_shape(lambda: GPT(replace(CONFIG, tied=True), key=jax.random.key(0)))
     with pytest.raises(UserError, match=r"optimizer\.head .*tied to the embedding"):
@@ -262,6 +262,9 @@ def test_the_step_alone_decides_the_learning_rate(model):
         (lambda: Muon(weight_decay=math.nan), "optimizer.weight_decay is nan"),
         (lambda: AdamW(clip_norm=0.0), "optimizer.clip_norm"),
         (lambda: Muon(momentum_low=1.0), "optimizer.momentum_low"),
+        (lambda: Muon(momentum_low=0.5), "momentum_low is 0.5, which needs optimizer.momentum_schedule"),
+        (lambda: Muon(coefficients=(math.nan, 0.0, 0.0)), "optimizer.coefficients"),
+        (lambda: AdamW(epsilon=1e-50), "optimizer.epsilon is 1e-50, which is 0 in float32"),
         (lambda: Muon(normuon_beta2=-0.1), "optimizer.normuon_beta2"),
         (lambda: Muon(adam_learning_rate=0.0), "optimizer.adam_learning_rate"),
         (lambda: AdamW(head=Adam(beta1=1.5)), r"Adam\.beta1 is 1\.5"),

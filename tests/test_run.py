@@ -128,6 +128,15 @@ def test_a_rotary_base_is_the_weights_unless_another_is_said(tmp_path):
     assert started_from(Run.open(tmp_path), other) == replace(theirs, rotary_base=10_000.0)
 
 
+def test_windows_are_the_weights_unless_others_are_said(tmp_path):
+    theirs = replace(MODEL, positions="rotary", windows="SL", short_window=4, long_window=12)
+    write_files(tmp_path, TrainConfig(name="x", model=theirs), None)
+    longer = replace(MODEL, positions="rotary", context=64)
+    assert started_from(Run.open(tmp_path), longer) == replace(theirs, context=64)
+    wider = replace(longer, windows="SL", short_window=8, long_window=64)
+    assert started_from(Run.open(tmp_path), wider) == replace(wider)
+
+
 def test_rotary_weights_may_start_a_run_with_a_longer_context(tmp_path):
     config = replace(MODEL, positions="rotary")
     write_run(tmp_path / "short", model=jax.jit(lambda: GPT(config, key=jax.random.key(0)))(), tokenizer=None)

@@ -11,7 +11,7 @@ from gptjax.layout import Layout
 from gptjax.loss import IGNORED
 from gptjax.objective import NextToken
 from gptjax.optim import AdamW, Muon
-from gptjax.schedules import Linear
+from gptjax.schedules import Constant, Linear
 from gptjax.step import make_eval_step, make_train_step, row_keys
 
 LAYOUT = Layout()
@@ -91,6 +91,18 @@ def test_an_update_that_is_not_finite_is_not_made(made):
     assert np.isfinite(float(metrics["loss"]))
     assert (int(metrics["skipped"]), int(metrics["streak"])) == (3, 0)
     assert bool(jnp.any(now.model.tokens[...] != fresh().model.tokens[...]))
+
+
+def test_an_update_that_overflows_is_not_made():
+    """Though loss and gradient are as they should be."""
+    optimizer = AdamW(learning_rate=3e38, schedule=Constant())
+    make = lambda: state.create(MODEL, optimizer.build(steps=10, layout=LAYOUT), seed=0, layout=LAYOUT)
+    step = make_train_step(NextToken(), optimizer, steps=10, seed=0, dropout=False, layout=LAYOUT)
+    now, metrics = step(make(), rows())
+    assert np.isfinite([float(metrics["loss"]), float(metrics["grad_norm"])]).all()
+    assert int(metrics["skipped"]) == 1
+    assert_same(now.model, make().model)
+    assert_same(now.optimizer, make().optimizer)
 
 
 def test_rows_without_a_scored_token_give_a_loss_of_nothing(made):

@@ -72,7 +72,9 @@ SECTIONS = {
     Part: lambda base: mixture(base).parts[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
-    Muon: lambda base: Muon(schedule=Constant(), dtype="float32", weight_decay=0.1),
+    Muon: lambda base: Muon(
+        schedule=Constant(), momentum_schedule=Constant(warmup=2), dtype="float32", weight_decay=0.1
+    ),
     Average: lambda base: Average(0.9),
     Adam: lambda base: Adam(0.1),
     Named: lambda base: Named("tokens", Adam(0.1)),
