@@ -28,6 +28,8 @@ from gptjax.tokenizer_files import FILE_NAME
 ADOPTED = {"made by": "others"}
 """What the manifest says of the request that made the shards."""
 SPLITS = ("train", "val")
+MANY = 30
+"""A file of so many documents, by the others, is not made by chance with less than this part of them."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def is_adopted(directory: Path) -> bool:
 def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     """Where documents begin, nothing where the tokens do not say; and the bytes of UTF-8 that they stand for.
 
-    Raises at an id that the tokenizer does not have.
+    Raises at an id that the tokenizer does not have, and for a file with next to no ends of text among others of many.
     """
     starts, size = [np.zeros(0, np.int64)], 0
     for path, first, _ in stream.spans():
@@ -131,7 +133,21 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
             if tokenizer.end_of_text is not None:
                 starts.append(first + begin + np.flatnonzero(part == tokenizer.end_of_text))
     found = np.concatenate(starts)
+    _check_alike(stream, found)
     return (found if len(found) and found[0] == 0 else found[:0]), size
+
+
+def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
+    """Raise for a file in which documents begin far more rarely than in the rest: its ids mean something else."""
+    for path, begin, end in stream.spans():
+        own = int(np.searchsorted(starts, end) - np.searchsorted(starts, begin))
+        rest = len(stream) - (end - begin)
+        expected = (len(starts) - own) * (end - begin) / rest if rest else 0.0
+        if expected >= MANY and own < expected / MANY:
+            raise UserError(
+                f"{path}: {own} documents begin in it, where by the other files of its split it would be about "
+                f"{expected:,.0f}. It was made with another tokenizer; move it away."
+            )
 
 
 if __name__ == "__main__":

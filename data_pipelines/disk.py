@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptjax.errors import NO_ROOM
+
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
@@ -31,7 +33,7 @@ def locked(output: Path) -> Iterator[None]:
 
 def is_full(error: Exception) -> bool:
     """Whether something could not be written for want of room."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,9 @@
 """Ctrl-C is for one thread of one process: the one that a person started, which ends all others."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -22,13 +24,22 @@ def deaf_to_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_at_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process at once, as it would end any other program: for minutes in which no line of Python runs,
-    and nothing is made that a later run would not know for a leftover."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    """Ctrl-C ends the process at once: for minutes in which no line of Python runs in the main thread, which alone
+    would hear of it, and nothing is made that a later run would not know for a leftover."""
+    done = threading.Event()
+
+    def wait() -> None:
+        signal.sigwait({signal.SIGINT})
+        if not done.is_set():
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(130)
+
+    with deaf_to_ctrl_c():
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        try:
+            yield
+        finally:
+            done.set()
+            signal.pthread_kill(waiting.ident or 0, signal.SIGINT)
+            waiting.join()

@@ -6,7 +6,8 @@
     python -m data_pipelines.prepare --source=shakespeare --tokenizer=chars --split=tail:0.1 --output=data/shakespeare
 
 The output is a directory of shards with `manifest.json` and `tokenizer.json`; it appears when it is complete, and not
-before. The same request again finds it and stops; killed before the end, it goes on where it was, to the same bytes.
+before. The same request again finds it and stops; killed before the end, it goes on where it was, to the same bytes
+(but what was not yet learnt of a tokenizer begins anew).
 """
 
 import dataclasses

@@ -26,6 +26,7 @@ from gptjax.errors import UserError
 from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
 from gptjax.tokenizer import Tokenizer
 
+BROKEN_LINES = "broken lines left out"
 NAMED = 5
 """So many of the lines that are left out are named in the report."""
 
@@ -132,16 +133,21 @@ class _Report:
         if isinstance(error, LeftOut):
             self.notes[str(error)] += 1
         else:
-            self.notes["broken lines left out"] += 1
+            self.notes[BROKEN_LINES] += 1
             self.broken += [str(error)] if len(self.broken) < NAMED else []
+
+    def broken_lines(self) -> list[str]:
+        """Lines that are left out, by file and number, and how many more."""
+        more = self.notes[BROKEN_LINES] - len(self.broken)
+        return [*self.broken, *([f"and {more:,} more; --strict stops at the first"] if more else [])]
 
     def show(self, request: PrepareScored, manifest: Manifest, kind: Kind) -> None:
         for name, count in manifest.splits.items():
             examples, share = f"{self.examples[name]:>10,} {kind.plural}", self.scored[name] / count.tokens
             print(f"{name:5} {examples} {count.bytes:>14,} bytes {count.tokens:>14,} tokens ({share:.1%} scored)")
         self.notes.print()
-        for message in self.broken:
-            print(f"  {message}")
+        for line in self.broken_lines():
+            print(f"  {line}")
         seconds = time.perf_counter() - self.start
         print(f"{request.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
 
@@ -214,7 +220,9 @@ def _refuse_empty(request: PrepareScored, kind: Kind, counts: dict[str, Counts],
         raise UserError(f"source {request.source}: holds no {kind.plural} that can be used. {why}")
     for name, count in counts.items():
         if count.documents == 0:
+            why = "".join(f"\n  {line}" for line in report.broken_lines())
+            broken = f"\nBroken lines left out: {report.notes[BROKEN_LINES]:,}{why}" if why else ""
             raise UserError(
                 f"nothing is left for {name} (of {total} documents, with --split={request.divided}). Use another "
-                "fraction, none, or another --validation-source."
+                f"fraction such as documents:0.1, none, or a --validation-source.{broken}"
             )

@@ -5,9 +5,13 @@ message and exit code 2. Anything else that escapes is a bug of ours and keeps i
 """
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers where there is no room for what was to be written."""
 
 
 class UserError(Exception):
@@ -18,7 +22,7 @@ class UserError(Exception):
 def explained() -> Iterator[None]:
     """Turn what a person can mend into its message on stderr and exit code 2; used by every door around its work.
 
-    That is a `UserError`, or a file that the system would not open or write. Ctrl-C ends with 130.
+    That is a `UserError`, or a file that the system would not open or write, or had no room for. Ctrl-C ends with 130.
     """
     try:
         yield
@@ -26,6 +30,9 @@ def explained() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
+        if error.errno in NO_ROOM:
+            print(f"error: {error.strerror}. Make room and give the same command again.", file=sys.stderr)
+            raise SystemExit(2) from None
         if error.filename is None:
             raise
         print(f"error: {os.fspath(error.filename)}: {error.strerror}. Choose another path.", file=sys.stderr)

@@ -57,8 +57,11 @@ def note_unchanged(directory: AnyPath) -> None:
 def _note(folder: Path, states: dict[str, list[int | str]]) -> None:
     with suppress(OSError):  # data may lie where nothing can be written
         partial = folder / f"{NOTES}.{os.getpid()}.tmp"
-        partial.write_text(json.dumps(states), encoding="utf-8")
-        os.replace(partial, folder / NOTES)
+        try:
+            partial.write_text(json.dumps(states), encoding="utf-8")
+            os.replace(partial, folder / NOTES)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _states(folder: Path, manifest: Manifest) -> dict[str, list[int | str]]:

@@ -101,6 +101,9 @@ def read_tokenizer_json(path: Path) -> Table:
         return Table("chars", {char.encode(): i for char, i in vocab.items()})
     if model.get("type") != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
         raise UserError(f"{path}: holds a {model.get('type')} model; wanted byte-level BPE, bytes or characters.")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise UserError(f"{path}: model.{option} is {model[option]!r}, which byte-level BPE does not have here.")
     pattern = _pattern(content.get("pre_tokenizer"), path)
     merges, added = model.get("merges"), content.get("added_tokens") or []
     if not isinstance(merges, list) or not all(isinstance(pair, str | list) for pair in merges):
@@ -109,6 +112,12 @@ def read_tokenizer_json(path: Path) -> Table:
         return _bytes_alone(vocab, path)
     if not all(isinstance(token, dict) and {"content", "id"} <= token.keys() for token in added):
         raise UserError(f"{path}: an added token has no content or no id.")
+    for token in added:
+        if not token.get("special", True):
+            raise UserError(
+                f"{path}: the added token {token['content']!r} is not special, so that text would become it; here all "
+                "text is made of merges. Remove it, or mark it special."
+            )
     specials = _numbered({token["content"]: token["id"] for token in added}, path)
     pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
     return _bpe(vocab, pairs, specials, pattern=pattern or r"[\s\S]+", where=path)

@@ -112,6 +112,18 @@ def test_a_failed_adoption_takes_nothing_away(foreign, tokenizer):
     assert not list(foreign.glob(".adopt*"))
 
 
+def test_a_file_of_another_tokenizer_among_others_is_named(foreign, tokenizer):
+    """Its ids are all in the vocabulary, but next to none ends a text."""
+    many = np.tile(np.array([tokenizer.end_of_text, 1, 2, 3], "<u2"), 50)
+    files = {"train_a": many, "train_b": many, "train_c": np.full(200, 7, "<u2")}
+    for name, tokens in files.items():
+        (foreign / f"{name}.bin").write_bytes(shard_header(len(tokens), tokens.dtype) + tokens.tobytes())
+    with pytest.raises(UserError, match=r"train_c\.bin: 0 documents begin in it.*about 4\d\."):
+        adopt(foreign, tokenizer)
+    (foreign / "train_c.bin").unlink()
+    adopt(foreign, tokenizer)
+
+
 def test_what_cannot_be_adopted(foreign, tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"x_train_001\.bin: token 0 is \d+, outside .* of bytes.*--tokenizer"):
         adopt(foreign, Bytes())

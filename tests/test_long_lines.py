@@ -103,7 +103,7 @@ def test_a_record_of_endless_numbers_is_broken_and_takes_no_memory(tmp_path, mon
     assert list(read_json_lines(path, reading)) == [b"good"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert reading.notes == {BROKEN: 1}
+    assert reading.notes == {long_lines.TOO_MUCH: 1}
     assert peak < 4 * len(words)
-    with pytest.raises(UserError, match=r"x\.jsonl:1: .* more than 1,048,576 bytes of it are not in strings"):
+    with pytest.raises(UserError, match=r"x\.jsonl:1: more than 1,048,576 bytes of it are not in strings"):
         list(read_json_lines(path, Reading(strict=True)))

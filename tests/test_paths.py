@@ -40,6 +40,13 @@ def test_no_file_is_read_twice(tmp_path):
     assert found(tmp_path, "d") == ["d/data/a.txt", "d/data/deep/b.txt"]
 
 
+def test_a_link_to_nothing_is_text_that_is_missing(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"b\.txt: is a link to nothing"):
+        find_files(str(tmp_path), is_text, known=".txt")
+
+
 def test_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.txt").write_text("x")

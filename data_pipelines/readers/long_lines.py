@@ -37,8 +37,13 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 LONG_BYTES = 2**20
 MOST_STRUCTURE = 2**24
 """Bytes outside of strings, of which Python would make some thirty times as much."""
+TOO_MUCH = f"records left out with more than {MOST_STRUCTURE:,} bytes of numbers and brackets"
 _LONGEST_REST = 16
 """Bytes: two escapes, of which the second is not complete, or a character."""
+
+
+class TooMuchStructure(Exception):
+    """More numbers and brackets in a line than there may be."""
 
 
 def document_of_long_line(blocks: Iterable[bytes], reading: Reading, *, where: str) -> Document | None:
@@ -50,6 +55,10 @@ def document_of_long_line(blocks: Iterable[bytes], reading: Reading, *, where: s
         if line.is_blank():
             return None
         record = line.parsed()
+    except TooMuchStructure:
+        for _ in blocks:
+            pass
+        return reading.trouble(TOO_MUCH, f"{where}: more than {MOST_STRUCTURE:,} bytes of it are not in strings.")
     except (ValueError, RecursionError) as error:
         for _ in blocks:
             pass
@@ -117,7 +126,7 @@ class _LongLine:
     def _count_structure(self, complete: bytes) -> None:
         self._structure += len(complete) - sum(map(len, _STRING.findall(complete)))
         if self._structure > MOST_STRUCTURE:
-            raise ValueError(f"more than {MOST_STRUCTURE:,} bytes of it are not in strings")
+            raise TooMuchStructure
 
     def _take(self, part: bytes, *, whole: bool) -> int:
         """Decode what is inside of a string, but for a character that is not complete unless `whole`."""

@@ -42,7 +42,11 @@ def files_below(directory: Path) -> Iterator[Path]:
             continue
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in names if not name.startswith(".") and os.path.isfile(f"{root}/{name}"))
+        for path in (Path(root, name) for name in names if not name.startswith(".")):
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"{path}: is a link to nothing. Bring what it leads to, or remove it.")
+            if path.is_file():
+                yield path
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
