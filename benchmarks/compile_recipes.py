@@ -10,8 +10,8 @@ arguments, calls of fused attention, how many collectives of each kind and the b
 
 Exits with 1 if something does not compile or does not fit; if XLA rematerialised a whole tensor to change its sharding;
 if attention is not fused where that kernel can run: one call forward and one backward for a compiled layer (and one
-forward again, where blocks are computed again); or if Muon's products are not within 10 % of their count: devices that
-do the same Newton–Schulz would show.
+forward again, where blocks are computed again); or if Muon's products are not within 10 % of their count, with as many
+whole matrices of each shape on every device: devices that do the same Newton–Schulz would show.
 """
 
 import itertools
@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import jax
@@ -119,11 +120,14 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
     counts = [f"{kind} {count} ({size / 2**30:.2f} GiB)" for kind, (count, size) in collectives(text).items()]
     if isinstance(config.optimizer, Muon):
         own = config.optimizer
-        alone = flops(start.optimizer["muon"].inner_state.momentum, iterations=own.iterations, split=own.split)
-        ratio = products(text, scope="newton_schulz") * layout.size / alone
-        counts.append(f"Muon's products × {ratio:.3f}")
-        if abs(ratio - 1) > 0.1:
-            failures.append(f"Muon's products have {ratio:.3f} of the {alone:.3e} FLOPs that are needed")
+        needed = partial(
+            flops, start.optimizer["muon"].inner_state.momentum, iterations=own.iterations, split=own.split
+        )
+        done = products(text, scope="newton_schulz") * layout.size
+        whole = needed(devices=layout.size)
+        counts.append(f"Muon's products × {done / needed():.3f}, × {done / whole:.3f} of whole matrices")
+        if abs(done / whole - 1) > 0.1:
+            failures.append(f"Muon's products have {done:.3e} FLOPs where {whole:.3e} are needed")
     print(
         f"{target_name:<5} {recipe:<20} {f'from {step}' if config.stages else '':<9} {layout_name:<20}"
         f"{model.num_parameters(config.model) / 1e6:7.1f} M  "

@@ -2,12 +2,12 @@
 
     python benchmarks/loss_per_token.py --output=runs/loss_per_token                       # the embedded text
     python benchmarks/loss_per_token.py --output=runs/loss_per_token --data=data/books      # any prepared shards
-    python benchmarks/loss_per_token.py --output=... --baseline=gpt2_124m --modern=speedrun_162m --data=...
+    python benchmarks/loss_per_token.py --output=... --baseline=gpt2_124m --modern=speedrun_162m --any-size --data=...
 
-Both recipes get the best learning rate of a grid, by seed 1337 alone, and then several seeds. A schedule that falls
-makes the middle of a run worth little, so tokens are compared between whole runs of several lengths. Every run is a
-directory of its own that is left alone if it is finished: the same command goes on where it was stopped. Prints tables
-and writes loss_per_token.png beside the runs.
+The baseline takes the modern recipe's batch and context. Both get the best learning rate of a grid, by seed 1337 alone,
+and then several seeds. A schedule that falls makes the middle of a run worth little, so tokens are compared between
+whole runs of several lengths. Every run is a directory of its own that is left alone if it is finished: the same
+command goes on where it was stopped. Prints tables and writes loss_per_token.png beside the runs.
 """
 
 import itertools
@@ -25,6 +25,8 @@ import jax
 import tyro
 
 from gptjax.config import CLASSES, TrainConfig, load_config
+from gptjax.data import Mixture, TokenShards
+from gptjax.errors import UserError, explained
 from gptjax.evals import ValidationLoss
 from gptjax.layout import Layout
 from gptjax.model import num_parameters
@@ -40,7 +42,12 @@ def of_model(**fields: object) -> Change:
 
 
 def of_optimizer(**fields: object) -> Change:
-    return lambda config: replace(config, optimizer=replace(config.optimizer, **fields))
+    def change(config: TrainConfig) -> TrainConfig:
+        if not isinstance(config.optimizer, Muon):
+            raise UserError(f"{config.name} is not trained by Muon.")
+        return replace(config, optimizer=replace(config.optimizer, **fields))
+
+    return change
 
 
 WITHOUT: dict[str, Change] = {
@@ -75,6 +82,8 @@ class LossPerToken:
     """Directory of prepared shards; by default what the recipes name."""
     baseline: str = "gpt2_cpu"
     modern: str = "modern_cpu"
+    any_size: bool = False
+    """Whether the two may differ by more than 2 % of their parameters."""
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     """AdamW's learning rates for the baseline."""
     modern_rates: tuple[float, ...] = (0.005, 0.01, 0.02)
@@ -109,11 +118,23 @@ class Bench:
 
     def __init__(self, asked: LossPerToken) -> None:
         self.asked = asked
-        self.baseline, self.modern = (self.prepared(load_config(name)) for name in (asked.baseline, asked.modern))
+        self.modern = self.prepared(load_config(asked.modern))
+        baseline = self.prepared(load_config(asked.baseline))
+        tokens = baseline.tokens(baseline.steps)
+        model = replace(baseline.model, context=self.modern.model.context)
+        self.baseline = replace(baseline, batch=self.modern.batch, model=model)
+        self.baseline = replace(self.baseline, steps=round(tokens / self.baseline.tokens(1)))
 
     def prepared(self, config: TrainConfig) -> TrainConfig:
         """A recipe on the asked data, in the asked place."""
-        data = config.data if self.asked.data is None else replace(config.data, path=self.asked.data)
+        if config.stages:
+            raise UserError(
+                f"{config.name}: has stages, which would not become shorter with a run. Name another recipe."
+            )
+        data = config.data
+        if self.asked.data is not None:
+            plain = TokenShards() if isinstance(data, Mixture) else data
+            data = replace(plain, path=self.asked.data)
         return replace(config, data=data.resolve(), output_dir=str(self.asked.output))
 
     def at(self, config: TrainConfig, *, rate: float, seed: int = 1337, part: float = 1.0) -> TrainConfig:
@@ -171,8 +192,11 @@ def main() -> None:
         raise SystemExit(train(from_json(json.loads(Path(asked.run).read_text()), CLASSES)))
     bench = Bench(asked)
     sizes = [num_parameters(config.model) for config in (bench.baseline, bench.modern)]
-    print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%}); tokens a step", end=" ")
-    print(f"{bench.baseline.tokens(1):,} and {bench.modern.tokens(1):,}\n")
+    print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%})", end="; ")
+    print(f"{bench.modern.tokens(1):,} tokens a step\n")
+    if abs(sizes[1] / sizes[0] - 1) > 0.02 and not asked.any_size:
+        raise UserError("the two differ by more than 2 % of their parameters. Name others, or give --any-size.")
+    changed = changes(bench) if asked.ablation else {}
 
     rate = bench.best_rate("baseline", bench.baseline, asked.rates, part=1.0)
     baseline = bench.seeds(f"baseline {rate:g} x1", bench.baseline, rate=rate, part=1.0)
@@ -194,35 +218,51 @@ def main() -> None:
     print(f"the baseline's loss is reached with {needed} of its tokens\n")
     plot(asked.output / "loss_per_token.png", bench, baseline, modern)
     if asked.ablation:
-        ablate(bench, modern_rate, part=longest)
+        ablate(bench, changed, modern_rate, part=longest)
 
 
 def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
     """How long a step of the modern recipe takes, in steps of the baseline: by turns, in this process."""
     layout = Layout("single").resolve(1)
-    runs, seconds = [], ([], [])
-    for config in (bench.baseline, bench.modern):
-        state, batches = created(config, layout), opened_batches(config, layout)
-        runs.append([state, batches.starting_at(0), compiled_step(config, layout, state, batches)])
-    for _ in range(rounds + 1):
-        for run, taken in zip(runs, seconds, strict=True):
-            begin = time.perf_counter()
-            for _ in range(steps):
-                run[0], _ = run[2](run[0], next(run[1]))
-            jax.block_until_ready(run[0])
-            taken.append(time.perf_counter() - begin)
+    with layout.active():
+        runs, seconds = [], ([], [])
+        for config in (bench.baseline, bench.modern):
+            state, batches = created(config, layout), opened_batches(config, layout)
+            runs.append([state, batches.starting_at(0), compiled_step(config, layout, state, batches)])
+        for _ in range(rounds + 1):
+            for run, taken in zip(runs, seconds, strict=True):
+                begin = time.perf_counter()
+                for _ in range(steps):
+                    run[0], _ = run[2](run[0], next(run[1]))
+                jax.block_until_ready(run[0])
+                taken.append(time.perf_counter() - begin)
     return statistics.median(seconds[1][1:]) / statistics.median(seconds[0][1:])
 
 
-def ablate(bench: Bench, rate: float, *, part: float) -> None:
-    """Each ingredient taken out or put in: what it adds to the loss, seed by seed."""
+def changes(bench: Bench) -> dict[str, TrainConfig]:
+    """The modern recipe with each ingredient taken out or put in, where it can be and makes a difference."""
+    decay = {"the long decay": of_optimizer(schedule=bench.baseline.optimizer.schedule)}
+    found = {}
+    for title, ingredients in (("without", WITHOUT | decay), ("with", WITH)):
+        for name, change in ingredients.items():
+            try:
+                config = change(bench.modern)
+            except UserError as error:
+                print(f"not {title} {name}: {error}")
+                continue
+            if config == bench.modern:
+                print(f"not {title} {name}: it is so already")
+            else:
+                found[f"{title} {name}"] = config
+    return found
+
+
+def ablate(bench: Bench, changed: dict[str, TrainConfig], rate: float, *, part: float) -> None:
+    """What each change of the recipe adds to its loss, seed by seed."""
     run = partial(bench.seeds, part=part, seeds=bench.asked.ablation_seeds)
     whole = run(f"modern {rate:g} x{part:g}", bench.modern, rate=rate)
     rows = {"AdamW instead of Muon": adamw_instead(bench, part)}
-    decay = {"the long decay": of_optimizer(schedule=bench.baseline.optimizer.schedule)}
-    for title, changes in (("without", WITHOUT | decay), ("with", WITH)):
-        for name, change in changes.items():
-            rows[f"{title} {name}"] = run(f"{title} {name}", change(bench.modern), rate=rate)
+    rows |= {name: run(name, config, rate=rate) for name, config in changed.items()}
     print(f"\n{'modern recipe':<44} {described(whole)}")
     for name, runs in rows.items():
         added = [run.loss - base.loss for run, base in zip(runs, whole, strict=True)]
@@ -277,4 +317,5 @@ def plot(path: Path, bench: Bench, baseline: list[Result], modern: dict[float, l
 
 
 if __name__ == "__main__":
-    main()
+    with explained():
+        main()

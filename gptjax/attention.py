@@ -154,7 +154,7 @@ def causal(
     """The textbook formula over whole rows; a block of queries at a time, computed again for the gradient, where that
     saves much."""
     length = q.shape[1]
-    near = window is not None and window + BLOCK < length
+    behind = None if window is None or window + BLOCK >= length else window
     if length <= BLOCK:
         seen = visible(jnp.arange(length), jnp.arange(length), window=window)
         seen = seen if segments is None else seen & same(segments, segments)
@@ -162,15 +162,15 @@ def causal(
 
     # Blocks are given to the map, not sliced inside of it: there the gradient of each slice would be a whole row.
     queries = jax.tree.map(in_blocks, (q, segments, None if sinks is None else sinks.queries))
-    nearby = jax.tree.map(partial(in_blocks, before=window), (k, v, segments)) if near else None
+    nearby = jax.tree.map(partial(in_blocks, before=behind), (k, v, segments)) if behind else None
 
     def block(given: Any) -> BTHK:
         first, (q_here, mine, turned), some = given
         k_here, v_here, theirs = (k, v, segments) if some is None else some
         places = jnp.minimum(first + jnp.arange(BLOCK), length - 1)
-        others = jnp.arange(k_here.shape[1]) + (first - window if near else 0)
+        others = jnp.arange(k_here.shape[1]) + (first - behind if behind else 0)
         seen = visible(places, others, window=window)
-        seen = seen if segments is None else seen & same(mine, theirs)
+        seen = seen if mine is None or theirs is None else seen & same(mine, theirs)
         here = None if sinks is None else sinks._replace(queries=turned)
         drawn = None if keys is None else jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, first)
         return formula(q_here, k_here, v_here, seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn)

@@ -7,7 +7,7 @@ over all devices, each orthogonalises its share, and the result goes back to the
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -131,15 +131,19 @@ def newton_schulz(
     return x
 
 
-def flops(params: Any, *, iterations: int = 5, split: Split = "projections") -> int:
+def flops(params: Any, *, iterations: int = 5, split: Split = "projections", devices: int = 1) -> int:
     """Multiplications and additions of one update's products, for all matrix weights of a pytree on all devices.
 
     A step takes XXᵀ (2R²S), its square (2R³) and one product with X (2R²S), for a matrix of R ≤ S. What is counted
     element by element (momentum, norms, scales) comes on top: about 30 operations a weight, against 4R a step.
+    Matrices are not divided: of each shape every one of the `devices` takes as many, the last ones perhaps zeros.
     """
     views = [MatrixView(weight, Layout(), split) for weight in jax.tree.leaves(params, is_leaf=_is_weight)]
     step = lambda rows, columns: 4 * rows**2 * columns + 2 * rows**3
-    return sum(view.count * iterations * step(*view.shape) for view in views)
+    counts = Counter[tuple[int, int]]()
+    for view in views:
+        counts[view.shape] += view.count
+    return sum(-(-count // devices) * devices * iterations * step(*shape) for shape, count in counts.items())
 
 
 def orthogonalised(

@@ -115,14 +115,14 @@ def optax_updates(name):
 def test_it_equals_optax_over_several_steps(name):
     for got, wanted in zip(updates_of(name)[0], optax_updates(name), strict=True):
         for letters in SHAPES:
-            np.testing.assert_allclose(got[letters][...], wanted[letters], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got[letters][...], wanted[letters], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_it_equals_optax_on_eight_devices(name):
     for got, wanted in zip(updates_of("plain", LAYOUTS[name])[0], optax_updates("plain"), strict=True):
         for letters in SHAPES:
-            np.testing.assert_allclose(values(got)[letters], wanted[letters], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(values(got)[letters], wanted[letters], rtol=1e-5, atol=1e-5)
 
 
 def as_matrices(letters, array, *, heads):
