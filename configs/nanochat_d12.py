@@ -16,7 +16,9 @@ Hardware  8 A100 or H100
 Published nanochat's README: about 5 minutes on 8 H100 for d12, its scale for trying things; no loss. Not here: its
           smear gate, mid-layer subtraction and the norm after row equilibration. Gates start at zero and have Adam's
           rate, weights are drawn from normal distributions where it has uniform ones of the same spread, NorMuon
-          evens outputs, as its paper does, and 10.5 M tokens are judged, not 41.9 M
+          evens outputs, as its paper does, and 10.5 M tokens are judged, not 41.9 M. Its rows all begin with a document
+          and cut off about 35 % of the tokens; ours go on with long ones and are padded. Its tokenizer takes digits in
+          twos, from 2 B characters and at most 10,000 of a document; gpt4's pattern takes them in threes
 Measured  not yet by us
 """
 

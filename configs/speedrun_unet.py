@@ -11,7 +11,8 @@ Optimizer 3,000 steps of 524,288 tokens; Muon at 0.04 with momentum 0.85 → 0.9
           steps fall to zero
 Hardware  8 A100 or H100
 Published modded-nanogpt, record 11: 3.2753, 145 ms a step on 8 H100, 7.2 minutes. It mixes values by λ and 1 - λ,
-          here the two numbers are learned apart, and the softmax is over 50,257 tokens instead of 50,304
+          here the two numbers are learned apart, and the softmax is over 50,257 tokens instead of 50,304. Muon's
+          momentum is optax's here, an average without bias from the first step on: its first ten updates differ
 Measured  not yet by us
 """
 

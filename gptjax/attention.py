@@ -42,6 +42,15 @@ class Sinks(NamedTuple):
     values: Float[Array, "I J K"]
 
 
+class Heads(NamedTuple):
+    """What attention is given by a block."""
+
+    q: BTHK
+    k: BTJK
+    v: BTJK
+    sinks: Sinks | None
+
+
 def choose(config: GPTConfig, *, backend: str) -> Kernel:
     """The kernel that will run, or a UserError if the one asked for by name cannot."""
     reason = obstacle(config, backend=backend)

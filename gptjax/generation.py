@@ -19,11 +19,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int, Key
 
-from gptjax.attention import Sinks, formula
+from gptjax.attention import Heads, Sinks, formula
 from gptjax.errors import UserError
 from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout, place
-from gptjax.model import GPT, Heads
+from gptjax.model import GPT
 from gptjax.ops import fold_rows
 from gptjax.shapes import BT, BTD, BTHK, BTJK, BV
 

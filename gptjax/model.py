@@ -20,51 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Int
 
 from gptjax.additions import LearnedSinks, UNet, ValueEmbeddings, ValueMix, X0Mix
-from gptjax.attention import Sinks, attend, choose
+from gptjax.attention import Heads, attend, choose
 from gptjax.errors import UserError
 from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout, place
 from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm, rms_norm, rotary_angles, rotate, softcapped
 from gptjax.shapes import BT, BTD, BTHK, BTJK, BTV, VD, RowKeys, Scalar
 from gptjax.weights import Part, constant, looked_up, use, weight
-
-
-class Documents(NamedTuple):
-    """Where each token of a batch stands, if a row holds several documents."""
-
-    segments: BT
-    """The number of its document in the row."""
-    positions: BT
-    """Its place in the document, from 0."""
-
-
-class Heads(NamedTuple):
-    """What attention is given by a block."""
-
-    q: BTHK
-    k: BTJK
-    v: BTJK
-    sinks: Sinks | None
-
-
-class Stream(NamedTuple):
-    """What flows from block to block."""
-
-    x: BTD
-    """The residual stream."""
-    values: BTJK | None = None
-    """The first layer's values, where later layers mix them in."""
-    skips: tuple[BTD, ...] = ()
-    """What the first half of the layers left for the second."""
-
-
-Attend = Callable[[int | Array, Heads, Any], tuple[BTHK, Any]]
-"""(layer, what its block gives, memory) → (what attention gives, memory)."""
-
-
-def unstacked(blocks: "Block", count: int) -> list["Block"]:
-    """The blocks one by one, out of the stack of their weights."""
-    return [jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(count)]  # noqa: B023 (mapped at once)
 
 
 class Norm(Part):
@@ -172,7 +134,10 @@ class MLP(Part):
 
 
 class Block(Part):
-    """One layer, in two halves with attention between them, so that a cache or a checkpoint can step in."""
+    """One layer: x + attention(norm(x)), and to that + mlp(norm of it).
+
+    In two halves with attention itself between them, so that a cache or a checkpoint can step in.
+    """
 
     def __init__(self, config: GPTConfig, layout: Layout, *, key: Array, depth: Scalar) -> None:
         """`depth` goes from 0 at the first layer to 1 at the last."""
@@ -196,6 +161,35 @@ class Block(Part):
         branch = lambda out, site: out if keys is None else dropout(out, rate, fold_rows(keys, site))
         x = checkpoint_name(x + branch(self.attention.project_out(y), 1), "mid")
         return x + branch(self.mlp(self.mlp_norm(x)), 2)
+
+
+class Documents(NamedTuple):
+    """Where each token of a batch stands, if a row holds several documents."""
+
+    segments: BT
+    """The number of its document in the row."""
+    positions: BT
+    """Its place in the document, from 0."""
+
+
+class Stream(NamedTuple):
+    """What flows from block to block."""
+
+    x: BTD
+    """The residual stream."""
+    values: BTJK | None = None
+    """The first layer's values, where later layers mix them in."""
+    skips: tuple[BTD, ...] = ()
+    """What the first half of the layers left for the second."""
+
+
+Attend = Callable[[int | Array, Heads, Any], tuple[BTHK, Any]]
+"""(layer, what its block gives, memory) → (what attention gives, memory)."""
+
+
+def unstacked(blocks: "Block", count: int) -> list["Block"]:
+    """The blocks one by one, out of the stack of their weights."""
+    return [jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(count)]  # noqa: B023 (mapped at once)
 
 
 class GPT(Part):

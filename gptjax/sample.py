@@ -36,6 +36,8 @@ class Sample:
     """Choose among this many likeliest tokens only."""
     top_p: float | None = None
     """Choose among the fewest tokens that have this much probability together."""
+    stop: bool = True
+    """Stop at an end of text; --no-stop writes on with the next document, which sees this one."""
     num_samples: int = 1
     """How many texts to write."""
     seed: int = 0
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def sample(arguments: Sample) -> Iterator[str]:
-    """The texts, each with its prompt; one ends at an end of text or after `max_new_tokens`."""
+    """The texts, each with its prompt; one ends after `max_new_tokens` or, unless told otherwise, at an end of text."""
     run = Run.open(arguments.checkpoint)
     tokenizer = run.needs_tokenizer()
     start = first_tokens(read_prompt(arguments), tokenizer)
@@ -81,13 +83,13 @@ def sample(arguments: Sample) -> Iterator[str]:
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
-            end_of_text=tokenizer.end_of_text,
+            end_of_text=tokenizer.end_of_text if arguments.stop else None,
             key=jax.random.key(arguments.seed),
         )
     for row in rows:
         ends = np.flatnonzero(row[len(start.ids) :] == tokenizer.end_of_text)
-        stop = len(start.ids) + int(ends[0]) if ends.size else len(row)
-        yield tokenizer.decode(row[start.hidden : stop])
+        end = len(start.ids) + int(ends[0]) if ends.size and arguments.stop else len(row)
+        yield tokenizer.decode(row[start.hidden : end])
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ def describe(config: TrainConfig, layout: Layout, batches: Batches, judges: list
         *(f"data      {line}" for line in batches.described()),
         f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({', '.join(f'{count:.2f}' for count in batches.epochs(config.steps).values())} epochs)",
-        *(f"stage     {phase.described()}" for phase in config.phases if config.stages),
+        *(f"stage     {phase.described()}" for phase in config.phases if config.stages and phase.begin < config.steps),
         *(f"judged    {protocol}" for protocol in protocols),
     )
     if config.averaging.kept:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from gptjax.gpt_config import GPTConfig
 from gptjax.layout import Layout, place
-from gptjax.shapes import BT, BTD
+from gptjax.shapes import BT
 
 
 class Part(nnx.Module):
@@ -60,6 +61,6 @@ def project(letters: str, x: Array, w: Array, layout: Layout) -> Array:
     return jnp.reshape(product, tuple(sizes[letter] for letter in out), out_sharding=layout.acts(out))
 
 
-def looked_up(table: Array, ids: BT, layout: Layout) -> BTD:
+def looked_up(table: Float[Array, "rows width"], ids: BT, layout: Layout) -> Float[Array, "B T width"]:
     """The rows of a table (as it is gathered for use) that the ids name."""
     return table[ids] if not layout.sharded else table.at[ids].get(out_sharding=layout.acts("BTD"))

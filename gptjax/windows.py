@@ -74,7 +74,8 @@ def check_documents_known(stream: TokenStream, end_of_text: int | None) -> None:
     if stream.documents is None and end_of_text is None:
         raise UserError(
             f"{stream.name}: nobody wrote down where its documents begin, and no end-of-text token tells. Prepare the "
-            "text anew with `python -m data_pipelines.prepare`, or name the --data.tokenizer."
+            "text anew with `python -m data_pipelines.prepare` into another directory, or name the --data.tokenizer of "
+            "shards that have such a token."
         )
 
 

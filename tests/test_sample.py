@@ -85,6 +85,8 @@ def test_a_text_ends_at_its_end_of_text(run, monkeypatch):
     rows = np.array([[257, 65, 258, 258], [257, 66, 67, 258], [257, 68, 69, 70]])
     monkeypatch.setattr(door, "generate", lambda *args, **kwargs: rows)
     assert list(sample(Sample(checkpoint=str(run), prompt="the"))) == ["theA", "theBC", "theDEF"]
+    on = list(sample(Sample(checkpoint=str(run), prompt="the", stop=False)))
+    assert on == ["theA" + 2 * "<|endoftext|>", "theBC<|endoftext|>", "theDEF"]
 
 
 def test_an_empty_prompt_starts_after_an_end_of_text_that_is_not_shown(run, monkeypatch):
