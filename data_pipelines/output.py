@@ -52,7 +52,10 @@ def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> M
 
 
 def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
-    """Whether a complete result lay there and has been moved into place; never over what may not be replaced."""
+    """Whether a complete result of this request lay there and has been moved into place.
+
+    Another request's is moved, too, where nothing lies; never over what may not be replaced.
+    """
     partial, old = _neighbours(output)
     try:
         found = read_manifest(partial)
@@ -61,7 +64,7 @@ def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool
     there = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if found is not None and (not there or (overwrite and found.request == request)):
         _move(partial, output, old)
-        return True
+        return found.request == request
     if old.exists() and not there:
         os.rename(old, output)
     return False

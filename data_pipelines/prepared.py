@@ -29,7 +29,7 @@ class Prepared(TokenShards):
     """`gpt2`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE` (its training part)."""
     validation: str = "documents:0.02"
     """Which part is kept for it: `documents:F` (by hash of the text, but the last tenth of a single text or of few),
-    `tail:F` (the last characters), or `none`."""
+    `tail:F` (the last characters), `drawn:K/N/SEED` (K of N documents), or `none`."""
     text_field: str = TEXT_FIELD
     """The field of a record that holds its text."""
 

@@ -102,6 +102,12 @@ def test_a_complete_result_survives_a_kill_before_it_is_moved(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_another_request_left_is_replaced_where_that_is_asked_for(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    killed_at(monkeypatch, out, REQUEST, rename=1)
+    assert made_already(out, REQUEST | {"source": "y"}, overwrite=True) is None
+
+
 @pytest.mark.parametrize("rename", [1, 2])
 def test_neither_result_is_lost_when_one_was_to_replace_the_other(made, monkeypatch, rename):
     """Killed before the older one steps aside, or after."""

@@ -4,6 +4,7 @@ The one idea: what bears the final name is whole. Bytes arrive in `NAME.partial`
 and the next one continues; the rename comes after size and hash agree.
 """
 
+import functools
 import hashlib
 import http.client
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.disk import is_full, locked
+from data_pipelines.disk import is_full, locked, sync
 from data_pipelines.progress import Rate, moving_line
 from gptjax.errors import UserError
 
@@ -45,17 +46,22 @@ class Wanted:
     git_sha1: str | None = None
 
     def difference(self, path: Path) -> str:
-        """What is not as wanted in the file; empty where all is."""
-        size = path.stat().st_size
-        if self.size is not None and size != self.size:
-            return f"{size:,} bytes, wanted {self.size:,}"
-        if self.sha256 is not None and (found := _digest(path, hashlib.sha256())) != self.sha256:
-            return f"its SHA-256 is {found}, wanted {self.sha256}"
-        if self.git_sha1 is not None:
-            blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-            if (found := _digest(path, blob)) != self.git_sha1:
-                return f"its SHA-1 as a git blob is {found}, wanted {self.git_sha1}"
-        return ""
+        """What is not as wanted in the file; empty where all is. It is read once in a process, unless it changes."""
+        now = path.stat()
+        return _difference(self, path, now.st_size, (now.st_mtime_ns, now.st_ctime_ns))
+
+
+@functools.cache
+def _difference(wanted: Wanted, path: Path, size: int, times: tuple[int, int]) -> str:
+    if wanted.size is not None and size != wanted.size:
+        return f"{size:,} bytes, wanted {wanted.size:,}"
+    if wanted.sha256 is not None and (found := _digest(path, hashlib.sha256())) != wanted.sha256:
+        return f"its SHA-256 is {found}, wanted {wanted.sha256}"
+    if wanted.git_sha1 is not None:
+        blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        if (found := _digest(path, blob)) != wanted.git_sha1:
+            return f"its SHA-1 as a git blob is {found}, wanted {wanted.git_sha1}"
+    return ""
 
 
 def download(wanted: Wanted, path: Path, *, token: str | None = None) -> Path:
@@ -77,6 +83,7 @@ def download(wanted: Wanted, path: Path, *, token: str | None = None) -> Path:
             _transfer(wanted, partial, token=token)
             difference = wanted.difference(partial)
             if not difference:
+                sync(partial)
                 os.replace(partial, path)
                 return path
             partial.unlink()  # it may have grown from two versions of the file: once more, from the beginning
@@ -159,7 +166,9 @@ def _request(url: str, token: str | None) -> urllib.request.Request:
 
 def _wait_or_give_up(url: str, error: Exception, attempt: int) -> None:
     if is_full(error):
-        raise UserError(f"{url}: could not be kept: {error}. What has arrived is kept; make room and try again.")
+        raise UserError(
+            f"{url}: could not be kept: {error}. What has arrived is kept; make room and try again."
+        ) from None
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, urllib.error.URLError):
         raise UserError(f"{url}: could not be kept: {error}. Choose a place that can be written.") from None
     if isinstance(error, urllib.error.HTTPError):
