@@ -4,10 +4,10 @@
     python benchmarks/loss_per_token.py --output=runs/loss_per_token --data=data/books      # any prepared shards
     python benchmarks/loss_per_token.py --output=... --baseline=gpt2_124m --modern=speedrun_162m --any-size --data=...
 
-The baseline takes the modern recipe's batch and context. Both get the best learning rate of a grid, by seed 1337 alone,
-and then several seeds. A schedule that falls makes the middle of a run worth little, so tokens are compared between
-whole runs of several lengths. Every run is a directory of its own that is left alone if it is finished: the same
-command goes on where it was stopped. Prints tables and writes loss_per_token.png beside the runs.
+The baseline takes the modern recipe's text, batch and context. Both get the best learning rate of a grid, by seed 1337
+alone, and then several seeds. A schedule that falls makes the middle of a run worth little, so tokens are compared
+between whole runs of several lengths. Every run is a directory of its own that is left alone if it is finished: the
+same command goes on where it was stopped. Prints tables and writes loss_per_token.png beside the runs.
 """
 
 import itertools
@@ -122,7 +122,7 @@ class Bench:
         baseline = self.prepared(load_config(asked.baseline))
         tokens = baseline.tokens(baseline.steps)
         model = replace(baseline.model, context=self.modern.model.context)
-        self.baseline = replace(baseline, batch=self.modern.batch, model=model)
+        self.baseline = replace(baseline, batch=self.modern.batch, model=model, data=self.modern.data)
         self.baseline = replace(self.baseline, steps=round(tokens / self.baseline.tokens(1)))
 
     def prepared(self, config: TrainConfig) -> TrainConfig:
@@ -180,7 +180,7 @@ class Bench:
     def seeds(
         self, name: str, config: TrainConfig, *, rate: float, part: float, seeds: tuple[int, ...] | None = None
     ) -> list[Result]:
-        """One result for each seed; by default those that are asked for, of which the first chose the rate."""
+        """One result for each seed; by default those that are asked for. Seed 1337 has chosen the rate."""
         named = lambda seed: name if seed == 1337 else f"{name} seed {seed}"
         chosen = self.asked.seeds if seeds is None else seeds
         return [self.result(named(seed), self.at(config, rate=rate, seed=seed, part=part)) for seed in chosen]
@@ -248,10 +248,10 @@ def changes(bench: Bench) -> dict[str, TrainConfig]:
             try:
                 config = change(bench.modern)
             except UserError as error:
-                print(f"not {title} {name}: {error}")
+                print(f"{title} {name}: cannot be: {error}")
                 continue
             if config == bench.modern:
-                print(f"not {title} {name}: it is so already")
+                print(f"{title} {name}: so already")
             else:
                 found[f"{title} {name}"] = config
     return found

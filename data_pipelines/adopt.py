@@ -7,8 +7,10 @@ all of it, and bits per byte and samples need no further word. `fetch` does this
 themselves are not touched, but a run that began before does not resume on them: it knew them by samples only.
 """
 
+import contextlib
 import os
-import tempfile
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +21,6 @@ import tyro
 from data_pipelines.companions import CompanionWriter
 from data_pipelines.disk import locked
 from gptjax.errors import UserError, explained
-from gptjax.integrity import note_unchanged
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
 from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
 from gptjax.tokenizer import Tokenizer, load_tokenizer
@@ -29,7 +30,7 @@ ADOPTED = {"made by": "others"}
 """What the manifest says of the request that made the shards."""
 SPLITS = ("train", "val")
 MANY = 30
-"""A file of so many documents, by the others, is not made by chance with less than this part of them."""
+"""Where so many documents are expected in a file, it is no chance if there are not even 1 / MANY of them."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,24 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     splits: dict[str, Counts] = {}
     files: dict[str, ShardFile] = {}
     companions: dict[str, Companion] = {}
-    with locked(directory.absolute()), tempfile.TemporaryDirectory(prefix=".adopt-", dir=directory) as new:
+    with locked(directory.absolute()), _workplace(directory / ".adopting") as new:
         for split, stream in streams.items():
             starts, size = _read(stream, tokenizer)
             splits[split] = Counts(len(starts), len(stream), size)
             for path, begin, end in stream.spans():
                 files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
             if len(starts):
-                index = CompanionWriter(Path(new), split, "documents")
+                index = CompanionWriter(new, split, "documents")
                 index.append(starts)
                 companions |= index.finish()
             known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
             print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {known}")
         for split in SPLITS:
             name = f"{split}.documents"
-            os.replace(Path(new, name), directory / name) if name in companions else (directory / name).unlink(True)
+            if name in companions:
+                os.replace(new / name, directory / name)
+            else:
+                (directory / name).unlink(missing_ok=True)
         tokenizer.save(directory)
         manifest = Manifest(
             tokenizer=tokenizer.name,
@@ -86,8 +90,18 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
             request=ADOPTED,
         )
         manifest.write(directory)
-        note_unchanged(directory)
     return manifest
+
+
+@contextlib.contextmanager
+def _workplace(directory: Path) -> Iterator[Path]:
+    """An empty directory, gone afterwards; what a kill left of it goes first."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def tokenizer_of(directory: Path, spec: str | None) -> Tokenizer:
@@ -146,7 +160,8 @@ def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
         if expected >= MANY and own < expected / MANY:
             raise UserError(
                 f"{path}: {own} documents begin in it, where by the other files of its split it would be about "
-                f"{expected:,.0f}. It was made with another tokenizer; move it away."
+                f"{expected:,.0f}. It was made with another tokenizer, or of much longer texts: give it a directory of "
+                "its own."
             )
 
 

@@ -25,21 +25,30 @@ def deaf_to_ctrl_c() -> Iterator[None]:
 @contextlib.contextmanager
 def ending_at_ctrl_c() -> Iterator[None]:
     """Ctrl-C ends the process at once: for minutes in which no line of Python runs in the main thread, which alone
-    would hear of it, and nothing is made that a later run would not know for a leftover."""
-    done = threading.Event()
+    would hear of it, and nothing is made that a later run would not know for a leftover.
+
+    Whichever thread the system interrupts, the number of the signal is written to a pipe, at which another waits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
 
     def wait() -> None:
-        signal.sigwait({signal.SIGINT})
-        if not done.is_set():
-            print("interrupted", file=sys.stderr, flush=True)
-            os._exit(130)
+        while number := os.read(reading, 1)[0]:
+            if number == signal.SIGINT:
+                print("interrupted", file=sys.stderr, flush=True)
+                os._exit(130)
 
-    with deaf_to_ctrl_c():
-        waiting = threading.Thread(target=wait, daemon=True)
-        waiting.start()
-        try:
-            yield
-        finally:
-            done.set()
-            signal.pthread_kill(waiting.ident or 0, signal.SIGINT)
-            waiting.join()
+    before = signal.set_wakeup_fd(writing)
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writing, b"\0")
+        waiting.join()
+        os.close(reading)
+        os.close(writing)

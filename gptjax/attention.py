@@ -163,50 +163,42 @@ def causal(
     """The textbook formula over whole rows; a block of queries at a time, computed again for the gradient, where that
     saves much."""
     length = q.shape[1]
-    behind = None if window is None or window + BLOCK >= length else window
+    reach = length if window is None else min(length, window + BLOCK)
     if length <= BLOCK:
         seen = visible(jnp.arange(length), jnp.arange(length), window=window)
         seen = seen if segments is None else seen & same(segments, segments)
         return formula(q, k, v, seen=seen, scale=scale, sinks=sinks, dropout=dropout, keys=keys)
 
-    # Blocks are given to the map, not sliced inside of it: there the gradient of each slice would be a whole row.
+    # Queries are given to the map in blocks, not sliced inside: the gradient of a slice is a whole row, for each block.
+    # Keys are sliced, for blocks of them would overlap and be several times as large.
     queries = jax.tree.map(in_blocks, (q, segments, None if sinks is None else sinks.queries))
-    nearby = jax.tree.map(partial(in_blocks, before=behind), (k, v, segments)) if behind else None
 
     def block(given: Any) -> BTHK:
-        first, (q_here, mine, turned), some = given
-        k_here, v_here, theirs = (k, v, segments) if some is None else some
+        first, (q_here, mine, turned) = given
+        start = jnp.clip(first + BLOCK - reach, 0, length - reach)
+        asked = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
         places = jnp.minimum(first + jnp.arange(BLOCK), length - 1)
-        others = jnp.arange(k_here.shape[1]) + (first - behind if behind else 0)
-        seen = visible(places, others, window=window)
-        seen = seen if mine is None or theirs is None else seen & same(mine, theirs)
+        seen = visible(places, start + jnp.arange(reach), window=window)
+        seen = seen if segments is None else seen & same(mine, asked(segments))
         here = None if sinks is None else sinks._replace(queries=turned)
         drawn = None if keys is None else jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, first)
-        return formula(q_here, k_here, v_here, seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn)
+        return formula(q_here, asked(k), asked(v), seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn)
 
-    blocks = jax.lax.map(jax.checkpoint(block), (jnp.arange(0, length, BLOCK), queries, nearby))
+    blocks = jax.lax.map(jax.checkpoint(block), (jnp.arange(0, length, BLOCK), queries))
     return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
-def in_blocks(x: Shaped[Array, "B T ..."], *, before: int = 0) -> Shaped[Array, "blocks B S ..."]:
-    """Rows in blocks of `BLOCK` tokens, each with so many tokens `before` it.
-
-    Beyond the ends of a row are copies of its first and last token: a query that saw nothing would be 0 / 0.
-    """
-    length, size = x.shape[1], before + BLOCK
-    count, parts = -(-length // BLOCK), -(-size // BLOCK)
-    ends = (before, (count + parts - 1) * BLOCK - before - length)
-    padded = jnp.pad(x, ((0, 0), ends, *[(0, 0)] * (x.ndim - 2)), mode="edge")
-    shifted = [padded[:, i * BLOCK : (i + count) * BLOCK] for i in range(parts)]
-    blocks = jnp.concatenate([part.reshape(x.shape[0], count, BLOCK, *x.shape[2:]) for part in shifted], axis=2)
-    return jnp.moveaxis(blocks[:, :, :size], 1, 0)
+def in_blocks(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "blocks B block ..."]:
+    """Rows in blocks of `BLOCK` tokens; the last is filled up with copies of the last token: one that saw nothing would
+    be 0 / 0."""
+    filled = jnp.pad(x, ((0, 0), (0, -x.shape[1] % BLOCK), *[(0, 0)] * (x.ndim - 2)), mode="edge")
+    return jnp.moveaxis(filled.reshape(x.shape[0], -1, BLOCK, *x.shape[2:]), 1, 0)
 
 
 def visible(queries: Int[Array, " T"], keys: Int[Array, " S"], *, window: int | None) -> Bool[Array, "1 T S"]:
-    """Which keys each query may see, by their positions in the text; at negative ones there is no key."""
+    """Which keys each query may see, by their positions in the text."""
     distance = queries[None, :, None] - keys[None, None, :]
-    seen = (distance >= 0) & (keys >= 0)[None, None, :]
-    return seen if window is None else seen & (distance < window)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 def same(queries: BT, keys: BS) -> Bool[Array, "B T S"]:

@@ -31,7 +31,8 @@ def explained() -> Iterator[None]:
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno in NO_ROOM:
-            print(f"error: {error.strerror}. Make room and give the same command again.", file=sys.stderr)
+            where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+            print(f"error: {where}{error.strerror}. Make room and give the same command again.", file=sys.stderr)
             raise SystemExit(2) from None
         if error.filename is None:
             raise

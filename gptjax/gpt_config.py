@@ -153,10 +153,10 @@ class GPTConfig:
             )
         for name in ("rotary_base", "softcap", "attention_scale", "norm_epsilon"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise UserError(f"model.{name} is {value}; it must be positive.")
+                raise UserError(f"model.{name} is {value}; it must be positive and finite.")
         for name in ("init_std", "embedding_std", "head_std", "mlp_init", "sinks"):
             if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
-                raise UserError(f"model.{name} is {value}; it must not be negative.")
+                raise UserError(f"model.{name} is {value}; it must not be negative, and finite.")
         for name in ("residual_init", "x0_init"):
             if not all(map(math.isfinite, getattr(self, name))):
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be two numbers.")

@@ -46,14 +46,6 @@ def check_unchanged(directory: AnyPath) -> None:
         _note(folder, states)
 
 
-def note_unchanged(directory: AnyPath) -> None:
-    """Note that all files were just read and have the manifest's hashes: the first start need not read them."""
-    folder = Path(directory)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        _note(folder, _states(folder, manifest))
-
-
 def _note(folder: Path, states: dict[str, list[int | str]]) -> None:
     with suppress(OSError):  # data may lie where nothing can be written
         partial = folder / f"{NOTES}.{os.getpid()}.tmp"
@@ -123,8 +115,8 @@ def verify(directory: AnyPath) -> Manifest:
     """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
     documents in ascending order, marks of 0 and 1.
 
-    Raises `UserError` at the first difference; returns the manifest. What needs the tokenizer is `check_documents` and
-    `check_bytes`.
+    Raises `UserError` at the first difference; returns the manifest, and notes for the next start that all is whole.
+    What needs the tokenizer is `check_documents` and `check_bytes`.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
@@ -133,6 +125,7 @@ def verify(directory: AnyPath) -> Manifest:
     for split in manifest.splits:
         if manifest.splits[split].tokens:
             open_split(folder, split)
+    states = _states(folder, manifest)
     for name, file in manifest.files.items():
         tokens = open_shard(folder / name)
         if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
@@ -145,7 +138,7 @@ def verify(directory: AnyPath) -> Manifest:
         check_size(folder / name, companion.bytes)
         _check_sha256(folder / name, file_sha256(folder / name), companion.sha256)
         _check_companion(folder / name, companion, tokens=manifest.splits[companion.split].tokens)
-    note_unchanged(folder)
+    _note(folder, states)
     return manifest
 
 

@@ -136,7 +136,8 @@ def flops(params: Any, *, iterations: int = 5, split: Split = "projections", dev
 
     A step takes XXᵀ (2R²S), its square (2R³) and one product with X (2R²S), for a matrix of R ≤ S. What is counted
     element by element (momentum, norms, scales) comes on top: about 30 operations a weight, against 4R a step.
-    Matrices are not divided: of each shape every one of the `devices` takes as many, the last ones perhaps zeros.
+    Matrices are not divided: of each shape every one of the `devices` takes as many, the last ones perhaps zeros
+    (where weights of one shape are sharded alike, as by data alone).
     """
     views = [MatrixView(weight, Layout(), split) for weight in jax.tree.leaves(params, is_leaf=_is_weight)]
     step = lambda rows, columns: 4 * rows**2 * columns + 2 * rows**3

@@ -25,7 +25,7 @@ class NextToken:
 
     def __post_init__(self) -> None:
         if not 0 <= self.z_loss < math.inf:
-            raise UserError(f"objective.z_loss is {self.z_loss}; it must not be negative.")
+            raise UserError(f"objective.z_loss is {self.z_loss}; it must not be negative, and finite.")
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 

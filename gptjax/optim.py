@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -28,8 +29,8 @@ Optimizer = optax.GradientTransformationExtraArgs
 _POSITIVE = ("learning_rate", "adam_learning_rate", "epsilon", "clip_norm")
 _SHARES = ("momentum", "momentum_low", "beta1", "beta2", "normuon_beta2")
 _NOT_NEGATIVE = ("weight_decay",)
-_TINY = 1.2e-38
-"""The least float32 that is not flushed to 0."""
+_TINY = float(np.finfo(np.float32).tiny)
+"""The least float32 that no processor takes for 0."""
 
 
 def _check(part: Any, where: str) -> None:
@@ -39,13 +40,13 @@ def _check(part: Any, where: str) -> None:
         if value is None:
             continue
         if field.name in _POSITIVE and not 0 < value < math.inf:
-            raise UserError(f"{where}.{field.name} is {value}; it must be above 0.")
+            raise UserError(f"{where}.{field.name} is {value}; it must be above 0 and finite.")
         if field.name == "epsilon" and value < _TINY:
-            raise UserError(f"{where}.epsilon is {value}, which is 0 in float32; it must be at least {_TINY:.1g}.")
+            raise UserError(f"{where}.epsilon is {value}, which float32 takes for 0; it must be above {_TINY:.3g}.")
         if field.name in _SHARES and not 0 <= value < 1:
             raise UserError(f"{where}.{field.name} is {value}; it must be in [0, 1).")
         if field.name in _NOT_NEGATIVE and not 0 <= value < math.inf:
-            raise UserError(f"{where}.{field.name} is {value}; it must be at least 0.")
+            raise UserError(f"{where}.{field.name} is {value}; it must be at least 0 and finite.")
 
 
 @dataclass(frozen=True)

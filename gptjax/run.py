@@ -25,7 +25,8 @@ CHECKPOINTS = "checkpoints"
 
 OWN = ("dropout", "document_mask", "dtype", "head_dtype", "attention", "remat", "layers")
 """What a run that starts from weights says of its model: how to compute and train it. The weights settle the rest."""
-PLACES = ("context", "rotary_base", "windows", "long_window", "short_window")
+WINDOWS = ("windows", "long_window", "short_window")
+PLACES = ("context", "rotary_base", *WINDOWS)
 """What weights leave open: how far their layers look and, with rotary positions, for how long texts they are used."""
 
 
@@ -147,15 +148,15 @@ def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
     """The model of a run that starts from the weights of another: theirs, computed and trained as `wanted` says.
 
     With learned positions the context is the shorter of the two, with rotary ones the wanted one. The rotary base and
-    the windows, which are no weights, are as wanted where something is wanted.
+    the windows (all three fields together) are no weights: they are the wanted ones, if those are not the defaults.
     """
     theirs, own = run.config.model, {field: getattr(wanted, field) for field in OWN}
-    given = {field: getattr(wanted, field) for field in PLACES[1:]}
-    own |= {field: value for field, value in given.items() if value != getattr(GPTConfig, field)}
+    if any(getattr(wanted, field) != getattr(GPTConfig, field) for field in WINDOWS):
+        own |= {field: getattr(wanted, field) for field in WINDOWS}
     if theirs.positions == "learned":
-        own.pop("rotary_base", None)
         return replace(theirs, **own, context=min(theirs.context, wanted.context))
-    return replace(theirs, **own, context=wanted.context)
+    base = theirs.rotary_base if wanted.rotary_base is None else wanted.rotary_base
+    return replace(theirs, **own, context=wanted.context, rotary_base=base)
 
 
 def _replace(path: Path, text: str) -> None:

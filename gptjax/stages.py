@@ -34,7 +34,7 @@ class Stage:
         if self.begin < 0:
             raise UserError(f"stages: one begins at step {self.begin}; the first step is 0.")
         if not 0 < self.rate < math.inf:
-            raise UserError(f"stages: from step {self.begin} on rate is {self.rate}; it must be above 0.")
+            raise UserError(f"stages: from step {self.begin} on rate is {self.rate}; it must be above 0 and finite.")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
 
-    An update that is not finite, or whose loss or gradient is not, is not made: weights, moments and average stay, the
+    An update whose norm, loss or gradient is not finite is not made: weights, moments and average stay, the
     step number goes on. `averaging` keeps the state's average, if it has one. The loss is that of the model `computed`
     as this config says (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1
     before.

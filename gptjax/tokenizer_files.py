@@ -103,7 +103,7 @@ def read_tokenizer_json(path: Path) -> Table:
         raise UserError(f"{path}: holds a {model.get('type')} model; wanted byte-level BPE, bytes or characters.")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise UserError(f"{path}: model.{option} is {model[option]!r}, which byte-level BPE does not have here.")
+            raise UserError(f"{path}: model.{option} is {model[option]!r}, which is not supported.")
     pattern = _pattern(content.get("pre_tokenizer"), path)
     merges, added = model.get("merges"), content.get("added_tokens") or []
     if not isinstance(merges, list) or not all(isinstance(pair, str | list) for pair in merges):

@@ -10,16 +10,16 @@ import pytest
 from data_pipelines.interrupts import deaf_to_ctrl_c, ending_at_ctrl_c
 
 CHILD = """
-import os, signal, time
+import os, signal, threading, time
+import numpy  # starts threads of its own, which the system may interrupt instead
+import regex
 from data_pipelines.interrupts import ending_at_ctrl_c
 with ending_at_ctrl_c():
     pass
-try:
-    with ending_at_ctrl_c():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
-except KeyboardInterrupt:
-    print("Python was asked")
+with ending_at_ctrl_c():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    # Minutes in C, which lets other threads of Python run as a tokenizer's trainer does.
+    regex.compile("(a|aa)+$").match("a" * 60 + "b", concurrent=True, timeout=300)
 """
 
 
@@ -30,10 +30,10 @@ def test_where_no_python_runs_it_ends_the_process():
 
 def test_afterwards_it_is_heard_as_before():
     with ending_at_ctrl_c():
-        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        pass
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_threads_that_are_started_deaf_stay_so():

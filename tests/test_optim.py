@@ -264,7 +264,7 @@ def test_the_step_alone_decides_the_learning_rate(model):
         (lambda: Muon(momentum_low=1.0), "optimizer.momentum_low"),
         (lambda: Muon(momentum_low=0.5), "momentum_low is 0.5, which needs optimizer.momentum_schedule"),
         (lambda: Muon(coefficients=(math.nan, 0.0, 0.0)), "optimizer.coefficients"),
-        (lambda: AdamW(epsilon=1e-50), "optimizer.epsilon is 1e-50, which is 0 in float32"),
+        (lambda: AdamW(epsilon=1e-50), "optimizer.epsilon is 1e-50, which float32 takes for 0"),
         (lambda: Muon(normuon_beta2=-0.1), "optimizer.normuon_beta2"),
         (lambda: Muon(adam_learning_rate=0.0), "optimizer.adam_learning_rate"),
         (lambda: AdamW(head=Adam(beta1=1.5)), r"Adam\.beta1 is 1\.5"),

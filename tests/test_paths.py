@@ -34,6 +34,7 @@ def test_no_file_is_read_twice(tmp_path):
     for name in ("data/a.txt", "data/deep/b.txt"):
         (tmp_path / "d" / name).write_text(name)
     (tmp_path / "d/latest").symlink_to("data")
+    (tmp_path / "d/data/z.txt").symlink_to("a.txt")
     assert found(tmp_path, "d/**/**/*.txt") == ["d/data/a.txt", "d/data/deep/b.txt"]
     assert found(tmp_path, "d/latest/*.txt") == ["d/latest/a.txt"], "what is named by a link is read through it"
     (tmp_path / "d/data/deep/up").symlink_to("../..")
@@ -43,8 +44,12 @@ def test_no_file_is_read_twice(tmp_path):
 def test_a_link_to_nothing_is_text_that_is_missing(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"b\.txt: is a link to nothing"):
-        find_files(str(tmp_path), is_text, known=".txt")
+    (tmp_path / "b.log").symlink_to("nowhere either")
+    for spec in (tmp_path, f"{tmp_path}/*.txt"):
+        with pytest.raises(UserError, match=r"b\.txt: is a link to nothing"):
+            find_files(str(spec), is_text, known=".txt")
+    (tmp_path / "b.txt").unlink()
+    assert found(tmp_path, "") == ["a.txt"], "other kinds are not looked for"
 
 
 def test_the_home_directory(tmp_path, monkeypatch):

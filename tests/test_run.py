@@ -134,7 +134,14 @@ def test_windows_are_the_weights_unless_others_are_said(tmp_path):
     longer = replace(MODEL, positions="rotary", context=64)
     assert started_from(Run.open(tmp_path), longer) == replace(theirs, context=64)
     wider = replace(longer, windows="SL", short_window=8, long_window=64)
-    assert started_from(Run.open(tmp_path), wider) == replace(wider)
+    assert started_from(Run.open(tmp_path), wider) == wider
+    whole = replace(longer, windows="LL")
+    assert started_from(Run.open(tmp_path), whole) == whole
+    learned = replace(theirs, positions="learned")
+    write_files(tmp_path / "learned", TrainConfig(name="x", model=learned), None)
+    assert started_from(Run.open(tmp_path / "learned"), wider) == replace(
+        learned, windows="SL", short_window=8, long_window=64
+    )
 
 
 def test_rotary_weights_may_start_a_run_with_a_longer_context(tmp_path):

@@ -46,7 +46,7 @@ class Wanted:
     git_sha1: str | None = None
 
     def difference(self, path: Path) -> str:
-        """What is not as wanted in the file; empty where all is. It is read once in a process, unless it changes."""
+        """What is not as wanted in the file, which is read once in a process; empty where all is."""
         now = path.stat()
         return _difference(self, path, now.st_size, (now.st_mtime_ns, now.st_ctime_ns))
 

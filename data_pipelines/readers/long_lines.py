@@ -2,8 +2,8 @@
 
 The one idea: a string that is longer than `LONG_BYTES` is decoded piece by piece into UTF-8, and a short name stands in
 its place; the line that remains is parsed like any other. So the text is in memory once and the line
-never, though escapes may make the line six times as long as the text. Of numbers and brackets, each of which would be
-an object of Python's, there may be `MOST_STRUCTURE` bytes.
+never, though escapes may make the line six times as long as the text. Of all else, where every number and bracket
+would be an object of Python's, there may be `MOST_STRUCTURE` bytes.
 """
 
 import codecs
@@ -36,7 +36,9 @@ _INSIDE = re.compile(
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 LONG_BYTES = 2**20
 MOST_STRUCTURE = 2**24
-"""Bytes outside of strings, of which Python would make some thirty times as much."""
+"""Bytes outside of strings, of which Python would make some thirty times as much;"""
+STRING_COSTS = 4
+"""and a string counts as so many of them, beside what is in it."""
 TOO_MUCH = f"records left out with more than {MOST_STRUCTURE:,} bytes of numbers and brackets"
 _LONGEST_REST = 16
 """Bytes: two escapes, of which the second is not complete, or a character."""
@@ -124,7 +126,8 @@ class _LongLine:
             raise ValueError(f"no escape: {self._rest[:_LONGEST_REST]!r}")
 
     def _count_structure(self, complete: bytes) -> None:
-        self._structure += len(complete) - sum(map(len, _STRING.findall(complete)))
+        strings = _STRING.findall(complete)
+        self._structure += len(complete) - sum(map(len, strings)) + STRING_COSTS * len(strings)
         if self._structure > MOST_STRUCTURE:
             raise TooMuchStructure
 

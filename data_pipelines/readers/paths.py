@@ -26,15 +26,17 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     else:
         # A pattern may come to one file by several ways, through links or two of its own `**`.
         ways = sorted(glob.glob(spec, recursive=True), key=lambda way: (len(way), way), reverse=True)
-        files = {os.path.realpath(way): Path(way) for way in ways if os.path.isfile(way)}
+        files = {os.path.realpath(way): Path(way) for way in ways if os.path.isfile(way) or _leads_nowhere(Path(way))}
         found = [path] if path.exists() else list(files.values())
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
+    if missing := list(filter(_leads_nowhere, found)):
+        raise UserError(f"{missing[0]}: is a link to nothing. Bring what it leads to, or remove it.")
     return tuple(sorted(found))
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """All files at any depth, through links too, but nothing hidden, and no folder twice."""
+    """All files at any depth, through links too (and links to nothing), but nothing hidden, and nothing twice."""
     seen = set[str]()
     for root, folders, names in os.walk(directory, followlinks=True):
         if (place := os.path.realpath(root)) in seen:  # by another name, or again and again by a link to above
@@ -42,11 +44,15 @@ def files_below(directory: Path) -> Iterator[Path]:
             continue
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(root, name) for name in names if not name.startswith(".")):
-            if path.is_symlink() and not path.exists():
-                raise UserError(f"{path}: is a link to nothing. Bring what it leads to, or remove it.")
-            if path.is_file():
+        for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
+            if (path.is_file() or _leads_nowhere(path)) and (place := os.path.realpath(path)) not in seen:
+                seen.add(place)
                 yield path
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether it is a link to what is not there."""
+    return path.is_symlink() and not path.exists()
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
