@@ -63,6 +63,7 @@ class Patience:
             latest = self._checkpoints.latest
             saved = "No checkpoint was saved" if latest is None else f"The last checkpoint is of step {latest}"
             raise UserError(
-                f"the last {self._limit} updates, up to step {step}, had a loss or gradient that is not finite and "
-                f"were not made. {saved}. Lower the learning rate, clip gradients, or try --model.dtype=float32."
+                f"the last {self._limit} updates, up to step {step}, were not made: their size, or the loss or "
+                f"gradient behind them, is not finite. {saved}. Lower the learning rate, clip gradients, or try "
+                "--model.dtype=float32."
             )
