@@ -222,6 +222,9 @@ def _refuse_empty(request: PrepareScored, kind: Kind, counts: dict[str, Counts],
         if count.documents == 0:
             why = "".join(f"\n  {line}" for line in report.broken_lines())
             broken = f"\nBroken lines left out: {report.notes[BROKEN_LINES]:,}{why}" if why else ""
+            if request.validation_source is not None:
+                empty = request.source if name == "train" else request.validation_source
+                raise UserError(f"source {empty}: holds no {kind.plural} that can be used.{broken}")
             raise UserError(
                 f"nothing is left for {name} (of {total} documents, with --split={request.divided}). Use another "
                 f"fraction such as documents:0.1, none, or a --validation-source.{broken}"

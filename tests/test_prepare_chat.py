@@ -130,6 +130,9 @@ def test_validation_by_hash_or_from_a_source_of_its_own(tmp_path, run):
     assert [manifest.splits[split].documents for split in ("train", "val")] == [300, 5]
     with pytest.raises(UserError, match="nothing is left for val"):
         run(other, "few", split="documents:0.000001")
+    empty = write(tmp_path / "empty.jsonl", ['{"messages": 3}'])
+    with pytest.raises(UserError, match=r"empty\.jsonl: holds no conversations(.|\n)*empty\.jsonl:1: "):
+        run(train, "few", validation_source=empty)
     assert not (tmp_path / "few").exists()
 
 
