@@ -32,12 +32,14 @@ OPTIONS = {
     "value residual": {"value_residual": True},
     "value embeddings": {"value_embeddings": "01"},
     "gated value embeddings": {"value_embeddings": ".0", "value_gate": True, "kv_heads": 2},
+    "value residual beside value embeddings": {"value_residual": True, "value_embeddings": "0."},
     "normed embeddings": {"embedding_norm": True},
 }
 
 
 EVERYWHERE = {
     "GPT-2": {"bias": True},
+    "normed queries and keys": {"qk_norm": True, "bias": True},
     "norms without gains": {"norm_gain": False, "norm_epsilon": 0.3, "activation": "gelu", "bias": True},
     "rotary, capped": {"positions": "rotary", "rotary_base": 50.0, "activation": "relu", "softcap": 2.0},
     "half rotary, capped by a root": {

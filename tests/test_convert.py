@@ -9,6 +9,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from hf_models import draw, make_config, same_bits, write
 from safetensors.numpy import load_file
 
@@ -98,7 +99,6 @@ def test_an_export_holds_all_that_transformers_reads(capsys, run, model, tmp_pat
 
 
 def test_the_exported_tokenizer_is_the_runs(run, tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
     export(run, tmp_path / "out", "--no-verify")
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     text = "the thing, they said — 123\r\n"
