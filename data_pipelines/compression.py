@@ -18,7 +18,7 @@ import tyro
 
 from data_pipelines.options import at_least
 from data_pipelines.pieces import pieces
-from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, Source, is_blank
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, Source, documents_of, is_blank
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
@@ -76,7 +76,7 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression)
         documents += 1
         size += len(document)
         for name, tokenizer in tokenizers.items():
-            parts = pieces([("", document)], tokenizer)
+            parts = pieces(document, tokenizer)
             tokens[name] += sum(len(tokenizer.encode(str(part.content, "utf-8"))) for part in parts)
     if size == 0:
         raise UserError(f"source {spec}: holds no text. {'; '.join(reading.notes.lines())}".strip())
@@ -98,7 +98,7 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression)
 def _beginning(source: Source, reading: Reading, limit: int | None) -> Iterator[Document]:
     """Whole documents that are not blank, until they have `limit` bytes."""
     size = 0
-    for document in source.documents(reading):
+    for document in documents_of(source.chunks(reading), reading):
         if not is_blank(document):
             yield document
             size += len(document)

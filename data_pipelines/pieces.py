@@ -9,7 +9,7 @@ long (a word without end, letters that are not listed here, another pattern), `c
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from data_pipelines.cuts import Cuts
@@ -36,46 +36,24 @@ _PLACES = {
 _AHEAD = 2
 """Characters that a pattern looks at behind the place it finds."""
 
-Parts = Iterable[tuple[str, Document]]
-"""(split, document), one after another."""
-
-
-class Position(NamedTuple):
-    """How far one has come: documents that are done, and bytes of the next that are done."""
-
-    documents: int = 0
-    bytes: int = 0
-
-
-START = Position()
-
 
 class Piece(NamedTuple):
-    """Consecutive UTF-8 of one document; `begins` and `ends` say whether the document does so here."""
+    """The UTF-8 of a document from byte `begin` up to `end`; `ends` says whether the document does so there."""
 
-    split: str
     content: bytes
-    begins: bool
+    begin: int
+    end: int
     ends: bool
-    after: Position
 
 
-def pieces(parts: Parts, tokenizer: Tokenizer, *, start: Position = START) -> Iterator[Piece]:
-    """All documents in pieces of about `PIECE_BYTES` at most; from `start` on, which is the end of a piece."""
+def pieces(document: Document, tokenizer: Tokenizer, *, begin: int = 0) -> Iterator[Piece]:
+    """A document in pieces of about `PIECE_BYTES` at most; from `begin` on, which is the end of a piece."""
     place = _PLACES.get(tokenizer.pattern)
-    cuts = Cuts(tokenizer)
-    number = 0
-    for split, document in parts:
-        if number >= start.documents:
-            begin = start.bytes if number == start.documents else 0
-            while begin < len(document):
-                end = _end(document, begin, place, cuts)
-                ends = end == len(document)
-                after = Position(number + 1) if ends else Position(number, end)
-                yield Piece(split, bytes(document[begin:end]), begin == 0, ends, after)
-                begin = end
-        number += 1  # noqa: SIM113  `enumerate` would hold the document
-        del document  # or it would be held while the source reads the next one
+    cuts = Cuts(tokenizer) if len(document) > PIECE_BYTES else None
+    while begin < len(document):
+        end = len(document) if cuts is None else _end(document, begin, place, cuts)
+        yield Piece(bytes(document[begin:end]), begin, end, end == len(document))
+        begin = end
 
 
 def _end(document: Document, begin: int, place: re.Pattern[str] | None, cuts: Cuts) -> int:

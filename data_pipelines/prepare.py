@@ -14,24 +14,25 @@ import dataclasses
 import functools
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from data_pipelines.batching import Position, batches
 from data_pipelines.disk import locked, sync
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
 from data_pipelines.output import check_same, made_already, replaced
-from data_pipelines.pieces import Parts, Position
 from data_pipelines.progress import Rate, moving_line
-from data_pipelines.readers.documents import TEXT_FIELD, Notes, Reading, texts_of
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, Reading, texts_of
 from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import Journal, Reached
 from data_pipelines.sources import open_source
-from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources
+from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources, divided
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
 from data_pipelines.writing import SplitWriter, split_writers, write_manifest
 from gptjax.errors import UserError, explained
@@ -104,7 +105,7 @@ def prepare(request: Prepare) -> Manifest:
             journal = Journal(directory, record)
             try:
                 tokenizer = known or _learnt(directory, request.tokenizer, corpus, reading)
-                writers = _write(directory, request, corpus.parts(reading), tokenizer, journal)
+                writers = _write(directory, request, corpus, reading, tokenizer, journal)
                 _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
                 check_same(record, describe(request, corpus, known), request.source)
                 manifest = write_manifest(directory, writers, tokenizer, record)
@@ -166,40 +167,50 @@ def known_tokenizer(spec: str) -> Tokenizer | None:
 def _learnt(directory: Path, spec: str, corpus: Corpus, reading: Reading) -> Tokenizer:
     """Learn once: an earlier run's result lies in the directory."""
     if not (directory / FILE_NAME).is_file():
-        sync(_learn(spec, corpus.parts(reading.again())).save(directory))
+        again = reading.again()
+        sync(_learn(spec, divided(corpus.parts(again), again)).save(directory))
     return load_tokenizer(directory)
 
 
-def _learn(spec: str, parts: Parts) -> Tokenizer:
+def _learn(spec: str, documents: Iterator[tuple[str, Document]]) -> Tokenizer:
     if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
-        return Chars.from_text(text for _, document in parts for text in texts_of(document))
+        return Chars.from_text(text for _, document in documents for text in texts_of(document))
     size = spec.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
-    documents = (document for name, document in parts if name == "train")
-    return learn_bpe(documents, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
+    train = (document for name, document in documents if name == "train")
+    return learn_bpe(train, vocab_size=int(size), max_bytes=MOST_BYTES).tokenizer
 
 
 def _write(
-    directory: Path, request: Prepare, parts: Parts, tokenizer: Tokenizer, journal: Journal
+    directory: Path, request: Prepare, corpus: Corpus, reading: Reading, tokenizer: Tokenizer, journal: Journal
 ) -> dict[str, SplitWriter]:
+    """Write what is not yet written; in the end `reading` has the notes of all."""
     names = ("train",) if request.split == "none" else ("train", "val")
     so_far = journal.reached(itemsize=token_dtype(tokenizer.vocab_size).itemsize)
+    position, notes = so_far.position, so_far.notes
     with (
         split_writers(directory, names, tokenizer, shard_tokens=request.shard_tokens, after=so_far.written) as writers,
         moving_line("encoding") as show,
     ):
-        pace = _Pace(writers)
-        for step in encode_all(parts, tokenizer, processes=request.processes or _cores(), start=so_far.position):
+        pace, processes = _Pace(writers), request.processes or _cores()
+        some = batches(corpus.parts(reading), tokenizer, reading, start=position)
+        for step in encode_all(some, tokenizer, reading, processes=processes, documents=position.documents):
             for encoded in step.results:
                 _append(writers[encoded.split], encoded, request.max_document_tokens, tokenizer.end_of_text)
-            journal.record_if_due(functools.partial(_reached, step.after, writers))
+            notes.add(step.notes)
+            if step.after is not None:
+                position = step.after
+                journal.record_if_due(functools.partial(_reached, position, writers, notes))
             show(pace.said())
+        corpus.check(position.documents)
+    notes.add(reading.notes.taken())
+    reading.notes.add(notes)
     return writers
 
 
-def _reached(position: Position, writers: dict[str, SplitWriter]) -> Reached:
-    return Reached(position, {name: writer.written() for name, writer in writers.items()})
+def _reached(position: Position, writers: dict[str, SplitWriter], notes: Notes) -> Reached:
+    return Reached(position, {name: writer.written() for name, writer in writers.items()}, notes)
 
 
 def _append(writer: SplitWriter, encoded: Encoded, limit: int | None, end_of_text: int | None) -> None:

@@ -1,8 +1,8 @@
 """How far a preparation has come, so that after a kill the same command goes on from there.
 
 The one idea: `progress.json`, replaced as a whole every few seconds, names a place in the corpus and what the files
-held there. Whatever was written later is cut off, the source is read up to that place without encoding, and everything
-that follows is as if nothing had happened: the same bytes.
+held there. Whatever was written later is cut off, the source is passed over up to that place, and everything that
+follows is as if nothing had happened: the same bytes.
 """
 
 import json
@@ -15,23 +15,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.batching import START, Position
 from data_pipelines.disk import sync
 from data_pipelines.output import PROGRESS_NAME, differing
-from data_pipelines.pieces import START, Position
+from data_pipelines.readers.documents import Notes
 from data_pipelines.writing import Written, is_on_disk
 from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
-PROGRESS_VERSION = 2
+PROGRESS_VERSION = 3
 SECONDS_BETWEEN_RECORDS = 2.0
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Everything before `position` in the corpus is in the files."""
+    """Everything before `position` in the corpus is in the files, and what was wrong with it in the notes."""
 
     position: Position = START
     written: dict[str, Written] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
 
 class Journal:
@@ -78,7 +80,13 @@ class Journal:
     def record(self, reached: Reached) -> None:
         """Replace the record; what it speaks of is on the disk already."""
         temporary = self._path.with_suffix(".tmp")
-        content = {"version": PROGRESS_VERSION, "request": self._request, **asdict(reached)}
+        content = {
+            "version": PROGRESS_VERSION,
+            "request": self._request,
+            "position": reached.position,
+            "written": {name: asdict(written) for name, written in reached.written.items()},
+            "notes": reached.notes.as_json(),
+        }
         temporary.write_text(json.dumps(content), encoding="utf-8")
         sync(temporary)
         os.replace(temporary, self._path)
@@ -115,4 +123,4 @@ def _progress(content: dict[str, Any] | None) -> Reached:
     for name, written in content["written"].items():
         files = {file: ShardFile(**fields) for file, fields in written["files"].items()}
         splits[name] = Written(**written | {"files": files})
-    return Reached(Position(*content["position"]), splits)
+    return Reached(Position(*content["position"]), splits, Notes(**content["notes"]))

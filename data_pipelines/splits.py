@@ -1,17 +1,22 @@
-"""Which text is for training and which for validation: decided by whole documents, before anything is tokenised.
+"""Which text is for training and which for validation: decided by whole documents.
+
+The one idea: a rule decides from what is known where tokens are written: the number of a document in the source, and
+what whoever read it found in its text. So the documents themselves may be read anywhere.
 
 A document is let go of (`del`) before the next one is asked for: two large ones need not fit into memory at once.
 """
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from data_pipelines.readers.documents import Document, Reading, Source, is_blank, texts_of
+from data_pipelines.readers.documents import Chunk, Document, Reading, Source, documents_of, is_blank, texts_of
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
@@ -21,11 +26,78 @@ ENOUGH_CHARACTERS = 100_000
 SKIPPED = "empty documents skipped"
 
 
+class Rule(Protocol):
+    """Tells for each document whether it is for validation. Small, and can be pickled."""
+
+    def share(self, document: Document) -> float:
+        """What in the text decides, where it does; from 0 to 1."""
+        ...
+
+    def validation(
+        self, numbers: Int[np.ndarray, " documents"], shares: Float[np.ndarray, " documents"]
+    ) -> Bool[np.ndarray, " documents"]:
+        """For documents by their numbers in the corpus (blank ones counted) and their shares."""
+        ...
+
+
+@dataclass(frozen=True)
+class Only:
+    """All for the same split."""
+
+    split: Literal["train", "val"]
+
+    def share(self, document: Document) -> float:
+        return 0.0
+
+    def validation(self, numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        return np.full(len(numbers), self.split == "val")
+
+
+@dataclass(frozen=True)
+class ByHash:
+    """A fraction, by the SHA-256 of the text."""
+
+    fraction: float
+
+    def share(self, document: Document) -> float:
+        return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
+
+    def validation(self, numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        return shares < self.fraction
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """K of N documents, drawn by a seed."""
+
+    chosen: int
+    total: int
+    seed: int
+
+    def share(self, document: Document) -> float:
+        return 0.0
+
+    def validation(self, numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        return np.isin(numbers, _drawn(self.chosen, self.total, self.seed))
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(chosen: int, total: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(total)[:chosen].copy()  # not a view of them all
+
+
+Part = tuple[Rule, Chunk]
+
+
 class Corpus(Protocol):
     """Documents, each for one of the splits, always in the same order."""
 
-    def parts(self, reading: Reading) -> Iterator[tuple[str, Document]]:
-        """Yield (`train` or `val`, document) for every document that is not blank."""
+    def parts(self, reading: Reading) -> Iterator[Part]:
+        """Yield the documents, or blocks of them, each with the rule that divides it."""
+        ...
+
+    def check(self, documents: int) -> None:
+        """Raise where another number of documents was expected than were read, blank ones included."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -40,8 +112,11 @@ class Divided:
     source: Source
     split: "Split"
 
-    def parts(self, reading: Reading) -> Iterator[tuple[str, Document]]:
+    def parts(self, reading: Reading) -> Iterator[Part]:
         return self.split.parts(self.source, reading)
+
+    def check(self, documents: int) -> None:
+        self.split.check(self.source.name, documents)
 
     def identity(self) -> dict[str, Any]:
         return self.source.identity() | {"split": str(self.split)}
@@ -54,14 +129,34 @@ class TwoSources:
     train: Source
     validation: Source
 
-    def parts(self, reading: Reading) -> Iterator[tuple[str, Document]]:
-        for name, source in (("train", self.train), ("val", self.validation)):
-            for document in _not_blank(source, reading):
-                yield name, document
-                del document
+    def parts(self, reading: Reading) -> Iterator[Part]:
+        for rule, source in ((Only("train"), self.train), (Only("val"), self.validation)):
+            yield from _all(rule, source.chunks(reading))
+
+    def check(self, documents: int) -> None:
+        """Any number will do."""
 
     def identity(self) -> dict[str, Any]:
         return self.train.identity() | {"validation": self.validation.identity()}
+
+
+def divided(parts: Iterable[Part], reading: Reading) -> Iterator[tuple[str, Document]]:
+    """Yield (`train` or `val`, document) for every document that is not blank, all of them read here."""
+    number = 0
+    for rule, chunk in parts:
+        for document in documents_of([chunk], reading):
+            if is_blank(document):
+                reading.notes[SKIPPED] += 1
+            else:
+                yield _side(rule, number, document), document
+            del document
+            number += 1
+        del chunk
+
+
+def _side(rule: Rule, number: int, document: Document) -> str:
+    of_validation = rule.validation(np.array([number]), np.array([rule.share(document)]))
+    return "val" if of_validation[0] else "train"
 
 
 @dataclass(frozen=True)
@@ -109,74 +204,69 @@ class Split:
             return f"drawn:{'/'.join(map(str, self.drawn))}"
         return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
-    def parts(self, source: Source, reading: Reading) -> Iterator[tuple[str, Document]]:
-        """Yield (`train` or `val`, document) for every document that is not blank, in the order of the source."""
-        if self.drawn is not None:
-            return self._drawn(source, reading, *self.drawn)
+    def parts(self, source: Source, reading: Reading) -> Iterator[Part]:
+        """The source's documents, or blocks of them, in its order, each with the rule that divides it."""
         if self.kind == "documents" and (few := self._on_one_side(source, reading)):
             size = _size(source, reading)
             enough = size.characters * self.fraction >= ENOUGH_CHARACTERS
             tail = Split("tail", self.fraction if enough else max(self.fraction, SMALLEST_TAIL))
             reading.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
             return tail._tail(_not_blank(source, reading), size)
-        documents = _not_blank(source, reading)
-        return self._tail(documents, _size(source, reading)) if self.kind == "tail" else self._hashed(documents)
+        if self.kind == "tail":
+            return self._tail(_not_blank(source, reading), _size(source, reading))
+        return _all(self.rule, source.chunks(reading))
+
+    @property
+    def rule(self) -> Rule:
+        """What divides documents wherever they stand; not for `tail`."""
+        if self.drawn is not None:
+            return Drawn(*self.drawn)
+        return Only("train") if self.kind == "none" else ByHash(self.fraction)
 
     def side(self, document: Document) -> str:
-        """The split to which a document belongs by its hash alone, wherever it stands."""
-        if self.kind == "none":
-            return "train"
-        share = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
-        return "val" if share < self.fraction else "train"
+        """The split to which a document belongs by its text alone; for `documents` and `none`."""
+        return _side(self.rule, 0, document)
+
+    def check(self, name: str, documents: int) -> None:
+        """Raise unless the source of that name has as many documents as were to be drawn from."""
+        if self.drawn is not None and documents != self.drawn[1]:
+            chosen, total, seed = self.drawn
+            raise UserError(
+                f"split {self}: {name} has {documents:,} documents, not {total:,}. "
+                f"Use --split=drawn:{chosen}/{documents}/{seed}, or documents:{chosen / total:.2g}."
+            )
 
     def _on_one_side(self, source: Source, reading: Reading) -> int:
         """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
-        sides, number = set[str](), 0
-        for document in _not_blank(source, reading.again()):
-            number += 1
-            sides.add(self.side(document))
+        sides, number, again = set[str](), 0, reading.again()
+        for side, document in divided(_all(self.rule, source.chunks(again)), again):
             del document
+            number += 1
+            sides.add(side)
             if len(sides) == 2:
                 return 0
         return number
 
-    def _hashed(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
-        for document in documents:
-            yield self.side(document), document
-            del document
-
-    def _drawn(
-        self, source: Source, reading: Reading, chosen: int, total: int, seed: int
-    ) -> Iterator[tuple[str, Document]]:
-        """Blank documents count, though they are left out: the permutation is of all that the source has."""
-        validation = frozenset(np.random.default_rng(seed).permutation(total)[:chosen].tolist())
-        number = 0
-        for document in source.documents(reading):
-            if is_blank(document):
-                reading.notes[SKIPPED] += 1
-            else:
-                yield "val" if number in validation else "train", document
-            del document
-            number += 1
-        if number != total:
-            raise UserError(
-                f"split {self}: {source.name} has {number:,} documents, not {total:,}. "
-                f"Use --split=drawn:{chosen}/{number}/{seed}, or documents:{chosen / total:.2g}."
-            )
-
-    def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[tuple[str, Document]]:
+    def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[Part]:
         cut = int(size.characters * (1 - self.fraction))
+        train, val = Only("train"), Only("val")
         number = begin = 0
         for document in documents:
             number += 1  # noqa: SIM113  `enumerate` would hold the document
             if number == size.documents and begin <= cut and 2 * begin < size.characters:
                 whole, place = memoryview(document), _place(document, cut - begin)
-                yield "train", whole[:place]
-                yield "val", whole[place:]
+                yield train, whole[:place]
+                yield val, whole[place:]
                 return
             begin, before = begin + _characters(document), begin
-            yield "train" if before < cut and number < size.documents else "val", document
+            yield train if before < cut and number < size.documents else val, document
             del document
+
+
+def _all(rule: Rule, chunks: Iterator[Chunk]) -> Iterator[Part]:
+    for chunk in chunks:
+        yield rule, chunk
+        del chunk
 
 
 class _Size(NamedTuple):
@@ -207,7 +297,7 @@ def _place(document: Document, characters: int) -> int:
 
 
 def _not_blank(source: Source, reading: Reading) -> Iterator[Document]:
-    for document in source.documents(reading):
+    for document in documents_of(source.chunks(reading), reading):
         if is_blank(document):
             reading.notes[SKIPPED] += 1
         else:

@@ -3,15 +3,17 @@
 import os
 import random
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from reading import make_small
 
-from data_pipelines import encoding, pieces
+from data_pipelines import batching, encoding
+from data_pipelines.batching import START, Position, batches
 from data_pipelines.encoding import encode_all
-from data_pipelines.pieces import START
-from data_pipelines.readers.documents import Reading
-from data_pipelines.splits import Split
+from data_pipelines.readers.documents import BROKEN, Notes, Reading
+from data_pipelines.splits import Only, Split
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import Bytes, load_tokenizer
@@ -21,8 +23,14 @@ WORDS = ["one", "two", "three", "<|endoftext|>", "é☕", "\r\n", "語"]
 
 def parts_of(n, seed=0):
     rng = random.Random(seed)
-    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(1, 200))) for _ in range(n)]
-    return [("val" if rng.random() < 0.2 else "train", text.encode()) for text in texts]
+    texts = ["a " + " ".join(rng.choices(WORDS, k=rng.randrange(1, 200))) for _ in range(n)]
+    return [(Only("val") if rng.random() < 0.2 else Only("train"), text.encode()) for text in texts]
+
+
+def steps_of(parts, tokenizer, *, processes=1, start=START, reading=None):
+    reading = reading or Reading()
+    some = batches(parts, tokenizer, reading, start=start)
+    return encode_all(some, tokenizer, reading, processes=processes, documents=start.documents)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +40,7 @@ def bpe():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 300)
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
-    monkeypatch.setattr(encoding, "BATCHES_WORTH_A_POOL", 2)
+    make_small(monkeypatch, batch=500, piece=300)
 
 
 def joined(steps):
@@ -52,9 +58,9 @@ def joined(steps):
 def test_every_split_is_its_documents_one_after_another(bpe, small, kind, processes):
     tokenizer, parts = {"bpe": bpe, "bytes": Bytes()}[kind], parts_of(60)
     before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    found = joined(encode_all(parts, tokenizer, processes=processes))
+    found = joined(steps_of(parts, tokenizer, processes=processes))
     for split, (tokens, starts, size) in found.items():
-        texts = [document.decode() for name, document in parts if name == split]
+        texts = [document.decode() for rule, document in parts if rule == Only(split)]
         documents = [[*before, *tokenizer.encode(text)] for text in texts]
         assert tokens.dtype == np.uint16
         assert tokens.tolist() == [token for document in documents for token in document]
@@ -64,7 +70,7 @@ def test_every_split_is_its_documents_one_after_another(bpe, small, kind, proces
 
 
 def test_processes_do_not_even_change_the_steps(bpe, small):
-    one, two = (list(encode_all(parts_of(60), bpe, processes=processes)) for processes in (1, 2))
+    one, two = (list(steps_of(parts_of(60), bpe, processes=processes)) for processes in (1, 2))
     assert [step.after for step in one] == [step.after for step in two]
     for first, second in zip(one, two, strict=True):
         for a, b in zip(first.results, second.results, strict=True):
@@ -75,17 +81,17 @@ def test_processes_do_not_even_change_the_steps(bpe, small):
 
 def test_going_on_after_any_step(bpe, small):
     parts = parts_of(12)
-    every = list(encode_all(parts, bpe, processes=1))
+    every = list(steps_of(parts, bpe))
     whole = joined(every)
     for i, place in enumerate([START, *(step.after for step in every)]):
-        rest = joined([*every[:i], *encode_all(parts, bpe, processes=1, start=place)])
+        rest = joined([*every[:i], *steps_of(parts, bpe, start=place)])
         for split, (tokens, starts, size) in whole.items():
             np.testing.assert_array_equal(rest[split][0], tokens)
             assert rest[split][1:] == (starts, size)
 
 
 def test_nothing_gives_nothing(bpe):
-    assert list(encode_all([], bpe, processes=2)) == []
+    assert list(steps_of([], bpe, processes=2)) == []
 
 
 class Deadly(Bytes):
@@ -100,7 +106,7 @@ class Deadly(Bytes):
 
 def test_a_worker_that_dies_is_told(small):
     with pytest.raises(UserError, match="a worker process died: for want of memory"):
-        list(encode_all(parts_of(60), Deadly(), processes=2))
+        list(steps_of(parts_of(60), Deadly(), processes=2))
 
 
 def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
@@ -116,18 +122,18 @@ def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
 
         def submit(self, function, batch):
             assert len(taken) - len(finished) <= 4 * 2 + 1
-            return Now([encoding.Encoded("train", np.zeros(1, np.uint16), 1, 1)])
+            return Now(encoding.Tokens(np.zeros(1, np.uint16), np.zeros(0, encoding.DOCUMENT), True, 1, Notes()))
 
         def shutdown(self, *, cancel_futures): ...
 
     def parts():
         for i in range(100):
             taken.append(i)
-            yield "train", b"x" * 500
+            yield Only("train"), b"x" * 500
 
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    make_small(monkeypatch, batch=500, piece=500)
     monkeypatch.setattr(encoding, "ProcessPoolExecutor", Pool)
-    assert len(list(encoding.encode_all(parts(), load_tokenizer("bytes"), processes=2))) == 100
+    assert len(list(steps_of(parts(), load_tokenizer("bytes"), processes=2))) == 100
 
 
 @pytest.mark.parametrize("split", ["documents:0.1", "none"])
@@ -136,18 +142,115 @@ def test_only_the_document_that_is_read_is_in_memory(split):
     size = 12_000_000
 
     class Large:
-        def documents(self, reading):
+        def chunks(self, reading):
             for word in (b"alpha ", b"beta ", b"gamma "):
                 yield word * (size // len(word))
 
-    parts = Split.parse(split).parts(Large(), Reading())
+    reading = Reading()
+    parts = Split.parse(split).parts(Large(), reading)
     tracemalloc.start()
     tokens = sum(
         len(result.tokens)
-        for step in encoding.encode_all(parts, load_tokenizer("bytes"), processes=1)
+        for step in steps_of(parts, load_tokenizer("bytes"), reading=reading)
         for result in step.results
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tokens == 3 * size
-    assert peak < size + 10 * encoding.BATCH_BYTES
+    assert peak < size + 10 * batching.BATCH_BYTES
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A block of `count` documents, which says which process reads it; `size` is what it claims."""
+
+    first: int
+    count: int
+    size: int = 500
+    length: int = 10
+
+    def documents(self, reading):
+        for number in range(self.first, self.first + self.count):
+            if number == 13:
+                reading.broken(f"number {number} in process {os.getpid()}")
+            else:
+                yield f"{number}:".encode() + b"x" * self.length
+
+
+def texts_in(steps):
+    tokens, starts, _ = joined(steps)["train"]
+    return [bytes(part.tolist()).split(b":")[0].decode() for part in np.split(tokens, starts[1:])]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_blocks_are_read_where_they_are_encoded(small, processes):
+    steps = list(steps_of(((Only("train"), Numbered(i, 3)) for i in range(0, 30, 3)), Bytes(), processes=processes))
+    assert texts_in(steps) == [str(i) for i in range(30) if i != 13]
+    assert [step.after for step in steps] == [Position(i, 0, 3 * i - (i > 4)) for i in range(1, 11)]
+    noted = [step.notes for step in steps if step.notes]
+    assert [dict(notes) for notes in noted] == [{BROKEN: 1}]
+    here = f"process {os.getpid()}" in noted[0].first[BROKEN]
+    assert here == (processes == 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_done_is_not_read_again(small, processes):
+    class Untouched:
+        size = 500
+
+    parts = [(Only("train"), Untouched())] * 4 + [(Only("train"), Numbered(i, 3)) for i in range(12, 30, 3)]
+    steps = list(steps_of(parts, Bytes(), processes=processes, start=Position(4, 0, 12)))
+    assert texts_in(steps) == [str(i) for i in range(12, 30) if i != 13]
+    assert steps[-1].after == Position(10, 0, 29)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_block_that_is_larger_than_it_says_is_read_in_parts(small, monkeypatch, processes):
+    """By the process that gathers; nobody goes on from its middle."""
+    monkeypatch.setattr(encoding, "MOST_BYTES", 2000)
+    sizes = {6: 700, 9: 300}
+    parts = [(Only("train"), Numbered(i, 3, length=sizes.get(i, 10))) for i in range(0, 18, 3)]
+    steps = list(steps_of(parts, Bytes(), processes=processes))
+    assert texts_in(steps) == [str(i) for i in range(18) if i != 13]
+    assert [step.after.chunks for step in steps if step.after is not None] == [1, 2, 3, 4, 5, 6]
+    assert sum(step.after is None for step in steps) > 3
+    assert steps[-1].after.documents == 17
+    assert [dict(step.notes) for step in steps if step.notes] == [{BROKEN: 1}]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_first_trouble_is_told(small, processes):
+    """Though the next one is met earlier, by whoever looks for blocks."""
+
+    def parts():
+        for i in range(0, 18, 3):
+            yield Only("train"), Numbered(i, 3)
+        raise UserError("what comes later")
+
+    with pytest.raises(UserError, match="number 13 in process"):
+        list(steps_of(parts(), Bytes(), processes=processes, reading=Reading(strict=True)))
+    with pytest.raises(UserError, match="what comes later"):
+        list(steps_of(parts(), Bytes(), processes=processes))
+
+
+def test_notes_belong_to_the_chunks_with_which_they_were_made(small):
+    """So whoever goes on has those of what is done already, and makes those of the rest."""
+
+    def parts(reading):
+        for i in range(8):
+            reading.notes[f"before {i}"] += 1
+            yield Only("train"), b"x" * (1200 if i in (2, 5) else 200)
+        reading.notes["behind"] += 1
+
+    whole, reading = Notes(), Reading()
+    every = list(steps_of(parts(reading), Bytes(), reading=reading))
+    for step in every:
+        whole.add(step.notes)
+    assert whole == {f"before {i}": 1 for i in range(8)}
+    assert reading.notes == {"behind": 1}
+    for i, step in enumerate(every):
+        reading, notes = Reading(), Notes()
+        for one in [*every[: i + 1], *steps_of(parts(reading), Bytes(), reading=reading, start=step.after)]:
+            notes.add(one.notes)
+        assert notes == whole
+        assert reading.notes == {"behind": 1}

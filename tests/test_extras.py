@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from reading import documents_in
 
 from data_pipelines.readers.documents import Reading
 from data_pipelines.readers.extras import install, needs_extra
@@ -18,7 +19,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"content")
     with pytest.raises(UserError, match=rf"{name}: reading .* needs {package}.*pip install 'gptjax\[data\]'"):
-        next(open_source(str(tmp_path / name)).documents(Reading()))
+        next(documents_in(open_source(str(tmp_path / name)), Reading()))
 
 
 def test_other_errors_pass():

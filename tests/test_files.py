@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from reading import documents_in
 
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Reading
@@ -37,7 +38,7 @@ def folder(tmp_path):
 
 def read(spec, **options):
     reading = Reading(**{"strict": True, **options})
-    return [str(document, "utf-8") for document in open_files(str(spec)).documents(reading)]
+    return [str(document, "utf-8") for document in documents_in(open_files(str(spec)), reading)]
 
 
 def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
@@ -46,7 +47,7 @@ def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
     source = open_files(str(folder))
     assert source.name == "corpus"
     for _ in range(2):
-        assert [str(document, "utf-8") for document in source.documents(Reading())] == texts
+        assert [str(document, "utf-8") for document in documents_in(source, Reading())] == texts
 
 
 def test_patterns_and_single_files(folder):
@@ -61,7 +62,7 @@ def test_patterns_and_single_files(folder):
 def test_what_is_left_out_or_not_known_is_counted(folder):
     def notes_of(spec):
         reading = Reading()
-        assert list(open_files(str(spec)).documents(reading))
+        assert list(documents_in(open_files(str(spec)), reading))
         return reading.notes[LEFT_OUT], reading.notes[AS_TEXT]
 
     assert notes_of(folder) == (3, 0)
@@ -78,7 +79,7 @@ def test_another_field_in_every_kind(folder):
     writer.close()
     (folder / "g.ndjson.zst").unlink()
     reading = Reading("content")
-    found = [str(document, "utf-8") for document in open_files(str(folder)).documents(reading)]
+    found = [str(document, "utf-8") for document in documents_in(open_files(str(folder)), reading)]
     assert found == ["from a", "caf\ufffd", "from d", "from e", "from f"]
     assert reading.notes[NO_FIELDS] == 2
 

@@ -7,6 +7,7 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import documents_by
 
 from data_pipelines.readers import json_lines, long_lines
 from data_pipelines.readers.documents import BROKEN, Reading, document_of_json
@@ -46,14 +47,14 @@ def test_lines_after_a_long_one_are_read(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(lines))
     reading = Reading()
-    found = list(read_json_lines(path, reading))
+    found = list(documents_by(read_json_lines, path, reading))
     assert found == [(large + "first").encode(), b"small", b"beside"]
     assert reading.notes == {BROKEN: 2}
     with pytest.raises(UserError, match=r"x\.jsonl:2: not a line of JSON in UTF-8: Invalid \\escape"):
-        list(read_json_lines(path, Reading(strict=True)))
+        list(documents_by(read_json_lines, path, Reading(strict=True)))
     path.write_text("\n".join(lines[2:]))
     with pytest.raises(UserError, match=r"x\.jsonl:4: not a line of JSON in UTF-8: it ends within a string"):
-        list(read_json_lines(path, Reading(strict=True)))
+        list(documents_by(read_json_lines, path, Reading(strict=True)))
 
 
 def test_a_line_of_exactly_a_block(tmp_path, monkeypatch):
@@ -62,7 +63,7 @@ def test_a_line_of_exactly_a_block(tmp_path, monkeypatch):
     for length in range(60, 70):
         line = json.dumps({"text": "x" * (length - len('{"text": ""}'))})
         path.write_text(f"{line}\n{line}\n\n{line}")
-        assert list(map(len, read_json_lines(path, Reading(strict=True)))) == [length - 12] * 3
+        assert list(map(len, documents_by(read_json_lines, path, Reading(strict=True)))) == [length - 12] * 3
 
 
 def test_escapes_take_no_memory():
@@ -100,10 +101,10 @@ def test_a_record_of_endless_numbers_is_broken_and_takes_no_memory(tmp_path, mon
         file.write(f"0]}}\n{words}\n")
     reading = Reading()
     tracemalloc.start()
-    assert list(read_json_lines(path, reading)) == [b"good"]
+    assert list(documents_by(read_json_lines, path, reading)) == [b"good"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert reading.notes == {long_lines.TOO_MUCH: 1}
     assert peak < 4 * len(words)
     with pytest.raises(UserError, match=r"x\.jsonl:1: more than 1,048,576 bytes of it are not in strings"):
-        list(read_json_lines(path, Reading(strict=True)))
+        list(documents_by(read_json_lines, path, Reading(strict=True)))

@@ -3,6 +3,7 @@
 import pyarrow
 import pyarrow.parquet
 import pytest
+from reading import documents_by
 
 from data_pipelines.readers import parquet
 from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
@@ -20,7 +21,7 @@ def write(path, texts, kind=None, **options):
 
 def read(path, **options):
     reading = Reading(strict=True, **options)
-    return [str(document, "utf-8") for document in read_parquet(path, reading)]
+    return [str(document, "utf-8") for document in documents_by(read_parquet, path, reading)]
 
 
 KINDS = [
@@ -59,7 +60,7 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 def test_rows_without_text_and_bytes_that_are_not_utf8(tmp_path):
     reading = Reading()
     path = write(tmp_path / "x.parquet", [b"caf\xe9", None, b"good"], pyarrow.binary())
-    assert list(read_parquet(path, reading)) == ["caf\ufffd".encode(), b"good"]
+    assert list(documents_by(read_parquet, path, reading)) == ["caf\ufffd".encode(), b"good"]
     assert reading.notes == {REPLACED_RECORDS: 1, BROKEN: 1}
     with pytest.raises(UserError, match=r"x\.parquet: row 1: byte 3 \(0xe9\) is not UTF-8"):
         read(path)

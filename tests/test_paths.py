@@ -84,3 +84,9 @@ def test_identity(tmp_path):
     os.utime(path, ns=(6, 6))
     hashes.add(names_sizes_times({"a.txt": path}))
     assert len(hashes) == 4
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.txt")
+    with pytest.raises(UserError, match=r"is a pipe or a device, which cannot be read twice\. Save it as a file\."):
+        found(tmp_path, "x.txt")

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reading import make_small
 
-from data_pipelines import encoding, pieces
+from data_pipelines import encoding
 from data_pipelines import prepare as door
 from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.readers.documents import Reading
 from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
-from data_pipelines.splits import Split
+from data_pipelines.splits import Split, divided
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from gptjax.errors import UserError
 from gptjax.integrity import verify
@@ -124,7 +125,7 @@ def test_why_there_is_no_text_is_told(tmp_path):
 
 
 def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    make_small(monkeypatch, batch=500, piece=1000)
     source = write_jsonl(tmp_path / "x.jsonl", documents(200))
     for name, processes in [("one", 1), ("two", 2)]:
         run(source, tmp_path / name, bpe, split="documents:0.1", processes=processes)
@@ -136,7 +137,7 @@ def test_processes_do_not_change_a_byte(tmp_path, bpe, monkeypatch):
 
 
 def test_an_error_in_a_worker_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    make_small(monkeypatch, batch=500, piece=1000)
     Chars.from_text(documents(200)).save(tmp_path / "chars")
     source = write_jsonl(tmp_path / "x.jsonl", [*documents(200), "π"])
     with pytest.raises(UserError, match=r"'π' \(U\+03C0\) is not among"):
@@ -192,8 +193,7 @@ def test_a_recipe_says_what_is_left_open(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_large_documents_in_pieces(tmp_path, bpe, monkeypatch, processes):
     """Encoded in pieces, on one process or on two, a document is what it is encoded whole."""
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 300)
+    make_small(monkeypatch, batch=500, piece=300)
     texts = ["short\n", " ".join(documents(60)), "x", "".join(documents(30, seed=1))]
     manifest = run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none", processes=processes)
     tokenizer, stream = load_tokenizer(bpe), open_split(tmp_path / "out", "train")
@@ -216,7 +216,7 @@ def test_the_name_of_the_special_token_is_ordinary_text(tmp_path, bpe):
 
 
 def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(encoding, "BATCH_BYTES", 500)
+    make_small(monkeypatch, batch=500, piece=1000)
     texts = documents(50)
     source = write_jsonl(tmp_path / "x.jsonl", texts)
     run(source, tmp_path / "whole", bpe, split="none")
@@ -242,7 +242,8 @@ def test_splitting_by_documents_ignores_their_order(tmp_path):
 
     def val(some):
         source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
-        return {str(text, "utf-8") for name, text in split.parts(source, Reading()) if name == "val"}
+        documents = divided(split.parts(source, reading := Reading()), reading)
+        return {str(text, "utf-8") for name, text in documents if name == "val"}
 
     assert val(texts) == val(shuffled) == val(texts + texts)
     assert val(texts[:500]) == val(texts) & set(texts[:500])
@@ -416,26 +417,21 @@ def test_what_is_not_ours_is_never_replaced(tmp_path):
 
 
 def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
-    fifo, out = tmp_path / "pipe.jsonl", tmp_path / "out"
-    os.mkfifo(fifo)
-    options = ["--tokenizer=bytes", "--split=none", "--shard-tokens=100000", "--processes=1"]
-    command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={fifo}", f"--output={out}", *options]
+    out, source = tmp_path / "out", write_jsonl(tmp_path / "long.jsonl", ["x" * 2**20] * 10)
+    options = ["--tokenizer=bytes", "--split=none", "--shard-tokens=1000", "--processes=1"]  # ten thousand files
+    command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={source}", f"--output={out}", *options]
     process = subprocess.Popen(command, env=ENVIRONMENT)
-    with open(fifo, "w") as pipe:
-        try:
-            for _ in range(3):
-                pipe.write(json.dumps({"text": "x" * 2**20}) + "\n")
-                pipe.flush()
-            deadline = time.monotonic() + 60
-            while not (tmp_path / ".out.partial" / "train_000012.bin").exists():
-                assert time.monotonic() < deadline
-                assert process.poll() is None
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-        finally:
-            process.kill()
-            process.wait()
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".out.partial" / "train_000012.bin").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
     assert not out.exists()
     assert read_manifest(tmp_path / ".out.partial") is None
     source = write_jsonl(tmp_path / "x.jsonl", documents())

@@ -11,26 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reading import make_small
 
-from data_pipelines import encoding, pieces, resuming
+from data_pipelines import encoding, resuming
 from data_pipelines import prepare as door
-from data_pipelines.pieces import Position
+from data_pipelines.batching import Position
 from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.readers.documents import Notes
 from data_pipelines.resuming import Journal, Reached
 from data_pipelines.writing import SplitWriter
 from gptjax.errors import UserError
 from gptjax.integrity import verify
 
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
-SMALL = {
-    (pieces, "PIECE_BYTES"): 1000,
-    (encoding, "BATCH_BYTES"): 2000,
-    (encoding, "BATCHES_WORTH_A_POOL"): 2,
-}
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from data_pipelines import encoding, pieces, prepare as door, resuming
+import pytest
+from reading import make_small
+from data_pipelines import encoding, prepare as door, resuming
 from data_pipelines.prepare import Prepare, prepare
 from gptjax.errors import explained
 
@@ -40,7 +39,7 @@ def slowly(*args, **kwargs):  # so that there is something left to be killed
         yield step
 
 if __name__ == "__main__":
-    pieces.PIECE_BYTES, encoding.BATCH_BYTES, encoding.BATCHES_WORTH_A_POOL = 1000, 2000, 2
+    make_small(pytest.MonkeyPatch(), batch=2000, piece=1000)
     resuming.SECONDS_BETWEEN_RECORDS, door.encode_all = 0, slowly
     options = json.loads(sys.argv[1])
     with explained():
@@ -48,14 +47,14 @@ if __name__ == "__main__":
 else:  # in a worker, which has not started before its tokenizer has come, too
     Path(json.loads(sys.argv[1])["output"] + ".worker").touch()
 """
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(encoding.__file__).parents[1])}
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent)))}
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Many small pieces and batches, with a record after each."""
-    for (module, name), value in SMALL.items():
-        monkeypatch.setattr(module, name, value)
+    make_small(monkeypatch, batch=2000, piece=1000)
     monkeypatch.setattr(resuming, "SECONDS_BETWEEN_RECORDS", 0)
 
 
@@ -129,7 +128,7 @@ def test_ctrl_c_is_one_line_at_any_time(tmp_path, source, small):
     script.write_text(CHILD)
     options = json.dumps({**options_of(source, "bytes", processes=2), "output": str(tmp_path / "out")})
     command = [sys.executable, str(script), options]
-    for moment in (worker.exists, lambda: record.exists() and json.loads(record.read_text())["position"] != [0, 0]):
+    for moment in (worker.exists, lambda: record.exists() and json.loads(record.read_text())["position"][0]):
         worker.unlink(missing_ok=True)
         process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
         while not moment() and process.poll() is None:
@@ -169,8 +168,12 @@ def stopping(monkeypatch, after):
 @pytest.mark.parametrize("after", [0, 1, 14, 26])
 def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, after):
     """In this process, so at exact places: a document's middle is one of them."""
+    with Path(source).open("a") as file:
+        file.write('broken\n{"text": "\\ud800"}\n')
     options = options_of(source, "bytes")
     prepare(Prepare(**options, output=tmp_path / "whole"))
+    wanted = noted(capsys.readouterr().out)
+    assert len(wanted) == 3
     with monkeypatch.context() as patch:
         stopping(patch, after)
         with pytest.raises(Stop):
@@ -180,8 +183,14 @@ def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, a
     if after:
         (partial / "train_000099.bin").write_text("whatever else a kill leaves behind")
     prepare(Prepare(**options, output=tmp_path / "out"))
-    assert ("going on after" in capsys.readouterr().err) == (after > 0)
+    said = capsys.readouterr()
+    assert ("going on after" in said.err) == (after > 0)
+    assert noted(said.out) == wanted, "of what an earlier run read, too"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def noted(report):
+    return [line for line in report.splitlines() if line.startswith("note:")]
 
 
 def test_another_request_starts_anew(tmp_path, source, small, monkeypatch, capsys):
@@ -216,12 +225,14 @@ def test_files_that_are_gone_start_anew(tmp_path, capsys):
     journal = opened()
     with SplitWriter(tmp_path / "partial", "train", dtype=np.dtype(np.uint16), shard_tokens=10) as writer:
         writer.append(np.arange(14, dtype=np.uint16), np.array([0, 12]), size=20)
-        reached = Reached(Position(1, 3), {"train": writer.written()})
+        notes = Notes({"broken records left out": 2}, {"broken records left out": "x:3"})
+        reached = Reached(Position(1, 3, 9), {"train": writer.written()}, notes)
         journal.record(reached)
         writer.append(np.arange(3, dtype=np.uint16))
     assert opened().reached(itemsize=2) == reached
+    assert opened().reached(itemsize=2).notes.lines() == ["2 broken records left out; the first: x:3"]
     record = tmp_path / "partial" / "progress.json"
-    assert json.loads(record.read_text())["version"] == 2, "another number where a position means something else"
+    assert json.loads(record.read_text())["version"] == 3, "another number where a position means something else"
     (tmp_path / "partial" / "train.documents").write_bytes(b"short")
     assert opened().reached(itemsize=2) == Reached()
     assert "missing or cut short. Starting anew." in capsys.readouterr().err

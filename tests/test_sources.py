@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from reading import documents_in
 
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
 from data_pipelines.readers.documents import BROKEN, Reading
@@ -38,11 +39,11 @@ def test_how_to_read_reaches_the_files(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "html": "A"}\n\n{"text": "cut\n{"text": "b", "html": "B"}\n')
     for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
         reading = Reading()
-        assert b"".join(open_source(spec).documents(reading)).replace(b"\n", b"") == b"ab"
+        assert b"".join(documents_in(open_source(spec), reading)).replace(b"\n", b"") == b"ab"
         assert reading.notes == {BROKEN: 1}
-        assert b"".join(open_source(spec).documents(Reading("html"))).replace(b"\n", b"") == b"AB"
+        assert b"".join(documents_in(open_source(spec), Reading("html"))).replace(b"\n", b"") == b"AB"
         with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
-            list(open_source(spec).documents(Reading(strict=True)))
+            list(documents_in(open_source(spec), Reading(strict=True)))
 
 
 def test_identities_are_json_and_differ(tmp_path):
@@ -58,7 +59,7 @@ def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
     assert type(open_source("wikipedia")) is HubFiles
     source = open_source("./wikipedia")
     assert type(source) is Files
-    assert list(source.documents(Reading())) == [b"a file"]
+    assert list(documents_in(source, Reading())) == [b"a file"]
 
 
 @pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines import splits
 from data_pipelines.readers.documents import Reading
-from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources
+from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources, divided
 from gptjax.errors import UserError
 
 
@@ -17,11 +17,17 @@ class Texts:
     def __init__(self, *texts):
         self.texts = [text.encode() for text in texts]
 
-    def documents(self, reading):
+    def chunks(self, reading):
         yield from self.texts
 
     def identity(self):
         return {"source": [text.decode() for text in self.texts]}
+
+
+def parts_of(split, source, reading=None):
+    """(split, document) of every document that is not blank."""
+    reading = reading or Reading()
+    return [(name, bytes(document)) for name, document in divided(split.parts(source, reading), reading)]
 
 
 @pytest.mark.parametrize("text", ["a", "é☕", "long " * 500_000])
@@ -37,7 +43,7 @@ def test_the_hash_is_that_of_the_utf8(text):
 
 def test_examples_and_documents_are_divided_alike():
     texts, split = [str(i) for i in range(500)], Split.parse("documents:0.3")
-    assert [name for name, _ in split.parts(Texts(*texts), Reading())] == [split.side(text.encode()) for text in texts]
+    assert [name for name, _ in parts_of(split, Texts(*texts))] == [split.side(text.encode()) for text in texts]
     assert 100 < sum(split.side(text.encode()) == "val" for text in texts) < 200
 
 
@@ -47,21 +53,21 @@ def test_few_documents_are_cut_by_the_tail():
     for count, wanted in [(1, "tail:0.1"), (5, "tail:0.1")]:
         reading, source = Reading(), Texts(*texts[:count])
         split = Split.parse("documents:1e-6")
-        assert list(split.parts(source, reading)) == list(Split.parse(wanted).parts(source, Reading()))
+        assert parts_of(split, source, reading) == parts_of(Split.parse(wanted), source)
         assert reading.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
     everything = Split.parse("documents:0.999999")
-    assert list(everything.parts(Texts("ab" * 5), Reading())) == [("train", b""), ("val", b"ab" * 5)]
-    assert list(everything.parts(Texts(" "), Reading())) == []
+    assert parts_of(everything, Texts("ab" * 5)) == [("val", b"ab" * 5)]
+    assert parts_of(everything, Texts(" ")) == []
     read = []
 
     class Counted(Texts):
-        def documents(self, reading):
+        def chunks(self, reading):
             for document in self.texts:
                 read.append(document)
                 yield document
 
     split, reading = Split.parse("documents:0.01"), Reading()
-    first = next(split.parts(Counted(*texts), reading))
+    first = next(divided(split.parts(Counted(*texts), reading), reading))
     assert first == (split.side(texts[0].encode()), texts[0].encode())
     sides = [split.side(text.encode()) for text in texts]
     assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
@@ -70,7 +76,7 @@ def test_few_documents_are_cut_by_the_tail():
 
 def test_two_sources_stay_apart_and_blank_texts_are_left_out():
     reading, corpus = Reading(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
-    assert list(corpus.parts(reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert list(divided(corpus.parts(reading), reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
     assert reading.notes == {SKIPPED: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
@@ -84,22 +90,22 @@ def test_a_split_is_named_as_it_was_asked_for(spec):
 def test_a_large_single_text_keeps_the_fraction(monkeypatch):
     monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
     reading = Reading()
-    parts = dict(Split.parse("documents:0.05").parts(Texts("x" * 1000), reading))
+    parts = dict(parts_of(Split.parse("documents:0.05"), Texts("x" * 1000), reading))
     assert len(parts["val"]) in (50, 51)
     assert list(reading.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
 
 
 def test_a_last_document_that_is_nearly_all_is_cut_inside():
-    parts = list(Split.parse("tail:0.1").parts(Texts("short", "x" * 995), Reading()))
+    parts = parts_of(Split.parse("tail:0.1"), Texts("short", "x" * 995))
     assert [(name, len(part)) for name, part in parts] == [("train", 5), ("train", 895), ("val", 100)]
-    parts = list(Split.parse("tail:0.9").parts(Texts("x" * 400, "y" * 600), Reading()))
+    parts = parts_of(Split.parse("tail:0.9"), Texts("x" * 400, "y" * 600))
     assert [(name, len(part)) for name, part in parts] == [("train", 400), ("val", 600)]
 
 
 def test_the_tail_is_counted_in_characters():
     """A cut in a single text is where nanoGPT makes it, also behind a million bytes and inside of long characters."""
     text = "é☕x" * 400_000
-    parts = dict(Split.parse("tail:0.3").parts(Texts(text), Reading()))
+    parts = dict(parts_of(Split.parse("tail:0.3"), Texts(text)))
     cut = int(len(text) * 0.7)
     assert parts == {"train": text[:cut].encode(), "val": text[cut:].encode()}
 
@@ -110,10 +116,11 @@ def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
     reading, split = Reading(), Split.parse("drawn:6/20/2357")
     drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
     wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert list(split.parts(Texts(*texts), reading)) == wanted
+    assert parts_of(split, Texts(*texts), reading) == wanted
     assert reading.notes == {SKIPPED: 1}
     with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
-        list(split.parts(Texts(*texts, "one more"), Reading()))
+        Divided(Texts(*texts), split).check(21)
+    Divided(Texts(*texts), split).check(20)
 
 
 @pytest.mark.parametrize("spec", ["drawn:0/5/1", "drawn:5/5/1", "drawn:1/5", "drawn:x"])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+from reading import documents_in
 
 from data_pipelines.readers.documents import Reading
 from data_pipelines.readers.wikitext import Articles
@@ -26,7 +27,7 @@ class Given:
     texts: list[str]
     name: str = "given"
 
-    def documents(self, reading):
+    def chunks(self, reading):
         return (text.encode() for text in self.texts)
 
     def identity(self):
@@ -40,21 +41,21 @@ def rows(text):
 
 @pytest.mark.parametrize("texts", [rows(ORIGINAL), [row.rstrip("\n") for row in rows(ORIGINAL)], [ORIGINAL]])
 def test_rows_and_whole_files_become_the_same_articles(texts):
-    articles = list(Articles(Given(texts)).documents(Reading()))
+    articles = list(documents_in(Articles(Given(texts)), Reading()))
     assert articles == ARTICLES
     assert b"".join(articles) == ORIGINAL.encode()
 
 
 def test_no_title_and_no_text():
-    assert list(Articles(Given([])).documents(Reading())) == []
-    assert list(Articles(Given(["just text"])).documents(Reading())) == [b"just text\n"]
-    assert list(Articles(Given(["one\ntwo"])).documents(Reading())) == [b"one\ntwo"]
+    assert list(documents_in(Articles(Given([])), Reading())) == []
+    assert list(documents_in(Articles(Given(["just text"])), Reading())) == [b"just text\n"]
+    assert list(documents_in(Articles(Given(["one\ntwo"])), Reading())) == [b"one\ntwo"]
 
 
 def test_by_its_spec(tmp_path):
     (tmp_path / "wiki.train.raw").write_bytes(ORIGINAL.encode())
     plain = open_source(str(tmp_path / "wiki.train.raw"))
     source = open_source(f"wikitext:{tmp_path}/wiki.train.raw")
-    assert list(source.documents(Reading())) == ARTICLES
+    assert list(documents_in(source, Reading())) == ARTICLES
     assert source.name == plain.name == "wiki"
     assert source.identity() != plain.identity()

@@ -6,49 +6,83 @@ protocol buffers, and `tfds:NAME` reads them.
 """
 
 import codecs
+import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.readers.documents import Document, Reading, checked, read_json
+from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, checked, read_json
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.long_lines import document_of_record
 from gptjax.errors import UserError
 
 READ_AS_JSON = "ArrayRecord files read as JSON objects"
 READ_AS_TEXT = "ArrayRecord files read as plain text"
-BATCH_BYTES = 2**22
 MOST_RECORDS = 256
 
 
-def read_array_records(path: Path, reading: Reading) -> Iterator[Document]:
+def read_array_records(path: Path, reading: Reading) -> Iterator[Chunk]:
     """The text of every record, in the order of the file."""
     as_json = None
-    for number, record in enumerate(_records(path), start=1):
-        if as_json is None:
-            as_json = _is_json(record)
-            if not as_json and _is_protocol_buffer(record):
-                raise UserError(
-                    f"{path}: its records are protocol buffers, not text. If TFDS made them, name the set: tfds:NAME."
-                )
-            reading.notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
-        where = f"{path}: record {number}"
-        if not as_json:
-            yield checked(record, reading, where=where)
-        elif (document := document_of_record(record, reading, where=where)) is not None:
-            yield document
+    with _opened(path) as reader:
+        for begin, end in ranges(reader.num_records(), path.stat().st_size):
+            contents = reader.read(begin, end)
+            if as_json is None:
+                as_json = _is_json(contents[0])
+                if not as_json and _is_protocol_buffer(contents[0]):
+                    raise UserError(
+                        f"{path}: its records are protocol buffers, not text. If TFDS made them, name the set: "
+                        "tfds:NAME."
+                    )
+                reading.notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
+            records = _Records(path, begin, contents, as_json)
+            if max(map(len, contents)) <= BLOCK_BYTES:
+                yield records
+            else:
+                yield from records.documents(reading)
 
 
-def _records(path: Path) -> Iterator[bytes]:
+def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of those to read at once, about a megabyte, of `count` records that take `size` bytes."""
+    step = max(1, min(MOST_RECORDS, BLOCK_BYTES * count // max(1, size)))
+    for begin in range(0, count, step):
+        yield begin, min(begin + step, count)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Some records, and how many the file has before them."""
+
+    path: Path
+    before: int
+    contents: list[bytes]
+    as_json: bool
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.contents))
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        for number, record in enumerate(self.contents, start=self.before + 1):
+            where = f"{self.path}: record {number}"
+            if not self.as_json:
+                yield checked(record, reading, where=where)
+            elif (document := document_of_record(record, reading, where=where)) is not None:
+                yield document
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An `ArrayRecordReader`; what goes wrong while it is read names the file."""
     with needs_extra("data", what=f"{path}: reading ArrayRecord"):
         from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
-        count = reader.num_records()
+        reader.num_records()
         if not reader.ok():  # a damaged file claims to hold no records
             raise UserError(f"{path}: is no ArrayRecord file, or is cut off.")
-        step = max(1, min(MOST_RECORDS, BATCH_BYTES * count // path.stat().st_size))
-        for start in range(0, count, step):
-            yield from reader.read(start, min(start + step, count))
+        yield reader
     except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: cannot be read as ArrayRecord: {error}.") from None
     finally:

@@ -29,7 +29,7 @@ class Stdlib:
 
     name: str = "stdlib"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, reading: Reading) -> Iterator[Document]:
         root = Path(sysconfig.get_path("stdlib"))
         modules = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py"))
         kept = [path for name, path in modules if _belongs(name)]
@@ -67,7 +67,7 @@ class Shakespeare:
 
     name: str = "shakespeare"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, reading: Reading) -> Iterator[Document]:
         path = cache_directory() / "tinyshakespeare.txt"
         if path.is_file() and TINY_SHAKESPEARE.difference(path):
             path.unlink()

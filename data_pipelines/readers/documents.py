@@ -1,16 +1,17 @@
-"""What a source gives: documents, and a count of what was wrong with them.
+"""What a source gives: documents, or blocks of them, and a count of what was wrong with them.
 
-Two ideas. A document is the bytes of its UTF-8, checked, in one piece of memory: that is what is hashed, cut and sent
+Three ideas. A document is the bytes of its UTF-8, checked, in one piece of memory: that is what is hashed, cut and sent
 to other processes, while Python would need up to four bytes for a character of a `str`; it becomes one only in small
-pieces. And a broken record never passes unseen: either it is counted, under a phrase that ends up in the report with
-the place of the first, and left out; or, in strict mode, it is an error that names its place.
+pieces. A block only says where documents lie, so that many processes can read what one process has found. And a broken
+record never passes unseen: either it is counted, under a phrase that ends up in the report with the place of the first,
+and left out; or, in strict mode, it is an error that names its place.
 """
 
 import codecs
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,9 +31,12 @@ BLOCK_BYTES = 2**20
 class Notes(Counter[str]):
     """Things worth a line in the report, and how often they happened; of what was wrong, where it was `first`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first: dict[str, str] = {}
+    def __init__(self, times: Mapping[str, int] | None = None, first: Mapping[str, str] | None = None) -> None:
+        super().__init__(times)
+        self.first = dict(first or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Notes, tuple(self.as_json().values())
 
     def lines(self) -> list[str]:
         """Each note with how often it happened."""
@@ -45,6 +49,22 @@ class Notes(Counter[str]):
         """The lines of the report."""
         for line in self.lines():
             print(f"note: {line}")
+
+    def add(self, later: "Notes") -> None:
+        """Count also what was noted further on in the source."""
+        self.update(later)
+        self.first = later.first | self.first
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """Arguments of the same notes."""
+        return {"times": dict(self), "first": self.first}
+
+    def taken(self) -> "Notes":
+        """What was noted since this was last asked; it is not counted here any more."""
+        taken = Notes(**self.as_json())
+        self.clear()
+        self.first = {}
+        return taken
 
 
 @dataclass(frozen=True)
@@ -76,21 +96,50 @@ class Reading:
         self.trouble(BROKEN, problem)
 
 
+class Block(Protocol):
+    """Neighbouring documents of a source, which another process can read: it is small and can be pickled.
+
+    It is meant for documents that are together no larger than a few megabytes.
+    """
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of text these are."""
+        ...
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        """Yield them in their order; may yield empty ones."""
+        ...
+
+
+Chunk = Document | Block
+
+
 class Source(Protocol):
-    """Any sequence of documents that can be read more than once, each time in the same order."""
+    """Any sequence of documents that can be read more than once, each time in the same order and the same chunks."""
 
     @property
     def name(self) -> str:
         """One word, for the name of a cache directory."""
         ...
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        """Yield every document; may yield empty ones."""
+    def chunks(self, reading: Reading) -> Iterator[Chunk]:
+        """Yield every document, by itself or in a block; may yield empty ones."""
         ...
 
     def identity(self) -> dict[str, Any]:
         """What, in JSON, distinguishes this text from another."""
         ...
+
+
+def documents_of(chunks: Iterable[Chunk], reading: Reading) -> Iterator[Document]:
+    """All documents one after another, read here."""
+    for chunk in chunks:
+        if isinstance(chunk, Document):
+            yield chunk
+        else:
+            yield from chunk.documents(reading)
+        del chunk  # a document would be held while the next one is read
 
 
 def texts_of(document: Document, *, size: int = BLOCK_BYTES) -> Iterator[str]:

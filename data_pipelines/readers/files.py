@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.readers.array_records import read_array_records
-from data_pipelines.readers.documents import Document, Reading
+from data_pipelines.readers.documents import Chunk, Reading
 from data_pipelines.readers.json_lines import SUFFIXES as JSON_LINES
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.parquet import read_parquet
@@ -20,9 +20,9 @@ AS_TEXT = "files of a kind that is not known read as plain text"
 
 
 class Reader(Protocol):
-    """Yields the documents of one file in their order."""
+    """Yields the documents of one file in their order, or blocks of them."""
 
-    def __call__(self, path: Path, reading: Reading) -> Iterator[Document]: ...
+    def __call__(self, path: Path, reading: Reading) -> Iterator[Chunk]: ...
 
 
 _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in COMPRESSED)
@@ -57,7 +57,7 @@ def open_files(spec: str) -> "Files":
 
 @dataclass(frozen=True)
 class Files:
-    """Files in the order given; a kind that is not known is read as text. One document is in memory at a time.
+    """Files in the order given; a kind that is not known is read as text.
 
     `left_out` is how many others lie in the directory.
     """
@@ -70,7 +70,7 @@ class Files:
     def name(self) -> str:
         return Path(self.spec.split("*")[0].rstrip("/") or "files").name.split(".")[0] or "files"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, reading: Reading) -> Iterator[Chunk]:
         if self.left_out:
             reading.notes[LEFT_OUT] += self.left_out
         for path in self.paths:

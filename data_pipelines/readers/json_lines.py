@@ -10,37 +10,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.documents import BLOCK_BYTES, Document, Reading, document_of_json, read_json
+from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, document_of_json, read_json
 from data_pipelines.readers.long_lines import document_of_long_line
 from data_pipelines.readers.paths import files_identity, find_files
-from data_pipelines.readers.text_files import COMPRESSED, naming, opened
+from data_pipelines.readers.text_files import COMPRESSED, is_plain, naming, opened
 from gptjax.errors import UserError
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
 
 
-def read_json_lines(path: Path, reading: Reading) -> Iterator[Document]:
-    """The text of the object in every line; blank lines are no records."""
+def read_json_lines(path: Path, reading: Reading) -> Iterator[Chunk]:
+    """The text of the object in every line; blank lines are no records.
+
+    Whole lines of about a megabyte are a block. One that is longer is read here, and is a document.
+    """
     with opened(path) as file:
-        number = 0
-        while line := file.readline(BLOCK_BYTES):
-            number += 1
-            where = f"{path}:{number}"
-            if len(line) < BLOCK_BYTES:
-                document = document_of_json(line, reading, where=where)
-            else:
-                blocks = itertools.chain([line], _rest_of_line(line, file))
-                document = document_of_long_line(blocks, reading, where=where)
+        number = 1
+        while content := file.read(BLOCK_BYTES):
+            whole = content.rfind(b"\n") + 1
+            last = content[whole:] + file.readline(BLOCK_BYTES - len(content) + whole)
+            is_long = len(last) == BLOCK_BYTES and not last.endswith(b"\n")
+            lines = content[:whole] if is_long else content[:whole] + last
+            if lines:
+                place = file.tell() - whole - len(last) if is_plain(path) else lines
+                yield _Lines(path, number, len(lines), place)
+            number += lines.count(b"\n")
+            if is_long:
+                blocks = itertools.chain([last], _rest_of_line(file))
+                document = document_of_long_line(blocks, reading, where=f"{path}:{number}")
+                if document is not None:
+                    yield document
+                del document  # before the next one is read
+                number += 1
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Whole lines of a file, by the number of the first and their bytes: where they lie or, compressed, themselves."""
+
+    path: Path
+    number: int
+    size: int
+    place: int | bytes
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        content = self.place if isinstance(self.place, bytes) else _read_at(self.path, self.place, self.size)
+        for number, line in enumerate(io.BytesIO(content), start=self.number):
+            document = document_of_json(line, reading, where=f"{self.path}:{number}")
             if document is not None:
                 yield document
-            del document  # before the next one is read
 
 
-def _rest_of_line(beginning: bytes, file: io.BufferedReader) -> Iterator[bytes]:
-    block = beginning
-    while not block.endswith(b"\n") and (block := file.readline(BLOCK_BYTES)):
+def _read_at(path: Path, offset: int, size: int) -> bytes:
+    with naming(path), path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _rest_of_line(file: io.BufferedReader) -> Iterator[bytes]:
+    while block := file.readline(BLOCK_BYTES):
         yield block
+        if block.endswith(b"\n"):
+            return
 
 
 class Line(NamedTuple):

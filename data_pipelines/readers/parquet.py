@@ -1,52 +1,86 @@
 """Parquet files: one column of text, a few rows at a time.
 
-A row group may be larger than memory, so its rows are read in batches of about eight megabytes, by what the file says
-of their size.
+The one idea: a group of rows is a block, for a group can be read by itself. One that is larger than memory may bear is
+read here, in batches of about eight megabytes, by what the file says of the sizes.
 """
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.readers.documents import Document, Reading, checked
+from data_pipelines.readers.documents import Chunk, Document, Reading, checked
 from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.text_files import naming
 from gptjax.errors import UserError
 
 BATCH_BYTES = 2**23
 MOST_ROWS = 1024
+MOST_BLOCK_BYTES = 2**24
 
 
-def read_parquet(path: Path, reading: Reading) -> Iterator[Document]:
+def read_parquet(path: Path, reading: Reading) -> Iterator[Chunk]:
     """The strings of the column of text, in the order of the file. A row without one is a broken record."""
-    column = reading.text_field
+    column, row = reading.text_field, 0
+    with _opened(path) as file:
+        _check_column(path, column, file.schema_arrow)
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            rows = _RowGroup(path, number, row, _bytes_of(group, column))
+            row += group.num_rows
+            if rows.size <= MOST_BLOCK_BYTES:
+                yield rows
+            else:
+                yield from rows.documents(reading)
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    """A group by its number; `row` is how many rows the file has before it."""
+
+    path: Path
+    number: int
+    row: int
+    size: int
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        column, row = reading.text_field, self.row
+        with _opened(self.path) as file:
+            rows = file.metadata.row_group(self.number).num_rows
+            size = max(1, min(MOST_ROWS, BATCH_BYTES * rows // max(1, self.size)))
+            for batch in file.iter_batches(size, row_groups=[self.number], columns=[column], use_threads=False):
+                for content in _contents(batch.column(0)):
+                    row += 1
+                    where = f"{self.path}: row {row}"
+                    if content is None:
+                        reading.broken(f"{where}: {column!r} is null, wanted a string.")
+                    else:
+                        yield checked(content, reading, where=where)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; what goes wrong while it is read names the file."""
     with needs_extra("data", what=f"{path}: reading Parquet"):
         import pyarrow
         import pyarrow.parquet
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            _check_column(path, column, file.schema_arrow, pyarrow.types)
-            row = 0
-            for group in range(file.num_row_groups):
-                size = _rows_a_batch(file.metadata.row_group(group), column)
-                for batch in file.iter_batches(size, row_groups=[group], columns=[column], use_threads=False):
-                    for content in _contents(batch.column(0), pyarrow):
-                        row += 1
-                        where = f"{path}: row {row}"
-                        if content is None:
-                            reading.broken(f"{where}: {column!r} is null, wanted a string.")
-                        else:
-                            yield checked(content, reading, where=where)
+        with naming(path), pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+            yield file
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}.") from None
 
 
-def _contents(column: Any, pyarrow: Any) -> Iterator[memoryview | None]:
+def _contents(column: Any) -> Iterator[memoryview | None]:
     """The bytes of each row where they lie, without a copy; None for null.
 
     As bytes, because pyarrow would refuse a whole batch for one string that is not UTF-8.
     """
+    import pyarrow
+
     plain = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
     if pyarrow.types.is_string_view(plain.type):  # which cannot be cast to binary at once
         plain = plain.cast(pyarrow.large_string())
@@ -58,7 +92,9 @@ def _contents(column: Any, pyarrow: Any) -> Iterator[memoryview | None]:
         yield data[start:end] if valid else None
 
 
-def _check_column(path: Path, column: str, schema: Any, types: Any) -> None:
+def _check_column(path: Path, column: str, schema: Any) -> None:
+    from pyarrow import types
+
     if column not in schema.names:
         others = ", ".join(schema.names) or "none"
         raise UserError(f"{path}: no column {column!r}; it has {others} (--text-field chooses another).")
@@ -69,7 +105,7 @@ def _check_column(path: Path, column: str, schema: Any, types: Any) -> None:
         raise UserError(f"{path}: the column {column!r} holds {kind}, wanted strings.")
 
 
-def _rows_a_batch(group: Any, name: str) -> int:
+def _bytes_of(group: Any, name: str) -> int:
+    """Of a column in a group, as it is encoded."""
     columns = [group.column(i) for i in range(group.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
-    return max(1, min(MOST_ROWS, BATCH_BYTES * group.num_rows // max(1, size)))
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)

@@ -30,6 +30,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         found = [path] if path.exists() else list(files.values())
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
+    if not path.is_dir() and path.exists() and not path.is_file():
+        raise UserError(f"source {spec!r}: is a pipe or a device, which cannot be read twice. Save it as a file.")
     if missing := list(filter(_leads_nowhere, found)):
         raise UserError(f"{missing[0]}: is a link to nothing. Bring what it leads to, or remove it.")
     return tuple(sorted(found))

@@ -10,10 +10,19 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import REPLACED, TEXT_FIELD, Document, Reading, checked
+from data_pipelines.readers.documents import (
+    BLOCK_BYTES,
+    REPLACED,
+    TEXT_FIELD,
+    Chunk,
+    Document,
+    Reading,
+    checked,
+)
 from data_pipelines.readers.extras import needs_extra
 from gptjax.errors import UserError
 
@@ -24,14 +33,35 @@ BUFFER_BYTES = 2**18
 NO_FIELDS = "files read whole as text, which has no fields that --text-field could choose"
 
 
-def read_text(path: Path, reading: Reading) -> Iterator[Document]:
-    """The whole file as one document. Bytes that are not UTF-8 are replaced and counted, or named in strict mode."""
-    if reading.text_field != TEXT_FIELD:
-        reading.notes[NO_FIELDS] += 1
-    with opened(path) as file:
-        if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise UserError(f"{path}: is UTF-16. Make it UTF-8 first: iconv -f UTF-16 -t UTF-8.")
-        yield checked(file.read(), reading, where=str(path), note=REPLACED)
+def read_text(path: Path, reading: Reading) -> Iterator[Chunk]:
+    """The whole file as one document, and a small one as a block.
+
+    Bytes that are not UTF-8 are replaced and counted, or named in strict mode.
+    """
+    file = _TextFile(path, path.stat().st_size)
+    if is_plain(path) and file.size <= BLOCK_BYTES:
+        yield file
+    else:
+        yield from file.documents(reading)
+
+
+@dataclass(frozen=True)
+class _TextFile:
+    path: Path
+    size: int
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        if reading.text_field != TEXT_FIELD:
+            reading.notes[NO_FIELDS] += 1
+        with naming(self.path), opened(self.path) as file:
+            if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{self.path}: is UTF-16. Make it UTF-8 first: iconv -f UTF-16 -t UTF-8.")
+            yield checked(file.read(), reading, where=str(self.path), note=REPLACED)
+
+
+def is_plain(path: Path) -> bool:
+    """Whether `opened` gives the bytes of the file as they are."""
+    return path.suffix.lower() not in COMPRESSED[1:]
 
 
 def opened(path: Path) -> io.BufferedReader:

@@ -7,6 +7,7 @@ They are found by their directories under `$TFDS_DATA_DIR` (`~/tensorflow_datase
 whose builders would need TensorFlow. Preparing most sets does need it: `python -m data_pipelines.fetch tfds:lm1b`.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, checked
+from data_pipelines.readers.array_records import ranges
+from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, Reading, checked
 from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.readers.paths import names_sizes_times
 from gptjax.errors import UserError
@@ -39,16 +41,13 @@ class TfdsSet:
     def name(self) -> str:
         return self.set.replace("/", "-")
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        records, feature = self._records, self._feature(reading.text_field)
-        for start in range(0, len(records), _RECORDS_AT_ONCE):
-            indices = list(range(start, min(start + _RECORDS_AT_ONCE, len(records))))
-            for number, record in zip(indices, records.__getitems__(indices), strict=True):
-                content, where = record[feature], f"{self.spec}: record {number}"
-                if isinstance(content, bytes):
-                    yield checked(content, reading, where=where)
-                else:
-                    reading.broken(f"{where}: {feature!r} is {content!r}.")
+    def chunks(self, reading: Reading) -> Iterator[Chunk]:
+        self.feature(reading.text_field)
+        size = sum(path.stat().st_size for path in self._directory.iterdir())
+        each = size // max(1, self._builder.info.splits.total_num_examples)
+        for begin, end in ranges(len(self.records), each * len(self.records)):
+            # Without what it has opened: a worker opens it for itself.
+            yield _Records(dataclasses.replace(self), begin, end, each * (end - begin))
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with names, sizes and times of all files of the set."""
@@ -76,7 +75,7 @@ class TfdsSet:
         return tfds.builder_from_directory(self._directory)
 
     @functools.cached_property
-    def _records(self) -> Any:
+    def records(self) -> Any:
         try:
             return self._builder.as_data_source(split=self.split)
         except NotImplementedError:
@@ -88,7 +87,8 @@ class TfdsSet:
         except ValueError as error:
             raise UserError(f"source {self.spec}: split {self.split!r}: {error}") from None
 
-    def _feature(self, wanted: str) -> str:
+    def feature(self, wanted: str) -> str:
+        """The name of the feature that holds the text; a UserError where none does."""
         features = dict(self._builder.info.features)
         texts = [name for name, feature in features.items() if type(feature).__name__ == "Text"]
         if wanted in texts:
@@ -99,6 +99,34 @@ class TfdsSet:
         raise UserError(
             f"source {self.spec}: no feature {wanted!r} of text; it has {others} (--text-field chooses another)."
         )
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Records of a set, from `begin` up to `end`, counted from 0."""
+
+    set: TfdsSet
+    begin: int
+    end: int
+    size: int
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        set = _opened(self.set, data_directory())
+        feature = set.feature(reading.text_field)
+        for start in range(self.begin, self.end, _RECORDS_AT_ONCE):
+            numbers = list(range(start, min(start + _RECORDS_AT_ONCE, self.end)))
+            for number, record in zip(numbers, set.records.__getitems__(numbers), strict=True):
+                content, where = record[feature], f"{set.spec}: record {number}"
+                if isinstance(content, bytes):
+                    yield checked(content, reading, where=where)
+                else:
+                    reading.broken(f"{where}: {feature!r} is {content!r}.")
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(set: TfdsSet, directory: Path) -> TfdsSet:
+    """The same one for all records that a process reads, for opening it takes seconds."""
+    return set
 
 
 def open_tfds(spec: str) -> TfdsSet:

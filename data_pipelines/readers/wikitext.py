@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.readers.documents import Document, Reading, Source
+from data_pipelines.readers.documents import Document, Reading, Source, documents_of
 
 PREFIX = "wikitext:"
 _TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")
@@ -27,7 +27,7 @@ class Articles:
     def name(self) -> str:
         return self.lines.name
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, reading: Reading) -> Iterator[Document]:
         article: list[str] = []
         after_blank = True
         for line in _lines(self.lines, reading):
@@ -47,7 +47,7 @@ class Articles:
 
 def _lines(source: Source, reading: Reading) -> Iterator[str]:
     """Line by line, each with its end, whether documents are single lines (rows) or whole files."""
-    for document in source.documents(reading):
+    for document in documents_of(source.chunks(reading), reading):
         lines = (line.group().decode() for line in _LINE.finditer(document))
         first = next(lines, " ")
         yield first if first.endswith("\n") else f"{first}\n"  # without an end it is the only one
