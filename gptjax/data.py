@@ -70,8 +70,8 @@ class TokenShards:
     tokenizer: str | None = None
     """For shards without a tokenizer.json beside them: `gpt2`, `gpt2:DIR`, `bytes` or a tokenizer.json elsewhere."""
     packing: Packing = "straight"
-    """How documents become rows: `straight` (GPT-2's windows), `documents` (each begins with one) or `best_fit` (whole
-    ones, padded); see packing.py for what each drops."""
+    """How documents become rows: `straight` (GPT-2's windows), `documents` (each begins with one), `best_fit` (whole
+    ones, padded) or `best_fit_cropped` (whole ones, the last of a row cropped); see packing.py for what each drops."""
     prefetch: int = 2
     """Batches read ahead by a thread."""
 

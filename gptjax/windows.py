@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from gptjax.errors import UserError
-from gptjax.packing import Packing, Plan, at_documents, best_fit
+from gptjax.packing import Packing, Plan, at_documents, best_fit, best_fit_cropped
 from gptjax.shards import TokenStream
 
 Numbers = Int[np.ndarray, " n"]
@@ -195,7 +195,7 @@ class BestFit(Windows):
 
     @property
     def dropped(self) -> float:
-        return 0.0
+        return 1 - int(self._plan.lengths.sum()) / max(1, len(self.stream))
 
     @property
     def padding(self) -> float:
@@ -203,9 +203,17 @@ class BestFit(Windows):
         return 1 - int(self._plan.lengths.sum()) / room if room else 0.0
 
 
+class BestFitCropped(BestFit):
+    """Full rows that begin with a document; the last of a row may be cropped."""
+
+    @functools.cached_property
+    def _plan(self) -> Plan:
+        return best_fit_cropped(self._begins, len(self.stream), self.context)
+
+
 def open_windows(stream: TokenStream, context: int, packing: Packing, *, end_of_text: int | None) -> Windows:
     """The rows of a split, packed as asked; a UserError if there is not one."""
-    kinds = {"straight": Straight, "documents": AtDocuments, "best_fit": BestFit}
+    kinds = {"straight": Straight, "documents": AtDocuments, "best_fit": BestFit, "best_fit_cropped": BestFitCropped}
     windows = kinds[packing](stream, context, end_of_text=end_of_text)
     if len(windows) == 0:
         raise UserError(

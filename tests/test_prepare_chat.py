@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,24 @@ def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
     expected = stream.read(0, seen)[stream.scored[:seen] == 1]
     assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
     assert (tok.specials["<|im_end|>"] == expected).sum() > 40
+
+
+def test_a_conversation_that_is_cropped_is_scored_as_far_as_it_goes(tmp_path, run):
+    """Every row holds beginnings of conversations, each predicted and scored as in the whole, and once."""
+    run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
+    stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
+    windows = open_windows(stream, 64, "best_fit_cropped", end_of_text=tok.end_of_text)
+    rows, targets, scored, (_, positions) = windows.read(np.arange(len(windows)), documents=True)
+    known = Counter()
+    for tokens, marks in documents(tmp_path / "out"):
+        known.update((tuple(tokens[: t + 1]), bool(marks[t])) for t in range(1, len(tokens)))
+        known[(*tokens, tok.end_of_text), False] += 1
+    found = Counter(
+        ((*rows[row, t - positions[row, t] : t + 1].tolist(), int(targets[row, t])), bool(scored[row, t]))
+        for row, t in np.ndindex(rows.shape)
+    )
+    assert scored.sum() > 50
+    assert found <= known
 
 
 def test_the_chat_tokens_are_added_where_they_are_missing(tmp_path, run, plain, capsys):

@@ -1,12 +1,14 @@
 """Rows by number: every packing against what it promises, token by token."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from tiny import tokenizer, write_shards
 
 from gptjax.errors import UserError
 from gptjax.shards import open_split
-from gptjax.windows import AtDocuments, BestFit, Straight, open_windows
+from gptjax.windows import AtDocuments, BestFit, BestFitCropped, Straight, open_windows
 
 END = 0
 CONTEXT = 8
@@ -94,7 +96,32 @@ def test_best_fit_predicts_every_token_and_every_end_once_and_nothing_else(strea
     np.testing.assert_array_equal(scored, segments > 0)
 
 
-@pytest.mark.parametrize("kind", [Straight, AtDocuments, BestFit])
+def test_cropped_rows_are_full_begin_with_a_document_and_predict_nothing_twice(stream):
+    """What follows the last token of a row is what the stream holds; the share that nothing predicts is counted."""
+    windows = BestFitCropped(stream, CONTEXT, end_of_text=END)
+    rows, targets, scored, (segments, positions) = windows.read(np.arange(len(windows)), documents=True)
+    assert (rows[:, 0] == END).all()
+    assert (segments > 0).all()
+    assert scored.all()
+    np.testing.assert_array_equal(positions == 0, rows == END)
+    predicted = Counter(
+        (*row[t - position[t] : t + 1], target[t])
+        for row, target, position in zip(rows.tolist(), targets.tolist(), positions, strict=True)
+        for t in range(CONTEXT)
+    )
+    whole = [[*document.tolist(), END] for document in documents_of(all_tokens(stream))]
+    wanted = Counter(tuple(document[:t]) for document in whole for t in range(2, len(document) + 1))
+    assert predicted <= wanted
+    dropped = (wanted - predicted).total()
+    assert wanted.total() == len(stream)
+    assert windows.dropped == pytest.approx(dropped / len(stream))
+    assert 0.2 < windows.dropped < 0.5
+    assert windows.padding == 0
+    again = BestFitCropped(stream, CONTEXT, end_of_text=END).read(np.array([5, 0, 5]))
+    np.testing.assert_array_equal(again.tokens, rows[[5, 0, 5]])
+
+
+@pytest.mark.parametrize("kind", [Straight, AtDocuments, BestFit, BestFitCropped])
 def test_segments_and_positions_are_those_of_a_loop(stream, kind):
     windows = kind(stream, CONTEXT, end_of_text=END)
     numbers = np.random.default_rng(0).permutation(len(windows))
@@ -127,9 +154,13 @@ def test_without_an_end_of_text_no_document_is_predicted_from_another(tmp_path):
     _, targets, scored, _ = windows.read(np.array([0]))
     assert len(windows) == 1
     assert sorted(targets[scored].tolist()) == [2, 3, 12, 13, 22]
+    windows = open_windows(open_split(path, "train"), 5, "best_fit_cropped", end_of_text=None)
+    rows, targets, scored, _ = windows.read(np.array([0]))
+    assert len(windows) == 1
+    assert (rows.tolist(), targets[scored].tolist()) == ([[1, 2, 3, 21, 22]], [2, 3, 22])
 
 
-@pytest.mark.parametrize("packing", ["straight", "documents", "best_fit"])
+@pytest.mark.parametrize("packing", ["straight", "documents", "best_fit", "best_fit_cropped"])
 def test_marks_of_what_is_scored_are_kept(tmp_path, packing):
     documents = texts(number=20, longest=8)
     tokens = np.concatenate(documents)
@@ -151,5 +182,9 @@ def test_what_cannot_be_packed(tmp_path):
     with pytest.raises(UserError, match=r"has 45 tokens, less than one window of model\.context \+ 1 = 46"):
         open_windows(stream, 45, "straight", end_of_text=None)
     assert len(open_windows(stream, 44, "straight", end_of_text=None)) == 1
-    with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
-        open_windows(stream, 8, "best_fit", end_of_text=None)
+    with pytest.raises(UserError, match=r"less than one window of .* Use more text or a smaller --model\.context"):
+        open_windows(stream, 46, "best_fit_cropped", end_of_text=END)
+    assert len(open_windows(stream, 45, "best_fit_cropped", end_of_text=END)) == 1
+    for packing in ("best_fit", "best_fit_cropped"):
+        with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
+            open_windows(stream, 8, packing, end_of_text=None)
