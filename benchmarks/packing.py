@@ -1,0 +1,58 @@
+"""What each packing drops or pads, and how long it takes to plan: `python benchmarks/packing.py [--data=DIR]`.
+
+Of a million documents of log-normal lengths, much like those of web pages, or of the training split of prepared shards.
+Seconds are of the processor, planning alone.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from gptjax.packing import at_documents, best_fit, best_fit_cropped
+from gptjax.shards import open_split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure."""
+
+    data: Path | None = None
+    """Shards that know their documents; without, lengths are drawn."""
+    documents: int = 1_000_000
+    mean: float = 1000.0
+    """Tokens of a document that is drawn."""
+    sigma: float = 1.0
+    """Standard deviation of the logarithm of its length."""
+    contexts: tuple[int, ...] = (1024, 2048)
+
+
+def documents_of(request: Request) -> tuple[np.ndarray, int]:
+    """Where documents begin, and how many tokens there are."""
+    if request.data is not None:
+        stream = open_split(request.data, "train")
+        assert stream.documents is not None
+        return np.asarray(stream.documents), len(stream)
+    rng, middle = np.random.default_rng(0), np.log(request.mean) - request.sigma**2 / 2
+    lengths = np.maximum(1, rng.lognormal(middle, request.sigma, request.documents)).astype(np.int64)
+    return np.cumsum(lengths) - lengths, int(lengths.sum())
+
+
+def main(request: Request) -> None:
+    starts, tokens = documents_of(request)
+    lengths = np.diff(starts, append=tokens)
+    print(f"{len(lengths):,} documents, {tokens:,} tokens, mean {lengths.mean():.0f}, median {np.median(lengths):.0f}")
+    for context in request.contexts:
+        print(f"T = {context}: {np.maximum(0, lengths - context).sum() / tokens:.2%} is beyond T in its document")
+        for plan in (at_documents, best_fit, best_fit_cropped):
+            start = time.process_time()
+            rows = len(plan(starts, tokens, context))
+            seconds = time.process_time() - start
+            dropped, padding = max(0.0, 1 - rows * context / tokens), max(0.0, 1 - tokens / (rows * context))
+            print(f"  {plan.__name__:16} {dropped:7.2%} dropped, {padding:6.2%} padding, {seconds:.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Request))
