@@ -113,9 +113,14 @@ def write_config(path: Path, config: TrainConfig) -> Path:
 
 def door(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
     """A door in a process of its own, as a person starts it; stderr comes with stdout."""
+    return python("-m", f"gptjax.{name}", *words, devices=devices, **environment)
+
+
+def python(*words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """A Python of its own, with these CPU devices; stderr comes with stdout."""
     own = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
-        [sys.executable, "-m", f"gptjax.{name}", *words],
+        [sys.executable, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

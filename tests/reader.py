@@ -1,0 +1,44 @@
+"""One of several processes that read the batches of runs and nothing else: what came to lie on its devices, in a file.
+
+`python reader.py OUT FIRST:END ... CONFIG ...` reads these steps of every config, each time as a run that begins or
+resumes at FIRST.
+"""
+
+import sys
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gptjax.config import TrainConfig, load_config
+from gptjax.hardware import start_processes
+from gptjax.train import opened_batches
+
+ABSENT = np.iinfo(np.int32).min
+"""Stands where the row is another process's."""
+
+
+def read(config: TrainConfig, first: int, end: int) -> dict[str, np.ndarray]:
+    """`STEP.NAME` → (G, B, T) of what lies on this process's devices, by its place in the whole batch."""
+    layout, found = config.layout.resolve(jax.device_count()), {}
+    with layout.active():
+        for step, rows in enumerate(islice(opened_batches(config, layout).starting_at(first), end - first), first):
+            for name, array in rows.items():
+                found[f"{step}.{name}"] = np.full(array.shape, ABSENT, np.int32)
+                for shard in array.addressable_shards:
+                    found[f"{step}.{name}"][shard.index] = shard.data
+    return found
+
+
+def main(out: str, *words: str) -> None:
+    start_processes()
+    spans = [word for word in words if ":" in word]
+    for config in map(load_config, words[len(spans) :]):
+        for span in spans:
+            found = read(config, *map(int, span.split(":")))
+            np.savez(Path(out) / f"{config.name} {span} {jax.process_index()}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
