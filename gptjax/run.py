@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
+from jax.experimental import multihost_utils
+
 from gptjax.checkpoint import AVERAGE, MODEL, find_step, has_average, read_metadata, restore_model, save_model
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.errors import UserError
@@ -130,17 +133,25 @@ def write_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None) -> No
 
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """The right to write to a run directory, lost with the process that has it; a UserError if another has it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """The right to write to a run directory, lost with the process that has it; a UserError if another has it.
+
+    Of several processes the first has it for all, and all are refused alike: one that left alone would be waited for.
+    """
+    with contextlib.ExitStack() as stack:
+        taken = False
+        if jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((directory / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = True
+            except OSError:  # a file system without locks
+                pass
+        if multihost_utils.broadcast_one_to_all(taken):
             raise UserError(
                 f"{directory}: another process is training this run. Wait for it or stop it, or choose another --name."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
         yield
 
 

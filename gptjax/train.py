@@ -3,7 +3,6 @@
 The loop is in `train`; the functions below it open what the loop uses, each once.
 """
 
-import contextlib
 import os
 import re
 import shlex
@@ -58,10 +57,9 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
     config, tokenizer = prepared(config)
     layout = config.layout.resolve(jax.device_count())
     config.check_layout(layout)
-    alone = held(config.directory) if jax.process_index() == 0 else contextlib.nullcontext()
     with (
         layout.active(),
-        alone,
+        held(config.directory),
         Signals() as signals,
         Checkpoints(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
     ):

@@ -35,6 +35,11 @@ def wants_gpu(config: pytest.Config) -> bool:
     return any(word == "gpu" and words[i - 1] != "not" for i, word in enumerate(words))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: at the end the other workers would wait for them."""
+    items.sort(key=lambda item: item.path.name != "test_processes.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("no GPU that JAX can use")

@@ -243,5 +243,9 @@ def test_batches_that_do_not_divide_say_what_would(windows, monkeypatch):
         Batch(12, 2).check_devices(Layout(data=2, fsdp=2))
     Batch(16, 2).check_devices(Layout(data=2, fsdp=4))
     monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match=r"uses 4 of the 8 devices of 4 processes.*whose product is 8"):
+        Batch(16, 2).check_devices(Layout(data=4))
+    with pytest.raises(UserError, match=r"2 devices .* do not split over 4 processes\. Make layout\.tensor no larger"):
+        Batch(16, 2).check_devices(Layout(data=2, tensor=4))
     with pytest.raises(UserError, match="6 sequences a group do not split over 4 processes"):
         batches(windows, 6)

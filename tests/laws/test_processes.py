@@ -1,5 +1,6 @@
 """Law: several processes, as on several hosts, are one run: the same losses, files and end on a signal."""
 
+import shutil
 import signal
 import socket
 import time
@@ -8,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reader
-from tiny import python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
+from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
 
 from gptjax.averaging import Average
-from gptjax.checkpoint import Checkpoint
+from gptjax.checkpoint import Checkpoint, named
 from gptjax.data import Batch, Mixture, Part, TokenShards
 from gptjax.evals import Samples, ValidationLoss
 from gptjax.layout import Layout
 from gptjax.logbook import Log
 from gptjax.optim import Muon
-from gptjax.run import Run
+from gptjax.run import Run, held
 from gptjax.schedules import Constant
 from gptjax.stages import Stage
 from gptjax.train import opened_batches, train
@@ -50,24 +51,6 @@ def ended(processes):
         for process in processes:
             process.kill()
     return [process.returncode for process in processes], outputs
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    shards = write_text_shards(tmp_path_factory.mktemp("processes") / "shards")
-    return tiny_config(
-        shards,
-        name="one",
-        steps=6,
-        model={"dropout": 0.1},
-        optimizer=Muon(dtype="float32", schedule=Constant(warmup=2)),
-        batch=Batch(8, accumulate=2),
-        stages=(Stage(2, sequences=16, rate=0.5), Stage(5, sequences=8)),
-        averaging=Average(decay=0.5),
-        layout=Layout(fsdp=2),
-        evals=(ValidationLoss(every=3), Samples(every=6, prompt="1", max_new_tokens=5)),
-        checkpoint=Checkpoint(every=3),
-    )
 
 
 STEPS = 9
@@ -140,27 +123,98 @@ def test_any_number_of_processes_reads_one_sequence(readings, tmp_path):
         check_epochs(config, whole)
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """All that has a key, a schedule or a mean, so that one process more could make it another."""
+    shards = write_text_shards(tmp_path_factory.mktemp("processes") / "shards")
+    return tiny_config(
+        shards,
+        name="one",
+        steps=4,
+        model={"dropout": 0.1},
+        optimizer=Muon(dtype="float32", schedule=Constant(warmup=2)),
+        batch=Batch(8, accumulate=2),
+        averaging=Average(decay=0.5),
+        evals=(ValidationLoss(every=2), Samples(every=4, prompt="1", max_new_tokens=5)),
+        checkpoint=Checkpoint(every=2),
+    )
+
+
+def check_same(run, whole):
+    """Losses, samples and files are those of the run on one process."""
+    for name in ("loss", "val_loss", "val_loss_last", "grad_norm"):
+        assert dict(read_lines(run.directory, name)) == pytest.approx(dict(read_lines(whole.directory, name)), abs=1e-5)
+    assert read_lines(run.directory, "epoch") == read_lines(whole.directory, "epoch")
+    assert read_lines(run.directory, "sample")[-1] == read_lines(whole.directory, "sample")[-1]
+    files = [{path.name for path in (one.directory / "checkpoints").iterdir()} for one in (run, whole)]
+    assert files[0] == files[1]
+    files = [{path.name for path in one.directory.iterdir()} - {"config.py"} for one in (run, whole)]
+    assert files[0] == files[1]
+
+
 def test_two_processes_train_as_one_does(config, tmp_path):
-    """From the first batch to the sample, and on from a checkpoint with another layout; only one of them speaks."""
-    assert train(replace(config, layout=Layout(data=2, fsdp=2))) == 0
-    two = replace(config, name="two")
-    codes, outputs = ended(start_training(write_config(tmp_path / "two.py", two), "--steps=3"))
-    assert codes == [0, 0], outputs
-    codes, outputs = ended(start_training(write_config(tmp_path / "two.py", two), "--layout=data"))
+    """From what one process saved, by another layout, to the sample; only one speaks, and one reads it again."""
+    assert train(config) == 0
+    two = replace(config, name="two", layout=Layout(fsdp=2))
+    shutil.copytree(config.directory, two.directory)
+    shutil.rmtree(two.directory / "checkpoints" / "4")
+    codes, outputs = ended(start_training(write_config(tmp_path / "two.py", two), devices=1))
     assert codes == [0, 0], outputs
     assert "on 2 hosts" in outputs[0]
-    assert "resuming" in outputs[0]
+    assert f"resuming {two.directory} at step 2" in outputs[0]
     assert "loss" not in outputs[1]
-    for name in ("loss", "val_loss", "val_loss_last"):
-        one = dict(read_lines(config.directory, name))
-        assert dict(read_lines(two.directory, name)) == pytest.approx(one, abs=1e-5)
-    assert dict(read_lines(two.directory, "sample"))[6] == dict(read_lines(config.directory, "sample"))[6]
-    assert Run.open(two.directory).step("latest") == 6
+    check_same(two, config)
+    for average in (False, True):
+        found, wanted = (named(Run.open(one.directory).model(average=average)) for one in (two, config))
+        for name, array in found.items():
+            np.testing.assert_allclose(np.asarray(array), np.asarray(wanted[name]), atol=1e-4, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def staged(config):
+    """Eight steps of 8, 16 and 8 rows, with weights and rows over two devices each."""
+    evals = (ValidationLoss(every=2), Samples(every=8, prompt="1", max_new_tokens=5))
+    stages = (Stage(3, sequences=16, rate=0.5), Stage(5, sequences=8))
+    return replace(config, name="staged", steps=8, stages=stages, evals=evals, layout=Layout(fsdp=2))
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_them_stops_both_after_the_same_step(config, tmp_path):
-    long = replace(config, name="long", steps=100_000, evals=(), log=Log(every=1))
+def test_a_run_goes_on_over_any_number_of_processes(staged, tmp_path):
+    """Begun on two, gone on with on four, then on two by another layout, and ended by one: as on one throughout."""
+    whole, run = replace(staged, name="whole", layout=SINGLE), replace(staged, name="moved")
+    assert train(whole) == 0
+    file = write_config(tmp_path / "moved.py", run)
+    for processes, *words in ((2, "--steps=2"), (4, "--steps=4"), (2, "--steps=6", "--layout.fsdp=1")):
+        codes, outputs = ended(start_training(file, *words, processes=processes, devices=4 // processes))
+        assert codes == [0] * processes, outputs
+        assert f"on {processes} hosts" in outputs[0]
+        assert not any("loss" in output for output in outputs[1:])
+    assert train(replace(run, layout=SINGLE)) == 0
+    check_same(run, whole)
+
+
+@pytest.mark.slow
+def test_what_several_processes_cannot_do_all_of_them_refuse(staged, tmp_path):
+    """In words, at once; none is left to wait for the others."""
+    file = write_config(tmp_path / "refused.py", replace(staged, name="refused"))
+    wanted = {
+        "--batch.accumulate=4": "2 sequences a group do not split over 4 devices",
+        "--layout.data=1": "uses 2 of the 4 devices of 4 processes",
+        "--layout.tensor=2": "do not split over 4 processes",
+        "--name=held": "another process is training this run",
+    }
+    with held(staged.directory.with_name("held")):
+        for word, reason in wanted.items():
+            codes, outputs = ended(start_training(file, word, processes=4, devices=1))
+            assert codes == [2] * 4, outputs
+            assert all(output.splitlines()[-1].startswith("error: ") and reason in output for output in outputs), (
+                outputs
+            )
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_them_stops_both_after_the_same_step(staged, tmp_path):
+    long = replace(staged, name="long", steps=100_000, evals=(), log=Log(every=1))
     file = write_config(tmp_path / "long.py", long)
     doors = start_training(file)
     record = long.directory / "metrics.jsonl"
