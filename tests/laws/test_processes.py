@@ -166,8 +166,8 @@ def test_two_processes_train_as_one_does(config, tmp_path):
     check_same(two, config)
     for average in (False, True):
         found, wanted = (named(Run.open(one.directory).model(average=average)) for one in (two, config))
-        for name, array in found.items():
-            np.testing.assert_allclose(np.asarray(array), np.asarray(wanted[name]), atol=1e-4, err_msg=name)
+        for name, array in found.items():  # Adam magnifies what rounding leaves of a key bias's gradient, which is zero
+            np.testing.assert_allclose(np.asarray(array), np.asarray(wanted[name]), atol=1e-3, err_msg=name)
 
 
 @pytest.fixture(scope="module")
