@@ -8,7 +8,8 @@ alone, in as many processes at once. The first ratio is of bytes a CPU second, a
 on the machine hardly changes; the second of bytes a second and core by the clock, starting included.
 The clock says little where others use the machine too; so it is also told for which share of their life the processes
 that encode slept, instead of running or waiting for a core: what is lost by feeding them too slowly, and by starting.
-Memory is the largest sum of proportional set sizes. Both are looked at ten times a second; Linux only.
+One process finds the text for all others and gathers what they return; what further text costs it says how many cores
+it can feed. Memory is the largest sum of proportional set sizes. All is looked at ten times a second; Linux only.
 """
 
 import argparse
@@ -47,11 +48,12 @@ def bare(texts: list[str], name: str) -> tuple[float, float]:
 
 
 class Cost(NamedTuple):
-    """CPU and wall seconds of the whole command, the peak of its processes' memory in bytes, and the share of their
-    life for which those that encode slept."""
+    """CPU and wall seconds of the whole command, CPU seconds of the process that gathers, the peak of all processes'
+    memory in bytes, and the share of their life for which those that encode slept."""
 
     cpu: float
     wall: float
+    gathering: float
     peak: int
     asleep: float
 
@@ -60,12 +62,14 @@ def prepared(source: Path, output: Path, *, tokenizer: str, processes: int) -> C
     """What it costs to prepare a source through the door."""
     command = [sys.executable, "-m", "data_pipelines.prepare", f"--source={source}", f"--output={output}"]
     options = [f"--tokenizer={tokenizer}", f"--processes={processes}", "--split=none"]
-    before, wall, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
+    before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    gathering, peak = 0.0, 0
     born: dict[int, float] = {}
     awake: dict[int, tuple[float, float]] = {}
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     while process.poll() is None:
         running, now = family(process.pid), time.perf_counter()
+        gathering = max(gathering, cpu_seconds(process.pid))
         peak = max(peak, sum(map(proportional_set_size, running)))
         for one in running:
             if seconds := seconds_awake(one):
@@ -77,7 +81,7 @@ def prepared(source: Path, output: Path, *, tokenizer: str, processes: int) -> C
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     busiest = sorted(awake.values(), reverse=True)[:processes]  # beside them one that reads, and one that watches
     asleep = 1 - sum(seconds for seconds, _ in busiest) / sum(life for _, life in busiest)
-    return Cost(cpu, wall, peak, asleep)
+    return Cost(cpu, wall, gathering, peak, asleep)
 
 
 def family(root: int) -> list[int]:
@@ -92,6 +96,15 @@ def family(root: int) -> list[int]:
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found
+
+
+def cpu_seconds(process: int) -> float:
+    """Of all threads of a process; 0 for one that is gone."""
+    try:
+        user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def seconds_awake(process: int) -> float:
@@ -138,7 +151,7 @@ def main() -> None:
             alone_cpu, alone_wall = (
                 sum(times) / processes for times in zip(*(one.result() for one in alone), strict=True)
             )
-    (first_cpu, *_), (all_cpu, wall, peak, asleep) = costs
+    (first_cpu, _, first_gathering, *_), (all_cpu, wall, gathering, peak, asleep) = costs
     if all_cpu - first_cpu < LEAST_SECONDS:
         print("note: too little text to trust these figures; use a larger SOURCE or more --copies")
     cpu, further, everything = all_cpu - first_cpu, arguments.copies * size, (1 + arguments.copies) * size
@@ -147,6 +160,9 @@ def main() -> None:
     print(f"prepare:  {further / 1e6 / cpu:.2f} MB a CPU second, {everything / 1e6 / wall:.2f} MB/s by all {processes}")
     print(f"ratio:    {further / cpu / (size / alone_cpu):.3f} by CPU seconds, ", end="")
     print(f"{everything / wall / processes / (size / alone_wall):.3f} by the clock and core")
+    gathered = further / (gathering - first_gathering)
+    cores = gathered / (size / alone_cpu)
+    print(f"gathers:  {gathered / 1e6:.0f} MB a CPU second of one process, enough for {cores:.0f} cores")
     print(f"starting: {first_cpu - cpu / arguments.copies:.1f} CPU seconds over all processes")
     print(f"asleep:   {asleep:.1%} of the life of those that encode")
     print(f"memory:   {peak / 1e6:.0f} MB at most over all processes")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from reading import documents_by
+from texts import documents_by
 
 from data_pipelines.readers.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
 from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading

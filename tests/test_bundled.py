@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from hub_server import Hub, serving
-from reading import documents_in
+from texts import documents_in
 
 from data_pipelines.readers import bundled, downloads
 from data_pipelines.readers.bundled import Shakespeare, Stdlib

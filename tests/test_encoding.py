@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from reading import make_small
+from texts import make_small
 
 from data_pipelines import batching, encoding
 from data_pipelines.batching import START, Position, batches

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from reading import documents_in
+from texts import documents_in
 
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Reading

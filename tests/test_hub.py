@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import COMMIT, Hub, serving
-from reading import documents_in
+from texts import documents_in
 
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.readers import downloads

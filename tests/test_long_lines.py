@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import documents_by
+from texts import documents_by
 
 from data_pipelines.readers import json_lines, long_lines
 from data_pipelines.readers.documents import BROKEN, Reading, document_of_json

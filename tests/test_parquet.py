@@ -3,7 +3,7 @@
 import pyarrow
 import pyarrow.parquet
 import pytest
-from reading import documents_by
+from texts import documents_by
 
 from data_pipelines.readers import parquet
 from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading

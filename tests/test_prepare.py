@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reading import make_small
+from texts import make_small
 
 from data_pipelines import encoding
 from data_pipelines import prepare as door

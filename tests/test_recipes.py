@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub_server import Hub, serving
-from reading import documents_in
+from texts import documents_in
 
 from data_pipelines.prepare import known_tokenizer
 from data_pipelines.readers.documents import Reading

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reading import make_small
+from texts import make_small
 
 from data_pipelines import encoding, resuming
 from data_pipelines import prepare as door
@@ -28,7 +28,7 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 import pytest
-from reading import make_small
+from texts import make_small
 from data_pipelines import encoding, prepare as door, resuming
 from data_pipelines.prepare import Prepare, prepare
 from gptjax.errors import explained

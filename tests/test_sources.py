@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from reading import documents_in
+from texts import documents_in
 
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
 from data_pipelines.readers.documents import BROKEN, Reading

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pyarrow
 import pytest
-from reading import documents_by
+from texts import documents_by
 
 from data_pipelines.readers.documents import BROKEN, REPLACED, Reading
 from data_pipelines.readers.json_lines import read_json_lines

@@ -8,7 +8,7 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is in the extras `data` and `dev`")
 
-from reading import documents_in  # noqa: E402
+from texts import documents_in  # noqa: E402
 
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
 from data_pipelines.readers.documents import REPLACED_RECORDS, Reading  # noqa: E402

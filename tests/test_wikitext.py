@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from reading import documents_in
+from texts import documents_in
 
 from data_pipelines.readers.documents import Reading
 from data_pipelines.readers.wikitext import Articles

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, document_of_json, read_json
 from data_pipelines.readers.long_lines import document_of_long_line
 from data_pipelines.readers.paths import files_identity, find_files
@@ -23,31 +25,30 @@ SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED
 def read_json_lines(path: Path, reading: Reading) -> Iterator[Chunk]:
     """The text of the object in every line; blank lines are no records.
 
-    Whole lines of about a megabyte are a block. One that is longer is read here, and is a document.
+    Whole lines of at most `BLOCK_BYTES` are a block. One that is longer is read here, and is a document.
     """
     with opened(path) as file:
-        number = 1
-        while content := file.read(BLOCK_BYTES):
-            whole = content.rfind(b"\n") + 1
-            last = content[whole:] + file.readline(BLOCK_BYTES - len(content) + whole)
-            is_long = len(last) == BLOCK_BYTES and not last.endswith(b"\n")
-            lines = content[:whole] if is_long else content[:whole] + last
-            if lines:
-                place = file.tell() - whole - len(last) if is_plain(path) else lines
-                yield _Lines(path, number, len(lines), place)
-            number += lines.count(b"\n")
-            if is_long:
-                blocks = itertools.chain([last], _rest_of_line(file))
+        offset, number = 0, 1
+        buffer, rest = bytearray(BLOCK_BYTES), 0  # one for all, for new memory costs more than looking for line ends
+        while size := rest + file.readinto(memoryview(buffer)[rest:]):
+            whole = size if size < len(buffer) else buffer.rfind(b"\n") + 1
+            if whole:
+                yield _Lines(path, number, whole, offset if is_plain(path) else bytes(buffer[:whole]))
+                offset, number = offset + whole, number + _line_ends(buffer, whole)
+                rest = size - whole
+                buffer[:rest] = buffer[whole:size]
+            else:
+                blocks = itertools.chain([bytes(buffer)], _rest_of_line(file))
                 document = document_of_long_line(blocks, reading, where=f"{path}:{number}")
                 if document is not None:
                     yield document
                 del document  # before the next one is read
-                number += 1
+                offset, number, rest = file.tell() if is_plain(path) else 0, number + 1, 0
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """Whole lines of a file, by the number of the first and their bytes: where they lie or, compressed, themselves."""
+    """Whole lines of a file, by the number of the first and their bytes: where they lie or, if packed, themselves."""
 
     path: Path
     number: int
@@ -60,6 +61,11 @@ class _Lines:
             document = document_of_json(line, reading, where=f"{self.path}:{number}")
             if document is not None:
                 yield document
+
+
+def _line_ends(buffer: bytearray, size: int) -> int:
+    """How many there are in so many bytes; bytearray.count takes five times as long."""
+    return int(np.count_nonzero(np.frombuffer(buffer, np.uint8, size) == ord("\n")))
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:
