@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 
 from data_pipelines.batching import Position, batches
-from data_pipelines.disk import locked, sync
+from data_pipelines.disk import locked
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
@@ -168,7 +168,7 @@ def _learnt(directory: Path, spec: str, corpus: Corpus, reading: Reading) -> Tok
     """Learn once: an earlier run's result lies in the directory."""
     if not (directory / FILE_NAME).is_file():
         again = reading.again()
-        sync(_learn(spec, divided(corpus.parts(again), again)).save(directory))
+        _learn(spec, divided(corpus.parts(again), again)).save(directory)
     return load_tokenizer(directory)
 
 

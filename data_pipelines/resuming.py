@@ -6,7 +6,6 @@ follows is as if nothing had happened: the same bytes.
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.batching import START, Position
-from data_pipelines.disk import sync
 from data_pipelines.output import PROGRESS_NAME, differing
 from data_pipelines.readers.documents import Notes
 from data_pipelines.writing import Written, is_on_disk
+from gptjax.atomic import write_atomically
 from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
@@ -79,7 +78,6 @@ class Journal:
 
     def record(self, reached: Reached) -> None:
         """Replace the record; what it speaks of is on the disk already."""
-        temporary = self._path.with_suffix(".tmp")
         content = {
             "version": PROGRESS_VERSION,
             "request": self._request,
@@ -87,9 +85,7 @@ class Journal:
             "written": {name: asdict(written) for name, written in reached.written.items()},
             "notes": reached.notes.as_json(),
         }
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, self._path)
+        write_atomically(self._path, json.dumps(content))
         self._next = time.monotonic() + SECONDS_BETWEEN_RECORDS
 
     def record_if_due(self, reached: Callable[[], Reached]) -> None:

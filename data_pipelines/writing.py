@@ -176,7 +176,7 @@ def write_manifest(
     directory: Path, writers: Mapping[str, SplitWriter], tokenizer: Tokenizer, request: dict[str, Any]
 ) -> Manifest:
     """Write `tokenizer.json` and `manifest.json`, with which the directory is complete; `request` says what made it."""
-    sync(tokenizer.save(directory))
+    tokenizer.save(directory)
     manifest = Manifest(
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.fingerprint,

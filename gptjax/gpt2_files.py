@@ -10,6 +10,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+from gptjax.atomic import write_atomically
 from gptjax.errors import UserError
 
 _URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -49,9 +50,7 @@ def _download(name: str, *, to: Path) -> Path:
         if hashlib.sha256(content).hexdigest() != _SHA256[name]:
             raise UserError(f"{_URL + name}: the downloaded file is not GPT-2's {name} (its SHA-256 differs).")
         to.parent.mkdir(parents=True, exist_ok=True)
-        partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, to)
+        write_atomically(to, content)
     except OSError as error:
         raise UserError(
             f"tokenizer gpt2: its files are neither in tiktoken's cache ({to.parent}, see TIKTOKEN_CACHE_DIR) nor in "

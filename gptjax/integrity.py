@@ -7,7 +7,6 @@ what is new to them. What a disk loses by itself changes no time: for that there
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from gptjax.atomic import write_atomically
 from gptjax.errors import UserError
 from gptjax.manifest import AGAIN, MANIFEST_NAME, AnyPath, Companion, Manifest, ShardFile, read_manifest
 from gptjax.shards import TokenStream, check_size, file_sha256, map_file, open_shard, open_split, parts
@@ -48,12 +48,7 @@ def check_unchanged(directory: AnyPath) -> None:
 
 def _note(folder: Path, states: dict[str, list[int | str]]) -> None:
     with suppress(OSError):  # data may lie where nothing can be written
-        partial = folder / f"{NOTES}.{os.getpid()}.tmp"
-        try:
-            partial.write_text(json.dumps(states), encoding="utf-8")
-            os.replace(partial, folder / NOTES)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(folder / NOTES, json.dumps(states))
 
 
 def _states(folder: Path, manifest: Manifest) -> dict[str, list[int | str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gptjax.atomic import write_atomically
 from gptjax.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -70,14 +71,7 @@ class Manifest:
 
     def write(self, directory: AnyPath) -> None:
         """Write `manifest.json`; do it last, for its presence says that the directory is complete."""
-        text = json.dumps(dataclasses.asdict(self), indent=2)
-        path = Path(directory) / MANIFEST_NAME
-        partial = path.with_suffix(".tmp")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_atomically(Path(directory) / MANIFEST_NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def files_of(self, split: str) -> dict[str, ShardFile]:
         return {name: file for name, file in sorted(self.files.items()) if file.split == split}

@@ -6,7 +6,6 @@ Everything is rebuilt from data (config.json through a list of our own classes),
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from gptjax.atomic import write_atomically
 from gptjax.checkpoint import AVERAGE, MODEL, find_step, has_average, read_metadata, restore_model, save_model
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.errors import UserError
@@ -114,12 +114,12 @@ def write_files(
 ) -> None:
     """What stands beside the checkpoints: config, its source, versions, tokenizer; each replaced in one move."""
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(directory / "environment.json", json.dumps(environment(), indent=2) + "\n")
     if source is not None:
-        _replace(directory / "config.py", source)
+        write_atomically(directory / "config.py", source)
     if tokenizer is not None:
         tokenizer.save(directory)
-    _replace(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
+    write_atomically(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 
 
 def write_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None) -> None:
@@ -168,9 +168,3 @@ def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:
         return replace(theirs, **own, context=min(theirs.context, wanted.context))
     base = theirs.rotary_base if wanted.rotary_base is None else wanted.rotary_base
     return replace(theirs, **own, context=wanted.context, rotary_base=base)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -22,6 +22,7 @@ import numpy as np
 import tiktoken
 from jaxtyping import Int32
 
+from gptjax.atomic import write_atomically
 from gptjax.errors import UserError
 from gptjax.gpt2_files import gpt2_files
 from gptjax.tokenizer_files import (
@@ -114,12 +115,7 @@ class Tokenizer(ABC):
         """Write `directory/tokenizer.json`, making the directory; returns the path."""
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            partial.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
         return path
 
 

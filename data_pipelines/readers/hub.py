@@ -27,6 +27,7 @@ from typing import Any
 from data_pipelines.readers.documents import Chunk, Reading
 from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
 from data_pipelines.readers.files import Files, reader_of
+from gptjax.atomic import write_atomically
 from gptjax.errors import UserError
 
 PREFIX = "hf:"
@@ -74,9 +75,7 @@ class Repository:
             print(f"{error} Going on with what it said before.", file=sys.stderr, flush=True)
             return kept
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(listing)), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, json.dumps(dataclasses.asdict(listing)))
         return listing
 
     def _ask(self, *, patient: bool) -> Listing:
