@@ -23,6 +23,7 @@ from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
 PROGRESS_VERSION = 3
+"""Another one where a position means something else: also where a source comes in other chunks."""
 SECONDS_BETWEEN_RECORDS = 2.0
 
 
