@@ -1,18 +1,22 @@
 """What is encoded at once: a corpus as batches of about a megabyte, each of which knows how far it goes.
 
-The one idea: the corpus is counted in chunks, so that a run that goes on passes over what is done without reading it;
-and what was noted on the way belongs to the batch with which it was noted, so that the report is that of one run.
+The one idea: the corpus is counted in chunks, so that a run that goes on passes over blocks that are done without
+reading them; and what was noted in finding a chunk stays with it, so that the report is that of one run, in its order.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from data_pipelines.pieces import PIECE_BYTES, Piece, pieces
 from data_pipelines.readers.documents import Chunk, Document, Notes, Reading, is_blank
-from data_pipelines.splits import Part, Rule
+from data_pipelines.splits import Rule, Ruled
+from gptjax.errors import UserError
 from gptjax.tokenizer import Tokenizer
 
+T = TypeVar("T")
 BATCH_BYTES = 2**20
+CHUNK_COSTS = 2**8
+"""Bytes that a chunk counts for beside its text: a million empty ones are no single batch."""
 
 
 class Position(NamedTuple):
@@ -26,80 +30,95 @@ class Position(NamedTuple):
 START = Position()
 
 
-class Batch(NamedTuple):
-    """Neighbouring chunks of a corpus that one rule divides, or a piece of a document that is one of them.
+class Found(NamedTuple):
+    """A chunk, or a piece of one; and what was noted since the one before was found."""
 
-    `notes` are those of whoever found the chunks, not of who reads them. `chunks_done` and `bytes_done` say how far the
-    corpus is done with it, as in `Position`. Of a piece, `share` is what the rule found in its whole document.
+    what: Chunk | Piece
+    notes: Notes
+
+
+class Batch(NamedTuple):
+    """Neighbouring chunks of a corpus that one rule divides, or a single piece of a document.
+
+    `chunks_done` and `bytes_done` say how far the corpus is done with it, as in `Position`. `point` is that of the
+    document of a piece. So many documents at the beginning, as `skip` says, are done already.
     """
 
     rule: Rule
-    content: list[Chunk] | Piece
-    notes: Notes
+    found: list[Found]
     chunks_done: int
     bytes_done: int = 0
-    share: float = 0.0
+    point: float = 0.0
+    skip: int = 0
 
     @property
     def size(self) -> int:
         """About how many bytes of text these are."""
-        return len(self.content.content) if isinstance(self.content, Piece) else sum(map(_size, self.content))
+        return sum(_size(found.what) for found in self.found)
 
 
 def batches(
-    parts: Iterable[Part], tokenizer: Tokenizer, reading: Reading, *, start: Position = START
+    parts: Iterable[Ruled], tokenizer: Tokenizer, reading: Reading, *, start: Position = START
 ) -> Iterator[Batch]:
     """The corpus from `start` on, which is the end of a batch; `reading` is the one of `parts`.
 
-    What is noted behind the last chunk is left in `reading`.
+    What is noted behind the last chunk is left in `reading`. A `UserError` comes after all that was found before it.
     """
-    some = _Some()
-    number = 0
-    for rule, chunk in parts:
+    gathered = _Gathered()
+    number, trouble = 0, list[UserError]()
+    for rule, chunk in until_trouble(parts, trouble):
         notes = reading.notes.taken()
         if number < start.chunks:
             pass
-        elif isinstance(chunk, Document) and len(chunk) > PIECE_BYTES and not is_blank(chunk):
-            if some.chunks:
-                yield some.batch(number)
-                some = _Some()
-            share = rule.share(chunk)
+        elif isinstance(chunk, Document) and len(chunk) > PIECE_BYTES and (rule.keeps_blank or not is_blank(chunk)):
+            yield from gathered.batch(number)
+            point = rule.point(chunk)
             for piece in pieces(chunk, tokenizer, begin=start.bytes if number == start.chunks else 0):
                 done = (number + 1, 0) if piece.ends else (number, piece.end)
-                yield Batch(rule, piece, notes if piece.begin == 0 else Notes(), *done, share)
+                yield Batch(rule, [Found(piece, notes if piece.begin == 0 else Notes())], *done, point)
         else:
-            if some.chunks and rule != some.rule:
-                yield some.batch(number)
-                some = _Some()
-            some.add(rule, chunk, notes)
-            if some.size >= BATCH_BYTES:
-                yield some.batch(number + 1)
-                some = _Some()
+            if rule != gathered.rule or gathered.size + _size(chunk) > BATCH_BYTES:
+                yield from gathered.batch(number)
+            gathered.add(rule, chunk, notes)
         number += 1
         del chunk  # or it would be held while the source reads the next one
-    if some.chunks:
-        yield some.batch(number)
+    yield from gathered.batch(number)
+    if trouble:
+        raise trouble[0]
 
 
-class _Some:
+def until_trouble(some: Iterable[T], trouble: list[UserError]) -> Iterator[T]:
+    """All there is before the first `UserError`, which is put into `trouble`: to be raised when all that is done."""
+    try:
+        yield from some
+    except UserError as error:
+        trouble.append(error)
+
+
+class _Gathered:
     """Chunks on their way into a batch."""
 
     def __init__(self) -> None:
         self.rule: Rule | None = None
-        self.chunks: list[Chunk] = []
         self.size = 0
-        self._notes = Notes()
+        self._found: list[Found] = []
 
     def add(self, rule: Rule, chunk: Chunk, notes: Notes) -> None:
         self.rule = rule
-        self.size += _size(chunk)
-        self.chunks.append(bytes(chunk) if isinstance(chunk, Document) else chunk)
-        self._notes.add(notes)
+        self.size += _size(chunk) + CHUNK_COSTS
+        if isinstance(chunk, Document):
+            # A long one that comes here is blank, and one without a character stands for it.
+            chunk = bytes(chunk) if len(chunk) <= PIECE_BYTES else b""
+        self._found.append(Found(chunk, notes))
 
-    def batch(self, chunks_done: int) -> Batch:
-        assert self.rule is not None
-        return Batch(self.rule, self.chunks, self._notes, chunks_done)
+    def batch(self, chunks_done: int) -> Iterator[Batch]:
+        """The batch, if there is anything for one, and begin the next."""
+        if self.rule is not None:
+            yield Batch(self.rule, self._found, chunks_done)
+        self.rule, self.size, self._found = None, 0, []
 
 
-def _size(chunk: Chunk) -> int:
-    return len(chunk) if isinstance(chunk, Document) else chunk.size
+def _size(what: Chunk | Piece) -> int:
+    if isinstance(what, Piece):
+        return len(what.content)
+    return len(what) if isinstance(what, Document) else what.size

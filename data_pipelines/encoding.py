@@ -6,7 +6,7 @@ divide documents between the splits, and to write; so it feeds many cores.
 Workers are spawned, never forked (a fork of a process that has started JAX or threads may hang), and only when there is
 enough text to pay for their start. At most `BATCHES_A_WORKER` batches a worker are under way, and a large document
 travels in pieces of UTF-8, which becomes a `str` only where it is encoded: of a source of any size, only the document
-that is being read must fit into memory.
+that is being read and a few batches for each worker must fit into memory.
 """
 
 import itertools
@@ -14,17 +14,17 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.batching import Batch, Position, batches
+from data_pipelines.batching import Batch, Found, Position, until_trouble
 from data_pipelines.interrupts import deaf_to_ctrl_c
 from data_pipelines.pieces import Piece, pieces
-from data_pipelines.readers.documents import Notes, Reading, documents_of, is_blank
+from data_pipelines.readers.documents import Document, Notes, Reading, documents_of, is_blank
 from data_pipelines.splits import SKIPPED, Rule
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
@@ -32,8 +32,8 @@ from gptjax.tokenizer import Tokenizer
 
 BATCHES_A_WORKER = 4
 BYTES_WORTH_A_POOL = 2**22
-MOST_BYTES = 2**25
-"""Text of one batch, which is all in memory with its tokens. Only what a block says wrongly of its size comes to it."""
+MOST_TEXT = 2**25
+"""Bytes of text that a worker returns at once. Only a block that is larger than it says comes to it."""
 
 
 class Encoded(NamedTuple):
@@ -54,104 +54,93 @@ class Step(NamedTuple):
     after: Position | None
 
 
-class Tokens(NamedTuple):
-    """Neighbouring documents, without blank ones, or a piece of one; `documents` are of the type `DOCUMENT`.
+DOCUMENT = np.dtype([("number", np.int64), ("point", np.float64), ("tokens", np.int64), ("bytes", np.int64)])
+"""Of a document: its number among those that were read, where the rule places it, and how much of it is here."""
 
-    `begins` says whether the first begins here, `read` how many are done with it, blank ones included.
+
+class Undivided(NamedTuple):
+    """The tokens of neighbouring documents, without blank ones, or of a piece of one; `documents` are `DOCUMENT`s.
+
+    `begins` says whether the first begins here; `read` how many are done with it, blank ones included; `rest` whether
+    there are more in the batch, which is too large for one result.
     """
 
     tokens: np.ndarray
     documents: np.ndarray
     begins: bool
     read: int
+    rest: bool
     notes: Notes
 
 
-DOCUMENT = np.dtype([("number", np.int64), ("share", np.float64), ("tokens", np.int64), ("bytes", np.int64)])
-"""Of a document: its number among those that were read, what the rule found in it, and how much of it is here."""
-
-
 def encode_all(
-    some: Iterable[Batch], tokenizer: Tokenizer, reading: Reading, *, processes: int, documents: int = 0
+    batches: Iterable[Batch], tokenizer: Tokenizer, reading: Reading, *, processes: int, documents: int = 0
 ) -> Iterator[Step]:
     """Encode all batches, before which the corpus has so many `documents`, read as `reading` says (its notes stay).
 
     `<|endoftext|>` goes before each document where the tokenizer has it.
     """
     encoder, trouble = Encoder(tokenizer, reading), list[UserError]()
-    for batch, found in _found(_up_to(some, trouble), encoder, processes):
-        position, notes = Position(batch.chunks_done, batch.bytes_done), Notes()
-        notes.add(batch.notes)
-        for tokens in encoder.in_parts(batch) if found is None else [found]:
-            results = _divided(tokens, batch.rule, before=documents)
-            documents += tokens.read
-            notes.add(tokens.notes)
-            yield Step(results, notes, None if found is None else position._replace(documents=documents))
-            notes = Notes()
-        if found is None:
-            yield Step([], notes, position._replace(documents=documents))
+    for batch, result in _encoded(until_trouble(batches, trouble), encoder, processes):
+        results = _divided(result, batch.rule, before=documents)
+        documents += result.read
+        after = None if result.rest else Position(batch.chunks_done, batch.bytes_done, documents)
+        yield Step(results, result.notes, after)
     if trouble:
         raise trouble[0]
-
-
-def _up_to(some: Iterable[Batch], trouble: list[UserError]) -> Iterator[Batch]:
-    """The batches before the first trouble in finding one: those that are under way may be in an earlier one."""
-    try:
-        yield from some
-    except UserError as error:
-        trouble.append(error)
 
 
 class Encoder:
     """Reads and encodes batches, in whichever process."""
 
     def __init__(self, tokenizer: Tokenizer, reading: Reading) -> None:
-        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), MOST_BYTES
+        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), MOST_TEXT
         self._dtype = token_dtype(tokenizer.vocab_size)
-        self._before = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
+        self._end_of_text = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
 
-    def __call__(self, batch: Batch) -> Tokens | None:
-        """The tokens of a batch; None where it is so much text that it should be encoded `in_parts`."""
-        if isinstance(piece := batch.content, Piece):
-            begins, tokens = piece.begin == 0, self._encode(piece)
-            parts = [self._before, tokens] if begins else [tokens]
-            row = (0, batch.share, sum(map(len, parts)), len(piece.content))
-            return Tokens(np.concatenate(parts), np.array([row], DOCUMENT), begins, int(piece.ends), Notes())
-        reading, size, number = self._reading.again(), 0, 0
-        parts, rows = [self._before[:0]], []
-        for document in documents_of(batch.content, reading):
-            if is_blank(document):
+    def __call__(self, batch: Batch) -> Undivided:
+        """The tokens of a batch, from the document on up to which it is done."""
+        what, notes = batch.found[0]
+        if isinstance(what, Piece):
+            begins, tokens = what.begin == 0, self._encode(what)
+            parts = [self._end_of_text, tokens] if begins else [tokens]
+            row = (0, batch.point, sum(map(len, parts)), len(what.content))
+            return Undivided(np.concatenate(parts), np.array([row], DOCUMENT), begins, int(what.ends), False, notes)
+        reading, number, size, rest = self._reading.again(), 0, 0, False
+        parts, rows = [self._end_of_text[:0]], []
+        for document in _documents(batch.found, reading):
+            if number == batch.skip > 0:
+                reading.notes.taken()  # told with the documents before
+            if number >= batch.skip and is_blank(document) and not batch.rule.keeps_blank:
                 reading.notes[SKIPPED] += 1
-            else:
+            elif number >= batch.skip:
                 size += len(document)
-                if size > self._most:
-                    return None
-                tokens = [self._before, *map(self._encode, pieces(document, self._tokenizer))]
-                rows.append((number, batch.rule.share(document), sum(map(len, tokens)), len(document)))
+                if rest := size > self._most and bool(rows):
+                    break
+                tokens = [self._end_of_text, *map(self._encode, pieces(document, self._tokenizer))]
+                rows.append((number - batch.skip, batch.rule.point(document), sum(map(len, tokens)), len(document)))
                 parts += tokens
             number += 1
             del document
-        return Tokens(np.concatenate(parts), np.array(rows, DOCUMENT), True, number, reading.notes)
-
-    def in_parts(self, batch: Batch) -> Iterator[Tokens]:
-        """The tokens of the same documents, a batch of text at a time."""
-        assert not isinstance(batch.content, Piece)
-        reading = self._reading.again()
-        parts = ((batch.rule, document) for document in documents_of(batch.content, reading))
-        for one in batches(parts, self._tokenizer, reading):
-            tokens = self(one)
-            assert tokens is not None
-            one.notes.add(tokens.notes)
-            yield tokens._replace(notes=one.notes)
+        documents = np.array(rows, DOCUMENT)
+        return Undivided(np.concatenate(parts), documents, True, number - batch.skip, rest, reading.notes)
 
     def _encode(self, piece: Piece) -> np.ndarray:
         return self._tokenizer.encode(str(piece.content, "utf-8")).astype(self._dtype)
 
 
-def _divided(found: Tokens, rule: Rule, *, before: int) -> list[Encoded]:
+def _documents(found: Iterable[Found], reading: Reading) -> Iterator[Document]:
+    """All documents, and in `reading` the notes of who found them and who reads them, in the order of the source."""
+    for chunk, notes in found:
+        assert not isinstance(chunk, Piece)
+        reading.notes.add(notes)
+        yield from documents_of([chunk], reading)
+
+
+def _divided(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:
     """The documents of each split, which has some; `before` is how many the corpus has before these."""
     documents, results = found.documents, []
-    of_validation = rule.validation(before + documents["number"], documents["share"])
+    of_validation = rule.validation(before + documents["number"], documents["point"])
     for split, mine in (("train", ~of_validation), ("val", of_validation)):
         if mine.any():
             lengths = documents["tokens"]
@@ -162,32 +151,40 @@ def _divided(found: Tokens, rule: Rule, *, before: int) -> list[Encoded]:
     return results
 
 
-def _found(some: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Tokens | None]]:
+def _encoded(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
     """Every batch with its tokens, in their order; by a pool of processes where there is enough for one."""
     first, size = [], 0
-    while processes > 1 and size < BYTES_WORTH_A_POOL and (batch := next(some, None)) is not None:
+    while processes > 1 and size < BYTES_WORTH_A_POOL and (batch := next(batches, None)) is not None:
         first.append(batch)
         size += batch.size
     if size >= BYTES_WORTH_A_POOL:
-        yield from _in_parallel(itertools.chain(first, some), encoder, processes)
+        yield from _in_parallel(itertools.chain(first, batches), encoder, processes)
     else:
-        for batch in itertools.chain(first, some):
-            yield batch, encoder(batch)
+        for batch in itertools.chain(first, batches):
+            yield from _results(batch, encoder(batch), encoder)
 
 
-def _in_parallel(some: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Tokens | None]]:
+def _in_parallel(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker, initargs=(encoder,))
-    waiting: deque[tuple[Batch, Future[Tokens | None]]] = deque()
+    waiting: deque[tuple[Batch, Future[Undivided]]] = deque()
+
+    def submit(batch: Batch) -> "Future[Undivided]":
+        with deaf_to_ctrl_c():
+            return pool.submit(_encode_in_worker, batch)
+
+    def oldest() -> Iterator[tuple[Batch, Undivided]]:
+        batch, future = waiting.popleft()
+        return _results(batch, future.result(), lambda rest: submit(rest).result())
+
     try:
-        for batch in some:
-            with deaf_to_ctrl_c():
-                waiting.append((batch, pool.submit(_encode_in_worker, batch)))
+        for batch in batches:
+            waiting.append((batch, submit(batch)))
             del batch
             if len(waiting) >= BATCHES_A_WORKER * processes:
-                yield _result(*waiting.popleft())
+                yield from oldest()
         while waiting:
-            yield _result(*waiting.popleft())
+            yield from oldest()
     except BrokenProcessPool:
         raise UserError(
             f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
@@ -197,8 +194,15 @@ def _in_parallel(some: Iterator[Batch], encoder: Encoder, processes: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _result(batch: Batch, future: "Future[Tokens | None]") -> tuple[Batch, Tokens | None]:
-    return batch, future.result()
+def _results(
+    batch: Batch, result: Undivided, encode: Callable[[Batch], Undivided]
+) -> Iterator[tuple[Batch, Undivided]]:
+    """A result, and those of the rest of its batch."""
+    yield batch, result
+    while result.rest:
+        batch = batch._replace(skip=batch.skip + result.read)
+        result = encode(batch)
+        yield batch, result
 
 
 def refuse_in_worker() -> None:
@@ -226,5 +230,5 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(batch: Batch) -> Tokens | None:
+def _encode_in_worker(batch: Batch) -> Undivided:
     return _worker_encoder(batch)

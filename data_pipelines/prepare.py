@@ -168,7 +168,7 @@ def _learnt(directory: Path, spec: str, corpus: Corpus, reading: Reading) -> Tok
     """Learn once: an earlier run's result lies in the directory."""
     if not (directory / FILE_NAME).is_file():
         again = reading.again()
-        _learn(spec, divided(corpus.parts(again), again)).save(directory)
+        _learn(spec, divided(corpus, again)).save(directory)
     return load_tokenizer(directory)
 
 
@@ -194,8 +194,8 @@ def _write(
         moving_line("encoding") as show,
     ):
         pace, processes = _Pace(writers), request.processes or _cores()
-        some = batches(corpus.parts(reading), tokenizer, reading, start=position)
-        for step in encode_all(some, tokenizer, reading, processes=processes, documents=position.documents):
+        found = batches(corpus.parts(reading), tokenizer, reading, start=position)
+        for step in encode_all(found, tokenizer, reading, processes=processes, documents=position.documents):
             for encoded in step.results:
                 _append(writers[encoded.split], encoded, request.max_document_tokens, tokenizer.end_of_text)
             notes.add(step.notes)

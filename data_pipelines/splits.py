@@ -9,7 +9,7 @@ A document is let go of (`del`) before the next one is asked for: two large ones
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -29,14 +29,19 @@ SKIPPED = "empty documents skipped"
 class Rule(Protocol):
     """Tells for each document whether it is for validation. Small, and can be pickled."""
 
-    def share(self, document: Document) -> float:
-        """What in the text decides, where it does; from 0 to 1."""
+    @property
+    def keeps_blank(self) -> bool:
+        """Whether blank documents count like others: then they are parts of one that is not blank."""
+        ...
+
+    def point(self, document: Document) -> float:
+        """Where its text places a document, from 0 to 1, if that decides."""
         ...
 
     def validation(
-        self, numbers: Int[np.ndarray, " documents"], shares: Float[np.ndarray, " documents"]
+        self, numbers: Int[np.ndarray, " documents"], points: Float[np.ndarray, " documents"]
     ) -> Bool[np.ndarray, " documents"]:
-        """For documents by their numbers in the corpus (blank ones counted) and their shares."""
+        """For documents by their numbers in the corpus (from 0, blank ones counted) and their points."""
         ...
 
 
@@ -45,11 +50,12 @@ class Only:
     """All for the same split."""
 
     split: Literal["train", "val"]
+    keeps_blank: bool = False
 
-    def share(self, document: Document) -> float:
+    def point(self, document: Document) -> float:
         return 0.0
 
-    def validation(self, numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    def validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
         return np.full(len(numbers), self.split == "val")
 
 
@@ -58,41 +64,46 @@ class ByHash:
     """A fraction, by the SHA-256 of the text."""
 
     fraction: float
+    keeps_blank: bool = False
 
-    def share(self, document: Document) -> float:
+    def point(self, document: Document) -> float:
         return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
 
-    def validation(self, numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return shares < self.fraction
+    def validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return points < self.fraction
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """K of N documents, drawn by a seed."""
+    """K of N documents, drawn by a seed; of further ones none."""
 
     chosen: int
     total: int
     seed: int
+    keeps_blank: bool = False
 
-    def share(self, document: Document) -> float:
+    def point(self, document: Document) -> float:
         return 0.0
 
-    def validation(self, numbers: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        return np.isin(numbers, _drawn(self.chosen, self.total, self.seed))
+    def validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return _drawn(self.chosen, self.total, self.seed)[np.minimum(numbers, self.total)]
 
 
 @functools.lru_cache(maxsize=1)
 def _drawn(chosen: int, total: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(total)[:chosen].copy()  # not a view of them all
+    """Of each number whether it is drawn, and at the end that those beyond are not."""
+    drawn = np.zeros(total + 1, bool)
+    drawn[np.random.default_rng(seed).permutation(total)[:chosen]] = True
+    return drawn
 
 
-Part = tuple[Rule, Chunk]
+Ruled = tuple[Rule, Chunk]
 
 
 class Corpus(Protocol):
     """Documents, each for one of the splits, always in the same order."""
 
-    def parts(self, reading: Reading) -> Iterator[Part]:
+    def parts(self, reading: Reading) -> Iterator[Ruled]:
         """Yield the documents, or blocks of them, each with the rule that divides it."""
         ...
 
@@ -112,7 +123,7 @@ class Divided:
     source: Source
     split: "Split"
 
-    def parts(self, reading: Reading) -> Iterator[Part]:
+    def parts(self, reading: Reading) -> Iterator[Ruled]:
         return self.split.parts(self.source, reading)
 
     def check(self, documents: int) -> None:
@@ -129,33 +140,40 @@ class TwoSources:
     train: Source
     validation: Source
 
-    def parts(self, reading: Reading) -> Iterator[Part]:
+    def parts(self, reading: Reading) -> Iterator[Ruled]:
         for rule, source in ((Only("train"), self.train), (Only("val"), self.validation)):
             yield from _all(rule, source.chunks(reading))
 
     def check(self, documents: int) -> None:
-        """Any number will do."""
+        pass  # any number will do
 
     def identity(self) -> dict[str, Any]:
         return self.train.identity() | {"validation": self.validation.identity()}
 
 
-def divided(parts: Iterable[Part], reading: Reading) -> Iterator[tuple[str, Document]]:
+def divided(corpus: Corpus, reading: Reading) -> Iterator[tuple[str, Document]]:
     """Yield (`train` or `val`, document) for every document that is not blank, all of them read here."""
+    number = yield from _divided(corpus.parts(reading), reading)
+    corpus.check(number)
+
+
+def _divided(parts: Iterable[Ruled], reading: Reading) -> Generator[tuple[str, Document], None, int]:
+    """Returns how many documents there were, blank ones included."""
     number = 0
     for rule, chunk in parts:
         for document in documents_of([chunk], reading):
-            if is_blank(document):
+            if is_blank(document) and not rule.keeps_blank:
                 reading.notes[SKIPPED] += 1
             else:
                 yield _side(rule, number, document), document
             del document
             number += 1
         del chunk
+    return number
 
 
 def _side(rule: Rule, number: int, document: Document) -> str:
-    of_validation = rule.validation(np.array([number]), np.array([rule.share(document)]))
+    of_validation = rule.validation(np.array([number]), np.array([rule.point(document)]))
     return "val" if of_validation[0] else "train"
 
 
@@ -204,7 +222,7 @@ class Split:
             return f"drawn:{'/'.join(map(str, self.drawn))}"
         return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
-    def parts(self, source: Source, reading: Reading) -> Iterator[Part]:
+    def parts(self, source: Source, reading: Reading) -> Iterator[Ruled]:
         """The source's documents, or blocks of them, in its order, each with the rule that divides it."""
         if self.kind == "documents" and (few := self._on_one_side(source, reading)):
             size = _size(source, reading)
@@ -219,6 +237,7 @@ class Split:
     @property
     def rule(self) -> Rule:
         """What divides documents wherever they stand; not for `tail`."""
+        assert self.kind != "tail"
         if self.drawn is not None:
             return Drawn(*self.drawn)
         return Only("train") if self.kind == "none" else ByHash(self.fraction)
@@ -239,7 +258,7 @@ class Split:
     def _on_one_side(self, source: Source, reading: Reading) -> int:
         """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
         sides, number, again = set[str](), 0, reading.again()
-        for side, document in divided(_all(self.rule, source.chunks(again)), again):
+        for side, document in _divided(_all(self.rule, source.chunks(again)), again):
             del document
             number += 1
             sides.add(side)
@@ -247,7 +266,7 @@ class Split:
                 return 0
         return number
 
-    def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[Part]:
+    def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[Ruled]:
         cut = int(size.characters * (1 - self.fraction))
         train, val = Only("train"), Only("val")
         number = begin = 0
@@ -255,15 +274,16 @@ class Split:
             number += 1  # noqa: SIM113  `enumerate` would hold the document
             if number == size.documents and begin <= cut and 2 * begin < size.characters:
                 whole, place = memoryview(document), _place(document, cut - begin)
-                yield train, whole[:place]
-                yield val, whole[place:]
+                if place:
+                    yield Only("train", keeps_blank=True), whole[:place]
+                yield Only("val", keeps_blank=True), whole[place:]
                 return
             begin, before = begin + _characters(document), begin
             yield train if before < cut and number < size.documents else val, document
             del document
 
 
-def _all(rule: Rule, chunks: Iterator[Chunk]) -> Iterator[Part]:
+def _all(rule: Rule, chunks: Iterator[Chunk]) -> Iterator[Ruled]:
     for chunk in chunks:
         yield rule, chunk
         del chunk

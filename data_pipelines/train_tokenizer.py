@@ -25,7 +25,7 @@ from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, texts_of
 from data_pipelines.sources import open_source
-from data_pipelines.splits import DEFAULT_SPLIT, Split, divided
+from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, divided
 from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
@@ -163,9 +163,9 @@ def train(request: TrainTokenizer) -> Tokenizer:
     """Read, learn, write; prints what was learnt and how long it took."""
     start = time.perf_counter()
     reading = Reading(request.text_field, request.strict)
-    parts = Split.parse(request.split).parts(open_source(request.source), reading)
+    corpus = Divided(open_source(request.source), Split.parse(request.split))
     tokenizer, megabytes = learn_bpe(
-        (document for split, document in divided(parts, reading) if split == "train"),
+        (document for split, document in divided(corpus, reading) if split == "train"),
         vocab_size=request.vocab_size,
         max_bytes=request.max_bytes,
         pattern=request.pattern,

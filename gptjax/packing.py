@@ -1,7 +1,7 @@
 """Rows out of documents: which tokens of a stream stand side by side, decided as indexes before any token is read.
 
-The one idea: packing is arithmetic on the starts of documents. It yields a few arrays that say for each row of T + 1
-tokens from where they are taken; row i is then as cheap to read as any other, in any order, on any process.
+The one idea: packing is arithmetic on the starts of documents. It yields a few arrays that say for each row from
+where its tokens are taken; row i is then as cheap to read as any other, in any order, on any process.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import jax
 from jax.experimental import multihost_utils
@@ -138,21 +139,32 @@ def held(directory: Path) -> Iterator[None]:
     Of several processes the first has it for all, and all are refused alike: one that left alone would be waited for.
     """
     with contextlib.ExitStack() as stack:
-        taken = False
-        if jax.process_index() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((directory / ".lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                taken = True
-            except OSError:  # a file system without locks
-                pass
-        if multihost_utils.broadcast_one_to_all(taken):
+        failure = None
+        try:
+            if jax.process_index() == 0:
+                directory.mkdir(parents=True, exist_ok=True)
+                _lock(stack.enter_context((directory / ".lock").open("w")))
+        except OSError as error:
+            failure = error
+        taken, failed = multihost_utils.broadcast_one_to_all(
+            (isinstance(failure, BlockingIOError), failure is not None)
+        )
+        if taken:
             raise UserError(
                 f"{directory}: another process is training this run. Wait for it or stop it, or choose another --name."
             )
+        if failed:
+            raise failure or UserError(f"{directory}: the first process cannot write there; it says why.")
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def started_from(run: Run, wanted: GPTConfig) -> GPTConfig:

@@ -13,7 +13,7 @@ from data_pipelines import batching, encoding
 from data_pipelines.batching import START, Position, batches
 from data_pipelines.encoding import encode_all
 from data_pipelines.readers.documents import BROKEN, Notes, Reading
-from data_pipelines.splits import Only, Split
+from data_pipelines.splits import SKIPPED, Only, Split
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import Bytes, load_tokenizer
@@ -122,7 +122,8 @@ def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
 
         def submit(self, function, batch):
             assert len(taken) - len(finished) <= 4 * 2 + 1
-            return Now(encoding.Tokens(np.zeros(1, np.uint16), np.zeros(0, encoding.DOCUMENT), True, 1, Notes()))
+            nothing = np.zeros(0, encoding.DOCUMENT)
+            return Now(encoding.Undivided(np.zeros(1, np.uint16), nothing, True, 1, False, Notes()))
 
         def shutdown(self, *, cancel_futures): ...
 
@@ -162,10 +163,10 @@ def test_only_the_document_that_is_read_is_in_memory(split):
 
 @dataclass(frozen=True)
 class Numbered:
-    """A block of `count` documents, which says which process reads it; `size` is what it claims."""
+    """A block of `count` documents, of which number 13 is broken; `size` is what it claims."""
 
     first: int
-    count: int
+    count: int = 3
     size: int = 500
     length: int = 10
 
@@ -177,20 +178,29 @@ class Numbered:
                 yield f"{number}:".encode() + b"x" * self.length
 
 
+def numbered(numbers, **fields):
+    return [(Only("train"), Numbered(number, **fields)) for number in numbers]
+
+
 def texts_in(steps):
     tokens, starts, _ = joined(steps)["train"]
     return [bytes(part.tolist()).split(b":")[0].decode() for part in np.split(tokens, starts[1:])]
 
 
+def notes_of(steps):
+    whole = Notes()
+    for step in steps:
+        whole.add(step.notes)
+    return whole
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_blocks_are_read_where_they_are_encoded(small, processes):
-    steps = list(steps_of(((Only("train"), Numbered(i, 3)) for i in range(0, 30, 3)), Bytes(), processes=processes))
+    steps = list(steps_of(numbered(range(0, 30, 3)), Bytes(), processes=processes))
     assert texts_in(steps) == [str(i) for i in range(30) if i != 13]
     assert [step.after for step in steps] == [Position(i, 0, 3 * i - (i > 4)) for i in range(1, 11)]
-    noted = [step.notes for step in steps if step.notes]
-    assert [dict(notes) for notes in noted] == [{BROKEN: 1}]
-    here = f"process {os.getpid()}" in noted[0].first[BROKEN]
-    assert here == (processes == 1)
+    assert notes_of(steps) == {BROKEN: 1}
+    assert (f"process {os.getpid()}" in notes_of(steps).first[BROKEN]) == (processes == 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -198,39 +208,68 @@ def test_what_is_done_is_not_read_again(small, processes):
     class Untouched:
         size = 500
 
-    parts = [(Only("train"), Untouched())] * 4 + [(Only("train"), Numbered(i, 3)) for i in range(12, 30, 3)]
+    parts = [(Only("train"), Untouched())] * 4 + numbered(range(12, 30, 3))
     steps = list(steps_of(parts, Bytes(), processes=processes, start=Position(4, 0, 12)))
     assert texts_in(steps) == [str(i) for i in range(12, 30) if i != 13]
     assert steps[-1].after == Position(10, 0, 29)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_block_that_is_larger_than_it_says_is_read_in_parts(small, monkeypatch, processes):
-    """By the process that gathers; nobody goes on from its middle."""
-    monkeypatch.setattr(encoding, "MOST_BYTES", 2000)
-    sizes = {6: 700, 9: 300}
-    parts = [(Only("train"), Numbered(i, 3, length=sizes.get(i, 10))) for i in range(0, 18, 3)]
+@pytest.mark.parametrize("broken", [13, 10, 14, 11])
+def test_a_block_that_is_larger_than_it_says_comes_in_parts(small, monkeypatch, processes, broken):
+    """Wherever something is wrong with it, that is told once; and nobody goes on from its middle."""
+    monkeypatch.setattr(encoding, "MOST_TEXT", 2000)
+    first = 13 - broken + 10  # 13 is broken, the block of five begins up to three before it
+    parts = [*numbered(range(100, 112, 3)), *numbered([first], count=5, length=700), *numbered(range(200, 209, 3))]
     steps = list(steps_of(parts, Bytes(), processes=processes))
-    assert texts_in(steps) == [str(i) for i in range(18) if i != 13]
-    assert [step.after.chunks for step in steps if step.after is not None] == [1, 2, 3, 4, 5, 6]
-    assert sum(step.after is None for step in steps) > 3
-    assert steps[-1].after.documents == 17
-    assert [dict(step.notes) for step in steps if step.notes] == [{BROKEN: 1}]
+    block = [i for i in range(first, first + 5) if i != 13]
+    assert texts_in(steps) == [str(i) for i in [*range(100, 112), *block, *range(200, 209)]]
+    places = [step.after for step in steps]
+    assert [place.chunks for place in places if place is not None] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert places.count(None) == 1
+    assert places[-1].documents == 12 + len(block) + 9
+    assert notes_of(steps) == ({BROKEN: 1} if len(block) == 4 else {})
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_first_trouble_is_told(small, processes):
-    """Though the next one is met earlier, by whoever looks for blocks."""
+@pytest.mark.parametrize("size", [500, 100])
+def test_the_first_trouble_is_told(small, processes, size):
+    """Though the next one is met earlier, by whoever looks for blocks, and several blocks are one batch."""
 
-    def parts():
-        for i in range(0, 18, 3):
-            yield Only("train"), Numbered(i, 3)
-        raise UserError("what comes later")
+    def parts(reading):
+        yield from numbered(range(0, 18, 3), size=size)
+        reading.broken("what comes later")
+        yield from numbered([18], size=size)
 
+    reading = Reading(strict=True)
     with pytest.raises(UserError, match="number 13 in process"):
-        list(steps_of(parts(), Bytes(), processes=processes, reading=Reading(strict=True)))
+        list(steps_of(parts(reading), Bytes(), processes=processes, reading=reading))
+    reading = Reading()
+    steps = list(steps_of(parts(reading), Bytes(), processes=processes, reading=reading))
+    assert notes_of(steps) == {BROKEN: 2}
+    assert "number 13 in process" in notes_of(steps).first[BROKEN]
+    reading = Reading(strict=True)
     with pytest.raises(UserError, match="what comes later"):
-        list(steps_of(parts(), Bytes(), processes=processes))
+        list(steps_of(list(parts(Reading()))[:4] and later(reading), Bytes(), processes=processes, reading=reading))
+
+
+def later(reading):
+    yield from numbered(range(30, 48, 3))
+    reading.broken("what comes later")
+
+
+def test_blank_texts_take_no_room(small):
+    """However large they are, and however many."""
+    blank, parts = b" " * 20_000, []
+    for _ in range(50):
+        parts += [(Only("train"), blank), (Only("train"), b""), (Only("train"), b"text")]
+    found = list(batches(parts, Bytes(), Reading()))
+    assert len(found) > 10
+    assert max(len(one.what) for batch in found for one in batch.found) == 4
+    steps = list(steps_of(parts, Bytes()))
+    assert notes_of(steps) == {SKIPPED: 100}
+    assert steps[-1].after == Position(150, 0, 150)
+    assert len(joined(steps)["train"][1]) == 50
 
 
 def test_notes_belong_to_the_chunks_with_which_they_were_made(small):
@@ -242,15 +281,13 @@ def test_notes_belong_to_the_chunks_with_which_they_were_made(small):
             yield Only("train"), b"x" * (1200 if i in (2, 5) else 200)
         reading.notes["behind"] += 1
 
-    whole, reading = Notes(), Reading()
+    reading = Reading()
     every = list(steps_of(parts(reading), Bytes(), reading=reading))
-    for step in every:
-        whole.add(step.notes)
+    whole = notes_of(every)
     assert whole == {f"before {i}": 1 for i in range(8)}
     assert reading.notes == {"behind": 1}
     for i, step in enumerate(every):
-        reading, notes = Reading(), Notes()
-        for one in [*every[: i + 1], *steps_of(parts(reading), Bytes(), reading=reading, start=step.after)]:
-            notes.add(one.notes)
-        assert notes == whole
+        reading = Reading()
+        rest = steps_of(parts(reading), Bytes(), reading=reading, start=step.after)
+        assert notes_of([*every[: i + 1], *rest]) == whole
         assert reading.notes == {"behind": 1}

@@ -43,7 +43,7 @@ def test_all_rows_in_order(tmp_path, kind, options):
 
 def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     """By their size: a row group of many long rows is never in memory whole."""
-    monkeypatch.setattr(parquet, "BATCH_BYTES", 100_000)
+    monkeypatch.setattr(parquet, "ROWS_BYTES", 100_000)
     path = write(tmp_path / "x.parquet", ["x" * 10_000 + str(i) for i in range(200)], use_dictionary=False)
     sizes, original = [], pyarrow.parquet.ParquetFile.iter_batches
 

@@ -22,7 +22,7 @@ from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.readers.documents import Reading
 from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
-from data_pipelines.splits import Split, divided
+from data_pipelines.splits import Divided, Split, divided
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from gptjax.errors import UserError
 from gptjax.integrity import verify
@@ -242,8 +242,7 @@ def test_splitting_by_documents_ignores_their_order(tmp_path):
 
     def val(some):
         source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
-        documents = divided(split.parts(source, reading := Reading()), reading)
-        return {str(text, "utf-8") for name, text in documents if name == "val"}
+        return {str(text, "utf-8") for name, text in divided(Divided(source, split), Reading()) if name == "val"}
 
     assert val(texts) == val(shuffled) == val(texts + texts)
     assert val(texts[:500]) == val(texts) & set(texts[:500])

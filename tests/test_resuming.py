@@ -1,5 +1,7 @@
 """Killed anywhere, the same command goes on, and the bytes are those of a run that nobody killed."""
 
+import functools
+import gzip
 import json
 import os
 import random
@@ -187,6 +189,67 @@ def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, a
     assert ("going on after" in said.err) == (after > 0)
     assert noted(said.out) == wanted, "of what an earlier run read, too"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def write_parquet(path, texts, **options):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is in the extras `data` and `dev`")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": [*texts, None]}), path / "x.parquet", **options)
+
+
+def write_array_record(path, texts):
+    module = pytest.importorskip("array_record.python.array_record_module", reason="in the extras `data` and `dev`")
+    writer = module.ArrayRecordWriter(str(path / "x.array_record"), "group_size:1")
+    for text in texts:
+        writer.write(text.encode())
+    writer.write(b"caf\xe9")
+    writer.close()
+
+
+def write_gz(path, texts):
+    lines = [json.dumps({"text": text}) for text in texts]
+    (path / "x.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines, "broken"]).encode()))
+
+
+def write_files(path, texts):
+    for number, text in enumerate(texts):
+        (path / f"{number:03}.txt").write_text(text)
+    (path / "broken.txt").write_bytes(b"caf\xe9")
+
+
+KINDS = {
+    "groups": functools.partial(write_parquet, row_group_size=3),
+    "one group": write_parquet,  # of which the file says that it is small, for many texts are the same
+    "records": write_array_record,
+    "packed": write_gz,
+    "files": write_files,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_in_any_kind_of_source(tmp_path, small, monkeypatch, capsys, kind):
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(5, 300))) + " é" for _ in range(40)]
+    texts = [*texts, "", *texts[:20] * 3]
+    (tmp_path / "source").mkdir()
+    KINDS[kind](tmp_path / "source", texts)
+    monkeypatch.setattr(encoding, "MOST_TEXT", 5000)
+    options = options_of(str(tmp_path / "source"), "bytes")
+    prepare(Prepare(**options, output=tmp_path / "whole"))
+    wanted = noted(capsys.readouterr().out)
+    assert any("empty documents" in line for line in wanted)
+    assert any("the first: " in line for line in wanted)
+    for after in (2, 7):
+        out = tmp_path / f"out{after}"
+        with monkeypatch.context() as patch:
+            stopping(patch, after)
+            with pytest.raises(Stop):
+                prepare(Prepare(**options, output=out))
+        prepare(Prepare(**options, output=out))
+        said = capsys.readouterr()
+        assert ("going on after" in said.err) == (kind != "one group"), "within it there is no place to go on"
+        assert noted(said.out) == wanted
+        assert contents(out) == contents(tmp_path / "whole")
 
 
 def noted(report):

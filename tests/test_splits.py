@@ -27,7 +27,7 @@ class Texts:
 def parts_of(split, source, reading=None):
     """(split, document) of every document that is not blank."""
     reading = reading or Reading()
-    return [(name, bytes(document)) for name, document in divided(split.parts(source, reading), reading)]
+    return [(name, bytes(document)) for name, document in divided(Divided(source, split), reading)]
 
 
 @pytest.mark.parametrize("text", ["a", "é☕", "long " * 500_000])
@@ -67,7 +67,7 @@ def test_few_documents_are_cut_by_the_tail():
                 yield document
 
     split, reading = Split.parse("documents:0.01"), Reading()
-    first = next(divided(split.parts(Counted(*texts), reading), reading))
+    first = next(divided(Divided(Counted(*texts), split), reading))
     assert first == (split.side(texts[0].encode()), texts[0].encode())
     sides = [split.side(text.encode()) for text in texts]
     assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
@@ -76,7 +76,7 @@ def test_few_documents_are_cut_by_the_tail():
 
 def test_two_sources_stay_apart_and_blank_texts_are_left_out():
     reading, corpus = Reading(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
-    assert list(divided(corpus.parts(reading), reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert list(divided(corpus, reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
     assert reading.notes == {SKIPPED: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
@@ -119,11 +119,30 @@ def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
     assert parts_of(split, Texts(*texts), reading) == wanted
     assert reading.notes == {SKIPPED: 1}
     with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
-        Divided(Texts(*texts), split).check(21)
-    Divided(Texts(*texts), split).check(20)
+        parts_of(split, Texts(*texts, "one more"))
+    with pytest.raises(UserError, match=r"texts has 19 documents, not 20"):
+        Divided(Texts(*texts), split).check(19)
 
 
 @pytest.mark.parametrize("spec", ["drawn:0/5/1", "drawn:5/5/1", "drawn:1/5", "drawn:x"])
 def test_a_draw_that_cannot_be_is_refused(spec):
     with pytest.raises(UserError, match="drawn:K/N/SEED"):
         Split.parse(spec)
+
+
+def test_a_half_that_is_blank_is_no_blank_document():
+    """A cut inside of a text loses nothing of it."""
+    for text in ("a word " * 1000 + "\n" * 2000, "\n" * 2000 + "a word " * 10):
+        reading = Reading()
+        parts = parts_of(Split.parse("tail:0.1"), Texts(text), reading)
+        assert [name for name, _ in parts] == ["train", "val"]
+        assert b"".join(part for _, part in parts) == text.encode()
+        assert not reading.notes
+
+
+def test_drawing_many_is_quick_to_ask():
+    """A number is looked up, whatever the number of those drawn."""
+    rule = Split.parse("drawn:400000/8000000/1").rule
+    drawn = np.sort(np.random.default_rng(1).permutation(8_000_000)[:400_000])
+    numbers = np.concatenate([drawn[:5], drawn[:5] + 1, [8_000_000, 9_000_000]])
+    np.testing.assert_array_equal(rule.validation(numbers, numbers * 0.0), np.isin(numbers, drawn))

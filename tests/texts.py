@@ -1,7 +1,7 @@
 """Texts on their way to tokens, for tests that do not care who reads them, or want a few bytes to be much."""
 
 from data_pipelines import batching, encoding, pieces
-from data_pipelines.readers import json_lines
+from data_pipelines.readers import array_records, json_lines
 from data_pipelines.readers.documents import documents_of
 
 
@@ -19,6 +19,7 @@ def make_small(monkeypatch, *, batch, piece):
     """Blocks and batches of so few bytes that a few sentences are many; two batches are worth a pool."""
     for module, name, value in (
         (json_lines, "BLOCK_BYTES", batch),
+        (array_records, "BLOCK_BYTES", batch),
         (batching, "BATCH_BYTES", batch),
         (encoding, "BYTES_WORTH_A_POOL", 2 * batch),
         (batching, "PIECE_BYTES", piece),

@@ -2,9 +2,10 @@
 
 Three ideas. A document is the bytes of its UTF-8, checked, in one piece of memory: that is what is hashed, cut and sent
 to other processes, while Python would need up to four bytes for a character of a `str`; it becomes one only in small
-pieces. A block only says where documents lie, so that many processes can read what one process has found. And a broken
-record never passes unseen: either it is counted, under a phrase that ends up in the report with the place of the first,
-and left out; or, in strict mode, it is an error that names its place.
+pieces. A block says where documents lie (or, where only one process can get at them, holds them as they lie there), so
+that many processes can parse what one has found. And a broken record never passes unseen: either it is counted, under a
+phrase that ends up in the report with the place of the first, and left out; or, in strict mode, it is an error that
+names its place.
 """
 
 import codecs
@@ -97,9 +98,9 @@ class Reading:
 
 
 class Block(Protocol):
-    """Neighbouring documents of a source, which another process can read: it is small and can be pickled.
+    """Neighbouring documents of a source, which another process can read: it can be pickled.
 
-    It is meant for documents that are together no larger than a few megabytes.
+    It is meant for about a megabyte of text, and for no more than 16.
     """
 
     @property

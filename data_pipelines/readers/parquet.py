@@ -5,6 +5,7 @@ read here, in batches of about eight megabytes, by what the file says of the siz
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.text_files import naming
 from gptjax.errors import UserError
 
-BATCH_BYTES = 2**23
+ROWS_BYTES = 2**23
 MOST_ROWS = 1024
 MOST_BLOCK_BYTES = 2**24
 
@@ -39,7 +40,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Chunk]:
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """A group by its number; `row` is how many rows the file has before it."""
+    """A group by its number; `row` is how many rows the file has before it, `size` that of the text as encoded."""
 
     path: Path
     number: int
@@ -50,7 +51,7 @@ class _RowGroup:
         column, row = reading.text_field, self.row
         with _opened(self.path) as file:
             rows = file.metadata.row_group(self.number).num_rows
-            size = max(1, min(MOST_ROWS, BATCH_BYTES * rows // max(1, self.size)))
+            size = max(1, min(MOST_ROWS, ROWS_BYTES * rows // max(1, self.size)))
             for batch in file.iter_batches(size, row_groups=[self.number], columns=[column], use_threads=False):
                 for content in _contents(batch.column(0)):
                     row += 1
@@ -66,12 +67,23 @@ def _opened(path: Path) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; what goes wrong while it is read names the file."""
     with needs_extra("data", what=f"{path}: reading Parquet"):
         import pyarrow
-        import pyarrow.parquet
+        import pyarrow.parquet as parquet
     try:
-        with naming(path), pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            yield file
+        with naming(path):
+            state = path.stat()
+            metadata = _metadata(path, state.st_size, state.st_mtime_ns)
+            with parquet.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=2**20) as file:
+                yield file
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}.") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _metadata(path: Path, size: int, changed: int) -> Any:
+    """That of a file in this state: of thousands of groups it takes longer to parse than a group to read."""
+    import pyarrow.parquet as parquet
+
+    return parquet.read_metadata(path)
 
 
 def _contents(column: Any) -> Iterator[memoryview | None]:

@@ -7,7 +7,6 @@ They are found by their directories under `$TFDS_DATA_DIR` (`~/tensorflow_datase
 whose builders would need TensorFlow. Preparing most sets does need it: `python -m data_pipelines.fetch tfds:lm1b`.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import os
@@ -42,17 +41,17 @@ class TfdsSet:
         return self.set.replace("/", "-")
 
     def chunks(self, reading: Reading) -> Iterator[Chunk]:
-        self.feature(reading.text_field)
+        opened = self._opened
+        opened.feature(reading.text_field)
         size = sum(path.stat().st_size for path in self._directory.iterdir())
-        each = size // max(1, self._builder.info.splits.total_num_examples)
-        for begin, end in ranges(len(self.records), each * len(self.records)):
-            # Without what it has opened: a worker opens it for itself.
-            yield _Records(dataclasses.replace(self), begin, end, each * (end - begin))
+        each = size // max(1, opened.builder.info.splits.total_num_examples)
+        for begin, end in ranges(len(opened.records), each * len(opened.records)):
+            yield _Records(self.spec, self._directory, self.split, begin, end, each * (end - begin))
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with names, sizes and times of all files of the set."""
         files = names_sizes_times({path.name: path for path in sorted(self._directory.iterdir())})
-        return {"source": self.spec, "set": self._builder.info.full_name, "names_sizes_times": files}
+        return {"source": self.spec, "set": self._opened.builder.info.full_name, "names_sizes_times": files}
 
     @functools.cached_property
     def _directory(self) -> Path:
@@ -69,27 +68,22 @@ class TfdsSet:
             )
         return max(versions, key=lambda path: _version(path.name))
 
-    @functools.cached_property
-    def _builder(self) -> Any:
-        tfds = tensorflow_datasets(self.spec)
-        return tfds.builder_from_directory(self._directory)
+    @property
+    def _opened(self) -> "_Opened":
+        return _opened(self.spec, self._directory, self.split)
 
-    @functools.cached_property
-    def records(self) -> Any:
-        try:
-            return self._builder.as_data_source(split=self.split)
-        except NotImplementedError:
-            raise UserError(
-                f"source {self.spec}: {self._directory} holds {self._builder.info.file_format.value} files, which only "
-                "TensorFlow reads. Remove the directory and prepare the set as array_record: python -m "
-                f"data_pipelines.fetch {PREFIX}{self.set}."
-            ) from None
-        except ValueError as error:
-            raise UserError(f"source {self.spec}: split {self.split!r}: {error}") from None
+
+@dataclass(frozen=True)
+class _Opened:
+    """A split of a set as TFDS gives it."""
+
+    spec: str
+    builder: Any
+    records: Any
 
     def feature(self, wanted: str) -> str:
         """The name of the feature that holds the text; a UserError where none does."""
-        features = dict(self._builder.info.features)
+        features = dict(self.builder.info.features)
         texts = [name for name, feature in features.items() if type(feature).__name__ == "Text"]
         if wanted in texts:
             return wanted
@@ -101,32 +95,44 @@ class TfdsSet:
         )
 
 
+@functools.lru_cache(maxsize=1)
+def _opened(spec: str, directory: Path, split: str) -> _Opened:
+    """Once for all records that a process reads, for it takes seconds."""
+    builder = tensorflow_datasets(spec).builder_from_directory(directory)
+    try:
+        return _Opened(spec, builder, builder.as_data_source(split=split))
+    except NotImplementedError:
+        raise UserError(
+            f"source {spec}: {directory} holds {builder.info.file_format.value} files, which only TensorFlow reads. "
+            "Remove the directory and prepare the set as array_record: python -m data_pipelines.fetch "
+            f"{PREFIX}{builder.info.full_name.rpartition('/')[0]}."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"source {spec}: split {split!r}: {error}") from None
+
+
 @dataclass(frozen=True)
 class _Records:
-    """Records of a set, from `begin` up to `end`, counted from 0."""
+    """Records of a split, from `begin` up to `end`, counted from 0."""
 
-    set: TfdsSet
+    spec: str
+    directory: Path
+    split: str
     begin: int
     end: int
     size: int
 
     def documents(self, reading: Reading) -> Iterator[Document]:
-        set = _opened(self.set, data_directory())
-        feature = set.feature(reading.text_field)
+        opened = _opened(self.spec, self.directory, self.split)
+        feature = opened.feature(reading.text_field)
         for start in range(self.begin, self.end, _RECORDS_AT_ONCE):
             numbers = list(range(start, min(start + _RECORDS_AT_ONCE, self.end)))
-            for number, record in zip(numbers, set.records.__getitems__(numbers), strict=True):
-                content, where = record[feature], f"{set.spec}: record {number}"
+            for number, record in zip(numbers, opened.records.__getitems__(numbers), strict=True):
+                content, where = record[feature], f"{self.spec}: record {number}"
                 if isinstance(content, bytes):
                     yield checked(content, reading, where=where)
                 else:
                     reading.broken(f"{where}: {feature!r} is {content!r}.")
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(set: TfdsSet, directory: Path) -> TfdsSet:
-    """The same one for all records that a process reads, for opening it takes seconds."""
-    return set
 
 
 def open_tfds(spec: str) -> TfdsSet:
