@@ -7,7 +7,8 @@ whether a merge crosses it is decided by the two tokens that meet there. So wher
 themselves, meet with two tokens that also met when the word went on, no merge would cross the place now either.
 
 Words are found here by the package regex, and in tiktoken by one in Rust, with other tables of Unicode. So a cut is
-made only between characters that are known since Unicode 3.2, and only where tiktoken agrees about the words around.
+made only between characters that Python's own tables know too, which are older than both, and only where tiktoken
+agrees about the words around.
 """
 
 import functools
@@ -77,7 +78,7 @@ class Cuts:
         begin, cut = words[0][0], words[-1][1]
         left = [word.span() for word in self._words.finditer(text, begin, cut)]
         right = self._words.match(text[cut:])
-        known = all(unicodedata.ucd_3_2_0.category(c) != "Cn" for c in text[max(begin, cut - 2) : cut + 2])
+        known = all(unicodedata.category(c) != "Cn" for c in text[max(begin, cut - 2) : cut + 2])
         return known and left == words and right is not None and right.end() == end - cut
 
     def _inside(self, text: str, start: int, end: int, first: int, last: int) -> Iterator[tuple[int, int]]:

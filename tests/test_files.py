@@ -118,6 +118,11 @@ def test_what_cannot_be_read(tmp_path):
     with pyarrow.CompressedOutputStream(str(tmp_path / "whole.zst"), "zstd") as file:
         file.write(os.urandom(100_000))
     (tmp_path / "cut.txt.zst").write_bytes((tmp_path / "whole.zst").read_bytes()[:50_000])
+    (tmp_path / "none.jsonl.gz").touch()
+    (tmp_path / "none.txt.zst").touch()
+    for name in ("none.jsonl.gz", "none.txt.zst"):
+        with pytest.raises(UserError, match=f"{name}: is empty, which no packed file is"):
+            read(tmp_path / name, strict=False)
     for name in ("cut.jsonl.gz", "altered.jsonl.gz", "not.txt.gz", "not.txt.zst", "cut.txt.zst"):
         with pytest.raises(UserError, match=f"{name}: cannot be read"):
             read(tmp_path / name, strict=False)

@@ -108,3 +108,26 @@ def test_a_record_of_endless_numbers_is_broken_and_takes_no_memory(tmp_path, mon
     assert peak < 4 * len(words)
     with pytest.raises(UserError, match=r"x\.jsonl:1: more than 1,048,576 bytes of it are not in strings"):
         list(documents_by(read_json_lines, path, Reading(strict=True)))
+
+
+def test_what_is_wrong_is_told_alike_each_time(tmp_path):
+    """No name that stands for a long string is told, nor a place in what is left when such names stand there."""
+    long, told = "x" * 5_000_000, []
+    lines = [
+        json.dumps([long]),
+        json.dumps({long: 1, "a": 2}),
+        json.dumps({"text": {"a": long}}),
+        f'{{"text": "{long}" oops}}',
+    ]
+    for line in lines:
+        (tmp_path / "x.jsonl").write_text(line)
+        for _ in range(2):
+            with pytest.raises(UserError) as error:
+                list(documents_by(read_json_lines, tmp_path / "x.jsonl", Reading(strict=True)))
+            told.append(str(error.value).split("x.jsonl")[1])
+    assert told[::2] == told[1::2]
+    wanted = ':1: wanted an object with a string "text", got '
+    assert told[0] == f"{wanted}['…0']."
+    assert told[2] == f"{wanted}one with …0, a (--text-field chooses another)."
+    assert told[4] == f"{wanted}{{'text': {{'a': '…0'}}}}."
+    assert told[6] == ":1: not a line of JSON in UTF-8: Expecting ',' delimiter."

@@ -1,5 +1,7 @@
 """Parquet: the strings of one column, in order, a few rows at a time."""
 
+import tracemalloc
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -87,3 +89,46 @@ def test_what_cannot_be_read_is_said(tmp_path):
         (tmp_path / f"{name}.parquet").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}\.parquet: cannot be read as Parquet"):
             read(tmp_path / f"{name}.parquet")
+
+
+def test_the_same_text_many_times(tmp_path):
+    """The file has it once, and says so of its size; a column of whole values of a dictionary is never spread out."""
+    text = "ab c " * 200_000
+    for kind in (None, pyarrow.dictionary(pyarrow.int32(), pyarrow.string())):
+        path = write(tmp_path / "x.parquet", [text, None] * 300, kind)
+        assert path.stat().st_size < 2e6
+        reading, found = Reading(), 0
+        tracemalloc.start()
+        before = pyarrow.total_allocated_bytes()
+        for document in documents_by(read_parquet, path, reading):
+            assert len(document) == len(text)
+            found += 1
+            assert pyarrow.total_allocated_bytes() - before < (200e6 if kind is None else 20e6)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found == 300
+        assert reading.notes == {BROKEN: 300}
+        assert peak < 5e6
+
+
+def test_a_page_that_was_altered_is_named(tmp_path):
+    """Where the writer has put a checksum beside it."""
+    path = tmp_path / "x.parquet"
+    options = {"use_dictionary": False, "compression": "NONE", "write_statistics": False}
+    write(path, ["some text"] * 10 + ["other"], write_page_checksum=True, **options)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"other", b"0ther", 1))
+    with pytest.raises(UserError, match=r"x\.parquet: cannot be read: could not verify page integrity"):
+        read(path)
+
+
+def test_thousands_of_groups_are_read_in_the_time_of_their_rows(tmp_path, monkeypatch):
+    """The footer, which lists them all, is parsed once for a file in one state."""
+    parsed, original = [], pyarrow.parquet.read_metadata
+    monkeypatch.setattr(pyarrow.parquet, "read_metadata", lambda path: parsed.append(path) or original(path))
+    path = write(tmp_path / "x.parquet", [str(i) for i in range(500)], row_group_size=1)
+    assert read(path) == [str(i) for i in range(500)]
+    assert len(parsed) == 1
+    write(path, ["another"])
+    assert read(path) == ["another"]
+    assert len(parsed) == 2

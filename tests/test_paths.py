@@ -90,3 +90,8 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "x.txt")
     with pytest.raises(UserError, match=r"is a pipe or a device, which cannot be read twice\. Save it as a file\."):
         found(tmp_path, "x.txt")
+
+
+def test_nothing_is_not_the_directory_where_one_is():
+    with pytest.raises(UserError, match="source '': names nothing"):
+        find_files("", is_text, known=".txt")

@@ -84,7 +84,7 @@ def _opened(path: Path) -> Iterator[Any]:
             raise UserError(f"{path}: is no ArrayRecord file, or is cut off.")
         yield reader
     except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{path}: cannot be read as ArrayRecord: {error}.") from None
+        raise UserError(f"{path}: cannot be read as ArrayRecord: {str(error).rstrip('.')}.") from None
     finally:
         if reader.ok():  # closing a damaged one is an error again
             reader.close()

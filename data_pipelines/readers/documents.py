@@ -200,7 +200,7 @@ def document_of_json(line: bytes, reading: Reading, *, where: str) -> Document |
     What is wrong is said to be at `where`. Bytes that are not UTF-8, which JSON demands, break a record in strict mode;
     otherwise they are replaced.
     """
-    if line.isspace():
+    if not line.strip():
         return None
     try:
         record = read_json(str(line, "utf-8"))
@@ -234,14 +234,16 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_int=float)
 
 
-def text_of(record: Any, reading: Reading, *, where: str) -> str | None:
-    """The text of a JSON value; None where there is none, which breaks the record."""
+def text_of(record: Any, reading: Reading, *, where: str, hidden: str = "") -> str | None:
+    """The text of a JSON value; None where there is none, which breaks the record. Nobody is told what is `hidden`."""
     wanted = reading.text_field
     text = record.get(wanted) if isinstance(record, dict) else None
     if isinstance(text, str):
         return text
     others = ", ".join(record)[:200] if isinstance(record, dict) and wanted not in record else ""
     got = f"one with {others} (--text-field chooses another)" if others else str(record)[:80]
+    if hidden:
+        got = got.replace(hidden, "…")
     return reading.broken(f'{where}: wanted an object with a string "{wanted}", got {got}.')
 
 

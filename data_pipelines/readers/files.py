@@ -75,11 +75,11 @@ class Files:
             reading.notes[LEFT_OUT] += self.left_out
         for path in self.paths:
             read = reader_of(path.name)
-            if read is None:
-                _check_is_text(path)
-                read = read_text
-                reading.notes[AS_TEXT] += 1
             with naming(path):
+                if read is None:
+                    _check_is_text(path)
+                    read = read_text
+                    reading.notes[AS_TEXT] += 1
                 yield from read(path, reading)
 
     def identity(self) -> dict[str, Any]:

@@ -64,8 +64,9 @@ def document_of_long_line(blocks: Iterable[bytes], reading: Reading, *, where: s
     except (ValueError, RecursionError) as error:
         for _ in blocks:
             pass
-        return reading.broken(f"{where}: not a line of JSON in UTF-8: {error}.")
-    text = text_of(record, reading, where=where)
+        what = error.msg if isinstance(error, json.JSONDecodeError) else error  # its place is one in what was parsed
+        return reading.broken(f"{where}: not a line of JSON in UTF-8: {what}.")
+    text = text_of(record, reading, where=where, hidden=line.name)
     if text is None:
         return None
     if line.replaced:
@@ -96,7 +97,7 @@ class _LongLine:
         self.halves: set[str] = set()
         self.replaced = False
         self._short, self._rest, self._strict = bytearray(), b"", strict
-        self._name = uuid.uuid4().hex  # no text has it
+        self.name = uuid.uuid4().hex  # the beginning of their names, which no text has
         self._open: str | None = None
         self._structure = 0
 
@@ -110,7 +111,7 @@ class _LongLine:
                 place = end
                 if len(data) - place <= LONG_BYTES:  # at the end, or at a string of which too little is known
                     break
-                self._open = f"{self._name}{len(self.strings)}"
+                self._open = f"{self.name}{len(self.strings)}"
                 self.strings[self._open] = bytearray()
                 self._short += f'"{self._open}"'.encode()
                 place += 1

@@ -19,7 +19,8 @@ from data_pipelines.readers.text_files import naming
 from gptjax.errors import UserError
 
 ROWS_BYTES = 2**23
-MOST_ROWS = 1024
+MOST_ROWS = 128
+"""In a batch, for the same text many times takes no room in the file."""
 MOST_BLOCK_BYTES = 2**24
 
 
@@ -72,10 +73,11 @@ def _opened(path: Path) -> Iterator[Any]:
         with naming(path):
             state = path.stat()
             metadata = _metadata(path, state.st_size, state.st_mtime_ns)
-            with parquet.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=2**20) as file:
+            options = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
+            with parquet.ParquetFile(path, metadata=metadata, **options) as file:
                 yield file
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as Parquet: {error}.") from None
+        raise UserError(f"{path}: cannot be read as Parquet: {str(error).rstrip('.')}.") from None
 
 
 @functools.lru_cache(maxsize=1)
@@ -93,10 +95,13 @@ def _contents(column: Any) -> Iterator[memoryview | None]:
     """
     import pyarrow
 
-    plain = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
-    if pyarrow.types.is_string_view(plain.type):  # which cannot be cast to binary at once
-        plain = plain.cast(pyarrow.large_string())
-    binary = plain.cast(pyarrow.large_binary())
+    if pyarrow.types.is_dictionary(column.type):
+        values = list(_contents(column.dictionary))
+        yield from (None if index is None else values[index] for index in column.indices.to_pylist())
+        return
+    if pyarrow.types.is_string_view(column.type):  # which cannot be cast to binary at once
+        column = column.cast(pyarrow.large_string())
+    binary = column.cast(pyarrow.large_binary())
     _, ends, data = binary.buffers()
     ends = np.frombuffer(ends, np.int64)[binary.offset : binary.offset + len(binary) + 1].tolist()
     data = memoryview(data or b"").cast("B")

@@ -17,6 +17,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     A file that is named, by itself or by a pattern, may have any name. `known` and `otherwise` tell in an error what is
     looked for in directories, and what else the spec might be.
     """
+    if not spec:
+        raise UserError(f"source '': names nothing.{otherwise} The directory where you are is `.`.")
     spec = os.path.expanduser(spec)
     path = Path(spec)
     if path.is_dir():

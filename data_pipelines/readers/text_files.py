@@ -66,6 +66,8 @@ def is_plain(path: Path) -> bool:
 
 def opened(path: Path) -> io.BufferedReader:
     """The bytes of a file as they were before a `.gz` or `.zst` was made of them."""
+    if not is_plain(path) and path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty, which no packed file is, even of an empty text. Fetch or make it again.")
     ways: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".zst": _zstandard}
     raw = ways.get(path.suffix.lower(), io.FileIO)(path)
     return io.BufferedReader(raw, BUFFER_BYTES)
