@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from data_pipelines.pieces import PIECE_BYTES, Piece, pieces
 from data_pipelines.readers.documents import Chunk, Document, Notes, Reading, is_blank
-from data_pipelines.splits import Rule, Ruled
+from data_pipelines.rules import Rule, Ruled
 from gptjax.errors import UserError
 from gptjax.tokenizer import Tokenizer
 

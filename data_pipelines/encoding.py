@@ -24,8 +24,8 @@ import numpy as np
 from data_pipelines.batching import Batch, Found, Position, until_trouble
 from data_pipelines.interrupts import deaf_to_ctrl_c
 from data_pipelines.pieces import Piece, pieces
-from data_pipelines.readers.documents import Document, Notes, Reading, documents_of, is_blank
-from data_pipelines.splits import SKIPPED, Rule
+from data_pipelines.readers.documents import SKIPPED, Document, Notes, Reading, documents_of, is_blank
+from data_pipelines.rules import Rule
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
 from gptjax.tokenizer import Tokenizer

@@ -1,103 +1,23 @@
 """Which text is for training and which for validation: decided by whole documents.
 
-The one idea: a rule decides from what is known where tokens are written: the number of a document in the source, and
-what whoever read it found in its text. So the documents themselves may be read anywhere.
+The one idea: a corpus is chunks of a source, each with the rule that divides its documents, whoever reads them.
 
 A document is let go of (`del`) before the next one is asked for: two large ones need not fit into memory at once.
 """
 
-import functools
-import hashlib
 import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-from jaxtyping import Bool, Float, Int
-
-from data_pipelines.readers.documents import Chunk, Document, Reading, Source, documents_of, is_blank, texts_of
+from data_pipelines.readers.documents import SKIPPED, Chunk, Document, Reading, Source, documents_of, is_blank, texts_of
+from data_pipelines.rules import ByHash, Drawn, Only, Rule, Ruled, side_of
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
 SMALLEST_TAIL = 0.1
 ENOUGH_CHARACTERS = 100_000
 """A single text gives its tenth to validation, unless a smaller part would have so many characters."""
-SKIPPED = "empty documents skipped"
-
-
-class Rule(Protocol):
-    """Tells for each document whether it is for validation. Small, and can be pickled."""
-
-    @property
-    def keeps_blank(self) -> bool:
-        """Whether blank documents count like others: then they are parts of one that is not blank."""
-        ...
-
-    def point(self, document: Document) -> float:
-        """Where its text places a document, from 0 to 1, if that decides."""
-        ...
-
-    def validation(
-        self, numbers: Int[np.ndarray, " documents"], points: Float[np.ndarray, " documents"]
-    ) -> Bool[np.ndarray, " documents"]:
-        """For documents by their numbers in the corpus (from 0, blank ones counted) and their points."""
-        ...
-
-
-@dataclass(frozen=True)
-class Only:
-    """All for the same split."""
-
-    split: Literal["train", "val"]
-    keeps_blank: bool = False
-
-    def point(self, document: Document) -> float:
-        return 0.0
-
-    def validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return np.full(len(numbers), self.split == "val")
-
-
-@dataclass(frozen=True)
-class ByHash:
-    """A fraction, by the SHA-256 of the text."""
-
-    fraction: float
-    keeps_blank: bool = False
-
-    def point(self, document: Document) -> float:
-        return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
-
-    def validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return points < self.fraction
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """K of N documents, drawn by a seed; of further ones none."""
-
-    chosen: int
-    total: int
-    seed: int
-    keeps_blank: bool = False
-
-    def point(self, document: Document) -> float:
-        return 0.0
-
-    def validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return _drawn(self.chosen, self.total, self.seed)[np.minimum(numbers, self.total)]
-
-
-@functools.lru_cache(maxsize=1)
-def _drawn(chosen: int, total: int, seed: int) -> np.ndarray:
-    """Of each number whether it is drawn, and at the end that those beyond are not."""
-    drawn = np.zeros(total + 1, bool)
-    drawn[np.random.default_rng(seed).permutation(total)[:chosen]] = True
-    return drawn
-
-
-Ruled = tuple[Rule, Chunk]
 
 
 class Corpus(Protocol):
@@ -165,16 +85,11 @@ def _divided(parts: Iterable[Ruled], reading: Reading) -> Generator[tuple[str, D
             if is_blank(document) and not rule.keeps_blank:
                 reading.notes[SKIPPED] += 1
             else:
-                yield _side(rule, number, document), document
+                yield side_of(rule, number, document), document
             del document
             number += 1
         del chunk
     return number
-
-
-def _side(rule: Rule, number: int, document: Document) -> str:
-    of_validation = rule.validation(np.array([number]), np.array([rule.point(document)]))
-    return "val" if of_validation[0] else "train"
 
 
 @dataclass(frozen=True)
@@ -224,7 +139,7 @@ class Split:
 
     def parts(self, source: Source, reading: Reading) -> Iterator[Ruled]:
         """The source's documents, or blocks of them, in its order, each with the rule that divides it."""
-        if self.kind == "documents" and (few := self._on_one_side(source, reading)):
+        if self.kind == "documents" and (few := self._on_oneside_of(source, reading)):
             size = _size(source, reading)
             enough = size.characters * self.fraction >= ENOUGH_CHARACTERS
             tail = Split("tail", self.fraction if enough else max(self.fraction, SMALLEST_TAIL))
@@ -244,7 +159,7 @@ class Split:
 
     def side(self, document: Document) -> str:
         """The split to which a document belongs by its text alone; for `documents` and `none`."""
-        return _side(self.rule, 0, document)
+        return side_of(self.rule, 0, document)
 
     def check(self, name: str, documents: int) -> None:
         """Raise unless the source of that name has as many documents as were to be drawn from."""
@@ -255,7 +170,7 @@ class Split:
                 f"Use --split=drawn:{chosen}/{documents}/{seed}, or documents:{chosen / total:.2g}."
             )
 
-    def _on_one_side(self, source: Source, reading: Reading) -> int:
+    def _on_oneside_of(self, source: Source, reading: Reading) -> int:
         """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
         sides, number, again = set[str](), 0, reading.again()
         for side, document in _divided(_all(self.rule, source.chunks(again)), again):

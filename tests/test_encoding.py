@@ -12,8 +12,9 @@ from texts import make_small
 from data_pipelines import batching, encoding
 from data_pipelines.batching import START, Position, batches
 from data_pipelines.encoding import encode_all
-from data_pipelines.readers.documents import BROKEN, Notes, Reading
-from data_pipelines.splits import SKIPPED, Only, Split
+from data_pipelines.readers.documents import BROKEN, SKIPPED, Notes, Reading
+from data_pipelines.rules import Only
+from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import Bytes, load_tokenizer

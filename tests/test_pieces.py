@@ -14,7 +14,7 @@ from data_pipelines.batching import Batch, Found
 from data_pipelines.encoding import Encoder
 from data_pipelines.pieces import pieces
 from data_pipelines.readers.documents import Notes, Reading
-from data_pipelines.splits import Only
+from data_pipelines.rules import Only
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.tokenizer import BPE, Bytes, Chars
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import splits
-from data_pipelines.readers.documents import Reading
-from data_pipelines.splits import DEFAULT_SPLIT, SKIPPED, Divided, Split, TwoSources, divided
+from data_pipelines.readers.documents import SKIPPED, Reading
+from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
 from gptjax.errors import UserError
 
 

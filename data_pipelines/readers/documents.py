@@ -25,6 +25,7 @@ REPLACED = "files had bytes that are not UTF-8 (replaced by U+FFFD)"
 REPLACED_RECORDS = "records had bytes that are not UTF-8 (replaced by U+FFFD)"
 SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
 BROKEN = "broken records left out"
+SKIPPED = "empty documents skipped"
 TEXT_FIELD = "text"
 BLOCK_BYTES = 2**20
 
