@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """About how many bytes of text these are."""
-        return sum(_size(found.what) for found in self.found)
+        return sum(_size(found.what) + CHUNK_COSTS for found in self.found)
 
 
 def batches(

@@ -15,8 +15,9 @@ def deaf_to_ctrl_c() -> Iterator[None]:
     The signal is blocked, not ignored, so whoever starts them hears it afterwards; and it is the block that they
     inherit, a process before it runs a line of Python.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which may also raise for one that was there before
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

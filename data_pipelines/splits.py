@@ -125,7 +125,7 @@ class Split:
             fraction = float(number)
         except ValueError:
             fraction = 0.0
-        if kind in ("documents", "tail") and 0 < fraction < 1:
+        if kind in ("documents", "tail") and 0 < fraction < 1 and 1 - fraction < 1:
             return cls("documents" if kind == "documents" else "tail", fraction)
         raise UserError(
             f"split {spec!r}: wanted documents:F or tail:F with F between 0 and 1, drawn:K/N/SEED with K of N "
@@ -139,7 +139,7 @@ class Split:
 
     def parts(self, source: Source, reading: Reading) -> Iterator[Ruled]:
         """The source's documents, or blocks of them, in its order, each with the rule that divides it."""
-        if self.kind == "documents" and (few := self._on_oneside_of(source, reading)):
+        if self.kind == "documents" and (few := self._on_one_side(source, reading)):
             size = _size(source, reading)
             enough = size.characters * self.fraction >= ENOUGH_CHARACTERS
             tail = Split("tail", self.fraction if enough else max(self.fraction, SMALLEST_TAIL))
@@ -170,7 +170,7 @@ class Split:
                 f"Use --split=drawn:{chosen}/{documents}/{seed}, or documents:{chosen / total:.2g}."
             )
 
-    def _on_oneside_of(self, source: Source, reading: Reading) -> int:
+    def _on_one_side(self, source: Source, reading: Reading) -> int:
         """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
         sides, number, again = set[str](), 0, reading.again()
         for side, document in _divided(_all(self.rule, source.chunks(again)), again):
@@ -192,10 +192,11 @@ class Split:
                 if place:
                     yield Only("train", keeps_blank=True), whole[:place]
                 yield Only("val", keeps_blank=True), whole[place:]
-                return
-            begin, before = begin + _characters(document), begin
-            yield train if before < cut and number < size.documents else val, document
-            del document
+                del whole
+            else:
+                begin, before = begin + _characters(document), begin
+                yield train if before < cut and number < size.documents else val, document
+            del document  # and go on behind the last, where something may be wrong
 
 
 def _all(rule: Rule, chunks: Iterator[Chunk]) -> Iterator[Ruled]:

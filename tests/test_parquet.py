@@ -132,3 +132,10 @@ def test_thousands_of_groups_are_read_in_the_time_of_their_rows(tmp_path, monkey
     write(path, ["another"])
     assert read(path) == ["another"]
     assert len(parsed) == 2
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="several columns 'text'; it has text, text"):
+        read(tmp_path / "x.parquet")

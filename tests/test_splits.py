@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import splits
-from data_pipelines.readers.documents import SKIPPED, Reading
+from data_pipelines.readers.documents import BROKEN, SKIPPED, Reading
 from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
 from gptjax.errors import UserError
 
@@ -146,3 +146,16 @@ def test_drawing_many_is_quick_to_ask():
     drawn = np.sort(np.random.default_rng(1).permutation(8_000_000)[:400_000])
     numbers = np.concatenate([drawn[:5], drawn[:5] + 1, [8_000_000, 9_000_000]])
     np.testing.assert_array_equal(rule.validation(numbers, numbers * 0.0), np.isin(numbers, drawn))
+
+
+@pytest.mark.parametrize("spec", ["tail:0.1", "documents:0.005"])
+def test_what_is_wrong_behind_the_cut_is_told(spec):
+    class Broken(Texts):
+        def chunks(self, reading):
+            yield from super().chunks(reading)
+            reading.broken("the end")
+
+    reading = Reading()
+    parts = parts_of(Split.parse(spec), Broken("some words " * 500, " "), reading)
+    assert [name for name, _ in parts] == ["train", "val"]
+    assert {SKIPPED: 1, BROKEN: 1}.items() <= reading.notes.items()

@@ -41,6 +41,7 @@ def read_array_records(path: Path, reading: Reading) -> Iterator[Chunk]:
                 yield records
             else:
                 yield from records.documents(reading)
+            del contents, records  # before the next are read
 
 
 def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -112,9 +112,10 @@ def _contents(column: Any) -> Iterator[memoryview | None]:
 def _check_column(path: Path, column: str, schema: Any) -> None:
     from pyarrow import types
 
-    if column not in schema.names:
+    if (found := schema.names.count(column)) != 1:
         others = ", ".join(schema.names) or "none"
-        raise UserError(f"{path}: no column {column!r}; it has {others} (--text-field chooses another).")
+        how_many = "several columns" if found else "no column"
+        raise UserError(f"{path}: {how_many} {column!r}; it has {others} (--text-field chooses another).")
     kind = schema.field(column).type
     inner = kind.value_type if types.is_dictionary(kind) else kind
     texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
