@@ -215,8 +215,7 @@ def test_what_is_done_is_not_read_again(small, processes):
     assert steps[-1].after == Position(10, 0, 29)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("broken", [13, 10, 14, 11])
+@pytest.mark.parametrize(("processes", "broken"), [(1, 13), (1, 10), (1, 14), (1, 11), (2, 13)])
 def test_a_block_that_is_larger_than_it_says_comes_in_parts(small, monkeypatch, processes, broken):
     """Wherever something is wrong with it, that is told once; and nobody goes on from its middle."""
     monkeypatch.setattr(encoding, "MOST_TEXT", 2000)
