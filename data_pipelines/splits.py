@@ -228,7 +228,9 @@ def _place(document: Document, characters: int) -> int:
     place = 0
     for text in texts_of(document):
         place += len(text[:characters].encode())
-        characters = max(0, characters - len(text))
+        characters -= len(text)
+        if characters <= 0:
+            break
     return place
 
 

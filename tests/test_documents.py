@@ -77,7 +77,7 @@ def test_json_in_bytes_that_are_not_utf8(read):
 
 @pytest.mark.parametrize("block", [4, 5, 6, 2**20])
 def test_bytes_that_are_not_utf8(monkeypatch, block):
-    monkeypatch.setattr(documents, "BLOCK_BYTES", block)
+    monkeypatch.setattr(documents, "TEXT_BYTES", block)
     reading, content = Reading(), "☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f"
     assert checked(content, reading, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
     assert reading.notes == {REPLACED: 1}

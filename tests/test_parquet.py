@@ -1,5 +1,8 @@
 """Parquet: the strings of one column, in order, a few rows at a time."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import pyarrow
@@ -109,6 +112,23 @@ def test_the_same_text_many_times(tmp_path):
         assert found == 300
         assert reading.notes == {BROKEN: 300}
         assert peak < 5e6
+
+
+def test_a_large_page_is_given_back_to_the_system(tmp_path):
+    """Which allocator pyarrow uses is settled when it is first imported."""
+    path = write(tmp_path / "x.parquet", ["text"])
+    script = f"""
+from pathlib import Path
+from data_pipelines.readers.documents import Reading, documents_of
+from data_pipelines.readers.parquet import read_parquet
+assert len(list(documents_of(read_parquet(Path({str(path)!r}), Reading()), Reading()))) == 1
+import pyarrow
+print(pyarrow.default_memory_pool().backend_name)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "ARROW_DEFAULT_MEMORY_POOL"}
+    for own, wanted in [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")]:
+        command = [sys.executable, "-c", script]
+        assert subprocess.check_output(command, env=environment | own).split() == [wanted.encode()]
 
 
 def test_a_page_that_was_altered_is_named(tmp_path):

@@ -1,11 +1,13 @@
 """Parquet files: one column of text, a few rows at a time.
 
 The one idea: a group of rows is a block, for a group can be read by itself. One that is larger than memory may bear is
-read here, in batches of about eight megabytes, by what the file says of the sizes.
+read here, in batches of about eight megabytes, by what the file says of the sizes. pyarrow holds the page of a row
+whole: as packed, unpacked, and its dictionary.
 """
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,7 @@ class _RowGroup:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; what goes wrong while it is read names the file."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others keep a large page that was let go of
     with needs_extra("data", what=f"{path}: reading Parquet"):
         import pyarrow
         import pyarrow.parquet as parquet
