@@ -9,6 +9,7 @@ travels in pieces of UTF-8, which becomes a `str` only where it is encoded: of a
 that is being read and a few batches for each worker must fit into memory.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -17,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +31,12 @@ from data_pipelines.readers.documents import SKIPPED, Document, Notes, Reading, 
 from data_pipelines.rules import Rule
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
-from gptjax.tokenizer import Tokenizer
+from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 BATCHES_A_WORKER = 4
 BYTES_WORTH_A_POOL = 2**22
 MOST_TEXT = 2**25
-"""Bytes of text that a worker returns at once. Only a block that is larger than it says comes to it."""
+"""Bytes of text that are encoded at once. Only a block that is larger than it says comes to it."""
 
 
 class Encoded(NamedTuple):
@@ -74,14 +77,21 @@ class Undivided(NamedTuple):
 
 
 def encode_all(
-    batches: Iterable[Batch], tokenizer: Tokenizer, reading: Reading, *, processes: int, documents: int = 0
+    batches: Iterable[Batch],
+    tokenizer: Tokenizer,
+    reading: Reading,
+    *,
+    processes: int,
+    directory: Path,
+    documents: int = 0,
 ) -> Iterator[Step]:
     """Encode all batches, before which the corpus has so many `documents`, read as `reading` says (its notes stay).
 
-    `<|endoftext|>` goes before each document where the tokenizer has it.
+    `<|endoftext|>` goes before each document where the tokenizer has it. Worker processes find the tokenizer in
+    `directory`, where it is saved for them.
     """
-    encoder, trouble = Encoder(tokenizer, reading), list[UserError]()
-    for batch, result in _encoded(until_trouble(batches, trouble), encoder, processes):
+    trouble = list[UserError]()
+    for batch, result in _encoded(until_trouble(batches, trouble), tokenizer, reading, processes, directory):
         results = _divided(result, batch.rule, before=documents)
         documents += result.read
         after = None if result.rest else Position(batch.chunks_done, batch.bytes_done, documents)
@@ -91,10 +101,10 @@ def encode_all(
 
 
 class Encoder:
-    """Reads and encodes batches, in whichever process."""
+    """Reads and encodes batches, in whichever process; about `most` bytes of text at once, but a document is whole."""
 
-    def __init__(self, tokenizer: Tokenizer, reading: Reading) -> None:
-        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), MOST_TEXT
+    def __init__(self, tokenizer: Tokenizer, reading: Reading, *, most: int) -> None:
+        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), most
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._end_of_text = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
 
@@ -151,22 +161,32 @@ def _divided(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:
     return results
 
 
-def _encoded(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
+def _encoded(
+    batches: Iterator[Batch], tokenizer: Tokenizer, reading: Reading, processes: int, directory: Path
+) -> Iterator[tuple[Batch, Undivided]]:
     """Every batch with its tokens, in their order; by a pool of processes where there is enough for one."""
     first, size = [], 0
     while processes > 1 and size < BYTES_WORTH_A_POOL and (batch := next(batches, None)) is not None:
         first.append(batch)
         size += batch.size
+    batches = itertools.chain(first, batches)
     if size >= BYTES_WORTH_A_POOL:
-        yield from _in_parallel(itertools.chain(first, batches), encoder, processes)
+        tokenizer.save(directory)
+        yield from _in_parallel(batches, processes, directory, reading)
     else:
-        for batch in itertools.chain(first, batches):
+        encoder = Encoder(tokenizer, reading, most=MOST_TEXT)
+        for batch in batches:
             yield from _results(batch, encoder(batch), encoder)
 
 
-def _in_parallel(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
+def _in_parallel(
+    batches: Iterator[Batch], processes: int, directory: Path, reading: Reading
+) -> Iterator[tuple[Batch, Undivided]]:
+    """By workers who are handed little: whoever starts one writes to its pipe, and of much would wait for a reader."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker, initargs=(encoder,))
+    theirs, lifeline = spawn.Pipe(duplex=False)
+    start = (theirs, directory, reading.again(), MOST_TEXT)
+    pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker, initargs=start)
     waiting: deque[tuple[Batch, Future[Undivided]]] = deque()
 
     def submit(batch: Batch) -> "Future[Undivided]":
@@ -186,12 +206,15 @@ def _in_parallel(batches: Iterator[Batch], encoder: Encoder, processes: int) -> 
         while waiting:
             yield from oldest()
     except BrokenProcessPool:
+        lifeline.close()  # the pool may not have known of a worker that it was just starting
         raise UserError(
             f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
             'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        lifeline.close()
+        theirs.close()
 
 
 def _results(
@@ -216,17 +239,16 @@ def refuse_in_worker() -> None:
 _worker_encoder: Encoder
 
 
-def _start_worker(encoder: Encoder) -> None:
+def _start_worker(lifeline: Connection, directory: Path, reading: Reading, most: int) -> None:
     global _worker_encoder
-    _worker_encoder = encoder
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
+    _worker_encoder = Encoder(load_tokenizer(directory), reading, most=most)
 
 
-def _leave_with_parent() -> None:
+def _leave_with(lifeline: Connection) -> None:
     """A worker holds both ends of its queue, so it would wait for ever for a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    with contextlib.suppress(EOFError):
+        lifeline.recv_bytes()
     os._exit(1)
 
 

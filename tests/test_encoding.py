@@ -1,9 +1,16 @@
 """Documents become tokens in their order, on any number of processes, with no more in memory than must be."""
 
+import multiprocessing
 import os
 import random
+import shutil
+import signal
+import sys
+import tempfile
 import tracemalloc
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +38,10 @@ def parts_of(n, seed=0):
 def steps_of(parts, tokenizer, *, processes=1, start=START, reading=None):
     reading = reading or Reading()
     some = batches(parts, tokenizer, reading, start=start)
-    return encode_all(some, tokenizer, reading, processes=processes, documents=start.documents)
+    with tempfile.TemporaryDirectory() as directory:
+        yield from encode_all(
+            some, tokenizer, reading, processes=processes, directory=Path(directory), documents=start.documents
+        )
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +105,34 @@ def test_nothing_gives_nothing(bpe):
     assert list(steps_of([], bpe, processes=2)) == []
 
 
-class Deadly(Bytes):
-    """Ends the process that uses it, as the system does when memory runs out."""
+class Deadly:
+    """Ends the process that reads it, as the system does when memory runs out."""
 
-    def encode(self, text):
+    size = 500
+
+    def documents(self, reading):
         os._exit(9)
-
-    def __reduce__(self):
-        return Deadly, ()
 
 
 def test_a_worker_that_dies_is_told(small):
+    parts = [*parts_of(60), (Only("train"), Deadly()), *parts_of(60)]
     with pytest.raises(UserError, match="a worker process died: for want of memory"):
-        list(steps_of(parts_of(60), Deadly(), processes=2))
+        list(steps_of(parts, Bytes(), processes=2))
+
+
+def test_workers_that_die_before_they_have_started_are_told(small):
+    """However large the tokenizer is: writing to the pipe of one that is gone would never end."""
+    tokenizer = Bytes()
+    tokenizer.name_in_full = "x" * 2**20
+    signal.alarm(120)
+    resource_tracker.ensure_running()  # it would be started by the same executable
+    multiprocessing.set_executable(shutil.which("false"))
+    try:
+        with pytest.raises(UserError, match="a worker process died: for want of memory"):
+            list(steps_of(parts_of(60), tokenizer, processes=2))
+    finally:
+        multiprocessing.set_executable(sys.executable)
+        signal.alarm(0)
 
 
 def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):

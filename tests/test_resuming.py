@@ -46,7 +46,7 @@ if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     with explained():
         prepare(Prepare(**options | {"output": Path(options["output"])}))
-else:  # in a worker, which has not started before its tokenizer has come, too
+else:  # in a worker that starts
     Path(json.loads(sys.argv[1])["output"] + ".worker").touch()
 """
 HERE = Path(__file__).parent
