@@ -5,7 +5,7 @@ B of them, and B may change at a step. In a mixture every set has its own order,
 set is next. There is no state to save: after a restart, step s reads what step s would have read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -33,7 +33,8 @@ class Batches:
 
     Rows are numbered through the run: row r of step s is row s·B + r, as long as all steps have B. The turns of the
     mixture say from which set a row comes and how many came from there before, and that set's own permutation says
-    which of its windows it is, wherever it is read. Each process reads only the rows that its devices hold.
+    which of its windows it is, wherever it is read. Each process reads only the rows that its devices hold, wherever
+    they are in the mesh.
     """
 
     def __init__(
@@ -57,13 +58,6 @@ class Batches:
         self._changes = [(0, batch), *later]
         self._vocab_size, self._documents = vocab_size, documents
         self._turns = turns or Turns([(0, (1.0,))])
-        processes = jax.process_count()
-        for _, one in self._changes:
-            if one.group % processes:
-                raise UserError(
-                    f"batch: {one.group} sequences a group do not split over {processes} processes. "
-                    f"Use a multiple of {processes} × batch.accumulate."
-                )
         self._orders = [
             grain.MapDataset.range(len(one)).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
             for i, one in enumerate(self.windows)
@@ -73,18 +67,17 @@ class Batches:
         """The batch that a step reads."""
         return next(batch for begin, batch in reversed(self._changes) if begin <= step)
 
-    def local(self, step: int) -> dict[str, np.ndarray]:
-        """This process's `Rows` of a step on the host, (G, B / processes, T)."""
+    def read(self, step: int, sharding: NamedSharding | None = None) -> dict[str, np.ndarray]:
+        """`Rows` of a step on the host, (G, B, T): all, or zeros but for those that lie on this process's devices."""
         batch, first = self.batch(step), rows_before(step, self._changes)
-        share = batch.group // jax.process_count()
-        groups = np.arange(batch.accumulate)[:, None] * batch.group
-        mine = jax.process_index() * share + np.arange(share)
-        sets, numbers = self._turns((first + groups + mine).reshape(-1))
-        context = self.windows[0].context
-        rows = {name: np.empty((len(sets), context), np.int32) for name in row_names(documents=self._documents)}
+        shape = (batch.accumulate, batch.group, self.windows[0].context)
+        places = np.arange(batch.sequences).reshape(shape[:2])[:, _rows_here(shape, sharding)].reshape(-1)
+        sets, numbers = self._turns(first + places)
+        names = row_names(documents=self._documents)
+        rows = {name: np.zeros((batch.sequences, shape[2]), np.int32) for name in names}
         for i in np.unique(sets):
-            here, order = np.flatnonzero(sets == i), self._orders[i]
-            chosen = np.array([order[int(number)] for number in numbers[here]])
+            own, order = sets == i, self._orders[i]
+            here, chosen = places[own], np.array([order[int(number)] for number in numbers[own]])
             found = self.windows[i].read(chosen, documents=self._documents)
             if found.documents is not None:
                 rows["segments"][here], rows["positions"][here] = found.documents
@@ -94,7 +87,6 @@ class Batches:
             rows["targets"][here] = (
                 found.targets if found.scored is None else np.where(found.scored, found.targets, IGNORED)
             )
-        shape = (batch.accumulate, share, context)
         return {name: array.reshape(shape) for name, array in rows.items()}
 
     def epochs(self, step: int) -> dict[str, float]:
@@ -121,8 +113,9 @@ class Batches:
         """Batches from this step on, read ahead by a thread."""
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, self.prefetch))
         # An endless source is sliced cheaply, and leaves nothing to replay.
-        for rows in grain.MapDataset.source(_Steps(self))[step:].to_iter_dataset(options):
-            yield {name: put(array, self.layout) for name, array in rows.items()}
+        steps = _Steps(self, rows_sharding(self.layout))
+        for rows in grain.MapDataset.source(steps)[step:].to_iter_dataset(options):
+            yield put(rows, self.layout)
 
     def abstract(self, context: int, *, step: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a step's batch, to compile for before one is read."""
@@ -134,12 +127,13 @@ class _Steps:
     """All steps there could be, as grain's random access."""
 
     batches: Batches
+    sharding: NamedSharding | None
 
     def __len__(self) -> int:
         return 2**40
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.batches.local(int(index))
+        return self.batches.read(int(index), self.sharding)
 
 
 def open_batches(
@@ -178,20 +172,34 @@ def row_names(*, documents: bool) -> tuple[str, ...]:
 
 def abstract_rows(batch: Batch, context: int, *, layout: Layout, documents: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch, whether or not there is data. Call it under `layout.active()`."""
-    spec = layout.acts("GBT")
-    sharding = None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
-    rows = jax.ShapeDtypeStruct((batch.accumulate, batch.group, context), jax.numpy.int32, sharding=sharding)
+    shape = (batch.accumulate, batch.group, context)
+    rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=rows_sharding(layout))
     return dict.fromkeys(row_names(documents=documents), rows)
 
 
-def put(array: np.ndarray, layout: Layout) -> jax.Array:
-    """(G, b, T) of this process → (G, B, T) over the devices of all."""
-    mesh = jax.sharding.get_mesh() if layout.sharded else None
-    if mesh is None:
-        return jax.device_put(array)
+def rows_sharding(layout: Layout) -> NamedSharding | None:
+    """How `Rows` lie on the devices of all processes; None for one device. Call it under `layout.active()`."""
     spec = layout.acts("GBT")
-    assert spec is not None
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
+    return None if spec is None else NamedSharding(jax.sharding.get_mesh(), spec)
+
+
+def _rows_here(shape: tuple[int, ...], sharding: NamedSharding | None) -> np.ndarray:
+    """Which of the B rows of a group lie on this process's devices, ascending."""
+    rows = np.arange(shape[1])
+    if sharding is None:
+        return rows
+    parts = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([rows[part[1]] for part in parts if part]))
+
+
+def put(rows: Mapping[str, np.ndarray], layout: Layout) -> Rows:
+    """`Rows` on the host to the devices, which take from each process what is theirs. Call it under
+    `layout.active()`."""
+    if (sharding := rows_sharding(layout)) is None:
+        return dict(jax.device_put(rows))
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in rows.items()
+    }
 
 
 def validation_rows(

@@ -46,17 +46,12 @@ class Batch:
         return self.sequences // self.accumulate
 
     def check_devices(self, layout: Layout) -> None:
-        """Raise unless each group divides over the devices that share its rows, and every process has some of them."""
+        """Raise unless each group divides over the devices that share its rows, and every process has some."""
         processes, devices = jax.process_count(), jax.device_count()
         if processes > 1 and layout.size < devices:
             raise UserError(
                 f"layout: {layout.described()} uses {layout.size} of the {devices} devices of {processes} processes, "
                 f"and every one must take part. Choose axes whose product is {devices}, or start fewer processes."
-            )
-        if layout.batch_devices % processes:
-            raise UserError(
-                f"layout: rows are divided over {layout.batch_devices} devices (data × fsdp), which do not split over "
-                f"{processes} processes. Make layout.tensor no larger than one process's devices."
             )
         if self.group % layout.batch_devices:
             raise UserError(

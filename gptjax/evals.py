@@ -117,12 +117,10 @@ class ValidationJudge:
             tokens=self.predicted,
             documents=self._documents,
         )
-        share = self.sequences // jax.process_count()
-        mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         sums: deque[jax.Array] = deque()
         nats: list[float] = []
         for rows in batches:
-            sums.append(self._step(model, {name: put(array[:, mine], layout) for name, array in rows.items()})[0])
+            sums.append(self._step(model, put(rows, layout))[0])
             if len(sums) > 2:  # a few in flight keep the device busy without queueing a whole split's rows on it
                 nats.append(float(sums.popleft()))
         nats.extend(map(float, sums))

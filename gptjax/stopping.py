@@ -22,10 +22,10 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        # Handlers can be set in the main thread only; several processes agree through JAX's own handler of SIGTERM.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._catch)
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._catch)
+            if jax.process_count() == 1:  # several agree through JAX's own handler
+                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._catch)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,11 +37,13 @@ class Signals:
             raise KeyboardInterrupt
         self._caught = number
         say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
 
     def received(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            return signal.SIGTERM
+        if jax.process_count() > 1:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return self._caught
 
 

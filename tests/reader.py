@@ -1,7 +1,7 @@
 """One of several processes that read the batches of runs and nothing else: what came to lie on its devices, in a file.
 
 `python reader.py OUT FIRST:END ... CONFIG ...` reads these steps of every config, each time as a run that begins or
-resumes at FIRST.
+resumes at FIRST. That of the config named `permuted` has its devices in another order, as a mesh of TPUs may.
 """
 
 import sys
@@ -22,7 +22,8 @@ ABSENT = np.iinfo(np.int32).min
 def read(config: TrainConfig, first: int, end: int) -> dict[str, np.ndarray]:
     """`STEP.NAME` → (G, B, T) of what lies on this process's devices, by its place in the whole batch."""
     layout, found = config.layout.resolve(jax.device_count()), {}
-    with layout.active():
+    devices = jax.devices()
+    with layout.active(devices[::2] + devices[1::2] if config.name == "permuted" else devices):
         for step, rows in enumerate(islice(opened_batches(config, layout).starting_at(first), end - first), first):
             for name, array in rows.items():
                 found[f"{step}.{name}"] = np.full(array.shape, ABSENT, np.int32)

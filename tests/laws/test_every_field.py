@@ -174,7 +174,7 @@ def order(config):
     """The first rows, from whichever part they come."""
     config, own = prepared(config)
     batches = opened_batches(config, Layout(), tokenizer=own)
-    return [(batches.local(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
+    return [(batches.read(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
 
 
 def prefetched(config):
