@@ -51,6 +51,18 @@ def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> M
     return manifest
 
 
+def say_made(output: Path, manifest: Manifest) -> None:
+    """What is to be known where nothing is left to do: also what was wrong when it was made."""
+    print(f"{output}: already prepared by the same request")
+    say_notes(manifest)
+
+
+def say_notes(manifest: Manifest) -> None:
+    """A line for each thing that was wrong with the source."""
+    for note in manifest.notes:
+        print(f"note: {note}")
+
+
 def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether a complete result of this request lay there and has been moved into place.
 

@@ -26,7 +26,7 @@ from data_pipelines.disk import locked
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import check_same, made_already, replaced
+from data_pipelines.output import check_same, made_already, replaced, say_made, say_notes
 from data_pipelines.progress import Rate, moving_line
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, Reading, texts_of
 from data_pipelines.recipes import open_recipe
@@ -97,7 +97,7 @@ def prepare(request: Prepare) -> Manifest:
     output = request.output.expanduser().resolve()
     with locked(output):
         if (manifest := made_already(output, record, overwrite=request.overwrite)) is not None:
-            print(f"{request.output}: already prepared by the same request")
+            say_made(request.output, manifest)
             return manifest
         start = time.perf_counter()
         reading = Reading(request.text_field, request.strict)
@@ -108,11 +108,11 @@ def prepare(request: Prepare) -> Manifest:
                 writers = _write(directory, request, corpus, reading, tokenizer, journal)
                 _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
                 check_same(record, describe(request, corpus, known), request.source)
-                manifest = write_manifest(directory, writers, tokenizer, record)
+                manifest = write_manifest(directory, writers, tokenizer, record, reading.notes.lines())
             except BaseException:
                 journal.forget_if_empty(learnt=known is None)
                 raise
-    _report(request, manifest, reading.notes, seconds=time.perf_counter() - start, resumed=journal.resumed)
+    _report(request, manifest, seconds=time.perf_counter() - start, resumed=journal.resumed)
     if recipe is not None and recipe.tokenizer in (request.tokenizer, manifest.tokenizer):
         surprise = recipe.surprise(manifest.splits["train"].tokens)
         if surprise:
@@ -260,7 +260,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: float, resumed: bool) -> None:
+def _report(request: Prepare, manifest: Manifest, *, seconds: float, resumed: bool) -> None:
     for name, count in manifest.splits.items():
         files = len(manifest.files_of(name))
         print(
@@ -271,7 +271,7 @@ def _report(request: Prepare, manifest: Manifest, notes: Notes, *, seconds: floa
             print(
                 f"note: {name} has only {count.tokens:,} tokens, not a row of {FEW_TOKENS:,}; --split cuts otherwise."
             )
-    notes.print()
+    say_notes(manifest)
     total = sum(count.bytes for count in manifest.splits.values())
     rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
     print(f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")

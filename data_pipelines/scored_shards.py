@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.disk import locked
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import check_same, made_already, replaced
+from data_pipelines.output import check_same, made_already, replaced, say_made, say_notes
 from data_pipelines.progress import moving_line
 from data_pipelines.readers.documents import Notes
 from data_pipelines.readers.json_lines import json_lines
@@ -98,7 +98,7 @@ def prepare_scored(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> 
     output = request.output.expanduser().resolve()
     with locked(output):
         if (manifest := made_already(output, record, overwrite=request.overwrite)) is not None:
-            print(f"{request.output}: already prepared by the same request")
+            say_made(request.output, manifest)
             return manifest
         report = _Report()
         with replaced(output) as directory:
@@ -145,9 +145,7 @@ class _Report:
         for name, count in manifest.splits.items():
             examples, share = f"{self.examples[name]:>10,} {kind.plural}", self.scored[name] / count.tokens
             print(f"{name:5} {examples} {count.bytes:>14,} bytes {count.tokens:>14,} tokens ({share:.1%} scored)")
-        self.notes.print()
-        for line in self.broken_lines():
-            print(f"  {line}")
+        say_notes(manifest)
         seconds = time.perf_counter() - self.start
         print(f"{request.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
 
@@ -175,7 +173,8 @@ def _write(
             written = sum(writer.tokens for writer in writers.values())
             show(f"{report.examples.total():,} {kind.plural}, {written / 1e6:,.2f} M tokens")
     _refuse_empty(request, kind, {name: writer.counts for name, writer in writers.items()}, report)
-    return write_manifest(directory, writers, tokenizer, record)
+    notes = [*report.notes.lines(), *report.broken_lines()]
+    return write_manifest(directory, writers, tokenizer, record, notes)
 
 
 def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[tuple[str, list[Scored]]]:

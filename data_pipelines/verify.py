@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from data_pipelines.output import say_notes
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
 from gptjax.integrity import check_bytes, check_documents, verify
@@ -46,6 +47,7 @@ def verify_directory(request: Verify) -> Manifest:
             f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
             f"file{'s' if files > 1 else ''}, companions: {beside}"
         )
+    say_notes(manifest)
     print(f"{directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
     return manifest
 

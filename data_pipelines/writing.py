@@ -173,9 +173,16 @@ def split_writers(
 
 
 def write_manifest(
-    directory: Path, writers: Mapping[str, SplitWriter], tokenizer: Tokenizer, request: dict[str, Any]
+    directory: Path,
+    writers: Mapping[str, SplitWriter],
+    tokenizer: Tokenizer,
+    request: dict[str, Any],
+    notes: Iterable[str] = (),
 ) -> Manifest:
-    """Write `tokenizer.json` and `manifest.json`, with which the directory is complete; `request` says what made it."""
+    """Write `tokenizer.json` and `manifest.json`, with which the directory is complete.
+
+    `request` says what made it, `notes` what was wrong with the source.
+    """
     tokenizer.save(directory)
     manifest = Manifest(
         tokenizer=tokenizer.name,
@@ -186,6 +193,7 @@ def write_manifest(
         files={name: file for writer in writers.values() for name, file in writer.files.items()},
         companions={name: file for writer in writers.values() for name, file in writer.companions.items()},
         request=request,
+        notes=list(notes),
     )
     manifest.write(directory)
     return manifest

@@ -56,7 +56,8 @@ class Companion:
 class Manifest:
     """What a directory of shards must contain. `tokenizer` is a name to read, `fingerprint` the identity to compare.
 
-    `request` records what was asked of the pipeline, so that the same request finds its work already done.
+    `request` records what was asked of the pipeline, so that the same request finds its work already done; `notes` are
+    the lines of its report that say what was wrong with the source.
     """
 
     tokenizer: str
@@ -67,6 +68,7 @@ class Manifest:
     files: dict[str, ShardFile]
     companions: dict[str, Companion] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     version: int = MANIFEST_VERSION
 
     def write(self, directory: AnyPath) -> None:
@@ -91,6 +93,8 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
         raise UserError(f"{path}: not JSON: {error}.") from None
     if isinstance(content, dict) and content.get("version") != MANIFEST_VERSION:
         raise UserError(f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}. {AGAIN}")
+    if isinstance(content, dict):
+        content.setdefault("notes", [])  # which were not always kept
     manifest = _typed(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")
@@ -101,7 +105,7 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
 
 
 def _typed(wanted: Any, value: Any, *, where: str) -> Any:
-    """`value`, out of JSON, as the type `wanted`: int, str, a dict of such, or one of our dataclasses."""
+    """`value`, out of JSON, as the type `wanted`: int, str, a dict or list of such, or one of our dataclasses."""
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
         hints = typing.get_type_hints(wanted)
         if value.keys() != hints.keys():
@@ -111,6 +115,9 @@ def _typed(wanted: Any, value: Any, *, where: str) -> Any:
     if typing.get_origin(wanted) is dict and isinstance(value, dict):
         inner = typing.get_args(wanted)[1]
         return {key: _typed(inner, item, where=f"{where}: {key}") for key, item in value.items()}
+    if typing.get_origin(wanted) is list and isinstance(value, list):
+        (inner,) = typing.get_args(wanted)
+        return [_typed(inner, item, where=f"{where}: item {i}") for i, item in enumerate(value)]
     if typing.get_origin(wanted) is Literal and value in typing.get_args(wanted):
         return value
     if wanted is Any or type(value) is wanted:

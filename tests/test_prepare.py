@@ -24,9 +24,10 @@ from data_pipelines.recipes import open_recipe
 from data_pipelines.sources import open_source
 from data_pipelines.splits import Divided, Split, divided
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
+from data_pipelines.verify import Verify, verify_directory
 from gptjax.errors import UserError
 from gptjax.integrity import verify
-from gptjax.manifest import read_manifest
+from gptjax.manifest import MANIFEST_NAME, read_manifest
 from gptjax.shards import open_split
 from gptjax.tokenizer import Chars, load_tokenizer
 
@@ -364,6 +365,25 @@ def test_training_a_tokenizer(tmp_path):
         train_bpe(documents(), vocab_size=257)
     with pytest.raises(UserError, match="such as bpe:1024"):
         run(source, tmp_path / "out", "bpe:many")
+
+
+def test_what_was_wrong_stays_with_the_data(tmp_path, capsys):
+    source, out = write_jsonl(tmp_path / "x.jsonl", documents()), tmp_path / "out"
+    with Path(source).open("a") as file:
+        file.write("broken\n")
+    (note,) = notes = run(source, out, split="none").notes
+    assert note.startswith(f"1 broken records left out; the first: {source}:41: ")
+    for again in (lambda: run(source, out, split="none"), lambda: verify_directory(Verify(out))):
+        capsys.readouterr()
+        assert again().notes == notes
+        assert f"note: {note}\n" in capsys.readouterr().out
+    manifest = json.loads((out / MANIFEST_NAME).read_text())
+    (out / MANIFEST_NAME).write_text(json.dumps(manifest | {"notes": "all well"}))
+    with pytest.raises(UserError, match=r"manifest\.json: notes: wanted list"):
+        read_manifest(out)
+    del manifest["notes"]
+    (out / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert run(source, out, split="none").notes == [], "made before there were any"
 
 
 def test_done_once_is_done(tmp_path, capsys):

@@ -194,8 +194,9 @@ def test_a_broken_line_is_named(tmp_path, run, capsys, broken, message):
     assert not (tmp_path / "out").exists()
     assert run(source).splits["train"].documents == 2
     printed = capsys.readouterr().out
-    assert "note: 1 broken lines left out" in printed
-    assert f"  {caught.value}" in printed
+    assert f"note: 1 broken lines left out\nnote: {caught.value}\n" in printed
+    run(source)
+    assert f"note: 1 broken lines left out\nnote: {caught.value}\n" in capsys.readouterr().out, "told again"
     with pytest.raises(UserError, match="holds no conversations that can be used") as caught:
         run(write(tmp_path / "all.jsonl", [broken]), "none")
     assert f"{tmp_path}/all.jsonl:1: " in str(caught.value)
