@@ -3,40 +3,32 @@
 The one idea: whoever encodes a batch also reads it. The process that gathers the results has only to find batches, to
 divide documents between the splits, and to write; so it feeds many cores.
 
-Workers are spawned, never forked (a fork of a process that has started JAX or threads may hang), and only when there is
-enough text to pay for their start. At most `BATCHES_A_WORKER` batches a worker are under way, and a large document
-travels in pieces of UTF-8, which becomes a `str` only where it is encoded: of a source of any size, only the document
-that is being read and a few batches for each worker must fit into memory.
+Workers are started only when there is enough text to pay for it. At most `BATCHES_A_WORKER` batches a worker are under
+way, and a large document travels in pieces of UTF-8, which becomes a `str` only where it is encoded: of a source of any
+size, only the document that is being read and a few batches for each worker must fit into memory.
 """
 
-import contextlib
 import itertools
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.batching import Batch, Found, Position, until_trouble
-from data_pipelines.interrupts import deaf_to_ctrl_c
 from data_pipelines.pieces import Piece, pieces
 from data_pipelines.readers.documents import SKIPPED, Document, Notes, Reading, documents_of, is_blank
 from data_pipelines.rules import Rule
+from data_pipelines.workers import WorkerDied, Workers
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
-from gptjax.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenizer import Tokenizer
 
 BATCHES_A_WORKER = 4
 BYTES_WORTH_A_POOL = 2**22
 MOST_TEXT = 2**25
-"""Bytes of text that are encoded at once. Only a block that is larger than it says comes to it."""
+"""Bytes of text that a worker returns at once. Only a block that is larger than it says comes to it."""
 
 
 class Encoded(NamedTuple):
@@ -77,22 +69,15 @@ class Undivided(NamedTuple):
 
 
 def encode_all(
-    batches: Iterable[Batch],
-    tokenizer: Tokenizer,
-    reading: Reading,
-    *,
-    processes: int,
-    directory: Path,
-    documents: int = 0,
+    batches: Iterable[Batch], tokenizer: Tokenizer, reading: Reading, *, processes: int, documents: int = 0
 ) -> Iterator[Step]:
     """Encode all batches, before which the corpus has so many `documents`, read as `reading` says (its notes stay).
 
-    `<|endoftext|>` goes before each document where the tokenizer has it. Worker processes find the tokenizer in
-    `directory`, where it is saved for them.
+    `<|endoftext|>` goes before each document where the tokenizer has it.
     """
-    trouble = list[UserError]()
-    for batch, result in _encoded(until_trouble(batches, trouble), tokenizer, reading, processes, directory):
-        results = _divided(result, batch.rule, before=documents)
+    encoder, trouble = Encoder(tokenizer, reading), list[UserError]()
+    for batch, result in _encoded(until_trouble(batches, trouble), encoder, processes):
+        results = _by_split(result, batch.rule, before=documents)
         documents += result.read
         after = None if result.rest else Position(batch.chunks_done, batch.bytes_done, documents)
         yield Step(results, result.notes, after)
@@ -101,10 +86,10 @@ def encode_all(
 
 
 class Encoder:
-    """Reads and encodes batches, in whichever process; about `most` bytes of text at once, but a document is whole."""
+    """Reads and encodes batches, in whichever process."""
 
-    def __init__(self, tokenizer: Tokenizer, reading: Reading, *, most: int) -> None:
-        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), most
+    def __init__(self, tokenizer: Tokenizer, reading: Reading) -> None:
+        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), MOST_TEXT
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._end_of_text = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
 
@@ -147,7 +132,7 @@ def _documents(found: Iterable[Found], reading: Reading) -> Iterator[Document]:
         yield from documents_of([chunk], reading)
 
 
-def _divided(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:
+def _by_split(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:
     """The documents of each split, which has some; `before` is how many the corpus has before these."""
     documents, results = found.documents, []
     of_validation = rule.validation(before + documents["number"], documents["point"])
@@ -161,60 +146,40 @@ def _divided(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:
     return results
 
 
-def _encoded(
-    batches: Iterator[Batch], tokenizer: Tokenizer, reading: Reading, processes: int, directory: Path
-) -> Iterator[tuple[Batch, Undivided]]:
+def _encoded(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
     """Every batch with its tokens, in their order; by a pool of processes where there is enough for one."""
     first, size = [], 0
     while processes > 1 and size < BYTES_WORTH_A_POOL and (batch := next(batches, None)) is not None:
         first.append(batch)
         size += batch.size
-    batches = itertools.chain(first, batches)
     if size >= BYTES_WORTH_A_POOL:
-        tokenizer.save(directory)
-        yield from _in_parallel(batches, processes, directory, reading)
+        yield from _in_parallel(itertools.chain(first, batches), encoder, processes)
     else:
-        encoder = Encoder(tokenizer, reading, most=MOST_TEXT)
-        for batch in batches:
+        for batch in itertools.chain(first, batches):
             yield from _results(batch, encoder(batch), encoder)
 
 
-def _in_parallel(
-    batches: Iterator[Batch], processes: int, directory: Path, reading: Reading
-) -> Iterator[tuple[Batch, Undivided]]:
-    """By workers who are handed little: whoever starts one writes to its pipe, and of much would wait for a reader."""
-    spawn = multiprocessing.get_context("spawn")
-    theirs, lifeline = spawn.Pipe(duplex=False)
-    start = (theirs, directory, reading.again(), MOST_TEXT)
-    pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker, initargs=start)
-    waiting: deque[tuple[Batch, Future[Undivided]]] = deque()
+def _in_parallel(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
+    waiting: deque[tuple[Batch, Callable[[], Undivided]]] = deque()
+    with Workers(encoder, processes) as workers:
 
-    def submit(batch: Batch) -> "Future[Undivided]":
-        with deaf_to_ctrl_c():
-            return pool.submit(_encode_in_worker, batch)
+        def oldest() -> Iterator[tuple[Batch, Undivided]]:
+            batch, result = waiting.popleft()
+            return _results(batch, result(), lambda rest: workers.submit(rest)())
 
-    def oldest() -> Iterator[tuple[Batch, Undivided]]:
-        batch, future = waiting.popleft()
-        return _results(batch, future.result(), lambda rest: submit(rest).result())
-
-    try:
-        for batch in batches:
-            waiting.append((batch, submit(batch)))
-            del batch
-            if len(waiting) >= BATCHES_A_WORKER * processes:
+        try:
+            for batch in batches:
+                waiting.append((batch, workers.submit(batch)))
+                del batch
+                if len(waiting) >= BATCHES_A_WORKER * processes:
+                    yield from oldest()
+            while waiting:
                 yield from oldest()
-        while waiting:
-            yield from oldest()
-    except BrokenProcessPool:
-        lifeline.close()  # the pool may not have known of a worker that it was just starting
-        raise UserError(
-            f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
-            'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-        lifeline.close()
-        theirs.close()
+        except WorkerDied:
+            raise UserError(
+                f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
+                'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
+            ) from None
 
 
 def _results(
@@ -234,23 +199,3 @@ def refuse_in_worker() -> None:
         raise RuntimeError(
             'prepare() is called while a worker imports this script; put it under __name__ == "__main__".'
         )
-
-
-_worker_encoder: Encoder
-
-
-def _start_worker(lifeline: Connection, directory: Path, reading: Reading, most: int) -> None:
-    global _worker_encoder
-    threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
-    _worker_encoder = Encoder(load_tokenizer(directory), reading, most=most)
-
-
-def _leave_with(lifeline: Connection) -> None:
-    """A worker holds both ends of its queue, so it would wait for ever for a parent that was killed."""
-    with contextlib.suppress(EOFError):
-        lifeline.recv_bytes()
-    os._exit(1)
-
-
-def _encode_in_worker(batch: Batch) -> Undivided:
-    return _worker_encoder(batch)

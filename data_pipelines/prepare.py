@@ -110,7 +110,7 @@ def prepare(request: Prepare) -> Manifest:
                 check_same(record, describe(request, corpus, known), request.source)
                 manifest = write_manifest(directory, writers, tokenizer, record, reading.notes.lines())
             except BaseException:
-                journal.forget_if_empty(learnt=known is None)
+                journal.forget_if_empty()
                 raise
     _report(request, manifest, seconds=time.perf_counter() - start, resumed=journal.resumed)
     if recipe is not None and recipe.tokenizer in (request.tokenizer, manifest.tokenizer):
@@ -195,10 +195,7 @@ def _write(
     ):
         pace, processes = _Pace(writers), request.processes or _cores()
         found = batches(corpus.parts(reading), tokenizer, reading, start=position)
-        steps = encode_all(
-            found, tokenizer, reading, processes=processes, directory=directory, documents=position.documents
-        )
-        for step in steps:
+        for step in encode_all(found, tokenizer, reading, processes=processes, documents=position.documents):
             for encoded in step.results:
                 _append(writers[encoded.split], encoded, request.max_document_tokens, tokenizer.end_of_text)
             notes.add(step.notes)

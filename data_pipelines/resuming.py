@@ -94,9 +94,9 @@ class Journal:
         if time.monotonic() >= self._next:
             self.record(reached())
 
-    def forget_if_empty(self, *, learnt: bool) -> None:
-        """Leave no record where nothing was done that a further run could use; a `learnt` tokenizer is something."""
-        if _progress(_read(self._path)).position == START and not (learnt and (self._directory / FILE_NAME).is_file()):
+    def forget_if_empty(self) -> None:
+        """Leave no record where nothing was done that a further run could use."""
+        if _progress(_read(self._path)).position == START and not (self._directory / FILE_NAME).is_file():
             self._path.unlink(missing_ok=True)
 
 

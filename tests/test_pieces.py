@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import pieces as module
 from data_pipelines.batching import Batch, Found
-from data_pipelines.encoding import MOST_TEXT, Encoder
+from data_pipelines.encoding import Encoder
 from data_pipelines.pieces import pieces
 from data_pipelines.readers.documents import Notes, Reading
 from data_pipelines.rules import Only
@@ -79,7 +79,7 @@ def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
     tokenizer = tokenizers[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_BYTES", size)
-        found = Encoder(tokenizer, Reading(), most=MOST_TEXT)(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
+        found = Encoder(tokenizer, Reading())(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
     ids = found.tokens
     assert ids[0] == tokenizer.end_of_text
     assert not (ids[1:] == tokenizer.end_of_text).any(), "text never makes a special token"
