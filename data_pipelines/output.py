@@ -60,7 +60,7 @@ def say_made(output: Path, manifest: Manifest) -> None:
 def say_notes(manifest: Manifest) -> None:
     """A line for each thing that was wrong with the source."""
     for note in manifest.notes:
-        print(f"note: {note}")
+        print("note:", "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in note))
 
 
 def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:

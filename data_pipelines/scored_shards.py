@@ -24,7 +24,7 @@ from data_pipelines.writing import split_writers, write_manifest
 from gptjax.chat import Scored
 from gptjax.errors import UserError
 from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
-from gptjax.tokenizer import Tokenizer
+from gptjax.tokenizer import Tokenizer, replace_surrogates
 
 BROKEN_LINES = "broken lines left out"
 NAMED = 5
@@ -130,11 +130,12 @@ class _Report:
         self.start = time.perf_counter()
 
     def leave_out(self, error: UserError) -> None:
+        problem = replace_surrogates(str(error))  # it may quote a name that cannot be printed
         if isinstance(error, LeftOut):
-            self.notes[str(error)] += 1
+            self.notes[problem] += 1
         else:
             self.notes[BROKEN_LINES] += 1
-            self.broken += [str(error)] if len(self.broken) < NAMED else []
+            self.broken += [problem] if len(self.broken) < NAMED else []
 
     def broken_lines(self) -> list[str]:
         """Lines that are left out, by file and number, and how many more."""

@@ -1,5 +1,6 @@
 """Why a run may end before its last step: somebody asks, or its updates stay undefined."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -11,7 +12,6 @@ from jax.experimental import multihost_utils
 from gptjax.checkpoint import Checkpoint, Checkpoints
 from gptjax.errors import UserError
 from gptjax.state import TrainState
-from gptjax.terminal import say
 
 
 class Signals:
@@ -33,11 +33,15 @@ class Signals:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        several = jax.process_count() > 1
+        if self._caught is not None and several:  # leaving in order would wait for the others
+            os._exit(128 + number)
         if self._caught is not None:
             raise KeyboardInterrupt
         self._caught = number
-        say(f"{signal.Signals(number).name}: saving after this step; once more to stop at once")
-        if jax.process_count() > 1:
+        # By whichever process heard it.
+        print(f"{signal.Signals(number).name}: saving after this step; once more to stop at once", flush=True)
+        if several:
             signal.raise_signal(signal.SIGTERM)
 
     def received(self, step: int) -> int | None:

@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
 def train(config: TrainConfig, *, source: str | None = None, command: str = PROG) -> int:
     """Train to the end, or until a signal; everything is saved in either case.
 
-    Returns 0, or 130 after Ctrl-C and 143 after SIGTERM. `source` is the text of the config file, kept with the run.
+    Returns 0, or 130 after Ctrl-C and 143 after SIGTERM (in several processes, after either). `source` is the text of
+    the config file, kept with the run.
     """
     config, tokenizer = prepared(config)
     layout = config.layout.resolve(jax.device_count())

@@ -71,7 +71,7 @@ PROCESSES = {
     "two": [(0, 1), (2, 3)],
     "two, in another order": [(2, 0), (3, 1)],
     "four": [(2,), (0,), (3,), (1,)],
-    "four, two of which share rows": [(0, 1), (1, 0), (2, 3), (2, 3)],
+    "four, in pairs that share rows": [(0, 1), (1, 0), (2, 3), (2, 3)],
 }
 
 

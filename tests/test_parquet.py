@@ -114,14 +114,26 @@ def test_the_same_text_many_times(tmp_path):
         assert peak < 5e6
 
 
-def test_a_large_page_is_given_back_to_the_system(tmp_path):
-    """Which allocator pyarrow uses is settled when it is first imported."""
-    path = write(tmp_path / "x.parquet", ["text"])
+@pytest.mark.parametrize("size", [1_000, 3_000_000, 12_000_000])
+def test_few_rows_at_once_where_long_texts_are_repeated(tmp_path, size):
+    """As many as the dictionary of the file allows, of which each row may be all."""
+    path = write(tmp_path / "x.parquet", ["ab c " * (size // 5)] * 40)
+    reading, before, most = Reading(), pyarrow.total_allocated_bytes(), 0
+    for document in documents_by(read_parquet, path, reading):
+        assert len(document) == size
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert most < 2**25 + 5 * size
+
+
+def test_the_allocator_is_the_one_that_gives_large_pages_back(tmp_path):
+    """It is settled when pyarrow is first imported, by whichever reader; a person's own choice is kept."""
+    write(tmp_path / "x.parquet", ["text"])
+    with pyarrow.CompressedOutputStream(str(tmp_path / "a.txt.zst"), "zstd") as file:
+        file.write(b"text")
     script = f"""
-from pathlib import Path
 from data_pipelines.readers.documents import Reading, documents_of
-from data_pipelines.readers.parquet import read_parquet
-assert len(list(documents_of(read_parquet(Path({str(path)!r}), Reading()), Reading()))) == 1
+from data_pipelines.readers.files import open_files
+assert len(list(documents_of(open_files({str(tmp_path)!r}).chunks(Reading()), Reading()))) == 2
 import pyarrow
 print(pyarrow.default_memory_pool().backend_name)
 """

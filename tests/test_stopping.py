@@ -1,8 +1,10 @@
 """Signals are noticed between steps and put back; patience counts updates that were not made."""
 
+import os
 import signal
 import threading
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -34,6 +36,22 @@ def test_a_signal_is_kept_until_it_is_asked_for_and_handlers_come_back(capsys):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_of_several_processes_the_one_that_hears_it_tells_the_others(capsys, monkeypatch):
+    """As SIGTERM, on which they agree; the second time it waits for nobody."""
+    told, left = [], []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(signal, "raise_signal", told.append)
+    monkeypatch.setattr(os, "_exit", left.append)
+    with Signals() as signals:
+        signals._catch(signal.SIGINT, None)
+        assert "SIGINT: saving after this step" in capsys.readouterr().out
+        assert (told, left) == ([signal.SIGTERM], [])
+        with pytest.raises(KeyboardInterrupt):  # had it not left before
+            signals._catch(signal.SIGINT, None)
+        assert left == [130]
 
 
 def test_elsewhere_than_in_the_main_thread_signals_are_left_alone():

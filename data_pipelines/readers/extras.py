@@ -1,7 +1,9 @@
 """Packages that only some sources need: imported where they are used, and named when they are missing."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from typing import Any
 
 from gptjax.errors import UserError
 
@@ -14,6 +16,17 @@ def needs_extra(extra: str, *, what: str) -> Iterator[None]:
     except ImportError as error:
         missing = error.name or str(error)
         raise UserError(f"{what} needs {missing}, which is not installed: {install(extra)}.") from None
+
+
+def import_pyarrow(*, what: str) -> Any:
+    """`pyarrow`, which `what` needs, with the system's allocator if there is still a choice.
+
+    It is settled when pyarrow is first imported. The others keep a large page that was let go of.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    with needs_extra("data", what=what):
+        import pyarrow
+    return pyarrow
 
 
 def install(extra: str) -> str:

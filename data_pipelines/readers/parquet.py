@@ -7,7 +7,6 @@ whole: as packed, unpacked, and its dictionary.
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.readers.documents import Chunk, Document, Reading, checked
-from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.text_files import naming
 from gptjax.errors import UserError
 
 ROWS_BYTES = 2**23
 MOST_ROWS = 128
-"""In a batch, for the same text many times takes no room in the file."""
+MOST_REPEATED_BYTES = 2**25
+"""In a batch, of texts that stand in the file's dictionary once and in many rows."""
+_DICTIONARY_PAGE = b"\x15\x04\x15"
+"""Field 1, an integer: 2, doubled as all signed ones are; field 2, an integer."""
 MOST_BLOCK_BYTES = 2**24
 
 
@@ -53,8 +55,10 @@ class _RowGroup:
     def documents(self, reading: Reading) -> Iterator[Document]:
         column, row = reading.text_field, self.row
         with _opened(self.path) as file:
-            rows = file.metadata.row_group(self.number).num_rows
-            size = max(1, min(MOST_ROWS, ROWS_BYTES * rows // max(1, self.size)))
+            group = file.metadata.row_group(self.number)
+            repeated = max(1, *(_dictionary_bytes(self.path, one) for one in _columns(group, column)))
+            size = min(MOST_ROWS, ROWS_BYTES * group.num_rows // max(1, self.size), MOST_REPEATED_BYTES // repeated)
+            size = max(1, size)
             for batch in file.iter_batches(size, row_groups=[self.number], columns=[column], use_threads=False):
                 for content in _contents(batch.column(0)):
                     row += 1
@@ -63,15 +67,16 @@ class _RowGroup:
                         reading.broken(f"{where}: {column!r} is null, wanted a string.")
                     else:
                         yield checked(content, reading, where=where)
+                    del content
+                del batch  # or it would be held while the next one is read
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; what goes wrong while it is read names the file."""
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others keep a large page that was let go of
-    with needs_extra("data", what=f"{path}: reading Parquet"):
-        import pyarrow
-        import pyarrow.parquet as parquet
+    pyarrow = import_pyarrow(what=f"{path}: reading Parquet")
+    import pyarrow.parquet as parquet
+
     try:
         with naming(path):
             state = path.stat()
@@ -128,5 +133,28 @@ def _check_column(path: Path, column: str, schema: Any) -> None:
 
 def _bytes_of(group: Any, name: str) -> int:
     """Of a column in a group, as it is encoded."""
+    return sum(column.total_uncompressed_size for column in _columns(group, name))
+
+
+def _columns(group: Any, name: str) -> list[Any]:
     columns = [group.column(i) for i in range(group.num_columns)]
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
+    return [column for column in columns if column.path_in_schema == name]
+
+
+def _dictionary_bytes(path: Path, column: Any) -> int:
+    """How large the dictionary of a column in a group is, no value of which is larger; 0 if there is none.
+
+    The header of its first page says it (apache/parquet-format: a PageHeader in Thrift's compact protocol, whose first
+    fields are the kind of page and how many bytes it has unpacked).
+    """
+    with path.open("rb") as file:
+        file.seek(column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset)
+        header = file.read(9)
+    if not header.startswith(_DICTIONARY_PAGE):
+        return 0
+    size = 0
+    for place, digit in enumerate(header.removeprefix(_DICTIONARY_PAGE)):
+        size |= (digit & 0x7F) << 7 * place
+        if digit < 0x80:
+            break
+    return size // 2

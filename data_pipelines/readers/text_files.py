@@ -23,7 +23,7 @@ from data_pipelines.readers.documents import (
     Reading,
     checked,
 )
-from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.extras import import_pyarrow
 from gptjax.errors import UserError
 
 COMPRESSED = ("", ".gz", ".zst")
@@ -84,6 +84,5 @@ def naming(path: Path) -> Iterator[None]:
 
 def _zstandard(path: Path) -> Any:
     """Decompressed by pyarrow, which, unlike the package zstandard, notices a file that is cut off."""
-    with needs_extra("data", what=f"{path}: reading .zst"):
-        import pyarrow
+    pyarrow = import_pyarrow(what=f"{path}: reading .zst")
     return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")

@@ -219,16 +219,17 @@ def test_what_several_processes_cannot_do_all_of_them_refuse(staged, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_of_them_stops_both_after_the_same_step(staged, tmp_path, number):
-    long = replace(staged, name=f"long{number}", steps=100_000, evals=(), log=Log(every=1))
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [1]), (signal.SIGINT, [1]), (signal.SIGINT, [0, 1])])
+def test_a_signal_stops_both_after_the_same_step(staged, tmp_path, number, told):
+    long = replace(staged, name=f"long{number}-{len(told)}", steps=100_000, evals=(), log=Log(every=1))
     file = write_config(tmp_path / "long.py", long)
     doors = start_training(file)
     record = long.directory / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (record.exists() and record.read_text().count("\n") > 20) and time.monotonic() < deadline:
         time.sleep(0.2)
-    doors[1].send_signal(number)
+    for i in told:
+        doors[i].send_signal(number)
     codes, outputs = ended(doors)
     assert codes == [143, 143], outputs
     stopped = Run.open(long.directory).step("latest")
