@@ -13,14 +13,21 @@ def deaf_to_ctrl_c() -> Iterator[None]:
     """Threads and processes that are started meanwhile never hear it, though a terminal sends it to all processes.
 
     The signal is blocked, not ignored, so whoever starts them hears it afterwards; and it is the block that they
-    inherit, a process before it runs a line of Python.
+    inherit, a process before it runs a line of Python. The system may still give it to another thread, for which the
+    main one would raise: that is put off, too.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    heard, handler = [], None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which may also raise for one that was there before
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if heard and callable(handler):
+            handler(*heard[0])
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ something to do and nobody free.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,7 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -52,11 +53,12 @@ class Workers(Generic[T, R]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.process.kill()
-        for pipe, worker in self._workers.items():
-            worker.process.join()
-            pipe.close()
+        with deaf_to_ctrl_c():
+            for worker in self._workers.values():
+                worker.process.kill()
+            for pipe, worker in self._workers.items():
+                worker.process.join()
+                pipe.close()
 
     def submit(self, argument: T) -> Callable[[], R]:
         """What waits for the result, and raises what the function raised, or `WorkerDied`."""
@@ -79,29 +81,40 @@ class Workers(Generic[T, R]):
         process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
         with theirs, deaf_to_ctrl_c():
             process.start()
-        self._workers[ours] = _Worker(process)
+            self._workers[ours] = _Worker(process)
 
     def _attend(self, *, block: bool) -> None:
         """Take what has come, and hand out what is pending."""
-        try:
-            for pipe in wait(self._workers, None if block else 0):
-                assert isinstance(pipe, Connection)
-                worker, message = self._workers[pipe], pipe.recv()
-                if worker.ready:
-                    worker.results.popleft().put(*message)
-                else:  # only now, for a send waits for the other end to read
-                    worker.ready = True
+        for pipe in wait(self._workers, None if block else 0):
+            assert isinstance(pipe, Connection)
+            worker = self._workers[pipe]
+            with _alive():
+                content = pipe.recv_bytes()
+            if worker.ready:
+                worker.results.popleft().put(*pickle.loads(content))
+            else:  # only now, for a send waits for the other end to read
+                worker.ready = True
+                with _alive():
                     pipe.send_bytes(self._function)
-            ready = [(pipe, worker.results) for pipe, worker in self._workers.items() if worker.ready]
-            while self._pending and ready:
-                pipe, results = min(ready, key=lambda one: len(one[1]))
-                if len(results) == AHEAD:
-                    break
-                argument, result = self._pending.popleft()
-                pipe.send(argument)
-                results.append(result)
-        except (EOFError, OSError):
-            raise WorkerDied from None
+        ready = [(pipe, worker.results) for pipe, worker in self._workers.items() if worker.ready]
+        while self._pending and ready:
+            pipe, results = min(ready, key=lambda one: len(one[1]))
+            if len(results) == AHEAD:
+                break
+            argument, result = self._pending.popleft()
+            content = pickle.dumps(argument)
+            with _alive():
+                pipe.send_bytes(content)
+            results.append(result)
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    """Of a pipe to a worker: its end is that of the worker."""
+    try:
+        yield
+    except (EOFError, OSError):
+        raise WorkerDied from None
 
 
 class Result(Generic[R]):
@@ -135,23 +148,34 @@ class _Worker(Generic[R]):
 def _work(pipe: Connection) -> None:
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, messages), daemon=True).start()
-    pipe.send("ready")
-    function = pickle.loads(messages.get())
-    while True:
-        pipe.send(_applied(function, messages.get()))
+    with contextlib.suppress(OSError):  # nobody is there any more
+        pipe.send_bytes(b"ready")
+        function = messages.get()
+        load = functools.lru_cache(maxsize=1)(pickle.loads)
+        while True:
+            pipe.send_bytes(_reply(lambda argument: load(function)(pickle.loads(argument)), messages.get()))
 
 
 def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
     """At once, so that nobody waits while a worker works; and a worker without a parent ends at once."""
-    with contextlib.suppress(EOFError, OSError):
+    try:
         while True:
             messages.put(pipe.recv_bytes())
-    os._exit(1)
+    finally:
+        os._exit(1)
 
 
-def _applied(function: Callable[[Any], Any], argument: bytes) -> tuple[Any, Exception | None]:
+def _reply(function: Callable[[bytes], Any], argument: bytes) -> bytes:
+    """What it returns or raises, pickled: `Result.put`'s arguments."""
     try:
-        return function(pickle.loads(argument)), None
-    except Exception as error:
-        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
-        return None, error
+        return pickle.dumps((function(argument), None))
+    except BaseException as error:
+        place = f"In a worker process:\n{traceback.format_exc()}"
+        if isinstance(error, Exception):
+            error.add_note(place)
+            with contextlib.suppress(Exception):  # not every one can be pickled, or be made of what was
+                pickle.loads(content := pickle.dumps((None, error)))
+                return content
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(place)
+        return pickle.dumps((None, plain))

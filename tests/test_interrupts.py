@@ -41,6 +41,20 @@ def test_afterwards_it_is_heard_as_before():
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_what_comes_meanwhile_is_heard_afterwards():
+    """Also where the system gives it to another thread, for which the main one runs the handler."""
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("afterwards"))
+    try:
+        for how in (signal.raise_signal, lambda number: signal.getsignal(number)(number, None)):
+            with deaf_to_ctrl_c():
+                how(signal.SIGINT)
+                assert heard == []
+            assert heard.pop() == "afterwards"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_threads_that_are_started_deaf_stay_so():
     masks = []
     with deaf_to_ctrl_c():

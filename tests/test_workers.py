@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -26,6 +28,13 @@ def never_wait_for_ever():
     signal.alarm(0)
 
 
+class Odd(Exception):
+    """Can be pickled, but not be made again."""
+
+    def __init__(self, left, right):
+        super().__init__(f"{left} and {right}")
+
+
 class Work:
     """`size` is that of the function itself, as of a tokenizer."""
 
@@ -40,6 +49,14 @@ class Work:
                 os._exit(9)
             case "raise":
                 raise ValueError("no such thing")
+            case "unpicklable result":
+                return threading.Lock()
+            case "unpicklable error":
+                raise ValueError("held by", threading.Lock())
+            case "odd":
+                raise Odd("left", "right")
+            case "panic":
+                raise BaseException("what a library in Rust raises")
             case "sleep":
                 time.sleep(600)
             case bytes():
@@ -75,6 +92,35 @@ def test_what_the_function_raises_is_raised_with_its_place():
         assert workers.submit(3)() == 6, "and nothing else is wrong"
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("unpicklable result", "cannot pickle"),
+        ("unpicklable error", "ValueError: .*held by"),
+        ("odd", "Odd: left and right"),
+        ("panic", "BaseException: what a library in Rust raises"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_in_words(argument, message):
+    with Workers(Work(), 1) as workers:
+        with pytest.raises((RuntimeError, TypeError), match=message) as caught:
+            workers.submit(argument)()
+        assert "in __call__" in "".join(caught.value.__notes__) or argument == "unpicklable result"
+        assert workers.submit(3)() == 6
+
+
+class Unloadable:
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_function_that_cannot_be_loaded_is_told():
+    with Workers(Unloadable(), 1) as workers:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="invalid literal"):
+                workers.submit(1)()
+
+
 def check_died(workers, submitted):
     with pytest.raises(WorkerDied):
         [result() for result in submitted()]
@@ -102,6 +148,21 @@ def test_a_worker_that_dies_while_it_sends_is_told(kill):
         assert all(worker.results for worker in both)
         os.kill(both[kill].process.pid, signal.SIGKILL)
         check_died(workers, lambda: results)
+
+
+class NoRoom:
+    """Stands for a pipe that brings more than there is memory for."""
+
+    def recv_bytes(self):
+        raise MemoryError
+
+
+def test_a_worker_that_cannot_receive_ends(monkeypatch):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(MemoryError):
+        module._receive(NoRoom(), queue.SimpleQueue())
+    assert left == [1]
 
 
 def test_a_worker_that_dies_while_it_waits_is_told():
