@@ -18,6 +18,7 @@ import tyro
 
 from data_pipelines.options import at_least
 from data_pipelines.pieces import pieces
+from data_pipelines.progress import say_notes
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, Source, documents_of, is_blank
 from data_pipelines.sources import open_source
 from gptjax.errors import UserError, explained
@@ -80,6 +81,7 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression)
             tokens[name] += sum(len(tokenizer.encode(str(part.content, "utf-8"))) for part in parts)
     if size == 0:
         raise UserError(f"source {spec}: holds no text. {'; '.join(reading.notes.lines())}".strip())
+    say_notes(reading.notes.lines())
     baseline = tokens[next(iter(tokenizers))]
     for name, tokenizer in tokenizers.items():
         yield Measurement(

@@ -4,8 +4,9 @@ The one idea: whoever encodes a batch also reads it. The process that gathers th
 divide documents between the splits, and to write; so it feeds many cores.
 
 Workers are started only when there is enough text to pay for it. At most `BATCHES_A_WORKER` batches a worker are under
-way, and a large document travels in pieces of UTF-8, which becomes a `str` only where it is encoded: of a source of any
-size, only the document that is being read and a few batches for each worker must fit into memory.
+way, or about `BYTES_A_WORKER`, and a large document travels in pieces of UTF-8, which becomes a `str` only where it is
+encoded: of a source of any size, only the document that is being read and a few batches for each worker must fit into
+memory.
 """
 
 import itertools
@@ -26,6 +27,7 @@ from gptjax.shards import token_dtype
 from gptjax.tokenizer import Tokenizer
 
 BATCHES_A_WORKER = 4
+BYTES_A_WORKER = 2**24
 BYTES_WORTH_A_POOL = 2**22
 MOST_TEXT = 2**24
 """Bytes of text that a worker returns at once. Only a block that is larger than it says comes to it."""
@@ -161,17 +163,21 @@ def _encoded(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iter
 
 def _in_parallel(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
     waiting: deque[tuple[Batch, Callable[[], Undivided]]] = deque()
+    under_way = 0
     with Workers(encoder, processes) as workers:
 
         def oldest() -> Iterator[tuple[Batch, Undivided]]:
+            nonlocal under_way
             batch, result = waiting.popleft()
+            under_way -= batch.size
             return _results(batch, result(), lambda rest: workers.submit(rest)())
 
         try:
             for batch in batches:
                 waiting.append((batch, workers.submit(batch)))
+                under_way += batch.size
                 del batch
-                if len(waiting) >= BATCHES_A_WORKER * processes:
+                while len(waiting) >= BATCHES_A_WORKER * processes or under_way >= BYTES_A_WORKER * processes:
                     yield from oldest()
             while waiting:
                 yield from oldest()

@@ -16,18 +16,19 @@ def deaf_to_ctrl_c() -> Iterator[None]:
     inherit, a process before it runs a line of Python. The system may still give it to another thread, for which the
     main one would raise: that is put off, too.
     """
-    heard, handler = [], None
-    if threading.current_thread() is threading.main_thread():
-        handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
+    in_main = threading.current_thread() is threading.main_thread()
+    heard, handler = [], signal.getsignal(signal.SIGINT) if in_main else None
+    if callable(handler):
+        signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if handler is not None:
+        if callable(handler):
             signal.signal(signal.SIGINT, handler)
-        if heard and callable(handler):
-            handler(*heard[0])
+            if heard:
+                handler(*heard[0])
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.disk import is_full, sync
+from data_pipelines.progress import say_notes
 from gptjax.errors import UserError
 from gptjax.integrity import check_unchanged
 from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -54,13 +55,7 @@ def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> M
 def say_made(output: Path, manifest: Manifest) -> None:
     """What is to be known where nothing is left to do: also what was wrong when it was made."""
     print(f"{output}: already prepared by the same request")
-    say_notes(manifest)
-
-
-def say_notes(manifest: Manifest) -> None:
-    """A line for each thing that was wrong with the source."""
-    for note in manifest.notes:
-        print("note:", "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in note))
+    say_notes(manifest.notes)
 
 
 def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:

@@ -26,8 +26,8 @@ from data_pipelines.disk import locked
 from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
 from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import check_same, made_already, replaced, say_made, say_notes
-from data_pipelines.progress import Rate, moving_line
+from data_pipelines.output import check_same, made_already, replaced, say_made
+from data_pipelines.progress import Rate, moving_line, say_notes
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, Reading, texts_of
 from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import Journal, Reached
@@ -268,7 +268,7 @@ def _report(request: Prepare, manifest: Manifest, *, seconds: float, resumed: bo
             print(
                 f"note: {name} has only {count.tokens:,} tokens, not a row of {FEW_TOKENS:,}; --split cuts otherwise."
             )
-    say_notes(manifest)
+    say_notes(manifest.notes)
     total = sum(count.bytes for count in manifest.splits.values())
     rate = "after going on" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
     print(f"{request.output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")

@@ -1,9 +1,9 @@
-"""A line on the terminal that says how far the work is, and is gone when it is done."""
+"""Lines on the terminal: one that says how far the work is, and is gone when it is done; and what was wrong with it."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
 from rich.console import Console
@@ -72,3 +72,9 @@ class Rate:
 
     def __call__(self, count: int) -> float:
         return (count - self._before) / 1e6 / (time.perf_counter() - self._start)
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """A line for each thing that was wrong with a source; names and records that it quotes may hold anything."""
+    for note in notes:
+        print("note:", "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in note))

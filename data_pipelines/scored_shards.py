@@ -15,8 +15,8 @@ import numpy as np
 
 from data_pipelines.disk import locked
 from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import check_same, made_already, replaced, say_made, say_notes
-from data_pipelines.progress import moving_line
+from data_pipelines.output import check_same, made_already, replaced, say_made
+from data_pipelines.progress import moving_line, say_notes
 from data_pipelines.readers.documents import Notes
 from data_pipelines.readers.json_lines import json_lines
 from data_pipelines.splits import DEFAULT_SPLIT, Split
@@ -146,7 +146,7 @@ class _Report:
         for name, count in manifest.splits.items():
             examples, share = f"{self.examples[name]:>10,} {kind.plural}", self.scored[name] / count.tokens
             print(f"{name:5} {examples} {count.bytes:>14,} bytes {count.tokens:>14,} tokens ({share:.1%} scored)")
-        say_notes(manifest)
+        say_notes(manifest.notes)
         seconds = time.perf_counter() - self.start
         print(f"{request.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
 

@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.interrupts import ending_at_ctrl_c
 from data_pipelines.options import at_least
-from data_pipelines.progress import Rate, moving_line
+from data_pipelines.progress import Rate, moving_line, say_notes
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, texts_of
 from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, divided
@@ -175,7 +175,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
     seconds = time.perf_counter() - start
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {megabytes:,.1f} MB in {seconds:.1f} s")
     print_special_tokens(tokenizer)
-    reading.notes.print()
+    say_notes(reading.notes.lines())
     return tokenizer
 
 

@@ -1,7 +1,7 @@
 """Is a directory of shards what its manifest says? `python -m data_pipelines.verify data/books`
 
-Reads every byte. Prints a line for each split, and exits with 2 at the first file that is cut short, altered, or of
-another tokenizer.
+Reads every byte. Prints a line for each split and for what was wrong with its source, and exits with 2 at the first
+file that is cut short, altered, or of another tokenizer.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.output import say_notes
+from data_pipelines.progress import say_notes
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
 from gptjax.integrity import check_bytes, check_documents, verify
@@ -47,7 +47,7 @@ def verify_directory(request: Verify) -> Manifest:
             f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
             f"file{'s' if files > 1 else ''}, companions: {beside}"
         )
-    say_notes(manifest)
+    say_notes(manifest.notes)
     print(f"{directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
     return manifest
 

@@ -47,7 +47,7 @@ class Workers(Generic[T, R]):
     def __init__(self, function: Callable[[T], R], processes: int) -> None:
         self._function, self._most = pickle.dumps(function), processes
         self._workers: dict[Connection, _Worker[R]] = {}
-        self._pending: deque[tuple[T, Result[R]]] = deque()
+        self._pending: deque[tuple[T, _Result[R]]] = deque()
 
     def __enter__(self) -> "Workers[T, R]":
         return self
@@ -62,7 +62,7 @@ class Workers(Generic[T, R]):
 
     def submit(self, argument: T) -> Callable[[], R]:
         """What waits for the result, and raises what the function raised, or `WorkerDied`."""
-        result = Result[R]()
+        result = _Result[R]()
         self._pending.append((argument, result))
         if len(self._workers) < self._most and all(worker.busy for worker in self._workers.values()):
             self._start()
@@ -117,7 +117,7 @@ def _alive() -> Iterator[None]:
         raise WorkerDied from None
 
 
-class Result(Generic[R]):
+class _Result(Generic[R]):
     """What a function returned or raised, once it is there."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class _Worker(Generic[R]):
     """`results` are those of the arguments that it has, in their order."""
 
     process: SpawnProcess
-    results: deque[Result[R]] = field(default_factory=deque)
+    results: deque[_Result[R]] = field(default_factory=deque)
     ready: bool = False
 
     @property
@@ -166,7 +166,7 @@ def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
 
 
 def _reply(function: Callable[[bytes], Any], argument: bytes) -> bytes:
-    """What it returns or raises, pickled: `Result.put`'s arguments."""
+    """What it returns or raises, pickled: `_Result.put`'s arguments."""
     try:
         return pickle.dumps((function(argument), None))
     except BaseException as error:

@@ -17,7 +17,8 @@ Packing = Literal["straight", "documents", "best_fit", "best_fit_cropped"]
   fewer than T + 1 at the end are dropped.
 - `documents`: each window begins where a document begins, at the first start that the window before does not reach.
   What lies between the end of a window and the next start is dropped: of documents much shorter than T about half a
-  document in each window, of longer ones what is beyond T. The run prints the share.
+  document in each window, of longer ones what is beyond T: of 300 web pages 34 % of the tokens at T = 2048. The
+  run prints the share.
 - `best_fit`: whole documents, packed by best fit, the longest first (arXiv:2404.10830); only those longer than a row
   are cut. Nothing is dropped; what a row has left over is padding, which is not scored: less than one position in a
   hundred where documents are short, more where most are longer than half a row. The run prints the share.

@@ -15,7 +15,7 @@ from gptjax.state import TrainState
 
 
 class Signals:
-    """Ctrl-C and SIGTERM, noticed between two steps; a second one stops at once."""
+    """Ctrl-C and SIGTERM, noticed between two steps; a second one (of several processes, Ctrl-C) stops at once."""
 
     def __init__(self) -> None:
         self._caught: int | None = None
@@ -39,8 +39,8 @@ class Signals:
         if self._caught is not None:
             raise KeyboardInterrupt
         self._caught = number
-        # By whichever process heard it.
-        print(f"{signal.Signals(number).name}: saving after this step; once more to stop at once", flush=True)
+        # By whichever process heard it, and past a print that it may have interrupted.
+        os.write(1, f"{signal.Signals(number).name}: saving after this step; once more to stop at once\n".encode())
         if several:
             signal.raise_signal(signal.SIGTERM)
 

@@ -9,7 +9,8 @@ def say(*lines: str) -> None:
     """Print on the first process only."""
     import jax  # here, for the pipelines speak too and need no JAX
 
-    if jax.process_index() == 0:
+    # Asking for the index would start the accelerator: not before it is known that the data is whole.
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(*lines, sep="\n", flush=True)
 
 

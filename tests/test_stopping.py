@@ -26,19 +26,19 @@ class Saved(Checkpoints):
         self.waited += 1
 
 
-def test_a_signal_is_kept_until_it_is_asked_for_and_handlers_come_back(capsys):
+def test_a_signal_is_kept_until_it_is_asked_for_and_handlers_come_back(capfd):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Signals() as signals:
         assert signals.received(1) is None
         signal.raise_signal(signal.SIGTERM)
         assert signals.received(2) == signal.SIGTERM
-        assert "SIGTERM: saving after this step" in capsys.readouterr().out
+        assert "SIGTERM: saving after this step" in capfd.readouterr().out
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_of_several_processes_the_one_that_hears_it_tells_the_others(capsys, monkeypatch):
+def test_of_several_processes_the_one_that_hears_it_tells_the_others(capfd, monkeypatch):
     """As SIGTERM, on which they agree; the second time it waits for nobody."""
     told, left = [], []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -47,7 +47,7 @@ def test_of_several_processes_the_one_that_hears_it_tells_the_others(capsys, mon
     monkeypatch.setattr(os, "_exit", left.append)
     with Signals() as signals:
         signals._catch(signal.SIGINT, None)
-        assert "SIGINT: saving after this step" in capsys.readouterr().out
+        assert "SIGINT: saving after this step" in capfd.readouterr().out
         assert (told, left) == ([signal.SIGTERM], [])
         with pytest.raises(KeyboardInterrupt):  # had it not left before
             signals._catch(signal.SIGINT, None)

@@ -1,7 +1,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -189,6 +192,30 @@ def test_a_foreign_shard_of_another_vocabulary_is_named_before_a_device_is_touch
     config = tiny_config(write_shards(tmp_path / "other", parts), evals=(Bigram(),))
     with pytest.raises(UserError, match=rf"token id 77 in .*other/{split}_00000\d\.bin is beyond model\.vocab_size 48"):
         prepared(config)
+
+
+START = """
+import sys
+from jax._src import xla_bridge
+from gptjax import train
+try:
+    train.main(sys.argv[1:])
+finally:
+    print("devices:", list(xla_bridge._backends))
+"""
+
+
+def test_an_altered_shard_is_named_before_a_device_is_touched(tmp_path):
+    directory = write_text_shards(tmp_path / "shards")
+    shard = directory / "train_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    file = write_config(tmp_path / "config.py", tiny_config(directory, output_dir=str(tmp_path / "runs")))
+    words = [sys.executable, "-c", START, f"--config={file}"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: {shard}: ")
+    assert "config " in found.stdout
+    assert "devices: []" in found.stdout
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -49,11 +49,6 @@ class Notes(Counter[str]):
     def _line(self, note: str, times: int) -> str:
         return f"{times:,} {note}" + (f"; the first: {self.first[note]}" if note in self.first else "")
 
-    def print(self) -> None:
-        """The lines of the report."""
-        for line in self.lines():
-            print(f"note: {line}")
-
     def add(self, later: "Notes") -> None:
         """Count also what was noted further on in the source."""
         self.update(later)

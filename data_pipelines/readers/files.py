@@ -90,4 +90,7 @@ class Files:
 def _check_is_text(path: Path) -> None:
     with path.open("rb") as file:
         if b"\0" in file.read(2**16):
-            raise UserError(f"{path}: holds NUL bytes, so it is no text, and of no kind that can be read ({_KNOWN}).")
+            raise UserError(
+                f"{path}: holds NUL bytes, so it is no text, and of no kind that can be read ({_KNOWN}). Shards of "
+                "tokens need no preparing: see python -m data_pipelines.adopt --help."
+            )

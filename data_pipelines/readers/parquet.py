@@ -1,7 +1,7 @@
 """Parquet files: one column of text, a few rows at a time.
 
 The one idea: a group of rows is a block, for a group can be read by itself. One that is larger than memory may bear is
-read here, in batches of about eight megabytes, by what the file says of the sizes. pyarrow holds the page of a row
+read here, in batches of eight megabytes at most, by what the file says of the sizes. pyarrow holds the page of a row
 whole: as packed, unpacked, and its dictionary.
 """
 
