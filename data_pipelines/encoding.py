@@ -28,6 +28,7 @@ from gptjax.tokenizer import Tokenizer
 
 BATCHES_A_WORKER = 4
 BYTES_A_WORKER = 2**24
+"""Of text, for a group of rows of that size may be a batch."""
 BYTES_WORTH_A_POOL = 2**22
 MOST_TEXT = 2**24
 """Bytes of text that a worker returns at once. Only a block that is larger than it says comes to it."""

@@ -111,20 +111,21 @@ def test_a_worker_that_dies_is_told(small):
         list(steps_of(parts, Bytes(), processes=2))
 
 
-def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch):
-    """Four batches a worker are under way, however long the source is."""
+@pytest.mark.parametrize(("size", "most"), [(500, 4 * 2), (2**23, 4), (2**26, 1)])
+def test_the_pool_reads_no_further_ahead_than_it_must(monkeypatch, size, most):
+    """Four batches a worker are under way, or fewer large ones, however long the source is."""
     taken, finished = [], []
 
     class Counted(Workers):
         def submit(self, argument):
-            assert len(taken) - len(finished) <= 4 * 2 + 1
+            assert len(taken) - len(finished) <= most + 1
             result = super().submit(argument)
             return lambda: finished.append(1) or result()
 
     def parts():
         for i in range(100):
             taken.append(i)
-            yield Only("train"), b"x" * 500
+            yield Only("train"), Numbered(i, count=1, size=size)
 
     make_small(monkeypatch, batch=500, piece=500)
     monkeypatch.setattr(encoding, "Workers", Counted)
