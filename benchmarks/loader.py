@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from gptjax.batches import Batches
-from gptjax.data import Batch
-from gptjax.layout import Layout
-from gptjax.manifest import Companion, Counts, Manifest, ShardFile
-from gptjax.packing import Packing
-from gptjax.shards import file_sha256, open_split, write_shard
-from gptjax.windows import open_windows
+from gptjax.data.config import BatchSize
+from gptjax.data.loader import BatchLoader
+from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
+from gptjax.data.packing import Packing
+from gptjax.data.sequences import open_sequences
+from gptjax.data.shards import file_sha256, open_split, write_shard
+from gptjax.sharding.mesh import MeshConfig
 
 END, VOCABULARY = 50256, 50257
 
@@ -30,7 +30,7 @@ class Request:
 
     tokens: int = 20_000_000
     """Tokens in the data set."""
-    context: int = 1024
+    context_length: int = 1024
     sequences: int = 32
     steps: int = 300
     """Batches that are read and timed."""
@@ -55,23 +55,23 @@ def write(directory: Path, tokens: int) -> None:
         "uint16",
         {"train": Counts(len(starts), tokens, tokens)},
         {shard: ShardFile("train", tokens, sizes[shard], hashes[shard])},
-        {beside: Companion("train", "documents", sizes[beside], hashes[beside])},
+        {beside: Sidecar("train", "documents", sizes[beside], hashes[beside])},
     ).write(directory)
 
 
 def measure(request: Request, directory: Path, packing: Packing, *, masks: bool) -> str:
     start = time.perf_counter()
-    windows = open_windows(open_split(directory, "train"), request.context, packing, end_of_text=END)
+    windows = open_sequences(open_split(directory, "train"), request.context_length, packing, end_of_text=END)
     planned = time.perf_counter() - start
-    own = {"vocab_size": VOCABULARY, "seed": 0, "layout": Layout(), "documents": masks}
-    batches = Batches([windows], Batch(request.sequences), **own)
-    rows = batches.starting_at(0)
+    own = {"vocab_size": VOCABULARY, "seed": 0, "mesh": MeshConfig(), "documents": masks}
+    batches = BatchLoader([windows], BatchSize(request.sequences), **own)
+    rows = batches.iterate_from(0)
     next(rows)
     start = time.perf_counter()
     for _ in range(request.steps):
         next(rows)
     seconds = time.perf_counter() - start
-    rate = request.steps * request.sequences * request.context / seconds / 1e6
+    rate = request.steps * request.sequences * request.context_length / seconds / 1e6
     used = f"{windows.dropped:.2%} dropped, {windows.padding:.2%} padding, planned in {planned:.2f} s"
     return f"{packing + (' and masks' if masks else ''):26} {rate:7.1f} M tokens/s   {used}"
 
@@ -81,8 +81,10 @@ def bare(request: Request, directory: Path) -> str:
     stream, rng = open_split(directory, "train"), np.random.default_rng(0)
     start = time.perf_counter()
     for _ in range(request.steps):
-        stream.windows(rng.integers(0, len(stream) - request.context - 1, request.sequences), request.context + 1)
-    rate = request.steps * request.sequences * request.context / (time.perf_counter() - start) / 1e6
+        stream.read_sequences(
+            rng.integers(0, len(stream) - request.context_length - 1, request.sequences), request.context_length + 1
+        )
+    rate = request.steps * request.sequences * request.context_length / (time.perf_counter() - start) / 1e6
     return f"{'numpy alone':26} {rate:7.1f} M tokens/s"
 
 
@@ -90,7 +92,7 @@ def main(request: Request) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch), request.tokens)
         print(bare(request, Path(scratch)), flush=True)
-        for packing in ("straight", "documents", "best_fit", "best_fit_cropped"):
+        for packing in ("concat", "documents", "best_fit", "bos_best_fit"):
             for masks in (False, True):
                 print(measure(request, Path(scratch), packing, masks=masks), flush=True)
 

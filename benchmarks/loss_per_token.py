@@ -25,14 +25,14 @@ import jax
 import tyro
 
 from gptjax.config import CLASSES, TrainConfig, load_config
-from gptjax.data import Mixture, TokenShards
-from gptjax.errors import UserError, explained
-from gptjax.evals import ValidationLoss
-from gptjax.layout import Layout
-from gptjax.model import num_parameters
-from gptjax.optim import AdamW, Muon
-from gptjax.settings import from_json, to_json
-from gptjax.train import compiled_step, created, opened_batches, train
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.settings import from_json, to_json
+from gptjax.data.config import Mixture, TokenShards
+from gptjax.model.gpt import count_parameters
+from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.train import compile_step, create_run_state, open_run_loader, train
+from gptjax.training.evaluators import ValidationLoss
 
 Change = Callable[[TrainConfig], TrainConfig]
 
@@ -52,22 +52,22 @@ def of_optimizer(**fields: object) -> Change:
 
 WITHOUT: dict[str, Change] = {
     "rotary positions (and 2.4 % larger)": of_model(positions="learned"),
-    "RMSNorm without gain": of_model(norm="layer", norm_gain=True),
+    "RMSNorm without gain": of_model(norm="layer", norm_scale=True),
     "QK-norm": of_model(qk_norm=False),
     "squared ReLU": of_model(activation="gelu_tanh"),
     "zero-initialised projections": of_model(zero_init=False),
 }
 """The modern recipe with GPT-2's way in one place."""
 WITH: dict[str, Change] = {
-    "U-Net skips": of_model(unet="plain"),
+    "U-Net skips": of_model(unet_skips="plain"),
     "x0 in every block": of_model(x0_mix=True),
     "value residual": of_model(value_residual=True),
-    "logits capped at 15": of_model(softcap=15.0),
+    "logits capped at 15": of_model(logit_softcap=15.0),
     "RMSNorm of embeddings": of_model(embedding_norm=True),
-    "4 attention sinks": of_model(sinks=4),
+    "4 attention sinks": of_model(num_sinks=4),
     "NorMuon": of_optimizer(normuon_beta2=0.95),
-    "Polar Express": of_optimizer(coefficients="polar_express"),
-    "cautious decay 0.1": of_optimizer(weight_decay=0.1, cautious=True),
+    "Polar Express": of_optimizer(ns_coefficients="polar_express"),
+    "cautious decay 0.1": of_optimizer(weight_decay=0.1, cautious_decay=True),
 }
 """The modern recipe with one thing more."""
 
@@ -84,7 +84,7 @@ class LossPerToken:
     modern: str = "modern_cpu"
     any_size: bool = False
     """Whether the two may differ by more than 2 % of their parameters."""
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    lr_scales: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     """AdamW's learning rates for the baseline."""
     modern_rates: tuple[float, ...] = (0.005, 0.01, 0.02)
     """Muon's and Adam's learning rates for the modern recipe."""
@@ -121,7 +121,7 @@ class Bench:
         self.modern = self.prepared(load_config(asked.modern))
         baseline = self.prepared(load_config(asked.baseline))
         tokens = baseline.tokens(baseline.steps)
-        model = replace(baseline.model, context=self.modern.model.context)
+        model = replace(baseline.model, context_length=self.modern.model.context_length)
         self.baseline = replace(baseline, batch=self.modern.batch, model=model, data=self.modern.data)
         self.baseline = replace(self.baseline, steps=round(tokens / self.baseline.tokens(1)))
 
@@ -139,13 +139,15 @@ class Bench:
 
     def at(self, config: TrainConfig, *, rate: float, seed: int = 1337, part: float = 1.0) -> TrainConfig:
         """A recipe at a learning rate, a seed and a length, which is a part of the baseline's steps."""
-        rates = {"learning_rate": rate}
+        lr_scales = {"learning_rate": rate}
         if isinstance(config.optimizer, Muon):
-            rates |= {"adam_learning_rate": rate * config.optimizer.adam_learning_rate / config.optimizer.learning_rate}
-        optimizer = replace(config.optimizer, **rates)
+            lr_scales |= {
+                "adam_learning_rate": rate * config.optimizer.adam_learning_rate / config.optimizer.learning_rate
+            }
+        optimizer = replace(config.optimizer, **lr_scales)
         steps = round(part * self.baseline.steps)
-        evals = (ValidationLoss(every=max(1, steps // 4), tokens=self.asked.validation),)
-        return replace(config, optimizer=optimizer, seed=seed, steps=steps, evals=evals)
+        evaluators = (ValidationLoss(every=max(1, steps // 4), tokens=self.asked.validation),)
+        return replace(config, optimizer=optimizer, seed=seed, steps=steps, evaluators=evaluators)
 
     def result(self, name: str, config: TrainConfig) -> Result:
         """Train, unless it is done, in a process of its own; the last validation loss and the training seconds."""
@@ -171,9 +173,10 @@ class Bench:
         )
         return Result(curve[-1][1], seconds, curve)
 
-    def best_rate(self, name: str, config: TrainConfig, rates: tuple[float, ...], *, part: float) -> float:
+    def best_rate(self, name: str, config: TrainConfig, lr_scales: tuple[float, ...], *, part: float) -> float:
         found = {
-            rate: self.result(f"{name} {rate:g} x{part:g}", self.at(config, rate=rate, part=part)) for rate in rates
+            rate: self.result(f"{name} {rate:g} x{part:g}", self.at(config, lr_scale=rate, part=part))
+            for rate in lr_scales
         }
         return min(found, key=lambda rate: found[rate].loss)
 
@@ -183,7 +186,7 @@ class Bench:
         """One result for each seed; by default those that are asked for. Seed 1337 has chosen the rate."""
         named = lambda seed: name if seed == 1337 else f"{name} seed {seed}"
         chosen = self.asked.seeds if seeds is None else seeds
-        return [self.result(named(seed), self.at(config, rate=rate, seed=seed, part=part)) for seed in chosen]
+        return [self.result(named(seed), self.at(config, lr_scale=rate, seed=seed, part=part)) for seed in chosen]
 
 
 def main() -> None:
@@ -191,7 +194,7 @@ def main() -> None:
     if asked.run is not None:
         raise SystemExit(train(from_json(json.loads(Path(asked.run).read_text()), CLASSES)))
     bench = Bench(asked)
-    sizes = [num_parameters(config.model) for config in (bench.baseline, bench.modern)]
+    sizes = [count_parameters(config.model) for config in (bench.baseline, bench.modern)]
     print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%})", end="; ")
     print(f"{bench.modern.tokens(1):,} tokens a step\n")
     if abs(sizes[1] / sizes[0] - 1) > 0.02 and not asked.any_size:
@@ -199,12 +202,12 @@ def main() -> None:
     changed = changes(bench) if asked.ablation else {}
 
     rate = bench.best_rate("baseline", bench.baseline, asked.rates, part=1.0)
-    baseline = bench.seeds(f"baseline {rate:g} x1", bench.baseline, rate=rate, part=1.0)
+    baseline = bench.seeds(f"baseline {rate:g} x1", bench.baseline, lr_scale=rate, part=1.0)
     longest = max(asked.lengths)
     modern_rate = bench.best_rate("modern", bench.modern, asked.modern_rates, part=longest)
     name = f"modern {modern_rate:g}"
     modern = {
-        part: bench.seeds(f"{name} x{part:g}", bench.modern, rate=modern_rate, part=part) for part in asked.lengths
+        part: bench.seeds(f"{name} x{part:g}", bench.modern, lr_scale=modern_rate, part=part) for part in asked.lengths
     }
 
     target = statistics.mean(run.loss for run in baseline)
@@ -223,12 +226,12 @@ def main() -> None:
 
 def step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
     """How long a step of the modern recipe takes, in steps of the baseline: by turns, in this process."""
-    layout = Layout("single").resolve(1)
-    with layout.active():
+    mesh = MeshConfig("single").resolve(1)
+    with mesh.activate():
         runs, seconds = [], ([], [])
         for config in (bench.baseline, bench.modern):
-            state, batches = created(config, layout), opened_batches(config, layout)
-            runs.append([state, batches.starting_at(0), compiled_step(config, layout, state, batches)])
+            state, batches = create_run_state(config, mesh), open_run_loader(config, mesh)
+            runs.append([state, batches.iterate_from(0), compile_step(config, mesh, state, batches)])
         for _ in range(rounds + 1):
             for run, taken in zip(runs, seconds, strict=True):
                 begin = time.perf_counter()
@@ -260,9 +263,9 @@ def changes(bench: Bench) -> dict[str, TrainConfig]:
 def ablate(bench: Bench, changed: dict[str, TrainConfig], rate: float, *, part: float) -> None:
     """What each change of the recipe adds to its loss, seed by seed."""
     run = partial(bench.seeds, part=part, seeds=bench.asked.ablation_seeds)
-    whole = run(f"modern {rate:g} x{part:g}", bench.modern, rate=rate)
+    whole = run(f"modern {rate:g} x{part:g}", bench.modern, lr_scale=rate)
     rows = {"AdamW instead of Muon": adamw_instead(bench, part)}
-    rows |= {name: run(name, config, rate=rate) for name, config in changed.items()}
+    rows |= {name: run(name, config, lr_scale=rate) for name, config in changed.items()}
     print(f"\n{'modern recipe':<44} {described(whole)}")
     for name, runs in rows.items():
         added = [run.loss - base.loss for run, base in zip(runs, whole, strict=True)]
@@ -274,7 +277,7 @@ def adamw_instead(bench: Bench, part: float) -> list[Result]:
     schedule = bench.modern.optimizer.schedule
     config = replace(bench.modern, optimizer=AdamW(schedule=schedule, beta2=bench.baseline.optimizer.beta2))
     rate = bench.best_rate("adamw", config, bench.asked.adamw_rates, part=part)
-    return bench.seeds(f"adamw {rate:g} x{part:g}", config, rate=rate, part=part, seeds=bench.asked.ablation_seeds)
+    return bench.seeds(f"adamw {rate:g} x{part:g}", config, lr_scale=rate, part=part, seeds=bench.asked.ablation_seeds)
 
 
 def described(runs: list[Result]) -> str:
@@ -301,7 +304,7 @@ def plot(path: Path, bench: Bench, baseline: list[Result], modern: dict[float, l
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(6, 4), mesh="constrained")
     everything = {"GPT-2, AdamW": [baseline], "modern recipe": list(modern.values())}
     for colour, (label, groups) in zip(("tab:gray", "tab:orange"), everything.items(), strict=True):
         for runs in groups:
@@ -317,5 +320,5 @@ def plot(path: Path, bench: Bench, baseline: list[Result], modern: dict[float, l
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         main()

@@ -16,13 +16,13 @@ from aot import TARGETS, collectives, products
 from flax import nnx
 from jax import numpy as jnp
 
-from gptjax.layout import Layout
-from gptjax.muon import flops, scale_by_muon
-from gptjax.state import with_sharding
+from gptjax.optim.orthogonalize import count_muon_flops, scale_by_muon
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.state import with_sharding
 
 MATRICES = {"DCHK": (768, 3, 12, 64), "HKD": (12, 64, 768), "DF": (768, 3072), "FD": (3072, 768)}
 LAYERS = 12
-LAYOUTS = (Layout(data=8), Layout(fsdp=8), Layout(fsdp=4, tensor=2), Layout(data=2, fsdp=2, tensor=2))
+LAYOUTS = (MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2), MeshConfig(data=2, fsdp=2, tensor=2))
 OPTIONS = {
     "defaults": {},
     "NorMuon, equilibrated": {"normuon_beta2": 0.95, "equilibrate": True},
@@ -30,28 +30,28 @@ OPTIONS = {
 }
 
 
-def compiled(layout: Layout, options: dict) -> tuple[str, int]:
+def compiled(mesh: MeshConfig, options: dict) -> tuple[str, int]:
     """The update's program, and the FLOPs that it should have."""
     target = TARGETS["a100"]
-    with layout.active(target.devices()):
-        zeros = lambda letters, shape: jnp.zeros((LAYERS, *shape), out_sharding=layout.weights("N" + letters))
-        weights = lambda: {name: nnx.Param(zeros(name, shape), letters=name) for name, shape in MATRICES.items()}
-        muon = scale_by_muon(layout=layout, **options)
+    with mesh.activate(target.devices()):
+        zeros = lambda axis_names, shape: jnp.zeros((LAYERS, *shape), out_sharding=mesh.weight_spec("N" + axis_names))
+        weights = lambda: {name: nnx.Param(zeros(name, shape), axis_names=name) for name, shape in MATRICES.items()}
+        muon = scale_by_muon(mesh=mesh, **options)
         params = jax.tree.map(with_sharding, jax.eval_shape(weights))
         state = jax.tree.map(with_sharding, jax.eval_shape(muon.init, params))
         program = target.compiled(jax.jit(muon.update, donate_argnums=(0, 1)).trace(params, state, step=0))
-    return program.as_text(), flops(params, split=options.get("split", "projections"))
+    return program.as_text(), count_muon_flops(params, split=options.get("split", "projections"))
 
 
 def main() -> int:
     whole, failed = 4 * LAYERS * sum(math.prod(shape) for shape in MATRICES.values()), 0
-    for layout in LAYOUTS:
+    for mesh in LAYOUTS:
         for name, options in OPTIONS.items():
-            text, wanted = compiled(layout, options)
-            ratio = products(text) * layout.size / wanted
+            text, wanted = compiled(mesh, options)
+            ratio = products(text) * mesh.num_devices / wanted
             parts = {kind: size / whole for kind, (_, size) in collectives(text).items()}
             shown = "  ".join(f"{kind} {part:.3f}" for kind, part in parts.items())
-            print(f"{layout.described():<28} {name:<22} {wanted:.3e} FLOPs × {ratio:.3f}  {shown}", flush=True)
+            print(f"{mesh.describe():<28} {name:<22} {wanted:.3e} FLOPs × {ratio:.3f}  {shown}", flush=True)
             failed |= abs(ratio - 1) > 0.1 or parts.get("all-gather", 0) > 1
     return failed
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from gptjax.packing import at_documents, best_fit, best_fit_cropped
-from gptjax.shards import open_split
+from gptjax.data.packing import pack_best_fit, pack_bos_aligned, pack_bos_best_fit
+from gptjax.data.shards import open_split
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def documents_of(request: Request) -> tuple[np.ndarray, int]:
     """Where documents begin, and how many tokens there are."""
     if request.data is not None:
         stream = open_split(request.data, "train")
-        assert stream.documents is not None
-        return np.asarray(stream.documents), len(stream)
+        assert stream.document_starts is not None
+        return np.asarray(stream.document_starts), len(stream)
     rng, middle = np.random.default_rng(0), np.log(request.mean) - request.sigma**2 / 2
     lengths = np.maximum(1, rng.lognormal(middle, request.sigma, request.documents)).astype(np.int64)
     return np.cumsum(lengths) - lengths, int(lengths.sum())
@@ -44,13 +44,18 @@ def main(request: Request) -> None:
     starts, tokens = documents_of(request)
     lengths = np.diff(starts, append=tokens)
     print(f"{len(lengths):,} documents, {tokens:,} tokens, mean {lengths.mean():.0f}, median {np.median(lengths):.0f}")
-    for context in request.contexts:
-        print(f"T = {context}: {np.maximum(0, lengths - context).sum() / tokens:.2%} is beyond T in its document")
-        for plan in (at_documents, best_fit, best_fit_cropped):
+    for context_length in request.contexts:
+        print(
+            f"T = {context_length}: {np.maximum(0, lengths - context_length).sum() / tokens:.2%} is beyond T in its document"
+        )
+        for plan in (pack_bos_aligned, pack_best_fit, pack_bos_best_fit):
             start = time.process_time()
-            rows = len(plan(starts, tokens, context))
+            rows = len(plan(starts, tokens, context_length))
             seconds = time.process_time() - start
-            dropped, padding = max(0.0, 1 - rows * context / tokens), max(0.0, 1 - tokens / (rows * context))
+            dropped, padding = (
+                max(0.0, 1 - rows * context_length / tokens),
+                max(0.0, 1 - tokens / (rows * context_length)),
+            )
             print(f"  {plan.__name__:16} {dropped:7.2%} dropped, {padding:6.2%} padding, {seconds:.2f} s", flush=True)
 
 

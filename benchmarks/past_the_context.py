@@ -19,11 +19,11 @@ import numpy as np
 import tyro
 from jax import Array
 
-from gptjax.generation import Cache, extend
-from gptjax.layout import Layout
-from gptjax.model import GPT
-from gptjax.run import Run
-from gptjax.shards import open_split
+from gptjax.data.shards import open_split
+from gptjax.model.generation import Cache, extend_cache
+from gptjax.model.gpt import GPT
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Request:
 @jax.jit
 def losses(model: GPT, rows: Array) -> Array:
     """(T,): the mean loss of every position of (B, T + 1) tokens."""
-    cache = Cache.empty(model.config, len(rows), positions=model.config.context, layout=model.layout)
+    cache = Cache.empty(model.config, len(rows), positions=model.config.context_length, mesh=model.mesh)
 
     def step(cache: Cache, now: tuple[Array, Array, Array]) -> tuple[Cache, Array]:
         position, token, target = now
-        x, cache = extend(model, token[:, None], cache=cache, start=position)
+        x, cache = extend_cache(model, token[:, None], cache=cache, start=position)
         logits = model.unembed(model.norm(x))[:, 0].astype(jnp.float32)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], axis=1)
         return cache, -picked.mean()
@@ -58,34 +58,34 @@ def losses(model: GPT, rows: Array) -> Array:
 @jax.jit
 def losses_as_in_training(model: GPT, rows: Array) -> Array:
     """(T,): the same, but for the first half of a context, which is nan."""
-    context = model.config.context
-    half = context // 2
+    context_length = model.config.context_length
+    half = context_length // 2
 
     def second_half(start: Array) -> Array:
-        window = jax.lax.dynamic_slice_in_dim(rows, start, context + 1, axis=1)
+        window = jax.lax.dynamic_slice_in_dim(rows, start, context_length + 1, axis=1)
         logits = model(window[:, :-1])[:, half:].astype(jnp.float32)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), window[:, 1 + half :, None], axis=2)
         return -picked.mean(axis=(0, 2))
 
-    found = jax.lax.map(second_half, jnp.arange(0, rows.shape[1] - context, half))
+    found = jax.lax.map(second_half, jnp.arange(0, rows.shape[1] - context_length, half))
     return jnp.append(jnp.full(half, jnp.nan), found)
 
 
 def main() -> None:
     request = tyro.cli(Request, description=__doc__)
     stream = open_split(request.data, "val")
-    layout = Layout("single").resolve(1)
+    mesh = MeshConfig("single").resolve(1)
     for directory in request.runs:
-        with layout.active():
-            run = Run.open(directory)
-            model = run.model("latest", layout=layout, average=False)
-            context = model.config.context
-            length = request.contexts * context
+        with mesh.activate():
+            run = RunDir.open(directory)
+            model = run.load_model("latest", mesh=mesh, ema=False)
+            context_length = model.config.context_length
+            length = request.contexts * context_length
             starts = np.linspace(0, len(stream) - length - 1, request.rows).astype(np.int64)
-            rows = jnp.asarray(stream.windows(starts, length + 1).astype(np.int32))
+            rows = jnp.asarray(stream.read_sequences(starts, length + 1).astype(np.int32))
             ring, training = np.asarray(losses(model, rows)), np.asarray(losses_as_in_training(model, rows))
         print(directory.name)
-        ends = [context // 2, *(context * 2**i for i in range(request.contexts.bit_length()))]
+        ends = [context_length // 2, *(context_length * 2**i for i in range(request.contexts.bit_length()))]
         for begin, end in itertools.pairwise(ends):
             as_trained = training[begin:end].mean()
             print(f"  {begin:>6} to {end:<6} {ring[begin:end].mean():.4f}  as in training {as_trained:.4f}", flush=True)

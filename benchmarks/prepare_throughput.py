@@ -29,7 +29,7 @@ import tiktoken
 
 from data_pipelines.readers.documents import Reading, documents_of
 from data_pipelines.sources import open_source
-from gptjax.tokenizer import BPE, load_tokenizer
+from gptjax.tokenization.tokenizer import BPE, load_tokenizer
 
 LEAST_SECONDS = 10
 """Processor seconds that the further copies should take: below, the noise of starting shows."""

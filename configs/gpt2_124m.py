@@ -6,26 +6,29 @@
 
 Data      OpenWebText, 9.04 B training tokens; any directory of shards made with the gpt2 tokenizer will do
 Model     12 layers × 768, context 1,024, 123.7 M parameters without biases
-Hardware  8 A100; on one GPU give --batch.accumulate=40 for the same batch in 40 parts
+Hardware  8 A100; on one GPU give --grad_accum=40 for the same batch in 40 parts
 Published nanoGPT: validation loss about 2.85 after 600,000 steps of 491,520 tokens, four days on 8 A100-40GB
 Measured  not yet by us
 """
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import AdamW
-from gptjax.schedules import Cosine
+from gptjax.data.config import TokenShards
+from gptjax.model.config import GPTConfig
+from gptjax.optim.optimizers import AdamW
+from gptjax.optim.schedules import Cosine
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="gpt2_124m",
     steps=600_000,
-    batch=Batch(sequences=480, accumulate=5),
-    model=GPTConfig(num_layers=12, width=768, num_heads=12, context=1024, vocab_size=50257, bias=False),
+    batch_size=480,
+    grad_accum=5,
+    model=GPTConfig(num_layers=12, embed_dim=768, num_heads=12, context_length=1024, vocab_size=50257, bias=False),
     data=TokenShards(path="data/openwebtext"),
-    optimizer=AdamW(learning_rate=6e-4, beta2=0.95, weight_decay=0.1, schedule=Cosine(warmup=2000, floor=0.1)),
-    checkpoint=Checkpoint(every=1000),
-    evals=(ValidationLoss(every=1000, sequences=64), Samples(every=10_000)),
+    optimizer=AdamW(
+        learning_rate=6e-4, beta2=0.95, weight_decay=0.1, schedule=Cosine(warmup_steps=2000, min_ratio=0.1)
+    ),
+    checkpoint=CheckpointConfig(every=1000),
+    evaluators=(ValidationLoss(every=1000, batch_size=64), Samples(every=10_000)),
 )

@@ -12,13 +12,13 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.gpt2_124m import config as base
-from gptjax.layout import Layout
+from gptjax.sharding.mesh import MeshConfig
 
 config = replace(
     base,
     name="gpt2_1558m",
-    model=replace(base.model, num_layers=48, width=1600, num_heads=25),
+    model=replace(base.model, num_layers=48, embed_dim=1600, num_heads=25),
     optimizer=replace(base.optimizer, learning_rate=2e-4),
-    batch=replace(base.batch, accumulate=10),
-    layout=Layout("fsdp"),
+    batch=replace(base.batch, grad_accum=10),
+    mesh=MeshConfig("fsdp"),
 )

@@ -16,6 +16,6 @@ from configs.gpt2_124m import config as base
 config = replace(
     base,
     name="gpt2_355m",
-    model=replace(base.model, num_layers=24, width=1024, num_heads=16),
+    model=replace(base.model, num_layers=24, embed_dim=1024, num_heads=16),
     optimizer=replace(base.optimizer, learning_rate=3e-4),
 )

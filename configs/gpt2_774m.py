@@ -12,12 +12,12 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.gpt2_124m import config as base
-from gptjax.layout import Layout
+from gptjax.sharding.mesh import MeshConfig
 
 config = replace(
     base,
     name="gpt2_774m",
-    model=replace(base.model, num_layers=36, width=1280, num_heads=20),
+    model=replace(base.model, num_layers=36, embed_dim=1280, num_heads=20),
     optimizer=replace(base.optimizer, learning_rate=2.5e-4),
-    layout=Layout("fsdp"),
+    mesh=MeshConfig("fsdp"),
 )

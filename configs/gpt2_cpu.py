@@ -11,33 +11,30 @@ Measured  by us on 142 books (16.6 M tokens of a BPE of 4,096), judged on five o
 """
 
 from data_pipelines.prepared import Prepared
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.objective import NextToken
-from gptjax.optim import AdamW
-from gptjax.schedules import Cosine
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.optim.optimizers import AdamW
+from gptjax.optim.schedules import Cosine
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
+from gptjax.training.objective import NextToken
 
 config = TrainConfig(
     name="gpt2_cpu",
     steps=1200,
-    batch=Batch(sequences=8),
+    batch_size=8,
     model=GPTConfig(
         num_layers=4,
-        width=128,
+        embed_dim=128,
         num_heads=4,
-        context=256,
+        context_length=256,
         vocab_size=4096,
         bias=False,
-        dtype="float32",
-        remat="none",
-        layers="unroll",
+        compute=ComputeConfig(dtype="float32", remat="none", scan_layers="off"),
     ),
     data=Prepared(source="stdlib", tokenizer="bpe:4096", validation="documents:0.02"),
     objective=NextToken(chunk_tokens=512),
-    optimizer=AdamW(learning_rate=4e-3, beta2=0.99, schedule=Cosine(warmup=100, floor=0.1)),
-    checkpoint=Checkpoint(every=400),
-    evals=(ValidationLoss(every=200, tokens=65_536), Samples(every=600, prompt="\n")),
+    optimizer=AdamW(learning_rate=4e-3, beta2=0.99, schedule=Cosine(warmup_steps=100, min_ratio=0.1)),
+    checkpoint=CheckpointConfig(every=400),
+    evaluators=(ValidationLoss(every=200, tokens=65_536), Samples(every=600, prompt="\n")),
 )

@@ -14,27 +14,28 @@ Published ml-by-hand: validation loss 2.764 and 3.99 bits a token on its own tok
 Measured  not yet by us
 """
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import Adam, AdamW
-from gptjax.schedules import Cosine
+from gptjax.data.config import TokenShards
+from gptjax.model.config import GPTConfig
+from gptjax.optim.optimizers import AdamW, ParamGroup
+from gptjax.optim.schedules import Cosine
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="ml_by_hand_124m",
     steps=56_000,
-    batch=Batch(sequences=480, accumulate=1),
+    batch_size=480,
+    grad_accum=1,
     model=GPTConfig(vocab_size=50257),
     data=TokenShards(path="data/own_bpe"),
     optimizer=AdamW(
         learning_rate=6e-4,
         epsilon=1e-7,
         weight_decay=0.1,
-        vector=Adam(weight_decay=0.1),
-        schedule=Cosine(warmup=1000, floor=1 / 6, decay_steps=600_000),
+        vector=ParamGroup(weight_decay=0.1),
+        schedule=Cosine(warmup_steps=1000, min_ratio=1 / 6, decay_steps=600_000),
     ),
-    checkpoint=Checkpoint(every=2000),
-    evals=(ValidationLoss(every=1000, tokens=6_144_000, sequences=64), Samples(every=10_000)),
+    checkpoint=CheckpointConfig(every=2000),
+    evaluators=(ValidationLoss(every=1000, tokens=6_144_000, batch_size=64), Samples(every=10_000)),
 )

@@ -4,7 +4,7 @@
         python -m data_pipelines.prepare --source=$set --output=data/$set
     done
     bash launch/gpu_node.sh --config=configs/modern_253m.py
-    python -m gptjax.train --config=configs/modern_253m.py --batch.accumulate=4                        # one GPU
+    python -m gptjax.train --config=configs/modern_253m.py --grad_accum=4                        # one GPU
 
 Data      Wikipedia, WikiText-103 and TinyStories in GPT-2 tokens, each with its own epochs; WikiText-103's validation
           articles are judged, and Wikipedia holds them too: compare models that saw the same
@@ -16,44 +16,48 @@ Published the recipe's own report: WikiText-2 perplexity 27.0 (GPT-2 40.6, Disti
 Measured  not yet by us
 """
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, Mixture, Part, TokenShards
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import AdamW
-from gptjax.schedules import Cosine
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.model.config import GPTConfig
+from gptjax.optim.optimizers import AdamW
+from gptjax.optim.schedules import Cosine
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="modern_253m",
     steps=80_000,
-    batch=Batch(sequences=128),
+    batch_size=128,
     model=GPTConfig(
         num_layers=12,
-        width=1024,
+        embed_dim=1024,
         num_heads=16,
-        context=1024,
+        context_length=1024,
         vocab_size=50257,
-        mlp_width=4096,
+        mlp_dim=4096,
         bias=False,
         activation="silu",
-        gated=True,
+        gated_mlp=True,
         positions="rotary",
         norm="rms",
         norm_epsilon=1e-6,
-        sinks=4,
+        num_sinks=4,
     ),
     data=Mixture(
         (
-            Part(TokenShards(path="data/wikipedia"), 0.8),
-            Part(TokenShards(path="data/wikitext103"), 0.1),
-            Part(TokenShards(path="data/tinystories"), 0.1),
+            MixtureComponent(TokenShards(path="data/wikipedia"), 0.8),
+            MixtureComponent(TokenShards(path="data/wikitext103"), 0.1),
+            MixtureComponent(TokenShards(path="data/tinystories"), 0.1),
         ),
         validation=1,
     ),
     optimizer=AdamW(
-        learning_rate=3e-4, beta2=0.999, weight_decay=0.01, clip_norm=1.0, schedule=Cosine(warmup=500, floor=0.0)
+        learning_rate=3e-4,
+        beta2=0.999,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        schedule=Cosine(warmup_steps=500, min_ratio=0.0),
     ),
-    checkpoint=Checkpoint(every=2000),
-    evals=(ValidationLoss(every=2000, sequences=32), Samples(every=10_000)),
+    checkpoint=CheckpointConfig(every=2000),
+    evaluators=(ValidationLoss(every=2000, batch_size=32), Samples(every=10_000)),
 )

@@ -14,8 +14,8 @@ Measured  by us on the same books, three seeds: 4.587 nats a token with half of 
 from dataclasses import replace
 
 from configs.gpt2_cpu import config as base
-from gptjax.optim import Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import WarmupStableDecay
 
 config = replace(
     base,
@@ -23,18 +23,18 @@ config = replace(
     steps=600,
     model=replace(
         base.model,
-        mlp_width=544,
+        mlp_dim=544,
         activation="relu2",
         positions="rotary",
         norm="rms",
-        norm_gain=False,
+        norm_scale=False,
         qk_norm=True,
-        zero_init=True,
+        init=replace(base.model.init, zero_projections=True),
     ),
     optimizer=Muon(
         learning_rate=0.01,
         adam_learning_rate=0.01,
-        schedule=WarmupStableDecay(warmup=20, decay_fraction=0.6),
+        schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.6),
         dtype="float32",
     ),
 )

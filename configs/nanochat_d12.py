@@ -26,14 +26,14 @@ Measured  not yet by us
 import math
 import string
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.errors import UserError
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import Adam, Muon, Named
-from gptjax.schedules import Cosine, WarmupStableDecay
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.model.config import GPTConfig, InitConfig
+from gptjax.optim.optimizers import Muon, NamedGroup, ParamGroup
+from gptjax.optim.schedules import Cosine, WarmupStableDecay
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 VOCABULARY, CONTEXT, TOKENS_PER_WEIGHT = 32_768, 2048, 12
 REFERENCE_BATCH = 2**19
@@ -65,62 +65,66 @@ def nanochat(depth: int) -> TrainConfig:
     return TrainConfig(
         name=f"nanochat_d{depth}",
         steps=tokens // batch,
-        batch=Batch(sequences=batch // CONTEXT),
+        batch_size=batch // CONTEXT,
         model=GPTConfig(
             num_layers=depth,
-            width=width,
+            embed_dim=width,
             num_heads=width // 128,
-            context=CONTEXT,
+            context_length=CONTEXT,
             vocab_size=VOCABULARY,
             bias=False,
-            tied=False,
+            tie_embeddings=False,
             activation="relu2",
             positions="rotary",
             rotary_base=100_000.0,
             norm="rms",
-            norm_gain=False,
+            norm_scale=False,
             qk_norm=True,
             embedding_norm=True,
             attention_scale=1.2**2 / math.sqrt(128),
-            windows="".join([*windows, "L"]),
+            window_pattern="".join([*windows, "L"]),
             short_window=512,
             x0_mix=True,
-            residual_init=(1.15, 1.05),
-            x0_init=(0.20, 0.05),
             value_embeddings="".join(tables),
             value_gate=True,
-            softcap=15.0,
-            init="fan_in",
-            init_std=1.0,
-            embedding_std=0.8,
-            head_std=0.001,
-            mlp_init=0.4,
-            zero_init=True,
+            logit_softcap=15.0,
+            init=InitConfig(
+                residual_mix=(1.15, 1.05),
+                x0_mix=(0.20, 0.05),
+                scheme="fan_in",
+                std=1.0,
+                embedding_std=0.8,
+                head_std=0.001,
+                mlp_scale=0.4,
+                zero_projections=True,
+            ),
         ),
-        data=TokenShards(path="data/fineweb_edu", packing="best_fit_cropped"),
+        data=TokenShards(path="data/fineweb_edu", packing="bos_best_fit"),
         optimizer=Muon(
             learning_rate=0.02 * rate,
             momentum=0.97,
-            momentum_low=0.85,
-            momentum_schedule=WarmupStableDecay(warmup=400, decay_fraction=0.65, floor=(0.90 - 0.85) / (0.97 - 0.85)),
-            coefficients="polar_express",
-            equilibrate=True,
+            momentum_min=0.85,
+            momentum_schedule=WarmupStableDecay(
+                warmup_steps=400, decay_fraction=0.65, min_ratio=(0.90 - 0.85) / (0.97 - 0.85)
+            ),
+            ns_coefficients="polar_express",
+            row_normalize=True,
             normuon_beta2=0.9,
             weight_decay=0.28 * rate / growth,
-            weight_decay_schedule=Cosine(floor=0.0),
-            cautious=True,
+            weight_decay_schedule=Cosine(min_ratio=0.0),
+            cautious_decay=True,
             adam_learning_rate=0.02 * rate,
-            embedding=Adam(0.3 * wide, beta1=0.8, beta2=0.995, weight_decay=0.001),
-            value_embedding=Adam(0.15 * wide, beta1=0.8, beta2=0.995, weight_decay=0.01),
-            head=Adam(0.008 * wide, beta1=0.8, beta2=0.96, weight_decay=0.01),
-            named=(
-                Named("residual_mix", Adam(0.005 * rate, beta1=0.8, beta2=0.95, weight_decay=0.05)),
-                Named("x0_mix", Adam(0.5 * rate, beta1=0.96, beta2=0.95)),
+            embedding=ParamGroup(0.3 * wide, beta1=0.8, beta2=0.995, weight_decay=0.001),
+            value_embedding=ParamGroup(0.15 * wide, beta1=0.8, beta2=0.995, weight_decay=0.01),
+            head=ParamGroup(0.008 * wide, beta1=0.8, beta2=0.96, weight_decay=0.01),
+            named_groups=(
+                NamedGroup("residual_mix", ParamGroup(0.005 * rate, beta1=0.8, beta2=0.95, weight_decay=0.05)),
+                NamedGroup("x0_mix", ParamGroup(0.5 * rate, beta1=0.96, beta2=0.95)),
             ),
-            schedule=WarmupStableDecay(warmup=40, decay_fraction=0.65, floor=0.05),
+            schedule=WarmupStableDecay(warmup_steps=40, decay_fraction=0.65, min_ratio=0.05),
         ),
-        checkpoint=Checkpoint(every=500),
-        evals=(ValidationLoss(every=250, tokens=10_485_760, sequences=32), Samples(every=500)),
+        checkpoint=CheckpointConfig(every=500),
+        evaluators=(ValidationLoss(every=250, tokens=10_485_760, batch_size=32), Samples(every=500)),
     )
 
 

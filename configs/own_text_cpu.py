@@ -9,42 +9,39 @@ Measured  by us on 142 books (14 M tokens), two cores: 3,500 steps in 19 minutes
           books; a bigram has 5.29. At 3,000 it was at 5.19 with two sevenths of its decay to go
 """
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.objective import NextToken
-from gptjax.optim import Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.data.config import TokenShards
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import WarmupStableDecay
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
+from gptjax.training.objective import NextToken
 
 config = TrainConfig(
     name="own_text_cpu",
     steps=3000,
-    batch=Batch(sequences=4),
+    batch_size=4,
     model=GPTConfig(
         num_layers=4,
-        width=128,
+        embed_dim=128,
         num_heads=4,
-        context=256,
+        context_length=256,
         vocab_size=None,
         bias=False,
-        dtype="float32",
-        head_dtype="bfloat16",
-        remat="none",
-        layers="unroll",
+        compute=ComputeConfig(dtype="float32", head_dtype="bfloat16", remat="none", scan_layers="off"),
     ),
     data=TokenShards(),
     objective=NextToken(chunk_tokens=128),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,
-        schedule=WarmupStableDecay(warmup=20, decay_fraction=0.5),
+        schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
         dtype="float32",
     ),
-    checkpoint=Checkpoint(every=500),
-    evals=(
-        Bigram(),
+    checkpoint=CheckpointConfig(every=500),
+    evaluators=(
+        BigramBaseline(),
         ValidationLoss(every=1000, tokens=65_536),
         Samples(every=1000, max_new_tokens=100),
     ),

@@ -12,12 +12,11 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.gpt2_124m import config as base
-from gptjax.data import Batch
 
 config = replace(
     base,
     name="owt_30m",
     steps=20_000,
-    batch=Batch(sequences=64),
-    model=replace(base.model, num_layers=6, width=384, num_heads=6, context=512),
+    batch_size=64,
+    model=replace(base.model, num_layers=6, embed_dim=384, num_heads=6, context_length=512),
 )

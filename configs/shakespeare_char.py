@@ -10,21 +10,22 @@ Measured  not yet by us
 """
 
 from data_pipelines.prepared import Prepared
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import AdamW
-from gptjax.schedules import Cosine
+from gptjax.model.config import GPTConfig
+from gptjax.optim.optimizers import AdamW
+from gptjax.optim.schedules import Cosine
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="shakespeare_char",
     steps=5000,
-    batch=Batch(sequences=64),
-    model=GPTConfig(num_layers=6, width=384, num_heads=6, context=256, vocab_size=65, bias=False, dropout=0.2),
+    batch_size=64,
+    model=GPTConfig(
+        num_layers=6, embed_dim=384, num_heads=6, context_length=256, vocab_size=65, bias=False, dropout=0.2
+    ),
     data=Prepared(source="shakespeare", tokenizer="chars", validation="tail:0.1"),
-    optimizer=AdamW(learning_rate=1e-3, beta2=0.99, schedule=Cosine(warmup=100, floor=0.1)),
-    checkpoint=Checkpoint(every=250),
-    evals=(ValidationLoss(every=250, sequences=64), Samples(every=1000, max_new_tokens=200)),
+    optimizer=AdamW(learning_rate=1e-3, beta2=0.99, schedule=Cosine(warmup_steps=100, min_ratio=0.1)),
+    checkpoint=CheckpointConfig(every=250),
+    evaluators=(ValidationLoss(every=250, batch_size=64), Samples(every=1000, max_new_tokens=200)),
 )

@@ -12,25 +12,22 @@ Measured  by us: 1.901 over the whole validation text (mean of seeds 1337, 1, 2;
 from dataclasses import replace
 
 from configs.shakespeare_char import config as base
-from gptjax.data import Batch
-from gptjax.evals import Samples, ValidationLoss
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = replace(
     base,
     name="shakespeare_char_cpu",
     steps=2000,
-    batch=Batch(sequences=12),
+    batch_size=12,
     model=replace(
         base.model,
         num_layers=4,
-        width=128,
+        embed_dim=128,
         num_heads=4,
-        context=64,
+        context_length=64,
         dropout=0.0,
-        dtype="float32",
-        remat="none",
-        layers="unroll",
+        compute=replace(base.model.compute, scan_layers="off", dtype="float32", remat="none"),
     ),
     checkpoint=replace(base.checkpoint, every=500),
-    evals=(ValidationLoss(every=500, sequences=64), Samples(every=2000, max_new_tokens=60)),
+    evaluators=(ValidationLoss(every=500, batch_size=64), Samples(every=2000, max_new_tokens=60)),
 )

@@ -15,14 +15,14 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.shakespeare_char import config as base
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.optim import Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import WarmupStableDecay
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 MODERN = {
     "positions": "rotary",
     "norm": "rms",
-    "norm_gain": False,
+    "norm_scale": False,
     "qk_norm": True,
     "activation": "relu2",
     "zero_init": True,
@@ -37,8 +37,8 @@ config = replace(
         learning_rate=0.02,
         adam_learning_rate=0.01,
         weight_decay=0.1,
-        schedule=WarmupStableDecay(warmup=20, decay_fraction=0.6),
+        schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.6),
     ),
     checkpoint=replace(base.checkpoint, every=125),
-    evals=(ValidationLoss(every=125, sequences=64), Samples(every=625, max_new_tokens=200)),
+    evaluators=(ValidationLoss(every=125, batch_size=64), Samples(every=625, max_new_tokens=200)),
 )

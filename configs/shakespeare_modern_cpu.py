@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from configs.shakespeare_char_cpu import config as base
 from configs.shakespeare_modern import MODERN
-from gptjax.optim import Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import WarmupStableDecay
 
 config = replace(
     base,
@@ -24,7 +24,7 @@ config = replace(
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,
-        schedule=WarmupStableDecay(warmup=20, decay_fraction=0.6),
+        schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.6),
         dtype="float32",
     ),
 )

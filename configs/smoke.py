@@ -9,28 +9,37 @@ Expected  2.3 nats a byte on the first 8,192 of validation, where the bigram of 
 """
 
 from data_pipelines.prepared import Prepared
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch
-from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import WarmupStableDecay
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
 config = TrainConfig(
     name="smoke",
     steps=100,
-    batch=Batch(sequences=8),
+    batch_size=8,
     model=GPTConfig(
-        num_layers=2, width=64, num_heads=4, context=64, vocab_size=None, bias=False, dtype="float32", remat="none"
+        num_layers=2,
+        embed_dim=64,
+        num_heads=4,
+        context_length=64,
+        vocab_size=None,
+        bias=False,
+        compute=ComputeConfig(dtype="float32", remat="none"),
     ),
     data=Prepared(source="stdlib", tokenizer="bytes", validation="documents:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,
-        schedule=WarmupStableDecay(warmup=5, decay_fraction=0.5),
+        schedule=WarmupStableDecay(warmup_steps=5, decay_fraction=0.5),
         dtype="float32",
     ),
-    checkpoint=Checkpoint(every=50),
-    evals=(Bigram(), ValidationLoss(every=50, tokens=8192), Samples(every=100, prompt="def ", max_new_tokens=40)),
+    checkpoint=CheckpointConfig(every=50),
+    evaluators=(
+        BigramBaseline(),
+        ValidationLoss(every=50, tokens=8192),
+        Samples(every=100, prompt="def ", max_new_tokens=40),
+    ),
 )

@@ -2,7 +2,7 @@
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
     python -m gptjax.train --config=configs/speedrun_162m.py
-    bash launch/gpu_node.sh --config=configs/speedrun_162m.py --batch.accumulate=1                     # 8 GPUs
+    bash launch/gpu_node.sh --config=configs/speedrun_162m.py --grad_accum=1                     # 8 GPUs
 
 Data      FineWeb in GPT-2 tokens; the first 10,485,760 tokens of its validation shard are judged, as in the speedruns
 Model     12 layers × 768, context 2,048, 162,201,600 parameters: rotary positions, QK-norm, RMSNorm without gain,
@@ -14,41 +14,42 @@ Published about 195,000 tokens/s, 78 minutes; its validation loss was never show
 Measured  not yet by us
 """
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.data.config import TokenShards
+from gptjax.model.config import GPTConfig, InitConfig
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import WarmupStableDecay
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="speedrun_162m",
     steps=1500,
-    batch=Batch(sequences=256, accumulate=8),
+    batch_size=256,
+    grad_accum=8,
     model=GPTConfig(
         num_layers=12,
-        width=768,
+        embed_dim=768,
         num_heads=12,
-        context=2048,
+        context_length=2048,
         vocab_size=50304,
         bias=False,
-        tied=False,
+        tie_embeddings=False,
         activation="relu2",
         positions="rotary",
         norm="rms",
-        norm_gain=False,
+        norm_scale=False,
         qk_norm=True,
-        unet="plain",
-        softcap=30.0,
-        head_std=0.005,
+        unet_skips="plain",
+        logit_softcap=30.0,
+        init=InitConfig(head_std=0.005),
     ),
     data=TokenShards(path="data/fineweb_10b"),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.006,
-        schedule=WarmupStableDecay(warmup=100, decay_fraction=0.6, floor=0.15, shape="cosine"),
+        schedule=WarmupStableDecay(warmup_steps=100, decay_fraction=0.6, min_ratio=0.15, shape="cosine"),
     ),
-    checkpoint=Checkpoint(every=250),
-    evals=(ValidationLoss(every=250, tokens=10_485_760, sequences=32), Samples(every=500)),
+    checkpoint=CheckpointConfig(every=250),
+    evaluators=(ValidationLoss(every=250, tokens=10_485_760, batch_size=32), Samples(every=500)),
 )

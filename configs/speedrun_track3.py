@@ -2,7 +2,7 @@
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
     bash launch/gpu_node.sh --config=configs/speedrun_track3.py
-    python -m gptjax.train --config=configs/speedrun_track3.py --batch.accumulate=8  # one GPU
+    python -m gptjax.train --config=configs/speedrun_track3.py --grad_accum=8  # one GPU
 
 Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged
 Model     12 layers × 768, 6 heads of 128, biases everywhere, RMSNorm with gain, half of each head turned, QK-norm, q kᵀ
@@ -17,25 +17,25 @@ Measured  not yet by us
 
 import math
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.evals import ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import Adam, Muon
-from gptjax.schedules import WarmupStableDecay
+from gptjax.data.config import TokenShards
+from gptjax.model.config import GPTConfig, InitConfig
+from gptjax.optim.optimizers import Muon, ParamGroup
+from gptjax.optim.schedules import WarmupStableDecay
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import ValidationLoss
 
 config = TrainConfig(
     name="speedrun_track3",
     steps=3250,
-    batch=Batch(sequences=512),
+    batch_size=512,
     model=GPTConfig(
         num_layers=12,
-        width=768,
+        embed_dim=768,
         num_heads=6,
-        context=1024,
+        context_length=1024,
         vocab_size=50304,
-        tied=False,
+        tie_embeddings=False,
         activation="relu2",
         positions="rotary",
         rotary_dims="half",
@@ -45,26 +45,23 @@ config = TrainConfig(
         qk_norm=True,
         attention_scale=0.12,
         head_bias=True,
-        softcap=15.0,
-        softcap_curve="sqrt",
-        init="fan_in",
-        init_std=math.sqrt(0.33),
-        embedding_std=1.0,
-        zero_init=True,
+        logit_softcap=15.0,
+        logit_softcap_curve="sqrt",
+        init=InitConfig(scheme="fan_in", std=math.sqrt(0.33), embedding_std=1.0, zero_projections=True),
     ),
     data=TokenShards(path="data/fineweb_10b"),
     optimizer=Muon(
         learning_rate=0.025,
         weight_decay=0.05,
-        iterations=12,
-        coefficients=(2.0, -1.5, 0.5),
+        ns_steps=12,
+        ns_coefficients=(2.0, -1.5, 0.5),
         beta1=0.8,
         beta2=0.95,
-        embedding=Adam(0.7, weight_decay=0.001),
-        head=Adam(0.004, weight_decay=0.001),
-        vector=Adam(0.015, weight_decay=0.001),
+        embedding=ParamGroup(0.7, weight_decay=0.001),
+        head=ParamGroup(0.004, weight_decay=0.001),
+        vector=ParamGroup(0.015, weight_decay=0.001),
         schedule=WarmupStableDecay(decay_fraction=0.7),
     ),
-    checkpoint=Checkpoint(every=500),
-    evals=(ValidationLoss(every=250, tokens=10_485_760, sequences=64),),
+    checkpoint=CheckpointConfig(every=500),
+    evaluators=(ValidationLoss(every=250, tokens=10_485_760, batch_size=64),),
 )

@@ -2,7 +2,7 @@
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
     bash launch/gpu_node.sh --config=configs/speedrun_unet.py
-    python -m gptjax.train --config=configs/speedrun_unet.py --batch.accumulate=8    # one GPU
+    python -m gptjax.train --config=configs/speedrun_unet.py --grad_accum=8    # one GPU
 
 Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged
 Model     12 layers × 768, 6 heads of 128: rotary positions, QK-norm, RMSNorm without gain, squared ReLU, learned U-Net
@@ -19,9 +19,9 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.speedrun_track3 import config as base
-from gptjax.gpt_config import GPTConfig
-from gptjax.optim import Adam, Muon
-from gptjax.schedules import Constant, WarmupStableDecay
+from gptjax.model.config import GPTConfig, InitConfig
+from gptjax.optim.optimizers import Muon, ParamGroup
+from gptjax.optim.schedules import Constant, WarmupStableDecay
 
 config = replace(
     base,
@@ -29,33 +29,30 @@ config = replace(
     steps=3000,
     model=GPTConfig(
         num_layers=12,
-        width=768,
+        embed_dim=768,
         num_heads=6,
-        context=1024,
+        context_length=1024,
         vocab_size=50257,
         bias=False,
-        tied=False,
+        tie_embeddings=False,
         activation="relu2",
         positions="rotary",
         norm="rms",
-        norm_gain=False,
+        norm_scale=False,
         qk_norm=True,
         embedding_norm=True,
-        unet="learned",
+        unet_skips="learned",
         x0_mix=True,
         value_residual=True,
-        softcap=30.0,
-        init="fan_in",
-        init_std=base.model.init_std,
-        embedding_std=1.0,
-        zero_init=True,
+        logit_softcap=30.0,
+        init=InitConfig(scheme="fan_in", std=base.model.init.std, embedding_std=1.0, zero_projections=True),
     ),
     optimizer=Muon(
         learning_rate=0.04,
-        momentum_schedule=Constant(warmup=500),
-        embedding=Adam(0.6),
-        head=Adam(0.008),
-        vector=Adam(0.04),
+        momentum_schedule=Constant(warmup_steps=500),
+        embedding=ParamGroup(0.6),
+        head=ParamGroup(0.008),
+        vector=ParamGroup(0.04),
         schedule=WarmupStableDecay(decay_fraction=0.3),
     ),
 )

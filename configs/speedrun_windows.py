@@ -21,11 +21,10 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.speedrun_unet import config as base
-from gptjax.data import Batch
-from gptjax.evals import ValidationLoss
-from gptjax.optim import Adam, Muon
-from gptjax.schedules import Constant, WarmupStableDecay
-from gptjax.stages import Stage
+from gptjax.optim.optimizers import Muon, ParamGroup
+from gptjax.optim.schedules import Constant, WarmupStableDecay
+from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.stages import Stage
 
 STEPS = 1770
 WINDOWS = range(256, 1793, 256)
@@ -34,21 +33,21 @@ config = replace(
     base,
     name="speedrun_windows",
     steps=STEPS,
-    batch=Batch(sequences=8),
+    batch_size=8,
     model=replace(
         base.model,
-        context=49_152,
-        init_std=0.5,
+        context_length=49_152,
         rotary_dims="half",
         rotary_base=1024.0,
         attention_scale=0.12,
-        windows="LSSSLSSLSSSL",
+        window_pattern="LSSSLSSLSSSL",
         long_window=WINDOWS[-1],
         short_window=WINDOWS[-1] // 2,
-        document_mask=True,
+        intra_document_mask=True,
         value_residual=False,
         value_embeddings="012......012",
-        softcap=15.0,
+        logit_softcap=15.0,
+        init=replace(base.model.init, std=0.5),
     ),
     stages=tuple(
         Stage(begin=i * STEPS // len(WINDOWS), long_window=window, short_window=window // 2)
@@ -56,13 +55,13 @@ config = replace(
     ),
     optimizer=Muon(
         learning_rate=0.05,
-        momentum_schedule=Constant(warmup=300),
+        momentum_schedule=Constant(warmup_steps=300),
         beta1=0.8,
-        embedding=Adam(0.6),
-        value_embedding=Adam(0.6),
-        head=Adam(0.008),
-        vector=Adam(0.04),
-        schedule=WarmupStableDecay(decay_fraction=0.4, floor=0.1),
+        embedding=ParamGroup(0.6),
+        value_embedding=ParamGroup(0.6),
+        head=ParamGroup(0.008),
+        vector=ParamGroup(0.04),
+        schedule=WarmupStableDecay(decay_fraction=0.4, min_ratio=0.1),
     ),
-    evals=(ValidationLoss(every=250, tokens=10_485_760, sequences=8),),
+    evaluators=(ValidationLoss(every=250, tokens=10_485_760, batch_size=8),),
 )

@@ -20,11 +20,11 @@ import tyro
 
 from data_pipelines.companions import CompanionWriter
 from data_pipelines.disk import locked
-from gptjax.errors import UserError, explained
-from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
-from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
-from gptjax.tokenizer import Tokenizer, load_tokenizer
-from gptjax.tokenizer_files import FILE_NAME
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar, read_manifest
+from gptjax.data.shards import TokenStream, file_sha256, iter_chunks, list_split_files, open_shard
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 ADOPTED = {"made by": "others"}
 """What the manifest says of the request that made the shards."""
@@ -51,7 +51,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
     here, and for ids that the tokenizer does not have.
     """
     check_adoptable(directory)
-    found = {split: tuple(files_of_split(directory, split)) for split in SPLITS}
+    found = {split: tuple(list_split_files(directory, split)) for split in SPLITS}
     if not any(found.values()):
         raise UserError(f"{directory}: no .bin files with train or val in their names.")
     streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
@@ -59,12 +59,12 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
         raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
     splits: dict[str, Counts] = {}
     files: dict[str, ShardFile] = {}
-    companions: dict[str, Companion] = {}
+    companions: dict[str, Sidecar] = {}
     with locked(directory.absolute()), _workplace(directory / ".adopting") as new:
         for split, stream in streams.items():
             starts, size = _read(stream, tokenizer)
             splits[split] = Counts(len(starts), len(stream), size)
-            for path, begin, end in stream.spans():
+            for path, begin, end in stream.file_spans():
                 files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
             if len(starts):
                 index = CompanionWriter(new, split, "documents")
@@ -86,7 +86,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
             dtype=next(iter(streams.values())).dtype.name,
             splits=splits,
             files=files,
-            companions=companions,
+            sidecars=companions,
             request=ADOPTED,
         )
         manifest.write(directory)
@@ -126,7 +126,7 @@ def check_adoptable(directory: Path) -> None:
 def is_adopted(directory: Path) -> bool:
     """Whether the manifest names exactly the shards that lie there."""
     known = read_manifest(directory)
-    there = {path.name: path.stat().st_size for split in SPLITS for path in files_of_split(directory, split)}
+    there = {path.name: path.stat().st_size for split in SPLITS for path in list_split_files(directory, split)}
     return known is not None and {name: file.bytes for name, file in known.files.items()} == there
 
 
@@ -136,8 +136,8 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     Raises at an id that the tokenizer does not have, and for a file with next to no ends of text among others of many.
     """
     starts, size = [np.zeros(0, np.int64)], 0
-    for path, first, _ in stream.spans():
-        for begin, part in parts(open_shard(path)):
+    for path, first, _ in stream.file_spans():
+        for begin, part in iter_chunks(open_shard(path)):
             if part.max() >= tokenizer.vocab_size:
                 raise UserError(
                     f"{path}: token {begin + int(part.argmax()):,} is {part.max()}, outside the {tokenizer.vocab_size} "
@@ -153,7 +153,7 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
 
 def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
     """Raise for a file in which documents begin far more rarely than in the rest: its ids mean something else."""
-    for path, begin, end in stream.spans():
+    for path, begin, end in stream.file_spans():
         own = int(np.searchsorted(starts, end) - np.searchsorted(starts, begin))
         rest = len(stream) - (end - begin)
         expected = (len(starts) - own) * (end - begin) / rest if rest else 0.0
@@ -166,7 +166,7 @@ def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         request = tyro.cli(Adopt, prog="python -m data_pipelines.adopt")
         directory = request.directory.expanduser()
         adopt(directory, tokenizer_of(directory, request.tokenizer))

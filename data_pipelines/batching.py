@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeVar
 from data_pipelines.pieces import PIECE_BYTES, Piece, pieces
 from data_pipelines.readers.documents import Chunk, Document, Notes, Reading, is_blank
 from data_pipelines.rules import Rule, Ruled
-from gptjax.errors import UserError
-from gptjax.tokenizer import Tokenizer
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import Tokenizer
 
 T = TypeVar("T")
 BATCH_BYTES = 2**20

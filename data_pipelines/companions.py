@@ -6,8 +6,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from gptjax.manifest import Companion
-from gptjax.shards import file_sha256
+from gptjax.data.manifest import Sidecar
+from gptjax.data.shards import file_sha256
 
 CompanionKind = Literal["documents", "scored"]
 DTYPES = {"documents": np.dtype("<i8"), "scored": np.dtype("u1")}
@@ -33,12 +33,12 @@ class CompanionWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def finish(self) -> dict[str, Companion]:
+    def finish(self) -> dict[str, Sidecar]:
         """Close the file, and say under its name what was written."""
         self.flush()
         self.close()
         size = self._path.stat().st_size
-        return {self._path.name: Companion(self._split, self._kind, size, file_sha256(self._path))}
+        return {self._path.name: Sidecar(self._split, self._kind, size, file_sha256(self._path))}
 
     def close(self) -> None:
         """Close the file as it is; more than once does no harm."""

@@ -21,8 +21,8 @@ from data_pipelines.pieces import pieces
 from data_pipelines.progress import say_notes
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, Source, documents_of, is_blank
 from data_pipelines.sources import open_source
-from gptjax.errors import UserError, explained
-from gptjax.tokenizer import Tokenizer, load_tokenizer
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -136,5 +136,5 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         main(tyro.cli(Compression, prog="python -m data_pipelines.compression"))

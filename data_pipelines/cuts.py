@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import regex
 
-from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
+from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
 TRIES = 16
 """Places inside a word that are tried; nearly always the first is good."""

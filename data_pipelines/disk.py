@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptjax.errors import NO_ROOM
+from gptjax.core.errors import DISK_FULL_ERRNOS
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def locked(output: Path) -> Iterator[None]:
 
 def is_full(error: Exception) -> bool:
     """Whether something could not be written for want of room."""
-    return isinstance(error, OSError) and error.errno in NO_ROOM
+    return isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
 
 
 def sync(path: Path) -> None:

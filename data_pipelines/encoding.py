@@ -22,9 +22,9 @@ from data_pipelines.pieces import Piece, pieces
 from data_pipelines.readers.documents import SKIPPED, Document, Notes, Reading, documents_of, is_blank
 from data_pipelines.rules import Rule
 from data_pipelines.workers import WorkerDied, Workers
-from gptjax.errors import UserError
-from gptjax.shards import token_dtype
-from gptjax.tokenizer import Tokenizer
+from gptjax.core.errors import UserError
+from gptjax.data.shards import token_dtype
+from gptjax.tokenization.tokenizer import Tokenizer
 
 BATCHES_A_WORKER = 4
 BYTES_A_WORKER = 2**24

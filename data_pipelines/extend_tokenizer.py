@@ -10,8 +10,8 @@ from pathlib import Path
 import tyro
 
 from data_pipelines.train_tokenizer import print_special_tokens, special_names
-from gptjax.errors import explained
-from gptjax.tokenizer import Tokenizer, load_tokenizer
+from gptjax.core.errors import exit_on_user_error
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExtendTokenizer:
 
 def extend(request: ExtendTokenizer) -> Tokenizer:
     """Read, add, write; prints the ids of the special tokens."""
-    tokenizer = load_tokenizer(request.tokenizer).extended(special_names(request.special_tokens))
+    tokenizer = load_tokenizer(request.tokenizer).with_special_tokens(special_names(request.special_tokens))
     path = tokenizer.save(request.output.expanduser())
     print(f"{path}: {tokenizer.vocab_size:,} tokens")
     print_special_tokens(tokenizer)
@@ -36,5 +36,5 @@ def extend(request: ExtendTokenizer) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         extend(tyro.cli(ExtendTokenizer, prog="python -m data_pipelines.extend_tokenizer"))

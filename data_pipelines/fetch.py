@@ -20,8 +20,8 @@ from data_pipelines.options import at_least
 from data_pipelines.readers import tfds_sets
 from data_pipelines.readers.hub import PREFIX, Remote, matching, parse_hub
 from data_pipelines.recipes import RECIPES, open_recipe
-from gptjax.errors import UserError, explained
-from gptjax.shards import is_of_split, open_shard
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.data.shards import is_of_split, open_shard
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ def _repository(source: str) -> str:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         fetch(tyro.cli(Fetch, prog="python -m data_pipelines.fetch"))

@@ -1,6 +1,6 @@
 """What several commands ask of their options, said in the same words."""
 
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 def at_least(least: int, **options: int | None) -> None:

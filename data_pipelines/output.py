@@ -16,11 +16,11 @@ from typing import Any
 
 from data_pipelines.disk import is_full, sync
 from data_pipelines.progress import say_notes
-from gptjax.errors import UserError
-from gptjax.integrity import check_unchanged
-from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest
-from gptjax.shards import open_split
-from gptjax.tokenizer_files import FILE_NAME
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import check_unchanged
+from gptjax.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gptjax.data.shards import open_split
+from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 PROGRESS_NAME = "progress.json"
 """Says how far an unfinished directory is whole; gone from a complete one."""

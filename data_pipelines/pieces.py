@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from data_pipelines.cuts import Cuts
 from data_pipelines.readers.documents import Document
-from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
+from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
 PIECE_BYTES = 2**19
 """A piece is cut at the first place after so many bytes."""

@@ -35,11 +35,11 @@ from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources, divided
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
 from data_pipelines.writing import SplitWriter, split_writers, write_manifest
-from gptjax.errors import UserError, explained
-from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
-from gptjax.shards import token_dtype
-from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
-from gptjax.tokenizer_files import FILE_NAME
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.data.manifest import MANIFEST_VERSION, Counts, Manifest
+from gptjax.data.shards import token_dtype
+from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 FEW_TOKENS = 1024
 """A row of GPT-2. A split may be smaller, but that should be known."""
@@ -275,5 +275,5 @@ def _report(request: Prepare, manifest: Manifest, *, seconds: float, resumed: bo
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         prepare(tyro.cli(Prepare, prog="python -m data_pipelines.prepare"))

@@ -13,10 +13,10 @@ from typing import Any
 import tyro
 
 from data_pipelines.scored_shards import Example, Kind, PrepareScored, prepare_scored
-from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
-from gptjax.errors import explained
-from gptjax.manifest import Manifest
-from gptjax.tokenizer import load_tokenizer
+from gptjax.core.errors import exit_on_user_error
+from gptjax.data.manifest import Manifest
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PrepareChat(PrepareScored):
 def prepare_chat(request: PrepareChat) -> Manifest:
     """Do what is asked, unless it has been done; prints a summary."""
     given = load_tokenizer(request.tokenizer)
-    tokenizer = given.extended(CHAT_TOKENS)
+    tokenizer = given.with_special_tokens(CHAT_TOKENS)
     template = ChatTemplate(tokenizer)
 
     def encode(messages: list[Message]) -> Example:
@@ -49,5 +49,5 @@ def check(record: dict[str, Any], where: str) -> list[Message]:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         prepare_chat(tyro.cli(PrepareChat, prog="python -m data_pipelines.prepare_chat"))

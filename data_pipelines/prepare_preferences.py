@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import tyro
 
 from data_pipelines.scored_shards import Example, Kind, LeftOut, PrepareScored, prepare_scored
-from gptjax.chat import ChatTemplate, Message, Scored, check_turns, one_id, read_messages, whole_text
-from gptjax.errors import UserError, explained
-from gptjax.manifest import Manifest
-from gptjax.preferences import KIND
-from gptjax.tokenizer import Tokenizer, load_tokenizer
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.data.manifest import Manifest
+from gptjax.data.preferences import KIND
+from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, one_id, read_messages, whole_text
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 FIELDS = ("prompt", "chosen", "rejected")
 
@@ -71,13 +71,13 @@ class PairEncoder:
         """Only made when there are messages: plain text needs no special tokens of a chat."""
         return ChatTemplate(self._tokenizer)
 
-    def _chat(self, prompt: list[Message], completion: list[Message]) -> Scored:
+    def _chat(self, prompt: list[Message], completion: list[Message]) -> MaskedTokens:
         return self._template.conversation([*prompt, *completion], scored_from=len(prompt))
 
-    def _text(self, prompt: str, completion: str) -> Scored:
+    def _text(self, prompt: str, completion: str) -> MaskedTokens:
         end = one_id(self._tokenizer.end_of_text)
         given, wanted = self._tokenizer.encode(prompt), self._tokenizer.encode(completion)
-        return Scored.of([(end, False), (given, False), (wanted, True), (end, True)])
+        return MaskedTokens.of([(end, False), (given, False), (wanted, True), (end, True)])
 
 
 def check(record: dict[str, Any], where: str) -> Texts | Chats:
@@ -115,5 +115,5 @@ def _chats(record: dict[str, Any], where: str) -> Chats:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         prepare_preferences(tyro.cli(PreparePreferences, prog="python -m data_pipelines.prepare_preferences"))

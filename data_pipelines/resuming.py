@@ -18,9 +18,9 @@ from data_pipelines.batching import START, Position
 from data_pipelines.output import PROGRESS_NAME, differing
 from data_pipelines.readers.documents import Notes
 from data_pipelines.writing import Written, is_on_disk
-from gptjax.atomic import write_atomically
-from gptjax.manifest import ShardFile
-from gptjax.tokenizer_files import FILE_NAME
+from gptjax.core.atomic import write_atomically
+from gptjax.data.manifest import ShardFile
+from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 PROGRESS_VERSION = 3
 """Another one where a position means something else: also where a source comes in other chunks."""

@@ -21,10 +21,10 @@ from data_pipelines.readers.documents import Notes
 from data_pipelines.readers.json_lines import json_lines
 from data_pipelines.splits import DEFAULT_SPLIT, Split
 from data_pipelines.writing import split_writers, write_manifest
-from gptjax.chat import Scored
-from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
-from gptjax.tokenizer import Tokenizer, replace_surrogates
+from gptjax.core.errors import UserError
+from gptjax.data.manifest import MANIFEST_VERSION, Counts, Manifest
+from gptjax.tokenization.chat import MaskedTokens
+from gptjax.tokenization.tokenizer import Tokenizer, replace_surrogates
 
 BROKEN_LINES = "broken lines left out"
 NAMED = 5
@@ -46,7 +46,7 @@ class PrepareScored:
     validation_source: str | None = None
     """Instead of a split: all of this other source is for validation, and all of SOURCE for training."""
     max_document_tokens: int | None = None
-    """Longer documents are cut off behind so many tokens, and left out if no scored one remains; model.context of
+    """Longer documents are cut off behind so many tokens, and left out if no scored one remains; model.context_length of
     them fit into a row."""
     shard_tokens: int = 100_000_000
     """Tokens in one file."""
@@ -72,7 +72,7 @@ class Example(NamedTuple):
     """Documents that belong together; examples with the same key are for the same split."""
 
     key: str
-    documents: list[Scored]
+    documents: list[MaskedTokens]
 
 
 class Kind(NamedTuple):
@@ -178,7 +178,7 @@ def _write(
     return write_manifest(directory, writers, tokenizer, record, notes)
 
 
-def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[tuple[str, list[Scored]]]:
+def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[tuple[str, list[MaskedTokens]]]:
     """The split and the documents of every example that can be used, in the order of the source."""
     sources: list[tuple[str, Callable[[bytes], str]]] = [(request.source, request.divided.side)]
     if request.validation_source is not None:
@@ -201,11 +201,13 @@ def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[t
                 yield side(example.key.encode()), documents
 
 
-def _shortened(documents: list[Scored], limit: int | None, kind: Kind, report: _Report) -> list[Scored] | None:
+def _shortened(
+    documents: list[MaskedTokens], limit: int | None, kind: Kind, report: _Report
+) -> list[MaskedTokens] | None:
     """All documents with at most `limit` tokens; None where they lose what is scored, or what makes them differ."""
     if limit is None or all(len(document.tokens) <= limit for document in documents):
         return documents
-    short = [Scored(document.tokens[:limit], document.scored[:limit]) for document in documents]
+    short = [MaskedTokens(document.tokens[:limit], document.scored[:limit]) for document in documents]
     differ = len({document.tokens.tobytes() for document in short}) == len(short)
     useful = differ and all(document.scored.any() for document in short)
     what = "cut off" if useful else "left out: nothing left to learn"

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from data_pipelines.readers.documents import SKIPPED, Chunk, Document, Reading, Source, documents_of, is_blank, texts_of
 from data_pipelines.rules import ByHash, Drawn, Only, Rule, Ruled, side_of
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"
 SMALLEST_TAIL = 0.1

@@ -26,9 +26,9 @@ from data_pipelines.progress import Rate, moving_line, say_notes
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, texts_of
 from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, divided
-from gptjax.chat import CHAT_TOKENS
-from gptjax.errors import UserError, explained
-from gptjax.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.tokenization.chat import CHAT_TOKENS
+from gptjax.tokenization.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
 
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 MOST_BYTES = 2_000_000_000
@@ -102,7 +102,7 @@ def train_bpe(
         )
     with tempfile.TemporaryDirectory() as directory:
         model.save(str(Path(directory) / "tokenizer.json"))
-        return load_tokenizer(directory).extended(specials)
+        return load_tokenizer(directory).with_special_tokens(specials)
 
 
 def first_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
@@ -186,5 +186,5 @@ def print_special_tokens(tokenizer: Tokenizer) -> None:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         train(tyro.cli(TrainTokenizer, prog="python -m data_pipelines.train_tokenizer"))

@@ -11,11 +11,11 @@ from typing import Annotated
 import tyro
 
 from data_pipelines.progress import say_notes
-from gptjax.data import TokenShards
-from gptjax.errors import UserError, explained
-from gptjax.integrity import check_bytes, check_documents, verify
-from gptjax.manifest import Manifest
-from gptjax.shards import open_split
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.data.checksums import check_bytes, check_documents, verify_shards
+from gptjax.data.config import TokenShards
+from gptjax.data.manifest import Manifest
+from gptjax.data.shards import open_split
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Verify:
 def verify_directory(request: Verify) -> Manifest:
     """Check files, companions and tokenizer.json; prints what was found whole, raises `UserError` at what was not."""
     directory = request.directory.expanduser()
-    manifest = verify(directory)
-    tokenizer = TokenShards(path=str(directory)).vocabulary()
+    manifest = verify_shards(directory)
+    tokenizer = TokenShards(path=str(directory)).load_tokenizer()
     assert tokenizer is not None
     if (tokenizer.vocab_size, tokenizer.name) != (manifest.vocab_size, manifest.tokenizer):
         raise UserError(
@@ -42,7 +42,7 @@ def verify_directory(request: Verify) -> Manifest:
         check_documents(stream, tokenizer.end_of_text)
         check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
         files = len(manifest.files_of(split))
-        beside = ", ".join(sorted(companion.kind for companion in manifest.companions_of(split).values())) or "none"
+        beside = ", ".join(sorted(companion.kind for companion in manifest.sidecars_of(split).values())) or "none"
         print(
             f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
             f"file{'s' if files > 1 else ''}, companions: {beside}"
@@ -53,5 +53,5 @@ def verify_directory(request: Verify) -> Manifest:
 
 
 if __name__ == "__main__":
-    with explained():
+    with exit_on_user_error():
         verify_directory(tyro.cli(Verify, prog="python -m data_pipelines.verify"))

@@ -15,9 +15,9 @@ import numpy as np
 
 from data_pipelines.companions import DTYPES, CompanionKind, CompanionWriter, reopened
 from data_pipelines.disk import sync
-from gptjax.manifest import Companion, Counts, Manifest, ShardFile
-from gptjax.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
-from gptjax.tokenizer import Tokenizer
+from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
+from gptjax.data.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
+from gptjax.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SplitWriter:
     ) -> None:
         after = after or Written()
         self.files: dict[str, ShardFile] = dict(after.files)
-        self.companions: dict[str, Companion] = {}
+        self.companions: dict[str, Sidecar] = {}
         self.tokens, self.bytes, self.last_start = after.tokens, after.bytes, after.last_start
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
         self._count = after.tokens - sum(file.tokens for file in after.files.values())
@@ -191,7 +191,7 @@ def write_manifest(
         dtype=token_dtype(tokenizer.vocab_size).name,
         splits={split: writer.counts for split, writer in writers.items()},
         files={name: file for writer in writers.values() for name, file in writer.files.items()},
-        companions={name: file for writer in writers.values() for name, file in writer.companions.items()},
+        sidecars={name: file for writer in writers.values() for name, file in writer.companions.items()},
         request=request,
         notes=list(notes),
     )

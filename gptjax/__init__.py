@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
-    from gptjax.data import TokenShards
-    from gptjax.generation import generate
-    from gptjax.gpt_config import GPTConfig
-    from gptjax.hf import from_hf, to_hf
-    from gptjax.model import GPT
-    from gptjax.optim import AdamW, Muon
-    from gptjax.run import Run
-    from gptjax.state import TrainState
+    from gptjax.data.config import TokenShards
+    from gptjax.huggingface.gpt2 import from_hf, to_hf
+    from gptjax.model.config import GPTConfig
+    from gptjax.model.generation import generate
+    from gptjax.model.gpt import GPT
+    from gptjax.optim.optimizers import AdamW, Muon
+    from gptjax.run_dir import RunDir
+    from gptjax.training.state import TrainState
 
 _HOMES = {
     "GPT": "model",

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gptjax.averaging import Average
-from gptjax.checkpoint import Checkpoint
-from gptjax.data import Batch, Mixture, Part, TokenShards, spans
-from gptjax.errors import UserError
-from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.layout import Layout
-from gptjax.logbook import Log
-from gptjax.objective import NextToken
-from gptjax.optim import Adam, AdamW, Muon, Named
-from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
-from gptjax.settings import differences
-from gptjax.settings import load_config as load_config_as
-from gptjax.stages import Phase, Stage, phases
+from gptjax.core.errors import UserError
+from gptjax.core.settings import diff_configs
+from gptjax.core.settings import load_config as load_config_as
+from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, count_steps_by_part
+from gptjax.metrics.logger import LogConfig
+from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.optim.ema import EMA
+from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
+from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
+from gptjax.training.objective import NextToken
+from gptjax.training.stages import Phase, Stage, phases
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,26 @@ class TrainConfig:
     """Decides initial weights, the order of the data and dropout."""
     steps: int = 1000
     """Optimizer steps in all; a resumed run goes on to this number."""
-    batch: Batch = Batch()
+    batch_size: int = 8
+    """Sequences per optimizer step, over all devices and micro-batches."""
+    grad_accum: int = 1
+    """Gradient accumulation: micro-batches into which a batch is divided. Gradients of one at a time are in memory."""
     model: GPTConfig = GPTConfig()
     data: TokenShards | Mixture = TokenShards()
     objective: NextToken = NextToken()
     optimizer: AdamW | Muon = AdamW()
     stages: tuple[Stage, ...] = ()
     """In what steps differ from the rest of the config; a coming stage may be added to a run that resumes."""
-    averaging: Average = Average()
-    layout: Layout = Layout()
-    checkpoint: Checkpoint = Checkpoint()
-    evals: tuple[ValidationLoss | Samples | Bigram, ...] = ()
+    ema: EMA = EMA()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluators: tuple[ValidationLoss | Samples | BigramBaseline, ...] = ()
     """What is judged, when."""
-    log: Log = Log()
-    start_from: str | None = None
+    log: LogConfig = LogConfig()
+    init_from: str | None = None
     """A run directory (an imported one, say) whose weights (their average, if it keeps one), and so whose model, a new
     run starts from."""
-    max_skipped: int = 10
+    max_consecutive_skips: int = 10
     """Stop after this many updates in a row that were not finite and so not made."""
     resume: Literal["auto", "force", "never"] = "auto"
     """`auto` goes on where the run stopped, if nothing that matters has changed; `force` goes on in any case;
@@ -59,14 +62,18 @@ class TrainConfig:
             raise UserError(f"name is {self.name!r}; it names a directory inside output_dir, so it has no slash.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
-        for field in ("steps", "max_skipped"):
+        for field in ("steps", "max_consecutive_skips"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1.")
-        _ = self.phases
+        _ = self.batch, self.phases
 
     @property
     def directory(self) -> Path:
         return Path(self.output_dir).expanduser().absolute() / self.name
+
+    @property
+    def batch(self) -> BatchSize:
+        return BatchSize(self.batch_size, self.grad_accum)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -86,33 +93,33 @@ class TrainConfig:
     def _parts(self, steps: int) -> list[tuple[Phase, int]]:
         """Each phase, and how many of the first `steps` steps are in it."""
         found = self.phases
-        return list(zip(found, spans([phase.begin for phase in found], steps), strict=True))
+        return list(zip(found, count_steps_by_part([phase.begin for phase in found], steps), strict=True))
 
-    def learned_until(self, step: int) -> str:
+    def history_until(self, step: int) -> str:
         """In words, how the steps before this one learned; only what makes a difference."""
         begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
         pairs = zip([None, *begun], begun, strict=False)
-        return "; ".join(one.described() for last, one in pairs if last is None or last.learning != one.learning)
+        return "; ".join(one.describe() for last, one in pairs if last is None or last.learning != one.learning)
 
-    def check_layout(self, layout: Layout) -> None:
-        """Raise unless the batch and the model divide over a resolved layout."""
+    def check_mesh(self, mesh: MeshConfig) -> None:
+        """Raise unless the batch and the model divide over a resolved mesh."""
         for phase in self.phases:
-            phase.batch.check_devices(layout)
-        _, fsdp, tensor = layout.sizes
+            phase.batch.check_devices(mesh)
+        _, fsdp, tensor = mesh.shape
         model = self.model
         divided = (
             ("num_heads", model.num_heads, tensor, "tensor"),
-            ("kv_heads", model.key_heads, tensor, "tensor"),
-            ("mlp_width", model.hidden_width, tensor, "tensor"),
+            ("num_kv_heads", model.kv_heads, tensor, "tensor"),
+            ("mlp_dim", model.hidden_dim, tensor, "tensor"),
             ("vocab_size (padded)", model.padded_vocab_size, tensor, "tensor"),
-            ("width", model.width, fsdp, "fsdp"),
-            ("kv_heads × head width", model.key_heads * model.head_width, fsdp if model.value_tables else 1, "fsdp"),
+            ("embed_dim", model.embed_dim, fsdp, "fsdp"),
+            ("kv_heads × head_dim", model.kv_heads * model.head_dim, fsdp if model.value_table_names else 1, "fsdp"),
         )
         for field, size, devices, axis in divided:
             if size % devices:
                 raise UserError(
-                    f"model.{field} {size} does not split over {devices} devices (layout.{axis}). "
-                    f"Choose a layout.{axis} that divides it."
+                    f"model.{field} {size} does not split over {devices} devices (mesh.{axis}). "
+                    f"Choose a mesh.{axis} that divides it."
                 )
 
 
@@ -123,24 +130,25 @@ def load_config(spec: str | Path) -> TrainConfig:
 
 CLASSES = (
     TrainConfig,
-    Batch,
     Stage,
     GPTConfig,
+    InitConfig,
+    ComputeConfig,
     TokenShards,
     Mixture,
-    Part,
+    MixtureComponent,
     NextToken,
     AdamW,
     Muon,
-    Average,
-    Adam,
-    Named,
-    Layout,
-    Checkpoint,
+    EMA,
+    ParamGroup,
+    NamedGroup,
+    MeshConfig,
+    CheckpointConfig,
     ValidationLoss,
     Samples,
-    Bigram,
-    Log,
+    BigramBaseline,
+    LogConfig,
     Constant,
     Cosine,
     Linear,
@@ -150,21 +158,21 @@ CLASSES = (
 
 MAY_CHANGE = (
     "steps",
-    "layout",
-    "batch.accumulate",
-    "evals",
-    "averaging",  # training does not look at it
+    "mesh",
+    "grad_accum",
+    "evaluators",
+    "ema",  # training does not look at it
     "checkpoint",
     "log",
     "output_dir",
     "name",
     "resume",
-    "max_skipped",
-    "start_from",
+    "max_consecutive_skips",
+    "init_from",
     "objective.chunk_tokens",
-    "model.remat",
-    "model.layers",
-    "model.attention",
+    "model.compute.remat",
+    "model.compute.scan_layers",
+    "model.compute.attention_impl",
     "stages",  # what they have changed already is compared by itself, as are the shares of a mixture
     "data",  # what the data says is compared by its fingerprint, not by where it lies
 )
@@ -180,6 +188,6 @@ def compare(saved: TrainConfig, wanted: TrainConfig) -> tuple[list[str], list[st
     def may(path: str) -> bool:
         return any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)
 
-    changes = differences(saved, wanted)
+    changes = diff_configs(saved, wanted)
     reported = [line(*change) for change in changes if may(change[0]) and change[0] != "resume"]
     return reported, [line(*change) for change in changes if not may(change[0])]

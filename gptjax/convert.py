@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.errors import UserError, explained
-from gptjax.hf import CONFIG_FILE, DTypeName, Origin, from_hf, hf_config, to_hf
-from gptjax.model import GPT, num_parameters, rebound
-from gptjax.run import Run, write_run
-from gptjax.settings import parse_arguments
-from gptjax.tensor_files import read_json, write_json, write_tensors
-from gptjax.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.settings import parse_options
+from gptjax.huggingface.gpt2 import CONFIG_FILE, DTypeName, HFOrigin, from_hf, hf_config, to_hf
+from gptjax.huggingface.safetensors_dir import read_json, write_json, write_tensors
+from gptjax.model.gpt import GPT, count_parameters, with_static
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
@@ -57,8 +57,8 @@ class ToHf:
     """The directory to make; it must not exist, or be empty."""
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
-    average: bool = True
-    """Take the run's average of the weights, if it keeps one; --no-average takes the last ones."""
+    ema: bool = True
+    """Take the run's average of the weights, if it keeps one; --no-ema takes the last ones."""
     dtype: DTypeName | None = None
     """Type of the tensors; default: that of the model it was imported from, else float32."""
     verify: bool = True
@@ -77,12 +77,12 @@ class FromHf:
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    with explained():
+    with exit_on_user_error():
         match words[:1]:
             case ["to-hf"]:
-                export(parse_arguments(ToHf, words[1:], prog=f"{PROG} to-hf"))
+                export_model(parse_options(ToHf, words[1:], prog=f"{PROG} to-hf"))
             case ["from-hf"]:
-                bring_in(parse_arguments(FromHf, words[1:], prog=f"{PROG} from-hf"))
+                import_model(parse_options(FromHf, words[1:], prog=f"{PROG} from-hf"))
             case ["-h" | "--help"]:
                 print(USAGE)
             case _:
@@ -92,27 +92,31 @@ def main(argv: list[str] | None = None) -> None:
 # --- to Hugging Face ---
 
 
-def export(arguments: ToHf) -> None:
+def export_model(arguments: ToHf) -> None:
     """Write the directory, verify it, and say what was written."""
-    run = Run.open(arguments.checkpoint)
-    with appearing_whole(Path(arguments.output)) as directory:
-        model = run.model(arguments.step, average=arguments.average)
+    run = RunDir.open(arguments.checkpoint)
+    with atomic_directory(Path(arguments.output)) as directory:
+        model = run.load_model(arguments.step, ema=arguments.ema)
         origin = read_origin(run)
         dtype: DTypeName = arguments.dtype or (origin.dtype if origin else "float32")
         write_model(directory, model, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
-        verdict = verify(directory, model, dtype=dtype) if arguments.verify else "not verified: --no-verify"
+        verdict = (
+            compare_with_transformers(directory, model, dtype=dtype)
+            if arguments.verify
+            else "not verified: --no-verify"
+        )
     told = "with its tokenizer" if run.tokenizer else "without a tokenizer: the run has none"
-    taken = f"step {run.step(arguments.step)} of {run.directory.name}"
-    taken += ", its average of the weights," if arguments.average and run.averaged(arguments.step) else ""
+    taken = f"step {run.find_step(arguments.step)} of {run.directory.name}"
+    taken += ", its average of the weights," if arguments.ema and run.has_ema(arguments.step) else ""
     print(f"{arguments.output}: {taken} in {dtype}, {told}\n{verdict}")
 
 
 def write_model(
-    directory: Path, model: GPT, *, dtype: DTypeName, origin: Origin | None, tokenizer: Tokenizer | None
+    directory: Path, model: GPT, *, dtype: DTypeName, origin: HFOrigin | None, tokenizer: Tokenizer | None
 ) -> None:
     """All files of a model that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
     end = tokenizer.end_of_text if tokenizer else None
-    end = end if end is not None and end < model.config.vocabulary else None
+    end = end if end is not None and end < model.config.resolved_vocab_size else None
     config = hf_config(model.config, dtype=dtype, end_of_text=end, origin=origin)
     write_json(directory / CONFIG_FILE, config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
@@ -121,17 +125,17 @@ def write_model(
     if tokenizer is not None:
         tokenizer.save(directory)
         specials = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length}
         settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
         write_json(directory / "tokenizer_config.json", settings | specials)
 
 
-def verify(directory: Path, model: GPT, *, dtype: DTypeName) -> str:
+def compare_with_transformers(directory: Path, model: GPT, *, dtype: DTypeName) -> str:
     """Compare what transformers computes from the directory with the model; raises a UserError if they differ."""
     missing = [name for name in ("transformers", "torch") if importlib.util.find_spec(name) is None]
     if missing:
         return f"not verified: {' and '.join(missing)} not installed"
-    tokens = np.random.RandomState(0).randint(0, model.config.vocabulary, (1, model.config.context))
+    tokens = np.random.RandomState(0).randint(0, model.config.resolved_vocab_size, (1, model.config.context_length))
     theirs, ours = _their_logits(directory, tokens), _our_logits(model, tokens, dtype=dtype)
     difference, largest = float(np.abs(theirs - ours).max()), float(np.abs(ours).max())
     if not difference <= TOLERANCE * max(1.0, largest / 10):
@@ -145,7 +149,10 @@ def verify(directory: Path, model: GPT, *, dtype: DTypeName) -> str:
 def _our_logits(model: GPT, tokens: np.ndarray, *, dtype: DTypeName) -> np.ndarray:
     """Logits of the weights as they were exported, computed in full float32."""
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), model)
-    plain = rebound(rounded, config=replace(model.config, dtype="float32", attention="xla"))
+    plain = with_static(
+        rounded,
+        config=replace(model.config, compute=replace(model.config.compute, attention_impl="xla", dtype="float32")),
+    )
     with jax.default_matmul_precision("highest"):
         return np.asarray(jax.jit(GPT.__call__)(plain, jnp.asarray(tokens)))
 
@@ -160,7 +167,7 @@ def _their_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def appearing_whole(output: Path) -> Iterator[Path]:
+def atomic_directory(output: Path) -> Iterator[Path]:
     """A temporary directory that becomes `output` if all goes well, and is gone otherwise."""
     check_free(output)
     output = output.absolute()
@@ -186,20 +193,22 @@ def check_free(output: Path) -> None:
 # --- from Hugging Face ---
 
 
-def bring_in(arguments: FromHf) -> None:
+def import_model(arguments: FromHf) -> None:
     """Write the run directory and say what is in it."""
     output = Path(arguments.output).absolute()
     check_free(output)
-    directory = fetched(arguments.model)
+    directory = fetch_model(arguments.model)
     config, model, origin = from_hf(directory)
-    tokenizer = read_tokenizer(directory, vocabulary=config.vocabulary)
-    write_run(output, model=model, tokenizer=tokenizer)
+    tokenizer = read_tokenizer(directory, vocabulary=config.resolved_vocab_size)
+    write_imported_run(output, model=model, tokenizer=tokenizer)
     write_json(output / ORIGIN_FILE, asdict(origin))
     has = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
-    print(f"{output}: {num_parameters(config):,} parameters from {origin.dtype}, {has}; computes in {config.dtype}")
+    print(
+        f"{output}: {count_parameters(config):,} parameters from {origin.dtype}, {has}; computes in {config.compute.dtype}"
+    )
 
 
-def fetched(model: str) -> Path:
+def fetch_model(model: str) -> Path:
     """The directory itself, or the model of that name on the hub, downloaded to its cache."""
     if Path(model).is_dir():
         return Path(model)
@@ -233,13 +242,13 @@ def read_tokenizer(directory: Path, *, vocabulary: int) -> Tokenizer | None:
     return tokenizer
 
 
-def read_origin(run: Run) -> Origin | None:
+def read_origin(run: RunDir) -> HFOrigin | None:
     """What `from-hf` remembered; None for a run that was trained here."""
     path = run.directory / ORIGIN_FILE
     if not path.is_file():
         return None
     content: dict[str, Any] = read_json(path)
-    return Origin(content["config"], content["dtype"])
+    return HFOrigin(content["config"], content["dtype"])
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ from typing import Literal
 import jax
 import numpy as np
 
-from gptjax.data import TokenShards, validation_of
-from gptjax.errors import UserError, explained
-from gptjax.evals import Material, ValidationJudge
-from gptjax.integrity import check_unchanged
-from gptjax.layout import Layout
-from gptjax.objective import NextToken
-from gptjax.run import Run
-from gptjax.settings import parse_arguments
-from gptjax.shards import TokenStream, open_split, write_shard
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.settings import parse_options
+from gptjax.data.checksums import check_unchanged
+from gptjax.data.config import TokenShards, validation_data
+from gptjax.data.shards import TokenStream, open_split, write_shard
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.evaluators import EvalContext, ValidationEvaluator
+from gptjax.training.objective import NextToken
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Evaluate:
     """A run directory."""
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
-    average: bool = True
-    """Take the run's average of the weights, if it keeps one; --no-average takes the last ones."""
+    ema: bool = True
+    """Take the run's average of the weights, if it keeps one; --no-ema takes the last ones."""
     data: str | None = None
     """A directory of shards made with the run's tokenizer."""
     split: Literal["val", "train"] = "val"
@@ -39,13 +39,13 @@ class Evaluate:
     """A text file (UTF-8), judged as one document."""
     tokens: int | None = None
     """Predict this many tokens, from the start; default: all."""
-    context: int | None = None
+    context_length: int | None = None
     """Windows of this length instead of the model's whole context."""
     dtype: str | None = None
     """Type of activations, `bfloat16` or `float32`; default: as trained."""
-    sequences: int = 16
+    batch_size: int = 16
     """Windows per batch; does not change the result."""
-    layout: Layout = Layout()
+    mesh: MeshConfig = MeshConfig()
     json: str | None = None
     """Also write the result to this file."""
 
@@ -54,15 +54,15 @@ class Evaluate:
             raise UserError("--data and --text are both given: choose one.")
         if self.dtype not in (None, "bfloat16", "float32"):
             raise UserError(f"--dtype is {self.dtype!r}; it is bfloat16 or float32.")
-        for name in ("tokens", "context", "sequences"):
+        for name in ("tokens", "context_length", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} is {value}; it must be at least 1.")
 
 
 def main(argv: list[str] | None = None) -> None:
-    with explained():
+    with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        arguments = parse_arguments(Evaluate, words, prog="python -m gptjax.evaluate")
+        arguments = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
         result = evaluate(arguments)
         if arguments.json is not None:
             write_json(Path(arguments.json), result)
@@ -84,22 +84,24 @@ def write_json(path: Path, result: dict[str, float | str | int]) -> None:
 def evaluate(arguments: Evaluate) -> dict[str, float | str | int]:
     """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`, and
     which `weights` were judged: the `average` or the `last`."""
-    run = Run.open(arguments.checkpoint)
+    run = RunDir.open(arguments.checkpoint)
     if arguments.dtype is not None:
-        model_config = replace(run.config.model, dtype=arguments.dtype, head_dtype=None)
+        model_config = replace(
+            run.config.model, compute=replace(run.config.model.compute, dtype=arguments.dtype, head_dtype=None)
+        )
         run = replace(run, config=replace(run.config, model=model_config))
-    layout = arguments.layout.resolve(jax.device_count())
-    step = run.step(arguments.step)
-    with layout.active(), tempfile.TemporaryDirectory() as scratch:
+    mesh = arguments.mesh.resolve(jax.device_count())
+    step = run.find_step(arguments.step)
+    with mesh.activate(), tempfile.TemporaryDirectory() as scratch:
         stream = chosen_stream(arguments, run, Path(scratch))
-        model = run.model(step, layout=layout, context=arguments.context, average=arguments.average)
-        material = Material(run.config.data, run.tokenizer, model.config, NextToken(), layout)
-        judge = ValidationJudge(stream, material, tokens=arguments.tokens, sequences=arguments.sequences)
-        weights = "average" if arguments.average and run.averaged(step) else "last"
+        model = run.load_model(step, mesh=mesh, context_length=arguments.context_length, ema=arguments.ema)
+        material = EvalContext(run.config.data, run.tokenizer, model.config, NextToken(), mesh)
+        judge = ValidationEvaluator(stream, material, tokens=arguments.tokens, batch_size=arguments.batch_size)
+        weights = "average" if arguments.ema and run.has_ema(step) else "last"
         return {**judge(model), "protocol": judge.protocol, "step": step, "tokens": judge.scored, "weights": weights}
 
 
-def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
+def chosen_stream(arguments: Evaluate, run: RunDir, scratch: Path) -> TokenStream:
     """The tokens to be predicted; a text file becomes a shard in `scratch` first."""
     if arguments.text is not None:
         path = Path(arguments.text)
@@ -109,14 +111,14 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
             raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError as error:
             raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
-        tokenizer = run.needs_tokenizer()
+        tokenizer = run.require_tokenizer()
         ids = tokenizer.encode(text)
         start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
         stream = open_split(scratch, "val")
         stream.name = str(path)  # what messages are about
         return stream
-    shards = validation_of(run.config.data) if arguments.data is None else TokenShards(path=arguments.data)
+    shards = validation_data(run.config.data) if arguments.data is None else TokenShards(path=arguments.data)
     if shards.path is None:
         raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
     manifest = shards.manifest()
@@ -126,7 +128,7 @@ def chosen_stream(arguments: Evaluate, run: Run, scratch: Path) -> TokenStream:
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
     check_unchanged(shards.path)
-    return shards.split(arguments.split)
+    return shards.open_split(arguments.split)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gptjax.errors import UserError, explained
-from gptjax.generation import generate
-from gptjax.layout import Layout
-from gptjax.run import Run
-from gptjax.settings import parse_arguments
-from gptjax.tokenizer import Tokenizer
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.settings import parse_options
+from gptjax.model.generation import generate
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Tokenizer
 
 DEFAULT_LENGTH = 200
 
@@ -44,10 +44,10 @@ class Sample:
     """Another seed, other texts."""
     step: str = "latest"
     """Which checkpoint: a number, `latest` or `best`."""
-    average: bool = True
-    """Take the run's average of the weights, if it keeps one; --no-average takes the last ones."""
-    layout: Layout = Layout("single")
-    """Devices to spread over: `--layout=tensor` for a model too large for one."""
+    ema: bool = True
+    """Take the run's average of the weights, if it keeps one; --no-ema takes the last ones."""
+    mesh: MeshConfig = MeshConfig("single")
+    """Devices to spread over: `--mesh=tensor` for a model too large for one."""
 
     def __post_init__(self) -> None:
         if self.prompt and self.prompt_file is not None:
@@ -59,9 +59,9 @@ class Sample:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with explained():
+    with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        arguments = parse_arguments(Sample, words, prog="python -m gptjax.sample")
+        arguments = parse_options(Sample, words, prog="python -m gptjax.sample")
         for i, text in enumerate(sample(arguments), start=1):
             if arguments.num_samples > 1:
                 print(f"{'' if i == 1 else chr(10)}--- sample {i} of {arguments.num_samples} ---")
@@ -70,16 +70,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def sample(arguments: Sample) -> Iterator[str]:
     """The texts, each with its prompt; one ends after `max_new_tokens` or, unless told otherwise, at an end of text."""
-    run = Run.open(arguments.checkpoint)
-    tokenizer = run.needs_tokenizer()
+    run = RunDir.open(arguments.checkpoint)
+    tokenizer = run.require_tokenizer()
     start = first_tokens(read_prompt(arguments), tokenizer)
-    layout = arguments.layout.resolve(jax.device_count())
-    with layout.active():
-        model = run.model(arguments.step, layout=layout, average=arguments.average)
+    mesh = arguments.mesh.resolve(jax.device_count())
+    with mesh.activate():
+        model = run.load_model(arguments.step, mesh=mesh, ema=arguments.ema)
         rows = generate(
             model,
             np.tile(start.ids, (arguments.num_samples, 1)),
-            max_new_tokens=wanted_length(arguments, room=model.config.context - len(start.ids)),
+            max_new_tokens=wanted_length(arguments, room=model.config.context_length - len(start.ids)),
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             top_p=arguments.top_p,

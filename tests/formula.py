@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gptjax.checkpoint import named
+from gptjax.training.checkpoint import flatten_by_name
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
@@ -66,9 +66,9 @@ def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x
     """(B, T, V) of a GPT; `drop(x, layer, site)` is what dropout makes of x, at site 0 of the probabilities of a layer,
     1 and 2 of what its halves add, and at (layers,) of the embeddings."""
     config, tokens = model.config, np.asarray(tokens)
-    everything = {name: np.asarray(array, np.float64) for name, array in named(model).items()}
+    everything = {name: np.asarray(array, np.float64) for name, array in flatten_by_name(model).items()}
     layers, heads, epsilon = config.num_layers, config.num_heads, config.norm_epsilon
-    group = heads // (config.kv_heads or heads)
+    group = heads // (config.num_kv_heads or heads)
     shared = lambda x: np.repeat(x, group, axis=-2)
     pattern = config.value_embeddings or "."
     tables = [pattern[layer % len(pattern)] for layer in range(layers)]
@@ -81,8 +81,8 @@ def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x
     x0, first, skips = x, None, []
     for layer in range(layers):
         own = {name[7:]: array[layer] for name, array in everything.items() if name.startswith("blocks.")}
-        if config.unet != "none" and layer >= layers - layers // 2:
-            strength = 1.0 if config.unet == "plain" else everything["unet.skip_weights"][layers - 1 - layer]
+        if config.unet_skips != "none" and layer >= layers - layers // 2:
+            strength = 1.0 if config.unet_skips == "plain" else everything["unet.skip_weights"][layers - 1 - layer]
             x = x + strength * skips.pop()
         if config.x0_mix:
             x = own["mix.residual_mix"] * x + own["mix.x0_mix"] * x0
@@ -109,11 +109,11 @@ def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x
         if config.qk_norm:
             q, k = rms(q, epsilon), rms(k, epsilon)
         sinks = None
-        if config.sinks:
+        if config.num_sinks:
             sinks = q, shared(own["attention.sinks.keys"]), shared(own["attention.sinks.values"])
         if config.positions == "rotary":
             q, k = turned(q, config), turned(k, config)
-        far = config.windows[layer % len(config.windows)] == "L"
+        far = config.window_pattern[layer % len(config.window_pattern)] == "L"
         y = attention(
             q,
             shared(k),
@@ -130,16 +130,16 @@ def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x
         h = normed(x, config, own, "mlp_norm")
         up = h @ own["mlp.up"] + own.get("mlp.up_bias", 0)
         activation = ACTIVATIONS[config.activation]
-        hidden = up * activation(h @ own["mlp.gate"]) if config.gated else activation(up)
+        hidden = up * activation(h @ own["mlp.gate"]) if config.gated_mlp else activation(up)
         x = x + drop(hidden @ own["mlp.down"] + own.get("mlp.down_bias", 0), layer, 2)
         if layer < layers // 2:
             skips.append(x)
 
     x = normed(x, config, everything, "norm")
-    z = x @ (everything["tokens"].T if config.tied else everything["head"])
+    z = x @ (everything["tokens"].T if config.tie_embeddings else everything["head"])
     z = z + everything.get("head_bias", 0)
-    if (cap := config.softcap) is not None:
-        z = cap * np.tanh(z / cap) if config.softcap_curve == "tanh" else z / np.sqrt(1 + (z / cap) ** 2)
+    if (cap := config.logit_softcap) is not None:
+        z = cap * np.tanh(z / cap) if config.logit_softcap_curve == "tanh" else z / np.sqrt(1 + (z / cap) ** 2)
     return z[..., : config.vocab_size]
 
 

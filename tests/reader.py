@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from gptjax.config import TrainConfig, load_config
-from gptjax.hardware import start_processes
-from gptjax.train import opened_batches
+from gptjax.sharding.devices import initialize_distributed
+from gptjax.train import open_run_loader
 
 ABSENT = np.iinfo(np.int32).min
 """Stands where the row is another process's."""
@@ -21,10 +21,10 @@ ABSENT = np.iinfo(np.int32).min
 
 def read(config: TrainConfig, first: int, end: int) -> dict[str, np.ndarray]:
     """`STEP.NAME` → (G, B, T) of what lies on this process's devices, by its place in the whole batch."""
-    layout, found = config.layout.resolve(jax.device_count()), {}
+    mesh, found = config.mesh.resolve(jax.device_count()), {}
     devices = jax.devices()
-    with layout.active(devices[::2] + devices[1::2] if config.name == "permuted" else devices):
-        for step, rows in enumerate(islice(opened_batches(config, layout).starting_at(first), end - first), first):
+    with mesh.activate(devices[::2] + devices[1::2] if config.name == "permuted" else devices):
+        for step, rows in enumerate(islice(open_run_loader(config, mesh).iterate_from(first), end - first), first):
             for name, array in rows.items():
                 found[f"{step}.{name}"] = np.full(array.shape, ABSENT, np.int32)
                 for shard in array.addressable_shards:
@@ -33,7 +33,7 @@ def read(config: TrainConfig, first: int, end: int) -> dict[str, np.ndarray]:
 
 
 def main(out: str, *words: str) -> None:
-    start_processes()
+    initialize_distributed()
     spans = [word for word in words if ":" in word]
     for config in map(load_config, words[len(spans) :]):
         for span in spans:

@@ -10,11 +10,11 @@ from data_pipelines.adopt import adopt, is_adopted, tokenizer_of
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.verify import Verify, verify_directory
-from gptjax.data import TokenShards
-from gptjax.errors import UserError
-from gptjax.manifest import read_manifest
-from gptjax.shards import HEADER_BYTES, open_split, shard_header
-from gptjax.tokenizer import Bytes
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.data.manifest import read_manifest
+from gptjax.data.shards import HEADER_BYTES, open_split, shard_header
+from gptjax.tokenization.tokenizer import Bytes
 
 TEXTS = ["the end of the end\n", "and the rest, naïve\n", "x"]
 
@@ -43,8 +43,8 @@ def test_counts_documents_and_bytes(foreign, tokenizer, capsys):
     assert manifest.splits["train"].bytes == sum(len(text.encode()) for text in TEXTS)
     assert manifest == read_manifest(foreign)
     stream = open_split(foreign, "train")
-    assert (stream.take(np.asarray(stream.documents)) == tokenizer.end_of_text).all()
-    assert TokenShards(path=str(foreign)).vocabulary().fingerprint == tokenizer.fingerprint
+    assert (stream.take(np.asarray(stream.document_starts)) == tokenizer.end_of_text).all()
+    assert TokenShards(path=str(foreign)).load_tokenizer().fingerprint == tokenizer.fingerprint
     assert verify_directory(Verify(foreign)) == manifest
     assert before == {name: (foreign / name).read_bytes() for name in before}, "the shards are as they were"
 
@@ -56,9 +56,9 @@ def test_an_altered_file_is_named_when_a_run_opens_it(foreign, tokenizer):
     content[HEADER_BYTES + 4] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x_train_002\.bin: its SHA-256 differs"):
-        TokenShards(path=str(foreign)).vocabulary()
+        TokenShards(path=str(foreign)).load_tokenizer()
     adopt(foreign, tokenizer)  # on purpose, it is what the shards hold now
-    TokenShards(path=str(foreign)).vocabulary()
+    TokenShards(path=str(foreign)).load_tokenizer()
 
 
 def test_a_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, capsys):
@@ -66,7 +66,7 @@ def test_a_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, 
     manifest = adopt(foreign, tokenizer)
     assert "train" in capsys.readouterr().out
     assert manifest.splits["train"].documents == 0
-    assert "train.documents" not in manifest.companions
+    assert "train.documents" not in manifest.sidecars
     assert verify_directory(Verify(foreign)) == manifest
 
 
@@ -79,8 +79,8 @@ def test_adopting_anew_leaves_nothing_old_behind(foreign, tokenizer):
         open_split(foreign, "train")
     second = adopt(foreign, tokenizer)
     assert is_adopted(foreign)
-    assert "train.documents" in first.companions
-    assert "train.documents" not in second.companions
+    assert "train.documents" in first.sidecars
+    assert "train.documents" not in second.sidecars
     assert len(open_split(foreign, "train")) == 3 + first.splits["train"].tokens
 
 
@@ -99,7 +99,7 @@ def test_a_failed_adoption_takes_nothing_away(foreign, tokenizer):
     with pytest.raises(UserError, match="outside"):
         adopt(foreign, Bytes())
     assert read_manifest(foreign) == manifest
-    TokenShards(path=str(foreign)).vocabulary()
+    TokenShards(path=str(foreign)).load_tokenizer()
     # A file more of training, and one of validation that is not of this tokenizer, which is read after the other.
     more = {foreign / f"{name}_009.bin": np.array([first, 1], "<u2") for name, first in (("train", 1), ("val", 999))}
     for path, tokens in more.items():

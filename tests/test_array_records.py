@@ -8,7 +8,7 @@ from texts import documents_by
 
 from data_pipelines.readers.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
 from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 TEXTS = ["one", "é☕\r\n", "", *(f"document {i}" for i in range(700))]
 

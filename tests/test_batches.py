@@ -6,14 +6,14 @@ import pytest
 from jax.sharding import NamedSharding
 from tiny import tokenizer, write_shards
 
-from gptjax.batches import Batches, validation_rows
-from gptjax.data import Batch
-from gptjax.errors import UserError
-from gptjax.layout import Layout
-from gptjax.loss import IGNORED
-from gptjax.mixture import Turns
-from gptjax.shards import open_split
-from gptjax.windows import Cut, Straight
+from gptjax.core.errors import UserError
+from gptjax.data.config import BatchSize
+from gptjax.data.loader import BatchLoader, validation_rows
+from gptjax.data.mixture import MixtureSchedule
+from gptjax.data.sequences import ConcatSequences, SequenceBatch
+from gptjax.data.shards import open_split
+from gptjax.model.loss import IGNORE_INDEX
+from gptjax.sharding.mesh import MeshConfig
 
 CONTEXT = 4
 COUNT = 45
@@ -29,12 +29,12 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def windows(shards):
-    return Straight(open_split(shards, "train"), CONTEXT)
+    return ConcatSequences(open_split(shards, "train"), CONTEXT)
 
 
-def batches(windows, sequences=4, accumulate=1, **changes):
-    options = {"seed": 0, "layout": Layout(), "vocab_size": COUNT} | changes
-    return Batches([windows], Batch(sequences, accumulate), **options)
+def batches(windows, batch_size=4, grad_accum=1, **changes):
+    options = {"seed": 0, "mesh": MeshConfig(), "vocab_size": COUNT} | changes
+    return BatchLoader([windows], BatchSize(sequences, accumulate), **options)
 
 
 def firsts(array):
@@ -43,7 +43,7 @@ def firsts(array):
 
 
 def test_targets_are_the_tokens_that_follow(windows):
-    rows = next(batches(windows, accumulate=2).starting_at(0))
+    rows = next(batches(windows, grad_accum=2).iterate_from(0))
     assert rows["tokens"].shape == rows["targets"].shape == (2, 2, CONTEXT)
     assert rows["tokens"].dtype == np.int32
     np.testing.assert_array_equal(rows["targets"], rows["tokens"] + 1)
@@ -58,11 +58,11 @@ def test_an_epoch_reads_every_window_once_in_an_order_of_its_own(windows):
 
 
 def test_seed_and_step_alone_decide_the_rows(windows):
-    straight = [firsts(rows["tokens"]) for rows in islice(batches(windows, accumulate=2).starting_at(0), 8)]
+    straight = [firsts(rows["tokens"]) for rows in islice(batches(windows, grad_accum=2).iterate_from(0), 8)]
     for step in (0, 3, 7):
-        again = next(batches(windows, accumulate=2, prefetch=1).starting_at(step))
+        again = next(batches(windows, grad_accum=2, prefetch=1).iterate_from(step))
         assert firsts(again["tokens"]) == straight[step]
-        assert firsts(batches(windows, accumulate=4).read(step)["tokens"]) == straight[step]
+        assert firsts(batches(windows, grad_accum=4).read(step)["tokens"]) == straight[step]
     assert firsts(batches(windows, seed=1).read(0)["tokens"]) != straight[0]
 
 
@@ -78,8 +78,8 @@ PROCESSES = {
 @pytest.fixture
 def check_shares(monkeypatch):
     """Each process reads what lies on its devices, and nothing else; they hold parts of the rows, of four."""
-    layout = Layout(data=4)
-    sharding = NamedSharding(layout.mesh(), layout.acts("GBT"))
+    mesh = MeshConfig(data=4)
+    sharding = NamedSharding(mesh.mesh(), mesh.activation_spec("GBT"))
 
     def check(reader, processes, step, whole):
         for parts in processes:
@@ -103,17 +103,17 @@ def part_of_all(parts):
 
 
 @pytest.mark.parametrize("processes", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("grad_accum", [1, 2])
 def test_processes_share_the_rows_of_a_step(windows, check_shares, processes, accumulate):
     reader = batches(windows, 8, accumulate)
     for step in range(4):
         check_shares(reader, processes, step, reader.read(step))
 
 
-MIXED = {"turns": Turns([(0, (0.5, 0.5)), (10 * 4, (0.25, 0.75))])}
+MIXED = {"turns": MixtureSchedule([(0, (0.5, 0.5)), (10 * 4, (0.25, 0.75))])}
 
 
-STAGED = {"later": [(2, Batch(8, 2)), (5, Batch(4, 4)), (6, Batch(16, 1))]}
+STAGED = {"later": [(2, BatchSize(8, 2)), (5, BatchSize(4, 4)), (6, BatchSize(16, 1))]}
 SEQUENCES = [4, 4, 8, 8, 8, 4, 16, 16]
 
 
@@ -133,7 +133,7 @@ def test_batches_of_several_sizes_read_the_same_sequence_as_any_other(windows):
     reader = batches(windows, **STAGED)
     assert [reader.epochs(step)["epoch"] for step in (2, 6, 8)] == [8 / 11, 36 / 11, 68 / 11]
     assert [reader.abstract(CONTEXT, step=step)["tokens"].shape[:2] for step in (0, 4, 5)] == [(1, 4), (2, 4), (4, 1)]
-    resumed = [np.asarray(rows["tokens"]) for rows in islice(batches(windows, **STAGED).starting_at(4), 4)]
+    resumed = [np.asarray(rows["tokens"]) for rows in islice(batches(windows, **STAGED).iterate_from(4), 4)]
     for array, wanted in zip(resumed, staged[4:], strict=True):
         np.testing.assert_array_equal(array, wanted)
 
@@ -142,12 +142,14 @@ def test_batches_of_several_sizes_read_the_same_sequence_as_any_other(windows):
 def both(shards, tmp_path_factory):
     """The eleven windows, and seven others with tokens from 100 on."""
     other = write_shards(tmp_path_factory.mktemp("data") / "other", {"train": [np.arange(100, 129)]})
-    return [Straight(open_split(path, "train"), CONTEXT) for path in (shards, other)]
+    return [ConcatSequences(open_split(path, "train"), CONTEXT) for path in (shards, other)]
 
 
-def mixed(both, sequences=4, accumulate=1, **changes):
-    return Batches(
-        both, Batch(sequences, accumulate), **({"seed": 0, "layout": Layout(), "vocab_size": 200} | MIXED | changes)
+def mixed(both, batch_size=4, grad_accum=1, **changes):
+    return BatchLoader(
+        both,
+        BatchSize(sequences, accumulate),
+        **({"seed": 0, "mesh": MeshConfig(), "vocab_size": 200} | MIXED | changes),
     )
 
 
@@ -170,7 +172,7 @@ def test_a_mixture_keeps_its_shares_and_each_set_its_epochs(both):
 def test_a_mixture_of_several_batch_sizes_is_one_sequence_on_any_number_of_processes(both, check_shares, processes):
     """Shares change at row 40, which is inside of a step."""
     one_size = [mixed(both).read(step)["tokens"].reshape(-1, CONTEXT) for step in range(16)]
-    reader = mixed(both, later=[(2, Batch(8, 2)), (5, Batch(16, 1))])
+    reader = mixed(both, weight_schedule=[(2, BatchSize(8, 2)), (5, BatchSize(16, 1))])
     whole = [reader.read(step) for step in range(7)]
     together = [rows["tokens"].reshape(-1, CONTEXT) for rows in whole]
     np.testing.assert_array_equal(np.concatenate(together), np.concatenate(one_size))
@@ -180,25 +182,25 @@ def test_a_mixture_of_several_batch_sizes_is_one_sequence_on_any_number_of_proce
 
 def test_shards_that_nothing_can_be_compared_with_are_said_to_be(shards, tmp_path):
     own = write_shards(tmp_path / "own", {"train": [np.arange(40)]}, own=tokenizer())
-    said = [batches(Straight(open_split(path, "train"), CONTEXT)).described() for path in (own, shards)]
+    said = [batches(ConcatSequences(open_split(path, "train"), CONTEXT)).describe() for path in (own, shards)]
     assert ["without a manifest.json" in line for (line,) in said] == [False, True]
 
 
 def test_what_is_not_scored_is_ignored(shards):
-    class OddTargets(Straight):
+    class OddTargets(ConcatSequences):
         def read(self, rows, *, documents=False):
             tokens, targets, *_ = super().read(rows)
-            return Cut(tokens, targets, targets % 2 == 1)
+            return SequenceBatch(tokens, targets, targets % 2 == 1)
 
     rows = batches(OddTargets(open_split(shards, "train"), CONTEXT)).read(0)
     followers = rows["tokens"] + 1
-    np.testing.assert_array_equal(rows["targets"], np.where(followers % 2 == 1, followers, IGNORED))
+    np.testing.assert_array_equal(rows["targets"], np.where(followers % 2 == 1, followers, IGNORE_INDEX))
 
 
 def test_documents_come_with_the_rows_that_they_are_of(tmp_path):
     starts = {("train", "documents"): np.array([0, 3, 10, 11, 30])}
-    path = write_shards(tmp_path / "s", {"train": [np.arange(COUNT)]}, own=tokenizer(), companions=starts)
-    windows = Straight(open_split(path, "train"), CONTEXT)
+    path = write_shards(tmp_path / "s", {"train": [np.arange(COUNT)]}, own=tokenizer(), sidecars=starts)
+    windows = ConcatSequences(open_split(path, "train"), CONTEXT)
     reader = batches(windows, 4, 2, documents=True)
     for step in range(3):
         rows = reader.read(step)
@@ -210,24 +212,24 @@ def test_documents_come_with_the_rows_that_they_are_of(tmp_path):
 
 
 def test_rows_lie_on_the_devices_of_the_layout(windows):
-    layout = Layout(data=2, fsdp=2, tensor=2)
-    with layout.active():
-        reader = batches(windows, 8, 2, layout=layout)
-        rows, stand_ins = next(reader.starting_at(0)), reader.abstract(CONTEXT)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    with mesh.activate():
+        reader = batches(windows, 8, 2, mesh=mesh)
+        rows, stand_ins = next(reader.iterate_from(0)), reader.abstract(CONTEXT)
         assert rows["tokens"].sharding == stand_ins["tokens"].sharding
-        assert rows["targets"].sharding.spec == layout.acts("GBT")
+        assert rows["targets"].sharding.spec == mesh.activation_spec("GBT")
         assert rows["targets"].shape == stand_ins["targets"].shape
     np.testing.assert_array_equal(np.asarray(rows["tokens"]), reader.read(0)["tokens"])
 
 
-@pytest.mark.parametrize("sequences", [1, 2, 3, 16])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 @pytest.mark.parametrize("tokens", [None, 1, 8, 21])
 def test_validation_scores_each_token_once_in_order(shards, sequences, tokens):
     stream = open_split(shards, "val")
-    rows = list(validation_rows(stream, CONTEXT, vocab_size=COUNT, sequences=sequences, tokens=tokens))
+    rows = list(validation_rows(stream, CONTEXT, vocab_size=COUNT, batch_size=sequences, tokens=tokens))
     targets = np.concatenate([batch["targets"].reshape(-1) for batch in rows])
     inputs = np.concatenate([batch["tokens"].reshape(-1) for batch in rows])
-    scored = targets != IGNORED
+    scored = targets != IGNORE_INDEX
     np.testing.assert_array_equal(targets[scored], np.arange(1, (tokens or 22) + 1))
     np.testing.assert_array_equal(inputs[scored], targets[scored] - 1)
     assert {batch["tokens"].shape for batch in rows} == {(1, sequences, CONTEXT)}
@@ -237,26 +239,26 @@ def test_validation_scores_each_token_once_in_order(shards, sequences, tokens):
 def test_validation_leaves_out_what_is_not_scored(tmp_path):
     marks = (np.arange(23) % 3 == 0).astype(np.uint8)
     beside = {("val", "scored"): marks}
-    path = write_shards(tmp_path / "s", {"val": [np.arange(23)]}, own=tokenizer(), companions=beside)
-    rows = list(validation_rows(open_split(path, "val"), CONTEXT, vocab_size=COUNT, sequences=2))
+    path = write_shards(tmp_path / "s", {"val": [np.arange(23)]}, own=tokenizer(), sidecars=beside)
+    rows = list(validation_rows(open_split(path, "val"), CONTEXT, vocab_size=COUNT, batch_size=2))
     targets = np.concatenate([batch["targets"].reshape(-1) for batch in rows])
-    np.testing.assert_array_equal(targets[targets != IGNORED], np.arange(3, 23, 3))
+    np.testing.assert_array_equal(targets[targets != IGNORE_INDEX], np.arange(3, 23, 3))
 
 
 def test_a_token_beyond_the_vocabulary_is_an_error_that_names_it(shards):
     with pytest.raises(UserError, match=r"token id \d+ in .*\(train\) is beyond model.vocab_size 10.*tokenizer"):
-        batches(Straight(open_split(shards, "train"), CONTEXT), 11, vocab_size=10).read(0)
+        batches(ConcatSequences(open_split(shards, "train"), CONTEXT), 11, vocab_size=10).read(0)
     with pytest.raises(UserError, match=r"token id 22 in .*\(val\)"):
-        list(validation_rows(open_split(shards, "val"), CONTEXT, vocab_size=22, sequences=8))
+        list(validation_rows(open_split(shards, "val"), CONTEXT, vocab_size=22, batch_size=8))
 
 
 def test_batches_that_do_not_divide_say_what_would(monkeypatch):
     with pytest.raises(UserError, match=r"batch\.sequences 6 .*batch\.accumulate 4"):
-        Batch(6, 4)
+        BatchSize(6, 4)
     with pytest.raises(UserError, match=r"6 sequences a group do not split over 4 devices \(data × fsdp\)"):
-        Batch(12, 2).check_devices(Layout(data=2, fsdp=2))
-    Batch(16, 2).check_devices(Layout(data=2, fsdp=4))
+        BatchSize(12, 2).check_devices(MeshConfig(data=2, fsdp=2))
+    BatchSize(16, 2).check_devices(MeshConfig(data=2, fsdp=4))
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match=r"uses 4 of the 8 devices of 4 processes.*whose product is 8"):
-        Batch(16, 2).check_devices(Layout(data=4))
-    Batch(16, 2).check_devices(Layout(data=2, tensor=4))
+        BatchSize(16, 2).check_devices(MeshConfig(data=4))
+    BatchSize(16, 2).check_devices(MeshConfig(data=2, tensor=4))

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gptjax.bigram import bigram_loss
+from gptjax.training.bigram import bigram_loss
 
 CANDIDATES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
 

@@ -10,7 +10,7 @@ from texts import documents_in
 from data_pipelines.readers import bundled, downloads
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
 from data_pipelines.readers.documents import Reading
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
 

@@ -5,12 +5,12 @@ import pytest
 import tokenizers
 
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
-from gptjax.errors import UserError
-from gptjax.tokenizer import BPE, Bytes
+from gptjax.core.errors import UserError
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
+from gptjax.tokenization.tokenizer import BPE, Bytes
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
-ANSWER, MORE, AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
+ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_every_token_and_mark_of_a_conversation(tok):
         *[("<|im_start|>", 0), ("user\n", 0), ("And one?", 0), ("<|im_end|>", 0), ("\n", 0)],
         *[("<|im_start|>", 0), ("assistant\n", 0), ("Five.", 1), ("<|im_end|>", 1), ("\n", 0)],
     ]
-    tokens, scored = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, MORE, AGAIN])
+    tokens, scored = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN])
     assert tokens.tolist() == ids(tok, *(part for part, _ in expected))
     assert scored.tolist() == [mark for part, mark in expected for _ in ids(tok, part)]
     assert (tokens.dtype, scored.dtype) == (np.int32, np.uint8)
@@ -46,7 +46,7 @@ def test_every_token_and_mark_of_a_conversation(tok):
 
 
 def test_scoring_may_begin_later(tok):
-    tokens, scored = ChatTemplate(tok).conversation([USER, ANSWER, MORE, AGAIN], scored_from=2)
+    tokens, scored = ChatTemplate(tok).conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=2)
     assert tok.decode(tokens[scored == 1]) == "Five.<|im_end|>"
 
 
@@ -65,7 +65,7 @@ def test_hugging_face_reads_the_written_template_the_same(tmp_path, pattern):
     texts = ["the user and the assistant say four five\n"] * 20
     tok = train_bpe(texts, vocab_size=280, pattern=pattern, special_tokens=CHAT_TOKENS)
     other = tokenizers.Tokenizer.from_file(str(tok.save(tmp_path)))
-    tokens, _ = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, Message("user", "a\n\n  b "), AGAIN])
+    tokens, _ = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, Message("user", "a\n\n  b "), PREPARE_AGAIN])
     assert other.encode(tok.decode(tokens)).ids == tokens.tolist()
 
 
@@ -128,7 +128,7 @@ def test_wrong_messages_are_named(value, message):
         ([ANSWER, USER], "message 1 is of the assistant, wanted user"),
         ([SYSTEM, ANSWER], "message 2 is of the assistant, wanted user"),
         ([USER, USER, ANSWER], "message 2 is of the user, wanted assistant"),
-        ([USER, ANSWER, AGAIN], "message 3 is of the assistant, wanted user"),
+        ([USER, ANSWER, PREPARE_AGAIN], "message 3 is of the assistant, wanted user"),
         ([USER, SYSTEM, ANSWER], "message 2 is of the system, wanted assistant"),
         ([SYSTEM, SYSTEM, USER, ANSWER], "message 2 is of the system, wanted user"),
     ],
@@ -139,5 +139,5 @@ def test_turns_alternate(messages, message):
 
 
 def test_turns_that_are_right():
-    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, AGAIN]):
+    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, PREPARE_AGAIN]):
         check_turns(messages, where="x")

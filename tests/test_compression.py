@@ -9,8 +9,8 @@ import pytest
 
 from data_pipelines.compression import Compression, compare, lines
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.errors import UserError
-from gptjax.tokenizer import load_tokenizer
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 TALES = ["once upon a time there was a cat", "once upon a time é☕", " \n"]
 

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 from gptjax import convert as door
 from gptjax.convert import ORIGIN_FILE, main
-from gptjax.gpt_config import GPTConfig
-from gptjax.hf import from_hf, to_hf
-from gptjax.model import GPT
-from gptjax.run import Run, write_run
-from gptjax.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
+from gptjax.huggingface.gpt2 import from_hf, to_hf
+from gptjax.model.config import GPTConfig, InitConfig
+from gptjax.model.gpt import GPT
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
 
 TOKENIZER = BPE(
     {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257},
@@ -27,7 +27,7 @@ TOKENIZER = BPE(
     merges=[(b"t", b"h"), (b"th", b"e")],
     pattern=GPT2_PATTERN,
 )
-CONFIG = GPTConfig(num_layers=2, width=16, num_heads=2, context=12, vocab_size=259, init_std=0.3)
+CONFIG = GPTConfig(num_layers=2, embed_dim=16, num_heads=2, context_length=12, vocab_size=259, init=InitConfig(std=0.3))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def model():
 def run(model, tmp_path_factory):
     """A run that was trained here, as far as this door can tell."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    write_run(directory, model=model, tokenizer=TOKENIZER)
+    write_imported_run(directory, model=model, tokenizer=TOKENIZER)
     return directory
 
 
@@ -61,7 +61,7 @@ def export(run, output, *words):
     main(["to-hf", f"--checkpoint={run}", f"--output={output}", *words])
 
 
-def bring_in(directory, output):
+def import_model(directory, output):
     main(["from-hf", f"--model={directory}", f"--output={output}"])
 
 
@@ -110,7 +110,7 @@ def test_a_model_from_there_goes_back_bit_for_bit(capsys, tmp_path):
     tensors = draw(config, dtype="bfloat16")
     write(tmp_path / "theirs", config, tensors)
     TOKENIZER.save(tmp_path / "theirs")
-    bring_in(tmp_path / "theirs", tmp_path / "runs" / "ours")
+    import_model(tmp_path / "theirs", tmp_path / "runs" / "ours")
     export(tmp_path / "runs" / "ours", tmp_path / "back", "--no-verify")
     assert same_bits(load_file(tmp_path / "back" / "model.safetensors"), tensors)
     back = read(tmp_path / "back" / "config.json")
@@ -131,9 +131,9 @@ def test_another_type_may_be_asked_for(tmp_path, run, model):
 
 def test_an_imported_run_is_a_run(capsys, tmp_path):
     config = make_config()
-    bring_in(write(tmp_path / "theirs", config, draw(config)), tmp_path / "ours")
-    run = Run.open(tmp_path / "ours")
-    assert (run.step(), run.tokenizer, run.config.name) == (0, None, "ours")
+    import_model(write(tmp_path / "theirs", config, draw(config)), tmp_path / "ours")
+    run = RunDir.open(tmp_path / "ours")
+    assert (run.find_step(), run.tokenizer, run.config.name) == (0, None, "ours")
     assert run.config.model == from_hf(tmp_path / "theirs")[0]
     assert read(tmp_path / "ours" / ORIGIN_FILE) == {"config": config, "dtype": "float32"}
     printed = capsys.readouterr()
@@ -143,14 +143,14 @@ def test_an_imported_run_is_a_run(capsys, tmp_path):
 
 def test_a_run_without_tokenizer_is_exported_without(capsys, tmp_path):
     config = make_config()
-    bring_in(write(tmp_path / "theirs", config, draw(config)), tmp_path / "ours")
+    import_model(write(tmp_path / "theirs", config, draw(config)), tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "back", "--no-verify")
     assert not list((tmp_path / "back").glob("tokenizer*"))
     assert "without a tokenizer: the run has none" in capsys.readouterr().out
 
 
 def test_a_tokenizer_without_end_of_text_leaves_the_ids_out(tmp_path, model):
-    write_run(tmp_path / "run", model=model, tokenizer=Bytes())
+    write_imported_run(tmp_path / "run", model=model, tokenizer=Bytes())
     export(tmp_path / "run", tmp_path / "out", "--no-verify")
     assert read(tmp_path / "out" / "config.json")["eos_token_id"] is None
     assert read(tmp_path / "out" / "generation_config.json") == {}
@@ -217,7 +217,7 @@ def test_a_name_that_is_no_directory_is_asked_for_on_the_hub(capsys, monkeypatch
     fake.snapshot_download = lambda name, **options: asked.append((name, options)) or str(directory)
     fake.__spec__ = importlib.util.spec_from_loader("huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    bring_in("someone/tiny", tmp_path / "ours")
+    import_model("someone/tiny", tmp_path / "ours")
     [(name, options)] = asked
     assert name == "someone/tiny"
     assert not any("bin" in pattern or pattern == "*" for pattern in options["allow_patterns"])
@@ -289,7 +289,7 @@ def test_transformers_loads_and_verifies_an_export(capsys, tmp_path, run, dtype)
 @pytest.mark.parametrize("tokenizer", [Bytes(), Chars.from_text("the thing, they said 123\n")])
 def test_transformers_loads_the_other_tokenizers(tmp_path, model, tokenizer):
     transformers = pytest.importorskip("transformers")
-    write_run(tmp_path / "run", model=model, tokenizer=tokenizer)
+    write_imported_run(tmp_path / "run", model=model, tokenizer=tokenizer)
     export(tmp_path / "run", tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "the thing, they said 123"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
-from gptjax.data import Mixture, Part, TokenShards, fingerprint, shares
-from gptjax.errors import UserError
-from gptjax.evals import Bigram, ValidationLoss
-from gptjax.run import Run
-from gptjax.settings import from_json, to_json
-from gptjax.tokenizer import Chars
+from gptjax.core.errors import UserError
+from gptjax.core.settings import from_json, to_json
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards, fingerprint_data, mixture_weights
+from gptjax.run_dir import RunDir
+from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import train
+from gptjax.training.evaluators import BigramBaseline, ValidationLoss
 
 COUNT = 45
 
@@ -45,31 +45,31 @@ def sets(tmp_path_factory):
 
 def mixture(sets, *later, weights=(3.0, 1.0)):
     first, second = (TokenShards(path=str(path)) for path in sets)
-    return Mixture((Part(first, weights[0]), Part(second, weights[1], later)), validation=1)
+    return Mixture((MixtureComponent(first, weights[0]), MixtureComponent(second, weights[1], later)), validation=1)
 
 
 def test_shares_follow_their_schedule(sets):
     data = mixture(sets, (5, 9.0), (8, 0.0))
-    assert shares(data) == [(0, (3.0, 1.0)), (5, (3.0, 9.0)), (8, (3.0, 0.0))]
-    assert shares(data, until=6) == shares(data)[:2]
-    assert shares(data, until=0) == shares(data)[:1]
-    assert shares(TokenShards()) == [(0, (1.0,))]
+    assert mixture_weights(data) == [(0, (3.0, 1.0)), (5, (3.0, 9.0)), (8, (3.0, 0.0))]
+    assert mixture_weights(data, until=6) == mixture_weights(data)[:2]
+    assert mixture_weights(data, until=0) == mixture_weights(data)[:1]
+    assert mixture_weights(TokenShards()) == [(0, (1.0,))]
 
 
 def test_a_mixture_survives_being_written_down(sets):
     data = mixture(sets, (5, 9.0), (8, 0.0))
-    assert from_json(to_json(data), [Mixture, Part, TokenShards]) == data
+    assert from_json(to_json(data), [Mixture, MixtureComponent, TokenShards]) == data
 
 
 def test_the_fingerprint_knows_the_packing(sets):
-    plain, packed = (TokenShards(path=str(sets[0]), packing=packing) for packing in ("straight", "best_fit"))
-    assert fingerprint(plain) != fingerprint(packed)
-    assert fingerprint(mixture(sets)) != fingerprint(plain)
+    plain, packed = (TokenShards(path=str(sets[0]), packing=packing) for packing in ("concat", "best_fit"))
+    assert fingerprint_data(plain) != fingerprint_data(packed)
+    assert fingerprint_data(mixture(sets)) != fingerprint_data(plain)
 
 
 def test_a_run_on_a_mixture_counts_epochs_and_takes_a_coming_change_of_shares(sets):
     """The first ten steps are the same whatever comes after; what has been read already cannot change."""
-    config = tiny_config(sets[0], name="mixed", data=mixture(sets), evals=(ValidationLoss(every=10),))
+    config = tiny_config(sets[0], name="mixed", data=mixture(sets), evaluators=(ValidationLoss(every=10),))
     assert train(config) == 0
     last = read_lines(config.directory, "epoch/sums")[-1]
     assert last == (10, pytest.approx(60 / 197))
@@ -84,19 +84,19 @@ def test_a_run_on_a_mixture_counts_epochs_and_takes_a_coming_change_of_shares(se
     assert seen[13] - seen[11] > 2.5 * (seen[11] - seen[9])
     with pytest.raises(UserError, match=r"data\.parts: shares until step 14"):
         train(tiny_config(sets[0], name="mixed", data=mixture(sets, (11, 9.0)), steps=16))
-    assert isinstance(Run.open(config.directory).config.data, Mixture)
+    assert isinstance(RunDir.open(config.directory).config.data, Mixture)
 
 
 def test_what_cannot_be_mixed(sets, tmp_path):
     with pytest.raises(UserError, match="a mixture of 0 parts"):
         Mixture(())
     with pytest.raises(UserError, match=r"`later` has the steps \[5, 3\]"):
-        Part(TokenShards(), 1.0, ((5, 1.0), (3, 1.0)))
+        MixtureComponent(TokenShards(), 1.0, ((5, 1.0), (3, 1.0)))
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(40)], "val": [np.arange(9)]}, own=other)
     with pytest.raises(UserError, match="Prepare all parts of a mixture with the same tokenizer"):
-        mixture((sets[0], foreign)).vocabulary()
+        mixture((sets[0], foreign)).load_tokenizer()
     with pytest.raises(UserError, match="a mixture has no single training text"):
-        train(tiny_config(sets[0], name="bigram", data=mixture(sets), evals=(Bigram(),)))
+        train(tiny_config(sets[0], name="bigram", data=mixture(sets), evaluators=(BigramBaseline(),)))
     with pytest.raises(UserError, match="must not be negative"):
         train(tiny_config(sets[0], name="negative", data=mixture(sets, weights=(-1.0, 2.0))))

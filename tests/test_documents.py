@@ -15,7 +15,7 @@ from data_pipelines.readers.documents import (
     texts_of,
 )
 from data_pipelines.readers.long_lines import document_of_long_line
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 BROKEN_LINES = [
     (b'{"text": "cut', "not a line of JSON"),
@@ -32,7 +32,7 @@ BROKEN_LINES = [
 ]
 
 
-def in_blocks(size):
+def split_into_blocks(size):
     def read(line, reading, **options):
         blocks = (line[i : i + size] for i in range(0, len(line), size))
         return document_of_long_line(blocks, reading, **options)
@@ -41,7 +41,7 @@ def in_blocks(size):
 
 
 # A long line is read in blocks; what comes out of it is the same, wherever they end.
-READERS = {"whole": document_of_json, **{f"in blocks of {size}": in_blocks(size) for size in (1, 2, 3, 7, 100)}}
+READERS = {"whole": document_of_json, **{f"in blocks of {size}": split_into_blocks(size) for size in (1, 2, 3, 7, 100)}}
 
 
 @pytest.fixture(autouse=True)

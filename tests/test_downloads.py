@@ -12,7 +12,7 @@ from hub_server import Hub, serving
 from data_pipelines import progress
 from data_pipelines.readers import downloads
 from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -17,13 +17,13 @@ from data_pipelines.rules import Only
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.workers import Workers
-from gptjax.errors import UserError
-from gptjax.tokenizer import Bytes, load_tokenizer
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import Bytes, load_tokenizer
 
 WORDS = ["one", "two", "three", "<|endoftext|>", "é☕", "\r\n", "語"]
 
 
-def parts_of(n, seed=0):
+def mixture_components(n, seed=0):
     rng = random.Random(seed)
     texts = ["a " + " ".join(rng.choices(WORDS, k=rng.randrange(1, 200))) for _ in range(n)]
     return [(Only("val") if rng.random() < 0.2 else Only("train"), text.encode()) for text in texts]
@@ -58,7 +58,7 @@ def joined(steps):
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
 def test_every_split_is_its_documents_one_after_another(bpe, small, kind, processes):
-    tokenizer, parts = {"bpe": bpe, "bytes": Bytes()}[kind], parts_of(60)
+    tokenizer, parts = {"bpe": bpe, "bytes": Bytes()}[kind], mixture_components(60)
     before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     found = joined(steps_of(parts, tokenizer, processes=processes))
     for split, (tokens, starts, size) in found.items():
@@ -72,7 +72,7 @@ def test_every_split_is_its_documents_one_after_another(bpe, small, kind, proces
 
 
 def test_processes_do_not_even_change_the_steps(bpe, small):
-    one, two = (list(steps_of(parts_of(60), bpe, processes=processes)) for processes in (1, 2))
+    one, two = (list(steps_of(mixture_components(60), bpe, processes=processes)) for processes in (1, 2))
     assert [step.after for step in one] == [step.after for step in two]
     for first, second in zip(one, two, strict=True):
         for a, b in zip(first.results, second.results, strict=True):
@@ -82,7 +82,7 @@ def test_processes_do_not_even_change_the_steps(bpe, small):
 
 
 def test_going_on_after_any_step(bpe, small):
-    parts = parts_of(12)
+    parts = mixture_components(12)
     every = list(steps_of(parts, bpe))
     whole = joined(every)
     for i, place in enumerate([START, *(step.after for step in every)]):
@@ -106,7 +106,7 @@ class Deadly:
 
 
 def test_a_worker_that_dies_is_told(small):
-    parts = [*parts_of(60), (Only("train"), Deadly()), *parts_of(60)]
+    parts = [*mixture_components(60), (Only("train"), Deadly()), *mixture_components(60)]
     with pytest.raises(UserError, match="a worker process died: for want of memory"):
         list(steps_of(parts, Bytes(), processes=2))
 

@@ -8,29 +8,29 @@ import numpy as np
 import pytest
 from tiny import MODEL, tokenizer, write_shards, write_text_shards
 
-from gptjax.bigram import bigram_loss
-from gptjax.data import TokenShards
-from gptjax.errors import UserError
-from gptjax.evals import Bigram, Material, Samples, ValidationLoss, summarised
-from gptjax.layout import Layout
-from gptjax.model import GPT, rebound
-from gptjax.objective import NextToken
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.model.gpt import GPT, with_static
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.bigram import bigram_loss
+from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss, to_metrics
+from gptjax.training.objective import NextToken
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    return write_text_shards(tmp_path_factory.mktemp("evals") / "shards", lines=60)
+    return write_text_shards(tmp_path_factory.mktemp("evaluators") / "shards", lines=60)
 
 
-def material(shards, *, own=True, layout=None):
+def material(shards, *, own=True, mesh=None):
     data = TokenShards(path=str(shards))
-    return Material(data, tokenizer() if own else None, MODEL, NextToken(), layout or Layout())
+    return EvalContext(data, tokenizer() if own else None, MODEL, NextToken(), mesh or MeshConfig())
 
 
-def model(layout=None):
-    layout = layout or Layout()
-    with layout.active():
-        return jax.jit(lambda: GPT(MODEL, key=jax.random.key(0), layout=layout))()
+def model(mesh=None):
+    mesh = mesh or MeshConfig()
+    with mesh.activate():
+        return jax.jit(lambda: GPT(MODEL, key=jax.random.key(0), mesh=mesh))()
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,18 @@ def by_hand(shards):
     stream = TokenShards(path=str(shards)).split("val")
     ids = stream.read(0, len(stream))
     forward, here, nats = jax.jit(GPT.__call__), model(), []
-    for start in range(0, len(ids) - 1, MODEL.context):
-        window = ids[start : start + MODEL.context + 1].astype(np.int32)
-        padded = np.pad(window[:-1], (0, MODEL.context - len(window) + 1))
+    for start in range(0, len(ids) - 1, MODEL.context_length):
+        window = ids[start : start + MODEL.context_length + 1].astype(np.int32)
+        padded = np.pad(window[:-1], (0, MODEL.context_length - len(window) + 1))
         logits = np.asarray(forward(here, jnp.asarray(padded[None])), np.float64)[0, : len(window) - 1]
         normal = np.log(np.exp(logits).sum(axis=1))
         nats += list(normal - logits[np.arange(len(window) - 1), window[1:]])
     return np.array(nats)
 
 
-@pytest.mark.parametrize(("tokens", "sequences"), [(None, 3), (None, 16), (40, 16), (1, 1)])
+@pytest.mark.parametrize(("tokens", "batch_size"), [(None, 3), (None, 16), (40, 16), (1, 1)])
 def test_the_loss_is_the_mean_over_all_tokens_whatever_the_batch(shards, by_hand, tokens, sequences):
-    found = ValidationLoss(tokens=tokens, sequences=sequences).open(material(shards))(model())
+    found = ValidationLoss(tokens=tokens, batch_size=sequences).open(material(shards))(model())
     nats = by_hand[:tokens]
     assert found["val_loss"] == pytest.approx(nats.mean(), abs=1e-5)
     assert found["val_perplexity"] == pytest.approx(math.exp(nats.mean()), rel=1e-4)
@@ -58,10 +58,10 @@ def test_the_loss_is_the_mean_over_all_tokens_whatever_the_batch(shards, by_hand
 
 
 def test_the_loss_does_not_depend_on_the_layout(shards, by_hand):
-    layout = Layout(data=2, fsdp=2, tensor=2)
-    with layout.active():
-        judge = ValidationLoss(sequences=3).open(material(shards, layout=layout))
-        assert judge(model(layout))["val_loss"] == pytest.approx(by_hand.mean(), abs=1e-5)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    with mesh.activate():
+        judge = ValidationLoss(batch_size=3).open(material(shards, mesh=mesh))
+        assert judge(model(mesh))["val_loss"] == pytest.approx(by_hand.mean(), abs=1e-5)
 
 
 def test_bits_per_byte_divide_by_the_bytes_of_the_scored_text(shards):
@@ -83,7 +83,7 @@ def test_only_what_is_scored_counts(shards, by_hand, tmp_path):
     ids = val.read(0, len(val))
     marks = (np.arange(len(ids)) % 3 == 0).astype(np.uint8)
     beside = {("val", "scored"): marks}
-    marked = write_shards(tmp_path / "marked", {"train": [ids], "val": [ids]}, own=tokenizer(), companions=beside)
+    marked = write_shards(tmp_path / "marked", {"train": [ids], "val": [ids]}, own=tokenizer(), sidecars=beside)
     judge = ValidationLoss().open(material(marked))
     found = judge(model())
     assert judge.scored == marks[1:].sum()
@@ -99,12 +99,12 @@ def test_without_a_tokenizer_there_are_no_bits_per_byte(shards):
 
 
 def test_sums_become_loss_perplexity_and_bits():
-    assert summarised(20.0, 10, 5) == {
+    assert to_metrics(20.0, 10, 5) == {
         "val_loss": 2.0,
         "val_perplexity": pytest.approx(math.e**2),
         "val_bpb": pytest.approx(4 / math.log(2)),
     }
-    assert math.isfinite(summarised(1e9, 10, None)["val_perplexity"])
+    assert math.isfinite(to_metrics(1e9, 10, None)["val_perplexity"])
 
 
 def test_a_token_beyond_the_vocabulary_is_named(tmp_path):
@@ -123,16 +123,16 @@ def test_one_token_cannot_be_judged(tmp_path):
 
 def test_the_bigram_scores_the_tokens_that_the_model_is_judged_on(shards):
     data = TokenShards(path=str(shards))
-    train, validation = (stream.read(0, len(stream)) for stream in (data.split("train"), data.split("val")))
-    found = Bigram().open(material(shards))(model())
-    loss, constant = bigram_loss(train, validation, vocab_size=MODEL.vocabulary)
+    train, validation = (stream.read(0, len(stream)) for stream in (data.open_split("train"), data.open_split("val")))
+    found = BigramBaseline().open(material(shards))(model())
+    loss, constant = bigram_loss(train, validation, vocab_size=MODEL.resolved_vocab_size)
     assert found == {
         "bigram_loss": loss,
         "bigram_constant": constant,
         "bigram_bpb": pytest.approx(loss / math.log(2)),
     }
     assert 0 < loss < 2.5
-    assert set(Bigram().open(material(shards, own=False))(model())) == {"bigram_loss", "bigram_constant"}
+    assert set(BigramBaseline().open(material(shards, own=False))(model())) == {"bigram_loss", "bigram_constant"}
 
 
 def test_samples_go_on_from_the_prompt(shards):
@@ -153,32 +153,32 @@ def test_samples_without_a_tokenizer_are_left_out_and_without_room_refused(shard
 
 
 def test_judges_are_due_at_their_times():
-    due = lambda judge: [step for step in range(11) if judge.due(step, steps=10)]
+    due = lambda judge: [step for step in range(11) if judge.should_run(step, steps=10)]
     assert due(ValidationLoss(every=4)) == [0, 4, 8, 10]
     assert due(Samples(every=4)) == [4, 8, 10]
-    assert due(Bigram()) == [0]
+    assert due(BigramBaseline()) == [0]
 
 
-@pytest.mark.parametrize("field", ["every", "tokens", "sequences"])
+@pytest.mark.parametrize("field", ["every", "tokens", "batch_size"])
 def test_counts_are_at_least_one(field):
     with pytest.raises(UserError, match=f"{field} is 0"):
         ValidationLoss(**{field: 0})
 
 
 def test_with_a_document_mask_each_document_of_a_window_is_judged_by_itself(tmp_path):
-    ids = np.random.RandomState(0).randint(0, MODEL.vocabulary, 50)
+    ids = np.random.RandomState(0).randint(0, MODEL.resolved_vocab_size, 50)
     starts = np.array([0, 5, 6, 21, 40])
     shards = write_shards(
-        tmp_path / "shards", {"train": [ids], "val": [ids]}, own=tokenizer(), companions={("val", "documents"): starts}
+        tmp_path / "shards", {"train": [ids], "val": [ids]}, own=tokenizer(), sidecars={("val", "documents"): starts}
     )
-    masked = replace(MODEL, document_mask=True)
-    judge = ValidationLoss(sequences=2).open(replace(material(shards), model=masked))
+    masked = replace(MODEL, intra_document_mask=True)
+    judge = ValidationLoss(batch_size=2).open(replace(material(shards), model=masked))
     assert "each document by itself" in judge.protocol
     nats, here, forward = 0.0, model(), jax.jit(GPT.__call__)
-    cuts = sorted({*starts, *range(0, 49, MODEL.context), 49})
+    cuts = sorted({*starts, *range(0, 49, MODEL.context_length), 49})
     for start, end in itertools.pairwise(cuts):
-        padded = np.zeros((1, MODEL.context), np.int32)
+        padded = np.zeros((1, MODEL.context_length), np.int32)
         padded[0, : end - start] = ids[start:end]
         logits = np.asarray(jax.nn.log_softmax(forward(here, jnp.asarray(padded))))[0, : end - start]
         nats -= logits[np.arange(end - start), ids[start + 1 : end + 1]].sum()
-    assert judge(rebound(model(), config=masked))["val_loss"] == pytest.approx(nats / 49, abs=1e-5)
+    assert judge(with_static(model(), config=masked))["val_loss"] == pytest.approx(nats / 49, abs=1e-5)

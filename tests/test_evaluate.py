@@ -13,25 +13,25 @@ from tiny import (
     write_text_shards,
 )
 
-from gptjax.evals import ValidationLoss
 from gptjax.evaluate import Evaluate, evaluate, main
-from gptjax.layout import Layout
-from gptjax.run import Run, write_run
-from gptjax.tokenizer import Chars
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import train
+from gptjax.training.evaluators import ValidationLoss
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained run, judged by the loop at its end."""
     shards = write_text_shards(tmp_path_factory.mktemp("evaluate") / "shards")
-    config = tiny_config(shards, evals=(ValidationLoss(every=5),))
+    config = tiny_config(shards, evaluators=(ValidationLoss(every=5),))
     assert train(config) == 0
     return config
 
 
 def judged(config, **options):
-    return evaluate(Evaluate(str(config.directory), **({"layout": Layout("single")} | options)))
+    return evaluate(Evaluate(str(config.directory), **({"mesh": MeshConfig("single")} | options)))
 
 
 def failed(capsys, *words):
@@ -54,8 +54,8 @@ def test_it_finds_what_the_loop_found(run):
 
 def test_devices_and_batches_change_nothing(run):
     wanted = judged(run, tokens=300)["val_loss"]
-    assert judged(run, tokens=300, sequences=3)["val_loss"] == pytest.approx(wanted, abs=1e-6)
-    assert judged(run, tokens=300, layout=Layout("fsdp"))["val_loss"] == pytest.approx(wanted, abs=1e-5)
+    assert judged(run, tokens=300, batch_size=3)["val_loss"] == pytest.approx(wanted, abs=1e-6)
+    assert judged(run, tokens=300, mesh=MeshConfig("fsdp"))["val_loss"] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_text_is_judged_as_the_shards_made_of_it(run, tmp_path):
@@ -82,7 +82,7 @@ def test_the_training_split_is_judged_when_asked_for(run, tmp_path, capsys):
 
 def test_a_shorter_context_and_another_type_are_other_measurements(run):
     base = judged(run, tokens=200)
-    shorter, coarser = judged(run, tokens=200, context=4), judged(run, tokens=200, dtype="bfloat16")
+    shorter, coarser = judged(run, tokens=200, context_length=4), judged(run, tokens=200, dtype="bfloat16")
     assert "in windows of 4" in shorter["protocol"]
     assert shorter["val_loss"] != base["val_loss"]
     assert 0 < abs(coarser["val_loss"] - base["val_loss"]) < 0.02
@@ -90,7 +90,7 @@ def test_a_shorter_context_and_another_type_are_other_measurements(run):
 
 def test_the_result_is_printed_and_written(run, tmp_path, capsys):
     file = tmp_path / "result.json"
-    main([f"--checkpoint={run.directory}", "--tokens=50", "--layout=single", f"--json={file}"])
+    main([f"--checkpoint={run.directory}", "--tokens=50", "--mesh=single", f"--json={file}"])
     printed, written = capsys.readouterr().out, json.loads(file.read_text())
     assert written["tokens"] == 50
     assert written["protocol"] in printed
@@ -120,13 +120,13 @@ def test_altered_shards_are_named(run, tmp_path, capsys):
     content[1030] ^= 1
     (shards / "val_000000.bin").write_bytes(content)
     assert "val_000000.bin: its SHA-256 differs" in failed(
-        capsys, f"--checkpoint={run.directory}", f"--data={shards}", "--layout=single"
+        capsys, f"--checkpoint={run.directory}", f"--data={shards}", "--mesh=single"
     )
 
 
 def test_an_imported_model_has_no_data_of_its_own(run, tmp_path, capsys):
-    write_run(tmp_path / "imported", model=Run.open(run.directory).model(), tokenizer=tokenizer())
-    assert "Give --data or --text" in failed(capsys, f"--checkpoint={tmp_path / 'imported'}", "--layout=single")
+    write_imported_run(tmp_path / "imported", model=RunDir.open(run.directory).load_model(), tokenizer=tokenizer())
+    assert "Give --data or --text" in failed(capsys, f"--checkpoint={tmp_path / 'imported'}", "--mesh=single")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_imported_model_has_no_data_of_its_own(run, tmp_path, capsys):
         (["--data=a", "--text=b"], "choose one"),
         (["--dtype=float16"], "--dtype is 'float16'"),
         (["--tokens=0"], "--tokens is 0"),
-        (["--context=17", "--layout=single"], "model.context 17 is longer"),
+        (["--context=17", "--mesh=single"], "model.context_length 17 is longer"),
     ],
 )
 def test_bad_arguments_are_named(run, capsys, words, said):

@@ -8,7 +8,7 @@ from texts import documents_in
 from data_pipelines.readers.documents import Reading
 from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.sources import open_source
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 @pytest.mark.parametrize(

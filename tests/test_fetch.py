@@ -11,8 +11,8 @@ from data_pipelines import fetch
 from data_pipelines.fetch import Fetch
 from data_pipelines.readers import downloads
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.errors import UserError
-from gptjax.shards import HEADER_BYTES, open_split, shard_header
+from gptjax.core.errors import UserError
+from gptjax.data.shards import HEADER_BYTES, open_split, shard_header
 
 TOKENIZER = train_bpe(["the end of the end, and the rest\n" * 9], vocab_size=270)
 

@@ -15,7 +15,7 @@ from data_pipelines.readers.documents import Reading
 from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, open_files, reader_of
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.text_files import NO_FIELDS, read_text
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 @pytest.fixture

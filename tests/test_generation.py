@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 
 from gptjax import generation as room
-from gptjax.errors import UserError
-from gptjax.generation import filter_logits, generate
-from gptjax.gpt_config import GPTConfig
-from gptjax.layout import Layout
-from gptjax.model import GPT, abstract
+from gptjax.core.errors import UserError
+from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.generation import filter_logits, generate
+from gptjax.model.gpt import GPT, abstract_model
+from gptjax.sharding.mesh import MeshConfig
 
-CONFIG = GPTConfig(num_layers=2, width=32, num_heads=2, context=48, vocab_size=131, dtype="float32", init_std=0.3)
+CONFIG = GPTConfig(
+    num_layers=2,
+    embed_dim=32,
+    num_heads=2,
+    context_length=48,
+    vocab_size=131,
+    compute=ComputeConfig(dtype="float32"),
+    init=InitConfig(std=0.3),
+)
 PROMPT = [[5, 90, 3], [1, 2, 130]]
 
 
@@ -23,8 +31,8 @@ def model():
     return create(CONFIG)
 
 
-def create(config, layout=None):
-    return jax.jit(lambda key: GPT(config, key=key, layout=layout))(jax.random.key(0))
+def create(config, mesh=None):
+    return jax.jit(lambda key: GPT(config, key=key, mesh=mesh))(jax.random.key(0))
 
 
 forward = jax.jit(GPT.__call__)
@@ -32,7 +40,7 @@ forward = jax.jit(GPT.__call__)
 
 def greedy_without_cache(model, prompt, new):
     """One token at a time, the whole text read again for each; padded so that it compiles once."""
-    ids = np.zeros((len(prompt), model.config.context), np.int32)
+    ids = np.zeros((len(prompt), model.config.context_length), np.int32)
     length = len(prompt[0])
     ids[:, :length] = prompt
     for position in range(length, length + new):
@@ -48,7 +56,15 @@ def test_greedy_with_cache_equals_greedy_without(model):
 
 
 def test_bfloat16_and_untied_model_with_cache_equals_without():
-    config = GPTConfig(num_layers=2, width=32, num_heads=2, context=32, vocab_size=131, tied=False, init_std=0.3)
+    config = GPTConfig(
+        num_layers=2,
+        embed_dim=32,
+        num_heads=2,
+        context_length=32,
+        vocab_size=131,
+        tie_embeddings=False,
+        init=InitConfig(std=0.3),
+    )
     model = create(config)
     out = generate(model, [[7, 8, 9, 10, 11]], max_new_tokens=8, temperature=0.0)
     np.testing.assert_array_equal(out, greedy_without_cache(model, [[7, 8, 9, 10, 11]], 8))
@@ -56,17 +72,17 @@ def test_bfloat16_and_untied_model_with_cache_equals_without():
 
 def test_a_modern_model_with_cache_equals_without():
     """Rotation, in particular, must know how far the text has come."""
-    modern = {"positions": "rotary", "norm": "rms", "qk_norm": True, "attention_scale": 0.3, "softcap": 5.0}
-    model = create(replace(CONFIG, **modern, gated=True, activation="silu", bias=False))
+    modern = {"positions": "rotary", "norm": "rms", "qk_norm": True, "attention_scale": 0.3, "logit_softcap": 5.0}
+    model = create(replace(CONFIG, **modern, gated_mlp=True, activation="silu", bias=False))
     out = generate(model, PROMPT, max_new_tokens=40, temperature=0.0)
     np.testing.assert_array_equal(out, greedy_without_cache(model, PROMPT, 40))
     assert len(np.unique(out)) > 10
 
 
 def test_extend_in_pieces_equals_forward(model):
-    tokens = jax.random.randint(jax.random.key(1), (2, CONFIG.context), 0, CONFIG.vocabulary)
-    cache = room.Cache.empty(CONFIG, 2, positions=CONFIG.context, layout=Layout())
-    half, pieces = CONFIG.context // 2, []
+    tokens = jax.random.randint(jax.random.key(1), (2, CONFIG.context_length), 0, CONFIG.resolved_vocab_size)
+    cache = room.Cache.empty(CONFIG, 2, positions=CONFIG.context_length, mesh=MeshConfig())
+    half, pieces = CONFIG.context_length // 2, []
     read = jax.jit(lambda model, ids, cache, start: room.extend(model, ids, cache=cache, start=start))
     for start in (0, half):
         x, cache = read(model, tokens[:, start : start + half], cache, start)
@@ -128,9 +144,9 @@ def test_samples_of_one_prompt_follow_the_models_probabilities(model):
     """The first drawn token, 2,000 times: its frequencies are those of softmax(logits / temperature)."""
     rows = 2000
     out = generate(model, [PROMPT[0]] * rows, max_new_tokens=1, temperature=1.5, key=jax.random.key(4))
-    padded = jnp.zeros((1, CONFIG.context), int).at[0, :3].set(jnp.asarray(PROMPT[0]))
+    padded = jnp.zeros((1, CONFIG.context_length), int).at[0, :3].set(jnp.asarray(PROMPT[0]))
     expected = jax.nn.softmax(forward(model, padded)[0, 2] / 1.5)
-    observed = np.bincount(out[:, -1], minlength=CONFIG.vocabulary) / rows
+    observed = np.bincount(out[:, -1], minlength=CONFIG.resolved_vocab_size) / rows
     assert np.abs(observed - np.asarray(expected)).sum() < 0.25
 
 
@@ -190,17 +206,17 @@ def test_repeated_calls_share_one_program(model):
 
 
 def test_a_sharded_model_writes_the_same_text(model):
-    layout, prompt = Layout(data=2, fsdp=2, tensor=2), PROMPT * 2
-    with layout.active():
-        sharded = create(CONFIG, layout)
+    mesh, prompt = MeshConfig(data=2, fsdp=2, tensor=2), PROMPT * 2
+    with mesh.activate():
+        sharded = create(CONFIG, mesh)
     out = draw(sharded, prompt, 1, top_p=0.9)
     np.testing.assert_array_equal(out, draw(model, prompt, 1, top_p=0.9))
 
 
 def test_rows_that_do_not_split_over_the_devices_are_refused():
-    layout = Layout(data=2, fsdp=2)
-    with layout.active():
-        sharded = abstract(CONFIG, layout)
+    mesh = MeshConfig(data=2, fsdp=2)
+    with mesh.activate():
+        sharded = abstract_model(CONFIG, mesh)
     with pytest.raises(UserError, match=r"3 rows .* 4 devices"):
         generate(sharded, [[1, 2]] * 3, max_new_tokens=2, temperature=0.0)
 

@@ -2,18 +2,18 @@ import re
 
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.gpt_config import NEEDS, GPTConfig
+from gptjax.core.errors import UserError
+from gptjax.model.config import NEEDS, GPTConfig
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 12, "kv_heads": 5}, r"model\.num_heads 12 is no multiple of model\.kv_heads 5"),
-        ({"windows": "SSX"}, r"model\.windows is 'SSX'; it is a pattern of L and S"),
-        ({"windows": "SL"}, r"model\.short_window is not given"),
-        ({"layers": "scan", "unet": "plain"}, r"model\.layers=scan needs layers that are alike"),
-        ({"sinks": -1}, r"model\.sinks is -1; it must not be negative"),
+        ({"num_heads": 12, "num_kv_heads": 5}, r"model\.num_heads 12 is no multiple of model\.kv_heads 5"),
+        ({"window_pattern": "SSX"}, r"model\.windows is 'SSX'; it is a pattern of L and S"),
+        ({"window_pattern": "SL"}, r"model\.short_window is not given"),
+        ({"layers": "scan", "unet_skips": "plain"}, r"model\.layers=scan needs layers that are alike"),
+        ({"num_sinks": -1}, r"model\.sinks is -1; it must not be negative"),
         ({"short_window": 0}, r"model\.short_window is 0; it must be at least 1"),
     ],
     ids=str,
@@ -26,18 +26,18 @@ def test_what_cannot_be_is_said(changes, message):
 IDLE = [
     ({"rotary_base": 500.0}, {"positions": "rotary"}),
     ({"rotary_dims": "half"}, {"positions": "rotary"}),
-    ({"long_window": 9, "windows": "S", "short_window": 5}, {"windows": "SL"}),
-    ({"short_window": 9}, {"windows": "SSL"}),
-    ({"unet": "plain", "num_layers": 1}, {"num_layers": 2}),
+    ({"long_window": 9, "window_pattern": "S", "short_window": 5}, {"window_pattern": "SL"}),
+    ({"short_window": 9}, {"window_pattern": "SSL"}),
+    ({"unet_skips": "plain", "num_layers": 1}, {"num_layers": 2}),
     ({"residual_init": (1.0, 0.5)}, {"x0_mix": True}),
     ({"x0_init": (0.2, 0.1)}, {"x0_mix": True}),
     ({"value_residual": True, "num_layers": 1}, {"num_layers": 2}),
     ({"value_residual": True, "value_embeddings": ".01", "num_layers": 3}, {"value_embeddings": ".0."}),
     ({"value_embeddings": "...0", "num_layers": 3}, {"num_layers": 4}),
     ({"value_gate": True}, {"value_embeddings": "0"}),
-    ({"value_gate": True, "value_embeddings": "0", "width": 8, "num_heads": 2}, {"width": 12}),
-    ({"softcap_curve": "sqrt"}, {"softcap": 15.0}),
-    ({"head_std": 0.1}, {"tied": False}),
+    ({"value_gate": True, "value_embeddings": "0", "embed_dim": 8, "num_heads": 2}, {"embed_dim": 12}),
+    ({"logit_softcap_curve": "sqrt"}, {"logit_softcap": 15.0}),
+    ({"head_std": 0.1}, {"tie_embeddings": False}),
 ]
 """What changes nothing, or cannot be, by itself; and what makes it work."""
 
@@ -58,15 +58,17 @@ def test_every_need_has_its_line_above():
 
 
 def test_a_pattern_of_windows_repeats_over_the_layers():
-    config = GPTConfig(num_layers=6, windows="SSL", short_window=256, long_window=4096)
+    config = GPTConfig(num_layers=6, window_pattern="SSL", short_window=256, long_window=4096)
     assert [config.window(layer) for layer in range(6)] == [256, 256, None, 256, 256, None]
-    assert not config.layers_alike
-    assert GPTConfig(windows="SL", short_window=2048).layers_alike, "a window of the whole context is none"
+    assert not config.layers_are_identical
+    assert GPTConfig(window_pattern="SL", short_window=2048).layers_are_identical, (
+        "a window of the whole context is none"
+    )
 
 
 def test_layers_name_their_tables_of_value_embeddings():
     config = GPTConfig(num_layers=6, value_embeddings="01..01")
-    assert [config.value_table(layer) for layer in range(6)] == [0, 1, None, None, 0, 1]
+    assert [config.value_table_index(layer) for layer in range(6)] == [0, 1, None, None, 0, 1]
 
 
 def test_flops_count_what_windows_and_shared_keys_save():
@@ -76,5 +78,5 @@ def test_flops_count_what_windows_and_shared_keys_save():
     saved = plain.flops_per_token(causal=True) - short.flops_per_token(causal=True)
     assert saved == pytest.approx(12 * 768 * 12 * (1025 / 2 - seen))
     assert plain.flops_per_token(causal=False) == short.flops_per_token(causal=False)
-    shared = GPTConfig(kv_heads=3)
+    shared = GPTConfig(num_kv_heads=3)
     assert plain.flops_per_token(causal=True) - shared.flops_per_token(causal=True) == 6 * 12 * 2 * 768 * 768 * 3 / 4

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from gptjax import hardware
-from gptjax.errors import UserError
-from gptjax.hardware import device_summary, memory_in_use, peak_flops, start_processes
+from gptjax.core.errors import UserError
+from gptjax.sharding.devices import device_summary, initialize_distributed, peak_flops, peak_memory_bytes
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def started(monkeypatch):
     ],
 )
 def test_one_process_starts_nothing(started, environment):
-    start_processes(environment)
+    initialize_distributed(environment)
     assert started == []
 
 
@@ -43,14 +43,14 @@ def test_one_process_starts_nothing(started, environment):
     ],
 )
 def test_a_cluster_that_jax_knows_is_left_to_jax(started, environment):
-    start_processes(environment)
+    initialize_distributed(environment)
     assert started == [{"coordinator_address": None, "num_processes": None, "process_id": None}]
 
 
 def test_three_variables_describe_any_cluster_and_start_it_once(started):
     environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
-    start_processes(environment)
-    start_processes(environment)
+    initialize_distributed(environment)
+    initialize_distributed(environment)
     assert started == [{"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}]
 
 
@@ -60,12 +60,12 @@ def test_a_cluster_that_jax_cannot_make_out_is_explained(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     with pytest.raises(UserError, match=r"process id .* must be defined\. Set .*JAX_PROCESS_ID"):
-        start_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"})
+        initialize_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"})
 
 
 def test_a_variable_that_is_no_number_is_named(started):
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
-        start_processes({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"})
+        initialize_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"})
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_memory_is_the_peak_of_the_fullest_device(monkeypatch, statistics, expec
             self.memory_stats = lambda: found
 
     monkeypatch.setattr(hardware.jax, "local_devices", lambda: [Device(found) for found in statistics])
-    assert memory_in_use() == expected
+    assert peak_memory_bytes() == expected

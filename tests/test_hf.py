@@ -11,12 +11,12 @@ from flax import nnx
 from hf_models import draw, make_config, same_bits, write
 from safetensors.numpy import load_file, save_file
 
-from gptjax.errors import UserError
-from gptjax.gpt_config import GPTConfig
-from gptjax.hf import TABLE, from_hf, hf_config, to_hf
-from gptjax.layout import Layout
-from gptjax.model import GPT
-from gptjax.tensor_files import write_json, write_tensors
+from gptjax.core.errors import UserError
+from gptjax.huggingface.gpt2 import WEIGHT_MAP, from_hf, hf_config, to_hf
+from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.gpt import GPT
+from gptjax.sharding.mesh import MeshConfig
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_import_and_export_return_every_bit(tmp_path, dtype, tied):
     config = make_config(tie_word_embeddings=tied, n_inner=50)
     tensors = draw(config, dtype=dtype)
@@ -105,16 +105,24 @@ def test_files_have_the_permissions_of_their_neighbours(tmp_path, saved):
 def test_a_layout_places_each_weight_and_export_gathers_it(tmp_path):
     config = make_config(n_head=2, n_embd=32)
     tensors = draw(config)
-    layout = Layout(data=2, fsdp=2, tensor=2)
-    with layout.active():
-        _, model, _ = from_hf(write(tmp_path, config, tensors), layout=layout)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    with mesh.activate():
+        _, model, _ = from_hf(write(tmp_path, config, tensors), mesh=mesh)
         up = model.blocks.mlp.up[...]
         assert up.sharding.shard_shape(up.shape) == (3, 16, 64)
         assert same_bits(to_hf(model), tensors)
 
 
 def test_a_model_without_biases_is_exported_with_zeros_and_computes_the_same(tmp_path):
-    config = GPTConfig(num_layers=2, width=16, num_heads=2, context=8, vocab_size=50, bias=False, dtype="float32")
+    config = GPTConfig(
+        num_layers=2,
+        embed_dim=16,
+        num_heads=2,
+        context_length=8,
+        vocab_size=50,
+        bias=False,
+        compute=ComputeConfig(dtype="float32"),
+    )
     model = jax.jit(lambda key: GPT(config, key=key))(jax.random.key(0))
     tensors = to_hf(model)
     assert not any(tensor.any() for name, tensor in tensors.items() if name.endswith(".bias"))
@@ -139,7 +147,13 @@ def test_config_goes_both_ways_and_keeps_what_it_does_not_know(tmp_path):
     original = make_config(activation_function="gelu_pytorch_tanh", layer_norm_epsilon=1e-3, torch_dtype="float32")
     ours, _, origin = from_hf(write(tmp_path, original, draw(original)))
     assert ours == GPTConfig(
-        num_layers=3, width=30, num_heads=3, context=13, vocab_size=251, norm_epsilon=1e-3, dtype="float32"
+        num_layers=3,
+        embed_dim=30,
+        num_heads=3,
+        context_length=13,
+        vocab_size=251,
+        norm_epsilon=1e-3,
+        compute=ComputeConfig(dtype="float32"),
     )
     back = hf_config(ours, dtype="float32", end_of_text=None, origin=origin)
     assert {key: back[key] for key in original} == original
@@ -160,7 +174,7 @@ def test_activations_have_their_names(tmp_path, theirs, ours):
 
 
 def test_a_config_of_our_own_says_what_transformers_asks():
-    config = hf_config(GPTConfig(mlp_width=99, tied=False, dropout=0.2), dtype="bfloat16", end_of_text=50256)
+    config = hf_config(GPTConfig(mlp_dim=99, tie_embeddings=False, dropout=0.2), dtype="bfloat16", end_of_text=50256)
     expected = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 12, "n_inner": 99}
     expected |= {"vocab_size": 50257, "eos_token_id": 50256, "resid_pdrop": 0.2, "tie_word_embeddings": False}
     expected |= {"dtype": "bfloat16", "activation_function": "gelu_new"}
@@ -170,7 +184,7 @@ def test_a_config_of_our_own_says_what_transformers_asks():
 def test_a_config_that_leaves_defaults_out_is_gpt2s():
     from pathlib import Path
 
-    from gptjax.hf import from_hf_config
+    from gptjax.huggingface.gpt2 import from_hf_config
 
     assert from_hf_config({"model_type": "gpt2"}, where=Path("x")) == GPTConfig()
 
@@ -207,8 +221,8 @@ def test_configs_that_ask_for_something_else_are_refused_by_name(saved, changes,
         ({"norm": "rms", "qk_norm": True}, "no model.norm=rms, model.qk_norm=True"),
         ({"activation": "relu2"}, "no model.activation=relu2"),
         (
-            {"softcap": 15.0, "gated": True, "head_bias": True},
-            "no model.gated=True, model.head_bias=True, model.softcap=15",
+            {"logit_softcap": 15.0, "gated_mlp": True, "head_bias": True},
+            "no model.gated_mlp_mlp=True, model.head_bias=True, model.logit_softcap=15",
         ),
     ],
 )
@@ -272,7 +286,7 @@ def test_a_truncated_file_is_explained(saved):
 
 def test_a_weight_that_gpt2_has_no_place_for_is_not_lost_silently(saved):
     _, model, _ = from_hf(saved[0])
-    model.blocks.sinks = nnx.Param(jnp.zeros((3, 3)), letters="H")
+    model.blocks.sinks = nnx.Param(jnp.zeros((3, 3)), axis_names="H")
     with pytest.raises(UserError, match=r"no place for the weights blocks\.sinks"):
         to_hf(model)
 
@@ -287,11 +301,11 @@ def test_numbers_too_large_for_float16_are_refused(saved):
 
 
 def test_every_weight_of_a_gpt_has_exactly_one_row():
-    model = jax.eval_shape(lambda: GPT(GPTConfig(num_layers=1, tied=False), key=jax.random.key(0)))
+    model = jax.eval_shape(lambda: GPT(GPTConfig(num_layers=1, tie_embeddings=False), key=jax.random.key(0)))
     leaves = jax.tree.leaves_with_path(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     paths = sorted(jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    assert paths == sorted(row.path for row in TABLE)
-    assert len({row.name for row in TABLE}) == len(TABLE)
+    assert paths == sorted(row.path for row in WEIGHT_MAP)
+    assert len({row.name for row in WEIGHT_MAP}) == len(WEIGHT_MAP)
 
 
 def test_an_index_cannot_lead_out_of_its_directory(tmp_path, saved):

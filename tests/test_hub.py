@@ -14,7 +14,7 @@ from data_pipelines.readers import downloads
 from data_pipelines.readers.documents import Reading
 from data_pipelines.readers.hub import Repository, open_hub, parse_hub
 from data_pipelines.sources import open_source
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 def table(*texts):

@@ -8,16 +8,16 @@ import pytest
 from tiny import tokenizer, write_shards
 
 from gptjax import integrity
-from gptjax.data import TokenShards
-from gptjax.errors import UserError
-from gptjax.integrity import NOTES, check_unchanged, verify
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import VERIFIED_FILE, check_unchanged, verify_shards
+from gptjax.data.config import TokenShards
 
 
 @pytest.fixture
 def directory(tmp_path):
     splits = {"train": [np.arange(40), np.arange(9)], "val": [np.arange(20)]}
     beside = {("train", "documents"): np.array([0, 11, 40])}
-    return write_shards(tmp_path / "shards", splits, own=tokenizer(), companions=beside)
+    return write_shards(tmp_path / "shards", splits, own=tokenizer(), sidecars=beside)
 
 
 def flip(path, at):
@@ -28,12 +28,12 @@ def flip(path, at):
 
 @pytest.mark.parametrize("name", ["train_000000.bin", "val_000000.bin", "train.documents"])
 def test_a_changed_byte_is_named_at_the_next_start(directory, name):
-    TokenShards(path=str(directory)).vocabulary()
+    TokenShards(path=str(directory)).load_tokenizer()
     flip(directory / name, 8 if name.endswith("documents") else 1030)
     with pytest.raises(UserError, match=rf"{name}: its SHA-256 differs from manifest\.json"):
-        TokenShards(path=str(directory)).vocabulary()
+        TokenShards(path=str(directory)).load_tokenizer()
     with pytest.raises(UserError, match=name):
-        verify(directory)
+        verify_shards(directory)
 
 
 def test_what_was_found_right_is_read_once(directory, monkeypatch):
@@ -47,7 +47,7 @@ def test_what_was_found_right_is_read_once(directory, monkeypatch):
     os.utime(directory / "train_000001.bin")
     check_unchanged(directory)
     assert read[4:] == ["train_000001.bin"]
-    (directory / NOTES).write_text("not JSON")
+    (directory / VERIFIED_FILE).write_text("not JSON")
     check_unchanged(directory)
     assert len(read) == 9
 
@@ -65,7 +65,7 @@ def test_a_change_whose_time_was_set_back_is_named(directory):
 def test_foreign_shards_have_nothing_to_compare_and_missing_files_are_named(directory, tmp_path):
     foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(40)]})
     check_unchanged(foreign)
-    assert not (foreign / NOTES).exists()
+    assert not (foreign / VERIFIED_FILE).exists()
     (directory / "train.documents").unlink()
     with pytest.raises(UserError, match=r"train\.documents: missing"):
         check_unchanged(directory)
@@ -89,4 +89,4 @@ def test_a_manifest_that_says_too_little_is_refused(directory, change, split, me
     with pytest.raises(UserError, match=message):
         TokenShards(path=str(directory)).split(split)
     with pytest.raises(UserError, match=message):
-        verify(directory)
+        verify_shards(directory)

@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 
 from data_pipelines.readers.json_lines import json_lines
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 def test_files_directories_and_patterns(tmp_path):

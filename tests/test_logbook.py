@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.logbook import Log, Logbook
-from gptjax.records import read_metrics
+from gptjax.core.errors import UserError
+from gptjax.metrics.logger import LogConfig, MetricLogger
+from gptjax.metrics.metrics_file import read_metrics
 
 
 class Clock:
@@ -33,9 +33,9 @@ def clock():
 def book(tmp_path, clock):
     """Makes logbooks of a ten-step run of 1,000 tokens a step."""
 
-    def make(log: Log | None = None, **words) -> Logbook:
+    def make(log: LogConfig | None = None, **words) -> MetricLogger:
         words = {"total_steps": 10, "tokens": lambda step: 1000 * step, "clock": clock} | words
-        return Logbook(log or Log(), tmp_path, **words)
+        return MetricLogger(log or LogConfig(), tmp_path, **words)
 
     return make
 
@@ -102,7 +102,7 @@ def test_the_record_holds_what_the_step_returned_in_short_numbers(tmp_path, book
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
 def test_a_number_that_is_lost_is_null_so_that_every_line_is_json(tmp_path, book, capsys, lost):
-    with book(Log(every=1)) as log:
+    with book(LogConfig(every=1)) as log:
         log.step(1, scalars(lost))
     assert lines(tmp_path)[0]["loss"] is None
     assert f"loss {lost:7.4f}" in capsys.readouterr().out
@@ -140,17 +140,17 @@ def test_rates_leave_out_everything_but_training(tmp_path, book, clock):
     flops = {"flops": lambda step: 8e9 * step, "flops_palm": lambda step: 9e9 * step, "peak_flops_total": 1e10}
     with book(**flops) as log:
         clock.now += 50
-        with log.paused("compile"):
+        with log.timed("compile"):
             clock.now += 30
         log.step(1, scalars(4.0))
         clock.now += 2
-        with log.paused("evaluate"):
+        with log.timed("evaluate"):
             clock.now += 100
         clock.now += 1
         log.step(2, scalars(3.0))
         clock.now += 3
         log.step(3, scalars(2.0))
-        with log.paused("data"):
+        with log.timed("data"):
             clock.now += 5
         log.step(4, scalars(1.0))
         clock.now += 1
@@ -167,7 +167,7 @@ def test_steps_that_are_not_alike_are_counted_each_as_it_is(tmp_path, book, cloc
     """From the fifth on a step has three times the tokens, and four times the FLOPs."""
     tokens = lambda step: 1000 * (step + 2 * max(0, step - 4))
     flops = lambda step: 1e9 * (step + 3 * max(0, step - 4))
-    with book(Log(every=1), tokens=tokens, flops=flops, peak_flops_total=1e10) as log:
+    with book(LogConfig(every=1), tokens=tokens, flops=flops, peak_flops_total=1e10) as log:
         for step in range(1, 7):
             log.step(step, scalars(1.0))
             clock.now += 1 if step <= 4 else 3
@@ -190,13 +190,13 @@ def test_steps_that_are_done_when_their_dispatch_returns_are_timed_by_it(tmp_pat
             clock.now += took
             log.step(step, {"loss": 1.0})
         clock.now += 1
-        with log.paused("evaluate"):
+        with log.timed("evaluate"):
             clock.now += 50
         clock.now += 4
         log.step(4, {"loss": 1.0})
     # The first was over before anything was known of it, so it has no rate rather than a wrong one.
-    rates = [record.get("tokens_per_second") for record in lines(tmp_path)]
-    assert rates == [None, 500.0, 250.0, 200.0]
+    lr_scales = [record.get("tokens_per_second") for record in lines(tmp_path)]
+    assert lr_scales == [None, 500.0, 250.0, 200.0]
     assert [record["seconds"] for record in lines(tmp_path)] == [0.0, 2.0, 6.0, 11.0]
     assert f"{3000 / 11:,.0f} tokens/s" in capsys.readouterr().out
 
@@ -211,11 +211,11 @@ def test_without_a_peak_there_is_no_mfu(tmp_path, book, clock):
 
 def test_pauses_do_not_nest_and_survive_an_error(book, clock):
     log = book()
-    with log.paused("compile"), pytest.raises(RuntimeError, match="inside another"), log.paused("data"):
+    with log.timed("compile"), pytest.raises(RuntimeError, match="inside another"), log.timed("data"):
         pass
-    with pytest.raises(KeyError), log.paused("evaluate"):
+    with pytest.raises(KeyError), log.timed("evaluate"):
         raise KeyError
-    with log.paused("evaluate"):
+    with log.timed("evaluate"):
         clock.now += 1
     log.close()
 
@@ -223,11 +223,11 @@ def test_pauses_do_not_nest_and_survive_an_error(book, clock):
 def test_the_summary_says_where_the_time_went(book, clock, capsys):
     with book(start_step=2) as log:
         clock.now += 7
-        with log.paused("compile"):
+        with log.timed("compile"):
             clock.now += 40
         log.step(3, scalars(4.0))
         clock.now += 4
-        with log.paused("data"):
+        with log.timed("data"):
             clock.now += 6
         log.write(3, {"val_loss": 3.5})
     said = capsys.readouterr().out.splitlines()[-1]
@@ -298,7 +298,7 @@ def test_a_step_that_failed_does_not_hide_the_error_on_its_way_out(book):
 
 def test_only_process_zero_writes(tmp_path, book, monkeypatch, capsys):
     monkeypatch.setattr("jax.process_index", lambda: 1)
-    with book(Log(every=1, tensorboard=True)) as log, log.paused("evaluate"):
+    with book(LogConfig(every=1, tensorboard=True)) as log, log.timed("evaluate"):
         log.write(0, {"val_loss": 3.0})
         log.step(1, scalars(4.0))
     assert list(tmp_path.iterdir()) == []
@@ -306,7 +306,7 @@ def test_only_process_zero_writes(tmp_path, book, monkeypatch, capsys):
 
 
 def test_plain_terminal_lines_have_fixed_columns(book, clock, capsys):
-    with book(Log(every=4)) as log:
+    with book(LogConfig(every=4)) as log:
         for step in range(1, 11):
             log.step(step, scalars(10.0 / step) | {"grad_norm": jnp.float32(step), "inner": jnp.float32(1)})
             clock.now += 0.001 * step
@@ -322,7 +322,7 @@ def test_plain_terminal_lines_have_fixed_columns(book, clock, capsys):
 
 
 def test_a_skipped_step_is_shown(book, capsys):
-    with book(Log(every=1)) as log:
+    with book(LogConfig(every=1)) as log:
         log.step(1, scalars(1.0) | {"skipped": jnp.int32(1)})
     assert "skipped 1" in capsys.readouterr().out
 
@@ -365,7 +365,7 @@ def events(directory) -> dict[tuple[str, int], float]:
 
 
 def test_tensorboard_can_be_read_back_and_forgets_what_was_cut(tmp_path, book):
-    log = Log(tensorboard=True)
+    log = LogConfig(tensorboard=True)
     with book(log) as first:
         for step in (1, 2, 3):
             first.step(step, {"loss": jnp.float32(step)})
@@ -385,7 +385,7 @@ def test_tensorboard_can_be_read_back_and_forgets_what_was_cut(tmp_path, book):
 def test_without_wandb_the_way_to_get_it_is_said(book, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'gptjax\[wandb\]'"):
-        book(Log(wandb="online"))
+        book(LogConfig(wandb="online"))
 
 
 @pytest.mark.slow
@@ -395,7 +395,7 @@ def test_wandb_offline_goes_on_with_the_same_run(tmp_path, book, monkeypatch):
     for name in ("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     for start in (0, 1):
-        with book(Log(wandb="offline"), start_step=start, config_json={"steps": 10}) as log:
+        with book(LogConfig(wandb="offline"), start_step=start, config_json={"steps": 10}) as log:
             log.step(start + 1, scalars(2.0))
     identity = (tmp_path / "wandb_id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))) >= 1
@@ -404,4 +404,4 @@ def test_wandb_offline_goes_on_with_the_same_run(tmp_path, book, monkeypatch):
 
 def test_a_log_of_every_zeroth_step_is_refused():
     with pytest.raises(UserError, match=r"log\.every is 0"):
-        Log(every=0)
+        LogConfig(every=0)

@@ -13,7 +13,7 @@ from data_pipelines.readers import json_lines, long_lines
 from data_pipelines.readers.documents import BROKEN, Reading, document_of_json
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.long_lines import document_of_long_line, document_of_record
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 @settings(max_examples=300, deadline=None)
@@ -32,7 +32,7 @@ def test_any_record_in_any_blocks_is_what_it_is_whole(text, other, ascii_only, c
         begin, turn = begin + len(blocks[-1]), turn + 1
     whole, pieces = Reading(), Reading()
     wanted = document_of_json(line, whole, where="x")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         patch.setattr(long_lines, "LONG_BYTES", 6)
         found = document_of_long_line(iter(blocks), pieces, where="x")
     assert found == wanted

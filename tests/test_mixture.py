@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.mixture import SLOTS, Turns
+from gptjax.core.errors import UserError
+from gptjax.data.mixture import SLOTS, MixtureSchedule
 
 
 def test_shares_are_met_all_along():
     weights = [0.7, 0.2, 0.1]
-    sets, numbers = Turns([(0, weights)])(np.arange(3 * SLOTS))
+    sets, numbers = MixtureSchedule([(0, weights)])(np.arange(3 * SLOTS))
     for n in (1, 2, 5, 10, 100, SLOTS, 3 * SLOTS):
         counts = np.bincount(sets[:n], minlength=3)
         assert np.all(np.abs(counts - n * np.array(weights)) <= 1.5)
@@ -18,13 +18,13 @@ def test_shares_are_met_all_along():
 
 
 def test_one_set_has_every_turn():
-    sets, numbers = Turns([(0, [3.0])])(np.arange(10_000))
+    sets, numbers = MixtureSchedule([(0, [3.0])])(np.arange(10_000))
     assert not sets.any()
     np.testing.assert_array_equal(numbers, np.arange(10_000))
 
 
 def test_weights_change_at_a_row_and_counting_goes_on():
-    turns = Turns([(0, [1.0, 0.0, 1.0]), (5000, [0.0, 1.0, 1.0]), (5003, [1.0, 1.0, 0.0])])
+    turns = MixtureSchedule([(0, [1.0, 0.0, 1.0]), (5000, [0.0, 1.0, 1.0]), (5003, [1.0, 1.0, 0.0])])
     rows = np.arange(9000)
     sets, numbers = turns(rows)
     assert set(sets[:5000]) == {0, 2}
@@ -43,4 +43,4 @@ def test_weights_change_at_a_row_and_counting_goes_on():
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [-1.0, 2.0], [float("nan"), 1.0]])
 def test_weights_must_make_sense(weights):
     with pytest.raises(UserError, match="must not be negative"):
-        Turns([(0, weights)])
+        MixtureSchedule([(0, weights)])

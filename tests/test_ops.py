@@ -3,7 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.ops import ACTIVATIONS, dropout, fold_rows, layer_norm, rms_norm, rotary_angles, rotate, softcapped
+from gptjax.model.layers import (
+    ACTIVATIONS,
+    apply_rotary,
+    apply_softcap,
+    dropout,
+    fold_in_rows,
+    layer_norm,
+    rms_norm,
+    rotary_angles,
+)
 
 
 def rows(count, *, seed=0):
@@ -43,7 +52,7 @@ def test_rotated_products_depend_on_the_distance_alone(half):
 
     def product(at, other):
         turned = [
-            rotate(x, rotary_angles(jnp.array([place]), 16, base=100.0, half=half))
+            apply_rotary(x, rotary_angles(jnp.array([place]), 16, base=100.0, half=half))
             for x, place in ((q, at), (k, other))
         ]
         return float(jnp.sum(turned[0] * turned[1]))
@@ -64,9 +73,9 @@ def test_the_speeds_of_rotation():
 def test_squared_relu_and_soft_caps():
     x = jnp.array([-2.0, 0.0, 3.0])
     np.testing.assert_array_equal(ACTIVATIONS["relu2"](x), [0.0, 0.0, 9.0])
-    capped = softcapped(jnp.array([-1e6, 0.01, 1e6]), 30.0)
+    capped = apply_softcap(jnp.array([-1e6, 0.01, 1e6]), 30.0)
     np.testing.assert_allclose(capped, [-30.0, 0.01, 30.0], rtol=1e-5)
-    assert softcapped(x, None) is x
+    assert apply_softcap(x, None) is x
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
@@ -81,7 +90,7 @@ def test_a_rows_mask_depends_on_its_key_alone():
     together = dropout(x, 0.5, rows(4))
     np.testing.assert_array_equal(dropout(x[:2], 0.5, rows(4)[2:]), together[2:])
     assert not np.array_equal(together[0], together[1])
-    assert not np.array_equal(dropout(x, 0.5, fold_rows(rows(4), 1)), together)
+    assert not np.array_equal(dropout(x, 0.5, fold_in_rows(rows(4), 1)), together)
 
 
 def test_without_keys_nothing_is_dropped():

@@ -9,15 +9,23 @@ import optax
 import pytest
 from flax import nnx
 
-from gptjax.errors import UserError
-from gptjax.gpt_config import GPTConfig
-from gptjax.layout import Layout
-from gptjax.model import GPT
-from gptjax.optim import Adam, AdamW, Muon, Named, Rule, learning_rate
-from gptjax.schedules import Constant, Linear, WarmupStableDecay
-from gptjax.shapes import role
+from gptjax.core.errors import UserError
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.gpt import GPT
+from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup, ParamHyperparams, learning_rate
+from gptjax.optim.schedules import Constant, Linear, WarmupStableDecay
+from gptjax.sharding.axes import weight_role
+from gptjax.sharding.mesh import MeshConfig
 
-CONFIG = GPTConfig(num_layers=2, width=16, num_heads=2, context=8, vocab_size=20, dtype="float32", tied=False)
+CONFIG = GPTConfig(
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    context_length=8,
+    vocab_size=20,
+    tie_embeddings=False,
+    compute=ComputeConfig(dtype="float32"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def gradients(model, seed=1):
 
 
 def updated(optimizer, model, grads, *, step=0, steps=10):
-    chain = optimizer.build(steps=steps, layout=Layout())
+    chain = optimizer.build(steps=steps, mesh=MeshConfig())
     updates, state = jax.jit(chain.update)(grads, chain.init(model), model, step=jnp.int32(step))
     return updates, state
 
@@ -43,7 +51,7 @@ def by_name(tree):
 
 
 def no_vectors(tree):
-    mark = lambda param: param.replace(role(param.letters) != "vector")
+    mark = lambda param: param.replace(weight_role(param.axis_names) != "vector")
     return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
@@ -73,7 +81,11 @@ def test_groups_have_their_own_rates(model):
     grads = gradients(model)
     plain = AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.0)
     other = replace(
-        plain, embedding=Adam(0.02), head=Adam(0.03), vector=Adam(0.05), named=(Named("positions", Adam(0.07)),)
+        plain,
+        embedding=ParamGroup(0.02),
+        head=ParamGroup(0.03),
+        vector=ParamGroup(0.05),
+        named_groups=(NamedGroup("positions", ParamGroup(0.07)),),
     )
     one, two = by_name(updated(plain, model, grads)[0]), by_name(updated(other, model, grads)[0])
     ratio = {name: float(np.median(two[name] / one[name])) for name in one}
@@ -86,15 +98,20 @@ def test_groups_have_their_own_rates(model):
 
 def test_a_group_takes_what_it_does_not_say_from_the_optimizer_or_from_its_part():
     config = AdamW(
-        learning_rate=0.01, beta1=0.8, head=Adam(beta2=0.9), named=(Named("mix", Adam(0.5)), Named("head", Adam(0.2)))
+        learning_rate=0.01,
+        beta1=0.8,
+        head=ParamGroup(beta2=0.9),
+        named_groups=(NamedGroup("mix", ParamGroup(0.5)), NamedGroup("head", ParamGroup(0.2))),
     )
-    assert config.rule("blocks.mlp.up", "DF") == Rule(0.01, 0.8, 0.95, 1e-8, 0.1)
-    assert config.rule("head", "DV") == Rule(0.2, 0.8, 0.9, 1e-8, 0.1)
-    assert config.rule("blocks.mix", "") == Rule(0.5, 0.8, 0.95, 1e-8, 0.0)  # a vector: no decay
-    assert config.rule("blocks.remix", "") == Rule(0.01, 0.8, 0.95, 1e-8, 0.0)
-    assert replace(config, vector=Adam(0.3)).rule("blocks.norm", "D") == Rule(0.3, 0.8, 0.95, 1e-8, 0.0)
-    assert replace(config, vector=Adam(weight_decay=0.2)).rule("blocks.norm", "D").weight_decay == 0.2
-    muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=Adam(0.3, weight_decay=0.4))
+    assert config.rule("blocks.mlp.up", "DF") == ParamHyperparams(0.01, 0.8, 0.95, 1e-8, 0.1)
+    assert config.rule("head", "DV") == ParamHyperparams(0.2, 0.8, 0.9, 1e-8, 0.1)
+    assert config.rule("blocks.mix", "") == ParamHyperparams(0.5, 0.8, 0.95, 1e-8, 0.0)  # a vector: no decay
+    assert config.rule("blocks.remix", "") == ParamHyperparams(0.01, 0.8, 0.95, 1e-8, 0.0)
+    assert replace(config, vector=ParamGroup(0.3)).rule("blocks.norm", "D") == ParamHyperparams(
+        0.3, 0.8, 0.95, 1e-8, 0.0
+    )
+    assert replace(config, vector=ParamGroup(weight_decay=0.2)).rule("blocks.norm", "D").weight_decay == 0.2
+    muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=ParamGroup(0.3, weight_decay=0.4))
     assert muon.rule("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
     assert muon.rule("value_embeddings", "VE")[::4] == (0.3, 0.4)
     assert muon.rule("tokens", "VD")[::4] == (0.01, 0.0)
@@ -104,12 +121,12 @@ def test_a_group_takes_what_it_does_not_say_from_the_optimizer_or_from_its_part(
 def test_each_group_has_its_own_adam(model):
     """Two steps of one chain against optax's Adam for each group alone."""
     groups = {
-        "embedding": Adam(0.1, 0.5, 0.6, 1e-3),
-        "head": Adam(0.2, 0.6, 0.7, 1e-4),
-        "vector": Adam(0.3, 0.7, 0.8, 1e-5),
+        "embedding": ParamGroup(0.1, 0.5, 0.6, 1e-3),
+        "head": ParamGroup(0.2, 0.6, 0.7, 1e-4),
+        "vector": ParamGroup(0.3, 0.7, 0.8, 1e-5),
     }
     config = Muon(schedule=Constant(), **groups)
-    chain, grads = config.build(steps=10, layout=Layout()), [gradients(model, seed) for seed in (1, 2)]
+    chain, grads = config.build(steps=10, mesh=MeshConfig()), [gradients(model, seed) for seed in (1, 2)]
     update, state = jax.jit(chain.update), chain.init(model)
     for step, gradient in enumerate(grads):
         got, state = update(gradient, state, model, step=step)
@@ -123,7 +140,7 @@ def test_each_group_has_its_own_adam(model):
 
 
 def test_a_named_matrix_is_left_to_adam(model):
-    config = Muon(schedule=Constant(), named=(Named("mlp.up", Adam(0.5)),))
+    config = Muon(schedule=Constant(), named_groups=(NamedGroup("mlp.up", ParamGroup(0.5)),))
     updates, state = updated(config, model, gradients(model))
     np.testing.assert_allclose(np.abs(by_name(updates)[".blocks.mlp.up.value"]), 0.5, rtol=1e-3)
     assert not any("mlp.up.value" in name for name in by_name(state["muon"]))
@@ -132,25 +149,29 @@ def test_a_named_matrix_is_left_to_adam(model):
 
 @pytest.mark.parametrize("make", [AdamW, Muon])
 def test_a_name_that_no_weight_has_is_refused(model, make):
-    config = make(named=(Named("mix"),))
+    config = make(named_groups=(NamedGroup("mix"),))
     with pytest.raises(UserError, match=r"'mix', but no weight .* one of: .*blocks\.mlp\.up"):
-        config.build(steps=10, layout=Layout()).init(model)
+        config.build(steps=10, mesh=MeshConfig()).init(model)
 
 
 @pytest.mark.parametrize("make", [AdamW, Muon])
 def test_a_group_without_a_weight_is_refused(model, make):
     """Of a tied head, say, whose rate would be the embedding's."""
     with pytest.raises(UserError, match=r"value_embedding says learning_rate=0\.1, but .* no value embedding"):
-        make(value_embedding=Adam(0.1)).build(steps=10, layout=Layout()).init(model)
-    tied = nnx.eval_shape(lambda: GPT(replace(CONFIG, tied=True), key=jax.random.key(0)))
+        make(value_embedding=ParamGroup(0.1)).build(steps=10, mesh=MeshConfig()).init(model)
+    tied = nnx.eval_shape(lambda: GPT(replace(CONFIG, tie_embeddings=True), key=jax.random.key(0)))
     with pytest.raises(UserError, match=r"optimizer\.head .*tied to the embedding"):
-        make(head=Adam(0.1)).build(steps=10, layout=Layout()).init(tied)
-    jax.eval_shape(make(embedding=Adam(0.1), vector=Adam(0.1)).build(steps=10, layout=Layout()).init, tied)
+        make(head=ParamGroup(0.1)).build(steps=10, mesh=MeshConfig()).init(tied)
+    jax.eval_shape(
+        make(embedding=ParamGroup(0.1), vector=ParamGroup(0.1)).build(steps=10, mesh=MeshConfig()).init, tied
+    )
 
 
 def test_momentum_follows_its_schedule_between_low_and_high():
     config = Muon(
-        momentum=0.97, momentum_low=0.85, momentum_schedule=WarmupStableDecay(warmup=3, decay_fraction=0.5, floor=0.5)
+        momentum=0.97,
+        momentum_min=0.85,
+        momentum_schedule=WarmupStableDecay(warmup_steps=3, decay_fraction=0.5, min_ratio=0.5),
     )
     found = [float(config.momentum_at(step, steps=20)) for step in (0, 1, 2, 3, 10, 15, 20)]
     np.testing.assert_allclose(found, [0.88, 0.91, 0.94, 0.97, 0.97, 0.94, 0.91], atol=1e-6)
@@ -161,13 +182,13 @@ def test_the_momentum_of_a_step_is_the_one_that_is_used(model):
     """Without Nesterov, a second gradient at momentum 0 is all that counts."""
     config = Muon(
         momentum=0.9,
-        momentum_low=0.0,
+        momentum_min=0.0,
         momentum_schedule=Linear(decay_steps=1),
         nesterov=False,
         dtype="float32",
         schedule=Constant(),
     )
-    chain, grads = config.build(steps=10, layout=Layout()), [gradients(model, seed) for seed in (1, 2)]
+    chain, grads = config.build(steps=10, mesh=MeshConfig()), [gradients(model, seed) for seed in (1, 2)]
     update, state = jax.jit(chain.update), chain.init(model)
     for step, gradient in enumerate(grads):
         got, state = update(gradient, state, model, step=step)
@@ -200,7 +221,7 @@ def test_decay_has_a_schedule_of_its_own(model):
 
 
 def test_cautious_decay_is_where_the_update_too_makes_a_weight_smaller(model):
-    matrix, _, update = decay_of(model, cautious=True)
+    matrix, _, update = decay_of(model, cautious_decay=True)
     weight = by_name(model)[MATRIX]
     shrinking = update * weight < 0
     assert 0.3 < shrinking.mean() < 0.7
@@ -213,8 +234,8 @@ def test_muon_takes_the_blocks_matrices_and_adam_the_rest(model):
         learning_rate=0.5,
         schedule=Constant(),
         adam_learning_rate=0.3,
-        embedding=Adam(0.1),
-        head=Adam(0.2),
+        embedding=ParamGroup(0.1),
+        head=ParamGroup(0.2),
         dtype="float32",
     )
     got, state = updated(config, model, grads)
@@ -242,7 +263,7 @@ def test_gradients_are_clipped_together(model):
 
 def test_the_step_alone_decides_the_learning_rate(model):
     grads = gradients(model)
-    config = AdamW(learning_rate=0.01, schedule=Linear(warmup=0, floor=0.0), weight_decay=0.0)
+    config = AdamW(learning_rate=0.01, schedule=Linear(warmup_steps=0, min_ratio=0.0), weight_decay=0.0)
     start, middle = updated(config, model, grads, step=0)[0], updated(config, model, grads, step=5)[0]
     ratio = float(learning_rate(config, 5, steps=10) / learning_rate(config, 0, steps=10))
     assert ratio == pytest.approx(0.5)
@@ -256,18 +277,18 @@ def test_the_step_alone_decides_the_learning_rate(model):
         (lambda: AdamW(learning_rate=0.0), "optimizer.learning_rate"),
         (lambda: AdamW(beta2=1.0), "optimizer.beta2"),
         (lambda: Muon(weight_decay=-1.0), "optimizer.weight_decay"),
-        (lambda: Muon(iterations=0), "optimizer.iterations"),
+        (lambda: Muon(ns_steps=0), "optimizer.ns_steps"),
         (lambda: AdamW(learning_rate=math.nan), "optimizer.learning_rate is nan"),
         (lambda: AdamW(clip_norm=math.inf), "optimizer.clip_norm is inf"),
         (lambda: Muon(weight_decay=math.nan), "optimizer.weight_decay is nan"),
         (lambda: AdamW(clip_norm=0.0), "optimizer.clip_norm"),
-        (lambda: Muon(momentum_low=1.0), "optimizer.momentum_low"),
-        (lambda: Muon(momentum_low=0.5), "momentum_low is 0.5, which needs optimizer.momentum_schedule"),
-        (lambda: Muon(coefficients=(math.nan, 0.0, 0.0)), "optimizer.coefficients"),
+        (lambda: Muon(momentum_min=1.0), "optimizer.momentum_min"),
+        (lambda: Muon(momentum_min=0.5), "momentum_min is 0.5, which needs optimizer.momentum_schedule"),
+        (lambda: Muon(ns_coefficients=(math.nan, 0.0, 0.0)), "optimizer.ns_coefficients"),
         (lambda: AdamW(epsilon=1e-50), "optimizer.epsilon is 1e-50, which float32 takes for 0"),
         (lambda: Muon(normuon_beta2=-0.1), "optimizer.normuon_beta2"),
         (lambda: Muon(adam_learning_rate=0.0), "optimizer.adam_learning_rate"),
-        (lambda: AdamW(head=Adam(beta1=1.5)), r"Adam\.beta1 is 1\.5"),
+        (lambda: AdamW(head=ParamGroup(beta1=1.5)), r"Adam\.beta1 is 1\.5"),
     ],
 )
 def test_bad_values_are_named(make, field):
@@ -278,4 +299,4 @@ def test_bad_values_are_named(make, field):
 def test_variables_keep_their_letters(model):
     updates, _ = updated(Muon(), model, gradients(model))
     marks = jax.tree.leaves(updates, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    assert {mark.letters for mark in marks} == {"VD", "TD", "DV", "DCHK", "HKD", "DF", "FD", "D", "CHK", "F"}
+    assert {mark.axis_names for mark in marks} == {"VD", "TD", "DV", "DCHK", "HKD", "DF", "FD", "D", "CHK", "F"}

@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipelines.options import at_least, one_validation
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 def test_the_option_that_is_too_small_is_named():

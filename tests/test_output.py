@@ -11,9 +11,9 @@ from data_pipelines import output
 from data_pipelines.disk import locked
 from data_pipelines.output import PROGRESS_NAME, differing, made_already, replaced
 from data_pipelines.writing import split_writers, write_manifest
-from gptjax.errors import UserError
-from gptjax.manifest import read_manifest
-from gptjax.tokenizer import Bytes
+from gptjax.core.errors import UserError
+from gptjax.data.manifest import read_manifest
+from gptjax.tokenization.tokenizer import Bytes
 
 
 def fill_half(out, *, resumable):
@@ -84,7 +84,7 @@ def killed_at(monkeypatch, out, request, *, rename):
             raise Killed
         original(*paths)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context_length() as patch:
         patch.setattr(output.os, "rename", renamed)
         with contextlib.suppress(Killed), replaced(out, resumable=True) as directory:
             (directory / PROGRESS_NAME).write_text("")

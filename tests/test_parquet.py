@@ -13,7 +13,7 @@ from texts import documents_by
 from data_pipelines.readers import parquet
 from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
 from data_pipelines.readers.parquet import read_parquet
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 TEXTS = ["one", "", "é☕ 😀\r\n", "long " * 1000, *(f"document {i}" for i in range(100))]
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data_pipelines.readers.paths import files_identity, find_files, names_sizes_times
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 def is_text(name):

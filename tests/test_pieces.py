@@ -16,7 +16,7 @@ from data_pipelines.pieces import pieces
 from data_pipelines.readers.documents import Notes, Reading
 from data_pipelines.rules import Only
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.tokenizer import BPE, Bytes, Chars
+from gptjax.tokenization.tokenizer import BPE, Bytes, Chars
 
 SAMPLE = (
     "It's the end, they'll say: 1,024 tokens\r\n\r\n of  'quoted' text…"
@@ -52,7 +52,7 @@ def texts_of_pieces(text, tokenizer):
 def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, look):
     """Pieces so small that every place where a cut is allowed is tried."""
     tokenizer = tokenizers[name]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         patch.setattr(module, "PIECE_BYTES", size)
         patch.setattr(module, "LOOK_BYTES", look)
         found = texts_of_pieces(text, tokenizer)
@@ -77,7 +77,7 @@ def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
 @given(text=st.text(min_size=1, max_size=80).filter(lambda text: not text.isspace()), size=st.integers(1, 5))
 def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
     tokenizer = tokenizers[name]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         patch.setattr(module, "PIECE_BYTES", size)
         found = Encoder(tokenizer, Reading())(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
     ids = found.tokens
@@ -154,7 +154,7 @@ ENDLESS = [
 def test_words_without_end_are_cut_between_their_tokens(tokenizers, name, runs, size, looks):
     """Runs of one kind, random and regular, with no place for far longer than a piece."""
     text = "".join(itertools.chain.from_iterable(runs))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         for constant, value in (("PIECE_BYTES", size), ("LOOK_BYTES", 20), ("MOST_LOOKS", looks)):
             patch.setattr(module, constant, value)
         found = texts_of_pieces(text, tokenizers[name])
@@ -164,13 +164,13 @@ def test_words_without_end_are_cut_between_their_tokens(tokenizers, name, runs, 
 
 
 @pytest.mark.parametrize(
-    ("name", "letters"),
+    ("name", "axis_names"),
     [("gpt2", "acgt"), ("gpt2", "-"), ("gpt2", "é"), ("gpt4", "abc"), ("gpt4", "0123456789"), ("another", "01")],
 )
-def test_no_piece_is_much_longer_than_wanted(tokenizers, monkeypatch, name, letters):
+def test_no_piece_is_much_longer_than_wanted(tokenizers, monkeypatch, name, axis_names):
     for constant, value in (("PIECE_BYTES", 400), ("LOOK_BYTES", 50), ("MOST_LOOKS", 4)):
         monkeypatch.setattr(module, constant, value)
-    text = "".join(random.Random(1).choices(letters, k=3000))
+    text = "".join(random.Random(1).choices(axis_names, k=3000))
     found = texts_of_pieces(text, tokenizers[name])
     assert "".join(found) == text
     assert max(len(piece.encode()) for piece in found) <= 600

@@ -10,12 +10,12 @@ import pytest
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.chat import CHAT_TOKENS
-from gptjax.errors import UserError
-from gptjax.integrity import verify
-from gptjax.preferences import Pairs, open_pairs
-from gptjax.shards import open_split
-from gptjax.tokenizer import load_tokenizer
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import verify_shards
+from gptjax.data.preferences import Pairs, open_pairs
+from gptjax.data.shards import open_split
+from gptjax.tokenization.chat import CHAT_TOKENS
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEXT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " a <|endoftext|> é☕"}
 ASKED = [("user", "Hi"), ("assistant", "Hello."), ("user", "2+2?")]
@@ -65,7 +65,7 @@ def flat(tok, expected):
 
 def test_pairs_of_texts_token_by_token(tmp_path, run):
     manifest = run(write(tmp_path / "x.jsonl", [TEXT]))
-    assert verify(tmp_path / "out") == manifest
+    assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
     pairs = open_pairs(tmp_path / "out", "train")
     assert len(pairs) == 1

@@ -25,11 +25,11 @@ from data_pipelines.sources import open_source
 from data_pipelines.splits import Divided, Split, divided
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from data_pipelines.verify import Verify, verify_directory
-from gptjax.errors import UserError
-from gptjax.integrity import verify
-from gptjax.manifest import MANIFEST_NAME, read_manifest
-from gptjax.shards import open_split
-from gptjax.tokenizer import Chars, load_tokenizer
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import verify_shards
+from gptjax.data.manifest import MANIFEST_NAME, read_manifest
+from gptjax.data.shards import open_split
+from gptjax.tokenization.tokenizer import Chars, load_tokenizer
 
 WORDS = [
     "the",
@@ -88,7 +88,7 @@ def test_what_goes_in_comes_out(tmp_path, bpe, name):
     texts = documents()
     source = write_jsonl(tmp_path / name, [*texts[:3], "", " \n", *texts[3:]])
     manifest = run(source, tmp_path / "out", bpe, split="documents:0.2", shard_tokens=400)
-    assert verify(tmp_path / "out") == manifest
+    assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
     assert tok.fingerprint == manifest.fingerprint == load_tokenizer(bpe).fingerprint
     found = {split: text_of(tmp_path / "out", split).split("<|endoftext|>") for split in ("train", "val")}
@@ -199,7 +199,7 @@ def test_large_documents_in_pieces(tmp_path, bpe, monkeypatch, processes):
     manifest = run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none", processes=processes)
     tokenizer, stream = load_tokenizer(bpe), open_split(tmp_path / "out", "train")
     expected = [tokenizer.encode(text) for text in texts]
-    assert stream.documents.tolist() == np.cumsum([0, *(len(ids) + 1 for ids in expected[:-1])]).tolist()
+    assert stream.document_starts.tolist() == np.cumsum([0, *(len(ids) + 1 for ids in expected[:-1])]).tolist()
     np.testing.assert_array_equal(
         stream.read(0, len(stream)), np.concatenate([[tokenizer.end_of_text, *ids] for ids in expected])
     )
@@ -211,9 +211,9 @@ def test_the_name_of_the_special_token_is_ordinary_text(tmp_path, bpe):
     run(write_jsonl(tmp_path / "x.jsonl", texts), tmp_path / "out", bpe, split="none")
     stream, tokenizer = open_split(tmp_path / "out", "train"), load_tokenizer(bpe)
     ids = stream.read(0, len(stream))
-    assert np.flatnonzero(ids == tokenizer.end_of_text).tolist() == stream.documents.tolist()
-    ends = [*stream.documents[1:], len(ids)]
-    assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.documents, ends, strict=True)] == texts
+    assert np.flatnonzero(ids == tokenizer.end_of_text).tolist() == stream.document_starts.tolist()
+    ends = [*stream.document_starts[1:], len(ids)]
+    assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.document_starts, ends, strict=True)] == texts
 
 
 def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
@@ -228,7 +228,7 @@ def test_documents_no_longer_than(tmp_path, bpe, monkeypatch):
     assert (ids[cut.documents] == end).all()
     everything = whole.read(0, len(whole))
     np.testing.assert_array_equal(ids[ids != end], everything[everything != end])
-    assert verify(tmp_path / "out") == manifest
+    assert verify_shards(tmp_path / "out") == manifest
     assert manifest.splits["train"].documents == len(cut.documents) > len(texts)
     with pytest.raises(UserError, match="max_document_tokens differ"):
         run(source, tmp_path / "out", bpe, split="none", max_document_tokens=21)
@@ -398,7 +398,7 @@ def test_done_once_is_done(tmp_path, capsys):
         run(source, out, split="tail:0.2")
     second = run(source, out, split="tail:0.2", overwrite=True)
     assert second.splits["val"].tokens > first.splits["val"].tokens
-    assert verify(out) == second
+    assert verify_shards(out) == second
     write_jsonl(tmp_path / "x.jsonl", documents(41))
     with pytest.raises(UserError, match="names_sizes_times differ"):
         run(source, out, split="tail:0.2")
@@ -421,7 +421,7 @@ def test_damage_to_what_exists_is_noticed(tmp_path):
     with pytest.raises(UserError, match="0 bytes, but"):
         run(source, tmp_path / "out", split="none")
     verify_again = run(source, tmp_path / "out", split="none", overwrite=True)
-    assert verify(tmp_path / "out") == verify_again
+    assert verify_shards(tmp_path / "out") == verify_again
 
 
 def test_what_is_not_ours_is_never_replaced(tmp_path):
@@ -455,7 +455,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
     assert read_manifest(tmp_path / ".out.partial") is None
     source = write_jsonl(tmp_path / "x.jsonl", documents())
     run(source, out, split="none")
-    verify(out)
+    verify_shards(out)
     assert not (tmp_path / ".out.partial").exists()
 
 
@@ -502,7 +502,7 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(calls) == 1
-    verify(tmp_path / "out")
+    verify_shards(tmp_path / "out")
 
 
 def test_nothing_below_one(tmp_path):

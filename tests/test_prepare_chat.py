@@ -15,12 +15,12 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.train_tokenizer import train_bpe
-from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message
-from gptjax.errors import UserError
-from gptjax.integrity import verify
-from gptjax.shards import open_split
-from gptjax.tokenizer import load_tokenizer
-from gptjax.windows import open_windows
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import verify_shards
+from gptjax.data.sequences import open_sequences
+from gptjax.data.shards import open_split
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 GREETING = [("system", "Be brief."), ("user", "Hi <|im_end|>"), ("assistant", "Hello.")]
 SUMS = [("user", "2+2?"), ("assistant", "4"), ("user", "And 3+3?"), ("assistant", "6 é☕\r\n"), ("user", "Bye")]
@@ -66,14 +66,14 @@ def run(tmp_path, plain):
 def documents(directory, split="train"):
     """(tokens, marks) of each document, cut at the starts that the companion names."""
     stream = open_split(directory, split)
-    borders = [*stream.documents.tolist(), len(stream)]
-    return [(stream.read(a, b - a).tolist(), stream.scored[a:b].tolist()) for a, b in itertools.pairwise(borders)]
+    borders = [*stream.document_starts.tolist(), len(stream)]
+    return [(stream.read(a, b - a).tolist(), stream.loss_mask[a:b].tolist()) for a, b in itertools.pairwise(borders)]
 
 
 @pytest.mark.parametrize("name", ["chat.jsonl", "chat.jsonl.gz", "chat.jsonl.zst"])
 def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     manifest = run(write(tmp_path / name, [line(GREETING), "", line(SUMS)]), shard_tokens=50)
-    assert verify(tmp_path / "out") == manifest
+    assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
     assert (tok.fingerprint, tok.vocab_size) == (manifest.fingerprint, 282)
     template = ChatTemplate(tok)
@@ -89,18 +89,18 @@ def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     assert (counts.documents, counts.tokens) == (2, sum(len(tokens) for tokens, _ in found))
     assert counts.bytes == sum(len(f"{role}\n{content}\n".encode()) for role, content in GREETING + SUMS)
     stream = open_split(tmp_path / "out", "train")
-    assert (stream.documents.dtype, stream.scored.dtype) == (np.int64, np.uint8)
+    assert (stream.document_starts.dtype, stream.loss_mask.dtype) == (np.int64, np.uint8)
 
 
-@pytest.mark.parametrize("packing", ["straight", "best_fit"])
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
     """Through the rows that a model is trained on: each scored target once, and no other."""
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
-    windows = open_windows(stream, 16, packing, end_of_text=tok.end_of_text)
+    windows = open_sequences(stream, 16, packing, end_of_text=tok.end_of_text)
     _, targets, scored, _ = windows.read(np.arange(len(windows)))
-    seen = 16 * len(windows) + 1 if packing == "straight" else len(stream)
-    expected = stream.read(0, seen)[stream.scored[:seen] == 1]
+    seen = 16 * len(windows) + 1 if packing == "concat" else len(stream)
+    expected = stream.read(0, seen)[stream.loss_mask[:seen] == 1]
     assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
     assert (tok.specials["<|im_end|>"] == expected).sum() > 40
 
@@ -109,7 +109,7 @@ def test_a_conversation_that_is_cropped_is_scored_as_far_as_it_goes(tmp_path, ru
     """Every row holds beginnings of conversations, each predicted and scored as in the whole, and once."""
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
-    windows = open_windows(stream, 64, "best_fit_cropped", end_of_text=tok.end_of_text)
+    windows = open_sequences(stream, 64, "bos_best_fit", end_of_text=tok.end_of_text)
     rows, targets, scored, (_, positions) = windows.read(np.arange(len(windows)), documents=True)
     known = Counter()
     for tokens, marks in documents(tmp_path / "out"):

@@ -8,9 +8,9 @@ import pytest
 
 from data_pipelines import prepared
 from data_pipelines.prepared import Prepared
-from gptjax.data import TokenShards
-from gptjax.errors import UserError
-from gptjax.integrity import verify
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import verify_shards
+from gptjax.data.config import TokenShards
 
 
 def write_jsonl(path, texts):
@@ -38,8 +38,8 @@ def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
     assert type(plain) is TokenShards
     assert plain.prefetch == 5
     assert plain.path.startswith(f"{cache}/tales-bpe-300-")
-    assert verify(plain.path).tokenizer == "bpe-300"
-    assert len(data.split("train")) == data.manifest().splits["train"].tokens
+    assert verify_shards(plain.path).tokenizer == "bpe-300"
+    assert len(data.open_split("train")) == data.manifest().splits["train"].tokens
     assert capsys.readouterr().out.count("documents") == 2
     prepared._prepared.cache_clear()
     assert data.resolve() == plain
@@ -56,7 +56,9 @@ def test_a_changed_text_is_prepared_anew(tmp_path, cache):
     prepared._prepared.cache_clear()
     second = data.resolve()
     assert second.path != first.path
-    assert verify(second.path).splits["train"].documents == verify(first.path).splits["train"].documents + 1
+    assert (
+        verify_shards(second.path).splits["train"].documents == verify_shards(first.path).splits["train"].documents + 1
+    )
 
 
 def test_what_is_said_of_shards_is_kept(tmp_path, cache):

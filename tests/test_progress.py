@@ -7,13 +7,13 @@ from data_pipelines import progress
 from data_pipelines.progress import Rate, moving_line
 
 
-class Terminal(io.StringIO):
+class ConsoleProgress(io.StringIO):
     def isatty(self):
         return True
 
 
 def test_a_terminal_sees_the_line(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stderr", ConsoleProgress())
     monkeypatch.setenv("TERM", "xterm")
     with moving_line("reading [b]") as show:
         show("12 documents [/b]")
@@ -22,7 +22,7 @@ def test_a_terminal_sees_the_line(monkeypatch):
 
 
 def test_a_line_within_another_leaves_it_be(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stderr", ConsoleProgress())
     monkeypatch.setenv("TERM", "xterm")
     with moving_line("encoding") as outer:
         with moving_line("fetching") as inner:

@@ -22,8 +22,8 @@ from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.readers.documents import Notes
 from data_pipelines.resuming import Journal, Reached
 from data_pipelines.writing import SplitWriter
-from gptjax.errors import UserError
-from gptjax.integrity import verify
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import verify_shards
 
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
 CHILD = """
@@ -33,7 +33,7 @@ import pytest
 from texts import make_small
 from data_pipelines import encoding, prepare as door, resuming
 from data_pipelines.prepare import Prepare, prepare
-from gptjax.errors import explained
+from gptjax.core.errors import explained
 
 def slowly(*args, **kwargs):  # so that there is something left to be killed
     for step in encoding.encode_all(*args, **kwargs):
@@ -111,7 +111,7 @@ def check_kills(tmp_path, source, *, kills, processes):
     prepare(Prepare(**options_of(source), output=tmp_path / "whole"))
     assert killed_until_done(tmp_path, source, kills=kills, processes=processes) >= kills / 3, "went on"
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert len(verify(tmp_path / "killed").files) > 3
+    assert len(verify_shards(tmp_path / "killed").files) > 3
     left = {"texts.jsonl", "child.py", "whole", "killed", ".whole.lock", ".killed.lock"}
     assert {path.name for path in tmp_path.iterdir()} - {"killed.worker"} == left
 
@@ -176,7 +176,7 @@ def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, a
     prepare(Prepare(**options, output=tmp_path / "whole"))
     wanted = noted(capsys.readouterr().out)
     assert len(wanted) == 3
-    with monkeypatch.context() as patch:
+    with monkeypatch.context_length() as patch:
         stopping(patch, after)
         with pytest.raises(Stop):
             prepare(Prepare(**options, output=tmp_path / "out"))
@@ -241,7 +241,7 @@ def test_stopped_in_any_kind_of_source(tmp_path, small, monkeypatch, capsys, kin
     assert any("the first: " in line for line in wanted)
     for after in (2, 7):
         out = tmp_path / f"out{after}"
-        with monkeypatch.context() as patch:
+        with monkeypatch.context_length() as patch:
             stopping(patch, after)
             with pytest.raises(Stop):
                 prepare(Prepare(**options, output=out))
@@ -257,7 +257,7 @@ def noted(report):
 
 
 def test_another_request_starts_anew(tmp_path, source, small, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
+    with monkeypatch.context_length() as patch:
         stopping(patch, 9)
         with pytest.raises(Stop):
             prepare(Prepare(**options_of(source, "bytes"), output=tmp_path / "out"))
@@ -271,7 +271,7 @@ def test_another_request_starts_anew(tmp_path, source, small, monkeypatch, capsy
 
 
 def test_a_vocabulary_is_learnt_once(tmp_path, source, small, monkeypatch):
-    with monkeypatch.context() as patch:
+    with monkeypatch.context_length() as patch:
         stopping(patch, 0)
         with pytest.raises(Stop):
             prepare(Prepare(**options_of(source), output=tmp_path / "out"))

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from gptjax import sample as door
-from gptjax.errors import UserError
-from gptjax.generation import generate
-from gptjax.gpt_config import GPTConfig
-from gptjax.model import GPT
-from gptjax.run import write_run
+from gptjax.core.errors import UserError
+from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.generation import generate
+from gptjax.model.gpt import GPT
+from gptjax.run_dir import write_imported_run
 from gptjax.sample import Sample, first_tokens, main, sample
-from gptjax.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
+from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
 
 TOKENIZER = BPE(
     {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257},
@@ -23,14 +23,22 @@ TOKENIZER = BPE(
 
 @pytest.fixture(scope="module")
 def model():
-    config = GPTConfig(num_layers=1, width=16, num_heads=2, context=32, vocab_size=259, dtype="float32", init_std=0.3)
+    config = GPTConfig(
+        num_layers=1,
+        embed_dim=16,
+        num_heads=2,
+        context_length=32,
+        vocab_size=259,
+        compute=ComputeConfig(dtype="float32"),
+        init=InitConfig(std=0.3),
+    )
     return jax.jit(lambda key: GPT(config, key=key))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def run(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    write_run(directory, model=model, tokenizer=TOKENIZER)
+    write_imported_run(directory, model=model, tokenizer=TOKENIZER)
     return directory
 
 
@@ -116,7 +124,7 @@ def test_by_default_it_writes_what_fits(run):
         (["--num-samples=0"], "--num-samples is 0"),
         (["--seed=-1"], "--seed is -1"),
         (["--max-new-tokens=0"], "max-new-tokens is 0"),
-        (["--max-new-tokens=32"], "1 prompt tokens and 32 new ones do not fit model.context 32"),
+        (["--max-new-tokens=32"], "1 prompt tokens and 32 new ones do not fit model.context_length 32"),
         (["--temperature=-1"], "temperature is -1"),
         (["--top-p=2"], "top-p is 2"),
         (["--step=7"], "no step 7"),
@@ -132,7 +140,7 @@ def test_a_directory_that_is_no_run_is_explained(capsys, tmp_path):
 
 
 def test_a_run_without_tokenizer_is_explained(capsys, tmp_path, model):
-    write_run(tmp_path / "mute", model=model, tokenizer=None)
+    write_imported_run(tmp_path / "mute", model=model, tokenizer=None)
     assert "has no tokenizer.json" in refused(capsys, f"--checkpoint={tmp_path / 'mute'}", "--prompt=a")
 
 

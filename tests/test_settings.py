@@ -10,8 +10,8 @@ import pytest
 import tyro
 
 from gptjax import settings
-from gptjax.errors import UserError
-from gptjax.settings import differences, from_json, load_config, parse, parse_arguments, to_json
+from gptjax.core.errors import UserError
+from gptjax.core.settings import diff_configs, from_json, load_config, parse, parse_options, to_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prepared(Shards):
 
 
 @dataclass(frozen=True)
-class Layout:
+class MeshConfig:
     """Where arrays live."""
 
     preset: Annotated[Literal["data", "fsdp"], tyro.conf.arg(name="")] = "data"
@@ -58,7 +58,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Judge:
+class EvaluatorFn:
     """An evaluation."""
 
     every: int = 100
@@ -74,14 +74,14 @@ class Run:
     resume: bool = True
     data: Shards = field(default_factory=Shards)
     optimizer: AdamW | Muon = field(default_factory=AdamW)
-    layout: Layout = field(default_factory=Layout)
-    evals: tuple[Judge | AdamW, ...] = ()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluators: tuple[EvaluatorFn | AdamW, ...] = ()
     windows: tuple[int, ...] | None = None
     names: list[str] = field(default_factory=list)
     extra: dict[str, float] = field(default_factory=dict)
 
 
-CLASSES = (Run, AdamW, Muon, Shards, Prepared, Layout, Judge)
+CLASSES = (Run, AdamW, Muon, Shards, Prepared, MeshConfig, EvaluatorFn)
 IMPORTS = f"from {__name__} import *\nfrom dataclasses import replace\n"
 
 
@@ -191,20 +191,26 @@ def test_a_mistake_in_the_base_is_reported_where_it_is(installed):
 
 
 def test_overrides_replace_fields_of_every_kind():
-    write("mine.py", "config = Run(data=Prepared(), optimizer=Muon(), evals=(Judge(), AdamW()), windows=(1, 2))")
-    words = "--steps=1_000 --no-resume --data.source=books --optimizer.momentum=0.9 --layout=fsdp --layout.fsdp=4"
+    write("mine.py", "config = Run(data=Prepared(), optimizer=Muon(), evaluators=(Judge(), AdamW()), windows=(1, 2))")
+    words = "--steps=1_000 --no-resume --data.source=books --optimizer.momentum=0.9 --mesh=fsdp --mesh.fsdp=4"
     config, base, spec = run(
-        ["--config=mine.py", *words.split(), "--evals.0.every=7", "--evals.1.learning-rate=1", "--windows=None"]
+        [
+            "--config=mine.py",
+            *words.split(),
+            "--evaluators.0.every=7",
+            "--evaluators.1.learning-rate=1",
+            "--windows=None",
+        ]
     )
     assert spec == "mine.py"
-    assert base == Run(data=Prepared(), optimizer=Muon(), evals=(Judge(), AdamW()), windows=(1, 2))
+    assert base == Run(data=Prepared(), optimizer=Muon(), evaluators=(EvaluatorFn(), AdamW()), window_pattern=(1, 2))
     assert config == Run(
         steps=1000,
         resume=False,
         data=Prepared(source="books"),
         optimizer=Muon(momentum=0.9),
-        layout=Layout("fsdp", 4),
-        evals=(Judge(7), AdamW(1.0)),
+        mesh=MeshConfig("fsdp", 4),
+        evaluators=(EvaluatorFn(7), AdamW(1.0)),
     )
 
 
@@ -219,7 +225,7 @@ def test_the_config_may_be_a_word_of_its_own_anywhere():
         ("--optimizer.learning-rat=3", "--optimizer.learning-rate"),
         ("--step=3", "--steps"),
         ("--steps=1e3", "invalid literal for int"),
-        ("--layout=sideways", "fsdp"),
+        ("--mesh=sideways", "fsdp"),
     ],
 )
 def test_a_wrong_word_exits_with_2_and_says_what_was_meant(capfd, word, said):
@@ -267,27 +273,27 @@ def test_a_small_door_reads_its_arguments():
         run: tyro.conf.Positional[str]
         step: int | None = None
 
-    assert parse_arguments(Door, ["runs/x", "--step=5"], prog="evaluate") == Door("runs/x", 5)
+    assert parse_options(Door, ["runs/x", "--step=5"], prog="evaluate") == Door("runs/x", 5)
 
 
 # Compare and print
 
 
 def test_differences_name_fields_by_their_path():
-    base = Run(evals=(Judge(), AdamW()), windows=(1, 2))
+    base = Run(evaluators=(EvaluatorFn(), AdamW()), window_pattern=(1, 2))
     config = replace(
         base,
         steps=20,
         optimizer=AdamW(betas=(0.9, 0.99)),
-        evals=(Judge(5), AdamW()),
-        windows=(1, 2, 3),
+        evaluators=(EvaluatorFn(5), AdamW()),
+        window_pattern=(1, 2, 3),
     )
-    assert differences(base, base) == []
-    assert differences(base, config) == [
+    assert diff_configs(base, base) == []
+    assert diff_configs(base, config) == [
         ("steps", 10, 20),
         ("optimizer.betas", (0.9, 0.95), (0.9, 0.99)),
-        ("evals.0.every", 100, 5),
-        ("windows", (1, 2), (1, 2, 3)),
+        ("evaluators.0.every", 100, 5),
+        ("window_pattern", (1, 2), (1, 2, 3)),
     ]
 
 
@@ -303,8 +309,8 @@ def test_a_folder_of_that_name_does_not_hide_the_installed_configs(installed):
     [
         ("steps='many'", "mine.py: steps is 'many'; wanted int"),
         ("optimizer=3", "mine.py: optimizer is 3; wanted"),
-        ("evals=(3,)", r"mine.py: evals is \(3,\); wanted"),
-        ("evals=(Judge(every='x'),)", "mine.py: evals: every is 'x'; wanted int"),
+        ("evaluators=(3,)", r"mine.py: evaluators is \(3,\); wanted"),
+        ("evaluators=(Judge(every='x'),)", "mine.py: evaluators: every is 'x'; wanted int"),
     ],
 )
 def test_a_field_of_another_type_is_named(fields, message):
@@ -314,11 +320,11 @@ def test_a_field_of_another_type_is_named(fields, message):
 
 
 def test_a_part_that_changed_its_class_or_its_number_is_one_difference():
-    base = Run(evals=(Judge(),))
-    assert differences(base, replace(base, optimizer=Muon())) == [("optimizer", AdamW(), Muon())]
-    assert differences(base, replace(base, evals=())) == [("evals", (Judge(),), ())]
-    assert differences(base, replace(base, data=Prepared())) == [("data", Shards(), Prepared())]
-    assert differences(Judge(1), replace(Judge(1), every=True)) == [("every", 1, True)]
+    base = Run(evaluators=(EvaluatorFn(),))
+    assert diff_configs(base, replace(base, optimizer=Muon())) == [("optimizer", AdamW(), Muon())]
+    assert diff_configs(base, replace(base, evaluators=())) == [("evaluators", (EvaluatorFn(),), ())]
+    assert diff_configs(base, replace(base, data=Prepared())) == [("data", Shards(), Prepared())]
+    assert diff_configs(EvaluatorFn(1), replace(EvaluatorFn(1), every=True)) == [("every", 1, True)]
 
 
 # JSON
@@ -326,8 +332,8 @@ def test_a_part_that_changed_its_class_or_its_number_is_one_difference():
 
 ROUND = [
     Run(),
-    Run(data=Prepared("p", "s"), optimizer=Muon(), evals=(Judge(1), AdamW()), windows=(1, 2)),
-    Run(windows=(), names=["a", "b"], extra={"x": 1.5}),
+    Run(data=Prepared("p", "s"), optimizer=Muon(), evaluators=(EvaluatorFn(1), AdamW()), window_pattern=(1, 2)),
+    Run(window_pattern=(), names=["a", "b"], extra={"x": 1.5}),
 ]
 
 
@@ -349,7 +355,10 @@ def test_an_absent_field_takes_its_default():
     [
         ({"class": "Popen", "args": ["touch", "x"]}, "Popen has the class 'Popen'; known here: .*Run"),
         ({"class": "Run", "data": {"class": "os.system"}}, r"Run\.data has the class 'os\.system'"),
-        ({"class": "Run", "evals": [{"class": "Judge", "evry": 1}]}, r"Run\.evals\.0: Judge has no field 'evry'"),
+        (
+            {"class": "Run", "evaluators": [{"class": "Judge", "evry": 1}]},
+            r"Run\.evaluators\.0: Judge has no field 'evry'",
+        ),
         ({"class": "Run", "optimizer": {"class": "AdamW", "learning_rate": -1}}, "learning_rate is -1"),
         ({"steps": 4}, "config has the class 'None'"),
     ],

@@ -1,10 +1,10 @@
 import pytest
 
-from gptjax.shapes import matrix_axes, role
+from gptjax.sharding.axes import matrix_axes, weight_role
 
 
 @pytest.mark.parametrize(
-    ("letters", "wanted"),
+    ("axis_names", "wanted"),
     [
         ("VD", "embedding"),
         ("TD", "embedding"),
@@ -23,8 +23,8 @@ from gptjax.shapes import matrix_axes, role
         ("CHK", "vector"),
     ],
 )
-def test_letters_say_what_part_a_weight_plays(letters, wanted):
-    assert role(letters) == wanted
+def test_letters_say_what_part_a_weight_plays(axis_names, wanted):
+    assert weight_role(axis_names) == wanted
 
 
 def test_letters_say_which_axes_lead_in_and_out():

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gptjax.errors import UserError
-from gptjax.integrity import verify
-from gptjax.manifest import Counts, Manifest, ShardFile, read_manifest
-from gptjax.shards import file_sha256, open_shard, open_split, token_dtype, write_shard
+from gptjax.core.errors import UserError
+from gptjax.data.checksums import verify_shards
+from gptjax.data.manifest import Counts, Manifest, ShardFile, read_manifest
+from gptjax.data.shards import file_sha256, open_shard, open_split, token_dtype, write_shard
 
 
 def some_tokens(n, dtype=np.uint16, seed=0):
@@ -123,12 +123,12 @@ def test_reading_crosses_files(directory):
 def test_windows_are_slices(directory, length):
     stream, everything = open_split(directory, "train"), train_tokens(directory)
     starts = np.random.default_rng(1).permutation(np.repeat(np.arange(101 - length), 2))
-    rows = stream.windows(starts, length)
+    rows = stream.read_sequences(starts, length)
     assert rows.shape == (len(starts), length)
     np.testing.assert_array_equal(rows, np.stack([everything[s : s + length] for s in starts]))
-    assert stream.windows(np.zeros(0, np.int64), length).shape == (0, length)
+    assert stream.read_sequences(np.zeros(0, np.int64), length).shape == (0, length)
     with pytest.raises(IndexError):
-        stream.windows(np.array([101 - length]), length)
+        stream.read_sequences(np.array([101 - length]), length)
 
 
 def test_a_pickled_stream_leaves_the_data_behind(directory):
@@ -164,7 +164,7 @@ def test_manifest_round_trip(directory):
     assert manifest.splits["train"] == Counts(5, 100, 400)
     assert manifest.files["val_000003.bin"].tokens == 30
     assert manifest.request == {"source": "x"}
-    assert verify(directory) == manifest
+    assert verify_shards(directory) == manifest
     assert read_manifest(directory.parent) is None
 
 
@@ -213,11 +213,11 @@ def test_verify_sees_one_changed_token_and_an_id_too_large(directory):
     manifest = read_manifest(directory)
     replace(manifest, vocab_size=100).write(directory)
     with pytest.raises(UserError, match="outside the vocabulary of 100"):
-        verify(directory)
+        verify_shards(directory)
     manifest.write(directory)
     tokens = np.array(open_shard(directory / "val_000003.bin"))
     tokens[3] += 1
     write_shard(directory / "val_000003.bin", tokens)
     assert len(open_split(directory, "val")) == 30
     with pytest.raises(UserError, match=r"val_000003\.bin: its SHA-256 differs"):
-        verify(directory)
+        verify_shards(directory)

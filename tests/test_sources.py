@@ -12,7 +12,7 @@ from data_pipelines.readers.hub import HubFiles
 from data_pipelines.readers.tfds_sets import TfdsSet
 from data_pipelines.readers.wikitext import Articles
 from data_pipelines.sources import cache_directory, open_source
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines import splits
 from data_pipelines.readers.documents import BROKEN, SKIPPED, Reading
 from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 class Texts:
@@ -24,7 +24,7 @@ class Texts:
         return {"source": [text.decode() for text in self.texts]}
 
 
-def parts_of(split, source, reading=None):
+def mixture_components(split, source, reading=None):
     """(split, document) of every document that is not blank."""
     reading = reading or Reading()
     return [(name, bytes(document)) for name, document in divided(Divided(source, split), reading)]
@@ -43,7 +43,9 @@ def test_the_hash_is_that_of_the_utf8(text):
 
 def test_examples_and_documents_are_divided_alike():
     texts, split = [str(i) for i in range(500)], Split.parse("documents:0.3")
-    assert [name for name, _ in parts_of(split, Texts(*texts))] == [split.side(text.encode()) for text in texts]
+    assert [name for name, _ in mixture_components(split, Texts(*texts))] == [
+        split.side(text.encode()) for text in texts
+    ]
     assert 100 < sum(split.side(text.encode()) == "val" for text in texts) < 200
 
 
@@ -53,11 +55,11 @@ def test_few_documents_are_cut_by_the_tail():
     for count, wanted in [(1, "tail:0.1"), (5, "tail:0.1")]:
         reading, source = Reading(), Texts(*texts[:count])
         split = Split.parse("documents:1e-6")
-        assert parts_of(split, source, reading) == parts_of(Split.parse(wanted), source)
+        assert mixture_components(split, source, reading) == mixture_components(Split.parse(wanted), source)
         assert reading.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
     everything = Split.parse("documents:0.999999")
-    assert parts_of(everything, Texts("ab" * 5)) == [("val", b"ab" * 5)]
-    assert parts_of(everything, Texts(" ")) == []
+    assert mixture_components(everything, Texts("ab" * 5)) == [("val", b"ab" * 5)]
+    assert mixture_components(everything, Texts(" ")) == []
     read = []
 
     class Counted(Texts):
@@ -90,22 +92,22 @@ def test_a_split_is_named_as_it_was_asked_for(spec):
 def test_a_large_single_text_keeps_the_fraction(monkeypatch):
     monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
     reading = Reading()
-    parts = dict(parts_of(Split.parse("documents:0.05"), Texts("x" * 1000), reading))
+    parts = dict(mixture_components(Split.parse("documents:0.05"), Texts("x" * 1000), reading))
     assert len(parts["val"]) in (50, 51)
     assert list(reading.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
 
 
 def test_a_last_document_that_is_nearly_all_is_cut_inside():
-    parts = parts_of(Split.parse("tail:0.1"), Texts("short", "x" * 995))
+    parts = mixture_components(Split.parse("tail:0.1"), Texts("short", "x" * 995))
     assert [(name, len(part)) for name, part in parts] == [("train", 5), ("train", 895), ("val", 100)]
-    parts = parts_of(Split.parse("tail:0.9"), Texts("x" * 400, "y" * 600))
+    parts = mixture_components(Split.parse("tail:0.9"), Texts("x" * 400, "y" * 600))
     assert [(name, len(part)) for name, part in parts] == [("train", 400), ("val", 600)]
 
 
 def test_the_tail_is_counted_in_characters():
     """A cut in a single text is where nanoGPT makes it, also behind a million bytes and inside of long characters."""
     text = "é☕x" * 400_000
-    parts = dict(parts_of(Split.parse("tail:0.3"), Texts(text)))
+    parts = dict(mixture_components(Split.parse("tail:0.3"), Texts(text)))
     cut = int(len(text) * 0.7)
     assert parts == {"train": text[:cut].encode(), "val": text[cut:].encode()}
 
@@ -116,10 +118,10 @@ def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
     reading, split = Reading(), Split.parse("drawn:6/20/2357")
     drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
     wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert parts_of(split, Texts(*texts), reading) == wanted
+    assert mixture_components(split, Texts(*texts), reading) == wanted
     assert reading.notes == {SKIPPED: 1}
     with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
-        parts_of(split, Texts(*texts, "one more"))
+        mixture_components(split, Texts(*texts, "one more"))
     with pytest.raises(UserError, match=r"texts has 19 documents, not 20"):
         Divided(Texts(*texts), split).check(19)
 
@@ -134,7 +136,7 @@ def test_a_half_that_is_blank_is_no_blank_document():
     """A cut inside of a text loses nothing of it."""
     for text in ("a word " * 1000 + "\n" * 2000, "\n" * 2000 + "a word " * 10):
         reading = Reading()
-        parts = parts_of(Split.parse("tail:0.1"), Texts(text), reading)
+        parts = mixture_components(Split.parse("tail:0.1"), Texts(text), reading)
         assert [name for name, _ in parts] == ["train", "val"]
         assert b"".join(part for _, part in parts) == text.encode()
         assert not reading.notes
@@ -156,6 +158,6 @@ def test_what_is_wrong_behind_the_cut_is_told(spec):
             reading.broken("the end")
 
     reading = Reading()
-    parts = parts_of(Split.parse(spec), Broken("some words " * 500, " "), reading)
+    parts = mixture_components(Split.parse(spec), Broken("some words " * 500, " "), reading)
     assert [name for name, _ in parts] == ["train", "val"]
     assert {SKIPPED: 1, BROKEN: 1}.items() <= reading.notes.items()

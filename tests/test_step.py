@@ -7,17 +7,17 @@ import pytest
 from tiny import MODEL
 
 from gptjax import state
-from gptjax.layout import Layout
-from gptjax.loss import IGNORED
-from gptjax.objective import NextToken
-from gptjax.optim import AdamW, Muon
-from gptjax.schedules import Constant, Linear
-from gptjax.step import make_eval_step, make_train_step, row_keys
+from gptjax.model.loss import IGNORE_INDEX
+from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim.schedules import Constant, Linear
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.objective import NextToken
+from gptjax.training.step import make_dropout_keys, make_eval_step, make_train_step
 
-LAYOUT = Layout()
+LAYOUT = MeshConfig()
 OPTIMIZERS = {
-    "adamw": AdamW(learning_rate=0.01, schedule=Linear(warmup=1)),
-    "muon": Muon(dtype="float32", schedule=Linear(warmup=1)),
+    "adamw": AdamW(learning_rate=0.01, schedule=Linear(warmup_steps=1)),
+    "muon": Muon(dtype="float32", schedule=Linear(warmup_steps=1)),
 }
 
 
@@ -25,13 +25,13 @@ OPTIMIZERS = {
 def made(request):
     """(a new state each time, the step)"""
     optimizer = OPTIMIZERS[request.param]
-    first = state.create(MODEL, optimizer.build(steps=10, layout=LAYOUT), seed=0, layout=LAYOUT)
-    step = make_train_step(NextToken(), optimizer, steps=10, seed=0, dropout=False, layout=LAYOUT)
+    first = state.create_state(MODEL, optimizer.build(steps=10, mesh=LAYOUT), seed=0, mesh=LAYOUT)
+    step = make_train_step(NextToken(), optimizer, steps=10, seed=0, dropout=False, mesh=LAYOUT)
     return lambda: jax.tree.map(jnp.copy, first), step
 
 
 def rows(seed=0):
-    tokens = np.random.RandomState(seed).randint(0, MODEL.vocabulary, (2, 4, MODEL.context + 1))
+    tokens = np.random.RandomState(seed).randint(0, MODEL.resolved_vocab_size, (2, 4, MODEL.context_length + 1))
     return {"tokens": jnp.asarray(tokens[..., :-1], jnp.int32), "targets": jnp.asarray(tokens[..., 1:], jnp.int32)}
 
 
@@ -53,9 +53,9 @@ def test_a_step_learns_its_batch_and_counts(made):
         now, metrics = step(now, rows())
         losses.append(float(metrics["loss"]))
         assert int(now.step) == number + 1
-    assert losses[0] == pytest.approx(np.log(MODEL.vocabulary), abs=0.1)
+    assert losses[0] == pytest.approx(np.log(MODEL.resolved_vocab_size), abs=0.1)
     assert losses[-1] < losses[0] - 0.1
-    assert (int(now.skipped), int(now.streak)) == (0, 0)
+    assert (int(now.skipped), int(now.consecutive_skips)) == (0, 0)
     changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.model, now.model)
     assert all(jax.tree.leaves(changed)), "every weight is trained"
 
@@ -65,11 +65,11 @@ def test_metrics_tell_the_loss_and_the_rate_of_the_step_that_was_made(made):
     judge = make_eval_step(NextToken())
     nats, count = judge(fresh().model, rows())
     now, metrics = step(fresh(), rows())
-    assert int(count) == 2 * 4 * MODEL.context
+    assert int(count) == 2 * 4 * MODEL.context_length
     assert float(metrics["loss"]) == pytest.approx(float(nats) / int(count), rel=1e-6)
     _, following = step(now, rows())
     assert float(following["learning_rate"]) == pytest.approx(2 * float(metrics["learning_rate"]))
-    assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "streak"}
+    assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "consecutive_skips"}
 
 
 def test_an_update_that_is_not_finite_is_not_made(made):
@@ -78,26 +78,26 @@ def test_an_update_that_is_not_finite_is_not_made(made):
     start, _ = step(fresh(), rows())
     kept = jax.tree.map(jnp.copy, poisoned(start))
     now = poisoned(start)
-    for streak in (1, 2, 3):
+    for consecutive_skips in (1, 2, 3):
         now, metrics = step(now, rows())
         assert not np.isfinite(float(metrics["loss"]))
-        assert (int(metrics["skipped"]), int(metrics["streak"])) == (streak, streak)
-        assert int(now.step) == 1 + streak
+        assert (int(metrics["skipped"]), int(metrics["consecutive_skips"])) == (consecutive_skips, consecutive_skips)
+        assert int(now.step) == 1 + consecutive_skips
     assert_same(now.model, kept.model)
     assert_same(now.optimizer, kept.optimizer)
 
     healed = fresh().model
     now, metrics = step(replace(now, model=healed), rows())
     assert np.isfinite(float(metrics["loss"]))
-    assert (int(metrics["skipped"]), int(metrics["streak"])) == (3, 0)
+    assert (int(metrics["skipped"]), int(metrics["consecutive_skips"])) == (3, 0)
     assert bool(jnp.any(now.model.tokens[...] != fresh().model.tokens[...]))
 
 
 def test_an_update_that_overflows_is_not_made():
     """Though loss and gradient are as they should be."""
     optimizer = AdamW(learning_rate=3e38, schedule=Constant())
-    make = lambda: state.create(MODEL, optimizer.build(steps=10, layout=LAYOUT), seed=0, layout=LAYOUT)
-    step = make_train_step(NextToken(), optimizer, steps=10, seed=0, dropout=False, layout=LAYOUT)
+    make = lambda: state.create_state(MODEL, optimizer.build(steps=10, mesh=LAYOUT), seed=0, mesh=LAYOUT)
+    step = make_train_step(NextToken(), optimizer, steps=10, seed=0, dropout=False, mesh=LAYOUT)
     now, metrics = step(make(), rows())
     assert np.isfinite([float(metrics["loss"]), float(metrics["grad_norm"])]).all()
     assert int(metrics["skipped"]) == 1
@@ -107,7 +107,7 @@ def test_an_update_that_overflows_is_not_made():
 
 def test_rows_without_a_scored_token_give_a_loss_of_nothing(made):
     fresh, step = made
-    unscored = rows() | {"targets": jnp.full((2, 4, MODEL.context), IGNORED, jnp.int32)}
+    unscored = rows() | {"targets": jnp.full((2, 4, MODEL.context_length), IGNORE_INDEX, jnp.int32)}
     now, metrics = step(fresh(), unscored)
     assert float(metrics["loss"]) == float(metrics["grad_norm"]) == 0
     assert int(now.skipped) == 0
@@ -128,9 +128,9 @@ def test_the_state_that_went_in_is_given_back(made):
 def test_each_row_has_a_key_of_its_own_whatever_its_group():
     batch = rows()
     data = lambda keys: np.asarray(jax.random.key_data(keys)).reshape(8, -1)
-    keys = data(row_keys(0, jnp.int32(5), batch, LAYOUT))
+    keys = data(make_dropout_keys(0, jnp.int32(5), batch, LAYOUT))
     assert len(np.unique(keys, axis=0)) == 8
     together = {name: array.reshape(1, 8, -1) for name, array in batch.items()}
-    np.testing.assert_array_equal(data(row_keys(0, jnp.int32(5), together, LAYOUT)), keys)
+    np.testing.assert_array_equal(data(make_dropout_keys(0, jnp.int32(5), together, LAYOUT)), keys)
     for seed, step in ((1, 5), (0, 6)):
-        assert not (data(row_keys(seed, jnp.int32(step), batch, LAYOUT)) == keys).all(axis=1).any()
+        assert not (data(make_dropout_keys(seed, jnp.int32(step), batch, LAYOUT)) == keys).all(axis=1).any()

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptjax.checkpoint import Checkpoint, Checkpoints
-from gptjax.errors import UserError
-from gptjax.state import TrainState
-from gptjax.stopping import Patience, Signals
+from gptjax.core.errors import UserError
+from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.preemption import GracefulShutdown, NonFiniteGuard
+from gptjax.training.state import TrainState
 
 
-class Saved(Checkpoints):
+class Saved(CheckpointManager):
     """Stands for the checkpoints of a run."""
 
     latest = None
@@ -28,7 +28,7 @@ class Saved(Checkpoints):
 
 def test_a_signal_is_kept_until_it_is_asked_for_and_handlers_come_back(capfd):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Signals() as signals:
+    with GracefulShutdown() as signals:
         assert signals.received(1) is None
         signal.raise_signal(signal.SIGTERM)
         assert signals.received(2) == signal.SIGTERM
@@ -45,7 +45,7 @@ def test_of_several_processes_the_one_that_hears_it_tells_the_others(capfd, monk
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(signal, "raise_signal", told.append)
     monkeypatch.setattr(os, "_exit", left.append)
-    with Signals() as signals:
+    with GracefulShutdown() as signals:
         signals._catch(signal.SIGINT, None)
         assert "SIGINT: saving after this step" in capfd.readouterr().out
         assert (told, left) == ([signal.SIGTERM], [])
@@ -58,7 +58,7 @@ def test_elsewhere_than_in_the_main_thread_signals_are_left_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def enter():
-        with Signals():
+        with GracefulShutdown():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=enter)
@@ -70,21 +70,21 @@ def test_elsewhere_than_in_the_main_thread_signals_are_left_alone():
 @pytest.mark.parametrize(("latest", "said"), [(7, "The last checkpoint is of step 7"), (None, "No checkpoint was")])
 def test_patience_ends_one_step_after_the_limit(latest, said):
     saved = Saved(latest)
-    patience = Patience(saved, steps=100, limit=2)
-    for step, streak in enumerate([0, 1, 0, 1, 2]):
-        patience.check(step, {"streak": jnp.int32(streak)})
+    patience = NonFiniteGuard(saved, steps=100, limit=2)
+    for step, consecutive_skips in enumerate([0, 1, 0, 1, 2]):
+        patience.check(step, {"consecutive_skips": jnp.int32(consecutive_skips)})
     assert saved.waited == 0
     with pytest.raises(UserError, match=rf"the last 2 updates, up to step 5, .*{said}"):
-        patience.check(5, {"streak": jnp.int32(3)})
+        patience.check(5, {"consecutive_skips": jnp.int32(3)})
     assert saved.waited == 1
 
 
 def test_nothing_is_saved_while_updates_are_skipped_except_at_the_end():
-    def state(streak):
+    def state(consecutive_skips):
         made = object.__new__(TrainState)
-        object.__setattr__(made, "streak", jnp.int32(streak))
+        object.__setattr__(made, "consecutive_skips", jnp.int32(consecutive_skips))
         return made
 
-    patience = Patience(Saved(None), steps=10, limit=5)
-    due = lambda step, streak: patience.due(Checkpoint(every=2), step, state(streak))
+    patience = NonFiniteGuard(Saved(None), steps=10, limit=5)
+    due = lambda step, consecutive_skips: patience.should_run(CheckpointConfig(every=2), step, state(consecutive_skips))
     assert [due(4, 0), due(4, 1), due(5, 0), due(10, 3)] == [True, False, False, True]

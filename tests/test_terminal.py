@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptjax.terminal import columns, duration
+from gptjax.metrics.console import format_columns, format_duration
 
 
 @pytest.mark.parametrize(
@@ -10,10 +10,10 @@ from gptjax.terminal import columns, duration
     [(0.04, "0.0 s"), (99.94, "99.9 s"), (100.0, "1 min 40 s"), (119.6, "2 min 00 s"), (6000.0, "1 h 40 min")],
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_columns_are_wide_and_sentences_are_not():
     values = {"loss": 2.5, "tokens_per_second": 1234.5, "new": 0.12345}
-    assert columns(values) == "loss  2.5000        1,234 tokens/s  new 0.1235"
-    assert columns(values, ", ") == "loss 2.5000, 1,234 tokens/s, new 0.1235"
+    assert format_columns(values) == "loss  2.5000        1,234 tokens/s  new 0.1235"
+    assert format_columns(values, ", ") == "loss 2.5000, 1,234 tokens/s, new 0.1235"

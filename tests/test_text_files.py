@@ -11,7 +11,7 @@ from texts import documents_by
 from data_pipelines.readers.documents import BROKEN, REPLACED, Reading
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.text_files import read_text
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 ENDS = ["", ".gz", ".zst"]
 

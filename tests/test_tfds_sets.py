@@ -14,7 +14,7 @@ from data_pipelines.fetch import Fetch, fetch  # noqa: E402
 from data_pipelines.readers.documents import REPLACED_RECORDS, Reading  # noqa: E402
 from data_pipelines.readers.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
 from data_pipelines.sources import open_source  # noqa: E402
-from gptjax.errors import UserError  # noqa: E402
+from gptjax.core.errors import UserError  # noqa: E402
 
 
 class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
@@ -42,7 +42,7 @@ class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         patch.setenv("TFDS_DATA_DIR", str(directory))
         for name in ("plain", "two", "many"):
             prepare_tfds(f"tfds:gptjaxtales/{name}")

@@ -13,8 +13,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptjax import gpt2_files
 from gptjax import tokenizer as module
-from gptjax.errors import UserError
-from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, load_tokenizer
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, load_tokenizer
 
 TEXTS = [
     "",

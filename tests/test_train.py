@@ -20,18 +20,18 @@ from tiny import (
     write_text_shards,
 )
 
-from gptjax.checkpoint import Checkpoint, named
-from gptjax.data import Batch, TokenShards
-from gptjax.errors import UserError
-from gptjax.evals import Bigram, Samples, ValidationLoss
-from gptjax.layout import Layout
-from gptjax.logbook import Log
-from gptjax.optim import AdamW
-from gptjax.run import Run
-from gptjax.schedules import Constant
-from gptjax.shards import write_shard
-from gptjax.tokenizer import Chars
-from gptjax.train import created, main, prepared, train
+from gptjax.core.errors import UserError
+from gptjax.data.config import BatchSize, TokenShards
+from gptjax.data.shards import write_shard
+from gptjax.metrics.logger import LogConfig
+from gptjax.optim.optimizers import AdamW
+from gptjax.optim.schedules import Constant
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Chars
+from gptjax.train import create_run_state, main, prepare_config, train
+from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def finished(shards):
         shards,
         name="finished",
         steps=60,
-        optimizer=AdamW(learning_rate=0.01, schedule=Constant(warmup=5)),
-        evals=(Bigram(), ValidationLoss(every=30), Samples(every=60, prompt="1", max_new_tokens=5)),
-        log=Log(every=20),
-        checkpoint=Checkpoint(every=30),
+        optimizer=AdamW(learning_rate=0.01, schedule=Constant(warmup_steps=5)),
+        evaluators=(BigramBaseline(), ValidationLoss(every=30), Samples(every=60, prompt="1", max_new_tokens=5)),
+        log=LogConfig(every=20),
+        checkpoint=CheckpointConfig(every=30),
     )
     file = write_config(shards.parent / "finished.py", config)
     return config, file, run_door(f"--config={file}", "--checkpoint.keep=1")
@@ -57,7 +57,7 @@ def finished(shards):
 
 def run_door(*words):
     """The door in this process: (exit code, what it printed)."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
         with pytest.raises(SystemExit) as done:
@@ -94,9 +94,9 @@ def test_the_run_directory_holds_what_others_need(finished, shards):
     held = {path.name for path in config.directory.iterdir()}
     assert held >= {"config.json", "config.py", "environment.json", "tokenizer.json", "metrics.jsonl", "loss.png"}
     assert (config.directory / "config.py").read_text() == file.read_text()
-    assert Run.open(config.directory).config == replace(config, checkpoint=replace(config.checkpoint, keep=1))
+    assert RunDir.open(config.directory).config == replace(config, checkpoint=replace(config.checkpoint, keep=1))
     assert json.loads((config.directory / "environment.json").read_text())["packages"]["jax"] == jax.__version__
-    assert Run.open(config.directory).step("best") == Run.open(config.directory).step() == 60
+    assert RunDir.open(config.directory).find_step("best") == RunDir.open(config.directory).find_step() == 60
 
 
 def test_updates_that_stay_undefined_end_the_run(shards):
@@ -106,8 +106,8 @@ def test_updates_that_stay_undefined_end_the_run(shards):
         name="undefined",
         steps=50,
         optimizer=AdamW(learning_rate=3e38, schedule=Constant()),
-        max_skipped=4,
-        checkpoint=Checkpoint(every=2),
+        max_consecutive_skips=4,
+        checkpoint=CheckpointConfig(every=2),
     )
     with pytest.raises(UserError) as error:
         train(config)
@@ -121,9 +121,9 @@ def test_updates_that_stay_undefined_end_the_run(shards):
 
 def test_a_run_may_start_from_anothers_weights_and_a_shorter_context(finished, shards):
     source = finished[0]
-    config = tiny_config(shards, name="later", steps=2, start_from=str(source.directory), model={"context": 8})
-    weights = named(Run.open(source.directory).model())
-    for name, array in named(created(config, SINGLE).model).items():
+    config = tiny_config(shards, name="later", steps=2, init_from=str(source.directory), model={"context_length": 8})
+    weights = flatten_by_name(RunDir.open(source.directory).load_model())
+    for name, array in flatten_by_name(create_run_state(config, SINGLE).model).items():
         wanted = weights[name][:8] if name == "positions" else weights[name]
         np.testing.assert_array_equal(np.asarray(array), np.asarray(wanted))
     assert train(config) == 0
@@ -135,12 +135,14 @@ def test_a_start_settles_the_shape_and_leaves_the_rest_to_the_config(finished, s
     start = str(finished[0].directory)
     wanted = tiny_config(
         shards,
-        start_from=start,
-        model={"mlp_width": 64, "num_layers": 9, "context": 99, "dropout": 0.3, "remat": "full"},
+        init_from=start,
+        model={"mlp_dim": 64, "num_layers": 9, "context_length": 99, "dropout": 0.3, "remat": "full"},
     )
-    config, _ = prepared(wanted)
-    assert config.model == replace(finished[0].model, dropout=0.3, remat="full")
-    assert created(config, SINGLE).model.blocks.mlp.config.dropout == 0.3
+    config, _ = prepare_config(wanted)
+    assert config.model == replace(
+        finished[0].model, dropout=0.3, compute=replace(finished[0].model.compute, remat="full")
+    )
+    assert create_run_state(config, SINGLE).model.blocks.mlp.config.dropout == 0.3
 
 
 def test_a_run_keeps_its_tokenizer_and_the_place_of_its_data(finished, shards, tmp_path, monkeypatch, capsys):
@@ -149,49 +151,51 @@ def test_a_run_keeps_its_tokenizer_and_the_place_of_its_data(finished, shards, t
     shutil.copytree(config.directory, copy)
     Chars({char: i for i, char in enumerate(reversed(ALPHABET))}).save(copy)
     with pytest.raises(UserError, match="is not the tokenizer that this run was trained with"):
-        Run.open(copy).model()
+        RunDir.open(copy).load_model()
     monkeypatch.chdir(shards.parent)
-    found = prepared(replace(config, data=TokenShards(path=shards.name)))[0]
+    found = prepare_config(replace(config, data=TokenShards(path=shards.name)))[0]
     assert found.data.path == str(shards)
-    prepared(tiny_config(shards, name="next", start_from=str(config.directory), model={"width": 64}))
-    assert "model.width: 64 → 32, as the weights have it" in capsys.readouterr().out
-    prepared(tiny_config(shards, name="next", start_from=str(config.directory), model={"context": 8}))
-    assert "model.context: 8, where the weights were trained with 16" in capsys.readouterr().out
+    prepare_config(tiny_config(shards, name="next", init_from=str(config.directory), model={"embed_dim": 64}))
+    assert "model.embed_dim: 64 → 32, as the weights have it" in capsys.readouterr().out
+    prepare_config(tiny_config(shards, name="next", init_from=str(config.directory), model={"context_length": 8}))
+    assert "model.context_length: 8, where the weights were trained with 16" in capsys.readouterr().out
 
 
 def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
-    config, own = prepared(tiny_config(shards, model={"vocab_size": None}))
+    config, own = prepare_config(tiny_config(shards, model={"vocab_size": None}))
     assert config.model.vocab_size == own.vocab_size == len(ALPHABET)
     with pytest.raises(UserError, match=r"model\.vocab_size is 50, .* has 48 tokens\. Give --model\.vocab-size=48"):
-        prepared(tiny_config(shards, model={"vocab_size": 50}))
+        prepare_config(tiny_config(shards, model={"vocab_size": 50}))
 
 
 def test_foreign_shards_are_understood_through_the_tokenizer_that_is_named(shards, tmp_path):
     """Bits per byte, a sample, and the vocabulary come from it."""
     parts = {split: [TokenShards(path=str(shards)).split(split).read(0, 500)] for split in ("train", "val")}
     foreign = write_shards(tmp_path / "foreign", parts)
-    config = tiny_config(foreign, steps=1, model={"vocab_size": None}, evals=(ValidationLoss(), Samples(prompt="1")))
+    config = tiny_config(
+        foreign, steps=1, model={"vocab_size": None}, evaluators=(ValidationLoss(), Samples(prompt="1"))
+    )
     with pytest.raises(UserError, match=r"model\.vocab_size is not known"):
         train(config)
     data = TokenShards(path=str(foreign), tokenizer=str(shards / "tokenizer.json"))
     assert train(replace(config, data=data)) == 0
     assert read_lines(config.directory, "val_bpb")
     assert read_lines(config.directory, "sample")
-    assert Run.open(config.directory).needs_tokenizer().vocab_size == len(ALPHABET)
+    assert RunDir.open(config.directory).require_tokenizer().vocab_size == len(ALPHABET)
     with pytest.raises(UserError, match=r"data\.tokenizer is 'bytes', but the shards were made with chars-48"):
-        prepared(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
+        prepare_config(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_foreign_shard_of_another_vocabulary_is_named_before_a_device_is_touched(tmp_path, split):
     own, other = np.arange(500) % 48, np.arange(500) % 78
     parts = {"train": [own, own], "val": [own]}
-    config = tiny_config(write_shards(tmp_path / "own", parts), evals=(Bigram(),))
-    assert prepared(config)[0].model.vocab_size == 48
+    config = tiny_config(write_shards(tmp_path / "own", parts), evaluators=(BigramBaseline(),))
+    assert prepare_config(config)[0].model.vocab_size == 48
     parts[split][-1] = other
-    config = tiny_config(write_shards(tmp_path / "other", parts), evals=(Bigram(),))
+    config = tiny_config(write_shards(tmp_path / "other", parts), evaluators=(BigramBaseline(),))
     with pytest.raises(UserError, match=rf"token id 77 in .*other/{split}_00000\d\.bin is beyond model\.vocab_size 48"):
-        prepared(config)
+        prepare_config(config)
 
 
 START = """
@@ -261,16 +265,16 @@ BAD = {
         "/nowhere/at/all: no such directory of shards",
     ),
     "a place that cannot be written to": (lambda s, t: "--output-dir=/proc/here", "error: /proc/here"),
-    "a batch that does not divide": (lambda s, t: "--batch.accumulate=3", "does not divide into batch.accumulate 3"),
+    "a batch that does not divide": (lambda s, t: "--grad_accum=3", "does not divide into grad_accum 3"),
     "a vocabulary that is not the tokenizer's": (lambda s, t: "--model.vocab-size=99", "--model.vocab-size=48"),
-    "a context longer than the text": (lambda s, t: "--model.context=9999", "less than one window"),
-    "a kernel that cannot run": (lambda s, t: "--model.attention=cudnn", "not an NVIDIA GPU"),
-    "a layout that is too large": (lambda s, t: "--layout=data --layout.data=99", "wants 99 devices"),
+    "a context longer than the text": (lambda s, t: "--model.context-length-length=9999", "less than one window"),
+    "a kernel that cannot run": (lambda s, t: "--model.compute.attention_impl=cudnn", "not an NVIDIA GPU"),
+    "a layout that is too large": (lambda s, t: "--mesh=data --mesh.data=99", "wants 99 devices"),
     "a batch that does not split over devices": (
-        lambda s, t: "--layout=data --layout.data=3",
+        lambda s, t: "--mesh=data --mesh.data=3",
         "do not split over 3 devices",
     ),
-    "weights that are not there": (lambda s, t: "--start-from=/nowhere", "/nowhere is not a run directory"),
+    "weights that are not there": (lambda s, t: "--init-from=/nowhere", "/nowhere is not a run directory"),
     "a shard cut short": (lambda s, t: broken(s, t, lambda f: os.truncate(f, 1500)), "is cut short"),
     "a file that is no shard": (lambda s, t: broken(s, t, wrong_magic), "not a token shard"),
     "a token beyond the vocabulary": (lambda s, t: beyond(t), "beyond model.vocab_size 48"),
@@ -303,7 +307,7 @@ def test_an_unknown_field_is_answered_with_the_one_that_was_meant(config_file, c
     ("words", "said"),
     [
         (["--config=nowhere.py"], "There is no config file nowhere.py"),
-        (["--config={file}", "--model.num-heads=5"], "model.width 32 does not split over model.num_heads 5"),
+        (["--config={file}", "--model.num-heads=5"], "model.embed_dim 32 does not split over model.num_heads 5"),
     ],
 )
 def test_the_door_itself_explains_without_a_traceback(words, said, config_file):
@@ -316,7 +320,7 @@ def test_the_door_itself_explains_without_a_traceback(words, said, config_file):
 
 
 def test_resolved_layouts_must_suit_the_batch(shards):
-    config = tiny_config(shards, name="wide", layout=Layout(), batch=Batch(12))
+    config = tiny_config(shards, name="wide", mesh=MeshConfig(), batch=BatchSize(12))
     with pytest.raises(UserError, match=r"12 sequences a group do not split over 8 devices"):
         train(config)
     assert not config.directory.exists(), "nothing is written before the config is known to work"
@@ -324,9 +328,9 @@ def test_resolved_layouts_must_suit_the_batch(shards):
 
 def test_a_recipe_may_count_the_rows_that_pad_the_vocabulary(shards):
     config = tiny_config(shards, model={"vocab_size": 128})
-    assert prepared(config)[0].model.vocab_size == 128
+    assert prepare_config(config)[0].model.vocab_size == 128
     with pytest.raises(UserError, match=r"model\.vocab_size is 127, but the tokenizer of .* has 48 tokens"):
-        prepared(tiny_config(shards, model={"vocab_size": 127}))
+        prepare_config(tiny_config(shards, model={"vocab_size": 127}))
 
 
 def test_documents_that_nobody_knows_are_missed_before_anything_is_compiled(tmp_path):
@@ -334,6 +338,6 @@ def test_documents_that_nobody_knows_are_missed_before_anything_is_compiled(tmp_
     folder.mkdir()
     for split in ("train", "val"):
         write_shard(folder / f"{split}.bin", np.arange(500, dtype=np.uint16) % 60)
-    config = tiny_config(folder, model={"document_mask": True, "vocab_size": 64})
+    config = tiny_config(folder, model={"intra_document_mask": True, "vocab_size": 64})
     with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
-        prepared(config)
+        prepare_config(config)

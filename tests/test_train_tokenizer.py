@@ -11,8 +11,8 @@ import tokenizers
 from data_pipelines import train_tokenizer as module
 from data_pipelines.extend_tokenizer import ExtendTokenizer, extend
 from data_pipelines.train_tokenizer import TrainTokenizer, first_bytes, special_names, train, train_bpe
-from gptjax.errors import UserError
-from gptjax.tokenizer import Bytes, Chars, load_tokenizer
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import Bytes, Chars, load_tokenizer
 
 NAMES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -131,10 +131,10 @@ def test_an_extended_tokenizer_keeps_every_id(tmp_path, capsys):
     assert load_tokenizer(tmp_path / "chat").fingerprint == made.fingerprint != plain.fingerprint
     for text in texts(5, seed=3):
         assert made.encode(text).tolist() == plain.encode(text).tolist()
-    assert made.extended(NAMES).fingerprint == made.fingerprint
+    assert made.with_special_tokens(NAMES).fingerprint == made.fingerprint
     for other in (Bytes(), Chars.from_text("abc")):
         with pytest.raises(UserError, match="no room for special tokens"):
-            other.extended(NAMES)
+            other.with_special_tokens(NAMES)
 
 
 def test_the_commands(tmp_path):

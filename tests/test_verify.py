@@ -13,10 +13,10 @@ from data_pipelines import verify as module
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.verify import Verify, verify_directory
-from gptjax.data import TokenShards
-from gptjax.errors import UserError
-from gptjax.manifest import Companion, read_manifest
-from gptjax.shards import HEADER_BYTES, file_sha256, open_shard, write_shard
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.data.manifest import Sidecar, read_manifest
+from gptjax.data.shards import HEADER_BYTES, file_sha256, open_shard, write_shard
 
 TEXTS = [f"Document {i}: " + "the cat sat on the mat. " * (i % 7 + 1) for i in range(60)]
 
@@ -119,7 +119,7 @@ def test_marks_are_0_or_1(directory):
         marks = np.ones(tokens, np.uint8)
         marks[5] = value
         path.write_bytes(marks.tobytes())
-        manifest.companions[path.name] = Companion("val", "scored", tokens, file_sha256(path))
+        manifest.sidecars[path.name] = Sidecar("val", "scored", tokens, file_sha256(path))
         manifest.write(directory)
 
     write(0)
@@ -145,18 +145,18 @@ def test_a_shard_of_another_tokenizer_is_named_before_training(directory, prepar
     (directory / name).write_bytes((prepared / "two" / name).read_bytes())
     assert (directory / name).stat().st_size == HEADER_BYTES + 2 * 400
     with pytest.raises(UserError, match=f"{name}: its SHA-256 differs"):
-        TokenShards(path=str(directory)).vocabulary()
+        TokenShards(path=str(directory)).load_tokenizer()
     listed_anew(directory, name)
     with pytest.raises(UserError, match="of another tokenizer, or altered") as caught:
-        TokenShards(path=str(directory)).vocabulary()
+        TokenShards(path=str(directory)).load_tokenizer()
     assert name in str(caught.value)
-    TokenShards(path=str(prepared / "one")).vocabulary()
+    TokenShards(path=str(prepared / "one")).load_tokenizer()
 
 
 def test_a_shard_that_is_cut_off_is_named_before_training(directory):
     cut(directory / "val_000000.bin")
     with pytest.raises(UserError, match=r"val_000000\.bin: .*bytes, but manifest"):
-        TokenShards(path=str(directory)).vocabulary()
+        TokenShards(path=str(directory)).load_tokenizer()
 
 
 def test_the_tokenizer_of_another_set(directory, prepared):

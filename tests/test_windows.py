@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from tiny import tokenizer, write_shards
 
-from gptjax.errors import UserError
-from gptjax.shards import open_split
-from gptjax.windows import AtDocuments, BestFit, BestFitCropped, Straight, open_windows
+from gptjax.core.errors import UserError
+from gptjax.data.sequences import (
+    BestFitSequences,
+    BosAlignedSequences,
+    BosBestFitSequences,
+    ConcatSequences,
+    open_sequences,
+)
+from gptjax.data.shards import open_split
 
 END = 0
 CONTEXT = 8
@@ -29,7 +35,7 @@ def stream(request, tmp_path):
     parts = np.split(tokens, [100, 101, 333])
     if request.param == "written down":
         beside = {("train", "documents"): starts}
-        path = write_shards(tmp_path / "shards", {"train": parts}, own=tokenizer(), companions=beside)
+        path = write_shards(tmp_path / "shards", {"train": parts}, own=tokenizer(), sidecars=beside)
     else:
         path = write_shards(tmp_path / "shards", {"train": parts})
     return open_split(path, "train")
@@ -45,7 +51,7 @@ def documents_of(tokens):
 
 
 def test_straight_rows_predict_every_token_once(stream):
-    windows = Straight(stream, CONTEXT)
+    windows = ConcatSequences(stream, CONTEXT)
     tokens = all_tokens(stream)
     rows, targets, scored, _ = windows.read(np.arange(len(windows)))
     assert scored is None
@@ -58,7 +64,7 @@ def test_straight_rows_predict_every_token_once(stream):
 
 
 def test_rows_at_documents_begin_with_one_and_the_share_that_is_dropped_is_told(stream):
-    windows = AtDocuments(stream, CONTEXT, end_of_text=END)
+    windows = BosAlignedSequences(stream, CONTEXT, end_of_text=END)
     rows, targets, scored, _ = windows.read(np.arange(len(windows)))
     assert scored is None
     assert (rows[:, 0] == END).all()
@@ -76,7 +82,7 @@ def test_rows_at_documents_begin_with_one_and_the_share_that_is_dropped_is_told(
 
 def test_best_fit_predicts_every_token_and_every_end_once_and_nothing_else(stream):
     """What follows a token is what follows it in its document, and the end of text after the last."""
-    windows = BestFit(stream, CONTEXT, end_of_text=END)
+    windows = BestFitSequences(stream, CONTEXT, end_of_text=END)
     numbers = np.arange(len(windows))
     rows, targets, scored, (segments, positions) = windows.read(numbers, documents=True)
     predicted = [
@@ -98,7 +104,7 @@ def test_best_fit_predicts_every_token_and_every_end_once_and_nothing_else(strea
 
 def test_cropped_rows_are_full_begin_with_a_document_and_predict_nothing_twice(stream):
     """What follows the last token of a row is what the stream holds; the share that nothing predicts is counted."""
-    windows = BestFitCropped(stream, CONTEXT, end_of_text=END)
+    windows = BosBestFitSequences(stream, CONTEXT, end_of_text=END)
     rows, targets, scored, (segments, positions) = windows.read(np.arange(len(windows)), documents=True)
     assert (rows[:, 0] == END).all()
     assert (segments > 0).all()
@@ -117,11 +123,11 @@ def test_cropped_rows_are_full_begin_with_a_document_and_predict_nothing_twice(s
     assert windows.dropped == pytest.approx(dropped / len(stream))
     assert 0.2 < windows.dropped < 0.5
     assert windows.padding == 0
-    again = BestFitCropped(stream, CONTEXT, end_of_text=END).read(np.array([5, 0, 5]))
+    again = BosBestFitSequences(stream, CONTEXT, end_of_text=END).read(np.array([5, 0, 5]))
     np.testing.assert_array_equal(again.tokens, rows[[5, 0, 5]])
 
 
-@pytest.mark.parametrize("kind", [Straight, AtDocuments, BestFit, BestFitCropped])
+@pytest.mark.parametrize("kind", [ConcatSequences, BosAlignedSequences, BestFitSequences, BosBestFitSequences])
 def test_segments_and_positions_are_those_of_a_loop(stream, kind):
     windows = kind(stream, CONTEXT, end_of_text=END)
     numbers = np.random.default_rng(0).permutation(len(windows))
@@ -129,7 +135,7 @@ def test_segments_and_positions_are_those_of_a_loop(stream, kind):
     assert windows.read(numbers).documents is None
     begins = (rows == END).tolist()
     filled = [CONTEXT] * len(rows)
-    if kind is BestFit:  # the rest of a long document begins in the middle of it
+    if kind is BestFitSequences:  # the rest of a long document begins in the middle of it
         for i, row in enumerate(numbers):
             lengths = windows._plan.lengths[windows._plan.first[row] : windows._plan.first[row + 1]]
             begins[i] = [t in np.cumsum([0, *lengths]) for t in range(CONTEXT)]
@@ -149,26 +155,26 @@ def test_without_an_end_of_text_no_document_is_predicted_from_another(tmp_path):
     """Characters have no such token: the first of each document has nothing to be predicted from."""
     documents = [np.arange(1, 4), np.arange(11, 14), np.arange(21, 23)]
     starts = {("train", "documents"): np.array([0, 3, 6])}
-    path = write_shards(tmp_path / "shards", {"train": [np.concatenate(documents)]}, own=tokenizer(), companions=starts)
-    windows = open_windows(open_split(path, "train"), CONTEXT, "best_fit", end_of_text=None)
+    path = write_shards(tmp_path / "shards", {"train": [np.concatenate(documents)]}, own=tokenizer(), sidecars=starts)
+    windows = open_sequences(open_split(path, "train"), CONTEXT, "best_fit", end_of_text=None)
     _, targets, scored, _ = windows.read(np.array([0]))
     assert len(windows) == 1
     assert sorted(targets[scored].tolist()) == [2, 3, 12, 13, 22]
-    windows = open_windows(open_split(path, "train"), 5, "best_fit_cropped", end_of_text=None)
+    windows = open_sequences(open_split(path, "train"), 5, "bos_best_fit", end_of_text=None)
     rows, targets, scored, _ = windows.read(np.array([0]))
     assert len(windows) == 1
     assert (rows.tolist(), targets[scored].tolist()) == ([[1, 2, 3, 21, 22]], [2, 3, 22])
 
 
-@pytest.mark.parametrize("packing", ["straight", "documents", "best_fit", "best_fit_cropped"])
+@pytest.mark.parametrize("packing", ["concat", "documents", "best_fit", "bos_best_fit"])
 def test_marks_of_what_is_scored_are_kept(tmp_path, packing):
     documents = texts(number=20, longest=8)
     tokens = np.concatenate(documents)
     marks = (tokens % 3 == 1).astype(np.uint8)
     starts = np.cumsum([0, *map(len, documents[:-1])])
     beside = {("train", "documents"): starts, ("train", "scored"): marks}
-    path = write_shards(tmp_path / "shards", {"train": [tokens]}, own=tokenizer(), companions=beside)
-    windows = open_windows(open_split(path, "train"), CONTEXT, packing, end_of_text=END)
+    path = write_shards(tmp_path / "shards", {"train": [tokens]}, own=tokenizer(), sidecars=beside)
+    windows = open_sequences(open_split(path, "train"), CONTEXT, packing, end_of_text=END)
     _, targets, scored, documents = windows.read(np.arange(len(windows)), documents=True)
     wanted = targets % 3 == 1
     if packing == "best_fit":
@@ -180,11 +186,11 @@ def test_what_cannot_be_packed(tmp_path):
     path = write_shards(tmp_path / "shards", {"train": [np.arange(1, 46)]})
     stream = open_split(path, "train")
     with pytest.raises(UserError, match=r"has 45 tokens, less than one window of model\.context \+ 1 = 46"):
-        open_windows(stream, 45, "straight", end_of_text=None)
-    assert len(open_windows(stream, 44, "straight", end_of_text=None)) == 1
+        open_sequences(stream, 45, "concat", end_of_text=None)
+    assert len(open_sequences(stream, 44, "concat", end_of_text=None)) == 1
     with pytest.raises(UserError, match=r"less than one window of .* Use more text or a smaller --model\.context"):
-        open_windows(stream, 46, "best_fit_cropped", end_of_text=END)
-    assert len(open_windows(stream, 45, "best_fit_cropped", end_of_text=END)) == 1
-    for packing in ("best_fit", "best_fit_cropped"):
+        open_sequences(stream, 46, "bos_best_fit", end_of_text=END)
+    assert len(open_sequences(stream, 45, "bos_best_fit", end_of_text=END)) == 1
+    for packing in ("best_fit", "bos_best_fit"):
         with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
-            open_windows(stream, 8, packing, end_of_text=None)
+            open_sequences(stream, 8, packing, end_of_text=None)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.writing import SplitWriter, Written, is_on_disk, split_writers, write_manifest
-from gptjax.integrity import verify
-from gptjax.manifest import Counts, Manifest
-from gptjax.shards import open_split
-from gptjax.tokenizer import Bytes
+from gptjax.data.checksums import verify_shards
+from gptjax.data.manifest import Counts, Manifest
+from gptjax.data.shards import open_split
+from gptjax.tokenization.tokenizer import Bytes
 
 TOKENS = np.random.default_rng(0).integers(0, 500, 1000).astype(np.uint16)
 STARTS = np.array([0, 3, 4, 250, 260, 500, 501, 999])
@@ -27,7 +27,7 @@ def writer_in(directory, after=None):
 
 
 def manifest_of(writer):
-    return Manifest("x", "x", 500, "uint16", {"train": writer.counts}, dict(writer.files), dict(writer.companions))
+    return Manifest("x", "x", 500, "uint16", {"train": writer.counts}, dict(writer.files), dict(writer.sidecars))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -44,7 +44,7 @@ def test_taken_up_at_any_place(tmp_path, seed):
         after = writer.written()
         documents = int(np.searchsorted(STARTS, done))
         assert (after.tokens, after.bytes, after.last_start) == (done, 2 * done, STARTS[max(0, documents - 1)])
-        assert after.companions == ({"documents": documents, "scored": done} if done else after.companions)
+        assert after.sidecars == ({"documents": documents, "scored": done} if done else after.sidecars)
         assert writer.counts == Counts(documents, done, 2 * done)
         later = rng.randrange(150)
         writer.append(TOKENS[:later], np.array([0]), scored=SCORED[:later], size=9)  # and then it is killed
@@ -55,18 +55,18 @@ def test_taken_up_at_any_place(tmp_path, seed):
     for path in tmp_path.glob("*.bin"):
         if path.name not in writer.files:
             path.unlink()
-    manifest = verify(tmp_path)
+    manifest = verify_shards(tmp_path)
     stream = open_split(tmp_path, "train")
     np.testing.assert_array_equal(stream.read(0, len(stream)), TOKENS)
-    np.testing.assert_array_equal(stream.documents, STARTS)
-    np.testing.assert_array_equal(stream.scored, SCORED)
+    np.testing.assert_array_equal(stream.document_starts, STARTS)
+    np.testing.assert_array_equal(stream.loss_mask, SCORED)
     assert [file.tokens for file in manifest.files_of("train").values()] == [100] * 10
 
 
 def test_without_documents_and_marks_no_companions(tmp_path):
     with writer_in(tmp_path) as writer:
         writer.append(TOKENS)
-    assert writer.companions == {}
+    assert writer.sidecars == {}
     assert sorted(writer.files) == [path.name for path in sorted(tmp_path.iterdir())]
 
 
@@ -90,7 +90,7 @@ def test_after_an_error_nothing_is_listed(tmp_path):
         append(writers["train"], 0, 5)
         raise ZeroDivisionError
     assert writers["train"].counts.tokens == 5
-    assert writers["train"].files == writers["train"].companions == {}
+    assert writers["train"].files == writers["train"].sidecars == {}
 
 
 def test_a_directory_of_two_splits(tmp_path):
@@ -98,7 +98,7 @@ def test_a_directory_of_two_splits(tmp_path):
         writers["train"].append(np.arange(130, dtype=np.uint8), np.array([0, 7]), size=130)
         writers["val"].append(np.arange(3, dtype=np.uint8), np.array([0]), size=3)
     manifest = write_manifest(tmp_path, writers, Bytes(), {"source": "x"})
-    assert verify(tmp_path) == manifest
+    assert verify_shards(tmp_path) == manifest
     assert manifest.splits == {"train": Counts(2, 130, 130), "val": Counts(1, 3, 3)}
     assert (manifest.tokenizer, manifest.dtype, manifest.request) == ("bytes", "uint16", {"source": "x"})
     assert open_split(tmp_path, "val").read(0, 3).tolist() == [0, 1, 2]

@@ -9,21 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.checkpoint import Checkpoint
 from gptjax.config import TrainConfig
-from gptjax.data import Batch, TokenShards
-from gptjax.gpt_config import GPTConfig
-from gptjax.layout import Layout
-from gptjax.manifest import Companion, Counts, Manifest, ShardFile
-from gptjax.optim import AdamW
-from gptjax.schedules import Cosine
-from gptjax.shards import file_sha256, write_shard
-from gptjax.tokenizer import Chars, Tokenizer
+from gptjax.data.config import TokenShards
+from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
+from gptjax.data.shards import file_sha256, write_shard
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.optim.optimizers import AdamW
+from gptjax.optim.schedules import Cosine
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Chars, Tokenizer
+from gptjax.training.checkpoint import CheckpointConfig
 
 ALPHABET = "\n !()*+,-.0123456789:=abcdefghijklmnopqrstuvwxyz"
-SINGLE = Layout("single")
+SINGLE = MeshConfig("single")
 MODEL = GPTConfig(
-    num_layers=2, width=32, num_heads=4, context=16, vocab_size=len(ALPHABET), dtype="float32", remat="none"
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    context_length=16,
+    vocab_size=len(ALPHABET),
+    compute=ComputeConfig(dtype="float32", remat="none"),
 )
 
 
@@ -54,7 +59,7 @@ def write_shards(
     for (split, kind), content in (companions or {}).items():
         path = directory / f"{split}.{kind}"
         content.astype("<i8" if kind == "documents" else np.uint8).tofile(path)
-        beside[path.name] = Companion(split, kind, path.stat().st_size, file_sha256(path))
+        beside[path.name] = Sidecar(split, kind, path.stat().st_size, file_sha256(path))
     for split, parts in splits.items():
         for index, part in enumerate(parts):
             path = directory / f"{split}_{index:06d}.bin"
@@ -76,7 +81,7 @@ def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
     cut, middle = len(ids) * 5 // 6, len(ids) // 3
     splits = {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}
     starts = np.concatenate([[0], 1 + np.flatnonzero(ids[: cut - 1] == own.encode("\n")[0])])
-    return write_shards(directory, splits, own=own, companions={("train", "documents"): starts})
+    return write_shards(directory, splits, own=own, sidecars={("train", "documents"): starts})
 
 
 def tiny_config(shards: Path, **changes) -> TrainConfig:
@@ -86,12 +91,12 @@ def tiny_config(shards: Path, **changes) -> TrainConfig:
         name="tiny",
         output_dir=str(shards.parent / "runs"),
         steps=10,
-        batch=Batch(sequences=8),
+        batch_size=8,
         model=model,
         data=TokenShards(path=str(shards)),
-        optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=2)),
-        layout=SINGLE,
-        checkpoint=Checkpoint(every=5, keep=10),
+        optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup_steps=2)),
+        mesh=SINGLE,
+        checkpoint=CheckpointConfig(every=5, keep=10),
     )
     return replace(config, **changes)
 

@@ -15,7 +15,7 @@ from typing import Any
 from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, checked, read_json
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.long_lines import document_of_record
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 READ_AS_JSON = "ArrayRecord files read as JSON objects"
 READ_AS_TEXT = "ArrayRecord files read as plain text"

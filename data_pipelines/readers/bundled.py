@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Document, Notes, Reading, checked
 from data_pipelines.readers.downloads import Wanted, cache_directory, download
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 TINY_SHAKESPEARE = Wanted(
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gptjax.errors import UserError
-from gptjax.tokenizer import replace_surrogates
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import replace_surrogates
 
 Document = bytes | bytearray | memoryview
 """The UTF-8 of a text, without an error in it; a view where it lies in memory that is not Python's."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from data_pipelines.disk import is_full, locked, sync
 from data_pipelines.progress import Rate, moving_line
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 TRIES = 6
 PAUSE_SECONDS = 1.0

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 @contextlib.contextmanager

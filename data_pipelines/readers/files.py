@@ -13,7 +13,7 @@ from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.parquet import read_parquet
 from data_pipelines.readers.paths import files_below, files_identity, find_files
 from data_pipelines.readers.text_files import COMPRESSED, naming, read_text
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 LEFT_OUT = "files of other kinds in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of a kind that is not known read as plain text"

@@ -16,7 +16,7 @@ from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Readi
 from data_pipelines.readers.long_lines import document_of_long_line
 from data_pipelines.readers.paths import files_identity, find_files
 from data_pipelines.readers.text_files import COMPRESSED, is_plain, naming, opened
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")

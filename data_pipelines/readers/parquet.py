@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.readers.documents import Chunk, Document, Reading, checked
 from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.text_files import naming
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 ROWS_BYTES = 2**23
 MOST_ROWS = 128

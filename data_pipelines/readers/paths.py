@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:

@@ -24,7 +24,7 @@ from data_pipelines.readers.documents import (
     checked,
 )
 from data_pipelines.readers.extras import import_pyarrow
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 COMPRESSED = ("", ".gz", ".zst")
 """What may stand behind the suffix of a file that `opened` reads."""

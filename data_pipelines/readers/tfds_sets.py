@@ -20,7 +20,7 @@ from data_pipelines.readers.array_records import ranges
 from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, Reading, checked
 from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.readers.paths import names_sizes_times
-from gptjax.errors import UserError
+from gptjax.core.errors import UserError
 
 PREFIX = "tfds:"
 _SPEC = re.compile(r"tfds:(?P<set>\w+(?:/[\w.+-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?(?:@(?P<split>.+))?")

@@ -18,32 +18,32 @@ import jax.numpy as jnp
 import pytest
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
-from gptjax import evals, state
-from gptjax.averaging import Average
-from gptjax.checkpoint import Checkpoint, Checkpoints
+from gptjax import evaluators, state
 from gptjax.config import CLASSES, TrainConfig
-from gptjax.data import Batch, Mixture, Part, TokenShards, fingerprint, validation_of
-from gptjax.errors import UserError
-from gptjax.evals import Bigram, Material, Samples, ValidationLoss
-from gptjax.gpt_config import GPTConfig
-from gptjax.layout import Layout
-from gptjax.logbook import Log
-from gptjax.model import GPT, abstract
-from gptjax.objective import NextToken
-from gptjax.optim import Adam, AdamW, Muon, Named
-from gptjax.schedules import Constant, Cosine, Linear, WarmupStableDecay
-from gptjax.settings import to_json
-from gptjax.stages import Stage
-from gptjax.stopping import Patience
-from gptjax.train import fingerprints, opened_batches, prepared, resumed, step_of
+from gptjax.core.errors import UserError
+from gptjax.core.settings import to_json
+from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, fingerprint_data, validation_data
+from gptjax.metrics.logger import LogConfig
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT, abstract_model
+from gptjax.optim.ema import EMA
+from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
+from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.train import collect_fingerprints, make_phase_step, open_run_loader, prepare_config, restore_run_state
+from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss
+from gptjax.training.objective import NextToken
+from gptjax.training.preemption import NonFiniteGuard
+from gptjax.training.stages import Stage
 
 MODERN = {
     "positions": "rotary",
-    "windows": "LS",
+    "window_pattern": "LS",
     "short_window": 9,
     "x0_mix": True,
     "value_embeddings": "0.",
-    "softcap": 30.0,
+    "logit_softcap": 30.0,
     "layers": "auto",
 }
 
@@ -52,46 +52,46 @@ MODERN = {
 def base(tmp_path_factory):
     """A config in which every part is at work: dropout, an untied head, a schedule that falls."""
     shards = write_text_shards(tmp_path_factory.mktemp("fields") / "shards", lines=30)
-    config = tiny_config(shards, model={"dropout": 0.1, "tied": False, "num_heads": 2, **MODERN})
-    return replace(config, optimizer=AdamW(schedule=Cosine(warmup=2)))
+    config = tiny_config(shards, model={"dropout": 0.1, "tie_embeddings": False, "num_heads": 2, **MODERN})
+    return replace(config, optimizer=AdamW(schedule=Cosine(warmup_steps=2)))
 
 
 def mixture(base):
     """Two parts, which differ in their packing."""
-    other = replace(base.data, packing="documents")
-    return Mixture((Part(base.data), Part(other, 2.0)))
+    other = replace(base.data, packing="bos_aligned")
+    return Mixture((MixtureComponent(base.data), MixtureComponent(other, 2.0)))
 
 
 SECTIONS = {
     TrainConfig: lambda base: base,
-    Batch: lambda base: base.batch,
-    Stage: lambda base: Stage(1, sequences=16, rate=2.0),
+    BatchSize: lambda base: base.batch,
+    Stage: lambda base: Stage(1, batch_size=16, lr_scale=2.0),
     GPTConfig: lambda base: base.model,
     TokenShards: lambda base: base.data,
     Mixture: mixture,
-    Part: lambda base: mixture(base).parts[0],
+    MixtureComponent: lambda base: mixture(base).parts[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(
-        schedule=Constant(), momentum_schedule=Constant(warmup=2), dtype="float32", weight_decay=0.1
+        schedule=Constant(), momentum_schedule=Constant(warmup_steps=2), dtype="float32", weight_decay=0.1
     ),
-    Average: lambda base: Average(0.9),
-    Adam: lambda base: Adam(0.1),
-    Named: lambda base: Named("tokens", Adam(0.1)),
-    Layout: lambda base: Layout(),
-    Checkpoint: lambda base: Checkpoint(keep=2),
+    EMA: lambda base: EMA(0.9),
+    ParamGroup: lambda base: ParamGroup(0.1),
+    NamedGroup: lambda base: NamedGroup("tokens", ParamGroup(0.1)),
+    MeshConfig: lambda base: MeshConfig(),
+    CheckpointConfig: lambda base: CheckpointConfig(keep=2),
     ValidationLoss: lambda base: ValidationLoss(),
     Samples: lambda base: Samples(prompt="1"),
-    Bigram: lambda base: Bigram(),
-    Log: lambda base: base.log,
-    Constant: lambda base: Constant(warmup=2),
-    Cosine: lambda base: Cosine(warmup=2),
-    Linear: lambda base: Linear(warmup=2),
-    WarmupStableDecay: lambda base: WarmupStableDecay(warmup=2),
+    BigramBaseline: lambda base: BigramBaseline(),
+    LogConfig: lambda base: base.log,
+    Constant: lambda base: Constant(warmup_steps=2),
+    Cosine: lambda base: Cosine(warmup_steps=2),
+    Linear: lambda base: Linear(warmup_steps=2),
+    WarmupStableDecay: lambda base: WarmupStableDecay(warmup_steps=2),
 }
-HOMES = {Batch: "batch", GPTConfig: "model", TokenShards: "data", NextToken: "objective", AdamW: "optimizer"}
-HOMES |= {Mixture: "data", Muon: "optimizer", Layout: "layout", Checkpoint: "checkpoint", Log: "log"}
-HOMES |= {Average: "averaging"}
+HOMES = {BatchSize: "batch", GPTConfig: "model", TokenShards: "data", NextToken: "objective", AdamW: "optimizer"}
+HOMES |= {Mixture: "data", Muon: "optimizer", MeshConfig: "mesh", CheckpointConfig: "checkpoint", LogConfig: "log"}
+HOMES |= {EMA: "ema"}
 
 
 def placed(base, section):
@@ -99,17 +99,17 @@ def placed(base, section):
     cls = type(section)
     if cls is TrainConfig:
         return section
-    if cls is Part:
+    if cls is MixtureComponent:
         return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
     if cls is Stage:
         return replace(base, stages=(section,))
-    if cls in (Adam, Named):
-        own = {"head": section} if cls is Adam else {"named": (section,)}
+    if cls in (ParamGroup, NamedGroup):
+        own = {"head": section} if cls is ParamGroup else {"named": (section,)}
         return replace(base, optimizer=replace(base.optimizer, **own))
     if cls in HOMES:
         return replace(base, **{HOMES[cls]: section})
-    if cls in (ValidationLoss, Samples, Bigram):
-        return replace(base, evals=(section,))
+    if cls in (ValidationLoss, Samples, BigramBaseline):
+        return replace(base, evaluators=(section,))
     return replace(base, optimizer=replace(base.optimizer, schedule=section))
 
 
@@ -119,33 +119,33 @@ def placed(base, section):
 @functools.cache
 def program(config):
     """What is compiled: the drawing of new weights, and the training step."""
-    layout = config.layout.resolve(8)
-    config.check_layout(layout)
-    optimizer = config.optimizer.build(steps=config.steps, layout=layout)
-    averaged = config.averaging.kept
-    with layout.active():
-        draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), layout=layout))()
-        start = state.abstract(config.model, optimizer, layout=layout, averaged=averaged)
-        batches, steps = opened_batches(config, layout), []
+    mesh = config.mesh.resolve(8)
+    config.check_mesh(mesh)
+    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    has_ema = config.ema.enabled
+    with mesh.activate():
+        draw = jax.make_jaxpr(lambda: GPT(config.model, key=jax.random.key(config.seed), mesh=mesh))()
+        start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema)
+        batches, steps = open_run_loader(config, mesh), []
         for phase in config.phases:
-            rows = batches.abstract(config.model.context, step=phase.begin)
-            steps.append(str(step_of(config, layout, phase).trace(start, rows).jaxpr))
+            rows = batches.abstract_batch(config.model.context_length, step=phase.begin)
+            steps.append(str(make_phase_step(config, mesh, phase).trace(start, rows).jaxpr))
     return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(draw), *steps]))
 
 
 def due(config):
     """The steps at which something happens."""
-    parts = (config.checkpoint, *config.evals)
-    return [[step for step in range(2001) if part.due(step, steps=2000)] for part in parts]
+    parts = (config.checkpoint, *config.evaluators)
+    return [[step for step in range(2001) if part.should_run(step, steps=2000)] for part in parts]
 
 
 def material(config):
-    return Material(config.data, tokenizer(), config.model, config.objective, Layout())
+    return EvalContext(config.data, tokenizer(), config.model, config.objective, MeshConfig())
 
 
 def protocol(config):
     """What a validation loss measures, and in batches of how many windows."""
-    judge = config.evals[0].open(material(config))
+    judge = config.evaluators[0].open(material(config))
     return judge.protocol, judge.sequences
 
 
@@ -157,23 +157,23 @@ def generated(config):
         asked.append((prompts, options | {"key": str(jax.random.key_data(options["key"]))}))
         return jnp.zeros((1, 1), jnp.int32)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evals, "generate", generate)
+    with pytest.MonkeyPatch.context_length() as patch:
+        patch.setattr(evaluators, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
-        config.evals[0].open(material(config))(abstract(config.model))
+        config.evaluators[0].open(material(config))(abstract_model(config.model))
     return asked
 
 
 def data(config):
     """What is trained on, and what is judged."""
-    found = prepared(config)[0].data
-    return fingerprint(found), validation_of(found)
+    found = prepare_config(config)[0].data
+    return fingerprint_data(found), validation_data(found)
 
 
 def order(config):
     """The first rows, from whichever part they come."""
-    config, own = prepared(config)
-    batches = opened_batches(config, Layout(), tokenizer=own)
+    config, own = prepare_config(config)
+    batches = open_run_loader(config, MeshConfig(), tokenizer=own)
     return [(batches.read(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
 
 
@@ -186,9 +186,9 @@ def prefetched(config):
         told.append(words)
         return options(**words)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         patch.setattr(grain, "ReadOptions", read_options)
-        next(opened_batches(config, Layout()).starting_at(0))
+        next(open_run_loader(config, MeshConfig()).iterate_from(0))
     return told
 
 
@@ -196,7 +196,7 @@ def kept(config, directory):
     """Which checkpoints stay of four, of which the first is the best."""
     weights = _weights(config.model)
     losses = {1: 1.0, 2: 3.0, 3: 2.0, 4: 2.5}
-    with Checkpoints(directory, config.checkpoint) as checkpoints:
+    with CheckpointManager(directory, config.checkpoint) as checkpoints:
         for step, loss in losses.items():
             checkpoints.save(step, weights, metadata={}, val_loss=loss)
     return sorted(path.name for path in directory.iterdir())
@@ -204,12 +204,12 @@ def kept(config, directory):
 
 @functools.cache
 def _weights(model):
-    return state.create(model, AdamW().build(steps=1, layout=SINGLE), seed=0, layout=SINGLE)
+    return state.create_state(model, AdamW().build(steps=1, mesh=SINGLE), seed=0, mesh=SINGLE)
 
 
 def logged(config, directory, capsys):
     """What is printed and written of twelve steps, and what Weights & Biases is told."""
-    from gptjax.logbook import Logbook
+    from gptjax.metrics.logger import MetricLogger
 
     told = []
     run = types.SimpleNamespace(log=told.append, finish=lambda: None, define_metric=lambda *_, **__: None)
@@ -217,9 +217,9 @@ def logged(config, directory, capsys):
         init=lambda **words: told.append((words["project"], words["mode"])) or run, Settings=lambda **_: None
     )
     capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context_length() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with Logbook(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
+        with MetricLogger(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -227,21 +227,24 @@ def logged(config, directory, capsys):
 
 def patience(config, directory):
     """Whether a run ends after four skipped updates in a row."""
-    with Checkpoints(directory, config.checkpoint) as checkpoints:
-        watch = Patience(checkpoints, steps=config.steps, limit=config.max_skipped)
+    with CheckpointManager(directory, config.checkpoint) as checkpoints:
+        watch = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
         for step in range(2):
-            watch.check(step, {"streak": jnp.int32(4)})
+            watch.check(step, {"consecutive_skips": jnp.int32(4)})
 
 
 def resumption(config, directory):
     """Why a run that had another seed is not resumed."""
     (directory / "3" / "metadata").mkdir(parents=True)
     (directory / "3" / "commit_success.txt").touch()
-    content = {"config": to_json(replace(config, seed=config.seed + 2)), "fingerprints": fingerprints(config, None)}
+    content = {
+        "config": to_json(replace(config, seed=config.seed + 2)),
+        "fingerprints": collect_fingerprints(config, None),
+    }
     content |= {"format_version": 1, "val_loss": None, "step": 3}
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
-    with Checkpoints(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
-        resumed(config, checkpoints, fingerprints(config, None), SINGLE)
+    with CheckpointManager(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
+        restore_run_state(config, checkpoints, collect_fingerprints(config, None), SINGLE)
     return str(refused.value).replace(str(directory), "")
 
 
@@ -258,21 +261,21 @@ SEEN = {
     "the log": lambda config, directory, capsys: logged(config, directory, capsys),
     "an end": lambda config, directory, _: patience(config, directory),
     "a resumption": lambda config, directory, _: resumption(config, directory),
-    "its judges": lambda config, *_: len(config.evals),
+    "its judges": lambda config, *_: len(config.evaluators),
 }
 PROGRAM = {
-    TrainConfig: {"seed": 1, "steps": 20, "stages": (Stage(1, sequences=16),)},
-    Batch: {"sequences": 16, "accumulate": 2},
-    Stage: {"begin": 2, "sequences": 32, "accumulate": 2, "long_window": 7, "short_window": 5, "rate": 3.0},
+    TrainConfig: {"seed": 1, "steps": 20, "stages": (Stage(1, batch_size=16),)},
+    BatchSize: {"batch_size": 16, "grad_accum": 2},
+    Stage: {"begin": 2, "batch_size": 32, "grad_accum": 2, "long_window": 7, "short_window": 5, "rate": 3.0},
     GPTConfig: {
         "num_layers": 3,
-        "width": 48,
+        "embed_dim": 48,
         "num_heads": 4,
-        "context": 8,
+        "context_length": 8,
         "vocab_size": 50,
-        "mlp_width": 64,
+        "mlp_dim": 64,
         "bias": False,
-        "tied": True,
+        "tie_embeddings": True,
         "activation": "relu",
         "norm_epsilon": 1e-3,
         "dropout": 0.2,
@@ -281,28 +284,28 @@ PROGRAM = {
         "rotary_base": 100.0,
         "rotary_dims": "half",
         "norm": "rms",
-        "norm_gain": False,
+        "norm_scale": False,
         "qk_norm": True,
         "attention_scale": 0.12,
-        "gated": True,
+        "gated_mlp": True,
         "head_bias": True,
-        "softcap": 15.0,
+        "logit_softcap": 15.0,
         "zero_init": True,
         "embedding_norm": True,
-        "kv_heads": 1,
-        "windows": "S",
+        "num_kv_heads": 1,
+        "window_pattern": "S",
         "long_window": 5,
         "short_window": 7,
-        "sinks": 3,
-        "document_mask": True,
-        "unet": "learned",
+        "num_sinks": 3,
+        "intra_document_mask": True,
+        "unet_skips": "learned",
         "x0_mix": False,
         "residual_init": (1.0, 0.5),
         "x0_init": (0.5, 0.5),
         "value_residual": True,
         "value_embeddings": "01",
         "value_gate": True,
-        "softcap_curve": "sqrt",
+        "logit_softcap_curve": "sqrt",
         "init": "fan_in",
         "embedding_std": 0.5,
         "head_std": 0.5,
@@ -321,14 +324,14 @@ PROGRAM = {
         "epsilon": 1e-3,
         "weight_decay": 0.3,
         "clip_norm": None,
-        "named": (Named("tokens", Adam(0.5)),),
+        "named": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
-    Adam: {"learning_rate": 0.2, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-3, "weight_decay": 0.3},
-    Named: {"weight": "head"},
+    ParamGroup: {"learning_rate": 0.2, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-3, "weight_decay": 0.3},
+    NamedGroup: {"weight": "head"},
     Muon: {
         "learning_rate": 0.1,
         "momentum": 0.8,
-        "momentum_low": 0.8,
+        "momentum_min": 0.8,
         "nesterov": False,
         "iterations": 4,
         "coefficients": "polar_express",
@@ -344,22 +347,22 @@ PROGRAM = {
         "beta2": 0.8,
         "epsilon": 1e-3,
         "clip_norm": 1.0,
-        "named": (Named("tokens", Adam(0.5)),),
+        "named": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
-    Average: {"decay": 0.99, "fraction": 0.5},
-    Layout: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
-    Constant: {"warmup": 3},
-    Cosine: {"warmup": 3, "floor": 0.3, "decay_steps": 7},
-    Linear: {"warmup": 3, "floor": 0.3, "decay_steps": 7},
-    WarmupStableDecay: {"warmup": 3, "decay_fraction": 0.5, "floor": 0.3, "shape": "cosine"},
+    EMA: {"decay": 0.99, "fraction": 0.5},
+    MeshConfig: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
+    Constant: {"warmup_steps": 3},
+    Cosine: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
+    Linear: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
+    WarmupStableDecay: {"warmup_steps": 3, "decay_fraction": 0.5, "floor": 0.3, "shape": "cosine"},
 }
 ELSEWHERE = {
     TrainConfig: {
         "name": ("other", "a directory"),
         "output_dir": ("elsewhere", "a directory"),
-        "evals": ((Bigram(),), "its judges"),
-        "start_from": ("/nowhere", "the data"),
-        "max_skipped": (4, "an end"),
+        "evaluators": ((BigramBaseline(),), "its judges"),
+        "init_from": ("/nowhere", "the data"),
+        "max_consecutive_skips": (4, "an end"),
         "resume": ("never", "a resumption"),
     },
     TokenShards: {
@@ -370,13 +373,17 @@ ELSEWHERE = {
         "prefetch": (5, "reading ahead"),
     },
     Mixture: {
-        "parts": ((Part(TokenShards(path="/nowhere")),), "the data"),
+        "parts": ((MixtureComponent(TokenShards(path="/nowhere")),), "the data"),
         "validation": (1, "the data"),
         "prefetch": (5, "reading ahead"),
     },
-    Part: {"weight": (5.0, "the order"), "later": (((1, 9.0),), "the order")},
-    Checkpoint: {"every": (7, "its times"), "keep": (1, "the checkpoints"), "keep_best": (False, "the checkpoints")},
-    ValidationLoss: {"every": (7, "its times"), "tokens": (9, "a judgement"), "sequences": (24, "a judgement")},
+    MixtureComponent: {"weight": (5.0, "the order"), "later": (((1, 9.0),), "the order")},
+    CheckpointConfig: {
+        "every": (7, "its times"),
+        "keep": (1, "the checkpoints"),
+        "keep_best": (False, "the checkpoints"),
+    },
+    ValidationLoss: {"every": (7, "its times"), "tokens": (9, "a judgement"), "batch_size": (24, "a judgement")},
     Samples: {
         "every": (7, "its times"),
         "prompt": ("2", "a sample"),
@@ -385,7 +392,7 @@ ELSEWHERE = {
         "top_k": (None, "a sample"),
         "seed": (1, "a sample"),
     },
-    Log: {
+    LogConfig: {
         "every": (3, "the log"),
         "tensorboard": (True, "the log"),
         "wandb": ("offline", "the log"),
@@ -393,15 +400,15 @@ ELSEWHERE = {
     },
 }
 BESIDE = {
-    (Log, "wandb_project"): {"wandb": "offline"},
-    (GPTConfig, "layers"): {"windows": "L", "short_window": None, "value_embeddings": ""},
+    (LogConfig, "wandb_project"): {"wandb": "offline"},
+    (GPTConfig, "layers"): {"window_pattern": "L", "short_window": None, "value_embeddings": ""},
 }
 """What other fields must be for a field to matter."""
 FIELDS = {(cls, name): (value, "the program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in ELSEWHERE.items() for name, line in names.items()}
-REFUSED = {(GPTConfig, "attention"), (TokenShards, "path"), (TokenShards, "format"), (TrainConfig, "start_from")}
+REFUSED = {(GPTConfig, "attention"), (TokenShards, "path"), (TokenShards, "format"), (TrainConfig, "init_from")}
 REFUSED |= {(TokenShards, "tokenizer"), (Mixture, "parts")}
-REFUSED |= {(TrainConfig, "max_skipped")}
+REFUSED |= {(TrainConfig, "max_consecutive_skips")}
 """Fields whose other value cannot run here: that it is refused shows that it is read."""
 
 

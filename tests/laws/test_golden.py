@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import SINGLE, read_lines, write_text_shards
 
 from gptjax.config import TrainConfig
-from gptjax.data import TokenShards
-from gptjax.settings import load_config
+from gptjax.core.settings import load_config
+from gptjax.data.config import TokenShards
 from gptjax.train import train
 
 CURVE = [
@@ -54,7 +54,7 @@ def run(directory: Path) -> tuple[list[float], list[float]]:
         output_dir=str(directory),
         steps=20,
         data=TokenShards(path=str(write_text_shards(directory / "shards", lines=300))),
-        layout=SINGLE,
+        mesh=SINGLE,
     )
     assert train(config) == 0
     found = (dict(read_lines(config.directory, name)) for name in ("loss", "val_loss"))

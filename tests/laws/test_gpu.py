@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
-from gptjax.attention import Sinks, attend
-from gptjax.layout import Layout
-from gptjax.model import GPT
+from gptjax.model.attention import Sinks, attend
+from gptjax.model.gpt import GPT
+from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import train
 
 pytestmark = pytest.mark.gpu
@@ -29,11 +29,11 @@ def attention_and_gradients(kernel, dtype, *, shared, sinks, window):
     def weighted(arrays):
         x = {name: array.astype(dtype) for name, array in arrays.items()}
         learned = Sinks(x["q"], x["sink_keys"], x["sink_values"]) if sinks else None
-        settings = {"kernel": kernel, "sinks": learned, "window": window, "layout": Layout()}
+        settings = {"kernel": kernel, "num_sinks": learned, "window": window, "mesh": MeshConfig()}
         out = attend(x["q"], x["k"], x["v"], **settings)
         return jnp.sum(out.astype(jnp.float32) * weights), out
 
-    with Layout().active():
+    with MeshConfig().activate():
         gradients, out = jax.jit(jax.grad(weighted, has_aux=True))(arrays)
     return [np.asarray(x, np.float32) for x in (out, *gradients.values())]
 
@@ -41,10 +41,10 @@ def attention_and_gradients(kernel, dtype, *, shared, sinks, window):
 @pytest.mark.parametrize(
     "options",
     [
-        {"shared": 1, "sinks": 0, "window": None},
-        {"shared": 2, "sinks": 0, "window": None},
-        {"shared": 1, "sinks": 0, "window": 100},
-        {"shared": 2, "sinks": 4, "window": None},
+        {"shared": 1, "num_sinks": 0, "window": None},
+        {"shared": 2, "num_sinks": 0, "window": None},
+        {"shared": 1, "num_sinks": 0, "window": 100},
+        {"shared": 2, "num_sinks": 4, "window": None},
     ],
     ids=str,
 )
@@ -58,17 +58,17 @@ def test_the_flash_kernel_is_the_textbook_formula(options):
 def test_float32_is_float32():
     """Not TF32: products agree with float64 to float32's own rounding."""
     x, y = (np.random.default_rng(i).normal(size=(256, 256)).astype(np.float32) for i in range(2))
-    with Layout().active():
+    with MeshConfig().activate():
         got = jax.jit(jnp.matmul)(x, y)
     assert np.abs(np.asarray(got) - x.astype(np.float64) @ y).max() < 1e-4
 
 
 def test_logits_equal_those_of_the_cpu():
-    config = replace(MODEL, width=64)
-    tokens = np.random.default_rng(0).integers(0, config.vocabulary, (2, config.context))
+    config = replace(MODEL, embed_dim=64)
+    tokens = np.random.default_rng(0).integers(0, config.resolved_vocab_size, (2, config.context_length))
     found = []
     for device in (jax.devices("cpu")[0], jax.devices()[0]):
-        with jax.default_device(device), Layout().active():
+        with jax.default_device(device), MeshConfig().activate():
             model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
             found.append(np.asarray(jax.jit(GPT.__call__)(model, jnp.asarray(tokens))))
     np.testing.assert_allclose(found[1], found[0], atol=2e-5)
@@ -76,10 +76,10 @@ def test_logits_equal_those_of_the_cpu():
 
 def test_a_run_in_bfloat16_uses_the_flash_kernel_and_learns_what_float32_learns(tmp_path, capsys):
     shards = write_text_shards(tmp_path / "shards")
-    model = {"width": 64, "num_heads": 4, "context": 64}
+    model = {"embed_dim": 64, "num_heads": 4, "context_length": 64}
     losses = {}
     for dtype in ("bfloat16", "float32"):
-        config = tiny_config(shards, name=dtype, steps=100, model=model | {"dtype": dtype}, layout=Layout())
+        config = tiny_config(shards, name=dtype, steps=100, model=model | {"dtype": dtype}, mesh=MeshConfig())
         assert train(config) == 0
         losses[dtype] = dict(read_lines(config.directory))[100]
     printed = capsys.readouterr().out

@@ -15,9 +15,9 @@ from tiny import door
 
 from gptjax import state
 from gptjax.config import TrainConfig
-from gptjax.layout import Layout
-from gptjax.model import num_parameters
-from gptjax.settings import available_configs, load_config
+from gptjax.core.settings import available_configs, load_config
+from gptjax.model.gpt import count_parameters
+from gptjax.sharding.mesh import MeshConfig
 
 ROOT = Path(__file__).parents[2]
 MODULES = [path for folder in ("gptjax", "configs", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -38,11 +38,11 @@ def test_every_config_loads_and_can_be_built(name):
     config = load_config(name, TrainConfig)
     assert config.name == name
     model = replace(config.model, vocab_size=config.model.vocab_size or 50257)
-    replace(config, model=model).check_layout(Layout(data=1, fsdp=1, tensor=1))
-    optimizer = config.optimizer.build(steps=config.steps, layout=Layout())
-    abstract = state.abstract(model, optimizer, layout=Layout())
+    replace(config, model=model).check_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    optimizer = config.optimizer.build(steps=config.steps, mesh=MeshConfig())
+    abstract = state.abstract_state(model, optimizer, mesh=MeshConfig())
     stored = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
-    assert 0 <= stored - num_parameters(model) < 2 * 128 * model.width
+    assert 0 <= stored - count_parameters(model) < 2 * 128 * model.embed_dim
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -87,11 +87,11 @@ def test_the_commands_of_the_readme_are_understood(module, arguments, capsys):
     configs = [value for name, _, value in options if name == "--config"]
     assert all((ROOT / value).is_file() for value in configs)
     parts = [word for word in words if not word.startswith("--")]
-    explained = helped(module, [*parts, *(f"--config={value}" for value in configs)], capsys)
+    exit_on_user_error = helped(module, [*parts, *(f"--config={value}" for value in configs)], capsys)
     for name, _, value in options:
         if name != "--config":
-            wanted = f"{{{value}" if name == "--layout" else name
-            assert wanted in explained.replace(",", "{"), f"{module} has no {name}"
+            wanted = f"{{{value}" if name == "--mesh" else name
+            assert wanted in exit_on_user_error.replace(",", "{"), f"{module} has no {name}"
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

@@ -12,59 +12,60 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config, write_text_shards
 
-from gptjax.averaging import Average
-from gptjax.checkpoint import named
-from gptjax.data import Batch
-from gptjax.layout import Layout
-from gptjax.loss import IGNORED
-from gptjax.model import rebound
-from gptjax.optim import Adam, AdamW, Muon
-from gptjax.schedules import Constant, Linear
-from gptjax.step import make_eval_step
-from gptjax.train import compiled_step, created, opened_batches
+from gptjax.data.config import BatchSize
+from gptjax.model.gpt import with_static
+from gptjax.model.loss import IGNORE_INDEX
+from gptjax.optim.ema import EMA
+from gptjax.optim.optimizers import AdamW, Muon, ParamGroup
+from gptjax.optim.schedules import Constant, Linear
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.train import compile_step, create_run_state, open_run_loader
+from gptjax.training.checkpoint import flatten_by_name
+from gptjax.training.step import make_eval_step
 
-MUON = Muon(dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup=1))
+MUON = Muon(dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup_steps=1))
 EVERY_OPTION = replace(
     MUON,
-    momentum_schedule=Constant(warmup=3),
-    coefficients="polar_express",
+    momentum_schedule=Constant(warmup_steps=3),
+    ns_coefficients="polar_express",
     scaling="rms",
     split="heads",
-    equilibrate=True,
+    row_normalize=True,
     normuon_beta2=0.9,
-    cautious=True,
+    cautious_decay=True,
     weight_decay_schedule=Linear(),
-    vector=Adam(0.01, beta1=0.8),
+    vector=ParamGroup(0.01, beta1=0.8),
 )
-ADAMW = AdamW(learning_rate=3e-3, clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup=1))
-SINGLE = Layout(data=1, fsdp=1, tensor=1)
-FSDP = Layout(fsdp=8)
+ADAMW = AdamW(learning_rate=3e-3, clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup_steps=1))
+SINGLE = MeshConfig(data=1, fsdp=1, tensor=1)
+FSDP = MeshConfig(fsdp=8)
 LAYOUTS = {
-    "data parallel": Layout(data=8),
+    "data parallel": MeshConfig(data=8),
     "fully sharded": FSDP,
-    "tensor parallel": Layout(data=2, tensor=4),
-    "all three": Layout(data=2, fsdp=2, tensor=2),
+    "tensor parallel": MeshConfig(data=2, tensor=4),
+    "all three": MeshConfig(data=2, fsdp=2, tensor=2),
 }
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    shards = write_text_shards(tmp_path_factory.mktemp("layout") / "shards")
+    shards = write_text_shards(tmp_path_factory.mktemp("mesh") / "shards")
     return tiny_config(
         shards,
         model={"dropout": 0.1},
         optimizer=MUON,
-        averaging=Average(decay=0.6),
-        batch=Batch(sequences=16, accumulate=2),
+        ema=EMA(decay=0.6),
+        batch_size=16,
+        grad_accum=2,
     )
 
 
-def losses(config, layout, *, steps=4):
+def losses(config, mesh, *, steps=4):
     """The losses of some steps of the shipped program on the shipped data, and the state that they end in."""
-    with layout.active():
-        state, batches = created(config, layout), opened_batches(config, layout)
-        step = compiled_step(config, layout, state, batches)
-        rows, found = batches.starting_at(0), []
+    with mesh.activate():
+        state, batches = create_run_state(config, mesh), open_run_loader(config, mesh)
+        step = compile_step(config, mesh, state, batches)
+        rows, found = batches.iterate_from(0), []
         for _ in range(steps):
             state, metrics = step(state, next(rows))
             found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
@@ -82,12 +83,10 @@ def alone(on_one):
     return on_one[0]
 
 
-def judged(config, layout, state):
+def judged(config, mesh, state):
     """What the average of the weights makes of the first step's rows."""
-    with layout.active():
-        nats, count = make_eval_step(config.objective)(
-            state.average, next(opened_batches(config, layout).starting_at(0))
-        )
+    with mesh.activate():
+        nats, count = make_eval_step(config.objective)(state.ema, next(open_run_loader(config, mesh).iterate_from(0)))
     return float(nats) / int(count)
 
 
@@ -103,10 +102,10 @@ def assert_sharded_alike(state):
 
     The average lies as the weights do.
     """
-    weights = named(state.model)
-    for name, array in named(state.average).items():
+    weights = flatten_by_name(state.model)
+    for name, array in flatten_by_name(state.ema).items():
         assert array.sharding.is_equivalent_to(weights[name].sharding, array.ndim), name
-    moments = {name: array for name, array in named(state.optimizer).items() if array.ndim}
+    moments = {name: array for name, array in flatten_by_name(state.optimizer).items() if array.ndim}
     for name, moment in moments.items():
         weight = max((w for w in weights if name.endswith(f".{w}")), key=len)
         like = weights[weight]
@@ -125,12 +124,12 @@ def unsharded_share(tree):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_muon_learns_the_same_on_every_layout(config, alone, on_one, name):
-    layout = LAYOUTS[name]
-    found, state = losses(config, layout)
+    mesh = LAYOUTS[name]
+    found, state = losses(config, mesh)
     same(found, alone)
-    assert judged(config, layout, state) == pytest.approx(judged(config, SINGLE, on_one[1]), abs=1e-5)
+    assert judged(config, mesh, state) == pytest.approx(judged(config, SINGLE, on_one[1]), abs=1e-5)
     assert_sharded_alike(state)
-    if layout == FSDP:
+    if mesh == FSDP:
         assert unsharded_share(state.model) < 0.02
 
 
@@ -147,7 +146,7 @@ def test_muon_with_every_option_learns_the_same(every_option, name):
     found, state = losses(config, LAYOUTS[name])
     same(found, alone)
     assert_sharded_alike(state)
-    assert any("neurons" in path for path in named(state.optimizer))
+    assert any("neurons" in path for path in flatten_by_name(state.optimizer))
 
 
 MODERN = {
@@ -156,12 +155,12 @@ MODERN = {
     "norm": "rms",
     "qk_norm": True,
     "attention_scale": 0.12,
-    "kv_heads": 2,
-    "gated": True,
+    "num_kv_heads": 2,
+    "gated_mlp": True,
     "activation": "silu",
-    "softcap": 15.0,
+    "logit_softcap": 15.0,
     "bias": False,
-    "tied": False,
+    "tie_embeddings": False,
 }
 
 
@@ -174,7 +173,7 @@ def test_a_modern_model_learns_the_same_on_three_axes(config):
 
 
 def test_the_number_of_groups_changes_no_loss(config, alone):
-    same(losses(replace(config, batch=Batch(sequences=16, accumulate=16)), SINGLE)[0], alone)
+    same(losses(replace(config, batch_size=16, grad_accum=16), SINGLE)[0], alone)
 
 
 def test_adamw_learns_the_same_sharded(config):
@@ -188,13 +187,13 @@ def test_adamw_learns_the_same_sharded(config):
 def one_step(config):
     """Rows, and what one step says of them with a given grouping: the loss and the gradient's norm."""
     config = replace(config, model=replace(config.model, dropout=0.5), optimizer=ADAMW)
-    rows = jax.device_get(next(opened_batches(config, SINGLE).starting_at(0)))
-    state = created(config, SINGLE)
+    rows = jax.device_get(next(open_run_loader(config, SINGLE).iterate_from(0)))
+    state = create_run_state(config, SINGLE)
 
     @functools.cache
     def compiled(groups, seed):
-        changed = replace(config, seed=seed, batch=Batch(16, groups))
-        return compiled_step(changed, SINGLE, state, opened_batches(changed, SINGLE))
+        changed = replace(config, seed=seed, batch=BatchSize(16, groups))
+        return compile_step(changed, SINGLE, state, open_run_loader(changed, SINGLE))
 
     def run(rows, *, groups=1, seed=0, at=0):
         own = {name: jnp.asarray(array.reshape(groups, 16 // groups, -1)) for name, array in rows.items()}
@@ -206,7 +205,7 @@ def one_step(config):
 
 
 def scoring(rows, scored):
-    return rows | {"targets": np.where(scored, rows["targets"].reshape(16, -1), IGNORED)}
+    return rows | {"targets": np.where(scored, rows["targets"].reshape(16, -1), IGNORE_INDEX)}
 
 
 def test_every_scored_token_weighs_the_same_in_whatever_group_it_is(one_step):
@@ -216,8 +215,8 @@ def test_every_scored_token_weighs_the_same_in_whatever_group_it_is(one_step):
     uneven = scoring(rows, first | ~top)
     together, apart = run(uneven), run(uneven, groups=4)
     assert apart[:2] == pytest.approx(together[:2], rel=1e-5)
-    differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), together[2], apart[2])
-    assert max(jax.tree.leaves(differences)) < 1e-5
+    diff_configs = jax.tree.map(lambda a, b: float(abs(a - b).max()), together[2], apart[2])
+    assert max(jax.tree.leaves(diff_configs)) < 1e-5
     halves = [run(scoring(rows, scored))[0] for scored in (first & top, np.broadcast_to(~top, (16, 16)))]
     assert abs(sum(halves) / 2 - together[0]) > 1e-3
 
@@ -232,9 +231,9 @@ def test_dropout_is_decided_by_seed_and_step(one_step):
 
 def test_dropout_is_off_in_evaluation(one_step, config):
     rows, _ = one_step
-    model = created(config, SINGLE).model
+    model = create_run_state(config, SINGLE).model
     judge = make_eval_step(config.objective)
-    dropped, plain = (rebound(model, config=replace(model.config, dropout=rate)) for rate in (0.5, 0.0))
+    dropped, plain = (with_static(model, config=replace(model.config, dropout=rate)) for rate in (0.5, 0.0))
     assert float(judge(dropped, rows)[0]) == float(judge(plain, rows)[0])
 
 
@@ -264,15 +263,15 @@ def reduced_bytes(hlo):
     return tuple(sum(sizes[name] for name in sizes if (name in inside) == wanted) for wanted in (True, False))
 
 
-def compiled_text(config, layout):
+def compiled_text(config, mesh):
     """The text of the compiled step, and the weights it is for."""
-    with layout.active():
-        state, batches = created(config, layout), opened_batches(config, layout)
-        return compiled_step(config, layout, state, batches).as_text(), state.model
+    with mesh.activate():
+        state, batches = create_run_state(config, mesh), open_run_loader(config, mesh)
+        return compile_step(config, mesh, state, batches).as_text(), state.model
 
 
 def test_data_parallelism_reduces_gradients_once_a_step(config):
-    config = replace(config, optimizer=ADAMW, batch=Batch(sequences=32, accumulate=4))
+    config = replace(config, optimizer=ADAMW, batch_size=32, grad_accum=4)
     hlo, model = compiled_text(config, LAYOUTS["data parallel"])
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     in_loops, outside = reduced_bytes(hlo)
@@ -282,6 +281,6 @@ def test_data_parallelism_reduces_gradients_once_a_step(config):
 
 def test_data_parallelism_beside_fsdp_gathers_no_weight_more(config):
     """Those of all layers stand in a loop over them; what fsdp alone gathers is as much, 0.7 of the weights."""
-    hlo, model = compiled_text(replace(config, optimizer=ADAMW), Layout(data=2, fsdp=4))
+    hlo, model = compiled_text(replace(config, optimizer=ADAMW), MeshConfig(data=2, fsdp=4))
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     assert 0 < collective_bytes("all-gather", hlo) < weights

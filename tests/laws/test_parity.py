@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hf_models import draw, make_config, same_bits, write
 from safetensors.numpy import load_file
 
-from gptjax.hf import from_hf, hf_config, to_hf
-from gptjax.loss import next_token_loss
-from gptjax.model import GPT
-from gptjax.tensor_files import write_json, write_tensors
+from gptjax.huggingface.gpt2 import from_hf, hf_config, to_hf
+from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.model.gpt import GPT
+from gptjax.model.loss import next_token_loss
 
 GOLDEN = Path(__file__).parent / "golden_gpt2.npz"
 GOLDEN_MODELS = {
@@ -92,13 +92,13 @@ def our_loss(model, tokens):
     def summed(model, ids):
         targets = jnp.roll(ids, -1, axis=1).at[:, -1].set(-1)
         return next_token_loss(
-            model.hidden(ids),
+            model.hidden_states(ids),
             model.head_weight,
             targets,
-            vocab_size=config.vocabulary,
+            vocab_size=config.resolved_vocab_size,
             chunk_tokens=7,
             dtype="float32",
-            layout=model.layout,
+            mesh=model.mesh,
         )
 
     total, count = summed(model, ids)

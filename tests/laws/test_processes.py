@@ -11,17 +11,17 @@ import pytest
 import reader
 from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
 
-from gptjax.averaging import Average
-from gptjax.checkpoint import Checkpoint, named
-from gptjax.data import Batch, Mixture, Part, TokenShards
-from gptjax.evals import Samples, ValidationLoss
-from gptjax.layout import Layout
-from gptjax.logbook import Log
-from gptjax.optim import Muon
-from gptjax.run import Run, held
-from gptjax.schedules import Constant
-from gptjax.stages import Stage
-from gptjax.train import opened_batches, train
+from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards
+from gptjax.metrics.logger import LogConfig
+from gptjax.optim.ema import EMA
+from gptjax.optim.optimizers import Muon
+from gptjax.optim.schedules import Constant
+from gptjax.run_dir import RunDir, run_lock
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.train import open_run_loader, train
+from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.evaluators import Samples, ValidationLoss
+from gptjax.training.stages import Stage
 
 
 def free_port():
@@ -69,19 +69,24 @@ def readings(tmp_path_factory):
         starts = np.cumsum([0, *np.random.default_rng(i).integers(1, 9, count)])
         companions = {("train", "documents"): starts[starts < count]}
         ids = 1000 * i + np.arange(count)
-        write_shards(room / str(i), {"train": np.split(ids, [7, 60])}, own=tokenizer(), companions=companions)
+        write_shards(room / str(i), {"train": np.split(ids, [7, 60])}, own=tokenizer(), sidecars=companions)
     straight, packed = TokenShards(str(room / "0")), TokenShards(str(room / "1"), packing="best_fit")
-    mixture = Mixture((Part(straight, 0.75, later=((4, 0.25),)), Part(packed, 0.25, later=((4, 0.75),))))
+    mixture = Mixture(
+        (
+            MixtureComponent(straight, 0.75, weight_schedule=((4, 0.25),)),
+            MixtureComponent(packed, 0.25, weight_schedule=((4, 0.75),)),
+        )
+    )
     runs = {
-        "straight": {"data": straight},
-        "packed": {"data": TokenShards(str(room / "0"), packing="best_fit"), "layout": Layout(data=2, fsdp=2)},
-        "shared": {"data": straight, "layout": Layout(data=2, tensor=2)},
+        "concat": {"data": straight},
+        "packed": {"data": TokenShards(str(room / "0"), packing="best_fit"), "mesh": MeshConfig(data=2, fsdp=2)},
+        "shared": {"data": straight, "mesh": MeshConfig(data=2, tensor=2)},
         "permuted": {"data": straight},
-        "mixed": {"data": mixture, "stages": (Stage(5, sequences=16), Stage(7, sequences=8, accumulate=1))},
+        "mixed": {"data": mixture, "stages": (Stage(5, batch_size=16), Stage(7, batch_size=8, grad_accum=1))},
     }
-    fixed = {"model": {"context": 4, "vocab_size": 2000}, "batch": Batch(8, 2), "layout": Layout(data=4)}
+    fixed = {"model": {"context_length": 4, "vocab_size": 2000}, "batch": BatchSize(8, 2), "mesh": MeshConfig(data=4)}
     configs = [tiny_config(room / "0", name=name, **(fixed | changes)) for name, changes in runs.items()]
-    return [replace(one, model=replace(one.model, document_mask=one.name != "straight")) for one in configs]
+    return [replace(one, model=replace(one.model, intra_document_mask=one.name != "concat")) for one in configs]
 
 
 def joined(room, name, span, processes):
@@ -96,8 +101,8 @@ def joined(room, name, span, processes):
 
 def check_epochs(config, batches):
     """Of each set every window comes once before any comes again."""
-    rows = np.concatenate([batches[f"{step}.tokens"].reshape(-1, config.model.context) for step in range(STEPS)])
-    windows = opened_batches(config, Layout()).windows
+    rows = np.concatenate([batches[f"{step}.tokens"].reshape(-1, config.model.context_length) for step in range(STEPS)])
+    windows = open_run_loader(config, MeshConfig()).windows
     for number, one in enumerate(windows):
         seen = [tuple(row) for row in rows.tolist() if row[0] // 1000 == number]
         wanted = set(map(tuple, one.read(np.arange(len(one))).tokens.tolist()))
@@ -120,7 +125,7 @@ def test_any_number_of_processes_reads_one_sequence(readings, tmp_path):
         whole, *others = [joined(tmp_path, config.name, "0:9", processes) for processes in SPANS]
         pieces = [joined(tmp_path, config.name, span, processes) for processes, (_, span) in SPANS.items()]
         resumed = {key: array for piece in pieces for key, array in piece.items()}
-        assert len(whole) == STEPS * (4 if config.model.document_mask else 2)
+        assert len(whole) == STEPS * (4 if config.model.intra_document_mask else 2)
         for other in (*others, resumed):
             np.testing.assert_equal(other, whole)
         check_epochs(config, whole)
@@ -135,11 +140,11 @@ def config(tmp_path_factory):
         name="one",
         steps=4,
         model={"dropout": 0.1},
-        optimizer=Muon(dtype="float32", schedule=Constant(warmup=2)),
-        batch=Batch(8, accumulate=2),
-        averaging=Average(decay=0.5),
-        evals=(ValidationLoss(every=2), Samples(every=4, prompt="1", max_new_tokens=5)),
-        checkpoint=Checkpoint(every=2),
+        optimizer=Muon(dtype="float32", schedule=Constant(warmup_steps=2)),
+        batch=BatchSize(8, grad_accum=2),
+        ema=EMA(decay=0.5),
+        evaluators=(ValidationLoss(every=2), Samples(every=4, prompt="1", max_new_tokens=5)),
+        checkpoint=CheckpointConfig(every=2),
     )
 
 
@@ -158,7 +163,7 @@ def check_same(run, whole):
 def test_two_processes_train_as_one_does(config, tmp_path):
     """From what one process saved, by another layout, to the sample; only one speaks, and one reads it again."""
     assert train(config) == 0
-    two = replace(config, name="two", layout=Layout(fsdp=2))
+    two = replace(config, name="two", mesh=MeshConfig(fsdp=2))
     shutil.copytree(config.directory, two.directory)
     shutil.rmtree(two.directory / "checkpoints" / "4")
     codes, outputs = ended(start_training(write_config(tmp_path / "two.py", two), devices=1))
@@ -168,7 +173,7 @@ def test_two_processes_train_as_one_does(config, tmp_path):
     assert "loss" not in outputs[1]
     check_same(two, config)
     for average in (False, True):
-        found, wanted = (named(Run.open(one.directory).model(average=average)) for one in (two, config))
+        found, wanted = (flatten_by_name(RunDir.open(one.directory).load_model(ema=average)) for one in (two, config))
         for name, array in found.items():  # Adam magnifies what rounding leaves of a key bias's gradient, which is zero
             np.testing.assert_allclose(np.asarray(array), np.asarray(wanted[name]), atol=1e-3, err_msg=name)
 
@@ -176,27 +181,27 @@ def test_two_processes_train_as_one_does(config, tmp_path):
 @pytest.fixture(scope="module")
 def staged(config):
     """Eight steps of 8, 16 and 8 rows, with weights and rows over two devices each."""
-    evals = (ValidationLoss(every=2), Samples(every=8, prompt="1", max_new_tokens=5))
-    stages = (Stage(3, sequences=16, rate=0.5), Stage(5, sequences=8))
-    return replace(config, name="staged", steps=8, stages=stages, evals=evals, layout=Layout(fsdp=2))
+    evaluators = (ValidationLoss(every=2), Samples(every=8, prompt="1", max_new_tokens=5))
+    stages = (Stage(3, batch_size=16, lr_scale=0.5), Stage(5, batch_size=8))
+    return replace(config, name="staged", steps=8, stages=stages, evaluators=evaluators, mesh=MeshConfig(fsdp=2))
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_over_any_number_of_processes(staged, tmp_path):
     """Begun on two, gone on with on four that share rows, on two laid out otherwise, and on one: as on one alone."""
-    whole, run = replace(staged, name="whole", layout=SINGLE), replace(staged, name="moved")
+    whole, run = replace(staged, name="whole", mesh=SINGLE), replace(staged, name="moved")
     assert train(whole) == 0
     file = write_config(tmp_path / "moved.py", run)
     for processes, *words in (
         (2, "--steps=2"),
-        (4, "--steps=4", "--layout.tensor=2"),
-        (2, "--steps=6", "--layout.fsdp=1"),
+        (4, "--steps=4", "--mesh.tensor=2"),
+        (2, "--steps=6", "--mesh.fsdp=1"),
     ):
         codes, outputs = ended(start_training(file, *words, processes=processes, devices=4 // processes))
         assert codes == [0] * processes, outputs
         assert f"on {processes} hosts" in outputs[0]
         assert not any("loss" in output for output in outputs[1:])
-    assert train(replace(run, layout=SINGLE)) == 0
+    assert train(replace(run, mesh=SINGLE)) == 0
     check_same(run, whole)
 
 
@@ -205,11 +210,11 @@ def test_what_several_processes_cannot_do_all_of_them_refuse(staged, tmp_path):
     """In words, at once; none is left to wait for the others."""
     file = write_config(tmp_path / "refused.py", replace(staged, name="refused"))
     wanted = {
-        "--batch.accumulate=4": "2 sequences a group do not split over 4 devices",
-        "--layout.data=1": "uses 2 of the 4 devices of 4 processes",
+        "--grad_accum=4": "2 sequences a group do not split over 4 devices",
+        "--mesh.data=1": "uses 2 of the 4 devices of 4 processes",
         "--name=held": "another process is training this run",
     }
-    with held(staged.directory.with_name("held")):
+    with run_lock(staged.directory.with_name("held")):
         for word, reason in wanted.items():
             codes, outputs = ended(start_training(file, word, processes=4, devices=1))
             assert codes == [2] * 4, outputs
@@ -221,7 +226,7 @@ def test_what_several_processes_cannot_do_all_of_them_refuse(staged, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, [1]), (signal.SIGINT, [1]), (signal.SIGINT, [0, 1])])
 def test_a_signal_stops_both_after_the_same_step(staged, tmp_path, number, told):
-    long = replace(staged, name=f"long{number}-{len(told)}", steps=100_000, evals=(), log=Log(every=1))
+    long = replace(staged, name=f"long{number}-{len(told)}", steps=100_000, evaluators=(), log=LogConfig(every=1))
     file = write_config(tmp_path / "long.py", long)
     doors = start_training(file)
     record = long.directory / "metrics.jsonl"
@@ -232,7 +237,7 @@ def test_a_signal_stops_both_after_the_same_step(staged, tmp_path, number, told)
         doors[i].send_signal(number)
     codes, outputs = ended(doors)
     assert codes == [143, 143], outputs
-    stopped = Run.open(long.directory).step("latest")
+    stopped = RunDir.open(long.directory).find_step("latest")
     assert stopped >= 20
     codes, outputs = ended(start_training(file, f"--steps={stopped + 2}"))
     assert codes == [0, 0], outputs

@@ -18,22 +18,22 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
 
 from gptjax import train as train_door
-from gptjax.averaging import Average
-from gptjax.checkpoint import Checkpoint, named
-from gptjax.data import Batch
-from gptjax.errors import UserError
-from gptjax.evals import ValidationLoss
-from gptjax.layout import Layout
-from gptjax.logbook import Log
-from gptjax.optim import AdamW, Muon
-from gptjax.run import Run
-from gptjax.schedules import Constant
-from gptjax.shards import open_shard, write_shard
-from gptjax.stages import Stage
-from gptjax.tokenizer import Chars
+from gptjax.core.errors import UserError
+from gptjax.data.config import BatchSize
+from gptjax.data.shards import open_shard, write_shard
+from gptjax.metrics.logger import LogConfig
+from gptjax.optim.ema import EMA
+from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim.schedules import Constant
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import main, train
+from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.stages import Stage
 
-FSDP = Layout(fsdp=4, data=1)
+FSDP = MeshConfig(fsdp=4, data=1)
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +59,18 @@ def cache(tmp_path_factory):
 
 def make(shards, name, **changes):
     """Muon with what it can remember and schedule, dropout, groups and an average: all that has a state or a key."""
-    rising = Constant(warmup=7)
-    muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious=True)
-    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": Batch(8, 2), "averaging": Average(decay=0.8)}
+    rising = Constant(warmup_steps=7)
+    muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious_decay=True)
+    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": BatchSize(8, 2), "ema": EMA(decay=0.8)}
     return tiny_config(shards, name=name, **(fixed | changes))
 
 
 def signalled(monkeypatch, config, *, at, number=signal.SIGTERM):
     """Train, and receive a signal while step `at` is computed; the exit code."""
-    compiled_step = train_door.compiled_step
+    compile_step = train_door.compile_step
 
     def compiled(*args):
-        step = compiled_step(*args)
+        step = compile_step(*args)
 
         def wrapped(state, rows):
             if int(state.step) == at - 1:
@@ -79,14 +79,14 @@ def signalled(monkeypatch, config, *, at, number=signal.SIGTERM):
 
         return wrapped
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context_length() as patch:
         patch.setattr(train_door, "compiled_step", compiled)
         return train(config)
 
 
 def same_weights(one, other):
     for average in (False, True):
-        arrays = [named(Run.open(config.directory).model(average=average)) for config in (one, other)]
+        arrays = [flatten_by_name(RunDir.open(config.directory).load_model(ema=average)) for config in (one, other)]
         for name, array in arrays[0].items():
             np.testing.assert_array_equal(np.asarray(array), np.asarray(arrays[1][name]), err_msg=name)
 
@@ -102,7 +102,7 @@ def whole(shards):
 def test_five_steps_and_five_more_are_ten_bit_for_bit(whole, shards, monkeypatch, capsys):
     config = make(shards, "halves")
     assert signalled(monkeypatch, config, at=5) == 143
-    assert Run.open(config.directory).step() == 5
+    assert RunDir.open(config.directory).find_step() == 5
     assert train(config) == 0
     assert "resuming" in capsys.readouterr().out
     same_weights(config, whole)
@@ -113,17 +113,17 @@ def test_five_steps_and_five_more_are_ten_bit_for_bit(whole, shards, monkeypatch
 
 def test_a_run_goes_on_over_other_devices(whole, shards, monkeypatch):
     """From four devices that share the weights to two that do not: the same data, so the same losses."""
-    config = make(shards, "moved", layout=FSDP)
+    config = make(shards, "moved", mesh=FSDP)
     assert signalled(monkeypatch, config, at=5, number=signal.SIGINT) == 130
-    assert train(replace(config, layout=Layout(data=2))) == 0
+    assert train(replace(config, mesh=MeshConfig(data=2))) == 0
     losses, wanted = (np.array(read_lines(run.directory)) for run in (config, whole))
     np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
-    average, same = (named(Run.open(run.directory).model()) for run in (config, whole))
+    average, same = (flatten_by_name(RunDir.open(run.directory).load_model()) for run in (config, whole))
     for name, array in average.items():
         np.testing.assert_allclose(np.asarray(array), np.asarray(same[name]), atol=1e-3, err_msg=name)
 
 
-STAGES = (Stage(3, sequences=16, accumulate=4, rate=1.5, long_window=3), Stage(6, sequences=4))
+STAGES = (Stage(3, batch_size=16, grad_accum=4, lr_scale=1.5, long_window=3), Stage(6, batch_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ def test_a_run_in_stages_goes_on_in_any_of_them_bit_for_bit(staged, monkeypatch,
 
 
 def test_a_run_in_stages_goes_on_over_other_devices(staged, monkeypatch):
-    config = replace(staged, name="staged moved", layout=Layout(fsdp=2, data=1))
+    config = replace(staged, name="staged moved", mesh=MeshConfig(fsdp=2, data=1))
     assert signalled(monkeypatch, config, at=4) == 143
-    assert train(replace(config, layout=Layout(data=2), stages=(replace(STAGES[0], accumulate=2), STAGES[1]))) == 0
+    assert train(replace(config, mesh=MeshConfig(data=2), stages=(replace(STAGES[0], grad_accum=2), STAGES[1]))) == 0
     losses, wanted = (np.array(read_lines(run.directory)) for run in (config, staged))
     np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
 
@@ -159,12 +159,12 @@ def test_a_finished_run_is_left_as_it_is(whole):
 
 
 CHANGES = {
-    "model.width: 32 → 64": lambda c: replace(c, model=replace(c.model, width=64)),
+    "model.embed_dim: 32 → 64": lambda c: replace(c, model=replace(c.model, embed_dim=64)),
     "model.dropout: 0.1 → 0.2": lambda c: replace(c, model=replace(c.model, dropout=0.2)),
     "optimizer.learning_rate: 0.02 → 0.01": lambda c: replace(c, optimizer=replace(c.optimizer, learning_rate=0.01)),
     "optimizer: Muon(": lambda c: replace(c, optimizer=AdamW()),
     "seed: 1337 → 1": lambda c: replace(c, seed=1),
-    "batch.sequences: 8 → 16": lambda c: replace(c, batch=Batch(16, 2)),
+    "batch_size: 8 → 16": lambda c: replace(c, batch=BatchSize(16, 2)),
 }
 
 
@@ -187,12 +187,12 @@ def test_being_judged_by_other_data_is_refused(whole, tmp_path):
     shutil.copytree(whole.data.path, shards)
     (shards / "manifest.json").unlink()
     data = replace(whole.data, path=str(shards))
-    config = replace(whole, name="judged", steps=1, evals=(ValidationLoss(),), data=data)
+    config = replace(whole, name="judged", steps=1, evaluators=(ValidationLoss(),), data=data)
     assert train(config) == 0
     write_shard(shards / "val_000000.bin", np.array(open_shard(shards / "val_000000.bin")[:-1]))
     with pytest.raises(UserError, match=r"something else:\n  validation: [0-9a-f]{12}… → [0-9a-f]{12}…"):
         train(replace(config, steps=2))
-    assert train(replace(config, steps=2, evals=())) == 0  # what nobody looks at does not matter
+    assert train(replace(config, steps=2, evaluators=())) == 0  # what nobody looks at does not matter
 
 
 def test_another_tokenizer_is_refused(whole, tmp_path):
@@ -215,20 +215,20 @@ def test_shortening_a_finished_run_and_never_resuming_are_refused(whole):
 
 
 def test_what_only_concerns_the_way_may_change_and_is_reported(shards, capsys):
-    config = make(shards, "going on", steps=2, checkpoint=Checkpoint(every=2))
+    config = make(shards, "going on", steps=2, checkpoint=CheckpointConfig(every=2))
     train(config)
     capsys.readouterr()
     changed = replace(
         config,
         steps=4,
-        batch=Batch(8, 4),
-        evals=(ValidationLoss(every=2, tokens=50),),
-        log=Log(every=1),
-        checkpoint=Checkpoint(every=1),
+        batch=BatchSize(8, 4),
+        evaluators=(ValidationLoss(every=2, tokens=50),),
+        log=LogConfig(every=1),
+        checkpoint=CheckpointConfig(every=1),
     )
     assert train(changed) == 0
     printed = capsys.readouterr().out
-    lines = ("steps: 2 → 4", "batch.accumulate: 2 → 4", "evals: () → ", "log.every: 10 → 1", "checkpoint.every: 2 → 1")
+    lines = ("steps: 2 → 4", "grad_accum: 2 → 4", "evaluators: () → ", "log.every: 10 → 1", "checkpoint.every: 2 → 1")
     assert all(f"changed: {line}" in printed for line in lines)
     forced = replace(changed, steps=5, optimizer=replace(changed.optimizer, learning_rate=0.01), resume="force")
     assert train(forced) == 0
@@ -246,7 +246,9 @@ def steps_of(run):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_finishes(shards, tmp_path, cache, number, code):
     """The step that is being computed is finished and saved; nothing is lost, nothing is done twice."""
-    config = tiny_config(shards, name=f"signal {code}", steps=400, checkpoint=Checkpoint(every=None), log=Log(every=1))
+    config = tiny_config(
+        shards, name=f"signal {code}", steps=400, checkpoint=CheckpointConfig(every=None), log=LogConfig(every=1)
+    )
     file = write_config(tmp_path / "config.py", config)
     process = door("train", f"--config={file}", JAX_COMPILATION_CACHE_DIR=cache)
     for line in process.stdout:
@@ -258,7 +260,7 @@ def test_a_signal_saves_and_the_same_command_finishes(shards, tmp_path, cache, n
     assert "once more to stop at once" in output
     assert f"resume    python -m gptjax.train --config={file}" in output
     assert "Traceback" not in output
-    stopped_at = Run.open(config.directory).step()
+    stopped_at = RunDir.open(config.directory).find_step()
     assert 0 < stopped_at < 400
     assert steps_of(config.directory) == list(range(1, stopped_at + 1))
     with pytest.raises(SystemExit) as done:
@@ -278,9 +280,9 @@ def _in_a_process(words, cache):
 @functools.cache
 def _fork_server():
     """Python's own: it imports the door once, and forks for every run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptjax.train"])
-    return context
+    context_length = multiprocessing.get_context("forkserver")
+    context_length.set_forkserver_preload(["gptjax.train"])
+    return context_length
 
 
 def start(file, name, cache):
@@ -299,8 +301,8 @@ def killed_and_finished(directory: Path, shards, *, kills: int, steps: int, seed
         shards,
         output_dir=str(directory),
         steps=steps,
-        checkpoint=Checkpoint(every=7),
-        evals=(ValidationLoss(every=20, tokens=64),),
+        checkpoint=CheckpointConfig(every=7),
+        evaluators=(ValidationLoss(every=20, tokens=64),),
     )
     file = write_config(directory / "config.py", config)
     undisturbed = start(file, "undisturbed", directory / "cache")

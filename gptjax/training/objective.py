@@ -1,0 +1,47 @@
+"""What is being minimised. An objective turns a model and rows into (summed loss, number of scored tokens)."""
+
+import math
+from dataclasses import dataclass
+
+from gptjax.core.errors import UserError
+from gptjax.model.gpt import GPT, DocumentIds
+from gptjax.model.loss import next_token_loss
+from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
+
+MicroBatch = dict[str, BT]
+"""The rows of one accumulation group: `tokens`, `targets` and, for document masks, `segments` and `positions`."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of the next token: language modelling."""
+
+    chunk_tokens: int = 8192
+    """Tokens of one device whose logits are in memory at a time. A GPU is busy only with thousands of
+    them; a CPU is fastest with a hundred or two, whose logits nearly fit its cache."""
+
+    z_loss: float = 0.0
+    """Pull of log Σ exp logits towards 0, in the gradient only: the losses that are shown stay cross-entropy."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < math.inf:
+            raise UserError(f"objective.z_loss is {self.z_loss}; it must not be negative, and finite.")
+        if self.chunk_tokens < 1:
+            raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
+
+    def __call__(self, model: GPT, rows: MicroBatch, keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
+        """(nats, scored targets), summed over all rows on all devices."""
+        documents = DocumentIds(rows["segments"], rows["positions"]) if "segments" in rows else None
+        return next_token_loss(
+            model.hidden_states(rows["tokens"], keys, documents),
+            model.head_weight,
+            rows["targets"],
+            bias=None if model.head_bias is None else model.head_bias[...],
+            vocab_size=model.config.resolved_vocab_size,
+            chunk_tokens=self.chunk_tokens,
+            dtype=model.config.compute.head_dtype or model.config.compute.dtype,
+            logit_softcap=model.config.logit_softcap,
+            logit_softcap_curve=model.config.logit_softcap_curve,
+            z_loss=self.z_loss,
+            mesh=model.mesh,
+        )
