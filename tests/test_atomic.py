@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gptjax.core.atomic import write_atomically
+from gptjax.core.files import write_atomically
 
 
 def test_made_and_replaced(tmp_path):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gptjax.core.atomic import write_atomically
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2

@@ -10,8 +10,8 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from gptjax.core.atomic import write_atomically
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 
 _URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _SHA256 = {

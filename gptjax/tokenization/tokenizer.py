@@ -22,8 +22,8 @@ import numpy as np
 import tiktoken
 from jaxtyping import Int32
 
-from gptjax.core.atomic import write_atomically
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 from gptjax.tokenization.gpt2_files import gpt2_files
 from gptjax.tokenization.tokenizer_json import (
     END_OF_TEXT,

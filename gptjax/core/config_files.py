@@ -1,0 +1,126 @@
+"""Config files: Python modules that hold one frozen dataclass under the name `config`."""
+
+import ast
+import difflib
+import importlib
+import os
+import sys
+import traceback
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from gptjax.core.errors import UserError
+from gptjax.core.serialization import Modules, check_types, class_name
+
+T = TypeVar("T")
+
+PACKAGES = Path(__file__).parents[2]
+"""The directory that holds the package gptjax, and `configs` of the same install beside it."""
+
+
+def list_configs() -> dict[str, str]:
+    """Installed configs by name, each with the first line of its docstring. None is executed."""
+    files = sorted(path for folder in _config_folders() for path in folder.glob("[!_]*.py"))
+    return {path.stem: _first_line(path) for path in files}
+
+
+def load_config(spec: str | Path, config_type: type[T]) -> T:
+    """Execute the config file that `spec` names and return its `config`, which must be a `config_type`.
+
+    A relative `spec` is looked up from the working directory, then among the installed configs: there `quickstart`,
+    `quickstart.py` and `configs/quickstart.py` name the same file. A fault of the file is a `UserError` that names the
+    file and the line.
+    """
+    return load_config_file(spec, config_type)[0]
+
+
+def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.ModuleType]:
+    """The config as `load_config` returns it, and the module that the file became."""
+    path = find_config(spec)
+    module = run_file(path)
+    if not hasattr(module, "config"):
+        raise UserError(f"{path} holds no `config`. End it with `config = {config_type.__name__}(...)`.")
+    if not isinstance(module.config, config_type):
+        raise UserError(f"{path}: `config` is a {class_name(type(module.config))}; wanted a {class_name(config_type)}.")
+    check_types(module.config, where=str(path))
+    return module.config, module
+
+
+def find_config(spec: str | Path) -> Path:
+    """The config file that `spec` names."""
+    spec = Path(spec).expanduser()
+    folders = _config_folders()
+    candidates = [spec, *(folder / spec for folder in folders), *(folder.parent / spec for folder in folders)]
+    for candidate in candidates:
+        for path in (candidate, candidate.with_name(candidate.name + ".py")):
+            if path.is_file():
+                return path.resolve()
+    names = list(list_configs())
+    close = difflib.get_close_matches(spec.stem, names, n=1)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    listed = f"Installed configs: {', '.join(names)}." if names else "No configs are installed."
+    raise UserError(f"There is no config file {spec} (looked from {Path.cwd()}). {hint}{listed}")
+
+
+def import_modules(names: Iterable[str]) -> Modules:
+    """Modules with a user's own classes, by the name under which their classes are saved.
+
+    A name is a Python file or a module that Python can import from the working directory or the environment.
+    """
+    modules: dict[str, types.ModuleType] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        if path.suffix == ".py" or "/" in name:
+            modules[path.stem] = run_file(find_config(name))
+            continue
+        try:
+            if (here := str(Path.cwd())) not in sys.path:
+                sys.path.insert(0, here)
+            modules[name] = importlib.import_module(name)
+        except Exception as error:
+            raise UserError(f"--import={name} cannot be imported: {type(error).__name__}: {error}.") from error
+    return modules
+
+
+def run_file(path: Path) -> types.ModuleType:
+    """Run a Python file as a module of its own. Each call runs it afresh, so that an edit in a notebook counts."""
+    name = f"gptjax_config_file:{path}"
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    # Type hints and help texts of a class that the file defines are looked up in sys.modules.
+    sys.modules[name] = module
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        message = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(f"{_locate(error, path)}: {kind}{message}") from error
+    return module
+
+
+def _locate(error: Exception, path: Path) -> str:
+    """File and line to mend: the innermost frame in this file or in a config that it derives from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    folders = {path.parent, *(folder.resolve() for folder in _config_folders())}
+    frames = traceback.extract_tb(error.__traceback__)
+    # Generated code, such as a dataclass's __init__, has a relative file name.
+    real = [frame for frame in frames if os.path.isabs(frame.filename)]
+    inside = [frame for frame in real if Path(frame.filename).resolve().parent in folders]
+    return f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else str(path)
+
+
+def _config_folders() -> list[Path]:
+    """The `configs` package beside this one. A lookup by name might find another folder of that name."""
+    folder = PACKAGES / "configs"
+    return [folder] if folder.is_dir() else []
+
+
+def _first_line(path: Path) -> str:
+    try:
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    except SyntaxError:
+        return "(does not parse)"
+    return text.partition("\n")[0]
