@@ -22,11 +22,9 @@ MODULES = {"example_configs": example_configs, __name__: sys.modules[__name__]}
 LION = """
 from dataclasses import dataclass
 from example_configs import *
-
 @dataclass(frozen=True)
 class Lion:
     beta: float = 0.9
-
     def __call__(self, step):
         return self.beta
 
@@ -183,8 +181,7 @@ def test_a_class_of_a_config_file_needs_its_module(tmp_path: Path):
 def test_a_class_of_a_trusted_config_needs_no_module(tmp_path: Path):
     config = run_file(write_lion(tmp_path)).config
     assert from_json(save(config), Config, trusted=config) == config
-    other = from_json({"class": "example_configs:Config"}, Config, trusted=config)
-    assert other == Config()
+    assert from_json({"class": "example_configs:Config"}, Config, trusted=config) == Config()
     with pytest.raises(UserError, match="'example_configs:Muon', which is not part of gptjax"):
         from_json(save(Config(optimizer=Muon())), Config, trusted=config)
 
