@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 
-from gptjax import hardware, state
+from gptjax.sharding import devices as hardware
+from gptjax.training import state
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import config_source, diff_configs, from_json, parse, to_json

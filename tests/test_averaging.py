@@ -10,7 +10,7 @@ import pytest
 from tiny import MODEL as TINY
 from tiny import SINGLE, read_lines, tiny_config, write_text_shards
 
-from gptjax import state
+from gptjax.training import state
 from gptjax.convert import ToHf, export_model
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate

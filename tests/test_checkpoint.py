@@ -20,7 +20,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from gptjax import state
+from gptjax.training import state
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
@@ -334,7 +334,7 @@ SAVES_UNTIL_KILLED = """
 import os, sys
 from pathlib import Path
 import jax, numpy as np
-from gptjax import state
+from gptjax.training import state
 from gptjax.training.checkpoint import Checkpoint, Checkpoints
 from gptjax.sharding.mesh import Layout
 from gptjax.model.config import GPTConfig

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from gptjax import provenance
+from gptjax.core import provenance
 
 
 def test_environment_names_versions_and_is_json():

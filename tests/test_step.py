@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
-from gptjax import state
+from gptjax.training import state
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear

@@ -57,7 +57,7 @@ def finished(shards):
 
 def run_door(*words):
     """The door in this process: (exit code, what it printed)."""
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
         with pytest.raises(SystemExit) as done:

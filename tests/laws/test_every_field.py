@@ -157,7 +157,7 @@ def generated(config):
         asked.append((prompts, options | {"key": str(jax.random.key_data(options["key"]))}))
         return jnp.zeros((1, 1), jnp.int32)
 
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
         config.evaluators[0].open(material(config))(abstract_model(config.model))
@@ -186,7 +186,7 @@ def prefetched(config):
         told.append(words)
         return options(**words)
 
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grain, "ReadOptions", read_options)
         next(open_run_loader(config, MeshConfig()).iterate_from(0))
     return told
@@ -217,7 +217,7 @@ def logged(config, directory, capsys):
         init=lambda **words: told.append((words["project"], words["mode"])) or run, Settings=lambda **_: None
     )
     capsys.readouterr()
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
         with MetricLogger(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
             for step in range(1, 13):

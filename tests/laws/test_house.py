@@ -13,7 +13,7 @@ import jax
 import pytest
 from tiny import door
 
-from gptjax import state
+from gptjax.training import state
 from gptjax.config import TrainConfig
 from gptjax.core.settings import available_configs, load_config
 from gptjax.model.gpt import count_parameters

@@ -61,7 +61,7 @@ def make(shards, name, **changes):
     """Muon with what it can remember and schedule, dropout, groups and an average: all that has a state or a key."""
     rising = Constant(warmup_steps=7)
     muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious_decay=True)
-    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": BatchSize(8, 2), "ema": EMA(decay=0.8)}
+    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch_size": 8, "grad_accum": 2, "ema": EMA(decay=0.8)}
     return tiny_config(shards, name=name, **(fixed | changes))
 
 
@@ -79,8 +79,8 @@ def signalled(monkeypatch, config, *, at, number=signal.SIGTERM):
 
         return wrapped
 
-    with monkeypatch.context_length() as patch:
-        patch.setattr(train_door, "compiled_step", compiled)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_door, "compile_step", compiled)
         return train(config)
 
 
@@ -164,7 +164,7 @@ CHANGES = {
     "optimizer.learning_rate: 0.02 → 0.01": lambda c: replace(c, optimizer=replace(c.optimizer, learning_rate=0.01)),
     "optimizer: Muon(": lambda c: replace(c, optimizer=AdamW()),
     "seed: 1337 → 1": lambda c: replace(c, seed=1),
-    "batch_size: 8 → 16": lambda c: replace(c, batch=BatchSize(16, 2)),
+    "batch_size: 8 → 16": lambda c: replace(c, batch_size=16, grad_accum=2),
 }
 
 
@@ -221,7 +221,7 @@ def test_what_only_concerns_the_way_may_change_and_is_reported(shards, capsys):
     changed = replace(
         config,
         steps=4,
-        batch=BatchSize(8, 4),
+        batch_size=8, grad_accum=4,
         evaluators=(ValidationLoss(every=2, tokens=50),),
         log=LogConfig(every=1),
         checkpoint=CheckpointConfig(every=1),
