@@ -17,7 +17,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 from gptjax.training.objective import NextToken
-from gptjax.training.stages import Phase, Stage, phases
+from gptjax.training.stages import Phase, Stage, resolve_phases
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainConfig:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The parts of the run in which nothing changes, in order, from step 0 on."""
-        return phases(self.batch, self.model, self.stages)
+        return resolve_phases(self.batch, self.model, self.stages)
 
     def tokens(self, steps: int) -> int:
         """Tokens that the first `steps` steps learn from."""
@@ -99,7 +99,7 @@ class TrainConfig:
         """In words, how the steps before this one learned; only what makes a difference."""
         begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
         pairs = zip([None, *begun], begun, strict=False)
-        return "; ".join(one.describe() for last, one in pairs if last is None or last.learning != one.learning)
+        return "; ".join(one.describe() for last, one in pairs if last is None or last.summary != one.summary)
 
     def check_mesh(self, mesh: MeshConfig) -> None:
         """Raise unless the batch and the model divide over a resolved mesh."""

@@ -17,13 +17,14 @@ from jax.experimental import multihost_utils
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.core.atomic import write_atomically
 from gptjax.core.errors import UserError
-from gptjax.core.provenance import environment
+from gptjax.core.provenance import collect_environment
 from gptjax.core.settings import check_types, from_json, to_json
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model, with_context_length
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-from gptjax.training.checkpoint import AVERAGE, MODEL, find_step, has_ema_item, read_metadata, restore_model, save_model
+from gptjax.training.checkpoint import restore_model, save_model
+from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_ema_item, read_metadata
 
 CHECKPOINTS = "checkpoints"
 
@@ -84,7 +85,7 @@ class RunDir:
         They are the run's average where it keeps one, unless `ema` is False: the last ones then. A `context`
         shorter than the run's keeps the first position embeddings; a longer one needs rotary positions.
         """
-        step, item = self.find_step(which), AVERAGE if ema and self.has_ema(which) else MODEL
+        step, item = self.find_step(which), EMA_ITEM if ema and self.has_ema(which) else MODEL
         self._check_tokenizer(step)
         model = restore_model(self.directory / CHECKPOINTS, abstract_model(self.config.model, mesh), step, item=item)
         return model if context_length is None else with_context_length(model, context_length)
@@ -115,7 +116,7 @@ def write_run_files(
 ) -> None:
     """What stands beside the checkpoints: config, its source, versions, tokenizer; each replaced in one move."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(directory / "environment.json", json.dumps(collect_environment(), indent=2) + "\n")
     if source is not None:
         write_atomically(directory / "config.py", source)
     if tokenizer is not None:

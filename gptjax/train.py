@@ -14,28 +14,32 @@ from typing import Any
 
 import jax
 
-from gptjax.sharding import devices as hardware
-from gptjax.training import state
 from gptjax.config import CLASSES, TrainConfig, compare
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import config_source, diff_configs, from_json, parse, to_json
 from gptjax.data.config import fingerprint_data, mixture_components, mixture_weights, validation_data
 from gptjax.data.loader import BatchLoader, check_token_ids, open_loader
 from gptjax.data.sequences import require_document_starts
-from gptjax.metrics.console import print_once
 from gptjax.metrics.logger import MetricLogger
-from gptjax.metrics.metrics_file import plot_losses, read_metrics
+from gptjax.metrics.metrics_file import read_metrics
+from gptjax.metrics.plots import plot_losses
+from gptjax.metrics.throughput import RunCost
 from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters, with_static
 from gptjax.run_dir import CHECKPOINTS, PLACES, RunDir, merge_model_config, run_lock, write_run_files
+from gptjax.sharding import devices as hardware
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.checkpoint import CheckpointManager, complete_steps
+from gptjax.training import state
+from gptjax.training.checkpoint import CheckpointManager
+from gptjax.training.checkpoint_format import complete_steps
 from gptjax.training.evaluators import BigramBaseline, EvalContext, EvaluatorFn, ValidationEvaluator, ValidationLoss
-from gptjax.training.preemption import GracefulShutdown, NonFiniteGuard
+from gptjax.training.nonfinite import NonFiniteGuard
+from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
-from gptjax.training.step import make_train_step
+from gptjax.training.step import StepConfig, make_train_step
 
 PROG = "python -m gptjax.train"
 
@@ -78,7 +82,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
             with log.timed("compile"):
                 train_step = compile_steps(config, mesh, current, batches, start=start)
             rows_of_step = batches.iterate_from(start)
-            patience = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
+            guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             stopped = None
             for step in range(start, config.steps + 1):  # one more turn: the end needs no case of its own
                 stopped = signals.received(step)
@@ -89,7 +93,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                             found = evaluate_state(judge, current, config)
                         log.write(step, found)
                         values |= found
-                if step > start and (stopped or patience.should_run(config.checkpoint, step, current)):
+                if step > start and (stopped or guard.should_save(config.checkpoint, step, current)):
                     with log.timed("checkpoint"):
                         metadata = {"config": to_json(config), "fingerprints": marks}
                         checkpoints.save(step, current, metadata=metadata, val_loss=values.get("val_loss"))
@@ -99,7 +103,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                     rows = next(rows_of_step)
                 current, metrics = train_step(step)(current, rows)  # dispatched, not awaited
                 log.step(step + 1, metrics | batches.epochs(step + 1))  # writes the step before
-                patience.check(step, metrics)
+                guard.check(step, metrics)
             with log.timed("checkpoint"):
                 checkpoints.wait()
     print_summary(config, command, stopped=stopped)
@@ -197,7 +201,7 @@ def restore_run_state(
         raise UserError(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
-    metadata = checkpoints.metadata(step)
+    metadata = checkpoints.read_metadata(step)
     before = from_json(metadata.get("config", {}), CLASSES)
     reported, refused = compare(before, config)
     past, wanted = (mixture_weights(one.data, until=step) for one in (before, config))
@@ -299,27 +303,31 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
     return make_train_step(
         config.objective,
         config.optimizer,
-        steps=config.steps,
-        seed=config.seed,
-        dropout=config.model.dropout > 0,
+        config=StepConfig(
+            steps=config.steps,
+            seed=config.seed,
+            ema=config.ema,
+            model=phase.model,
+            lr_scales=tuple((phase.begin, phase.lr_scale) for phase in config.phases),
+        ),
         mesh=mesh,
-        ema=config.ema,
-        computed=phase.model,
-        lr_scales=[(phase.begin, phase.lr_scale) for phase in config.phases],
     )
 
 
 def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
     peak = hardware.peak_flops(jax.devices()[0].device_kind)
+    cost = RunCost(
+        config.tokens,
+        flops=partial(config.flops, causal=True),
+        flops_palm=partial(config.flops, causal=False),
+        peak_flops=None if peak is None else peak * mesh.num_devices,
+    )
     return MetricLogger(
         config.log,
         config.directory,
         total_steps=config.steps,
-        tokens=config.tokens,
+        cost=cost,
         start_step=start,
-        flops=partial(config.flops, causal=True),
-        flops_palm=partial(config.flops, causal=False),
-        peak_flops_total=None if peak is None else peak * mesh.num_devices,
         config_json=to_json(config),
     )
 

@@ -20,12 +20,12 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from gptjax.training import state
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training import state
 from gptjax.training.checkpoint import (
     CheckpointConfig,
     CheckpointManager,

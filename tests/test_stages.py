@@ -16,7 +16,8 @@ from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.stages import Phase, Stage, phases
 from gptjax.training.state import TrainState
 from gptjax.training.step import lr_scale_at, make_eval_step

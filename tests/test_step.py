@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
-from gptjax.training import state
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training import state
 from gptjax.training.objective import NextToken
 from gptjax.training.step import make_dropout_keys, make_eval_step, make_train_step
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import GPT, DocumentIds
@@ -10,6 +11,15 @@ from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
 
 MicroBatch = dict[str, BT]
 """The rows of one accumulation group: `tokens`, `targets` and, for document masks, `segments` and `positions`."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss to minimise: a frozen dataclass with this method."""
+
+    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
+        """Return the loss summed over all rows on all devices, and the number of scored tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,13 @@ class NextToken:
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
-    def __call__(self, model: GPT, rows: MicroBatch, keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
-        """(nats, scored targets), summed over all rows on all devices."""
-        documents = DocumentIds(rows["segments"], rows["positions"]) if "segments" in rows else None
+    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
+        """Return the nats summed over all rows on all devices, and the number of scored tokens."""
+        documents = DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
         return next_token_loss(
-            model.hidden_states(rows["tokens"], keys, documents),
+            model.hidden_states(batch["tokens"], dropout_keys, documents),
             model.head_weight,
-            rows["targets"],
+            batch["targets"],
             bias=None if model.head_bias is None else model.head_bias[...],
             vocab_size=model.config.resolved_vocab_size,
             chunk_tokens=self.chunk_tokens,

@@ -19,7 +19,6 @@ from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_te
 
 from gptjax import train as train_door
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize
 from gptjax.data.shards import open_shard, write_shard
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim.ema import EMA
@@ -29,7 +28,8 @@ from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import main, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.stages import Stage
 
