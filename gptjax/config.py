@@ -16,7 +16,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Evaluator
 from gptjax.training.objective import NextToken, Objective
-from gptjax.training.stages import Phase, Stage, phases
+from gptjax.training.stages import Phase, Stage, resolve_phases
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TrainConfig:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Parts of the run in which nothing changes, in order, from step 0 on."""
-        return phases(self.batch, self.model, self.stages)
+        return resolve_phases(self.batch, self.model, self.stages)
 
     def tokens(self, steps: int) -> int:
         """Tokens in the first `steps` steps."""
@@ -98,7 +98,7 @@ class TrainConfig:
         """In words, how the steps before this one learned; phases that learn alike are told once."""
         begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
         pairs = zip([None, *begun], begun, strict=False)
-        return "; ".join(one.describe() for last, one in pairs if last is None or last.learning != one.learning)
+        return "; ".join(one.describe() for last, one in pairs if last is None or last.summary != one.summary)
 
     def check_mesh(self, mesh: MeshConfig) -> None:
         """Raise unless the batch and the model divide over a resolved mesh."""

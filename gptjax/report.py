@@ -9,15 +9,16 @@ import jax
 
 from gptjax.config import TrainConfig
 from gptjax.data.loader import BatchLoader
-from gptjax.metrics.console import print_once
-from gptjax.metrics.metrics_file import plot_losses, read_metrics
+from gptjax.core.console import print_once
+from gptjax.metrics.metrics_file import read_metrics
+from gptjax.metrics.plots import plot_losses
 from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters
 from gptjax.run_dir import CHECKPOINTS
 from gptjax.sharding.devices import device_summary
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import Evaluators
-from gptjax.training.checkpoint import complete_steps
+from gptjax.training.checkpoint_format import complete_steps
 from gptjax.training.evaluators import ValidationLoss
 
 

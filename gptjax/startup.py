@@ -14,8 +14,9 @@ from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import ReadSpec, RowReader
-from gptjax.metrics.console import print_once
+from gptjax.core.console import print_once
 from gptjax.metrics.logger import MetricLogger
+from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
@@ -27,7 +28,7 @@ from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
-from gptjax.training.step import make_train_step
+from gptjax.training.step import StepConfig, make_train_step
 
 Fingerprints = dict[str, str | None]
 
@@ -181,7 +182,7 @@ def restore_state(
         raise UserError(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
-    metadata = checkpoints.metadata(step)
+    metadata = checkpoints.read_metadata(step)
     try:
         saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
     except UserError as error:
@@ -256,13 +257,14 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
     return make_train_step(
         config.objective,
         config.optimizer,
-        steps=config.steps,
-        seed=config.seed,
-        dropout=config.model.dropout > 0,
+        config=StepConfig(
+            steps=config.steps,
+            seed=config.seed,
+            ema=config.ema,
+            model=phase.model,
+            lr_scales=tuple((phase.begin, phase.lr_scale) for phase in config.phases),
+        ),
         mesh=mesh,
-        ema=config.ema,
-        computed=phase.model,
-        lr_scales=[(phase.begin, phase.lr_scale) for phase in config.phases],
     )
 
 
@@ -273,10 +275,12 @@ def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogg
         config.log,
         config.directory,
         total_steps=config.steps,
-        tokens=config.tokens,
         start_step=start,
-        flops=partial(config.flops, causal=True),
-        flops_palm=partial(config.flops, causal=False),
-        peak_flops_total=None if peak is None else peak * mesh.num_devices,
+        cost=RunCost(
+            config.tokens,
+            flops=partial(config.flops, causal=True),
+            flops_palm=partial(config.flops, causal=False),
+            peak_flops=None if peak is None else peak * mesh.num_devices,
+        ),
         config_json=to_json(config),
     )

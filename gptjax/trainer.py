@@ -9,7 +9,8 @@ from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.preemption import GracefulShutdown, NonFiniteGuard
+from gptjax.training.nonfinite import NonFiniteGuard
+from gptjax.training.preemption import GracefulShutdown
 
 
 def train(

@@ -10,7 +10,6 @@ import pytest
 from tiny import MODEL as TINY
 from tiny import SINGLE, read_lines, tiny_config, write_text_shards
 
-from gptjax import state
 from gptjax.convert import ToHf, export_model
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
@@ -19,10 +18,12 @@ from gptjax.optim.optimizers import AdamW
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.train import train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training import state
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import NextToken
-from gptjax.training.step import make_train_step
+from gptjax.training.step import StepConfig, make_train_step
 
 MODEL = replace(TINY, num_layers=1)
 
@@ -30,7 +31,7 @@ MODEL = replace(TINY, num_layers=1)
 def averages(ema, values, *, steps):
     found, average = [], jnp.float32(99.0)
     for step, value in enumerate(values):
-        average = ema(average, jnp.float32(value), jnp.int32(step), steps=steps)
+        average = ema.update(average, jnp.float32(value), jnp.int32(step), steps=steps)
         found.append(float(average))
     return found
 
@@ -69,15 +70,15 @@ def rows(seed):
 def test_the_step_averages_what_it_makes_and_learns_as_without():
     optimizer, ema = AdamW(learning_rate=0.01, schedule=Constant()), EMA(decay=0.5)
     built = optimizer.build(steps=5, mesh=SINGLE)
-    words = {"steps": 5, "seed": 0, "dropout": False, "mesh": SINGLE}
-    plain, kept = (make_train_step(NextToken(), optimizer, ema=one, **words) for one in (EMA(), ema))
+    configs = [StepConfig(steps=5, seed=0, ema=one) for one in (EMA(), ema)]
+    plain, kept = (make_train_step(NextToken(), optimizer, config=config, mesh=SINGLE) for config in configs)
     without = state.create_state(MODEL, built, seed=0, mesh=SINGLE)
     now = state.create_state(MODEL, built, seed=0, mesh=SINGLE, has_ema=True)
     wanted = jax.tree.map(np.asarray, now.model)
     for number in range(4):
         without, _ = plain(without, rows(number))
         now, _ = kept(now, rows(number))
-        wanted = jax.tree.map(np.asarray, ema(wanted, now.model, number, steps=5))
+        wanted = jax.tree.map(np.asarray, ema.update(wanted, now.model, number, steps=5))
     for name, array in flatten_by_name(now.model).items():
         np.testing.assert_array_equal(np.asarray(array), np.asarray(flatten_by_name(without.model)[name]))
         np.testing.assert_allclose(

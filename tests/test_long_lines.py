@@ -32,7 +32,7 @@ def test_any_record_in_any_blocks_is_what_it_is_whole(text, other, ascii_only, c
         begin, turn = begin + len(blocks[-1]), turn + 1
     whole, pieces = Reading(), Reading()
     wanted = document_of_json(line, whole, where="x")
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_lines, "LONG_BYTES", 6)
         found = document_of_long_line(iter(blocks), pieces, where="x")
     assert found == wanted

@@ -84,7 +84,7 @@ def killed_at(monkeypatch, out, request, *, rename):
             raise Killed
         original(*paths)
 
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(output.os, "rename", renamed)
         with contextlib.suppress(Killed), replaced(out, resumable=True) as directory:
             (directory / PROGRESS_NAME).write_text("")

@@ -52,7 +52,7 @@ def texts_of_pieces(text, tokenizer):
 def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, look):
     """Pieces so small that every place where a cut is allowed is tried."""
     tokenizer = tokenizers[name]
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_BYTES", size)
         patch.setattr(module, "LOOK_BYTES", look)
         found = texts_of_pieces(text, tokenizer)
@@ -77,7 +77,7 @@ def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
 @given(text=st.text(min_size=1, max_size=80).filter(lambda text: not text.isspace()), size=st.integers(1, 5))
 def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
     tokenizer = tokenizers[name]
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_BYTES", size)
         found = Encoder(tokenizer, Reading())(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
     ids = found.tokens
@@ -154,7 +154,7 @@ ENDLESS = [
 def test_words_without_end_are_cut_between_their_tokens(tokenizers, name, runs, size, looks):
     """Runs of one kind, random and regular, with no place for far longer than a piece."""
     text = "".join(itertools.chain.from_iterable(runs))
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for constant, value in (("PIECE_BYTES", size), ("LOOK_BYTES", 20), ("MOST_LOOKS", looks)):
             patch.setattr(module, constant, value)
         found = texts_of_pieces(text, tokenizers[name])

@@ -176,7 +176,7 @@ def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, a
     prepare(Prepare(**options, output=tmp_path / "whole"))
     wanted = noted(capsys.readouterr().out)
     assert len(wanted) == 3
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         stopping(patch, after)
         with pytest.raises(Stop):
             prepare(Prepare(**options, output=tmp_path / "out"))
@@ -241,7 +241,7 @@ def test_stopped_in_any_kind_of_source(tmp_path, small, monkeypatch, capsys, kin
     assert any("the first: " in line for line in wanted)
     for after in (2, 7):
         out = tmp_path / f"out{after}"
-        with monkeypatch.context_length() as patch:
+        with monkeypatch.context() as patch:
             stopping(patch, after)
             with pytest.raises(Stop):
                 prepare(Prepare(**options, output=out))
@@ -257,7 +257,7 @@ def noted(report):
 
 
 def test_another_request_starts_anew(tmp_path, source, small, monkeypatch, capsys):
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         stopping(patch, 9)
         with pytest.raises(Stop):
             prepare(Prepare(**options_of(source, "bytes"), output=tmp_path / "out"))
@@ -271,7 +271,7 @@ def test_another_request_starts_anew(tmp_path, source, small, monkeypatch, capsy
 
 
 def test_a_vocabulary_is_learnt_once(tmp_path, source, small, monkeypatch):
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         stopping(patch, 0)
         with pytest.raises(Stop):
             prepare(Prepare(**options_of(source), output=tmp_path / "out"))

@@ -42,7 +42,7 @@ class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(directory))
         for name in ("plain", "two", "many"):
             prepare_tfds(f"tfds:gptjaxtales/{name}")

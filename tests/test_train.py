@@ -30,7 +30,8 @@ from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import create_run_state, main, prepare_config, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
 
@@ -57,7 +58,7 @@ def finished(shards):
 
 def run_door(*words):
     """The door in this process: (exit code, what it printed)."""
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
         with pytest.raises(SystemExit) as done:

@@ -81,7 +81,7 @@ def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
     cut, middle = len(ids) * 5 // 6, len(ids) // 3
     splits = {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}
     starts = np.concatenate([[0], 1 + np.flatnonzero(ids[: cut - 1] == own.encode("\n")[0])])
-    return write_shards(directory, splits, own=own, sidecars={("train", "documents"): starts})
+    return write_shards(directory, splits, own=own, companions={("train", "documents"): starts})
 
 
 def tiny_config(shards: Path, **changes) -> TrainConfig:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, AnyPath, Manifest, ShardFile, Sidecar, read_manifest
 from gptjax.data.shards import TokenStream, check_size, file_sha256, iter_chunks, map_file, open_shard, open_split
-from gptjax.metrics.console import print_once
 
 VERIFIED_FILE = ".verified.json"
 REPORT_BYTES = 2 * 10**9

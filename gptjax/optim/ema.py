@@ -44,7 +44,7 @@ class EMA:
         """Whether the average holds other weights than the last, after so many updates."""
         return self.enabled and completed > self.begin(steps=steps) + 1
 
-    def __call__(self, average: Any, weights: Any, step: Count | int, *, steps: int) -> Any:
+    def update(self, average: Any, weights: Any, step: Count | int, *, steps: int) -> Any:
         """The next average: of the one so far, and of the weights that update number `step` made."""
         assert self.decay is not None
         earlier = jnp.maximum(jnp.asarray(step, jnp.float32) - self.begin(steps=steps), 0.0)

@@ -32,9 +32,10 @@ from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import collect_fingerprints, make_phase_step, open_run_loader, prepare_config, restore_run_state
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss
 from gptjax.training.objective import NextToken
-from gptjax.training.preemption import NonFiniteGuard
+from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.stages import Stage
 
 MODERN = {
@@ -135,8 +136,8 @@ def program(config):
 
 def due(config):
     """The steps at which something happens."""
-    parts = (config.checkpoint, *config.evaluators)
-    return [[step for step in range(2001) if part.should_run(step, steps=2000)] for part in parts]
+    questions = (config.checkpoint.should_save, *(evaluator.should_run for evaluator in config.evaluators))
+    return [[step for step in range(2001) if should_act(step, steps=2000)] for should_act in questions]
 
 
 def material(config):
@@ -157,7 +158,7 @@ def generated(config):
         asked.append((prompts, options | {"key": str(jax.random.key_data(options["key"]))}))
         return jnp.zeros((1, 1), jnp.int32)
 
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
         config.evaluators[0].open(material(config))(abstract_model(config.model))
@@ -186,7 +187,7 @@ def prefetched(config):
         told.append(words)
         return options(**words)
 
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grain, "ReadOptions", read_options)
         next(open_run_loader(config, MeshConfig()).iterate_from(0))
     return told
@@ -210,6 +211,7 @@ def _weights(model):
 def logged(config, directory, capsys):
     """What is printed and written of twelve steps, and what Weights & Biases is told."""
     from gptjax.metrics.logger import MetricLogger
+    from gptjax.metrics.throughput import RunCost
 
     told = []
     run = types.SimpleNamespace(log=told.append, finish=lambda: None, define_metric=lambda *_, **__: None)
@@ -217,9 +219,9 @@ def logged(config, directory, capsys):
         init=lambda **words: told.append((words["project"], words["mode"])) or run, Settings=lambda **_: None
     )
     capsys.readouterr()
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with MetricLogger(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
+        with MetricLogger(config.log, directory, total_steps=100, cost=RunCost(lambda step: step), clock=lambda: 0.0) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -241,7 +243,7 @@ def resumption(config, directory):
         "config": to_json(replace(config, seed=config.seed + 2)),
         "fingerprints": collect_fingerprints(config, None),
     }
-    content |= {"format_version": 1, "val_loss": None, "step": 3}
+    content |= {"format_version": FORMAT_VERSION, "val_loss": None, "step": 3}
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
     with CheckpointManager(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
         restore_run_state(config, checkpoints, collect_fingerprints(config, None), SINGLE)

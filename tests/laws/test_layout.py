@@ -20,7 +20,7 @@ from gptjax.optim.optimizers import AdamW, Muon, ParamGroup
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_step, create_run_state, open_run_loader
-from gptjax.training.checkpoint import flatten_by_name
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.step import make_eval_step
 
 MUON = Muon(dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup_steps=1))

@@ -19,7 +19,8 @@ from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir, run_lock
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import open_run_loader, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import Samples, ValidationLoss
 from gptjax.training.stages import Stage
 
