@@ -29,7 +29,7 @@ from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import from_json, to_json
 from gptjax.data.config import Mixture, TokenShards
 from gptjax.model.gpt import count_parameters
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_step, create_run_state, open_run_loader, train
 from gptjax.training.evaluators import ValidationLoss

@@ -13,7 +13,7 @@ Measured  not yet by us
 
 from data_pipelines.prepared import Prepared
 from gptjax.config import TrainConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss

@@ -13,7 +13,7 @@ Measured  by us on 142 books (16.6 M tokens of a BPE of 4,096), judged on five o
 from data_pipelines.prepared import Prepared
 from gptjax.config import TrainConfig
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss

@@ -17,7 +17,7 @@ Measured  not yet by us
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.model.config import GPTConfig
-from gptjax.optim.optimizers import AdamW, ParamGroup
+from gptjax.optim import AdamW, ParamGroup
 from gptjax.optim.schedules import Cosine
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss

@@ -19,7 +19,7 @@ Measured  not yet by us
 from gptjax.config import TrainConfig
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.config import GPTConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss

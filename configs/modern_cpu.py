@@ -14,7 +14,7 @@ Measured  by us on the same books, three seeds: 4.587 nats a token with half of 
 from dataclasses import replace
 
 from configs.gpt2_cpu import config as base
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 
 config = replace(
@@ -35,6 +35,6 @@ config = replace(
         learning_rate=0.01,
         adam_learning_rate=0.01,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.6),
-        dtype="float32",
+        ns_dtype="float32",
     ),
 )

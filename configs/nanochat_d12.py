@@ -30,7 +30,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.model.config import GPTConfig, InitConfig
-from gptjax.optim.optimizers import Muon, NamedGroup, ParamGroup
+from gptjax.optim import Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Cosine, WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss

@@ -12,7 +12,7 @@ Measured  by us on 142 books (14 M tokens), two cores: 3,500 steps in 19 minutes
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
@@ -37,7 +37,7 @@ config = TrainConfig(
         learning_rate=0.02,
         adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
-        dtype="float32",
+        ns_dtype="float32",
     ),
     checkpoint=CheckpointConfig(every=500),
     evaluators=(

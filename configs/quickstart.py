@@ -11,7 +11,7 @@ Measured  by us, Python 3.11, two cores: 1.741 bits per byte against 2.149 (0.81
 from data_pipelines.prepared import Prepared
 from gptjax.config import TrainConfig
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
@@ -34,7 +34,7 @@ config = TrainConfig(
         learning_rate=0.02,
         adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
-        dtype="float32",
+        ns_dtype="float32",
     ),
     checkpoint=CheckpointConfig(every=300),
     evaluators=(

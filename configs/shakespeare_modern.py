@@ -15,7 +15,7 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.shakespeare_char import config as base
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 from gptjax.training.evaluators import Samples, ValidationLoss
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from configs.shakespeare_char_cpu import config as base
 from configs.shakespeare_modern import MODERN
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 
 config = replace(
@@ -25,6 +25,6 @@ config = replace(
         learning_rate=0.02,
         adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.6),
-        dtype="float32",
+        ns_dtype="float32",
     ),
 )

@@ -11,7 +11,7 @@ Expected  2.3 nats a byte on the first 8,192 of validation, where the bigram of 
 from data_pipelines.prepared import Prepared
 from gptjax.config import TrainConfig
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
@@ -34,7 +34,7 @@ config = TrainConfig(
         learning_rate=0.02,
         adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup_steps=5, decay_fraction=0.5),
-        dtype="float32",
+        ns_dtype="float32",
     ),
     checkpoint=CheckpointConfig(every=50),
     evaluators=(

@@ -17,7 +17,7 @@ Measured  not yet by us
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.model.config import GPTConfig, InitConfig
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.schedules import WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss

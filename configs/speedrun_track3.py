@@ -20,7 +20,7 @@ import math
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.model.config import GPTConfig, InitConfig
-from gptjax.optim.optimizers import Muon, ParamGroup
+from gptjax.optim import Muon, ParamGroup
 from gptjax.optim.schedules import WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import ValidationLoss

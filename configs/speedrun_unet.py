@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from configs.speedrun_track3 import config as base
 from gptjax.model.config import GPTConfig, InitConfig
-from gptjax.optim.optimizers import Muon, ParamGroup
+from gptjax.optim import Muon, ParamGroup
 from gptjax.optim.schedules import Constant, WarmupStableDecay
 
 config = replace(

@@ -21,7 +21,7 @@ Measured  not yet by us
 from dataclasses import replace
 
 from configs.speedrun_unet import config as base
-from gptjax.optim.optimizers import Muon, ParamGroup
+from gptjax.optim import Muon, ParamGroup
 from gptjax.optim.schedules import Constant, WarmupStableDecay
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.stages import Stage

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gptjax.model.config import GPTConfig
     from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
-    from gptjax.optim.optimizers import AdamW, Muon
+    from gptjax.optim import AdamW, Muon
     from gptjax.run_dir import RunDir
     from gptjax.training.state import TrainState
 

@@ -10,8 +10,8 @@ from gptjax.core.settings import load_config as load_config_as
 from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, count_steps_by_part
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig

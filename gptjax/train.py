@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from gptjax import hardware, state
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import config_source, diff_configs, from_json, parse, to_json
@@ -27,8 +26,11 @@ from gptjax.metrics.metrics_file import plot_losses, read_metrics
 from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters, with_static
 from gptjax.run_dir import CHECKPOINTS, PLACES, RunDir, merge_model_config, run_lock, write_run_files
+from gptjax.sharding.devices import describe_devices, get_peak_flops
+from gptjax.sharding.distributed import initialize_distributed
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.training import state
 from gptjax.training.checkpoint import CheckpointManager, complete_steps
 from gptjax.training.evaluators import BigramBaseline, EvalContext, EvaluatorFn, ValidationEvaluator, ValidationLoss
 from gptjax.training.preemption import GracefulShutdown, NonFiniteGuard
@@ -41,7 +43,7 @@ PROG = "python -m gptjax.train"
 
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
-        hardware.initialize_distributed()
+        initialize_distributed()
         words = sys.argv[1:] if argv is None else argv
         config, base, spec = parse(TrainConfig, words, prog=PROG, description="Train a GPT, or go on training it.")
         print_once(f"config {spec}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in diff_configs(base, config)))
@@ -309,7 +311,7 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
 
 
 def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
-    peak = hardware.peak_flops(jax.devices()[0].device_kind)
+    peak = get_peak_flops(jax.devices()[0].device_kind)
     return MetricLogger(
         config.log,
         config.directory,
@@ -336,7 +338,7 @@ def describe_run(
     protocols = [judge.protocol for _, judge in judges if isinstance(judge, ValidationEvaluator)]
     print_once(
         f"run       {config.directory}",
-        f"devices   {hardware.device_summary()}; layout {mesh.describe()}",
+        f"devices   {describe_devices()}; layout {mesh.describe()}",
         f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); {model.compute.dtype}; "
         f"attention {kernel}",
@@ -348,7 +350,7 @@ def describe_run(
     )
     if config.ema.enabled:
         print_once(f"averaging {config.ema.describe(steps=config.steps)}; it is what is judged, sampled and exported")
-    warmup = config.optimizer.schedule.warmup_steps
+    warmup = getattr(getattr(config.optimizer, "schedule", None), "warmup_steps", 0)
     if warmup >= config.steps:
         print_once(
             f"note: a warm-up of {warmup:,} steps takes all {config.steps:,}: the full learning rate is never reached"

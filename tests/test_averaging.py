@@ -14,8 +14,8 @@ from gptjax import state
 from gptjax.convert import ToHf, export_model
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
+from gptjax.optim import AdamW
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.train import train

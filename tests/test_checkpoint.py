@@ -24,7 +24,7 @@ from gptjax import state
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import (
     CheckpointConfig,
@@ -338,7 +338,7 @@ from gptjax import state
 from gptjax.training.checkpoint import Checkpoint, Checkpoints
 from gptjax.sharding.mesh import Layout
 from gptjax.model.config import GPTConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 
 def child(directory, width):
     config = GPTConfig(num_layers=2, width=width, num_heads=2, context=8, vocab_size=64, dtype="float32")

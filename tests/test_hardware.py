@@ -137,4 +137,4 @@ def test_memory_is_the_peak_of_the_fullest_device(monkeypatch, statistics, expec
             self.memory_stats = lambda: found
 
     monkeypatch.setattr(hardware.jax, "local_devices", lambda: [Device(found) for found in statistics])
-    assert peak_memory_bytes() == expected
+    assert get_peak_memory() == expected

@@ -12,7 +12,7 @@ from flax import nnx
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup, ParamHyperparams, learning_rate
+from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup, ParamHyperparams
 from gptjax.optim.schedules import Constant, Linear, WarmupStableDecay
 from gptjax.sharding.axes import weight_role
 from gptjax.sharding.mesh import MeshConfig

@@ -8,7 +8,7 @@ from tiny import MODEL
 
 from gptjax import state
 from gptjax.model.loss import IGNORE_INDEX
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import NextToken
@@ -17,7 +17,7 @@ from gptjax.training.step import make_dropout_keys, make_eval_step, make_train_s
 LAYOUT = MeshConfig()
 OPTIMIZERS = {
     "adamw": AdamW(learning_rate=0.01, schedule=Linear(warmup_steps=1)),
-    "muon": Muon(dtype="float32", schedule=Linear(warmup_steps=1)),
+    "muon": Muon(ns_dtype="float32", schedule=Linear(warmup_steps=1)),
 }
 
 

@@ -14,7 +14,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
 from gptjax.data.shards import file_sha256, write_shard
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars, Tokenizer

@@ -27,7 +27,7 @@ import jax
 from gptjax.core.errors import UserError
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
 from gptjax.metrics.metrics_file import Record, to_scalar, truncate_after, write_record
-from gptjax.sharding.devices import peak_memory_bytes
+from gptjax.sharding.devices import get_peak_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +253,7 @@ class MetricLogger:
         text = f"{steps:,} steps, up to step {self._newest:,}, in {format_duration(total)}: {', '.join(parts)}."
         if lr_scales:
             text += f" While training: {format_columns(lr_scales, ', ')}."
-        if peak := peak_memory_bytes():
+        if peak := get_peak_memory():
             text += f" Most memory in use on a device: {peak / 2**30:.1f} GiB."
         final = {name: self._last[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last}
         return text + (f" Last values: {format_columns(final, ', ')}." if final else "")

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.optim.optimizers import Optimizer
 from gptjax.sharding.axes import Count
 from gptjax.sharding.mesh import MeshConfig
 
@@ -40,13 +40,15 @@ class TrainState:
 
 
 def create_state(
-    config: GPTConfig, optimizer: Optimizer, *, seed: int, mesh: MeshConfig, has_ema: bool = False
+    config: GPTConfig, optimizer: optax.GradientTransformation, *, seed: int, mesh: MeshConfig, has_ema: bool = False
 ) -> TrainState:
     """A new state, drawn from `seed` and born sharded. Call it under `mesh.active()`."""
     return jax.jit(lambda: _new(config, optimizer, seed=seed, mesh=mesh, has_ema=has_ema))()
 
 
-def abstract_state(config: GPTConfig, optimizer: Optimizer, *, mesh: MeshConfig, has_ema: bool = False) -> TrainState:
+def abstract_state(
+    config: GPTConfig, optimizer: optax.GradientTransformation, *, mesh: MeshConfig, has_ema: bool = False
+) -> TrainState:
     """The state with shapes, types and shardings in place of arrays: what restore aims at, and what a plan reads."""
     shapes = jax.eval_shape(lambda: _new(config, optimizer, seed=0, mesh=mesh, has_ema=has_ema))
     return jax.tree.map(with_sharding, shapes)
@@ -62,7 +64,7 @@ def with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def init_state(model: GPT, optimizer: Optimizer, *, has_ema: bool = False) -> TrainState:
+def init_state(model: GPT, optimizer: optax.GradientTransformation, *, has_ema: bool = False) -> TrainState:
     """A state at step 0 that starts from given weights, with an average of them if it is `averaged`."""
     zero = jnp.zeros([], jnp.int32)
     return TrainState(
@@ -80,5 +82,7 @@ def copy_arrays(model: GPT) -> GPT:
     return jax.tree.map(jnp.copy, model)
 
 
-def _new(config: GPTConfig, optimizer: Optimizer, *, seed: int, mesh: MeshConfig, has_ema: bool) -> TrainState:
+def _new(
+    config: GPTConfig, optimizer: optax.GradientTransformation, *, seed: int, mesh: MeshConfig, has_ema: bool
+) -> TrainState:
     return init_state(GPT(config, key=jax.random.key(seed), mesh=mesh), optimizer, has_ema=has_ema)

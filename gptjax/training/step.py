@@ -19,8 +19,8 @@ from gptjax.data.loader import Batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.model.loss import IGNORE_INDEX
+from gptjax.optim import Optimizer
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, learning_rate
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import MicroBatch, NextToken
@@ -32,7 +32,7 @@ Objective = Callable[[GPT, MicroBatch, DropoutKeys | None], tuple[Scalar, Count]
 
 def make_train_step(
     objective: NextToken,
-    optimizer: AdamW | Muon,
+    optimizer: Optimizer,
     *,
     steps: int,
     seed: int,
@@ -51,7 +51,7 @@ def make_train_step(
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
     as in the state.
     """
-    transformation = optimizer.build(steps=steps, mesh=mesh)
+    transformation = optax.with_extra_args_support(optimizer.build(steps=steps, mesh=mesh))
 
     def nats(model: GPT, group: MicroBatch, keys: DropoutKeys | None) -> tuple[Scalar, Count]:
         return objective(with_static(model, config=computed), group, keys)
@@ -66,7 +66,7 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
         model = keep(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
-        average = ema(state.ema, model, state.step, steps=steps) if ema.enabled else None
+        average = ema.update(state.ema, model, step=state.step, steps=steps) if ema.enabled else None
         following = TrainState(
             step=state.step + 1,
             model=model,
@@ -75,7 +75,7 @@ def make_train_step(
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=keep(average, state.ema),
         )
-        rate = factor * learning_rate(optimizer, state.step, steps=steps)
+        rate = factor * optimizer.learning_rate_at(state.step, steps=steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         return following, metrics | {"skipped": following.skipped, "consecutive_skips": following.consecutive_skips}
 

@@ -15,15 +15,15 @@ from tiny import tiny_config, write_text_shards
 from gptjax.data.config import BatchSize
 from gptjax.model.gpt import with_static
 from gptjax.model.loss import IGNORE_INDEX
+from gptjax.optim import AdamW, Muon, ParamGroup
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, ParamGroup
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_step, create_run_state, open_run_loader
 from gptjax.training.checkpoint import flatten_by_name
 from gptjax.training.step import make_eval_step
 
-MUON = Muon(dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup_steps=1))
+MUON = Muon(ns_dtype="float32", clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup_steps=1))
 EVERY_OPTION = replace(
     MUON,
     momentum_schedule=Constant(warmup_steps=3),

@@ -22,8 +22,8 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import BatchSize
 from gptjax.data.shards import open_shard, write_shard
 from gptjax.metrics.logger import LogConfig
+from gptjax.optim import AdamW, Muon
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
@@ -60,7 +60,7 @@ def cache(tmp_path_factory):
 def make(shards, name, **changes):
     """Muon with what it can remember and schedule, dropout, groups and an average: all that has a state or a key."""
     rising = Constant(warmup_steps=7)
-    muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious_decay=True)
+    muon = Muon(ns_dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious_decay=True)
     fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": BatchSize(8, 2), "ema": EMA(decay=0.8)}
     return tiny_config(shards, name=name, **(fixed | changes))
 
