@@ -31,9 +31,9 @@ class BatchSize:
     """Groups into which they are divided: gradients of one group at a time are in memory."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "grad_accum"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"batch.{name} is {value}; it must be at least 1.")
+        for name, value in (("batch_size", self.size), ("grad_accum", self.grad_accum)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1.")
         if self.size % self.grad_accum:
             raise UserError(
                 f"batch_size {self.size} does not divide into grad_accum {self.grad_accum} equal "
