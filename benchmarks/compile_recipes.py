@@ -34,7 +34,7 @@ from gptjax.core.settings import available_configs
 from gptjax.data.config import BatchSize
 from gptjax.data.loader import abstract_batch
 from gptjax.model.attention import select_kernel
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.orthogonalize import count_muon_flops
 from gptjax.sharding.mesh import AXES, MeshConfig
 from gptjax.train import make_phase_step
@@ -125,7 +125,7 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
     if isinstance(config.optimizer, Muon):
         own = config.optimizer
         needed = partial(
-            count_muon_flops, start.optimizer["muon"].inner_state.momentum, ns_steps=own.iterations, split=own.split
+            count_muon_flops, start.optimizer["muon"].inner_state.momentum, ns_steps=own.ns_steps, matrix_split=own.matrix_split
         )
         done = products(text, scope="newton_schulz") * mesh.num_devices
         whole = needed(devices=mesh.num_devices)

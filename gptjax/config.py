@@ -10,8 +10,8 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import BatchSize, Mixture, TokenShards, count_steps_by_part
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
+from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Evaluator
@@ -42,7 +42,7 @@ class TrainConfig:
     """Seed of initial weights, order of the data and dropout."""
     model: GPTConfig = GPTConfig()
     data: TokenShards | Mixture = TokenShards()
-    optimizer: AdamW | Muon = AdamW()
+    optimizer: Optimizer = AdamW()
     objective: Objective = NextToken()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

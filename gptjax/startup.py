@@ -9,18 +9,18 @@ from typing import Any
 import jax
 
 from gptjax.config import TrainConfig, compare_configs
+from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import ReadSpec, RowReader
-from gptjax.core.console import print_once
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import peak_flops
+from gptjax.sharding.devices import get_peak_flops
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -270,7 +270,7 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
 
 def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
     """The log of a run that has completed `start` steps."""
-    peak = peak_flops(jax.devices()[0].device_kind)
+    peak = get_peak_flops(jax.devices()[0].device_kind)
     return MetricLogger(
         config.log,
         config.directory,

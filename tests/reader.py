@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gptjax.config import TrainConfig, load_config
-from gptjax.sharding.devices import initialize_distributed
+from gptjax.sharding.distributed import initialize_distributed
 from gptjax.train import open_run_loader
 
 ABSENT = np.iinfo(np.int32).min

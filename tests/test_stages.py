@@ -12,7 +12,7 @@ from gptjax import train as train_door
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import BatchSize, count_steps_by_part
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim import AdamW, Muon
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader, train
@@ -161,7 +161,7 @@ def test_the_log_counts_what_was_read(finished):
 
 def test_the_rate_of_a_stage_is_that_of_the_optimizer(shards):
     """Twice the factor is twice every learning rate, weight decay included."""
-    optimizer = Muon(dtype="float32", weight_decay=0.1, schedule=Cosine(warmup_steps=1))
+    optimizer = Muon(ns_dtype="float32", weight_decay=0.1, schedule=Cosine(warmup_steps=1))
     names = [field for field in vars(optimizer) if field.endswith("learning_rate")]
     doubled = replace(optimizer, **{name: 2 * getattr(optimizer, name) for name in names})
     one = make(shards, optimizer=doubled, steps=4)

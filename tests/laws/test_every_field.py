@@ -26,8 +26,8 @@ from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import collect_fingerprints, make_phase_step, open_run_loader, prepare_config, restore_run_state
@@ -221,7 +221,9 @@ def logged(config, directory, capsys):
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with MetricLogger(config.log, directory, total_steps=100, cost=RunCost(lambda step: step), clock=lambda: 0.0) as log:
+        with MetricLogger(
+            config.log, directory, total_steps=100, cost=RunCost(lambda step: step), clock=lambda: 0.0
+        ) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -352,7 +354,7 @@ PROGRAM = {
         "named": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
     EMA: {"decay": 0.99, "fraction": 0.5},
-    MeshConfig: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
+    MeshConfig: {"strategy": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup_steps": 3},
     Cosine: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
     Linear: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},

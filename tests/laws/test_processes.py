@@ -13,8 +13,8 @@ from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_confi
 
 from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
+from gptjax.optim import Muon
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import Muon
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir, run_lock
 from gptjax.sharding.mesh import MeshConfig
@@ -141,7 +141,7 @@ def config(tmp_path_factory):
         name="one",
         steps=4,
         model={"dropout": 0.1},
-        optimizer=Muon(dtype="float32", schedule=Constant(warmup_steps=2)),
+        optimizer=Muon(ns_dtype="float32", schedule=Constant(warmup_steps=2)),
         batch=BatchSize(8, grad_accum=2),
         ema=EMA(decay=0.5),
         evaluators=(ValidationLoss(every=2), Samples(every=4, prompt="1", max_new_tokens=5)),

@@ -69,7 +69,7 @@ def small(name, shards):
         compute=replace(model.compute, dtype="float32", head_dtype=None),
     )
     if hasattr(optimizer, "dtype"):
-        optimizer = replace(optimizer, dtype="float32")
+        optimizer = replace(optimizer, ns_dtype="float32")
     data = TokenShards(path=str(shards))
     if isinstance(config.data, Mixture):
         data = Mixture(

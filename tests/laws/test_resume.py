@@ -25,7 +25,6 @@ from gptjax.data.config import TokenShards
 from gptjax.data.shards import file_sha256, open_shard, write_shard
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
