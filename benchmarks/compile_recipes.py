@@ -31,7 +31,7 @@ from gptjax import model, state
 from gptjax.config import load_config
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import available_configs
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch
 from gptjax.model.attention import select_kernel
 from gptjax.optim.optimizers import Muon

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from gptjax.data.config import BatchSize
+from gptjax.core.files import file_sha256
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
 from gptjax.data.packing import Packing
 from gptjax.data.sequences import open_sequences
-from gptjax.data.shards import file_sha256, open_split, write_shard
+from gptjax.data.shards import write_shard
+from gptjax.data.splits import open_split
 from gptjax.sharding.mesh import MeshConfig
 
 END, VOCABULARY = 50256, 50257

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from gptjax.data.packing import pack_best_fit, pack_bos_aligned, pack_bos_best_fit
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 
 
 @dataclass(frozen=True)

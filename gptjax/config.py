@@ -7,7 +7,8 @@ from typing import Any, Literal
 from gptjax.core.errors import UserError
 from gptjax.core.settings import diff_configs
 from gptjax.core.settings import load_config as load_config_as
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, count_steps_by_part
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.optim.ema import EMA

@@ -12,9 +12,10 @@ import numpy as np
 
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import parse_options
-from gptjax.data.checksums import check_unchanged
-from gptjax.data.config import TokenShards, validation_data
-from gptjax.data.shards import TokenStream, open_split, write_shard
+from gptjax.data.config import TokenShards
+from gptjax.data.shards import write_shard
+from gptjax.data.splits import open_split
+from gptjax.data.token_stream import TokenStream
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import EvalContext, ValidationEvaluator
@@ -118,17 +119,19 @@ def chosen_stream(arguments: Evaluate, run: RunDir, scratch: Path) -> TokenStrea
         stream = open_split(scratch, "val")
         stream.name = str(path)  # what messages are about
         return stream
-    shards = validation_data(run.config.data) if arguments.data is None else TokenShards(path=arguments.data)
-    if shards.path is None:
+    data = run.config.data if arguments.data is None else TokenShards(path=arguments.data)
+    if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
-    manifest = shards.manifest()
-    if manifest is not None and run.tokenizer is not None and manifest.fingerprint != run.tokenizer.fingerprint:
+    tokenizer = data.load_tokenizer()
+    if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
-            f"{shards.path} was made with another tokenizer ({manifest.tokenizer}) than the run's "
+            f"the data was made with another tokenizer ({tokenizer.name}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
-    check_unchanged(shards.path)
-    return shards.open_split(arguments.split)
+    stream = data.open_stream(arguments.split)
+    if stream is None:
+        raise UserError(f"the run's data has no split {arguments.split!r} of its own. Give --data or --text.")
+    return stream
 
 
 if __name__ == "__main__":

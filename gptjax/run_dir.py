@@ -15,8 +15,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from gptjax.config import CLASSES, TrainConfig
-from gptjax.core.atomic import write_atomically
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 from gptjax.core.provenance import environment
 from gptjax.core.settings import check_types, from_json, to_json
 from gptjax.model.config import GPTConfig

@@ -14,21 +14,22 @@ from typing import Any
 
 import jax
 
-from gptjax import hardware, state
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import config_source, diff_configs, from_json, parse, to_json
-from gptjax.data.config import fingerprint_data, mixture_components, mixture_weights, validation_data
-from gptjax.data.loader import BatchLoader, check_token_ids, open_loader
-from gptjax.data.sequences import require_document_starts
+from gptjax.data.loader import BatchLoader
+from gptjax.data.readers import check_stream
+from gptjax.data.source import ReadSpec, RowReader
 from gptjax.metrics.console import print_once
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import plot_losses, read_metrics
 from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters, with_static
 from gptjax.run_dir import CHECKPOINTS, PLACES, RunDir, merge_model_config, run_lock, write_run_files
+from gptjax.sharding import devices as hardware
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.training import state
 from gptjax.training.checkpoint import CheckpointManager, complete_steps
 from gptjax.training.evaluators import BigramBaseline, EvalContext, EvaluatorFn, ValidationEvaluator, ValidationLoss
 from gptjax.training.preemption import GracefulShutdown, NonFiniteGuard
@@ -56,6 +57,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
     the config file, kept with the run.
     """
     config, tokenizer = prepare_config(config)
+    reader = open_reader(config, tokenizer)
     mesh = config.mesh.resolve(jax.device_count())
     config.check_mesh(mesh)
     with (
@@ -64,13 +66,13 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
         GracefulShutdown() as signals,
         CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
     ):
-        marks = collect_fingerprints(config, tokenizer)
+        marks = collect_fingerprints(config, reader, tokenizer)
         current = restore_run_state(config, checkpoints, marks, mesh) or create_run_state(config, mesh)
         start = int(current.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
         judges = open_evaluators(config, tokenizer, mesh)
-        batches = open_run_loader(config, mesh, tokenizer=tokenizer)
+        batches = BatchLoader(reader, make_read_spec(config, tokenizer), mesh=mesh)
         describe_run(config, mesh, batches, judges)
 
         with open_logger(config, mesh, start) as log:
@@ -108,8 +110,6 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
 def prepare_config(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared and its model's shape known, and the data's tokenizer."""
     data = config.data.resolve()
-    for part in mixture_components(data):
-        part.data.open_split("train")  # whether they are there is the first question
     start = None
     if config.init_from is not None:  # once this run exists, it needs the other no more
         exists = (config.directory / "config.json").is_file()
@@ -127,7 +127,7 @@ def prepare_config(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
     vocab_size = model.vocab_size
     if start is not None and start.tokenizer and tokenizer and start.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"{data.path} was made with {tokenizer.name}, but {start.directory} was trained with "
+            f"the data was made with {tokenizer.name}, but {start.directory} was trained with "
             f"{start.tokenizer.name}. Prepare the text with {start.directory}/tokenizer.json."
         )
     # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
@@ -137,35 +137,42 @@ def prepare_config(config: TrainConfig) -> tuple[TrainConfig, Tokenizer | None]:
         spare = vocab_size == padded or (start is not None and vocab_size > tokenizer.vocab_size)
     if tokenizer is not None and vocab_size not in (None, tokenizer.vocab_size) and not spare:
         raise UserError(
-            f"model.vocab_size is {vocab_size}, but the tokenizer of {data.path} ({tokenizer.name}) has "
+            f"model.vocab_size is {vocab_size}, but the tokenizer of the data ({tokenizer.name}) has "
             f"{tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
         )
     model = replace(model, vocab_size=vocab_size or (tokenizer.vocab_size if tokenizer else None))
-    config = replace(config, data=data, model=model)
-    check_data(config, tokenizer)
-    return config, tokenizer
+    return replace(config, data=data, model=model), tokenizer
 
 
-def check_data(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
-    """Before a device is touched: name a file whose first tokens show that it is of another vocabulary, and data whose
-    documents nobody knows, if they are to be kept apart."""
-    streams = [part.data.open_split("train") for part in mixture_components(config.data)]
-    if any(isinstance(judge, ValidationLoss | BigramBaseline) for judge in config.evaluators):
-        streams.append(validation_data(config.data).open_split("val"))
-    for stream in streams:
-        if config.model.intra_document_mask:
-            require_document_starts(stream, tokenizer.end_of_text if tokenizer else None)
-        if (vocab_size := config.model.vocab_size) is not None:
-            for path, begin, end in stream.file_spans():
-                check_token_ids(stream.read(begin, min(end - begin, 2**16)), vocab_size, source=str(path))
+def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
+    """What the run asks of its training data."""
+    return ReadSpec(
+        context_length=config.model.context_length,
+        seed=config.seed,
+        vocab_size=config.model.resolved_vocab_size,
+        end_of_text=tokenizer.end_of_text if tokenizer else None,
+        with_documents=config.model.intra_document_mask,
+        batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
+    )
 
 
-def collect_fingerprints(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, str | None]:
+def open_reader(config: TrainConfig, tokenizer: Tokenizer | None) -> RowReader:
+    """The training data, after cheap checks of it and of the validation split, before a device is used."""
+    spec = make_read_spec(config, tokenizer)
+    reader = config.data.open(spec)
+    judged = any(isinstance(judge, ValidationLoss | BigramBaseline) for judge in config.evaluators)
+    if judged and (stream := config.data.open_stream("val")) is not None:
+        check_stream(stream, spec)
+    return reader
+
+
+def collect_fingerprints(config: TrainConfig, reader: RowReader, tokenizer: Tokenizer | None) -> dict[str, str | None]:
     """What identifies the text that the run learns from and is judged by; the data's order is in the config."""
     judged = any(isinstance(judge, ValidationLoss) for judge in config.evaluators)
+    stream = config.data.open_stream("val") if judged else None
     return {
-        "data": fingerprint_data(config.data),
-        "validation": validation_data(config.data).open_split("val").fingerprint if judged else None,
+        "data": reader.fingerprint,
+        "validation": stream.fingerprint if stream else None,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
 
@@ -199,8 +206,8 @@ def restore_run_state(
     metadata = checkpoints.metadata(step)
     before = from_json(metadata.get("config", {}), CLASSES)
     reported, refused = compare(before, config)
-    past, wanted = (mixture_weights(one.data, until=step) for one in (before, config))
-    refused += [f"data.components: shares until step {step}: {past} → {wanted}"] if past != wanted else []
+    past, wanted = (one.data.history_until(step) for one in (before, config))
+    refused += [f"data until step {step}: {past} → {wanted}"] if past != wanted else []
     past, wanted = (one.history_until(step) for one in (before, config))
     refused += [f"stages until step {step}: {past} → {wanted}"] if past != wanted else []
     saved = metadata.get("fingerprints", {})
@@ -250,17 +257,8 @@ def evaluate_state(judge: EvaluatorFn, current: TrainState, config: TrainConfig)
 
 
 def open_run_loader(config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None = None) -> BatchLoader:
-    return open_loader(
-        config.data,
-        config.phases[0].batch,
-        later=[(phase.begin, phase.batch) for phase in config.phases[1:]],
-        context_length=config.model.context_length,
-        vocab_size=config.model.resolved_vocab_size,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        mesh=mesh,
-        documents=config.model.intra_document_mask,
-    )
+    spec = make_read_spec(config, tokenizer)
+    return BatchLoader(config.data.open(spec), spec, mesh=mesh)
 
 
 def compile_steps(
@@ -289,7 +287,7 @@ def compile_step(
 ) -> Any:
     """The training step of a phase (the first), compiled for exactly this state and batch before one is read."""
     phase = phase or config.phases[0]
-    rows = batches.abstract_batch(config.model.context_length, step=phase.begin)
+    rows = batches.abstract_batch(phase.begin)
     return make_phase_step(config, mesh, phase).lower(current, rows).compile()
 
 
@@ -340,7 +338,7 @@ def describe_run(
         f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); {model.compute.dtype}; "
         f"attention {kernel}",
-        *(f"data      {line}" for line in batches.describe()),
+        *(f"data      {line}" for line in batches.reader.describe()),
         f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({', '.join(f'{count:.2f}' for count in batches.epochs(config.steps).values())} epochs)",
         *(f"stage     {phase.describe()}" for phase in config.phases if config.stages and phase.begin < config.steps),

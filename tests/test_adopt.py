@@ -13,7 +13,8 @@ from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
-from gptjax.data.shards import HEADER_BYTES, open_split, shard_header
+from gptjax.data.shards import HEADER_BYTES, shard_header
+from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Bytes
 
 TEXTS = ["the end of the end\n", "and the rest, naïve\n", "x"]

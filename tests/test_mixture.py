@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.data.mixture import SLOTS, MixtureSchedule
+from gptjax.data.mixture import PATTERN_LENGTH, MixtureSchedule
 
 
 def test_shares_are_met_all_along():
     weights = [0.7, 0.2, 0.1]
-    sets, numbers = MixtureSchedule([(0, weights)])(np.arange(3 * SLOTS))
-    for n in (1, 2, 5, 10, 100, SLOTS, 3 * SLOTS):
+    sets, numbers = MixtureSchedule([(0, weights)])(np.arange(3 * PATTERN_LENGTH))
+    for n in (1, 2, 5, 10, 100, PATTERN_LENGTH, 3 * PATTERN_LENGTH):
         counts = np.bincount(sets[:n], minlength=3)
         assert np.all(np.abs(counts - n * np.array(weights)) <= 1.5)
     for k in range(3):

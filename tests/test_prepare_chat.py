@@ -18,7 +18,7 @@ from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message
 from gptjax.tokenization.tokenizer import load_tokenizer
 

@@ -10,7 +10,9 @@ import pytest
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, read_manifest
-from gptjax.data.shards import file_sha256, open_shard, open_split, token_dtype, write_shard
+from gptjax.core.files import file_sha256
+from gptjax.data.shards import open_shard, token_dtype, write_shard
+from gptjax.data.splits import open_split
 
 
 def some_tokens(n, dtype=np.uint16, seed=0):

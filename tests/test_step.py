@@ -7,7 +7,7 @@ import pytest
 from tiny import MODEL
 
 from gptjax import state
-from gptjax.model.loss import IGNORE_INDEX
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig

@@ -21,7 +21,8 @@ from tiny import (
 )
 
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, TokenShards
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim.optimizers import AdamW

@@ -16,7 +16,8 @@ from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Sidecar, read_manifest
-from gptjax.data.shards import HEADER_BYTES, file_sha256, open_shard, write_shard
+from gptjax.data.shards import HEADER_BYTES, open_shard, write_shard
+from gptjax.core.files import file_sha256
 
 TEXTS = [f"Document {i}: " + "the cat sat on the mat. " * (i % 7 + 1) for i in range(60)]
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.data.config import Mixture, TokenShards, validation_data
-from gptjax.data.loader import put_on_devices, validation_rows
+from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.sequences import ConcatSequences
-from gptjax.data.shards import TokenStream
+from gptjax.data.source import DataSource
+from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT
@@ -32,7 +32,7 @@ EvaluatorFn = Callable[[GPT], dict[str, float | str]]
 class EvalContext:
     """What a judge may need besides the model."""
 
-    data: TokenShards | Mixture
+    data: DataSource
     tokenizer: Tokenizer | None
     model: GPTConfig
     objective: NextToken
@@ -59,9 +59,10 @@ class ValidationLoss:
         return step % self.every == 0 or step == steps
 
     def open(self, material: EvalContext) -> EvaluatorFn:
-        return ValidationEvaluator(
-            validation_data(material.data).open_split("val"), material, tokens=self.tokens, batch_size=self.batch_size
-        )
+        stream = material.data.open_stream("val")
+        if stream is None:
+            raise UserError("evaluators: the data has no validation split. Take ValidationLoss() out.")
+        return ValidationEvaluator(stream, material, tokens=self.tokens, batch_size=self.batch_size)
 
 
 class ValidationEvaluator:
@@ -109,7 +110,7 @@ class ValidationEvaluator:
 
     def __call__(self, model: GPT) -> dict[str, float | str]:
         config, mesh = self.material.model, self.material.mesh
-        batches = validation_rows(
+        batches = iter_validation_batches(
             self.stream,
             config.context_length,
             vocab_size=config.resolved_vocab_size,
@@ -143,14 +144,14 @@ class BigramBaseline:
 
     def open(self, material: EvalContext) -> EvaluatorFn:
         data = material.data
-        if isinstance(data, Mixture):
-            raise UserError("evaluators: a mixture has no single training text for a bigram. Take Bigram() out.")
+        train_stream, val_stream = data.open_stream("train"), data.open_stream("val")
+        if train_stream is None or val_stream is None:
+            raise UserError("evaluators: the data has no single training text for a bigram. Take BigramBaseline() out.")
 
         def judge(model: GPT) -> dict[str, float | str]:
-            train, validation = data.open_split("train"), data.open_split("val")
-            ids = validation.read(0, len(validation))
+            ids = val_stream.read(0, len(val_stream))
             vocab_size = max(material.model.resolved_vocab_size, int(ids.max()) + 1)
-            nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
+            nats, constant = bigram_loss(train_stream.read(0, len(train_stream)), ids, vocab_size=vocab_size)
             values: dict[str, float | str] = {"bigram_loss": nats, "bigram_constant": constant}
             tokenizer = material.tokenizer
             if tokenizer is None:

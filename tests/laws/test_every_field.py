@@ -22,7 +22,8 @@ from gptjax import evaluators, state
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.settings import to_json
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, fingerprint_data, validation_data
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards, fingerprint_data, validation_data
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model

@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config, write_text_shards
 
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.model.gpt import with_static
-from gptjax.model.loss import IGNORE_INDEX
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.optim.ema import EMA
 from gptjax.optim.optimizers import AdamW, Muon, ParamGroup
 from gptjax.optim.schedules import Constant, Linear

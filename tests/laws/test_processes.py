@@ -11,7 +11,8 @@ import pytest
 import reader
 from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
 
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim.ema import EMA
 from gptjax.optim.optimizers import Muon

@@ -19,7 +19,7 @@ from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_te
 
 from gptjax import train as train_door
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.shards import open_shard, write_shard
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim.ema import EMA

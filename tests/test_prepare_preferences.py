@@ -12,8 +12,8 @@ from data_pipelines.prepare_preferences import PreparePreferences, prepare_prefe
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
-from gptjax.data.preferences import Pairs, open_pairs
-from gptjax.data.shards import open_split
+from gptjax.data.preferences import PreferencePairs, open_preferences
+from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -67,7 +67,7 @@ def test_pairs_of_texts_token_by_token(tmp_path, run):
     manifest = run(write(tmp_path / "x.jsonl", [TEXT]))
     assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
-    pairs = open_pairs(tmp_path / "out", "train")
+    pairs = open_preferences(tmp_path / "out", "train")
     assert len(pairs) == 1
     pair = pairs[0]
     end = "<|endoftext|>"
@@ -90,7 +90,7 @@ def test_pairs_of_chats_token_by_token(tmp_path, run):
     """What the assistant said in the prompt is not scored; of a longer completion, what the user says is not."""
     run(write(tmp_path / "x.jsonl", [CHAT]))
     tok = load_tokenizer(tmp_path / "out")
-    pair = open_pairs(tmp_path / "out", "train")[0]
+    pair = open_preferences(tmp_path / "out", "train")[0]
 
     def turn(role, content, mark):
         return [("<|im_start|>", 0), (f"{role}\n", 0), (content, mark), ("<|im_end|>", mark), ("\n", 0)]
@@ -108,7 +108,7 @@ def test_many_pairs_and_their_split(tmp_path, run):
     tok = load_tokenizer(tmp_path / "out")
     prompts = {}
     for split in ("train", "val"):
-        pairs = open_pairs(tmp_path / "out", split)
+        pairs = open_preferences(tmp_path / "out", split)
         assert len(pairs) == manifest.splits[split].documents // 2
         every = [pairs[i] for i in range(len(pairs))]
         texts = [(tok.decode(pair.chosen), tok.decode(pair.rejected)) for pair in every]
@@ -118,9 +118,9 @@ def test_many_pairs_and_their_split(tmp_path, run):
         assert all(b == a.replace("yes", "no") for a, b in texts)
     assert not prompts["train"] & prompts["val"]
     assert sum(manifest.splits[split].documents for split in ("train", "val")) == 600
-    for index in (-1, len(open_pairs(tmp_path / "out", "val"))):
+    for index in (-1, len(open_preferences(tmp_path / "out", "val"))):
         with pytest.raises(IndexError):
-            open_pairs(tmp_path / "out", "val")[index]
+            open_preferences(tmp_path / "out", "val")[index]
 
 
 def test_equal_and_shortened_pairs(tmp_path, run, capsys):
@@ -131,7 +131,7 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
     cut = {"prompt": "Q", "chosen": "ha " * 60, "rejected": "No"}
     source = write(tmp_path / "x.jsonl", [same, alike, long_prompt, cut, TEXT])
     run(source, max_document_tokens=30, strict=True)
-    pairs = open_pairs(tmp_path / "out", "train")
+    pairs = open_preferences(tmp_path / "out", "train")
     assert len(pairs) == 2
     assert len(pairs[0].chosen) == len(pairs[0].chosen_scored) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
@@ -180,7 +180,7 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     with pytest.raises(UserError, match=r"y\.jsonl:1: the bpe-262 tokenizer has no .* which a chat needs"):
         run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
-    pair = open_pairs(tmp_path / "bytes", "train")[0]
+    pair = open_preferences(tmp_path / "bytes", "train")[0]
     assert bytes(pair.chosen.astype(np.uint8)) == b"The sky is blue."
     assert pair.chosen_scored.tolist() == [0] * 10 + [1] * 6
 
@@ -190,12 +190,12 @@ def test_other_data_is_not_taken_for_pairs(tmp_path, chat):
     request = {"tokenizer": str(chat), "output": tmp_path / "chat", "split": "none"}
     prepare_chat(PrepareChat(source=write(tmp_path / "x.jsonl", [turns]), **request))
     with pytest.raises(UserError, match="holds no preference data, but shards of chat"):
-        open_pairs(tmp_path / "chat", "train")
+        open_preferences(tmp_path / "chat", "train")
     with pytest.raises(UserError, match="wanted an even number of documents"):
-        Pairs(open_split(tmp_path / "chat", "train"))
+        PreferencePairs(open_split(tmp_path / "chat", "train"))
     (tmp_path / "foreign").mkdir()
     with pytest.raises(UserError, match=r"but shards without manifest\.json"):
-        open_pairs(tmp_path / "foreign", "train")
+        open_preferences(tmp_path / "foreign", "train")
 
 
 def test_the_command(tmp_path, chat):

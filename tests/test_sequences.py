@@ -14,7 +14,7 @@ from gptjax.data.sequences import (
     ConcatSequences,
     open_sequences,
 )
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 
 END = 0
 CONTEXT = 8
