@@ -7,13 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
-from gptjax.data.preferences import PreferencePairs, open_preferences
-from gptjax.data.splits import open_split
+from gptjax.data.preferences import open_preferences
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -73,8 +71,8 @@ def test_pairs_of_texts_token_by_token(tmp_path, run):
     end = "<|endoftext|>"
     prompt = [*ids(tok, end), *tok.encode("The sky is").tolist()]
     for tokens, scored, text in [
-        (pair.chosen, pair.chosen_scored, TEXT["chosen"]),
-        (pair.rejected, pair.rejected_scored, TEXT["rejected"]),
+        (pair.chosen, pair.chosen_loss_mask, TEXT["chosen"]),
+        (pair.rejected, pair.rejected_loss_mask, TEXT["rejected"]),
     ]:
         completion = [*tok.encode(text).tolist(), tok.end_of_text]
         assert tokens.tolist() == prompt + completion
@@ -97,8 +95,8 @@ def test_pairs_of_chats_token_by_token(tmp_path, run):
 
     prompt = [("<|endoftext|>", 0), *turn("user", "Hi", 0), *turn("assistant", "Hello.", 0), *turn("user", "2+2?", 0)]
     rejected = [*turn("assistant", "Well, 5.", 1), *turn("user", "Sure?", 0), *turn("assistant", "No.", 1)]
-    assert (pair.chosen.tolist(), pair.chosen_scored.tolist()) == flat(tok, [*prompt, *turn("assistant", "4.", 1)])
-    assert (pair.rejected.tolist(), pair.rejected_scored.tolist()) == flat(tok, [*prompt, *rejected])
+    assert (pair.chosen.tolist(), pair.chosen_loss_mask.tolist()) == flat(tok, [*prompt, *turn("assistant", "4.", 1)])
+    assert (pair.rejected.tolist(), pair.rejected_loss_mask.tolist()) == flat(tok, [*prompt, *rejected])
 
 
 def test_many_pairs_and_their_split(tmp_path, run):
@@ -133,7 +131,7 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
     run(source, max_document_tokens=30, strict=True)
     pairs = open_preferences(tmp_path / "out", "train")
     assert len(pairs) == 2
-    assert len(pairs[0].chosen) == len(pairs[0].chosen_scored) == 30 > len(pairs[0].rejected)
+    assert len(pairs[0].chosen) == len(pairs[0].chosen_loss_mask) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
     assert "1 pairs left out: chosen and rejected are equal" in printed
     assert "2 pairs left out: nothing left to learn at --max-document-tokens=30" in printed
@@ -182,20 +180,7 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
     pair = open_preferences(tmp_path / "bytes", "train")[0]
     assert bytes(pair.chosen.astype(np.uint8)) == b"The sky is blue."
-    assert pair.chosen_scored.tolist() == [0] * 10 + [1] * 6
-
-
-def test_other_data_is_not_taken_for_pairs(tmp_path, chat):
-    turns = {"messages": messages(("user", "Hi"), ("assistant", "Ho"))}
-    request = {"tokenizer": str(chat), "output": tmp_path / "chat", "split": "none"}
-    prepare_chat(PrepareChat(source=write(tmp_path / "x.jsonl", [turns]), **request))
-    with pytest.raises(UserError, match="holds no preference data, but shards of chat"):
-        open_preferences(tmp_path / "chat", "train")
-    with pytest.raises(UserError, match="wanted an even number of documents"):
-        PreferencePairs(open_split(tmp_path / "chat", "train"))
-    (tmp_path / "foreign").mkdir()
-    with pytest.raises(UserError, match=r"but shards without manifest\.json"):
-        open_preferences(tmp_path / "foreign", "train")
+    assert pair.chosen_loss_mask.tolist() == [0] * 10 + [1] * 6
 
 
 def test_the_command(tmp_path, chat):

@@ -55,7 +55,7 @@ BatchSchedule = Sequence[tuple[int, BatchSize]]
 def count_steps_by_part(begins: Sequence[int], steps: int) -> list[int]:
     """How many of the first `steps` steps lie in each part of a run, where the parts begin at these steps."""
     ends = [*begins[1:], steps]
-    return [max(0, min(end, steps) - begin) for begin, end in zip(begins, ends, strict=True)]
+    return [max(0, min(end, steps) - begin) for begin, end in zip(begins, ends, strict=False)]
 
 
 def count_rows_before(step: int, schedule: BatchSchedule) -> int:
