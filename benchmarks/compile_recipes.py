@@ -101,7 +101,7 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
         optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
         start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
         for remat, batch in itertools.product(remats, batches):
-            rows = abstract_batch(batch, shape.context_length, mesh=mesh, documents=shape.intra_document_mask)
+            rows = abstract_batch(batch, shape.context_length, mesh=mesh, with_documents=shape.intra_document_mask)
             tried = replace(
                 phase,
                 batch=batch,

@@ -39,8 +39,8 @@ def test_a_stage_says_only_what_is_other_than_in_the_config():
     [
         ((Stage(5), Stage(3)), r"stages begin at the steps \[5, 3\]; wanted ascending"),
         ((Stage(5), Stage(5)), r"\[5, 5\]"),
-        ((Stage(5, batch_size=9),), r"stages: from step 5 on batch\.sequences 9 does not divide"),
-        ((Stage(5, batch_size=0),), r"stages: from step 5 on batch\.sequences is 0"),
+        ((Stage(5, batch_size=9),), r"stages: from step 5 on batch_size 9 does not divide"),
+        ((Stage(5, batch_size=0),), r"stages: from step 5 on batch_size is 0"),
         ((Stage(5, long_window=0),), r"stages: from step 5 on model\.long_window is 0"),
         ((Stage(5, short_window=4),), r"from step 5 on model\.short_window is 4, which needs model\.windows"),
     ],

@@ -30,7 +30,7 @@ from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.train import create_run_state, main, prepare_config, train
+from gptjax.train import create_run_state, main, open_reader, prepare_config, train
 from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
@@ -196,7 +196,7 @@ def test_a_foreign_shard_of_another_vocabulary_is_named_before_a_device_is_touch
     parts[split][-1] = other
     config = tiny_config(write_shards(tmp_path / "other", parts), evaluators=(BigramBaseline(),))
     with pytest.raises(UserError, match=rf"token id 77 in .*other/{split}_00000\d\.bin is beyond model\.vocab_size 48"):
-        prepare_config(config)
+        open_reader(*prepare_config(config))
 
 
 START = """
@@ -233,7 +233,7 @@ def config_file(shards, tmp_path):
 
 def broken(shards, tmp_path, break_it):
     """A copy of the shards, without a manifest, whose first file is broken; the option that names it."""
-    stream = TokenShards(path=str(shards)).split("train").read(0, 500)
+    stream = TokenShards(path=str(shards)).open_stream("train").read(0, 500)
     copy = write_shards(tmp_path / "broken", {"train": [stream], "val": [stream]})
     break_it(copy / "train_000000.bin")
     return f"--data.path={copy}"
@@ -340,5 +340,5 @@ def test_documents_that_nobody_knows_are_missed_before_anything_is_compiled(tmp_
     for split in ("train", "val"):
         write_shard(folder / f"{split}.bin", np.arange(500, dtype=np.uint16) % 60)
     config = tiny_config(folder, model={"intra_document_mask": True, "vocab_size": 64})
-    with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
-        prepare_config(config)
+    with pytest.raises(UserError, match="unknown where its documents begin"):
+        open_reader(*prepare_config(config))
