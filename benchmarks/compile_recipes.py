@@ -31,7 +31,7 @@ from gptjax import model, state
 from gptjax.config import load_config
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.settings import available_configs
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch
 from gptjax.model.attention import select_kernel
 from gptjax.optim import Muon
@@ -101,7 +101,7 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
         optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
         start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
         for remat, batch in itertools.product(remats, batches):
-            rows = abstract_batch(batch, shape.context_length, mesh=mesh, documents=shape.intra_document_mask)
+            rows = abstract_batch(batch, shape.context_length, mesh=mesh, with_documents=shape.intra_document_mask)
             tried = replace(
                 phase,
                 batch=batch,

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from gptjax.core import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, Mixture, TokenShards, count_steps_by_part
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.data.config import TokenShards
+from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW, Optimizer
@@ -41,7 +43,7 @@ class TrainConfig:
     seed: int = 1337
     """Seed of initial weights, order of the data and dropout."""
     model: GPTConfig = GPTConfig()
-    data: TokenShards | Mixture = TokenShards()
+    data: DataSource = TokenShards()
     optimizer: Optimizer = AdamW()
     objective: Objective = NextToken()
     mesh: MeshConfig = MeshConfig()

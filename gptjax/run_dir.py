@@ -20,7 +20,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file, write_atomically
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
-from gptjax.data.config import Mixture, TokenShards
+from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model, with_context_length
 from gptjax.sharding.mesh import MeshConfig
@@ -86,9 +86,9 @@ class RunDir:
         return self._read_section("model", GPTConfig)
 
     @functools.cached_property
-    def data(self) -> TokenShards | Mixture:
+    def data(self) -> DataSource:
         """The run's data, prepared."""
-        return self._read_section("data", TokenShards | Mixture)
+        return self._read_section("data", DataSource)
 
     def _read_section(self, name: str, hint: Any) -> Any:
         where = f"{self.directory}/config.json: {name}"

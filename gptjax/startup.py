@@ -1,5 +1,6 @@
 """Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.data.source import ReadSpec, RowReader
+from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
@@ -48,7 +49,7 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
         _report_merge(source, config, model)
         if source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"{config.data.path} was made with {tokenizer.name}, but {source.directory} was trained with "
+                f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
                 f"{source.tokenizer.name}. Prepare the text with {source.directory}/tokenizer.json."
             )
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
@@ -57,11 +58,16 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
         spare = source is not None and model.vocab_size > tokenizer.vocab_size
         if model.vocab_size != padded and not spare:
             raise UserError(
-                f"model.vocab_size is {model.vocab_size}, but the tokenizer of {config.data.path} ({tokenizer.name}) "
+                f"model.vocab_size is {model.vocab_size}, but the tokenizer of {_name_data(config)} ({tokenizer.name}) "
                 f"has {tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+
+
+def _name_data(config: TrainConfig) -> str:
+    """The data in messages."""
+    return getattr(config.data, "path", None) or f"the data ({type(config.data).__name__})"
 
 
 def check_restorable(config: TrainConfig, modules: Modules | None = None) -> None:
@@ -86,24 +92,16 @@ def _report_merge(source: RunDir, config: TrainConfig, model: Any) -> None:
     )
 
 
-def open_reader(config: TrainConfig, tokenizer: Tokenizer | None) -> RowReader:
-    """The training rows, opened and checked before a device is touched."""
-    return config.data.open(
-        ReadSpec(
-            context_length=config.model.context_length,
-            vocab_size=config.model.resolved_vocab_size,
-            seed=config.seed,
-            end_of_text=tokenizer.end_of_text if tokenizer else None,
-            with_documents=config.model.intra_document_mask,
-            batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
-        )
+def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
+    """What the run asks of its data source."""
+    return ReadSpec(
+        context_length=config.model.context_length,
+        seed=config.seed,
+        vocab_size=config.model.resolved_vocab_size,
+        end_of_text=tokenizer.end_of_text if tokenizer else None,
+        with_documents=config.model.intra_document_mask,
+        batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
     )
-
-
-def open_loader(config: TrainConfig, reader: RowReader, mesh: MeshConfig) -> BatchLoader:
-    """The batches of a run."""
-    schedule = [(phase.begin, phase.batch) for phase in config.phases]
-    return BatchLoader(reader, schedule, vocab_size=config.model.resolved_vocab_size, mesh=mesh)
 
 
 @dataclass(frozen=True)
@@ -143,13 +141,20 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
     return metrics
 
 
-def collect_fingerprints(reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None) -> Fingerprints:
+def collect_fingerprints(
+    data: DataSource, reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None
+) -> Fingerprints:
     """Identity of the training and validation text. The order of the data follows from the config."""
     return {
-        "data": reader.fingerprint,
+        "data": reader.fingerprint or _hash_config(data),
         "validation": evaluators.validation_fingerprint,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
+
+
+def _hash_config(data: DataSource) -> str:
+    """Identity of a data source that has no fingerprint: its config."""
+    return hashlib.sha256(json.dumps(to_json(data)).encode()).hexdigest()
 
 
 def create_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
@@ -248,7 +253,7 @@ def compile_step(
 ) -> Any:
     """The training step of a phase (the first by default), compiled before a batch is read."""
     phase = phase or config.phases[0]
-    batch = batches.abstract_batch(config.model.context_length, step=phase.begin)
+    batch = batches.abstract_batch(phase.begin)
     return make_phase_step(config, mesh, phase).lower(state, batch).compile()
 
 

@@ -7,7 +7,7 @@ import pytest
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.core.errors import UserError
 from gptjax.core.settings import from_json, to_json
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Linear

@@ -11,8 +11,8 @@ from tiny import MODEL, SINGLE, read_lines, tiny_config, write_text_shards
 from gptjax import train as train_door
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, count_steps_by_part
-from gptjax.optim import AdamW, Muon
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader, train
@@ -40,8 +40,8 @@ def test_a_stage_says_only_what_is_other_than_in_the_config():
     [
         ((Stage(5), Stage(3)), r"stages begin at the steps \[5, 3\]; wanted ascending"),
         ((Stage(5), Stage(5)), r"\[5, 5\]"),
-        ((Stage(5, batch_size=9),), r"stages: from step 5 on batch\.sequences 9 does not divide"),
-        ((Stage(5, batch_size=0),), r"stages: from step 5 on batch\.sequences is 0"),
+        ((Stage(5, batch_size=9),), r"stages: from step 5 on batch_size 9 does not divide"),
+        ((Stage(5, batch_size=0),), r"stages: from step 5 on batch_size is 0"),
         ((Stage(5, long_window=0),), r"stages: from step 5 on model\.long_window is 0"),
         ((Stage(5, short_window=4),), r"from step 5 on model\.short_window is 4, which needs model\.windows"),
     ],

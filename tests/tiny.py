@@ -12,7 +12,8 @@ import numpy as np
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
-from gptjax.data.shards import file_sha256, write_shard
+from gptjax.core.files import file_sha256
+from gptjax.data.shards import write_shard
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine

@@ -22,15 +22,6 @@ class Objective(Protocol):
         ...
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A loss to minimise: a frozen dataclass with this method."""
-
-    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
-        """Return the loss summed over all rows on all devices, and the number of scored tokens."""
-        ...
-
-
 @dataclass(frozen=True)
 class NextToken:
     """Cross-entropy of the next token: language modelling."""

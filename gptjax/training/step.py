@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
-from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
