@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from data_pipelines.pieces import PIECE_BYTES, Piece, pieces
-from data_pipelines.readers.documents import Chunk, Document, Notes, Reading, is_blank
+from data_pipelines.readers.documents import Chunk, Document, Notes, ReadContext, is_blank
 from data_pipelines.rules import Rule, Ruled
 from gptjax.errors import UserError
 from gptjax.tokenizer import Tokenizer
@@ -58,16 +58,16 @@ class Batch(NamedTuple):
 
 
 def batches(
-    parts: Iterable[Ruled], tokenizer: Tokenizer, reading: Reading, *, start: Position = START
+    parts: Iterable[Ruled], tokenizer: Tokenizer, context: ReadContext, *, start: Position = START
 ) -> Iterator[Batch]:
-    """The corpus from `start` on, which is the end of a batch; `reading` is the one of `parts`.
+    """The corpus from `start` on, which is the end of a batch; `context` is the one of `parts`.
 
-    What is noted behind the last chunk is left in `reading`. A `UserError` comes after all that was found before it.
+    What is noted behind the last chunk is left in `context`. A `UserError` comes after all that was found before it.
     """
     gathered = _Gathered()
     number, trouble = 0, list[UserError]()
     for rule, chunk in until_trouble(parts, trouble):
-        notes = reading.notes.taken()
+        notes = context.notes.take()
         if number < start.chunks:
             pass
         elif isinstance(chunk, Document) and len(chunk) > PIECE_BYTES and (rule.keeps_blank or not is_blank(chunk)):

@@ -19,8 +19,8 @@ import tyro
 from data_pipelines.options import at_least
 from data_pipelines.pieces import pieces
 from data_pipelines.progress import say_notes
-from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, Source, documents_of, is_blank
-from data_pipelines.sources import open_source
+from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, Source, is_blank, iter_documents
+from data_pipelines.readers.sources import open_source
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
@@ -72,16 +72,16 @@ def compare(request: Compression) -> list[Measurement]:
 
 
 def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression) -> Iterator[Measurement]:
-    documents, size, tokens, reading = 0, 0, Counter[str](), Reading(request.text_field)
-    for document in _beginning(open_source(spec), reading, request.max_bytes):
+    documents, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
+    for document in _beginning(open_source(spec), context, request.max_bytes):
         documents += 1
         size += len(document)
         for name, tokenizer in tokenizers.items():
             parts = pieces(document, tokenizer)
             tokens[name] += sum(len(tokenizer.encode(str(part.content, "utf-8"))) for part in parts)
     if size == 0:
-        raise UserError(f"source {spec}: holds no text. {'; '.join(reading.notes.lines())}".strip())
-    say_notes(reading.notes.lines())
+        raise UserError(f"source {spec}: holds no text. {'; '.join(context.notes.lines())}".strip())
+    say_notes(context.notes.lines())
     baseline = tokens[next(iter(tokenizers))]
     for name, tokenizer in tokenizers.items():
         yield Measurement(
@@ -97,10 +97,10 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression)
         )
 
 
-def _beginning(source: Source, reading: Reading, limit: int | None) -> Iterator[Document]:
+def _beginning(source: Source, context: ReadContext, limit: int | None) -> Iterator[Document]:
     """Whole documents that are not blank, until they have `limit` bytes."""
     size = 0
-    for document in documents_of(source.chunks(reading), reading):
+    for document in iter_documents(source.chunks(context), context):
         if not is_blank(document):
             yield document
             size += len(document)

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines.batching import Batch, Found, Position, until_trouble
 from data_pipelines.pieces import Piece, pieces
-from data_pipelines.readers.documents import SKIPPED, Document, Notes, Reading, documents_of, is_blank
+from data_pipelines.readers.documents import EMPTY, Document, Notes, ReadContext, is_blank, iter_documents
 from data_pipelines.rules import Rule
 from data_pipelines.workers import WorkerDied, Workers
 from gptjax.errors import UserError
@@ -72,13 +72,13 @@ class Undivided(NamedTuple):
 
 
 def encode_all(
-    batches: Iterable[Batch], tokenizer: Tokenizer, reading: Reading, *, processes: int, documents: int = 0
+    batches: Iterable[Batch], tokenizer: Tokenizer, context: ReadContext, *, processes: int, documents: int = 0
 ) -> Iterator[Step]:
-    """Encode all batches, before which the corpus has so many `documents`, read as `reading` says (its notes stay).
+    """Encode all batches, before which the corpus has so many `documents`, read as `context` says (its notes stay).
 
     `<|endoftext|>` goes before each document where the tokenizer has it.
     """
-    encoder, trouble = Encoder(tokenizer, reading), list[UserError]()
+    encoder, trouble = Encoder(tokenizer, context), list[UserError]()
     for batch, result in _encoded(until_trouble(batches, trouble), encoder, processes):
         results = _by_split(result, batch.rule, before=documents)
         documents += result.read
@@ -91,8 +91,8 @@ def encode_all(
 class Encoder:
     """Reads and encodes batches, in whichever process."""
 
-    def __init__(self, tokenizer: Tokenizer, reading: Reading) -> None:
-        self._tokenizer, self._reading, self._most = tokenizer, reading.again(), MOST_TEXT
+    def __init__(self, tokenizer: Tokenizer, context: ReadContext) -> None:
+        self._tokenizer, self._context, self._most = tokenizer, context.fresh_copy(), MOST_TEXT
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._end_of_text = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
 
@@ -104,13 +104,13 @@ class Encoder:
             parts = [self._end_of_text, tokens] if begins else [tokens]
             row = (0, batch.point, sum(map(len, parts)), len(what.content))
             return Undivided(np.concatenate(parts), np.array([row], DOCUMENT), begins, int(what.ends), False, notes)
-        reading, number, size, rest = self._reading.again(), 0, 0, False
+        context, number, size, rest = self._context.fresh_copy(), 0, 0, False
         parts, rows = [self._end_of_text[:0]], []
-        for document in _documents(batch.found, reading):
+        for document in _documents(batch.found, context):
             if number == batch.skip > 0:
-                reading.notes.taken()  # told with the documents before
+                context.notes.take()  # told with the documents before
             if number >= batch.skip and is_blank(document) and not batch.rule.keeps_blank:
-                reading.notes[SKIPPED] += 1
+                context.notes[EMPTY] += 1
             elif number >= batch.skip:
                 size += len(document)
                 if rest := size > self._most and bool(rows):
@@ -121,18 +121,18 @@ class Encoder:
             number += 1
             del document
         documents = np.array(rows, DOCUMENT)
-        return Undivided(np.concatenate(parts), documents, True, number - batch.skip, rest, reading.notes)
+        return Undivided(np.concatenate(parts), documents, True, number - batch.skip, rest, context.notes)
 
     def _encode(self, piece: Piece) -> np.ndarray:
         return self._tokenizer.encode(str(piece.content, "utf-8")).astype(self._dtype)
 
 
-def _documents(found: Iterable[Found], reading: Reading) -> Iterator[Document]:
-    """All documents, and in `reading` the notes of who found them and who reads them, in the order of the source."""
+def _documents(found: Iterable[Found], context: ReadContext) -> Iterator[Document]:
+    """All documents, and in `context` the notes of who found them and who reads them, in the order of the source."""
     for chunk, notes in found:
         assert not isinstance(chunk, Piece)
-        reading.notes.add(notes)
-        yield from documents_of([chunk], reading)
+        context.notes.add(notes)
+        yield from iter_documents([chunk], context)
 
 
 def _by_split(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:

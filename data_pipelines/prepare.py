@@ -28,10 +28,10 @@ from data_pipelines.lengths import limit_documents
 from data_pipelines.options import at_least, one_validation
 from data_pipelines.output import check_same, made_already, replaced, say_made
 from data_pipelines.progress import Rate, moving_line, say_notes
-from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, Reading, texts_of
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, ReadContext, iter_text
+from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import open_recipe
 from data_pipelines.resuming import Journal, Reached
-from data_pipelines.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources, divided
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
 from data_pipelines.writing import SplitWriter, split_writers, write_manifest
@@ -100,15 +100,15 @@ def prepare(request: Prepare) -> Manifest:
             say_made(request.output, manifest)
             return manifest
         start = time.perf_counter()
-        reading = Reading(request.text_field, request.strict)
+        context = ReadContext(request.text_field, request.strict)
         with replaced(output, resumable=True) as directory:
             journal = Journal(directory, record)
             try:
-                tokenizer = known or _learnt(directory, request.tokenizer, corpus, reading)
-                writers = _write(directory, request, corpus, reading, tokenizer, journal)
-                _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, reading.notes)
+                tokenizer = known or _learnt(directory, request.tokenizer, corpus, context)
+                writers = _write(directory, request, corpus, context, tokenizer, journal)
+                _refuse_empty(request, {name: writer.counts for name, writer in writers.items()}, context.notes)
                 check_same(record, describe(request, corpus, known), request.source)
-                manifest = write_manifest(directory, writers, tokenizer, record, reading.notes.lines())
+                manifest = write_manifest(directory, writers, tokenizer, record, context.notes.lines())
             except BaseException:
                 journal.forget_if_empty()
                 raise
@@ -164,17 +164,17 @@ def known_tokenizer(spec: str) -> Tokenizer | None:
     return None if spec == "chars" or spec.startswith("bpe:") else load_tokenizer(spec)
 
 
-def _learnt(directory: Path, spec: str, corpus: Corpus, reading: Reading) -> Tokenizer:
+def _learnt(directory: Path, spec: str, corpus: Corpus, context: ReadContext) -> Tokenizer:
     """Learn once: an earlier run's result lies in the directory."""
     if not (directory / FILE_NAME).is_file():
-        again = reading.again()
+        again = context.fresh_copy()
         _learn(spec, divided(corpus, again)).save(directory)
     return load_tokenizer(directory)
 
 
 def _learn(spec: str, documents: Iterator[tuple[str, Document]]) -> Tokenizer:
     if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation must have an id
-        return Chars.from_text(text for _, document in documents for text in texts_of(document))
+        return Chars.from_text(text for _, document in documents for text in iter_text(document))
     size = spec.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
@@ -183,9 +183,9 @@ def _learn(spec: str, documents: Iterator[tuple[str, Document]]) -> Tokenizer:
 
 
 def _write(
-    directory: Path, request: Prepare, corpus: Corpus, reading: Reading, tokenizer: Tokenizer, journal: Journal
+    directory: Path, request: Prepare, corpus: Corpus, context: ReadContext, tokenizer: Tokenizer, journal: Journal
 ) -> dict[str, SplitWriter]:
-    """Write what is not yet written; in the end `reading` has the notes of all."""
+    """Write what is not yet written; in the end `context` has the notes of all."""
     names = ("train",) if request.split == "none" else ("train", "val")
     so_far = journal.reached(itemsize=token_dtype(tokenizer.vocab_size).itemsize)
     position, notes = so_far.position, so_far.notes
@@ -194,8 +194,8 @@ def _write(
         moving_line("encoding") as show,
     ):
         pace, processes = _Pace(writers), request.processes or _cores()
-        found = batches(corpus.parts(reading), tokenizer, reading, start=position)
-        for step in encode_all(found, tokenizer, reading, processes=processes, documents=position.documents):
+        found = batches(corpus.parts(context), tokenizer, context, start=position)
+        for step in encode_all(found, tokenizer, context, processes=processes, documents=position.documents):
             for encoded in step.results:
                 _append(writers[encoded.split], encoded, request.max_document_tokens, tokenizer.end_of_text)
             notes.add(step.notes)
@@ -204,8 +204,8 @@ def _write(
                 journal.record_if_due(functools.partial(_reached, position, writers, notes))
             show(pace.said())
         corpus.check(position.documents)
-    notes.add(reading.notes.taken())
-    reading.notes.add(notes)
+    notes.add(context.notes.take())
+    context.notes.add(notes)
     return writers
 
 

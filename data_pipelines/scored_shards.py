@@ -18,7 +18,7 @@ from data_pipelines.options import at_least, one_validation
 from data_pipelines.output import check_same, made_already, replaced, say_made
 from data_pipelines.progress import moving_line, say_notes
 from data_pipelines.readers.documents import Notes
-from data_pipelines.readers.json_lines import json_lines
+from data_pipelines.readers.json_lines import open_json_lines
 from data_pipelines.splits import DEFAULT_SPLIT, Split
 from data_pipelines.writing import split_writers, write_manifest
 from gptjax.chat import Scored
@@ -113,8 +113,8 @@ def _record(request: PrepareScored, kind: Kind, tokenizer: Tokenizer) -> dict[st
     options: dict[str, Any] = {"shard_tokens": request.shard_tokens, "max_document_tokens": request.max_document_tokens}
     options |= {"strict": True} if request.strict else {}  # what was made without it may have left something out
     options["split"], other = str(request.divided), request.validation_source
-    identities = {"source": json_lines(request.source).identity()}
-    identities |= {} if other is None else {"validation_source": json_lines(other).identity()}
+    identities = {"source": open_json_lines(request.source).identity()}
+    identities |= {} if other is None else {"validation_source": open_json_lines(other).identity()}
     made = {"kind": kind.name, "tokenizer": tokenizer.fingerprint, "format": MANIFEST_VERSION}
     return options | identities | made
 
@@ -184,7 +184,7 @@ def _examples(request: PrepareScored, kind: Kind, report: _Report) -> Iterator[t
     if request.validation_source is not None:
         sources.append((request.validation_source, lambda _: "val"))
     for spec, side in sources:
-        for line in json_lines(spec):
+        for line in open_json_lines(spec):
             try:
                 value = kind.check(line.record(), line.where)
             except UserError as error:

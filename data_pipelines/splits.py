@@ -10,7 +10,16 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from data_pipelines.readers.documents import SKIPPED, Chunk, Document, Reading, Source, documents_of, is_blank, texts_of
+from data_pipelines.readers.documents import (
+    EMPTY,
+    Chunk,
+    Document,
+    ReadContext,
+    Source,
+    is_blank,
+    iter_documents,
+    iter_text,
+)
 from data_pipelines.rules import ByHash, Drawn, Only, Rule, Ruled, side_of
 from gptjax.errors import UserError
 
@@ -23,7 +32,7 @@ ENOUGH_CHARACTERS = 100_000
 class Corpus(Protocol):
     """Documents, each for one of the splits, always in the same order."""
 
-    def parts(self, reading: Reading) -> Iterator[Ruled]:
+    def parts(self, context: ReadContext) -> Iterator[Ruled]:
         """Yield the documents, or blocks of them, each with the rule that divides it."""
         ...
 
@@ -43,8 +52,8 @@ class Divided:
     source: Source
     split: "Split"
 
-    def parts(self, reading: Reading) -> Iterator[Ruled]:
-        return self.split.parts(self.source, reading)
+    def parts(self, context: ReadContext) -> Iterator[Ruled]:
+        return self.split.parts(self.source, context)
 
     def check(self, documents: int) -> None:
         self.split.check(self.source.name, documents)
@@ -60,9 +69,9 @@ class TwoSources:
     train: Source
     validation: Source
 
-    def parts(self, reading: Reading) -> Iterator[Ruled]:
+    def parts(self, context: ReadContext) -> Iterator[Ruled]:
         for rule, source in ((Only("train"), self.train), (Only("val"), self.validation)):
-            yield from _all(rule, source.chunks(reading))
+            yield from _all(rule, source.chunks(context))
 
     def check(self, documents: int) -> None:
         pass  # any number will do
@@ -71,19 +80,19 @@ class TwoSources:
         return self.train.identity() | {"validation": self.validation.identity()}
 
 
-def divided(corpus: Corpus, reading: Reading) -> Iterator[tuple[str, Document]]:
+def divided(corpus: Corpus, context: ReadContext) -> Iterator[tuple[str, Document]]:
     """Yield (`train` or `val`, document) for every document that is not blank, all of them read here."""
-    number = yield from _divided(corpus.parts(reading), reading)
+    number = yield from _divided(corpus.parts(context), context)
     corpus.check(number)
 
 
-def _divided(parts: Iterable[Ruled], reading: Reading) -> Generator[tuple[str, Document], None, int]:
+def _divided(parts: Iterable[Ruled], context: ReadContext) -> Generator[tuple[str, Document], None, int]:
     """Returns how many documents there were, blank ones included."""
     number = 0
     for rule, chunk in parts:
-        for document in documents_of([chunk], reading):
+        for document in iter_documents([chunk], context):
             if is_blank(document) and not rule.keeps_blank:
-                reading.notes[SKIPPED] += 1
+                context.notes[EMPTY] += 1
             else:
                 yield side_of(rule, number, document), document
             del document
@@ -137,17 +146,17 @@ class Split:
             return f"drawn:{'/'.join(map(str, self.drawn))}"
         return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
 
-    def parts(self, source: Source, reading: Reading) -> Iterator[Ruled]:
+    def parts(self, source: Source, context: ReadContext) -> Iterator[Ruled]:
         """The source's documents, or blocks of them, in its order, each with the rule that divides it."""
-        if self.kind == "documents" and (few := self._on_one_side(source, reading)):
-            size = _size(source, reading)
+        if self.kind == "documents" and (few := self._on_one_side(source, context)):
+            size = _size(source, context)
             enough = size.characters * self.fraction >= ENOUGH_CHARACTERS
             tail = Split("tail", self.fraction if enough else max(self.fraction, SMALLEST_TAIL))
-            reading.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
-            return tail._tail(_not_blank(source, reading), size)
+            context.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
+            return tail._tail(_not_blank(source, context), size)
         if self.kind == "tail":
-            return self._tail(_not_blank(source, reading), _size(source, reading))
-        return _all(self.rule, source.chunks(reading))
+            return self._tail(_not_blank(source, context), _size(source, context))
+        return _all(self.rule, source.chunks(context))
 
     @property
     def rule(self) -> Rule:
@@ -170,9 +179,9 @@ class Split:
                 f"Use --split=drawn:{chosen}/{documents}/{seed}, or documents:{chosen / total:.2g}."
             )
 
-    def _on_one_side(self, source: Source, reading: Reading) -> int:
+    def _on_one_side(self, source: Source, context: ReadContext) -> int:
         """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
-        sides, number, again = set[str](), 0, reading.again()
+        sides, number, again = set[str](), 0, context.fresh_copy()
         for side, document in _divided(_all(self.rule, source.chunks(again)), again):
             del document
             number += 1
@@ -210,9 +219,9 @@ class _Size(NamedTuple):
     characters: int
 
 
-def _size(source: Source, reading: Reading) -> _Size:
+def _size(source: Source, context: ReadContext) -> _Size:
     documents = characters = 0
-    for document in _not_blank(source, reading.again()):
+    for document in _not_blank(source, context.fresh_copy()):
         documents += 1
         characters += _characters(document)
         del document
@@ -220,13 +229,13 @@ def _size(source: Source, reading: Reading) -> _Size:
 
 
 def _characters(document: Document) -> int:
-    return sum(map(len, texts_of(document)))
+    return sum(map(len, iter_text(document)))
 
 
 def _place(document: Document, characters: int) -> int:
     """Behind which byte so many characters have passed."""
     place = 0
-    for text in texts_of(document):
+    for text in iter_text(document):
         place += len(text[:characters].encode())
         characters -= len(text)
         if characters <= 0:
@@ -234,10 +243,10 @@ def _place(document: Document, characters: int) -> int:
     return place
 
 
-def _not_blank(source: Source, reading: Reading) -> Iterator[Document]:
-    for document in documents_of(source.chunks(reading), reading):
+def _not_blank(source: Source, context: ReadContext) -> Iterator[Document]:
+    for document in iter_documents(source.chunks(context), context):
         if is_blank(document):
-            reading.notes[SKIPPED] += 1
+            context.notes[EMPTY] += 1
         else:
             yield document
         del document

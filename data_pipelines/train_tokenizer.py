@@ -23,8 +23,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from data_pipelines.interrupts import ending_at_ctrl_c
 from data_pipelines.options import at_least
 from data_pipelines.progress import Rate, moving_line, say_notes
-from data_pipelines.readers.documents import TEXT_FIELD, Document, Reading, texts_of
-from data_pipelines.sources import open_source
+from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, iter_text
+from data_pipelines.readers.sources import open_source
 from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, divided
 from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError, explained
@@ -92,7 +92,7 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    some = (piece for text in texts for piece in texts_of(text.encode(), size=PIECE_BYTES))
+    some = (piece for text in texts for piece in iter_text(text.encode(), size=PIECE_BYTES))
     with ending_at_ctrl_c():
         model.train_from_iterator(some, trainer)
     if (found := model.get_vocab_size()) != ordinary:
@@ -111,7 +111,7 @@ def first_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
     A document is let go of before the next one is asked for.
     """
     for document in documents:
-        for text in texts_of(document, size=PIECE_BYTES):
+        for text in iter_text(document, size=PIECE_BYTES):
             content = text.encode()
             if len(content) >= limit:
                 yield content[:limit].decode(errors="ignore")
@@ -162,10 +162,10 @@ class _Read:
 def train(request: TrainTokenizer) -> Tokenizer:
     """Read, learn, write; prints what was learnt and how long it took."""
     start = time.perf_counter()
-    reading = Reading(request.text_field, request.strict)
+    context = ReadContext(request.text_field, request.strict)
     corpus = Divided(open_source(request.source), Split.parse(request.split))
     tokenizer, megabytes = learn_bpe(
-        (document for split, document in divided(corpus, reading) if split == "train"),
+        (document for split, document in divided(corpus, context) if split == "train"),
         vocab_size=request.vocab_size,
         max_bytes=request.max_bytes,
         pattern=request.pattern,
@@ -175,7 +175,7 @@ def train(request: TrainTokenizer) -> Tokenizer:
     seconds = time.perf_counter() - start
     print(f"{path}: {tokenizer.vocab_size:,} tokens learnt from {megabytes:,.1f} MB in {seconds:.1f} s")
     print_special_tokens(tokenizer)
-    say_notes(reading.notes.lines())
+    say_notes(context.notes.lines())
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from texts import documents_in
 
 from data_pipelines.readers import bundled, downloads
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
 from gptjax.errors import UserError
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
@@ -27,7 +27,7 @@ def server(tmp_path, monkeypatch):
 
 
 def read():
-    return list(documents_in(Shakespeare(), Reading()))
+    return list(documents_in(Shakespeare(), ReadContext()))
 
 
 def test_shakespeare_is_checked_and_kept(server, tmp_path):
@@ -55,9 +55,9 @@ def test_the_true_one_is_known():
 
 
 def test_python_brings_its_own_corpus():
-    texts = list(documents_in(Stdlib(), Reading()))
+    texts = list(documents_in(Stdlib(), ReadContext()))
     assert len(texts) > 400
     assert sum(map(len, texts)) > 5_000_000
     assert any(text.startswith(b'r"""HTTP/1.1 client library') for text in texts)
     assert not any(b"class TestCase_" in text or b"test.support" in text[:300] for text in texts)
-    assert texts == list(documents_in(Stdlib(), Reading()))
+    assert texts == list(documents_in(Stdlib(), ReadContext()))

@@ -4,15 +4,15 @@ import pytest
 
 from data_pipelines.readers import documents, long_lines
 from data_pipelines.readers.documents import (
-    BROKEN,
+    INVALID,
     REPLACED,
     REPLACED_RECORDS,
     SURROGATES,
-    Reading,
-    checked,
-    document_of_json,
+    ReadContext,
     is_blank,
-    texts_of,
+    iter_text,
+    parse_json_line,
+    validate_utf8,
 )
 from data_pipelines.readers.long_lines import document_of_long_line
 from gptjax.errors import UserError
@@ -33,15 +33,15 @@ BROKEN_LINES = [
 
 
 def in_blocks(size):
-    def read(line, reading, **options):
+    def read(line, context, **options):
         blocks = (line[i : i + size] for i in range(0, len(line), size))
-        return document_of_long_line(blocks, reading, **options)
+        return document_of_long_line(blocks, context, **options)
 
     return read
 
 
 # A long line is read in blocks; what comes out of it is the same, wherever they end.
-READERS = {"whole": document_of_json, **{f"in blocks of {size}": in_blocks(size) for size in (1, 2, 3, 7, 100)}}
+READERS = {"whole": parse_json_line, **{f"in blocks of {size}": in_blocks(size) for size in (1, 2, 3, 7, 100)}}
 
 
 @pytest.fixture(autouse=True)
@@ -55,47 +55,47 @@ readers = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @readers
 @pytest.mark.parametrize(("line", "message"), BROKEN_LINES)
 def test_a_broken_record_is_counted_or_named(read, line, message):
-    reading = Reading()
-    assert read(line, reading, where="x:3") is None
-    assert reading.notes == {BROKEN: 1}
-    assert reading.notes.lines()[0].encode().startswith(f"1 {BROKEN}; the first: x:3: {message}".encode())
+    context = ReadContext()
+    assert read(line, context, where="x:3") is None
+    assert context.notes == {INVALID: 1}
+    assert context.notes.lines()[0].encode().startswith(f"1 {INVALID}; the first: x:3: {message}".encode())
     with pytest.raises(UserError, match=f"^x:3: {message}"):
-        read(line, Reading(strict=True), where="x:3")
+        read(line, ReadContext(strict=True), where="x:3")
 
 
 @readers
 def test_json_in_bytes_that_are_not_utf8(read):
-    reading, line = Reading(), b'{"text": "caf\xe9 \xff"}'
-    assert read(line, reading, where="") == "caf\ufffd \ufffd".encode()
-    assert reading.notes == {REPLACED_RECORDS: 1}
+    context, line = ReadContext(), b'{"text": "caf\xe9 \xff"}'
+    assert read(line, context, where="") == "caf\ufffd \ufffd".encode()
+    assert context.notes == {REPLACED_RECORDS: 1}
     with pytest.raises(UserError, match="x:1: not a line of JSON in UTF-8"):
-        read(line, Reading(strict=True), where="x:1")
-    reading = reading.again()
-    assert read(b'{"text": "caf\xe9', reading, where="") is None
-    assert reading.notes == {BROKEN: 1}, "what is left out has nothing replaced"
+        read(line, ReadContext(strict=True), where="x:1")
+    context = context.fresh_copy()
+    assert read(b'{"text": "caf\xe9', context, where="") is None
+    assert context.notes == {INVALID: 1}, "what is left out has nothing replaced"
 
 
 @pytest.mark.parametrize("block", [4, 5, 6, 2**20])
 def test_bytes_that_are_not_utf8(monkeypatch, block):
     monkeypatch.setattr(documents, "TEXT_BYTES", block)
-    reading, content = Reading(), "☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f"
-    assert checked(content, reading, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
-    assert reading.notes == {REPLACED: 1}
+    context, content = ReadContext(), "☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f"
+    assert validate_utf8(content, context, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
+    assert context.notes == {REPLACED: 1}
     with pytest.raises(UserError, match=r"^x: byte 13 \(0xe9\) is not UTF-8"):
-        checked(content, Reading(strict=True), where="x")
+        validate_utf8(content, ReadContext(strict=True), where="x")
     with pytest.raises(UserError, match=r"^y: byte 4 \(0xf0\) is not UTF-8"):
-        checked(memoryview(b"long\xf0\x9f"), Reading(strict=True), where="y")
-    assert checked("☕é😀".encode(), Reading(strict=True), where="x") == "☕é😀".encode()
+        validate_utf8(memoryview(b"long\xf0\x9f"), ReadContext(strict=True), where="y")
+    assert validate_utf8("☕é😀".encode(), ReadContext(strict=True), where="x") == "☕é😀".encode()
 
 
 @pytest.mark.parametrize("size", [4, 5, 9, 100])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_texts_are_cut_before_spaces_or_between_characters(size, kind):
     for text in ["", "short", "one two three four five six", "é" * 35, " " * 25, "a " * 20 + "😀" * 30]:
-        found = list(texts_of(kind(text.encode()), size=size))
+        found = list(iter_text(kind(text.encode()), size=size))
         assert "".join(found) == text
         assert all(0 < len(piece.encode()) <= size for piece in found)
-    assert list(texts_of(b"one two three four", size=10)) == ["one two", " three", " four"]
+    assert list(iter_text(b"one two three four", size=10)) == ["one two", " three", " four"]
 
 
 def test_blank_is_what_python_says():
@@ -122,10 +122,10 @@ def test_blank_is_what_python_says():
     ],
 )
 def test_text_is_kept_as_it_is(read, line, text, halves):
-    reading = Reading()
-    assert read(line, reading, where="") == (None if text is None else text.encode())
-    assert reading.notes == ({SURROGATES: 1} if halves else {})
-    strict = Reading(strict=True)
+    context = ReadContext()
+    assert read(line, context, where="") == (None if text is None else text.encode())
+    assert context.notes == ({SURROGATES: 1} if halves else {})
+    strict = ReadContext(strict=True)
     if halves:
         with pytest.raises(UserError, match=r"^x:3: its text has a surrogate without a partner"):
             read(line, strict, where="x:3")
@@ -137,10 +137,10 @@ def test_text_is_kept_as_it_is(read, line, text, halves):
 def test_any_field_may_hold_the_text(read):
     line = b'{"text": "no", "body": "yes \\u00e9", "half": "\\ud800", "n": null}'
     for strict in (False, True):
-        assert read(line, Reading("body", strict), where="") == "yes é".encode()
+        assert read(line, ReadContext("body", strict), where="") == "yes é".encode()
     for field, message in [
         ("html", r'a string "html", got one with text, body, half, n \(--text-field chooses another\)'),
         ("n", r'a string "n", got \{'),
     ]:
         with pytest.raises(UserError, match=f"^x:3: wanted an object with {message}"):
-            read(line, Reading(field, strict=True), where="x:3")
+            read(line, ReadContext(field, strict=True), where="x:3")

@@ -12,7 +12,7 @@ from texts import make_small
 from data_pipelines import batching, encoding
 from data_pipelines.batching import START, Position, batches
 from data_pipelines.encoding import encode_all
-from data_pipelines.readers.documents import BROKEN, SKIPPED, Notes, Reading
+from data_pipelines.readers.documents import EMPTY, INVALID, Notes, ReadContext
 from data_pipelines.rules import Only
 from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
@@ -29,10 +29,10 @@ def parts_of(n, seed=0):
     return [(Only("val") if rng.random() < 0.2 else Only("train"), text.encode()) for text in texts]
 
 
-def steps_of(parts, tokenizer, *, processes=1, start=START, reading=None):
-    reading = reading or Reading()
-    some = batches(parts, tokenizer, reading, start=start)
-    return encode_all(some, tokenizer, reading, processes=processes, documents=start.documents)
+def steps_of(parts, tokenizer, *, processes=1, start=START, context=None):
+    context = context or ReadContext()
+    some = batches(parts, tokenizer, context, start=start)
+    return encode_all(some, tokenizer, context, processes=processes, documents=start.documents)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ class Deadly:
 
     size = 500
 
-    def documents(self, reading):
+    def documents(self, context):
         os._exit(9)
 
 
@@ -138,16 +138,16 @@ def test_only_the_document_that_is_read_is_in_memory(split):
     size = 12_000_000
 
     class Large:
-        def chunks(self, reading):
+        def chunks(self, context):
             for word in (b"alpha ", b"beta ", b"gamma "):
                 yield word * (size // len(word))
 
-    reading = Reading()
-    parts = Split.parse(split).parts(Large(), reading)
+    context = ReadContext()
+    parts = Split.parse(split).parts(Large(), context)
     tracemalloc.start()
     tokens = sum(
         len(result.tokens)
-        for step in steps_of(parts, load_tokenizer("bytes"), reading=reading)
+        for step in steps_of(parts, load_tokenizer("bytes"), context=context)
         for result in step.results
     )
     peak = tracemalloc.get_traced_memory()[1]
@@ -165,10 +165,10 @@ class Numbered:
     size: int = 500
     length: int = 10
 
-    def documents(self, reading):
+    def documents(self, context):
         for number in range(self.first, self.first + self.count):
             if number == 13:
-                reading.broken(f"number {number} in process {os.getpid()}")
+                context.skip_record(f"number {number} in process {os.getpid()}")
             else:
                 yield f"{number}:".encode() + b"x" * self.length
 
@@ -194,8 +194,8 @@ def test_blocks_are_read_where_they_are_encoded(small, processes):
     steps = list(steps_of(numbered(range(0, 30, 3)), Bytes(), processes=processes))
     assert texts_in(steps) == [str(i) for i in range(30) if i != 13]
     assert [step.after for step in steps] == [Position(i, 0, 3 * i - (i > 4)) for i in range(1, 11)]
-    assert notes_of(steps) == {BROKEN: 1}
-    assert (f"process {os.getpid()}" in notes_of(steps).first[BROKEN]) == (processes == 1)
+    assert notes_of(steps) == {INVALID: 1}
+    assert (f"process {os.getpid()}" in notes_of(steps).first[INVALID]) == (processes == 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -222,7 +222,7 @@ def test_a_block_that_is_larger_than_it_says_comes_in_parts(small, monkeypatch, 
     assert [place.chunks for place in places if place is not None] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert places.count(None) == 1
     assert places[-1].documents == 12 + len(block) + 9
-    assert notes_of(steps) == ({BROKEN: 1} if len(block) == 4 else {})
+    assert notes_of(steps) == ({INVALID: 1} if len(block) == 4 else {})
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -230,26 +230,26 @@ def test_a_block_that_is_larger_than_it_says_comes_in_parts(small, monkeypatch, 
 def test_the_first_trouble_is_told(small, processes, size):
     """Though the next one is met earlier, by whoever looks for blocks, and several blocks are one batch."""
 
-    def parts(reading):
+    def parts(context):
         yield from numbered(range(0, 18, 3), size=size)
-        reading.broken("what comes later")
+        context.skip_record("what comes later")
         yield from numbered([18], size=size)
 
-    reading = Reading(strict=True)
+    context = ReadContext(strict=True)
     with pytest.raises(UserError, match="number 13 in process"):
-        list(steps_of(parts(reading), Bytes(), processes=processes, reading=reading))
-    reading = Reading()
-    steps = list(steps_of(parts(reading), Bytes(), processes=processes, reading=reading))
-    assert notes_of(steps) == {BROKEN: 2}
-    assert "number 13 in process" in notes_of(steps).first[BROKEN]
-    reading = Reading(strict=True)
+        list(steps_of(parts(context), Bytes(), processes=processes, context=context))
+    context = ReadContext()
+    steps = list(steps_of(parts(context), Bytes(), processes=processes, context=context))
+    assert notes_of(steps) == {INVALID: 2}
+    assert "number 13 in process" in notes_of(steps).first[INVALID]
+    context = ReadContext(strict=True)
     with pytest.raises(UserError, match="what comes later"):
-        list(steps_of(later(reading), Bytes(), processes=processes, reading=reading))
+        list(steps_of(later(context), Bytes(), processes=processes, context=context))
 
 
-def later(reading):
+def later(context):
     yield from numbered(range(30, 48, 3))
-    reading.broken("what comes later")
+    context.skip_record("what comes later")
 
 
 def test_blank_texts_take_no_room(small):
@@ -257,11 +257,11 @@ def test_blank_texts_take_no_room(small):
     blank, parts = b" " * 20_000, []
     for _ in range(50):
         parts += [(Only("train"), blank), (Only("train"), b""), (Only("train"), b"text")]
-    found = list(batches(parts, Bytes(), Reading()))
+    found = list(batches(parts, Bytes(), ReadContext()))
     assert len(found) > 10
     assert max(len(one.what) for batch in found for one in batch.found) == 4
     steps = list(steps_of(parts, Bytes()))
-    assert notes_of(steps) == {SKIPPED: 100}
+    assert notes_of(steps) == {EMPTY: 100}
     assert steps[-1].after == Position(150, 0, 150)
     assert len(joined(steps)["train"][1]) == 50
 
@@ -269,19 +269,19 @@ def test_blank_texts_take_no_room(small):
 def test_notes_belong_to_the_chunks_with_which_they_were_made(small):
     """So whoever goes on has those of what is done already, and makes those of the rest."""
 
-    def parts(reading):
+    def parts(context):
         for i in range(8):
-            reading.notes[f"before {i}"] += 1
+            context.notes[f"before {i}"] += 1
             yield Only("train"), b"x" * (1200 if i in (2, 5) else 200)
-        reading.notes["behind"] += 1
+        context.notes["behind"] += 1
 
-    reading = Reading()
-    every = list(steps_of(parts(reading), Bytes(), reading=reading))
+    context = ReadContext()
+    every = list(steps_of(parts(context), Bytes(), context=context))
     whole = notes_of(every)
     assert whole == {f"before {i}": 1 for i in range(8)}
-    assert reading.notes == {"behind": 1}
+    assert context.notes == {"behind": 1}
     for i, step in enumerate(every):
-        reading = Reading()
-        rest = steps_of(parts(reading), Bytes(), reading=reading, start=step.after)
+        context = ReadContext()
+        rest = steps_of(parts(context), Bytes(), context=context, start=step.after)
         assert notes_of([*every[: i + 1], *rest]) == whole
-        assert reading.notes == {"behind": 1}
+        assert context.notes == {"behind": 1}

@@ -5,9 +5,9 @@ import sys
 import pytest
 from texts import documents_in
 
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.extras import install, needs_extra
-from data_pipelines.sources import open_source
+from data_pipelines.readers.sources import open_source
 from gptjax.errors import UserError
 
 
@@ -19,7 +19,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"content")
     with pytest.raises(UserError, match=rf"{name}: reading .* needs {package}.*pip install 'gptjax\[data\]'"):
-        next(documents_in(open_source(str(tmp_path / name)), Reading()))
+        next(documents_in(open_source(str(tmp_path / name)), ReadContext()))
 
 
 def test_other_errors_pass():

@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_in
 
 from data_pipelines.readers.array_records import read_array_records
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, open_files, reader_of
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.text_files import NO_FIELDS, read_text
@@ -37,8 +37,8 @@ def folder(tmp_path):
 
 
 def read(spec, **options):
-    reading = Reading(**{"strict": True, **options})
-    return [str(document, "utf-8") for document in documents_in(open_files(str(spec)), reading)]
+    context = ReadContext(**{"strict": True, **options})
+    return [str(document, "utf-8") for document in documents_in(open_files(str(spec)), context)]
 
 
 def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
@@ -47,7 +47,7 @@ def test_all_kinds_in_a_directory_in_the_order_of_their_names(folder):
     source = open_files(str(folder))
     assert source.name == "corpus"
     for _ in range(2):
-        assert [str(document, "utf-8") for document in documents_in(source, Reading())] == texts
+        assert [str(document, "utf-8") for document in documents_in(source, ReadContext())] == texts
 
 
 def test_patterns_and_single_files(folder):
@@ -61,9 +61,9 @@ def test_patterns_and_single_files(folder):
 
 def test_what_is_left_out_or_not_known_is_counted(folder):
     def notes_of(spec):
-        reading = Reading()
-        assert list(documents_in(open_files(str(spec)), reading))
-        return reading.notes[LEFT_OUT], reading.notes[AS_TEXT]
+        context = ReadContext()
+        assert list(documents_in(open_files(str(spec)), context))
+        return context.notes[LEFT_OUT], context.notes[AS_TEXT]
 
     assert notes_of(folder) == (3, 0)
     assert notes_of(folder / "b") == notes_of(folder / "a.txt") == (0, 0)
@@ -78,10 +78,10 @@ def test_another_field_in_every_kind(folder):
     writer.write(json.dumps({"content": "from f", "text": "no"}).encode())
     writer.close()
     (folder / "g.ndjson.zst").unlink()
-    reading = Reading("content")
-    found = [str(document, "utf-8") for document in documents_in(open_files(str(folder)), reading)]
+    context = ReadContext("content")
+    found = [str(document, "utf-8") for document in documents_in(open_files(str(folder)), context)]
     assert found == ["from a", "caf\ufffd", "from d", "from e", "from f"]
-    assert reading.notes[NO_FIELDS] == 2
+    assert context.notes[NO_FIELDS] == 2
 
 
 def test_kinds():

@@ -11,9 +11,9 @@ from texts import documents_in
 
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.readers import downloads
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.hub import Repository, open_hub, parse_hub
-from data_pipelines.sources import open_source
+from data_pipelines.readers.sources import open_source
 from gptjax.errors import UserError
 
 
@@ -45,24 +45,24 @@ def hub(tmp_path, monkeypatch):
 
 
 def read(spec):
-    return [str(document, "utf-8") for document in documents_in(open_source(spec), Reading(strict=True))]
+    return [str(document, "utf-8") for document in documents_in(open_source(spec), ReadContext(strict=True))]
 
 
 def test_training_files_are_read_in_order_and_fetched_once(hub, tmp_path):
     source = open_source("hf:owner/tales")
     assert not hub.authorized, "nothing is asked before documents are wanted"
-    assert list(documents_in(source, Reading())) == [b"one", b"two", b"three " * 500, b"four"]
+    assert list(documents_in(source, ReadContext())) == [b"one", b"two", b"three " * 500, b"four"]
     assert source.name == "tales"
     for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"):
         (kept,) = (tmp_path / "cache" / "hub" / "owner--tales").glob(f"*/{name}")
         assert kept.read_bytes() == FILES[f"data/{name}"]
     before = len(hub.requests)
-    assert [str(document, "utf-8") for document in documents_in(source, Reading())] == read("hf:owner/tales")
+    assert [str(document, "utf-8") for document in documents_in(source, ReadContext())] == read("hf:owner/tales")
     assert len(hub.requests) == before == 2
 
 
 def test_files_come_when_their_turn_comes(hub):
-    documents = documents_in(open_source("hf:owner/tales"), Reading())
+    documents = documents_in(open_source("hf:owner/tales"), ReadContext())
     assert next(documents) == b"one"
     assert [path for path, _ in hub.requests] == ["data/train-00000-of-00002.parquet"]
     documents.close()
@@ -131,10 +131,10 @@ def test_altered_files_are_refused(hub, path):
 
 def test_without_a_network_what_was_fetched_is_used(hub, monkeypatch, capsys):
     first = open_source("hf:owner/tales")
-    documents, identity = list(documents_in(first, Reading())), first.identity()
+    documents, identity = list(documents_in(first, ReadContext())), first.identity()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     again = open_source("hf:owner/tales")
-    assert list(documents_in(again, Reading())) == documents
+    assert list(documents_in(again, ReadContext())) == documents
     assert again.identity() == identity
     assert "Going on with what it said before" in capsys.readouterr().err
     with pytest.raises(UserError, match="did not answer"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from texts import documents_by
 
 from data_pipelines.readers import json_lines, long_lines
-from data_pipelines.readers.documents import BROKEN, Reading, document_of_json
+from data_pipelines.readers.documents import INVALID, ReadContext, parse_json_line
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.long_lines import document_of_long_line, document_of_record
 from gptjax.errors import UserError
@@ -30,8 +30,8 @@ def test_any_record_in_any_blocks_is_what_it_is_whole(text, other, ascii_only, c
     while begin < len(line):
         blocks.append(line[begin : begin + cuts[turn % len(cuts)]])
         begin, turn = begin + len(blocks[-1]), turn + 1
-    whole, pieces = Reading(), Reading()
-    wanted = document_of_json(line, whole, where="x")
+    whole, pieces = ReadContext(), ReadContext()
+    wanted = parse_json_line(line, whole, where="x")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_lines, "LONG_BYTES", 6)
         found = document_of_long_line(iter(blocks), pieces, where="x")
@@ -46,15 +46,15 @@ def test_lines_after_a_long_one_are_read(tmp_path):
     lines += [" " * 2_500_000, json.dumps({"html": large, "text": "beside"}), '{"text": "' + large]
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(lines))
-    reading = Reading()
-    found = list(documents_by(read_json_lines, path, reading))
+    context = ReadContext()
+    found = list(documents_by(read_json_lines, path, context))
     assert found == [(large + "first").encode(), b"small", b"beside"]
-    assert reading.notes == {BROKEN: 2}
+    assert context.notes == {INVALID: 2}
     with pytest.raises(UserError, match=r"x\.jsonl:2: not a line of JSON in UTF-8: Invalid \\escape"):
-        list(documents_by(read_json_lines, path, Reading(strict=True)))
+        list(documents_by(read_json_lines, path, ReadContext(strict=True)))
     path.write_text("\n".join(lines[2:]))
     with pytest.raises(UserError, match=r"x\.jsonl:4: not a line of JSON in UTF-8: it ends within a string"):
-        list(documents_by(read_json_lines, path, Reading(strict=True)))
+        list(documents_by(read_json_lines, path, ReadContext(strict=True)))
 
 
 def test_a_line_of_exactly_a_block(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_line_of_exactly_a_block(tmp_path, monkeypatch):
     for length in range(60, 70):
         line = json.dumps({"text": "x" * (length - len('{"text": ""}'))})
         path.write_text(f"{line}\n{line}\n\n{line}")
-        assert list(map(len, documents_by(read_json_lines, path, Reading(strict=True)))) == [length - 12] * 3
+        assert list(map(len, documents_by(read_json_lines, path, ReadContext(strict=True)))) == [length - 12] * 3
 
 
 def test_escapes_take_no_memory():
@@ -73,7 +73,7 @@ def test_escapes_take_no_memory():
     count = 2000
     blocks = (b'{"text": "', *[unit] * count, b'"}')
     tracemalloc.start()
-    found = document_of_long_line(iter(blocks), Reading(strict=True), where="x")
+    found = document_of_long_line(iter(blocks), ReadContext(strict=True), where="x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found is not None
@@ -85,7 +85,7 @@ def test_a_record_in_memory_is_read_in_either_way(monkeypatch):
     record = json.dumps({"text": "some text é"}).encode()
     for limit in (6, 1000):
         monkeypatch.setattr(long_lines, "LONG_BYTES", limit)
-        assert document_of_record(record, Reading(strict=True), where="x") == "some text é".encode()
+        assert document_of_record(record, ReadContext(strict=True), where="x") == "some text é".encode()
 
 
 def test_a_record_of_endless_numbers_is_broken_and_takes_no_memory(tmp_path, monkeypatch):
@@ -99,15 +99,15 @@ def test_a_record_of_endless_numbers_is_broken_and_takes_no_memory(tmp_path, mon
         for _ in range(1000):
             file.write("0, " * 10_000)
         file.write(f"0]}}\n{words}\n")
-    reading = Reading()
+    context = ReadContext()
     tracemalloc.start()
-    assert list(documents_by(read_json_lines, path, reading)) == [b"good"]
+    assert list(documents_by(read_json_lines, path, context)) == [b"good"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert reading.notes == {long_lines.TOO_MUCH: 1}
+    assert context.notes == {long_lines.TOO_MUCH: 1}
     assert peak < 4 * len(words)
     with pytest.raises(UserError, match=r"x\.jsonl:1: more than 1,048,576 bytes of it are not in strings"):
-        list(documents_by(read_json_lines, path, Reading(strict=True)))
+        list(documents_by(read_json_lines, path, ReadContext(strict=True)))
 
 
 def test_what_is_wrong_is_told_alike_each_time(tmp_path):
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_told_alike_each_time(tmp_path):
         (tmp_path / "x.jsonl").write_text(line)
         for _ in range(2):
             with pytest.raises(UserError) as error:
-                list(documents_by(read_json_lines, tmp_path / "x.jsonl", Reading(strict=True)))
+                list(documents_by(read_json_lines, tmp_path / "x.jsonl", ReadContext(strict=True)))
             told.append(str(error.value).split("x.jsonl")[1])
     assert told[::2] == told[1::2]
     wanted = ':1: wanted an object with a string "text", got '

@@ -11,7 +11,7 @@ import pytest
 from texts import documents_by
 
 from data_pipelines.readers import parquet
-from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
+from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from data_pipelines.readers.parquet import read_parquet
 from gptjax.errors import UserError
 
@@ -25,8 +25,8 @@ def write(path, texts, kind=None, **options):
 
 
 def read(path, **options):
-    reading = Reading(strict=True, **options)
-    return [str(document, "utf-8") for document in documents_by(read_parquet, path, reading)]
+    context = ReadContext(strict=True, **options)
+    return [str(document, "utf-8") for document in documents_by(read_parquet, path, context)]
 
 
 KINDS = [
@@ -63,10 +63,10 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
 
 
 def test_rows_without_text_and_bytes_that_are_not_utf8(tmp_path):
-    reading = Reading()
+    context = ReadContext()
     path = write(tmp_path / "x.parquet", [b"caf\xe9", None, b"good"], pyarrow.binary())
-    assert list(documents_by(read_parquet, path, reading)) == ["caf\ufffd".encode(), b"good"]
-    assert reading.notes == {REPLACED_RECORDS: 1, BROKEN: 1}
+    assert list(documents_by(read_parquet, path, context)) == ["caf\ufffd".encode(), b"good"]
+    assert context.notes == {REPLACED_RECORDS: 1, INVALID: 1}
     with pytest.raises(UserError, match=r"x\.parquet: row 1: byte 3 \(0xe9\) is not UTF-8"):
         read(path)
     with pytest.raises(UserError, match="row 2: 'text' is null"):
@@ -100,17 +100,17 @@ def test_the_same_text_many_times(tmp_path):
     for kind in (None, pyarrow.dictionary(pyarrow.int32(), pyarrow.string())):
         path = write(tmp_path / "x.parquet", [text, None] * 300, kind)
         assert path.stat().st_size < 2e6
-        reading, found = Reading(), 0
+        context, found = ReadContext(), 0
         tracemalloc.start()
         before = pyarrow.total_allocated_bytes()
-        for document in documents_by(read_parquet, path, reading):
+        for document in documents_by(read_parquet, path, context):
             assert len(document) == len(text)
             found += 1
             assert pyarrow.total_allocated_bytes() - before < (200e6 if kind is None else 20e6)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert found == 300
-        assert reading.notes == {BROKEN: 300}
+        assert context.notes == {INVALID: 300}
         assert peak < 5e6
 
 
@@ -118,8 +118,8 @@ def test_the_same_text_many_times(tmp_path):
 def test_few_rows_at_once_where_long_texts_are_repeated(tmp_path, size):
     """As many as the dictionary of the file allows, of which each row may be all."""
     path = write(tmp_path / "x.parquet", ["ab c " * (size // 5)] * 40)
-    reading, before, most = Reading(), pyarrow.total_allocated_bytes(), 0
-    for document in documents_by(read_parquet, path, reading):
+    context, before, most = ReadContext(), pyarrow.total_allocated_bytes(), 0
+    for document in documents_by(read_parquet, path, context):
         assert len(document) == size
         most = max(most, pyarrow.total_allocated_bytes() - before)
     assert most < 2**25 + 5 * size
@@ -131,9 +131,9 @@ def test_the_allocator_is_the_one_that_gives_large_pages_back(tmp_path):
     with pyarrow.CompressedOutputStream(str(tmp_path / "a.txt.zst"), "zstd") as file:
         file.write(b"text")
     script = f"""
-from data_pipelines.readers.documents import Reading, documents_of
+from data_pipelines.readers.documents import ReadContext, iter_documents
 from data_pipelines.readers.files import open_files
-assert len(list(documents_of(open_files({str(tmp_path)!r}).chunks(Reading()), Reading()))) == 2
+assert len(list(iter_documents(open_files({str(tmp_path)!r}).chunks(ReadContext()), ReadContext()))) == 2
 import pyarrow
 print(pyarrow.default_memory_pool().backend_name)
 """

@@ -13,7 +13,7 @@ from data_pipelines import pieces as module
 from data_pipelines.batching import Batch, Found
 from data_pipelines.encoding import Encoder
 from data_pipelines.pieces import pieces
-from data_pipelines.readers.documents import Notes, Reading
+from data_pipelines.readers.documents import Notes, ReadContext
 from data_pipelines.rules import Only
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.tokenizer import BPE, Bytes, Chars
@@ -79,7 +79,7 @@ def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
     tokenizer = tokenizers[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_BYTES", size)
-        found = Encoder(tokenizer, Reading())(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
+        found = Encoder(tokenizer, ReadContext())(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
     ids = found.tokens
     assert ids[0] == tokenizer.end_of_text
     assert not (ids[1:] == tokenizer.end_of_text).any(), "text never makes a special token"

@@ -19,9 +19,9 @@ from texts import make_small
 from data_pipelines import encoding
 from data_pipelines import prepare as door
 from data_pipelines.prepare import Prepare, completed, prepare
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import open_recipe
-from data_pipelines.sources import open_source
 from data_pipelines.splits import Divided, Split, divided
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from data_pipelines.verify import Verify, verify_directory
@@ -115,7 +115,7 @@ def test_blank_documents_are_counted(tmp_path, capsys):
 
 def test_why_there_is_no_text_is_told(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
-    why = r'holds no text\. 2 broken records left out; the first: .*x\.jsonl:1: .* "text", got one with content'
+    why = r'holds no text\. 2 invalid records skipped; the first: .*x\.jsonl:1: .* "text", got one with content'
     with pytest.raises(UserError, match=why):
         run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
     assert (
@@ -243,7 +243,7 @@ def test_splitting_by_documents_ignores_their_order(tmp_path):
 
     def val(some):
         source = open_source(write_jsonl(tmp_path / "x.jsonl", some))
-        return {str(text, "utf-8") for name, text in divided(Divided(source, split), Reading()) if name == "val"}
+        return {str(text, "utf-8") for name, text in divided(Divided(source, split), ReadContext()) if name == "val"}
 
     assert val(texts) == val(shuffled) == val(texts + texts)
     assert val(texts[:500]) == val(texts) & set(texts[:500])
@@ -372,7 +372,7 @@ def test_what_was_wrong_stays_with_the_data(tmp_path, capsys):
     with Path(source).open("a") as file:
         file.write("broken\n")
     (note,) = notes = run(source, out, split="none").notes
-    assert note.startswith(f"1 broken records left out; the first: {source}:41: ")
+    assert note.startswith(f"1 invalid records skipped; the first: {source}:41: ")
     for again in (lambda: run(source, out, split="none"), lambda: verify_directory(Verify(out))):
         capsys.readouterr()
         assert again().notes == notes

@@ -11,9 +11,9 @@ from hub_server import Hub, serving
 from texts import documents_in
 
 from data_pipelines.prepare import known_tokenizer
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import RECIPES, open_recipe
-from data_pipelines.sources import open_source
 from data_pipelines.splits import Split
 
 NAMES = [
@@ -86,10 +86,10 @@ def test_of_a_repository_laid_out_as_the_hub_does_the_right_files_are_read(name,
         files[f"{path}.parquet"] = buffer.getvalue()
     with serving(Hub(repository, {"README.md": b"", **files})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        texts = [str(document, "utf-8") for document in documents_in(open_source(name), Reading())]
+        texts = [str(document, "utf-8") for document in documents_in(open_source(name), ReadContext())]
         assert texts == [f"{paths[i]}\n" for i in CHOSEN[name]]
         if validation := open_recipe(name).validation_source:
-            only = next(documents_in(open_source(validation), Reading()))
+            only = next(documents_in(open_source(validation), ReadContext()))
             assert bytes(only).split(b"/")[1].startswith(b"validation")
 
 

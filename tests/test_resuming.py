@@ -288,12 +288,12 @@ def test_files_that_are_gone_start_anew(tmp_path, capsys):
     journal = opened()
     with SplitWriter(tmp_path / "partial", "train", dtype=np.dtype(np.uint16), shard_tokens=10) as writer:
         writer.append(np.arange(14, dtype=np.uint16), np.array([0, 12]), size=20)
-        notes = Notes({"broken records left out": 2}, {"broken records left out": "x:3"})
+        notes = Notes({"invalid records skipped": 2}, {"invalid records skipped": "x:3"})
         reached = Reached(Position(1, 3, 9), {"train": writer.written()}, notes)
         journal.record(reached)
         writer.append(np.arange(3, dtype=np.uint16))
     assert opened().reached(itemsize=2) == reached
-    assert opened().reached(itemsize=2).notes.lines() == ["2 broken records left out; the first: x:3"]
+    assert opened().reached(itemsize=2).notes.lines() == ["2 invalid records skipped; the first: x:3"]
     record = tmp_path / "partial" / "progress.json"
     assert json.loads(record.read_text())["version"] == 3, "another number where a position means something else"
     (tmp_path / "partial" / "train.documents").write_bytes(b"short")

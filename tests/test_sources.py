@@ -6,12 +6,12 @@ import pytest
 from texts import documents_in
 
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
-from data_pipelines.readers.documents import BROKEN, Reading
+from data_pipelines.readers.documents import INVALID, ReadContext
 from data_pipelines.readers.files import Files
 from data_pipelines.readers.hub import HubFiles
+from data_pipelines.readers.sources import cache_directory, open_source
 from data_pipelines.readers.tfds_sets import TfdsSet
 from data_pipelines.readers.wikitext import Articles
-from data_pipelines.sources import cache_directory, open_source
 from gptjax.errors import UserError
 
 
@@ -38,12 +38,12 @@ def test_a_spec_opens_without_reading_anything(spec, kind, name):
 def test_how_to_read_reaches_the_files(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "html": "A"}\n\n{"text": "cut\n{"text": "b", "html": "B"}\n')
     for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
-        reading = Reading()
-        assert b"".join(documents_in(open_source(spec), reading)).replace(b"\n", b"") == b"ab"
-        assert reading.notes == {BROKEN: 1}
-        assert b"".join(documents_in(open_source(spec), Reading("html"))).replace(b"\n", b"") == b"AB"
+        context = ReadContext()
+        assert b"".join(documents_in(open_source(spec), context)).replace(b"\n", b"") == b"ab"
+        assert context.notes == {INVALID: 1}
+        assert b"".join(documents_in(open_source(spec), ReadContext("html"))).replace(b"\n", b"") == b"AB"
         with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
-            list(documents_in(open_source(spec), Reading(strict=True)))
+            list(documents_in(open_source(spec), ReadContext(strict=True)))
 
 
 def test_identities_are_json_and_differ(tmp_path):
@@ -59,7 +59,7 @@ def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
     assert type(open_source("wikipedia")) is HubFiles
     source = open_source("./wikipedia")
     assert type(source) is Files
-    assert list(documents_in(source, Reading())) == [b"a file"]
+    assert list(documents_in(source, ReadContext())) == [b"a file"]
 
 
 @pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import splits
-from data_pipelines.readers.documents import BROKEN, SKIPPED, Reading
+from data_pipelines.readers.documents import EMPTY, INVALID, ReadContext
 from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
 from gptjax.errors import UserError
 
@@ -17,17 +17,17 @@ class Texts:
     def __init__(self, *texts):
         self.texts = [text.encode() for text in texts]
 
-    def chunks(self, reading):
+    def chunks(self, context):
         yield from self.texts
 
     def identity(self):
         return {"source": [text.decode() for text in self.texts]}
 
 
-def parts_of(split, source, reading=None):
+def parts_of(split, source, context=None):
     """(split, document) of every document that is not blank."""
-    reading = reading or Reading()
-    return [(name, bytes(document)) for name, document in divided(Divided(source, split), reading)]
+    context = context or ReadContext()
+    return [(name, bytes(document)) for name, document in divided(Divided(source, split), context)]
 
 
 @pytest.mark.parametrize("text", ["a", "é☕", "long " * 500_000])
@@ -51,33 +51,33 @@ def test_few_documents_are_cut_by_the_tail():
     """As it says itself; as soon as both sides have one, hashes decide, and few documents are read to know."""
     texts = [f"text {i} " * 3 for i in range(2000)]
     for count, wanted in [(1, "tail:0.1"), (5, "tail:0.1")]:
-        reading, source = Reading(), Texts(*texts[:count])
+        context, source = ReadContext(), Texts(*texts[:count])
         split = Split.parse("documents:1e-6")
-        assert parts_of(split, source, reading) == parts_of(Split.parse(wanted), source)
-        assert reading.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
+        assert parts_of(split, source, context) == parts_of(Split.parse(wanted), source)
+        assert context.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
     everything = Split.parse("documents:0.999999")
     assert parts_of(everything, Texts("ab" * 5)) == [("val", b"ab" * 5)]
     assert parts_of(everything, Texts(" ")) == []
     read = []
 
     class Counted(Texts):
-        def chunks(self, reading):
+        def chunks(self, context):
             for document in self.texts:
                 read.append(document)
                 yield document
 
-    split, reading = Split.parse("documents:0.01"), Reading()
-    first = next(divided(Divided(Counted(*texts), split), reading))
+    split, context = Split.parse("documents:0.01"), ReadContext()
+    first = next(divided(Divided(Counted(*texts), split), context))
     assert first == (split.side(texts[0].encode()), texts[0].encode())
     sides = [split.side(text.encode()) for text in texts]
     assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
-    assert not reading.notes
+    assert not context.notes
 
 
 def test_two_sources_stay_apart_and_blank_texts_are_left_out():
-    reading, corpus = Reading(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
-    assert list(divided(corpus, reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
-    assert reading.notes == {SKIPPED: 2}
+    context, corpus = ReadContext(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
+    assert list(divided(corpus, context)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert context.notes == {EMPTY: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
 
@@ -89,10 +89,10 @@ def test_a_split_is_named_as_it_was_asked_for(spec):
 
 def test_a_large_single_text_keeps_the_fraction(monkeypatch):
     monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
-    reading = Reading()
-    parts = dict(parts_of(Split.parse("documents:0.05"), Texts("x" * 1000), reading))
+    context = ReadContext()
+    parts = dict(parts_of(Split.parse("documents:0.05"), Texts("x" * 1000), context))
     assert len(parts["val"]) in (50, 51)
-    assert list(reading.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
+    assert list(context.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
 
 
 def test_a_last_document_that_is_nearly_all_is_cut_inside():
@@ -113,11 +113,11 @@ def test_the_tail_is_counted_in_characters():
 def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
     """As `datasets.Dataset.train_test_split` draws them; a blank document has its number."""
     texts = [f"text {i}" if i != 5 else " " for i in range(20)]
-    reading, split = Reading(), Split.parse("drawn:6/20/2357")
+    context, split = ReadContext(), Split.parse("drawn:6/20/2357")
     drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
     wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert parts_of(split, Texts(*texts), reading) == wanted
-    assert reading.notes == {SKIPPED: 1}
+    assert parts_of(split, Texts(*texts), context) == wanted
+    assert context.notes == {EMPTY: 1}
     with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
         parts_of(split, Texts(*texts, "one more"))
     with pytest.raises(UserError, match=r"texts has 19 documents, not 20"):
@@ -133,11 +133,11 @@ def test_a_draw_that_cannot_be_is_refused(spec):
 def test_a_half_that_is_blank_is_no_blank_document():
     """A cut inside of a text loses nothing of it."""
     for text in ("a word " * 1000 + "\n" * 2000, "\n" * 2000 + "a word " * 10):
-        reading = Reading()
-        parts = parts_of(Split.parse("tail:0.1"), Texts(text), reading)
+        context = ReadContext()
+        parts = parts_of(Split.parse("tail:0.1"), Texts(text), context)
         assert [name for name, _ in parts] == ["train", "val"]
         assert b"".join(part for _, part in parts) == text.encode()
-        assert not reading.notes
+        assert not context.notes
 
 
 def test_drawing_many_is_quick_to_ask():
@@ -151,11 +151,11 @@ def test_drawing_many_is_quick_to_ask():
 @pytest.mark.parametrize("spec", ["tail:0.1", "documents:0.005"])
 def test_what_is_wrong_behind_the_cut_is_told(spec):
     class Broken(Texts):
-        def chunks(self, reading):
-            yield from super().chunks(reading)
-            reading.broken("the end")
+        def chunks(self, context):
+            yield from super().chunks(context)
+            context.skip_record("the end")
 
-    reading = Reading()
-    parts = parts_of(Split.parse(spec), Broken("some words " * 500, " "), reading)
+    context = ReadContext()
+    parts = parts_of(Split.parse(spec), Broken("some words " * 500, " "), context)
     assert [name for name, _ in parts] == ["train", "val"]
-    assert {SKIPPED: 1, BROKEN: 1}.items() <= reading.notes.items()
+    assert {EMPTY: 1, INVALID: 1}.items() <= context.notes.items()

@@ -11,9 +11,9 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is
 from texts import documents_in  # noqa: E402
 
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
-from data_pipelines.readers.documents import REPLACED_RECORDS, Reading  # noqa: E402
+from data_pipelines.readers.documents import REPLACED_RECORDS, ReadContext  # noqa: E402
+from data_pipelines.readers.sources import open_source  # noqa: E402
 from data_pipelines.readers.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
-from data_pipelines.sources import open_source  # noqa: E402
 from gptjax.errors import UserError  # noqa: E402
 
 
@@ -59,10 +59,10 @@ def story(i):
 
 
 def test_a_set_by_name(there):
-    reading = Reading()
+    context = ReadContext()
     source = open_source("tfds:gptjaxtales/plain")
-    assert list(documents_in(source, reading)) == [story(i) for i in range(100)]
-    assert reading.notes == {REPLACED_RECORDS: 1}
+    assert list(documents_in(source, context)) == [story(i) for i in range(100)]
+    assert context.notes == {REPLACED_RECORDS: 1}
     assert source.name == "gptjaxtales-plain"
     assert source.identity()["set"] == "gptjaxtales/plain/1.10.0"
 
@@ -77,26 +77,26 @@ def test_a_set_by_name(there):
     ],
 )
 def test_splits_versions_and_the_only_text(there, spec, expected):
-    assert list(documents_in(open_tfds(f"tfds:{spec}"), Reading())) == [story(i) for i in expected]
+    assert list(documents_in(open_tfds(f"tfds:{spec}"), ReadContext())) == [story(i) for i in expected]
 
 
 def test_a_feature_by_its_name(there):
     for name, field in (("many", "a"), ("many", "b"), ("two", "story"), ("plain", "text")):
-        assert next(documents_in(open_source(f"tfds:gptjaxtales/{name}"), Reading(field))) == story(0)
+        assert next(documents_in(open_source(f"tfds:gptjaxtales/{name}"), ReadContext(field))) == story(0)
     for field in ("story", "id"):
         with pytest.raises(
             UserError, match=rf"no feature '{field}' of text; it has id \(Scalar\), text \(Text\) \(--text-field"
         ):
-            next(documents_in(open_source("tfds:gptjaxtales/plain"), Reading(field)))
+            next(documents_in(open_source("tfds:gptjaxtales/plain"), ReadContext(field)))
 
 
 def test_tensorflow_and_jax_stay_asleep(there):
     program = (
         "import sys\n"
-        "from data_pipelines.readers.documents import Reading, documents_of\n"
-        "from data_pipelines.sources import open_source\n"
-        "reading = Reading()\n"
-        "document = next(documents_of(open_source('tfds:gptjaxtales/two').chunks(reading), reading))\n"
+        "from data_pipelines.readers.documents import ReadContext, iter_documents\n"
+        "from data_pipelines.readers.sources import open_source\n"
+        "context = ReadContext()\n"
+        "document = next(iter_documents(open_source('tfds:gptjaxtales/two').chunks(context), context))\n"
         "assert document.startswith(b'story 0')\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
@@ -116,14 +116,14 @@ def test_the_newest_version_is_taken(there, prepared, tmp_path, monkeypatch):
 def test_what_is_not_prepared_says_how(there):
     for spec in ("tfds:lm1b", "tfds:gptjaxtales/plain:2.0.0"):
         with pytest.raises(UserError, match=r"not prepared.*TFDS_DATA_DIR.*fetch tfds:.*TensorFlow: pip install"):
-            next(documents_in(open_source(spec), Reading()))
+            next(documents_in(open_source(spec), ReadContext()))
     for spec in ("tfds:", "tfds:a b", "tfds:x:1", "tfds:../x"):
         with pytest.raises(UserError, match="wanted tfds:NAME"):
             open_source(spec)
     with pytest.raises(UserError, match=r"split 'absent': .*\['train', 'test'\]"):
-        next(documents_in(open_source("tfds:gptjaxtales/plain@absent"), Reading()))
+        next(documents_in(open_source("tfds:gptjaxtales/plain@absent"), ReadContext()))
     with pytest.raises(UserError, match=r"no feature 'text' of text; it has a \(Text\), b \(Text\)"):
-        next(documents_in(open_source("tfds:gptjaxtales/many"), Reading()))
+        next(documents_in(open_source("tfds:gptjaxtales/many"), ReadContext()))
 
 
 def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
@@ -137,14 +137,14 @@ def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
         )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"tfrecord files, which only TensorFlow reads.*array_record"):
-        next(documents_in(open_source("tfds:gptjaxtales/plain"), Reading()))
+        next(documents_in(open_source("tfds:gptjaxtales/plain"), ReadContext()))
 
 
 def test_its_files_are_not_taken_for_text(there, prepared):
     """Whoever names the files of a set, rather than the set, is told."""
     for spec in (prepared, f"{prepared}/gptjaxtales/plain/1.10.0/*train*"):
         with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
-            list(documents_in(open_source(str(spec)), Reading()))
+            list(documents_in(open_source(str(spec)), ReadContext()))
 
 
 def test_preparing(there, prepared, capsys):

@@ -2,17 +2,17 @@
 
 from data_pipelines import batching, encoding, pieces
 from data_pipelines.readers import array_records, json_lines
-from data_pipelines.readers.documents import documents_of
+from data_pipelines.readers.documents import iter_documents
 
 
-def documents_in(source, reading):
+def documents_in(source, context):
     """All documents of a source, blocks read here."""
-    return documents_of(source.chunks(reading), reading)
+    return iter_documents(source.chunks(context), context)
 
 
-def documents_by(read, path, reading):
+def documents_by(read, path, context):
     """All documents of a file, by the reader of its kind."""
-    return documents_of(read(path, reading), reading)
+    return iter_documents(read(path, context), context)
 
 
 def make_small(monkeypatch, *, batch, piece):

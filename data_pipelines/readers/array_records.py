@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, checked, read_json
+from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, ReadContext, parse_json, validate_utf8
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.long_lines import document_of_record
 from gptjax.errors import UserError
@@ -22,7 +22,7 @@ READ_AS_TEXT = "ArrayRecord files read as plain text"
 MOST_RECORDS = 256
 
 
-def read_array_records(path: Path, reading: Reading) -> Iterator[Chunk]:
+def read_array_records(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """The text of every record, in the order of the file."""
     as_json = None
     with _opened(path) as reader:
@@ -35,12 +35,12 @@ def read_array_records(path: Path, reading: Reading) -> Iterator[Chunk]:
                         f"{path}: its records are protocol buffers, not text. If TFDS made them, name the set: "
                         "tfds:NAME."
                     )
-                reading.notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
+                context.notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
             records = _Records(path, begin, contents, as_json)
             if max(map(len, contents)) <= BLOCK_BYTES:
                 yield records
             else:
-                yield from records.documents(reading)
+                yield from records.documents(context)
             del contents, records  # before the next are read
 
 
@@ -64,12 +64,12 @@ class _Records:
     def size(self) -> int:
         return sum(map(len, self.contents))
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, context: ReadContext) -> Iterator[Document]:
         for number, record in enumerate(self.contents, start=self.before + 1):
             where = f"{self.path}: record {number}"
             if not self.as_json:
-                yield checked(record, reading, where=where)
-            elif (document := document_of_record(record, reading, where=where)) is not None:
+                yield validate_utf8(record, context, where=where)
+            elif (document := document_of_record(record, context, where=where)) is not None:
                 yield document
 
 
@@ -95,7 +95,7 @@ def _is_json(record: bytes) -> bool:
     if not record[:64].lstrip().startswith((b"{", codecs.BOM_UTF8)):
         return False
     try:
-        return isinstance(read_json(str(record, "utf-8", "replace")), dict)
+        return isinstance(parse_json(str(record, "utf-8", "replace")), dict)
     except (ValueError, RecursionError):
         return False
 

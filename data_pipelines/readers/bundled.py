@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import REPLACED, Document, Notes, Reading, checked
+from data_pipelines.readers.documents import REPLACED, Document, Notes, ReadContext, validate_utf8
 from data_pipelines.readers.downloads import Wanted, cache_directory, download
 from gptjax.errors import UserError
 
@@ -29,16 +29,16 @@ class Stdlib:
 
     name: str = "stdlib"
 
-    def chunks(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, context: ReadContext) -> Iterator[Document]:
         root = Path(sysconfig.get_path("stdlib"))
         modules = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py"))
         kept = [path for name, path in modules if _belongs(name)]
         if not kept:
             raise UserError(f"source stdlib: this Python keeps no sources in {root}. Use another source.")
-        lenient = Reading(notes=reading.notes)  # nobody can mend what Python brings
+        lenient = ReadContext(notes=context.notes)  # nobody can mend what Python brings
         for path in kept:
-            yield checked(path.read_bytes(), lenient, where=str(path), note=REPLACED)
-        yield from _pydoc_topics(reading.notes)
+            yield validate_utf8(path.read_bytes(), lenient, where=str(path), note=REPLACED)
+        yield from _pydoc_topics(context.notes)
 
     def identity(self) -> dict[str, Any]:
         return {"source": "stdlib", "python": sys.version.split()[0], "platform": sys.platform}
@@ -67,7 +67,7 @@ class Shakespeare:
 
     name: str = "shakespeare"
 
-    def chunks(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, context: ReadContext) -> Iterator[Document]:
         path = cache_directory() / "tinyshakespeare.txt"
         if path.is_file() and TINY_SHAKESPEARE.difference(path):
             path.unlink()

@@ -24,8 +24,8 @@ Document = bytes | bytearray | memoryview
 REPLACED = "files had bytes that are not UTF-8 (replaced by U+FFFD)"
 REPLACED_RECORDS = "records had bytes that are not UTF-8 (replaced by U+FFFD)"
 SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
-BROKEN = "broken records left out"
-SKIPPED = "empty documents skipped"
+INVALID = "invalid records skipped"
+EMPTY = "empty documents skipped"
 TEXT_FIELD = "text"
 BLOCK_BYTES = 2**20
 TEXT_BYTES = 2**14
@@ -58,7 +58,7 @@ class Notes(Counter[str]):
         """Arguments of the same notes."""
         return {"times": dict(self), "first": self.first}
 
-    def taken(self) -> "Notes":
+    def take(self) -> "Notes":
         """What was noted since this was last asked; it is not counted here any more."""
         taken = Notes(**self.as_json())
         self.clear()
@@ -67,7 +67,7 @@ class Notes(Counter[str]):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadContext:
     """How a source is read, once, and what is worth noting meanwhile: it goes with the reading to every record.
 
     The text of a record is the string in `text_field`, be it a key of a JSON object, a column or a feature. `strict`
@@ -78,11 +78,11 @@ class Reading:
     strict: bool = False
     notes: Notes = dataclasses.field(default_factory=Notes)
 
-    def again(self) -> "Reading":
+    def fresh_copy(self) -> "ReadContext":
         """The same once more, noting it apart: what is read twice is to be counted once."""
         return dataclasses.replace(self, notes=Notes())
 
-    def trouble(self, note: str, problem: str) -> None:
+    def report_problem(self, note: str, problem: str) -> None:
         """Count it under `note`; in strict mode it is a `UserError`. `problem` says what is wrong, and where."""
         if self.strict:
             raise UserError(problem)
@@ -90,9 +90,9 @@ class Reading:
         # It may quote a name that cannot be printed.
         self.notes.first.setdefault(note, replace_surrogates(problem))
 
-    def broken(self, problem: str) -> None:
+    def skip_record(self, problem: str) -> None:
         """A record that gives no document."""
-        self.trouble(BROKEN, problem)
+        self.report_problem(INVALID, problem)
 
 
 class Block(Protocol):
@@ -106,7 +106,7 @@ class Block(Protocol):
         """About how many bytes of text these are."""
         ...
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, context: ReadContext) -> Iterator[Document]:
         """Yield them in their order; may yield empty ones."""
         ...
 
@@ -122,7 +122,7 @@ class Source(Protocol):
         """One word, for the name of a cache directory."""
         ...
 
-    def chunks(self, reading: Reading) -> Iterator[Chunk]:
+    def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         """Yield every document, by itself or in a block; may yield empty ones."""
         ...
 
@@ -131,17 +131,17 @@ class Source(Protocol):
         ...
 
 
-def documents_of(chunks: Iterable[Chunk], reading: Reading) -> Iterator[Document]:
+def iter_documents(chunks: Iterable[Chunk], context: ReadContext) -> Iterator[Document]:
     """All documents one after another, read here."""
     for chunk in chunks:
         if isinstance(chunk, Document):
             yield chunk
         else:
-            yield from chunk.documents(reading)
+            yield from chunk.documents(context)
         del chunk  # a document would be held while the next one is read
 
 
-def texts_of(document: Document, *, size: int = TEXT_BYTES) -> Iterator[str]:
+def iter_text(document: Document, *, size: int = TEXT_BYTES) -> Iterator[str]:
     """The text in pieces of at most `size` bytes, cut before a space where there is one, so that words stay whole."""
     begin = 0
     while begin < len(document):
@@ -156,10 +156,10 @@ def texts_of(document: Document, *, size: int = TEXT_BYTES) -> Iterator[str]:
 def is_blank(document: Document) -> bool:
     """Whether there is nothing but white space."""
     # Most texts begin with a letter; the others are looked at as Python's text, which knows all white space.
-    return not bytes(document[:1]).isalpha() and all(text.isspace() for text in texts_of(document))
+    return not bytes(document[:1]).isalpha() and all(text.isspace() for text in iter_text(document))
 
 
-def checked(content: Document, reading: Reading, *, where: str, note: str = REPLACED_RECORDS) -> Document:
+def validate_utf8(content: Document, context: ReadContext, *, where: str, note: str = REPLACED_RECORDS) -> Document:
     """Bytes as a document, line ends and byte-order marks as they are.
 
     What is not UTF-8 becomes U+FFFD, which is trouble once, under `note`, at `where` and the byte counted from 0.
@@ -167,7 +167,7 @@ def checked(content: Document, reading: Reading, *, where: str, note: str = REPL
     wrong = _first_error(content)
     if wrong is None:
         return content
-    reading.trouble(note, f"{where}: byte {wrong} (0x{content[wrong]:02x}) is not UTF-8, counted from 0.")
+    context.report_problem(note, f"{where}: byte {wrong} (0x{content[wrong]:02x}) is not UTF-8, counted from 0.")
     return _replaced(content)
 
 
@@ -192,7 +192,7 @@ def _replaced(content: Document) -> bytearray:
     return whole
 
 
-def document_of_json(line: bytes, reading: Reading, *, where: str) -> Document | None:
+def parse_json_line(line: bytes, context: ReadContext, *, where: str) -> Document | None:
     """The text of one JSON object; None where it is broken, and for a line of white space.
 
     What is wrong is said to be at `where`. Bytes that are not UTF-8, which JSON demands, break a record in strict mode;
@@ -201,27 +201,27 @@ def document_of_json(line: bytes, reading: Reading, *, where: str) -> Document |
     if not line.strip():
         return None
     try:
-        record = read_json(str(line, "utf-8"))
+        record = parse_json(str(line, "utf-8"))
     except UnicodeDecodeError as error:
         problem = f"{where}: not a line of JSON in UTF-8: {error}."
-        if reading.strict:
+        if context.strict:
             raise UserError(problem) from None
-        document = document_of_json(str(line, "utf-8", "replace").encode(), reading, where=where)
+        document = parse_json_line(str(line, "utf-8", "replace").encode(), context, where=where)
         if document is not None:
-            reading.trouble(REPLACED_RECORDS, problem)
+            context.report_problem(REPLACED_RECORDS, problem)
         return document
     except (ValueError, RecursionError) as error:
-        return reading.broken(f"{where}: not a line of JSON in UTF-8: {error}.")
-    text = text_of(record, reading, where=where)
+        return context.skip_record(f"{where}: not a line of JSON in UTF-8: {error}.")
+    text = extract_text(record, context, where=where)
     if text is None:
         return None
-    document, halves = utf_8(text)
+    document, halves = encode_utf8(text)
     if halves:
-        half_a_pair(reading, where=where)
+        note_lone_surrogate(context, where=where)
     return document
 
 
-def read_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """What a line of JSON holds; numbers too long for Python's integers become floats, for JSON allows them."""
     text = text.removeprefix("\ufeff")
     try:
@@ -232,9 +232,9 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_int=float)
 
 
-def text_of(record: Any, reading: Reading, *, where: str, hidden: str = "") -> str | None:
+def extract_text(record: Any, context: ReadContext, *, where: str, hidden: str = "") -> str | None:
     """The text of a JSON value; None where there is none, which breaks the record. Nobody is told what is `hidden`."""
-    wanted = reading.text_field
+    wanted = context.text_field
     text = record.get(wanted) if isinstance(record, dict) else None
     if isinstance(text, str):
         return text
@@ -242,10 +242,10 @@ def text_of(record: Any, reading: Reading, *, where: str, hidden: str = "") -> s
     got = f"one with {others} (--text-field chooses another)" if others else str(record)[:80]
     if hidden:
         got = got.replace(hidden, "…")
-    return reading.broken(f'{where}: wanted an object with a string "{wanted}", got {got}.')
+    return context.skip_record(f'{where}: wanted an object with a string "{wanted}", got {got}.')
 
 
-def utf_8(text: str) -> tuple[bytes, bool]:
+def encode_utf8(text: str) -> tuple[bytes, bool]:
     """The UTF-8 of a text, and whether surrogates without a partner, which it cannot hold, became U+FFFD."""
     try:
         return text.encode(), False
@@ -253,6 +253,6 @@ def utf_8(text: str) -> tuple[bytes, bool]:
         return replace_surrogates(text).encode(), True
 
 
-def half_a_pair(reading: Reading, *, where: str) -> None:
+def note_lone_surrogate(context: ReadContext, *, where: str) -> None:
     """Say that `utf_8` replaced something in a text."""
-    reading.trouble(SURROGATES, f"{where}: its text has a surrogate without a partner, which UTF-8 cannot hold.")
+    context.report_problem(SURROGATES, f"{where}: its text has a surrogate without a partner, which UTF-8 cannot hold.")

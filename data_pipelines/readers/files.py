@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipelines.readers.array_records import read_array_records
-from data_pipelines.readers.documents import Chunk, Reading
+from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.json_lines import SUFFIXES as JSON_LINES
 from data_pipelines.readers.json_lines import read_json_lines
 from data_pipelines.readers.parquet import read_parquet
@@ -22,7 +22,7 @@ AS_TEXT = "files of a kind that is not known read as plain text"
 class Reader(Protocol):
     """Yields the documents of one file in their order, or blocks of them."""
 
-    def __call__(self, path: Path, reading: Reading) -> Iterator[Chunk]: ...
+    def __call__(self, path: Path, context: ReadContext) -> Iterator[Chunk]: ...
 
 
 _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in COMPRESSED)
@@ -70,17 +70,17 @@ class Files:
     def name(self) -> str:
         return Path(self.spec.split("*")[0].rstrip("/") or "files").name.split(".")[0] or "files"
 
-    def chunks(self, reading: Reading) -> Iterator[Chunk]:
+    def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         if self.left_out:
-            reading.notes[LEFT_OUT] += self.left_out
+            context.notes[LEFT_OUT] += self.left_out
         for path in self.paths:
             read = reader_of(path.name)
             with naming(path):
                 if read is None:
                     _check_is_text(path)
                     read = read_text
-                    reading.notes[AS_TEXT] += 1
-                yield from read(path, reading)
+                    context.notes[AS_TEXT] += 1
+                yield from read(path, context)
 
     def identity(self) -> dict[str, Any]:
         """Names, sizes and times of change."""

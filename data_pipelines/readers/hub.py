@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import Chunk, Reading
+from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
 from data_pipelines.readers.files import Files, reader_of
 from gptjax.atomic import write_atomically
@@ -126,10 +126,10 @@ class HubFiles:
     def name(self) -> str:
         return self.repository.name.split("/")[1]
 
-    def chunks(self, reading: Reading) -> Iterator[Chunk]:
+    def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         for file in self.files:
             path = self.repository.fetch(file)
-            yield from Files(self.spec, (path,)).chunks(reading)
+            yield from Files(self.spec, (path,)).chunks(context)
 
     @functools.cached_property
     def files(self) -> tuple[Remote, ...]:

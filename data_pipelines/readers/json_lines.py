@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, document_of_json, read_json
+from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, ReadContext, parse_json, parse_json_line
 from data_pipelines.readers.long_lines import document_of_long_line
 from data_pipelines.readers.paths import files_identity, find_files
 from data_pipelines.readers.text_files import COMPRESSED, is_plain, naming, opened
@@ -22,7 +22,7 @@ from gptjax.errors import UserError
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
 
 
-def read_json_lines(path: Path, reading: Reading) -> Iterator[Chunk]:
+def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """The text of the object in every line; blank lines are no records.
 
     Whole lines of at most `BLOCK_BYTES` are a block. One that is longer is read here, and is a document.
@@ -39,7 +39,7 @@ def read_json_lines(path: Path, reading: Reading) -> Iterator[Chunk]:
                 buffer[:rest] = buffer[whole:size]
             else:
                 blocks = itertools.chain([bytes(buffer)], _rest_of_line(file))
-                document = document_of_long_line(blocks, reading, where=f"{path}:{number}")
+                document = document_of_long_line(blocks, context, where=f"{path}:{number}")
                 if document is not None:
                     yield document
                 del document  # before the next one is read
@@ -55,10 +55,10 @@ class _Lines:
     size: int
     place: int | bytes
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, context: ReadContext) -> Iterator[Document]:
         content = self.place if isinstance(self.place, bytes) else _read_at(self.path, self.place, self.size)
         for number, line in enumerate(io.BytesIO(content), start=self.number):
-            document = document_of_json(line, reading, where=f"{self.path}:{number}")
+            document = parse_json_line(line, context, where=f"{self.path}:{number}")
             if document is not None:
                 yield document
 
@@ -90,7 +90,7 @@ class Line(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The JSON object on it; raises `UserError` if there is none."""
         try:
-            value = read_json(self.content.decode("utf-8"))
+            value = parse_json(self.content.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.where}: not a line of JSON in UTF-8: {error}.") from None
         if not isinstance(value, dict):
@@ -117,7 +117,7 @@ class JsonLines:
         return files_identity(self.spec, self.paths)
 
 
-def json_lines(spec: str) -> JsonLines:
+def open_json_lines(spec: str) -> JsonLines:
     """The lines of a file, of the files of JSON lines in a directory, or of the files of a pattern."""
     known = ".jsonl (also .gz, .zst)"
     return JsonLines(spec, find_files(spec, is_json_lines, known=known, otherwise=f" Wanted {known}."))

@@ -16,12 +16,12 @@ from typing import Any
 from data_pipelines.readers.documents import (
     REPLACED_RECORDS,
     Document,
-    Reading,
-    document_of_json,
-    half_a_pair,
-    read_json,
-    text_of,
-    utf_8,
+    ReadContext,
+    encode_utf8,
+    extract_text,
+    note_lone_surrogate,
+    parse_json,
+    parse_json_line,
 )
 
 # Whole strings and what stands between them.
@@ -48,9 +48,9 @@ class TooMuchStructure(Exception):
     """More numbers and brackets in a line than there may be."""
 
 
-def document_of_long_line(blocks: Iterable[bytes], reading: Reading, *, where: str) -> Document | None:
+def document_of_long_line(blocks: Iterable[bytes], context: ReadContext, *, where: str) -> Document | None:
     """The text of one JSON object, as `document_of_json`; the blocks are all of one line."""
-    line, blocks = _LongLine(strict=reading.strict), iter(blocks)
+    line, blocks = _LongLine(strict=context.strict), iter(blocks)
     try:
         for block in blocks:
             line.add(block)
@@ -60,29 +60,31 @@ def document_of_long_line(blocks: Iterable[bytes], reading: Reading, *, where: s
     except TooMuchStructure:
         for _ in blocks:
             pass
-        return reading.trouble(TOO_MUCH, f"{where}: more than {MOST_STRUCTURE:,} bytes of it are not in strings.")
+        return context.report_problem(
+            TOO_MUCH, f"{where}: more than {MOST_STRUCTURE:,} bytes of it are not in strings."
+        )
     except (ValueError, RecursionError) as error:
         for _ in blocks:
             pass
         what = error.msg if isinstance(error, json.JSONDecodeError) else error  # its place is one in what was parsed
-        return reading.broken(f"{where}: not a line of JSON in UTF-8: {what}.")
-    text = text_of(record, reading, where=where, hidden=line.name)
+        return context.skip_record(f"{where}: not a line of JSON in UTF-8: {what}.")
+    text = extract_text(record, context, where=where, hidden=line.name)
     if text is None:
         return None
     if line.replaced:
-        reading.trouble(REPLACED_RECORDS, f"{where}: not a line of JSON in UTF-8.")
-    document, halves = (line.strings[text], text in line.halves) if text in line.strings else utf_8(text)
+        context.report_problem(REPLACED_RECORDS, f"{where}: not a line of JSON in UTF-8.")
+    document, halves = (line.strings[text], text in line.halves) if text in line.strings else encode_utf8(text)
     if halves:
-        half_a_pair(reading, where=where)
+        note_lone_surrogate(context, where=where)
     return document
 
 
-def document_of_record(record: bytes, reading: Reading, *, where: str) -> Document | None:
+def document_of_record(record: bytes, context: ReadContext, *, where: str) -> Document | None:
     """As `document_of_json`, of a record of any length that is in memory."""
     if len(record) <= LONG_BYTES:
-        return document_of_json(record, reading, where=where)
+        return parse_json_line(record, context, where=where)
     blocks = (record[begin : begin + LONG_BYTES] for begin in range(0, len(record), LONG_BYTES))
-    return document_of_long_line(blocks, reading, where=where)
+    return document_of_long_line(blocks, context, where=where)
 
 
 class _LongLine:
@@ -136,7 +138,7 @@ class _LongLine:
         """Decode what is inside of a string, but for a character that is not complete unless `whole`."""
         assert self._open is not None
         text, read = self._decoded(part, whole=whole)
-        content, halves = utf_8(json.loads(f'"{text}"'))
+        content, halves = encode_utf8(json.loads(f'"{text}"'))
         self.strings[self._open] += content
         self.halves |= {self._open} if halves else set()
         return read
@@ -158,7 +160,7 @@ class _LongLine:
         """What the line holds, the long strings by their names."""
         if self._open is not None:
             raise ValueError("it ends within a string")
-        return read_json(self._decoded(self._short + self._rest, whole=True)[0])
+        return parse_json(self._decoded(self._short + self._rest, whole=True)[0])
 
 
 def _end(pattern: re.Pattern[bytes], data: bytes, place: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.readers.documents import Chunk, Document, Reading, checked
+from data_pipelines.readers.documents import Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.text_files import naming
 from gptjax.errors import UserError
@@ -28,9 +28,9 @@ _DICTIONARY_PAGE = b"\x15\x04\x15"
 MOST_BLOCK_BYTES = 2**24
 
 
-def read_parquet(path: Path, reading: Reading) -> Iterator[Chunk]:
+def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """The strings of the column of text, in the order of the file. A row without one is a broken record."""
-    column, row = reading.text_field, 0
+    column, row = context.text_field, 0
     with _opened(path) as file:
         _check_column(path, column, file.schema_arrow)
         for number in range(file.num_row_groups):
@@ -40,7 +40,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Chunk]:
             if rows.size <= MOST_BLOCK_BYTES:
                 yield rows
             else:
-                yield from rows.documents(reading)
+                yield from rows.documents(context)
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class _RowGroup:
     row: int
     size: int
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        column, row = reading.text_field, self.row
+    def documents(self, context: ReadContext) -> Iterator[Document]:
+        column, row = context.text_field, self.row
         with _opened(self.path) as file:
             group = file.metadata.row_group(self.number)
             repeated = max(1, *(_dictionary_bytes(self.path, one) for one in _columns(group, column)))
@@ -64,9 +64,9 @@ class _RowGroup:
                     row += 1
                     where = f"{self.path}: row {row}"
                     if content is None:
-                        reading.broken(f"{where}: {column!r} is null, wanted a string.")
+                        context.skip_record(f"{where}: {column!r} is null, wanted a string.")
                     else:
-                        yield checked(content, reading, where=where)
+                        yield validate_utf8(content, context, where=where)
                     del content
                 del batch  # or it would be held while the next one is read
 

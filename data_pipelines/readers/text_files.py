@@ -20,8 +20,8 @@ from data_pipelines.readers.documents import (
     TEXT_FIELD,
     Chunk,
     Document,
-    Reading,
-    checked,
+    ReadContext,
+    validate_utf8,
 )
 from data_pipelines.readers.extras import import_pyarrow
 from gptjax.errors import UserError
@@ -33,7 +33,7 @@ BUFFER_BYTES = 2**18
 NO_FIELDS = "files read whole as text, which has no fields that --text-field could choose"
 
 
-def read_text(path: Path, reading: Reading) -> Iterator[Chunk]:
+def read_text(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """The whole file as one document, and a small one as a block.
 
     Bytes that are not UTF-8 are replaced and counted, or named in strict mode.
@@ -42,7 +42,7 @@ def read_text(path: Path, reading: Reading) -> Iterator[Chunk]:
     if is_plain(path) and file.size <= BLOCK_BYTES:
         yield file
     else:
-        yield from file.documents(reading)
+        yield from file.documents(context)
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class _TextFile:
     path: Path
     size: int
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        if reading.text_field != TEXT_FIELD:
-            reading.notes[NO_FIELDS] += 1
+    def documents(self, context: ReadContext) -> Iterator[Document]:
+        if context.text_field != TEXT_FIELD:
+            context.notes[NO_FIELDS] += 1
         with naming(self.path), opened(self.path) as file:
             if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"{self.path}: is UTF-16. Make it UTF-8 first: iconv -f UTF-16 -t UTF-8.")
-            yield checked(file.read(), reading, where=str(self.path), note=REPLACED)
+            yield validate_utf8(file.read(), context, where=str(self.path), note=REPLACED)
 
 
 def is_plain(path: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.array_records import ranges
-from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, Reading, checked
+from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.readers.paths import names_sizes_times
 from gptjax.errors import UserError
@@ -40,9 +40,9 @@ class TfdsSet:
     def name(self) -> str:
         return self.set.replace("/", "-")
 
-    def chunks(self, reading: Reading) -> Iterator[Chunk]:
+    def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         opened = self._opened
-        opened.feature(reading.text_field)
+        opened.feature(context.text_field)
         size = sum(path.stat().st_size for path in self._directory.iterdir())
         each = size // max(1, opened.builder.info.splits.total_num_examples)
         for begin, end in ranges(len(opened.records), each * len(opened.records)):
@@ -122,17 +122,17 @@ class _Records:
     end: int
     size: int
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, context: ReadContext) -> Iterator[Document]:
         opened = _opened(self.spec, self.directory, self.split)
-        feature = opened.feature(reading.text_field)
+        feature = opened.feature(context.text_field)
         for start in range(self.begin, self.end, _RECORDS_AT_ONCE):
             numbers = list(range(start, min(start + _RECORDS_AT_ONCE, self.end)))
             for number, record in zip(numbers, opened.records.__getitems__(numbers), strict=True):
                 content, where = record[feature], f"{self.spec}: record {number}"
                 if isinstance(content, bytes):
-                    yield checked(content, reading, where=where)
+                    yield validate_utf8(content, context, where=where)
                 else:
-                    reading.broken(f"{where}: {feature!r} is {content!r}.")
+                    context.skip_record(f"{where}: {feature!r} is {content!r}.")
 
 
 def open_tfds(spec: str) -> TfdsSet:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.readers.documents import Document, Reading, Source, documents_of
+from data_pipelines.readers.documents import Document, ReadContext, Source, iter_documents
 
 PREFIX = "wikitext:"
 _TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")
@@ -27,10 +27,10 @@ class Articles:
     def name(self) -> str:
         return self.lines.name
 
-    def chunks(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, context: ReadContext) -> Iterator[Document]:
         article: list[str] = []
         after_blank = True
-        for line in _lines(self.lines, reading):
+        for line in _lines(self.lines, context):
             if after_blank and _TITLE.fullmatch(line) and any(map(str.strip, article)):
                 # The blank line before a title belongs to it, as it stands in the original.
                 begin = [article.pop()] if not article[-1].strip() else []
@@ -45,9 +45,9 @@ class Articles:
         return self.lines.identity() | {"joined": "wikitext articles"}
 
 
-def _lines(source: Source, reading: Reading) -> Iterator[str]:
+def _lines(source: Source, context: ReadContext) -> Iterator[str]:
     """Line by line, each with its end, whether documents are single lines (rows) or whole files."""
-    for document in documents_of(source.chunks(reading), reading):
+    for document in iter_documents(source.chunks(context), context):
         lines = (line.group().decode() for line in _LINE.finditer(document))
         first = next(lines, " ")
         yield first if first.endswith("\n") else f"{first}\n"  # without an end it is the only one
