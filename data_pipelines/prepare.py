@@ -21,20 +21,20 @@ from typing import Any
 
 import tyro
 
-from data_pipelines.batching import Position, batches
-from data_pipelines.disk import locked
-from data_pipelines.encoding import Encoded, encode_all, refuse_in_worker
-from data_pipelines.lengths import limit_documents
-from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import check_same, made_already, replaced, say_made
-from data_pipelines.progress import Rate, moving_line, say_notes
+from data_pipelines.encode.batching import Position, batches
+from data_pipelines.encode.encoder import Encoded, encode_all, refuse_in_worker
+from data_pipelines.encode.max_length import limit_documents
+from data_pipelines.encode.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources, divided
+from data_pipelines.output.atomic_dir import check_same, made_already, replaced, say_made
+from data_pipelines.output.journal import Journal, Reached
+from data_pipelines.output.shard_writer import SplitWriter, split_writers, write_manifest
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, ReadContext, iter_text
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import open_recipe
-from data_pipelines.resuming import Journal, Reached
-from data_pipelines.splits import DEFAULT_SPLIT, Corpus, Divided, Split, TwoSources, divided
+from data_pipelines.runtime.locks import locked
+from data_pipelines.runtime.options import at_least, one_validation
+from data_pipelines.runtime.progress import Rate, moving_line, say_notes
 from data_pipelines.train_tokenizer import MOST_BYTES, learn_bpe
-from data_pipelines.writing import SplitWriter, split_writers, write_manifest
 from gptjax.errors import UserError, explained
 from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
 from gptjax.shards import token_dtype

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.disk import locked
-from data_pipelines.options import at_least, one_validation
-from data_pipelines.output import check_same, made_already, replaced, say_made
-from data_pipelines.progress import moving_line, say_notes
+from data_pipelines.encode.splits import DEFAULT_SPLIT, Split
+from data_pipelines.output.atomic_dir import check_same, made_already, replaced, say_made
+from data_pipelines.output.shard_writer import split_writers, write_manifest
 from data_pipelines.readers.documents import Notes
 from data_pipelines.readers.json_lines import open_json_lines
-from data_pipelines.splits import DEFAULT_SPLIT, Split
-from data_pipelines.writing import split_writers, write_manifest
+from data_pipelines.runtime.locks import locked
+from data_pipelines.runtime.options import at_least, one_validation
+from data_pipelines.runtime.progress import moving_line, say_notes
 from gptjax.chat import Scored
 from gptjax.errors import UserError
 from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest

@@ -20,12 +20,12 @@ import tokenizers
 import tyro
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_pipelines.interrupts import ending_at_ctrl_c
-from data_pipelines.options import at_least
-from data_pipelines.progress import Rate, moving_line, say_notes
+from data_pipelines.encode.splits import DEFAULT_SPLIT, Divided, Split, divided
 from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, iter_text
 from data_pipelines.readers.sources import open_source
-from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, divided
+from data_pipelines.runtime.options import at_least
+from data_pipelines.runtime.progress import Rate, moving_line, say_notes
+from data_pipelines.runtime.sigint import ending_at_ctrl_c
 from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer

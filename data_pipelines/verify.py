@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.progress import say_notes
+from data_pipelines.runtime.progress import say_notes
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
 from gptjax.integrity import check_bytes, check_documents, verify

@@ -9,9 +9,9 @@ import time
 import pytest
 from hub_server import Hub, serving
 
-from data_pipelines import progress
 from data_pipelines.readers import downloads
 from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
+from data_pipelines.runtime import progress
 from gptjax.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000

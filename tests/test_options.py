@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.options import at_least, one_validation
+from data_pipelines.runtime.options import at_least, one_validation
 from gptjax.errors import UserError
 
 

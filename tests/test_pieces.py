@@ -9,12 +9,12 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import pieces as module
-from data_pipelines.batching import Batch, Found
-from data_pipelines.encoding import Encoder
-from data_pipelines.pieces import pieces
+from data_pipelines.encode import pieces as module
+from data_pipelines.encode.batching import Batch, Found
+from data_pipelines.encode.encoder import Encoder
+from data_pipelines.encode.pieces import pieces
+from data_pipelines.encode.split_rules import Only
 from data_pipelines.readers.documents import Notes, ReadContext
-from data_pipelines.rules import Only
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.tokenizer import BPE, Bytes, Chars
 

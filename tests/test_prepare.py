@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from texts import make_small
 
-from data_pipelines import encoding
 from data_pipelines import prepare as door
+from data_pipelines.encode import encoder as encoding
+from data_pipelines.encode.splits import Divided, Split, divided
 from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import open_recipe
-from data_pipelines.splits import Divided, Split, divided
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from data_pipelines.verify import Verify, verify_directory
 from gptjax.errors import UserError

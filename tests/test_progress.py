@@ -3,8 +3,8 @@
 import io
 import sys
 
-from data_pipelines import progress
-from data_pipelines.progress import Rate, moving_line
+from data_pipelines.runtime import progress
+from data_pipelines.runtime.progress import Rate, moving_line
 
 
 class Terminal(io.StringIO):

@@ -10,11 +10,11 @@ import pytest
 from hub_server import Hub, serving
 from texts import documents_in
 
+from data_pipelines.encode.splits import Split
 from data_pipelines.prepare import known_tokenizer
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import RECIPES, open_recipe
-from data_pipelines.splits import Split
 
 NAMES = [
     "fineweb_10b",

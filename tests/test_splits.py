@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines import splits
+from data_pipelines.encode import splits
+from data_pipelines.encode.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
 from data_pipelines.readers.documents import EMPTY, INVALID, ReadContext
-from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
 from gptjax.errors import UserError
 
 

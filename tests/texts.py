@@ -1,6 +1,7 @@
 """Texts on their way to tokens, for tests that do not care who reads them, or want a few bytes to be much."""
 
-from data_pipelines import batching, encoding, pieces
+from data_pipelines.encode import batching, pieces
+from data_pipelines.encode import encoder as encoding
 from data_pipelines.readers import array_records, json_lines
 from data_pipelines.readers.documents import iter_documents
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.disk import is_full, locked, sync
-from data_pipelines.progress import Rate, moving_line
+from data_pipelines.runtime.locks import is_full, locked, sync
+from data_pipelines.runtime.progress import Rate, moving_line
 from gptjax.errors import UserError
 
 TRIES = 6

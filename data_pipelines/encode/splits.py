@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+from data_pipelines.encode.split_rules import ByHash, Drawn, Only, Rule, Ruled, side_of
 from data_pipelines.readers.documents import (
     EMPTY,
     Chunk,
@@ -20,7 +21,6 @@ from data_pipelines.readers.documents import (
     iter_documents,
     iter_text,
 )
-from data_pipelines.rules import ByHash, Drawn, Only, Rule, Ruled, side_of
 from gptjax.errors import UserError
 
 DEFAULT_SPLIT = "documents:0.005"

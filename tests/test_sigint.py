@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from data_pipelines.interrupts import deaf_to_ctrl_c, ending_at_ctrl_c
+from data_pipelines.runtime.sigint import deaf_to_ctrl_c, ending_at_ctrl_c
 
 CHILD = """
 import os, signal, threading, time
 import numpy  # starts threads of its own, which the system may interrupt instead
 import regex
-from data_pipelines.interrupts import ending_at_ctrl_c
+from data_pipelines.runtime.sigint import ending_at_ctrl_c
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as a person's shell leaves it
 with ending_at_ctrl_c():
     pass

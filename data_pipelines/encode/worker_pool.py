@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
-from data_pipelines.interrupts import deaf_to_ctrl_c
+from data_pipelines.runtime.sigint import deaf_to_ctrl_c
 
 AHEAD = 2
 """Arguments that a worker has at most: one is worked on, the other is there when that is done."""

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_pipelines.companions import DTYPES, CompanionKind, CompanionWriter, reopened
-from data_pipelines.disk import sync
+from data_pipelines.output.sidecars import DTYPES, CompanionKind, CompanionWriter, reopened
+from data_pipelines.runtime.locks import sync
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile
 from gptjax.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
 from gptjax.tokenizer import Tokenizer

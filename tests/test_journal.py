@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from texts import make_small
 
-from data_pipelines import encoding, resuming
 from data_pipelines import prepare as door
-from data_pipelines.batching import Position
+from data_pipelines.encode import encoder as encoding
+from data_pipelines.encode.batching import Position
+from data_pipelines.output import journal as resuming
+from data_pipelines.output.journal import Journal, Reached
+from data_pipelines.output.shard_writer import SplitWriter
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.readers.documents import Notes
-from data_pipelines.resuming import Journal, Reached
-from data_pipelines.writing import SplitWriter
 from gptjax.errors import UserError
 from gptjax.integrity import verify
 
@@ -31,7 +32,9 @@ import json, sys, time
 from pathlib import Path
 import pytest
 from texts import make_small
-from data_pipelines import encoding, prepare as door, resuming
+from data_pipelines.encode import encoder as encoding
+from data_pipelines import prepare as door
+from data_pipelines.output import journal as resuming
 from data_pipelines.prepare import Prepare, prepare
 from gptjax.errors import explained
 

@@ -7,9 +7,9 @@ reading them; and what was noted in finding a chunk stays with it, so that the r
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from data_pipelines.pieces import PIECE_BYTES, Piece, pieces
+from data_pipelines.encode.pieces import PIECE_BYTES, Piece, pieces
+from data_pipelines.encode.split_rules import Rule, Ruled
 from data_pipelines.readers.documents import Chunk, Document, Notes, ReadContext, is_blank
-from data_pipelines.rules import Rule, Ruled
 from gptjax.errors import UserError
 from gptjax.tokenizer import Tokenizer
 

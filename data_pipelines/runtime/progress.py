@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from data_pipelines.interrupts import deaf_to_ctrl_c
+from data_pipelines.runtime.sigint import deaf_to_ctrl_c
 
 SECONDS_BETWEEN_LINES = 30
 

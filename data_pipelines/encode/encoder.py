@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.batching import Batch, Found, Position, until_trouble
-from data_pipelines.pieces import Piece, pieces
+from data_pipelines.encode.batching import Batch, Found, Position, until_trouble
+from data_pipelines.encode.pieces import Piece, pieces
+from data_pipelines.encode.split_rules import Rule
+from data_pipelines.encode.worker_pool import WorkerDied, Workers
 from data_pipelines.readers.documents import EMPTY, Document, Notes, ReadContext, is_blank, iter_documents
-from data_pipelines.rules import Rule
-from data_pipelines.workers import WorkerDied, Workers
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
 from gptjax.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.compression import Compression, compare, lines
+from data_pipelines.compare_tokenizers import Compression, compare, lines
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def test_wrong_requests(given):
 def test_the_command(given):
     words = [f"--tokenizer={given / 'tok'}", "--against=bytes", f"--json={given / 'report.json'}"]
     words += [f"--source={given / 'tales.jsonl'}", f"--source={given / 'noise.txt'}"]
-    command = [sys.executable, "-m", "data_pipelines.compression", *words]
+    command = [sys.executable, "-m", "data_pipelines.compare_tokenizers", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "saved: share of tokens against bytes" in done.stdout
     report = json.loads((given / "report.json").read_text())

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import workers as module
-from data_pipelines.workers import WorkerDied, Workers
+from data_pipelines.encode import worker_pool as module
+from data_pipelines.encode.worker_pool import WorkerDied, Workers
 
 LARGE = 2**23
 """More than a pipe takes before somebody reads."""

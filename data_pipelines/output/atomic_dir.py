@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.disk import is_full, sync
-from data_pipelines.progress import say_notes
+from data_pipelines.runtime.locks import is_full, sync
+from data_pipelines.runtime.progress import say_notes
 from gptjax.errors import UserError
 from gptjax.integrity import check_unchanged
 from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest

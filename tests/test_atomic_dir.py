@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from data_pipelines import output
-from data_pipelines.disk import locked
-from data_pipelines.output import PROGRESS_NAME, differing, made_already, replaced
-from data_pipelines.writing import split_writers, write_manifest
+from data_pipelines.output import atomic_dir as output
+from data_pipelines.output.atomic_dir import PROGRESS_NAME, differing, made_already, replaced
+from data_pipelines.output.shard_writer import split_writers, write_manifest
+from data_pipelines.runtime.locks import locked
 from gptjax.errors import UserError
 from gptjax.manifest import read_manifest
 from gptjax.tokenizer import Bytes

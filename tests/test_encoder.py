@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from texts import make_small
 
-from data_pipelines import batching, encoding
-from data_pipelines.batching import START, Position, batches
-from data_pipelines.encoding import encode_all
+from data_pipelines.encode import batching
+from data_pipelines.encode import encoder as encoding
+from data_pipelines.encode.batching import START, Position, batches
+from data_pipelines.encode.encoder import encode_all
+from data_pipelines.encode.split_rules import Only
+from data_pipelines.encode.splits import Split
+from data_pipelines.encode.worker_pool import Workers
 from data_pipelines.readers.documents import EMPTY, INVALID, Notes, ReadContext
-from data_pipelines.rules import Only
-from data_pipelines.splits import Split
 from data_pipelines.train_tokenizer import train_bpe
-from data_pipelines.workers import Workers
 from gptjax.errors import UserError
 from gptjax.tokenizer import Bytes, load_tokenizer
 

@@ -1,6 +1,6 @@
-"""How well tokenizers compress texts, side by side: `python -m data_pipelines.compression --help`.
+"""How well tokenizers compress texts, side by side: `python -m data_pipelines.compare_tokenizers --help`.
 
-    python -m data_pipelines.compression --tokenizer=data/tokenizer --source=books/ --source=web.jsonl.gz
+    python -m data_pipelines.compare_tokenizers --tokenizer=data/tokenizer --source=books/ --source=web.jsonl.gz
 
 Bytes per token say how much text fits into a context and into a step; a model that reads fewer tokens for the same text
 is cheaper by as much. Each source is read once, a document at a time, for all tokenizers together.
@@ -16,11 +16,11 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.options import at_least
-from data_pipelines.pieces import pieces
-from data_pipelines.progress import say_notes
+from data_pipelines.encode.pieces import pieces
 from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, Source, is_blank, iter_documents
 from data_pipelines.readers.sources import open_source
+from data_pipelines.runtime.options import at_least
+from data_pipelines.runtime.progress import say_notes
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
@@ -137,4 +137,4 @@ def _write(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     with explained():
-        main(tyro.cli(Compression, prog="python -m data_pipelines.compression"))
+        main(tyro.cli(Compression, prog="python -m data_pipelines.compare_tokenizers"))

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.batching import START, Position
-from data_pipelines.output import PROGRESS_NAME, differing
+from data_pipelines.encode.batching import START, Position
+from data_pipelines.output.atomic_dir import PROGRESS_NAME, differing
+from data_pipelines.output.shard_writer import Written, is_on_disk
 from data_pipelines.readers.documents import Notes
-from data_pipelines.writing import Written, is_on_disk
 from gptjax.atomic import write_atomically
 from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME

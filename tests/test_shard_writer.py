@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from data_pipelines.writing import SplitWriter, Written, is_on_disk, split_writers, write_manifest
+from data_pipelines.output.shard_writer import SplitWriter, Written, is_on_disk, split_writers, write_manifest
 from gptjax.integrity import verify
 from gptjax.manifest import Counts, Manifest
 from gptjax.shards import open_split

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.adopt import adopt, is_adopted, tokenizer_of
+from data_pipelines.index_shards import adopt, is_adopted, tokenizer_of
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.verify import Verify, verify_directory
@@ -137,7 +137,7 @@ def test_what_cannot_be_adopted(foreign, tokenizer, tmp_path):
 
 
 def test_the_command(foreign, tokenizer):
-    command = [sys.executable, "-m", "data_pipelines.adopt", str(foreign)]
+    command = [sys.executable, "-m", "data_pipelines.index_shards", str(foreign)]
     where = tokenizer.save(foreign / "tokenizer")
     done = subprocess.run([*command, f"--tokenizer={where}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Shards that were made elsewhere, made known: `python -m data_pipelines.adopt data/fineweb --tokenizer=gpt2`
+"""Shards that were made elsewhere, made known: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
 
     llm.c's and modded-nanogpt's .bin files, as they are + manifest.json, tokenizer.json, an index of documents
 
@@ -18,8 +18,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from data_pipelines.companions import CompanionWriter
-from data_pipelines.disk import locked
+from data_pipelines.output.sidecars import CompanionWriter
+from data_pipelines.runtime.locks import locked
 from gptjax.errors import UserError, explained
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
 from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
@@ -167,6 +167,6 @@ def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
 
 if __name__ == "__main__":
     with explained():
-        request = tyro.cli(Adopt, prog="python -m data_pipelines.adopt")
+        request = tyro.cli(Adopt, prog="python -m data_pipelines.index_shards")
         directory = request.directory.expanduser()
         adopt(directory, tokenizer_of(directory, request.tokenizer))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.lengths import limit_documents
+from data_pipelines.encode.max_length import limit_documents
 
 END = 0
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines.companions import DTYPES, CompanionWriter
+from data_pipelines.output.sidecars import DTYPES, CompanionWriter
 
 KINDS = pytest.mark.parametrize(("kind", "dtype"), [("documents", "<i8"), ("scored", "u1")])
 

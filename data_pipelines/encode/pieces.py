@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data_pipelines.cuts import Cuts
+from data_pipelines.encode.cuts import Cuts
 from data_pipelines.readers.documents import Document
 from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 

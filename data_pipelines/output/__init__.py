@@ -1,0 +1,1 @@
+"""Tokens to a directory of shards."""

@@ -1,0 +1,1 @@
+"""Terminal, signals, locks and options."""
