@@ -30,7 +30,7 @@ from data_pipelines.output.journal import Journal, Reached
 from data_pipelines.output.shard_writer import SplitWriter, split_writers, write_manifest
 from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, ReadContext, iter_text
 from data_pipelines.readers.sources import open_source
-from data_pipelines.recipes import open_recipe
+from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.locks import locked
 from data_pipelines.runtime.options import at_least, one_validation
 from data_pipelines.runtime.progress import Rate, moving_line, say_notes
@@ -88,7 +88,7 @@ class Prepare:
 def prepare(request: Prepare) -> Manifest:
     """Do what is asked, unless it has been done; prints progress to stderr and a summary to stdout."""
     refuse_in_worker()
-    recipe = open_recipe(request.source)
+    recipe = RECIPES.get(request.source)
     request = completed(request)
     corpus = open_corpus(request)
     assert request.tokenizer is not None
@@ -114,7 +114,7 @@ def prepare(request: Prepare) -> Manifest:
                 raise
     _report(request, manifest, seconds=time.perf_counter() - start, resumed=journal.resumed)
     if recipe is not None and recipe.tokenizer in (request.tokenizer, manifest.tokenizer):
-        surprise = recipe.surprise(manifest.splits["train"].tokens)
+        surprise = recipe.compare(manifest.splits["train"].tokens)
         if surprise:
             print(f"note: {surprise}")
     return manifest
@@ -122,7 +122,7 @@ def prepare(request: Prepare) -> Manifest:
 
 def completed(request: Prepare) -> Prepare:
     """The request with everything said that it leaves open: a recipe's name stands for its parts."""
-    if (recipe := open_recipe(request.source)) is not None:
+    if (recipe := RECIPES.get(request.source)) is not None:
         own_cut = request.split is None and request.validation_source is None
         request = dataclasses.replace(
             request,

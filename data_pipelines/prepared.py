@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data_pipelines.prepare import Prepare, completed, describe, known_tokenizer, open_corpus, prepare
 from data_pipelines.readers.documents import TEXT_FIELD
-from data_pipelines.readers.sources import cache_directory, open_source
+from data_pipelines.readers.downloads import cache_directory
+from data_pipelines.readers.sources import open_source
 from gptjax.data import TokenShards
 
 

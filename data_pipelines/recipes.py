@@ -1,13 +1,12 @@
-"""Ready recipes: a data set's name stands for its source, tokenizer and validation cut, and says what to expect.
+"""Recipes: the name of a data set stands for its source, tokenizer and validation split, with the sizes to expect.
 
     python -m data_pipelines.recipes                      lists them
     python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
 
-**Validation cuts.** `openwebtext` is cut as nanoGPT cuts it: 4,007 of its 8,013,769 documents, drawn by Hugging Face's
-`train_test_split` with seed 2357; only their order differs, which here is that of the files. The FineWeb sets keep 1 %,
-about the 100 million tokens of the published validation shard, which however is the first of the stream;
-`python -m data_pipelines.fetch fineweb_10b` brings the published shards themselves. `tinystories` and `wikitext` have
-validation files of their own. Shakespeare's last tenth is nanoGPT's cut.
+`openwebtext` is split as nanoGPT splits it: 4,007 of its 8,013,769 documents, drawn by Hugging Face's
+`train_test_split` with seed 2357; their order here is that of the files. The FineWeb sets keep 1 %, about as much as
+the published validation shard, which is the first of the stream; `python -m data_pipelines.fetch fineweb_10b` fetches
+the published shards. `tinystories` and `wikitext` have validation files of their own.
 """
 
 import sys
@@ -19,7 +18,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `prepare` does when nothing else is said; every part can be overridden by its option.
+    """The defaults of `prepare` for one data set; each can be overridden by its option.
 
     `split` and `validation_source` exclude each other. Sizes are approximate: bytes to fetch, and tokens with the
     recipe's own tokenizer, `<|endoftext|>` included. `shards` names a repository where tokens are already published.
@@ -36,7 +35,7 @@ class Recipe:
     validation_source: str | None = None
     shards: str | None = None
 
-    def surprise(self, train_tokens: int) -> str:
+    def compare(self, train_tokens: int) -> str:
         """A sentence where training tokens are a tenth more or fewer than expected; else empty."""
         if abs(train_tokens - self.train_tokens) <= 0.1 * self.train_tokens:
             return ""
@@ -139,27 +138,19 @@ _ALL = (
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
-def open_recipe(name: str) -> Recipe | None:
-    """The recipe of that name, or None."""
-    return RECIPES.get(name)
-
-
 def show_recipes() -> None:
-    """Print a table of all recipes: what they are, how much there is to fetch, and how many tokens come out."""
+    """Print a table of all recipes."""
     table = Table("recipe", "to fetch", "training tokens", "validation", "tokenizer", "what it is")
     for recipe in RECIPES.values():
-        cut = recipe.split or "its own files"
-        numbers = (_size(recipe.download_bytes, "B"), _size(recipe.train_tokens), f"{_size(recipe.val_tokens)}, {cut}")
-        table.add_row(recipe.name, *numbers, recipe.tokenizer, recipe.about)
+        split = recipe.split or "its own files"
+        sizes = (_format(recipe.download_bytes, "B"), _format(recipe.train_tokens))
+        table.add_row(recipe.name, *sizes, f"{_format(recipe.val_tokens)}, {split}", recipe.tokenizer, recipe.about)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _size(number: float, unit: str = "") -> str:
-    for name in ("", "k", "M", "G"):
-        if number < 999.5 or name == "G":
-            return f"{number:.3g} {name}{unit}".strip()
-        number /= 1000
-    raise AssertionError("unreachable")
+def _format(number: float, unit: str = "") -> str:
+    name = next((name for limit, name in ((1e3, ""), (1e6, "k"), (1e9, "M")) if number < limit), "G")
+    return f"{number / {'': 1, 'k': 1e3, 'M': 1e6, 'G': 1e9}[name]:.3g} {name}{unit}".strip()
 
 
 if __name__ == "__main__":

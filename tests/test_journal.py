@@ -170,7 +170,7 @@ def stopping(monkeypatch, after):
     monkeypatch.setattr(door, "encode_all", stopped)
 
 
-@pytest.mark.parametrize("after", [0, 1, 14, 26])
+@pytest.mark.parametrize("after", [0, 1, 14, 20])
 def test_stopped_after_any_batch(tmp_path, source, small, monkeypatch, capsys, after):
     """In this process, so at exact places: a document's middle is one of them."""
     with Path(source).open("a") as file:

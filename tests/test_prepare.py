@@ -22,7 +22,7 @@ from data_pipelines.encode.splits import Divided, Split, divided
 from data_pipelines.prepare import Prepare, completed, prepare
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.sources import open_source
-from data_pipelines.recipes import open_recipe
+from data_pipelines.recipes import RECIPES
 from data_pipelines.train_tokenizer import TrainTokenizer, train, train_bpe
 from data_pipelines.verify import Verify, verify_directory
 from gptjax.errors import UserError
@@ -181,7 +181,7 @@ def test_a_recipe_says_what_is_left_open(tmp_path):
         request = completed(Prepare(output=tmp_path, **options))
         return request.source, request.tokenizer, request.split, request.validation_source
 
-    web, wikitext = open_recipe("openwebtext"), open_recipe("wikitext2")
+    web, wikitext = RECIPES["openwebtext"], RECIPES["wikitext2"]
     assert of(source="openwebtext") == (web.source, "gpt2", "drawn:4007/8013769/2357", None)
     assert of(source="openwebtext", tokenizer="bytes", split="none") == (web.source, "bytes", "none", None)
     assert of(source="wikitext2") == (wikitext.source, "gpt2", None, wikitext.validation_source)

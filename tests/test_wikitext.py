@@ -34,25 +34,25 @@ class Given:
         return {"source": "given"}
 
 
-def rows(text):
-    """As published: every line with its end, and a blank one as an empty string."""
+def split_rows(text):
+    """The rows as published: a line with its end each, a blank line as an empty string."""
     return ["" if not line.strip() else f"{line}\n" for line in text.split("\n")[:-1]]
 
 
-@pytest.mark.parametrize("texts", [rows(ORIGINAL), [row.rstrip("\n") for row in rows(ORIGINAL)], [ORIGINAL]])
-def test_rows_and_whole_files_become_the_same_articles(texts):
+@pytest.mark.parametrize("texts", [split_rows(ORIGINAL), [row.rstrip("\n") for row in split_rows(ORIGINAL)], [ORIGINAL]])
+def test_rows_and_files_become_the_same_articles(texts):
     articles = list(documents_in(Articles(Given(texts)), ReadContext()))
     assert articles == ARTICLES
     assert b"".join(articles) == ORIGINAL.encode()
 
 
-def test_no_title_and_no_text():
+def test_text_without_titles_is_one_article():
     assert list(documents_in(Articles(Given([])), ReadContext())) == []
     assert list(documents_in(Articles(Given(["just text"])), ReadContext())) == [b"just text\n"]
     assert list(documents_in(Articles(Given(["one\ntwo"])), ReadContext())) == [b"one\ntwo"]
 
 
-def test_by_its_spec(tmp_path):
+def test_spec_opens_articles(tmp_path):
     (tmp_path / "wiki.train.raw").write_bytes(ORIGINAL.encode())
     plain = open_source(str(tmp_path / "wiki.train.raw"))
     source = open_source(f"wikitext:{tmp_path}/wiki.train.raw")

@@ -1,5 +1,9 @@
 """Texts on their way to tokens, for tests that do not care who reads them, or want a few bytes to be much."""
 
+import gzip
+
+import pyarrow
+
 from data_pipelines.encode import batching, pieces
 from data_pipelines.encode import encoder as encoding
 from data_pipelines.readers import array_records, json_lines
@@ -27,3 +31,13 @@ def make_small(monkeypatch, *, batch, piece):
         (pieces, "PIECE_BYTES", piece),
     ):
         monkeypatch.setattr(module, name, value)
+
+
+def write_compressed(path, content):
+    """Write a file in the form that the end of its name says: .gz, .zst or plain; returns its path."""
+    if path.suffix == ".zst":
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+    return path
