@@ -6,7 +6,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_by
 
-from data_pipelines.readers import array_records
+from data_pipelines.readers import documents
 from data_pipelines.readers.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from gptjax.errors import UserError
@@ -31,7 +31,7 @@ def test_first_record_decides_between_json_and_text(tmp_path, monkeypatch):
     as_json = write(tmp_path / "b.array_record", [json.dumps({"text": text}).encode() for text in TEXTS])
     other = write(tmp_path / "c.array_record", [b"{no JSON}", b'{"text": "x"}'])
     for most in (2**24, 50):
-        monkeypatch.setattr(array_records, "MOST_BLOCK_BYTES", most)
+        monkeypatch.setattr(documents, "MOST_BLOCK_BYTES", most)
         context = ReadContext(strict=True)
         assert read(plain, context) == read(as_json, context) == [text.encode() for text in TEXTS]
         assert read(other, context) == [b"{no JSON}", b'{"text": "x"}']
@@ -43,7 +43,7 @@ def test_invalid_records_are_skipped_or_raised(tmp_path):
     path = write(tmp_path / "x.array_record", [b'{"text": "a"}', b'{"content": 1}', b"cut", b'{"text": "b"}'])
     assert read(path, context) == [b"a", b"b"]
     assert context.notes == {READ_AS_JSON: 1, INVALID: 2}
-    with pytest.raises(UserError, match=r"x\.array_record: record 2: wanted an object with a string .*got one with con"):
+    with pytest.raises(UserError, match=r"x\.array_record: record 2: wanted an object with a string .*got one with"):
         read(path)
     plain = write(tmp_path / "y.array_record", [b"caf\xe9", b"good", b"\x1b[1m\n"])
     context = ReadContext()
@@ -54,7 +54,8 @@ def test_invalid_records_are_skipped_or_raised(tmp_path):
 
 
 def test_binary_records_are_invalid(tmp_path):
-    path, context = write(tmp_path / "x.array_record", [b"\n\x1f\n\x1d\n\x04text\x12\x15\n\x13..", b"\0"]), ReadContext()
+    path = write(tmp_path / "x.array_record", [b"\n\x1f\n\x1d\n\x04text\x12\x15\n\x13..", b"\0"])
+    context = ReadContext()
     assert read(path, context) == []
     assert context.notes == {READ_AS_TEXT: 1, INVALID: 2}
     with pytest.raises(UserError, match=r"record 1: wanted text or a JSON object, got binary data.*tfds:NAME"):

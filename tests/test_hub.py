@@ -120,7 +120,7 @@ def test_without_network_the_last_listing_is_used(hub, tmp_path, monkeypatch, ca
 
 def test_offline_mode_is_explained(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="offline mode is enabled.*HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match=r"offline mode is enabled.*HF_HUB_OFFLINE"):
         read("hf:owner/tales")
 
 

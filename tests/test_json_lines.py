@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from texts import documents_by, write_compressed
 
-from data_pipelines.readers import json_lines
+from data_pipelines.readers import documents, json_lines
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
 from data_pipelines.readers.json_lines import open_json_lines, parse_json_line, read_json_lines
 from gptjax.errors import UserError
@@ -89,7 +89,7 @@ def test_every_line_is_a_document_in_any_blocks(tmp_path, monkeypatch, end, last
     path = write_compressed(tmp_path / f"x.jsonl{end}", lines.encode())
     for block, most in [(2**20, 2**24), (10, 2**24), (10, 50)]:
         monkeypatch.setattr(json_lines, "BLOCK_BYTES", block)
-        monkeypatch.setattr(json_lines, "MOST_BLOCK_BYTES", most)
+        monkeypatch.setattr(documents, "MOST_BLOCK_BYTES", most)
         found = list(documents_by(read_json_lines, path, ReadContext(strict=True)))
         assert found == [text.encode() for text in texts]
 

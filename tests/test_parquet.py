@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from texts import documents_by
 
-from data_pipelines.readers import parquet
+from data_pipelines.readers import documents, parquet
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from data_pipelines.readers.parquet import read_parquet
 from gptjax.errors import UserError
@@ -44,7 +44,7 @@ def test_rows_are_read_in_order(tmp_path, monkeypatch, kind, options):
     texts = TEXTS if kind not in (pyarrow.binary(), pyarrow.large_binary()) else [text.encode() for text in TEXTS]
     path = write(tmp_path / "x.parquet", texts, kind, **options)
     assert read(path) == TEXTS
-    monkeypatch.setattr(parquet, "MOST_BLOCK_BYTES", 0)
+    monkeypatch.setattr(documents, "MOST_BLOCK_BYTES", 0)
     assert read(path) == TEXTS
 
 

@@ -39,7 +39,9 @@ def split_rows(text):
     return ["" if not line.strip() else f"{line}\n" for line in text.split("\n")[:-1]]
 
 
-@pytest.mark.parametrize("texts", [split_rows(ORIGINAL), [row.rstrip("\n") for row in split_rows(ORIGINAL)], [ORIGINAL]])
+@pytest.mark.parametrize(
+    "texts", [split_rows(ORIGINAL), [row.rstrip("\n") for row in split_rows(ORIGINAL)], [ORIGINAL]]
+)
 def test_rows_and_files_become_the_same_articles(texts):
     articles = list(documents_in(Articles(Given(texts)), ReadContext()))
     assert articles == ARTICLES

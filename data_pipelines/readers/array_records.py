@@ -7,18 +7,11 @@ TFDS has prepared hold protocol buffers, which `tfds:NAME` reads.
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import (
-    BLOCK_BYTES,
-    MOST_BLOCK_BYTES,
-    Chunk,
-    Document,
-    ReadContext,
-    validate_utf8,
-)
+from data_pipelines.readers.documents import BLOCK_BYTES, Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.json_lines import parse_json, parse_json_line
 from gptjax.errors import UserError
@@ -39,11 +32,8 @@ def read_array_records(path: Path, context: ReadContext) -> Iterator[Chunk]:
             if as_json is None:
                 as_json = _is_json(contents[0])
                 context.notes[READ_AS_JSON if as_json else READ_AS_TEXT] += 1
-            block = _Records(path, begin, contents, as_json)
-            if block.size <= MOST_BLOCK_BYTES:
-                yield block
-            else:
-                yield from block.documents(context)
+            block = Block(sum(map(len, contents)), partial(_parse_records, path, begin, contents, as_json))
+            yield from block.chunks(context)
 
 
 def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -53,30 +43,20 @@ def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + step, count)
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Neighbouring records; `before` counts those before them in the file."""
-
-    path: Path
-    before: int
-    contents: list[bytes]
-    as_json: bool
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.contents))
-
-    def documents(self, context: ReadContext) -> Iterator[Document]:
-        for number, record in enumerate(self.contents, start=self.before + 1):
-            where = f"{self.path}: record {number}"
-            if self.as_json:
-                document = parse_json_line(record, context, where=where)
-                if document is not None:
-                    yield document
-            elif _BINARY.search(record[:64]):
-                context.skip_record(f"{where}: wanted text or a JSON object, got binary data (of TFDS? tfds:NAME).")
-            else:
-                yield validate_utf8(record, context, where=where)
+def _parse_records(
+    path: Path, before: int, records: list[bytes], as_json: bool, context: ReadContext
+) -> Iterator[Document]:
+    """The documents of some records; the file has `before` records before them."""
+    for number, record in enumerate(records, start=before + 1):
+        where = f"{path}: record {number}"
+        if as_json:
+            document = parse_json_line(record, context, where=where)
+            if document is not None:
+                yield document
+        elif _BINARY.search(record[:64]):
+            context.skip_record(f"{where}: wanted text or a JSON object, got binary data (of TFDS? tfds:NAME).")
+        else:
+            yield validate_utf8(record, context, where=where)
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ def open_bundled(spec: str) -> Source | None:
 class Stdlib:
     """The sources of Python's standard library and its language reference, without a download.
 
-    Each module is a document, and so is each of pydoc's topics. Tests are left out: they repeat what they test. The text
-    differs between Python versions, so no expected loss can be pinned to it.
+    Each module is a document, and so is each of pydoc's topics. Tests are left out: they repeat what they test. The
+    text differs between Python versions, so no expected loss can be pinned to it.
     """
 
     name: str = "stdlib"

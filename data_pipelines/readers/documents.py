@@ -7,7 +7,7 @@ process can parse them. Every invalid record is counted, with the place of the f
 import codecs
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ TEXT_FIELD = "text"
 BLOCK_BYTES = 2**20
 """The usual size of a block."""
 MOST_BLOCK_BYTES = 2**24
-"""No block is larger."""
+"""No block that a source yields is larger."""
 TEXT_BYTES = 2**14
 """The size of the pieces of `iter_text`."""
 
@@ -90,17 +90,23 @@ class ReadContext:
         self.report_problem(INVALID, problem)
 
 
-class Block(Protocol):
-    """Neighbouring documents of a source that any process can read: it can be pickled."""
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring documents of a source that another process can read: `read` can be pickled.
 
-    @property
-    def size(self) -> int:
-        """About how many bytes of text these are; at most `MOST_BLOCK_BYTES`."""
-        ...
+    `size` is about their bytes of text. `read` yields them in order; empty ones are allowed.
+    """
+
+    size: int
+    read: Callable[[ReadContext], Iterator[Document]]
 
     def documents(self, context: ReadContext) -> Iterator[Document]:
-        """Yield them in order; empty ones are allowed."""
-        ...
+        """Read them here."""
+        return self.read(context)
+
+    def chunks(self, context: ReadContext) -> Iterator["Chunk"]:
+        """The block itself or, where it is larger than `MOST_BLOCK_BYTES`, its documents."""
+        return iter([self]) if self.size <= MOST_BLOCK_BYTES else self.read(context)
 
 
 Chunk = Document | Block

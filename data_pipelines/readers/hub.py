@@ -72,8 +72,8 @@ class HubFiles:
         with self._explain_errors():
             from huggingface_hub import hf_hub_download
 
-            options = {"repo_type": "dataset", "revision": self.listing[0], "local_dir": directory}
-            return Path(hf_hub_download(self.repository, file.path, **options))
+            options: dict[str, Any] = {"revision": self.listing[0], "local_dir": directory}
+            return Path(hf_hub_download(self.repository, file.path, repo_type="dataset", **options))
 
     @functools.cached_property
     def files(self) -> list[RemoteFile]:
@@ -118,10 +118,10 @@ class HubFiles:
                 raise
             print(f"{error} Using its last listing.", file=sys.stderr, flush=True)
             commit, files = json.loads(kept.read_text(encoding="utf-8"))
-        else:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, json.dumps([commit, files]))
-        return commit, [RemoteFile(*file) for file in files]
+            return commit, [RemoteFile(*file) for file in files]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps([commit, files]))
+        return commit, files
 
     def _list_files(self) -> tuple[str, list[RemoteFile]]:
         with self._explain_errors():

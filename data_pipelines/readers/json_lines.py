@@ -1,23 +1,23 @@
 """JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records with their places."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.documents import (
     BLOCK_BYTES,
-    MOST_BLOCK_BYTES,
     REPLACED_RECORDS,
+    Block,
     Chunk,
     Document,
     ReadContext,
     encode_utf8,
 )
 from data_pipelines.readers.paths import files_identity, find_files
-from data_pipelines.readers.text_files import COMPRESSED, explain_errors, is_plain, open_file
+from data_pipelines.readers.text_files import COMPRESSED, explain_errors, open_file
 from gptjax.errors import UserError
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
@@ -32,38 +32,18 @@ def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
     with open_file(path) as file:
         number = 1
         while lines := file.readlines(BLOCK_BYTES):
-            size = sum(map(len, lines))
-            place = file.tell() - size if is_plain(path) else b"".join(lines)
-            block = _Lines(path, number, size, place)
+            block = Block(sum(map(len, lines)), partial(_parse_lines, path, number, lines))
             number += len(lines)
             del lines
-            if size <= MOST_BLOCK_BYTES:
-                yield block
-            else:
-                yield from block.documents(context)
+            yield from block.chunks(context)
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """Whole lines of a file from line `number` on; `place` is their offset or, of a compressed file, their bytes."""
-
-    path: Path
-    number: int
-    size: int
-    place: int | bytes
-
-    def documents(self, context: ReadContext) -> Iterator[Document]:
-        for number, line in enumerate(self._content(), start=self.number):
-            document = parse_json_line(line, context, where=f"{self.path}:{number}")
-            if document is not None:
-                yield document
-
-    def _content(self) -> io.BytesIO:
-        if isinstance(self.place, bytes):
-            return io.BytesIO(self.place)
-        with explain_errors(self.path), self.path.open("rb") as file:
-            file.seek(self.place)
-            return io.BytesIO(file.read(self.size))
+def _parse_lines(path: Path, number: int, lines: list[bytes], context: ReadContext) -> Iterator[Document]:
+    """The documents of some lines, the first of which is line `number` of the file."""
+    for line_number, line in enumerate(lines, start=number):
+        document = parse_json_line(line, context, where=f"{path}:{line_number}")
+        if document is not None:
+            yield document
 
 
 def parse_json_line(line: bytes, context: ReadContext, *, where: str) -> Document | None:

@@ -5,13 +5,12 @@ which may hold many texts, and with the largest rows.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import MOST_BLOCK_BYTES, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.text_files import explain_errors
 from gptjax.errors import UserError
@@ -29,34 +28,22 @@ def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
             group = file.metadata.row_group(number)
             columns = [group.column(i) for i in range(group.num_columns)]
             size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == context.text_field)
-            block = _RowGroup(path, number, row, size)
+            yield from Block(size, partial(_read_row_group, path, number, row)).chunks(context)
             row += group.num_rows
-            if size <= MOST_BLOCK_BYTES:
-                yield block
-            else:
-                yield from block.documents(context)
 
 
-@dataclass(frozen=True)
-class _RowGroup:
-    """A row group by its number; `row` counts the rows before it, `size` the bytes of the text as encoded."""
-
-    path: Path
-    number: int
-    row: int
-    size: int
-
-    def documents(self, context: ReadContext) -> Iterator[Document]:
-        column, row = context.text_field, self.row
-        with _open_parquet(self.path) as file:
-            for batch in file.iter_batches(ROWS, row_groups=[self.number], columns=[column], use_threads=False):
-                for value in _as_binary(batch.column(0)):
-                    row += 1
-                    where = f"{self.path}: row {row}"
-                    if value.is_valid:
-                        yield validate_utf8(memoryview(value.as_buffer()).cast("B"), context, where=where)
-                    else:
-                        context.skip_record(f"{where}: {column!r} is null, wanted a string.")
+def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> Iterator[Document]:
+    """The rows of a group by its number; the file has `row` rows before them."""
+    column = context.text_field
+    with _open_parquet(path) as file:
+        for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column], use_threads=False):
+            for value in _as_binary(batch.column(0)):
+                row += 1
+                where = f"{path}: row {row}"
+                if value.is_valid:
+                    yield validate_utf8(memoryview(value.as_buffer()).cast("B"), context, where=where)
+                else:
+                    context.skip_record(f"{where}: {column!r} is null, wanted a string.")
 
 
 def _as_binary(column: Any) -> Any:
@@ -85,7 +72,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read as Parquet: {str(error).rstrip('.')}.") from None
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _read_metadata(path: Path, size: int, modified: int) -> Any:
     # Parsed once for a file in one state: with thousands of row groups it takes longer than reading one of them.
     import pyarrow.parquet as parquet

@@ -9,7 +9,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_pipelines.readers.documents import (
     BLOCK_BYTES,
     REPLACED,
     TEXT_FIELD,
+    Block,
     Chunk,
     Document,
     ReadContext,
@@ -34,26 +35,21 @@ NO_FIELDS = "files read whole as text, which has no fields that --text-field cou
 
 def read_text(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the whole file as one document; a small file as a block."""
-    file = _TextFile(path, path.stat().st_size)
-    if is_plain(path) and file.size <= BLOCK_BYTES:
-        yield file
+    size = path.stat().st_size
+    if is_plain(path) and size <= BLOCK_BYTES:
+        yield Block(size, partial(_read_whole, path))
     else:
-        yield from file.documents(context)
+        yield from _read_whole(path, context)
 
 
-@dataclass(frozen=True)
-class _TextFile:
-    path: Path
-    size: int
-
-    def documents(self, context: ReadContext) -> Iterator[Document]:
-        if context.text_field != TEXT_FIELD:
-            context.notes[NO_FIELDS] += 1
-        with explain_errors(self.path), open_file(self.path) as file:
-            content = file.read()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError(f"{self.path}: is UTF-16, wanted UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
-        yield validate_utf8(content, context, where=str(self.path), note=REPLACED)
+def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
+    if context.text_field != TEXT_FIELD:
+        context.notes[NO_FIELDS] += 1
+    with explain_errors(path), open_file(path) as file:
+        content = file.read()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: is UTF-16, wanted UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
+    yield validate_utf8(content, context, where=str(path), note=REPLACED)
 
 
 def is_plain(path: Path) -> bool:

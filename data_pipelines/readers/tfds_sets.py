@@ -7,17 +7,17 @@ They are found by their directories under `$TFDS_DATA_DIR` (`~/tensorflow_datase
 builder needs TensorFlow. To prepare a set: `python -m data_pipelines.fetch tfds:lm1b`, which mostly needs TensorFlow.
 """
 
-import functools
 import importlib.util
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.array_records import ranges
-from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import TEXT_FIELD, Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
 from gptjax.errors import UserError
@@ -43,8 +43,17 @@ class TfdsSet:
         opened = _open_split(self.spec, self.directory, self.split, context.text_field)
         count = len(opened.records)
         for begin, end in ranges(count, opened.record_bytes * count):
-            size = opened.record_bytes * (end - begin)
-            yield _Records(self.spec, self.directory, self.split, begin, end, size)
+            yield from Block(opened.record_bytes * (end - begin), partial(self._read, begin, end)).chunks(context)
+
+    def _read(self, begin: int, end: int, context: ReadContext) -> Iterator[Document]:
+        opened = _open_split(self.spec, self.directory, self.split, context.text_field)
+        numbers = list(range(begin, end))
+        for number, record in zip(numbers, opened.records.__getitems__(numbers), strict=True):
+            content, where = record[opened.feature], f"{self.spec}: record {number}"
+            if isinstance(content, bytes):
+                yield validate_utf8(content, context, where=where)
+            else:
+                context.skip_record(f"{where}: {opened.feature!r} is {content!r}, wanted bytes.")
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with the names, sizes and modification times of all files of the set."""
@@ -52,7 +61,7 @@ class TfdsSet:
         full_name = self.directory.relative_to(data_directory()).as_posix()
         return {"source": self.spec, "set": full_name, "names_sizes_times": files}
 
-    @functools.cached_property
+    @cached_property
     def directory(self) -> Path:
         """Where the version lies; raises `UserError` if it is not prepared."""
         versions = [info.parent for info in (data_directory() / self.set).glob("*/dataset_info.json")]
@@ -75,7 +84,7 @@ class _Split(NamedTuple):
     """The mean size of a record."""
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _open_split(spec: str, directory: Path, split: str, text_field: str) -> _Split:
     """Open the records, once in a process, for it takes seconds."""
     builder = _import_tfds(spec).builder_from_directory(directory)
@@ -86,8 +95,7 @@ def _open_split(spec: str, directory: Path, split: str, text_field: str) -> _Spl
     except NotImplementedError:
         raise UserError(
             f"source {spec}: {directory} holds {builder.info.file_format.value} files, which only TensorFlow reads. "
-            "Remove the directory and prepare the set as array_record: python -m data_pipelines.fetch "
-            f"{PREFIX}{builder.info.full_name.rpartition('/')[0]}."
+            f"Remove the directory and prepare the set as array_record: python -m data_pipelines.fetch {spec}."
         ) from None
     except ValueError as error:
         raise UserError(f"source {spec}: split {split!r}: {error}") from None
@@ -104,35 +112,10 @@ def _find_feature(spec: str, features: dict[str, Any], wanted: str) -> str:
     raise UserError(f"source {spec}: no feature {wanted!r} of text; it has {others} (--text-field chooses another).")
 
 
-@dataclass(frozen=True)
-class _Records:
-    """Records of a split, from `begin` up to `end`, counted from 0."""
-
-    spec: str
-    directory: Path
-    split: str
-    begin: int
-    end: int
-    size: int
-
-    def documents(self, context: ReadContext) -> Iterator[Document]:
-        opened = _open_split(self.spec, self.directory, self.split, context.text_field)
-        numbers = range(self.begin, self.end)
-        for number, record in zip(numbers, opened.records.__getitems__(list(numbers)), strict=True):
-            content, where = record[opened.feature], f"{self.spec}: record {number}"
-            if isinstance(content, bytes):
-                yield validate_utf8(content, context, where=where)
-            else:
-                context.skip_record(f"{where}: {opened.feature!r} is {content!r}, wanted bytes.")
-
-
 def open_tfds(spec: str) -> TfdsSet | None:
     """Open `tfds:NAME[/CONFIG][:VERSION][@SPLIT]`, reading nothing yet; None for another prefix."""
-    return parse_tfds(spec) if spec.startswith(PREFIX) else None
-
-
-def parse_tfds(spec: str) -> TfdsSet:
-    """The set of a spec; raises `UserError` for another form."""
+    if not spec.startswith(PREFIX):
+        return None
     found = _SPEC.fullmatch(spec)
     if not found:
         raise UserError(
@@ -143,7 +126,8 @@ def parse_tfds(spec: str) -> TfdsSet:
 
 def prepare_tfds(spec: str) -> Path:
     """Download and generate a set as ArrayRecord by its own builder; returns its directory."""
-    source = parse_tfds(spec)
+    source = open_tfds(spec)
+    assert source is not None
     tfds = _import_tfds(spec)
     name = source.set if source.version is None else f"{source.set}:{source.version}"
     try:
