@@ -24,7 +24,7 @@ config = TrainConfig(
     start_from="runs/gpt2-xl",
     steps=20,
     batch=Batch(sequences=32, accumulate=4),
-    data=Prepared(source="shakespeare", tokenizer="gpt2", validation="tail:0.1"),
+    data=Prepared(source="shakespeare", tokenizer="gpt2", split="tail:0.1"),
     optimizer=AdamW(learning_rate=3e-5, schedule=Constant()),
     checkpoint=Checkpoint(every=5),
     evals=(ValidationLoss(every=5, sequences=4), Samples(every=20, prompt="ROMEO:", max_new_tokens=100)),

@@ -35,7 +35,7 @@ config = TrainConfig(
         remat="none",
         layers="unroll",
     ),
-    data=Prepared(source="stdlib", tokenizer="bpe:4096", validation="documents:0.02"),
+    data=Prepared(source="stdlib", tokenizer="bpe:4096", split="hash:0.02"),
     objective=NextToken(chunk_tokens=512),
     optimizer=AdamW(learning_rate=4e-3, beta2=0.99, schedule=Cosine(warmup=100, floor=0.1)),
     checkpoint=Checkpoint(every=400),

@@ -32,7 +32,7 @@ config = TrainConfig(
         remat="none",
         layers="unroll",
     ),
-    data=Prepared(source="stdlib", tokenizer="bpe:1024", validation="documents:0.02"),
+    data=Prepared(source="stdlib", tokenizer="bpe:1024", split="hash:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,

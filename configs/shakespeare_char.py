@@ -23,7 +23,7 @@ config = TrainConfig(
     steps=5000,
     batch=Batch(sequences=64),
     model=GPTConfig(num_layers=6, width=384, num_heads=6, context=256, vocab_size=65, bias=False, dropout=0.2),
-    data=Prepared(source="shakespeare", tokenizer="chars", validation="tail:0.1"),
+    data=Prepared(source="shakespeare", tokenizer="chars", split="tail:0.1"),
     optimizer=AdamW(learning_rate=1e-3, beta2=0.99, schedule=Cosine(warmup=100, floor=0.1)),
     checkpoint=Checkpoint(every=250),
     evals=(ValidationLoss(every=250, sequences=64), Samples(every=1000, max_new_tokens=200)),

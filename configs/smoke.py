@@ -24,7 +24,7 @@ config = TrainConfig(
     model=GPTConfig(
         num_layers=2, width=64, num_heads=4, context=64, vocab_size=None, bias=False, dtype="float32", remat="none"
     ),
-    data=Prepared(source="stdlib", tokenizer="bytes", validation="documents:0.02"),
+    data=Prepared(source="stdlib", tokenizer="bytes", split="hash:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,

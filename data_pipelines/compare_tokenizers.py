@@ -1,9 +1,8 @@
-"""How well tokenizers compress texts, side by side: `python -m data_pipelines.compare_tokenizers --help`.
+"""Compare how well tokenizers compress texts: `python -m data_pipelines.compare_tokenizers --help`.
 
     python -m data_pipelines.compare_tokenizers --tokenizer=data/tokenizer --source=books/ --source=web.jsonl.gz
 
-Bytes per token say how much text fits into a context and into a step; a model that reads fewer tokens for the same text
-is cheaper by as much. Each source is read once, a document at a time, for all tokenizers together.
+Bytes per token say how much text fits into a context and into a step. Each source is read once for all tokenizers.
 """
 
 import itertools
@@ -16,27 +15,26 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.encode.pieces import pieces
 from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, Source, is_blank, iter_documents
 from data_pipelines.readers.sources import open_source
-from data_pipelines.runtime.options import at_least
-from data_pipelines.runtime.progress import say_notes
+from data_pipelines.runtime.options import require_at_least
+from data_pipelines.runtime.progress import print_notes
 from gptjax.errors import UserError, explained
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Compression:
+class CompareTokenizers:
     """Compare tokenizers on texts: bytes per token, and tokens per document."""
 
     tokenizer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """`gpt2`, `bytes`, a tokenizer.json or a directory with one; may be given several times."""
     source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """Whatever `prepare` takes as its source; may be given several times."""
-    against: str = "gpt2"
-    """The tokenizer that the others are compared with; it is measured too."""
+    """A source as for `prepare`; may be given several times."""
+    baseline: str = "gpt2"
+    """The tokenizer that the others are compared with; it is measured, too."""
     max_bytes: int | None = None
-    """Read documents of each source until they make up so many bytes; by default all."""
+    """Read documents of each source until they have so many bytes; by default all."""
     text_field: str = TEXT_FIELD
     """As for `prepare`: the field of a record that holds its text, in all sources."""
     json: Path | None = None
@@ -45,44 +43,43 @@ class Compression:
     def __post_init__(self) -> None:
         if not self.tokenizer or not self.source:
             raise UserError("wanted at least one --tokenizer and one --source.")
-        at_least(1, max_bytes=self.max_bytes)
+        require_at_least(1, max_bytes=self.max_bytes)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One tokenizer on one text; `bytes` of UTF-8, `tokens` without any end of text."""
+    """One tokenizer on one source."""
 
     source: str
     tokenizer: str
     vocab_size: int
     documents: int
     bytes: int
+    """Of UTF-8."""
     tokens: int
+    """Without end-of-text tokens."""
     bytes_per_token: float
     tokens_per_document: float
     saved: float
-    """Share of tokens saved against the tokenizer compared with: 0.1 is a tenth fewer, below 0 is more."""
+    """Share of tokens saved against the baseline: 0.1 is a tenth fewer, below 0 is more."""
 
 
-def compare(request: Compression) -> list[Measurement]:
-    """All tokenizers on all sources, the one compared with first; sources in the order given."""
-    specs = list(dict.fromkeys([request.against, *request.tokenizer]))
-    tokenizers = {spec: load_tokenizer(spec) for spec in specs}
-    return [row for spec in request.source for row in _measured(spec, tokenizers, request)]
+def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
+    """Measure all tokenizers on all sources, the baseline first; sources in the order given."""
+    tokenizers = {spec: load_tokenizer(spec) for spec in dict.fromkeys([request.baseline, *request.tokenizer])}
+    return [row for spec in request.source for row in _measure(spec, tokenizers, request)]
 
 
-def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression) -> Iterator[Measurement]:
+def _measure(spec: str, tokenizers: dict[str, Tokenizer], request: CompareTokenizers) -> Iterator[Measurement]:
     documents, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
-    for document in _beginning(open_source(spec), context, request.max_bytes):
+    for document in _take_documents(open_source(spec), context, request.max_bytes):
         documents += 1
         size += len(document)
         for name, tokenizer in tokenizers.items():
-            parts = pieces(document, tokenizer)
-            tokens[name] += sum(len(tokenizer.encode(str(part.content, "utf-8"))) for part in parts)
+            tokens[name] += len(tokenizer.encode(str(document, "utf-8")))
     if size == 0:
         raise UserError(f"source {spec}: holds no text. {'; '.join(context.notes.lines())}".strip())
-    say_notes(context.notes.lines())
-    baseline = tokens[next(iter(tokenizers))]
+    print_notes(context.notes.lines())
     for name, tokenizer in tokenizers.items():
         yield Measurement(
             source=spec,
@@ -93,12 +90,12 @@ def _measured(spec: str, tokenizers: dict[str, Tokenizer], request: Compression)
             tokens=tokens[name],
             bytes_per_token=size / tokens[name],
             tokens_per_document=tokens[name] / documents,
-            saved=1 - tokens[name] / baseline,
+            saved=1 - tokens[name] / tokens[request.baseline],
         )
 
 
-def _beginning(source: Source, context: ReadContext, limit: int | None) -> Iterator[Document]:
-    """Whole documents that are not blank, until they have `limit` bytes."""
+def _take_documents(source: Source, context: ReadContext, limit: int | None) -> Iterator[Document]:
+    """Yield documents that are not blank, until they have `limit` bytes."""
     size = 0
     for document in iter_documents(source.chunks(context), context):
         if not is_blank(document):
@@ -108,8 +105,8 @@ def _beginning(source: Source, context: ReadContext, limit: int | None) -> Itera
                 return
 
 
-def lines(rows: Sequence[Measurement]) -> Iterator[str]:
-    """The measurements for a terminal: a block for each source, a line in it for each tokenizer."""
+def format_lines(rows: Sequence[Measurement]) -> Iterator[str]:
+    """Format the measurements for a terminal: a block for each source, a line in it for each tokenizer."""
     width = max(len("tokenizer"), *(len(row.tokenizer) for row in rows))
     headings = f"  {'tokenizer':{width}} {'vocabulary':>10} {'tokens':>15} {'bytes/token':>11} {'tokens/document':>15}"
     for source, group in itertools.groupby(rows, key=lambda row: (row.source, row.documents, row.bytes)):
@@ -120,21 +117,14 @@ def lines(rows: Sequence[Measurement]) -> Iterator[str]:
             yield f"  {row.tokenizer:{width}} {counts} {row.tokens_per_document:>15,.1f} {row.saved:>+7.1%}"
 
 
-def main(request: Compression) -> None:
-    """Measure, print, and write where `--json` says."""
-    rows = compare(request)
-    print(*lines(rows), f"saved: share of tokens against {request.against}", sep="\n")
+def main(request: CompareTokenizers) -> None:
+    """Measure, print, and write the file of `--json`."""
+    rows = compare_tokenizers(request)
+    print(*format_lines(rows), f"saved: share of tokens against {request.baseline}", sep="\n")
     if request.json is not None:
-        _write(request.json.expanduser(), json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
+        request.json.expanduser().write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
 if __name__ == "__main__":
     with explained():
-        main(tyro.cli(Compression, prog="python -m data_pipelines.compare_tokenizers"))
+        main(tyro.cli(CompareTokenizers, prog="python -m data_pipelines.compare_tokenizers"))

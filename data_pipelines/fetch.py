@@ -17,11 +17,11 @@ from pathlib import Path
 
 import tyro
 
-from data_pipelines.index_shards import adopt, check_adoptable, is_adopted, tokenizer_of
+from data_pipelines.index_shards import check_foreign, choose_tokenizer, index_shards, is_indexed
 from data_pipelines.readers import tfds_sets
 from data_pipelines.readers.hub import HubFiles, RemoteFile, open_hub
 from data_pipelines.recipes import RECIPES
-from data_pipelines.runtime.options import at_least
+from data_pipelines.runtime.options import require_at_least
 from gptjax.errors import UserError, explained
 from gptjax.shards import file_sha256, is_of_split, open_shard
 
@@ -43,7 +43,7 @@ class Fetch:
     """Whose ids the shards hold: `gpt2` (the default without a tokenizer.json beside them), or a tokenizer.json."""
 
     def __post_init__(self) -> None:
-        at_least(0, shards=self.shards)
+        require_at_least(0, shards=self.shards)
 
 
 def fetch(request: Fetch) -> Path:
@@ -58,12 +58,12 @@ def fetch(request: Fetch) -> Path:
     shards = [file for file in repository.match() if file.path.endswith(".bin")]
     chosen = _choose_shards(request.source, shards, request.shards)
     output = request.output.expanduser()
-    check_adoptable(output)
-    tokenizer = tokenizer_of(output, request.tokenizer)  # it may be missing, so before hours of fetching
+    check_foreign(output)
+    tokenizer = choose_tokenizer(output, request.tokenizer)  # it may be missing, so before hours of fetching
     tokens = sum(len(open_shard(_fetch_shard(repository, file, output))) for file in chosen)
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
-    if not is_adopted(output):
-        adopt(output, tokenizer)
+    if not is_indexed(output):
+        index_shards(output, tokenizer)
     print(f"{output}: {len(chosen)} of {len(shards)} shards, {tokens:,} tokens")
     return output
 

@@ -1,140 +1,123 @@
-"""Shards that were made elsewhere, made known: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
+"""Index token shards of another project: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
 
-    llm.c's and modded-nanogpt's .bin files, as they are + manifest.json, tokenizer.json, an index of documents
+    .bin files of llm.c or modded-nanogpt, as they are + manifest.json, tokenizer.json, an index of documents
 
-Reads every file twice. From then on a file that was altered is named when a run starts, `data_pipelines.verify` checks
-all of it, and bits per byte and samples need no further word. `fetch` does this with what it brings. The shards
-themselves are not touched, but a run that began before does not resume on them: it knew them by samples only.
+Reads every file twice; the shards themselves do not change. Afterwards a run names an altered file when it starts,
+`data_pipelines.verify` checks everything, and the tokenizer is known. `fetch` does this with the shards that it brings.
+A run that began without the index does not resume on it.
 """
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
 
-from data_pipelines.output.sidecars import CompanionWriter
-from data_pipelines.runtime.locks import locked
+from data_pipelines.output.shard_writer import SIDECAR_DTYPES, describe_sidecar, write_manifest
+from data_pipelines.runtime.locks import hold_lock
 from gptjax.errors import UserError, explained
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
 from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 from gptjax.tokenizer_files import FILE_NAME
 
-ADOPTED = {"made by": "others"}
-"""What the manifest says of the request that made the shards."""
+FOREIGN_REQUEST = {"made by": "others"}
+"""The request in the manifest of shards that were not prepared here."""
 SPLITS = ("train", "val")
-MANY = 30
-"""Where so many documents are expected in a file, it is no chance if there are not even 1 / MANY of them."""
 
 
 @dataclass(frozen=True)
-class Adopt:
-    """Write down what a directory of foreign shards holds."""
+class IndexShards:
+    """Write a manifest and an index of documents for shards of another project."""
 
     directory: Annotated[Path, tyro.conf.Positional]
     """Directory of .bin files with `train` or `val` in their names."""
     tokenizer: str | None = None
-    """Whose ids they hold: `gpt2` (unless a tokenizer.json lies there), `bytes`, a tokenizer.json or a directory with
-    one."""
+    """Whose ids they hold: `gpt2` (the default without a tokenizer.json beside them), `bytes`, a tokenizer.json or a
+    directory with one."""
 
 
-def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
-    """Index and hash the splits; prints a line for each. Adopting again, after files were added, begins anew.
+class SplitIndex(NamedTuple):
+    """What the manifest says of a split."""
 
-    What an earlier adoption wrote stays until all has been read. Raises `UserError` for a directory that was prepared
-    here, and for ids that the tokenizer does not have.
+    counts: Counts
+    files: dict[str, ShardFile]
+    sidecars: dict[str, Companion]
+
+
+def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
+    """Index and hash the splits; prints a line for each. Run it again after files were added.
+
+    An earlier index stays until everything has been read. Raises `UserError` for a directory that was prepared here,
+    and for ids that the tokenizer does not have.
     """
-    check_adoptable(directory)
+    check_foreign(directory)
     found = {split: tuple(files_of_split(directory, split)) for split in SPLITS}
     if not any(found.values()):
         raise UserError(f"{directory}: no .bin files with train or val in their names.")
     streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
-    if len({stream.dtype for stream in streams.values()}) > 1:
+    if len(dtypes := {stream.dtype for stream in streams.values()}) > 1:
         raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
-    splits: dict[str, Counts] = {}
-    files: dict[str, ShardFile] = {}
-    companions: dict[str, Companion] = {}
-    with locked(directory.absolute()), _workplace(directory / ".adopting") as new:
-        for split, stream in streams.items():
-            starts, size = _read(stream, tokenizer)
-            splits[split] = Counts(len(starts), len(stream), size)
-            for path, begin, end in stream.spans():
-                files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
-            if len(starts):
-                index = CompanionWriter(new, split, "documents")
-                index.append(starts)
-                companions |= index.finish()
-            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
-            print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {known}")
+    lock = hold_lock(directory.absolute())
+    with lock, tempfile.TemporaryDirectory(prefix=".index", dir=directory) as new:
+        splits = {split: _index_split(Path(new), split, stream, tokenizer) for split, stream in streams.items()}
         for split in SPLITS:
-            name = f"{split}.documents"
-            if name in companions:
-                os.replace(new / name, directory / name)
-            else:
-                (directory / name).unlink(missing_ok=True)
-        tokenizer.save(directory)
-        manifest = Manifest(
-            tokenizer=tokenizer.name,
-            fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            dtype=next(iter(streams.values())).dtype.name,
-            splits=splits,
-            files=files,
-            companions=companions,
-            request=ADOPTED,
-        )
-        manifest.write(directory)
-    return manifest
+            (directory / f"{split}.documents").unlink(missing_ok=True)
+        for path in Path(new).iterdir():
+            os.replace(path, directory / path.name)
+        return write_manifest(directory, splits, tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
 
 
-@contextlib.contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """An empty directory, gone afterwards; what a kill left of it goes first."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def _index_split(new: Path, split: str, stream: TokenStream, tokenizer: Tokenizer) -> SplitIndex:
+    """Read a split, and write `SPLIT.documents` into `new` if the split begins with a document."""
+    starts, size = _read_split(stream, tokenizer)
+    files = {
+        path.name: ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
+        for path, begin, end in stream.spans()
+    }
+    sidecars: dict[str, Companion] = {}
+    if len(starts):
+        path = new / f"{split}.documents"
+        path.write_bytes(starts.astype(SIDECAR_DTYPES["documents"]).tobytes())
+        sidecars[path.name] = describe_sidecar(path, split, "documents")
+    known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
+    print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {known}")
+    return SplitIndex(Counts(len(starts), len(stream), size), files, sidecars)
 
 
-def tokenizer_of(directory: Path, spec: str | None) -> Tokenizer:
-    """The tokenizer asked for, by default the one that lies in the directory, else GPT-2's; another one there is a
-    `UserError`, for it may be the only copy."""
-    beside = directory / FILE_NAME
-    if not beside.is_file():
+def choose_tokenizer(directory: Path, spec: str | None) -> Tokenizer:
+    """The tokenizer of `spec`, by default the one in the directory, else GPT-2's.
+
+    Raises `UserError` where the directory holds another one, which may be the only copy.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
         return load_tokenizer(spec or "gpt2")
-    there = load_tokenizer(beside)
-    if spec is not None and load_tokenizer(spec).fingerprint != there.fingerprint:
-        raise UserError(f"{beside}: is another tokenizer ({there.name}) than {spec!r}. Move one of them away.")
-    return there
+    tokenizer = load_tokenizer(path)
+    if spec is not None and load_tokenizer(spec).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
+    return tokenizer
 
 
-def check_adoptable(directory: Path) -> None:
-    """Raise unless whatever lies there was made by others."""
-    known = read_manifest(directory)
-    if known is not None and known.request != ADOPTED:
+def check_foreign(directory: Path) -> None:
+    """Raise `UserError` for a directory that was prepared here."""
+    manifest = read_manifest(directory)
+    if manifest is not None and manifest.request != FOREIGN_REQUEST:
         raise UserError(f"{directory}: was prepared here; `python -m data_pipelines.verify` checks it.")
 
 
-def is_adopted(directory: Path) -> bool:
-    """Whether the manifest names exactly the shards that lie there."""
-    known = read_manifest(directory)
-    there = {path.name: path.stat().st_size for split in SPLITS for path in files_of_split(directory, split)}
-    return known is not None and {name: file.bytes for name, file in known.files.items()} == there
+def is_indexed(directory: Path) -> bool:
+    """Whether the manifest lists exactly the shards in the directory."""
+    manifest = read_manifest(directory)
+    sizes = {path.name: path.stat().st_size for split in SPLITS for path in files_of_split(directory, split)}
+    return manifest is not None and {name: file.bytes for name, file in manifest.files.items()} == sizes
 
 
-def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """Where documents begin, nothing where the tokens do not say; and the bytes of UTF-8 that they stand for.
-
-    Raises at an id that the tokenizer does not have, and for a file with next to no ends of text among others of many.
-    """
+def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """Find the starts of documents (none if the split does not begin with one) and the bytes of UTF-8."""
     starts, size = [np.zeros(0, np.int64)], 0
     for path, first, _ in stream.spans():
         for begin, part in parts(open_shard(path)):
@@ -147,26 +130,11 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
             if tokenizer.end_of_text is not None:
                 starts.append(first + begin + np.flatnonzero(part == tokenizer.end_of_text))
     found = np.concatenate(starts)
-    _check_alike(stream, found)
     return (found if len(found) and found[0] == 0 else found[:0]), size
-
-
-def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
-    """Raise for a file in which documents begin far more rarely than in the rest: its ids mean something else."""
-    for path, begin, end in stream.spans():
-        own = int(np.searchsorted(starts, end) - np.searchsorted(starts, begin))
-        rest = len(stream) - (end - begin)
-        expected = (len(starts) - own) * (end - begin) / rest if rest else 0.0
-        if expected >= MANY and own < expected / MANY:
-            raise UserError(
-                f"{path}: {own} documents begin in it, where by the other files of its split it would be about "
-                f"{expected:,.0f}. It was made with another tokenizer, or of much longer texts: give it a directory of "
-                "its own."
-            )
 
 
 if __name__ == "__main__":
     with explained():
-        request = tyro.cli(Adopt, prog="python -m data_pipelines.index_shards")
+        request = tyro.cli(IndexShards, prog="python -m data_pipelines.index_shards")
         directory = request.directory.expanduser()
-        adopt(directory, tokenizer_of(directory, request.tokenizer))
+        index_shards(directory, choose_tokenizer(directory, request.tokenizer))

@@ -1,7 +1,7 @@
-"""Is a directory of shards what its manifest says? `python -m data_pipelines.verify data/books`
+"""Compare prepared data with its manifest: `python -m data_pipelines.verify data/books`
 
-Reads every byte. Prints a line for each split and for what was wrong with its source, and exits with 2 at the first
-file that is cut short, altered, or of another tokenizer.
+Reads every byte. Prints a line for each split and the notes of the preparation, and exits with 2 at the first file that
+is cut short, altered, or of another tokenizer.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.runtime.progress import say_notes
+from data_pipelines.runtime.progress import print_notes
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
 from gptjax.integrity import check_bytes, check_documents, verify
@@ -27,7 +27,7 @@ class Verify:
 
 
 def verify_directory(request: Verify) -> Manifest:
-    """Check files, companions and tokenizer.json; prints what was found whole, raises `UserError` at what was not."""
+    """Check shards, sidecars and tokenizer.json and print a summary; raises `UserError` at the first difference."""
     directory = request.directory.expanduser()
     manifest = verify(directory)
     tokenizer = TokenShards(path=str(directory)).vocabulary()
@@ -42,13 +42,13 @@ def verify_directory(request: Verify) -> Manifest:
         check_documents(stream, tokenizer.end_of_text)
         check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
         files = len(manifest.files_of(split))
-        beside = ", ".join(sorted(companion.kind for companion in manifest.companions_of(split).values())) or "none"
+        sidecars = ", ".join(sorted(sidecar.kind for sidecar in manifest.companions_of(split).values())) or "none"
         print(
             f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
-            f"file{'s' if files > 1 else ''}, companions: {beside}"
+            f"file{'s' if files > 1 else ''}, sidecars: {sidecars}"
         )
-    say_notes(manifest.notes)
-    print(f"{directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
+    print_notes(manifest.notes)
+    print(f"{directory}: complete, {manifest.tokenizer}, {manifest.dtype}")
     return manifest
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.encode.bpe_trainer import train_bpe
 from gptjax.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
 from gptjax.errors import UserError
 from gptjax.tokenizer import BPE, Bytes

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.compare_tokenizers import Compression, compare, lines
-from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.compare_tokenizers import CompareTokenizers, compare_tokenizers, format_lines
+from data_pipelines.encode.bpe_trainer import train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import load_tokenizer
 
@@ -26,12 +26,12 @@ def given(tmp_path):
 
 def request(given, **options):
     sources = (str(given / "tales.jsonl"), str(given / "noise.txt"))
-    return Compression(**{"tokenizer": (str(given / "tok"),), "source": sources, "against": "bytes", **options})
+    return CompareTokenizers(**{"tokenizer": (str(given / "tok"),), "source": sources, "baseline": "bytes", **options})
 
 
-def test_every_number_is_what_the_tokenizers_say(given):
+def test_measurements_are_those_of_the_tokenizers(given):
     own = load_tokenizer(given / "tok")
-    rows = compare(request(given))
+    rows = compare_tokenizers(request(given))
     names = [("tales.jsonl", "bytes"), ("tales.jsonl", "tok"), ("noise.txt", "bytes"), ("noise.txt", "tok")]
     assert [(Path(row.source).name, Path(row.tokenizer).name) for row in rows] == names
     size, tokens = sum(len(text.encode()) for text in TALES[:2]), sum(len(own.encode(text)) for text in TALES[:2])
@@ -44,22 +44,22 @@ def test_every_number_is_what_the_tokenizers_say(given):
     assert rows[3].saved < learnt.saved, "it knows the tales better than the noise"
 
 
-def test_the_one_compared_with_is_measured_once_and_first(given):
-    rows = compare(request(given, tokenizer=("bytes", str(given / "tok"), "bytes")))
+def test_baseline_is_measured_once_and_first(given):
+    rows = compare_tokenizers(request(given, tokenizer=("bytes", str(given / "tok"), "bytes")))
     assert [Path(row.tokenizer).name for row in rows] == ["bytes", "tok"] * 2
-    turned = compare(request(given, tokenizer=("bytes",), against=str(given / "tok")))
+    turned = compare_tokenizers(request(given, tokenizer=("bytes",), baseline=str(given / "tok")))
     assert [Path(row.tokenizer).name for row in turned] == ["tok", "bytes"] * 2
     assert turned[1].saved < 0
 
 
-def test_documents_are_read_until_there_is_enough(given):
-    assert [row.documents for row in compare(request(given, max_bytes=1))] == [1] * 4
-    assert [row.documents for row in compare(request(given, max_bytes=33))] == [2, 2, 1, 1]
+def test_max_bytes_limits_the_documents(given):
+    assert [row.documents for row in compare_tokenizers(request(given, max_bytes=1))] == [1] * 4
+    assert [row.documents for row in compare_tokenizers(request(given, max_bytes=33))] == [2, 2, 1, 1]
 
 
-def test_what_is_printed(given):
-    rows = compare(request(given))
-    printed = list(lines(rows))
+def test_format_lines_prints_every_number(given):
+    rows = compare_tokenizers(request(given))
+    printed = list(format_lines(rows))
     assert len(printed) == 2 * 4
     assert printed[0].endswith(f"tales.jsonl: 2 documents, {rows[0].bytes} bytes")
     assert printed[3].split() == [
@@ -69,7 +69,7 @@ def test_what_is_printed(given):
     ]
 
 
-def test_wrong_requests(given):
+def test_wrong_options_are_refused(given):
     (given / "blank.txt").write_text(" ")
     for options, message in [
         ({"source": (str(given / "blank.txt"),)}, r"blank\.txt: holds no text"),
@@ -78,17 +78,17 @@ def test_wrong_requests(given):
         ({"max_bytes": 0}, "--max-bytes=0"),
     ]:
         with pytest.raises(UserError, match=message):
-            compare(request(given, **options))
+            compare_tokenizers(request(given, **options))
 
 
-def test_the_command(given):
-    words = [f"--tokenizer={given / 'tok'}", "--against=bytes", f"--json={given / 'report.json'}"]
+def test_command_prints_and_writes_json(given):
+    words = [f"--tokenizer={given / 'tok'}", "--baseline=bytes", f"--json={given / 'report.json'}"]
     words += [f"--source={given / 'tales.jsonl'}", f"--source={given / 'noise.txt'}"]
     command = [sys.executable, "-m", "data_pipelines.compare_tokenizers", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "saved: share of tokens against bytes" in done.stdout
     report = json.loads((given / "report.json").read_text())
-    assert [row["tokens"] for row in report] == [row.tokens for row in compare(request(given))]
+    assert [row["tokens"] for row in report] == [row.tokens for row in compare_tokenizers(request(given))]
     failed = subprocess.run([*command, f"--json={given}"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
-    assert failed.stderr.startswith(f"error: --json={given} cannot be written: Is a directory")
+    assert failed.stderr.startswith(f"error: {given}: Is a directory")

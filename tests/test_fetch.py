@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hub_server import Hub, serving
 
+from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.fetch import Fetch, fetch
-from data_pipelines.train_tokenizer import train_bpe
 from gptjax.errors import UserError
 from gptjax.shards import open_split, shard_header
 

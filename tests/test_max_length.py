@@ -1,4 +1,4 @@
-"""Long documents go on as further documents: nothing lost, nothing longer than it may be."""
+"""Long documents become several, none longer than the limit, without a lost token."""
 
 from itertools import pairwise
 
@@ -25,8 +25,7 @@ def join(documents, end_of_text):
     end_of_text=st.sampled_from([END, None]),
     calls=st.lists(st.integers(0, 250), max_size=5),
 )
-def test_long_documents_go_on(documents, limit, end_of_text, calls):
-    """The same however the stream comes: it is divided at `calls`."""
+def test_limit_documents_cuts_the_same_in_any_calls(documents, limit, end_of_text, calls):
     room = limit - (end_of_text is not None)
     wanted = join([d[i : i + room] for d in documents for i in range(0, len(d), room)], end_of_text)
     tokens, starts = join(documents, end_of_text)
@@ -37,20 +36,20 @@ def test_long_documents_go_on(documents, limit, end_of_text, calls):
         part = limit_documents(
             tokens[begin:end], inside, limit=limit, end_of_text=end_of_text, unfinished=written - last
         )
-        made.append(part.tokens)
-        made_starts.append(part.starts + written)
-        last = int(made_starts[-1][-1]) if len(part.starts) else last
-        written += len(part.tokens)
+        made.append(part[0])
+        made_starts.append(part[1] + written)
+        last = int(made_starts[-1][-1]) if len(part[1]) else last
+        written += len(part[0])
     np.testing.assert_array_equal(np.concatenate(made), wanted[0])
     np.testing.assert_array_equal(np.concatenate(made_starts), wanted[1])
 
 
-def test_short_documents_stay_as_they_are():
+def test_limit_documents_keeps_short_ones():
     tokens, starts = np.array([0, 5, 5, 0, 7], np.uint16), np.array([0, 3])
     same = limit_documents(tokens, starts, limit=3, end_of_text=0, unfinished=0)
-    assert same.tokens is tokens
-    assert same.starts is starts
-    cut = limit_documents(tokens, starts, limit=2, end_of_text=0, unfinished=0)
-    assert cut.tokens.tolist() == [0, 5, 0, 5, 0, 7]
-    assert cut.starts.tolist() == [0, 2, 4]
-    assert cut.tokens.dtype == np.uint16
+    assert same[0] is tokens
+    assert same[1] is starts
+    cut, cut_starts = limit_documents(tokens, starts, limit=2, end_of_text=0, unfinished=0)
+    assert cut.tolist() == [0, 5, 0, 5, 0, 7]
+    assert cut_starts.tolist() == [0, 2, 4]
+    assert cut.dtype == np.uint16

@@ -1,1 +1,1 @@
-"""Documents to tokens."""
+"""Documents to tokens, on all cores, in the order of the corpus."""

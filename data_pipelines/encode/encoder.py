@@ -1,207 +1,127 @@
-"""Batches of a corpus to tokens on all cores, in the order of the corpus and in bounded memory.
+"""Batches of a corpus to tokens, on all cores and in the order of the corpus.
 
-The one idea: whoever encodes a batch also reads it. The process that gathers the results has only to find batches, to
-divide documents between the splits, and to write; so it feeds many cores.
-
-Workers are started only when there is enough text to pay for it. At most `BATCHES_A_WORKER` batches a worker are under
-way, or about `BYTES_A_WORKER`, and a large document travels in pieces of UTF-8, which becomes a `str` only where it is
-encoded: of a source of any size, only the document that is being read and a few batches for each worker must fit into
-memory.
+The process that encodes a batch also reads its blocks. The process that gathers the results only finds batches,
+decides splits and writes, so it can feed many cores.
 """
 
 import itertools
 import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.encode.batching import Batch, Found, Position, until_trouble
-from data_pipelines.encode.pieces import Piece, pieces
+from data_pipelines.encode.batching import DEFAULT_LIMITS, Batch, Limits, defer_error
+from data_pipelines.encode.pieces import Piece
 from data_pipelines.encode.split_rules import Rule
-from data_pipelines.encode.worker_pool import WorkerDied, Workers
-from data_pipelines.readers.documents import EMPTY, Document, Notes, ReadContext, is_blank, iter_documents
+from data_pipelines.encode.worker_pool import WorkerDied, map_in_processes
+from data_pipelines.readers.documents import EMPTY, Notes, ReadContext, is_blank, iter_documents
 from gptjax.errors import UserError
 from gptjax.shards import token_dtype
 from gptjax.tokenizer import Tokenizer
 
-BATCHES_A_WORKER = 4
-BYTES_A_WORKER = 2**24
-"""Of text, for a group of rows of that size may be a batch."""
-BYTES_WORTH_A_POOL = 2**22
-MOST_TEXT = 2**24
-"""Bytes of text that a worker returns at once. Only a block that is larger than it says comes to it."""
+PART = np.dtype([("number", "i8"), ("point", "f8"), ("tokens", "i8"), ("bytes", "i8"), ("begins", "?")])
+"""A document or a piece: its number among the documents of the batch, its point, its size, and whether it begins."""
 
 
-class Encoded(NamedTuple):
-    """The tokens of consecutive text of one split; which of them begin documents; and its bytes of UTF-8."""
+class EncodedBatch(NamedTuple):
+    """The tokens of a batch, with `<|endoftext|>` before each document if the tokenizer has it."""
 
-    split: str
+    rule: Rule
+    end: int
+    """As in `Batch`."""
     tokens: np.ndarray
-    starts: np.ndarray
-    bytes: int
-
-
-class Step(NamedTuple):
-    """What came next: at most one result for each split; what was noted with it; and the position up to which that
-    goes, or None where nobody could go on from it."""
-
-    results: list[Encoded]
-    notes: Notes
-    after: Position | None
-
-
-DOCUMENT = np.dtype([("number", np.int64), ("point", np.float64), ("tokens", np.int64), ("bytes", np.int64)])
-"""Of a document: its number among those that were read, where the rule places it, and how much of it is here."""
-
-
-class Undivided(NamedTuple):
-    """The tokens of neighbouring documents, without blank ones, or of a piece of one; `documents` are `DOCUMENT`s.
-
-    `begins` says whether the first begins here; `read` how many are done with it, blank ones included; `rest` whether
-    there are more in the batch, which is too large for one result.
-    """
-
-    tokens: np.ndarray
-    documents: np.ndarray
-    begins: bool
-    read: int
-    rest: bool
+    parts: np.ndarray
+    """Documents and pieces, of dtype `PART`, without blank ones."""
+    documents: int
+    """Documents that end in the batch, blank ones included."""
     notes: Notes
 
+    def iter_splits(self, before: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+        """Yield (split, its tokens, starts of documents among them, bytes of text) for each split with text.
 
-def encode_all(
-    batches: Iterable[Batch], tokenizer: Tokenizer, context: ReadContext, *, processes: int, documents: int = 0
-) -> Iterator[Step]:
-    """Encode all batches, before which the corpus has so many `documents`, read as `context` says (its notes stay).
-
-    `<|endoftext|>` goes before each document where the tokenizer has it.
-    """
-    encoder, trouble = Encoder(tokenizer, context), list[UserError]()
-    for batch, result in _encoded(until_trouble(batches, trouble), encoder, processes):
-        results = _by_split(result, batch.rule, before=documents)
-        documents += result.read
-        after = None if result.rest else Position(batch.chunks_done, batch.bytes_done, documents)
-        yield Step(results, result.notes, after)
-    if trouble:
-        raise trouble[0]
+        `before` is the number of documents of the corpus before the batch.
+        """
+        is_validation = self.rule.is_validation(before + self.parts["number"], self.parts["point"])
+        for split, mask in (("train", ~is_validation), ("val", is_validation)):
+            if mask.any():
+                parts = self.parts[mask]
+                tokens = self.tokens if mask.all() else self.tokens[np.repeat(mask, self.parts["tokens"])]
+                starts = np.cumsum(parts["tokens"]) - parts["tokens"]
+                yield split, tokens, starts[parts["begins"]], int(parts["bytes"].sum())
 
 
 class Encoder:
-    """Reads and encodes batches, in whichever process."""
+    """Reads and encodes a batch, in any process."""
 
     def __init__(self, tokenizer: Tokenizer, context: ReadContext) -> None:
-        self._tokenizer, self._context, self._most = tokenizer, context.fresh_copy(), MOST_TEXT
+        self._tokenizer, self._context = tokenizer, context.fresh_copy()
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._end_of_text = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
 
-    def __call__(self, batch: Batch) -> Undivided:
-        """The tokens of a batch, from the document on up to which it is done."""
-        what, notes = batch.found[0]
-        if isinstance(what, Piece):
-            begins, tokens = what.begin == 0, self._encode(what)
-            parts = [self._end_of_text, tokens] if begins else [tokens]
-            row = (0, batch.point, sum(map(len, parts)), len(what.content))
-            return Undivided(np.concatenate(parts), np.array([row], DOCUMENT), begins, int(what.ends), False, notes)
-        context, number, size, rest = self._context.fresh_copy(), 0, 0, False
-        parts, rows = [self._end_of_text[:0]], []
-        for document in _documents(batch.found, context):
-            if number == batch.skip > 0:
-                context.notes.take()  # told with the documents before
-            if number >= batch.skip and is_blank(document) and not batch.rule.keeps_blank:
+    def __call__(self, batch: Batch) -> EncodedBatch:
+        context, number = self._context.fresh_copy(), 0
+        tokens, parts = [self._end_of_text[:0]], []
+        for piece in _iter_documents(batch, context):
+            if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
-            elif number >= batch.skip:
-                size += len(document)
-                if rest := size > self._most and bool(rows):
-                    break
-                tokens = [self._end_of_text, *map(self._encode, pieces(document, self._tokenizer))]
-                rows.append((number - batch.skip, batch.rule.point(document), sum(map(len, tokens)), len(document)))
-                parts += tokens
-            number += 1
-            del document
-        documents = np.array(rows, DOCUMENT)
-        return Undivided(np.concatenate(parts), documents, True, number - batch.skip, rest, context.notes)
-
-    def _encode(self, piece: Piece) -> np.ndarray:
-        return self._tokenizer.encode(str(piece.content, "utf-8")).astype(self._dtype)
+            else:
+                ids = self._tokenizer.encode(str(piece.content, "utf-8")).astype(self._dtype)
+                new = [self._end_of_text, ids] if piece.begins else [ids]
+                tokens += new
+                parts.append((number, piece.point, sum(map(len, new)), len(piece.content), piece.begins))
+            number += piece.ends
+        return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
 
-def _documents(found: Iterable[Found], context: ReadContext) -> Iterator[Document]:
-    """All documents, and in `context` the notes of who found them and who reads them, in the order of the source."""
-    for chunk, notes in found:
-        assert not isinstance(chunk, Piece)
-        context.notes.add(notes)
-        yield from iter_documents([chunk], context)
+def _iter_documents(batch: Batch, context: ReadContext) -> Iterator[Piece]:
+    """Yield every document as one piece, and pieces as they are; notes of finding and reading come in corpus order."""
+    for unit in batch.units:
+        context.notes.add(unit.notes)
+        if isinstance(unit.content, Piece):
+            yield unit.content
+        else:
+            for document in iter_documents([unit.content], context):
+                yield Piece(document, begins=True, ends=True, point=batch.rule.point(document))
 
 
-def _by_split(found: Undivided, rule: Rule, *, before: int) -> list[Encoded]:
-    """The documents of each split, which has some; `before` is how many the corpus has before these."""
-    documents, results = found.documents, []
-    of_validation = rule.validation(before + documents["number"], documents["point"])
-    for split, mine in (("train", ~of_validation), ("val", of_validation)):
-        if mine.any():
-            lengths = documents["tokens"]
-            tokens = found.tokens if mine.all() else found.tokens[np.repeat(mine, lengths)]
-            starts = np.cumsum(lengths[mine]) - lengths[mine]
-            size = int(documents["bytes"][mine].sum())
-            results.append(Encoded(split, tokens, starts if found.begins else starts[:0], size))
-    return results
+def encode_batches(
+    batches: Iterator[Batch],
+    tokenizer: Tokenizer,
+    context: ReadContext,
+    *,
+    processes: int,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Iterator[EncodedBatch]:
+    """Encode all batches in order, in this process where there is little text; `context` keeps its own notes.
 
-
-def _encoded(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
-    """Every batch with its tokens, in their order; by a pool of processes where there is enough for one."""
-    first, size = [], 0
-    while processes > 1 and size < BYTES_WORTH_A_POOL and (batch := next(batches, None)) is not None:
+    Raises the first `UserError` in corpus order, whichever process meets it.
+    """
+    encoder, errors = Encoder(tokenizer, context), list[UserError]()
+    batches = defer_error(batches, errors)
+    first, size = list[Batch](), 0
+    while processes > 1 and (size < limits.pool_bytes or len(first) < processes):
+        if (batch := next(batches, None)) is None:
+            break
         first.append(batch)
         size += batch.size
-    if size >= BYTES_WORTH_A_POOL:
-        yield from _in_parallel(itertools.chain(first, batches), encoder, processes)
+    if size < limits.pool_bytes:
+        yield from map(encoder, itertools.chain(first, batches))
     else:
-        for batch in itertools.chain(first, batches):
-            yield from _results(batch, encoder(batch), encoder)
-
-
-def _in_parallel(batches: Iterator[Batch], encoder: Encoder, processes: int) -> Iterator[tuple[Batch, Undivided]]:
-    waiting: deque[tuple[Batch, Callable[[], Undivided]]] = deque()
-    under_way = 0
-    with Workers(encoder, processes) as workers:
-
-        def oldest() -> Iterator[tuple[Batch, Undivided]]:
-            nonlocal under_way
-            batch, result = waiting.popleft()
-            under_way -= batch.size
-            return _results(batch, result(), lambda rest: workers.submit(rest)())
-
         try:
-            for batch in batches:
-                waiting.append((batch, workers.submit(batch)))
-                under_way += batch.size
-                del batch
-                while len(waiting) >= BATCHES_A_WORKER * processes or under_way >= BYTES_A_WORKER * processes:
-                    yield from oldest()
-            while waiting:
-                yield from oldest()
+            workers = min(processes, len(first))
+            yield from map_in_processes(encoder, itertools.chain(first, batches), processes=workers)
         except WorkerDied:
             raise UserError(
                 f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
                 'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
             ) from None
-
-
-def _results(
-    batch: Batch, result: Undivided, encode: Callable[[Batch], Undivided]
-) -> Iterator[tuple[Batch, Undivided]]:
-    """A result, and those of the rest of its batch."""
-    yield batch, result
-    while result.rest:
-        batch = batch._replace(skip=batch.skip + result.read)
-        result = encode(batch)
-        yield batch, result
+    if errors:
+        raise errors[0]
 
 
 def refuse_in_worker() -> None:
-    """Raise where an unguarded script, imported by a spawned worker, would prepare again and wait for itself."""
+    """Raise where a script without a guard, imported by a spawned worker, would prepare again and wait for itself."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
             'prepare() is called while a worker imports this script; put it under __name__ == "__main__".'

@@ -1,95 +1,52 @@
-"""Large documents in pieces: cut where no token can span, so that the pieces' tokens are exactly the document's.
+r"""Large documents in pieces whose tokens are exactly those of the document.
 
-The one idea: where the pattern that cuts text into words is known, there are places at which a word must end, whatever
-stands around them. A letter before anything that is no letter is one, for a word that holds a letter ends with it; so
-is a digit before anything that is none; and a blank after anything that is not white space, for it can only begin a
-word. Bytes and characters have no words, and are cut anywhere between two characters. Where no such place comes for
-long (a word without end, letters that are not listed here, another pattern), `cuts.py` looks at the words and tokens.
+GPT-2's and GPT-4's patterns cut text into words, and no token crosses the end of a word. A document is cut only where
+a word ends whatever surrounds it: before a space that follows a character that is no white space, and after a single
+`\n` between two such characters. In both patterns white space is in a word only at its beginning, or as `\r` and `\n`
+at its end, or the whole word is white space; and only white space at the end of a text makes a pattern look ahead.
+Bytes and characters may be cut anywhere, and are cut at the same places. A document without such a place, and one for
+another pattern, stays whole.
 """
 
-import codecs
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data_pipelines.encode.cuts import Cuts
 from data_pipelines.readers.documents import Document
 from gptjax.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
 PIECE_BYTES = 2**19
-"""A piece is cut at the first place after so many bytes."""
-LOOK_BYTES = 2**12
-"""So many bytes at a time are looked at for a place,"""
-MOST_LOOKS = 2**5
-"""and so often."""
-
-# Letters that every version of Unicode knows as such: basic Latin, kana, CJK, hangul. Then ASCII that is no letter,
-# and the full stop and commas of East Asia, whose text may be without blanks. Tables of numbers are, too.
-_BETWEEN_WORDS = "\\S(?= )|[A-Za-zぁ-ゖァ-ヺ一-龥가-힣](?=[\\x00-@\\[-`{-\\x7f、。，])|[0-9](?=[\\x00-/:-\\x7f、。，])"
-# Of several blanks before a word, the last goes with the word or stands alone; tiktoken cannot look at a million of
-# them with something behind, but at the end of a text it can.
-_PLACES = {
-    GPT2_PATTERN: re.compile(_BETWEEN_WORDS + "|[ \\t\\r\\n](?=[ \\t\\r\\n]\\S)"),
-    GPT4_PATTERN: re.compile(_BETWEEN_WORDS + "|[ \\t\\r\\n](?= \\S)|[\\r\\n](?=\\S)"),
-    None: re.compile("(?s:.)"),
-}
-_AHEAD = 2
-"""Characters that a pattern looks at behind the place it finds."""
+WINDOW_BYTES = 2**12
+# UTF-8 of visible ASCII, U+00C0 to U+0FFF and U+3001 to U+D7FF, none of which is white space.
+_VISIBLE = (
+    rb"(?:[!-~]|[\xc3-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]"
+    rb"|\xe3(?!\x80\x80)[\x80-\xbf]{2}|[\xe4-\xed][\x80-\xbf]{2})"
+)
+_CUT = re.compile(rb"%b(?= )|%b\n(?=%b)" % (_VISIBLE, _VISIBLE, _VISIBLE))
 
 
 class Piece(NamedTuple):
-    """The UTF-8 of a document from byte `begin` up to `end`; `ends` says whether the document does so there."""
+    """Part of a document: its UTF-8, whether the document begins and ends here, and the document's point."""
 
-    content: bytes
-    begin: int
-    end: int
+    content: Document
+    begins: bool
     ends: bool
+    point: float
 
 
-def pieces(document: Document, tokenizer: Tokenizer, *, begin: int = 0) -> Iterator[Piece]:
-    """A document in pieces of about `PIECE_BYTES` at most; from `begin` on, which is the end of a piece."""
-    place = _PLACES.get(tokenizer.pattern)
-    cuts = Cuts(tokenizer) if len(document) > PIECE_BYTES else None
+def iter_pieces(document: Document, tokenizer: Tokenizer, *, point: float, size: int = PIECE_BYTES) -> Iterator[Piece]:
+    """Yield a document in pieces, each cut at the first possible place after `size` bytes."""
+    begin = 0
     while begin < len(document):
-        end = len(document) if cuts is None else _end(document, begin, place, cuts)
-        yield Piece(bytes(document[begin:end]), begin, end, end == len(document))
+        end = len(document)
+        if tokenizer.pattern in (None, GPT2_PATTERN, GPT4_PATTERN):
+            end = _find_cut(document, begin + size)
+        yield Piece(bytes(document[begin:end]), begin == 0, end == len(document), point)
         begin = end
 
 
-def _end(document: Document, begin: int, place: re.Pattern[str] | None, cuts: Cuts) -> int:
-    """Depends on nothing but the document and where the piece begins: a run that goes on finds the same pieces."""
-    limit = min(begin + PIECE_BYTES + MOST_LOOKS * LOOK_BYTES, len(document))
-    end = None if place is None else _known_place(document, begin + PIECE_BYTES - 1, limit, place)
-    if end is None and limit < len(document):
-        end = _cut(document, begin, cuts)
-    return len(document) if end is None else end
-
-
-def _known_place(document: Document, end: int, limit: int, place: re.Pattern[str]) -> int | None:
-    while end < limit:
-        while document[end] & 0xC0 == 0x80:  # inside a character
-            end -= 1
-        text = _text(document, end, min(end + LOOK_BYTES, limit))
-        if found := place.search(text):
-            return end + len(text[: found.end()].encode())
-        if end + LOOK_BYTES >= limit:
-            return None
-        end += len(text[:-_AHEAD].encode())
-    return None
-
-
-def _cut(document: Document, begin: int, cuts: Cuts) -> int | None:
-    size = PIECE_BYTES + MOST_LOOKS * LOOK_BYTES
-    text = _text(document, begin, begin + size)
-    first, last = (len(_text(document, begin, begin + count)) for count in (PIECE_BYTES, size - LOOK_BYTES))
-
-    def place(characters: int) -> int:
-        return begin + len(text[:characters].encode())
-
-    found = cuts.find(text, first, last, lambda cut: _text(document, place(cut), place(cut) + size))
-    return None if found is None else place(found)
-
-
-def _text(document: Document, begin: int, end: int) -> str:
-    """What lies there, but for a character at the end that is not complete."""
-    return codecs.utf_8_decode(document[begin:end], "strict", False)[0]
+def _find_cut(document: Document, begin: int) -> int:
+    for window in range(begin, len(document), WINDOW_BYTES):
+        if found := _CUT.search(bytes(document[window : window + WINDOW_BYTES])):
+            return window + found.end()
+    return len(document)

@@ -1,16 +1,14 @@
-"""Which text is for training and which for validation: decided by whole documents.
+"""The corpus of a request: documents, each for training or for validation."""
 
-The one idea: a corpus is chunks of a source, each with the rule that divides its documents, whoever reads them.
-
-A document is let go of (`del`) before the next one is asked for: two large ones need not fit into memory at once.
-"""
-
+import contextlib
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
-from data_pipelines.encode.split_rules import ByHash, Drawn, Only, Rule, Ruled, side_of
+import numpy as np
+
+from data_pipelines.encode.split_rules import AllTo, HashFraction, RandomSample, Rule, Side
 from data_pipelines.readers.documents import (
     EMPTY,
     Chunk,
@@ -23,230 +21,133 @@ from data_pipelines.readers.documents import (
 )
 from gptjax.errors import UserError
 
-DEFAULT_SPLIT = "documents:0.005"
-SMALLEST_TAIL = 0.1
+MIN_TAIL = 0.1
 ENOUGH_CHARACTERS = 100_000
-"""A single text gives its tenth to validation, unless a smaller part would have so many characters."""
-
-
-class Corpus(Protocol):
-    """Documents, each for one of the splits, always in the same order."""
-
-    def parts(self, context: ReadContext) -> Iterator[Ruled]:
-        """Yield the documents, or blocks of them, each with the rule that divides it."""
-        ...
-
-    def check(self, documents: int) -> None:
-        """Raise where another number of documents was expected than were read, blank ones included."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """What, in JSON, distinguishes this text, so divided, from another."""
-        ...
 
 
 @dataclass(frozen=True)
-class Divided:
-    """One source, of which a part is for validation."""
+class Tail:
+    """The last fraction of all characters; no rule, because it depends on the length of the whole source."""
 
-    source: Source
-    split: "Split"
-
-    def parts(self, context: ReadContext) -> Iterator[Ruled]:
-        return self.split.parts(self.source, context)
-
-    def check(self, documents: int) -> None:
-        self.split.check(self.source.name, documents)
-
-    def identity(self) -> dict[str, Any]:
-        return self.source.identity() | {"split": str(self.split)}
-
-
-@dataclass(frozen=True)
-class TwoSources:
-    """A source for training, and another one for validation."""
-
-    train: Source
-    validation: Source
-
-    def parts(self, context: ReadContext) -> Iterator[Ruled]:
-        for rule, source in ((Only("train"), self.train), (Only("val"), self.validation)):
-            yield from _all(rule, source.chunks(context))
-
-    def check(self, documents: int) -> None:
-        pass  # any number will do
-
-    def identity(self) -> dict[str, Any]:
-        return self.train.identity() | {"validation": self.validation.identity()}
-
-
-def divided(corpus: Corpus, context: ReadContext) -> Iterator[tuple[str, Document]]:
-    """Yield (`train` or `val`, document) for every document that is not blank, all of them read here."""
-    number = yield from _divided(corpus.parts(context), context)
-    corpus.check(number)
-
-
-def _divided(parts: Iterable[Ruled], context: ReadContext) -> Generator[tuple[str, Document], None, int]:
-    """Returns how many documents there were, blank ones included."""
-    number = 0
-    for rule, chunk in parts:
-        for document in iter_documents([chunk], context):
-            if is_blank(document) and not rule.keeps_blank:
-                context.notes[EMPTY] += 1
-            else:
-                yield side_of(rule, number, document), document
-            del document
-            number += 1
-        del chunk
-    return number
-
-
-@dataclass(frozen=True)
-class Split:
-    """`documents:F`, `tail:F`, `drawn:K/N/SEED` or `none`.
-
-    - `documents`: a document is for validation when the SHA-256 of its text falls into the fraction F; so neither
-      order nor number of processes matters, and equal documents are never on both sides. But where all would be
-      on one side, because there are few or a single one, `tail` divides them: by F if that gives 100,000 characters,
-      else by a tenth if that is more.
-    - `tail`: the last F of all characters, as nanoGPT cuts tiny Shakespeare. Documents that begin after the cut are for
-      validation, and always the last; if that is more than half of all, it is cut inside.
-    - `drawn`: K of exactly N documents are for validation, the first of NumPy's permutation by the seed: the cut of
-      Hugging Face's `train_test_split`, and so nanoGPT's of OpenWebText. Both splits stay in the order of the source.
-    - `none`: everything is for training.
-    """
-
-    kind: Literal["documents", "tail", "drawn", "none"]
-    fraction: float = 0.0
-    drawn: tuple[int, int, int] | None = None
-    """(K, N, SEED)"""
-
-    @classmethod
-    def parse(cls, spec: str) -> "Split":
-        kind, _, number = spec.partition(":")
-        if spec == "none":
-            return cls("none")
-        if kind == "drawn" and (found := re.fullmatch(r"(\d+)/(\d+)/(\d+)", number)):
-            chosen, documents, seed = map(int, found.groups())
-            if 0 < chosen < documents:
-                return cls("drawn", chosen / documents, (chosen, documents, seed))
-        try:
-            fraction = float(number)
-        except ValueError:
-            fraction = 0.0
-        if kind in ("documents", "tail") and 0 < fraction < 1 and 1 - fraction < 1:
-            return cls("documents" if kind == "documents" else "tail", fraction)
-        raise UserError(
-            f"split {spec!r}: wanted documents:F or tail:F with F between 0 and 1, drawn:K/N/SEED with K of N "
-            "documents, or none."
-        )
+    fraction: float
 
     def __str__(self) -> str:
-        if self.drawn is not None:
-            return f"drawn:{'/'.join(map(str, self.drawn))}"
-        return self.kind if self.kind == "none" else f"{self.kind}:{self.fraction}"
+        return f"tail:{self.fraction}"
 
-    def parts(self, source: Source, context: ReadContext) -> Iterator[Ruled]:
-        """The source's documents, or blocks of them, in its order, each with the rule that divides it."""
-        if self.kind == "documents" and (few := self._on_one_side(source, context)):
-            size = _size(source, context)
-            enough = size.characters * self.fraction >= ENOUGH_CHARACTERS
-            tail = Split("tail", self.fraction if enough else max(self.fraction, SMALLEST_TAIL))
-            context.notes[f"documents, too few for {self}: cut by {tail} instead"] += few
-            return tail._tail(_not_blank(source, context), size)
-        if self.kind == "tail":
-            return self._tail(_not_blank(source, context), _size(source, context))
-        return _all(self.rule, source.chunks(context))
+    def iter_chunks(self, source: Source, context: ReadContext) -> Iterator[tuple[Rule, Document]]:
+        """Yield the documents that are not blank, in order, each with the rule of its split."""
+        lengths, begin = _measure(source, context), 0
+        total = int(lengths.sum())
+        cut = int(total * (1 - self.fraction))
+        for document, length in zip(_iter_nonblank(source, context), lengths, strict=False):
+            is_last = begin + length == total
+            if is_last and begin <= cut and 2 * begin < total:
+                place = len(str(document, "utf-8")[: cut - begin].encode())
+                if place:
+                    yield AllTo("train"), document[:place]
+                yield AllTo("val"), document[place:]
+            else:
+                yield AllTo("train" if begin < cut and not is_last else "val"), document
+            begin += length
 
-    @property
-    def rule(self) -> Rule:
-        """What divides documents wherever they stand; not for `tail`."""
-        assert self.kind != "tail"
-        if self.drawn is not None:
-            return Drawn(*self.drawn)
-        return Only("train") if self.kind == "none" else ByHash(self.fraction)
 
-    def side(self, document: Document) -> str:
-        """The split to which a document belongs by its text alone; for `documents` and `none`."""
-        return side_of(self.rule, 0, document)
+def parse_split(spec: str) -> Rule | Tail:
+    """`hash:F`, `tail:F`, `random:K/N/SEED` or `none`; raises `UserError` for anything else.
 
-    def check(self, name: str, documents: int) -> None:
-        """Raise unless the source of that name has as many documents as were to be drawn from."""
-        if self.drawn is not None and documents != self.drawn[1]:
-            chosen, total, seed = self.drawn
+    - `hash`: a document is for validation when the SHA-256 of its text falls into the fraction F. The order of the
+      documents does not matter, and equal documents are never on both sides. Where all documents would be on one side,
+      `tail` splits them instead: by F if that gives 100,000 characters, else by a tenth if that is more.
+    - `tail`: the last F of all characters, as nanoGPT splits tiny Shakespeare. Documents that begin behind the cut are
+      for validation, and always the last one. A last document of more than half the text is cut inside.
+    - `random`: K of exactly N documents, the first of NumPy's permutation by the seed: as `train_test_split` of Hugging
+      Face draws them, and so nanoGPT's OpenWebText.
+    - `none`: everything is for training.
+    """
+    if spec == "none":
+        return AllTo("train")
+    if found := re.fullmatch(r"random:(\d+)/(\d+)/(\d+)", spec):
+        sample = RandomSample(*map(int, found.groups()))
+        if 0 < sample.chosen < sample.total:
+            return sample
+    kind, _, number = spec.partition(":")
+    with contextlib.suppress(ValueError):
+        if kind in ("hash", "tail") and 0 < (fraction := float(number)) < 1 and 1 - fraction < 1:
+            return HashFraction(fraction) if kind == "hash" else Tail(fraction)
+    raise UserError(
+        f"split {spec!r}: wanted hash:F or tail:F with F between 0 and 1, random:K/N/SEED with K of N documents, "
+        "or none."
+    )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source and its split; or, with `validation`, a source for training and another one for validation."""
+
+    source: Source
+    split: Rule | Tail
+    validation: Source | None = None
+
+    def iter_chunks(self, context: ReadContext) -> Iterator[tuple[Rule, Chunk]]:
+        """Yield documents, or blocks of them, each with the rule that splits its documents."""
+        rule = self.split
+        if isinstance(rule, HashFraction) and (few := _count_if_one_sided(self.source, rule, context)):
+            enough = _measure(self.source, context).sum() * rule.fraction >= ENOUGH_CHARACTERS
+            rule = Tail(rule.fraction if enough else max(rule.fraction, MIN_TAIL))
+            context.notes[f"documents, too few for {self.split}: split by {rule} instead"] += few
+        if isinstance(rule, Tail):
+            yield from rule.iter_chunks(self.source, context)
+        else:
+            yield from ((rule, chunk) for chunk in self.source.chunks(context))
+        if self.validation is not None:
+            yield from ((AllTo("val"), chunk) for chunk in self.validation.chunks(context))
+
+    def iter_split_documents(self, context: ReadContext) -> Iterator[tuple[Side, Document]]:
+        """Read all documents in this process and yield each that is not blank with its split."""
+        number = 0
+        for rule, chunk in self.iter_chunks(context):
+            for document in iter_documents([chunk], context):
+                if is_blank(document):
+                    context.notes[EMPTY] += 1
+                else:
+                    yield rule.side(document, number), document
+                number += 1
+        self.check_count(number)
+
+    def check_count(self, documents: int) -> None:
+        """Raise `UserError` unless the source had the number of documents from which `random` draws."""
+        sample = self.split
+        if isinstance(sample, RandomSample) and documents != sample.total:
             raise UserError(
-                f"split {self}: {name} has {documents:,} documents, not {total:,}. "
-                f"Use --split=drawn:{chosen}/{documents}/{seed}, or documents:{chosen / total:.2g}."
+                f"split {sample}: {self.source.name} has {documents:,} documents, not {sample.total:,}. Use "
+                f"--split=random:{sample.chosen}/{documents}/{sample.seed}, or hash:{sample.chosen / sample.total:.2g}."
             )
 
-    def _on_one_side(self, source: Source, context: ReadContext) -> int:
-        """How many documents the source has, if all are for the same split; else 0, which few of them tell."""
-        sides, number, again = set[str](), 0, context.fresh_copy()
-        for side, document in _divided(_all(self.rule, source.chunks(again)), again):
-            del document
-            number += 1
-            sides.add(side)
-            if len(sides) == 2:
-                return 0
-        return number
-
-    def _tail(self, documents: Iterator[Document], size: "_Size") -> Iterator[Ruled]:
-        cut = int(size.characters * (1 - self.fraction))
-        train, val = Only("train"), Only("val")
-        number = begin = 0
-        for document in documents:
-            number += 1  # noqa: SIM113  `enumerate` would hold the document
-            if number == size.documents and begin <= cut and 2 * begin < size.characters:
-                whole, place = memoryview(document), _place(document, cut - begin)
-                if place:
-                    yield Only("train", keeps_blank=True), whole[:place]
-                yield Only("val", keeps_blank=True), whole[place:]
-                del whole
-            else:
-                begin, before = begin + _characters(document), begin
-                yield train if before < cut and number < size.documents else val, document
-            del document  # and go on behind the last, where something may be wrong
+    def identity(self) -> dict[str, Any]:
+        """JSON that distinguishes this text, split this way, from any other."""
+        if self.validation is None:
+            return self.source.identity() | {"split": str(self.split)}
+        return self.source.identity() | {"validation": self.validation.identity()}
 
 
-def _all(rule: Rule, chunks: Iterator[Chunk]) -> Iterator[Ruled]:
-    for chunk in chunks:
-        yield rule, chunk
-        del chunk
+def _count_if_one_sided(source: Source, rule: Rule, context: ReadContext) -> int:
+    """Count the documents if all are for the same split, else return 0; usually few are read."""
+    sides = list[Side]()
+    for document in _iter_nonblank(source, context.fresh_copy()):
+        sides.append(rule.side(document))
+        if sides[0] != sides[-1]:
+            return 0
+    return len(sides)
 
 
-class _Size(NamedTuple):
-    documents: int
-    characters: int
+def _measure(source: Source, context: ReadContext) -> np.ndarray:
+    """The characters of each document that is not blank."""
+    documents = _iter_nonblank(source, context.fresh_copy())
+    return np.fromiter((sum(map(len, iter_text(document))) for document in documents), np.int64)
 
 
-def _size(source: Source, context: ReadContext) -> _Size:
-    documents = characters = 0
-    for document in _not_blank(source, context.fresh_copy()):
-        documents += 1
-        characters += _characters(document)
-        del document
-    return _Size(documents, characters)
-
-
-def _characters(document: Document) -> int:
-    return sum(map(len, iter_text(document)))
-
-
-def _place(document: Document, characters: int) -> int:
-    """Behind which byte so many characters have passed."""
-    place = 0
-    for text in iter_text(document):
-        place += len(text[:characters].encode())
-        characters -= len(text)
-        if characters <= 0:
-            break
-    return place
-
-
-def _not_blank(source: Source, context: ReadContext) -> Iterator[Document]:
+def _iter_nonblank(source: Source, context: ReadContext) -> Iterator[Document]:
     for document in iter_documents(source.chunks(context), context):
         if is_blank(document):
             context.notes[EMPTY] += 1
         else:
             yield document
-        del document

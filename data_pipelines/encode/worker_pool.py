@@ -1,16 +1,15 @@
-"""A function applied in many processes, whichever of them dies.
+"""A function applied in several processes, in order; the death of a worker at any moment is noticed.
 
-The one idea: every worker has a pipe to itself, of which nobody else holds an end. So its death is the end of that
-pipe, whenever it comes: while the worker starts, waits, or is in the middle of sending a result; and the death of who
-started it is the end of the pipe for the worker. (The workers of `concurrent.futures` share one queue: of a result
-that was begun by one which died, the others would keep the rest awaited for ever.)
+Each worker has a pipe of its own, of which no other process holds an end. The death of a worker is the end of its pipe,
+also while it starts or is sending a result; the death of the parent is the end of the pipe for the worker. (The workers
+of `concurrent.futures` share one queue, which waits for ever for the rest of a result whose sender died.)
 
-Workers are spawned, never forked (a fork of a process that has started JAX or threads may hang), one whenever there is
-something to do and nobody free.
+Workers are spawned, because a fork of a process that has started JAX or threads may hang.
 """
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -18,146 +17,98 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from data_pipelines.runtime.sigint import deaf_to_ctrl_c
+from data_pipelines.runtime.sigint import block_sigint
+from gptjax.errors import UserError
 
-AHEAD = 2
-"""Arguments that a worker has at most: one is worked on, the other is there when that is done."""
+ARGUMENTS_PER_WORKER = 4
+"""How many arguments are sent to each worker before the oldest result is awaited."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class WorkerDied(Exception):
-    """A process ended that was not told to."""
+    """A worker process ended unexpectedly."""
 
 
-class Workers(Generic[T, R]):
-    """Applies `function` in at most so many processes, used as a context; what was not done at its end is forgotten.
+def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, processes: int) -> Iterator[R]:
+    """Yield the results in order; raises what the function raised, or `WorkerDied`.
 
-    `function` is sent to each worker once; it, its arguments and results are pickled.
+    The function, its arguments and results are pickled. The processes are killed when the iterator ends or is closed.
     """
-
-    def __init__(self, function: Callable[[T], R], processes: int) -> None:
-        self._function, self._most = pickle.dumps(function), processes
-        self._workers: dict[Connection, _Worker[R]] = {}
-        self._pending: deque[tuple[T, _Result[R]]] = deque()
-
-    def __enter__(self) -> "Workers[T, R]":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with deaf_to_ctrl_c():
-            for worker in self._workers.values():
-                worker.process.kill()
-            for pipe, worker in self._workers.items():
-                worker.process.join()
+    workers: list[tuple[SpawnProcess, Connection]] = []
+    try:
+        resource_tracker.ensure_running()  # started by the first worker, it would receive Ctrl-C
+        for _ in range(processes):
+            with block_sigint():
+                workers.append(_start_worker())
+        yield from _map([pipe for _, pipe in workers], function, arguments)
+    finally:
+        with block_sigint():
+            for process, _ in workers:
+                process.kill()
+            for process, pipe in workers:
+                process.join()
                 pipe.close()
 
-    def submit(self, argument: T) -> Callable[[], R]:
-        """What waits for the result, and raises what the function raised, or `WorkerDied`."""
-        result = _Result[R]()
-        self._pending.append((argument, result))
-        if len(self._workers) < self._most and all(worker.busy for worker in self._workers.values()):
-            self._start()
-        self._attend(block=False)
 
-        def get() -> R:
-            while not result.there:
-                self._attend(block=True)
-            return result.get()
-
-        return get
-
-    def _start(self) -> None:
-        resource_tracker.ensure_running()  # or the first process would start it, which makes it hear Ctrl-C
-        ours, theirs = multiprocessing.Pipe()
+def _start_worker() -> tuple[SpawnProcess, Connection]:
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
         process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
-        with theirs, deaf_to_ctrl_c():
-            process.start()
-            self._workers[ours] = _Worker(process)
-
-    def _attend(self, *, block: bool) -> None:
-        """Take what has come, and hand out what is pending."""
-        for pipe in wait(self._workers, None if block else 0):
-            assert isinstance(pipe, Connection)
-            worker = self._workers[pipe]
-            with _alive():
-                content = pipe.recv_bytes()
-            if worker.ready:
-                worker.results.popleft().put(*pickle.loads(content))
-            else:  # only now, for a send waits for the other end to read
-                worker.ready = True
-                with _alive():
-                    pipe.send_bytes(self._function)
-        ready = [(pipe, worker.results) for pipe, worker in self._workers.items() if worker.ready]
-        while self._pending and ready:
-            pipe, results = min(ready, key=lambda one: len(one[1]))
-            if len(results) == AHEAD:
-                break
-            argument, result = self._pending.popleft()
-            content = pickle.dumps(argument)
-            with _alive():
-                pipe.send_bytes(content)
-            results.append(result)
+        process.start()
+    return process, ours
 
 
-@contextlib.contextmanager
-def _alive() -> Iterator[None]:
-    """Of a pipe to a worker: its end is that of the worker."""
+def _map(pipes: list[Connection], function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+    content = pickle.dumps(function)
+    for pipe in pipes:
+        _send(pipe, content)
+    waiting: deque[Connection] = deque()
+    for pipe, argument in zip(itertools.cycle(pipes), arguments, strict=False):
+        if len(waiting) == ARGUMENTS_PER_WORKER * len(pipes):
+            yield _receive_result(waiting.popleft())
+        _send(pipe, pickle.dumps(argument))
+        waiting.append(pipe)
+    yield from map(_receive_result, waiting)
+
+
+def _send(pipe: Connection, content: bytes) -> None:
     try:
-        yield
-    except (EOFError, OSError):
+        pipe.send_bytes(content)
+    except OSError:
         raise WorkerDied from None
 
 
-class _Result(Generic[R]):
-    """What a function returned or raised, once it is there."""
-
-    def __init__(self) -> None:
-        self.there = False
-
-    def put(self, value: R | None, error: Exception | None) -> None:
-        self.there, self._value, self._error = True, value, error
-
-    def get(self) -> R:
-        if self._error is not None:
-            raise self._error
-        return self._value  # pyright: ignore[reportReturnType]
-
-
-@dataclass
-class _Worker(Generic[R]):
-    """`results` are those of the arguments that it has, in their order."""
-
-    process: SpawnProcess
-    results: deque[_Result[R]] = field(default_factory=deque)
-    ready: bool = False
-
-    @property
-    def busy(self) -> bool:
-        return not self.ready or bool(self.results)
+def _receive_result(pipe: Connection) -> Any:
+    try:
+        content = pipe.recv_bytes()
+    except (EOFError, OSError):
+        raise WorkerDied from None
+    result, error = pickle.loads(content)
+    if error is not None:
+        raise error
+    return result
 
 
 def _work(pipe: Connection) -> None:
+    """Apply the function that arrives first to everything that arrives after it."""
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, messages), daemon=True).start()
-    with contextlib.suppress(OSError):  # nobody is there any more
-        pipe.send_bytes(b"ready")
-        function = messages.get()
-        load = functools.lru_cache(maxsize=1)(pickle.loads)
+    load, function = functools.cache(pickle.loads), messages.get()
+    with contextlib.suppress(OSError):  # the parent has ended
         while True:
-            pipe.send_bytes(_reply(lambda argument: load(function)(pickle.loads(argument)), messages.get()))
+            pipe.send_bytes(_call(lambda argument: load(function)(pickle.loads(argument)), messages.get()))
 
 
 def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
-    """At once, so that nobody waits while a worker works; and a worker without a parent ends at once."""
+    """Receive at once, so that the parent never waits to send; end the process with its parent."""
     try:
         while True:
             messages.put(pipe.recv_bytes())
@@ -165,17 +116,11 @@ def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
         os._exit(1)
 
 
-def _reply(function: Callable[[bytes], Any], argument: bytes) -> bytes:
-    """What it returns or raises, pickled: `_Result.put`'s arguments."""
+def _call(function: Callable[[bytes], Any], argument: bytes) -> bytes:
+    """Pickle (result, None) or (None, error); errors that are no `UserError` become `RuntimeError`s with their place."""
     try:
         return pickle.dumps((function(argument), None))
-    except BaseException as error:
-        place = f"In a worker process:\n{traceback.format_exc()}"
-        if isinstance(error, Exception):
-            error.add_note(place)
-            with contextlib.suppress(Exception):  # not every one can be pickled, or be made of what was
-                pickle.loads(content := pickle.dumps((None, error)))
-                return content
-        plain = RuntimeError(f"{type(error).__name__}: {error}")
-        plain.add_note(place)
-        return pickle.dumps((None, plain))
+    except UserError as error:
+        return pickle.dumps((None, error))
+    except BaseException:
+        return pickle.dumps((None, RuntimeError(f"In a worker process:\n{traceback.format_exc()}")))

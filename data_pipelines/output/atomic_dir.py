@@ -1,10 +1,7 @@
-"""The directory that was asked for: either whole or not there, and made only once.
+"""The output directory: complete or absent, and prepared once per request.
 
-The one idea: everything is written into a hidden neighbour (`.NAME.partial`), flushed to the disk, and moved into
-place by one rename at the end; an older one steps aside (`.NAME.old`) and is removed last. Whoever holds the lock on
-`.NAME.lock` may write; a killed process loses its lock with its life, so what the next one finds in `.NAME.partial` is
-a leftover: moved into place where it is complete, which its manifest says; gone on with where it is known how far it
-was whole (`resuming.py`); else removed. The empty lock file stays.
+Everything is written into a hidden sibling, `.NAME.partial`, and renamed at the end. A directory that is replaced is
+renamed to `.NAME.old` first and deleted last. Callers hold the lock on the output (`runtime.locks`).
 """
 
 import contextlib
@@ -14,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.runtime.locks import is_full, sync
-from data_pipelines.runtime.progress import say_notes
+from data_pipelines.runtime.progress import print_notes
 from gptjax.errors import UserError
 from gptjax.integrity import check_unchanged
 from gptjax.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -23,25 +19,27 @@ from gptjax.shards import open_split
 from gptjax.tokenizer_files import FILE_NAME
 
 PROGRESS_NAME = "progress.json"
-"""Says how far an unfinished directory is whole; gone from a complete one."""
+"""Marks an unfinished directory that can be resumed; a complete one has none."""
 
 
-def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:
-    """The manifest of `output` if `request` made it; None if it may be (re)made; else a `UserError`.
+def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:
+    """Return the manifest of `output` if `request` made it, and print so; None if it is to be made.
 
-    `request` is JSON: what decides the result, each part under the name by which an error speaks of it. What a kill
-    prevented from being moved is moved first: a complete result to its place, or the older one back.
+    `request` is JSON: the parts that decide the result, under the names by which errors mention them. Raises
+    `UserError` for a directory of another request unless `overwrite`, for damage, and for a directory without manifest.
     """
-    finished = _finished(output, request, overwrite=overwrite)
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    old = _find_siblings(output)[1]
+    if old.exists() and not _is_occupied(output):  # a kill between two renames
+        os.rename(old, output)
+    if not _is_occupied(output):
         return None
     if not all((output / name).is_file() for name in (MANIFEST_NAME, FILE_NAME)):
         raise UserError(f"{output}: exists and is not prepared data; it will not be replaced. Choose another --output.")
-    if overwrite and not finished:
+    if overwrite:
         return None
     manifest = read_manifest(output)
     assert manifest is not None
-    if changed := differing(request, manifest.request):
+    if changed := compare_requests(request, manifest.request):
         raise UserError(
             f"{output}: was prepared by another request ({changed} differ). "
             "Choose another --output, or replace it with --overwrite."
@@ -49,89 +47,66 @@ def made_already(output: Path, request: dict[str, Any], *, overwrite: bool) -> M
     for split in manifest.splits:
         open_split(output, split)
     check_unchanged(output)
+    print(f"{output}: already prepared by the same request")
+    print_notes(manifest.notes)
     return manifest
 
 
-def say_made(output: Path, manifest: Manifest) -> None:
-    """What is to be known where nothing is left to do: also what was wrong when it was made."""
-    print(f"{output}: already prepared by the same request")
-    say_notes(manifest.notes)
-
-
-def _finished(output: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
-    """Whether a complete result of this request lay there and has been moved into place.
-
-    Another request's is moved, too, where nothing lies; never over what may not be replaced.
-    """
-    partial, old = _neighbours(output)
-    try:
-        found = read_manifest(partial)
-    except UserError:  # of another version: a leftover like any other
-        found = None
-    there = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if found is not None and (not there or (overwrite and found.request == request)):
-        _move(partial, output, old)
-        return found.request == request
-    if old.exists() and not there:
-        os.rename(old, output)
-    return False
-
-
-def differing(request: dict[str, Any], other: dict[str, Any]) -> str:
-    """The parts that are not the same in both, with commas between."""
+def compare_requests(request: dict[str, Any], other: dict[str, Any]) -> str:
+    """The names of the parts that differ, separated by commas."""
     return ", ".join(sorted(key for key in request | other if request.get(key) != other.get(key)))
 
 
 def check_same(before: dict[str, Any], after: dict[str, Any], source: str) -> None:
-    """Raise unless the request, described again when all has been read, is what it was before."""
+    """Raise `UserError` unless the request, described again after reading, is the same."""
     if before != after:
         raise UserError(f"source {source}: was changed while it was read. Prepare it again.")
 
 
 @contextlib.contextmanager
-def replaced(output: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """Give a directory to fill, at last with a manifest; it becomes `output` (in place of an older one) unless the body
-    raises.
+def replace_directory(output: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Yield a directory to fill, which then becomes `output`; an exception in the body leaves `output` as it was.
 
-    The directory is empty, and removed when the body raises. If `resumable`, it is left as it is found and after an
-    error as long as it holds `PROGRESS_NAME`; the body sees to both. A full disk is a `UserError`.
+    The directory is empty and is deleted after an exception. If `resumable`, a directory that holds `PROGRESS_NAME` is
+    kept after an exception and yielded as it is the next time.
     """
     if output.is_mount():
-        raise UserError(
-            f"{output}: is a mount point, which cannot be replaced as a whole. Name a directory inside of it."
-        )
-    partial, old = _neighbours(output)
+        raise UserError(f"{output}: is a mount point, which cannot be replaced. Name a directory inside it.")
+    partial, old = _find_siblings(output)
 
-    def forget() -> None:
+    def discard() -> None:
         if not (resumable and (partial / PROGRESS_NAME).exists()):
             shutil.rmtree(partial, ignore_errors=True)
 
     shutil.rmtree(old, ignore_errors=True)
-    forget()
+    discard()
     partial.mkdir(exist_ok=True)
     try:
         yield partial
-    except BaseException as error:
-        forget()
-        if isinstance(error, OSError) and is_full(error):
-            then = "; it goes on with what is written" if partial.exists() else ""
-            what = f"{output}: could not be written: {error.strerror}"
-            raise UserError(f"{what}. Make room and give the same command again{then}.") from None
+    except BaseException:
+        discard()
         raise
-    _move(partial, output, old)
-
-
-def _neighbours(output: Path) -> tuple[Path, Path]:
-    partial, old = (output.with_name(f".{output.name}.{what}") for what in ("partial", "old"))
-    return partial, old
-
-
-def _move(partial: Path, output: Path, old: Path) -> None:
-    """At every moment one of the two results is whole under a name that the next run knows."""
-    (partial / PROGRESS_NAME).unlink(missing_ok=True)
     sync(partial)
     if output.exists():
         os.rename(output, old)
     os.rename(partial, output)
+    (output / PROGRESS_NAME).unlink(missing_ok=True)  # only now: until here a kill leaves a directory to resume
     sync(output.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _find_siblings(output: Path) -> tuple[Path, Path]:
+    return output.with_name(f".{output.name}.partial"), output.with_name(f".{output.name}.old")
+
+
+def _is_occupied(output: Path) -> bool:
+    return output.exists() and not (output.is_dir() and not any(output.iterdir()))

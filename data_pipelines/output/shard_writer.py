@@ -1,7 +1,7 @@
-"""The shards of a split with what lies beside them, written as tokens come, and gone on with after a kill.
+"""Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill.
 
-The one idea: `SplitWriter.written` names a state in which everything is on the disk. Whatever was appended later can be
-cut off again, so that writing goes on from there to the same bytes.
+`SplitWriter.sync` returns a state whose tokens are all on disk. A writer that is opened with it cuts off what was
+appended later, so that continuing gives the same bytes.
 """
 
 import contextlib
@@ -9,189 +9,206 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 
-from data_pipelines.output.sidecars import DTYPES, CompanionKind, CompanionWriter, reopened
-from data_pipelines.runtime.locks import sync
+from data_pipelines.output.atomic_dir import sync
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile
 from gptjax.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
 from gptjax.tokenizer import Tokenizer
 
+SidecarKind = Literal["documents", "scored"]
+SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "scored": np.dtype("u1")}
+"""Where documents begin, in tokens of the split; and a mark for each token, 1 where its prediction counts."""
+
 
 @dataclass(frozen=True)
-class Written:
-    """How far a split is on the disk.
-
-    Tokens in all, the bytes of UTF-8 they stand for, where the last document begins, the shards that are finished, and
-    how many numbers each companion holds.
-    """
+class WriteState:
+    """How much of a split is on disk."""
 
     tokens: int = 0
     bytes: int = 0
+    """Of the UTF-8 that the tokens encode."""
+    documents: int = 0
     last_start: int = 0
+    """The token at which the last document begins."""
     files: dict[str, ShardFile] = field(default_factory=dict)
-    companions: dict[CompanionKind, int] = field(default_factory=dict)
+    """Finished shards."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes by file name, of finished shards, the unfinished one and sidecars."""
 
-    def sizes(self, split: str, *, itemsize: int) -> dict[str, int]:
-        """The names of all files that hold this, and the bytes each has at least."""
-        sizes = {name: file.bytes for name, file in self.files.items()}
-        if unfinished := self.tokens - sum(file.tokens for file in self.files.values()):
-            sizes[_shard_name(split, len(self.files))] = HEADER_BYTES + unfinished * itemsize
-        return sizes | {f"{split}.{kind}": DTYPES[kind].itemsize * count for kind, count in self.companions.items()}
+    def is_on_disk(self, directory: Path) -> bool:
+        """Whether every file has at least its size."""
+        paths = {directory / name: size for name, size in self.sizes.items()}
+        return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
 
 
 class SplitWriter:
-    """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, each of `shard_tokens` tokens but the last.
+    """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, of `shard_tokens` tokens each but the last.
 
-    Where documents begin goes to `SPLIT.documents` and marks go to `SPLIT.scored`, if they are given. Used as a
-    context; when it ends without an error, `files` and `companions` list what was written. With `after`, what `written`
-    once returned in the same directory, writing goes on from there, and whatever was written later is forgotten.
+    Starts of documents go to the sidecar `SPLIT.documents` and marks to `SPLIT.scored`, if there are any. With the
+    `state` of an earlier writer in the same directory, writing continues from there. After `finish`, `files` and
+    `sidecars` hold the entries of the manifest.
     """
 
     def __init__(
-        self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int, after: Written | None = None
+        self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int, state: WriteState | None = None
     ) -> None:
-        after = after or Written()
-        self.files: dict[str, ShardFile] = dict(after.files)
-        self.companions: dict[str, Companion] = {}
-        self.tokens, self.bytes, self.last_start = after.tokens, after.bytes, after.last_start
+        state = state or WriteState()
+        self.files: dict[str, ShardFile] = dict(state.files)
+        self.sidecars: dict[str, Companion] = {}
+        self.tokens, self.bytes = state.tokens, state.bytes
+        self.documents, self.last_start = state.documents, state.last_start
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
-        self._count = after.tokens - sum(file.tokens for file in after.files.values())
-        self._file: IO[bytes] | None = None
-        if self._count:
-            self._file = reopened(self._path, HEADER_BYTES + self._count * dtype.itemsize)
-        self._beside: dict[CompanionKind, CompanionWriter] = {
-            kind: CompanionWriter(directory, split, kind, after=count) for kind, count in after.companions.items()
+        self._count = state.tokens - sum(file.tokens for file in state.files.values())
+        """Tokens in the unfinished shard."""
+        self._open: dict[str, IO[bytes]] = {
+            name: _open_at(directory / name, size) for name, size in state.sizes.items() if name not in state.files
         }
-
-    def __enter__(self) -> "SplitWriter":
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:
-            self._finish()
-            for companion in self._beside.values():
-                self.companions |= companion.finish()
-        for file in (self._file, *self._beside.values()):
-            if file is not None:
-                file.close()
 
     @property
     def counts(self) -> Counts:
-        """What the split holds by now."""
-        documents = self._beside["documents"].count if "documents" in self._beside else 0
-        return Counts(documents, self.tokens, self.bytes)
+        """Documents, tokens and bytes so far."""
+        return Counts(self.documents, self.tokens, self.bytes)
 
     def append(
         self, tokens: np.ndarray, starts: np.ndarray | None = None, *, scored: np.ndarray | None = None, size: int = 0
     ) -> None:
-        """Write tokens of `size` bytes of text.
+        """Append tokens of `size` bytes of text.
 
-        `starts` are the places among them (ascending) at which documents begin; `scored` has a mark for each, 1 where
-        its prediction counts.
+        `starts` are the ascending indices among them at which documents begin. `scored` has a mark for each token, 1
+        where its prediction counts.
         """
         if starts is not None and len(starts):
-            self._append_beside("documents", starts + self.tokens)
+            self._append_sidecar("documents", starts + self.tokens)
+            self.documents += len(starts)
             self.last_start = self.tokens + int(starts[-1])
         if scored is not None:
-            self._append_beside("scored", scored)
+            self._append_sidecar("scored", scored)
         self.tokens += len(tokens)
         self.bytes += size
         while len(tokens):
-            if self._file is None:
-                self._file = self._path.open("wb")
-                # The header follows when the count is known; until then the file is no shard.
-                self._file.write(bytes(HEADER_BYTES))
             head, tokens = tokens[: self._limit - self._count], tokens[self._limit - self._count :]
-            self._file.write(head.astype(self._dtype.newbyteorder("<"), copy=False).data)
+            if self._count == 0:
+                self._open_file(self._shard_name).write(bytes(HEADER_BYTES))  # the header needs the final count
+            self._open_file(self._shard_name).write(head.astype(self._dtype.newbyteorder("<"), copy=False).data)
             self._count += len(head)
             if self._count == self._limit:
-                self._finish()
+                self._finish_shard()
 
-    def written(self) -> Written:
-        """Wait until all that was appended is on the disk, and say how much that is."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        for companion in self._beside.values():
-            companion.flush()
-        counts: dict[CompanionKind, int] = {kind: companion.count for kind, companion in self._beside.items()}
-        return Written(self.tokens, self.bytes, self.last_start, dict(self.files), counts)
+    def sync(self) -> WriteState:
+        """Wait until everything appended is on disk, and return how much that is."""
+        sizes = {name: file.bytes for name, file in self.files.items()}
+        for name, file in self._open.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+        return WriteState(self.tokens, self.bytes, self.documents, self.last_start, dict(self.files), sizes)
 
-    def _append_beside(self, kind: CompanionKind, values: np.ndarray) -> None:
-        if kind not in self._beside:
-            self._beside[kind] = CompanionWriter(self._directory, self._split, kind)
-        self._beside[kind].append(values)
+    def finish(self) -> None:
+        """Complete the last shard and the sidecars; files stay open until `close`."""
+        if self._count:
+            self._finish_shard()
+        self.sync()
+        for kind in SIDECAR_DTYPES:
+            if (name := f"{self._split}.{kind}") in self._open:
+                self.sidecars[name] = describe_sidecar(self._directory / name, self._split, kind)
 
-    def _finish(self) -> None:
-        if self._file is None:
-            return
-        self._file.seek(0)
-        self._file.write(shard_header(self._count, self._dtype))
-        self._file.close()
-        path = self._path
+    def close(self) -> None:
+        """Close all files as they are."""
+        for file in self._open.values():
+            file.close()
+
+    def _append_sidecar(self, kind: SidecarKind, values: np.ndarray) -> None:
+        self._open_file(f"{self._split}.{kind}").write(values.astype(SIDECAR_DTYPES[kind], copy=False).tobytes())
+
+    def _open_file(self, name: str) -> IO[bytes]:
+        if name not in self._open:
+            self._open[name] = _open_at(self._directory / name, 0)
+        return self._open[name]
+
+    def _finish_shard(self) -> None:
+        path = self._directory / self._shard_name
+        with self._open.pop(path.name) as file:
+            file.seek(0)
+            file.write(shard_header(self._count, self._dtype))
         sync(path)
-        size = path.stat().st_size
-        self.files[path.name] = ShardFile(self._split, self._count, size, file_sha256(path))
-        self._file, self._count = None, 0
+        self.files[path.name] = ShardFile(self._split, self._count, path.stat().st_size, file_sha256(path))
+        self._count = 0
 
     @property
-    def _path(self) -> Path:
-        return self._directory / _shard_name(self._split, len(self.files))
+    def _shard_name(self) -> str:
+        return f"{self._split}_{len(self.files):06d}.bin"
 
 
-def _shard_name(split: str, number: int) -> str:
-    return f"{split}_{number:06d}.bin"
+def _open_at(path: Path, size: int) -> IO[bytes]:
+    """Open a file for writing after its first `size` bytes; the rest of it is deleted."""
+    file = path.open("r+b" if size else "wb")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
-def is_on_disk(directory: Path, split: str, written: Written, *, itemsize: int) -> bool:
-    """Whether what was once `written` is still all there, at least by the files' sizes."""
-    paths = {directory / name: size for name, size in written.sizes(split, itemsize=itemsize).items()}
-    return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
+def describe_sidecar(path: Path, split: str, kind: SidecarKind) -> Companion:
+    """The manifest entry of a sidecar that is on disk."""
+    return Companion(split, kind, path.stat().st_size, file_sha256(path))
 
 
 @contextlib.contextmanager
-def split_writers(
+def open_split_writers(
     directory: Path,
     splits: Iterable[str],
-    tokenizer: Tokenizer,
     *,
+    vocab_size: int,
     shard_tokens: int,
-    after: Mapping[str, Written] | None = None,
+    states: Mapping[str, WriteState] | None = None,
 ) -> Iterator[dict[str, SplitWriter]]:
-    """A writer for each split, all of them used as one context."""
-    dtype = token_dtype(tokenizer.vocab_size)
-    with contextlib.ExitStack() as stack:
-        yield {
-            split: stack.enter_context(
-                SplitWriter(directory, split, dtype=dtype, shard_tokens=shard_tokens, after=(after or {}).get(split))
-            )
-            for split in splits
-        }
+    """Yield a writer for each split; they finish unless the body raises."""
+    dtype, states = token_dtype(vocab_size), states or {}
+    writers = {
+        split: SplitWriter(directory, split, dtype=dtype, shard_tokens=shard_tokens, state=states.get(split))
+        for split in splits
+    }
+    try:
+        yield writers
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+class SplitContents(Protocol):
+    """What the manifest says of a split."""
+
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def files(self) -> Mapping[str, ShardFile]: ...
+    @property
+    def sidecars(self) -> Mapping[str, Companion]: ...
 
 
 def write_manifest(
     directory: Path,
-    writers: Mapping[str, SplitWriter],
+    splits: Mapping[str, SplitContents],
     tokenizer: Tokenizer,
+    *,
     request: dict[str, Any],
+    dtype: np.dtype | None = None,
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """Write `tokenizer.json` and `manifest.json`, with which the directory is complete.
-
-    `request` says what made it, `notes` what was wrong with the source.
-    """
+    """Write `tokenizer.json` and at last `manifest.json`, which says that the directory is complete."""
     tokenizer.save(directory)
     manifest = Manifest(
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
-        dtype=token_dtype(tokenizer.vocab_size).name,
-        splits={split: writer.counts for split, writer in writers.items()},
-        files={name: file for writer in writers.values() for name, file in writer.files.items()},
-        companions={name: file for writer in writers.values() for name, file in writer.companions.items()},
+        dtype=(dtype or token_dtype(tokenizer.vocab_size)).name,
+        splits={name: split.counts for name, split in splits.items()},
+        files={name: file for split in splits.values() for name, file in split.files.items()},
+        companions={name: file for split in splits.values() for name, file in split.sidecars.items()},
         request=request,
         notes=list(notes),
     )

@@ -1,1 +1,1 @@
-"""Terminal, signals, locks and options."""
+"""Options, locks, progress on the terminal and Ctrl-C."""

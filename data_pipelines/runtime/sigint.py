@@ -1,63 +1,54 @@
-"""Ctrl-C is for one thread of one process: the one that a person started, which ends all others."""
+"""Ctrl-C reaches one thread of one process: the main thread of the process that a person started."""
 
 import contextlib
-import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+SECONDS_BETWEEN_CHECKS = 0.1
 
 
 @contextlib.contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Threads and processes that are started meanwhile never hear it, though a terminal sends it to all processes.
+def block_sigint() -> Iterator[None]:
+    """Delay Ctrl-C until the end of the block; processes started inside never receive it.
 
-    The signal is blocked, not ignored, so whoever starts them hears it afterwards; and it is the block that they
-    inherit, a process before it runs a line of Python. The system may still give it to another thread, for which the
-    main one would raise: that is put off, too.
+    A process inherits the blocked signal before it runs a line of Python. The system may deliver the signal to another
+    thread of this process, so the handler is replaced, too.
     """
-    in_main = threading.current_thread() is threading.main_thread()
-    heard, handler = [], signal.getsignal(signal.SIGINT) if in_main else None
+    received: list[tuple[Any, ...]] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main_thread else None
     if callable(handler):
-        signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if callable(handler):
             signal.signal(signal.SIGINT, handler)
-            if heard:
-                handler(*heard[0])
+            if received:
+                handler(*received[0])
 
 
-@contextlib.contextmanager
-def ending_at_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process at once: for minutes in which no line of Python runs in the main thread, which alone
-    would hear of it, and nothing is made that a later run would not know for a leftover.
+def call_interruptibly(function: Callable[[], T]) -> T:
+    """Call a function that runs for minutes without a line of Python, so that Ctrl-C interrupts it.
 
-    Whichever thread the system interrupts, the number of the signal is written to a pipe, at which another waits.
+    It runs in a daemon thread, which after Ctrl-C continues until the process exits.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    future = Future[T]()
 
-    def wait() -> None:
-        while number := os.read(reading, 1)[0]:
-            if number == signal.SIGINT:
-                print("interrupted", file=sys.stderr, flush=True)
-                os._exit(130)
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
 
-    before = signal.set_wakeup_fd(writing)
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.write(writing, b"\0")
-        waiting.join()
-        os.close(reading)
-        os.close(writing)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(SECONDS_BETWEEN_CHECKS)  # a lock without a timeout might not notice the signal
+    return future.result()
