@@ -6,7 +6,6 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_by
 
-from data_pipelines.readers import documents
 from data_pipelines.readers.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from gptjax.errors import UserError
@@ -26,13 +25,12 @@ def read(path, context=None):
     return list(documents_by(read_array_records, path, context or ReadContext(strict=True)))
 
 
-def test_first_record_decides_between_json_and_text(tmp_path, monkeypatch):
+def test_first_record_decides_between_json_and_text(tmp_path):
     plain = write(tmp_path / "a.array_record", [text.encode() for text in TEXTS])
     as_json = write(tmp_path / "b.array_record", [json.dumps({"text": text}).encode() for text in TEXTS])
     other = write(tmp_path / "c.array_record", [b"{no JSON}", b'{"text": "x"}'])
-    for most in (2**24, 50):
-        monkeypatch.setattr(documents, "MOST_BLOCK_BYTES", most)
-        context = ReadContext(strict=True)
+    for size in (1, 2**20):
+        context = ReadContext(strict=True, block_bytes=size)
         assert read(plain, context) == read(as_json, context) == [text.encode() for text in TEXTS]
         assert read(other, context) == [b"{no JSON}", b'{"text": "x"}']
         assert context.notes == {READ_AS_TEXT: 2, READ_AS_JSON: 1}

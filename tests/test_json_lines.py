@@ -8,7 +8,6 @@ import pyarrow
 import pytest
 from texts import documents_by, write_compressed
 
-from data_pipelines.readers import documents, json_lines
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
 from data_pipelines.readers.json_lines import open_json_lines, parse_json_line, read_json_lines
 from gptjax.errors import UserError
@@ -83,27 +82,24 @@ def test_any_field_may_hold_the_text():
 
 @pytest.mark.parametrize("end", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("last", ["", "\n"])
-def test_every_line_is_a_document_in_any_blocks(tmp_path, monkeypatch, end, last):
+def test_every_line_is_a_document_in_any_blocks(tmp_path, end, last):
     texts = ["one", "", "é☕\u2028\x85\r\n", "long " * 2000, "last"]
     lines = "\r\n\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts) + last
     path = write_compressed(tmp_path / f"x.jsonl{end}", lines.encode())
-    for block, most in [(2**20, 2**24), (10, 2**24), (10, 50)]:
-        monkeypatch.setattr(json_lines, "BLOCK_BYTES", block)
-        monkeypatch.setattr(documents, "MOST_BLOCK_BYTES", most)
-        found = list(documents_by(read_json_lines, path, ReadContext(strict=True)))
+    for size in (1, 10, 2**20):
+        found = list(documents_by(read_json_lines, path, ReadContext(strict=True, block_bytes=size)))
         assert found == [text.encode() for text in texts]
 
 
-@pytest.mark.parametrize("block", [10, 2**20])
-def test_invalid_lines_are_named_by_number(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(json_lines, "BLOCK_BYTES", block)
+@pytest.mark.parametrize("size", [10, 2**20])
+def test_invalid_lines_are_named_by_number(tmp_path, size):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n{"text": \n{}\n{"text": "b"}\n{"text": "c')
-    context = ReadContext()
+    context = ReadContext(block_bytes=size)
     assert list(documents_by(read_json_lines, path, context)) == [b"a", b"b"]
     assert context.notes == {INVALID: 3}
     with pytest.raises(UserError, match=r"x\.jsonl:3: "):
-        list(documents_by(read_json_lines, path, ReadContext(strict=True)))
+        list(documents_by(read_json_lines, path, ReadContext(strict=True, block_bytes=size)))
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst"])

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from texts import documents_by
 
-from data_pipelines.readers import documents, parquet
+from data_pipelines.readers import parquet
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from data_pipelines.readers.parquet import read_parquet
 from gptjax.errors import UserError
@@ -40,12 +40,11 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("options", [{}, {"row_group_size": 7, "compression": "zstd"}, {"use_dictionary": False}])
-def test_rows_are_read_in_order(tmp_path, monkeypatch, kind, options):
+def test_rows_are_read_in_order(tmp_path, kind, options):
     texts = TEXTS if kind not in (pyarrow.binary(), pyarrow.large_binary()) else [text.encode() for text in TEXTS]
     path = write(tmp_path / "x.parquet", texts, kind, **options)
-    assert read(path) == TEXTS
-    monkeypatch.setattr(documents, "MOST_BLOCK_BYTES", 0)
-    assert read(path) == TEXTS
+    for size in (1, 2**20):
+        assert read(path, block_bytes=size) == TEXTS
 
 
 def test_nulls_and_invalid_utf8_are_counted_or_raised(tmp_path):

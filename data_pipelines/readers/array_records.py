@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import BLOCK_BYTES, Block, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.json_lines import parse_json, parse_json_line
 from gptjax.errors import UserError
@@ -27,7 +27,7 @@ def read_array_records(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the text of every record, in the order of the file."""
     as_json = None
     with _open_reader(path) as reader:
-        for begin, end in ranges(reader.num_records(), path.stat().st_size):
+        for begin, end in split_records(reader.num_records(), path.stat().st_size, context):
             contents = reader.read(begin, end)
             if as_json is None:
                 as_json = _is_json(contents[0])
@@ -36,9 +36,9 @@ def read_array_records(path: Path, context: ReadContext) -> Iterator[Chunk]:
             yield from block.chunks(context)
 
 
-def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of about a megabyte of records each, of `count` records that take `size` bytes."""
-    step = max(1, min(MOST_RECORDS, BLOCK_BYTES * count // max(1, size)))
+def split_records(count: int, size: int, context: ReadContext) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the records of each block, of `count` records that take `size` bytes."""
+    step = max(1, min(MOST_RECORDS, context.block_bytes * count // max(1, size)))
     for begin in range(0, count, step):
         yield begin, min(begin + step, count)
 

@@ -22,10 +22,6 @@ SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
 INVALID = "invalid records skipped"
 EMPTY = "empty documents skipped"
 TEXT_FIELD = "text"
-BLOCK_BYTES = 2**20
-"""The usual size of a block."""
-MOST_BLOCK_BYTES = 2**24
-"""No block that a source yields is larger."""
 TEXT_BYTES = 2**14
 """The size of the pieces of `iter_text`."""
 
@@ -67,12 +63,13 @@ class ReadContext:
     """Options of one pass over a source, and the notes taken on the way.
 
     `text_field` names the JSON key, column or feature that holds the text. `strict` raises at the first problem, which
-    otherwise is counted in `notes`.
+    otherwise is counted in `notes`. `block_bytes` is the usual size of a block.
     """
 
     text_field: str = TEXT_FIELD
     strict: bool = False
     notes: Notes = dataclasses.field(default_factory=Notes)
+    block_bytes: int = 2**20
 
     def fresh_copy(self) -> "ReadContext":
         """The same options with notes of their own, for another pass."""
@@ -105,8 +102,8 @@ class Block:
         return self.read(context)
 
     def chunks(self, context: ReadContext) -> Iterator["Chunk"]:
-        """The block itself or, where it is larger than `MOST_BLOCK_BYTES`, its documents."""
-        return iter([self]) if self.size <= MOST_BLOCK_BYTES else self.read(context)
+        """The block itself or, where it is 16 times too large to be one, its documents."""
+        return iter([self]) if self.size <= 16 * context.block_bytes else self.read(context)
 
 
 Chunk = Document | Block

@@ -7,15 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.documents import (
-    BLOCK_BYTES,
-    REPLACED_RECORDS,
-    Block,
-    Chunk,
-    Document,
-    ReadContext,
-    encode_utf8,
-)
+from data_pipelines.readers.documents import REPLACED_RECORDS, Block, Chunk, Document, ReadContext, encode_utf8
 from data_pipelines.readers.paths import files_identity, find_files
 from data_pipelines.readers.text_files import COMPRESSED, explain_errors, open_file
 from gptjax.errors import UserError
@@ -27,15 +19,13 @@ SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED
 def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the text of the object in every line; blank lines are no records.
 
-    About `BLOCK_BYTES` of whole lines are a block. Memory is a few times the longest line.
+    A block is whole lines. Memory is a few times the longest line.
     """
     with open_file(path) as file:
         number = 1
-        while lines := file.readlines(BLOCK_BYTES):
-            block = Block(sum(map(len, lines)), partial(_parse_lines, path, number, lines))
+        while lines := file.readlines(context.block_bytes):
+            yield from Block(sum(map(len, lines)), partial(_parse_lines, path, number, lines)).chunks(context)
             number += len(lines)
-            del lines
-            yield from block.chunks(context)
 
 
 def _parse_lines(path: Path, number: int, lines: list[bytes], context: ReadContext) -> Iterator[Document]:

@@ -13,16 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import (
-    BLOCK_BYTES,
-    REPLACED,
-    TEXT_FIELD,
-    Block,
-    Chunk,
-    Document,
-    ReadContext,
-    validate_utf8,
-)
+from data_pipelines.readers.documents import REPLACED, TEXT_FIELD, Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
 from gptjax.errors import UserError
 
@@ -36,7 +27,7 @@ NO_FIELDS = "files read whole as text, which has no fields that --text-field cou
 def read_text(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the whole file as one document; a small file as a block."""
     size = path.stat().st_size
-    if is_plain(path) and size <= BLOCK_BYTES:
+    if is_plain(path) and size <= context.block_bytes:
         yield Block(size, partial(_read_whole, path))
     else:
         yield from _read_whole(path, context)

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.array_records import ranges
+from data_pipelines.readers.array_records import split_records
 from data_pipelines.readers.documents import TEXT_FIELD, Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import install, needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
@@ -42,7 +42,7 @@ class TfdsSet:
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         opened = _open_split(self.spec, self.directory, self.split, context.text_field)
         count = len(opened.records)
-        for begin, end in ranges(count, opened.record_bytes * count):
+        for begin, end in split_records(count, opened.record_bytes * count, context):
             yield from Block(opened.record_bytes * (end - begin), partial(self._read, begin, end)).chunks(context)
 
     def _read(self, begin: int, end: int, context: ReadContext) -> Iterator[Document]:
