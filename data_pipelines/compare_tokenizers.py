@@ -5,17 +5,19 @@
 Bytes per token say how much text fits into a context and into a step. Each source is read once for all tokenizers.
 """
 
-import itertools
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
-from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, Source, is_blank, iter_documents
+from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, is_blank, iter_documents
 from data_pipelines.readers.sources import open_source
 from data_pipelines.runtime.options import require_at_least
 from data_pipelines.runtime.progress import print_notes
@@ -46,22 +48,21 @@ class CompareTokenizers:
         require_at_least(1, max_bytes=self.max_bytes)
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One tokenizer on one source."""
+class Measurement(NamedTuple):
+    """One tokenizer on one source: bytes of UTF-8, and tokens without end-of-text tokens.
+
+    `saved` is the share of tokens saved against the baseline: 0.1 is a tenth fewer, below 0 is more.
+    """
 
     source: str
     tokenizer: str
     vocab_size: int
     documents: int
     bytes: int
-    """Of UTF-8."""
     tokens: int
-    """Without end-of-text tokens."""
     bytes_per_token: float
     tokens_per_document: float
     saved: float
-    """Share of tokens saved against the baseline: 0.1 is a tenth fewer, below 0 is more."""
 
 
 def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
@@ -71,58 +72,42 @@ def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
 
 
 def _measure(spec: str, tokenizers: dict[str, Tokenizer], request: CompareTokenizers) -> Iterator[Measurement]:
-    documents, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
-    for document in _take_documents(open_source(spec), context, request.max_bytes):
-        documents += 1
-        size += len(document)
+    """Measure on the documents that are not blank, until they have `request.max_bytes`."""
+    number, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
+    for document in iter_documents(open_source(spec).chunks(context), context):
+        if is_blank(document):
+            continue
+        number, size = number + 1, size + len(document)
         for name, tokenizer in tokenizers.items():
             tokens[name] += len(tokenizer.encode(str(document, "utf-8")))
+        if request.max_bytes is not None and size >= request.max_bytes:
+            break
     if size == 0:
         raise UserError(f"source {spec}: holds no text. {'; '.join(context.notes.lines())}".strip())
     print_notes(context.notes.lines())
     for name, tokenizer in tokenizers.items():
-        yield Measurement(
-            source=spec,
-            tokenizer=name,
-            vocab_size=tokenizer.vocab_size,
-            documents=documents,
-            bytes=size,
-            tokens=tokens[name],
-            bytes_per_token=size / tokens[name],
-            tokens_per_document=tokens[name] / documents,
-            saved=1 - tokens[name] / tokens[request.baseline],
-        )
+        count, saved = tokens[name], 1 - tokens[name] / tokens[request.baseline]
+        yield Measurement(spec, name, tokenizer.vocab_size, number, size, count, size / count, count / number, saved)
 
 
-def _take_documents(source: Source, context: ReadContext, limit: int | None) -> Iterator[Document]:
-    """Yield documents that are not blank, until they have `limit` bytes."""
-    size = 0
-    for document in iter_documents(source.chunks(context), context):
-        if not is_blank(document):
-            yield document
-            size += len(document)
-            if limit is not None and size >= limit:
-                return
-
-
-def format_lines(rows: Sequence[Measurement]) -> Iterator[str]:
-    """Format the measurements for a terminal: a block for each source, a line in it for each tokenizer."""
-    width = max(len("tokenizer"), *(len(row.tokenizer) for row in rows))
-    headings = f"  {'tokenizer':{width}} {'vocabulary':>10} {'tokens':>15} {'bytes/token':>11} {'tokens/document':>15}"
-    for source, group in itertools.groupby(rows, key=lambda row: (row.source, row.documents, row.bytes)):
-        yield f"{source[0]}: {source[1]:,} documents, {source[2]:,} bytes"
-        yield f"{headings} {'saved':>7}"
-        for row in group:
-            counts = f"{row.vocab_size:>10,} {row.tokens:>15,} {row.bytes_per_token:>11.3f}"
-            yield f"  {row.tokenizer:{width}} {counts} {row.tokens_per_document:>15,.1f} {row.saved:>+7.1%}"
+def make_table(rows: Iterable[Measurement]) -> Table:
+    """A table for a terminal, with a row for each measurement."""
+    headings = ("source", "tokenizer", "vocabulary", "documents", "bytes", "tokens", "bytes/token", "tokens/document")
+    table = Table(*headings, "saved")
+    for row in rows:
+        counts = (f"{count:,}" for count in (row.vocab_size, row.documents, row.bytes, row.tokens))
+        ratios = (f"{row.bytes_per_token:.3f}", f"{row.tokens_per_document:,.1f}", f"{row.saved:+.1%}")
+        table.add_row(row.source, row.tokenizer, *counts, *ratios)
+    return table
 
 
 def main(request: CompareTokenizers) -> None:
     """Measure, print, and write the file of `--json`."""
     rows = compare_tokenizers(request)
-    print(*format_lines(rows), f"saved: share of tokens against {request.baseline}", sep="\n")
+    Console(width=None if sys.stdout.isatty() else 200).print(make_table(rows))
+    print(f"saved: share of tokens against {request.baseline}")
     if request.json is not None:
-        request.json.expanduser().write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        request.json.expanduser().write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,19 @@ Reads every file twice; the shards themselves do not change. Afterwards a run na
 A run that began without the index does not resume on it.
 """
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import tyro
 
-from data_pipelines.output.shard_writer import SIDECAR_DTYPES, describe_sidecar, write_manifest
+from data_pipelines.output.shard_writer import write_manifest
 from data_pipelines.runtime.locks import hold_lock
+from gptjax.atomic import write_atomically
 from gptjax.errors import UserError, explained
-from gptjax.manifest import Companion, Counts, Manifest, ShardFile, read_manifest
-from gptjax.shards import TokenStream, file_sha256, files_of_split, open_shard, parts
+from gptjax.manifest import Counts, Manifest, read_manifest
+from gptjax.shards import TokenStream, files_of_split, open_shard, parts
 from gptjax.tokenizer import Tokenizer, load_tokenizer
 from gptjax.tokenizer_files import FILE_NAME
 
@@ -40,19 +39,11 @@ class IndexShards:
     directory with one."""
 
 
-class SplitIndex(NamedTuple):
-    """What the manifest says of a split."""
-
-    counts: Counts
-    files: dict[str, ShardFile]
-    sidecars: dict[str, Companion]
-
-
 def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
     """Index and hash the splits; prints a line for each. Run it again after files were added.
 
-    An earlier index stays until everything has been read. Raises `UserError` for a directory that was prepared here,
-    and for ids that the tokenizer does not have.
+    An earlier index stays until all ids have been read. Raises `UserError` for a directory that was prepared here, and
+    for ids that the tokenizer does not have.
     """
     check_foreign(directory)
     found = {split: tuple(files_of_split(directory, split)) for split in SPLITS}
@@ -61,31 +52,18 @@ def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
     streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
     if len(dtypes := {stream.dtype for stream in streams.values()}) > 1:
         raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
-    lock = hold_lock(directory.absolute())
-    with lock, tempfile.TemporaryDirectory(prefix=".index", dir=directory) as new:
-        splits = {split: _index_split(Path(new), split, stream, tokenizer) for split, stream in streams.items()}
+    counts: dict[str, Counts] = {}
+    with hold_lock(directory.absolute()):
+        indexes = {split: _read_split(stream, tokenizer) for split, stream in streams.items()}
         for split in SPLITS:
             (directory / f"{split}.documents").unlink(missing_ok=True)
-        for path in Path(new).iterdir():
-            os.replace(path, directory / path.name)
-        return write_manifest(directory, splits, tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
-
-
-def _index_split(new: Path, split: str, stream: TokenStream, tokenizer: Tokenizer) -> SplitIndex:
-    """Read a split, and write `SPLIT.documents` into `new` if the split begins with a document."""
-    starts, size = _read_split(stream, tokenizer)
-    files = {
-        path.name: ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
-        for path, begin, end in stream.spans()
-    }
-    sidecars: dict[str, Companion] = {}
-    if len(starts):
-        path = new / f"{split}.documents"
-        path.write_bytes(starts.astype(SIDECAR_DTYPES["documents"]).tobytes())
-        sidecars[path.name] = describe_sidecar(path, split, "documents")
-    known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
-    print(f"{split:5} {len(stream):>14,} tokens, {size:,} bytes of text, {known}")
-    return SplitIndex(Counts(len(starts), len(stream), size), files, sidecars)
+        for split, (starts, size) in indexes.items():
+            if len(starts):
+                write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
+            counts[split] = Counts(len(starts), len(streams[split]), size)
+            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
+            print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
+        return write_manifest(directory, counts, tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
 
 
 def choose_tokenizer(directory: Path, spec: str | None) -> Tokenizer:

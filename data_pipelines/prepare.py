@@ -24,15 +24,15 @@ from data_pipelines.encode.max_length import limit_documents
 from data_pipelines.encode.splits import Corpus, parse_split
 from data_pipelines.output.atomic_dir import check_same, find_prepared, replace_directory
 from data_pipelines.output.journal import Journal, Progress
-from data_pipelines.output.shard_writer import SplitWriter, open_split_writers, write_manifest
+from data_pipelines.output.shard_writer import open_split_writers, write_manifest
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.locks import hold_lock
 from data_pipelines.runtime.options import ShardOptions, check_splits, require_at_least
-from data_pipelines.runtime.progress import Rate, print_notes, progress_line
+from data_pipelines.runtime.progress import print_notes, progress_line
 from gptjax.errors import UserError, explained
-from gptjax.manifest import MANIFEST_VERSION, Manifest
+from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenizer_files import FILE_NAME
 
@@ -126,11 +126,11 @@ def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMI
         with replace_directory(output, resumable=True) as directory:
             journal = Journal(directory, identity, seconds=limits.record_seconds)
             tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal)
-            writers = _write_shards(directory, resolved, context, tokenizer, journal, limits)
+            counts = _write_shards(directory, resolved, context, tokenizer, journal, limits)
             notes = context.notes.lines()
-            check_splits(options, {name: writer.counts for name, writer in writers.items()}, notes, what="text")
+            check_splits(options, counts, notes, what="text")
             check_same(identity, resolved.identity(), options.source)
-            manifest = write_manifest(directory, writers, tokenizer, request=identity, notes=notes)
+            manifest = write_manifest(directory, counts, tokenizer, request=identity, notes=notes)
     _print_summary(options.output, manifest, time.perf_counter() - start, resumed=journal.progress.units > 0)
     return manifest
 
@@ -157,44 +157,32 @@ def _write_shards(
     tokenizer: Tokenizer,
     journal: Journal,
     limits: Limits,
-) -> dict[str, SplitWriter]:
+) -> dict[str, Counts]:
     """Write what is not written yet; at the end `context` has the notes of everything."""
     options, corpus, done = request.options, request.corpus, journal.progress
     processes, documents, notes = options.processes or _count_cores(), done.documents, done.notes
     batches = iter_batches(corpus.iter_chunks(context), tokenizer, context, start=done.units, limits=limits)
     with (
-        open_split_writers(
-            directory,
-            options.split_names,
-            vocab_size=tokenizer.vocab_size,
-            shard_tokens=options.shard_tokens,
-            states=done.splits,
-        ) as writers,
+        open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line("encoding") as show,
     ):
-        rate = Rate(sum(writer.bytes for writer in writers.values()))
         for batch in encode_batches(batches, tokenizer, context, processes=processes, limits=limits):
             for split, tokens, starts, size in batch.iter_splits(documents):
-                if options.max_document_tokens is not None:
-                    unfinished = writers[split].tokens - writers[split].last_start
-                    tokens, starts = limit_documents(
-                        tokens,
-                        starts,
-                        limit=options.max_document_tokens,
-                        end_of_text=tokenizer.end_of_text,
-                        unfinished=unfinished,
-                    )
-                writers[split].append(tokens, starts, size=size)
+                writer = writers[split]
+                if (limit := options.max_document_tokens) is not None:
+                    how = {"end_of_text": tokenizer.end_of_text, "unfinished": writer.tokens - writer.last_start}
+                    tokens, starts = limit_documents(tokens, starts, limit=limit, **how)
+                writer.append(tokens, starts, size=size)
             documents += batch.documents
             notes.add(batch.notes)
             if journal.is_due():
                 journal.record(Progress(batch.end, documents, {name: w.sync() for name, w in writers.items()}, notes))
             size, tokens = (sum(getattr(w, count) for w in writers.values()) for count in ("bytes", "tokens"))
-            show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens, {rate(size):.1f} MB/s")
+            show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens")
         corpus.check_count(documents)
     notes.add(context.notes.take())
     context.notes.add(notes)
-    return writers
+    return {name: writer.counts for name, writer in writers.items()}
 
 
 def _count_cores() -> int:

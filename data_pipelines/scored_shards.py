@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.encode.split_rules import AllTo, HashFraction, Rule
-from data_pipelines.encode.splits import parse_split
+from data_pipelines.encode.splits import Tail, parse_split
 from data_pipelines.output.atomic_dir import check_same, find_prepared, replace_directory
-from data_pipelines.output.shard_writer import SplitWriter, open_split_writers, write_manifest
+from data_pipelines.output.shard_writer import open_split_writers, write_manifest
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.json_lines import open_json_lines
 from data_pipelines.runtime.locks import hold_lock
@@ -24,7 +24,7 @@ from data_pipelines.runtime.options import ShardOptions, check_splits
 from data_pipelines.runtime.progress import print_notes, progress_line
 from gptjax.chat import Scored
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_VERSION, Manifest
+from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
 from gptjax.tokenizer import Tokenizer
 
 
@@ -37,8 +37,13 @@ class PrepareScored(ShardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(parse_split(self.effective_split), HashFraction | AllTo):
+        if not isinstance(self.rule, HashFraction | AllTo):
             raise UserError(f"--split={self.split}: wanted hash:F or none.")
+
+    @property
+    def rule(self) -> Rule | Tail:
+        """The split of SOURCE."""
+        return parse_split(self.effective_split)
 
 
 class Example(NamedTuple):
@@ -73,11 +78,11 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, tokenizer: Tokeniz
             return manifest
         context = ReadContext(strict=request.strict)
         with replace_directory(output) as directory:
-            writers, scored = _write_shards(directory, request, kind, tokenizer, context)
-            counts, notes = {name: writer.counts for name, writer in writers.items()}, context.notes.lines()
+            counts, scored = _write_shards(directory, request, kind, tokenizer, context)
+            notes = context.notes.lines()
             check_splits(request, counts, notes, what=f"usable {kind.plural}")
             check_same(identity, _compute_identity(request, kind, tokenizer), request.source)
-            manifest = write_manifest(directory, writers, tokenizer, request=identity, notes=notes)
+            manifest = write_manifest(directory, counts, tokenizer, request=identity, notes=notes)
     for name, count in manifest.splits.items():
         sizes = f"{count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({scored[name] / count.tokens:.1%} scored)")
@@ -107,13 +112,11 @@ def _compute_identity(request: PrepareScored, kind: ExampleKind, tokenizer: Toke
 
 def _write_shards(
     directory: Path, request: PrepareScored, kind: ExampleKind, tokenizer: Tokenizer, context: ReadContext
-) -> tuple[dict[str, SplitWriter], Counter[str]]:
-    """Write all examples; returns the writers and the number of scored tokens of each split."""
-    scored, examples, vocab_size = Counter[str](), 0, tokenizer.vocab_size
+) -> tuple[dict[str, Counts], Counter[str]]:
+    """Write all examples; returns the counts and the number of scored tokens of each split."""
+    scored, examples = Counter[str](), 0
     with (
-        open_split_writers(
-            directory, request.split_names, vocab_size=vocab_size, shard_tokens=request.shard_tokens
-        ) as writers,
+        open_split_writers(directory, request, vocab_size=tokenizer.vocab_size) as writers,
         progress_line(f"reading {request.source}") as show,
     ):
         for split, documents in _iter_examples(request, kind, context):
@@ -123,18 +126,16 @@ def _write_shards(
                 scored[split] += int(document.scored.sum())
             examples += 1
             show(f"{examples:,} {kind.plural}")
-    return writers, scored
+    return {name: writer.counts for name, writer in writers.items()}, scored
 
 
 def _iter_examples(
     request: PrepareScored, kind: ExampleKind, context: ReadContext
 ) -> Iterator[tuple[str, list[Scored]]]:
     """Yield the split and the documents of every usable example, in the order of the source."""
-    sources = [(request.source, cast(Rule, parse_split(request.effective_split)))]
-    if request.validation_source is not None:
-        sources.append((request.validation_source, AllTo("val")))
+    sources = [(request.source, request.rule), (request.validation_source, AllTo("val"))]
     for spec, rule in sources:
-        for line in open_json_lines(spec):
+        for line in open_json_lines(spec) if spec is not None else ():
             try:
                 value = kind.parse(line.record(), line.where)
             except UselessRecord as error:
@@ -149,6 +150,7 @@ def _iter_examples(
                 raise UserError(f"{line.where}: {error}") from None
             documents = _limit_documents(example.documents, request.max_document_tokens, kind, context)
             if documents:
+                assert isinstance(rule, Rule)
                 yield rule.side(example.key.encode()), documents
 
 

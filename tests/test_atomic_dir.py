@@ -7,9 +7,10 @@ import pytest
 
 from data_pipelines.output import atomic_dir
 from data_pipelines.output.atomic_dir import PROGRESS_NAME, compare_requests, find_prepared, replace_directory
-from data_pipelines.output.shard_writer import open_split_writers, write_manifest
+from data_pipelines.output.shard_writer import write_manifest
 from gptjax.errors import UserError
-from gptjax.manifest import read_manifest
+from gptjax.manifest import Counts, read_manifest
+from gptjax.shards import write_shard
 from gptjax.tokenizer import Bytes
 
 REQUEST = {"source": "x", "shard_tokens": 9}
@@ -38,9 +39,8 @@ def test_replace_directory_shows_it_when_complete(tmp_path):
 
 
 def fill(directory, request):
-    with open_split_writers(directory, ["train"], vocab_size=256, shard_tokens=9) as writers:
-        writers["train"].append(np.zeros(3, np.uint8), np.array([0]), size=3)
-    return write_manifest(directory, writers, Bytes(), request=request)
+    write_shard(directory / "train_000000.bin", np.zeros(3, np.uint16))
+    return write_manifest(directory, {"train": Counts(0, 3, 3)}, Bytes(), request=request)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.compare_tokenizers import CompareTokenizers, compare_tokenizers, format_lines
+from data_pipelines.compare_tokenizers import CompareTokenizers, compare_tokenizers
 from data_pipelines.encode.bpe_trainer import train_bpe
 from gptjax.errors import UserError
 from gptjax.tokenizer import load_tokenizer
@@ -57,18 +57,6 @@ def test_max_bytes_limits_the_documents(given):
     assert [row.documents for row in compare_tokenizers(request(given, max_bytes=33))] == [2, 2, 1, 1]
 
 
-def test_format_lines_prints_every_number(given):
-    rows = compare_tokenizers(request(given))
-    printed = list(format_lines(rows))
-    assert len(printed) == 2 * 4
-    assert printed[0].endswith(f"tales.jsonl: 2 documents, {rows[0].bytes} bytes")
-    assert printed[3].split() == [
-        rows[1].tokenizer,
-        *["280", str(rows[1].tokens), f"{rows[1].bytes_per_token:.3f}", f"{rows[1].tokens_per_document:.1f}"],
-        f"{rows[1].saved:+.1%}",
-    ]
-
-
 def test_wrong_options_are_refused(given):
     (given / "blank.txt").write_text(" ")
     for options, message in [
@@ -87,6 +75,9 @@ def test_command_prints_and_writes_json(given):
     command = [sys.executable, "-m", "data_pipelines.compare_tokenizers", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "saved: share of tokens against bytes" in done.stdout
+    first = compare_tokenizers(request(given))[1]
+    numbers = (first.vocab_size, first.bytes, first.tokens, f"{first.bytes_per_token:.3f}", f"{first.saved:+.1%}")
+    assert all(f" {number} " in done.stdout for number in numbers)
     report = json.loads((given / "report.json").read_text())
     assert [row["tokens"] for row in report] == [row.tokens for row in compare_tokenizers(request(given))]
     failed = subprocess.run([*command, f"--json={given}"], capture_output=True, text=True, check=False)

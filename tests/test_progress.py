@@ -4,7 +4,7 @@ import io
 import sys
 
 from data_pipelines.runtime import progress
-from data_pipelines.runtime.progress import Rate, print_notes, progress_line
+from data_pipelines.runtime.progress import print_notes, progress_line
 
 
 class Terminal(io.StringIO):
@@ -28,12 +28,6 @@ def test_progress_line_in_a_file_prints_every_30_seconds(monkeypatch):
         for number in range(4):
             show(f"{number} documents")
     assert sys.stderr.getvalue() == "1 documents\n3 documents\n"
-
-
-def test_rate_counts_this_run_only(monkeypatch):
-    times = iter([10.0, 14.0])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
-    assert Rate(5_000_000)(7_000_000) == 0.5
 
 
 def test_print_notes_replaces_unprintable_characters(capsys):

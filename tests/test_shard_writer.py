@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.output.shard_writer import SplitWriter, WriteState, open_split_writers, write_manifest
+from data_pipelines.runtime.options import ShardOptions
+from gptjax.errors import UserError
 from gptjax.integrity import verify
 from gptjax.manifest import Counts
-from gptjax.shards import open_split
+from gptjax.shards import open_shard, open_split
 from gptjax.tokenizer import Bytes
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 1000).astype(np.uint16)
@@ -47,11 +49,12 @@ def test_split_writer_continues_from_any_state(tmp_path, seed):
         writer.close()  # as after a kill
     writer = open_writer(tmp_path, state)
     writer.finish()
+    state_names = writer.sync().sizes
     writer.close()
     for path in tmp_path.glob("*.bin"):
-        if path.name not in writer.files:
+        if path.name not in state_names:
             path.unlink()
-    manifest = write_manifest(tmp_path, {"train": writer}, Bytes(), request={})
+    manifest = write_manifest(tmp_path, {"train": writer.counts}, Bytes(), request={})
     assert verify(tmp_path) == manifest
     stream = open_split(tmp_path, "train")
     np.testing.assert_array_equal(stream.read(0, len(stream)), TOKENS)
@@ -76,20 +79,27 @@ def test_write_state_notices_missing_files(tmp_path):
     assert state.is_on_disk(tmp_path)
 
 
-def test_open_split_writers_after_an_error_lists_nothing(tmp_path):
-    writers = open_split_writers(tmp_path, ["train"], vocab_size=256, shard_tokens=9)
-    with contextlib.suppress(ZeroDivisionError), writers as opened:
-        append(opened["train"], 0, 5)
+def make_options(directory, **options):
+    return ShardOptions(source="x", output=directory, shard_tokens=100, **options)
+
+
+def test_open_split_writers_after_an_error_finishes_nothing(tmp_path):
+    opened = open_split_writers(tmp_path, make_options(tmp_path, split="none"), vocab_size=256)
+    with contextlib.suppress(ZeroDivisionError), opened as writers:
+        append(writers["train"], 0, 5)
         raise ZeroDivisionError
-    assert opened["train"].counts.tokens == 5
-    assert opened["train"].files == opened["train"].sidecars == {}
+    assert list(writers) == ["train"]
+    assert writers["train"].counts.tokens == 5
+    with pytest.raises(UserError, match="not a token shard"):
+        open_shard(tmp_path / "train_000000.bin")
 
 
 def test_write_manifest_lists_two_splits(tmp_path):
-    with open_split_writers(tmp_path, ("train", "val"), vocab_size=256, shard_tokens=100) as writers:
+    with open_split_writers(tmp_path, make_options(tmp_path), vocab_size=256) as writers:
         writers["train"].append(np.arange(130, dtype=np.uint8), np.array([0, 7]), size=130)
         writers["val"].append(np.arange(3, dtype=np.uint8), size=3)
-    manifest = write_manifest(tmp_path, writers, Bytes(), request={"source": "x"}, notes=["one"])
+    counts = {name: writer.counts for name, writer in writers.items()}
+    manifest = write_manifest(tmp_path, counts, Bytes(), request={"source": "x"}, notes=["one"])
     assert verify(tmp_path) == manifest
     assert manifest.splits == {"train": Counts(2, 130, 130), "val": Counts(0, 3, 3)}
     assert list(manifest.companions) == ["train.documents"], "none without documents and marks"

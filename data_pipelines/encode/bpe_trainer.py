@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.readers.documents import Document, iter_text
-from data_pipelines.runtime.progress import Rate, progress_line
+from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.sigint import call_interruptibly
 from gptjax.chat import CHAT_TOKENS
 from gptjax.errors import UserError
@@ -89,9 +89,9 @@ def take_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
 
 
 def _show_bytes(texts: Iterable[str], show: Callable[[str], None]) -> Iterator[str]:
-    size, rate = 0, Rate()
+    size = 0
     for text in texts:
         yield text
         size += len(text.encode())
-        show(f"counting words: {size / 1e6:,.1f} MB, {rate(size):.1f} MB/s")
+        show(f"counting words: {size / 1e6:,.1f} MB")
     show(f"computing merges from {size / 1e6:,.1f} MB")

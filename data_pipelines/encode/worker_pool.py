@@ -117,7 +117,7 @@ def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
 
 
 def _call(function: Callable[[bytes], Any], argument: bytes) -> bytes:
-    """Pickle (result, None) or (None, error); errors that are no `UserError` become `RuntimeError`s with their place."""
+    """Pickle (result, None) or (None, error); an error that is no `UserError` becomes a `RuntimeError`."""
     try:
         return pickle.dumps((function(argument), None))
     except UserError as error:

@@ -16,7 +16,6 @@ from data_pipelines.output.atomic_dir import PROGRESS_NAME, compare_requests
 from data_pipelines.output.shard_writer import WriteState
 from data_pipelines.readers.documents import Notes
 from gptjax.atomic import write_atomically
-from gptjax.manifest import ShardFile
 from gptjax.tokenizer_files import FILE_NAME
 
 PROGRESS_VERSION = 4
@@ -96,8 +95,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _parse(content: dict[str, Any]) -> Progress:
-    splits = {
-        name: WriteState(**state | {"files": {file: ShardFile(**entry) for file, entry in state["files"].items()}})
-        for name, state in content["splits"].items()
-    }
+    splits = {name: WriteState(**state) for name, state in content["splits"].items()}
     return Progress(content["units"], content["documents"], splits, Notes(**content["notes"]))

@@ -7,15 +7,17 @@ appended later, so that continuing gives the same bytes.
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from data_pipelines.output.atomic_dir import sync
+from data_pipelines.runtime.options import ShardOptions
 from gptjax.manifest import Companion, Counts, Manifest, ShardFile
-from gptjax.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
+from gptjax.shards import HEADER_BYTES, file_sha256, files_of_split, open_shard, shard_header, token_dtype
 from gptjax.tokenizer import Tokenizer
 
 SidecarKind = Literal["documents", "scored"]
@@ -25,18 +27,14 @@ SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "sc
 
 @dataclass(frozen=True)
 class WriteState:
-    """How much of a split is on disk."""
+    """How much of a split is on disk: tokens, bytes of the UTF-8 that they encode, documents, where the last begins."""
 
     tokens: int = 0
     bytes: int = 0
-    """Of the UTF-8 that the tokens encode."""
     documents: int = 0
     last_start: int = 0
-    """The token at which the last document begins."""
-    files: dict[str, ShardFile] = field(default_factory=dict)
-    """Finished shards."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes by file name, of finished shards, the unfinished one and sidecars."""
+    """Bytes by file name."""
 
     def is_on_disk(self, directory: Path) -> bool:
         """Whether every file has at least its size."""
@@ -48,24 +46,25 @@ class SplitWriter:
     """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, of `shard_tokens` tokens each but the last.
 
     Starts of documents go to the sidecar `SPLIT.documents` and marks to `SPLIT.scored`, if there are any. With the
-    `state` of an earlier writer in the same directory, writing continues from there. After `finish`, `files` and
-    `sidecars` hold the entries of the manifest.
+    `state` of an earlier writer in the same directory, writing continues from there.
     """
 
     def __init__(
         self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int, state: WriteState | None = None
     ) -> None:
         state = state or WriteState()
-        self.files: dict[str, ShardFile] = dict(state.files)
-        self.sidecars: dict[str, Companion] = {}
         self.tokens, self.bytes = state.tokens, state.bytes
         self.documents, self.last_start = state.documents, state.last_start
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
-        self._count = state.tokens - sum(file.tokens for file in state.files.values())
-        """Tokens in the unfinished shard."""
-        self._open: dict[str, IO[bytes]] = {
-            name: _open_at(directory / name, size) for name, size in state.sizes.items() if name not in state.files
-        }
+        self._finished: dict[str, int] = {}
+        self._open: dict[str, IO[bytes]] = {}
+        self._number, self._count = divmod(state.tokens, shard_tokens)
+        names = {self._shard_name} | {f"{split}.{kind}" for kind in SIDECAR_DTYPES}
+        for name, size in state.sizes.items():
+            if name in names:
+                self._open_file(name, size)
+            else:
+                self._finished[name] = size
 
     @property
     def counts(self) -> Counts:
@@ -99,21 +98,18 @@ class SplitWriter:
 
     def sync(self) -> WriteState:
         """Wait until everything appended is on disk, and return how much that is."""
-        sizes = {name: file.bytes for name, file in self.files.items()}
+        sizes = dict(self._finished)
         for name, file in self._open.items():
             file.flush()
             os.fsync(file.fileno())
             sizes[name] = file.tell()
-        return WriteState(self.tokens, self.bytes, self.documents, self.last_start, dict(self.files), sizes)
+        return WriteState(self.tokens, self.bytes, self.documents, self.last_start, sizes)
 
     def finish(self) -> None:
-        """Complete the last shard and the sidecars; files stay open until `close`."""
+        """Complete the last shard and the sidecars."""
         if self._count:
             self._finish_shard()
         self.sync()
-        for kind in SIDECAR_DTYPES:
-            if (name := f"{self._split}.{kind}") in self._open:
-                self.sidecars[name] = describe_sidecar(self._directory / name, self._split, kind)
 
     def close(self) -> None:
         """Close all files as they are."""
@@ -123,52 +119,36 @@ class SplitWriter:
     def _append_sidecar(self, kind: SidecarKind, values: np.ndarray) -> None:
         self._open_file(f"{self._split}.{kind}").write(values.astype(SIDECAR_DTYPES[kind], copy=False).tobytes())
 
-    def _open_file(self, name: str) -> IO[bytes]:
+    def _open_file(self, name: str, size: int = 0) -> IO[bytes]:
+        """Open a file for writing after its first `size` bytes, unless it is open; the rest of it is deleted."""
         if name not in self._open:
-            self._open[name] = _open_at(self._directory / name, 0)
+            file = self._open[name] = (self._directory / name).open("r+b" if size else "wb")
+            file.truncate(size)
+            file.seek(size)
         return self._open[name]
 
     def _finish_shard(self) -> None:
-        path = self._directory / self._shard_name
-        with self._open.pop(path.name) as file:
+        name = self._shard_name
+        with self._open.pop(name) as file:
+            self._finished[name] = file.tell()
             file.seek(0)
             file.write(shard_header(self._count, self._dtype))
-        sync(path)
-        self.files[path.name] = ShardFile(self._split, self._count, path.stat().st_size, file_sha256(path))
-        self._count = 0
+        sync(self._directory / name)
+        self._number, self._count = self._number + 1, 0
 
     @property
     def _shard_name(self) -> str:
-        return f"{self._split}_{len(self.files):06d}.bin"
-
-
-def _open_at(path: Path, size: int) -> IO[bytes]:
-    """Open a file for writing after its first `size` bytes; the rest of it is deleted."""
-    file = path.open("r+b" if size else "wb")
-    file.truncate(size)
-    file.seek(size)
-    return file
-
-
-def describe_sidecar(path: Path, split: str, kind: SidecarKind) -> Companion:
-    """The manifest entry of a sidecar that is on disk."""
-    return Companion(split, kind, path.stat().st_size, file_sha256(path))
+        return f"{self._split}_{self._number:06d}.bin"
 
 
 @contextlib.contextmanager
 def open_split_writers(
-    directory: Path,
-    splits: Iterable[str],
-    *,
-    vocab_size: int,
-    shard_tokens: int,
-    states: Mapping[str, WriteState] | None = None,
+    directory: Path, options: ShardOptions, *, vocab_size: int, states: Mapping[str, WriteState] | None = None
 ) -> Iterator[dict[str, SplitWriter]]:
-    """Yield a writer for each split; they finish unless the body raises."""
-    dtype, states = token_dtype(vocab_size), states or {}
+    """Yield a writer for each split that gets text; they finish unless the body raises."""
+    how = {"dtype": token_dtype(vocab_size), "shard_tokens": options.shard_tokens}
     writers = {
-        split: SplitWriter(directory, split, dtype=dtype, shard_tokens=shard_tokens, state=states.get(split))
-        for split in splits
+        split: SplitWriter(directory, split, **how, state=(states or {}).get(split)) for split in options.split_names
     }
     try:
         yield writers
@@ -179,36 +159,36 @@ def open_split_writers(
             writer.close()
 
 
-class SplitContents(Protocol):
-    """What the manifest says of a split."""
-
-    @property
-    def counts(self) -> Counts: ...
-    @property
-    def files(self) -> Mapping[str, ShardFile]: ...
-    @property
-    def sidecars(self) -> Mapping[str, Companion]: ...
-
-
 def write_manifest(
     directory: Path,
-    splits: Mapping[str, SplitContents],
+    splits: Mapping[str, Counts],
     tokenizer: Tokenizer,
     *,
     request: dict[str, Any],
     dtype: np.dtype | None = None,
     notes: Iterable[str] = (),
 ) -> Manifest:
-    """Write `tokenizer.json` and at last `manifest.json`, which says that the directory is complete."""
+    """Hash the files of the splits, and write `tokenizer.json` and at last `manifest.json`.
+
+    `dtype` is that of the shards, by default the smallest for the vocabulary.
+    """
+    shards = {path: split for split in splits for path in files_of_split(directory, split)}
+    sidecars: dict[Path, tuple[str, SidecarKind]] = {
+        directory / f"{split}.{kind}": (split, kind) for split in splits for kind in SIDECAR_DTYPES
+    }
+    paths = [*shards, *filter(Path.is_file, sidecars)]
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip(paths, pool.map(file_sha256, paths), strict=True))
+    sizes = {path: path.stat().st_size for path in paths}
     tokenizer.save(directory)
     manifest = Manifest(
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         dtype=(dtype or token_dtype(tokenizer.vocab_size)).name,
-        splits={name: split.counts for name, split in splits.items()},
-        files={name: file for split in splits.values() for name, file in split.files.items()},
-        companions={name: file for split in splits.values() for name, file in split.sidecars.items()},
+        splits=dict(splits),
+        files={p.name: ShardFile(split, len(open_shard(p)), sizes[p], hashes[p]) for p, split in shards.items()},
+        companions={p.name: Companion(*sidecars[p], sizes[p], hashes[p]) for p in paths if p in sidecars},
         request=request,
         notes=list(notes),
     )

@@ -32,16 +32,6 @@ def progress_line(text: str) -> Iterator[Callable[[str], None]]:
         yield show
 
 
-class Rate:
-    """Millions per second since it was created, of a count that began with `before`."""
-
-    def __init__(self, before: int = 0) -> None:
-        self._before, self._start = before, time.perf_counter()
-
-    def __call__(self, count: int) -> float:
-        return (count - self._before) / 1e6 / (time.perf_counter() - self._start)
-
-
 def print_notes(notes: Iterable[str]) -> None:
     """Print a line for each note; characters that are not printable become U+FFFD."""
     for note in notes:
