@@ -83,7 +83,7 @@ def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
         if b"\0" in file.read(2**16):
             raise UserError(
                 f"{path}: holds NUL bytes, so it is not text; wanted text, or {_KNOWN}. "
-                "Token shards need no preparation: see python -m data_pipelines.adopt --help."
+                "Token shards need no preparation: see python -m data_pipelines.index_shards --help."
             )
     context.notes[AS_TEXT] += 1
     yield from read_text(path, context)
