@@ -68,10 +68,10 @@ class Measurement(NamedTuple):
 def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
     """Measure all tokenizers on all sources, the baseline first; sources in the order given."""
     tokenizers = {spec: load_tokenizer(spec) for spec in dict.fromkeys([request.baseline, *request.tokenizer])}
-    return [row for spec in request.source for row in _measure(spec, tokenizers, request)]
+    return [row for spec in request.source for row in _measure(spec, request, tokenizers=tokenizers)]
 
 
-def _measure(spec: str, tokenizers: dict[str, Tokenizer], request: CompareTokenizers) -> Iterator[Measurement]:
+def _measure(spec: str, request: CompareTokenizers, *, tokenizers: dict[str, Tokenizer]) -> Iterator[Measurement]:
     """Measure on the documents that are not blank, until they have `request.max_bytes`."""
     number, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
     for document in iter_documents(open_source(spec).chunks(context), context):

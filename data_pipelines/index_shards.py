@@ -63,7 +63,7 @@ def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
             counts[split] = Counts(len(starts), len(streams[split]), size)
             known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
             print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
-        return write_manifest(directory, counts, tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
+        return write_manifest(directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
 
 
 def choose_tokenizer(directory: Path, spec: str | None) -> Tokenizer:

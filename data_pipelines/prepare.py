@@ -9,8 +9,8 @@ The output is a directory of shards with `manifest.json` and `tokenizer.json`; i
 request again finds it and stops. After a kill the same command continues, to the same bytes.
 """
 
+import contextlib
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,18 @@ from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import encode_batches, refuse_in_worker
 from data_pipelines.encode.max_length import limit_documents
 from data_pipelines.encode.splits import Corpus, parse_split
-from data_pipelines.output.atomic_dir import check_same, find_prepared, replace_directory
+from data_pipelines.output.build import Written, build_shards
 from data_pipelines.output.journal import Journal, Progress
-from data_pipelines.output.shard_writer import open_split_writers, write_manifest
+from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import RECIPES
-from data_pipelines.runtime.locks import hold_lock
-from data_pipelines.runtime.options import ShardOptions, check_splits, require_at_least
-from data_pipelines.runtime.progress import print_notes, progress_line
+from data_pipelines.runtime.options import ShardOptions, require_at_least
+from data_pipelines.runtime.progress import progress_line
 from gptjax.errors import UserError, explained
-from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
+from gptjax.manifest import MANIFEST_VERSION, Manifest
 from gptjax.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenizer_files import FILE_NAME
-
-ROW_TOKENS = 1024
-"""A row of GPT-2; a split with fewer tokens gets a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,25 +113,16 @@ def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMI
     """Prepare the data unless it exists already; prints progress to stderr and a summary to stdout."""
     refuse_in_worker()
     resolved = resolve_request(request) if isinstance(request, Prepare) else request
-    options, identity, start = resolved.options, resolved.identity(), time.perf_counter()
-    output = options.output.expanduser().resolve()
-    with hold_lock(output):
-        if (manifest := find_prepared(output, identity, overwrite=options.overwrite)) is not None:
-            return manifest
-        context = ReadContext(options.text_field, options.strict, block_bytes=limits.batch_bytes)
-        with replace_directory(output, resumable=True) as directory:
-            journal = Journal(directory, identity, seconds=limits.record_seconds)
-            tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal)
-            counts = _write_shards(directory, resolved, context, tokenizer, journal, limits)
-            notes = context.notes.lines()
-            check_splits(options, counts, notes, what="text")
-            check_same(identity, resolved.identity(), options.source)
-            manifest = write_manifest(directory, counts, tokenizer, request=identity, notes=notes)
-    _print_summary(options.output, manifest, time.perf_counter() - start, resumed=journal.progress.units > 0)
-    return manifest
+
+    def write(directory: Path, identity: dict[str, Any]) -> Written:
+        journal = Journal(directory, identity, seconds=limits.record_seconds)
+        tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal=journal)
+        return _write_shards(directory, resolved, tokenizer=tokenizer, journal=journal, limits=limits)
+
+    return build_shards(resolved.options, resolved.identity, write=write, resumable=True)
 
 
-def _load_or_learn(directory: Path, request: ResolvedRequest, journal: Journal) -> Tokenizer:
+def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journal) -> Tokenizer:
     """Learn the tokenizer, unless an earlier run has saved it in the directory."""
     if not (directory / FILE_NAME).is_file():
         context = ReadContext(request.options.text_field, request.options.strict)
@@ -151,27 +138,25 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, journal: Journal) 
 
 
 def _write_shards(
-    directory: Path,
-    request: ResolvedRequest,
-    context: ReadContext,
-    tokenizer: Tokenizer,
-    journal: Journal,
-    limits: Limits,
-) -> dict[str, Counts]:
-    """Write what is not written yet; at the end `context` has the notes of everything."""
+    directory: Path, request: ResolvedRequest, *, tokenizer: Tokenizer, journal: Journal, limits: Limits
+) -> Written:
+    """Write what is not written yet."""
     options, corpus, done = request.options, request.corpus, journal.progress
     processes, documents, notes = options.processes or _count_cores(), done.documents, done.notes
-    batches = iter_batches(corpus.iter_chunks(context), tokenizer, context, start=done.units, limits=limits)
+    context = ReadContext(options.text_field, options.strict, block_bytes=limits.batch_bytes)
+    how = {"tokenizer": tokenizer, "limits": limits}
+    batches = iter_batches(corpus.iter_chunks(context), context, start=done.units, **how)
     with (
         open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line("encoding") as show,
+        contextlib.closing(encode_batches(batches, context, processes=processes, **how)) as encoded,
     ):
-        for batch in encode_batches(batches, tokenizer, context, processes=processes, limits=limits):
+        for batch in encoded:
             for split, tokens, starts, size in batch.iter_splits(documents):
                 writer = writers[split]
                 if (limit := options.max_document_tokens) is not None:
-                    how = {"end_of_text": tokenizer.end_of_text, "unfinished": writer.tokens - writer.last_start}
-                    tokens, starts = limit_documents(tokens, starts, limit=limit, **how)
+                    lengths = {"limit": limit, "unfinished": writer.tokens - writer.last_start}
+                    tokens, starts = limit_documents(tokens, starts, end_of_text=tokenizer.end_of_text, **lengths)
                 writer.append(tokens, starts, size=size)
             documents += batch.documents
             notes.add(batch.notes)
@@ -180,28 +165,12 @@ def _write_shards(
             size, tokens = (sum(getattr(w, count) for w in writers.values()) for count in ("bytes", "tokens"))
             show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens")
         corpus.check_count(documents)
-    notes.add(context.notes.take())
-    context.notes.add(notes)
-    return {name: writer.counts for name, writer in writers.items()}
+    notes.add(context.notes)
+    return Written({name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines())
 
 
 def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _print_summary(output: Path, manifest: Manifest, seconds: float, *, resumed: bool) -> None:
-    for name, count in manifest.splits.items():
-        files = len(manifest.files_of(name))
-        print(
-            f"{name:5} {count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens "
-            f"({count.bytes / count.tokens:.3f} bytes/token) in {files} file{'s' if files > 1 else ''}"
-        )
-        if count.tokens < ROW_TOKENS:
-            print(f"note: {name} has only {count.tokens:,} tokens, less than a row of {ROW_TOKENS:,}; see --split.")
-    print_notes(manifest.notes)
-    total = sum(count.bytes for count in manifest.splits.values())
-    rate = "after continuing" if resumed else f"{total / 1e6 / seconds:.1f} MB/s"
-    print(f"{output}: {manifest.tokenizer}, {manifest.dtype}, {seconds:.1f} s ({rate})")
 
 
 if __name__ == "__main__":

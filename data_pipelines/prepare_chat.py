@@ -33,7 +33,7 @@ def prepare_chat(request: PrepareChat) -> Manifest:
     def encode(messages: list[Message]) -> Example:
         return Example(repr(messages), [template.conversation(messages)])
 
-    manifest = prepare_scored(request, ExampleKind("chat", "conversations", _parse, encode), tokenizer)
+    manifest = prepare_scored(request, ExampleKind("chat", "conversations", _parse, encode), tokenizer=tokenizer)
     if tokenizer.vocab_size > given.vocab_size:
         tokens = " and ".join(CHAT_TOKENS)
         print(f"note: {tokens} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.")

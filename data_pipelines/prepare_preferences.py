@@ -55,7 +55,7 @@ def prepare_preferences(request: PreparePreferences) -> Manifest:
         completions = (pair.chosen, pair.rejected)
         return Example(repr(pair.prompt), [encode_document(pair.prompt, completion) for completion in completions])
 
-    return prepare_scored(request, ExampleKind(KIND, "pairs", _parse, encode), tokenizer)
+    return prepare_scored(request, ExampleKind(KIND, "pairs", _parse, encode), tokenizer=tokenizer)
 
 
 def _parse(record: dict[str, Any], where: str) -> Preference:

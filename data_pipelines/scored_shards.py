@@ -4,8 +4,7 @@ An example becomes one or more documents of (tokens, marks), which are for the s
 are its sidecars `SPLIT.documents` and `SPLIT.scored`. Invalid records are skipped and counted.
 """
 
-import time
-from collections import Counter
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,15 @@ import numpy as np
 
 from data_pipelines.encode.split_rules import AllTo, HashFraction, Rule
 from data_pipelines.encode.splits import Tail, parse_split
-from data_pipelines.output.atomic_dir import check_same, find_prepared, replace_directory
-from data_pipelines.output.shard_writer import open_split_writers, write_manifest
-from data_pipelines.readers.documents import ReadContext
+from data_pipelines.output.build import Written, build_shards
+from data_pipelines.output.shard_writer import open_split_writers
+from data_pipelines.readers.documents import Notes, ReadContext
 from data_pipelines.readers.json_lines import open_json_lines
-from data_pipelines.runtime.locks import hold_lock
-from data_pipelines.runtime.options import ShardOptions, check_splits
-from data_pipelines.runtime.progress import print_notes, progress_line
+from data_pipelines.runtime.options import ShardOptions
+from data_pipelines.runtime.progress import progress_line
 from gptjax.chat import Scored
 from gptjax.errors import UserError
-from gptjax.manifest import MANIFEST_VERSION, Counts, Manifest
+from gptjax.manifest import MANIFEST_VERSION, Manifest
 from gptjax.tokenizer import Tokenizer
 
 
@@ -69,33 +67,20 @@ class UselessRecord(UserError):
     """A valid record from which nothing can be learned; it is skipped in strict mode, too. The text is the note."""
 
 
-def prepare_scored(request: PrepareScored, kind: ExampleKind, tokenizer: Tokenizer) -> Manifest:
+def prepare_scored(request: PrepareScored, kind: ExampleKind, *, tokenizer: Tokenizer) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    identity, start = _compute_identity(request, kind, tokenizer), time.perf_counter()
-    output = request.output.expanduser().resolve()
-    with hold_lock(output):
-        if (manifest := find_prepared(output, identity, overwrite=request.overwrite)) is not None:
-            return manifest
-        context = ReadContext(strict=request.strict)
-        with replace_directory(output) as directory:
-            counts, scored = _write_shards(directory, request, kind, tokenizer, context)
-            notes = context.notes.lines()
-            check_splits(request, counts, notes, what=f"usable {kind.plural}")
-            check_same(identity, _compute_identity(request, kind, tokenizer), request.source)
-            manifest = write_manifest(directory, counts, tokenizer, request=identity, notes=notes)
-    for name, count in manifest.splits.items():
-        sizes = f"{count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
-        print(f"{name:5} {sizes} ({scored[name] / count.tokens:.1%} scored)")
-    print_notes(manifest.notes)
-    seconds = time.perf_counter() - start
-    print(f"{request.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
-    return manifest
+
+    def write(directory: Path, _: dict[str, Any]) -> Written:
+        return _write_shards(directory, request, kind=kind, tokenizer=tokenizer)
+
+    identity = functools.partial(_compute_identity, request, kind.name, tokenizer=tokenizer)
+    return build_shards(request, identity, write=write, what=f"usable {kind.plural}")
 
 
-def _compute_identity(request: PrepareScored, kind: ExampleKind, tokenizer: Tokenizer) -> dict[str, Any]:
+def _compute_identity(request: PrepareScored, kind: str, *, tokenizer: Tokenizer) -> dict[str, Any]:
     """JSON that decides the output: two requests with the same identity have the same result."""
     identity: dict[str, Any] = {
-        "kind": kind.name,
+        "kind": kind,
         "source": open_json_lines(request.source).identity(),
         "tokenizer": tokenizer.fingerprint,
         "split": request.effective_split,
@@ -110,27 +95,22 @@ def _compute_identity(request: PrepareScored, kind: ExampleKind, tokenizer: Toke
     return identity
 
 
-def _write_shards(
-    directory: Path, request: PrepareScored, kind: ExampleKind, tokenizer: Tokenizer, context: ReadContext
-) -> tuple[dict[str, Counts], Counter[str]]:
-    """Write all examples; returns the counts and the number of scored tokens of each split."""
-    scored, examples = Counter[str](), 0
+def _write_shards(directory: Path, request: PrepareScored, *, kind: ExampleKind, tokenizer: Tokenizer) -> Written:
+    context = ReadContext(strict=request.strict)
     with (
         open_split_writers(directory, request, vocab_size=tokenizer.vocab_size) as writers,
         progress_line(f"reading {request.source}") as show,
     ):
-        for split, documents in _iter_examples(request, kind, context):
+        for number, (split, documents) in enumerate(_iter_examples(request, kind, context=context), start=1):
             for document in documents:
                 size = int(tokenizer.bytes_per_token[document.tokens].sum())
                 writers[split].append(document.tokens, np.array([0]), scored=document.scored, size=size)
-                scored[split] += int(document.scored.sum())
-            examples += 1
-            show(f"{examples:,} {kind.plural}")
-    return {name: writer.counts for name, writer in writers.items()}, scored
+            show(f"{number:,} {kind.plural}")
+    return Written({name: writer.counts for name, writer in writers.items()}, tokenizer, context.notes.lines())
 
 
 def _iter_examples(
-    request: PrepareScored, kind: ExampleKind, context: ReadContext
+    request: PrepareScored, kind: ExampleKind, *, context: ReadContext
 ) -> Iterator[tuple[str, list[Scored]]]:
     """Yield the split and the documents of every usable example, in the order of the source."""
     sources = [(request.source, request.rule), (request.validation_source, AllTo("val"))]
@@ -148,15 +128,15 @@ def _iter_examples(
                 example = kind.encode(value)
             except UserError as error:
                 raise UserError(f"{line.where}: {error}") from None
-            documents = _limit_documents(example.documents, request.max_document_tokens, kind, context)
+            documents = _limit_documents(
+                example.documents, request.max_document_tokens, plural=kind.plural, notes=context.notes
+            )
             if documents:
                 assert isinstance(rule, Rule)
                 yield rule.side(example.key.encode()), documents
 
 
-def _limit_documents(
-    documents: list[Scored], limit: int | None, kind: ExampleKind, context: ReadContext
-) -> list[Scored]:
+def _limit_documents(documents: list[Scored], limit: int | None, *, plural: str, notes: Notes) -> list[Scored]:
     """Cut documents off behind `limit` tokens; none remain where nothing scored or no difference between them does."""
     if limit is None or all(len(document.tokens) <= limit for document in documents):
         return documents
@@ -164,5 +144,5 @@ def _limit_documents(
     differ = len({document.tokens.tobytes() for document in short}) == len(short)
     is_useful = differ and all(document.scored.any() for document in short)
     what = "cut off" if is_useful else "skipped: nothing scored is left"
-    context.notes[f"{kind.plural} {what} at --max-document-tokens={limit}"] += 1
+    notes[f"{plural} {what} at --max-document-tokens={limit}"] += 1
     return short if is_useful else []

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.runtime.progress import print_notes
+from data_pipelines.output.build import print_splits
 from gptjax.data import TokenShards
 from gptjax.errors import UserError, explained
 from gptjax.integrity import check_bytes, check_documents, verify
@@ -41,13 +41,7 @@ def verify_directory(request: Verify) -> Manifest:
         stream = open_split(directory, split)
         check_documents(stream, tokenizer.end_of_text)
         check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
-        files = len(manifest.files_of(split))
-        sidecars = ", ".join(sorted(sidecar.kind for sidecar in manifest.companions_of(split).values())) or "none"
-        print(
-            f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
-            f"file{'s' if files > 1 else ''}, sidecars: {sidecars}"
-        )
-    print_notes(manifest.notes)
+    print_splits(directory, manifest)
     print(f"{directory}: complete, {manifest.tokenizer}, {manifest.dtype}")
     return manifest
 

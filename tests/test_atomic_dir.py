@@ -40,7 +40,7 @@ def test_replace_directory_shows_it_when_complete(tmp_path):
 
 def fill(directory, request):
     write_shard(directory / "train_000000.bin", np.zeros(3, np.uint16))
-    return write_manifest(directory, {"train": Counts(0, 3, 3)}, Bytes(), request=request)
+    return write_manifest(directory, {"train": Counts(0, 3, 3)}, tokenizer=Bytes(), request=request)
 
 
 @pytest.fixture

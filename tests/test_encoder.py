@@ -28,8 +28,8 @@ def make_chunks(n, seed=0):
 
 def encode(chunks, tokenizer=None, *, processes=1, start=0, context=None):
     tokenizer, context = tokenizer or Bytes(), context or ReadContext()
-    batches = iter_batches(chunks, tokenizer, context, start=start, limits=SMALL)
-    return list(encode_batches(batches, tokenizer, context, processes=processes, limits=SMALL))
+    batches = iter_batches(chunks, context, tokenizer=tokenizer, start=start, limits=SMALL)
+    return list(encode_batches(batches, context, tokenizer=tokenizer, processes=processes, limits=SMALL))
 
 
 @pytest.fixture(scope="module")

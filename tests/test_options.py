@@ -44,6 +44,6 @@ def test_shard_options_have_one_validation():
 )
 def test_check_splits_names_what_is_empty(other, train, val, message):
     options = ShardOptions(source="x", output=Path("out"), validation_source=other)
-    check_splits(options, {"train": SOME, "val": SOME}, [], what="text")
+    check_splits(options, {"train": SOME, "val": SOME}, notes=[], what="text")
     with pytest.raises(UserError, match=message):
-        check_splits(options, {"train": train, "val": val}, ["2 invalid records skipped"], what="text")
+        check_splits(options, {"train": train, "val": val}, notes=["2 invalid records skipped"], what="text")

@@ -216,10 +216,10 @@ def test_lone_surrogates_make_a_record_invalid(tmp_path, run, capsys):
 def test_changing_source_is_noticed(tmp_path, run, monkeypatch):
     source, write_all = write(tmp_path / "chat.jsonl", map(line, many(30))), scored_shards._write_shards
 
-    def change_and_write(*args):
+    def change_and_write(*args, **options):
         with Path(source).open("a") as file:
             file.write(line(SUMS) + "\n")
-        return write_all(*args)
+        return write_all(*args, **options)
 
     monkeypatch.setattr(scored_shards, "_write_shards", change_and_write)
     with pytest.raises(UserError, match=r"chat\.jsonl: was changed while it was read"):

@@ -54,7 +54,7 @@ def test_split_writer_continues_from_any_state(tmp_path, seed):
     for path in tmp_path.glob("*.bin"):
         if path.name not in state_names:
             path.unlink()
-    manifest = write_manifest(tmp_path, {"train": writer.counts}, Bytes(), request={})
+    manifest = write_manifest(tmp_path, {"train": writer.counts}, tokenizer=Bytes(), request={})
     assert verify(tmp_path) == manifest
     stream = open_split(tmp_path, "train")
     np.testing.assert_array_equal(stream.read(0, len(stream)), TOKENS)
@@ -99,7 +99,7 @@ def test_write_manifest_lists_two_splits(tmp_path):
         writers["train"].append(np.arange(130, dtype=np.uint8), np.array([0, 7]), size=130)
         writers["val"].append(np.arange(3, dtype=np.uint8), size=3)
     counts = {name: writer.counts for name, writer in writers.items()}
-    manifest = write_manifest(tmp_path, counts, Bytes(), request={"source": "x"}, notes=["one"])
+    manifest = write_manifest(tmp_path, counts, tokenizer=Bytes(), request={"source": "x"}, notes=["one"])
     assert verify(tmp_path) == manifest
     assert manifest.splits == {"train": Counts(2, 130, 130), "val": Counts(0, 3, 3)}
     assert list(manifest.companions) == ["train.documents"], "none without documents and marks"

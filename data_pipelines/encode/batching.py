@@ -63,9 +63,9 @@ class Batch(NamedTuple):
 
 def iter_batches(
     chunks: Iterable[tuple[Rule, Chunk]],
-    tokenizer: Tokenizer,
     context: ReadContext,
     *,
+    tokenizer: Tokenizer,
     start: int = 0,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Batch]:
@@ -74,10 +74,8 @@ def iter_batches(
     Notes taken after the last unit stay in `context`. A `UserError` is raised after all batches before it.
     """
     errors: list[UserError] = []
-    units = defer_error(_iter_units(chunks, tokenizer, context, limits.piece_bytes), errors)
-    batch, size = list[Unit](), 0
-    rule = None
-    number = start
+    units = defer_error(_iter_units(chunks, context, tokenizer=tokenizer, piece_bytes=limits.piece_bytes), errors)
+    rule, batch, size, number = None, list[Unit](), 0, start
     for number, (next_rule, unit) in enumerate(itertools.islice(units, start, None), start):
         if rule is not None and (next_rule != rule or size + unit.size > limits.batch_bytes):
             yield Batch(rule, batch, number)
@@ -92,7 +90,7 @@ def iter_batches(
 
 
 def _iter_units(
-    chunks: Iterable[tuple[Rule, Chunk]], tokenizer: Tokenizer, context: ReadContext, piece_bytes: int
+    chunks: Iterable[tuple[Rule, Chunk]], context: ReadContext, *, tokenizer: Tokenizer, piece_bytes: int
 ) -> Iterator[tuple[Rule, Unit]]:
     for rule, chunk in chunks:
         notes = context.notes.take()

@@ -6,7 +6,7 @@ decides splits and writes, so it can feed many cores.
 
 import itertools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -87,12 +87,12 @@ def _iter_documents(batch: Batch, context: ReadContext) -> Iterator[Piece]:
 
 def encode_batches(
     batches: Iterator[Batch],
-    tokenizer: Tokenizer,
     context: ReadContext,
     *,
+    tokenizer: Tokenizer,
     processes: int,
     limits: Limits = DEFAULT_LIMITS,
-) -> Iterator[EncodedBatch]:
+) -> Generator[EncodedBatch, None, None]:
     """Encode all batches in order, in this process where there is little text; `context` keeps its own notes.
 
     Raises the first `UserError` in corpus order, whichever process meets it.

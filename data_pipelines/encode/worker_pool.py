@@ -48,7 +48,7 @@ def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, proc
         for _ in range(processes):
             with block_sigint():
                 workers.append(_start_worker())
-        yield from _map([pipe for _, pipe in workers], function, arguments)
+        yield from _map([pipe for _, pipe in workers], arguments, function=function)
     finally:
         with block_sigint():
             for process, _ in workers:
@@ -66,7 +66,7 @@ def _start_worker() -> tuple[SpawnProcess, Connection]:
     return process, ours
 
 
-def _map(pipes: list[Connection], function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+def _map(pipes: list[Connection], arguments: Iterable[T], *, function: Callable[[T], R]) -> Iterator[R]:
     content = pickle.dumps(function)
     for pipe in pipes:
         _send(pipe, content)

@@ -57,12 +57,6 @@ def compare_requests(request: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(sorted(key for key in request | other if request.get(key) != other.get(key)))
 
 
-def check_same(before: dict[str, Any], after: dict[str, Any], source: str) -> None:
-    """Raise `UserError` unless the request, described again after reading, is the same."""
-    if before != after:
-        raise UserError(f"source {source}: was changed while it was read. Prepare it again.")
-
-
 @contextlib.contextmanager
 def replace_directory(output: Path, *, resumable: bool = False) -> Iterator[Path]:
     """Yield a directory to fill, which then becomes `output`; an exception in the body leaves `output` as it was.

@@ -161,9 +161,9 @@ def open_split_writers(
 
 def write_manifest(
     directory: Path,
-    splits: Mapping[str, Counts],
-    tokenizer: Tokenizer,
+    counts: Mapping[str, Counts],
     *,
+    tokenizer: Tokenizer,
     request: dict[str, Any],
     dtype: np.dtype | None = None,
     notes: Iterable[str] = (),
@@ -172,9 +172,9 @@ def write_manifest(
 
     `dtype` is that of the shards, by default the smallest for the vocabulary.
     """
-    shards = {path: split for split in splits for path in files_of_split(directory, split)}
+    shards = {path: split for split in counts for path in files_of_split(directory, split)}
     sidecars: dict[Path, tuple[str, SidecarKind]] = {
-        directory / f"{split}.{kind}": (split, kind) for split in splits for kind in SIDECAR_DTYPES
+        directory / f"{split}.{kind}": (split, kind) for split in counts for kind in SIDECAR_DTYPES
     }
     paths = [*shards, *filter(Path.is_file, sidecars)]
     with ThreadPoolExecutor() as pool:
@@ -186,7 +186,7 @@ def write_manifest(
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         dtype=(dtype or token_dtype(tokenizer.vocab_size)).name,
-        splits=dict(splits),
+        splits=dict(counts),
         files={p.name: ShardFile(split, len(open_shard(p)), sizes[p], hashes[p]) for p, split in shards.items()},
         companions={p.name: Companion(*sidecars[p], sizes[p], hashes[p]) for p in paths if p in sidecars},
         request=request,

@@ -56,7 +56,7 @@ def require_at_least(minimum: int, **options: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')}={value}: wanted at least {minimum}.")
 
 
-def check_splits(options: ShardOptions, counts: Mapping[str, Counts], notes: Sequence[str], *, what: str) -> None:
+def check_splits(options: ShardOptions, counts: Mapping[str, Counts], *, notes: Sequence[str], what: str) -> None:
     """Raise `UserError` for a source without `what` (text, say), and for a split that gets none of it."""
     total, why = sum(count.documents for count in counts.values()), "; ".join(notes)
     for name, count in counts.items():
