@@ -104,7 +104,7 @@ def make_table(rows: Iterable[Measurement]) -> Table:
 def main(request: CompareTokenizers) -> None:
     """Measure, print, and write the file of `--json`."""
     rows = compare_tokenizers(request)
-    Console(width=None if sys.stdout.isatty() else 200).print(make_table(rows))
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(make_table(rows))
     print(f"saved: share of tokens against {request.baseline}")
     if request.json is not None:
         request.json.expanduser().write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")

@@ -22,7 +22,7 @@ from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import encode_batches, refuse_in_worker
 from data_pipelines.encode.max_length import limit_documents
 from data_pipelines.encode.splits import Corpus, parse_split
-from data_pipelines.output.build import Written, build_shards
+from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text
@@ -114,7 +114,7 @@ def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMI
     refuse_in_worker()
     resolved = resolve_request(request) if isinstance(request, Prepare) else request
 
-    def write(directory: Path, identity: dict[str, Any]) -> Written:
+    def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
         journal = Journal(directory, identity, seconds=limits.record_seconds)
         tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal=journal)
         return _write_shards(directory, resolved, tokenizer=tokenizer, journal=journal, limits=limits)
@@ -139,7 +139,7 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journa
 
 def _write_shards(
     directory: Path, request: ResolvedRequest, *, tokenizer: Tokenizer, journal: Journal, limits: Limits
-) -> Written:
+) -> ShardContents:
     """Write what is not written yet."""
     options, corpus, done = request.options, request.corpus, journal.progress
     processes, documents, notes = options.processes or _count_cores(), done.documents, done.notes
@@ -166,7 +166,7 @@ def _write_shards(
             show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens")
         corpus.check_count(documents)
     notes.add(context.notes)
-    return Written({name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines())
+    return ShardContents({name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines())
 
 
 def _count_cores() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.encode.split_rules import AllTo, HashFraction, Rule
 from data_pipelines.encode.splits import Tail, parse_split
-from data_pipelines.output.build import Written, build_shards
+from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import Notes, ReadContext
 from data_pipelines.readers.json_lines import open_json_lines
@@ -70,7 +70,7 @@ class UselessRecord(UserError):
 def prepare_scored(request: PrepareScored, kind: ExampleKind, *, tokenizer: Tokenizer) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
 
-    def write(directory: Path, _: dict[str, Any]) -> Written:
+    def write(directory: Path, _: dict[str, Any]) -> ShardContents:
         return _write_shards(directory, request, kind=kind, tokenizer=tokenizer)
 
     identity = functools.partial(_compute_identity, request, kind.name, tokenizer=tokenizer)
@@ -95,7 +95,7 @@ def _compute_identity(request: PrepareScored, kind: str, *, tokenizer: Tokenizer
     return identity
 
 
-def _write_shards(directory: Path, request: PrepareScored, *, kind: ExampleKind, tokenizer: Tokenizer) -> Written:
+def _write_shards(directory: Path, request: PrepareScored, *, kind: ExampleKind, tokenizer: Tokenizer) -> ShardContents:
     context = ReadContext(strict=request.strict)
     with (
         open_split_writers(directory, request, vocab_size=tokenizer.vocab_size) as writers,
@@ -106,7 +106,7 @@ def _write_shards(directory: Path, request: PrepareScored, *, kind: ExampleKind,
                 size = int(tokenizer.bytes_per_token[document.tokens].sum())
                 writers[split].append(document.tokens, np.array([0]), scored=document.scored, size=size)
             show(f"{number:,} {kind.plural}")
-    return Written({name: writer.counts for name, writer in writers.items()}, tokenizer, context.notes.lines())
+    return ShardContents({name: writer.counts for name, writer in writers.items()}, tokenizer, context.notes.lines())
 
 
 def _iter_examples(
@@ -128,10 +128,8 @@ def _iter_examples(
                 example = kind.encode(value)
             except UserError as error:
                 raise UserError(f"{line.where}: {error}") from None
-            documents = _limit_documents(
-                example.documents, request.max_document_tokens, plural=kind.plural, notes=context.notes
-            )
-            if documents:
+            limit, notes = request.max_document_tokens, context.notes
+            if documents := _limit_documents(example.documents, limit, plural=kind.plural, notes=notes):
                 assert isinstance(rule, Rule)
                 yield rule.side(example.key.encode()), documents
 

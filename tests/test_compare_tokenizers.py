@@ -17,7 +17,7 @@ TALES = ["once upon a time there was a cat", "once upon a time é☕", " \n"]
 
 @pytest.fixture
 def given(tmp_path):
-    """Two texts and a tokenizer learnt from one of them."""
+    """Two texts and a tokenizer learned from one of them."""
     train_bpe(TALES * 5, vocab_size=280).save(tmp_path / "tok")
     (tmp_path / "tales.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TALES))
     (tmp_path / "noise.txt").write_text("zqx jvk <|endoftext|> 0123456789")
@@ -35,13 +35,13 @@ def test_measurements_are_those_of_the_tokenizers(given):
     names = [("tales.jsonl", "bytes"), ("tales.jsonl", "tok"), ("noise.txt", "bytes"), ("noise.txt", "tok")]
     assert [(Path(row.source).name, Path(row.tokenizer).name) for row in rows] == names
     size, tokens = sum(len(text.encode()) for text in TALES[:2]), sum(len(own.encode(text)) for text in TALES[:2])
-    plain, learnt = rows[:2]
+    plain, learned = rows[:2]
     assert (plain.documents, plain.bytes, plain.tokens, plain.saved) == (2, size, size, 0)
-    assert (learnt.documents, learnt.bytes, learnt.tokens, learnt.vocab_size) == (2, size, tokens, 280)
-    assert learnt.bytes_per_token == size / tokens > 2
-    assert learnt.tokens_per_document == tokens / 2
-    assert learnt.saved == 1 - tokens / size
-    assert rows[3].saved < learnt.saved, "it knows the tales better than the noise"
+    assert (learned.documents, learned.bytes, learned.tokens, learned.vocab_size) == (2, size, tokens, 280)
+    assert learned.bytes_per_token == size / tokens > 2
+    assert learned.tokens_per_document == tokens / 2
+    assert learned.saved == 1 - tokens / size
+    assert rows[3].saved < learned.saved, "it knows the tales better than the noise"
 
 
 def test_baseline_is_measured_once_and_first(given):

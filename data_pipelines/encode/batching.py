@@ -22,16 +22,12 @@ UNIT_COST = 2**8
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes and times of a preparation, which tests make small."""
+    """Bytes of text in a batch, in a piece of a document, and worth starting processes; seconds between two records."""
 
     batch_bytes: int = 2**20
-    """Text of a batch."""
     piece_bytes: int = 2**19
-    """Text of a piece of a larger document."""
     pool_bytes: int = 2**22
-    """Text that is worth starting processes."""
     record_seconds: float = 2.0
-    """Between two records of progress."""
 
 
 DEFAULT_LIMITS = Limits()

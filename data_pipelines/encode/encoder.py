@@ -25,16 +25,17 @@ PART = np.dtype([("number", "i8"), ("point", "f8"), ("tokens", "i8"), ("bytes", 
 
 
 class EncodedBatch(NamedTuple):
-    """The tokens of a batch, with `<|endoftext|>` before each document if the tokenizer has it."""
+    """The tokens of a batch, with `<|endoftext|>` before each document if the tokenizer has it.
+
+    `parts` are its documents and pieces, of dtype `PART`, without blank ones. `documents` is how many documents end in
+    the batch, blank ones included. `rule` and `end` are as in `Batch`.
+    """
 
     rule: Rule
     end: int
-    """As in `Batch`."""
     tokens: np.ndarray
     parts: np.ndarray
-    """Documents and pieces, of dtype `PART`, without blank ones."""
     documents: int
-    """Documents that end in the batch, blank ones included."""
     notes: Notes
 
     def iter_splits(self, before: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:

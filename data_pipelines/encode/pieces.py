@@ -1,11 +1,10 @@
 r"""Large documents in pieces whose tokens are exactly those of the document.
 
-GPT-2's and GPT-4's patterns cut text into words, and no token crosses the end of a word. A document is cut only where
-a word ends whatever surrounds it: before a space that follows a character that is no white space, and after a single
-`\n` between two such characters. In both patterns white space is in a word only at its beginning, or as `\r` and `\n`
-at its end, or the whole word is white space; and only white space at the end of a text makes a pattern look ahead.
-Bytes and characters may be cut anywhere, and are cut at the same places. A document without such a place, and one for
-another pattern, stays whole.
+GPT-2's and GPT-4's patterns split text into words, and no token crosses the end of a word. A document is cut only where
+a word ends whatever surrounds it: before a space behind a visible character, and after a single `\n` between two
+visible ones. In both patterns a word has white space only at its beginning, or `\r` and `\n` at its end, or nothing
+else; and a pattern looks ahead only behind white space. Bytes and characters are cut at the same places. A document
+without such a place, or for another pattern, stays in one piece.
 """
 
 import re

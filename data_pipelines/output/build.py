@@ -19,7 +19,7 @@ ROW_TOKENS = 1024
 """A row of GPT-2; a split with fewer tokens gets a note."""
 
 
-class Written(NamedTuple):
+class ShardContents(NamedTuple):
     """What the shards in a directory hold, whose tokens they are, and the notes of reading the source."""
 
     counts: dict[str, Counts]
@@ -31,7 +31,7 @@ def build_shards(
     options: ShardOptions,
     compute_identity: Callable[[], dict[str, Any]],
     *,
-    write: Callable[[Path, dict[str, Any]], Written],
+    write: Callable[[Path, dict[str, Any]], ShardContents],
     what: str = "text",
     resumable: bool = False,
 ) -> Manifest:

@@ -24,12 +24,10 @@ PROGRESS_VERSION = 4
 
 @dataclass(frozen=True)
 class Progress:
-    """Everything before a position in the corpus is in the files, and its problems are in the notes."""
+    """So many units of the corpus (`encode.batching`) are in the files, with so many documents, blank ones included."""
 
     units: int = 0
-    """Chunks and pieces of the corpus that are done (`encode.batching`)."""
     documents: int = 0
-    """Documents in them, empty ones included."""
     splits: dict[str, WriteState] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
 
