@@ -6,13 +6,13 @@ from itertools import islice
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gptjax.optim.optimizers import AdamW, Muon
 from tiny import MODEL, SINGLE, read_lines, tiny_config, write_text_shards
 
 from gptjax import train as train_door
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader, train

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gptjax.optim.optimizers import AdamW, Muon
 from tiny import MODEL
 
-from gptjax import state
 from gptjax.core.constants import IGNORE_INDEX
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import NextToken

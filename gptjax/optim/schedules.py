@@ -7,7 +7,7 @@ All schedules here warm up linearly, `(step + 1) / (warmup_steps + 1)` as in nan
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -23,6 +23,9 @@ DecayShape = Literal["linear", "cosine"]
 @runtime_checkable
 class Schedule(Protocol):
     """A multiplier as a function of the step. A config file may define its own class; nothing registers it."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         """The multiplier at `step` (may be traced) of a run of `steps`."""

@@ -16,12 +16,12 @@ import grain
 import jax
 import jax.numpy as jnp
 import pytest
+from gptjax.core.settings import to_json
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 from gptjax import evaluators, state
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.core.settings import to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
@@ -42,8 +42,8 @@ from gptjax.train import (
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss
-from gptjax.training.objective import NextToken
 from gptjax.training.nonfinite import NonFiniteGuard
+from gptjax.training.objective import NextToken
 from gptjax.training.stages import Stage
 
 MODERN = {

@@ -21,8 +21,9 @@ from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_te
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
-from gptjax.data.shards import file_sha256, open_shard, write_shard
+from gptjax.data.shards import open_shard, write_shard
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.optim.ema import EMA
 from gptjax.optim.schedules import Constant
