@@ -44,7 +44,7 @@ class Constant:
 
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         del steps
-        return _warm_up(step, self.warmup_steps, jnp.float32(1.0))
+        return _warm_up(step, self.warmup_steps, later=jnp.float32(1.0))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Cosine:
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         end = steps if self.decay_steps is None else self.decay_steps
         decay = _decay(step, self.warmup_steps, end=end, min_ratio=self.min_ratio, shape="cosine")
-        return _warm_up(step, self.warmup_steps, decay)
+        return _warm_up(step, self.warmup_steps, later=decay)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Linear:
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         end = steps if self.decay_steps is None else self.decay_steps
         decay = _decay(step, self.warmup_steps, end=end, min_ratio=self.min_ratio, shape="linear")
-        return _warm_up(step, self.warmup_steps, decay)
+        return _warm_up(step, self.warmup_steps, later=decay)
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class WarmupStableDecay:
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         start = max(self.warmup_steps, steps - round(self.decay_fraction * steps))
         decay = _decay(step, start, end=steps, min_ratio=self.min_ratio, shape=self.shape)
-        return _warm_up(step, self.warmup_steps, decay)
+        return _warm_up(step, self.warmup_steps, later=decay)
 
 
-def _warm_up(step: Step, warmup_steps: int, later: Scalar) -> Scalar:
+def _warm_up(step: Step, warmup_steps: int, *, later: Scalar) -> Scalar:
     """A linear rise during the first `warmup_steps`, `later` after them."""
     rising = (jnp.asarray(step, jnp.float32) + 1.0) / (warmup_steps + 1.0)
     return jnp.where(step < warmup_steps, rising, later)
