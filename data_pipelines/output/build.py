@@ -60,7 +60,7 @@ def build_shards(
 def print_splits(directory: Path, manifest: Manifest) -> None:
     """Print a line for each split of a directory, and the notes of its preparation."""
     for name, count in manifest.splits.items():
-        scored, files = open_split(directory, name).scored, len(manifest.files_of(name))
+        scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
         ratio = f"{count.bytes / count.tokens:.3f} bytes/token" if scored is None else f"{scored.mean():.1%} scored"
         sizes = f"{count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
