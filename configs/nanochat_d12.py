@@ -16,7 +16,7 @@ Hardware  8 A100 or H100
 Published nanochat's README: about 5 minutes on 8 H100 for d12, its scale for trying things; no loss. Not here: its
           smear gate, mid-layer subtraction and the norm after row equilibration. Gates start at zero and have Adam's
           rate, weights are drawn from normal distributions where it has uniform ones of the same spread, NorMuon
-          evens outputs, as its paper does, and 10.5 M tokens are judged, in straight windows, not 41.9 M in rows like
+          evens outputs, as its paper does, and 10.5 M tokens are judged, in concatenated rows, not 41.9 M in rows like
           those of training. It chooses each document of a row among 1,000, we among 65,536; it counts about 35 % of the
           tokens as cropped off. Its tokenizer takes digits in twos, from 2 B characters and at most 10,000 of a
           document; gpt4's pattern takes them in threes

@@ -4,7 +4,7 @@
     bash launch/gpu_node.sh --config=configs/speedrun_track3.py
     python -m gptjax.train --config=configs/speedrun_track3.py --grad_accum=8  # one GPU
 
-Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged
+Data      FineWeb in GPT-2 tokens, concatenated rows of 1,024; the first 10,485,760 validation tokens are judged
 Model     12 layers × 768, 6 heads of 128, biases everywhere, RMSNorm with gain, half of each head turned, QK-norm, q kᵀ
           × 0.12, squared ReLU, a head of its own that starts at zero, logits capped at 15 along a root; embeddings
           are normalised, here without a gain

@@ -4,7 +4,7 @@
     bash launch/gpu_node.sh --config=configs/speedrun_unet.py
     python -m gptjax.train --config=configs/speedrun_unet.py --grad_accum=8    # one GPU
 
-Data      FineWeb in GPT-2 tokens, straight windows of 1,024; the first 10,485,760 validation tokens are judged
+Data      FineWeb in GPT-2 tokens, concatenated rows of 1,024; the first 10,485,760 validation tokens are judged
 Model     12 layers × 768, 6 heads of 128: rotary positions, QK-norm, RMSNorm without gain, squared ReLU, learned U-Net
           skips, the embeddings mixed into every block, the first layer's values mixed into all, logits capped at 30
 Optimizer 3,000 steps of 524,288 tokens; Muon at 0.04 with momentum 0.85 → 0.95, Adam for each other group; the last 900
