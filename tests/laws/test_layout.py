@@ -151,7 +151,7 @@ def test_muon_with_every_option_learns_the_same(every_option, name):
 
 MODERN = {
     "positions": "rotary",
-    "rotary_dims": "half",
+    "rotary_fraction": 0.5,
     "norm": "rms",
     "qk_norm": True,
     "attention_scale": 0.12,
