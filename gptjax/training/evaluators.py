@@ -74,6 +74,12 @@ class Evaluator(Protocol):
         ...
 
 
+def _check_counts(config: Evaluator, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+
+
 @dataclass(frozen=True)
 class ValidationLoss:
     """Loss on the validation split: fixed windows without overlap, in order, the same on any number of devices."""
@@ -86,9 +92,7 @@ class ValidationLoss:
     """Sequences per batch, over all devices. Does not change the result."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "tokens", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+        _check_counts(self, "every", "tokens", "batch_size")
 
     def should_run(self, step: int, *, steps: int) -> bool:
         return step % self.every == 0 or step == steps
@@ -209,6 +213,13 @@ class Samples:
     temperature: float = 0.8
     top_k: int | None = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "every", "max_new_tokens", "top_k")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"evaluators: temperature is {self.temperature}; it must not be negative, and finite.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"evaluators: seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
 
     def should_run(self, step: int, *, steps: int) -> bool:
         return step > 0 and (step % self.every == 0 or step == steps)
