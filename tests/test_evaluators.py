@@ -137,11 +137,11 @@ def test_to_metrics_gives_loss_perplexity_and_bits() -> None:
     assert math.isfinite(to_metrics(1e9, 10, None)["val_perplexity"])
 
 
-def test_validation_token_beyond_the_vocabulary_is_named(tmp_path: Path, model: GPT) -> None:
+def test_validation_token_beyond_the_vocabulary_is_named(tmp_path: Path) -> None:
     ids = np.array([1, 2, 3, 100, 4])
-    evaluate = ValidationLoss().open(make_context(write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]})))
+    context = make_context(write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]}))
     with pytest.raises(UserError, match=r"token id 100 in .*model\.vocab_size 48"):
-        evaluate(model)
+        ValidationLoss().open(context)
 
 
 def test_validation_split_of_one_token_is_refused(tmp_path: Path) -> None:

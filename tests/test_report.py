@@ -34,7 +34,7 @@ def test_describe_run_prints_model_data_and_length(config: TrainConfig, capsys: 
     for words in (
         f"run       {config.directory}",
         "27,520 parameters, 2 layers × 32",
-        "tokens in 197 windows",
+        "tokens in 197 sequences",
         "attention xla",
         "60 steps × 128 tokens = 7,680 (2.44 epochs)",
         "evaluated 631 of 631 next tokens",

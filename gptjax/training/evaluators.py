@@ -12,6 +12,7 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.data.loader import iter_validation_batches, put_on_devices
+from gptjax.data.readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import DataSource
 from gptjax.data.token_stream import TokenStream
@@ -116,12 +117,14 @@ class ValidationEvaluator:
         if available < 1:
             raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
         self.predicted = min(available, tokens or available)
-        marks = stream.loss_mask
-        self._marks = None if marks is None else np.asarray(marks[1 : 1 + self.predicted] == 1)
-        self.scored = self.predicted if self._marks is None else int(self._marks.sum())
+        ids = stream.read(0, 1 + self.predicted)
+        check_token_ids(ids, context.model.resolved_vocab_size, source=stream.name)
+        mask = stream.loss_mask
+        scored = ids[1:] if mask is None else ids[1:][mask[1 : 1 + self.predicted] == 1]
+        self.scored = len(scored)
         if self.scored == 0:
             raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
-        self.bytes = self._count_bytes()
+        self.bytes = self._count_bytes(scored)
         end = context.tokenizer.end_of_text if context.tokenizer else None
         masked = context.model.intra_document_mask
         self._documents = ConcatSequences(stream, context.model.context_length, end_of_text=end) if masked else None
@@ -136,16 +139,12 @@ class ValidationEvaluator:
             f"{length} without overlap ({together}), mean in nats per token{per_byte}"
         )
 
-    def _count_bytes(self) -> int | None:
+    def _count_bytes(self, scored: np.ndarray) -> int | None:
         """Bytes of text behind the scored tokens; special tokens have none."""
         tokenizer = self.context.tokenizer
-        if tokenizer is None:
+        if tokenizer is None or int(scored.max()) >= tokenizer.vocab_size:  # a model may have more rows than tokens
             return None
-        ids = self.stream.read(1, self.predicted)
-        ids = ids if self._marks is None else ids[self._marks]
-        if int(ids.max()) >= tokenizer.vocab_size:
-            return None  # the model's own check names the token, once it is read
-        return int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64))
+        return int(tokenizer.bytes_per_token[scored].sum(dtype=np.int64))
 
     def __call__(self, model: GPT) -> Metrics:
         config, mesh = self.context.model, self.context.mesh
