@@ -311,9 +311,8 @@ def test_wrong_export_is_refused(
     pytest.importorskip("transformers")
 
     def export_wrong_bias(*args: Any, **options: Any) -> dict[str, np.ndarray]:
-        tensors = to_hf(*args, **options)
-        tensors["transformer.h.0.mlp.c_fc.bias"] += 0.1
-        return tensors
+        tensors, name = to_hf(*args, **options), "transformer.h.0.mlp.c_fc.bias"
+        return tensors | {name: tensors[name] + 0.1}
 
     monkeypatch.setattr(model_dir, "to_hf", export_wrong_bias)
     message = run_and_fail(capsys, "to-hf", f"--checkpoint={run}", f"--output={tmp_path / 'out'}")
