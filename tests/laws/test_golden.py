@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import SINGLE, read_lines, write_text_shards
 
-from gptjax.config import TrainConfig, load_config
+from configs import smoke
+from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.optim import AdamW, Cosine
 from gptjax.train import train
+from gptjax.training.evaluators import ValidationLoss
 
 # fmt: off
 CURVES = {
@@ -40,18 +42,18 @@ VALIDATION = {"muon": [3.884558, 1.7355], "adamw": [3.884558, 1.738793]}
 
 def make_config(name: str, directory: Path) -> TrainConfig:
     """`configs/smoke.py` for twenty steps on the formula's text: with its Muon, or with AdamW, biases and dropout."""
-    smoke = load_config("smoke")
     config = replace(
-        smoke,
+        smoke.config,
         output_dir=str(directory),
         steps=20,
         data=TokenShards(path=str(write_text_shards(directory / "shards", lines=300))),
         mesh=SINGLE,
+        evaluators=(ValidationLoss(every=20, tokens=8192),),
     )
     if name == "muon":
         return config
     optimizer = AdamW(learning_rate=1e-2, schedule=Cosine(warmup_steps=5))
-    return replace(config, model=replace(smoke.model, bias=True, dropout=0.1), optimizer=optimizer)
+    return replace(config, model=replace(config.model, bias=True, dropout=0.1), optimizer=optimizer)
 
 
 def run(name: str, directory: Path) -> tuple[list[float], list[float]]:
