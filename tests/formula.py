@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gptjax.training.checkpoint import flatten_by_name
+from gptjax.training.checkpoint_format import flatten_by_name
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),

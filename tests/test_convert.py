@@ -54,6 +54,12 @@ def run_and_fail(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return capsys.readouterr().err
 
 
+def fake_packages(monkeypatch: pytest.MonkeyPatch, **specs: object) -> None:
+    """Let `find_spec` find these packages, or not."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: specs[name] if name in specs else find(name))
+
+
 def export_run(run: Path, output: Path, *options: str) -> None:
     main(["to-hf", f"--checkpoint={run}", f"--output={output}", *options])
 
@@ -69,9 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def test_export_writes_all_files_of_transformers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: Path, model: GPT, tmp_path: Path
 ):
-    find = importlib.util.find_spec
-    packages = {"transformers": None, "torch": object()}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: packages[name] if name in packages else find(name))
+    fake_packages(monkeypatch, torch=object(), transformers=None)
     output = tmp_path / "out"
     export_run(run, output)
     assert sorted(path.name for path in output.iterdir()) == [
@@ -197,7 +201,7 @@ def test_export_is_kept_only_if_logits_agree(
         assert tokens.shape == (1, 12)
         return model_dir.compute_jax_logits(from_hf(directory)[1], tokens, dtype="float32") + error
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    fake_packages(monkeypatch, torch=object(), transformers=object())
     monkeypatch.setattr(model_dir, "compute_torch_logits", compute_wrong_logits)
     words = ("to-hf", f"--checkpoint={run}", f"--output={tmp_path / 'out'}")
     if is_kept:

@@ -43,7 +43,7 @@ class WeightMapping:
 
 WEIGHT_MAP = (
     WeightMapping("transformer.wte.weight", "tokens", "V D"),
-    WeightMapping("transformer.wpe.weight", "positions.table", "T D"),
+    WeightMapping("transformer.wpe.weight", "positions", "T D"),
     WeightMapping("transformer.h.{}.ln_1.weight", "blocks.attention_norm.scale", "D"),
     WeightMapping("transformer.h.{}.ln_1.bias", "blocks.attention_norm.bias", "D"),
     WeightMapping("transformer.h.{}.attn.c_attn.weight", "blocks.attention.qkv", "D CHK"),

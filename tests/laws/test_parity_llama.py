@@ -64,7 +64,7 @@ def make_torch_model(class_name: str, config: GPTConfig, extra: dict[str, Any]) 
         head_dim=config.head_dim,
         max_position_embeddings=config.context_length,
         rms_norm_eps=config.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": config.resolved_rotary_base},
+        rope_parameters={"rope_type": "default", "rope_theta": config.rotary_base or 10_000.0},
         tie_word_embeddings=config.tie_embeddings,
         attn_implementation="eager",
         **extra,
