@@ -150,4 +150,4 @@ def test_the_commands(tmp_path):
     command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the bytes tokenizer has cannot take special tokens")
+    assert done.stderr.startswith("error: the bytes tokenizer cannot take special tokens")
