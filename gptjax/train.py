@@ -93,7 +93,7 @@ def train(config: TrainConfig, *, source: str | None = None, command: str = PROG
                             found = evaluate_state(judge, current, config)
                         log.write(step, found)
                         values |= found
-                if step > start and (stopped or guard.should_save(config.checkpoint, step, current)):
+                if step > start and (stopped or guard.should_save(config.checkpoint, step, state=current)):
                     with log.timed("checkpoint"):
                         metadata = {"config": to_json(config), "fingerprints": marks}
                         checkpoints.save(step, current, metadata=metadata, val_loss=values.get("val_loss"))

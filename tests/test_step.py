@@ -129,7 +129,7 @@ def test_dropout_keys_depend_on_seed_step_and_row():
     batch = make_batch()
 
     def make_key_data(seed: int, step: int, batch: Batch) -> np.ndarray:
-        keys = make_dropout_keys(seed, jnp.int32(step), batch, MESH)
+        keys = make_dropout_keys(seed, jnp.int32(step), batch=batch, mesh=MESH)
         return np.asarray(jax.random.key_data(keys)).reshape(8, -1)
 
     keys = make_key_data(0, 5, batch)
