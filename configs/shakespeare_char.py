@@ -1,4 +1,4 @@
-"""nanoGPT's baby example: a character-level GPT on Shakespeare, for one GPU.
+"""nanoGPT's first example: a character-level GPT on Shakespeare, for one GPU.
 
     python -m gptjax.train --config=configs/shakespeare_char.py
     python -m gptjax.train --config=configs/shakespeare_char.py --data.source=input.txt     # without a network
@@ -6,14 +6,12 @@
 Data      tiny Shakespeare, 1,003,854 characters to train on and 111,540 to validate; 65 distinct ones
 Model     6 layers × 384, context 256, 10.65 M parameters, dropout 0.2
 Published nanoGPT: best validation loss 1.4697 nats in about 3 minutes on one A100 (a minimum over noisy estimates)
-Measured  not yet by us
 """
 
 from data_pipelines.prepared import Prepared
 from gptjax.config import TrainConfig
 from gptjax.model.config import GPTConfig
-from gptjax.optim.optimizers import AdamW
-from gptjax.optim.schedules import Cosine
+from gptjax.optim import AdamW, Cosine
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss
 

@@ -21,8 +21,11 @@ import tyro
 from data_pipelines.companions import CompanionWriter
 from data_pipelines.disk import locked
 from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar, read_manifest
-from gptjax.data.shards import TokenStream, file_sha256, iter_chunks, list_split_files, open_shard
+from gptjax.data.shards import iter_chunks, open_shard
+from gptjax.data.splits import list_split_files
+from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
@@ -64,7 +67,7 @@ def adopt(directory: Path, tokenizer: Tokenizer) -> Manifest:
         for split, stream in streams.items():
             starts, size = _read(stream, tokenizer)
             splits[split] = Counts(len(starts), len(stream), size)
-            for path, begin, end in stream.file_spans():
+            for path, begin, end in stream.list_file_spans():
                 files[path.name] = ShardFile(split, end - begin, path.stat().st_size, file_sha256(path))
             if len(starts):
                 index = CompanionWriter(new, split, "documents")
@@ -136,7 +139,7 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     Raises at an id that the tokenizer does not have, and for a file with next to no ends of text among others of many.
     """
     starts, size = [np.zeros(0, np.int64)], 0
-    for path, first, _ in stream.file_spans():
+    for path, first, _ in stream.list_file_spans():
         for begin, part in iter_chunks(open_shard(path)):
             if part.max() >= tokenizer.vocab_size:
                 raise UserError(
@@ -153,7 +156,7 @@ def _read(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
 
 def _check_alike(stream: TokenStream, starts: np.ndarray) -> None:
     """Raise for a file in which documents begin far more rarely than in the rest: its ids mean something else."""
-    for path, begin, end in stream.file_spans():
+    for path, begin, end in stream.list_file_spans():
         own = int(np.searchsorted(starts, end) - np.searchsorted(starts, begin))
         rest = len(stream) - (end - begin)
         expected = (len(starts) - own) * (end - begin) / rest if rest else 0.0

@@ -6,8 +6,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Sidecar
-from gptjax.data.shards import file_sha256
 
 CompanionKind = Literal["documents", "scored"]
 DTYPES = {"documents": np.dtype("<i8"), "scored": np.dtype("u1")}

@@ -21,7 +21,8 @@ from data_pipelines.readers import tfds_sets
 from data_pipelines.readers.hub import PREFIX, Remote, matching, parse_hub
 from data_pipelines.recipes import RECIPES, open_recipe
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.data.shards import is_of_split, open_shard
+from gptjax.data.shards import open_shard
+from gptjax.data.splits import is_of_split
 
 
 @dataclass(frozen=True)

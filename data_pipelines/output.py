@@ -19,7 +19,7 @@ from data_pipelines.progress import say_notes
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
 PROGRESS_NAME = "progress.json"

@@ -31,7 +31,7 @@ def prepare_chat(request: PrepareChat) -> Manifest:
     template = ChatTemplate(tokenizer)
 
     def encode(messages: list[Message]) -> Example:
-        return Example(repr(messages), [template.conversation(messages)])
+        return Example(repr(messages), [template.encode_conversation(messages)])
 
     manifest = prepare_scored(request, Kind("chat", "conversations", check, encode), tokenizer)
     if tokenizer.vocab_size > given.vocab_size:

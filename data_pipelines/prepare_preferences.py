@@ -18,7 +18,7 @@ from data_pipelines.scored_shards import Example, Kind, LeftOut, PrepareScored, 
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
-from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, one_id, read_messages, whole_text
+from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, check_utf8, read_messages, to_ids
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 FIELDS = ("prompt", "chosen", "rejected")
@@ -72,12 +72,12 @@ class PairEncoder:
         return ChatTemplate(self._tokenizer)
 
     def _chat(self, prompt: list[Message], completion: list[Message]) -> MaskedTokens:
-        return self._template.conversation([*prompt, *completion], scored_from=len(prompt))
+        return self._template.encode_conversation([*prompt, *completion], scored_from=len(prompt))
 
     def _text(self, prompt: str, completion: str) -> MaskedTokens:
-        end = one_id(self._tokenizer.end_of_text)
+        end = to_ids(self._tokenizer.end_of_text)
         given, wanted = self._tokenizer.encode(prompt), self._tokenizer.encode(completion)
-        return MaskedTokens.of([(end, False), (given, False), (wanted, True), (end, True)])
+        return MaskedTokens.concatenate([(end, False), (given, False), (wanted, True), (end, True)])
 
 
 def check(record: dict[str, Any], where: str) -> Texts | Chats:
@@ -102,7 +102,7 @@ def _texts(record: dict[str, Any], where: str) -> Texts:
     for field in FIELDS:
         if not record[field].strip():
             raise UserError(f'{where}: "{field}" is blank.')
-    return Texts(*(whole_text(record[field], where=f"{where}: {field}") for field in FIELDS))
+    return Texts(*(check_utf8(record[field], where=f"{where}: {field}") for field in FIELDS))
 
 
 def _chats(record: dict[str, Any], where: str) -> Chats:

@@ -18,7 +18,7 @@ from data_pipelines.batching import START, Position
 from data_pipelines.output import PROGRESS_NAME, differing
 from data_pipelines.readers.documents import Notes
 from data_pipelines.writing import Written, is_on_disk
-from gptjax.core.atomic import write_atomically
+from gptjax.core.files import write_atomically
 from gptjax.data.manifest import ShardFile
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 

@@ -168,8 +168,8 @@ def _write(
         for split, documents in _examples(request, kind, report):
             for document in documents:
                 size = int(tokenizer.bytes_per_token[document.tokens].sum())
-                writers[split].append(document.tokens, np.array([0]), scored=document.scored, size=size)
-                report.scored[split] += int(document.scored.sum())
+                writers[split].append(document.tokens, np.array([0]), scored=document.loss_mask, size=size)
+                report.scored[split] += int(document.loss_mask.sum())
             report.examples[split] += 1
             written = sum(writer.tokens for writer in writers.values())
             show(f"{report.examples.total():,} {kind.plural}, {written / 1e6:,.2f} M tokens")
@@ -207,9 +207,9 @@ def _shortened(
     """All documents with at most `limit` tokens; None where they lose what is scored, or what makes them differ."""
     if limit is None or all(len(document.tokens) <= limit for document in documents):
         return documents
-    short = [MaskedTokens(document.tokens[:limit], document.scored[:limit]) for document in documents]
+    short = [MaskedTokens(document.tokens[:limit], document.loss_mask[:limit]) for document in documents]
     differ = len({document.tokens.tobytes() for document in short}) == len(short)
-    useful = differ and all(document.scored.any() for document in short)
+    useful = differ and all(document.loss_mask.any() for document in short)
     what = "cut off" if useful else "left out: nothing left to learn"
     report.notes[f"{kind.plural} {what} at --max-document-tokens={limit}"] += 1
     return short if useful else None

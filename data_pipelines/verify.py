@@ -15,7 +15,7 @@ from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.checksums import check_bytes, check_documents, verify_shards
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Manifest
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 
 from data_pipelines.companions import DTYPES, CompanionKind, CompanionWriter, reopened
 from data_pipelines.disk import sync
+from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
-from gptjax.data.shards import HEADER_BYTES, file_sha256, shard_header, token_dtype
+from gptjax.data.shards import HEADER_BYTES, shard_header, token_dtype
 from gptjax.tokenization.tokenizer import Tokenizer
 
 

@@ -1,7 +1,7 @@
-"""A GPT to read, train and take apart, in JAX.
+"""GPT pretraining in JAX and Flax NNX.
 
-These names are found when they are first used. Importing gptjax itself imports nothing, so that the processes which
-only tokenise start at once; and it imports no door, for a door that runs as `python -m` would then exist twice.
+Importing gptjax imports nothing else, so that processes that only tokenise start at once. The names below are imported
+when they are first used. Entry points are not among them: one that runs as `python -m` would exist twice.
 """
 
 from importlib import import_module
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from gptjax.model.config import GPTConfig
     from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
-    from gptjax.optim.optimizers import AdamW, Muon
+    from gptjax.optim import AdamW, Muon
     from gptjax.run_dir import RunDir
     from gptjax.training.state import TrainState
 
-_HOMES = {
-    "GPT": "model",
-    "GPTConfig": "gpt_config",
+_MODULES = {
+    "GPT": "model.gpt",
+    "GPTConfig": "model.config",
     "TrainConfig": "config",
     "load_config": "config",
-    "TokenShards": "data",
+    "TokenShards": "data.config",
     "AdamW": "optim",
     "Muon": "optim",
-    "TrainState": "state",
-    "Run": "run",
-    "generate": "generation",
-    "from_hf": "hf",
-    "to_hf": "hf",
+    "TrainState": "training.state",
+    "RunDir": "run_dir",
+    "generate": "model.generation",
+    "from_hf": "huggingface.gpt2",
+    "to_hf": "huggingface.gpt2",
 }
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "AdamW",
     "GPTConfig",
     "Muon",
-    "Run",
+    "RunDir",
     "TokenShards",
     "TrainConfig",
     "TrainState",
@@ -50,12 +50,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'gptjax' has no attribute {name!r}")
-    value = getattr(import_module(f"gptjax.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"gptjax.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

@@ -1,22 +1,23 @@
-"""The whole run as one typed value, and the checks that need two of its sections."""
+"""TrainConfig: a whole run as one typed value, and the checks that need two of its sections."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptjax.core import config_files
+from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
-from gptjax.core.settings import diff_configs
-from gptjax.core.settings import load_config as load_config_as
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, count_steps_by_part
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.data.config import TokenShards
+from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
-from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.config import GPTConfig
+from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
-from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
-from gptjax.training.objective import NextToken
+from gptjax.training.evaluators import Evaluator
+from gptjax.training.objective import NextToken, Objective
 from gptjax.training.stages import Phase, Stage, resolve_phases
 
 
@@ -27,35 +28,34 @@ class TrainConfig:
     name: str = "gpt"
     """The run's directory is OUTPUT_DIR/NAME."""
     output_dir: str = "runs"
-    """Where runs are kept."""
-    seed: int = 1337
-    """Decides initial weights, the order of the data and dropout."""
+    """Directory that holds runs."""
     steps: int = 1000
-    """Optimizer steps in all; a resumed run goes on to this number."""
+    """Optimizer steps in all. A resumed run goes on to this number."""
     batch_size: int = 8
     """Sequences per optimizer step, over all devices and micro-batches."""
     grad_accum: int = 1
     """Gradient accumulation: micro-batches into which a batch is divided. Gradients of one at a time are in memory."""
+    init_from: str | None = None
+    """Run directory whose weights (their average, if it keeps one) and model shape a new run starts from."""
+    resume: Literal["auto", "force", "never"] = "auto"
+    """`auto` resumes if nothing that matters has changed; `force` resumes in any case; `never` refuses to touch a run
+    that exists."""
+    seed: int = 1337
+    """Seed of initial weights, order of the data and dropout."""
     model: GPTConfig = GPTConfig()
-    data: TokenShards | Mixture = TokenShards()
-    objective: NextToken = NextToken()
-    optimizer: AdamW | Muon = AdamW()
-    stages: tuple[Stage, ...] = ()
-    """In what steps differ from the rest of the config; a coming stage may be added to a run that resumes."""
-    ema: EMA = EMA()
+    data: DataSource = TokenShards()
+    optimizer: Optimizer = AdamW()
+    objective: Objective = NextToken()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluators: tuple[ValidationLoss | Samples | BigramBaseline, ...] = ()
-    """What is judged, when."""
+    evaluators: tuple[Evaluator, ...] = ()
+    """Evaluations during training."""
     log: LogConfig = LogConfig()
-    init_from: str | None = None
-    """A run directory (an imported one, say) whose weights (their average, if it keeps one), and so whose model, a new
-    run starts from."""
+    ema: EMA = EMA()
+    stages: tuple[Stage, ...] = ()
+    """Changes of batch, attention windows or learning rate from a step on. A later stage may be added on resume."""
     max_consecutive_skips: int = 10
-    """Stop after this many updates in a row that were not finite and so not made."""
-    resume: Literal["auto", "force", "never"] = "auto"
-    """`auto` goes on where the run stopped, if nothing that matters has changed; `force` goes on in any case;
-    `never` refuses to touch a run that exists."""
+    """Stop after this many updates in a row were skipped because they were not finite."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name in (".", ".."):
@@ -77,26 +77,27 @@ class TrainConfig:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The parts of the run in which nothing changes, in order, from step 0 on."""
+        """Parts of the run in which nothing changes, in order, from step 0 on."""
         return resolve_phases(self.batch, self.model, self.stages)
 
     def tokens(self, steps: int) -> int:
-        """Tokens that the first `steps` steps learn from."""
-        return sum(count * phase.tokens for phase, count in self._parts(steps))
+        """Tokens in the first `steps` steps."""
+        return sum(count * phase.tokens for phase, count in self._steps_by_phase(steps))
 
     def flops(self, steps: int, *, causal: bool) -> float:
         """FLOPs of the first `steps` steps, as `GPTConfig.flops_per_token` counts them."""
         return sum(
-            count * phase.tokens * phase.model.flops_per_token(causal=causal) for phase, count in self._parts(steps)
+            count * phase.tokens * phase.model.flops_per_token(causal=causal)
+            for phase, count in self._steps_by_phase(steps)
         )
 
-    def _parts(self, steps: int) -> list[tuple[Phase, int]]:
+    def _steps_by_phase(self, steps: int) -> list[tuple[Phase, int]]:
         """Each phase, and how many of the first `steps` steps are in it."""
         found = self.phases
         return list(zip(found, count_steps_by_part([phase.begin for phase in found], steps), strict=True))
 
     def history_until(self, step: int) -> str:
-        """In words, how the steps before this one learned; only what makes a difference."""
+        """In words, how the steps before this one learned; phases that learn alike are told once."""
         begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
         pairs = zip([None, *begun], begun, strict=False)
         return "; ".join(one.describe() for last, one in pairs if last is None or last.summary != one.summary)
@@ -125,43 +126,15 @@ class TrainConfig:
 
 def load_config(spec: str | Path) -> TrainConfig:
     """The config in the file of this name: `quickstart`, `configs/quickstart.py` or any path."""
-    return load_config_as(spec, TrainConfig)
+    return config_files.load_config(spec, TrainConfig)
 
 
-CLASSES = (
-    TrainConfig,
-    Stage,
-    GPTConfig,
-    InitConfig,
-    ComputeConfig,
-    TokenShards,
-    Mixture,
-    MixtureComponent,
-    NextToken,
-    AdamW,
-    Muon,
-    EMA,
-    ParamGroup,
-    NamedGroup,
-    MeshConfig,
-    CheckpointConfig,
-    ValidationLoss,
-    Samples,
-    BigramBaseline,
-    LogConfig,
-    Constant,
-    Cosine,
-    Linear,
-    WarmupStableDecay,
-)
-"""All that a saved config.json may be rebuilt from."""
-
-MAY_CHANGE = (
+RESUME_MAY_CHANGE = (
     "steps",
     "mesh",
     "grad_accum",
     "evaluators",
-    "ema",  # training does not look at it
+    "ema",  # training does not depend on it
     "checkpoint",
     "log",
     "output_dir",
@@ -173,21 +146,21 @@ MAY_CHANGE = (
     "model.compute.remat",
     "model.compute.scan_layers",
     "model.compute.attention_impl",
-    "stages",  # what they have changed already is compared by itself, as are the shares of a mixture
-    "data",  # what the data says is compared by its fingerprint, not by where it lies
+    "stages",  # compared by `history_until`
+    "data",  # compared by its fingerprint and `history_until`
 )
 """Fields that a resumed run may change: apart from its length, they do not alter what is learned from which tokens."""
 
 
-def compare(saved: TrainConfig, wanted: TrainConfig) -> tuple[list[str], list[str]]:
+def compare_configs(saved: TrainConfig, wanted: TrainConfig) -> tuple[list[str], list[str]]:
     """(changes to report, changes to refuse) between a checkpoint's config and the one of the command line."""
 
     def line(path: str, old: Any, new: Any) -> str:
         return f"{path}: {old!r} → {new!r}"
 
-    def may(path: str) -> bool:
-        return any(path == free or path.startswith(f"{free}.") for free in MAY_CHANGE)
+    def may_change(path: str) -> bool:
+        return any(path == free or path.startswith(f"{free}.") for free in RESUME_MAY_CHANGE)
 
     changes = diff_configs(saved, wanted)
-    reported = [line(*change) for change in changes if may(change[0]) and change[0] != "resume"]
-    return reported, [line(*change) for change in changes if not may(change[0])]
+    reported = [line(*change) for change in changes if may_change(change[0]) and change[0] != "resume"]
+    return reported, [line(*change) for change in changes if not may_change(change[0])]

@@ -1,20 +1,21 @@
-"""Door: `python -m gptjax.evaluate --checkpoint=RUN` says how well weights predict text, and how that was measured."""
+"""Entry point: `python -m gptjax.evaluate --checkpoint=RUN` measures how well weights predict text."""
 
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
 
+from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.settings import parse_options
-from gptjax.data.checksums import check_unchanged
-from gptjax.data.config import TokenShards, validation_data
-from gptjax.data.shards import TokenStream, open_split, write_shard
+from gptjax.data.config import TokenShards
+from gptjax.data.shards import write_shard
+from gptjax.data.splits import open_split
+from gptjax.data.token_stream import TokenStream
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import EvalContext, ValidationEvaluator
@@ -28,107 +29,112 @@ class Evaluate:
     checkpoint: str
     """A run directory."""
     step: str = "latest"
-    """Which checkpoint: a number, `latest` or `best`."""
+    """Checkpoint: a number, `latest` or `best`."""
     ema: bool = True
-    """Take the run's average of the weights, if it keeps one; --no-ema takes the last ones."""
+    """Take the run's average of the weights, if it keeps one. --no-ema takes the raw weights."""
     data: str | None = None
-    """A directory of shards made with the run's tokenizer."""
+    """Directory of shards made with the run's tokenizer."""
     split: Literal["val", "train"] = "val"
-    """Which split of the shards is judged."""
+    """Split of the shards."""
     text: str | None = None
-    """A text file (UTF-8), judged as one document."""
+    """A text file (UTF-8), taken as one document."""
     tokens: int | None = None
-    """Predict this many tokens, from the start; default: all."""
+    """Tokens to predict, from the start. Default: all."""
     context_length: int | None = None
-    """Windows of this length instead of the model's whole context."""
-    dtype: str | None = None
-    """Type of activations, `bfloat16` or `float32`; default: as trained."""
+    """Window length, instead of the model's whole context."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Type of activations. Default: as trained."""
     batch_size: int = 16
-    """Windows per batch; does not change the result."""
+    """Sequences per batch. Does not change the result."""
     mesh: MeshConfig = MeshConfig()
     json: str | None = None
     """Also write the result to this file."""
+    imports: Imports = ()
+    """Module or Python file with classes of the run's own data source. May be given several times."""
 
     def __post_init__(self) -> None:
         if self.data is not None and self.text is not None:
             raise UserError("--data and --text are both given: choose one.")
-        if self.dtype not in (None, "bfloat16", "float32"):
-            raise UserError(f"--dtype is {self.dtype!r}; it is bfloat16 or float32.")
         for name in ("tokens", "context_length", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name} is {value}; it must be at least 1.")
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
 
 
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        arguments = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
-        result = evaluate(arguments)
-        if arguments.json is not None:
-            write_json(Path(arguments.json), result)
-    print(
-        f"{result['protocol']}\nstep {result['step']}{', average of the weights' * (result['weights'] == 'average')}: "
-        + ", ".join(
-            f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result
-        )
-    )
+        options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
+        result = evaluate(options)
+        if options.json is not None:
+            write_result(Path(options.json).expanduser(), result)
+    metrics = [f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result]
+    average = ", average of the weights" if result["weights"] == "average" else ""
+    print(f"{result['protocol']}\nstep {result['step']}{average}: {', '.join(metrics)}")
 
 
-def write_json(path: Path, result: dict[str, float | str | int]) -> None:
+def write_result(path: Path, result: dict[str, float | str | int]) -> None:
     try:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
 
 
-def evaluate(arguments: Evaluate) -> dict[str, float | str | int]:
-    """`val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`, and
-    which `weights` were judged: the `average` or the `last`."""
-    run = RunDir.open(arguments.checkpoint)
-    if arguments.dtype is not None:
-        model_config = replace(
-            run.config.model, compute=replace(run.config.model.compute, dtype=arguments.dtype, head_dtype=None)
-        )
-        run = replace(run, config=replace(run.config, model=model_config))
-    mesh = arguments.mesh.resolve(jax.device_count())
-    step = run.find_step(arguments.step)
+def evaluate(options: Evaluate) -> dict[str, float | str | int]:
+    """Metrics of a checkpoint.
+
+    They are `val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`,
+    and `weights`: `average` or `last`.
+    """
+    run = RunDir.open(options.checkpoint, imports=options.imports)
+    mesh = options.mesh.resolve(jax.device_count())
+    step = run.find_step(options.step)
     with mesh.activate(), tempfile.TemporaryDirectory() as scratch:
-        stream = chosen_stream(arguments, run, Path(scratch))
-        model = run.load_model(step, mesh=mesh, context_length=arguments.context_length, ema=arguments.ema)
-        material = EvalContext(run.config.data, run.tokenizer, model.config, NextToken(), mesh)
-        judge = ValidationEvaluator(stream, material, tokens=arguments.tokens, batch_size=arguments.batch_size)
-        weights = "average" if arguments.ema and run.has_ema(step) else "last"
-        return {**judge(model), "protocol": judge.protocol, "step": step, "tokens": judge.scored, "weights": weights}
+        stream = open_stream(options, run, Path(scratch))
+        model = run.load_model(
+            step, mesh=mesh, context_length=options.context_length, ema=options.ema, dtype=options.dtype
+        )
+        data = TokenShards() if options.text or options.data else run.data
+        context = EvalContext(data, run.tokenizer, model.config, NextToken(), mesh)
+        evaluator = ValidationEvaluator(stream, context, tokens=options.tokens, batch_size=options.batch_size)
+        weights = "average" if options.ema and run.has_ema(step) else "last"
+        about = {"protocol": evaluator.describe(), "step": step, "tokens": evaluator.scored, "weights": weights}
+        return {**evaluator(model), **about}
 
 
-def chosen_stream(arguments: Evaluate, run: RunDir, scratch: Path) -> TokenStream:
-    """The tokens to be predicted; a text file becomes a shard in `scratch` first."""
-    if arguments.text is not None:
-        path = Path(arguments.text)
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
-        tokenizer = run.require_tokenizer()
-        ids = tokenizer.encode(text)
-        start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-        write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
-        stream = open_split(scratch, "val")
-        stream.name = str(path)  # what messages are about
-        return stream
-    shards = validation_data(run.config.data) if arguments.data is None else TokenShards(path=arguments.data)
-    if shards.path is None:
+def open_stream(options: Evaluate, run: RunDir, scratch: Path) -> TokenStream:
+    """The tokens to be predicted. A text file becomes a shard in `scratch` first."""
+    if options.text is not None:
+        return tokenize_file(Path(options.text).expanduser(), run, scratch)
+    data = run.data if options.data is None else TokenShards(path=options.data)
+    if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
-    manifest = shards.manifest()
-    if manifest is not None and run.tokenizer is not None and manifest.fingerprint != run.tokenizer.fingerprint:
+    tokenizer = data.load_tokenizer()
+    if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
-            f"{shards.path} was made with another tokenizer ({manifest.tokenizer}) than the run's "
+            f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
-    check_unchanged(shards.path)
-    return shards.open_split(arguments.split)
+    stream = data.open_stream(options.split)
+    if stream is None:
+        raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
+    return stream
+
+
+def tokenize_file(path: Path, run: RunDir, scratch: Path) -> TokenStream:
+    """A text file as a token stream, with the run's tokenizer."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
+    tokenizer = run.require_tokenizer()
+    ids = tokenizer.encode(text)
+    start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
+    stream = open_split(scratch, "val")
+    stream.name = str(path)  # for messages
+    return stream
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
-"""A run directory, opened: the config, the tokenizer and the weights that a run left behind.
+"""A run directory: the config, tokenizer and checkpoints of a run or of an imported model.
 
-Everything is rebuilt from data (config.json through a list of our own classes), never by executing what was saved.
+`RunDir.open` rebuilds everything from data. The run's own copy of its config file is never executed.
 """
 
 import contextlib
-import fcntl
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import Any, Literal, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
-from gptjax.config import CLASSES, TrainConfig
-from gptjax.core.atomic import write_atomically
+from gptjax.config import TrainConfig
+from gptjax.core.config_files import import_modules
 from gptjax.core.errors import UserError
+from gptjax.core.files import lock_file, write_atomically
 from gptjax.core.provenance import collect_environment
-from gptjax.core.settings import check_types, from_json, to_json
+from gptjax.core.serialization import Modules, from_json, to_json
+from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model, with_context_length
 from gptjax.sharding.mesh import MeshConfig
@@ -26,26 +28,35 @@ from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.training.checkpoint import restore_model, save_model
 from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_ema_item, read_metadata
 
+T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
-
-OWN = ("dropout", "intra_document_mask", "dtype", "head_dtype", "attention", "remat", "layers")
-"""What a run that starts from weights says of its model: how to compute and train it. The weights settle the rest."""
-WINDOWS = ("window_pattern", "long_window", "short_window")
-PLACES = ("context_length", "rotary_base", *WINDOWS)
-"""What weights leave open: how far their layers look and, with rotary positions, for how long texts they are used."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """What `train` or `convert from-hf` wrote to a directory."""
+    """The directory that `train` or `convert from-hf` wrote.
+
+    Sampling, evaluating and exporting read `model_config`, `data` and `tokenizer` only. So they need no class of a
+    user's own unless the data is one. `config` is the whole config.
+    """
 
     directory: Path
-    config: TrainConfig
+    content: dict[str, Any]
+    """config.json."""
     tokenizer: Tokenizer | None
+    modules: Modules
+    """Modules with a user's own classes."""
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunDir":
-        """Read a run directory; a UserError says what is missing."""
+    def open(cls, path: str | Path, *, imports: Iterable[str] | Modules = ()) -> "RunDir":
+        """Open a run directory.
+
+        Args:
+            imports: modules or Python files that define classes of the run's config. They are imported.
+
+        Raises:
+            UserError: something is missing or is not a run's.
+        """
         directory = Path(path).expanduser().absolute()
         file = directory / "config.json"
         if not file.is_file():
@@ -54,22 +65,43 @@ class RunDir:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file}: not JSON: {error}.") from None
-        try:
-            config = from_json(content, CLASSES) if isinstance(content, dict) else None
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from None
-        if not isinstance(config, TrainConfig):
-            raise UserError(f"{file}: does not hold the config of a run.")
-        check_types(config, where=str(file))
+        if not isinstance(content, dict) or content.get("class") != "gptjax.config:TrainConfig":
+            earlier = isinstance(content, dict) and content.get("class") == "TrainConfig"
+            why = ": it is of an earlier gptjax, whose names are no longer read. Train it anew" if earlier else ""
+            raise UserError(f"{file}: does not hold the config of a run{why}.")
         has_tokenizer = (directory / "tokenizer.json").is_file()
-        return cls(directory, config, load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None)
+        tokenizer = load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None
+        modules = import_modules(imports) if not isinstance(imports, dict) else imports
+        run = cls(directory, content, tokenizer, modules)
+        _ = run.model_config
+        return run
+
+    @functools.cached_property
+    def config(self) -> TrainConfig:
+        """The whole config. A `UserError` names a class that is not gptjax's and was not imported."""
+        return from_json(self.content, TrainConfig, modules=self.modules, where=f"{self.directory}/config.json: config")
+
+    @functools.cached_property
+    def model_config(self) -> GPTConfig:
+        return self._read_section("model", GPTConfig)
+
+    @functools.cached_property
+    def data(self) -> DataSource:
+        """The run's data, prepared."""
+        return self._read_section("data", DataSource)
+
+    def _read_section(self, name: str, hint: Any) -> Any:
+        where = f"{self.directory}/config.json: {name}"
+        if name not in self.content:
+            return getattr(TrainConfig, name)
+        return from_json(self.content[name], hint, modules=self.modules, where=where)
 
     def find_step(self, which: str | int = "latest") -> int:
         """The step of a checkpoint: a number that exists, `latest` or `best`."""
         return find_step(self.directory / CHECKPOINTS, which)
 
     def has_ema(self, which: str | int = "latest") -> bool:
-        """Whether a checkpoint holds an average of the weights."""
+        """True if a checkpoint holds an average of the weights."""
         return has_ema_item(self.directory / CHECKPOINTS, self.find_step(which))
 
     def load_model(
@@ -79,17 +111,21 @@ class RunDir:
         mesh: MeshConfig | None = None,
         context_length: int | None = None,
         ema: bool = True,
+        dtype: Literal["bfloat16", "float32"] | None = None,
     ) -> GPT:
-        """The weights of a checkpoint, sharded by `layout` (call it under `mesh.active()`).
+        """The weights of a checkpoint, sharded over `mesh`. Call it under `mesh.activate()`.
 
-        They are the run's average where it keeps one, unless `ema` is False: the last ones then. A `context`
-        shorter than the run's keeps the first position embeddings; a longer one needs rotary positions.
+        Args:
+            context_length: a shorter one keeps the first position embeddings; a longer one needs rotary positions.
+            ema: take the average of the weights where the run keeps one; otherwise the raw weights.
+            dtype: type of activations; None: as trained.
         """
         step, item = self.find_step(which), EMA_ITEM if ema and self.has_ema(which) else MODEL
         self._check_tokenizer(step)
-        model = restore_model(
-            self.directory / CHECKPOINTS, abstract_model(self.config.model, mesh), step=step, item=item
-        )
+        config = self.model_config
+        if dtype is not None:
+            config = replace(config, compute=replace(config.compute, dtype=dtype, head_dtype=None))
+        model = restore_model(self.directory / CHECKPOINTS, abstract_model(config, mesh), step=step, item=item)
         return model if context_length is None else with_context_length(model, context_length)
 
     def _check_tokenizer(self, step: int) -> None:
@@ -101,10 +137,11 @@ class RunDir:
                 f"{file} is not the tokenizer that this run was trained with (fingerprint "
                 f"{self.tokenizer.fingerprint[:12]}, the checkpoint says {saved[:12]}). Put the right one back."
             )
-        if self.tokenizer is not None and self.tokenizer.vocab_size > self.config.model.resolved_vocab_size:
+        vocab_size = self.model_config.resolved_vocab_size
+        if self.tokenizer is not None and self.tokenizer.vocab_size > vocab_size:
             raise UserError(
-                f"{file} has {self.tokenizer.vocab_size} tokens, the model only {self.config.model.resolved_vocab_size}. "
-                "Put the tokenizer of the model there, or remove it."
+                f"{file} has {self.tokenizer.vocab_size} tokens, the model only {vocab_size}. Put the tokenizer of the "
+                "model there, or remove it."
             )
 
     def require_tokenizer(self) -> Tokenizer:
@@ -116,7 +153,7 @@ class RunDir:
 def write_run_files(
     directory: Path, config: TrainConfig, tokenizer: Tokenizer | None, *, source: str | None = None
 ) -> None:
-    """What stands beside the checkpoints: config, its source, versions, tokenizer; each replaced in one move."""
+    """Write the files beside the checkpoints: config, its source, versions, tokenizer. Each is replaced atomically."""
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / "environment.json", json.dumps(collect_environment(), indent=2) + "\n")
     if source is not None:
@@ -127,7 +164,7 @@ def write_run_files(
 
 
 def write_imported_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None) -> None:
-    """A run directory that holds weights at step 0: an imported model."""
+    """Write a run directory that holds weights at step 0."""
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
     config = TrainConfig(name=directory.name, output_dir=str(directory.absolute().parent), model=model.config)
@@ -137,16 +174,16 @@ def write_imported_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | No
 
 @contextlib.contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
-    """The right to write to a run directory, lost with the process that has it; a UserError if another has it.
+    """Hold the right to write to a run directory; a `UserError` if another process has it. It ends with the process.
 
-    Of several processes the first has it for all, and all are refused alike: one that left alone would be waited for.
+    The first of several processes takes it for all, and all are refused together: one that left alone would be awaited.
     """
     with contextlib.ExitStack() as stack:
         failure = None
         try:
             if jax.process_index() == 0:
                 directory.mkdir(parents=True, exist_ok=True)
-                _lock(stack.enter_context((directory / ".lock").open("w")))
+                lock_file(stack.enter_context((directory / ".lock").open("w")))
         except OSError as error:
             failure = error
         taken, failed = multihost_utils.broadcast_one_to_all(
@@ -159,27 +196,3 @@ def run_lock(directory: Path) -> Iterator[None]:
         if failed:
             raise failure or UserError(f"{directory}: the first process cannot write there; it says why.")
         yield
-
-
-def _lock(file: IO[str]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        pass
-
-
-def merge_model_config(run: RunDir, wanted: GPTConfig) -> GPTConfig:
-    """The model of a run that starts from the weights of another: theirs, computed and trained as `wanted` says.
-
-    With learned positions the context is the shorter of the two, with rotary ones the wanted one. The rotary base and
-    the windows (all three fields together) are no weights: they are the wanted ones, if those are not the defaults.
-    """
-    theirs, own = run.config.model, {field: getattr(wanted, field) for field in OWN}
-    if any(getattr(wanted, field) != getattr(GPTConfig, field) for field in WINDOWS):
-        own |= {field: getattr(wanted, field) for field in WINDOWS}
-    if theirs.positions == "learned":
-        return replace(theirs, **own, context_length=min(theirs.context_length, wanted.context_length))
-    base = theirs.rotary_base if wanted.rotary_base is None else wanted.rotary_base
-    return replace(theirs, **own, context_length=wanted.context_length, rotary_base=base)

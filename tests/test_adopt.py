@@ -13,7 +13,8 @@ from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
-from gptjax.data.shards import HEADER_BYTES, open_split, shard_header
+from gptjax.data.shards import HEADER_BYTES, shard_header
+from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Bytes
 
 TEXTS = ["the end of the end\n", "and the rest, naïve\n", "x"]
@@ -56,9 +57,9 @@ def test_an_altered_file_is_named_when_a_run_opens_it(foreign, tokenizer):
     content[HEADER_BYTES + 4] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x_train_002\.bin: its SHA-256 differs"):
-        TokenShards(path=str(foreign)).load_tokenizer()
+        TokenShards(path=str(foreign)).open_stream("train")
     adopt(foreign, tokenizer)  # on purpose, it is what the shards hold now
-    TokenShards(path=str(foreign)).load_tokenizer()
+    TokenShards(path=str(foreign)).open_stream("train")
 
 
 def test_a_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, capsys):
@@ -99,7 +100,7 @@ def test_a_failed_adoption_takes_nothing_away(foreign, tokenizer):
     with pytest.raises(UserError, match="outside"):
         adopt(foreign, Bytes())
     assert read_manifest(foreign) == manifest
-    TokenShards(path=str(foreign)).load_tokenizer()
+    TokenShards(path=str(foreign)).open_stream("train")
     # A file more of training, and one of validation that is not of this tokenizer, which is read after the other.
     more = {foreign / f"{name}_009.bin": np.array([first, 1], "<u2") for name, first in (("train", 1), ("val", 999))}
     for path, tokens in more.items():

@@ -12,7 +12,8 @@ from data_pipelines.fetch import Fetch
 from data_pipelines.readers import downloads
 from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
-from gptjax.data.shards import HEADER_BYTES, open_split, shard_header
+from gptjax.data.shards import HEADER_BYTES, shard_header
+from gptjax.data.splits import open_split
 
 TOKENIZER = train_bpe(["the end of the end, and the rest\n" * 9], vocab_size=270)
 

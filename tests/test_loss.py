@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from gptjax.model.loss import IGNORE_INDEX, next_token_loss
+from gptjax.core.constants import IGNORE_INDEX
+from gptjax.model.loss import next_token_loss
 from gptjax.sharding.mesh import MeshConfig
 
 B, T, D, V, PADDED = 4, 6, 16, 50, 128

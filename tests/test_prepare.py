@@ -28,7 +28,7 @@ from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.manifest import MANIFEST_NAME, read_manifest
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Chars, load_tokenizer
 
 WORDS = [

@@ -15,10 +15,11 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.train_tokenizer import train_bpe
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -79,8 +80,8 @@ def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     template = ChatTemplate(tok)
     found = documents(tmp_path / "out")
     for turns, (tokens, scored) in zip([GREETING, SUMS], found, strict=True):
-        expected = template.conversation([Message(*turn) for turn in turns])
-        assert (tokens, scored) == (expected.tokens.tolist(), expected.scored.tolist())
+        expected = template.encode_conversation([Message(*turn) for turn in turns])
+        assert (tokens, scored) == (expected.tokens.tolist(), expected.loss_mask.tolist())
         said = "".join(f"{content}<|im_end|>" for role, content in turns if role == "assistant")
         assert tok.decode([token for token, mark in zip(tokens, scored, strict=True) if mark]) == said
     assert len(manifest.files) > 2, "documents and marks go across the files of shards"
@@ -98,7 +99,8 @@ def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
     windows = open_sequences(stream, 16, packing, end_of_text=tok.end_of_text)
-    _, targets, scored, _ = windows.read(np.arange(len(windows)))
+    targets = windows.read(np.arange(len(windows)))["targets"]
+    scored = targets != IGNORE_INDEX
     seen = 16 * len(windows) + 1 if packing == "concat" else len(stream)
     expected = stream.read(0, seen)[stream.loss_mask[:seen] == 1]
     assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
@@ -110,16 +112,16 @@ def test_a_conversation_that_is_cropped_is_scored_as_far_as_it_goes(tmp_path, ru
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
     windows = open_sequences(stream, 64, "bos_best_fit", end_of_text=tok.end_of_text)
-    rows, targets, scored, (_, positions) = windows.read(np.arange(len(windows)), documents=True)
+    found = windows.read(np.arange(len(windows)), with_documents=True)
+    rows, targets, positions = found["tokens"], found["targets"], found["positions"]
     known = Counter()
     for tokens, marks in documents(tmp_path / "out"):
-        known.update((tuple(tokens[: t + 1]), bool(marks[t])) for t in range(1, len(tokens)))
-        known[(*tokens, tok.end_of_text), False] += 1
+        known.update((*tokens[:t], tokens[t] if marks[t] else IGNORE_INDEX) for t in range(1, len(tokens)))
+        known[*tokens, IGNORE_INDEX] += 1
     found = Counter(
-        ((*rows[row, t - positions[row, t] : t + 1].tolist(), int(targets[row, t])), bool(scored[row, t]))
-        for row, t in np.ndindex(rows.shape)
+        (*rows[row, t - positions[row, t] : t + 1].tolist(), int(targets[row, t])) for row, t in np.ndindex(rows.shape)
     )
-    assert scored.sum() > 50
+    assert (targets != IGNORE_INDEX).sum() > 50
     assert found <= known
 
 
@@ -130,7 +132,7 @@ def test_the_chat_tokens_are_added_where_they_are_missing(tmp_path, run, plain, 
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()
-    with pytest.raises(UserError, match="no room for special tokens"):
+    with pytest.raises(UserError, match="cannot take special tokens"):
         run(source, "bytes", tokenizer="bytes")
 
 
@@ -165,7 +167,7 @@ def test_long_conversations_are_cut_while_something_scored_remains(tmp_path, run
     assert len(whole[0]) < 40
     assert len(cut[0]) == len(cut[1]) == 40
     template = ChatTemplate(load_tokenizer(tmp_path / "out"))
-    assert cut[0] == template.conversation([Message(*turn) for turn in long_answer]).tokens[:40].tolist()
+    assert cut[0] == template.encode_conversation([Message(*turn) for turn in long_answer]).tokens[:40].tolist()
     assert cut[1][-1] == 1
     printed = capsys.readouterr().out
     assert "1 conversations cut off at --max-document-tokens=40" in printed

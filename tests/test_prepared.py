@@ -11,6 +11,7 @@ from data_pipelines.prepared import Prepared
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.config import TokenShards
+from gptjax.data.manifest import read_manifest
 
 
 def write_jsonl(path, texts):
@@ -39,7 +40,7 @@ def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
     assert plain.prefetch == 5
     assert plain.path.startswith(f"{cache}/tales-bpe-300-")
     assert verify_shards(plain.path).tokenizer == "bpe-300"
-    assert len(data.open_split("train")) == data.manifest().splits["train"].tokens
+    assert len(data.open_stream("train")) == read_manifest(plain.path).splits["train"].tokens
     assert capsys.readouterr().out.count("documents") == 2
     prepared._prepared.cache_clear()
     assert data.resolve() == plain

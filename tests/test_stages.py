@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from tiny import MODEL, SINGLE, read_lines, tiny_config, write_text_shards
 
-from gptjax import train as train_module
+from gptjax import startup
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, count_steps_by_part
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.data.loader import BatchLoader
 from gptjax.model.gpt import with_static
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import compile_steps, create_run_state, open_run_loader, train
+from gptjax.startup import compile_steps, create_state, make_read_spec
+from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.stages import Phase, Stage, resolve_phases
@@ -112,6 +114,11 @@ def make_config(shards: Path, **changes: Any) -> TrainConfig:
     return tiny_config(shards, **(base | changes))
 
 
+def open_batches(config: TrainConfig) -> BatchLoader:
+    spec = make_read_spec(config, config.data.load_tokenizer())
+    return BatchLoader(config.data.open(spec), spec, mesh=SINGLE)
+
+
 def record_compilations(monkeypatch: pytest.MonkeyPatch, *, compile_step: Callable[..., Any]) -> list[BatchSize]:
     """Compile by `compile_step` from now on; return the growing list of batch sizes that it is called for."""
     batches: list[BatchSize] = []
@@ -120,7 +127,7 @@ def record_compilations(monkeypatch: pytest.MonkeyPatch, *, compile_step: Callab
         batches.append(arguments[-1].batch)
         return compile_step(*arguments)
 
-    monkeypatch.setattr(train_module, "compile_step", record)
+    monkeypatch.setattr(startup, "compile_step", record)
     return batches
 
 
@@ -132,7 +139,7 @@ def finished(shards: Path) -> tuple[TrainConfig, list[BatchSize], str]:
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
-        compiled = record_compilations(patch, compile_step=train_module.compile_step)
+        compiled = record_compilations(patch, compile_step=startup.compile_step)
         assert train(config) == 0
     return config, compiled, "\n".join(printed)
 
@@ -160,7 +167,7 @@ def test_only_coming_phases_are_compiled(
 ):
     """Here, the program of a phase is just its batch size."""
     config = make_config(shards, steps=steps, stages=STAGES)
-    batches = open_run_loader(config, SINGLE)
+    batches = open_batches(config)
     compiled = record_compilations(monkeypatch, compile_step=lambda *arguments: arguments[-1].batch)
     train_step = compile_steps(config, SINGLE, object.__new__(TrainState), batches, start=start)
     assert compiled == wanted
@@ -184,7 +191,7 @@ def test_lr_scale_scales_learning_rates_and_decay(shards: Path):
     )
     weights = []
     for config in configs:
-        state, batches = create_run_state(config, SINGLE), open_run_loader(config, SINGLE)
+        state, batches = create_state(config, SINGLE), open_batches(config)
         state, _ = compile_steps(config, SINGLE, state, batches, start=0)(0)(state, next(batches.iterate_from(0)))
         weights.append(flatten_by_name(state.model))
     for name, array in weights[0].items():
@@ -194,8 +201,8 @@ def test_lr_scale_scales_learning_rates_and_decay(shards: Path):
 def test_loss_uses_the_windows_of_the_stage(shards: Path):
     """Evaluation of the same weights with the stage's windows and with the config's own is the reference."""
     config = make_config(shards, steps=4, stages=(Stage(0, long_window=3), Stage(1)))
-    batches, evaluate = open_run_loader(config, SINGLE), make_eval_step(config.objective)
-    state = create_run_state(config, SINGLE)
+    batches, evaluate = open_batches(config), make_eval_step(config.objective)
+    state = create_state(config, SINGLE)
     train_step = compile_steps(config, SINGLE, state, batches, start=0)
     for step, batch in enumerate(islice(batches.iterate_from(0), 2)):
         models = (with_static(state.model, config=replace(config.model, long_window=3)), state.model)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
-from gptjax.data.loader import Batch
-from gptjax.model.loss import IGNORE_INDEX
+from gptjax import state
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
@@ -22,7 +22,7 @@ from gptjax.training.step import StepConfig, make_dropout_keys, make_eval_step, 
 MESH = MeshConfig()
 OPTIMIZERS = {
     "adamw": AdamW(learning_rate=0.01, schedule=Linear(warmup_steps=1)),
-    "muon": Muon(dtype="float32", schedule=Linear(warmup_steps=1)),
+    "muon": Muon(ns_dtype="float32", schedule=Linear(warmup_steps=1)),
 }
 
 MakeState = Callable[[], TrainState]

@@ -24,7 +24,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import BatchSize, TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.metrics.logger import LogConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig

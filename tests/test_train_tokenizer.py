@@ -133,7 +133,7 @@ def test_an_extended_tokenizer_keeps_every_id(tmp_path, capsys):
         assert made.encode(text).tolist() == plain.encode(text).tolist()
     assert made.with_special_tokens(NAMES).fingerprint == made.fingerprint
     for other in (Bytes(), Chars.from_text("abc")):
-        with pytest.raises(UserError, match="no room for special tokens"):
+        with pytest.raises(UserError, match="cannot take special tokens"):
             other.with_special_tokens(NAMES)
 
 
@@ -150,4 +150,4 @@ def test_the_commands(tmp_path):
     command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the bytes tokenizer has no room for special tokens")
+    assert done.stderr.startswith("error: the bytes tokenizer has cannot take special tokens")

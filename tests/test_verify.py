@@ -14,9 +14,13 @@ from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Sidecar, read_manifest
-from gptjax.data.shards import HEADER_BYTES, file_sha256, open_shard, write_shard
+from gptjax.data.shards import HEADER_BYTES, open_shard, write_shard
+from gptjax.data.source import ReadSpec
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEXTS = [f"Document {i}: " + "the cat sat on the mat. " * (i % 7 + 1) for i in range(60)]
 
@@ -145,18 +149,20 @@ def test_a_shard_of_another_tokenizer_is_named_before_training(directory, prepar
     (directory / name).write_bytes((prepared / "two" / name).read_bytes())
     assert (directory / name).stat().st_size == HEADER_BYTES + 2 * 400
     with pytest.raises(UserError, match=f"{name}: its SHA-256 differs"):
-        TokenShards(path=str(directory)).load_tokenizer()
+        TokenShards(path=str(directory)).open_stream("train")
     listed_anew(directory, name)
     with pytest.raises(UserError, match="of another tokenizer, or altered") as caught:
-        TokenShards(path=str(directory)).load_tokenizer()
+        TokenShards(path=str(directory)).open(
+            ReadSpec(8, 0, 300, load_tokenizer(directory).end_of_text, False, ((0, BatchSize()),))
+        )
     assert name in str(caught.value)
-    TokenShards(path=str(prepared / "one")).load_tokenizer()
+    TokenShards(path=str(prepared / "one")).open_stream("train")
 
 
 def test_a_shard_that_is_cut_off_is_named_before_training(directory):
     cut(directory / "val_000000.bin")
     with pytest.raises(UserError, match=r"val_000000\.bin: .*bytes, but manifest"):
-        TokenShards(path=str(directory)).load_tokenizer()
+        TokenShards(path=str(directory)).open_stream("train")
 
 
 def test_the_tokenizer_of_another_set(directory, prepared):

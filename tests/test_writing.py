@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.writing import SplitWriter, Written, is_on_disk, split_writers, write_manifest
 from gptjax.data.checksums import verify_shards
 from gptjax.data.manifest import Counts, Manifest
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Bytes
 
 TOKENS = np.random.default_rng(0).integers(0, 500, 1000).astype(np.uint16)

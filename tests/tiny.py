@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
-from gptjax.data.shards import file_sha256, write_shard
+from gptjax.core.files import file_sha256
+from gptjax.data.shards import write_shard
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars, Tokenizer
@@ -48,15 +49,15 @@ def write_shards(
     splits: dict[str, list[np.ndarray]],
     *,
     own: Tokenizer | None = None,
-    companions: dict[tuple[str, str], np.ndarray] | None = None,
+    sidecars: dict[tuple[str, str], np.ndarray] | None = None,
 ) -> Path:
     """Shards of the given tokens, several files to a split; with their manifest and tokenizer if there is one.
 
-    `companions` are what lies beside them, by (split, kind); they need a manifest.
+    `sidecars` are files beside them, by (split, kind); they need a manifest.
     """
     directory.mkdir(parents=True)
     files, counts, beside = {}, {}, {}
-    for (split, kind), content in (companions or {}).items():
+    for (split, kind), content in (sidecars or {}).items():
         path = directory / f"{split}.{kind}"
         content.astype("<i8" if kind == "documents" else np.uint8).tofile(path)
         beside[path.name] = Sidecar(split, kind, path.stat().st_size, file_sha256(path))
@@ -66,7 +67,7 @@ def write_shards(
             write_shard(path, np.asarray(part, np.uint16))
             files[path.name] = ShardFile(split, len(part), path.stat().st_size, file_sha256(path))
         size = sum(map(len, parts))
-        documents = len((companions or {}).get((split, "documents"), [0]))
+        documents = len((sidecars or {}).get((split, "documents"), [0]))
         counts[split] = Counts(documents=documents, tokens=size, bytes=size)
     if own is not None:
         own.save(directory)
@@ -81,7 +82,7 @@ def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
     cut, middle = len(ids) * 5 // 6, len(ids) // 3
     splits = {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}
     starts = np.concatenate([[0], 1 + np.flatnonzero(ids[: cut - 1] == own.encode("\n")[0])])
-    return write_shards(directory, splits, own=own, companions={("train", "documents"): starts})
+    return write_shards(directory, splits, own=own, sidecars={("train", "documents"): starts})
 
 
 def tiny_config(shards: Path, **changes) -> TrainConfig:
@@ -107,12 +108,17 @@ def read_lines(run: Path, name: str = "loss") -> list[tuple[int, float]]:
     return [(record["step"], record[name]) for record in records if name in record]
 
 
-CONFIG_FILE = '"""A tiny run."""\n\nfrom gptjax.config import *\n\nconfig = {config!r}\n'
+def find_classes(value: object) -> set[type]:
+    """The classes of a config and of everything in it."""
+    if isinstance(value, tuple):
+        return set().union(*map(find_classes, value))
+    return {type(value)}.union(*map(find_classes, vars(value).values())) if is_dataclass(value) else set()
 
 
 def write_config(path: Path, config: TrainConfig) -> Path:
     """A config file that holds exactly this config: a dataclass's repr is Python."""
-    path.write_text(CONFIG_FILE.format(config=config))
+    imports = sorted(f"from {cls.__module__} import {cls.__name__}" for cls in find_classes(config))
+    path.write_text("\n".join(['"""A tiny run."""', "", *imports, "", f"config = {config!r}", ""]))
     return path
 
 

@@ -27,8 +27,8 @@ from typing import Any
 from data_pipelines.readers.documents import Chunk, Reading
 from data_pipelines.readers.downloads import Wanted, ask, cache_directory, download
 from data_pipelines.readers.files import Files, reader_of
-from gptjax.core.atomic import write_atomically
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 
 PREFIX = "hf:"
 SETS_NAMED = 8

@@ -30,7 +30,7 @@ from gptjax.metrics.console import ConsoleProgress, format_columns, format_durat
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
 from gptjax.metrics.metrics_file import MetricsFileWriter, Record, to_scalar, truncate_after
 from gptjax.metrics.throughput import RunCost
-from gptjax.sharding.devices import peak_memory_bytes
+from gptjax.sharding.devices import get_peak_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ class MetricLogger:
         text = f"{steps:,} steps, up to step {self._newest_step:,}, in {format_duration(total)}: {', '.join(parts)}."
         if rates := self._cost.compute_rates(self._work, training):
             text += f" While training: {format_columns(rates, ', ')}."
-        if peak := peak_memory_bytes():
+        if peak := get_peak_memory():
             text += f" Peak memory of a device: {peak / 2**30:.1f} GiB."
         last = {name: self._last_values[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last_values}
         return text + (f" Last values: {format_columns(last, ', ')}." if last else "")

@@ -14,11 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.sharding.axes import BT, BTD, VD, Count, Scalar, V
 from gptjax.sharding.mesh import MeshConfig
-
-IGNORE_INDEX = -1
-"""A target that is not scored: padding, or the prompt in a conversation."""
 
 
 def next_token_loss(

@@ -1,42 +1,74 @@
-"""Is it any good? Judges of a model, chosen in the config; each opens on what it needs and maps a model to numbers.
+"""Evaluators: each is a config; `open` binds it to a run's data, and the result maps a model to metrics."""
 
-A new one is a frozen dataclass with `due(step, steps=…)` and `open(material)`, listed in `config.py`.
-"""
-
+import functools
 import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.data.config import Mixture, TokenShards, validation_data
-from gptjax.data.loader import put_on_devices, validation_rows
+from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.sequences import ConcatSequences
-from gptjax.data.shards import TokenStream
+from gptjax.data.source import DataSource
+from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
-from gptjax.training.objective import NextToken
+from gptjax.training.objective import Objective
 from gptjax.training.step import make_eval_step
 
-EvaluatorFn = Callable[[GPT], dict[str, float | str]]
+Metrics = dict[str, float | str]
+"""Numbers, and texts such as samples, by name."""
+OpenEvaluator = Callable[[GPT], Metrics]
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What a judge may need besides the model."""
+    """A run's data and settings, for evaluators to open on."""
 
-    data: TokenShards | Mixture
+    data: DataSource
     tokenizer: Tokenizer | None
     model: GPTConfig
-    objective: NextToken
+    objective: Objective
     mesh: MeshConfig
+
+    @functools.cached_property
+    def validation(self) -> TokenStream:
+        """The validation tokens of the run's data."""
+        stream = self.data.open_stream("val")
+        if stream is None:
+            raise UserError(
+                f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss() out."
+            )
+        return stream
+
+    @property
+    def validation_fingerprint(self) -> str | None:
+        """Identity of the validation tokens, if an evaluator has opened them."""
+        return self.validation.fingerprint if "validation" in vars(self) else None
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """An evaluation during training: a frozen dataclass with these two methods.
+
+    A metric called `val_loss` decides which checkpoint is the best.
+    """
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        """True if the weights after `step` updates of a run of `steps` are evaluated."""
+        ...
+
+    def open(self, context: EvalContext) -> OpenEvaluator | None:
+        """A function from a model to metrics; None if this run cannot be evaluated so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,11 +76,11 @@ class ValidationLoss:
     """Loss on the validation split: fixed windows without overlap, in order, the same on any number of devices."""
 
     every: int = 1000
-    """Steps between judgements; the start and the end are judged too."""
+    """Steps between evaluations. The start and the end are evaluated too."""
     tokens: int | None = None
-    """How many next tokens are predicted, from the start of the split; None: all of it."""
+    """Tokens to predict, from the start of the split. None: all."""
     batch_size: int = 16
-    """Windows per batch, over all devices; does not change the result."""
+    """Sequences per batch, over all devices. Does not change the result."""
 
     def __post_init__(self) -> None:
         for name in ("every", "tokens", "batch_size"):
@@ -58,20 +90,21 @@ class ValidationLoss:
     def should_run(self, step: int, *, steps: int) -> bool:
         return step % self.every == 0 or step == steps
 
-    def open(self, material: EvalContext) -> EvaluatorFn:
-        return ValidationEvaluator(
-            validation_data(material.data).open_split("val"), material, tokens=self.tokens, batch_size=self.batch_size
-        )
+    def open(self, context: EvalContext) -> "ValidationEvaluator":
+        return ValidationEvaluator(context.validation, context, tokens=self.tokens, batch_size=self.batch_size)
 
 
 class ValidationEvaluator:
-    """The loss of a model on a token stream; `protocol` says in words what is measured."""
+    """The loss of a model on a token stream."""
 
-    def __init__(self, stream: TokenStream, material: EvalContext, *, tokens: int | None, batch_size: int) -> None:
-        self.stream, self.material, self.tokens = stream, material, tokens
-        devices = material.mesh.num_batch_shards
+    compares_raw_weights = True
+    """A run with an average of its weights also reports the raw weights' loss, as `val_loss_last`."""
+
+    def __init__(self, stream: TokenStream, context: EvalContext, *, tokens: int | None, batch_size: int) -> None:
+        self.stream, self.context, self.tokens = stream, context, tokens
+        devices = context.mesh.num_batch_shards
         self.batch_size = -(-batch_size // devices) * devices
-        self._step = make_eval_step(material.objective)
+        self._step = make_eval_step(context.objective)
         available = len(stream) - 1
         if available < 1:
             raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
@@ -82,23 +115,23 @@ class ValidationEvaluator:
         if self.scored == 0:
             raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
         self.bytes = self._count_bytes()
-        end = material.tokenizer.end_of_text if material.tokenizer else None
-        masked = material.model.intra_document_mask
-        self._documents = ConcatSequences(stream, material.model.context_length, end_of_text=end) if masked else None
+        end = context.tokenizer.end_of_text if context.tokenizer else None
+        masked = context.model.intra_document_mask
+        self._documents = ConcatSequences(stream, context.model.context_length, end_of_text=end) if masked else None
 
-    @property
-    def protocol(self) -> str:
-        context_length = self.material.model.context_length
+    def describe(self) -> str:
+        """The protocol in words: which tokens are predicted, how, and in which unit."""
+        length = self.context.model.context_length
         together = "each document by itself" if self._documents else "documents run together"
         per_byte = f", bits per byte over {self.bytes:,} bytes" if self.bytes else ", no bits per byte: no tokenizer"
         return (
             f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in windows of "
-            f"{context_length} without overlap ({together}), mean in nats per token{per_byte}"
+            f"{length} without overlap ({together}), mean in nats per token{per_byte}"
         )
 
     def _count_bytes(self) -> int | None:
         """Bytes of text behind the scored tokens; special tokens have none."""
-        tokenizer = self.material.tokenizer
+        tokenizer = self.context.tokenizer
         if tokenizer is None:
             return None
         ids = self.stream.read(1, self.predicted)
@@ -107,9 +140,9 @@ class ValidationEvaluator:
             return None  # the model's own check names the token, once it is read
         return int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64))
 
-    def __call__(self, model: GPT) -> dict[str, float | str]:
-        config, mesh = self.material.model, self.material.mesh
-        batches = validation_rows(
+    def __call__(self, model: GPT) -> Metrics:
+        config, mesh = self.context.model, self.context.mesh
+        batches = iter_validation_batches(
             self.stream,
             config.context_length,
             vocab_size=config.resolved_vocab_size,
@@ -127,48 +160,48 @@ class ValidationEvaluator:
         return to_metrics(math.fsum(nats), self.scored, self.bytes)
 
 
-def to_metrics(nats: float, tokens: int, text_bytes: int | None) -> dict[str, float | str]:
+def to_metrics(nats: float, tokens: int, text_bytes: int | None) -> Metrics:
     """Summed nats as loss per token, perplexity and, where bytes are known, bits per byte."""
     loss = nats / tokens
-    values: dict[str, float | str] = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
+    values: Metrics = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
     return values | ({"val_bpb": nats / math.log(2) / text_bytes} if text_bytes else {})
 
 
 @dataclass(frozen=True)
 class BigramBaseline:
-    """The same validation tokens, scored by a bigram fitted on the training split: a line for the model to cross."""
+    """Loss of a bigram, fitted on the training split, on the whole validation split: a baseline for the model."""
 
     def should_run(self, step: int, *, steps: int) -> bool:
         return step == 0
 
-    def open(self, material: EvalContext) -> EvaluatorFn:
-        data = material.data
-        if isinstance(data, Mixture):
-            raise UserError("evaluators: a mixture has no single training text for a bigram. Take Bigram() out.")
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        train, validation, tokenizer = context.data.open_stream("train"), context.validation, context.tokenizer
+        if train is None:
+            raise UserError(
+                f"evaluators: {type(context.data).__name__} has no single training text. Take BigramBaseline() out."
+            )
 
-        def judge(model: GPT) -> dict[str, float | str]:
-            train, validation = data.open_split("train"), data.open_split("val")
+        def evaluate(model: GPT) -> Metrics:
             ids = validation.read(0, len(validation))
-            vocab_size = max(material.model.resolved_vocab_size, int(ids.max()) + 1)
+            vocab_size = max(context.model.resolved_vocab_size, int(ids.max()) + 1)
             nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
-            values: dict[str, float | str] = {"bigram_loss": nats, "bigram_constant": constant}
-            tokenizer = material.tokenizer
+            values: Metrics = {"bigram_loss": nats, "bigram_constant": constant}
             if tokenizer is None:
                 return values
             text_bytes = int(tokenizer.bytes_per_token[ids[1:]].sum(dtype=np.int64))
             return values | {"bigram_bpb": nats * (len(ids) - 1) / math.log(2) / text_bytes}
 
-        return judge
+        return evaluate
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Text that the model writes, for the eye."""
+    """Text generated by the model, for people to read."""
 
     every: int = 1000
-    """Steps between samples; one is drawn at the end too."""
+    """Steps between samples. One is drawn at the end too."""
     prompt: str = "\n"
-    """What the text begins with."""
+    """Text to continue."""
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int | None = 200
@@ -177,23 +210,22 @@ class Samples:
     def should_run(self, step: int, *, steps: int) -> bool:
         return step > 0 and (step % self.every == 0 or step == steps)
 
-    def open(self, material: EvalContext) -> EvaluatorFn | None:
-        """None without a tokenizer: foreign shards train all the same."""
-        tokenizer = material.tokenizer
+    def open(self, context: EvalContext) -> OpenEvaluator | None:
+        """None without a tokenizer: such data can still be trained on."""
+        tokenizer = context.tokenizer
         if tokenizer is None:
             return None
         prompt = tokenizer.encode(self.prompt).tolist()
-        room = material.model.context_length - len(prompt)
+        room = context.model.context_length - len(prompt)
         if not prompt or room < 1:
             raise UserError(
-                f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {material.model.context_length - 1} fit."
+                f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {context.model.context_length - 1} fit."
             )
 
-        def judge(model: GPT) -> dict[str, float | str]:
-            rows = material.mesh.num_batch_shards
+        def evaluate(model: GPT) -> Metrics:
             ids = generate(
                 model,
-                [prompt] * rows,
+                [prompt] * context.mesh.num_batch_shards,
                 max_new_tokens=min(self.max_new_tokens, room),
                 temperature=self.temperature,
                 top_k=self.top_k,
@@ -202,4 +234,4 @@ class Samples:
             )
             return {"sample": tokenizer.decode(ids[0])}
 
-        return judge
+        return evaluate

@@ -1,4 +1,4 @@
-"""What is being minimised. An objective turns a model and rows into (summed loss, number of scored tokens)."""
+"""Objectives: a model and a micro-batch become (summed loss, number of scored tokens)."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from gptjax.model.loss import next_token_loss
 from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
 
 MicroBatch = dict[str, BT]
-"""The rows of one accumulation group: `tokens`, `targets` and, for document masks, `segments` and `positions`."""
+"""Rows of one micro-batch: `tokens`, `targets` and, for document masks, `segments` and `positions`, each int32 (B, T)."""
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss to minimise: a frozen dataclass with this method."""
+    """A training objective: a frozen dataclass with this method."""
 
     def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
-        """Return the loss summed over all rows on all devices, and the number of scored tokens."""
+        """(loss, scored tokens), each summed over all rows on all devices. The step divides the two sums."""
         ...
 
 
@@ -27,11 +27,10 @@ class NextToken:
     """Cross-entropy of the next token: language modelling."""
 
     chunk_tokens: int = 8192
-    """Tokens of one device whose logits are in memory at a time. A GPU is busy only with thousands of
-    them; a CPU is fastest with a hundred or two, whose logits nearly fit its cache."""
-
+    """Tokens of one device whose logits are in memory at a time. GPUs need thousands to be busy. CPUs are fastest with
+    100 to 200, whose logits nearly fit the cache."""
     z_loss: float = 0.0
-    """Pull of log Σ exp logits towards 0, in the gradient only: the losses that are shown stay cross-entropy."""
+    """Weight of (log Σ exp logits)², in the gradient only. Reported losses stay cross-entropy."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.z_loss < math.inf:
@@ -40,7 +39,7 @@ class NextToken:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
     def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
-        """Return the nats summed over all rows on all devices, and the number of scored tokens."""
+        """(nats, scored targets), summed over all rows on all devices."""
         documents = DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
         return next_token_loss(
             model.hidden_states(batch["tokens"], dropout_keys, documents),

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
-from gptjax.model.loss import IGNORE_INDEX
-from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, learning_rate
+from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import MicroBatch, Objective
@@ -47,7 +46,7 @@ class StepConfig:
 
 
 def make_train_step(
-    objective: Objective, optimizer: AdamW | Muon, *, config: StepConfig, mesh: MeshConfig
+    objective: Objective, optimizer: Optimizer, *, config: StepConfig, mesh: MeshConfig
 ) -> jax.stages.Wrapped:
     """Return the jitted step (state, batch) → (next state, metrics). It donates the state.
 
@@ -71,7 +70,7 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         select = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
         model = select(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
-        ema = config.ema.update(state.ema, model, state.step, steps=config.steps) if config.ema.enabled else None
+        ema = config.ema.update(state.ema, model, step=state.step, steps=config.steps) if config.ema.enabled else None
         next_state = TrainState(
             step=state.step + 1,
             model=model,
@@ -80,7 +79,7 @@ def make_train_step(
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=select(ema, state.ema),
         )
-        rate = factor * learning_rate(optimizer, state.step, steps=config.steps)
+        rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         return next_state, metrics | {
             "skipped": next_state.skipped,

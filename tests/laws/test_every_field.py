@@ -22,15 +22,23 @@ from gptjax import evaluators, state
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.settings import to_json
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, fingerprint_data, validation_data
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import collect_fingerprints, make_phase_step, open_run_loader, prepare_config, restore_run_state
+from gptjax.train import (
+    collect_fingerprints,
+    make_phase_step,
+    open_reader,
+    open_run_loader,
+    prepare_config,
+    restore_run_state,
+)
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss
@@ -70,7 +78,7 @@ SECTIONS = {
     GPTConfig: lambda base: base.model,
     TokenShards: lambda base: base.data,
     Mixture: mixture,
-    MixtureComponent: lambda base: mixture(base).parts[0],
+    MixtureComponent: lambda base: mixture(base).components[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(
@@ -101,7 +109,7 @@ def placed(base, section):
     if cls is TrainConfig:
         return section
     if cls is MixtureComponent:
-        return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
+        return replace(base, data=Mixture((section, *mixture(base).components[1:])))
     if cls is Stage:
         return replace(base, stages=(section,))
     if cls in (ParamGroup, NamedGroup):
@@ -129,7 +137,7 @@ def program(config):
         start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema)
         batches, steps = open_run_loader(config, mesh), []
         for phase in config.phases:
-            rows = batches.abstract_batch(config.model.context_length, step=phase.begin)
+            rows = batches.abstract_batch(phase.begin)
             steps.append(str(make_phase_step(config, mesh, phase).trace(start, rows).jaxpr))
     return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(draw), *steps]))
 
@@ -167,8 +175,8 @@ def generated(config):
 
 def data(config):
     """What is trained on, and what is judged."""
-    found = prepare_config(config)[0].data
-    return fingerprint_data(found), validation_data(found)
+    found, own = prepare_config(config)
+    return open_reader(found, own).fingerprint, found.data.open_stream("val").fingerprint, found.data.load_tokenizer()
 
 
 def order(config):
@@ -221,7 +229,9 @@ def logged(config, directory, capsys):
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with MetricLogger(config.log, directory, total_steps=100, cost=RunCost(lambda step: step), clock=lambda: 0.0) as log:
+        with MetricLogger(
+            config.log, directory, total_steps=100, cost=RunCost(lambda step: step), clock=lambda: 0.0
+        ) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -241,12 +251,12 @@ def resumption(config, directory):
     (directory / "3" / "commit_success.txt").touch()
     content = {
         "config": to_json(replace(config, seed=config.seed + 2)),
-        "fingerprints": collect_fingerprints(config, None),
+        "fingerprints": collect_fingerprints(config, open_reader(config, None), None),
     }
     content |= {"format_version": FORMAT_VERSION, "val_loss": None, "step": 3}
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
     with CheckpointManager(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
-        restore_run_state(config, checkpoints, collect_fingerprints(config, None), SINGLE)
+        restore_run_state(config, checkpoints, collect_fingerprints(config, open_reader(config, None), None), SINGLE)
     return str(refused.value).replace(str(directory), "")
 
 
@@ -352,7 +362,7 @@ PROGRAM = {
         "named": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
     EMA: {"decay": 0.99, "fraction": 0.5},
-    MeshConfig: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
+    MeshConfig: {"strategy": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup_steps": 3},
     Cosine: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
     Linear: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
@@ -371,15 +381,15 @@ ELSEWHERE = {
         "path": ("/nowhere", "the data"),
         "format": ("raw-uint16", "the data"),
         "tokenizer": ("bytes", "the data"),
-        "packing": ("documents", "the data"),
+        "packing": ("bos_aligned", "the data"),
         "prefetch": (5, "reading ahead"),
     },
     Mixture: {
-        "parts": ((MixtureComponent(TokenShards(path="/nowhere")),), "the data"),
+        "components": ((MixtureComponent(TokenShards(path="/nowhere")),), "the data"),
         "validation": (1, "the data"),
         "prefetch": (5, "reading ahead"),
     },
-    MixtureComponent: {"weight": (5.0, "the order"), "later": (((1, 9.0),), "the order")},
+    MixtureComponent: {"weight": (5.0, "the order"), "weight_schedule": (((1, 9.0),), "the order")},
     CheckpointConfig: {
         "every": (7, "its times"),
         "keep": (1, "the checkpoints"),

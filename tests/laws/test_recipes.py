@@ -18,7 +18,8 @@ import configs
 from configs.nanochat_d12 import nanochat
 from gptjax import attention
 from gptjax.config import load_config
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader
@@ -69,7 +70,7 @@ def small(name, shards):
         compute=replace(model.compute, dtype="float32", head_dtype=None),
     )
     if hasattr(optimizer, "dtype"):
-        optimizer = replace(optimizer, dtype="float32")
+        optimizer = replace(optimizer, ns_dtype="float32")
     data = TokenShards(path=str(shards))
     if isinstance(config.data, Mixture):
         data = Mixture(

@@ -21,16 +21,17 @@ from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_te
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
-from gptjax.data.shards import file_sha256, open_shard, write_shard
+from gptjax.data.shards import open_shard, write_shard
 from gptjax.metrics.logger import LogConfig, MetricLogger
-from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.train import main, train
+from gptjax.train import main
+from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
@@ -68,7 +69,7 @@ def whole(shards: Path) -> TrainConfig:
         name="whole",
         model={"num_layers": 1, "dropout": 0.1},
         optimizer=Muon(
-            dtype="float32",
+            ns_dtype="float32",
             normuon_beta2=0.9,
             momentum_schedule=Constant(warmup_steps=7),
             weight_decay=0.1,

@@ -1,0 +1,97 @@
+"""Command lines of the entry points, parsed by tyro: every field of a config is a flag."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+import tyro
+
+from gptjax.core.config_files import import_modules, list_configs, load_config_file
+from gptjax.core.errors import UserError
+from gptjax.core.serialization import Modules
+
+T = TypeVar("T")
+
+_TYRO = (tyro.conf.AvoidSubcommands,)
+"""The config file chooses the class of a field that a protocol or a union types. tyro would make it a sub-command."""
+
+Imports = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import")]
+"""Modules or Python files that define a user's own classes."""
+
+
+@dataclass(frozen=True)
+class ConfigRequest(Generic[T]):
+    """A command line that names a config file."""
+
+    config: T
+    """The file's config with the flags applied."""
+    base: T
+    """The file's config."""
+    path: Path
+    modules: Modules
+    """The config file and the modules of `--import`, by the name under which their classes are saved."""
+
+
+def parse_config(config_type: type[T], argv: Sequence[str], *, prog: str, description: str) -> ConfigRequest[T]:
+    """Read `--config=FILE`, `--import=MODULE` and the flags that replace fields of the config.
+
+    `--help` explains every field of the given config, or lists the installed configs, and exits. An unknown flag or a
+    value of the wrong type exits with code 2 and a suggestion.
+
+    Raises:
+        UserError: no config is given, its file has a fault, or a config class refuses a value.
+    """
+    (specs, imports), rest = _take_flags(argv, "--config", "--import")
+    if not specs:
+        if {"-h", "--help"} & set(rest):
+            print(_usage(prog, description))
+            raise SystemExit(0)
+        raise UserError(f"No config is given. Give --config=NAME or --config=FILE; {prog} --help lists the names.")
+    if len(specs) > 1:
+        raise UserError(f"--config is given {len(specs)} times ({', '.join(specs)}): a run has one config file.")
+    if specs[0] in ("", "--help"):
+        raise UserError("--config names no file. Give --config=NAME or --config=FILE.")
+    modules = import_modules(imports)
+    base, module = load_config_file(specs[0], config_type)
+    path = Path(module.__file__ or "")
+    prog = f"{prog} --config={specs[0]}"
+    # tyro documents that it may build the value twice. __post_init__ only checks, so this does no harm.
+    config = tyro.cli(config_type, default=base, prog=prog, description=description, args=rest, config=_TYRO)
+    return ConfigRequest(config, base, path, {path.stem: module, **modules})
+
+
+def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> T:
+    """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts."""
+    return tyro.cli(options_type, prog=prog, args=list(argv), config=_TYRO)
+
+
+def _take_flags(argv: Sequence[str], *flags: str) -> tuple[tuple[list[str], ...], list[str]]:
+    """The values of each flag, in the order of `flags`, and the remaining words."""
+    values: dict[str, list[str]] = {flag: [] for flag in flags}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in values:
+            values[flag].append(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    return tuple(values.values()), rest
+
+
+def _usage(prog: str, description: str) -> str:
+    configs = list_configs()
+    width = max((len(name) for name in configs), default=0)
+    lines = [
+        f"usage: {prog} --config=FILE [--field=value ...]",
+        "",
+        description,
+        "",
+        f"Every field of a config is a flag; {prog} --config=FILE --help shows them all.",
+        "--import=MODULE or --import=FILE.py imports your own classes, for a saved run that uses them.",
+        "",
+        "installed configs:" if configs else "No configs are installed.",
+        *(f"  {name:<{width}}  {line}" for name, line in configs.items()),
+    ]
+    return "\n".join(lines)

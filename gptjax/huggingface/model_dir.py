@@ -1,0 +1,119 @@
+"""A model directory in Hugging Face's layout: written with its tokenizer, compared with transformers, fetched."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.huggingface.gpt2 import CONFIG_FILE, DTypeName, HFOrigin, hf_config, to_hf
+from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.model.gpt import GPT, with_static
+from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+
+TOLERANCE = 1e-3
+"""Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
+FETCHED = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def write_model(
+    directory: Path, model: GPT, *, dtype: DTypeName, origin: HFOrigin | None, tokenizer: Tokenizer | None
+) -> None:
+    """Write all files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
+    end = tokenizer.end_of_text if tokenizer else None
+    end = end if end is not None and end < model.config.resolved_vocab_size else None
+    config = hf_config(model.config, dtype=dtype, end_of_text=end, origin=origin)
+    write_json(directory / CONFIG_FILE, config)
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    write_json(directory / "generation_config.json", ends)
+    write_tensors(directory, to_hf(model, dtype=dtype))
+    if tokenizer is not None:
+        tokenizer.save(directory)
+        specials = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length}
+        settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
+        write_json(directory / "tokenizer_config.json", settings | specials)
+
+
+def compare_with_transformers(directory: Path, model: GPT, *, dtype: DTypeName) -> str:
+    """Compare logits of transformers, which loads the directory, with the model's. Raises `UserError` if they differ.
+
+    Returns the result in words.
+    """
+    missing = [name for name in ("transformers", "torch") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"not verified: {' and '.join(missing)} not installed"
+    tokens = np.random.RandomState(0).randint(0, model.config.resolved_vocab_size, (1, model.config.context_length))
+    torch_logits, jax_logits = _torch_logits(directory, tokens), _jax_logits(model, tokens, dtype=dtype)
+    difference, largest = float(np.abs(torch_logits - jax_logits).max()), float(np.abs(jax_logits).max())
+    if not difference <= TOLERANCE * max(1.0, largest / 10):
+        raise UserError(
+            f"transformers computes other logits from the export: they differ by {difference:.2g} (largest logit "
+            f"{largest:.3g}). Nothing was written; --no-verify writes it all the same."
+        )
+    return f"verified: over {tokens.size} tokens transformers' float32 logits differ by at most {difference:.1e}"
+
+
+def _jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DTypeName) -> np.ndarray:
+    """Logits of the weights as they were exported, computed in full float32."""
+    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), model)
+    plain = with_static(
+        rounded,
+        config=replace(model.config, compute=replace(model.config.compute, attention_impl="xla", dtype="float32")),
+    )
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(GPT.__call__)(plain, jnp.asarray(tokens)))
+
+
+def _torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens)).logits.numpy()
+
+
+def fetch_model(model: str) -> Path:
+    """The directory itself, or the model of that name on the hub, downloaded to the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"--model={model}: there is no such directory, and a model on the hub is not called that.")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(f"--model={model} is no directory; to fetch it from the hub: pip install 'gptjax[hf]'.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(FETCHED)))
+    except Exception as error:  # the hub's errors have no common base class
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--model={model} is no directory here, and the hub did not give it: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def read_tokenizer(directory: Path, *, vocabulary: int) -> Tokenizer | None:
+    """The tokenizer beside the weights; None, with a note on stderr, if there is none that can be read here."""
+    try:
+        tokenizer = load_tokenizer(directory)
+    except UserError as error:
+        print(f"note: imported without a tokenizer: {error}", file=sys.stderr)
+        return None
+    if tokenizer.vocab_size > vocabulary:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocabulary}. Give the "
+            "model's own tokenizer, or remove the tokenizer's files to import without one."
+        )
+    return tokenizer

@@ -1,0 +1,91 @@
+"""Text that a run prints before its first step and after its last."""
+
+import os
+import re
+import shlex
+from typing import Any
+
+import jax
+
+from gptjax.config import TrainConfig
+from gptjax.core.console import print_once
+from gptjax.data.loader import BatchLoader
+from gptjax.metrics.metrics_file import read_metrics
+from gptjax.metrics.plots import plot_losses
+from gptjax.model.attention import select_kernel, why_not_flash
+from gptjax.model.gpt import count_parameters
+from gptjax.run_dir import CHECKPOINTS
+from gptjax.sharding.devices import describe_devices
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.startup import Evaluators
+from gptjax.training.checkpoint_format import complete_steps
+from gptjax.training.evaluators import ValidationLoss
+
+
+def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, evaluators: Evaluators) -> None:
+    """Print what is about to run."""
+    model = config.model
+    backend = jax.default_backend()
+    kernel: str = select_kernel(model, backend=backend)
+    if model.compute.attention_impl == "auto" and (reason := why_not_flash(model, backend=backend)):
+        kernel += f" ({reason})"
+    each = "" if config.stages else f" × {config.phases[0].tokens:,} tokens"
+    epochs = ", ".join(f"{count:.2f}" for count in batches.epochs(config.steps).values())
+    print_once(
+        f"run       {config.directory}",
+        f"devices   {describe_devices()}; mesh {mesh.describe()}",
+        f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
+        f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); "
+        f"{model.compute.dtype}; attention {kernel}",
+        *(f"data      {line}" for line in batches.reader.describe()),
+        f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
+        f"({epochs or 'unknown'} epochs)",
+        *(f"stage     {phase.describe()}" for phase in config.phases if config.stages and phase.begin < config.steps),
+        *(f"evaluated {protocol}" for protocol in evaluators.describe()),
+    )
+    if config.ema.enabled:
+        print_once(f"average   {config.ema.describe(steps=config.steps)}; it is evaluated, sampled and exported")
+    if config.steps > 1 and _is_rising(config):
+        print_once(f"note: the learning rate still rises at the last of {config.steps:,} steps: shorten its warm-up")
+
+
+def _is_rising(config: TrainConfig) -> bool:
+    before, last = (
+        float(config.optimizer.learning_rate_at(step, steps=config.steps))
+        for step in (config.steps - 2, config.steps - 1)
+    )
+    return last > before
+
+
+def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> None:
+    """Plot the losses, sum up, and print commands to type next."""
+    if jax.process_index() != 0:
+        return
+    records = read_metrics(config.directory / "metrics.jsonl")
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
+    picture = plot_losses(config.directory, references=references)
+    whole = all(one.tokens is None for one in config.evaluators if isinstance(one, ValidationLoss))
+    evaluated = max((record["step"] for record in records if "val_bpb" in record), default=-1)
+    if whole and evaluated == last.get("step") and "bigram_bpb" in last:
+        ratio = last["val_bpb"] / last["bigram_bpb"]
+        print_once(
+            f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
+        )
+    print_once(f"losses plotted in {picture}")
+    if not complete_steps(config.directory / CHECKPOINTS):
+        print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
+        return
+    run = os.path.relpath(config.directory)
+    run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
+    longer = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}"
+    more = f"resume    {command}" if stopped else f"train on  {longer}"
+    print_once(
+        "next:",
+        f"  {more}",
+        f"  sample    python -m gptjax.sample --checkpoint={run}",
+        f"  evaluate  python -m gptjax.evaluate --checkpoint={run}",
+        f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}",
+    )

@@ -1,0 +1,291 @@
+"""Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from gptjax.config import TrainConfig, compare_configs
+from gptjax.core.console import print_once
+from gptjax.core.diff import diff_configs
+from gptjax.core.errors import UserError
+from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
+from gptjax.data.loader import BatchLoader
+from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.metrics.logger import MetricLogger
+from gptjax.metrics.throughput import RunCost
+from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
+from gptjax.model.gpt import with_static
+from gptjax.run_dir import RunDir
+from gptjax.sharding.devices import get_peak_flops
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.training import state as training_state
+from gptjax.training.checkpoint import CheckpointManager
+from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
+from gptjax.training.stages import Phase
+from gptjax.training.state import TrainState
+from gptjax.training.step import StepConfig, make_train_step
+
+Fingerprints = dict[str, str | None]
+
+
+def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple[TrainConfig, Tokenizer | None]:
+    """The config with its data prepared and its model's shape known, and the data's tokenizer."""
+    config = replace(config, data=config.data.resolve())
+    check_restorable(config, modules)
+    source = None
+    if config.init_from is not None:  # once this run exists, its own directory says as much
+        exists = (config.directory / "config.json").is_file()
+        source = RunDir.open(config.directory if exists else config.init_from, imports=modules or {})
+    tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
+    model = config.model
+    if source is not None:
+        model = merge_model_config(source.model_config, config.model)
+        _report_merge(source, config, model)
+        if source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
+                f"{source.tokenizer.name}. Prepare the text with {source.directory}/tokenizer.json."
+            )
+    if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
+        # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
+        padded = replace(model, vocab_size=tokenizer.vocab_size).padded_vocab_size
+        spare = source is not None and model.vocab_size > tokenizer.vocab_size
+        if model.vocab_size != padded and not spare:
+            raise UserError(
+                f"model.vocab_size is {model.vocab_size}, but the tokenizer of {_name_data(config)} ({tokenizer.name}) "
+                f"has {tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
+            )
+    vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
+    return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+
+
+def _name_data(config: TrainConfig) -> str:
+    """The data in messages."""
+    return getattr(config.data, "path", None) or f"the data ({type(config.data).__name__})"
+
+
+def check_restorable(config: TrainConfig, modules: Modules | None = None) -> None:
+    """Raise before step 0 unless a resumed run could read this config back from config.json."""
+    if reason := find_unimportable(config):
+        raise UserError(f"This config could not be read back by a resumed run: {reason}")
+    restored = from_json(json.loads(json.dumps(to_json(config))), TrainConfig, modules=modules, trusted=config)
+    if changes := diff_configs(config, restored):
+        path, old, new = changes[0]
+        raise UserError(
+            f"This config could not be read back by a resumed run: {path} is {old!r} and would come back as {new!r}. "
+            "Use frozen dataclasses whose fields are all arguments, with tuples instead of lists."
+        )
+
+
+def _report_merge(source: RunDir, config: TrainConfig, model: Any) -> None:
+    settled = diff_configs(config.model, model)
+    print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
+    changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
+    print_once(
+        *(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed)
+    )
+
+
+def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
+    """What the run asks of its data source."""
+    return ReadSpec(
+        context_length=config.model.context_length,
+        seed=config.seed,
+        vocab_size=config.model.resolved_vocab_size,
+        end_of_text=tokenizer.end_of_text if tokenizer else None,
+        with_documents=config.model.intra_document_mask,
+        batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
+    )
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """The evaluators of a run, opened."""
+
+    opened: tuple[tuple[Evaluator, OpenEvaluator], ...]
+    validation_fingerprint: str | None
+    """Identity of the validation tokens, if an evaluator reads them."""
+
+    def due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
+        """Those that run on the weights after `step` updates."""
+        return [evaluate for config, evaluate in self.opened if config.should_run(step, steps=steps)]
+
+    def describe(self) -> list[str]:
+        """The protocol of each evaluator that has one."""
+        texts = [getattr(evaluate, "describe", None) for _, evaluate in self.opened]
+        return [describe() for describe in texts if describe is not None]
+
+
+def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
+    """Open each evaluator of the config."""
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh)
+    opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
+    for evaluator, evaluate in opened:
+        if evaluate is None:
+            print_once(f"note: {type(evaluator).__name__} is skipped: the data has no tokenizer.json beside it")
+    return Evaluators(tuple((e, run) for e, run in opened if run is not None), context.validation_fingerprint)
+
+
+def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:
+    """Metrics of the evaluated weights; `val_loss_last` is the raw weights' loss once an average differs from them."""
+    metrics = evaluate(state.eval_model)
+    compares = getattr(evaluate, "compares_raw_weights", False)
+    if compares and config.ema.has_started(int(state.step), steps=config.steps):
+        metrics |= {"val_loss_last": evaluate(state.model)["val_loss"]}
+    return metrics
+
+
+def collect_fingerprints(
+    data: DataSource, reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None
+) -> Fingerprints:
+    """Identity of the training and validation text. The order of the data follows from the config."""
+    return {
+        "data": reader.fingerprint or _hash_config(data),
+        "validation": evaluators.validation_fingerprint,
+        "tokenizer": tokenizer.fingerprint if tokenizer else None,
+    }
+
+
+def _hash_config(data: DataSource) -> str:
+    """Identity of a data source that has no fingerprint: its config."""
+    return hashlib.sha256(json.dumps(to_json(data)).encode()).hexdigest()
+
+
+def create_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
+    """A state at step 0: new weights, or those of `init_from`."""
+    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    has_ema = config.ema.enabled
+    if config.init_from is None:
+        return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
+    weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
+    begin = jax.jit(lambda model: training_state.init_state(model, optimizer, has_ema=has_ema))
+    return begin(with_static(weights, config=config.model))
+
+
+def restore_state(
+    config: TrainConfig,
+    checkpoints: CheckpointManager,
+    fingerprints: Fingerprints,
+    mesh: MeshConfig,
+    modules: Modules | None = None,
+) -> TrainState | None:
+    """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
+    step = checkpoints.latest
+    if step is None:
+        return None
+    if config.resume == "never":
+        raise UserError(
+            f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name."
+        )
+    if step > config.steps:
+        raise UserError(
+            f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
+        )
+    metadata = checkpoints.read_metadata(step)
+    try:
+        saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
+    except UserError as error:
+        raise UserError(f"{config.directory} cannot be resumed from step {step}: {error}") from None
+    reported, refused = compare_configs(saved, config)
+    refused += _compare_history(saved, config, step)
+    for name, mark in fingerprints.items():
+        old = metadata.get("fingerprints", {}).get(name)
+        if old != mark and not (name == "validation" and None in (old, mark)):  # evaluators come and go
+            refused.append(f"{name}: {_shorten(old)} → {_shorten(mark)}")
+    if refused and config.resume != "force":
+        raise UserError(
+            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
+            "Undo the change, choose another --name, or resume in any case with --resume=force."
+        )
+    print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
+    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
+    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=wanted and there)
+    found = checkpoints.restore(target, step)
+    if wanted and not there:
+        print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
+        return replace(found, ema=training_state.copy_arrays(found.model))
+    return found
+
+
+def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
+    """Differences in what the steps so far learned that a comparison of fields does not show."""
+    histories = {"data": [one.data.history_until(step) for one in (saved, wanted)]}
+    histories["stages"] = [one.history_until(step) for one in (saved, wanted)]
+    return [f"{name} until step {step}: {old} → {new}" for name, (old, new) in histories.items() if old != new]
+
+
+def _shorten(fingerprint: str | None) -> str:
+    return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+
+
+def compile_steps(
+    config: TrainConfig, mesh: MeshConfig, state: TrainState, batches: BatchLoader, *, start: int
+) -> Callable[[int], Any]:
+    """Step number → the compiled training step of its phase.
+
+    Compiles one program for each batch size and model that a step from `start` on needs.
+    """
+    phases, programs = config.phases, {}
+    ends = [*(phase.begin for phase in phases[1:]), config.steps]
+    for phase, end in zip(phases, ends, strict=True):
+        to_come = max(phase.begin, start) < min(end, config.steps)
+        if to_come and (phase.batch, phase.model) not in programs:
+            programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase)
+    if config.stages:
+        print_once(f"compiled  {len(programs)} programs for the stages to come")
+
+    def train_step(step: int) -> Any:
+        phase = next(phase for phase in reversed(phases) if phase.begin <= step)
+        return programs[phase.batch, phase.model]
+
+    return train_step
+
+
+def compile_step(
+    config: TrainConfig, mesh: MeshConfig, state: TrainState, batches: BatchLoader, phase: Phase | None = None
+) -> Any:
+    """The training step of a phase (the first by default), compiled before a batch is read."""
+    phase = phase or config.phases[0]
+    batch = batches.abstract_batch(phase.begin)
+    return make_phase_step(config, mesh, phase).lower(state, batch).compile()
+
+
+def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.stages.Wrapped:
+    """The training step of a phase, not compiled yet."""
+    return make_train_step(
+        config.objective,
+        config.optimizer,
+        config=StepConfig(
+            steps=config.steps,
+            seed=config.seed,
+            ema=config.ema,
+            model=phase.model,
+            lr_scales=tuple((phase.begin, phase.lr_scale) for phase in config.phases),
+        ),
+        mesh=mesh,
+    )
+
+
+def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
+    """The log of a run that has completed `start` steps."""
+    peak = get_peak_flops(jax.devices()[0].device_kind)
+    return MetricLogger(
+        config.log,
+        config.directory,
+        total_steps=config.steps,
+        start_step=start,
+        cost=RunCost(
+            config.tokens,
+            flops=partial(config.flops, causal=True),
+            flops_palm=partial(config.flops, causal=False),
+            peak_flops=None if peak is None else peak * mesh.num_devices,
+        ),
+        config_json=to_json(config),
+    )
