@@ -26,11 +26,11 @@ from typing import Literal
 import jax
 import tyro
 from aot import TARGETS, Target, collectives, products
+from gptjax.core.settings import available_configs
 
 from gptjax import model, state
 from gptjax.config import load_config
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.settings import available_configs
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch
 from gptjax.model.attention import select_kernel
@@ -125,7 +125,10 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
     if isinstance(config.optimizer, Muon):
         own = config.optimizer
         needed = partial(
-            count_muon_flops, start.optimizer["muon"].inner_state.momentum, ns_steps=own.ns_steps, matrix_split=own.matrix_split
+            count_muon_flops,
+            start.optimizer["muon"].inner_state.momentum,
+            ns_steps=own.ns_steps,
+            matrix_split=own.matrix_split,
         )
         done = products(text, scope="newton_schulz") * mesh.num_devices
         whole = needed(devices=mesh.num_devices)

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import jax
 import tyro
+from gptjax.core.settings import from_json, to_json
 
 from gptjax.config import CLASSES, TrainConfig, load_config
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.settings import from_json, to_json
 from gptjax.data.config import Mixture, TokenShards
 from gptjax.model.gpt import count_parameters
 from gptjax.optim import AdamW, Muon

@@ -22,7 +22,7 @@ config = TrainConfig(
     steps=20,
     batch_size=32,
     grad_accum=4,
-    data=Prepared(source="shakespeare", tokenizer="gpt2", validation="tail:0.1"),
+    data=Prepared(source="shakespeare", tokenizer="gpt2", split="tail:0.1"),
     optimizer=AdamW(learning_rate=3e-5, schedule=Constant()),
     checkpoint=CheckpointConfig(every=5),
     evaluators=(ValidationLoss(every=5, batch_size=4), Samples(every=20, prompt="ROMEO:", max_new_tokens=100)),

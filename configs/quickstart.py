@@ -28,7 +28,7 @@ config = TrainConfig(
         bias=False,
         compute=ComputeConfig(dtype="float32", remat="none", scan_layers="off"),
     ),
-    data=Prepared(source="stdlib", tokenizer="bpe:1024", validation="documents:0.02"),
+    data=Prepared(source="stdlib", tokenizer="bpe:1024", split="hash:0.02"),
     optimizer=Muon(
         learning_rate=0.02,
         adam_learning_rate=0.02,

@@ -22,7 +22,7 @@ config = TrainConfig(
     model=GPTConfig(
         num_layers=6, embed_dim=384, num_heads=6, context_length=256, vocab_size=65, bias=False, dropout=0.2
     ),
-    data=Prepared(source="shakespeare", tokenizer="chars", validation="tail:0.1"),
+    data=Prepared(source="shakespeare", tokenizer="chars", split="tail:0.1"),
     optimizer=AdamW(learning_rate=1e-3, beta2=0.99, schedule=Cosine(warmup_steps=100, min_ratio=0.1)),
     checkpoint=CheckpointConfig(every=250),
     evaluators=(ValidationLoss(every=250, batch_size=64), Samples(every=1000, max_new_tokens=200)),

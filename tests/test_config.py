@@ -3,10 +3,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from gptjax.core.settings import from_json, to_json
 
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.core.errors import UserError
-from gptjax.core.settings import from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup

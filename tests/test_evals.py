@@ -73,7 +73,7 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_scored_text(shards):
     assert judge.bytes == int((ids % 4).sum())
     found = judge(model())
     assert found["val_bpb"] == pytest.approx(found["val_loss"] * 50 / math.log(2) / judge.bytes)
-    assert f"50 of {len(TokenShards(path=str(shards)).split('val')) - 1:,} next tokens" in judge.protocol
+    assert f"50 of {len(TokenShards(path=str(shards)).open_stream('val')) - 1:,} next tokens" in judge.protocol
     assert f"{judge.bytes:,} bytes" in judge.protocol
 
 

@@ -18,7 +18,7 @@ def printed(tmp_path_factory):
 
     def run(name: str) -> str:
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context_length() as patch:
             for variable, value in own.items():
                 patch.setenv(variable, value)
             nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": room}}).execute()

@@ -1,7 +1,6 @@
 """Shards, streams, splits and their manifest: what is written is read, and what is damaged is named."""
 
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,16 +135,6 @@ def test_stream_read_sequences_returns_slices(directory: Path, length: int) -> N
     assert stream.read_sequences(np.zeros(0, np.int64), length).shape == (0, length)
     with pytest.raises(IndexError):
         stream.read_sequences(np.array([101 - length]), length)
-
-
-def test_stream_pickle_holds_no_data(directory: Path) -> None:
-    stream = open_split(directory, "train")
-    stream.read(0, 100)
-    packed = pickle.dumps(stream)
-    again = pickle.loads(packed)
-    assert len(packed) < 1500
-    np.testing.assert_array_equal(again.read(40, 20), stream.read(40, 20))
-    assert again.fingerprint == stream.fingerprint
 
 
 def test_open_split_with_mixed_types_is_an_error(tmp_path: Path) -> None:

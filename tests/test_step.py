@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
-from gptjax import state
 from gptjax.core.constants import IGNORE_INDEX
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.data.loader import Batch
+from gptjax.optim import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import NextToken

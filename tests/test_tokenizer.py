@@ -193,20 +193,23 @@ def _swap_two_merges(content: dict[str, Any]) -> None:
     [
         (_swap_two_merges, "in the order of merging"),
         (lambda c: c["model"]["merges"].pop(), "in the order of merging"),
-        (lambda c: c["model"].update(type="Unigram"), "holds a Unigram model"),
-        (lambda c: c.update(decoder={"type": "Metaspace"}), "wanted byte-level BPE"),
-        (lambda c: c.update(normalizer={"type": "NFC"}), "without a normalizer"),
-        (lambda c: c.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "pre_tokenizer"),
+        (lambda c: c.update(model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}), "holds a Unigram model"),
+        (lambda c: c.update(decoder=None), "wanted byte-level BPE"),
+        (lambda c: c.update(normalizer={"type": "NFC"}), "has a normalizer"),
+        (
+            lambda c: c.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}),
+            "pre_tokenizer",
+        ),
         (lambda c: c.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
         (lambda c: c["model"]["vocab"].update({"a b": 9999}), "byte-level alphabet"),
-        (lambda c: c.pop("model"), "model.vocab"),
-        (lambda c: c["model"].pop("merges"), "merges is not a list of pairs"),
-        (lambda c: c["model"]["merges"].append(7), "merges is not a list of pairs"),
-        (lambda c: c["added_tokens"][0].pop("id"), "an added token has no content or no id"),
+        (lambda c: c.pop("model"), "Model missing"),
+        (lambda c: c["model"].pop("merges"), "Missing vocab/merges"),
+        (lambda c: c["model"]["merges"].append(7), "not a tokenizer.json of Hugging Face"),
+        (lambda c: c["added_tokens"][0].pop("id"), "missing field `id`"),
         (lambda c: c["added_tokens"][0].update(special=False), "is not special, so that text would become it"),
         (lambda c: c["model"].update(dropout=0.9), "model.dropout is 0.9"),
         (lambda c: c["model"].update(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
-        (lambda c: c["model"]["vocab"].update(a="7"), "'a' has the id '7'"),
+        (lambda c: c["model"]["vocab"].update(a="7"), "not a tokenizer.json of Hugging Face"),
         (lambda c: c["model"]["vocab"].update(a=10**9), "without wide gaps"),
     ],
 )
@@ -223,7 +226,7 @@ def test_load_refuses_files_that_it_would_misread(
 
 def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="JSON"):
+    with pytest.raises(UserError, match="not a tokenizer.json of Hugging Face"):
         load_tokenizer(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no tokenizer"):

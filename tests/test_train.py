@@ -171,7 +171,7 @@ def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
 
 def test_foreign_shards_are_understood_through_the_tokenizer_that_is_named(shards, tmp_path):
     """Bits per byte, a sample, and the vocabulary come from it."""
-    parts = {split: [TokenShards(path=str(shards)).split(split).read(0, 500)] for split in ("train", "val")}
+    parts = {split: [TokenShards(path=str(shards)).open_stream(split).read(0, 500)] for split in ("train", "val")}
     foreign = write_shards(tmp_path / "foreign", parts)
     config = tiny_config(
         foreign, steps=1, model={"vocab_size": None}, evaluators=(ValidationLoss(), Samples(prompt="1"))

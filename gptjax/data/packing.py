@@ -51,10 +51,14 @@ class PackingPlan:
 
     def find_pieces(self, rows: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
         """(which of the n rows, which piece) of every piece in these rows, in order."""
-        begins = self.row_offsets[rows]
-        counts = self.row_offsets[rows + 1] - begins
-        row = np.repeat(np.arange(len(rows)), counts)
-        return row, np.arange(counts.sum()) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+        return expand_ranges(self.row_offsets[rows], self.row_offsets[rows + 1])
+
+
+def expand_ranges(begins: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(which range, which number) of every number in these ranges, in order."""
+    counts = ends - begins
+    which = np.repeat(np.arange(len(counts)), counts)
+    return which, np.arange(counts.sum()) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
 
 
 def pack_bos_aligned(document_starts: Starts, tokens: int, context_length: int) -> Int[np.ndarray, " rows"]:

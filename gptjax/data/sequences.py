@@ -11,7 +11,14 @@ from jaxtyping import Bool, Int
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
-from gptjax.data.packing import Packing, PackingPlan, pack_best_fit, pack_bos_aligned, pack_bos_best_fit
+from gptjax.data.packing import (
+    Packing,
+    PackingPlan,
+    expand_ranges,
+    pack_best_fit,
+    pack_bos_aligned,
+    pack_bos_best_fit,
+)
 from gptjax.data.source import Rows
 from gptjax.data.token_stream import TokenStream
 
@@ -80,20 +87,14 @@ class _ContiguousSequences(Sequences):
 
     def locate_documents(self, starts: Numbers) -> Rows:
         """`segments` and `positions` of rows of T tokens that start at these places of the stream."""
-        known, length = self._document_starts, self.context_length
-        low, high = np.searchsorted(known, starts, side="right"), np.searchsorted(known, starts + length)
-        inside = high - low
-        row = np.repeat(np.arange(len(starts)), inside)
-        which = np.arange(inside.sum()) + np.repeat(low - (np.cumsum(inside) - inside), inside)
-        # Pieces of documents, counted over all these rows: one begins with each row, others inside of it.
-        row_begins = np.arange(len(starts)) * length
-        begins = np.sort(np.concatenate([row_begins, row_begins[row] + known[which] - starts[row]]))
-        lengths = np.diff(begins, append=len(starts) * length)
-        first_of_row = np.searchsorted(begins, begins // length * length)
-        segments = np.repeat((np.arange(len(begins)) - first_of_row + 1).astype(np.int32), lengths)
-        positions = np.arange(len(segments), dtype=np.int32) - np.repeat(begins.astype(np.int32), lengths)
-        shape = (len(starts), length)
-        return {"segments": segments.reshape(shape), "positions": positions.reshape(shape)}
+        known, places = self._document_starts, np.arange(self.context_length, dtype=np.int32)
+        low, high = np.searchsorted(known, starts, side="right"), np.searchsorted(known, starts + len(places))
+        row, document = expand_ranges(low, high)
+        begins = np.zeros((len(starts), len(places)), bool)
+        begins[:, 0] = True
+        begins[row, known[document] - starts[row]] = True
+        positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+        return {"segments": np.cumsum(begins, axis=1, dtype=np.int32), "positions": positions}
 
     @property
     def dropped(self) -> float:

@@ -7,7 +7,7 @@ A class of your own needs `open` alone: derive from `DataSource` and `RowReader`
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -69,6 +69,9 @@ class RowReader(Protocol):
 @runtime_checkable
 class DataSource(Protocol):
     """What a config holds under `data`."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def resolve(self) -> "DataSource":
         """This source as the run directory records it: prepared, with absolute paths."""

@@ -4,7 +4,6 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt
@@ -17,7 +16,7 @@ class TokenStream:
     """The tokens of files, one after another in the order given.
 
     `name` identifies the data in messages. `sidecars` are files with facts about the tokens, by kind (see
-    `manifest.Sidecar`). A pickled stream holds paths only and maps the files again.
+    `manifest.Sidecar`).
     """
 
     def __init__(
@@ -41,10 +40,6 @@ class TokenStream:
         if len({shard.dtype for shard in shards}) != 1:
             raise UserError(f"{self.paths[0].parent}: shards of uint16 and of uint32 tokens are mixed in one split.")
         return shards
-
-    def __getstate__(self) -> dict[str, Any]:
-        maps = ("_shards", "document_starts", "loss_mask")
-        return {name: value for name, value in self.__dict__.items() if name not in maps}
 
     @functools.cached_property
     def document_starts(self) -> Int[np.ndarray, " documents"] | None:
@@ -99,19 +94,9 @@ class TokenStream:
 
     def read_sequences(self, starts: Int[np.ndarray, " n"], length: int) -> UInt[np.ndarray, "n length"]:
         """One row of `length` tokens for each start, in the order of `starts`."""
-        starts = np.asarray(starts, np.int64)
-        if starts.size and (starts.min() < 0 or starts.max() + length > len(self)):
-            raise IndexError(f"starts {starts.min()} to {starts.max()}, {length} tokens each, of {len(self)}")
         rows = np.empty((len(starts), length), self.dtype)
-        first = np.searchsorted(self._ends, starts, side="right")
-        crosses = starts + length > self._ends[np.minimum(first, len(self._ends) - 1)]
-        for shard in np.unique(first[~crosses]) if length else ():
-            inside = np.flatnonzero((first == shard) & ~crosses)
-            tokens = self._shards[shard]
-            begin = starts[inside] - (self._ends[shard] - len(tokens))
-            rows[inside] = np.lib.stride_tricks.sliding_window_view(tokens, length)[begin]
-        for row in np.flatnonzero(crosses):
-            rows[row] = self.read(int(starts[row]), length)
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            row[:] = self.read(start, length)
         return rows
 
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:

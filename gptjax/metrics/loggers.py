@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
 from gptjax.metrics.metrics_file import Record
@@ -42,6 +42,9 @@ class LogWriter(Protocol):
 @runtime_checkable
 class Logger(Protocol):
     """The config of a logger: a frozen dataclass that opens a `LogWriter`."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def open(self, context: LogContext) -> LogWriter:
         """Open the writer, once each time the run starts or resumes. May raise a UserError."""

@@ -149,14 +149,16 @@ def scale_by_muon(config: Muon, *, steps: int, mesh: MeshConfig) -> optax.Gradie
             direction = jax.tree.map(lambda m, g: kept * m + new * g, average, updates)
         else:
             direction = jax.tree.map(lambda m: m / (1 - product), average)
-        direction, second_moment = _orthogonalize_direction(config, direction, state.second_moment, make_view=make_view)
+        direction, second_moment = _orthogonalize_direction(
+            config, direction, second_moment=state.second_moment, make_view=make_view
+        )
         return direction, MuonState(product, average, second_moment)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _orthogonalize_direction(
-    config: Muon, direction: Any, second_moment: Any, *, make_view: Callable[[Any], MatrixView]
+    config: Muon, direction: Any, *, second_moment: Any, make_view: Callable[[Any], MatrixView]
 ) -> tuple[Any, Any]:
     """The scaled orthogonal update of a tree of momenta, and NorMuon's new second moment."""
     params, structure = jax.tree.flatten(direction, is_leaf=is_param)

@@ -1,6 +1,6 @@
 """The interface of an optimizer config. A new optimizer is a frozen dataclass with these two methods."""
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import optax
 
@@ -12,6 +12,9 @@ from gptjax.sharding.mesh import MeshConfig
 @runtime_checkable
 class Optimizer(Protocol):
     """Anything that builds an optax transformation. A config file may define its own class; nothing registers it."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def build(self, *, steps: int, mesh: MeshConfig) -> optax.GradientTransformation:
         """The transformation for a run of `steps` whose parameters are sharded over `mesh`.

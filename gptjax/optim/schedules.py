@@ -7,7 +7,7 @@ All schedules here warm up linearly, `(step + 1) / (warmup_steps + 1)` as in nan
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -23,6 +23,9 @@ DecayShape = Literal["linear", "cosine"]
 @runtime_checkable
 class Schedule(Protocol):
     """A multiplier as a function of the step. A config file may define its own class; nothing registers it."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         """The multiplier at `step` (may be traced) of a run of `steps`."""
@@ -41,7 +44,7 @@ class Constant:
 
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         del steps
-        return _warm_up(step, self.warmup_steps, jnp.float32(1.0))
+        return _warm_up(step, self.warmup_steps, later=jnp.float32(1.0))
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Cosine:
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         end = steps if self.decay_steps is None else self.decay_steps
         decay = _decay(step, self.warmup_steps, end=end, min_ratio=self.min_ratio, shape="cosine")
-        return _warm_up(step, self.warmup_steps, decay)
+        return _warm_up(step, self.warmup_steps, later=decay)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Linear:
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         end = steps if self.decay_steps is None else self.decay_steps
         decay = _decay(step, self.warmup_steps, end=end, min_ratio=self.min_ratio, shape="linear")
-        return _warm_up(step, self.warmup_steps, decay)
+        return _warm_up(step, self.warmup_steps, later=decay)
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ class WarmupStableDecay:
     def __call__(self, step: Step, *, steps: int) -> Scalar:
         start = max(self.warmup_steps, steps - round(self.decay_fraction * steps))
         decay = _decay(step, start, end=steps, min_ratio=self.min_ratio, shape=self.shape)
-        return _warm_up(step, self.warmup_steps, decay)
+        return _warm_up(step, self.warmup_steps, later=decay)
 
 
-def _warm_up(step: Step, warmup_steps: int, later: Scalar) -> Scalar:
+def _warm_up(step: Step, warmup_steps: int, *, later: Scalar) -> Scalar:
     """A linear rise during the first `warmup_steps`, `later` after them."""
     rising = (jnp.asarray(step, jnp.float32) + 1.0) / (warmup_steps + 1.0)
     return jnp.where(step < warmup_steps, rising, later)

@@ -34,7 +34,7 @@ ACTIVATION_RULES = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis. The `strategy` axis takes all devices that the others leave; others default to 1."""
+    """Devices along each mesh axis. Axes default to 1; the `strategy` axis takes all devices that the others leave."""
 
     strategy: Annotated[Literal["data", "fsdp", "tensor", "single"], tyro.conf.arg(name="")] = "data"
     """The mesh axis that takes all remaining devices; `single` uses one device and no mesh."""

@@ -75,53 +75,52 @@ def read_directory(directory: Path) -> TokenTable:
 
 def read_tokenizer_json(path: Path) -> TokenTable:
     """The table of a `tokenizer.json`, ours or another's; raises `UserError` for one that cannot be read."""
-    content = _parse_json(path.read_bytes(), path)
-    model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or content.get("normalizer"):
-        raise UserError(f"{path}: not a tokenizer.json with a `model.vocab` and without a normalizer.")
-    vocab = _check_ids(model["vocab"], path)
-    if model.get("type") == "WordLevel" and all(len(word) == 1 for word in vocab):
-        return TokenTable("chars", {char.encode(): i for char, i in vocab.items()})
-    if model.get("type") != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
-        raise UserError(f"{path}: holds a {model.get('type')} model; wanted byte-level BPE, bytes or characters.")
+    from tokenizers import Tokenizer
+
+    try:  # the library checks types and fills in what older files leave out
+        content = json.loads(Tokenizer.from_str(path.read_text(encoding="utf-8")).to_str())
+    except Exception as error:  # it raises plain Exceptions
+        raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {error}.") from None
+    model, kind = content["model"], content["model"]["type"]
+    if content["normalizer"]:
+        raise UserError(f"{path}: has a normalizer, so text would not survive; wanted one without.")
+    if kind == "WordLevel" and all(len(word) == 1 for word in model["vocab"]):
+        return TokenTable("chars", {char.encode(): i for char, i in _check_ids(model["vocab"], path).items()})
+    if kind != "BPE" or (content["decoder"] or {}).get("type") != "ByteLevel":
+        raise UserError(f"{path}: holds a {kind} model; wanted byte-level BPE, bytes or characters.")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(option):
+        if model[option]:
             raise UserError(f"{path}: model.{option} is {model[option]!r}, which is not supported.")
-    pattern = _find_pattern(content.get("pre_tokenizer"), path)
-    merges, added = model.get("merges"), content.get("added_tokens") or []
-    if not isinstance(merges, list) or not all(isinstance(pair, str | list) for pair in merges):
-        raise UserError(f"{path}: model.merges is not a list of pairs.")
-    if pattern is None and not merges:
-        return _read_bytes_table(vocab, path)
-    if not all(isinstance(token, dict) and {"content", "id"} <= token.keys() for token in added):
-        raise UserError(f"{path}: an added token has no content or no id.")
-    for token in added:
-        if not token.get("special", True):
+    pattern = _find_pattern(content["pre_tokenizer"], path)
+    if pattern is None and not model["merges"]:
+        return _read_bytes_table(model["vocab"], path)
+    for token in content["added_tokens"]:
+        if not token["special"]:
             raise UserError(
                 f"{path}: the added token {token['content']!r} is not special, so that text would become it; here all "
                 "text is made of merges. Remove it, or mark it special."
             )
-    specials = _check_ids({token["content"]: token["id"] for token in added}, path)
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
-    return _make_bpe(vocab, pairs, specials, pattern=pattern or r"[\s\S]+", where=path)
+    specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+    return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
 
 
 def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> TokenTable:
     """GPT-2's original pair of files; the pattern is not in them and is taken to be GPT-2's."""
-    ids = _check_ids(_parse_json(vocab, where), where)
-    lines = merges.decode().split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    try:
+        ids = json.loads(vocab)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}.") from None
+    pairs = [line.split(" ") for line in merges.decode().split("\n") if line and not line.startswith("#version")]
     specials = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
     return _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
 
 
-def _check_ids(ids: Mapping[Any, Any], where: Path) -> dict[str, int]:
-    """The ids by token. Raise for what is no id, and for ids so large that tables would waste memory."""
-    limit = 2 * len(ids) + 2**20
+def _check_ids(ids: Mapping[str, int], where: Path) -> Mapping[str, int]:
+    """Raise for what is no id, and for ids so large that tables would waste memory."""
     for token, i in ids.items():
-        if not isinstance(token, str) or type(i) is not int or not 0 <= i < limit:
+        if type(i) is not int or not 0 <= i < 2 * len(ids) + 2**20:
             raise UserError(f"{where}: {token!r} has the id {i!r}; wanted a number from 0 on, without wide gaps.")
-    return dict(ids)
+    return ids
 
 
 def _read_bytes_table(vocab: Mapping[str, int], where: Path) -> TokenTable:
@@ -131,14 +130,15 @@ def _read_bytes_table(vocab: Mapping[str, int], where: Path) -> TokenTable:
 
 
 def _make_bpe(
-    vocab: Mapping[str, int],
-    pairs: Sequence[tuple[str, ...]],
-    specials: Mapping[str, int],
+    vocab: dict[str, int],
+    pairs: Sequence[Sequence[str]],
+    specials: dict[str, int],
     *,
     pattern: str,
     where: Path,
 ) -> TokenTable:
     """Byte-level BPE from a file's content. tiktoken merges in the order of ids, so merges must have it."""
+    _check_ids(vocab | specials, where)
     tokens = {_from_letters(letters, where): i for letters, i in vocab.items() if letters not in specials}
     merges = [(_from_letters(pair[0], where), _from_letters(pair[1], where)) for pair in pairs if len(pair) == 2]
     ids = [tokens.get(left + right, -1) for left, right in merges]
@@ -171,16 +171,6 @@ def _find_pattern(pre_tokenizer: Any, where: Path) -> str | None:
         f"{where}: its pre_tokenizer is neither GPT-2's ByteLevel (without prefix space) nor a Split by a "
         "regular expression followed by ByteLevel; other kinds cannot be encoded here."
     )
-
-
-def _parse_json(text: bytes, where: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: cannot be read as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: wanted a JSON object, got {type(content).__name__}.")
-    return content
 
 
 @functools.cache

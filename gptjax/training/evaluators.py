@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -61,6 +61,9 @@ class Evaluator(Protocol):
 
     A metric called `val_loss` decides which checkpoint is the best.
     """
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def should_run(self, step: int, *, steps: int) -> bool:
         """True if the weights after `step` updates of a run of `steps` are evaluated."""

@@ -16,12 +16,12 @@ import grain
 import jax
 import jax.numpy as jnp
 import pytest
+from gptjax.core.settings import to_json
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 from gptjax import evaluators, state
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.core.settings import to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
@@ -42,8 +42,8 @@ from gptjax.train import (
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss
-from gptjax.training.objective import NextToken
 from gptjax.training.nonfinite import NonFiniteGuard
+from gptjax.training.objective import NextToken
 from gptjax.training.stages import Stage
 
 MODERN = {
@@ -336,37 +336,37 @@ PROGRAM = {
         "epsilon": 1e-3,
         "weight_decay": 0.3,
         "clip_norm": None,
-        "named": (NamedGroup("tokens", ParamGroup(0.5)),),
+        "named_groups": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
     ParamGroup: {"learning_rate": 0.2, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-3, "weight_decay": 0.3},
-    NamedGroup: {"weight": "head"},
+    NamedGroup: {"name": "head"},
     Muon: {
         "learning_rate": 0.1,
         "momentum": 0.8,
         "momentum_min": 0.8,
         "nesterov": False,
-        "iterations": 4,
-        "coefficients": "polar_express",
-        "dtype": "bfloat16",
-        "scaling": "rms",
-        "split": "heads",
-        "equilibrate": True,
+        "ns_steps": 4,
+        "ns_coefficients": "polar_express",
+        "ns_dtype": "bfloat16",
+        "update_scale": "rms",
+        "matrix_split": "heads",
+        "row_normalize": True,
         "normuon_beta2": 0.9,
         "weight_decay": 0.3,
-        "cautious": True,
+        "cautious_decay": True,
         "adam_learning_rate": 0.1,
         "beta1": 0.8,
         "beta2": 0.8,
         "epsilon": 1e-3,
         "clip_norm": 1.0,
-        "named": (NamedGroup("tokens", ParamGroup(0.5)),),
+        "named_groups": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
     EMA: {"decay": 0.99, "fraction": 0.5},
     MeshConfig: {"strategy": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup_steps": 3},
-    Cosine: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
-    Linear: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
-    WarmupStableDecay: {"warmup_steps": 3, "decay_fraction": 0.5, "floor": 0.3, "shape": "cosine"},
+    Cosine: {"warmup_steps": 3, "min_ratio": 0.3, "decay_steps": 7},
+    Linear: {"warmup_steps": 3, "min_ratio": 0.3, "decay_steps": 7},
+    WarmupStableDecay: {"warmup_steps": 3, "decay_fraction": 0.5, "min_ratio": 0.3, "shape": "cosine"},
 }
 ELSEWHERE = {
     TrainConfig: {

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from gptjax.core.settings import available_configs, load_config
 from tiny import door
 
 from gptjax.config import TrainConfig
-from gptjax.core.settings import available_configs, load_config
 from gptjax.model.gpt import count_parameters
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training import state

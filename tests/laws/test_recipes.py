@@ -69,7 +69,7 @@ def small(name, shards):
         long_window=model.long_window and 11,
         compute=replace(model.compute, dtype="float32", head_dtype=None),
     )
-    if hasattr(optimizer, "dtype"):
+    if hasattr(optimizer, "ns_dtype"):
         optimizer = replace(optimizer, ns_dtype="float32")
     data = TokenShards(path=str(shards))
     if isinstance(config.data, Mixture):
