@@ -35,7 +35,7 @@ config = replace(
     model=replace(
         base.model,
         context_length=49_152,
-        rotary_dims="half",
+        rotary_fraction=0.5,
         rotary_base=1024.0,
         attention_scale=0.12,
         window_pattern="LSSSLSSLSSSL",

@@ -11,7 +11,8 @@ from typing import Any
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import atomic_directory, check_free
-from gptjax.huggingface.gpt2 import DTypeName, HFOrigin, from_hf
+from gptjax.huggingface.gpt2 import HFOrigin, from_hf
+from gptjax.huggingface.gpt2_mapping import DTypeName
 from gptjax.huggingface.model_dir import compare_with_transformers, fetch_model, read_tokenizer, write_model
 from gptjax.huggingface.safetensors_dir import read_json, write_json
 from gptjax.model.gpt import count_parameters

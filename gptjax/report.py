@@ -25,9 +25,8 @@ from gptjax.training.evaluators import ValidationLoss
 def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, evaluators: Evaluators) -> None:
     """Print what is about to run."""
     model = config.model
-    backend = jax.default_backend()
-    kernel: str = select_kernel(model, backend=backend)
-    if model.compute.attention_impl == "auto" and (reason := why_not_flash(model, backend=backend)):
+    kernel: str = select_kernel(model)
+    if model.compute.attention_impl == "auto" and (reason := why_not_flash(model)):
         kernel += f" ({reason})"
     each = "" if config.stages else f" × {config.phases[0].tokens:,} tokens"
     epochs = ", ".join(f"{count:.2f}" for count in batches.epochs(config.steps).values())

@@ -51,7 +51,7 @@ EVERYWHERE = {
     "rotary, capped": {"positions": "rotary", "rotary_base": 50.0, "activation": "relu", "logit_softcap": 2.0},
     "half rotary, capped by a root": {
         "positions": "rotary",
-        "rotary_dims": "half",
+        "rotary_fraction": 0.5,
         "attention_scale": 0.9,
         "logit_softcap": 2.0,
         "logit_softcap_curve": "sqrt",

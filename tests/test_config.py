@@ -121,7 +121,7 @@ def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute(
         dropout=0.1,
         positions="rotary",
         rotary_base=3.0,
-        rotary_dims="half",
+        rotary_fraction=0.5,
         norm="rms",
         norm_scale=False,
         qk_norm=True,

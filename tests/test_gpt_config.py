@@ -25,7 +25,7 @@ def test_what_cannot_be_is_said(changes, message):
 
 IDLE = [
     ({"rotary_base": 500.0}, {"positions": "rotary"}),
-    ({"rotary_dims": "half"}, {"positions": "rotary"}),
+    ({"rotary_fraction": 0.5}, {"positions": "rotary"}),
     ({"long_window": 9, "window_pattern": "S", "short_window": 5}, {"window_pattern": "SL"}),
     ({"short_window": 9}, {"window_pattern": "SSL"}),
     ({"unet_skips": "plain", "num_layers": 1}, {"num_layers": 2}),

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gpt2 import CONFIG_FILE, DTypeName, HFOrigin, hf_config, to_hf
+from gptjax.huggingface.gpt2 import CONFIG_FILE, HFOrigin, hf_config, to_hf
+from gptjax.huggingface.gpt2_mapping import DTypeName
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.model.gpt import GPT, with_static
 from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer

@@ -1,6 +1,6 @@
-"""A directory of safetensors: one file, or several with an index, as Hugging Face lays them out.
+"""A directory of safetensors in Hugging Face's layout: one file, or several with an index.
 
-Opening reads headers only; a tensor's bytes are read when it is asked for. Pickles are never opened.
+Opening reads headers only. A tensor's bytes are read on demand. Pickles are never opened.
 """
 
 import json
@@ -17,7 +17,7 @@ from gptjax.core.errors import UserError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-"""The largest file that is written, as transformers has it."""
+"""The largest file that is written; transformers has the same limit."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> str:
-        """As safetensors spells it: `F32`, `BF16`, …"""
+        """The code of safetensors: `F32`, `BF16`, …"""
         return self.file.get_slice(self.name).get_dtype()
 
     def read(self) -> np.ndarray:
@@ -60,7 +60,7 @@ def _weight_files(directory: Path) -> list[Path]:
         files = sorted({str(file) for file in read_json(index).get("weight_map", {}).values()})
         for file in files:
             if Path(file).name != file or not (directory / file).is_file():
-                raise UserError(f"{index} names {file}, which is not in {directory}. Fetch it, or mend the index.")
+                raise UserError(f"{index} names {file}, which is not in {directory}. Fetch it, or correct the index.")
         return [directory / file for file in files]
     if any(directory.glob("*.bin")):
         raise UserError(
@@ -71,7 +71,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the weights; more than `shard_bytes` become several files and an index that says what is where."""
+    """Write the weights. More than `shard_bytes` become several files and an index of them."""
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and tensor.nbytes + sum(t.nbytes for t in shards[-1].values()) > shard_bytes:
@@ -85,7 +85,7 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
         size = sum(tensor.nbytes for tensor in tensors.values())
         write_json(directory / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
     for file, shard in zip(files, shards, strict=True):
-        # safetensors makes files that only their owner may read; touched first, they get the usual permissions.
+        # safetensors creates files that only their owner may read. Created first, they get the usual permissions.
         (directory / file).touch()
         mode = (directory / file).stat().st_mode
         save_file(shard, directory / file, metadata={"format": "pt"})
@@ -93,7 +93,7 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; a UserError if there is none."""
+    """The JSON object in a file. Raises `UserError` if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -101,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is wanted.")
+        raise UserError(f"{path} must hold a JSON object.")
     return content
 
 

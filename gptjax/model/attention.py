@@ -1,11 +1,11 @@
-"""Causal attention: one function, and the kernel that runs it is named in the log.
+"""Causal attention, and the kernel that computes it.
 
-`cudnn` is NVIDIA's flash attention (16-bit only, nothing of size T×S in memory), `xla` is the textbook
-formula with a float32 softmax and runs everywhere. Attention is always an island (`Layout.island`): rows and heads are
-independent, and a custom kernel cannot be partitioned by the compiler.
+`cudnn` is NVIDIA's flash attention: 16-bit only, and scores are never in memory. `xla` is the textbook formula with a
+float32 softmax and runs everywhere. Both run inside shard_map: rows and heads are independent, and the compiler cannot
+partition a custom kernel.
 """
 
-import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,25 +16,26 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
+from gptjax.model.layers import fold_in_rows
 from gptjax.sharding.axes import BS, BSJK, BT, BTHK, BTJK, DropoutKeys
 from gptjax.sharding.mesh import MeshConfig
-
-QUERY_BLOCK = 512
-"""Queries that the textbook formula takes at a time where the keys they may see are fewer than the whole row's, or
-where the row is long: nothing of size T×S exists then."""
 
 MIN_COMPUTE_CAPABILITY = 8.0
 """The compute capability that the flash kernel needs: NVIDIA's Ampere."""
 
+PROBABILITIES = 0
+"""Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
+
 Kernel = Literal["cudnn", "xla"]
+HeadKeys = Key[Array, "B H"]
 
 
 class Sinks(NamedTuple):
-    """Learned keys and values that every token sees beside the text, as attention biases (arXiv:2402.17762, §4.2).
+    """Learned keys and values that every token sees besides the text, as attention biases (arXiv:2402.17762, §4.2).
 
-    They give the softmax somewhere to go when nothing in the text matters: what the first tokens of a text do otherwise
-    (StreamingLLM, arXiv:2309.17453). They have no place in the text, so queries meet them as they are before
-    they are turned by their positions: however long the text, a sink is as near as in training.
+    They give the softmax somewhere to go when nothing in the text matters, as the first tokens do otherwise
+    (StreamingLLM, arXiv:2309.17453). They have no position, so queries meet them before their rotation: a sink is as
+    near in a long text as in training.
     """
 
     queries: BTHK
@@ -43,170 +44,226 @@ class Sinks(NamedTuple):
 
 
 class AttentionInputs(NamedTuple):
-    """What attention is given by a block."""
+    """Queries, keys and values of one layer. Query head h reads key head h // (H / J)."""
 
     q: BTHK
     k: BTJK
     v: BTJK
-    sinks: Sinks | None
+    sinks: Sinks | None = None
 
 
-def select_kernel(config: GPTConfig, *, backend: str) -> Kernel:
-    """The kernel that will run, or a UserError if the one asked for by name cannot."""
-    reason = why_not_flash(config, backend=backend)
+class AttentionOptions(NamedTuple):
+    """Static options of attention."""
+
+    scale: float
+    """Factor on q kᵀ."""
+    window: int | None = None
+    """Tokens that each token sees, its own included; None: all."""
+    dropout: float = 0.0
+    """Share of probabilities that dropout keys drop."""
+    query_block: int = 512
+    """Queries that the xla kernel computes at a time in longer rows: no array of size T × T exists."""
+
+    @classmethod
+    def from_config(cls, config: GPTConfig, *, layer: int | Array) -> "AttentionOptions":
+        """The options of a layer. The number of a scanned layer is traced; layer 0 stands for it, for all are alike."""
+        window = config.window(layer if isinstance(layer, int) else 0)
+        return cls(config.resolved_attention_scale, window, config.dropout, config.compute.query_block)
+
+
+def select_kernel(config: GPTConfig, *, device: Any = None) -> Kernel:
+    """The kernel that runs on a device (by default `target_device()`). Raises `UserError` if cudnn is asked in vain."""
+    reason = why_not_flash(config, device=device)
     if config.compute.attention_impl == "cudnn" and reason:
         raise UserError(
-            f"model.compute.attention_impl=cudnn cannot run: {reason}. Use --model.compute.attention_impl=auto."
+            f"model.compute.attention_impl=cudnn cannot run: {reason}. Use --model.compute.attention-impl=auto."
         )
     return "cudnn" if config.compute.attention_impl != "xla" and reason is None else "xla"
 
 
-def why_not_flash(config: GPTConfig, *, backend: str) -> str | None:
-    """Why the flash kernel cannot run here; None if nothing is in its way."""
-    if backend not in ("gpu", "cuda"):
-        return f"the backend is {backend}, not an NVIDIA GPU"
-    if (found := gpu_compute_capability()) is not None and found < MIN_COMPUTE_CAPABILITY:
-        what = f"has compute capability {found:g}" if found else "is not NVIDIA's"
-        return f"the GPU {what} and the kernel needs compute capability {MIN_COMPUTE_CAPABILITY:g}"
+def why_not_flash(config: GPTConfig, *, device: Any = None) -> str | None:
+    """The reason why the flash kernel cannot run on a device; None if it can."""
+    device = target_device() if device is None else device
+    if device.platform not in ("gpu", "cuda"):
+        return f"the device is a {device.platform}, not an NVIDIA GPU"
+    if (capability := _compute_capability(device)) is not None and capability < MIN_COMPUTE_CAPABILITY:
+        found = f"has compute capability {capability:g}" if capability else "is not NVIDIA's"
+        return f"the GPU {found} and the kernel needs compute capability {MIN_COMPUTE_CAPABILITY:g}"
     if config.compute.dtype == "float32":
         return "model.compute.dtype is float32 and the kernel computes in 16 bits"
     if config.dropout > 0:
         return f"model.dropout is {config.dropout} and the kernel has no dropout of probabilities"
     if config.intra_document_mask:
-        return "model.intra_document_mask is on and the kernel knows no documents"
+        return "model.intra_document_mask is on and the kernel has no document masks"
     if config.num_sinks and any(config.window(layer) for layer in range(config.num_layers)):
-        return "model.num_sinks would lie outside of the kernel's windows"
+        return "model.num_sinks would be outside the kernel's windows"
     width = config.head_dim * (2 if config.num_sinks else 1)
     if width % 8 or width > 128:
-        note = " with room for the sinks" if config.num_sinks else ""
-        return f"heads are {width} wide{note} and the kernel takes multiples of 8 up to 128"
+        note = " with the channels of sinks" if config.num_sinks else ""
+        return f"heads have {width} channels{note} and the kernel takes multiples of 8 up to 128"
     return None
 
 
-def gpu_compute_capability() -> float | None:
-    """The compute capability of the GPU that is here, 0 for one that is not NVIDIA's; None without a GPU."""
-    device = jax.devices()[0]
-    if device.platform not in ("gpu", "cuda"):
-        return None
+def target_device() -> Any:
+    """The device that is compiled for: one of the active mesh, which need not be here, or else the default one."""
+    here, target = jax.devices()[0], jax.sharding.get_abstract_mesh().abstract_device
+    return here if target is None or target.platform == here.platform else target
+
+
+def _compute_capability(device: Any) -> float | None:
+    """The compute capability of a GPU, 0 if it is not NVIDIA's; None if it is not known."""
     try:
         return float(device.compute_capability)
-    except ValueError:  # AMD's are called gfx90a, say
+    except AttributeError:
+        return None
+    except ValueError:  # AMD's are named, such as gfx90a
         return 0.0
 
 
+@dataclass(frozen=True)
+class SequenceAttention:
+    """Attention of whole sequences, in training and evaluation (`block.Attend`). It has no cache."""
+
+    config: GPTConfig
+    mesh: MeshConfig
+    kernel: Kernel
+    segments: BT | None = None
+    dropout_keys: DropoutKeys | None = None
+
+    def __call__(self, inputs: AttentionInputs, layer: int | Array, cache: Any) -> tuple[BTHK, Any]:
+        y = attend(
+            inputs,
+            AttentionOptions.from_config(self.config, layer=layer),
+            kernel=self.kernel,
+            segments=self.segments,
+            dropout_keys=fold_in_rows(fold_in_rows(self.dropout_keys, layer), PROBABILITIES),
+            mesh=self.mesh,
+        )
+        return y, cache
+
+
 def attend(
-    q: BTHK,
-    k: BTJK,
-    v: BTJK,
+    inputs: AttentionInputs,
+    options: AttentionOptions,
     *,
     kernel: Kernel,
-    scale: float | None = None,
-    window: int | None = None,
     segments: BT | None = None,
-    sinks: Sinks | None = None,
-    dropout: float = 0.0,
-    keys: DropoutKeys | None = None,
+    dropout_keys: DropoutKeys | None = None,
     mesh: MeshConfig,
 ) -> BTHK:
-    """softmax(scale · q kᵀ) v, each position seeing itself and the past.
+    """softmax(scale · q kᵀ) v, where each position sees itself and the past.
 
     Args:
-        scale: 1 / √K unless it is given.
-        window: how many tokens each sees, its own included; None: all.
-        segments: the number of the document that each token belongs to; it sees no other.
-        keys: drop probabilities, by the row's key; None keeps all.
+        segments: the document number of each token. A token sees only its own document.
+        dropout_keys: a key for each row, which drops probabilities; None keeps all.
     """
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     head_keys = None
-    if keys is not None and dropout > 0.0:
-        head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(q.shape[2])))(keys)
+    if dropout_keys is not None and options.dropout > 0.0:
+        heads = jnp.arange(inputs.q.shape[2])
+        head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, heads))(dropout_keys)
         head_keys = jax.sharding.reshard(head_keys, mesh.activation_spec("BH")) if mesh.is_sharded else head_keys
-    rows, shared, learned = mesh.activation_spec("BTHK"), mesh.activation_spec("BTJK"), mesh.unsharded_spec("IJK")
-    optional = (
+    specs: Any = (
+        attention_specs(inputs, mesh),
         None if segments is None else mesh.activation_spec("BT"),
-        None if sinks is None else Sinks(rows, learned, learned),  # pyright: ignore[reportArgumentType]
         None if head_keys is None else mesh.activation_spec("BH"),
     )
-    if kernel == "cudnn":
-        inside = lambda q, k, v, _, sinks, __: cudnn_attention(q, k, v, scale=scale, window=window, sinks=sinks)
-    else:
-        inside = partial(causal_attention, scale=scale, window=window, dropout=dropout)
-    return mesh.shard_map(inside, (rows, shared, shared, *optional), rows)(q, k, v, segments, sinks, head_keys)
+
+    def local(inputs: AttentionInputs, segments: BT | None, head_keys: HeadKeys | None) -> BTHK:
+        if kernel == "cudnn":
+            return cudnn_attention(inputs, options)
+        return causal_attention(inputs, options, segments=segments, head_keys=head_keys)
+
+    return mesh.shard_map(local, specs, mesh.activation_spec("BTHK"))(inputs, segments, head_keys)
 
 
-def cudnn_attention(q: BTHK, k: BTJK, v: BTJK, *, scale: float, window: int | None, sinks: Sinks | None) -> BTHK:
-    """NVIDIA's kernel. Sinks stand before the text, in channels of their own, where only they have keys."""
-    run = partial(jax.nn.dot_product_attention, scale=scale, is_causal=True, implementation="cudnn")
+def attention_specs(inputs: AttentionInputs, mesh: MeshConfig) -> Any:
+    """How attention's inputs are sharded: by rows and heads."""
+    rows, shared, learned = mesh.activation_spec("BTHK"), mesh.activation_spec("BTJK"), mesh.unsharded_spec("IJK")
+    sinks: Any = None if inputs.sinks is None else (rows, learned, learned)
+    return AttentionInputs(rows, shared, shared, sinks and Sinks(*sinks))  # pyright: ignore[reportArgumentType]
+
+
+def cudnn_attention(inputs: AttentionInputs, options: AttentionOptions) -> BTHK:
+    """NVIDIA's kernel. Sinks are tokens before the text, with channels in which only they have keys."""
+    q, k, v, sinks = inputs
+    run = partial(jax.nn.dot_product_attention, scale=options.scale, is_causal=True, implementation="cudnn")
     if sinks is None:
-        return run(q, k, v, local_window_size=None if window is None else (window - 1, 0))
+        return run(q, k, v, local_window_size=None if options.window is None else (options.window - 1, 0))
     count, (rows, width) = sinks.keys.shape[0], (q.shape[0], q.shape[-1])
-    each_row = lambda x: jnp.broadcast_to(x[None], (rows, *x.shape))
-    beside = lambda x, y: jnp.concatenate([x, y], axis=-1)
-    before = lambda sink, text: jnp.concatenate([sink, text], axis=1)
-    keys, values = each_row(sinks.keys), each_row(sinks.values)
-    queries = jnp.pad(beside(q, sinks.queries), ((0, 0), (count, 0), (0, 0), (0, 0)))
-    keys = before(beside(jnp.zeros_like(keys), keys), beside(k, jnp.zeros_like(k)))
-    values = jnp.pad(before(values, v), ((0, 0), (0, 0), (0, 0), (0, width)))
+    repeat = lambda x: jnp.broadcast_to(x[None], (rows, *x.shape))
+    join_channels = lambda x, y: jnp.concatenate([x, y], axis=-1)
+    join_tokens = lambda sink, text: jnp.concatenate([sink, text], axis=1)
+    sink_keys, sink_values = repeat(sinks.keys), repeat(sinks.values)
+    queries = jnp.pad(join_channels(q, sinks.queries), ((0, 0), (count, 0), (0, 0), (0, 0)))
+    keys = join_tokens(
+        join_channels(jnp.zeros_like(sink_keys), sink_keys),
+        join_channels(k, jnp.zeros_like(k)),
+    )
+    values = jnp.pad(join_tokens(sink_values, v), ((0, 0), (0, 0), (0, 0), (0, width)))
     return run(queries, keys, values)[:, count:, :, :width]
 
 
 def causal_attention(
-    q: BTHK,
-    k: BTJK,
-    v: BTJK,
-    segments: BT | None = None,
-    sinks: Sinks | None = None,
-    keys: Key[Array, "B H"] | None = None,
+    inputs: AttentionInputs,
+    options: AttentionOptions,
     *,
-    scale: float,
-    window: int | None = None,
-    dropout: float = 0.0,
+    segments: BT | None = None,
+    head_keys: HeadKeys | None = None,
 ) -> BTHK:
-    """The textbook formula over whole rows; a block of queries at a time, computed again for the gradient, where that
-    saves much."""
+    """The textbook formula over whole rows. Long rows go by blocks of queries, recomputed in the backward pass."""
+    q, k, v, sinks = inputs
     length = q.shape[1]
-    reach = length if window is None else min(length, window + QUERY_BLOCK)
-    if length <= QUERY_BLOCK:
-        seen = causal_mask(jnp.arange(length), jnp.arange(length), window=window)
-        seen = seen if segments is None else seen & same_document_mask(segments, segments)
-        return dot_product_attention(q, k, v, seen=seen, scale=scale, sinks=sinks, dropout=dropout, keys=keys)
+    if length > options.query_block:
+        return _blockwise_attention(inputs, options, segments=segments, head_keys=head_keys)
+    mask = causal_mask(jnp.arange(length), jnp.arange(length), window=options.window)
+    mask = mask if segments is None else mask & same_document_mask(segments, segments)
+    return dot_product_attention(q, k, v, options, mask=mask, sinks=sinks, head_keys=head_keys)
 
-    # Queries are given to the map in blocks, not sliced inside: the gradient of a slice is a whole row, for each block.
+
+def _blockwise_attention(
+    inputs: AttentionInputs, options: AttentionOptions, *, segments: BT | None, head_keys: HeadKeys | None
+) -> BTHK:
+    q, k, v, sinks = inputs
+    length, size = q.shape[1], options.query_block
+    reach = length if options.window is None else min(length, options.window + size)
+    # Queries are mapped over in blocks, not sliced inside: the gradient of a slice is a whole row, for each block.
     # Keys are sliced, for blocks of them would overlap and be several times as large.
-    queries = jax.tree.map(split_into_blocks, (q, segments, None if sinks is None else sinks.queries))
+    split = partial(split_into_blocks, size=size)
+    blocks = jax.tree.map(split, (q, segments, None if sinks is None else sinks.queries))
 
-    def block(given: Any) -> BTHK:
-        first, (q_here, mine, turned) = given
-        start = jnp.clip(first + QUERY_BLOCK - reach, 0, length - reach)
-        asked = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
-        places = jnp.minimum(first + jnp.arange(QUERY_BLOCK), length - 1)
-        seen = causal_mask(places, start + jnp.arange(reach), window=window)
-        seen = seen if segments is None else seen & same_document_mask(mine, asked(segments))
-        here = None if sinks is None else sinks._replace(queries=turned)
-        drawn = None if keys is None else jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, first)
+    def attend_block(block: Any) -> BTHK:
+        first, (block_q, block_segments, sink_queries) = block
+        start = jnp.clip(first + size - reach, 0, length - reach)
+        in_reach = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
+        positions = jnp.minimum(first + jnp.arange(size), length - 1)
+        mask = causal_mask(positions, start + jnp.arange(reach), window=options.window)
+        mask = mask if segments is None else mask & same_document_mask(block_segments, in_reach(segments))
+        block_sinks = None if sinks is None else sinks._replace(queries=sink_queries)
+        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
+        block_keys = None if head_keys is None else fold_in(head_keys, first)
         return dot_product_attention(
-            q_here, asked(k), asked(v), seen=seen, scale=scale, sinks=here, dropout=dropout, keys=drawn
+            block_q, in_reach(k), in_reach(v), options, mask=mask, sinks=block_sinks, head_keys=block_keys
         )
 
-    blocks = jax.lax.map(jax.checkpoint(block), (jnp.arange(0, length, QUERY_BLOCK), queries))
-    return jnp.moveaxis(blocks, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+    y = jax.lax.map(jax.checkpoint(attend_block), (jnp.arange(0, length, size), blocks))
+    return jnp.moveaxis(y, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
-def split_into_blocks(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "blocks B block ..."]:
-    """Rows in blocks of `BLOCK` tokens; the last is filled up with copies of the last token: one that saw nothing would
-    be 0 / 0."""
-    filled = jnp.pad(x, ((0, 0), (0, -x.shape[1] % QUERY_BLOCK), *[(0, 0)] * (x.ndim - 2)), mode="edge")
-    return jnp.moveaxis(filled.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]), 1, 0)
+def split_into_blocks(x: Shaped[Array, "B T ..."], *, size: int) -> Shaped[Array, "blocks B block ..."]:
+    """Rows in blocks of `size` tokens. The last block is filled with copies of the last token, which see something:
+    a softmax over nothing would be 0 / 0."""
+    filled = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)), mode="edge")
+    return jnp.moveaxis(filled.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 
 def causal_mask(queries: Int[Array, " T"], keys: Int[Array, " S"], *, window: int | None) -> Bool[Array, "1 T S"]:
-    """Which keys each query may see, by their positions in the text."""
+    """Keys that each query may see, by their positions in the text."""
     distance = queries[None, :, None] - keys[None, None, :]
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 def same_document_mask(queries: BT, keys: BS) -> Bool[Array, "B T S"]:
-    """Which keys are of the query's document."""
+    """Keys of the query's own document."""
     return queries[:, :, None] == keys[:, None, :]
 
 
@@ -214,29 +271,25 @@ def dot_product_attention(
     q: BTHK,
     k: BSJK,
     v: BSJK,
+    options: AttentionOptions,
     *,
-    seen: Bool[Array, "#B T S"],
-    scale: float,
+    mask: Bool[Array, "#B T S"],
     sinks: Sinks | None = None,
-    dropout: float = 0.0,
-    keys: Key[Array, "B H"] | None = None,
+    head_keys: HeadKeys | None = None,
 ) -> BTHK:
-    """softmax(scale · q kᵀ) v over the keys that each query has seen, and the sinks; float32 inside the softmax.
-
-    Queries share the keys of their group: head h reads keys h // (H / J).
-    """
+    """softmax(scale · q kᵀ) v over the keys in the mask, and the sinks. The softmax is float32."""
     rows, length, heads, width = q.shape
-    grouped = lambda x: x.reshape(*x.shape[:2], k.shape[2], -1, width)
+    grouped = lambda x: x.reshape(*x.shape[:2], k.shape[2], -1, width)  # the R query heads that share a key head
     scores = jnp.einsum("BTJRK,BSJK->BJRTS", grouped(q), k, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen[:, None, None], scores * scale, -jnp.inf)
+    scores = jnp.where(mask[:, None, None], scores * options.scale, -jnp.inf)
     if sinks is not None:
         extra = jnp.einsum("BTJRK,IJK->BJRTI", grouped(sinks.queries), sinks.keys, preferred_element_type=jnp.float32)
-        scores = jnp.concatenate([extra * scale, scores], axis=-1)
+        scores = jnp.concatenate([extra * options.scale, scores], axis=-1)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    if keys is not None:
-        draw = lambda key: jax.random.bernoulli(key, 1.0 - dropout, probabilities.shape[3:])
-        kept = jax.vmap(jax.vmap(draw))(keys).reshape(probabilities.shape)
-        probabilities = jnp.where(kept, probabilities / (1.0 - dropout), 0.0)
+    if head_keys is not None:
+        draw = lambda key: jax.random.bernoulli(key, 1.0 - options.dropout, probabilities.shape[3:])
+        kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(probabilities.shape)
+        probabilities = jnp.where(kept, probabilities / (1.0 - options.dropout), 0.0)
     probabilities = probabilities.astype(v.dtype)
     count = 0 if sinks is None else sinks.keys.shape[0]
     y = jnp.einsum("BJRTS,BSJK->BTJRK", probabilities[..., count:], v)

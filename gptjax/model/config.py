@@ -1,23 +1,32 @@
-"""The shape of a GPT and how it computes, as one value. Its defaults are GPT-2; what later models changed is a field.
+"""The architecture of a GPT and how it computes, as one value. The defaults are GPT-2 124M.
 
-A field is one idea, to be combined with any other; where two cannot go together, the value says so when it is made.
+Each field is one idea and combines with all others. Combinations that cannot work are refused on construction.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from gptjax.core.errors import UserError
+from gptjax.model.layers import ACTIVATIONS
+from gptjax.model.positions import POSITIONS, PositionScheme
 
 VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
-
+"""The stored vocabulary is a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
 GATE_CHANNELS = 12
-"""From how many channels of the residual stream the gates of value embeddings are computed (nanochat)."""
+"""Channels of the residual stream from which the gates of value embeddings are computed (nanochat)."""
 
 AttentionImpl = Literal["auto", "cudnn", "xla"]
+
+
+def _choices(names: Iterable[str]) -> Any:
+    """How `--help` shows the names that a field accepts."""
+    return tyro.conf.arg(metavar="{" + ",".join(names) + "}")
 
 
 @dataclass(frozen=True)
@@ -61,49 +70,58 @@ class ComputeConfig:
     the largest product on CPUs with AVX512-BF16."""
     attention_impl: AttentionImpl = "auto"
     """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`. `auto` takes the fastest that can run; the log names it."""
+    query_block: int = 512
+    """Queries that the `xla` kernel computes at a time in longer rows. Memory for scores grows with it."""
     remat: Literal["none", "light", "full"] = "light"
-    """Recomputation in the backward pass: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory), or
-    whole blocks (about 18 % more FLOPs)."""
+    """Recomputation in the backward pass: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
+    or whole blocks (about 18 % more FLOPs)."""
     scan_layers: Literal["auto", "on", "off"] = "auto"
     """Compile one block and scan it over the layers, or unroll all layers (longer to compile, sometimes faster). `auto`
     scans if all layers are alike, which `on` needs."""
 
+    def __post_init__(self) -> None:
+        if self.query_block < 1:
+            raise UserError(f"model.compute.query_block is {self.query_block}; it must be at least 1.")
+
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT and how it computes; the defaults are GPT-2 124M."""
+    """Architecture of a GPT and how it computes; the defaults are GPT-2 124M."""
 
     num_layers: int = 12
     embed_dim: int = 768
-    """D: the size of the residual stream."""
+    """D: channels of the residual stream."""
     num_heads: int = 12
     context_length: int = 1024
-    """T: the longest text it is trained on, in tokens."""
+    """T: the longest training text, in tokens."""
     vocab_size: int | None = 50257
     """V before padding; None takes the tokenizer's."""
     mlp_dim: int | None = None
-    """F; None means 4 × width."""
+    """F; None means 4 · embed_dim."""
     bias: bool = True
-    """Biases in LayerNorms and projections (GPT-2 has them; nanoGPT's own recipe leaves them out)."""
+    """Biases in LayerNorms and projections (GPT-2 has them; nanoGPT's own recipe has none)."""
     tie_embeddings: bool = True
-    """Whether the output head is the token embedding transposed."""
-    activation: Literal["gelu_tanh", "gelu", "relu", "relu2", "silu"] = "gelu_tanh"
+    """Use the token embedding, transposed, as the output head."""
+    activation: Annotated[str, _choices(ACTIVATIONS)] = "gelu_tanh"
+    """Activation of the MLP, a name in `gptjax.model.layers.ACTIVATIONS`."""
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
     """Share dropped of embeddings, attention probabilities and both branches' outputs, in training only."""
 
     # What later models changed: positions and norms.
-    positions: Literal["learned", "rotary"] = "learned"
-    """A table of embeddings, or queries and keys turned by their positions (RoPE)."""
+    positions: Annotated[str, _choices(POSITIONS)] = "learned"
+    """Positional scheme, a name in `gptjax.model.positions.POSITIONS`: `learned` adds a table of embeddings, `rotary`
+    rotates queries and keys (RoPE)."""
     rotary_base: float | None = None
-    """RoPE: the slowest pair turns by about 1 / base a position; None: 10,000, or as the weights that a run starts from
-    have it."""
-    rotary_dims: Literal["all", "half"] = "all"
-    """RoPE: which of a head's pairs turn; `half` leaves the slower half still."""
+    """RoPE: the slowest pair turns by about 1 / base a position. None: 10,000, or the base of the weights that a run
+    starts from."""
+    rotary_fraction: float = 1.0
+    """RoPE: share of a head's channel pairs that turns, the fastest ones. Below 1 the slowest of them turns by exactly
+    1 / base a position."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm, which neither centres nor has a bias."""
     norm_scale: bool = True
-    """Whether norms have a learned gain (LayerNorm's bias goes with it)."""
+    """Learned gain in norms. Without it LayerNorm has no bias either."""
     qk_norm: bool = False
     """RMSNorm without gain over each head of the queries and keys."""
     embedding_norm: bool = False
@@ -111,91 +129,95 @@ class GPTConfig:
 
     # Attention.
     num_kv_heads: int | None = None
-    """Heads of keys and values, each shared by num_heads / kv_heads queries (grouped-query attention); None: all."""
+    """Heads of keys and values, each for num_heads / num_kv_heads queries (grouped-query attention); None: all."""
     attention_scale: float | None = None
-    """What q kᵀ is multiplied by; None: 1 / √K."""
+    """Factor on q kᵀ; None: 1 / √K."""
     window_pattern: str = "L"
-    """How far each layer looks back, as a pattern repeated over the layers: L `long_window`, S `short_window`."""
+    """Attention window of each layer, a pattern repeated over the layers: L `long_window`, S `short_window`."""
     long_window: int | None = None
-    """Tokens that layers marked L see, their own included; None: all."""
+    """Tokens that layers marked L see, the query's own included; None: all."""
     short_window: int | None = None
-    """Tokens that layers marked S see, their own included."""
+    """Tokens that layers marked S see, the query's own included."""
     num_sinks: int = 0
-    """Learned keys and values, for each layer and head, that every token sees besides the text (attention sinks)."""
+    """Learned keys and values of each layer and head that every token sees besides the text (attention sinks)."""
     intra_document_mask: bool = False
-    """Whether a token sees only its own document; the loader then gives the rows' documents."""
+    """A token sees only its own document. The loader then gives the documents of each row."""
 
-    # The MLP, and ways around the blocks.
+    # The MLP, and connections around the blocks.
     gated_mlp: bool = False
-    """Whether the MLP multiplies its activation with a second projection: with `silu` that is SwiGLU."""
+    """Multiply the activation with a second projection: with `silu` this is SwiGLU."""
     unet_skips: Literal["none", "plain", "learned"] = "none"
     """Skips from the first half of the layers to the second, the last first: added as they are, or times a weight."""
     x0_mix: bool = False
-    """Whether each block reads α x + β x0, with learned numbers α and β and the embeddings x0."""
+    """Each block reads α x + β x0, with learned numbers α and β and the embeddings x0."""
     value_residual: bool = False
-    """Whether every later layer's values are mixed with the first layer's, by two learned numbers."""
+    """Every later layer mixes its values with the first layer's, by two learned numbers."""
     value_embeddings: str = ""
-    """Which layers mix an embedding of the token into their values: a pattern repeated over the layers, with `.` for
-    none, any other character for the table of that name: `012......012`. Empty: no layer."""
+    """Layers that mix an embedding of the token into their values, as a pattern repeated over the layers. `.` is none,
+    any other character names a table: `012......012`. Empty: no layer."""
     value_gate: bool = False
-    """Value embeddings are added times a gate 3 σ(W x), one for each head, instead of mixed by learned numbers."""
+    """Add value embeddings times a gate 3 σ(W x), one for each head, instead of mixing them by learned numbers."""
 
     # The head.
     head_bias: bool = False
-    """Whether the head has a bias, a learned number for each token."""
+    """A bias in the head, a learned number for each token."""
     logit_softcap: float | None = None
-    """Logits are drawn into (-softcap, softcap); None leaves them."""
+    """Squeeze logits into (-softcap, softcap); None leaves them."""
     logit_softcap_curve: Literal["tanh", "sqrt"] = "tanh"
-    """How: c tanh(z / c), or z / √(1 + (z / c)²)."""
+    """Curve of the softcap c: c tanh(z / c), or z / √(1 + (z / c)²)."""
 
     init: InitConfig = InitConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self) -> None:
-        counts = ("num_layers", "embed_dim", "num_heads", "context_length", "vocab_size", "mlp_dim")
-        for name in (*counts, "num_kv_heads", "long_window", "short_window"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"model.{name} is {value}; it must be at least 1.")
-        if self.embed_dim % self.num_heads:
-            raise UserError(
-                f"model.embed_dim {self.embed_dim} does not split over model.num_heads {self.num_heads}. "
-                f"Use a width that is a multiple of {self.num_heads}."
-            )
-        if self.num_heads % self.kv_heads:
-            raise UserError(
-                f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}."
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout is {self.dropout}; it is a share in [0, 1).")
-        multiple = 4 if self.rotary_dims == "half" else 2
-        if self.positions == "rotary" and self.head_dim % multiple:
-            raise UserError(
-                f"model.positions=rotary turns pairs of a head's channels ({self.rotary_dims} of them); "
-                f"{self.head_dim} is no multiple of {multiple}."
-            )
-        for name in ("rotary_base", "logit_softcap", "attention_scale", "norm_epsilon"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise UserError(f"model.{name} is {value}; it must be positive and finite.")
-        if self.num_sinks < 0:
-            raise UserError(f"model.num_sinks is {self.num_sinks}; it must not be negative.")
-        if not self.window_pattern or set(self.window_pattern) - set("LS"):
-            raise UserError(
-                f"model.window_pattern is {self.window_pattern!r}; it is a pattern of L and S, such as SSSL."
-            )
-        if "S" in self.window_pattern and self.short_window is None:
-            raise UserError(
-                f"model.window_pattern is {self.window_pattern!r}, but model.short_window is not given. Give it a number."
-            )
-        for name, other, wanted, served in NEEDS:
-            if (value := attrgetter(name)(self)) != attrgetter(name)(GPTConfig) and not served(self):
+        for name, known in (("activation", ACTIVATIONS), ("positions", POSITIONS)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}.")
+        self._check_numbers()
+        self._check_windows()
+        _ = self.position_scheme  # checks its own fields
+        for name, other, wanted, is_met in REQUIREMENTS:
+            if (value := attrgetter(name)(self)) != attrgetter(name)(GPTConfig) and not is_met(self):
                 raise UserError(
                     f"model.{name} is {value!r}, which needs model.{other} to be {wanted}; it is "
                     f"{getattr(self, other)!r}. Change one of the two."
                 )
         if self.compute.scan_layers == "on" and not self.layers_are_identical:
             raise UserError(
-                "model.compute.scan_layers=on needs layers that are alike; windows that differ, unet, value_residual and "
-                "value_embeddings make them differ. Use --model.compute.scan-layers=auto."
+                "model.compute.scan_layers=on needs layers that are alike; windows that differ, unet_skips, "
+                "value_residual and value_embeddings make them differ. Use --model.compute.scan-layers=auto."
+            )
+
+    def _check_numbers(self) -> None:
+        counts = ("num_layers", "embed_dim", "num_heads", "context_length", "vocab_size", "mlp_dim")
+        for name in (*counts, "num_kv_heads", "long_window", "short_window"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"model.{name} is {value}; it must be at least 1.")
+        for name in ("rotary_base", "logit_softcap", "attention_scale", "norm_epsilon"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise UserError(f"model.{name} is {value}; it must be positive and finite.")
+        if self.num_sinks < 0:
+            raise UserError(f"model.num_sinks is {self.num_sinks}; it must not be negative.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout is {self.dropout}; it must be in [0, 1).")
+        if self.embed_dim % self.num_heads:
+            raise UserError(
+                f"model.embed_dim {self.embed_dim} does not split over model.num_heads {self.num_heads}. "
+                f"Use a multiple of {self.num_heads}."
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}."
+            )
+
+    def _check_windows(self) -> None:
+        if not self.window_pattern or set(self.window_pattern) - set("LS"):
+            raise UserError(
+                f"model.window_pattern is {self.window_pattern!r}; it must be a pattern of L and S, such as SSSL."
+            )
+        if "S" in self.window_pattern and self.short_window is None:
+            raise UserError(
+                f"model.window_pattern is {self.window_pattern!r}, but model.short_window is not given. Give a number."
             )
 
     @property
@@ -217,26 +239,38 @@ class GPTConfig:
     def resolved_vocab_size(self) -> int:
         """V before padding, once it is known."""
         if self.vocab_size is None:
-            raise UserError("model.vocab_size is not known: no tokenizer says it. Give --model.vocab-size.")
+            raise UserError("model.vocab_size is not known, for there is no tokenizer. Give --model.vocab-size.")
         return self.vocab_size
 
     @property
     def padded_vocab_size(self) -> int:
-        """V as it is stored; the columns beyond the vocabulary never take part in a softmax."""
+        """V as it is stored. The columns beyond the vocabulary never take part in a softmax."""
         return -(-self.resolved_vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
+    def resolved_attention_scale(self) -> float:
+        """The factor on q kᵀ."""
+        return 1.0 / math.sqrt(self.head_dim) if self.attention_scale is None else self.attention_scale
+
+    @property
+    def position_scheme(self) -> PositionScheme:
+        """The positional scheme, made from the fields of its own names."""
+        scheme = POSITIONS[self.positions]
+        return scheme(**{field.name: getattr(self, field.name) for field in dataclasses.fields(scheme)})
+
+    @property
     def layers_are_identical(self) -> bool:
-        """Whether one compiled block can serve all layers."""
+        """One compiled block can serve all layers."""
         same_windows = len({self.window(layer) for layer in range(self.num_layers)}) == 1
         return same_windows and self.unet_skips == "none" and not self.value_residual and not self.value_embeddings
 
     @property
-    def resolved_rotary_base(self) -> float:
-        return 10_000.0 if self.rotary_base is None else self.rotary_base
+    def scans_layers(self) -> bool:
+        """The layers are scanned, not unrolled."""
+        return self.compute.scan_layers == "on" or (self.compute.scan_layers == "auto" and self.layers_are_identical)
 
     def window(self, layer: int) -> int | None:
-        """How many tokens a layer sees, its own included; None: all."""
+        """Tokens that a layer sees, the query's own included; None: all."""
         window = self.long_window if self.window_pattern[layer % len(self.window_pattern)] == "L" else self.short_window
         return None if window is None or window >= self.context_length else window
 
@@ -246,7 +280,7 @@ class GPTConfig:
         return tuple(sorted({self._table_name(layer) for layer in range(self.num_layers)} - {"."}))
 
     def value_table_index(self, layer: int) -> int | None:
-        """The number of the table that a layer reads; None: it reads none."""
+        """The index of the table that a layer reads; None: it reads none."""
         name = self._table_name(layer)
         return None if name == "." else self.value_table_names.index(name)
 
@@ -259,7 +293,7 @@ class GPTConfig:
         return self.init.std / math.sqrt(inputs) if self.init.scheme == "fan_in" else self.init.std
 
     def residual_std(self, inputs: int) -> float:
-        """That of an initial projection into the residual stream."""
+        """Standard deviation of an initial projection into the residual stream."""
         return 0.0 if self.init.zero_projections else self.matrix_std(inputs) / math.sqrt(2 * self.num_layers)
 
     @property
@@ -275,7 +309,7 @@ class GPTConfig:
     def flops_per_token(self, *, causal: bool) -> float:
         """FLOPs of one training token, forward and backward: 6 a matmul parameter, 12 N T D for attention.
 
-        `causal=True` counts only the keys that each token sees, (T + 1) / 2 of T on average without a window; False
+        `causal=True` counts only the keys that each token sees, (T + 1) / 2 of T on average without a window. False
         is the convention of PaLM (appendix B) and nanoGPT. Recomputation is not counted.
         """
         attention_matrices = 2 * self.embed_dim**2 * (1 + self.kv_heads / self.num_heads)
@@ -285,14 +319,14 @@ class GPTConfig:
         return 6.0 * matmuls + 12 * self.embed_dim * sum(spans)
 
     def _mean_span(self, layer: int) -> float:
-        """How many tokens a token sees on average: the first `window` see 1, 2, … of them, the others all."""
+        """Tokens that a token sees on average: the first `window` see 1, 2, … of them, the others all."""
         window = self.window(layer) or self.context_length
         return window - window * (window - 1) / (2 * self.context_length)
 
 
-NEEDS: tuple[tuple[str, str, str, Callable[[GPTConfig], Any]], ...] = (
-    ("rotary_base", "positions", "rotary", lambda c: c.positions == "rotary"),
-    ("rotary_dims", "positions", "rotary", lambda c: c.positions == "rotary"),
+REQUIREMENTS: tuple[tuple[str, str, str, Callable[[GPTConfig], Any]], ...] = (
+    ("rotary_base", "positions", "rotary", lambda c: hasattr(c.position_scheme, "rotary_base")),
+    ("rotary_fraction", "positions", "rotary", lambda c: hasattr(c.position_scheme, "rotary_fraction")),
     ("long_window", "window_pattern", "a pattern with an L", lambda c: "L" in c.window_pattern),
     ("short_window", "window_pattern", "a pattern with an S", lambda c: "S" in c.window_pattern),
     ("unet_skips", "num_layers", "at least 2", lambda c: c.num_layers > 1),
@@ -311,5 +345,5 @@ NEEDS: tuple[tuple[str, str, str, Callable[[GPTConfig], Any]], ...] = (
     ("logit_softcap_curve", "logit_softcap", "given", lambda c: c.logit_softcap is not None),
     ("init.head_std", "tie_embeddings", "False", lambda c: not c.tie_embeddings),
 )
-"""Fields that without another would change nothing, or could not be: (field, the other, what it has to be, whether it
-is). A field at its default asks for nothing."""
+"""(field, other field, what the other must be, predicate): without it the field would change nothing. A field at its
+default requires nothing."""

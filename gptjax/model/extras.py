@@ -1,4 +1,4 @@
-"""What later models add around GPT-2's blocks, each a small module that is only there if its field says so."""
+"""Additions of later models around GPT-2's blocks. Each is a small module that exists only if its field asks for it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,16 @@ from jax import Array
 
 from gptjax.model.attention import Sinks
 from gptjax.model.config import GATE_CHANNELS, GPTConfig
-from gptjax.model.module import Module, cast_and_gather, constant_param, embedding_lookup, normal_param
+from gptjax.model.module import Module
+from gptjax.model.params import cast_and_gather, constant_param, embedding_lookup, normal_param
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, Scalar
 from gptjax.sharding.mesh import MeshConfig, reshard
 
 
 class LearnedSinks(Module):
-    """Keys and values of one layer that belong to no token (`attention.Sinks`); the values start at zero.
+    """Keys and values of one layer that belong to no token (`attention.Sinks`). The values start at zero.
 
-    The keys are drawn: sinks that start alike would learn alike, and be one.
+    The keys are drawn at random: sinks that start alike would stay alike.
     """
 
     def __init__(self, config: GPTConfig, mesh: MeshConfig, *, key: Array) -> None:
@@ -30,7 +31,7 @@ class LearnedSinks(Module):
 
 
 class ValueMix(Module):
-    """A layer's values and others: by two learned numbers (arXiv:2410.17897), or the others times a gate (nanochat)."""
+    """Mix extra values into a layer's own: by two learned numbers (arXiv:2410.17897), or times a gate (nanochat)."""
 
     def __init__(self, config: GPTConfig, mesh: MeshConfig) -> None:
         gated, heads = config.value_gate, config.kv_heads
@@ -38,13 +39,13 @@ class ValueMix(Module):
         self.gate = constant_param(0.0, "PJ", (GATE_CHANNELS, heads), mesh=mesh) if gated else None
         self.config, self.mesh = config, mesh
 
-    def __call__(self, x: BTD, v: BTJK, others: BTJK) -> BTJK:
+    def __call__(self, x: BTD, v: BTJK, extra_values: BTJK) -> BTJK:
         if self.gate is not None:
             logits = self.linear("BTP,PJ->BTJ", x[..., :GATE_CHANNELS], self.gate)
-            return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * others
+            return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * extra_values
         assert self.mix is not None
-        own, other = cast_and_gather(self.mix, self.config.compute.dtype, self.mesh)
-        return own * v + other * others
+        own, extra = cast_and_gather(self.mix, self.config.compute.dtype, self.mesh)
+        return own * v + extra * extra_values
 
 
 class ValueEmbeddings(Module):
@@ -53,16 +54,16 @@ class ValueEmbeddings(Module):
     def __init__(self, config: GPTConfig, mesh: MeshConfig, *, key: Array) -> None:
         shape, std = (config.padded_vocab_size, config.kv_heads * config.head_dim), config.matrix_std(config.embed_dim)
         keys = jax.random.split(key, len(config.value_table_names))
-        # Stacked along a leading axis that no letter names.
+        # Stacked along a leading axis without a name.
         self.tables = jax.vmap(lambda key: normal_param(key, "VE", shape, std=std, mesh=mesh))(keys)
         self.config, self.mesh = config, mesh
 
     def __call__(self, tokens: BT, layer: int) -> BTJK | None:
-        """The tokens' values for a layer; None if it names no table."""
+        """The tokens' values for a layer; None if the layer names no table."""
         config, mesh = self.config, self.mesh
-        if (number := config.value_table_index(layer)) is None:
+        if (index := config.value_table_index(layer)) is None:
             return None
-        table = reshard(self.tables[...][number].astype(config.compute.dtype), mesh.unsharded_spec("VE"))
+        table = reshard(self.tables[...][index].astype(config.compute.dtype), mesh.unsharded_spec("VE"))
         values = embedding_lookup(table, tokens, mesh)
         return reshard(
             jnp.reshape(values, (*tokens.shape, config.kv_heads, config.head_dim)), mesh.activation_spec("BTJK")
@@ -70,10 +71,10 @@ class ValueEmbeddings(Module):
 
 
 class X0Mix(Module):
-    """A block reads α x + β x0: the residual stream, and the embeddings once more (modded-nanogpt)."""
+    """A block reads α x + β x0: the residual stream and the embeddings (modded-nanogpt)."""
 
     def __init__(self, config: GPTConfig, mesh: MeshConfig, *, depth: Scalar) -> None:
-        """`depth` goes from 0 at the first layer to 1 at the last."""
+        """`depth` is 0 at the first layer and 1 at the last."""
         by_depth = lambda ends: nnx.Param(ends[0] + (ends[1] - ends[0]) * depth, axis_names="")
         self.residual_mix, self.x0_mix = by_depth(config.init.residual_mix), by_depth(config.init.x0_mix)
         self.config, self.mesh = config, mesh
@@ -91,11 +92,11 @@ class UNet(Module):
         self.skip_weights = constant_param(1.0, "N", (self.half,), mesh=mesh) if learned else None
         self.config, self.mesh = config, mesh
 
-    def leave(self, x: BTD, skips: tuple[BTD, ...], layer: int) -> tuple[BTD, ...]:
-        """The skips after a layer whose output is x."""
+    def push(self, x: BTD, skips: tuple[BTD, ...], layer: int) -> tuple[BTD, ...]:
+        """The skips after a layer with output x."""
         return (*skips, x) if layer < self.half else skips
 
-    def take(self, x: BTD, skips: tuple[BTD, ...], layer: int) -> tuple[BTD, tuple[BTD, ...]]:
+    def pop(self, x: BTD, skips: tuple[BTD, ...], layer: int) -> tuple[BTD, tuple[BTD, ...]]:
         """What a layer reads instead of x, and the skips that remain."""
         partner = self.config.num_layers - 1 - layer
         if partner >= self.half:

@@ -8,19 +8,20 @@ RUN_FIELDS = ("dropout", "intra_document_mask", "compute")
 """Fields that the new run decides: how it trains and computes. The weights settle all others."""
 WINDOW_FIELDS = ("window_pattern", "long_window", "short_window")
 EXTENDABLE_FIELDS = ("context_length", "rotary_base", *WINDOW_FIELDS)
-"""Fields that weights leave open: attention windows and, with rotary positions, the context length."""
+"""Fields that weights leave open: attention windows, and the context length unless positions are learned."""
 
 
 def merge_model_config(source: GPTConfig, wanted: GPTConfig) -> GPTConfig:
     """The architecture of the source run, with compute, dropout and document mask from `wanted`.
 
-    The context length is the shorter of the two with learned positions, the wanted one with rotary positions. The rotary
-    base and the three window fields are taken from `wanted` unless they are at their defaults there.
+    The context length is the wanted one, but at most the number of learned positions. The rotary base and the three
+    window fields are taken from `wanted` unless they are at their defaults there.
     """
     fields = {field: getattr(wanted, field) for field in RUN_FIELDS}
     if any(getattr(wanted, field) != getattr(GPTConfig, field) for field in WINDOW_FIELDS):
         fields |= {field: getattr(wanted, field) for field in WINDOW_FIELDS}
-    if source.positions == "learned":
-        return replace(source, **fields, context_length=min(source.context_length, wanted.context_length))
-    base = source.rotary_base if wanted.rotary_base is None else wanted.rotary_base
-    return replace(source, **fields, context_length=wanted.context_length, rotary_base=base)
+    scheme, limit = source.position_scheme, source.position_scheme.max_length
+    fields["context_length"] = wanted.context_length if limit is None else min(limit, wanted.context_length)
+    if wanted.rotary_base is not None and hasattr(scheme, "rotary_base"):
+        fields["rotary_base"] = wanted.rotary_base
+    return replace(source, **fields)

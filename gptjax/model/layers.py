@@ -1,13 +1,13 @@
-"""Small pure functions of the model: norms, activations, rotation, dropout. A new activation is one line here."""
+"""Pure functions of the model: activations, norms, softcap, dropout. A new activation is one line here."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from gptjax.sharding.axes import BTD, BTHK, DropoutKeys
+from gptjax.sharding.axes import BTD, DropoutKeys
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def layer_norm(x: BTD, scale: Float[Array, " D"] | None, bias: Float[Array, " D"] | None, *, epsilon: float) -> BTD:
-    """Layer normalisation (Ba et al. 2016) over D, computed in float32, returned in `x`'s dtype."""
+    """Layer normalisation (arXiv:1607.06450) over D, computed in float32, returned in `x`'s dtype."""
     x32 = x.astype(jnp.float32)
     centred = x32 - x32.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -35,45 +35,25 @@ def rms_norm(x: Array, scale: Float[Array, " D"] | None, *, epsilon: float) -> A
     return (y if scale is None else y * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))).astype(x.dtype)
 
 
-def rotary_angles(positions: Int[Array, " T"], head_dim: int, *, base: float, half: bool) -> Float[Array, "T pairs"]:
-    """By how much each pair of a head's K / 2 pairs is turned at each position (RoFormer, arXiv:2104.09864).
-
-    The speed of pair i falls from 1 to about 1 / base, as base^(-2i / K). `half` turns only the faster half of the
-    pairs, spaced so that the slowest of them has 1 / base, and leaves the others still (modded-nanogpt).
-    """
-    pairs = head_dim // 2
-    if half:
-        speeds = (1.0 / base) ** jnp.linspace(0.0, 1.0, pairs // 2)
-        speeds = jnp.concatenate([speeds, jnp.zeros(pairs - pairs // 2)])
-    else:
-        speeds = base ** (-jnp.arange(pairs) / pairs)
-    return positions[:, None].astype(jnp.float32) * speeds[None]
-
-
-def apply_rotary(x: BTHK, angles: Float[Array, "T pairs"]) -> BTHK:
-    """Turn the pairs (i, i + K / 2) of every head by their angles, in float32, returned in `x`'s dtype."""
-    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.astype(x.dtype)
-
-
 def apply_softcap(logits: Array, cap: float | None, curve: str = "tanh") -> Array:
-    """Logits drawn smoothly into (-cap, cap), by a tanh (Gemma 2, arXiv:2408.00118) or a root; None leaves them."""
+    """Logits squeezed smoothly into (-cap, cap); None leaves them.
+
+    The curve is c tanh(z / c) for `tanh` (Gemma 2, arXiv:2408.00118) and z / √(1 + (z / c)²) for `sqrt`.
+    """
     if cap is None:
         return logits
     ratio = logits / cap
     return cap * jnp.tanh(ratio) if curve == "tanh" else logits * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
 
-def fold_in_rows(keys: DropoutKeys, data: int | Array) -> DropoutKeys:
-    """A fresh key for each row, for one place in the model (a layer, a site within it)."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
+def fold_in_rows(keys: DropoutKeys | None, data: int | Array) -> DropoutKeys | None:
+    """A fresh key for each row, for one place in the model (a layer, or a site within it). None stays None."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
-def dropout(x: Array, rate: float, keys: DropoutKeys | None) -> Array:
-    """Zero a share `rate` of each row of x (B, ...) and scale up the rest; x itself where `keys` is None."""
-    if keys is None or rate == 0.0:
+def dropout(x: Array, rate: float, dropout_keys: DropoutKeys | None) -> Array:
+    """Zero a share `rate` of each row of x (B, ...) and scale up the rest. Without keys x itself is returned."""
+    if dropout_keys is None or rate == 0.0:
         return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(dropout_keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))

@@ -1,68 +1,25 @@
-"""Weights with letters, and how they are used: drawn sharded, cast, gathered, multiplied, looked up."""
+"""The base class of all parts of the model."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
 
 from gptjax.model.config import GPTConfig
-from gptjax.sharding.axes import BT
-from gptjax.sharding.mesh import MeshConfig, reshard
+from gptjax.model.params import cast_and_gather, project
+from gptjax.sharding.mesh import MeshConfig
 
 
 class Module(nnx.Module):
-    """A part of the model: its weights, and what is known while tracing."""
+    """A part of the model: its weights, and the static config and mesh under which it computes."""
 
     config: GPTConfig
     mesh: MeshConfig
 
     def linear(self, axis_names: str, x: Array, w: nnx.Param[Array], bias: nnx.Param[Array] | None = None) -> Array:
-        """`project` with a weight in the model's dtype, plus a bias; it has the output's letters beside B and T."""
+        """`project` with a weight in the model's dtype, plus a bias. The bias has the output's axes besides B and T."""
         dtype, mesh = self.config.compute.dtype, self.mesh
         y = project(axis_names, x, cast_and_gather(w, dtype, mesh), mesh)
         if bias is None:
             return y
-        places = [i for i, letter in enumerate(axis_names.split("->")[1]) if letter in "BT"]
-        return y + jnp.expand_dims(cast_and_gather(bias, dtype, mesh), places)
-
-
-def normal_param(
-    key: Array, axis_names: str, shape: tuple[int, ...], *, std: float, mesh: MeshConfig
-) -> nnx.Param[Array]:
-    """A float32 parameter drawn from N(0, std²), born sharded as its letters say."""
-    normal = jax.random.normal(key, shape, jnp.float32, out_sharding=mesh.weight_spec(axis_names))
-    return nnx.Param(std * normal, axis_names=axis_names)
-
-
-def constant_param(value: float, axis_names: str, shape: tuple[int, ...], *, mesh: MeshConfig) -> nnx.Param[Array]:
-    """A float32 parameter that starts as one number everywhere."""
-    filled = jnp.full(shape, value, jnp.float32, out_sharding=mesh.weight_spec(axis_names))  # pyright: ignore[reportCallIssue]
-    return nnx.Param(filled, axis_names=axis_names)
-
-
-def cast_and_gather(parameter: nnx.Param[Array], dtype: str, mesh: MeshConfig) -> Array:
-    """A weight as products need it: cast first, so that fewer bytes travel, then gathered over fsdp."""
-    return reshard(parameter[...].astype(dtype), mesh.unsharded_spec(parameter.axis_names))
-
-
-def project(axis_names: str, x: Array, w: Array, mesh: MeshConfig) -> Array:
-    """`einsum` of activations (B, T, …) with a weight, such as "BTD,DF->BTF", with B and T as one axis meanwhile.
-
-    On CPUs a training step takes about three quarters of the time so (LAB.md).
-    """
-    ins, out = axis_names.split("->")
-    sizes = dict(zip(ins.replace(",", ""), (*x.shape, *w.shape), strict=True))
-    activation_spec, normal_param = ins.replace("BT", "M").split(",")
-    product = jnp.einsum(
-        f"{activation_spec},{normal_param}->{out.replace('BT', 'M')}",
-        jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=mesh.activation_spec(activation_spec)),
-        w,
-        out_sharding=mesh.activation_spec(out.replace("BT", "M")),
-    )
-    return jnp.reshape(product, tuple(sizes[letter] for letter in out), out_sharding=mesh.activation_spec(out))
-
-
-def embedding_lookup(table: Float[Array, "rows width"], ids: BT, mesh: MeshConfig) -> Float[Array, "B T width"]:
-    """The rows of a table (as it is gathered for use) that the ids name."""
-    return table[ids] if not mesh.is_sharded else table.at[ids].get(out_sharding=mesh.activation_spec("BTD"))
+        batch_axes = [i for i, letter in enumerate(axis_names.split("->")[1]) if letter in "BT"]
+        return y + jnp.expand_dims(cast_and_gather(bias, dtype, mesh), batch_axes)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import GPT, DocumentIds
-from gptjax.model.loss import next_token_loss
+from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
 
 MicroBatch = dict[str, BT]
@@ -45,15 +45,10 @@ class NextToken:
         """(nats, scored targets), summed over all rows on all devices."""
         documents = DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
         return next_token_loss(
-            model.hidden_states(batch["tokens"], dropout_keys, documents),
-            model.head_weight,
+            model.hidden_states(batch["tokens"], dropout_keys, documents=documents),
+            model.output_head,
             batch["targets"],
-            bias=None if model.head_bias is None else model.head_bias[...],
-            vocab_size=model.config.resolved_vocab_size,
-            chunk_tokens=self.chunk_tokens,
-            dtype=model.config.compute.head_dtype or model.config.compute.dtype,
-            logit_softcap=model.config.logit_softcap,
-            logit_softcap_curve=model.config.logit_softcap_curve,
-            z_loss=self.z_loss,
-            mesh=model.mesh,
+            options=LossOptions.from_config(
+                model.config, chunk_tokens=self.chunk_tokens, mesh=model.mesh, z_loss=self.z_loss
+            ),
         )

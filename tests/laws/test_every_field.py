@@ -294,7 +294,7 @@ PROGRAM = {
         "init_std": 0.03,
         "positions": "learned",
         "rotary_base": 100.0,
-        "rotary_dims": "half",
+        "rotary_fraction": 0.5,
         "norm": "rms",
         "norm_scale": False,
         "qk_norm": True,

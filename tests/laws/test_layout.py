@@ -40,7 +40,7 @@ ALL_OPTIONS = replace(
 ADAMW = AdamW(learning_rate=3e-3, clip_norm=0.5, weight_decay=0.1, schedule=Constant(warmup_steps=1))
 MODERN = {
     "positions": "rotary",
-    "rotary_dims": "half",
+    "rotary_fraction": 0.5,
     "norm": "rms",
     "qk_norm": True,
     "attention_scale": 0.12,
