@@ -26,15 +26,15 @@ from typing import Literal
 import jax
 import tyro
 from aot import TARGETS, Target, collectives, products
+from gptjax.core.settings import available_configs
 
 from gptjax import model, state
 from gptjax.config import load_config
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.settings import available_configs
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch
 from gptjax.model.attention import select_kernel
-from gptjax.optim.optimizers import Muon
+from gptjax.optim import Muon
 from gptjax.optim.orthogonalize import count_muon_flops
 from gptjax.sharding.mesh import AXES, MeshConfig
 from gptjax.train import make_phase_step
@@ -101,7 +101,7 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
         optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
         start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
         for remat, batch in itertools.product(remats, batches):
-            rows = abstract_batch(batch, shape.context_length, mesh=mesh, documents=shape.intra_document_mask)
+            rows = abstract_batch(batch, shape.context_length, mesh=mesh, with_documents=shape.intra_document_mask)
             tried = replace(
                 phase,
                 batch=batch,
@@ -125,7 +125,10 @@ def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str
     if isinstance(config.optimizer, Muon):
         own = config.optimizer
         needed = partial(
-            count_muon_flops, start.optimizer["muon"].inner_state.momentum, ns_steps=own.iterations, split=own.split
+            count_muon_flops,
+            start.optimizer["muon"].inner_state.momentum,
+            ns_steps=own.ns_steps,
+            matrix_split=own.matrix_split,
         )
         done = products(text, scope="newton_schulz") * mesh.num_devices
         whole = needed(devices=mesh.num_devices)

@@ -1,7 +1,7 @@
-"""What each packing drops or pads, and how long it takes to plan: `python benchmarks/packing.py [--data=DIR]`.
+"""What each packing drops or pads, and how long planning takes: `python benchmarks/packing.py [--data=DIR]`.
 
-Of a million documents of log-normal lengths, much like those of web pages, or of the training split of prepared shards.
-Seconds are of the processor, planning alone.
+For a million documents of log-normal lengths, like those of web pages, or for the training split of prepared shards.
+Seconds are processor time of planning alone.
 """
 
 import time
@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from gptjax.data.packing import pack_best_fit, pack_bos_aligned, pack_bos_best_fit
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Request:
     """What to measure."""
 
     data: Path | None = None
-    """Shards that know their documents; without, lengths are drawn."""
+    """Shards with an index of documents; without, lengths are drawn."""
     documents: int = 1_000_000
     mean: float = 1000.0
     """Tokens of a document that is drawn."""
@@ -29,7 +29,7 @@ class Request:
     contexts: tuple[int, ...] = (1024, 2048)
 
 
-def documents_of(request: Request) -> tuple[np.ndarray, int]:
+def find_documents(request: Request) -> tuple[np.ndarray, int]:
     """Where documents begin, and how many tokens there are."""
     if request.data is not None:
         stream = open_split(request.data, "train")
@@ -41,21 +41,18 @@ def documents_of(request: Request) -> tuple[np.ndarray, int]:
 
 
 def main(request: Request) -> None:
-    starts, tokens = documents_of(request)
+    starts, tokens = find_documents(request)
     lengths = np.diff(starts, append=tokens)
     print(f"{len(lengths):,} documents, {tokens:,} tokens, mean {lengths.mean():.0f}, median {np.median(lengths):.0f}")
     for context_length in request.contexts:
-        print(
-            f"T = {context_length}: {np.maximum(0, lengths - context_length).sum() / tokens:.2%} is beyond T in its document"
-        )
+        beyond = np.maximum(0, lengths - context_length).sum() / tokens
+        print(f"T = {context_length}: {beyond:.2%} is beyond T in its document")
         for plan in (pack_bos_aligned, pack_best_fit, pack_bos_best_fit):
             start = time.process_time()
             rows = len(plan(starts, tokens, context_length))
             seconds = time.process_time() - start
-            dropped, padding = (
-                max(0.0, 1 - rows * context_length / tokens),
-                max(0.0, 1 - tokens / (rows * context_length)),
-            )
+            dropped = max(0.0, 1 - rows * context_length / tokens)
+            padding = max(0.0, 1 - tokens / (rows * context_length))
             print(f"  {plan.__name__:16} {dropped:7.2%} dropped, {padding:6.2%} padding, {seconds:.2f} s", flush=True)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from jax import Array
 
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.model.generation import Cache, extend_cache
 from gptjax.model.gpt import GPT
 from gptjax.run_dir import RunDir

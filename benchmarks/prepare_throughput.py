@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import tiktoken
 
-from data_pipelines.readers.documents import Reading, documents_of
-from data_pipelines.sources import open_source
+from data_pipelines.readers.documents import ReadContext, iter_documents
+from data_pipelines.readers.sources import open_source
 from gptjax.tokenization.tokenizer import BPE, load_tokenizer
 
 LEAST_SECONDS = 10
@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tokenizer", default="gpt2")
     arguments = parser.parse_args()
-    reading = Reading()
-    documents = documents_of(open_source(arguments.source).chunks(reading), reading)
+    context_length = ReadContext()
+    documents = iter_documents(open_source(arguments.source).chunks(context_length), context_length)
     texts = [text for text in (str(document, "utf-8") for document in documents) if text.strip()]
     size, largest = sum(len(text.encode()) for text in texts), max(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as directory:

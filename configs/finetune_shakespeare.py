@@ -6,15 +6,13 @@
     ... --init-from=runs/mine --data.tokenizer=runs/mine/tokenizer.json        # a run of yours, in its own tokens
 
 Data      tiny Shakespeare in GPT-2 tokens, 301,966 to train on and 36,059 to validate
-Model     the one that it starts from; a shorter --model.context-length-length crops it
+Model     that of the run it starts from; a shorter --model.context-length crops it
 Published no loss; nanoGPT takes 20 steps of 32,768 tokens at 3e-5 on one GPU
-Measured  not yet by us
 """
 
 from data_pipelines.prepared import Prepared
 from gptjax.config import TrainConfig
-from gptjax.optim.optimizers import AdamW
-from gptjax.optim.schedules import Constant
+from gptjax.optim import AdamW, Constant
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss
 
@@ -24,7 +22,7 @@ config = TrainConfig(
     steps=20,
     batch_size=32,
     grad_accum=4,
-    data=Prepared(source="shakespeare", tokenizer="gpt2", validation="tail:0.1"),
+    data=Prepared(source="shakespeare", tokenizer="gpt2", split="tail:0.1"),
     optimizer=AdamW(learning_rate=3e-5, schedule=Constant()),
     checkpoint=CheckpointConfig(every=5),
     evaluators=(ValidationLoss(every=5, batch_size=4), Samples(every=20, prompt="ROMEO:", max_new_tokens=100)),

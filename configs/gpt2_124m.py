@@ -1,21 +1,19 @@
-"""GPT-2 124M on OpenWebText, by nanoGPT's recipe: the reproduction that everyone starts from.
+"""GPT-2 124M on OpenWebText by nanoGPT's recipe: the common baseline.
 
     python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
     python -m gptjax.train --config=configs/gpt2_124m.py
     bash launch/gpu_node.sh --config=configs/gpt2_124m.py                       # 8 GPUs, one process
 
-Data      OpenWebText, 9.04 B training tokens; any directory of shards made with the gpt2 tokenizer will do
+Data      OpenWebText, 9.04 B training tokens; or any directory of shards in GPT-2 tokens
 Model     12 layers × 768, context 1,024, 123.7 M parameters without biases
-Hardware  8 A100; on one GPU give --grad_accum=40 for the same batch in 40 parts
+Hardware  8 A100; on one GPU give --grad-accum=40 for the same batch in 40 micro-batches
 Published nanoGPT: validation loss about 2.85 after 600,000 steps of 491,520 tokens, four days on 8 A100-40GB
-Measured  not yet by us
 """
 
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.model.config import GPTConfig
-from gptjax.optim.optimizers import AdamW
-from gptjax.optim.schedules import Cosine
+from gptjax.optim import AdamW, Cosine
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss
 

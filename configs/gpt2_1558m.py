@@ -1,12 +1,10 @@
-"""GPT-2 1558M on OpenWebText: the 124M recipe in a larger shape, with the learning rate of GPT-3's model of that size.
+"""GPT-2 1558M on OpenWebText: the recipe of gpt2_124m at the learning rate of GPT-3's model of this size.
 
     bash launch/gpu_node.sh --config=configs/gpt2_1558m.py
 
-Data      as gpt2_124m
-Model     48 layers × 1600, context 1,024, without biases; 600,000 steps of 491,520 tokens
-Hardware  8 A100-80GB or H100; reckoned, at 40 % of the A100's peak: 35 days
+Model     48 layers × 1600, context 1,024, without biases; 600,000 steps of 491,520 tokens of gpt2_124m's data
+Hardware  8 A100-80GB or H100; estimated at 40 % of the A100's peak: 35 days
 Published OpenAI's released weights have a validation loss of 2.54 on OpenWebText (nanoGPT's README)
-Measured  not yet by us
 """
 
 from dataclasses import replace
@@ -19,6 +17,6 @@ config = replace(
     name="gpt2_1558m",
     model=replace(base.model, num_layers=48, embed_dim=1600, num_heads=25),
     optimizer=replace(base.optimizer, learning_rate=2e-4),
-    batch=replace(base.batch, grad_accum=10),
+    grad_accum=10,
     mesh=MeshConfig("fsdp"),
 )

@@ -1,12 +1,10 @@
-"""GPT-2 774M on OpenWebText: the 124M recipe in a larger shape, with the learning rate of GPT-3's model of that size.
+"""GPT-2 774M on OpenWebText: the recipe of gpt2_124m at the learning rate of GPT-3's model of this size.
 
     bash launch/gpu_node.sh --config=configs/gpt2_774m.py
 
-Data      as gpt2_124m
-Model     36 layers × 1280, context 1,024, without biases; 600,000 steps of 491,520 tokens
-Hardware  8 A100-80GB or H100; reckoned, at 40 % of the A100's peak: 18 days
+Model     36 layers × 1280, context 1,024, without biases; 600,000 steps of 491,520 tokens of gpt2_124m's data
+Hardware  8 A100-80GB or H100; estimated at 40 % of the A100's peak: 18 days
 Published OpenAI's released weights have a validation loss of 2.67 on OpenWebText (nanoGPT's README)
-Measured  not yet by us
 """
 
 from dataclasses import replace

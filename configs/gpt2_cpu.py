@@ -1,40 +1,29 @@
-"""GPT-2 and AdamW at a size for two CPU cores: what modern_cpu is measured against.
+"""GPT-2 and AdamW at a size for two CPU cores: the baseline of modern_cpu.
 
     python -m gptjax.train --config=configs/gpt2_cpu.py
     python -m gptjax.train --config=configs/gpt2_cpu.py --data.source=books.txt                # your own text
 
-Data      text that every Python carries, in a byte-level BPE of 4,096 learnt from it; or any text
+Data      as quickstart, in a byte-level BPE of 4,096; or any text
 Model     4 layers × 128, context 256, 1.3 M parameters without biases
 Optimizer 1,200 steps of 2,048 tokens; nanoGPT's AdamW, at the best rate of a grid (benchmarks/loss_per_token.py)
-Measured  by us on 142 books (16.6 M tokens of a BPE of 4,096), judged on five others: 4.854 nats a token, the mean of
-          three seeds, at 0.004, the best rate of 0.002, 0.004 and 0.008
+Measured  by us on 142 books (16.6 M tokens of a BPE of 4,096), evaluated on five others: 4.854 nats a token, the mean
+          of three seeds, at 0.004, the best rate of 0.002, 0.004 and 0.008
 """
 
-from data_pipelines.prepared import Prepared
-from gptjax.config import TrainConfig
-from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import AdamW
-from gptjax.optim.schedules import Cosine
-from gptjax.training.checkpoint import CheckpointConfig
+from dataclasses import replace
+
+from configs.quickstart import config as base
+from gptjax.optim import AdamW, Cosine
 from gptjax.training.evaluators import Samples, ValidationLoss
 from gptjax.training.objective import NextToken
 
-config = TrainConfig(
+config = replace(
+    base,
     name="gpt2_cpu",
-    steps=1200,
-    batch_size=8,
-    model=GPTConfig(
-        num_layers=4,
-        embed_dim=128,
-        num_heads=4,
-        context_length=256,
-        vocab_size=4096,
-        bias=False,
-        compute=ComputeConfig(dtype="float32", remat="none", scan_layers="off"),
-    ),
-    data=Prepared(source="stdlib", tokenizer="bpe:4096", validation="documents:0.02"),
+    model=replace(base.model, context_length=256, vocab_size=4096),
+    data=replace(base.data, tokenizer="bpe:4096"),
     objective=NextToken(chunk_tokens=512),
     optimizer=AdamW(learning_rate=4e-3, beta2=0.99, schedule=Cosine(warmup_steps=100, min_ratio=0.1)),
-    checkpoint=CheckpointConfig(every=400),
+    checkpoint=replace(base.checkpoint, every=400),
     evaluators=(ValidationLoss(every=200, tokens=65_536), Samples(every=600, prompt="\n")),
 )

@@ -2,23 +2,20 @@
 
     python -m data_pipelines.fetch fineweb_10b --output=data/fineweb_10b
     python -m gptjax.train --config=configs/speedrun_162m.py
-    bash launch/gpu_node.sh --config=configs/speedrun_162m.py --grad_accum=1                     # 8 GPUs
+    bash launch/gpu_node.sh --config=configs/speedrun_162m.py --grad-accum=1                     # 8 GPUs
 
-Data      FineWeb in GPT-2 tokens; the first 10,485,760 tokens of its validation shard are judged, as in the speedruns
-Model     12 layers × 768, context 2,048, 162,201,600 parameters: rotary positions, QK-norm, RMSNorm without gain,
-          squared ReLU, U-Net skips without weights, logits capped at 30, a head of its own; the first loss is about
-          ln 50,304 = 10.8
+Data      FineWeb in GPT-2 tokens; validation on the first 10,485,760 tokens of its split, as in the speedruns
+Model     12 layers × 768, context 2,048, 162,201,600 parameters: rotary positions, QK-norm, RMSNorm without scale,
+          squared ReLU, plain U-Net skips, logits capped at 30, an untied head; the first loss is about ln 50,304 = 10.8
 Optimizer 1,500 steps of 524,288 tokens; Muon at 0.02 and Adam at 0.006, cosine to 15 % over the last 60 %
 Hardware  one A100-80GB
 Published about 195,000 tokens/s, 78 minutes; its validation loss was never shown. The head's initial 0.005 is ours
-Measured  not yet by us
 """
 
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.model.config import GPTConfig, InitConfig
-from gptjax.optim.optimizers import Muon
-from gptjax.optim.schedules import WarmupStableDecay
+from gptjax.optim import Muon, WarmupStableDecay
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Samples, ValidationLoss
 

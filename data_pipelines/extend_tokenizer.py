@@ -1,7 +1,7 @@
-"""Give a tokenizer more special tokens: `python -m data_pipelines.extend_tokenizer --tokenizer=gpt2 --output=DIR`.
+"""Add special tokens to a tokenizer: `python -m data_pipelines.extend_tokenizer --tokenizer=gpt2 --output=DIR`.
 
-The new ids follow the vocabulary and every text keeps its ids, so weights trained with the old tokenizer go on with the
-new one. GPT-2's 50,257 ids are usually stored in 50,304 rows: 47 special tokens fit without a larger table.
+The new ids follow the vocabulary and every text keeps its ids, so weights trained with the old tokenizer remain valid.
+GPT-2's 50,257 ids are usually stored in 50,304 rows: 47 special tokens fit without a larger table.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from data_pipelines.train_tokenizer import print_special_tokens, special_names
+from data_pipelines.encode.bpe_trainer import parse_special_tokens
+from data_pipelines.train_tokenizer import print_special_tokens
 from gptjax.core.errors import exit_on_user_error
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
@@ -23,12 +24,12 @@ class ExtendTokenizer:
     output: Path
     """Directory that receives tokenizer.json."""
     special_tokens: str = "chat"
-    """What to add, with commas between: `chat` (for <|im_start|>,<|im_end|>) or names such as <|pad|>."""
+    """Names separated by commas: `chat` (<|im_start|>,<|im_end|>) or names such as <|pad|>."""
 
 
-def extend(request: ExtendTokenizer) -> Tokenizer:
-    """Read, add, write; prints the ids of the special tokens."""
-    tokenizer = load_tokenizer(request.tokenizer).with_special_tokens(special_names(request.special_tokens))
+def extend_tokenizer(request: ExtendTokenizer) -> Tokenizer:
+    """Read, add and write; prints the ids of the special tokens."""
+    tokenizer = load_tokenizer(request.tokenizer).with_special_tokens(parse_special_tokens(request.special_tokens))
     path = tokenizer.save(request.output.expanduser())
     print(f"{path}: {tokenizer.vocab_size:,} tokens")
     print_special_tokens(tokenizer)
@@ -37,4 +38,4 @@ def extend(request: ExtendTokenizer) -> Tokenizer:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        extend(tyro.cli(ExtendTokenizer, prog="python -m data_pipelines.extend_tokenizer"))
+        extend_tokenizer(tyro.cli(ExtendTokenizer, prog="python -m data_pipelines.extend_tokenizer"))

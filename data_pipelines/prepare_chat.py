@@ -3,8 +3,8 @@
     python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
 
 A line is `{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}`, with at
-most one system message, the first. Each conversation becomes a document in the template of `gptjax.chat`; scored is
-what the assistant says, with the end of its message. A tokenizer without the template's special tokens is given them.
+most one system message, the first. Each conversation becomes a document in the template of `gptjax.chat`. Scored are
+the assistant's messages and their ends. A tokenizer without the template's special tokens gets them.
 """
 
 from dataclasses import dataclass
@@ -12,37 +12,36 @@ from typing import Any
 
 import tyro
 
-from data_pipelines.scored_shards import Example, Kind, PrepareScored, prepare_scored
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored
 from gptjax.core.errors import exit_on_user_error
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrepareChat(PrepareScored):
-    """Tokenise conversations into shards, in one process; killed before the end, the same command begins anew."""
+    """Tokenise conversations into shards, in one process. After a kill the same command begins again."""
 
 
 def prepare_chat(request: PrepareChat) -> Manifest:
-    """Do what is asked, unless it has been done; prints a summary."""
+    """Prepare the data unless it exists already; prints a summary."""
     given = load_tokenizer(request.tokenizer)
     tokenizer = given.with_special_tokens(CHAT_TOKENS)
     template = ChatTemplate(tokenizer)
 
     def encode(messages: list[Message]) -> Example:
-        return Example(repr(messages), [template.conversation(messages)])
+        return Example(repr(messages), [template.encode_conversation(messages)])
 
-    manifest = prepare_scored(request, Kind("chat", "conversations", check, encode), tokenizer)
+    manifest = prepare_scored(request, ExampleKind("chat", "conversations", _parse, encode), tokenizer=tokenizer)
     if tokenizer.vocab_size > given.vocab_size:
-        print(
-            f"note: {' and '.join(CHAT_TOKENS)} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids."
-        )
+        tokens = " and ".join(CHAT_TOKENS)
+        print(f"note: {tokens} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.")
     return manifest
 
 
-def check(record: dict[str, Any], where: str) -> list[Message]:
-    """The messages of a record; raises `UserError` where they are not a conversation to learn from."""
+def _parse(record: dict[str, Any], where: str) -> list[Message]:
+    """The messages of a record; raises `UserError` for an invalid conversation."""
     messages = read_messages(record.get("messages"), where=f'{where}: "messages"')
     check_turns(messages, where=where)
     return messages

@@ -2,10 +2,10 @@
 
     python -m data_pipelines.prepare_preferences --source=pairs.jsonl --tokenizer=data/chat --output=data/pairs
 
-A line is `{"prompt": ..., "chosen": ..., "rejected": ...}`. Either all three are lists of messages: they become
-conversations in the template of `gptjax.chat`, scored is what the assistant says in the completion, and the tokenizer
-must have the special tokens of the template. Or all three are strings: they become plain text, `<|endoftext|>`, prompt,
-completion, `<|endoftext|>`, where the completion and the end are scored. `gptjax.preferences` reads the pairs.
+A line is `{"prompt": ..., "chosen": ..., "rejected": ...}`. Three lists of messages become conversations in the
+template of `gptjax.chat`; scored are the assistant's messages in the completion; the tokenizer needs the template's
+special tokens. Three strings become `<|endoftext|>`, prompt, completion, `<|endoftext|>`; scored are the completion and
+the end. `gptjax.preferences` reads the pairs.
 """
 
 import functools
@@ -14,79 +14,57 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from data_pipelines.scored_shards import Example, Kind, LeftOut, PrepareScored, prepare_scored
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, UselessRecord, prepare_scored
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
-from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, one_id, read_messages, whole_text
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, check_utf8, read_messages, to_ids
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 FIELDS = ("prompt", "chosen", "rejected")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparePreferences(PrepareScored):
-    """Tokenise pairs of completions into shards; pairs with equal prompts are on one side of the split.
+    """Tokenise pairs of completions into shards, in one process; pairs with equal prompts are in the same split.
 
-    One process does it; killed before the end, the same command begins anew."""
-
-
-class Texts(NamedTuple):
-    """A preference between plain texts."""
-
-    prompt: str
-    chosen: str
-    rejected: str
+    After a kill the same command begins again."""
 
 
-class Chats(NamedTuple):
-    """A preference between ways in which a conversation goes on."""
+class Preference(NamedTuple):
+    """Three texts, or three lists of messages."""
 
-    prompt: list[Message]
-    chosen: list[Message]
-    rejected: list[Message]
+    prompt: str | list[Message]
+    chosen: str | list[Message]
+    rejected: str | list[Message]
 
 
 def prepare_preferences(request: PreparePreferences) -> Manifest:
-    """Do what is asked, unless it has been done; prints a summary."""
+    """Prepare the data unless it exists already; prints a summary."""
     tokenizer = load_tokenizer(request.tokenizer)
-    return prepare_scored(request, Kind(KIND, "pairs", check, PairEncoder(tokenizer)), tokenizer)
+    template = functools.cache(lambda: ChatTemplate(tokenizer))  # plain text needs no special tokens of a chat
+    end = to_ids(tokenizer.end_of_text)
+
+    def encode_document(prompt: Any, completion: Any) -> MaskedTokens:
+        if isinstance(prompt, list):
+            return template().encode_conversation([*prompt, *completion], scored_from=len(prompt))
+        given, wanted = tokenizer.encode(prompt), tokenizer.encode(completion)
+        return MaskedTokens.concatenate([(end, False), (given, False), (wanted, True), (end, True)])
+
+    def encode(pair: Preference) -> Example:
+        completions = (pair.chosen, pair.rejected)
+        return Example(repr(pair.prompt), [encode_document(pair.prompt, completion) for completion in completions])
+
+    return prepare_scored(request, ExampleKind(KIND, "pairs", _parse, encode), tokenizer=tokenizer)
 
 
-class PairEncoder:
-    """Makes two documents of a preference, the chosen one first."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, pair: Texts | Chats) -> Example:
-        if isinstance(pair, Texts):
-            documents = [self._text(pair.prompt, completion) for completion in (pair.chosen, pair.rejected)]
-        else:
-            documents = [self._chat(pair.prompt, completion) for completion in (pair.chosen, pair.rejected)]
-        return Example(repr(pair.prompt), documents)
-
-    @functools.cached_property
-    def _template(self) -> ChatTemplate:
-        """Only made when there are messages: plain text needs no special tokens of a chat."""
-        return ChatTemplate(self._tokenizer)
-
-    def _chat(self, prompt: list[Message], completion: list[Message]) -> MaskedTokens:
-        return self._template.conversation([*prompt, *completion], scored_from=len(prompt))
-
-    def _text(self, prompt: str, completion: str) -> MaskedTokens:
-        end = one_id(self._tokenizer.end_of_text)
-        given, wanted = self._tokenizer.encode(prompt), self._tokenizer.encode(completion)
-        return MaskedTokens.of([(end, False), (given, False), (wanted, True), (end, True)])
-
-
-def check(record: dict[str, Any], where: str) -> Texts | Chats:
-    """The three fields of a record; raises `UserError` where they are not a preference to learn from."""
+def _parse(record: dict[str, Any], where: str) -> Preference:
+    """The three fields of a record; raises `UserError` for an invalid preference."""
     values = [record.get(field) for field in FIELDS]
     if all(isinstance(value, str) for value in values):
-        pair = _texts(record, where)
+        pair = Preference(*(_check_text(record[field], where=f'{where}: "{field}"') for field in FIELDS))
     elif all(isinstance(value, list) for value in values):
-        pair = _chats(record, where)
+        pair = _parse_messages(record, where)
     else:
         found = ", ".join("none" if value is None else type(value).__name__ for value in values)
         raise UserError(
@@ -94,24 +72,23 @@ def check(record: dict[str, Any], where: str) -> Texts | Chats:
             f"got {found}."
         )
     if pair.chosen == pair.rejected:
-        raise LeftOut("pairs left out: chosen and rejected are equal")
+        raise UselessRecord("pairs skipped: chosen and rejected are equal")
     return pair
 
 
-def _texts(record: dict[str, Any], where: str) -> Texts:
-    for field in FIELDS:
-        if not record[field].strip():
-            raise UserError(f'{where}: "{field}" is blank.')
-    return Texts(*(whole_text(record[field], where=f"{where}: {field}") for field in FIELDS))
+def _check_text(text: str, *, where: str) -> str:
+    if not text.strip():
+        raise UserError(f"{where} is blank.")
+    return check_utf8(text, where=where)
 
 
-def _chats(record: dict[str, Any], where: str) -> Chats:
-    pair = Chats(*(read_messages(record[field], where=f'{where}: "{field}"') for field in FIELDS))
-    for field, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        check_turns([*pair.prompt, *completion], where=f'{where}: "prompt" with "{field}"')
-        if pair.prompt[-1].role != "user" or completion[-1].role != "assistant":
+def _parse_messages(record: dict[str, Any], where: str) -> Preference:
+    prompt, *completions = (read_messages(record[field], where=f'{where}: "{field}"') for field in FIELDS)
+    for field, completion in zip(FIELDS[1:], completions, strict=True):
+        check_turns([*prompt, *completion], where=f'{where}: "prompt" with "{field}"')
+        if prompt[-1].role != "user" or completion[-1].role != "assistant":
             raise UserError(f'{where}: wanted a "prompt" that the user ends, and a "{field}" that the assistant ends.')
-    return pair
+    return Preference(prompt, *completions)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shards that make themselves: `data=Prepared(source="stdlib", tokenizer="bpe:1024")` in a config is enough."""
+"""Shards that are prepared on first use: `data=Prepared(source="stdlib", tokenizer="bpe:1024")` in a config."""
 
 import dataclasses
 import functools
@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.prepare import Prepare, completed, describe, known_tokenizer, open_corpus, prepare
+from data_pipelines.prepare import Prepare, prepare, resolve_request
 from data_pipelines.readers.documents import TEXT_FIELD
-from data_pipelines.sources import cache_directory, open_source
+from data_pipelines.readers.downloads import cache_directory
 from gptjax.data.config import TokenShards
 
 
@@ -24,35 +24,30 @@ class Prepared(TokenShards):
     """
 
     source: str = "stdlib"
-    """Whatever `data_pipelines.prepare` takes, such as a file, a directory, a pattern, `stdlib` or `hf:OWNER/NAME`."""
+    """A source of `data_pipelines.prepare`, such as a file, a directory, a pattern, `stdlib` or `hf:OWNER/NAME`."""
     tokenizer: str = "bpe:1024"
-    """`gpt2`, `bytes`, a tokenizer.json; or learnt from this text: `chars`, `bpe:SIZE` (its training part)."""
-    validation: str = "documents:0.02"
-    """Which part is kept for it: `documents:F` (by hash of the text, but the last tenth of a single text or of few),
-    `tail:F` (the last characters), `drawn:K/N/SEED` (K of N documents), or `none`."""
+    """`gpt2`, `bytes`, a tokenizer.json; or learned from this text: `chars`, `bpe:SIZE` (its training part)."""
+    split: str = "hash:0.02"
+    """Validation split: `hash:F` (by a hash of the text, but the last tenth of a single text or of few), `tail:F` (the
+    last characters), `random:K/N/SEED` (K of N documents), or `none`."""
     text_field: str = TEXT_FIELD
     """The field of a record that holds its text."""
 
     def resolve(self) -> TokenShards:
-        """The plain shards; prepares them if need be, which takes seconds for small sources and prints what it does."""
+        """Return the plain shards; prepares them if need be, which takes seconds for small sources."""
         plain = TokenShards(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenShards)})
-        path = self.path or str(_prepared(self._request()))
+        path = self.path or str(_prepare_in_cache(self.source, self.tokenizer, self.split, self.text_field))
         return dataclasses.replace(plain, path=path, tokenizer=None)
-
-    def _request(self) -> Prepare:
-        asked = Prepare(self.source, cache_directory(), self.tokenizer, self.validation, text_field=self.text_field)
-        return completed(asked)
 
 
 @functools.cache
-def _prepared(request: Prepare) -> Path:
-    """Where it lies in the directory that the request names as its output."""
-    assert request.tokenizer is not None
-    record = json.dumps(describe(request, open_corpus(request), known_tokenizer(request.tokenizer)), sort_keys=True)
-    name = f"{open_source(request.source).name}-{Path(request.tokenizer).name}"
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", name)
-    output = request.output / f"{readable}-{hashlib.sha256(record.encode()).hexdigest()[:12]}"
+def _prepare_in_cache(source: str, tokenizer: str, split: str, text_field: str) -> Path:
+    options = Prepare(source=source, output=Path(), tokenizer=tokenizer, split=split, text_field=text_field)
+    request = resolve_request(options)
+    digest = hashlib.sha256(json.dumps(request.identity(), sort_keys=True).encode()).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{request.corpus.source.name}-{Path(tokenizer).name}")
+    output = cache_directory() / f"{readable}-{digest[:12]}"
     if not output.exists():
-        print(f"preparing {request.source} with {request.tokenizer} into {output}", file=sys.stderr, flush=True)
-    prepare(dataclasses.replace(request, output=output))
+        print(f"preparing {source} with {tokenizer} into {output}", file=sys.stderr, flush=True)
+    prepare(dataclasses.replace(request, options=dataclasses.replace(request.options, output=output)))
     return output

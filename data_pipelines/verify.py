@@ -1,7 +1,7 @@
-"""Is a directory of shards what its manifest says? `python -m data_pipelines.verify data/books`
+"""Compare prepared data with its manifest: `python -m data_pipelines.verify data/books`
 
-Reads every byte. Prints a line for each split and for what was wrong with its source, and exits with 2 at the first
-file that is cut short, altered, or of another tokenizer.
+Reads every byte. Prints a line for each split and the notes of the preparation, and exits with 2 at the first file that
+is cut short, altered, or of another tokenizer.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from data_pipelines.progress import say_notes
+from data_pipelines.output.build import print_splits
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.checksums import check_bytes, check_documents, verify_shards
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Manifest
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Verify:
 
 
 def verify_directory(request: Verify) -> Manifest:
-    """Check files, companions and tokenizer.json; prints what was found whole, raises `UserError` at what was not."""
+    """Check shards, sidecars and tokenizer.json and print a summary; raises `UserError` at the first difference."""
     directory = request.directory.expanduser()
     manifest = verify_shards(directory)
     tokenizer = TokenShards(path=str(directory)).load_tokenizer()
@@ -41,14 +41,8 @@ def verify_directory(request: Verify) -> Manifest:
         stream = open_split(directory, split)
         check_documents(stream, tokenizer.end_of_text)
         check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
-        files = len(manifest.files_of(split))
-        beside = ", ".join(sorted(companion.kind for companion in manifest.sidecars_of(split).values())) or "none"
-        print(
-            f"{split:5} {counts.documents:>10,} documents {counts.tokens:>14,} tokens in {files} "
-            f"file{'s' if files > 1 else ''}, companions: {beside}"
-        )
-    say_notes(manifest.notes)
-    print(f"{directory}: whole, {manifest.tokenizer}, {manifest.dtype}")
+    print_splits(directory, manifest)
+    print(f"{directory}: complete, {manifest.tokenizer}, {manifest.dtype}")
     return manifest
 
 

@@ -7,16 +7,18 @@ from typing import Any, Literal
 from gptjax.core import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, Mixture, TokenShards, count_steps_by_part
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.data.config import TokenShards
+from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
+from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Evaluator
 from gptjax.training.objective import NextToken, Objective
-from gptjax.training.stages import Phase, Stage, phases
+from gptjax.training.stages import Phase, Stage, resolve_phases
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class TrainConfig:
     seed: int = 1337
     """Seed of initial weights, order of the data and dropout."""
     model: GPTConfig = GPTConfig()
-    data: TokenShards | Mixture = TokenShards()
-    optimizer: AdamW | Muon = AdamW()
+    data: DataSource = TokenShards()
+    optimizer: Optimizer = AdamW()
     objective: Objective = NextToken()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -76,7 +78,7 @@ class TrainConfig:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Parts of the run in which nothing changes, in order, from step 0 on."""
-        return phases(self.batch, self.model, self.stages)
+        return resolve_phases(self.batch, self.model, self.stages)
 
     def tokens(self, steps: int) -> int:
         """Tokens in the first `steps` steps."""
@@ -98,7 +100,7 @@ class TrainConfig:
         """In words, how the steps before this one learned; phases that learn alike are told once."""
         begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
         pairs = zip([None, *begun], begun, strict=False)
-        return "; ".join(one.describe() for last, one in pairs if last is None or last.learning != one.learning)
+        return "; ".join(one.describe() for last, one in pairs if last is None or last.summary != one.summary)
 
     def check_mesh(self, mesh: MeshConfig) -> None:
         """Raise unless the batch and the model divide over a resolved mesh."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.data.checksums import check_unchanged
 from gptjax.data.config import TokenShards
-from gptjax.data.shards import TokenStream, open_split, write_shard
+from gptjax.data.shards import write_shard
+from gptjax.data.splits import open_split
+from gptjax.data.token_stream import TokenStream
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import EvalContext, ValidationEvaluator
@@ -92,7 +93,8 @@ def evaluate(options: Evaluate) -> dict[str, float | str | int]:
         model = run.load_model(
             step, mesh=mesh, context_length=options.context_length, ema=options.ema, dtype=options.dtype
         )
-        context = EvalContext(run.data, run.tokenizer, model.config, NextToken(), mesh)
+        data = TokenShards() if options.text or options.data else run.data
+        context = EvalContext(data, run.tokenizer, model.config, NextToken(), mesh)
         evaluator = ValidationEvaluator(stream, context, tokens=options.tokens, batch_size=options.batch_size)
         weights = "average" if options.ema and run.has_ema(step) else "last"
         about = {"protocol": evaluator.describe(), "step": step, "tokens": evaluator.scored, "weights": weights}
@@ -103,21 +105,19 @@ def open_stream(options: Evaluate, run: RunDir, scratch: Path) -> TokenStream:
     """The tokens to be predicted. A text file becomes a shard in `scratch` first."""
     if options.text is not None:
         return tokenize_file(Path(options.text).expanduser(), run, scratch)
-    if options.data is None and options.split == "val":
-        if (stream := run.data.open_validation()) is None:
-            raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
-        return stream
-    shards = run.data if options.data is None else TokenShards(path=options.data)
-    if not isinstance(shards, TokenShards) or shards.path is None:
-        raise UserError(f"{run.directory} has no single directory of shards. Give --data=DIR or --text=FILE.")
-    manifest = shards.manifest()
-    if manifest is not None and run.tokenizer is not None and manifest.fingerprint != run.tokenizer.fingerprint:
+    data = run.data if options.data is None else TokenShards(path=options.data)
+    if data == TokenShards():
+        raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
+    tokenizer = data.load_tokenizer()
+    if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
-            f"{shards.path} was made with another tokenizer ({manifest.tokenizer}) than the run's "
+            f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
-    check_unchanged(shards.path)
-    return shards.open_split(options.split)
+    stream = data.open_stream(options.split)
+    if stream is None:
+        raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
+    return stream
 
 
 def tokenize_file(path: Path, run: RunDir, scratch: Path) -> TokenStream:

@@ -8,16 +8,17 @@ from typing import Any
 import jax
 
 from gptjax.config import TrainConfig
+from gptjax.core.console import print_once
 from gptjax.data.loader import BatchLoader
-from gptjax.metrics.console import print_once
-from gptjax.metrics.metrics_file import plot_losses, read_metrics
+from gptjax.metrics.metrics_file import read_metrics
+from gptjax.metrics.plots import plot_losses
 from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters
 from gptjax.run_dir import CHECKPOINTS
-from gptjax.sharding.devices import device_summary
+from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import Evaluators
-from gptjax.training.checkpoint import complete_steps
+from gptjax.training.checkpoint_format import complete_steps
 from gptjax.training.evaluators import ValidationLoss
 
 
@@ -31,11 +32,11 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
     epochs = ", ".join(f"{count:.2f}" for count in batches.epochs(config.steps).values())
     print_once(
         f"run       {config.directory}",
-        f"devices   {device_summary()}; mesh {mesh.describe()}",
+        f"devices   {describe_devices()}; mesh {mesh.describe()}",
         f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); "
         f"{model.compute.dtype}; attention {kernel}",
-        *(f"data      {line}" for line in batches.describe()),
+        *(f"data      {line}" for line in batches.reader.describe()),
         f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({epochs or 'unknown'} epochs)",
         *(f"stage     {phase.describe()}" for phase in config.phases if config.stages and phase.begin < config.steps),

@@ -18,22 +18,15 @@ from gptjax.config import TrainConfig
 from gptjax.core.config_files import import_modules
 from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file, write_atomically
-from gptjax.core.provenance import describe_environment
+from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
-from gptjax.data.config import Mixture, TokenShards
+from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model, with_context_length
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-from gptjax.training.checkpoint import (
-    EMA_ITEM,
-    MODEL,
-    find_step,
-    has_ema_item,
-    read_metadata,
-    restore_model,
-    save_model,
-)
+from gptjax.training.checkpoint import restore_model, save_model
+from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_ema_item, read_metadata
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
@@ -86,16 +79,16 @@ class RunDir:
     @functools.cached_property
     def config(self) -> TrainConfig:
         """The whole config. A `UserError` names a class that is not gptjax's and was not imported."""
-        return from_json(self.content, TrainConfig, modules=self.modules, where=f"{self.directory}/config.json")
+        return from_json(self.content, TrainConfig, modules=self.modules, where=f"{self.directory}/config.json: config")
 
     @functools.cached_property
     def model_config(self) -> GPTConfig:
         return self._read_section("model", GPTConfig)
 
     @functools.cached_property
-    def data(self) -> TokenShards | Mixture:
+    def data(self) -> DataSource:
         """The run's data, prepared."""
-        return self._read_section("data", TokenShards | Mixture)
+        return self._read_section("data", DataSource)
 
     def _read_section(self, name: str, hint: Any) -> Any:
         where = f"{self.directory}/config.json: {name}"
@@ -162,7 +155,7 @@ def write_run_files(
 ) -> None:
     """Write the files beside the checkpoints: config, its source, versions, tokenizer. Each is replaced atomically."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+    write_atomically(directory / "environment.json", json.dumps(collect_environment(), indent=2) + "\n")
     if source is not None:
         write_atomically(directory / "config.py", source)
     if tokenizer is not None:

@@ -1,5 +1,6 @@
 """Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,17 +10,18 @@ from typing import Any
 import jax
 
 from gptjax.config import TrainConfig, compare_configs
+from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.data.source import ReadSpec, RowReader
-from gptjax.metrics.console import print_once
+from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
+from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import peak_flops
+from gptjax.sharding.devices import get_peak_flops
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -27,7 +29,7 @@ from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
-from gptjax.training.step import make_train_step
+from gptjax.training.step import StepConfig, make_train_step
 
 Fingerprints = dict[str, str | None]
 
@@ -47,7 +49,7 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
         _report_merge(source, config, model)
         if source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"{config.data.path} was made with {tokenizer.name}, but {source.directory} was trained with "
+                f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
                 f"{source.tokenizer.name}. Prepare the text with {source.directory}/tokenizer.json."
             )
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
@@ -56,11 +58,16 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
         spare = source is not None and model.vocab_size > tokenizer.vocab_size
         if model.vocab_size != padded and not spare:
             raise UserError(
-                f"model.vocab_size is {model.vocab_size}, but the tokenizer of {config.data.path} ({tokenizer.name}) "
+                f"model.vocab_size is {model.vocab_size}, but the tokenizer of {_name_data(config)} ({tokenizer.name}) "
                 f"has {tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+
+
+def _name_data(config: TrainConfig) -> str:
+    """The data in messages."""
+    return getattr(config.data, "path", None) or f"the data ({type(config.data).__name__})"
 
 
 def check_restorable(config: TrainConfig, modules: Modules | None = None) -> None:
@@ -85,24 +92,16 @@ def _report_merge(source: RunDir, config: TrainConfig, model: Any) -> None:
     )
 
 
-def open_reader(config: TrainConfig, tokenizer: Tokenizer | None) -> RowReader:
-    """The training rows, opened and checked before a device is touched."""
-    return config.data.open(
-        ReadSpec(
-            context_length=config.model.context_length,
-            vocab_size=config.model.resolved_vocab_size,
-            seed=config.seed,
-            end_of_text=tokenizer.end_of_text if tokenizer else None,
-            with_documents=config.model.intra_document_mask,
-            batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
-        )
+def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
+    """What the run asks of its data source."""
+    return ReadSpec(
+        context_length=config.model.context_length,
+        seed=config.seed,
+        vocab_size=config.model.resolved_vocab_size,
+        end_of_text=tokenizer.end_of_text if tokenizer else None,
+        with_documents=config.model.intra_document_mask,
+        batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
     )
-
-
-def open_loader(config: TrainConfig, reader: RowReader, mesh: MeshConfig) -> BatchLoader:
-    """The batches of a run."""
-    schedule = [(phase.begin, phase.batch) for phase in config.phases]
-    return BatchLoader(reader, schedule, vocab_size=config.model.resolved_vocab_size, mesh=mesh)
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,20 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
     return metrics
 
 
-def collect_fingerprints(reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None) -> Fingerprints:
+def collect_fingerprints(
+    data: DataSource, reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None
+) -> Fingerprints:
     """Identity of the training and validation text. The order of the data follows from the config."""
     return {
-        "data": reader.fingerprint,
+        "data": reader.fingerprint or _hash_config(data),
         "validation": evaluators.validation_fingerprint,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
+
+
+def _hash_config(data: DataSource) -> str:
+    """Identity of a data source that has no fingerprint: its config."""
+    return hashlib.sha256(json.dumps(to_json(data)).encode()).hexdigest()
 
 
 def create_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
@@ -181,7 +187,7 @@ def restore_state(
         raise UserError(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
-    metadata = checkpoints.metadata(step)
+    metadata = checkpoints.read_metadata(step)
     try:
         saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
     except UserError as error:
@@ -247,7 +253,7 @@ def compile_step(
 ) -> Any:
     """The training step of a phase (the first by default), compiled before a batch is read."""
     phase = phase or config.phases[0]
-    batch = batches.abstract_batch(config.model.context_length, step=phase.begin)
+    batch = batches.abstract_batch(phase.begin)
     return make_phase_step(config, mesh, phase).lower(state, batch).compile()
 
 
@@ -256,27 +262,30 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
     return make_train_step(
         config.objective,
         config.optimizer,
-        steps=config.steps,
-        seed=config.seed,
-        dropout=config.model.dropout > 0,
+        config=StepConfig(
+            steps=config.steps,
+            seed=config.seed,
+            ema=config.ema,
+            model=phase.model,
+            lr_scales=tuple((phase.begin, phase.lr_scale) for phase in config.phases),
+        ),
         mesh=mesh,
-        ema=config.ema,
-        computed=phase.model,
-        lr_scales=[(phase.begin, phase.lr_scale) for phase in config.phases],
     )
 
 
 def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
     """The log of a run that has completed `start` steps."""
-    peak = peak_flops(jax.devices()[0].device_kind)
+    peak = get_peak_flops(jax.devices()[0].device_kind)
     return MetricLogger(
         config.log,
         config.directory,
         total_steps=config.steps,
-        tokens=config.tokens,
         start_step=start,
-        flops=partial(config.flops, causal=True),
-        flops_palm=partial(config.flops, causal=False),
-        peak_flops_total=None if peak is None else peak * mesh.num_devices,
+        cost=RunCost(
+            config.tokens,
+            flops=partial(config.flops, causal=True),
+            flops_palm=partial(config.flops, causal=False),
+            peak_flops=None if peak is None else peak * mesh.num_devices,
+        ),
         config_json=to_json(config),
     )

@@ -5,10 +5,10 @@ import sys
 
 from gptjax.config import TrainConfig
 from gptjax.core.command_line import parse_config
+from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import exit_on_user_error
-from gptjax.metrics.console import print_once
-from gptjax.sharding.devices import initialize_distributed
+from gptjax.sharding.distributed import initialize_distributed
 from gptjax.trainer import train
 
 PROG = "python -m gptjax.train"

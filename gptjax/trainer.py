@@ -7,9 +7,11 @@ import jax
 from gptjax import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
+from gptjax.data.loader import BatchLoader
 from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.preemption import GracefulShutdown, NonFiniteGuard
+from gptjax.training.nonfinite import NonFiniteGuard
+from gptjax.training.preemption import GracefulShutdown
 
 
 def train(
@@ -30,7 +32,8 @@ def train(
         0, or 130 after Ctrl-C and 143 after SIGTERM (in several processes, after either).
     """
     config, tokenizer = startup.prepare_config(config, modules)
-    reader = startup.open_reader(config, tokenizer)
+    read_spec = startup.make_read_spec(config, tokenizer)
+    reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
     config.check_mesh(mesh)
     with (
@@ -40,13 +43,13 @@ def train(
         CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
     ):
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
-        fingerprints = startup.collect_fingerprints(reader, evaluators, tokenizer)
+        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
         state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.create_state(config, mesh)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
-        batches = startup.open_loader(config, reader, mesh)
+        batches = BatchLoader(reader, read_spec, mesh=mesh)
         report.describe_run(config, mesh, batches, evaluators)
 
         with startup.open_logger(config, mesh, start) as log:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback: its addresses, redirects, ranges and hashes, and faults at will."""
+"""A local stand-in for the Hugging Face hub, as far as `huggingface_hub` needs it to list and fetch a data set."""
 
 import contextlib
 import hashlib
@@ -8,51 +8,49 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-COMMIT = "c0ffee" + 34 * "0"
+import huggingface_hub.constants
+import pytest
+
+PAGE = 5
+"""Entries in one page of the listing."""
 
 
 @dataclass
 class Hub:
-    """One data set repository: `files` by path; those longer than `large` bytes are kept as LFS objects."""
+    """One data set repository: `files` by path; those longer than `large` bytes are LFS objects."""
 
     repository: str
     files: dict[str, bytes]
     large: int = 1000
-    page: int = 3
-    """Entries in one page of the listing."""
-    commit: str = COMMIT
+    commit: str = "c0ffee" + 34 * "0"
     endpoint: str = ""
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Range header of every request for content."""
-    authorized: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Authorization header of every request."""
-    cut_after: list[int] = field(default_factory=list)
-    """For the next requests for content: close the connection after so many bytes."""
-    stop_after: int | None = None
-    """For the next request for content: send so many bytes and no more until `go_on` is set."""
-    go_on: threading.Event = field(default_factory=threading.Event)
-    refuse: list[int] = field(default_factory=list)
-    """Status codes with which the next requests are refused."""
-    ranges: bool = True
+    gated: bool = False
     served: dict[str, bytes] = field(default_factory=dict)
-    """Content that is sent in place of the true one."""
+    """Content sent in place of the true one."""
+    requests: list[str] = field(default_factory=list)
+    """Every request: paths of files for their content, other addresses with their method."""
+    tokens: set[str | None] = field(default_factory=set)
+    """Authorization headers seen."""
 
-    def tree(self) -> list[dict[str, object]]:
+    def list_tree(self) -> list[dict[str, object]]:
         entries: list[dict[str, object]] = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}]
         for path, content in self.files.items():
-            blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": blob}
+            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": hash_blob(content)}
             if len(content) > self.large:
-                sha256 = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
             entries.append(entry)
         return entries
 
 
+def hash_blob(content: bytes) -> str:
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
 @contextlib.contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    """Answer until the end of the block; `hub.endpoint` says where."""
+def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Answer until the end of the block, as the hub of this process and its children; caches lie in `directory`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -61,68 +59,68 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             parts = urllib.parse.urlsplit(self.path)
-            hub.authorized.append((parts.path, self.headers["Authorization"]))
             path = urllib.parse.unquote(parts.path)
-            resolve = f"/datasets/{hub.repository}/resolve/{hub.commit}/"
-            if hub.refuse:
-                self.answer(hub.refuse.pop(0))
-            elif parts.path == f"/api/datasets/{hub.repository}/revision/main":
+            hub.tokens.add(self.headers["Authorization"])
+            api, files = f"/api/datasets/{hub.repository}", f"/datasets/{hub.repository}/resolve/{hub.commit}/"
+            if path == f"{api}/revision/main":
                 self.answer(200, json.dumps({"id": hub.repository, "sha": hub.commit}).encode())
-            elif parts.path == f"/api/datasets/{hub.repository}/tree/{hub.commit}":
-                self.tree(dict(urllib.parse.parse_qsl(parts.query)))
-            elif path.startswith(resolve) and path.removeprefix(resolve) in hub.files:
-                self.answer(302, Location=f"/storage/{urllib.parse.quote(path.removeprefix(resolve))}")
-            elif path.startswith("/storage/"):
-                self.content(path.removeprefix("/storage/"))
+            elif path == f"{api}/tree/{hub.commit}":
+                self.answer_tree(dict(urllib.parse.parse_qsl(parts.query)))
+            elif path.startswith(files) and path.removeprefix(files) in hub.files:
+                self.answer_file(path.removeprefix(files))
             else:
-                self.answer(404)
+                self.answer(404, **{"X-Error-Code": "RepoNotFound"})
 
-        def tree(self, query: dict[str, str]) -> None:
-            """A page of few entries, and a link to the next one."""
-            assert query["recursive"] == "true"
-            begin, entries = int(query.get("cursor", 0)), hub.tree()
-            end = begin + hub.page
-            link = f'<{hub.endpoint}{self.path}&cursor={end}>; rel="next"' if end < len(entries) else ""
-            self.answer(200, json.dumps(entries[begin:end]).encode(), Link=link)
+        do_HEAD = do_GET
 
-        def content(self, path: str) -> None:
+        def answer_tree(self, query: dict[str, str]) -> None:
+            assert query["recursive"].lower() == "true"
+            begin, entries = int(query.get("cursor", 0)), hub.list_tree()
+            end = begin + PAGE
+            link = {"Link": f'<{hub.endpoint}{self.path}&cursor={end}>; rel="next"'} if end < len(entries) else {}
+            self.answer(200, json.dumps(entries[begin:end]).encode(), **link)
+
+        def answer_file(self, path: str) -> None:
             content = hub.served.get(path, hub.files[path])
-            asked = self.headers["Range"]
-            hub.requests.append((path, asked))
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and hub.ranges else 0
-            if start and start >= len(content):
-                self.answer(416)
+            if hub.gated_mlp:
+                self.answer(403, **{"X-Error-Code": "GatedRepo"})
                 return
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            rest = content[start:]
-            if hub.cut_after:
-                rest = rest[: hub.cut_after.pop(0)]
-                self.close_connection = True
-            if hub.stop_after is not None:
-                first, rest, hub.stop_after = rest[: hub.stop_after], rest[hub.stop_after :], None
-                self.wfile.write(first)
-                hub.go_on.wait(timeout=60)
-            with contextlib.suppress(ConnectionError):  # the client may have been killed
-                self.wfile.write(rest)
+            if self.command == "GET":
+                hub.requests.append(path)
+            self.answer(200, content, **{"ETag": f'"{hash_blob(content)}"', "X-Repo-Commit": hub.commit})
 
         def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
-            for name, value in headers.items():
-                if value:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command == "GET":
+                self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    connect(hub.endpoint, directory, monkeypatch)
     try:
         yield hub
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def connect(endpoint: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `endpoint` the hub. `huggingface_hub` reads the environment once, so its constants change, too."""
+    cache = str(directory / "huggingface")
+    for name, value in {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": cache, "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GPTJAX_CACHE", str(directory / "cache"))
+    constants = {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": cache,
+        "HF_HUB_OFFLINE": False,
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)

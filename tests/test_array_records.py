@@ -1,4 +1,4 @@
-"""Raw ArrayRecord files: text or JSON, and never protocol buffers taken for text."""
+"""Raw ArrayRecord files: JSON objects or text."""
 
 import json
 
@@ -7,7 +7,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_by
 
 from data_pipelines.readers.array_records import READ_AS_JSON, READ_AS_TEXT, read_array_records
-from data_pipelines.readers.documents import BROKEN, REPLACED_RECORDS, Reading
+from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from gptjax.core.errors import UserError
 
 TEXTS = ["one", "é☕\r\n", "", *(f"document {i}" for i in range(700))]
@@ -21,64 +21,52 @@ def write(path, records):
     return path
 
 
-def test_text_or_json_is_decided_by_the_first_record(tmp_path):
-    reading = Reading(strict=True)
+def read(path, context_length=None):
+    return list(documents_by(read_array_records, path, context_length or ReadContext(strict=True)))
+
+
+def test_first_record_decides_between_json_and_text(tmp_path):
     plain = write(tmp_path / "a.array_record", [text.encode() for text in TEXTS])
     as_json = write(tmp_path / "b.array_record", [json.dumps({"text": text}).encode() for text in TEXTS])
     other = write(tmp_path / "c.array_record", [b"{no JSON}", b'{"text": "x"}'])
-    assert list(documents_by(read_array_records, plain, reading)) == [text.encode() for text in TEXTS]
-    assert list(documents_by(read_array_records, as_json, reading)) == [text.encode() for text in TEXTS]
-    assert list(documents_by(read_array_records, other, reading)) == [b"{no JSON}", b'{"text": "x"}']
-    assert reading.notes == {READ_AS_TEXT: 2, READ_AS_JSON: 1}
+    for size in (1, 2**20):
+        context_length = ReadContext(strict=True, block_bytes=size)
+        assert read(plain, context_length) == read(as_json, context_length) == [text.encode() for text in TEXTS]
+        assert read(other, context_length) == [b"{no JSON}", b'{"text": "x"}']
+        assert context_length.notes == {READ_AS_TEXT: 2, READ_AS_JSON: 1}
 
 
-def test_objects_without_the_text_are_not_text(tmp_path):
-    path = write(tmp_path / "x.array_record", [b'{"content": "a"}', b'{"content": "b", "text": "x"}'])
-    assert list(documents_by(read_array_records, path, Reading("content"))) == [b"a", b"b"]
-    reading = Reading()
-    assert list(documents_by(read_array_records, path, reading)) == [b"x"]
-    assert reading.notes == {READ_AS_JSON: 1, BROKEN: 1}
-    with pytest.raises(UserError, match=r'record 1: wanted an object with a string "text", got one with content'):
-        list(documents_by(read_array_records, path, Reading(strict=True)))
-
-
-def test_broken_records(tmp_path):
-    reading = Reading()
-    path = write(tmp_path / "x.array_record", [b'{"text": "a"}', b'{"text": 1}', b"broken", b'{"text": "b"}'])
-    assert list(documents_by(read_array_records, path, reading)) == [b"a", b"b"]
-    assert reading.notes[BROKEN] == 2
-    with pytest.raises(UserError, match=r"x\.array_record: record 2: wanted an object"):
-        list(documents_by(read_array_records, path, Reading(strict=True)))
-    plain = write(tmp_path / "y.array_record", [b"caf\xe9"])
-    assert list(documents_by(read_array_records, plain, reading)) == ["caf\ufffd".encode()]
-    assert reading.notes[REPLACED_RECORDS] == 1
+def test_invalid_records_are_skipped_or_raised(tmp_path):
+    context_length = ReadContext()
+    path = write(tmp_path / "x.array_record", [b'{"text": "a"}', b'{"content": 1}', b"cut", b'{"text": "b"}'])
+    assert read(path, context_length) == [b"a", b"b"]
+    assert context_length.notes == {READ_AS_JSON: 1, INVALID: 2}
+    with pytest.raises(UserError, match=r"x\.array_record: record 2: wanted an object with a string .*got one with"):
+        read(path)
+    plain = write(tmp_path / "y.array_record", [b"caf\xe9", b"good", b"\x1b[1m\n"])
+    context_length = ReadContext()
+    assert read(plain, context_length) == ["caf\ufffd".encode(), b"good", b"\x1b[1m\n"]
+    assert context_length.notes == {READ_AS_TEXT: 1, REPLACED_RECORDS: 1}
     with pytest.raises(UserError, match=r"y\.array_record: record 1: byte 3"):
-        list(documents_by(read_array_records, plain, Reading(strict=True)))
+        read(plain)
 
 
-def test_a_large_record(tmp_path):
-    texts = ["large é☕ " * 300_000, "small"]
-    path = write(tmp_path / "x.array_record", [json.dumps({"text": text}).encode() for text in texts])
-    assert list(documents_by(read_array_records, path, Reading(strict=True))) == [text.encode() for text in texts]
+def test_binary_records_are_invalid(tmp_path):
+    path = write(tmp_path / "x.array_record", [b"\n\x1f\n\x1d\n\x04text\x12\x15\n\x13..", b"\0"])
+    context_length = ReadContext()
+    assert read(path, context_length) == []
+    assert context_length.notes == {READ_AS_TEXT: 1, INVALID: 2}
+    with pytest.raises(UserError, match=r"record 1: wanted text or a JSON object, got binary data.*tfds:NAME"):
+        read(path)
 
 
-@pytest.mark.parametrize("length", [5, 300])
-def test_protocol_buffers_are_not_text(tmp_path, length):
-    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
-    path = write(tmp_path / "x.array_record", [b"\n" + size + b"x" * length])
-    with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
-        list(documents_by(read_array_records, path, Reading()))
-    text = write(tmp_path / "y.array_record", [b"\n" + size + b"x" * (length + 1), b"\n"])
-    assert len(list(documents_by(read_array_records, text, Reading()))) == 2
-
-
-def test_damaged_files_are_errors(tmp_path):
+def test_damaged_file_is_refused(tmp_path):
     whole = write(tmp_path / "x.array_record", [text.encode() * 100 for text in TEXTS]).read_bytes()
     for name, content in [("cut", whole[: len(whole) // 2]), ("empty", b""), ("other", b"plain text" * 1000)]:
         (tmp_path / f"{name}.array_record").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}\.array_record: is no ArrayRecord file, or is cut off"):
-            list(documents_by(read_array_records, tmp_path / f"{name}.array_record", Reading()))
+            read(tmp_path / f"{name}.array_record")
     middle = len(whole) // 2
     (tmp_path / "altered.array_record").write_bytes(whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
     with pytest.raises(UserError, match=r"altered\.array_record: "):
-        list(documents_by(read_array_records, tmp_path / "altered.array_record", Reading()))
+        read(tmp_path / "altered.array_record")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.encode.bpe_trainer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
 from gptjax.tokenization.tokenizer import BPE, Bytes
@@ -33,7 +33,7 @@ def test_every_token_and_mark_of_a_conversation(tok):
         *[("<|im_start|>", 0), ("user\n", 0), ("And one?", 0), ("<|im_end|>", 0), ("\n", 0)],
         *[("<|im_start|>", 0), ("assistant\n", 0), ("Five.", 1), ("<|im_end|>", 1), ("\n", 0)],
     ]
-    tokens, scored = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN])
+    tokens, scored = ChatTemplate(tok).encode_conversation([SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN])
     assert tokens.tolist() == ids(tok, *(part for part, _ in expected))
     assert scored.tolist() == [mark for part, mark in expected for _ in ids(tok, part)]
     assert (tokens.dtype, scored.dtype) == (np.int32, np.uint8)
@@ -46,13 +46,13 @@ def test_every_token_and_mark_of_a_conversation(tok):
 
 
 def test_scoring_may_begin_later(tok):
-    tokens, scored = ChatTemplate(tok).conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=2)
+    tokens, scored = ChatTemplate(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=2)
     assert tok.decode(tokens[scored == 1]) == "Five.<|im_end|>"
 
 
 def test_generation_continues_where_training_began_to_score(tok):
     template = ChatTemplate(tok)
-    tokens, scored = template.conversation([SYSTEM, USER, ANSWER])
+    tokens, scored = template.encode_conversation([SYSTEM, USER, ANSWER])
     prompt = template.prompt([SYSTEM, USER])
     assert prompt.tolist() == tokens[: int(np.flatnonzero(scored)[0])].tolist()
     assert tok.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -65,7 +65,9 @@ def test_hugging_face_reads_the_written_template_the_same(tmp_path, pattern):
     texts = ["the user and the assistant say four five\n"] * 20
     tok = train_bpe(texts, vocab_size=280, pattern=pattern, special_tokens=CHAT_TOKENS)
     other = tokenizers.Tokenizer.from_file(str(tok.save(tmp_path)))
-    tokens, _ = ChatTemplate(tok).conversation([SYSTEM, USER, ANSWER, Message("user", "a\n\n  b "), PREPARE_AGAIN])
+    tokens, _ = ChatTemplate(tok).encode_conversation(
+        [SYSTEM, USER, ANSWER, Message("user", "a\n\n  b "), PREPARE_AGAIN]
+    )
     assert other.encode(tok.decode(tokens)).ids == tokens.tolist()
 
 
@@ -75,7 +77,7 @@ def test_hugging_face_reads_the_written_template_the_same(tmp_path, pattern):
 def test_borders_hold_for_any_content(tok, content):
     """No token reaches across the border of the content, and its text never acts as a special token."""
     answer = Message("assistant", content)
-    tokens, scored = ChatTemplate(tok).conversation([Message("user", content), answer])
+    tokens, scored = ChatTemplate(tok).encode_conversation([Message("user", content), answer])
     assert tokens[scored == 1].tolist() == [*tok.encode(content).tolist(), tok.specials["<|im_end|>"]]
     assert (tokens == tok.specials["<|im_start|>"]).sum() == 2
     assert (tokens == tok.specials["<|im_end|>"]).sum() == 2

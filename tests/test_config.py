@@ -3,13 +3,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from gptjax.core.settings import from_json, to_json
 
 from gptjax.config import CLASSES, TrainConfig, compare
 from gptjax.core.errors import UserError
-from gptjax.core.settings import from_json, to_json
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
+from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
@@ -93,7 +93,7 @@ def test_changes_are_reported_or_refused_by_their_path():
         "steps: 1000 → 7",
         "grad_accum: 1 → 2",
         "model.remat: 'light' → 'full'",
-        "mesh.fill: 'data' → 'fsdp'",
+        "mesh.strategy: 'data' → 'fsdp'",
     }
     assert set(refused) == {"seed: 1337 → 1", "batch_size: 8 → 16", "model.dropout: 0.0 → 0.5"}
 

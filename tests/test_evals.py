@@ -36,7 +36,7 @@ def model(mesh=None):
 @pytest.fixture(scope="module")
 def by_hand(shards):
     """Nats of every token of the split after its first, from the logits of windows that do not overlap."""
-    stream = TokenShards(path=str(shards)).split("val")
+    stream = TokenShards(path=str(shards)).open_stream("val")
     ids = stream.read(0, len(stream))
     forward, here, nats = jax.jit(GPT.__call__), model(), []
     for start in range(0, len(ids) - 1, MODEL.context_length):
@@ -69,17 +69,17 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_scored_text(shards):
     own = tokenizer()
     own.bytes_per_token = np.arange(own.vocab_size, dtype=np.int32) % 4
     judge = ValidationLoss(tokens=50).open(replace(material(shards), tokenizer=own))
-    ids = TokenShards(path=str(shards)).split("val").read(1, 50)
+    ids = TokenShards(path=str(shards)).open_stream("val").read(1, 50)
     assert judge.bytes == int((ids % 4).sum())
     found = judge(model())
     assert found["val_bpb"] == pytest.approx(found["val_loss"] * 50 / math.log(2) / judge.bytes)
-    assert f"50 of {len(TokenShards(path=str(shards)).split('val')) - 1:,} next tokens" in judge.protocol
+    assert f"50 of {len(TokenShards(path=str(shards)).open_stream('val')) - 1:,} next tokens" in judge.protocol
     assert f"{judge.bytes:,} bytes" in judge.protocol
 
 
 def test_only_what_is_scored_counts(shards, by_hand, tmp_path):
     """As in conversations, where the answers are judged and the questions only read."""
-    val = TokenShards(path=str(shards)).split("val")
+    val = TokenShards(path=str(shards)).open_stream("val")
     ids = val.read(0, len(val))
     marks = (np.arange(len(ids)) % 3 == 0).astype(np.uint8)
     beside = {("val", "scored"): marks}
@@ -123,7 +123,7 @@ def test_one_token_cannot_be_judged(tmp_path):
 
 def test_the_bigram_scores_the_tokens_that_the_model_is_judged_on(shards):
     data = TokenShards(path=str(shards))
-    train, validation = (stream.read(0, len(stream)) for stream in (data.open_split("train"), data.open_split("val")))
+    train, validation = (stream.read(0, len(stream)) for stream in (data.open_stream("train"), data.open_stream("val")))
     found = BigramBaseline().open(material(shards))(model())
     loss, constant = bigram_loss(train, validation, vocab_size=MODEL.resolved_vocab_size)
     assert found == {

@@ -1,13 +1,13 @@
-"""A missing package is named together with the extra that brings it."""
+"""A missing package is named together with the extra that installs it."""
 
 import sys
 
 import pytest
 from texts import documents_in
 
-from data_pipelines.readers.documents import Reading
-from data_pipelines.readers.extras import install, needs_extra
-from data_pipelines.sources import open_source
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.sources import open_source
 from gptjax.core.errors import UserError
 
 
@@ -15,17 +15,13 @@ from gptjax.core.errors import UserError
     ("name", "package"),
     [("x.parquet", "pyarrow"), ("x.jsonl.zst", "pyarrow"), ("x.array_record", "array_record.python")],
 )
-def test_what_is_missing_is_named(tmp_path, monkeypatch, name, package):
+def test_missing_package_is_named(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_bytes(b"content")
     with pytest.raises(UserError, match=rf"{name}: reading .* needs {package}.*pip install 'gptjax\[data\]'"):
-        next(documents_in(open_source(str(tmp_path / name)), Reading()))
+        next(documents_in(open_source(str(tmp_path / name)), ReadContext()))
 
 
-def test_other_errors_pass():
+def test_other_errors_are_kept():
     with pytest.raises(ZeroDivisionError), needs_extra("data", what="this"):
         raise ZeroDivisionError
-
-
-def test_how_to_bring_it():
-    assert install("tfds") == "pip install 'gptjax[tfds]'"

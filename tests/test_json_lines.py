@@ -1,16 +1,115 @@
-"""Lines of JSON keep their place, whatever kind of file they come from."""
+"""JSON lines, as documents and as records."""
 
 import gzip
+import json
 import os
 
 import pyarrow
 import pytest
+from texts import documents_by, write_compressed
 
-from data_pipelines.readers.json_lines import json_lines
+from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
+from data_pipelines.readers.json_lines import open_json_lines, parse_json_line, read_json_lines
 from gptjax.core.errors import UserError
 
+INVALID_LINES = [
+    (b'{"text": "cut', "not a line of JSON"),
+    (b'{"c\\ud800": "x"}', 'wanted an object with a string "text", got one with'),
+    (b'{"text": null}', 'wanted an object with a string "text"'),
+    (b'["text"]', 'wanted an object with a string "text"'),
+    (b"[" * 100_000, "not a line of JSON"),
+    (b'{"text": ' + b"9" * 5000 + b"}", 'wanted an object with a string "text"'),
+    (b'{"text": "a"} b', "not a line of JSON"),
+    (b"\0\0", "not a line of JSON"),
+]
 
-def test_files_directories_and_patterns(tmp_path):
+
+@pytest.mark.parametrize(("line", "message"), INVALID_LINES)
+def test_invalid_line_is_counted_or_raised(line, message):
+    context_length = ReadContext()
+    assert parse_json_line(line, context_length, where="x:3") is None
+    assert context_length.notes == {INVALID: 1}
+    assert context_length.notes.lines()[0].encode().startswith(f"1 {INVALID}; the first: x:3: {message}".encode())
+    with pytest.raises(UserError, match=f"^x:3: {message}"):
+        parse_json_line(line, ReadContext(strict=True), where="x:3")
+
+
+def test_line_of_invalid_utf8_is_replaced_or_raised():
+    context_length, line = ReadContext(), b'{"text": "caf\xe9 \xff"}'
+    assert parse_json_line(line, context_length, where="") == "caf\ufffd \ufffd".encode()
+    assert context_length.notes == {REPLACED_RECORDS: 1}
+    with pytest.raises(UserError, match="x:1: not a line of JSON in UTF-8"):
+        parse_json_line(line, ReadContext(strict=True), where="x:1")
+    context_length = ReadContext()
+    assert parse_json_line(b'{"text": "caf\xe9', context_length, where="") is None
+    assert context_length.notes == {INVALID: 1}, "nothing is replaced in a record that is skipped"
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "surrogates"),
+    [
+        (rb'{"text": "a\ud800b"}', "a\ufffdb", 1),
+        (rb'{"text": "\udc00\ud800"}', "\ufffd\ufffd", 1),
+        (rb'{"text": "\ud83d\ude00"}', "😀", 0),
+        ('{"text": "\\ufffd \ufffd"}'.encode(), "\ufffd \ufffd", 0),
+        (b'\xef\xbb\xbf{"text": "\\r\\n\\u0000\xe2\x80\xa8", "id": 1}\r\n', "\r\n\0\u2028", 0),
+        (b'{"text": ""}', "", 0),
+        (b" \r\n", None, 0),
+        (b'{"text": "x", "n": ' + b"9" * 5000 + b', "m": 1e400}', "x", 0),
+    ],
+)
+def test_text_of_a_line_is_kept_as_it_is(line, text, surrogates):
+    context_length, strict = ReadContext(), ReadContext(strict=True)
+    assert parse_json_line(line, context_length, where="") == (None if text is None else text.encode())
+    assert context_length.notes == ({SURROGATES: 1} if surrogates else {})
+    if surrogates:
+        with pytest.raises(UserError, match=r"^x:3: its text has a surrogate without a partner"):
+            parse_json_line(line, strict, where="x:3")
+    else:
+        assert parse_json_line(line, strict, where="x:3") == (None if text is None else text.encode())
+
+
+def test_any_field_may_hold_the_text():
+    line = b'{"text": "no", "body": "yes \\u00e9", "half": "\\ud800", "n": null}'
+    assert parse_json_line(line, ReadContext("body", strict=True), where="") == "yes é".encode()
+    for field, message in [
+        ("html", r'a string "html", got one with text, body, half, n \(--text-field chooses another\)'),
+        ("n", r'a string "n", got \{'),
+    ]:
+        with pytest.raises(UserError, match=f"^x:3: wanted an object with {message}"):
+            parse_json_line(line, ReadContext(field, strict=True), where="x:3")
+
+
+@pytest.mark.parametrize("end", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_every_line_is_a_document_in_any_blocks(tmp_path, end, last):
+    texts = ["one", "", "é☕\u2028\x85\r\n", "long " * 2000, "last"]
+    lines = "\r\n\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts) + last
+    path = write_compressed(tmp_path / f"x.jsonl{end}", lines.encode())
+    for size in (1, 10, 2**20):
+        found = list(documents_by(read_json_lines, path, ReadContext(strict=True, block_bytes=size)))
+        assert found == [text.encode() for text in texts]
+
+
+@pytest.mark.parametrize("size", [10, 2**20])
+def test_invalid_lines_are_named_by_number(tmp_path, size):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n{"text": \n{}\n{"text": "b"}\n{"text": "c')
+    context_length = ReadContext(block_bytes=size)
+    assert list(documents_by(read_json_lines, path, context_length)) == [b"a", b"b"]
+    assert context_length.notes == {INVALID: 3}
+    with pytest.raises(UserError, match=r"x\.jsonl:3: "):
+        list(documents_by(read_json_lines, path, ReadContext(strict=True, block_bytes=size)))
+
+
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_concatenated_files_are_read_whole(tmp_path, end):
+    path = write_compressed(tmp_path / f"x.jsonl{end}", b'{"text": "x"}\n' * 10)
+    path.write_bytes(path.read_bytes() * 3)
+    assert list(documents_by(read_json_lines, path, ReadContext(strict=True))) == [b"x"] * 30
+
+
+def test_records_come_from_files_directories_and_patterns(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.jsonl").write_bytes(b'{"n": 1}\r\n\n \n{"n": 2}')
     (tmp_path / "sub/c.JSONL.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"n": 3}\n'))
@@ -18,40 +117,31 @@ def test_files_directories_and_patterns(tmp_path):
         file.write(b'{"n": 4}\n{"n": 5}\n')
     for name in ("readme.md", "package.json"):
         (tmp_path / name).write_text("not data")
-    found = [(line.where, line.record()["n"]) for line in json_lines(str(tmp_path))]
+    found = [(line.where, line.record()["n"]) for line in open_json_lines(str(tmp_path))]
     places = ["b.jsonl:1", "b.jsonl:4", "sub/c.JSONL.gz:1", "sub/d.ndjson.zst:1", "sub/d.ndjson.zst:2"]
     assert found == [(f"{tmp_path}/{place}", number) for number, place in enumerate(places, start=1)]
     for spec, wanted in [("b.jsonl", [1, 2]), ("*.jsonl", [1, 2]), ("**/*.gz", [3])]:
-        assert [line.record()["n"] for line in json_lines(f"{tmp_path}/{spec}")] == wanted
+        assert [line.record()["n"] for line in open_json_lines(f"{tmp_path}/{spec}")] == wanted
+    first = open_json_lines(str(tmp_path)).identity()
+    assert (first["source"], first["files"]) == (str(tmp_path), 3)
+    os.utime(tmp_path / "b.jsonl", ns=(1, 1))
+    assert open_json_lines(str(tmp_path)).identity() != first
 
 
-def test_only_these_lines_decide_the_identity(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"n": 1}\n')
-    first = json_lines(str(tmp_path)).identity()
-    assert (first["source"], first["files"]) == (str(tmp_path), 1)
-    (tmp_path / "readme.md").write_text("beside the data")
-    assert json_lines(str(tmp_path)).identity() == first
-    os.utime(tmp_path / "a.jsonl", ns=(1, 1))
-    assert json_lines(str(tmp_path)).identity() != first
+def test_records_that_are_invalid_are_named(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": "caf\xe9"}\n7\n{"a": \n')
+    messages = ["not a line of JSON in UTF-8", "wanted a JSON object, got 7", "not a line of JSON"]
+    for number, (line, message) in enumerate(zip(open_json_lines(str(tmp_path / "x.jsonl")), messages, strict=True), 1):
+        with pytest.raises(UserError, match=rf"x\.jsonl:{number}: {message}"):
+            line.record()
 
 
-def test_what_cannot_be_read(tmp_path):
+def test_records_that_cannot_be_read_are_explained(tmp_path):
     whole = gzip.compress(b'{"n": 1}\n' * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    for name in ("plain.jsonl.gz", "plain.jsonl.zst"):
-        (tmp_path / name).write_bytes(b"plain")
-    for name in ("cut.jsonl.gz", "plain.jsonl.gz", "plain.jsonl.zst"):
-        with pytest.raises(UserError, match=f"{name}: cannot be read"):
-            list(json_lines(str(tmp_path / name)))
+    with pytest.raises(UserError, match=r"cut\.jsonl\.gz: cannot be read"):
+        list(open_json_lines(str(tmp_path / "cut.jsonl.gz")))
     (tmp_path / "empty").mkdir()
     for spec, message in [("empty", "the directory holds no"), ("absent", "no such file"), ("*.json", "no such file")]:
         with pytest.raises(UserError, match=rf"{message}.* \.jsonl \(also \.gz, \.zst\)"):
-            json_lines(f"{tmp_path}/{spec}")
-
-
-def test_what_is_no_record(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(b'{"a": "caf\xe9"}\n7\n{"a": \n')
-    messages = ["not a line of JSON in UTF-8", "wanted a JSON object, got 7", "not a line of JSON"]
-    for number, (line, message) in enumerate(zip(json_lines(str(tmp_path / "x.jsonl")), messages, strict=True), 1):
-        with pytest.raises(UserError, match=rf"x\.jsonl:{number}: {message}"):
-            line.record()
+            open_json_lines(f"{tmp_path}/{spec}")

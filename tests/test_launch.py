@@ -1,67 +1,70 @@
-"""Every launcher ends in the same command, passes its words on as they are, and leaves alone what is set."""
+"""Each script in launch/, run with an interpreter that prints its arguments and environment."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
-WORDS = ["--config=configs/quickstart.py", "--name=two words", "--steps=2", "*"]
+ARGUMENTS = ["--config=configs/quickstart.py", "--name=two words", "--steps=2", "*"]
+Launch = Callable[..., tuple[list[str], dict[str, str]]]
 
 
 @pytest.fixture
-def launched(tmp_path):
-    """Runs a launcher with a Python that tells what it was given."""
+def launch(tmp_path: Path) -> Launch:
+    """Runs a script; returns the arguments and the environment that its interpreter got."""
     python = tmp_path / "python"
-    tell = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
-    python.write_text(f"#!{sys.executable} -Ss\n{tell}\n")
+    program = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    python.write_text(f"#!{sys.executable} -Ss\n{program}\n")
     python.chmod(0o755)
 
     def run(name: str, **environment: str) -> tuple[list[str], dict[str, str]]:
         clean = {"PATH": os.environ["PATH"], "HOME": "/home/one", "PYTHON": str(python)}
+        command = [LAUNCH / name, *ARGUMENTS]
         done = subprocess.run(
-            [LAUNCH / name, *WORDS], env=clean | environment, capture_output=True, text=True, check=True, cwd=tmp_path
+            command, env=clean | environment, capture_output=True, text=True, check=True, cwd=tmp_path
         )
-        words, seen = json.loads(done.stdout)
-        return words, seen
+        arguments, seen = json.loads(done.stdout)
+        return arguments, seen
 
     return run
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_it_ends_in_the_command_that_one_would_type(launched, script):
-    words, _ = launched(script.name)
-    assert words == ["-m", "gptjax.train", *WORDS]
+def test_script_passes_arguments_to_train(launch: Launch, script: Path):
+    arguments, _ = launch(script.name)
+    assert arguments == ["-m", "gptjax.train", *ARGUMENTS]
 
 
-def test_one_machine(launched):
-    _, seen = launched("local.sh")
+def test_local_sets_the_cache_and_on_request_malloc(launch: Launch):
+    _, seen = launch("local.sh")
     assert seen["JAX_COMPILATION_CACHE_DIR"] == "/home/one/.cache/gptjax/compiled"
     assert "JAX_PLATFORMS" not in seen
     assert "MALLOC_MMAP_MAX_" not in seen
-    _, seen = launched("local.sh", GPTJAX_KEEP_MEMORY="1", GPTJAX_CACHE="/fast")
+    _, seen = launch("local.sh", GPTJAX_KEEP_MEMORY="1", GPTJAX_CACHE="/fast")
     assert seen["MALLOC_MMAP_MAX_"] == "0"
     assert seen["JAX_COMPILATION_CACHE_DIR"] == "/fast/compiled"
 
 
-def test_a_node_of_gpus_does_not_fall_back_to_its_cpu(launched):
-    _, seen = launched("gpu_node.sh")
+def test_gpu_node_requires_a_gpu(launch: Launch):
+    _, seen = launch("gpu_node.sh")
     assert seen["JAX_PLATFORMS"] == "cuda"
     assert 0.75 < float(seen["XLA_PYTHON_CLIENT_MEM_FRACTION"]) < 1
     assert seen["JAX_OPTIMIZATION_LEVEL"] == "O1"
 
 
-def test_what_is_set_is_kept(launched):
+def test_gpu_node_keeps_variables_that_are_set(launch: Launch):
     mine = {"JAX_PLATFORMS": "cpu", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", "JAX_COMPILATION_CACHE_DIR": "/mine"}
-    _, seen = launched("gpu_node.sh", **mine)
+    _, seen = launch("gpu_node.sh", **mine)
     assert mine.items() <= seen.items()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_passes():
     subprocess.run(["shellcheck", *SCRIPTS], check=True)

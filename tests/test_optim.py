@@ -1,6 +1,10 @@
+"""AdamW and Muon as whole optimizers: against optax, by parameter group, and as implementations of the protocol."""
+
 import dataclasses
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,295 +12,264 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax import Array
 
 from gptjax.core.errors import UserError
-from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.model.gpt import GPT
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup, ParamHyperparams, learning_rate
-from gptjax.optim.schedules import Constant, Linear, WarmupStableDecay
+from gptjax.optim import AdamW, Constant, Linear, Muon, NamedGroup, Optimizer, ParamGroup, WarmupStableDecay
+from gptjax.optim.param_groups import ParamHyperparams
 from gptjax.sharding.axes import weight_role
 from gptjax.sharding.mesh import MeshConfig
 
-CONFIG = GPTConfig(
-    num_layers=2,
-    embed_dim=16,
-    num_heads=2,
-    context_length=8,
-    vocab_size=20,
-    tie_embeddings=False,
-    compute=ComputeConfig(dtype="float32"),
-)
+MESH = MeshConfig()
+PARAMS = {
+    "tokens": ("VD", (20, 16)),
+    "positions": ("TD", (8, 16)),
+    "head": ("DV", (16, 20)),
+    "norm.scale": ("D", (16,)),
+    "blocks.qkv": ("DCHK", (2, 16, 3, 2, 8)),
+    "blocks.out": ("HKD", (2, 2, 8, 16)),
+    "blocks.up": ("DF", (2, 16, 64)),
+    "blocks.down": ("FD", (2, 64, 16)),
+    "blocks.bias": ("F", (2, 64)),
+}
+Tree = dict[str, Any]
+Arrays = dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return jax.jit(lambda: GPT(CONFIG, key=jax.random.key(0)))()
+def make_tree(seed: int, *, without: str = "") -> Tree:
+    """Normal random numbers under the axis names and dotted paths of a small GPT."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: nnx.Param(jnp.asarray(rng.standard_normal(shape), jnp.float32), axis_names=axis_names)
+        for path, (axis_names, shape) in PARAMS.items()
+        if path != without
+    }
 
 
-def gradients(model, seed=1):
-    leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(structure, [jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
+MODEL, GRADIENTS = make_tree(0), make_tree(1)
 
 
-def updated(optimizer, model, grads, *, step=0, steps=10):
-    chain = optimizer.build(steps=steps, mesh=MeshConfig())
-    updates, state = jax.jit(chain.update)(grads, chain.init(model), model, step=jnp.int32(step))
-    return updates, state
+def update(optimizer: Optimizer, *gradients: Tree, step: int = 0, steps: int = 10) -> tuple[Arrays, Any]:
+    """The last update and the state after steps with these gradients, the first of them at `step`."""
+    chain = optax.with_extra_args_support(optimizer.build(steps=steps, mesh=MESH))
+    state, compiled = chain.init(MODEL), jax.jit(chain.update)
+    updates = None
+    for number, gradient in enumerate(gradients or [GRADIENTS], step):
+        updates, state = compiled(gradient, state, MODEL, step=jnp.int32(number))
+    return to_numpy(updates), state
 
 
-def by_name(tree):
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+def to_numpy(tree: Tree) -> Arrays:
+    return {path: np.asarray(param[...]) for path, param in tree.items()}
 
 
-def no_vectors(tree):
-    mark = lambda param: param.replace(weight_role(param.axis_names) != "vector")
-    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+def list_paths(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree.flatten_with_path(tree)[0]]
 
 
-def test_adamw_equals_optax(model):
-    grads = gradients(model)
-    config = AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.1, clip_norm=1.0)
-    got, _ = updated(config, model, grads)
+def test_adamw_equals_optax():
+    got, _ = update(AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.1, clip_norm=1.0))
+    is_param = lambda node: isinstance(node, nnx.Variable)
+    decays = jax.tree.map(lambda p: p.replace(weight_role(p.axis_names) != "vector"), MODEL, is_leaf=is_param)
     theirs = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=no_vectors),
+        optax.clip_by_global_norm(1.0), optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=decays)
     )
-    wanted, _ = jax.jit(theirs.update)(grads, jax.jit(theirs.init)(model), model)
-    for name, value in by_name(wanted).items():
-        np.testing.assert_allclose(by_name(got)[name], value, rtol=1e-5, atol=1e-8)
+    wanted, _ = jax.jit(theirs.update)(GRADIENTS, theirs.init(MODEL), MODEL)
+    for path, value in to_numpy(wanted).items():
+        np.testing.assert_allclose(got[path], value, rtol=1e-5, atol=1e-8)
 
 
-def test_only_matrices_and_tables_decay(model):
-    nothing = jax.tree.map(jnp.zeros_like, model)
-    got, _ = updated(AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.5), model, nothing)
-    weights = by_name(model)
-    for name, update in by_name(got).items():
-        vector = "norm" in name or "bias" in name
-        np.testing.assert_allclose(update, 0.0 if vector else -0.005 * weights[name], rtol=1e-5)
+def test_adamw_decays_matrices_and_embeddings_only():
+    zeros = jax.tree.map(jnp.zeros_like, MODEL)
+    got, _ = update(AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.5), zeros)
+    for path, weight in to_numpy(MODEL).items():
+        factor = 0.0 if weight_role(PARAMS[path][0]) == "vector" else -0.005
+        np.testing.assert_allclose(got[path], factor * weight, rtol=1e-5)
 
 
-def test_groups_have_their_own_rates(model):
-    grads = gradients(model)
+def test_groups_override_the_learning_rate():
     plain = AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.0)
-    other = replace(
-        plain,
-        embedding=ParamGroup(0.02),
-        head=ParamGroup(0.03),
-        vector=ParamGroup(0.05),
-        named_groups=(NamedGroup("positions", ParamGroup(0.07)),),
+    named = (NamedGroup("positions", ParamGroup(0.07)),)
+    groups = replace(
+        plain, embedding=ParamGroup(0.02), head=ParamGroup(0.03), vector=ParamGroup(0.05), named_groups=named
     )
-    one, two = by_name(updated(plain, model, grads)[0]), by_name(updated(other, model, grads)[0])
-    ratio = {name: float(np.median(two[name] / one[name])) for name in one}
-    assert ratio[".tokens.value"] == pytest.approx(2)
-    assert ratio[".positions.value"] == pytest.approx(7)
-    assert ratio[".head.value"] == pytest.approx(3)
-    assert ratio[".norm.scale.value"] == pytest.approx(5)
-    assert ratio[".blocks.mlp.up.value"] == pytest.approx(1)
+    one, two = update(plain)[0], update(groups)[0]
+    ratios = {path: float(np.median(two[path] / one[path])) for path in one}
+    wanted = {"tokens": 2, "positions": 7, "head": 3, "norm.scale": 5, "blocks.bias": 5, "blocks.up": 1}
+    assert {path: ratios[path] for path in wanted} == pytest.approx(wanted)
 
 
-def test_a_group_takes_what_it_does_not_say_from_the_optimizer_or_from_its_part():
+def test_unset_group_fields_fall_back_to_the_optimizer():
     config = AdamW(
         learning_rate=0.01,
         beta1=0.8,
         head=ParamGroup(beta2=0.9),
         named_groups=(NamedGroup("mix", ParamGroup(0.5)), NamedGroup("head", ParamGroup(0.2))),
     )
-    assert config.rule("blocks.mlp.up", "DF") == ParamHyperparams(0.01, 0.8, 0.95, 1e-8, 0.1)
-    assert config.rule("head", "DV") == ParamHyperparams(0.2, 0.8, 0.9, 1e-8, 0.1)
-    assert config.rule("blocks.mix", "") == ParamHyperparams(0.5, 0.8, 0.95, 1e-8, 0.0)  # a vector: no decay
-    assert config.rule("blocks.remix", "") == ParamHyperparams(0.01, 0.8, 0.95, 1e-8, 0.0)
-    assert replace(config, vector=ParamGroup(0.3)).rule("blocks.norm", "D") == ParamHyperparams(
-        0.3, 0.8, 0.95, 1e-8, 0.0
-    )
-    assert replace(config, vector=ParamGroup(weight_decay=0.2)).rule("blocks.norm", "D").weight_decay == 0.2
+    assert config.hyperparams("blocks.mlp.up", "DF") == ParamHyperparams(0.01, 0.8, 0.95, 1e-8, 0.1)
+    assert config.hyperparams("head", "DV") == ParamHyperparams(0.2, 0.8, 0.9, 1e-8, 0.1)
+    assert config.hyperparams("blocks.mix", "") == ParamHyperparams(0.5, 0.8, 0.95, 1e-8, 0.0)
+    assert config.hyperparams("blocks.remix", "") == ParamHyperparams(0.01, 0.8, 0.95, 1e-8, 0.0)
+    vector = lambda **group: replace(config, vector=ParamGroup(**group)).hyperparams("blocks.norm", "D")
+    assert vector(learning_rate=0.3) == ParamHyperparams(0.3, 0.8, 0.95, 1e-8, 0.0)
+    assert vector(weight_decay=0.2).weight_decay == 0.2
     muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=ParamGroup(0.3, weight_decay=0.4))
-    assert muon.rule("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
-    assert muon.rule("value_embeddings", "VE")[::4] == (0.3, 0.4)
-    assert muon.rule("tokens", "VD")[::4] == (0.01, 0.0)
-    assert muon.rule("blocks.sinks", "SHK")[::4] == (0.01, 0.0)
+    assert muon.hyperparams("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
+    assert muon.hyperparams("value_embeddings", "VE")[::4] == (0.3, 0.4)
+    assert muon.hyperparams("tokens", "VD")[::4] == (0.01, 0.0)
+    assert muon.hyperparams("blocks.sinks", "IHK")[::4] == (0.01, 0.0)
 
 
-def test_each_group_has_its_own_adam(model):
-    """Two steps of one chain against optax's Adam for each group alone."""
+def test_each_group_has_its_own_adam():
+    """Two steps of one chain, against optax's Adam for each group alone."""
     groups = {
         "embedding": ParamGroup(0.1, 0.5, 0.6, 1e-3),
         "head": ParamGroup(0.2, 0.6, 0.7, 1e-4),
         "vector": ParamGroup(0.3, 0.7, 0.8, 1e-5),
     }
-    config = Muon(schedule=Constant(), **groups)
-    chain, grads = config.build(steps=10, mesh=MeshConfig()), [gradients(model, seed) for seed in (1, 2)]
-    update, state = jax.jit(chain.update), chain.init(model)
-    for step, gradient in enumerate(grads):
-        got, state = update(gradient, state, model, step=step)
-    for part, name in {"embedding": ".tokens.value", "head": ".head.value", "vector": ".norm.scale.value"}.items():
-        rate, *betas = dataclasses.astuple(groups[part])[:4]
-        adam, own = optax.scale_by_adam(*betas), [by_name(gradient)[name] for gradient in grads]
-        theirs = adam.init(own[0])
+    gradients = [make_tree(1), make_tree(2)]
+    got, _ = update(Muon(schedule=Constant(), **groups), *gradients)
+    for role, path in {"embedding": "tokens", "head": "head", "vector": "norm.scale"}.items():
+        rate, *betas = dataclasses.astuple(groups[role])[:4]
+        adam, own = optax.scale_by_adam(*betas), [to_numpy(gradient)[path] for gradient in gradients]
+        state, wanted = adam.init(own[0]), None
         for gradient in own:
-            wanted, theirs = adam.update(gradient, theirs)
-        np.testing.assert_allclose(by_name(got)[name], -rate * wanted, rtol=1e-5, atol=1e-8)
+            wanted, state = adam.update(gradient, state)
+        np.testing.assert_allclose(got[path], -rate * wanted, rtol=1e-5, atol=1e-8)
 
 
-def test_a_named_matrix_is_left_to_adam(model):
-    config = Muon(schedule=Constant(), named_groups=(NamedGroup("mlp.up", ParamGroup(0.5)),))
-    updates, state = updated(config, model, gradients(model))
-    np.testing.assert_allclose(np.abs(by_name(updates)[".blocks.mlp.up.value"]), 0.5, rtol=1e-3)
-    assert not any("mlp.up.value" in name for name in by_name(state["muon"]))
-    assert any("mlp.up.value" in name for name in by_name(state["adam"]))
-
-
-@pytest.mark.parametrize("make", [AdamW, Muon])
-def test_a_name_that_no_weight_has_is_refused(model, make):
-    config = make(named_groups=(NamedGroup("mix"),))
-    with pytest.raises(UserError, match=r"'mix', but no weight .* one of: .*blocks\.mlp\.up"):
-        config.build(steps=10, mesh=MeshConfig()).init(model)
-
-
-@pytest.mark.parametrize("make", [AdamW, Muon])
-def test_a_group_without_a_weight_is_refused(model, make):
-    """Of a tied head, say, whose rate would be the embedding's."""
-    with pytest.raises(UserError, match=r"value_embedding says learning_rate=0\.1, but .* no value embedding"):
-        make(value_embedding=ParamGroup(0.1)).build(steps=10, mesh=MeshConfig()).init(model)
-    tied = nnx.eval_shape(lambda: GPT(replace(CONFIG, tie_embeddings=True), key=jax.random.key(0)))
-    with pytest.raises(UserError, match=r"optimizer\.head .*tied to the embedding"):
-        make(head=ParamGroup(0.1)).build(steps=10, mesh=MeshConfig()).init(tied)
-    jax.eval_shape(
-        make(embedding=ParamGroup(0.1), vector=ParamGroup(0.1)).build(steps=10, mesh=MeshConfig()).init, tied
-    )
-
-
-def test_momentum_follows_its_schedule_between_low_and_high():
-    config = Muon(
-        momentum=0.97,
-        momentum_min=0.85,
-        momentum_schedule=WarmupStableDecay(warmup_steps=3, decay_fraction=0.5, min_ratio=0.5),
-    )
-    found = [float(config.momentum_at(step, steps=20)) for step in (0, 1, 2, 3, 10, 15, 20)]
-    np.testing.assert_allclose(found, [0.88, 0.91, 0.94, 0.97, 0.97, 0.94, 0.91], atol=1e-6)
-    assert float(Muon().momentum_at(0, steps=20)) == pytest.approx(0.95)
-
-
-def test_the_momentum_of_a_step_is_the_one_that_is_used(model):
-    """Without Nesterov, a second gradient at momentum 0 is all that counts."""
-    config = Muon(
-        momentum=0.9,
-        momentum_min=0.0,
-        momentum_schedule=Linear(decay_steps=1),
-        nesterov=False,
-        dtype="float32",
-        schedule=Constant(),
-    )
-    chain, grads = config.build(steps=10, mesh=MeshConfig()), [gradients(model, seed) for seed in (1, 2)]
-    update, state = jax.jit(chain.update), chain.init(model)
-    for step, gradient in enumerate(grads):
-        got, state = update(gradient, state, model, step=step)
-    wanted, _ = updated(config, model, grads[1])
-    np.testing.assert_allclose(by_name(got)[MATRIX], by_name(wanted)[MATRIX], atol=1e-6)
-
-
-MATRIX = ".blocks.mlp.up.value"
-DECAYING = {"learning_rate": 0.5, "schedule": Constant(), "weight_decay": 0.1, "dtype": "float32"}
-
-
-def decay_of(model, step=0, **changes):
-    """What decay alone takes from a matrix and from the tokens' table, and the update of the matrix without it."""
-    config, grads = Muon(**(DECAYING | changes)), gradients(model)
-    plain, decayed = (
-        by_name(updated(c, model, grads, step=step)[0]) for c in (replace(config, weight_decay=0.0), config)
-    )
-    return decayed[MATRIX] - plain[MATRIX], decayed[".tokens.value"] - plain[".tokens.value"], plain[MATRIX]
-
-
-def test_decay_of_the_matrices_is_decoupled(model):
-    matrix, table, _ = decay_of(model)
-    np.testing.assert_allclose(matrix, -0.05 * by_name(model)[MATRIX], atol=1e-6)
-    np.testing.assert_array_equal(table, 0.0)
-
-
-def test_decay_has_a_schedule_of_its_own(model):
-    matrix, _, _ = decay_of(model, step=5, weight_decay_schedule=Linear())
-    np.testing.assert_allclose(matrix, -0.025 * by_name(model)[MATRIX], atol=1e-6)
-
-
-def test_cautious_decay_is_where_the_update_too_makes_a_weight_smaller(model):
-    matrix, _, update = decay_of(model, cautious_decay=True)
-    weight = by_name(model)[MATRIX]
-    shrinking = update * weight < 0
-    assert 0.3 < shrinking.mean() < 0.7
-    np.testing.assert_allclose(matrix, np.where(shrinking, -0.05 * weight, 0.0), atol=1e-6)
-
-
-def test_muon_takes_the_blocks_matrices_and_adam_the_rest(model):
-    grads = gradients(model)
+def test_muon_uses_adam_for_all_but_unnamed_matrices():
     config = Muon(
         learning_rate=0.5,
         schedule=Constant(),
         adam_learning_rate=0.3,
         embedding=ParamGroup(0.1),
         head=ParamGroup(0.2),
-        dtype="float32",
+        named_groups=(NamedGroup("blocks.down", ParamGroup(0.4)),),
+        ns_dtype="float32",
     )
-    got, state = updated(config, model, grads)
-    updates = by_name(got)
-    for name, rate in {".tokens.value": 0.1, ".head.value": 0.2, ".norm.scale.value": 0.3}.items():
-        np.testing.assert_allclose(np.abs(updates[name]), rate, rtol=1e-3)  # Adam's first step has the size of its rate
-    up = np.linalg.svd(updates[".blocks.mlp.up.value"][0] / 0.5 / 2, compute_uv=False)  # √(F / D) = 2
-    assert up.min() > 0.6
-    assert up.max() < 1.3
-    momentum = {name for name in by_name(state["muon"]) if "momentum" in name}
-    assert len(momentum) == 4
-    assert all("blocks" in name and "bias" not in name for name in momentum)
-    assert not any("mlp.up.value" in name for name in by_name(state["adam"]))
+    updates, state = update(config)
+    for path, rate in {"tokens": 0.1, "head": 0.2, "norm.scale": 0.3, "blocks.down": 0.4}.items():
+        np.testing.assert_allclose(np.abs(updates[path]), rate, rtol=1e-3)  # the size of Adam's first step
+    singular = np.linalg.svd(updates["blocks.up"][0] / 0.5 / 2, compute_uv=False)  # √(F / D) = 2
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+    momenta = {path for path in list_paths(state["muon"]) if ".momentum[" in path}
+    matrices = ("blocks.qkv", "blocks.out", "blocks.up")
+    assert len(momenta) == len(matrices)
+    assert all(any(name in path for path in momenta) for name in matrices)
+    assert not any(name in path for path in list_paths(state["adam"]) for name in matrices)
 
 
-def test_gradients_are_clipped_together(model):
-    grads = gradients(model)
-    factor = 3.0 / float(optax.tree.norm(grads))
-    scaled = jax.tree.map(lambda g: g * factor, grads)
-    config = Muon(schedule=Constant(), clip_norm=3.0, epsilon=1.0)  # a large epsilon makes Adam feel the size
-    clipped = by_name(updated(config, model, grads)[0])
-    for name, value in by_name(updated(config, model, scaled)[0]).items():
-        np.testing.assert_allclose(clipped[name], value, rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("make", [AdamW, Muon])
+def test_groups_without_parameters_are_rejected(make: Callable[..., Optimizer]):
+    init = lambda model=MODEL, **groups: make(**groups).build(steps=10, mesh=MESH).init(model)
+    with pytest.raises(UserError, match=r"'mix', but no parameter .* one of: .*blocks\.up"):
+        init(named_groups=(NamedGroup("mix"),))
+    with pytest.raises(UserError, match=r"value_embedding sets learning_rate=0\.1, but .* no value embedding"):
+        init(value_embedding=ParamGroup(0.1))
+    tied = make_tree(0, without="head")
+    with pytest.raises(UserError, match=r"optimizer\.head .*tied to the embedding"):
+        init(tied, head=ParamGroup(0.1))
+    init(tied, embedding=ParamGroup(0.1), vector=ParamGroup(0.1))
 
 
-def test_the_step_alone_decides_the_learning_rate(model):
-    grads = gradients(model)
+def test_momentum_follows_its_schedule():
+    schedule = WarmupStableDecay(warmup_steps=3, decay_fraction=0.5, min_ratio=0.5)
+    config = Muon(momentum=0.97, momentum_min=0.85, momentum_schedule=schedule)
+    found = [float(config.momentum_at(step, steps=20)) for step in (0, 1, 2, 3, 10, 15, 20)]
+    np.testing.assert_allclose(found, [0.88, 0.91, 0.94, 0.97, 0.97, 0.94, 0.91], atol=1e-6)
+    assert float(Muon().momentum_at(0, steps=20)) == pytest.approx(0.95)
+
+
+DECAYING = Muon(learning_rate=0.5, schedule=Constant(), weight_decay=0.1, ns_dtype="float32", ns_steps=1)
+
+
+@pytest.fixture(scope="module")
+def undecayed() -> Arrays:
+    """The updates of DECAYING without weight decay; its learning rate is the same at every step."""
+    return update(replace(DECAYING, weight_decay=0.0))[0]
+
+
+def test_muon_decay_is_decoupled_and_of_matrices_only(undecayed: Arrays):
+    got, _ = update(DECAYING)
+    np.testing.assert_allclose(got["blocks.up"] - undecayed["blocks.up"], -0.05 * MODEL["blocks.up"][...], atol=1e-6)
+    np.testing.assert_array_equal(got["tokens"], undecayed["tokens"])
+
+
+def test_cautious_decay_follows_its_schedule_where_updates_shrink(undecayed: Arrays):
+    """At half of the run, so that the schedule halves the decay."""
+    config = replace(DECAYING, cautious_decay=True, weight_decay_schedule=Linear())
+    got, weight = update(config, step=5)[0]["blocks.up"], to_numpy(MODEL)["blocks.up"]
+    shrinking = undecayed["blocks.up"] * weight < 0
+    assert 0.3 < shrinking.mean() < 0.7
+    np.testing.assert_allclose(got - undecayed["blocks.up"], np.where(shrinking, -0.025 * weight, 0.0), atol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    scale = 3.0 / float(optax.tree.norm(GRADIENTS))
+    config = AdamW(schedule=Constant(), clip_norm=3.0, epsilon=1.0)  # a large epsilon keeps Adam sensitive to size
+    clipped, scaled = update(config)[0], update(config, jax.tree.map(lambda g: g * scale, GRADIENTS))[0]
+    for path, value in scaled.items():
+        np.testing.assert_allclose(clipped[path], value, rtol=1e-3, atol=1e-6)
+
+
+def test_learning_rate_depends_on_the_given_step_only():
     config = AdamW(learning_rate=0.01, schedule=Linear(warmup_steps=0, min_ratio=0.0), weight_decay=0.0)
-    start, middle = updated(config, model, grads, step=0)[0], updated(config, model, grads, step=5)[0]
-    ratio = float(learning_rate(config, 5, steps=10) / learning_rate(config, 0, steps=10))
-    assert ratio == pytest.approx(0.5)
-    for name, value in by_name(start).items():
-        np.testing.assert_allclose(by_name(middle)[name], ratio * value, rtol=1e-5)
+    start, middle = update(config, step=0)[0], update(config, step=5)[0]
+    assert float(config.learning_rate_at(5, steps=10)) == pytest.approx(0.005)
+    for path, value in start.items():
+        np.testing.assert_allclose(middle[path], 0.5 * value, rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Lion:
+    """An optimizer as a user would write it: a plain optax transformation, which takes no extra arguments."""
+
+    learning_rate: float = 1e-3
+
+    def build(self, *, steps: int, mesh: MeshConfig) -> optax.GradientTransformation:
+        return optax.lion(optax.cosine_decay_schedule(self.learning_rate, steps))
+
+    def learning_rate_at(self, step: int, *, steps: int) -> Array:
+        return optax.cosine_decay_schedule(self.learning_rate, steps)(step)
+
+
+def test_any_class_with_the_methods_is_an_optimizer():
+    assert all(isinstance(optimizer, Optimizer) for optimizer in (AdamW(), Muon(), Lion()))
+    assert not isinstance(Constant(), Optimizer)
+    np.testing.assert_allclose(np.abs(update(Lion())[0]["blocks.up"]), 1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
-    ("make", "field"),
+    ("make", "message"),
     [
-        (lambda: AdamW(learning_rate=0.0), "optimizer.learning_rate"),
-        (lambda: AdamW(beta2=1.0), "optimizer.beta2"),
-        (lambda: Muon(weight_decay=-1.0), "optimizer.weight_decay"),
-        (lambda: Muon(ns_steps=0), "optimizer.ns_steps"),
+        (lambda: AdamW(learning_rate=0.0), "optimizer.learning_rate is 0.0; it must be above 0"),
         (lambda: AdamW(learning_rate=math.nan), "optimizer.learning_rate is nan"),
-        (lambda: AdamW(clip_norm=math.inf), "optimizer.clip_norm is inf"),
-        (lambda: Muon(weight_decay=math.nan), "optimizer.weight_decay is nan"),
+        (lambda: AdamW(beta2=1.0), r"optimizer.beta2 is 1.0; it must be in \[0, 1\)"),
+        (lambda: AdamW(epsilon=1e-50), "optimizer.epsilon is 1e-50; .* smallest normal float32"),
         (lambda: AdamW(clip_norm=0.0), "optimizer.clip_norm"),
-        (lambda: Muon(momentum_min=1.0), "optimizer.momentum_min"),
-        (lambda: Muon(momentum_min=0.5), "momentum_min is 0.5, which needs optimizer.momentum_schedule"),
+        (lambda: AdamW(clip_norm=math.inf), "optimizer.clip_norm is inf"),
+        (lambda: AdamW(head=ParamGroup(beta1=1.5)), r"ParamGroup\.beta1 is 1\.5"),
+        (lambda: Muon(weight_decay=-1.0), "optimizer.weight_decay"),
+        (lambda: Muon(weight_decay=math.nan), "optimizer.weight_decay is nan"),
+        (lambda: Muon(ns_steps=0), "optimizer.ns_steps"),
         (lambda: Muon(ns_coefficients=(math.nan, 0.0, 0.0)), "optimizer.ns_coefficients"),
-        (lambda: AdamW(epsilon=1e-50), "optimizer.epsilon is 1e-50, which float32 takes for 0"),
+        (lambda: Muon(momentum_min=1.0), "optimizer.momentum_min"),
+        (lambda: Muon(momentum_min=0.5), "momentum_min is 0.5, but without an optimizer.momentum_schedule"),
         (lambda: Muon(normuon_beta2=-0.1), "optimizer.normuon_beta2"),
         (lambda: Muon(adam_learning_rate=0.0), "optimizer.adam_learning_rate"),
-        (lambda: AdamW(head=ParamGroup(beta1=1.5)), r"Adam\.beta1 is 1\.5"),
     ],
 )
-def test_bad_values_are_named(make, field):
-    with pytest.raises(UserError, match=field):
+def test_values_out_of_range_are_rejected(make: Callable[[], Optimizer], message: str):
+    with pytest.raises(UserError, match=message):
         make()
 
 
-def test_variables_keep_their_letters(model):
-    updates, _ = updated(Muon(), model, gradients(model))
-    marks = jax.tree.leaves(updates, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    assert {mark.axis_names for mark in marks} == {"VD", "TD", "DV", "DCHK", "HKD", "DF", "FD", "D", "CHK", "F"}
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
+def test_updates_keep_the_axis_names(optimizer: Optimizer):
+    chain = optax.with_extra_args_support(optimizer.build(steps=10, mesh=MESH))
+    updates, _ = jax.eval_shape(lambda: chain.update(GRADIENTS, chain.init(MODEL), MODEL, step=0))
+    assert {path: param.axis_names for path, param in updates.items()} == {
+        path: names for path, (names, _) in PARAMS.items()
+    }

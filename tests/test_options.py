@@ -1,21 +1,49 @@
-"""An option out of place is named as it is written on the command line."""
+"""Wrong options are named as on the command line."""
+
+from pathlib import Path
 
 import pytest
 
-from data_pipelines.options import at_least, one_validation
+from data_pipelines.runtime.options import ShardOptions, check_splits, require_at_least
 from gptjax.core.errors import UserError
+from gptjax.data.manifest import Counts
+
+NONE, SOME = Counts(0, 0, 0), Counts(3, 30, 60)
 
 
-def test_the_option_that_is_too_small_is_named():
-    at_least(2, shard_tokens=2, max_bytes=None, processes=7)
+def test_require_at_least_names_the_option():
+    require_at_least(2, shard_tokens=2, max_bytes=None, processes=7)
     with pytest.raises(UserError, match=r"^--max-document-tokens=1: wanted at least 2\.$"):
-        at_least(2, shard_tokens=2, max_document_tokens=1)
-    with pytest.raises(UserError, match=r"^--shards=-1: wanted at least 0\.$"):
-        at_least(0, shards=-1)
+        require_at_least(2, shard_tokens=2, max_document_tokens=1)
 
 
-def test_validation_has_one_origin():
-    for split, source in [(None, None), ("none", None), (None, "val.jsonl")]:
-        one_validation(split=split, validation_source=source)
+def test_shard_options_have_one_validation():
+    def split_of(**options):
+        options = ShardOptions(source="x", output=Path("out"), **options)
+        return options.effective_split, options.split_names
+
+    both = ("train", "val")
+    assert split_of() == ("hash:0.005", both)
+    assert split_of(split="none") == ("none", ("train",))
+    assert split_of(validation_source="val.jsonl") == ("none", both)
     with pytest.raises(UserError, match="choose one"):
-        one_validation(split="none", validation_source="val.jsonl")
+        split_of(split="none", validation_source="val.jsonl")
+    for name in ("shard_tokens", "max_document_tokens"):
+        with pytest.raises(UserError, match=name.replace("_", "-")):
+            split_of(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("other", "train", "val", "message"),
+    [
+        (None, NONE, NONE, r"^source x: holds no text\. 2 invalid records"),
+        ("y", SOME, NONE, r"^source y: holds no text\."),
+        ("y", NONE, SOME, r"^source x: holds no text\."),
+        (None, SOME, NONE, r"^--split=hash:0\.005 leaves no text for val \(of 3 documents\)\..*none\. 2 invalid"),
+    ],
+)
+def test_check_splits_names_what_is_empty(other, train, val, message):
+    options = ShardOptions(source="x", output=Path("out"), validation_source=other)
+    check_splits(options, {"train": SOME, "val": SOME}, notes=[], what="text")
+    with pytest.raises(UserError, match=message):
+        check_splits(options, {"train": train, "val": val}, notes=["2 invalid records skipped"], what="text")

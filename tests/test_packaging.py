@@ -23,7 +23,7 @@ def python(code: str, **environment: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True, env={"PATH": "", **environment}).stdout
 
 
-@pytest.mark.parametrize("module", ["gptjax", "gptjax.tokenizer", "gptjax.shards", "data_pipelines.encoding"])
+@pytest.mark.parametrize("module", ["gptjax", "gptjax.tokenizer", "gptjax.shards", "data_pipelines.encode.encoder"])
 def test_what_only_tokenises_does_not_import_jax(module):
     imported = python(f"import sys, {module}; print(*sys.modules)").split()
     assert module in imported

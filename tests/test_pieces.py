@@ -1,7 +1,4 @@
-"""Pieces of a document: exactly its text, and exactly its tokens, wherever they are cut."""
-
-import itertools
-import random
+"""Pieces of a document have exactly its text and its tokens, wherever it is cut."""
 
 import numpy as np
 import pytest
@@ -9,13 +6,9 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import pieces as module
-from data_pipelines.batching import Batch, Found
-from data_pipelines.encoding import Encoder
-from data_pipelines.pieces import pieces
-from data_pipelines.readers.documents import Notes, Reading
-from data_pipelines.rules import Only
-from data_pipelines.train_tokenizer import train_bpe
+from data_pipelines.encode import pieces
+from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.encode.pieces import iter_pieces
 from gptjax.tokenization.tokenizer import BPE, Bytes, Chars
 
 SAMPLE = (
@@ -24,38 +17,35 @@ SAMPLE = (
 )
 TRICKY = [
     *"abzAS0 9'.,\n\r\t\u00a0\u3000\x1c\x85語、。한éñ́\u200d🙂ſⅣ²\ufeff",
-    *("<|endoftext|>", "'ll", "'S ", "  ", "\r\n"),
+    *("<|endoftext|>", "'ll", "'S ", "  ", "\r\n", "\n", " a", ".\nb"),
 ]
 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    texts = [SAMPLE * 3, "abc ABC 012 the they end x=1\n" * 20]
+    texts = [SAMPLE * 3, "abc ABC 012 the they end x=1.\n\n" * 20]
     own = {name: train_bpe(texts, vocab_size=300, pattern=name) for name in ("gpt2", "gpt4")}
     alphabet = Chars.from_text(["".join(TRICKY), SAMPLE, "\ufffd"])
-    two_digits = own["gpt4"].pattern.replace("{1,3}", "{1,2}")
-    another = BPE(own["gpt4"].tokens, own["gpt4"].specials, merges=own["gpt4"].merges, pattern=two_digits)
-    return {**own, "another": another, "bytes": Bytes(), "chars": alphabet}
+    return {**own, "bytes": Bytes(), "chars": alphabet}
 
 
-def texts_of_pieces(text, tokenizer):
-    return [str(piece.content, "utf-8") for piece in pieces(text.encode(), tokenizer)]
+def cut(text, tokenizer, size):
+    return [str(piece.content, "utf-8") for piece in iter_pieces(text.encode(), tokenizer, point=0.0, size=size)]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", "bytes", "chars"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     text=st.lists(st.sampled_from(TRICKY), min_size=1, max_size=60).map("".join),
     size=st.integers(1, 9),
-    look=st.integers(16, 30),
+    window=st.integers(8, 40),
 )
-def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, look):
-    """Pieces so small that every place where a cut is allowed is tried."""
+def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, window):
+    """Pieces are so small that every place where a cut is allowed is tried."""
     tokenizer = tokenizers[name]
     with pytest.MonkeyPatch.context_length() as patch:
-        patch.setattr(module, "PIECE_BYTES", size)
-        patch.setattr(module, "LOOK_BYTES", look)
-        found = texts_of_pieces(text, tokenizer)
+        patch.setattr(pieces, "WINDOW_BYTES", window)
+        found = cut(text, tokenizer, size)
     assert "".join(found) == text
     np.testing.assert_array_equal(np.concatenate([tokenizer.encode(piece) for piece in found]), tokenizer.encode(text))
 
@@ -63,8 +53,8 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, look)
 @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
 @settings(max_examples=300, deadline=None)
 @given(text=st.lists(st.sampled_from(TRICKY), max_size=40).map("".join) | st.text(max_size=60))
-def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
-    """What tiktoken is given instead of the pattern itself, for speed."""
+def test_fast_pattern_gives_the_tokens_of_the_plain_one(tokenizers, name, text):
+    """For speed tiktoken gets another pattern than the tokenizer's."""
     tokenizer = tokenizers[name]
     plain = tiktoken.Encoding(
         name, pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.tokens, special_tokens=tokenizer.specials
@@ -72,148 +62,26 @@ def test_the_fast_pattern_cuts_the_same_words(tokenizers, name, text):
     assert tokenizer.encode(text).tolist() == plain.encode_ordinary(text)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt4"])
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(min_size=1, max_size=80).filter(lambda text: not text.isspace()), size=st.integers(1, 5))
-def test_any_text_comes_back_byte_for_byte(tokenizers, name, text, size):
-    tokenizer = tokenizers[name]
-    with pytest.MonkeyPatch.context_length() as patch:
-        patch.setattr(module, "PIECE_BYTES", size)
-        found = Encoder(tokenizer, Reading())(Batch(Only("train"), [Found(text.encode(), Notes())], 1))
-    ids = found.tokens
-    assert ids[0] == tokenizer.end_of_text
-    assert not (ids[1:] == tokenizer.end_of_text).any(), "text never makes a special token"
-    assert tokenizer.decode(ids[1:]) == text
-    np.testing.assert_array_equal(ids[1:], tokenizer.encode(text))
+def test_pieces_end_before_spaces_and_after_single_line_ends(tokenizers):
+    def cut_small(text, name="gpt2"):
+        return cut(text, tokenizers[name], 4)
+
+    assert cut_small("Done, two; three\n\nfour five") == ["Done,", " two;", " three\n\nfour", " five"]
+    assert cut_small("模型語言。\n語言模型", "gpt4") == ["模型語言。\n", "語言模型"]
+    assert cut_small("слово слово\r\nсло") == ["слово", " слово\r\nсло"]
+    assert cut_small("abcdefgh") == ["abcdefgh"]
+    assert cut_small("étés \u3000 fins fin") == ["étés", " \u3000 fins", " fin"], "not within white space"
+    assert cut_small("a b c d e", "bytes") == ["a b c", " d e"]
 
 
-def test_where_texts_are_cut(tokenizers, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_BYTES", 4)
-
-    def cut(text, name="gpt2"):
-        return texts_of_pieces(text, tokenizers[name])
-
-    assert cut("Done, two; three\n\nfour") == ["Done", ", two", "; three", "\n\nfour"]
-    assert cut("12345678") == ["12345678"]
-    assert cut("123,45,6789\n1") == ["123,45", ",6789", "\n1"]
-    assert cut("模型語言。あああああ、x") == ["模型語言", "。あああああ", "、x"]
-    assert cut("été à la fin") == ["été", " à la", " fin"]
-    assert cut("été à la fin", "chars") == ["été", " à ", "la f", "in"]
-    assert cut("a" * 9, "bytes") == ["aaaa", "aaaa", "a"]
-    assert cut("abc😀xyz", "chars") == ["abc😀", "xyz"]
+def test_another_pattern_keeps_documents_whole(tokenizers):
+    known = tokenizers["gpt4"]
+    other = BPE(known.tokens, known.specials, merges=known.merges, pattern=known.pattern.replace("{1,3}", "{1,2}"))
+    assert cut("a b c d e f", other, 2) == ["a b c d e f"]
 
 
-@pytest.mark.parametrize(("name", "blank"), [("gpt2", " "), ("gpt2", "\n"), ("gpt4", " "), ("gpt4", "\n")])
-def test_a_million_blanks(tokenizers, name, blank):
-    """More than tiktoken can look at when a word follows."""
-    tokenizer, many = tokenizers[name], 1_200_000
-    found = texts_of_pieces(f"x{blank * many}yes", tokenizer)
-    ids = np.concatenate([tokenizer.encode(piece) for piece in found])
-    assert tokenizer.decode(ids) == f"x{blank * many}yes"
-    few = tokenizer.encode(f"x{blank * 64}yes")
-    assert ids[:8].tolist() == few[:8].tolist()
-    assert ids[-3:].tolist() == few[-3:].tolist()
-
-
-ENDLESS = [
-    "a",
-    "ab",
-    "acgt",
-    "é",
-    "-",
-    "=!",
-    "!\n",
-    " ",
-    " \n",
-    "\n",
-    "012",
-    "1²Ⅳ",
-    "模型",
-    "ก่า",
-    "\u00a0 ",
-    "'s",
-    "\x1c ",
-    "!\u0558\u0560",
-]
-
-
-@pytest.mark.parametrize("name", ["gpt2", "gpt4", "another"])
-@settings(max_examples=100, deadline=None)
-@given(
-    runs=st.lists(
-        st.tuples(
-            st.sampled_from(["", " ", "x", "'", "\n", ". "]),
-            st.sampled_from(ENDLESS).flatmap(lambda some: st.text(some, min_size=1, max_size=120)),
-        ),
-        min_size=1,
-        max_size=4,
-    ),
-    size=st.integers(8, 40),
-    looks=st.integers(2, 4),
-)
-def test_words_without_end_are_cut_between_their_tokens(tokenizers, name, runs, size, looks):
-    """Runs of one kind, random and regular, with no place for far longer than a piece."""
-    text = "".join(itertools.chain.from_iterable(runs))
-    with pytest.MonkeyPatch.context_length() as patch:
-        for constant, value in (("PIECE_BYTES", size), ("LOOK_BYTES", 20), ("MOST_LOOKS", looks)):
-            patch.setattr(module, constant, value)
-        found = texts_of_pieces(text, tokenizers[name])
-    assert "".join(found) == text
-    ids = np.concatenate([tokenizers[name].encode(piece) for piece in found])
-    np.testing.assert_array_equal(ids, tokenizers[name].encode(text))
-
-
-@pytest.mark.parametrize(
-    ("name", "axis_names"),
-    [("gpt2", "acgt"), ("gpt2", "-"), ("gpt2", "é"), ("gpt4", "abc"), ("gpt4", "0123456789"), ("another", "01")],
-)
-def test_no_piece_is_much_longer_than_wanted(tokenizers, monkeypatch, name, axis_names):
-    for constant, value in (("PIECE_BYTES", 400), ("LOOK_BYTES", 50), ("MOST_LOOKS", 4)):
-        monkeypatch.setattr(module, constant, value)
-    text = "".join(random.Random(1).choices(axis_names, k=3000))
-    found = texts_of_pieces(text, tokenizers[name])
-    assert "".join(found) == text
-    assert max(len(piece.encode()) for piece in found) <= 600
-    ids = np.concatenate([tokenizers[name].encode(piece) for piece in found])
-    np.testing.assert_array_equal(ids, tokenizers[name].encode(text))
-
-
-def test_a_pattern_that_looks_back_is_cut_where_it_makes_no_difference(tokenizers, monkeypatch):
-    for constant, value in (("PIECE_BYTES", 8), ("LOOK_BYTES", 16), ("MOST_LOOKS", 2)):
-        monkeypatch.setattr(module, constant, value)
-    known = tokenizers["gpt2"]
-    other = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"(?<=o)nn|\w")
-    text = "onn" * 40
-    found = texts_of_pieces(text, other)
-    assert len(found) > 5
-    assert all(piece.startswith("o") for piece in found)
-    unreadable = BPE(known.tokens, known.specials, merges=known.merges, pattern=r"\x{6f}|\w")
-    assert texts_of_pieces(text, unreadable) == [text], "a pattern for tiktoken alone"
-
-
-def test_going_on_after_any_piece(tokenizers, monkeypatch):
-    monkeypatch.setattr(module, "PIECE_BYTES", 6)
-    document = " ".join(random.Random(0).choices(["one", "four", "eleven"], k=30)).encode()
-    every = list(pieces(document, tokenizers["gpt4"]))
-    assert len(every) > 15
-    assert [piece.ends for piece in every] == [False] * (len(every) - 1) + [True]
-    assert [piece.begin for piece in every] == [0, *(piece.end for piece in every[:-1])]
-    for i, piece in enumerate(every):
-        assert piece.content == document[piece.begin : piece.end]
-        assert list(pieces(document, tokenizers["gpt4"], begin=piece.begin)) == every[i:]
-
-
-@pytest.mark.parametrize("character", ["x", "\N{GRINNING FACE}"])
-def test_a_place_far_away_is_found(tokenizers, monkeypatch, character):
-    """Wherever it lies in what is looked at, also across two looks."""
-    monkeypatch.setattr(module, "PIECE_BYTES", 8)
-    monkeypatch.setattr(module, "LOOK_BYTES", 16)
-    for far in range(60):
-        for blanks in (" ", "   "):
-            text = character * far + blanks + "end"
-            found = texts_of_pieces(text, tokenizers["gpt2"])
-            assert "".join(found) == text
-            ids = np.concatenate([tokenizers["gpt2"].encode(piece) for piece in found])
-            np.testing.assert_array_equal(ids, tokenizers["gpt2"].encode(text))
-            if far * len(character.encode()) > 8:
-                assert found[-1] == f"{' ' if len(blanks) == 1 else blanks}end", "cut behind the last character"
+def test_pieces_say_where_the_document_begins_and_ends(tokenizers):
+    found = list(iter_pieces(b"one two three four", tokenizers["gpt2"], point=0.5, size=2))
+    assert [piece.begins for piece in found] == [True, False, False, False]
+    assert [piece.ends for piece in found] == [False, False, False, True]
+    assert {piece.point for piece in found} == {0.5}

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
+from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
-from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import Pairs, open_pairs
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -63,7 +63,7 @@ def flat(tok, expected):
     return ids(tok, *(part for part, _ in expected)), [mark for part, mark in expected for _ in ids(tok, part)]
 
 
-def test_pairs_of_texts_token_by_token(tmp_path, run):
+def test_pairs_of_texts_hold_every_token(tmp_path, run):
     manifest = run(write(tmp_path / "x.jsonl", [TEXT]))
     assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
@@ -86,7 +86,7 @@ def test_pairs_of_texts_token_by_token(tmp_path, run):
     assert counts.bytes == 2 * len("The sky is") + len((TEXT["chosen"] + TEXT["rejected"]).encode())
 
 
-def test_pairs_of_chats_token_by_token(tmp_path, run):
+def test_pairs_of_chats_hold_every_token(tmp_path, run):
     """What the assistant said in the prompt is not scored; of a longer completion, what the user says is not."""
     run(write(tmp_path / "x.jsonl", [CHAT]))
     tok = load_tokenizer(tmp_path / "out")
@@ -101,10 +101,10 @@ def test_pairs_of_chats_token_by_token(tmp_path, run):
     assert (pair.rejected.tolist(), pair.rejected_scored.tolist()) == flat(tok, [*prompt, *rejected])
 
 
-def test_many_pairs_and_their_split(tmp_path, run):
+def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
     """Pairs stay together and in order; all pairs with one prompt are on one side."""
     records = [{"prompt": f"{i % 100}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(300)]
-    manifest = run(write(tmp_path / "x.jsonl", records), split="documents:0.2", shard_tokens=100)
+    manifest = run(write(tmp_path / "x.jsonl", records), split="hash:0.2", shard_tokens=100)
     tok = load_tokenizer(tmp_path / "out")
     prompts = {}
     for split in ("train", "val"):
@@ -123,7 +123,7 @@ def test_many_pairs_and_their_split(tmp_path, run):
             open_pairs(tmp_path / "out", "val")[index]
 
 
-def test_equal_and_shortened_pairs(tmp_path, run, capsys):
+def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
     """Those that are equal, or become so when cut, have nothing to say; neither stops `--strict`."""
     same = TEXT | {"rejected": TEXT["chosen"]}
     alike = {"prompt": "Q", "chosen": "ha " * 60 + "A", "rejected": "ha " * 60 + "B"}
@@ -135,10 +135,10 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
     assert len(pairs) == 2
     assert len(pairs[0].chosen) == len(pairs[0].chosen_scored) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
-    assert "1 pairs left out: chosen and rejected are equal" in printed
-    assert "2 pairs left out: nothing left to learn at --max-document-tokens=30" in printed
+    assert "1 pairs skipped: chosen and rejected are equal" in printed
+    assert "2 pairs skipped: nothing scored is left at --max-document-tokens=30" in printed
     assert "1 pairs cut off at --max-document-tokens=30" in printed
-    with pytest.raises(UserError, match=r"holds no pairs that can be used\..*chosen and rejected are equal"):
+    with pytest.raises(UserError, match=r"holds no usable pairs\..*chosen and rejected are equal"):
         run(write(tmp_path / "y.jsonl", [same]), "none")
 
 
@@ -164,7 +164,7 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
         ("{", "not a line of JSON"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path, run, record, message):
+def test_invalid_pair_is_named(tmp_path, run, record, message):
     source = write(tmp_path / "x.jsonl", [TEXT, record, CHAT])
     with pytest.raises(UserError) as caught:
         run(source, strict=True)
@@ -173,7 +173,7 @@ def test_a_broken_line_is_named(tmp_path, run, record, message):
     assert run(source).splits["train"].documents == 4
 
 
-def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
+def test_only_chats_need_the_chat_tokens(tmp_path, run):
     plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
     plain.save(tmp_path / "plain")
     assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
@@ -185,7 +185,7 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     assert pair.chosen_scored.tolist() == [0] * 10 + [1] * 6
 
 
-def test_other_data_is_not_taken_for_pairs(tmp_path, chat):
+def test_open_pairs_refuses_other_data(tmp_path, chat):
     turns = {"messages": messages(("user", "Hi"), ("assistant", "Ho"))}
     request = {"tokenizer": str(chat), "output": tmp_path / "chat", "split": "none"}
     prepare_chat(PrepareChat(source=write(tmp_path / "x.jsonl", [turns]), **request))
@@ -198,10 +198,10 @@ def test_other_data_is_not_taken_for_pairs(tmp_path, chat):
         open_pairs(tmp_path / "foreign", "train")
 
 
-def test_the_command(tmp_path, chat):
+def test_command_skips_invalid_pairs(tmp_path, chat):
     source = write(tmp_path / "x.jsonl", [TEXT, CHAT, {}])
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
     command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "2 pairs" in done.stdout
+    assert "4 documents" in done.stdout
     assert f'{source}:3: wanted "prompt", "chosen" and "rejected"' in done.stdout

@@ -1,4 +1,4 @@
-"""Conversations to shards: every token and mark where it belongs, and what is left out is named by file and line."""
+"""Conversations to shards: every token and mark in its place, and invalid records named by file and line."""
 
 import gzip
 import itertools
@@ -13,12 +13,12 @@ import pyarrow
 import pytest
 
 from data_pipelines import scored_shards
+from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
-from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
-from gptjax.data.shards import open_split
+from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -71,7 +71,7 @@ def documents(directory, split="train"):
 
 
 @pytest.mark.parametrize("name", ["chat.jsonl", "chat.jsonl.gz", "chat.jsonl.zst"])
-def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
+def test_shards_hold_the_template(tmp_path, run, name):
     manifest = run(write(tmp_path / name, [line(GREETING), "", line(SUMS)]), shard_tokens=50)
     assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
@@ -79,7 +79,7 @@ def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     template = ChatTemplate(tok)
     found = documents(tmp_path / "out")
     for turns, (tokens, scored) in zip([GREETING, SUMS], found, strict=True):
-        expected = template.conversation([Message(*turn) for turn in turns])
+        expected = template.encode_conversation([Message(*turn) for turn in turns])
         assert (tokens, scored) == (expected.tokens.tolist(), expected.scored.tolist())
         said = "".join(f"{content}<|im_end|>" for role, content in turns if role == "assistant")
         assert tok.decode([token for token, mark in zip(tokens, scored, strict=True) if mark]) == said
@@ -88,12 +88,10 @@ def test_shards_hold_the_template_token_by_token(tmp_path, run, name):
     counts = manifest.splits["train"]
     assert (counts.documents, counts.tokens) == (2, sum(len(tokens) for tokens, _ in found))
     assert counts.bytes == sum(len(f"{role}\n{content}\n".encode()) for role, content in GREETING + SUMS)
-    stream = open_split(tmp_path / "out", "train")
-    assert (stream.document_starts.dtype, stream.loss_mask.dtype) == (np.int64, np.uint8)
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
+def test_windows_score_what_the_assistant_says(tmp_path, run, packing):
     """Through the rows that a model is trained on: each scored target once, and no other."""
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
@@ -105,7 +103,7 @@ def test_training_scores_what_the_assistant_says(tmp_path, run, packing):
     assert (tok.specials["<|im_end|>"] == expected).sum() > 40
 
 
-def test_a_conversation_that_is_cropped_is_scored_as_far_as_it_goes(tmp_path, run):
+def test_cropped_conversations_are_scored_like_whole_ones(tmp_path, run):
     """Every row holds beginnings of conversations, each predicted and scored as in the whole, and once."""
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
@@ -123,7 +121,7 @@ def test_a_conversation_that_is_cropped_is_scored_as_far_as_it_goes(tmp_path, ru
     assert found <= known
 
 
-def test_the_chat_tokens_are_added_where_they_are_missing(tmp_path, run, plain, capsys):
+def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     source = write(tmp_path / "chat.jsonl", [line(GREETING)])
     run(source)
     assert "<|im_start|> and <|im_end|> were added to bpe-280: a model needs 282 ids" in capsys.readouterr().out
@@ -134,28 +132,28 @@ def test_the_chat_tokens_are_added_where_they_are_missing(tmp_path, run, plain, 
         run(source, "bytes", tokenizer="bytes")
 
 
-def test_validation_by_hash_or_from_a_source_of_its_own(tmp_path, run):
+def test_validation_by_hash_or_from_another_source(tmp_path, run):
     train, other = write(tmp_path / "a.jsonl", map(line, many(300))), write(tmp_path / "b.jsonl", map(line, many(5)))
-    manifest = run(train, split="documents:0.2")
+    manifest = run(train, split="hash:0.2")
     sizes = [manifest.splits[split].documents for split in ("train", "val")]
     assert sum(sizes) == 300
     assert 30 < sizes[1] < 90
     sides = [{tuple(tokens) for tokens, _ in documents(tmp_path / "out", split)} for split in ("train", "val")]
     assert not sides[0] & sides[1]
     turned = write(tmp_path / "turned.jsonl", map(line, many(300)[::-1]))
-    run(turned, "turned", split="documents:0.2")
+    run(turned, "turned", split="hash:0.2")
     assert sides[1] == {tuple(tokens) for tokens, _ in documents(tmp_path / "turned", "val")}
     manifest = run(train, "two", validation_source=other)
     assert [manifest.splits[split].documents for split in ("train", "val")] == [300, 5]
-    with pytest.raises(UserError, match="nothing is left for val"):
-        run(other, "few", split="documents:0.000001")
+    with pytest.raises(UserError, match="leaves no usable conversations for val"):
+        run(other, "few", split="hash:0.000001")
     empty = write(tmp_path / "empty.jsonl", ['{"messages": 3}'])
-    with pytest.raises(UserError, match=r"empty\.jsonl: holds no conversations(.|\n)*empty\.jsonl:1: "):
+    with pytest.raises(UserError, match=r"empty\.jsonl: holds no usable conversations.*empty\.jsonl:1: "):
         run(train, "few", validation_source=empty)
     assert not (tmp_path / "few").exists()
 
 
-def test_long_conversations_are_cut_while_something_scored_remains(tmp_path, run, capsys):
+def test_long_conversations_are_cut_off(tmp_path, run, capsys):
     long_answer = [("user", "Go"), ("assistant", "ha " * 50)]
     long_question = [("user", "ha " * 50), ("assistant", "No")]
     source = write(tmp_path / "chat.jsonl", map(line, [SUMS[:2], long_answer, long_question]))
@@ -165,14 +163,14 @@ def test_long_conversations_are_cut_while_something_scored_remains(tmp_path, run
     assert len(whole[0]) < 40
     assert len(cut[0]) == len(cut[1]) == 40
     template = ChatTemplate(load_tokenizer(tmp_path / "out"))
-    assert cut[0] == template.conversation([Message(*turn) for turn in long_answer]).tokens[:40].tolist()
+    assert cut[0] == template.encode_conversation([Message(*turn) for turn in long_answer]).tokens[:40].tolist()
     assert cut[1][-1] == 1
     printed = capsys.readouterr().out
     assert "1 conversations cut off at --max-document-tokens=40" in printed
-    assert "1 conversations left out: nothing left to learn at --max-document-tokens=40" in printed
+    assert "1 conversations skipped: nothing scored is left at --max-document-tokens=40" in printed
 
 
-BROKEN = [
+INVALID = [
     ('{"messages": [{"role": "user"', "not a line of JSON"),
     ('["messages"]', "wanted a JSON object"),
     ('{"conversations": []}', '"messages": wanted a list of messages, got None'),
@@ -184,9 +182,9 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("broken", "message"), BROKEN)
-def test_a_broken_line_is_named(tmp_path, run, capsys, broken, message):
-    source = write(tmp_path / "chat.jsonl", [line(GREETING), "", broken, line(SUMS)])
+@pytest.mark.parametrize(("invalid", "message"), INVALID)
+def test_invalid_records_are_skipped_and_named(tmp_path, run, capsys, invalid, message):
+    source = write(tmp_path / "chat.jsonl", [line(GREETING), "", invalid, line(SUMS)])
     with pytest.raises(UserError) as caught:
         run(source, strict=True)
     assert str(caught.value).startswith(f"{source}:3: ")
@@ -194,15 +192,15 @@ def test_a_broken_line_is_named(tmp_path, run, capsys, broken, message):
     assert not (tmp_path / "out").exists()
     assert run(source).splits["train"].documents == 2
     printed = capsys.readouterr().out
-    assert f"note: 1 broken lines left out\nnote: {caught.value}\n" in printed
+    assert f"note: 1 invalid records skipped; the first: {caught.value}\n" in printed
     run(source)
-    assert f"note: 1 broken lines left out\nnote: {caught.value}\n" in capsys.readouterr().out, "told again"
-    with pytest.raises(UserError, match="holds no conversations that can be used") as caught:
-        run(write(tmp_path / "all.jsonl", [broken]), "none")
+    assert f"note: 1 invalid records skipped; the first: {caught.value}\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no usable conversations") as caught:
+        run(write(tmp_path / "all.jsonl", [invalid]), "none")
     assert f"{tmp_path}/all.jsonl:1: " in str(caught.value)
 
 
-def test_halves_of_characters(tmp_path, run, capsys):
+def test_lone_surrogates_make_a_record_invalid(tmp_path, run, capsys):
     whole, half = line([("user", "a"), ("assistant", "\ud83d\ude00")]), line([("user", "a\ud800"), ("assistant", "b")])
     assert "\\ud800" in half
     source = write(tmp_path / "chat.jsonl", [half, whole])
@@ -215,21 +213,21 @@ def test_halves_of_characters(tmp_path, run, capsys):
         run(source, split="none", strict=True, overwrite=True)
 
 
-def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, run, monkeypatch):
-    source, write_all = write(tmp_path / "chat.jsonl", map(line, many(30))), scored_shards._write
+def test_changing_source_is_noticed(tmp_path, run, monkeypatch):
+    source, write_all = write(tmp_path / "chat.jsonl", map(line, many(30))), scored_shards._write_shards
 
-    def changing(*args):
+    def change_and_write(*args, **options):
         with Path(source).open("a") as file:
             file.write(line(SUMS) + "\n")
-        return write_all(*args)
+        return write_all(*args, **options)
 
-    monkeypatch.setattr(scored_shards, "_write", changing)
+    monkeypatch.setattr(scored_shards, "_write_shards", change_and_write)
     with pytest.raises(UserError, match=r"chat\.jsonl: was changed while it was read"):
         run(source)
     assert not list(tmp_path.glob("*out*/*"))
 
 
-def test_done_once_is_done(tmp_path, run, capsys):
+def test_same_request_finds_the_data(tmp_path, run, capsys):
     source = write(tmp_path / "chat.jsonl", map(line, many(30)))
     first = run(source)
     made = (tmp_path / "out/train.scored").stat().st_mtime_ns
@@ -255,20 +253,20 @@ def test_done_once_is_done(tmp_path, run, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "tail:0.1"}, "wanted documents:F or none"),
+        ({"split": "tail:0.1"}, "wanted hash:F or none"),
         ({"split": "none", "validation_source": "x"}, "choose one"),
         ({"max_document_tokens": 1}, "--max-document-tokens=1"),
         ({"shard_tokens": 0}, "--shard-tokens=0"),
         ({"source": "absent.jsonl"}, "no such file"),
     ],
 )
-def test_wrong_requests(tmp_path, run, options, message):
+def test_wrong_options_are_refused(tmp_path, run, options, message):
     source = write(tmp_path / "chat.jsonl", [line(GREETING)])
     with pytest.raises(UserError, match=message):
         run(options.pop("source", source), **options)
 
 
-def test_the_command(tmp_path, plain):
+def test_command_skips_or_stops(tmp_path, plain):
     source = write(tmp_path / "chat.jsonl", [line(GREETING), line(SUMS[1:])])
     words = [f"--source={source}", f"--tokenizer={plain}", f"--output={tmp_path / 'out'}", "--split=none"]
     command = [sys.executable, "-m", "data_pipelines.prepare_chat", *words]
@@ -276,6 +274,6 @@ def test_the_command(tmp_path, plain):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {source}:2: message 1 is of the assistant, wanted user")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "1 conversations" in done.stdout
+    assert "1 documents" in done.stdout
     assert f"{source}:2: message 1 is of the assistant" in done.stdout
     assert set(CHAT_TOKENS) < set(load_tokenizer(tmp_path / "out").specials)

@@ -1,4 +1,4 @@
-"""Data that makes itself: once, where it is kept, and as plain shards ever after."""
+"""Data that is prepared on first use: once, into the cache, and plain shards afterwards."""
 
 import dataclasses
 import json
@@ -18,42 +18,42 @@ def write_jsonl(path, texts):
     return str(path)
 
 
-def documents(n=40):
+def make_texts(n=40):
     return [f"Document {i}. " + "the cat sat on the mat " * (i % 7 + 1) + "é☕\n" for i in range(n)]
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path / "cache"))
-    prepared._prepared.cache_clear()
+    prepared._prepare_in_cache.cache_clear()
     yield tmp_path / "cache"
-    prepared._prepared.cache_clear()
+    prepared._prepare_in_cache.cache_clear()
 
 
-def test_prepared_data_makes_itself_once(tmp_path, cache, capsys):
-    source = write_jsonl(tmp_path / "tales.jsonl", documents())
-    data = Prepared(source=source, tokenizer="bpe:300", validation="tail:0.1", prefetch=5)
+def test_prepared_is_prepared_once(tmp_path, cache, capsys):
+    source = write_jsonl(tmp_path / "tales.jsonl", make_texts())
+    data = Prepared(source=source, tokenizer="bpe:300", split="tail:0.1", prefetch=5)
     assert not cache.exists()
     plain = data.resolve()
     assert type(plain) is TokenShards
     assert plain.prefetch == 5
     assert plain.path.startswith(f"{cache}/tales-bpe-300-")
     assert verify_shards(plain.path).tokenizer == "bpe-300"
-    assert len(data.open_split("train")) == data.manifest().splits["train"].tokens
+    assert data.manifest().splits == verify_shards(plain.path).splits
     assert capsys.readouterr().out.count("documents") == 2
-    prepared._prepared.cache_clear()
+    prepared._prepare_in_cache.cache_clear()
     assert data.resolve() == plain
-    assert Prepared(source=source, tokenizer="bytes", validation="tail:0.1").resolve().path != plain.path
+    assert Prepared(source=source, tokenizer="bytes", split="tail:0.1").resolve().path != plain.path
     assert Prepared(path="elsewhere", source="absent").resolve() == TokenShards(path="elsewhere")
 
 
-def test_a_changed_text_is_prepared_anew(tmp_path, cache):
-    source = write_jsonl(tmp_path / "tales.jsonl", documents())
-    data = Prepared(source=source, tokenizer="bytes", validation="none")
+def test_prepared_from_a_changed_text_is_another(tmp_path, cache):
+    source = write_jsonl(tmp_path / "tales.jsonl", make_texts())
+    data = Prepared(source=source, tokenizer="bytes", split="none")
     first = data.resolve()
-    write_jsonl(tmp_path / "tales.jsonl", documents(41))
+    write_jsonl(tmp_path / "tales.jsonl", make_texts(41))
     os.utime(source, ns=(5, 5))
-    prepared._prepared.cache_clear()
+    prepared._prepare_in_cache.cache_clear()
     second = data.resolve()
     assert second.path != first.path
     assert (
@@ -61,19 +61,19 @@ def test_a_changed_text_is_prepared_anew(tmp_path, cache):
     )
 
 
-def test_what_is_said_of_shards_is_kept(tmp_path, cache):
-    """Every field of the plain shards but the path and the tokenizer, which are now those of the cache."""
-    source = write_jsonl(tmp_path / "tales.jsonl", documents())
-    data = Prepared(source=source, tokenizer="bytes", validation="tail:0.1", packing="best_fit", prefetch=7)
+def test_prepared_keeps_the_fields_of_shards(tmp_path, cache):
+    """Every field of the plain shards but the path and the tokenizer."""
+    source = write_jsonl(tmp_path / "tales.jsonl", make_texts())
+    data = Prepared(source=source, tokenizer="bytes", split="tail:0.1", packing="best_fit", prefetch=7)
     plain = data.resolve()
     assert plain == dataclasses.replace(TokenShards(), path=plain.path, packing="best_fit", prefetch=7)
     assert plain.resolve() == plain
 
 
-@pytest.mark.parametrize(("field", "value"), [("source", "absent"), ("tokenizer", "absent"), ("validation", "head:1")])
-def test_wrong_words_leave_nothing_behind(tmp_path, cache, field, value):
-    source = write_jsonl(tmp_path / "tales.jsonl", documents())
-    data = dataclasses.replace(Prepared(source=source, tokenizer="bytes", validation="none"), **{field: value})
+@pytest.mark.parametrize(("field", "value"), [("source", "absent"), ("tokenizer", "absent"), ("split", "head:1")])
+def test_prepared_with_wrong_fields_leaves_nothing(tmp_path, cache, field, value):
+    source = write_jsonl(tmp_path / "tales.jsonl", make_texts())
+    data = dataclasses.replace(Prepared(source=source, tokenizer="bytes", split="none"), **{field: value})
     with pytest.raises(UserError, match=value):
         data.resolve()
     assert not cache.exists()

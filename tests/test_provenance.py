@@ -1,37 +1,40 @@
-"""A run's surroundings: versions, and a commit only where it says something about the source."""
+"""The environment of a run: versions, and a git commit only where it describes the source."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from gptjax import provenance
+import pytest
 
-
-def test_environment_names_versions_and_is_json():
-    found = provenance.environment()
-    json.dumps(found)
-    assert found["packages"]["jax"]
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+from gptjax.core.provenance import collect_environment, read_git_state
 
 
-def test_the_commit_is_that_of_the_file_and_knows_of_changes(tmp_path):
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x", *words]
+def test_environment_is_json_with_versions():
+    environment = collect_environment()
+    json.dumps(environment)
+    assert environment["packages"]["jax"]
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_git_state_is_of_tracked_files_only(tmp_path: Path):
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    file, stranger = tmp_path / "a.py", tmp_path / "b.py"
-    file.write_text("1")
+    tracked, untracked = tmp_path / "a.py", tmp_path / "b.py"
+    tracked.write_text("1")
     git("init", "-q")
     git("add", "a.py")
     git("commit", "-q", "-m", "one")
-    stranger.write_text("2")
-    assert provenance._git_state(file) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    file.write_text("3")
-    assert provenance._git_state(file) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
-    assert provenance._git_state(stranger) is None
+    untracked.write_text("2")
+    assert read_git_state(tracked) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    tracked.write_text("3")
+    assert read_git_state(tracked) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert read_git_state(untracked) is None
 
 
-def test_a_machine_without_git_has_no_commit(monkeypatch):
+def test_environment_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", os.devnull)
-    assert provenance.environment()["git"] is None
+    assert collect_environment()["git"] is None

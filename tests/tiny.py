@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.config import TrainConfig
+from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
-from gptjax.data.shards import file_sha256, write_shard
+from gptjax.data.shards import write_shard
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.optim.optimizers import AdamW
+from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars, Tokenizer
@@ -48,15 +49,15 @@ def write_shards(
     splits: dict[str, list[np.ndarray]],
     *,
     own: Tokenizer | None = None,
-    companions: dict[tuple[str, str], np.ndarray] | None = None,
+    sidecars: dict[tuple[str, str], np.ndarray] | None = None,
 ) -> Path:
     """Shards of the given tokens, several files to a split; with their manifest and tokenizer if there is one.
 
-    `companions` are what lies beside them, by (split, kind); they need a manifest.
+    `sidecars` are files beside them, by (split, kind); they need a manifest.
     """
     directory.mkdir(parents=True)
     files, counts, beside = {}, {}, {}
-    for (split, kind), content in (companions or {}).items():
+    for (split, kind), content in (sidecars or {}).items():
         path = directory / f"{split}.{kind}"
         content.astype("<i8" if kind == "documents" else np.uint8).tofile(path)
         beside[path.name] = Sidecar(split, kind, path.stat().st_size, file_sha256(path))
@@ -66,7 +67,7 @@ def write_shards(
             write_shard(path, np.asarray(part, np.uint16))
             files[path.name] = ShardFile(split, len(part), path.stat().st_size, file_sha256(path))
         size = sum(map(len, parts))
-        documents = len((companions or {}).get((split, "documents"), [0]))
+        documents = len((sidecars or {}).get((split, "documents"), [0]))
         counts[split] = Counts(documents=documents, tokens=size, bytes=size)
     if own is not None:
         own.save(directory)
@@ -81,7 +82,7 @@ def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
     cut, middle = len(ids) * 5 // 6, len(ids) // 3
     splits = {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}
     starts = np.concatenate([[0], 1 + np.flatnonzero(ids[: cut - 1] == own.encode("\n")[0])])
-    return write_shards(directory, splits, own=own, sidecars={("train", "documents"): starts})
+    return write_shards(directory, splits, own=own, companions={("train", "documents"): starts})
 
 
 def tiny_config(shards: Path, **changes) -> TrainConfig:

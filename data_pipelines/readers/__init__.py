@@ -1,1 +1,1 @@
-"""What gives documents: files by their format, repositories, prepared sets. Nothing here knows of tokens or shards."""
+"""Readers yield documents: files by their format, repositories, prepared sets. Nothing here imports tokens or shards."""

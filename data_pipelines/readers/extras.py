@@ -1,4 +1,4 @@
-"""Packages that only some sources need: imported where they are used, and named when they are missing."""
+"""Optional packages, imported where they are used and named when they are missing."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from gptjax.core.errors import UserError
 
 @contextlib.contextmanager
 def needs_extra(extra: str, *, what: str) -> Iterator[None]:
-    """Turn a missing package into a `UserError`: `what` needs it, and the extra `extra` brings it."""
+    """Turn a missing package into a `UserError`: `what` needs it, and the extra `extra` installs it."""
     try:
         yield
     except ImportError as error:
@@ -19,10 +19,8 @@ def needs_extra(extra: str, *, what: str) -> Iterator[None]:
 
 
 def import_pyarrow(*, what: str) -> Any:
-    """`pyarrow`, which `what` needs, with the system's allocator if there is still a choice.
-
-    It is settled when pyarrow is first imported. The others keep a large page that was let go of.
-    """
+    """Import `pyarrow` for `what`."""
+    # Its other allocators keep large pages that were freed; the choice is made at the first import.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with needs_extra("data", what=what):
         import pyarrow
@@ -30,5 +28,5 @@ def import_pyarrow(*, what: str) -> Any:
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra."""
+    """The command that installs an extra."""
     return f"pip install 'gptjax[{extra}]'"

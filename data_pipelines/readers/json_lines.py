@@ -1,84 +1,77 @@
-"""JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records that know their place.
+"""JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records with their places."""
 
-The one idea: what is wrong with a line is named by file and number.
-"""
-
-import io
-import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from data_pipelines.readers.documents import BLOCK_BYTES, Chunk, Document, Reading, document_of_json, read_json
-from data_pipelines.readers.long_lines import document_of_long_line
+from data_pipelines.readers.documents import REPLACED_RECORDS, Block, Chunk, Document, ReadContext, encode_utf8
 from data_pipelines.readers.paths import files_identity, find_files
-from data_pipelines.readers.text_files import COMPRESSED, is_plain, naming, opened
+from data_pipelines.readers.text_files import COMPRESSED, explain_errors, open_file
 from gptjax.core.errors import UserError
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
 
 
-def read_json_lines(path: Path, reading: Reading) -> Iterator[Chunk]:
-    """The text of the object in every line; blank lines are no records.
+def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
+    """Yield the text of the object in every line; blank lines are no records.
 
-    Whole lines of at most `BLOCK_BYTES` are a block. One that is longer is read here, and is a document.
+    A block is whole lines. Memory is a few times the longest line.
     """
-    with opened(path) as file:
-        offset, number = 0, 1
-        buffer, rest = bytearray(BLOCK_BYTES), 0  # one for all, for new memory costs more than looking for line ends
-        while size := rest + file.readinto(memoryview(buffer)[rest:]):
-            whole = size if size < len(buffer) else buffer.rfind(b"\n") + 1
-            if whole:
-                yield _Lines(path, number, whole, offset if is_plain(path) else bytes(buffer[:whole]))
-                offset, number = offset + whole, number + _line_ends(buffer, whole)
-                rest = size - whole
-                buffer[:rest] = buffer[whole:size]
-            else:
-                blocks = itertools.chain([bytes(buffer)], _rest_of_line(file))
-                document = document_of_long_line(blocks, reading, where=f"{path}:{number}")
-                if document is not None:
-                    yield document
-                del document  # before the next one is read
-                offset, number, rest = file.tell() if is_plain(path) else 0, number + 1, 0
+    with open_file(path) as file:
+        number = 1
+        while lines := file.readlines(context.block_bytes):
+            yield from Block(sum(map(len, lines)), partial(_parse_lines, path, number, lines)).chunks(context)
+            number += len(lines)
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """Whole lines of a file, by the number of the first and their bytes: where they lie or, if packed, themselves."""
-
-    path: Path
-    number: int
-    size: int
-    place: int | bytes
-
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        content = self.place if isinstance(self.place, bytes) else _read_at(self.path, self.place, self.size)
-        for number, line in enumerate(io.BytesIO(content), start=self.number):
-            document = document_of_json(line, reading, where=f"{self.path}:{number}")
-            if document is not None:
-                yield document
+def _parse_lines(path: Path, number: int, lines: list[bytes], context: ReadContext) -> Iterator[Document]:
+    """The documents of some lines, the first of which is line `number` of the file."""
+    for line_number, line in enumerate(lines, start=number):
+        document = parse_json_line(line, context, where=f"{path}:{line_number}")
+        if document is not None:
+            yield document
 
 
-def _line_ends(buffer: bytearray, size: int) -> int:
-    """How many there are in so many bytes; bytearray.count takes five times as long."""
-    return int(np.count_nonzero(np.frombuffer(buffer, np.uint8, size) == ord("\n")))
+def parse_json_line(line: bytes, context: ReadContext, *, where: str) -> Document | None:
+    """Return the text of one JSON object; None for an invalid record, which is reported, and for a blank line.
+
+    Bytes that are not UTF-8 are replaced by U+FFFD and reported.
+    """
+    if not line.strip():
+        return None
+    problem = ""
+    try:
+        content = line.decode()
+    except UnicodeDecodeError as error:
+        content, problem = line.decode(errors="replace"), f"{where}: not a line of JSON in UTF-8: {error}."
+    try:
+        record = parse_json(content)
+    except (ValueError, RecursionError) as error:
+        return context.skip_record(f"{where}: not a line of JSON in UTF-8: {error}.")
+    wanted = context.text_field
+    text = record.get(wanted) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        keys = ", ".join(record)[:200] if isinstance(record, dict) and wanted not in record else ""
+        found = f"one with {keys} (--text-field chooses another)" if keys else str(record)[:80]
+        return context.skip_record(f'{where}: wanted an object with a string "{wanted}", got {found}.')
+    if problem:
+        context.report_problem(REPLACED_RECORDS, problem)
+    return encode_utf8(text, context, where=where)
 
 
-def _read_at(path: Path, offset: int, size: int) -> bytes:
-    with naming(path), path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
-
-
-def _rest_of_line(file: io.BufferedReader) -> Iterator[bytes]:
-    while block := file.readline(BLOCK_BYTES):
-        yield block
-        if block.endswith(b"\n"):
-            return
+def parse_json(text: str) -> Any:
+    """Parse one JSON value; integers too long for Python become floats."""
+    text = text.removeprefix("\ufeff")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=float)
 
 
 class Line(NamedTuple):
@@ -88,9 +81,9 @@ class Line(NamedTuple):
     content: bytes
 
     def record(self) -> dict[str, Any]:
-        """The JSON object on it; raises `UserError` if there is none."""
+        """Parse the JSON object; raises `UserError` if there is none."""
         try:
-            value = read_json(self.content.decode("utf-8"))
+            value = parse_json(self.content.decode())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.where}: not a line of JSON in UTF-8: {error}.") from None
         if not isinstance(value, dict):
@@ -107,22 +100,18 @@ class JsonLines:
 
     def __iter__(self) -> Iterator[Line]:
         for path in self.paths:
-            with naming(path), opened(path) as file:
+            with explain_errors(path), open_file(path) as file:
                 for number, content in enumerate(file, start=1):
                     if content.strip():
                         yield Line(f"{path}:{number}", content)
 
     def identity(self) -> dict[str, Any]:
-        """What, in JSON, distinguishes these lines from others."""
+        """A JSON value that differs when the files differ."""
         return files_identity(self.spec, self.paths)
 
 
-def json_lines(spec: str) -> JsonLines:
-    """The lines of a file, of the files of JSON lines in a directory, or of the files of a pattern."""
+def open_json_lines(spec: str) -> JsonLines:
+    """Open the lines of a file, of the JSON lines files in a directory, or of the files of a pattern."""
     known = ".jsonl (also .gz, .zst)"
-    return JsonLines(spec, find_files(spec, is_json_lines, known=known, otherwise=f" Wanted {known}."))
-
-
-def is_json_lines(name: str) -> bool:
-    """Whether a file of that name holds JSON lines."""
-    return name.lower().endswith(SUFFIXES)
+    is_known = lambda name: name.lower().endswith(SUFFIXES)
+    return JsonLines(spec, find_files(spec, is_known, known=known, otherwise=f" Wanted {known}."))

@@ -1,4 +1,4 @@
-"""Local files by a spec, the same for text and records: one file, those of a kind in a directory, or a pattern."""
+"""Local files by a spec: one file, those of a kind in a directory, or a pattern."""
 
 import glob
 import hashlib
@@ -12,64 +12,60 @@ from gptjax.core.errors import UserError
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
-    """The files in order of their names; in a directory, at any depth, those whose name `is_known` and not hidden.
+    """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
-    A file that is named, by itself or by a pattern, may have any name. `known` and `otherwise` tell in an error what is
-    looked for in directories, and what else the spec might be.
+    A file named by itself or by a pattern may have any name. Hidden files in directories are not read, and no file is
+    read twice. `known` and `otherwise` complete the error messages.
     """
     if not spec:
-        raise UserError(f"source '': names nothing.{otherwise} The directory where you are is `.`.")
-    spec = os.path.expanduser(spec)
-    path = Path(spec)
+        raise UserError(f"source '': names nothing.{otherwise} The current directory is `.`.")
+    path = Path(os.path.expanduser(spec))
     if path.is_dir():
-        found = [p for p in files_below(path) if is_known(p.name)]
+        found = [file for file in files_below(path) if is_known(file.name)]
         if not found:
             raise UserError(f"source {spec}: the directory holds no {known} files.")
+    elif os.path.lexists(path):
+        found = [path]
     else:
-        # A pattern may come to one file by several ways, through links or two of its own `**`.
-        ways = sorted(glob.glob(spec, recursive=True), key=lambda way: (len(way), way), reverse=True)
-        files = {os.path.realpath(way): Path(way) for way in ways if os.path.isfile(way) or _leads_nowhere(Path(way))}
-        found = [path] if path.exists() else list(files.values())
+        # Links, or two `**`, may lead to one file several times: the shortest name is taken.
+        names = sorted(glob.glob(str(path), recursive=True), key=lambda name: (len(name), name), reverse=True)
+        found = list({os.path.realpath(name): Path(name) for name in names if not os.path.isdir(name)}.values())
         if not found:
             raise UserError(f"source {spec!r}: no such file, directory or pattern.{otherwise}")
-    if not path.is_dir() and path.exists() and not path.is_file():
-        raise UserError(f"source {spec!r}: is a pipe or a device, which cannot be read twice. Save it as a file.")
-    if missing := list(filter(_leads_nowhere, found)):
-        raise UserError(f"{missing[0]}: is a link to nothing. Bring what it leads to, or remove it.")
+    for file in found:
+        if not file.is_file():
+            raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
     return tuple(sorted(found))
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """All files at any depth, through links too (and links to nothing), but nothing hidden, and nothing twice."""
+    """All files at any depth, through links too, but nothing hidden and nothing twice."""
     seen = set[str]()
+
+    def is_new(path: Path) -> bool:
+        place, before = os.path.realpath(path), len(seen)
+        seen.add(place)
+        return len(seen) > before
+
     for root, folders, names in os.walk(directory, followlinks=True):
-        if (place := os.path.realpath(root)) in seen:  # by another name, or again and again by a link to above
+        if not is_new(Path(root)):
             folders.clear()
             continue
-        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
-            if (path.is_file() or _leads_nowhere(path)) and (place := os.path.realpath(path)) not in seen:
-                seen.add(place)
-                yield path
-
-
-def _leads_nowhere(path: Path) -> bool:
-    """Whether it is a link to what is not there."""
-    return path.is_symlink() and not path.exists()
+        yield from filter(is_new, (Path(root, name) for name in sorted(names) if not name.startswith(".")))
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
-    """What, in JSON, distinguishes these files from others or a later state of them, whatever path names them."""
+    """A JSON value that differs when these files differ, whatever path names them."""
     files = {os.path.abspath(path): path for path in paths}
     return {
         "source": os.path.abspath(os.path.expanduser(spec)),
         "files": len(files),
-        "names_sizes_times": names_sizes_times(files),
+        "names_sizes_times": hash_names_sizes_times(files),
     }
 
 
-def names_sizes_times(files: dict[str, Path]) -> str:
-    """A hash of names (given), sizes and times of change: cheap, and enough to notice a change."""
+def hash_names_sizes_times(files: dict[str, Path]) -> str:
+    """A hash of the names, sizes and modification times of files; their content is not read."""
     listed = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

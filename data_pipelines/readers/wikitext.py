@@ -1,7 +1,7 @@
 """WikiText's lines joined into articles: `wikitext:SOURCE`, where SOURCE gives its rows, or its whole files.
 
-The published rows are the lines of one long text, and a row that is empty stands for a line of one space. Here they
-become documents again, byte for byte the original, cut before each heading ` = Title = ` that follows a blank line.
+The published rows are the lines of one long text; an empty row stands for a line of one space. Articles begin at each
+heading ` = Title = ` that follows a blank line. Joined, they are the original byte for byte.
 """
 
 import re
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.readers.documents import Document, Reading, Source, documents_of
+from data_pipelines.readers.documents import Document, ReadContext, Source, iter_documents
 
 PREFIX = "wikitext:"
 _TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")
-"""One `=` on each side; sections inside an article have two or more, with spaces between."""
+"""One `=` on each side; sections of an article have more."""
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
 @dataclass(frozen=True)
 class Articles:
-    """The articles of WikiText, of which another source gives the lines."""
+    """The articles of WikiText, whose lines another source gives."""
 
     lines: Source
 
@@ -27,12 +27,12 @@ class Articles:
     def name(self) -> str:
         return self.lines.name
 
-    def chunks(self, reading: Reading) -> Iterator[Document]:
+    def chunks(self, context: ReadContext) -> Iterator[Document]:
         article: list[str] = []
         after_blank = True
-        for line in _lines(self.lines, reading):
+        for line in _iter_lines(self.lines, context):
             if after_blank and _TITLE.fullmatch(line) and any(map(str.strip, article)):
-                # The blank line before a title belongs to it, as it stands in the original.
+                # The blank line before a title belongs to it, as in the original.
                 begin = [article.pop()] if not article[-1].strip() else []
                 yield "".join(article).encode()
                 article = begin
@@ -45,9 +45,9 @@ class Articles:
         return self.lines.identity() | {"joined": "wikitext articles"}
 
 
-def _lines(source: Source, reading: Reading) -> Iterator[str]:
-    """Line by line, each with its end, whether documents are single lines (rows) or whole files."""
-    for document in documents_of(source.chunks(reading), reading):
+def _iter_lines(source: Source, context: ReadContext) -> Iterator[str]:
+    """Line by line, each with its end; a document is one line (a row) or a whole file."""
+    for document in iter_documents(source.chunks(context), context):
         lines = (line.group().decode() for line in _LINE.finditer(document))
         first = next(lines, " ")
         yield first if first.endswith("\n") else f"{first}\n"  # without an end it is the only one

@@ -1,4 +1,4 @@
-"""Command lines of the entry points, by tyro: every field of a config is a flag."""
+"""Command lines of the entry points, parsed by tyro: every field of a config is a flag."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from gptjax.core.serialization import Modules
 T = TypeVar("T")
 
 _TYRO = (tyro.conf.AvoidSubcommands,)
-"""A field typed by a protocol or a union keeps the class that the config file chose, instead of becoming a sub-command."""
+"""The config file chooses the class of a field that a protocol or a union types. tyro would make it a sub-command."""
 
 Imports = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="import")]
 """Modules or Python files that define a user's own classes."""
@@ -36,20 +36,22 @@ class ConfigRequest(Generic[T]):
 def parse_config(config_type: type[T], argv: Sequence[str], *, prog: str, description: str) -> ConfigRequest[T]:
     """Read `--config=FILE`, `--import=MODULE` and the flags that replace fields of the config.
 
-    `--help` explains every field of the config that is given, or lists the installed configs, and exits. An unknown flag
-    or a value of the wrong type exits with code 2 and a suggestion. A value that a config class refuses is its
-    `UserError`.
+    `--help` explains every field of the given config, or lists the installed configs, and exits. An unknown flag or a
+    value of the wrong type exits with code 2 and a suggestion.
+
+    Raises:
+        UserError: no config is given, its file has a fault, or a config class refuses a value.
     """
     (specs, imports), rest = _take_flags(argv, "--config", "--import")
     if not specs:
         if {"-h", "--help"} & set(rest):
             print(_usage(prog, description))
             raise SystemExit(0)
-        raise UserError(f"Which config? Say --config=NAME or --config=FILE; {prog} --help lists what is installed.")
+        raise UserError(f"No config is given. Give --config=NAME or --config=FILE; {prog} --help lists the names.")
     if len(specs) > 1:
         raise UserError(f"--config is given {len(specs)} times ({', '.join(specs)}): a run has one config file.")
     if specs[0] in ("", "--help"):
-        raise UserError("--config names no file. Say --config=NAME or --config=FILE.")
+        raise UserError("--config names no file. Give --config=NAME or --config=FILE.")
     modules = import_modules(imports)
     base, module = load_config_file(specs[0], config_type)
     path = Path(module.__file__ or "")
@@ -60,12 +62,12 @@ def parse_config(config_type: type[T], argv: Sequence[str], *, prog: str, descri
 
 
 def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> T:
-    """The options of an entry point: a frozen dataclass whose docstrings are its help."""
+    """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts."""
     return tyro.cli(options_type, prog=prog, args=list(argv), config=_TYRO)
 
 
 def _take_flags(argv: Sequence[str], *flags: str) -> tuple[tuple[list[str], ...], list[str]]:
-    """The values of each flag, and the other words."""
+    """The values of each flag, in the order of `flags`, and the remaining words."""
     values: dict[str, list[str]] = {flag: [] for flag in flags}
     rest: list[str] = []
     words = iter(argv)
@@ -87,7 +89,7 @@ def _usage(prog: str, description: str) -> str:
         description,
         "",
         f"Every field of a config is a flag; {prog} --config=FILE --help shows them all.",
-        "--import=MODULE imports your own classes, for a saved run that uses them.",
+        "--import=MODULE or --import=FILE.py imports your own classes, for a saved run that uses them.",
         "",
         "installed configs:" if configs else "No configs are installed.",
         *(f"  {name:<{width}}  {line}" for name, line in configs.items()),

@@ -21,17 +21,19 @@ PACKAGES = Path(__file__).parents[2]
 
 
 def list_configs() -> dict[str, str]:
-    """Installed configs by name, each with the first line of its docstring. None is executed."""
+    """Installed configs by name, each with the first line of its docstring. None of them is run."""
     files = sorted(path for folder in _config_folders() for path in folder.glob("[!_]*.py"))
     return {path.stem: _first_line(path) for path in files}
 
 
 def load_config(spec: str | Path, config_type: type[T]) -> T:
-    """Execute the config file that `spec` names and return its `config`, which must be a `config_type`.
+    """Run the config file that `spec` names and return its `config`, which must be a `config_type`.
 
-    A relative `spec` is looked up from the working directory, then among the installed configs: there `quickstart`,
-    `quickstart.py` and `configs/quickstart.py` name the same file. A fault of the file is a `UserError` that names the
-    file and the line.
+    A relative `spec` is looked up from the working directory, then among the installed configs. There `quickstart`,
+    `quickstart.py` and `configs/quickstart.py` name the same file.
+
+    Raises:
+        UserError: there is no such file, or it has a fault. The message names the file and the line.
     """
     return load_config_file(spec, config_type)[0]
 
@@ -43,13 +45,13 @@ def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.M
     if not hasattr(module, "config"):
         raise UserError(f"{path} holds no `config`. End it with `config = {config_type.__name__}(...)`.")
     if not isinstance(module.config, config_type):
-        raise UserError(f"{path}: `config` is a {class_name(type(module.config))}; wanted a {class_name(config_type)}.")
+        raise UserError(f"{path}: `config` is {class_name(type(module.config))}; wanted {class_name(config_type)}.")
     check_types(module.config, where=str(path))
     return module.config, module
 
 
 def find_config(spec: str | Path) -> Path:
-    """The config file that `spec` names."""
+    """The absolute path of the config file that `spec` names. `load_config` describes the search."""
     spec = Path(spec).expanduser()
     folders = _config_folders()
     candidates = [spec, *(folder / spec for folder in folders), *(folder.parent / spec for folder in folders)]
@@ -65,23 +67,31 @@ def find_config(spec: str | Path) -> Path:
 
 
 def import_modules(names: Iterable[str]) -> Modules:
-    """Modules with a user's own classes, by the name under which their classes are saved.
+    """Import modules with a user's own classes. Returns them by the name under which their classes are saved.
 
-    A name is a Python file or a module that Python can import from the working directory or the environment.
+    A name is the path of a Python file, or a module in the environment or the working directory.
     """
     modules: dict[str, types.ModuleType] = {}
     for name in names:
         path = Path(name).expanduser()
-        if path.suffix == ".py" or "/" in name:
-            modules[path.stem] = run_file(find_config(name))
-            continue
-        try:
-            if (here := str(Path.cwd())) not in sys.path:
-                sys.path.insert(0, here)
-            modules[name] = importlib.import_module(name)
-        except Exception as error:
-            raise UserError(f"--import={name} cannot be imported: {type(error).__name__}: {error}.") from error
+        if path.suffix != ".py":
+            modules[name] = _import_module(name)
+        elif path.is_file():
+            modules[path.stem] = run_file(path.resolve())
+        else:
+            raise UserError(f"--import={name} names no file (looked from {Path.cwd()}).")
     return modules
+
+
+def _import_module(name: str) -> types.ModuleType:
+    here = Path.cwd()
+    # The end of the path: a file in the working directory must not replace a module of the environment.
+    if str(here) not in sys.path:
+        sys.path.append(str(here))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _explain(error, f"--import={name} cannot be imported", here) from error
 
 
 def run_file(path: Path) -> types.ModuleType:
@@ -94,27 +104,31 @@ def run_file(path: Path) -> types.ModuleType:
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except Exception as error:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        message = error.msg if isinstance(error, SyntaxError) else error
-        raise UserError(f"{_locate(error, path)}: {kind}{message}") from error
+        raise _explain(error, str(path), path.parent) from error
     return module
 
 
-def _locate(error: Exception, path: Path) -> str:
-    """File and line to mend: the innermost frame in this file or in a config that it derives from."""
+def _explain(error: Exception, what: str, folder: Path) -> UserError:
+    """The error of a user's file in one line, which begins with the place if it is known and with `what` otherwise."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    message = error.msg if isinstance(error, SyntaxError) else error
+    return UserError(f"{_locate(error, folder) or what}: {kind}{message}")
+
+
+def _locate(error: Exception, folder: Path) -> str | None:
+    """File and line to mend: the innermost frame in a file of this folder or in an installed config."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    folders = {path.parent, *(folder.resolve() for folder in _config_folders())}
-    frames = traceback.extract_tb(error.__traceback__)
+    folders = {folder, *_config_folders()}
     # Generated code, such as a dataclass's __init__, has a relative file name.
-    real = [frame for frame in frames if os.path.isabs(frame.filename)]
-    inside = [frame for frame in real if Path(frame.filename).resolve().parent in folders]
-    return f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else str(path)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.isabs(frame.filename)]
+    inside = [frame for frame in frames if Path(frame.filename).resolve().parent in folders]
+    return f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else None
 
 
 def _config_folders() -> list[Path]:
     """The `configs` package beside this one. A lookup by name might find another folder of that name."""
-    folder = PACKAGES / "configs"
+    folder = (PACKAGES / "configs").resolve()
     return [folder] if folder.is_dir() else []
 
 

@@ -1,4 +1,4 @@
-"""Differences between two configs, by dotted field."""
+"""Differences between two configs, by dotted field name."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def diff_configs(base: Any, config: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted field, old, new) for each difference; a field that changed its class is one difference."""
+    """(dotted field, old, new) for each difference. A dataclass whose class changed is one difference.
+
+    1 and 1.0 are equal, because a config file and a command line may write the same number differently.
+    """
     return list(_diff(base, config, ""))
 
 
@@ -18,7 +21,7 @@ def _diff(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     elif isinstance(old, tuple) and isinstance(new, tuple) and _compare_by_item(old, new):
         for index, (left, right) in enumerate(zip(old, new, strict=True)):
             yield from _diff(left, right, f"{path}.{index}")
-    elif type(old) is not type(new) or old != new:
+    elif old != new or isinstance(old, bool) != isinstance(new, bool):
         yield path, old, new
 
 

@@ -1,7 +1,7 @@
-"""The one exception that a person can mend.
+"""`UserError`, the exception for faults that a user can mend, and its exit code.
 
-Raised wherever input from outside (a config, a file, a command line) is wrong; the doors turn it into a short
-message and exit code 2. Anything else that escapes is a bug of ours and keeps its traceback.
+It is raised wherever outside input (a config, a file, a command line) is wrong. Entry points turn it into a short
+message and exit code 2. Any other exception that escapes is a bug in gptjax and keeps its traceback.
 """
 
 import contextlib
@@ -11,18 +11,18 @@ import sys
 from collections.abc import Iterator
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system answers where there is no room for what was to be written."""
+"""Error numbers for a full disk, an exhausted quota and a file that is too large."""
 
 
 class UserError(Exception):
-    """What was wrong, what was found, what was wanted and what to do: in one or two sentences."""
+    """Says in one or two sentences what was wrong, what was found, what was wanted and what to do."""
 
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn what a person can mend into its message on stderr and exit code 2; used by every door around its work.
+    """Turn a user's error into a message on stderr and exit code 2. Every entry point runs inside this context.
 
-    That is a `UserError`, or a file that the system would not open or write, or had no room for. Ctrl-C ends with 130.
+    A `UserError`, a full disk and a file that cannot be opened or written count as such. Ctrl-C exits with code 130.
     """
     try:
         yield

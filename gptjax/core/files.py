@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, locks and hashes."""
+"""Atomic writing of files and directories, locks and hashes."""
 
 import contextlib
 import fcntl
@@ -11,9 +11,14 @@ from typing import IO
 
 from gptjax.core.errors import UserError
 
+AnyPath = str | os.PathLike[str]
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file, or create it in an existing directory; text as UTF-8. A failure or power cut keeps the old one."""
+    """Replace or create a file; text is written as UTF-8. The directory must exist.
+
+    Readers see the old file or the new one, never a part of it, even after a crash.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with partial.open("wb") as file:
@@ -25,24 +30,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a whole file."""
+def file_sha256(path: AnyPath) -> str:
+    """SHA-256 of a whole file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_directory(output: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `output` if the block succeeds, and is removed otherwise."""
+    """A temporary directory that becomes `output` if the block succeeds, and is removed otherwise.
+
+    Raises:
+        UserError: `output` is taken, or the block raised an `OSError`.
+    """
     check_free(output)
     output = output.absolute()
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if output.exists():
-            output.rmdir()
-        temporary.rename(output)
+        temporary.rename(output)  # replaces an empty directory
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error}.") from error
     finally:
@@ -50,16 +57,19 @@ def atomic_directory(output: Path) -> Iterator[Path]:
 
 
 def check_free(output: Path) -> None:
-    """Raise unless the directory does not exist or is empty."""
+    """Raise `UserError` unless the directory is empty or does not exist."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} exists and is not an empty directory. Choose another, or remove it.")
 
 
 def lock_file(file: IO[str]) -> None:
-    """Lock an open file for this process; raises `BlockingIOError` if another has it. Does nothing without locks."""
+    """Lock an open file until it is closed. Raises `BlockingIOError` if another process has locked it.
+
+    On a file system without locks this does nothing.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks
+    except OSError:
         pass

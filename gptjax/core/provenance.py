@@ -1,4 +1,4 @@
-"""What a run was made with, written beside it so that it can be made again."""
+"""Records the versions and the git commit that a run was made with."""
 
 import importlib.metadata
 import platform
@@ -9,37 +9,38 @@ from typing import Any
 _PACKAGES = ("gptjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def environment() -> dict[str, Any]:
-    """What a run was made with: the git commit of this source tree (if it is one), versions, platform."""
+def collect_environment() -> dict[str, Any]:
+    """Return the git commit of this source tree (None outside one), the package versions and the platform, as JSON."""
     return {
-        "git": _git_state(Path(__file__)),
+        "git": read_git_state(Path(__file__)),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _find_version(name) for name in _PACKAGES},
         "platform": platform.platform(),
     }
 
 
-def _version(package: str) -> str | None:
+def read_git_state(file: Path) -> dict[str, Any] | None:
+    """Return the commit that `file` belongs to and whether tracked files differ from it; None if it is not tracked."""
+    # An installed copy may lie inside another project's work tree, whose commit says nothing about this source.
+    tracked = _run_git(file, "ls-files", "--error-unmatch", file.name)
+    commit = _run_git(file, "rev-parse", "HEAD")
+    if tracked is None or commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_run_git(file, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _find_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _git_state(file: Path) -> dict[str, Any] | None:
-    """The commit that `file` belongs to and whether tracked files differ from it; None outside a work tree."""
-    # Installed into somebody else's work tree, the file is not tracked there, and that commit says nothing.
-    tracked = _git(file, "ls-files", "--error-unmatch", file.name)
-    commit = _git(file, "rev-parse", "HEAD")
-    if tracked is None or commit is None:
-        return None
-    return {"commit": commit, "dirty": bool(_git(file, "status", "--porcelain", "--untracked-files=no"))}
-
-
-def _git(file: Path, *words: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(file.parent), *words]
+def _run_git(file: Path, *arguments: str) -> str | None:
+    """Return what git prints for the directory of `file`; None if git fails or is missing."""
+    command = ["git", "--no-optional-locks", "-C", str(file.parent), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -1,32 +1,35 @@
 """Frozen dataclasses as JSON and back.
 
-A class is written as `module:Class`. Reading executes nothing that was saved: a class comes from gptjax itself, from a
-module that the caller passes (the user's config file or `--import`), or from the values of the caller's own config.
+A class is written as `module:Class`. Reading finds classes in three places only: in gptjax, in the modules that the
+caller passes (a user's config file or `--import`), and in the caller's own config. Reading imports nothing outside
+gptjax and runs no file beside the JSON.
 """
 
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import math
+import re
+import shlex
 import sys
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gptjax.core.errors import UserError
 
-T = TypeVar("T")
 Modules = Mapping[str, types.ModuleType]
 """Modules that the user's command names, by the name under which their classes are saved."""
 
 
 def class_name(cls: type) -> str:
-    """`module:Class`; a class of a file that was run by path is named after the file."""
+    """`module:Class`; the module of a file that was run by path is the file's name without `.py`."""
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None)
-    run_by_path = cls.__module__ == "__main__" or not all(part.isidentifier() for part in cls.__module__.split("."))
+    run_by_path = cls.__module__ == "__main__" or not _is_dotted_name(cls.__module__)
     return f"{Path(file).stem if run_by_path and file else cls.__module__}:{cls.__qualname__}"
 
 
@@ -47,32 +50,45 @@ def _to_json(value: Any, path: str) -> Any:
         return value
     raise UserError(
         f"{path} is {value!r} ({class_name(type(value))}), which cannot be written to config.json. "
-        "Use dataclasses, tuples, names and finite numbers."
+        "Use dataclasses, tuples, strings and finite numbers."
     )
 
 
-def from_json(content: Any, hint: Any, *, modules: Modules | None = None, trusted: Any = None, where: str = "") -> Any:
+def from_json(
+    content: Any, hint: Any, *, modules: Modules | None = None, trusted: Any = None, where: str = "config"
+) -> Any:
     """The value that `to_json` wrote, checked against a type hint.
+
+    An absent field takes its default, because the file may be older than the field.
 
     Args:
         hint: a dataclass, a protocol, a union, or a tuple, list or dict of such.
-        modules: where classes outside gptjax are looked up.
-        trusted: a config of the caller whose own classes may be built, too.
-        where: begins each error message.
+        modules: modules in which classes outside gptjax are looked up.
+        trusted: a config of the caller. Its own classes may be built as well.
+        where: begins the path of a field in error messages.
 
-    An absent field takes its default, for the file may be older than the field. Raises `UserError` for an unknown class
-    or field and for a value that does not fit.
+    Raises:
+        UserError: a class or field is unknown, or a value does not fit.
     """
-    classes = {class_name(type(value)): type(value) for value in _nested(trusted)}
+    classes = {class_name(type(value)): type(value) for value in _list_dataclasses(trusted)}
     return _Reader(dict(modules or {}), classes).read(content, hint, where)
 
 
-def _nested(value: Any) -> list[Any]:
-    """All dataclass instances in a value."""
+def find_unimportable(config: Any) -> str | None:
+    """A reason why a class of a config could not be found again by its saved name; None if all can be."""
+    for cls in {type(value): None for value in _list_dataclasses(config)}:
+        outer, _, name = cls.__qualname__.replace(".<locals>", "").rpartition(".")
+        if outer:
+            return f"{name} is defined inside {outer}. Define it at the top level of the config file or of a module."
+    return None
+
+
+def _list_dataclasses(value: Any) -> list[Any]:
+    """A value and all values inside it, if they are instances of dataclasses."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [value, *(one for f in dataclasses.fields(value) for one in _nested(getattr(value, f.name)))]
+        return [value, *(one for f in dataclasses.fields(value) for one in _list_dataclasses(getattr(value, f.name)))]
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return [one for item in items for one in _nested(item)]
+    return [one for item in items for one in _list_dataclasses(item)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,48 +103,51 @@ class _Reader:
         return value
 
     def _convert(self, content: Any, hint: Any, where: str) -> Any:
-        options = typing.get_args(hint) if _is_union(hint) else (hint,)
+        if isinstance(content, Mapping) and "class" in content:
+            return self._build(self._find_class(str(content["class"]), hint, where), content, where)
         if isinstance(content, Mapping):
-            plain = next((option for option in options if dataclasses.is_dataclass(option)), None)
-            if "class" in content or plain is not None:
-                cls = self._find(str(content["class"]), where) if "class" in content else plain
-                return self._build(typing.cast(type, cls), content, where)
-            inner = next((typing.get_args(o)[1] for o in options if typing.get_origin(o) is dict), Any)
-            return {key: self.read(item, inner, f"{where}.{key}") for key, item in content.items()}
+            of = _find_container(hint, dict)[1][1:] or (Any,)
+            return {key: self.read(item, of[0], f"{where}.{key}") for key, item in content.items()}
         if isinstance(content, list):
-            container, of = next(
-                ((typing.get_origin(o), typing.get_args(o)) for o in options if typing.get_origin(o) in (tuple, list)),
-                (tuple, ()),
-            )
-            hints = of[:1] * len(content) if container is list or of[1:] == (...,) else of
-            hints = hints if len(hints) == len(content) else (Any,) * len(content)
-            items = enumerate(zip(content, hints, strict=True))
+            container, of = _find_container(hint, tuple, list)
+            if container is list or of[1:] == (...,):
+                of = of[:1] * len(content)
+            if len(of) != len(content):
+                of = (Any,) * len(content)
+            items = enumerate(zip(content, of, strict=True))
             return container(self.read(item, one, f"{where}.{index}") for index, (item, one) in items)
         return content
 
-    def _find(self, name: str, where: str) -> type:
-        """The class of a saved name. Only modules of gptjax are imported here."""
-        module, _, qualname = name.partition(":")
-        if not qualname:
+    def _find_class(self, name: str, hint: Any, where: str) -> type:
+        """The class of a saved name. It is checked against the hint before anything of it is called."""
+        module, colon, attribute = name.partition(":")
+        if not colon:
             raise UserError(
-                f"{where} has the class {name!r} in the words of an earlier gptjax, which no longer reads it."
+                f"{where} has the class {name!r}, which an earlier gptjax wrote. Wanted a name such as "
+                "'gptjax.config:TrainConfig'. Train the run anew."
             )
-        if name in self.classes:
-            return self.classes[name]
-        found: Any = self.modules.get(module)
-        own = found is None and module.partition(".")[0] == "gptjax"
-        if own and _module_exists(module):
-            found = importlib.import_module(module)
-        elif found is None:
+        cls = self.classes.get(name) or self._look_up(module, attribute)
+        if cls is None and module not in self.modules and module.partition(".")[0] != "gptjax":
             raise UserError(
-                f"{where} has the class {name!r}, which is not part of gptjax. If you trust it, name the module that "
-                f"defines it: --import={module}."
+                f"{where} has the class {name!r}, which is not part of gptjax. If you trust it, import its module "
+                f"or its file: --import={shlex.quote(module)} or --import=FILE.py."
             )
-        for part in qualname.split("."):
-            found = getattr(found, part, None)
-        if not (isinstance(found, type) and dataclasses.is_dataclass(found)) or (own and found.__module__ != module):
+        if cls is None:
             raise UserError(f"{where} has the class {name!r}; {module} defines no such dataclass.")
-        return found
+        if not _may_fit(cls, hint):
+            raise UserError(f"{where} has the class {name!r}; wanted {describe_hint(hint)}.")
+        return cls
+
+    def _look_up(self, module: str, attribute: str) -> type | None:
+        """A dataclass of a module of the user or of gptjax; the latter must define it itself."""
+        # vars() instead of getattr(): a module's __getattr__ may import others.
+        if module in self.modules:
+            found = vars(self.modules[module]).get(attribute)
+        else:
+            found = vars(own).get(attribute) if (own := _import_own(module)) else None
+            if getattr(found, "__module__", None) != module:
+                return None
+        return found if isinstance(found, type) and dataclasses.is_dataclass(found) else None
 
     def _build(self, cls: type, content: Mapping[str, Any], where: str) -> Any:
         names = {field.name for field in dataclasses.fields(cls) if field.init}
@@ -138,15 +157,28 @@ class _Reader:
         given = {key: self.read(content[key], hints[key], f"{where}.{key}") for key in content if key != "class"}
         try:
             return cls(**given)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"{where} cannot be built: {error}.") from None
 
 
-def _module_exists(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+def _import_own(module: str) -> types.ModuleType | None:
+    """A module of gptjax by its full name; None for any other name."""
+    if module.partition(".")[0] != "gptjax" or not _is_dotted_name(module):
+        return None
+    # find_spec imports all packages above a name, so each name is checked before the one below it. A directory without
+    # __init__.py has no origin: it is no part of gptjax, even if somebody keeps runs inside the package's directory.
+    for name in itertools.accumulate(module.split("."), "{}.{}".format):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # what is above is a module, not a package
+            return None
+        if spec is None or spec.origin is None:
+            return None
+    return importlib.import_module(module)
+
+
+def _is_dotted_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def check_types(config: Any, *, where: str) -> None:
@@ -156,48 +188,57 @@ def check_types(config: Any, *, where: str) -> None:
         value, name = getattr(config, field.name), f"{where}: {field.name}"
         if not fits(value, hints[field.name]):
             raise UserError(f"{name} is {value!r}; wanted {describe_hint(hints[field.name])}.")
-        for part in value if isinstance(value, tuple) else (value,):
+        for part in value if isinstance(value, tuple | list) else (value,):
             if dataclasses.is_dataclass(part):
                 check_types(part, where=name)
 
 
 def describe_hint(hint: Any) -> str:
-    """A type hint in a message."""
-    return getattr(hint, "__name__", None) or str(hint).replace("gptjax.", "")
+    """A type hint for a message, without the modules of its classes."""
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    return re.sub(r"\b(\w+\.)+(?=\w)", "", str(hint))
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """True if a value is an instance of a type hint; hints that are not known here fit everything."""
+    """True if a value is an instance of a type hint. A hint that Python cannot check fits everything."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if _is_union(hint):
         return any(fits(value, option) for option in arguments)
-    if origin is typing.Annotated:
-        return fits(value, arguments[0])
     if origin is typing.Literal:
         return value in arguments
     if origin is tuple:
         hints = arguments[:1] * len(value) if arguments[1:] == (...,) and isinstance(value, tuple) else arguments
         same_length = isinstance(value, tuple) and len(value) == len(hints)
         return same_length and all(fits(item, of) for item, of in zip(value, hints, strict=True))
-    if origin in (list, dict):
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(item, arguments[1]) for item in value.values())
+    if hint is int or hint is float:
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    try:
+        return isinstance(value, hint)
+    except TypeError:  # Any, a protocol that is not runtime_checkable, a TypeVar
+        return True
+
+
+def _may_fit(cls: type, hint: Any) -> bool:
+    """False if no instance of a class fits a hint; True also where only an instance can tell."""
+    if _is_union(hint):
+        return any(_may_fit(cls, option) for option in typing.get_args(hint))
+    try:
+        return hint is Any or issubclass(cls, typing.get_origin(hint) or hint)
+    except TypeError:
+        return True
+
+
+def _find_container(hint: Any, *kinds: type) -> tuple[type, tuple[Any, ...]]:
+    """The one container of these kinds among the options of a hint, and its arguments; the first kind if unclear."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    found = [(typing.get_origin(o) or o, typing.get_args(o)) for o in options if (typing.get_origin(o) or o) in kinds]
+    return found[0] if len(found) == 1 else (kinds[0], ())
 
 
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def find_unimportable(config: Any) -> str | None:
-    """A reason why a class of a config could not be found again by its saved name; None if all can be."""
-    for cls in {type(value): None for value in _nested(config)}:
-        if "<" in cls.__qualname__:
-            return (
-                f"{cls.__qualname__.rpartition('.')[2]} is defined inside a function. Define it at the top level of the "
-                "config file or of a module."
-            )
-    return None

@@ -1,9 +1,9 @@
-"""Is prepared data still what its manifest says? In full on request, and what has changed since at every start.
+"""Whether prepared data is still what its manifest says.
 
-The one idea: a file whose size and times of change are as they were when its hash was last right is taken to be
-unchanged; one of the times is the system's own (ctime), which nobody can set back. What was found right is noted in
-`.verified.json` beside the shards, if that can be written; so only the first start reads everything, and later ones
-what is new to them. What a disk loses by itself changes no time: for that there is `data_pipelines.verify`.
+At every start: a file whose size and times of change are those of its last check is taken to be unchanged. One of the
+times is the system's own (ctime), which nobody can set back. Checked states are kept in `.verified.json` beside the
+shards, if that can be written, so only the first start reads everything. A disk that loses bits changes no time;
+`data_pipelines.verify` reads everything on request.
 """
 
 import json
@@ -14,15 +14,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
-from gptjax.core.files import write_atomically
-from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, AnyPath, Manifest, ShardFile, Sidecar, read_manifest
-from gptjax.data.shards import TokenStream, check_size, file_sha256, iter_chunks, map_file, open_shard, open_split
-from gptjax.metrics.console import print_once
+from gptjax.core.files import AnyPath, file_sha256, write_atomically
+from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Manifest, Sidecar, read_manifest
+from gptjax.data.shards import iter_chunks, map_file, open_shard
+from gptjax.data.splits import check_size, open_split
+from gptjax.data.token_stream import TokenStream
 
 VERIFIED_FILE = ".verified.json"
 REPORT_BYTES = 2 * 10**9
-"""Bytes to be read before training that a person should know of: some seconds."""
+"""Reading more than this takes long enough to be reported."""
+
+FileStates = dict[str, list[int | str]]
+"""[size, time of change, ctime, wanted SHA-256] by file name."""
 
 
 def check_unchanged(directory: AnyPath) -> None:
@@ -34,7 +39,7 @@ def check_unchanged(directory: AnyPath) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    listed, known, states = manifest.files | manifest.sidecars, _noted(folder), _states(folder, manifest)
+    listed, known, states = manifest.files | manifest.sidecars, _read_states(folder), _stat_files(folder, manifest)
     new = [name for name, state in states.items() if known.get(name) != state]
     size = sum((folder / name).stat().st_size for name in new)
     if size > REPORT_BYTES:
@@ -43,26 +48,19 @@ def check_unchanged(directory: AnyPath) -> None:
         for name, found in zip(new, pool.map(file_sha256, [folder / name for name in new]), strict=True):
             _check_sha256(folder / name, found, listed[name].sha256)
     if new:
-        _note(folder, states)
+        _write_states(folder, states)
 
 
-def _note(folder: Path, states: dict[str, list[int | str]]) -> None:
-    with suppress(OSError):  # data may lie where nothing can be written
-        write_atomically(folder / VERIFIED_FILE, json.dumps(states))
+def _stat_files(folder: Path, manifest: Manifest) -> FileStates:
+    states: FileStates = {}
+    for name, file in (manifest.files | manifest.sidecars).items():
+        check_size(folder / name, file.bytes)
+        found = (folder / name).stat()
+        states[name] = [file.bytes, found.st_mtime_ns, found.st_ctime_ns, file.sha256]
+    return states
 
 
-def _states(folder: Path, manifest: Manifest) -> dict[str, list[int | str]]:
-    listed = manifest.files | manifest.sidecars
-    return {name: _state(folder / name, file) for name, file in listed.items()}
-
-
-def _state(path: Path, file: ShardFile | Sidecar) -> list[int | str]:
-    check_size(path, file.bytes)
-    found = path.stat()
-    return [file.bytes, found.st_mtime_ns, found.st_ctime_ns, file.sha256]
-
-
-def _noted(folder: Path) -> dict[str, list[int | str]]:
+def _read_states(folder: Path) -> FileStates:
     try:
         content = json.loads((folder / VERIFIED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,18 +68,23 @@ def _noted(folder: Path) -> dict[str, list[int | str]]:
     return content if isinstance(content, dict) else {}
 
 
-def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int | None = None) -> None:
-    """Raise unless every document of a split begins with the end-of-text id, or `each` so many of every file do.
+def _write_states(folder: Path, states: FileStates) -> None:
+    with suppress(OSError):  # the directory may be read-only
+        write_atomically(folder / VERIFIED_FILE, json.dumps(states))
 
-    A file that was made with another tokenizer gives itself away here, whatever its size. Without an index of
-    documents, or an id to look for, there is nothing to compare.
+
+def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: int | None = None) -> None:
+    """Raise unless every document of a split (or `per_file` of them in every file) begins with the end-of-text id.
+
+    This detects a file of another tokenizer, whatever its size. Without an index of documents, or without such an id,
+    there is nothing to compare.
     """
     starts = stream.document_starts
     if starts is None or end_of_text is None:
         return
-    for path, begin, end in stream.file_spans():
+    for path, begin, end in stream.list_file_spans():
         first, last = np.searchsorted(starts, [begin, end])
-        step = 1 if each is None else max(1, (last - first) // each)
+        step = 1 if per_file is None else max(1, (last - first) // per_file)
         for chunk in range(first, last, step * 2**16):
             places = np.asarray(starts[chunk : min(last, chunk + step * 2**16) : step])
             if places.max() >= len(stream):
@@ -97,23 +100,21 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, each: int |
 
 def check_bytes(stream: TokenStream, bytes_per_token: Int[np.ndarray, " V"], wanted: int) -> None:
     """Raise unless a split's tokens stand for as many bytes of text as its manifest says."""
-    found = sum(
-        int(bytes_per_token[part].sum(dtype=np.int64))
-        for path in stream.paths
-        for _, part in iter_chunks(open_shard(path))
-    )
+    parts = (part for path in stream.paths for _, part in iter_chunks(open_shard(path)))
+    found = sum(int(bytes_per_token[part].sum(dtype=np.int64)) for part in parts)
     if found != wanted:
         raise UserError(
-            f"{stream.name}: its tokens stand for {found:,} bytes of text, {MANIFEST_NAME} says {wanted:,}. {PREPARE_AGAIN}"
+            f"{stream.name}: its tokens stand for {found:,} bytes of text, {MANIFEST_NAME} says {wanted:,}. "
+            f"{PREPARE_AGAIN}"
         )
 
 
 def verify_shards(directory: AnyPath) -> Manifest:
     """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
-    documents in ascending order, marks of 0 and 1.
+    documents in ascending order, loss masks of 0 and 1.
 
-    Raises `UserError` at the first difference; returns the manifest, and notes for the next start that all is whole.
-    What needs the tokenizer is `check_documents` and `check_bytes`.
+    Raises `UserError` at the first difference. Returns the manifest, and records the files as checked. What needs the
+    tokenizer is in `check_documents` and `check_bytes`.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
@@ -122,7 +123,7 @@ def verify_shards(directory: AnyPath) -> Manifest:
     for split in manifest.splits:
         if manifest.splits[split].tokens:
             open_split(folder, split)
-    states = _states(folder, manifest)
+    states = _stat_files(folder, manifest)
     for name, file in manifest.files.items():
         tokens = open_shard(folder / name)
         if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
@@ -131,11 +132,10 @@ def verify_shards(directory: AnyPath) -> Manifest:
         largest = max((int(part.max()) for _, part in iter_chunks(tokens)), default=0)
         if largest >= manifest.vocab_size:
             raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
-    for name, companion in manifest.sidecars.items():
-        check_size(folder / name, companion.bytes)
-        _check_sha256(folder / name, file_sha256(folder / name), companion.sha256)
-        _check_companion(folder / name, companion, tokens=manifest.splits[companion.split].tokens)
-    _note(folder, states)
+    for name, sidecar in manifest.sidecars.items():
+        _check_sha256(folder / name, file_sha256(folder / name), sidecar.sha256)
+        _check_sidecar(folder / name, sidecar, tokens=manifest.splits[sidecar.split].tokens)
+    _write_states(folder, states)
     return manifest
 
 
@@ -144,16 +144,15 @@ def _check_sha256(path: Path, found: str, wanted: str) -> None:
         raise UserError(f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed. {PREPARE_AGAIN}")
 
 
-def _check_companion(path: Path, companion: Sidecar, *, tokens: int) -> None:
-    """Marks are 0 or 1; documents begin one after another, inside the split, each with at least a token."""
-    if companion.kind == "scored":
-        marks = map_file(path, np.dtype(np.uint8), offset=0, count=companion.bytes)
-        if max((int(part.max()) for _, part in iter_chunks(marks)), default=0) > 1:
+def _check_sidecar(path: Path, sidecar: Sidecar, *, tokens: int) -> None:
+    """Raise unless a loss mask is 0 or 1, and documents begin one after another, each with at least a token."""
+    if sidecar.kind == "scored":
+        mask = map_file(path, np.dtype(np.uint8))
+        if max((int(part.max()) for _, part in iter_chunks(mask)), default=0) > 1:
             raise UserError(f"{path}: has marks other than 0 and 1. {PREPARE_AGAIN}")
         return
-    starts = map_file(path, np.dtype(np.int64), offset=0, count=companion.bytes // 8)
     before = -1
-    for _, part in iter_chunks(starts):
+    for _, part in iter_chunks(map_file(path, np.dtype(np.int64))):
         if (np.diff(part, prepend=before) <= 0).any() or part[-1] >= tokens:
             raise UserError(f"{path}: the documents do not begin one after another inside the split. {PREPARE_AGAIN}")
         before = part[-1]

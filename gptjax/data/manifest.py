@@ -1,27 +1,26 @@
-"""manifest.json: what a directory of shards must contain, written last and read first."""
+"""manifest.json: what a directory of shards must contain. It is written last, so its presence means completeness."""
 
 import dataclasses
 import json
-import os
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import write_atomically
+from gptjax.core.files import AnyPath, write_atomically
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
 PREPARE_AGAIN = "Prepare the data again; if others made it, fetch or copy it again."
-"""What helps where files are not what their manifest says."""
-
-AnyPath = str | os.PathLike[str]
+"""Advice for files that do not fit their manifest."""
+_SIDECARS_KEY = "companions"
+"""The name of `Manifest.sidecars` in the file."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one split holds: documents, tokens (end-of-text ids included) and bytes of UTF-8 text."""
+    """The size of a split: documents, tokens (end-of-text ids included) and bytes of UTF-8 text."""
 
     documents: int
     tokens: int
@@ -40,10 +39,10 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A file beside the shards that says something of a split's tokens; bytes and SHA-256 of the whole file.
+    """A file `SPLIT.KIND` with facts about a split's tokens; its size in bytes and its SHA-256.
 
     - `documents`: where each document begins, counted in tokens of the split: int64, little-endian, ascending from 0.
-    - `scored`: a byte for each token, 1 where its prediction counts and 0 where it does not (a prompt, say).
+    - `scored`: the loss mask, a byte for each token: 1 if its prediction is scored, 0 if not (a prompt, say).
     """
 
     split: str
@@ -54,10 +53,10 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a directory of shards must contain. `tokenizer` is a name to read, `fingerprint` the identity to compare.
+    """What a directory of shards must contain. `tokenizer` is a name for people, `fingerprint` identifies it.
 
-    `request` records what was asked of the pipeline, so that the same request finds its work already done; `notes` are
-    the lines of its report that say what was wrong with the source.
+    `request` records what the pipeline was asked for, so that the same request finds its work done. `notes` are the
+    lines of its report about problems of the source.
     """
 
     tokenizer: str
@@ -72,8 +71,10 @@ class Manifest:
     version: int = MANIFEST_VERSION
 
     def write(self, directory: AnyPath) -> None:
-        """Write `manifest.json`; do it last, for its presence says that the directory is complete."""
-        write_atomically(Path(directory) / MANIFEST_NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write `manifest.json`. Do it last."""
+        content = dataclasses.asdict(self).items()
+        content = {_SIDECARS_KEY if name == "sidecars" else name: value for name, value in content}
+        write_atomically(Path(directory) / MANIFEST_NAME, json.dumps(content, indent=2) + "\n")
 
     def files_of(self, split: str) -> dict[str, ShardFile]:
         return {name: file for name, file in sorted(self.files.items()) if file.split == split}
@@ -83,7 +84,7 @@ class Manifest:
 
 
 def read_manifest(directory: AnyPath) -> Manifest | None:
-    """The manifest of a directory, every field checked for its type; None where there is none (foreign shards)."""
+    """The manifest of a directory, every field checked for its type; None if there is none (foreign shards)."""
     path = Path(directory) / MANIFEST_NAME
     if not path.is_file():
         return None
@@ -91,13 +92,12 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}.") from None
-    if isinstance(content, dict) and content.get("version") != MANIFEST_VERSION:
-        raise UserError(
-            f"{path}: version {content.get('version')!r} is unknown; wanted {MANIFEST_VERSION}. {PREPARE_AGAIN}"
-        )
     if isinstance(content, dict):
-        content.setdefault("notes", [])  # which were not always kept
-    manifest = _typed(Manifest, content, where=str(path))
+        if (version := content.get("version")) != MANIFEST_VERSION:
+            raise UserError(f"{path}: version {version!r} is unknown; wanted {MANIFEST_VERSION}. {PREPARE_AGAIN}")
+        content = {"sidecars" if name == _SIDECARS_KEY else name: value for name, value in content.items()}
+        content.setdefault("notes", [])  # older files have none
+    manifest = _parse(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")
     for name, file in (manifest.files | manifest.sidecars).items():
@@ -106,20 +106,20 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
     return manifest
 
 
-def _typed(wanted: Any, value: Any, *, where: str) -> Any:
-    """`value`, out of JSON, as the type `wanted`: int, str, a dict or list of such, or one of our dataclasses."""
+def _parse(wanted: Any, value: Any, *, where: str) -> Any:
+    """`value`, from JSON, as the type `wanted`: int, str, a dict or list of such, or one of our dataclasses."""
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type) and isinstance(value, dict):
         hints = typing.get_type_hints(wanted)
         if value.keys() != hints.keys():
             wrong = sorted(value.keys() ^ hints.keys())
             raise UserError(f"{where}: missing or unknown field: {', '.join(wrong)}.")
-        return wanted(**{name: _typed(hint, value[name], where=f"{where}: {name}") for name, hint in hints.items()})
+        return wanted(**{name: _parse(hint, value[name], where=f"{where}: {name}") for name, hint in hints.items()})
     if typing.get_origin(wanted) is dict and isinstance(value, dict):
         inner = typing.get_args(wanted)[1]
-        return {key: _typed(inner, item, where=f"{where}: {key}") for key, item in value.items()}
+        return {key: _parse(inner, item, where=f"{where}: {key}") for key, item in value.items()}
     if typing.get_origin(wanted) is list and isinstance(value, list):
         (inner,) = typing.get_args(wanted)
-        return [_typed(inner, item, where=f"{where}: item {i}") for i, item in enumerate(value)]
+        return [_parse(inner, item, where=f"{where}: item {i}") for i, item in enumerate(value)]
     if typing.get_origin(wanted) is Literal and value in typing.get_args(wanted):
         return value
     if wanted is Any or type(value) is wanted:

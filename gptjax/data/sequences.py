@@ -1,42 +1,32 @@
-"""Rows of T tokens and the T that follow them, by number, out of one split: what a batch is made of.
+"""Sequences: rows of T tokens and the T that follow them, read by number out of one split.
 
-The one idea: a row is read wherever and whenever it is asked for, many at a time and without a loop over tokens; order,
-epochs and shares belong to batches.py.
+Any row can be read at any time, many at once, without a loop over tokens. Order, epochs and mixtures are in readers.py.
 """
 
 import functools
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
-from gptjax.data.packing import Packing, PackingPlan, pack_best_fit, pack_bos_aligned, pack_bos_best_fit
-from gptjax.data.shards import TokenStream
+from gptjax.data.packing import (
+    Packing,
+    PackingPlan,
+    expand_ranges,
+    pack_best_fit,
+    pack_bos_aligned,
+    pack_bos_best_fit,
+)
+from gptjax.data.source import Rows
+from gptjax.data.token_stream import TokenStream
 
 Numbers = Int[np.ndarray, " n"]
 
 
-class RowDocuments(NamedTuple):
-    """To which document of its row each of the T inputs belongs, from 1 on, and its place in it; padding is 0."""
-
-    segments: Int[np.ndarray, "n T"]
-    positions: Int[np.ndarray, "n T"]
-
-
-class SequenceBatch(NamedTuple):
-    """Rows that were read: inputs, what follows each, which of these predictions count (None: all), and the documents
-    if they were asked for."""
-
-    tokens: Int[np.ndarray, "n T"]
-    targets: Int[np.ndarray, "n T"]
-    loss_mask: Bool[np.ndarray, "n T"] | None
-    documents: RowDocuments | None = None
-
-
 class Sequences(ABC):
-    """Rows of T tokens; `len` says how many there are."""
+    """Rows of T tokens; `len` is their number."""
 
     def __init__(self, stream: TokenStream, context_length: int, *, end_of_text: int | None = None) -> None:
         self.stream, self.context_length, self.end_of_text = stream, context_length, end_of_text
@@ -55,174 +45,168 @@ class Sequences(ABC):
         return 0.0
 
     @abstractmethod
-    def read(self, rows: Numbers, *, documents: bool = False) -> SequenceBatch:
-        """The rows of these numbers, in this order; with `documents`, for masks that keep them apart."""
+    def read(self, rows: Numbers, *, with_documents: bool = False) -> Rows:
+        """The rows of these numbers, in this order, with the arrays that `source.RowReader.read` lists."""
 
     @functools.cached_property
-    def _begins(self) -> Numbers:
-        """Where documents begin: as the pipeline wrote it down, else where the end-of-text id stands."""
-        require_document_starts(self.stream, self.end_of_text)
+    def _document_starts(self) -> Numbers:
+        """As the pipeline recorded them, else where the end-of-text id is."""
+        check_documents_known(self.stream, self.end_of_text)
         if self.stream.document_starts is not None:
             return np.asarray(self.stream.document_starts)
         assert self.end_of_text is not None
-        found = self.stream.find(self.end_of_text)
+        found = self.stream.find_token(self.end_of_text)
         return found if len(found) and found[0] == 0 else np.concatenate([[0], found])
 
 
-def require_document_starts(stream: TokenStream, end_of_text: int | None) -> None:
-    """Raise unless something tells where the documents of a stream begin."""
+def check_documents_known(stream: TokenStream, end_of_text: int | None) -> None:
+    """Raise unless an index or an end-of-text id says where the documents of a stream begin."""
     if stream.document_starts is None and end_of_text is None:
         raise UserError(
-            f"{stream.name}: nobody wrote down where its documents begin, and no end-of-text token tells. Prepare the "
-            "text anew with `python -m data_pipelines.prepare` into another directory, or name the --data.tokenizer of "
-            "shards that have such a token."
+            f"{stream.name}: it is unknown where its documents begin: no file says so, and no end-of-text token is "
+            "known. Prepare the text again with `python -m data_pipelines.prepare` into another directory, or name the "
+            "--data.tokenizer of shards that have such a token."
         )
 
 
-class _Contiguous(Sequences):
-    """Rows that are T + 1 tokens of the stream as they stand."""
+class _ContiguousSequences(Sequences):
+    """Rows that are T + 1 consecutive tokens of the stream."""
 
     @abstractmethod
-    def _starts(self, rows: Numbers) -> Numbers: ...
+    def _find_starts(self, rows: Numbers) -> Numbers: ...
 
-    def read(self, rows: Numbers, *, documents: bool = False) -> SequenceBatch:
-        starts = self._starts(rows)
+    def read(self, rows: Numbers, *, with_documents: bool = False) -> Rows:
+        starts = self._find_starts(rows)
         tokens = self.stream.read_sequences(starts, self.context_length + 1).astype(np.int32)
-        marks = self.stream.loss_mask
-        scored = None if marks is None else marks[starts[:, None] + np.arange(1, self.context_length + 1)] == 1
-        return SequenceBatch(tokens[:, :-1], tokens[:, 1:], scored, self.documents_at(starts) if documents else None)
+        targets, mask = tokens[:, 1:], self.stream.loss_mask
+        if mask is not None:
+            scored = mask[starts[:, None] + np.arange(1, self.context_length + 1)] == 1
+            targets = np.where(scored, targets, np.int32(IGNORE_INDEX))
+        found = {"tokens": tokens[:, :-1], "targets": targets}
+        return found | self.locate_documents(starts) if with_documents else found
 
-    def documents_at(self, starts: Numbers) -> RowDocuments:
-        """Where documents begin and end in rows of T tokens that start at these places of the stream."""
-        begins = self._begins
-        low, high = np.searchsorted(begins, starts, side="right"), np.searchsorted(begins, starts + self.context_length)
-        inside = high - low
-        row = np.repeat(np.arange(len(starts)), inside)
-        which = np.arange(inside.sum()) + np.repeat(low - (np.cumsum(inside) - inside), inside)
-        # Pieces of documents, counted over all these rows: one begins with each row, others inside.
-        rows = np.arange(len(starts)) * self.context_length
-        begin = np.sort(np.concatenate([rows, rows[row] + begins[which] - starts[row]]))
-        lengths = np.diff(begin, append=len(starts) * self.context_length)
-        first = np.searchsorted(begin, begin // self.context_length * self.context_length)
-        segments = np.repeat((np.arange(len(begin)) - first + 1).astype(np.int32), lengths)
-        positions = np.arange(len(segments), dtype=np.int32) - np.repeat(begin.astype(np.int32), lengths)
-        shape = (len(starts), self.context_length)
-        return RowDocuments(segments.reshape(shape), positions.reshape(shape))
+    def locate_documents(self, starts: Numbers) -> Rows:
+        """`segments` and `positions` of rows of T tokens that start at these places of the stream."""
+        known, places = self._document_starts, np.arange(self.context_length, dtype=np.int32)
+        low, high = np.searchsorted(known, starts, side="right"), np.searchsorted(known, starts + len(places))
+        row, document = expand_ranges(low, high)
+        begins = np.zeros((len(starts), len(places)), bool)
+        begins[:, 0] = True
+        begins[row, known[document] - starts[row]] = True
+        positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+        return {"segments": np.cumsum(begins, axis=1, dtype=np.int32), "positions": positions}
 
     @property
     def dropped(self) -> float:
         return 1 - len(self) * self.context_length / max(1, len(self.stream) - 1)
 
 
-class ConcatSequences(_Contiguous):
+class ConcatSequences(_ContiguousSequences):
     """Row i begins at token i·T: the last token of each is the first of the next."""
 
     def __len__(self) -> int:
         return max(0, (len(self.stream) - 1) // self.context_length)
 
-    def _starts(self, rows: Numbers) -> Numbers:
+    def _find_starts(self, rows: Numbers) -> Numbers:
         return rows * self.context_length
 
 
-class BosAlignedSequences(_Contiguous):
+class BosAlignedSequences(_ContiguousSequences):
     """Every row begins with a document."""
 
     @functools.cached_property
-    def _chosen(self) -> Numbers:
-        return pack_bos_aligned(self._begins, len(self.stream), self.context_length)
+    def _starts(self) -> Numbers:
+        return pack_bos_aligned(self._document_starts, len(self.stream), self.context_length)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._starts)
 
-    def _starts(self, rows: Numbers) -> Numbers:
-        return self._chosen[rows]
+    def _find_starts(self, rows: Numbers) -> Numbers:
+        return self._starts[rows]
 
 
 class BestFitSequences(Sequences):
     """Whole documents side by side; rows end in padding."""
 
     @functools.cached_property
-    def _plan(self) -> PackingPlan:
-        return pack_best_fit(self._begins, len(self.stream), self.context_length)
+    def plan(self) -> PackingPlan:
+        return pack_best_fit(self._document_starts, len(self.stream), self.context_length)
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
 
-    def read(self, rows: Numbers, *, documents: bool = False) -> SequenceBatch:
-        """What follows a document is the end-of-text id that the next one begins with, or else nothing that counts."""
-        plan, end = self._plan, self.end_of_text
-        row, piece = plan.pieces_of(rows)
-        lengths, n = plan.lengths[piece], len(rows)
-        first, ends = np.searchsorted(row, np.arange(n)), np.cumsum(lengths)
+    def read(self, rows: Numbers, *, with_documents: bool = False) -> Rows:
+        """A document is followed by the end-of-text id that begins the next one, or else by nothing that is scored."""
+        plan, end = self.plan, self.end_of_text
+        row, piece = plan.find_pieces(rows)
+        lengths = plan.lengths[piece]
+        ends, first_of_row = np.cumsum(lengths), np.searchsorted(row, np.arange(len(rows)))
         begins = ends - lengths  # of each piece, among all tokens of these rows
         token = np.arange(int(lengths.sum()))
-        place = token - np.repeat(begins, lengths)
-        source = place + np.repeat(plan.starts[piece], lengths)
-        at = token + np.repeat(row * self.context_length - begins[first][row], lengths)
+        positions = token - np.repeat(begins, lengths)
+        source = positions + np.repeat(plan.starts[piece], lengths)
+        at = token + np.repeat(row * self.context_length - begins[first_of_row][row], lengths)
 
-        ids = self.stream.take(source)
-        following = np.append(ids[1:], ids[-1:])
-        closing = ends - 1
-        following[closing] = self._behind(source[closing])
-        counts = self._scored_behind(source)
-        closing = closing[plan.closes[piece]]
-        counts[closing] &= end is not None and following[closing] == end
+        tokens = self.stream.take(source).astype(np.int32)
+        targets, last = np.append(tokens[1:], tokens[-1:]), ends - 1
+        targets[last] = self._read_next(source[last])
+        scored = self._is_next_scored(source)
+        last = last[plan.ends_document[piece]]
+        scored[last] &= end is not None and targets[last] == end
+        values = {"tokens": (tokens, end or 0), "targets": (np.where(scored, targets, IGNORE_INDEX), IGNORE_INDEX)}
+        if with_documents:
+            number = np.repeat(np.arange(len(piece)) - first_of_row[row] + 1, lengths)
+            values |= {"segments": (number, 0), "positions": (positions, 0)}
+        return {name: self._place(array, at, len(rows), padding) for name, (array, padding) in values.items()}
 
-        def spread(values: np.ndarray, dtype: type, *, padding: int = 0) -> np.ndarray:
-            filled = np.full(n * self.context_length, padding, dtype)
-            filled[at] = values
-            return filled.reshape(n, self.context_length)
+    def _place(self, values: np.ndarray, at: np.ndarray, rows: int, padding: int) -> np.ndarray:
+        """Rows with these values at these places, and padding elsewhere."""
+        filled = np.full(rows * self.context_length, padding, np.int32)
+        filled[at] = values
+        return filled.reshape(rows, self.context_length)
 
-        number = np.repeat(np.arange(len(piece)) - first[row] + 1, lengths) if documents else None
-        return SequenceBatch(
-            spread(ids, np.int32, padding=end or 0),
-            spread(following, np.int32, padding=end or 0),
-            spread(counts, np.bool_),
-            None if number is None else RowDocuments(spread(number, np.int32), spread(place, np.int32)),
-        )
-
-    def _behind(self, positions: Numbers) -> np.ndarray:
+    def _read_next(self, positions: Numbers) -> np.ndarray:
         """The token after each of these positions; the end-of-text id after the last of the stream."""
         last = len(self.stream) - 1
         return np.where(positions < last, self.stream.take(np.minimum(positions + 1, last)), self.end_of_text or 0)
 
-    def _scored_behind(self, positions: Numbers) -> Bool[np.ndarray, " n"]:
-        """Whether the token after each of these positions is marked as scored; all are where there are no marks."""
-        marks, last = self.stream.loss_mask, len(self.stream) - 1
-        if marks is None:
+    def _is_next_scored(self, positions: Numbers) -> Bool[np.ndarray, " n"]:
+        """Whether the loss mask scores the token after each of these positions; it does if there is no mask."""
+        mask, last = self.stream.loss_mask, len(self.stream) - 1
+        if mask is None:
             return np.ones(len(positions), bool)
-        return (positions < last) & (marks[np.minimum(positions + 1, last)] == 1)
+        return (positions < last) & (mask[np.minimum(positions + 1, last)] == 1)
 
     @property
     def dropped(self) -> float:
-        return 1 - int(self._plan.lengths.sum()) / max(1, len(self.stream))
+        return 1 - int(self.plan.lengths.sum()) / max(1, len(self.stream))
 
     @property
     def padding(self) -> float:
-        room = len(self) * self.context_length
-        return 1 - int(self._plan.lengths.sum()) / room if room else 0.0
+        positions = len(self) * self.context_length
+        return 1 - int(self.plan.lengths.sum()) / positions if positions else 0.0
 
 
 class BosBestFitSequences(BestFitSequences):
     """Full rows that begin with a document; the last of a row may be cropped."""
 
     @functools.cached_property
-    def _plan(self) -> PackingPlan:
-        return pack_bos_best_fit(self._begins, len(self.stream), self.context_length)
+    def plan(self) -> PackingPlan:
+        return pack_bos_best_fit(self._document_starts, len(self.stream), self.context_length)
 
 
 def open_sequences(stream: TokenStream, context_length: int, packing: Packing, *, end_of_text: int | None) -> Sequences:
-    """The rows of a split, packed as asked; a UserError if there is not one."""
+    """The rows of a split; raises `UserError` if there are none."""
     kinds = {
         "concat": ConcatSequences,
-        "documents": BosAlignedSequences,
+        "bos_aligned": BosAlignedSequences,
         "best_fit": BestFitSequences,
         "bos_best_fit": BosBestFitSequences,
     }
-    windows = kinds[packing](stream, context_length, end_of_text=end_of_text)
-    if len(windows) == 0:
+    sequences = kinds[packing](stream, context_length, end_of_text=end_of_text)
+    if len(sequences) == 0:
         raise UserError(
-            f"{stream.name} has {len(stream)} tokens, less than one window of model.context_length + 1 = {context_length + 1}. "
-            "Use more text or a smaller --model.context-length-length."
+            f"{stream.name} has {len(stream)} tokens, less than one sequence of model.context_length + 1 = "
+            f"{context_length + 1}. Use more text or a smaller --model.context-length."
         )
-    return windows
+    return sequences

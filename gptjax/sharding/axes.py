@@ -1,16 +1,16 @@
-"""The alphabet: one letter means one dimension, in names, einsums, types, shardings and tests.
+"""Axis names: one letter for each dimension, in type aliases, einsums and shardings.
 
-    B  batch            T  time (query)      S  source time (key)
-    D  model width      H  heads             K  head width
-    F  MLP width        V  vocabulary        N  layers, or those with a skip
-    J  heads of keys and values              E  width of value embeddings (J × K)
-    C  q, k, v; k, v; or another pair        I  attention sinks
-    G  accumulation groups                   M  tokens of a batch in a row (B × T)
-    P  channels that a gate reads
+    B  batch                        T  time (query)        S  source time (key)
+    D  embedding (embed_dim)        H  attention heads     K  dimension of a head
+    F  MLP hidden dimension         V  vocabulary          N  layers, or those with a U-Net skip
+    J  heads of keys and values     E  dimension of value embeddings (J × K)
+    C  q, k, v; k, v; or a pair     I  attention sinks
+    G  micro-batches                M  tokens of a batch in a row (B × T)
+    P  input channels of a gate
 
-An alias such as `BTD` types an array of that shape; the tests run every signature against real arrays
-(jaxtyping + beartype). A weight carries its letters as metadata, and they say how it is sharded (`layout`)
-and what part it plays for the optimizer (`role`, `matrix_axes`).
+An alias such as `BTD` is the type of an array of that shape; the tests check every signature against real arrays
+(jaxtyping and beartype). A parameter carries its axis names as metadata. They decide how it is sharded
+(`mesh.MeshConfig.weight_spec`) and which group of the optimizer it is in (`weight_role`, `matrix_axes`).
 """
 
 from typing import Literal
@@ -32,16 +32,16 @@ V = Float[Array, " V"]
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
 DropoutKeys = Key[Array, " B"]
-"""A dropout key for each row of a batch: its mask depends on the row alone, not on where or with whom it runs."""
+"""A dropout key for each sequence of a batch, so that its mask depends neither on the device nor on the other ones."""
 
 Role = Literal["matrix", "embedding", "value_embedding", "head", "vector"]
 
 
 def weight_role(axis_names: str) -> Role:
-    """The part that a weight plays, read off its letters: `VD` is looked up, `DV` ends the model, `DF` multiplies.
+    """The role of a parameter: `VD` is an embedding, `DV` the head, `DF` a matrix.
 
-    What is no table and has nothing to do with the width, or one axis only, is a vector: gains and biases (`V` of the
-    head), scalars of a layer (no letters), sink keys and values (`IJK`).
+    Everything else with one axis, or without `D`, is a vector: norm scales, biases (`V` of the head), scalars of a
+    layer (no axis names) and attention sinks (`IJK`).
     """
     if axis_names == "VE":
         return "value_embedding"
@@ -53,12 +53,12 @@ def weight_role(axis_names: str) -> Role:
 
 
 def matrix_axes(axis_names: str, *, heads: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(input axes, output axes) of a matrix weight; an axis in neither (C: q, k and v) counts separate matrices.
+    """(input axes, output axes) of a matrix parameter; an axis in neither counts separate matrices (C: q, k and v).
 
-    A matrix leads from the width or back to it: `DCHK` takes D to HK for each C, `HKD` takes HK to D. With `heads`,
-    each head's projection out of the width is a matrix of its own: `DCHK` takes D to K for each C and H.
+    `DCHK` maps D to HK for each C; `HKD` maps HK to D. With `heads`, each head's input projection is a matrix of its
+    own: `DCHK` maps D to K for each C and H.
     """
-    width = (axis_names.index("D"),)
-    counted = "C" + axis_names[-2] if heads and width[0] == 0 and axis_names.endswith("K") else "C"
-    others = tuple(i for i, letter in enumerate(axis_names) if letter not in "D" + counted)
-    return (width, others) if width[0] == 0 else (others, width)
+    embed = (axis_names.index("D"),)
+    counted = "C" + axis_names[-2] if heads and embed[0] == 0 and axis_names.endswith("K") else "C"
+    others = tuple(i for i, name in enumerate(axis_names) if name not in "D" + counted)
+    return (embed, others) if embed[0] == 0 else (others, embed)

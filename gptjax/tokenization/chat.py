@@ -1,17 +1,17 @@
-"""Conversations as tokens: the one chat template that preparation and generation share.
+"""Conversations as tokens: the chat template that preparation and generation share.
 
-The one idea: a conversation is `<|endoftext|>` and then its messages, each
+A conversation is `<|endoftext|>`, then its messages, each
 
     <|im_start|>ROLE
     CONTENT<|im_end|>
 
-with a line end after it. This is ChatML, the most widely used template, which inference servers and `transformers` know
-by name. It needs two special tokens whatever the roles, for a role is a word of ordinary text. `<|endoftext|>` stands
-first because every document of pretraining begins with it; a tokenizer without it leaves it out.
+with a line end after it. This is ChatML, which inference servers and `transformers` know by name. It needs two special
+tokens, for a role is a word of ordinary text. `<|endoftext|>` comes first because every document of pretraining begins
+with it; a tokenizer that has none omits it.
 
-What the model is to learn, the content of the assistant and the `<|im_end|>` by which it stops, is marked as scored.
-Roles, content and line ends are encoded each for itself, so that a token never lies across the border between what is
-given and what is to be generated, and a text that contains the name of a special token can never act as one.
+The loss mask scores what the model learns: the assistant's content and the `<|im_end|>` that ends it. Roles, content
+and line ends are encoded separately. So no token crosses from the prompt into the answer, and a text that contains the
+name of a special token never acts as one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,25 +30,25 @@ ROLES = ("system", "user", "assistant")
 
 Ids = Int32[np.ndarray, "_"]
 Piece = tuple[Ids, bool]
-"""Some tokens, and whether they are scored."""
+"""Tokens, and whether they are scored."""
 
 
 class Message(NamedTuple):
-    """What one side says; `role` is one of ROLES."""
+    """One message; `role` is one of ROLES."""
 
     role: str
     content: str
 
 
 class MaskedTokens(NamedTuple):
-    """Tokens, and for each 1 where its prediction counts, else 0."""
+    """Tokens, and for each 1 if its prediction is scored, else 0."""
 
     tokens: Int32[np.ndarray, " T"]
-    scored: UInt8[np.ndarray, " T"]
+    loss_mask: UInt8[np.ndarray, " T"]
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece]) -> "MaskedTokens":
-        """One after another."""
+    def concatenate(cls, pieces: Iterable[Piece]) -> "MaskedTokens":
+        """The pieces, one after another."""
         ids, marks = zip(*pieces, strict=True)
         return cls(np.concatenate(ids), np.repeat(np.array(marks, np.uint8), [len(piece) for piece in ids]))
 
@@ -65,39 +65,39 @@ class ChatTemplate:
             )
         self.end = tokenizer.specials[IM_END]
         self._tokenizer = tokenizer
-        self._first = one_id(tokenizer.end_of_text)
-        self._end, self._line_end = one_id(self.end), tokenizer.encode("\n")
-        start = one_id(tokenizer.specials[IM_START])
+        self._first = to_ids(tokenizer.end_of_text)
+        self._end, self._line_end = to_ids(self.end), tokenizer.encode("\n")
+        start = to_ids(tokenizer.specials[IM_START])
         self._headers = {role: np.concatenate([start, tokenizer.encode(f"{role}\n")]) for role in ROLES}
 
-    def conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> MaskedTokens:
-        """All messages; scored are the assistant's, of those from number `scored_from` on."""
+    def encode_conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> MaskedTokens:
+        """All messages. Of those from number `scored_from` on, the assistant's are scored."""
         pieces: list[Piece] = [(self._first, False)]
         for number, message in enumerate(messages):
-            pieces += self._turn(message, scored=message.role == "assistant" and number >= scored_from)
-        return MaskedTokens.of(pieces)
+            pieces += self._encode_turn(message, scored=message.role == "assistant" and number >= scored_from)
+        return MaskedTokens.concatenate(pieces)
 
-    def prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
-        """All messages, and then as far as the assistant's first word: what generation is to continue."""
-        given = self.conversation(messages, scored_from=len(messages)).tokens
+    def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
+        """All messages, then the header of the assistant's answer, which generation continues."""
+        given = self.encode_conversation(messages, scored_from=len(messages)).tokens
         return np.concatenate([given, self._headers["assistant"]])
 
-    def _turn(self, message: Message, *, scored: bool) -> Iterator[Piece]:
+    def _encode_turn(self, message: Message, *, scored: bool) -> Iterator[Piece]:
         yield self._headers[message.role], False
         yield self._tokenizer.encode(message.content), scored
         yield self._end, scored
         yield self._line_end, False
 
 
-def one_id(token: int | None) -> Ids:
-    """One id as an array; none for None."""
+def to_ids(token: int | None) -> Ids:
+    """An array of one id; an empty one for None."""
     return np.array([] if token is None else [token], np.int32)
 
 
 def read_messages(value: Any, *, where: str) -> list[Message]:
-    """Messages out of JSON: a list of `{"role": ..., "content": ...}`; other fields of a message are not read.
+    """Messages from JSON: a list of `{"role": ..., "content": ...}`; other fields of a message are not read.
 
-    Raises `UserError` beginning with `where` unless there is one at least, all roles are known and no content is blank.
+    Raises `UserError`, beginning with `where`, for an empty list, an unknown role and blank content.
     """
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: wanted a list of messages, got {_short(value)}.")
@@ -112,14 +112,14 @@ def _read_message(item: Any, *, where: str) -> Message:
         raise UserError(f"{where}: its role is {_short(role)}; wanted {', '.join(ROLES)}.")
     if not isinstance(content, str) or not content.strip():
         raise UserError(f"{where}: its content is {_short(content)}; wanted a string that is not blank.")
-    return Message(role, whole_text(content, where=where))
+    return Message(role, check_utf8(content, where=where))
 
 
-def whole_text(text: str, *, where: str) -> str:
-    """The text, if UTF-8 can hold it; a surrogate without a partner is a `UserError`."""
+def check_utf8(text: str, *, where: str) -> str:
+    """The text, with pairs of surrogates as their character. A surrogate without a partner is a `UserError`."""
     whole = replace_surrogates(text)
     if whole.count("\ufffd") > text.count("\ufffd"):
-        raise UserError(f"{where}: has a surrogate without a partner, which UTF-8 cannot hold.")
+        raise UserError(f"{where}: has a surrogate without a partner, which UTF-8 cannot represent.")
     return whole
 
 

@@ -1,10 +1,10 @@
 """Text to token ids and back: byte-level BPE (GPT-2's or one's own), plain bytes, single characters.
 
-The one idea: every tokenizer is a table of byte strings, one per id, plus a way to cut text into them. The table
-alone gives decoding, the vocabulary size, the bytes per token and the fingerprint; only `encode` and the file differ
-by kind. On disk all kinds share one format, `tokenizer.json` as Hugging Face `tokenizers` writes and reads it.
+Every tokenizer is a table of byte strings, one per id, plus a way to cut text into them. The table gives decoding, the
+vocabulary size, the bytes per token and the fingerprint. Only `encode` and the file differ by kind. On disk all kinds
+share one format: `tokenizer.json` as Hugging Face `tokenizers` writes and reads it.
 
-Text is encoded as it stands: a literal "<|endoftext|>" in it is ordinary text, CRLF stays CRLF, and a lone surrogate
+Text is encoded as it stands: a literal "<|endoftext|>" in it is ordinary text, and CRLF stays CRLF. A lone surrogate
 (half of a character, which UTF-8 cannot hold) becomes U+FFFD. Only the pipelines put the end-of-text id before
 documents.
 """
@@ -24,7 +24,7 @@ from jaxtyping import Int32
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
-from gptjax.tokenization.gpt2_files import gpt2_files
+from gptjax.tokenization.gpt2_files import read_gpt2_file
 from gptjax.tokenization.tokenizer_json import (
     END_OF_TEXT,
     FILE_NAME,
@@ -32,16 +32,16 @@ from gptjax.tokenization.tokenizer_json import (
     GPT4_PATTERN,
     Merges,
     TokenTable,
-    is_written_like_a_token,
+    is_token_name,
+    parse_vocab_and_merges,
     read_directory,
     read_tokenizer_json,
-    read_vocab_and_merges,
     to_json,
 )
 
 __all__ = ["BPE", "END_OF_TEXT", "GPT2_PATTERN", "GPT4_PATTERN", "Bytes", "Chars", "Tokenizer", "load_tokenizer"]
 
-# The same words as the patterns cut, found without a way back: a sixth faster, and no run of blanks is too long.
+# The same words as the patterns cut, found without backtracking: a sixth faster, and no run of blanks is too long.
 _WITHOUT_BACKTRACKING = {
     GPT2_PATTERN: r"'(?:[stmd]|re|ve|ll)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     GPT4_PATTERN: (
@@ -55,7 +55,7 @@ GPT2_FINGERPRINT = "be16755c1087356077a870910d070d2dac44c85aa04ac85e0378883e794a
 class Tokenizer(ABC):
     """A table of tokens (`tokens`: bytes → id) and of special ones (`specials`: name → id).
 
-    `bytes_per_token` is how many bytes of UTF-8 each id stands for, 0 for specials: what bits per byte divide by.
+    `bytes_per_token` says how many bytes of UTF-8 each id stands for, 0 for special tokens; bits per byte need it.
     """
 
     kind: Literal["bpe", "bytes", "chars"]
@@ -94,9 +94,9 @@ class Tokenizer(ABC):
         """Ids of `text`, all of it taken as ordinary text."""
 
     def with_special_tokens(self, specials: Iterable[str]) -> "Tokenizer":
-        """This tokenizer with more special tokens, such as those of a chat; see `BPE.extended`."""
+        """This tokenizer with more special tokens, such as those of a chat; see `BPE.with_special_tokens`."""
         raise UserError(
-            f"the {self.name} tokenizer has no room for special tokens ({', '.join(specials)}); use a byte-level BPE: "
+            f"the {self.name} tokenizer cannot take special tokens ({', '.join(specials)}); use a byte-level BPE: "
             "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
         )
 
@@ -105,14 +105,14 @@ class Tokenizer(ABC):
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text of `ids`; bytes that are not UTF-8, and ids outside the vocabulary, read as U+FFFD."""
+        """Text of `ids`; bytes that are not UTF-8, and ids outside the vocabulary, become U+FFFD."""
         unknown = "\N{REPLACEMENT CHARACTER}".encode()
         flat = np.asarray(ids, np.int64).reshape(-1).tolist()
         pieces = (self._text_of[i] if 0 <= i < self.vocab_size else unknown for i in flat)
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `directory/tokenizer.json`, making the directory; returns the path."""
+        """Write `directory/tokenizer.json`, creating the directory; return the path."""
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
@@ -138,12 +138,12 @@ class BPE(Tokenizer):
     def with_special_tokens(self, specials: Iterable[str]) -> "BPE":
         """This tokenizer with more special tokens, numbered from `vocab_size` on in the order given.
 
-        Names that are special already keep their ids, and every text keeps its ids too. Raises for a name that is blank
-        or that is written like an ordinary token, since a file could not tell the two apart.
+        Names that are special already keep their ids, and every text keeps its ids too. Raises for a blank name, and
+        for the name of an ordinary token, since a file could not tell the two apart.
         """
         added = [name for name in dict.fromkeys(specials) if name not in self.specials]
         for name in added:
-            if not name.strip() or is_written_like_a_token(name, self.tokens):
+            if not name.strip() or is_token_name(name, self.tokens):
                 raise UserError(f"special token {name!r}: is blank, or an ordinary token too. Use one like <|name|>.")
         numbered = {name: self.vocab_size + i for i, name in enumerate(added)}
         return BPE(self.tokens, self.specials | numbered, merges=self.merges, pattern=self.pattern or "")
@@ -177,7 +177,7 @@ class Bytes(Tokenizer):
 
 
 class Chars(Tokenizer):
-    """One id per character of a known alphabet (`Chars.from_text`); any other is an error, not a guess."""
+    """One id per character of a known alphabet (`Chars.from_text`); any other character is an error."""
 
     kind = "chars"
 
@@ -198,7 +198,7 @@ class Chars(Tokenizer):
         for part in [text] if isinstance(text, str) else text:
             characters.update(replace_surrogates(part))
         if not characters:
-            raise UserError("a character vocabulary needs text to learn from, and there was none.")
+            raise UserError("a character vocabulary needs text to learn from; found none.")
         return cls({char: i for i, char in enumerate(sorted(characters))})
 
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
@@ -222,17 +222,17 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     if name == "bytes":
         return Bytes()
     if name == "gpt2":
-        return _gpt2()
+        return _load_gpt2()
     if name.startswith("gpt2:"):
-        tokenizer = _made(read_directory(Path(name.removeprefix("gpt2:")).expanduser()))
+        tokenizer = _make_tokenizer(read_directory(Path(name.removeprefix("gpt2:")).expanduser()))
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
     path = Path(name).expanduser()
     if path.is_dir():
-        return _made(read_directory(path))
+        return _make_tokenizer(read_directory(path))
     if path.is_file():
-        return _made(read_tokenizer_json(path))
+        return _make_tokenizer(read_tokenizer_json(path))
     if name == "chars":
         raise UserError("`chars` has no fixed alphabet: name the tokenizer.json beside the prepared data instead.")
     raise UserError(
@@ -249,7 +249,7 @@ def replace_surrogates(text: str) -> str:
     return text
 
 
-def _made(table: TokenTable) -> Tokenizer:
+def _make_tokenizer(table: TokenTable) -> Tokenizer:
     if table.kind == "bytes":
         return Bytes()
     if table.kind == "chars":
@@ -258,6 +258,6 @@ def _made(table: TokenTable) -> Tokenizer:
 
 
 @functools.cache
-def _gpt2() -> Tokenizer:
-    files = gpt2_files()
-    return _made(read_vocab_and_merges(files["encoder.json"], files["vocab.bpe"]))
+def _load_gpt2() -> Tokenizer:
+    vocab, merges = read_gpt2_file("encoder.json"), read_gpt2_file("vocab.bpe")
+    return _make_tokenizer(parse_vocab_and_merges(vocab, merges, where=Path("encoder.json")))

@@ -1,7 +1,7 @@
-"""tokenizer.json and its older relatives: how a table of tokens is written down, and what can be read back.
+"""tokenizer.json and its older relatives: how a table of tokens is stored, and which files can be read.
 
-The one idea: a file holds a `Table`, which is all that decides the ids, and nothing else of a file matters. Files are
-written as Hugging Face `tokenizers` writes them; others' are read as long as they are of one of the three kinds.
+A file is read into a `TokenTable`, which is all that decides the ids; nothing else of a file matters. Files are written
+by Hugging Face `tokenizers`. Files of others are read if they are of one of the three kinds.
 """
 
 import functools
@@ -21,8 +21,6 @@ GPT4_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """The later rule of cl100k: digits in threes, line ends apart, one leading sign sticks to a word."""
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-_EVERY_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 Merges = Sequence[tuple[bytes, bytes]]
 
@@ -37,44 +35,28 @@ class TokenTable(NamedTuple):
     pattern: str | None = None
 
 
-# --- writing ---
-
-
 def to_json(table: TokenTable) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
-    added = [
-        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
-        | {"normalized": False, "special": True}
-        for name, i in sorted(table.specials.items(), key=lambda item: item[1])
-    ]
-    empty = {"truncation": None, "padding": None, "normalizer": None, "post_processor": None}
-    return {"version": "1.0", "added_tokens": added} | empty | _parts(table)
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers  # only writing needs it
 
-
-def _parts(table: TokenTable) -> dict[str, Any]:
     if table.kind == "chars":
         vocab = {token.decode(): i for token, i in table.tokens.items()}
-        model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-        return {"pre_tokenizer": _EVERY_CHARACTER, "decoder": {"type": "Fuse"}, "model": model}
-    vocab = {_letters(token): i for token, i in table.tokens.items()} | dict(table.specials)
-    off = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
-    flags = {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
-    merges = [[_letters(left), _letters(right)] for left, right in table.merges]
-    return {
-        "pre_tokenizer": _pre_tokenizer(table.pattern),
-        "decoder": _BYTE_LEVEL | {"use_regex": True},
-        "model": {"type": "BPE"} | off | flags | {"vocab": vocab, "merges": merges},
-    }
-
-
-def _pre_tokenizer(pattern: str | None) -> dict[str, Any]:
-    if pattern in (None, GPT2_PATTERN):
-        return _BYTE_LEVEL | {"use_regex": pattern is not None}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL | {"use_regex": False}]}
-
-
-# --- reading ---
+        written = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+        written.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        written.decoder = decoders.Fuse()
+    else:
+        vocab = {_to_letters(token): i for token, i in table.tokens.items()} | dict(table.specials)
+        merges = [(_to_letters(left), _to_letters(right)) for left, right in table.merges]
+        written = Tokenizer(models.BPE(vocab, merges))
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=table.pattern == GPT2_PATTERN)
+        written.pre_tokenizer = bytes_only
+        if table.pattern not in (None, GPT2_PATTERN):
+            split = pre_tokenizers.Split(Regex(table.pattern), "isolated")
+            written.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+        written.decoder = decoders.ByteLevel()
+    names = sorted(table.specials, key=table.specials.__getitem__)
+    written.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    return json.loads(written.to_str())
 
 
 def read_directory(directory: Path) -> TokenTable:
@@ -83,7 +65,8 @@ def read_directory(directory: Path) -> TokenTable:
         return read_tokenizer_json(directory / FILE_NAME)
     for vocab_name, merges_name in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
         if (directory / vocab_name).is_file() and (directory / merges_name).is_file():
-            return read_vocab_and_merges(directory / vocab_name, directory / merges_name)
+            vocab_file, merges_file = directory / vocab_name, directory / merges_name
+            return parse_vocab_and_merges(vocab_file.read_bytes(), merges_file.read_bytes(), where=vocab_file)
     raise UserError(
         f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
         "or merges.txt with vocab.json."
@@ -91,73 +74,73 @@ def read_directory(directory: Path) -> TokenTable:
 
 
 def read_tokenizer_json(path: Path) -> TokenTable:
-    """The table of a `tokenizer.json`, ours or another's; a UserError says why one cannot be read."""
-    content = _read_json(path)
-    model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or content.get("normalizer"):
-        raise UserError(f"{path}: not a tokenizer.json with a `model.vocab` and without a normalizer.")
-    vocab = _numbered(model["vocab"], path)
-    if model.get("type") == "WordLevel" and all(len(word) == 1 for word in vocab):
-        return TokenTable("chars", {char.encode(): i for char, i in vocab.items()})
-    if model.get("type") != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
-        raise UserError(f"{path}: holds a {model.get('type')} model; wanted byte-level BPE, bytes or characters.")
+    """The table of a `tokenizer.json`, ours or another's; raises `UserError` for one that cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:  # the library checks types and fills in what older files leave out
+        content = json.loads(Tokenizer.from_str(path.read_text(encoding="utf-8")).to_str())
+    except Exception as error:  # it raises plain Exceptions
+        raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {error}.") from None
+    model, kind = content["model"], content["model"]["type"]
+    if content["normalizer"]:
+        raise UserError(f"{path}: has a normalizer, so text would not survive; wanted one without.")
+    if kind == "WordLevel" and all(len(word) == 1 for word in model["vocab"]):
+        return TokenTable("chars", {char.encode(): i for char, i in _check_ids(model["vocab"], path).items()})
+    if kind != "BPE" or (content["decoder"] or {}).get("type") != "ByteLevel":
+        raise UserError(f"{path}: holds a {kind} model; wanted byte-level BPE, bytes or characters.")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(option):
+        if model[option]:
             raise UserError(f"{path}: model.{option} is {model[option]!r}, which is not supported.")
-    pattern = _pattern(content.get("pre_tokenizer"), path)
-    merges, added = model.get("merges"), content.get("added_tokens") or []
-    if not isinstance(merges, list) or not all(isinstance(pair, str | list) for pair in merges):
-        raise UserError(f"{path}: model.merges is not a list of pairs.")
-    if pattern is None and not merges:
-        return _bytes_alone(vocab, path)
-    if not all(isinstance(token, dict) and {"content", "id"} <= token.keys() for token in added):
-        raise UserError(f"{path}: an added token has no content or no id.")
-    for token in added:
-        if not token.get("special", True):
+    pattern = _find_pattern(content["pre_tokenizer"], path)
+    if pattern is None and not model["merges"]:
+        return _read_bytes_table(model["vocab"], path)
+    for token in content["added_tokens"]:
+        if not token["special"]:
             raise UserError(
                 f"{path}: the added token {token['content']!r} is not special, so that text would become it; here all "
                 "text is made of merges. Remove it, or mark it special."
             )
-    specials = _numbered({token["content"]: token["id"] for token in added}, path)
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
-    return _bpe(vocab, pairs, specials, pattern=pattern or r"[\s\S]+", where=path)
+    specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+    return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
 
 
-def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenTable:
+def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> TokenTable:
     """GPT-2's original pair of files; the pattern is not in them and is taken to be GPT-2's."""
-    vocab = _numbered(_read_json(vocab_file), vocab_file)
-    lines = merges_file.read_text(encoding="utf-8").split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    specials = {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
-    return _bpe(vocab, pairs, specials, pattern=GPT2_PATTERN, where=vocab_file)
+    try:
+        ids = json.loads(vocab)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}.") from None
+    pairs = [line.split(" ") for line in merges.decode().split("\n") if line and not line.startswith("#version")]
+    specials = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
+    return _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
 
 
-def _numbered(ids: Mapping[Any, Any], where: Path) -> dict[str, int]:
-    """Ids by token, once they are sure to be ids; tables are made as long as the largest."""
-    limit = 2 * len(ids) + 2**20
+def _check_ids(ids: Mapping[str, int], where: Path) -> Mapping[str, int]:
+    """Raise for what is no id, and for ids so large that tables would waste memory."""
     for token, i in ids.items():
-        if not isinstance(token, str) or type(i) is not int or not 0 <= i < limit:
+        if type(i) is not int or not 0 <= i < 2 * len(ids) + 2**20:
             raise UserError(f"{where}: {token!r} has the id {i!r}; wanted a number from 0 on, without wide gaps.")
-    return dict(ids)
+    return ids
 
 
-def _bytes_alone(vocab: Mapping[str, int], where: Path) -> TokenTable:
-    if vocab != {_letters(bytes([b])): b for b in range(256)}:
+def _read_bytes_table(vocab: Mapping[str, int], where: Path) -> TokenTable:
+    if vocab != {_to_letters(bytes([b])): b for b in range(256)}:
         raise UserError(f"{where}: a vocabulary without merges must number the 256 bytes by their value.")
     return TokenTable("bytes", {bytes([b]): b for b in range(256)})
 
 
-def _bpe(
-    vocab: Mapping[str, int],
-    pairs: Sequence[tuple[str, ...]],
-    specials: Mapping[str, int],
+def _make_bpe(
+    vocab: dict[str, int],
+    pairs: Sequence[Sequence[str]],
+    specials: dict[str, int],
     *,
     pattern: str,
     where: Path,
 ) -> TokenTable:
-    """Byte-level BPE from a file's content; tiktoken takes the order of ids for the order of merging, so check it."""
-    tokens = {_bytes(letters, where): i for letters, i in vocab.items() if letters not in specials}
-    merges = [(_bytes(pair[0], where), _bytes(pair[1], where)) for pair in pairs if len(pair) == 2]
+    """Byte-level BPE from a file's content. tiktoken merges in the order of ids, so merges must have it."""
+    _check_ids(vocab | specials, where)
+    tokens = {_from_letters(letters, where): i for letters, i in vocab.items() if letters not in specials}
+    merges = [(_from_letters(pair[0], where), _from_letters(pair[1], where)) for pair in pairs if len(pair) == 2]
     ids = [tokens.get(left + right, -1) for left, right in merges]
     increasing = all(a < b for a, b in zip([-1, *ids], ids, strict=False))
     every_byte = all(bytes([b]) in tokens for b in range(256))
@@ -169,8 +152,8 @@ def _bpe(
     return TokenTable("bpe", tokens, specials, merges, pattern)
 
 
-def _pattern(pre_tokenizer: Any, where: Path) -> str | None:
-    """The regular expression of a `pre_tokenizer` section; None when words are not cut at all."""
+def _find_pattern(pre_tokenizer: Any, where: Path) -> str | None:
+    """The regular expression of a `pre_tokenizer` section; None if words are not cut at all."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
             return None
@@ -190,19 +173,6 @@ def _pattern(pre_tokenizer: Any, where: Path) -> str | None:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: wanted a JSON object, got {type(content).__name__}.")
-    return content
-
-
-# --- the printable alphabet of byte-level BPE files: one character stands for one byte ---
-
-
 @functools.cache
 def _alphabet() -> tuple[str, ...]:
     """Printable Latin-1 bytes are themselves; the other 68 follow from U+0100 on (openai/gpt-2, src/encoder.py)."""
@@ -216,16 +186,16 @@ def _byte_of() -> dict[str, int]:
     return {char: b for b, char in enumerate(_alphabet())}
 
 
-def is_written_like_a_token(name: str, tokens: Mapping[bytes, int]) -> bool:
-    """Whether a file would hold `name` for one of these tokens, as which a special token could not be told from it."""
+def is_token_name(name: str, tokens: Mapping[bytes, int]) -> bool:
+    """Whether a file would write one of these tokens as `name`."""
     return all(char in _byte_of() for char in name) and bytes(_byte_of()[char] for char in name) in tokens
 
 
-def _letters(token: bytes) -> str:
+def _to_letters(token: bytes) -> str:
     return "".join(_alphabet()[b] for b in token)
 
 
-def _bytes(letters: str, where: Path) -> bytes:
+def _from_letters(letters: str, where: Path) -> bytes:
     try:
         return bytes(_byte_of()[char] for char in letters)
     except KeyError:

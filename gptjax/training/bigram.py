@@ -1,4 +1,4 @@
-"""A yardstick: what a model that knows only the previous token would score. A GPT must beat it clearly."""
+"""A baseline: the loss of a model that knows only the previous token. A GPT must be clearly better."""
 
 from typing import NamedTuple
 
@@ -8,44 +8,49 @@ from jaxtyping import Integer
 Tokens = Integer[np.ndarray, " _"]
 
 
-class Counts(NamedTuple):
-    """How often each token was seen, how often it had a successor, and how often each pair of neighbours was seen."""
+class BigramCounts(NamedTuple):
+    """How often tokens and pairs occur in a text."""
 
     unigrams: np.ndarray
+    """By token: occurrences."""
     followed: np.ndarray
+    """By token: occurrences that have a successor."""
     pairs: np.ndarray
+    """The codes of the pairs that occur, ascending (see `_encode_pairs`)."""
     pair_counts: np.ndarray
+    """By index in `pairs`: occurrences."""
 
 
 def bigram_loss(train: Tokens, validation: Tokens, *, vocab_size: int) -> tuple[float, float]:
-    """(nats per token on `validation`, K) of a bigram interpolated with unigrams, fitted on all of `train`.
+    """Fit a bigram, interpolated with unigrams, on `train`; return (nats per token on `validation`, K).
 
     p(b | a) = (c(a, b) + K p(b)) / (c(a) + K), where c(a) sums c(a, b) over b, and p(b) is from counts plus one.
     K is tuned on the last twentieth of `train`, with counts of the rest.
     """
     cut = len(train) - max(2, len(train) // 20)
-    fitted = _count(train[:cut], vocab_size)
+    fitted = _count_tokens(train[:cut], vocab_size)
     candidates = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
-    constant = min(candidates, key=lambda k: _nats(fitted, train[cut:], k))
-    return _nats(_count(train, vocab_size), validation, constant), float(constant)
+    constant = min(candidates, key=lambda k: _mean_loss(fitted, train[cut:], k))
+    return _mean_loss(_count_tokens(train, vocab_size), validation, constant), float(constant)
 
 
-def _codes(tokens: Tokens, vocab_size: int) -> np.ndarray:
+def _encode_pairs(tokens: Tokens, vocab_size: int) -> np.ndarray:
+    """One number for each pair of adjacent tokens."""
     return tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
 
 
-def _count(tokens: Tokens, vocab_size: int) -> Counts:
-    pairs, counts = np.unique(_codes(tokens, vocab_size), return_counts=True)
+def _count_tokens(tokens: Tokens, vocab_size: int) -> BigramCounts:
+    pairs, counts = np.unique(_encode_pairs(tokens, vocab_size), return_counts=True)
     unigrams, followed = (np.bincount(ids, minlength=vocab_size) for ids in (tokens, tokens[:-1]))
-    return Counts(unigrams, followed, pairs, counts)
+    return BigramCounts(unigrams, followed, pairs, counts)
 
 
-def _nats(counts: Counts, tokens: Tokens, constant: int) -> float:
+def _mean_loss(counts: BigramCounts, tokens: Tokens, constant: int) -> float:
     """Mean −log p over the tokens of a text after its first."""
     vocab_size = len(counts.unigrams)
-    codes = _codes(tokens, vocab_size)
-    found = np.minimum(np.searchsorted(counts.pairs, codes), len(counts.pairs) - 1)
-    together = np.where(counts.pairs[found] == codes, counts.pair_counts[found], 0)
-    alone = (counts.unigrams[tokens[1:]] + 1) / (counts.unigrams.sum() + vocab_size)
-    probabilities = (together + constant * alone) / (counts.followed[tokens[:-1]] + constant)
+    codes = _encode_pairs(tokens, vocab_size)
+    indices = np.minimum(np.searchsorted(counts.pairs, codes), len(counts.pairs) - 1)
+    pair_counts = np.where(counts.pairs[indices] == codes, counts.pair_counts[indices], 0)
+    unigram = (counts.unigrams[tokens[1:]] + 1) / (counts.unigrams.sum() + vocab_size)
+    probabilities = (pair_counts + constant * unigram) / (counts.followed[tokens[:-1]] + constant)
     return float(-np.log(probabilities).mean())

@@ -5,16 +5,16 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.data.config import Mixture, TokenShards, validation_data
-from gptjax.data.loader import put_on_devices, validation_rows
+from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.sequences import ConcatSequences
-from gptjax.data.shards import TokenStream
+from gptjax.data.source import DataSource
+from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT
@@ -33,7 +33,7 @@ OpenEvaluator = Callable[[GPT], Metrics]
 class EvalContext:
     """A run's data and settings, for evaluators to open on."""
 
-    data: TokenShards | Mixture
+    data: DataSource
     tokenizer: Tokenizer | None
     model: GPTConfig
     objective: Objective
@@ -42,7 +42,12 @@ class EvalContext:
     @functools.cached_property
     def validation(self) -> TokenStream:
         """The validation tokens of the run's data."""
-        return validation_data(self.data).open_split("val")
+        stream = self.data.open_stream("val")
+        if stream is None:
+            raise UserError(
+                f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss() out."
+            )
+        return stream
 
     @property
     def validation_fingerprint(self) -> str | None:
@@ -56,6 +61,9 @@ class Evaluator(Protocol):
 
     A metric called `val_loss` decides which checkpoint is the best.
     """
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def should_run(self, step: int, *, steps: int) -> bool:
         """True if the weights after `step` updates of a run of `steps` are evaluated."""
@@ -137,7 +145,7 @@ class ValidationEvaluator:
 
     def __call__(self, model: GPT) -> Metrics:
         config, mesh = self.context.model, self.context.mesh
-        batches = validation_rows(
+        batches = iter_validation_batches(
             self.stream,
             config.context_length,
             vocab_size=config.resolved_vocab_size,
@@ -170,12 +178,11 @@ class BigramBaseline:
         return step == 0
 
     def open(self, context: EvalContext) -> OpenEvaluator:
-        data = context.data
-        if not isinstance(data, TokenShards):
+        train, validation, tokenizer = context.data.open_stream("train"), context.validation, context.tokenizer
+        if train is None:
             raise UserError(
-                f"evaluators: {type(data).__name__} has no single training text for a bigram. Take BigramBaseline() out."
+                f"evaluators: {type(context.data).__name__} has no single training text. Take BigramBaseline() out."
             )
-        train, validation, tokenizer = data.open_split("train"), context.validation, context.tokenizer
 
         def evaluate(model: GPT) -> Metrics:
             ids = validation.read(0, len(validation))

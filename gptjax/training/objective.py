@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import GPT, DocumentIds
@@ -16,6 +16,9 @@ MicroBatch = dict[str, BT]
 @runtime_checkable
 class Objective(Protocol):
     """A training objective: a frozen dataclass with this method."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
         """(loss, scored tokens), each summed over all rows on all devices. The step divides the two sums."""

@@ -1,7 +1,7 @@
-"""A run in stages: batch, attention windows and learning rate may be others from a step on, and nothing else is.
+"""Stages: the batch size, the attention windows and the learning rate may change at given steps of a run.
 
-The one idea: a stage says only in what it differs from the config. What is judged, sampled and exported is the model of
-the config, whatever the stage: windows alter no weights. Resolved, a run is a few `Phase`s.
+A stage inherits what it leaves unset. Evaluation, sampling and export always use the config's own model, because
+windows change no weights. `resolve_phases` turns the stages of a run into phases, in which nothing changes.
 """
 
 import math
@@ -9,39 +9,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize
+from gptjax.data.batch_size import BatchSize
 from gptjax.model.config import GPTConfig
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Changes of a run from a step on, until the next stage. None inherits the config's value."""
+    """Settings from a step on, until the next stage. Unset fields (None) fall back to the config's."""
 
     begin: int
-    """The step from which it holds, counted in completed updates; 0 is the start."""
+    """The step from which the stage holds, in completed updates. 0 is the start."""
     batch_size: int | None = None
-    """Windows per optimizer step, instead of batch_size."""
+    """Sequences per optimizer step, instead of `batch_size`."""
     grad_accum: int | None = None
-    """Groups into which they are divided, instead of grad_accum."""
+    """Micro-batches of a step, instead of `grad_accum`."""
     long_window: int | None = None
-    """Tokens that layers marked L see, instead of model.long_window."""
+    """Tokens that layers marked L attend to, instead of `model.long_window`."""
     short_window: int | None = None
-    """Tokens that layers marked S see, instead of model.short_window."""
+    """Tokens that layers marked S attend to, instead of `model.short_window`."""
     lr_scale: float = 1.0
     """Factor on all learning rates, besides the schedule's."""
 
     def __post_init__(self) -> None:
         if self.begin < 0:
-            raise UserError(f"stages: one begins at step {self.begin}; the first step is 0.")
+            raise UserError(f"stages: a stage begins at step {self.begin}; the first step is 0.")
         if not 0 < self.lr_scale < math.inf:
             raise UserError(
-                f"stages: from step {self.begin} on rate is {self.lr_scale}; it must be above 0 and finite."
+                f"stages: from step {self.begin} on, lr_scale is {self.lr_scale}; it must be above 0 and finite."
             )
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run in which nothing changes: all that a stage may say, resolved."""
+    """A part of a run in which nothing changes, with all settings of its stage resolved."""
 
     begin: int
     batch: BatchSize
@@ -54,29 +54,29 @@ class Phase:
         return self.batch.size * self.model.context_length
 
     @property
-    def learning(self) -> str:
-        """All that makes a difference to what is learned."""
-        spans = (("long", self.model.long_window), ("short", self.model.short_window))
-        seen = [f"{name} attention windows of {window:,}" for name, window in spans if window is not None]
+    def summary(self) -> str:
+        """The settings that influence what is learned, in words. Gradient accumulation does not."""
+        windows = (("long", self.model.long_window), ("short", self.model.short_window))
+        spans = [f"{name} attention windows of {window:,}" for name, window in windows if window is not None]
         rate = [] if self.lr_scale == 1 else [f"learning rate × {self.lr_scale}"]
-        return ", ".join([f"{self.batch.size} rows = {self.tokens:,} tokens a step", *seen, *rate])
+        return ", ".join([f"{self.batch.size} rows = {self.tokens:,} tokens a step", *spans, *rate])
 
     def describe(self) -> str:
-        return f"from step {self.begin:,} on {self.learning}"
+        return f"from step {self.begin:,} on {self.summary}"
 
 
-def phases(batch: BatchSize, model: GPTConfig, stages: Sequence[Stage]) -> tuple[Phase, ...]:
-    """The parts of a run, in order, from step 0 on; a UserError names the stage that cannot be."""
+def resolve_phases(batch: BatchSize, model: GPTConfig, stages: Sequence[Stage]) -> tuple[Phase, ...]:
+    """Return the phases of a run in order, from step 0 on. The UserError of an invalid stage names its step."""
     begins = [stage.begin for stage in stages]
     if begins != sorted(set(begins)):
-        raise UserError(f"stages begin at the steps {begins}; wanted ascending ones, no two the same.")
-    found = [] if begins[:1] == [0] else [Phase(0, batch, model)]
+        raise UserError(f"stages begin at the steps {begins}; these must be ascending and distinct.")
+    phases = [] if begins[:1] == [0] else [Phase(0, batch, model)]
     for stage in stages:
         size = batch.size if stage.batch_size is None else stage.batch_size
         grad_accum = batch.grad_accum if stage.grad_accum is None else stage.grad_accum
         windows = {n: w for n in ("long_window", "short_window") if (w := getattr(stage, n)) is not None}
         try:
-            found.append(Phase(stage.begin, BatchSize(size, grad_accum), replace(model, **windows), stage.lr_scale))
+            phases.append(Phase(stage.begin, BatchSize(size, grad_accum), replace(model, **windows), stage.lr_scale))
         except UserError as error:
-            raise UserError(f"stages: from step {stage.begin} on {error}") from None
-    return tuple(found)
+            raise UserError(f"stages: from step {stage.begin} on, {error}") from None
+    return tuple(phases)

@@ -1,12 +1,12 @@
-"""One step: rows → gradients → update. Pure functions of the state, compiled once, the state's memory given back.
+"""The training step: rows → gradients → update. Pure functions of the state, compiled once, with donated memory.
 
-Micro-batches are summed by a scan and divided by the number of scored tokens of the whole batch, so that 1 × N and
-N × 1 give the same gradient. Under data parallelism alone each device sums its own rows, and the sums are reduced
-exactly once (`_summed`).
+A scan sums the micro-batches, and the sum is divided by the number of scored tokens of the whole batch. So 1 × N and
+N × 1 rows give the same gradient. Under plain data parallelism each device sums its own rows, and the sums are reduced
+exactly once (see `_compute_gradients`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,138 +15,146 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
-from gptjax.model.loss import IGNORE_INDEX
-from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, learning_rate
+from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.objective import MicroBatch, NextToken
+from gptjax.training.objective import MicroBatch, Objective
 from gptjax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Objective = Callable[[GPT, MicroBatch, DropoutKeys | None], tuple[Scalar, Count]]
+SumLoss = Callable[[GPT, MicroBatch, DropoutKeys | None], tuple[Scalar, Count]]
+"""(model, micro-batch, dropout keys) → (summed loss, number of scored tokens)."""
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The parts of a run's config that a training step needs besides the objective, the optimizer and the mesh."""
+
+    steps: int
+    """Length of the run, for the schedules."""
+    seed: int
+    """Seed of the dropout keys."""
+    ema: EMA = EMA()
+    model: GPTConfig | None = None
+    """The config that the loss is computed with, such as a stage's attention windows. None: the state's own."""
+    lr_scales: tuple[tuple[int, float], ...] = ()
+    """(first step, factor on all learning rates from it on), ascending; the factor is 1 before the first."""
 
 
 def make_train_step(
-    objective: NextToken,
-    optimizer: AdamW | Muon,
-    *,
-    steps: int,
-    seed: int,
-    dropout: bool,
-    mesh: MeshConfig,
-    ema: EMA = EMA(),  # noqa: B008 (frozen)
-    computed: GPTConfig | None = None,
-    lr_scales: Sequence[tuple[int, float]] = (),
+    objective: Objective, optimizer: Optimizer, *, config: StepConfig, mesh: MeshConfig
 ) -> jax.stages.Wrapped:
-    """The compiled step: (state, rows) → (next state, metrics). The state that goes in cannot be used again.
+    """Return the jitted step (state, batch) → (next state, metrics). It donates the state.
 
-    An update whose norm, loss or gradient is not finite is not made: weights, moments and average stay, the
-    step number goes on. `averaging` keeps the state's average, if it has one. The loss is that of the model `computed`
-    as this config says (None: its own); `rates` are (step, factor on the learning rates from it on), ascending, and 1
-    before.
-    Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and `skipped` and `streak`
-    as in the state.
+    Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and the state's `skipped`
+    and `consecutive_skips`. An update is skipped if its norm, the loss or the gradient is not finite: weights, moments
+    and average stay as they are, and the step number goes on.
     """
-    transformation = optimizer.build(steps=steps, mesh=mesh)
+    transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
 
-    def nats(model: GPT, group: MicroBatch, keys: DropoutKeys | None) -> tuple[Scalar, Count]:
-        return objective(with_static(model, config=computed), group, keys)
+    def sum_loss(model: GPT, batch: MicroBatch, keys: DropoutKeys | None) -> tuple[Scalar, Count]:
+        return objective.sum_loss(with_static(model, config=config.model), batch, keys)
 
-    def train_step(state: TrainState, rows: Batch) -> tuple[TrainState, Metrics]:
-        keys = make_dropout_keys(seed, state.step, rows, mesh) if dropout else None
-        loss, gradients = _summed(nats, state.model, rows, keys, mesh)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        model_config = config.model or state.model.config
+        keys = make_dropout_keys(config.seed, state.step, batch, mesh) if model_config.dropout > 0 else None
+        loss, gradients = _compute_gradients(sum_loss, state.model, batch, keys, mesh)
         norm = optax.tree.norm(gradients)
         updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
-        factor = lr_scale_at(state.step, lr_scales)
+        factor = lr_scale_at(state.step, config.lr_scales)
         updates = jax.tree.map(lambda update: factor * update, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        model = keep(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
-        average = ema(state.ema, model, state.step, steps=steps) if ema.enabled else None
-        following = TrainState(
+        select = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+        model = select(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
+        ema = config.ema.update(state.ema, model, step=state.step, steps=config.steps) if config.ema.enabled else None
+        next_state = TrainState(
             step=state.step + 1,
             model=model,
-            optimizer=keep(moments, state.optimizer),
+            optimizer=select(moments, state.optimizer),
             skipped=state.skipped + ~finite,
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
-            ema=keep(average, state.ema),
+            ema=select(ema, state.ema),
         )
-        rate = factor * learning_rate(optimizer, state.step, steps=steps)
+        rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
-        return following, metrics | {"skipped": following.skipped, "consecutive_skips": following.consecutive_skips}
+        return next_state, metrics | {
+            "skipped": next_state.skipped,
+            "consecutive_skips": next_state.consecutive_skips,
+        }
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(objective: NextToken) -> Callable[[GPT, Batch], tuple[Scalar, Count]]:
-    """The compiled judgement: (model, rows) → (summed nats, scored targets), without dropout."""
+def make_eval_step(objective: Objective) -> Callable[[GPT, Batch], tuple[Scalar, Count]]:
+    """Return the jitted evaluation (model, batch) → (summed loss, number of scored tokens), without dropout."""
 
-    def eval_step(model: GPT, rows: Batch) -> tuple[Scalar, Count]:
-        def add(total: tuple[Scalar, Count], group: MicroBatch) -> tuple[tuple[Scalar, Count], None]:
-            nats, count = objective(model, group)
-            return (total[0] + nats, total[1] + count), None
+    def eval_step(model: GPT, batch: Batch) -> tuple[Scalar, Count]:
+        def add(total: tuple[Scalar, Count], micro_batch: MicroBatch) -> tuple[tuple[Scalar, Count], None]:
+            loss, count = objective.sum_loss(model, micro_batch)
+            return (total[0] + loss, total[1] + count), None
 
-        return jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), rows)[0]
+        return jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), batch)[0]
 
     return jax.jit(eval_step)
 
 
-def lr_scale_at(step: Count, lr_scales: Sequence[tuple[int, float]]) -> Scalar:
-    """The factor of the last of these (step, factor) pairs that has begun; 1 before the first."""
+def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar:
+    """Return the factor of the last (first step, factor) pair that has begun; 1 before the first."""
     factor = jnp.float32(1.0)
-    for begin, rate in lr_scales:
-        factor = jnp.where(step >= begin, rate, factor)
+    for first_step, scale in lr_scales:
+        factor = jnp.where(step >= first_step, scale, factor)
     return factor
 
 
-def make_dropout_keys(seed: int, step: Count, rows: Batch, mesh: MeshConfig) -> jax.Array:
-    """A dropout key for each row (G, B), from the seed, the step and the row's number alone."""
-    groups, sequences, _ = rows["tokens"].shape
+def make_dropout_keys(seed: int, step: Count, batch: Batch, mesh: MeshConfig) -> jax.Array:
+    """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
+    groups, rows, _ = batch["tokens"].shape
     key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(groups * sequences)).reshape(groups, sequences)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(groups * rows)).reshape(groups, rows)
     spec = mesh.activation_spec("GB")
     return keys if spec is None else jax.sharding.reshard(keys, spec)
 
 
-def _summed(
-    objective: Objective, model: GPT, rows: Batch, keys: jax.Array | None, mesh: MeshConfig
+def _compute_gradients(
+    sum_loss: SumLoss, model: GPT, batch: Batch, keys: jax.Array | None, mesh: MeshConfig
 ) -> tuple[Scalar, GPT]:
-    """Mean loss and its gradient over all rows.
+    """Mean loss over all scored tokens, and its gradient.
 
-    The compiler reduces gradients in every micro-batch. That is as it must be where devices share a weight's bytes: no
-    one has room for all of its gradient. Where all have whole weights, each sums its own rows as if it were alone, and
-    the sums are added up once, in float32.
+    Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
+    has room for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
+    shard_map, and the sums are reduced once, in float32.
     """
-    scored = jnp.sum(rows["targets"] != IGNORE_INDEX)
+    scored = jnp.sum(batch["targets"] != IGNORE_INDEX)
     if not mesh.is_data_parallel_only:
-        return _accumulated(objective, model, rows, keys, scored)
+        return _accumulate_gradients(sum_loss, model, batch, keys, scored)
 
-    alone = replace(mesh, data=1)
+    local_mesh = replace(mesh, data=1)
 
-    def local(model: GPT, rows: Batch, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
-        loss, gradients = _accumulated(objective, with_static(model, mesh=alone), rows, keys, scored)
+    def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
+        local_model = with_static(model, mesh=local_mesh)
+        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch, keys, scored)
         return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
 
-    spread, whole = PartitionSpec(None, "data"), PartitionSpec()
-    in_specs = (whole, spread, None if keys is None else spread, whole)
-    return mesh.shard_map(local, in_specs, whole)(model, rows, keys, scored)
+    sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
+    in_specs = (replicated, sharded, None if keys is None else sharded, replicated)
+    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, keys, scored)
 
 
-def _accumulated(
-    objective: Objective, model: GPT, rows: Batch, keys: jax.Array | None, scored: Count
+def _accumulate_gradients(
+    sum_loss: SumLoss, model: GPT, batch: Batch, keys: jax.Array | None, scored: Count
 ) -> tuple[Scalar, GPT]:
-    """Summed over groups by a scan: each group's share of the mean loss, and its gradient."""
+    """Scan over the micro-batches, and sum their shares of the mean loss and the gradients of these."""
 
-    def share(model: GPT, group: MicroBatch, keys: Any) -> Scalar:
-        nats, _ = objective(model, group, keys)
-        return nats / jnp.maximum(scored, 1)
+    def compute_share(model: GPT, micro_batch: MicroBatch, keys: Any) -> Scalar:
+        loss, _ = sum_loss(model, micro_batch, keys)
+        return loss / jnp.maximum(scored, 1)
 
     def add(total: tuple[Scalar, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(model, *group)), None
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(compute_share)(model, *group)), None
 
-    nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
-    return jax.lax.scan(add, nothing, (rows, keys))[0]
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
+    return jax.lax.scan(add, zero, (batch, keys))[0]

@@ -16,25 +16,34 @@ import grain
 import jax
 import jax.numpy as jnp
 import pytest
+from gptjax.core.settings import to_json
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 from gptjax import evaluators, state
 from gptjax.config import CLASSES, TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.core.settings import to_json
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards, fingerprint_data, validation_data
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon, NamedGroup, ParamGroup
 from gptjax.optim.schedules import Constant, Cosine, Linear, WarmupStableDecay
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import collect_fingerprints, make_phase_step, open_run_loader, prepare_config, restore_run_state
+from gptjax.train import (
+    collect_fingerprints,
+    make_phase_step,
+    open_reader,
+    open_run_loader,
+    prepare_config,
+    restore_run_state,
+)
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import BigramBaseline, EvalContext, Samples, ValidationLoss
+from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.objective import NextToken
-from gptjax.training.preemption import NonFiniteGuard
 from gptjax.training.stages import Stage
 
 MODERN = {
@@ -69,7 +78,7 @@ SECTIONS = {
     GPTConfig: lambda base: base.model,
     TokenShards: lambda base: base.data,
     Mixture: mixture,
-    MixtureComponent: lambda base: mixture(base).parts[0],
+    MixtureComponent: lambda base: mixture(base).components[0],
     NextToken: lambda base: base.objective,
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(
@@ -100,7 +109,7 @@ def placed(base, section):
     if cls is TrainConfig:
         return section
     if cls is MixtureComponent:
-        return replace(base, data=Mixture((section, *mixture(base).parts[1:])))
+        return replace(base, data=Mixture((section, *mixture(base).components[1:])))
     if cls is Stage:
         return replace(base, stages=(section,))
     if cls in (ParamGroup, NamedGroup):
@@ -128,15 +137,15 @@ def program(config):
         start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema)
         batches, steps = open_run_loader(config, mesh), []
         for phase in config.phases:
-            rows = batches.abstract_batch(config.model.context_length, step=phase.begin)
+            rows = batches.abstract_batch(phase.begin)
             steps.append(str(make_phase_step(config, mesh, phase).trace(start, rows).jaxpr))
     return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(draw), *steps]))
 
 
 def due(config):
     """The steps at which something happens."""
-    parts = (config.checkpoint, *config.evaluators)
-    return [[step for step in range(2001) if part.should_run(step, steps=2000)] for part in parts]
+    questions = (config.checkpoint.should_save, *(evaluator.should_run for evaluator in config.evaluators))
+    return [[step for step in range(2001) if should_act(step, steps=2000)] for should_act in questions]
 
 
 def material(config):
@@ -157,7 +166,7 @@ def generated(config):
         asked.append((prompts, options | {"key": str(jax.random.key_data(options["key"]))}))
         return jnp.zeros((1, 1), jnp.int32)
 
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
         config.evaluators[0].open(material(config))(abstract_model(config.model))
@@ -166,8 +175,8 @@ def generated(config):
 
 def data(config):
     """What is trained on, and what is judged."""
-    found = prepare_config(config)[0].data
-    return fingerprint_data(found), validation_data(found)
+    found, own = prepare_config(config)
+    return open_reader(found, own).fingerprint, found.data.open_stream("val").fingerprint, found.data.load_tokenizer()
 
 
 def order(config):
@@ -186,7 +195,7 @@ def prefetched(config):
         told.append(words)
         return options(**words)
 
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grain, "ReadOptions", read_options)
         next(open_run_loader(config, MeshConfig()).iterate_from(0))
     return told
@@ -210,6 +219,7 @@ def _weights(model):
 def logged(config, directory, capsys):
     """What is printed and written of twelve steps, and what Weights & Biases is told."""
     from gptjax.metrics.logger import MetricLogger
+    from gptjax.metrics.throughput import RunCost
 
     told = []
     run = types.SimpleNamespace(log=told.append, finish=lambda: None, define_metric=lambda *_, **__: None)
@@ -217,9 +227,11 @@ def logged(config, directory, capsys):
         init=lambda **words: told.append((words["project"], words["mode"])) or run, Settings=lambda **_: None
     )
     capsys.readouterr()
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", fake)
-        with MetricLogger(config.log, directory, total_steps=100, tokens=lambda step: step, clock=lambda: 0.0) as log:
+        with MetricLogger(
+            config.log, directory, total_steps=100, cost=RunCost(lambda step: step), clock=lambda: 0.0
+        ) as log:
             for step in range(1, 13):
                 log.step(step, {"loss": 1.0})
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), told[:1]
@@ -239,12 +251,12 @@ def resumption(config, directory):
     (directory / "3" / "commit_success.txt").touch()
     content = {
         "config": to_json(replace(config, seed=config.seed + 2)),
-        "fingerprints": collect_fingerprints(config, None),
+        "fingerprints": collect_fingerprints(config, open_reader(config, None), None),
     }
-    content |= {"format_version": 1, "val_loss": None, "step": 3}
+    content |= {"format_version": FORMAT_VERSION, "val_loss": None, "step": 3}
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
     with CheckpointManager(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
-        restore_run_state(config, checkpoints, collect_fingerprints(config, None), SINGLE)
+        restore_run_state(config, checkpoints, collect_fingerprints(config, open_reader(config, None), None), SINGLE)
     return str(refused.value).replace(str(directory), "")
 
 
@@ -324,37 +336,37 @@ PROGRAM = {
         "epsilon": 1e-3,
         "weight_decay": 0.3,
         "clip_norm": None,
-        "named": (NamedGroup("tokens", ParamGroup(0.5)),),
+        "named_groups": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
     ParamGroup: {"learning_rate": 0.2, "beta1": 0.8, "beta2": 0.8, "epsilon": 1e-3, "weight_decay": 0.3},
-    NamedGroup: {"weight": "head"},
+    NamedGroup: {"name": "head"},
     Muon: {
         "learning_rate": 0.1,
         "momentum": 0.8,
         "momentum_min": 0.8,
         "nesterov": False,
-        "iterations": 4,
-        "coefficients": "polar_express",
-        "dtype": "bfloat16",
-        "scaling": "rms",
-        "split": "heads",
-        "equilibrate": True,
+        "ns_steps": 4,
+        "ns_coefficients": "polar_express",
+        "ns_dtype": "bfloat16",
+        "update_scale": "rms",
+        "matrix_split": "heads",
+        "row_normalize": True,
         "normuon_beta2": 0.9,
         "weight_decay": 0.3,
-        "cautious": True,
+        "cautious_decay": True,
         "adam_learning_rate": 0.1,
         "beta1": 0.8,
         "beta2": 0.8,
         "epsilon": 1e-3,
         "clip_norm": 1.0,
-        "named": (NamedGroup("tokens", ParamGroup(0.5)),),
+        "named_groups": (NamedGroup("tokens", ParamGroup(0.5)),),
     },
     EMA: {"decay": 0.99, "fraction": 0.5},
-    MeshConfig: {"fill": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
+    MeshConfig: {"strategy": "fsdp", "data": 2, "fsdp": 2, "tensor": 2},
     Constant: {"warmup_steps": 3},
-    Cosine: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
-    Linear: {"warmup_steps": 3, "floor": 0.3, "decay_steps": 7},
-    WarmupStableDecay: {"warmup_steps": 3, "decay_fraction": 0.5, "floor": 0.3, "shape": "cosine"},
+    Cosine: {"warmup_steps": 3, "min_ratio": 0.3, "decay_steps": 7},
+    Linear: {"warmup_steps": 3, "min_ratio": 0.3, "decay_steps": 7},
+    WarmupStableDecay: {"warmup_steps": 3, "decay_fraction": 0.5, "min_ratio": 0.3, "shape": "cosine"},
 }
 ELSEWHERE = {
     TrainConfig: {
@@ -369,15 +381,15 @@ ELSEWHERE = {
         "path": ("/nowhere", "the data"),
         "format": ("raw-uint16", "the data"),
         "tokenizer": ("bytes", "the data"),
-        "packing": ("documents", "the data"),
+        "packing": ("bos_aligned", "the data"),
         "prefetch": (5, "reading ahead"),
     },
     Mixture: {
-        "parts": ((MixtureComponent(TokenShards(path="/nowhere")),), "the data"),
+        "components": ((MixtureComponent(TokenShards(path="/nowhere")),), "the data"),
         "validation": (1, "the data"),
         "prefetch": (5, "reading ahead"),
     },
-    MixtureComponent: {"weight": (5.0, "the order"), "later": (((1, 9.0),), "the order")},
+    MixtureComponent: {"weight": (5.0, "the order"), "weight_schedule": (((1, 9.0),), "the order")},
     CheckpointConfig: {
         "every": (7, "its times"),
         "keep": (1, "the checkpoints"),

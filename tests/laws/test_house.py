@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from gptjax.core.settings import available_configs, load_config
 from tiny import door
 
-from gptjax import state
 from gptjax.config import TrainConfig
-from gptjax.core.settings import available_configs, load_config
 from gptjax.model.gpt import count_parameters
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training import state
 
 ROOT = Path(__file__).parents[2]
 MODULES = [path for folder in ("gptjax", "configs", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]

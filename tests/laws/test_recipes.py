@@ -18,7 +18,8 @@ import configs
 from configs.nanochat_d12 import nanochat
 from gptjax import attention
 from gptjax.config import load_config
-from gptjax.data.config import BatchSize, Mixture, MixtureComponent, TokenShards
+from gptjax.data.batch_size import BatchSize
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.train import compile_steps, create_run_state, open_run_loader
@@ -68,8 +69,8 @@ def small(name, shards):
         long_window=model.long_window and 11,
         compute=replace(model.compute, dtype="float32", head_dtype=None),
     )
-    if hasattr(optimizer, "dtype"):
-        optimizer = replace(optimizer, dtype="float32")
+    if hasattr(optimizer, "ns_dtype"):
+        optimizer = replace(optimizer, ns_dtype="float32")
     data = TokenShards(path=str(shards))
     if isinstance(config.data, Mixture):
         data = Mixture(

@@ -1,4 +1,4 @@
-"""Law: a run that was stopped, in whatever way, and started again is the run that was never stopped."""
+"""Invariant: a run that was stopped, in whatever way, and started again equals a run that was never stopped."""
 
 import functools
 import json
@@ -8,8 +8,10 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,326 +19,341 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
 
-from gptjax import train as train_door
+from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize
+from gptjax.core.files import file_sha256
+from gptjax.data.config import TokenShards
 from gptjax.data.shards import open_shard, write_shard
-from gptjax.metrics.logger import LogConfig
+from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.optim.ema import EMA
-from gptjax.optim.optimizers import AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import main, train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.stages import Stage
 
-FSDP = MeshConfig(fsdp=4, data=1)
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return write_text_shards(tmp_path_factory.mktemp("resume") / "shards")
+STAGES = (Stage(3, batch_size=16, grad_accum=4, lr_scale=1.5, long_window=3), Stage(6))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compile each program once: a run that goes on, in this process or another, compiles what the first one did."""
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Compile each program once, although several runs and processes use it."""
 
-    def use(directory, seconds):
+    def use_cache(directory: str | None, seconds: float) -> None:
         compilation_cache.reset_cache()
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     directory = str(tmp_path_factory.mktemp("cache"))
-    use(directory, 0)
+    use_cache(directory, 0)
     yield directory
-    use(*before)
+    use_cache(*before)
 
 
-def make(shards, name, **changes):
-    """Muon with what it can remember and schedule, dropout, groups and an average: all that has a state or a key."""
-    rising = Constant(warmup_steps=7)
-    muon = Muon(dtype="float32", normuon_beta2=0.9, momentum_schedule=rising, weight_decay=0.1, cautious_decay=True)
-    fixed = {"model": {"dropout": 0.1}, "optimizer": muon, "batch": BatchSize(8, 2), "ema": EMA(decay=0.8)}
-    return tiny_config(shards, name=name, **(fixed | changes))
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_shards(tmp_path_factory.mktemp("resume") / "shards")
 
 
-def signalled(monkeypatch, config, *, at, number=signal.SIGTERM):
-    """Train, and receive a signal while step `at` is computed; the exit code."""
-    compile_step = train_door.compile_step
+@pytest.fixture(scope="module")
+def whole(shards: Path) -> TrainConfig:
+    """A finished run of ten steps with everything that has a state, a schedule or a random key."""
+    config = tiny_config(
+        shards,
+        name="whole",
+        model={"num_layers": 1, "dropout": 0.1},
+        optimizer=Muon(
+            dtype="float32",
+            normuon_beta2=0.9,
+            momentum_schedule=Constant(warmup_steps=7),
+            weight_decay=0.1,
+            cautious_decay=True,
+        ),
+        grad_accum=2,
+        ema=EMA(decay=0.8),
+        stages=STAGES,
+        evaluators=(ValidationLoss(every=10, tokens=64),),
+    )
+    assert train(config) == 0
+    return config
 
-    def compiled(*args):
-        step = compile_step(*args)
 
-        def wrapped(state, rows):
-            if int(state.step) == at - 1:
-                os.kill(os.getpid(), number)
-            return step(state, rows)
+def train_until_signal(config: TrainConfig, *, step: int, number: int) -> int:
+    """Train, and send this process a signal while `step` is computed; return the exit code."""
+    log_step = MetricLogger.step
 
-        return wrapped
+    def log_step_and_signal(self: MetricLogger, logged: int, metrics: Any) -> None:
+        log_step(self, logged, metrics)
+        if logged == step:
+            os.kill(os.getpid(), number)
 
-    with monkeypatch.context_length() as patch:
-        patch.setattr(train_door, "compiled_step", compiled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricLogger, "step", log_step_and_signal)
         return train(config)
 
 
-def same_weights(one, other):
-    for average in (False, True):
-        arrays = [flatten_by_name(RunDir.open(config.directory).load_model(ema=average)) for config in (one, other)]
-        for name, array in arrays[0].items():
-            np.testing.assert_array_equal(np.asarray(array), np.asarray(arrays[1][name]), err_msg=name)
+def copy_run(config: TrainConfig, name: str, *, without_step: int | None = None) -> TrainConfig:
+    """Copy a run directory, without one of its checkpoints, and return the config of the copy."""
+    copy = replace(config, name=name)
+    shutil.copytree(config.directory, copy.directory)
+    if without_step is not None:
+        shutil.rmtree(copy.directory / "checkpoints" / str(without_step))
+    return copy
 
 
-@pytest.fixture(scope="module")
-def whole(shards):
-    """Ten steps in one go."""
-    config = make(shards, "whole")
+def read_weights(config: TrainConfig, *, ema: bool) -> dict[str, np.ndarray]:
+    model = RunDir.open(config.directory).load_model(ema=ema)
+    return {name: np.asarray(array) for name, array in flatten_by_name(model).items()}
+
+
+def read_losses(config: TrainConfig) -> np.ndarray:
+    """(step, loss) of every training record."""
+    return np.array(read_lines(config.directory))
+
+
+# Resuming
+
+
+def test_run_stopped_twice_equals_the_whole_run(whole: TrainConfig, capsys: pytest.CaptureFixture[str]):
+    """Stopped where a stage begins and in the middle of one; equal to the bit."""
+    config = replace(whole, name="stopped")
+    assert train_until_signal(config, step=3, number=signal.SIGTERM) == 143
+    assert RunDir.open(config.directory).find_step() == 3
+    assert train_until_signal(config, step=5, number=signal.SIGINT) == 130
     assert train(config) == 0
-    return config
-
-
-def test_five_steps_and_five_more_are_ten_bit_for_bit(whole, shards, monkeypatch, capsys):
-    config = make(shards, "halves")
-    assert signalled(monkeypatch, config, at=5) == 143
-    assert RunDir.open(config.directory).find_step() == 5
-    assert train(config) == 0
-    assert "resuming" in capsys.readouterr().out
-    same_weights(config, whole)
-    assert read_lines(config.directory) == read_lines(whole.directory)
+    assert capsys.readouterr().out.count("resuming") == 2
+    for name in ("loss", "tokens", "epoch", "val_loss"):
+        assert read_lines(config.directory, name) == read_lines(whole.directory, name), name
     assert [step for step, _ in read_lines(config.directory)] == list(range(1, 11))
-    assert read_lines(config.directory, "tokens") == [(step, step * 128) for step in range(1, 11)]
+    for ema in (False, True):
+        weights, wanted = (read_weights(run, ema=ema) for run in (config, whole))
+        for name, array in weights.items():
+            np.testing.assert_array_equal(array, wanted[name], err_msg=name)
 
 
-def test_a_run_goes_on_over_other_devices(whole, shards, monkeypatch):
-    """From four devices that share the weights to two that do not: the same data, so the same losses."""
-    config = make(shards, "moved", mesh=FSDP)
-    assert signalled(monkeypatch, config, at=5, number=signal.SIGINT) == 130
+def test_resume_on_other_meshes_gives_the_same_losses(whole: TrainConfig):
+    """From one device to four that share the weights, and on to two that do not."""
+    config = copy_run(whole, "moved", without_step=10)
+    stages = (replace(STAGES[0], grad_accum=2), STAGES[1])
+    fsdp = replace(config, mesh=MeshConfig(fsdp=4, data=1), stages=stages)
+    assert train_until_signal(fsdp, step=8, number=signal.SIGTERM) == 143
     assert train(replace(config, mesh=MeshConfig(data=2))) == 0
-    losses, wanted = (np.array(read_lines(run.directory)) for run in (config, whole))
-    np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
-    average, same = (flatten_by_name(RunDir.open(run.directory).load_model()) for run in (config, whole))
+    np.testing.assert_allclose(read_losses(config), read_losses(whole), atol=1e-5, rtol=0)
+    average, wanted = (read_weights(run, ema=True) for run in (config, whole))
     for name, array in average.items():
-        np.testing.assert_allclose(np.asarray(array), np.asarray(same[name]), atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(array, wanted[name], atol=1e-3, err_msg=name)
 
 
-STAGES = (Stage(3, batch_size=16, grad_accum=4, lr_scale=1.5, long_window=3), Stage(6, batch_size=4))
-
-
-@pytest.fixture(scope="module")
-def staged(shards):
-    """Eight steps of 8, 16 and 4 rows in one go; those of 16 see little of what was before."""
-    config = make(shards, "staged", steps=8, stages=STAGES)
-    assert train(config) == 0
-    return config
-
-
-@pytest.mark.parametrize("at", [3, 5])
-def test_a_run_in_stages_goes_on_in_any_of_them_bit_for_bit(staged, monkeypatch, at):
-    config = replace(staged, name=f"staged {at}")
-    assert signalled(monkeypatch, config, at=at) == 143
-    assert train(config) == 0
-    same_weights(config, staged)
-    for name in ("loss", "tokens", "epoch"):
-        assert read_lines(config.directory, name) == read_lines(staged.directory, name)
-
-
-def test_a_run_in_stages_goes_on_over_other_devices(staged, monkeypatch):
-    config = replace(staged, name="staged moved", mesh=MeshConfig(fsdp=2, data=1))
-    assert signalled(monkeypatch, config, at=4) == 143
-    assert train(replace(config, mesh=MeshConfig(data=2), stages=(replace(STAGES[0], grad_accum=2), STAGES[1]))) == 0
-    losses, wanted = (np.array(read_lines(run.directory)) for run in (config, staged))
-    np.testing.assert_allclose(losses, wanted, atol=1e-5, rtol=0)
-
-
-def test_a_finished_run_is_left_as_it_is(whole):
+def test_finished_run_is_not_changed(whole: TrainConfig):
     before = (whole.directory / "metrics.jsonl").read_bytes()
     assert train(whole) == 0
     assert (whole.directory / "metrics.jsonl").read_bytes() == before
 
 
-CHANGES = {
-    "model.embed_dim: 32 → 64": lambda c: replace(c, model=replace(c.model, embed_dim=64)),
-    "model.dropout: 0.1 → 0.2": lambda c: replace(c, model=replace(c.model, dropout=0.2)),
-    "optimizer.learning_rate: 0.02 → 0.01": lambda c: replace(c, optimizer=replace(c.optimizer, learning_rate=0.01)),
-    "optimizer: Muon(": lambda c: replace(c, optimizer=AdamW()),
-    "seed: 1337 → 1": lambda c: replace(c, seed=1),
-    "batch_size: 8 → 16": lambda c: replace(c, batch=BatchSize(16, 2)),
-}
+# Changes between the runs
 
 
-@pytest.mark.parametrize("difference", CHANGES)
-def test_what_would_be_another_run_is_refused_and_named(whole, difference):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: replace(c, model=replace(c.model, embed_dim=64)), "model.embed_dim: 32 → 64"),
+        (lambda c: replace(c, model=replace(c.model, dropout=0.2)), "model.dropout: 0.1 → 0.2"),
+        (
+            lambda c: replace(c, optimizer=replace(c.optimizer, learning_rate=0.01)),
+            "optimizer.learning_rate: 0.02 → 0.01",
+        ),
+        (lambda c: replace(c, optimizer=AdamW()), "optimizer: Muon("),
+        (lambda c: replace(c, seed=1), "seed: 1337 → 1"),
+        (lambda c: replace(c, batch_size=16), "batch_size: 8 → 16"),
+    ],
+)
+def test_resume_refuses_and_names_a_change(
+    whole: TrainConfig, change: Callable[[TrainConfig], TrainConfig], words: str
+):
     with pytest.raises(UserError) as error:
-        train(replace(CHANGES[difference](whole), steps=12))
-    assert difference in str(error.value)
+        train(replace(change(whole), steps=12))
+    assert words in str(error.value)
     assert "--resume=force" in str(error.value)
 
 
-def test_other_data_is_refused(whole, tmp_path):
-    other = write_text_shards(tmp_path / "shards", lines=121)
-    with pytest.raises(UserError, match=r"learned something else:\n  data: [0-9a-f]{12}… → [0-9a-f]{12}…"):
-        train(replace(whole, data=replace(whole.data, path=str(other))))
-
-
-def test_being_judged_by_other_data_is_refused(whole, tmp_path):
-    shards = tmp_path / "shards"
-    shutil.copytree(whole.data.path, shards)
-    (shards / "manifest.json").unlink()
-    data = replace(whole.data, path=str(shards))
-    config = replace(whole, name="judged", steps=1, evaluators=(ValidationLoss(),), data=data)
-    assert train(config) == 0
-    write_shard(shards / "val_000000.bin", np.array(open_shard(shards / "val_000000.bin")[:-1]))
-    with pytest.raises(UserError, match=r"something else:\n  validation: [0-9a-f]{12}… → [0-9a-f]{12}…"):
-        train(replace(config, steps=2))
-    assert train(replace(config, steps=2, evaluators=())) == 0  # what nobody looks at does not matter
-
-
-def test_another_tokenizer_is_refused(whole, tmp_path):
-    """The same ids mean another text."""
-    shards = tmp_path / "shards"
-    shutil.copytree(whole.data.path, shards)
-    other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
-    other.save(shards)
-    manifest = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": other.fingerprint}))
-    with pytest.raises(UserError, match=rf"something else:\n  tokenizer: [0-9a-f]{{12}}… → {other.fingerprint[:12]}…"):
-        train(replace(whole, data=replace(whole.data, path=str(shards))))
-
-
-def test_shortening_a_finished_run_and_never_resuming_are_refused(whole):
+def test_resume_refuses_fewer_steps_and_never(whole: TrainConfig):
     with pytest.raises(UserError, match=r"step 10 already, beyond steps 9"):
         train(replace(whole, steps=9))
     with pytest.raises(UserError, match="resume is `never`"):
         train(replace(whole, resume="never"))
 
 
-def test_what_only_concerns_the_way_may_change_and_is_reported(shards, capsys):
-    config = make(shards, "going on", steps=2, checkpoint=CheckpointConfig(every=2))
-    train(config)
-    capsys.readouterr()
-    changed = replace(
-        config,
-        steps=4,
-        batch=BatchSize(8, 4),
-        evaluators=(ValidationLoss(every=2, tokens=50),),
+def copy_shards(config: TrainConfig, directory: Path) -> TokenShards:
+    assert isinstance(config.data, TokenShards)
+    shutil.copytree(config.data.path, directory)
+    return replace(config.data, path=str(directory))
+
+
+def test_resume_refuses_other_training_data(whole: TrainConfig, tmp_path: Path):
+    data = replace(whole.data, path=str(write_text_shards(tmp_path / "shards", lines=121)))
+    with pytest.raises(UserError, match=r"\n  data: [0-9a-f]{12}… → [0-9a-f]{12}…"):
+        train(replace(whole, data=data))
+
+
+def test_resume_refuses_other_validation_data(whole: TrainConfig, tmp_path: Path):
+    """Unless nothing is evaluated on it."""
+    data = copy_shards(whole, tmp_path / "shards")
+    file, manifest = tmp_path / "shards" / "val_000000.bin", tmp_path / "shards" / "manifest.json"
+    hash_before = file_sha256(file)
+    write_shard(file, np.array(open_shard(file)[::-1]))
+    manifest.write_text(manifest.read_text().replace(hash_before, file_sha256(file)))
+    with pytest.raises(UserError, match=r"\n  validation: [0-9a-f]{12}… → [0-9a-f]{12}…"):
+        train(replace(whole, data=data))
+    assert train(replace(copy_run(whole, "not evaluated"), data=data, evaluators=())) == 0
+
+
+def test_resume_refuses_another_tokenizer(whole: TrainConfig, tmp_path: Path):
+    """The same ids stand for another text."""
+    data = copy_shards(whole, tmp_path / "shards")
+    other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
+    other.save(tmp_path / "shards")
+    file = tmp_path / "shards" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": other.fingerprint}))
+    with pytest.raises(UserError, match=rf"\n  tokenizer: [0-9a-f]{{12}}… → {other.fingerprint[:12]}…"):
+        train(replace(whole, data=data))
+
+
+def test_resume_reports_changes_that_are_harmless_or_forced(whole: TrainConfig, capsys: pytest.CaptureFixture[str]):
+    config = replace(
+        copy_run(whole, "changed"),
+        steps=11,
+        grad_accum=4,
+        evaluators=(),
         log=LogConfig(every=1),
         checkpoint=CheckpointConfig(every=1),
     )
-    assert train(changed) == 0
+    assert train(config) == 0
     printed = capsys.readouterr().out
-    lines = ("steps: 2 → 4", "grad_accum: 2 → 4", "evaluators: () → ", "log.every: 10 → 1", "checkpoint.every: 2 → 1")
-    assert all(f"changed: {line}" in printed for line in lines)
-    forced = replace(changed, steps=5, optimizer=replace(changed.optimizer, learning_rate=0.01), resume="force")
+    for line in (
+        "steps: 10 → 11",
+        "grad_accum: 2 → 4",
+        "evaluators: (",
+        "log.every: 10 → 1",
+        "checkpoint.every: 5 → 1",
+    ):
+        assert f"changed: {line}" in printed
+    assert [step for step, _ in read_lines(config.directory)] == list(range(1, 12))
+    forced = replace(config, optimizer=replace(config.optimizer, learning_rate=0.01), resume="force")
     assert train(forced) == 0
     assert "changed: optimizer.learning_rate: 0.02 → 0.01" in capsys.readouterr().out
-    assert [step for step, _ in read_lines(config.directory)] == [1, 2, 3, 4, 5]
 
 
-# ------------------------------------------------------------------------------------- the door itself, and kill -9
+# Processes that receive signals
 
 
-def steps_of(run):
-    return [step for step, _ in read_lines(run)]
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_finishes(shards, tmp_path, cache, number, code):
-    """The step that is being computed is finished and saved; nothing is lost, nothing is done twice."""
-    config = tiny_config(
-        shards, name=f"signal {code}", steps=400, checkpoint=CheckpointConfig(every=None), log=LogConfig(every=1)
-    )
-    file = write_config(tmp_path / "config.py", config)
+def start_and_signal(file: Path, number: int, *, cache: str) -> tuple[int, str]:
+    """Run the command, send a signal once it prints a step, and return its exit code and the rest of its output."""
     process = door("train", f"--config={file}", JAX_COMPILATION_CACHE_DIR=cache)
-    for line in process.stdout:
+    for line in process.stdout or ():
         if line.startswith("step "):
             process.send_signal(number)
             break
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == code, output
-    assert "once more to stop at once" in output
-    assert f"resume    python -m gptjax.train --config={file}" in output
-    assert "Traceback" not in output
-    stopped_at = RunDir.open(config.directory).find_step()
-    assert 0 < stopped_at < 400
-    assert steps_of(config.directory) == list(range(1, stopped_at + 1))
+    return process.returncode, output
+
+
+def test_signalled_command_resumes_without_loss_or_repetition(shards: Path, tmp_path: Path, compile_cache: str):
+    config = tiny_config(
+        shards,
+        name="signalled",
+        steps=300,
+        model={"num_layers": 1},
+        checkpoint=CheckpointConfig(every=None),
+        log=LogConfig(every=1),
+    )
+    file, stopped_at = write_config(tmp_path / "config.py", config), 0
+    for number, wanted_code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        code, output = start_and_signal(file, number, cache=compile_cache)
+        assert code == wanted_code, output
+        assert "again to stop at once" in output
+        assert f"resume    python -m gptjax.train --config={file}" in output
+        assert "Traceback" not in output
+        before, stopped_at = stopped_at, RunDir.open(config.directory).find_step()
+        assert before < stopped_at < 300
+        assert [step for step, _ in read_lines(config.directory)] == list(range(1, stopped_at + 1))
     with pytest.raises(SystemExit) as done:
-        main([f"--config={file}"])
+        main([f"--config={file}", "--steps=305"])
     assert done.value.code == 0
-    assert steps_of(config.directory) == list(range(1, 401))
+    assert [step for step, _ in read_lines(config.directory)] == list(range(1, 306))
 
 
-def _in_a_process(words, cache):
-    """What a child of the fork server does: the door, with programs that an earlier child compiled."""
+def run_command(arguments: list[str], cache: str) -> None:
+    """Run the training command in a child of the fork server."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    main(words)
+    main(arguments)
 
 
 @functools.cache
-def _fork_server():
-    """Python's own: it imports the door once, and forks for every run."""
-    context_length = multiprocessing.get_context("forkserver")
-    context_length.set_forkserver_preload(["gptjax.train"])
-    return context_length
+def get_fork_server() -> Any:
+    """The fork server imports the command once, and forks for every run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gptjax.train"])
+    return context
 
 
-def start(file, name, cache):
-    process = _fork_server().Process(target=_in_a_process, args=([f"--config={file}", f"--name={name}"], str(cache)))
+def start_process(file: Path, name: str, *, cache: str) -> Any:
+    process = get_fork_server().Process(target=run_command, args=([f"--config={file}", f"--name={name}"], cache))
     process.start()
     return process
 
 
-def size(path):
+def read_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def killed_and_finished(directory: Path, shards, *, kills: int, steps: int, seed: int):
-    """Kill a run time and again, then let it finish; and one that nobody kills. Returns both directories."""
+def kill_repeatedly(directory: Path, shards: Path, *, cache: str, kills: int, steps: int, seed: int) -> None:
+    """Kill a run again and again, let it finish, and compare it with a run that was never killed."""
     config = tiny_config(
         shards,
         output_dir=str(directory),
         steps=steps,
+        model={"num_layers": 1},
         checkpoint=CheckpointConfig(every=7),
         evaluators=(ValidationLoss(every=20, tokens=64),),
     )
     file = write_config(directory / "config.py", config)
-    undisturbed = start(file, "undisturbed", directory / "cache")
+    undisturbed = start_process(file, "undisturbed", cache=cache)
     undisturbed.join()
     assert undisturbed.exitcode == 0
-    draw, metrics, codes = random.Random(seed), directory / "killed" / "metrics.jsonl", []
+    draw, metrics, exit_codes = random.Random(seed), directory / "killed" / "metrics.jsonl", []
     for attempt in range(kills):
-        before = size(metrics)
-        process = start(file, "killed", directory / "cache")
-        while attempt % 3 and process.is_alive() and size(metrics) == before:
+        size = read_size(metrics)
+        process = start_process(file, "killed", cache=cache)
+        # Every third is killed while it starts, the others while they train and write checkpoints.
+        while attempt % 3 and process.is_alive() and read_size(metrics) == size:
             time.sleep(0.005)
-        # Every third is killed at a time of its start, the others in training, at times while a checkpoint is written.
         time.sleep(draw.uniform(0, 0.4 if attempt % 3 else 2))
         process.kill()
         process.join()
-        codes.append(process.exitcode)
-    assert codes.count(-signal.SIGKILL) > kills / 2, "most were still running"
-    last = start(file, "killed", directory / "cache")
+        exit_codes.append(process.exitcode)
+    assert exit_codes.count(-signal.SIGKILL) > kills / 2, "most were killed before they finished"
+    last = start_process(file, "killed", cache=cache)
     last.join()
     assert last.exitcode == 0
-    return metrics.parent, directory / "undisturbed"
+    for name in ("loss", "val_loss"):
+        assert read_lines(directory / "killed", name) == read_lines(directory / "undisturbed", name)
+    assert [step for step, _ in read_lines(directory / "killed")] == list(range(1, steps + 1))
 
 
-def check_killed(run, undisturbed):
-    assert steps_of(run) == list(range(1, json.loads((run / "config.json").read_text())["steps"] + 1))
-    assert read_lines(run) == read_lines(undisturbed)
-    assert read_lines(run, "val_loss") == read_lines(undisturbed, "val_loss")
-
-
-def test_killed_at_any_moment_a_run_ends_as_if_nothing_had_happened(shards, tmp_path):
-    check_killed(*killed_and_finished(tmp_path, shards, kills=5, steps=80, seed=0))
+def test_killed_run_ends_like_an_undisturbed_one(shards: Path, tmp_path: Path, compile_cache: str):
+    kill_repeatedly(tmp_path, shards, cache=compile_cache, kills=4, steps=80, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_killed_many_times(shards, tmp_path, seed):
-    check_killed(*killed_and_finished(tmp_path, shards, kills=15, steps=300, seed=seed))
+def test_run_killed_many_times_ends_like_an_undisturbed_one(
+    shards: Path, tmp_path: Path, compile_cache: str, seed: int
+):
+    kill_repeatedly(tmp_path, shards, cache=compile_cache, kills=15, steps=300, seed=seed)

@@ -1,0 +1,1 @@
+"""Documents to tokens, on all cores, in the order of the corpus."""

@@ -1,0 +1,120 @@
+"""Index token shards of another project: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
+
+    .bin files of llm.c or modded-nanogpt, as they are + manifest.json, tokenizer.json, an index of documents
+
+Reads every file twice; the shards themselves do not change. Afterwards a run names an altered file when it starts,
+`data_pipelines.verify` checks everything, and the tokenizer is known. `fetch` does this with the shards that it brings.
+A run that began without the index does not resume on it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from data_pipelines.output.shard_writer import write_manifest
+from data_pipelines.runtime.locks import hold_lock
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.files import write_atomically
+from gptjax.data.manifest import Counts, Manifest, read_manifest
+from gptjax.data.shards import iter_chunks, open_shard
+from gptjax.data.splits import list_split_files
+from gptjax.data.token_stream import TokenStream
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer_json import FILE_NAME
+
+FOREIGN_REQUEST = {"made by": "others"}
+"""The request in the manifest of shards that were not prepared here."""
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class IndexShards:
+    """Write a manifest and an index of documents for shards of another project."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Directory of .bin files with `train` or `val` in their names."""
+    tokenizer: str | None = None
+    """Whose ids they hold: `gpt2` (the default without a tokenizer.json beside them), `bytes`, a tokenizer.json or a
+    directory with one."""
+
+
+def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
+    """Index and hash the splits; prints a line for each. Run it again after files were added.
+
+    An earlier index stays until all ids have been read. Raises `UserError` for a directory that was prepared here, and
+    for ids that the tokenizer does not have.
+    """
+    check_foreign(directory)
+    found = {split: tuple(list_split_files(directory, split)) for split in SPLITS}
+    if not any(found.values()):
+        raise UserError(f"{directory}: no .bin files with train or val in their names.")
+    streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
+    if len(dtypes := {stream.dtype for stream in streams.values()}) > 1:
+        raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
+    counts: dict[str, Counts] = {}
+    with hold_lock(directory.absolute()):
+        indexes = {split: _read_split(stream, tokenizer) for split, stream in streams.items()}
+        for split in SPLITS:
+            (directory / f"{split}.documents").unlink(missing_ok=True)
+        for split, (starts, size) in indexes.items():
+            if len(starts):
+                write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
+            counts[split] = Counts(len(starts), len(streams[split]), size)
+            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
+            print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
+        return write_manifest(directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
+
+
+def choose_tokenizer(directory: Path, spec: str | None) -> Tokenizer:
+    """The tokenizer of `spec`, by default the one in the directory, else GPT-2's.
+
+    Raises `UserError` where the directory holds another one, which may be the only copy.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        return load_tokenizer(spec or "gpt2")
+    tokenizer = load_tokenizer(path)
+    if spec is not None and load_tokenizer(spec).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
+    return tokenizer
+
+
+def check_foreign(directory: Path) -> None:
+    """Raise `UserError` for a directory that was prepared here."""
+    manifest = read_manifest(directory)
+    if manifest is not None and manifest.request != FOREIGN_REQUEST:
+        raise UserError(f"{directory}: was prepared here; `python -m data_pipelines.verify` checks it.")
+
+
+def is_indexed(directory: Path) -> bool:
+    """Whether the manifest lists exactly the shards in the directory."""
+    manifest = read_manifest(directory)
+    sizes = {path.name: path.stat().st_size for split in SPLITS for path in list_split_files(directory, split)}
+    return manifest is not None and {name: file.bytes for name, file in manifest.files.items()} == sizes
+
+
+def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """Find the starts of documents (none if the split does not begin with one) and the bytes of UTF-8."""
+    starts, size = [np.zeros(0, np.int64)], 0
+    for path, first, _ in stream.list_file_spans():
+        for begin, part in iter_chunks(open_shard(path)):
+            if part.max() >= tokenizer.vocab_size:
+                raise UserError(
+                    f"{path}: token {begin + int(part.argmax()):,} is {part.max()}, outside the {tokenizer.vocab_size} "
+                    f"tokens of {tokenizer.name}. Name the --tokenizer that made these shards."
+                )
+            size += int(tokenizer.bytes_per_token[part].sum(dtype=np.int64))
+            if tokenizer.end_of_text is not None:
+                starts.append(first + begin + np.flatnonzero(part == tokenizer.end_of_text))
+    found = np.concatenate(starts)
+    return (found if len(found) and found[0] == 0 else found[:0]), size
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        request = tyro.cli(IndexShards, prog="python -m data_pipelines.index_shards")
+        directory = request.directory.expanduser()
+        index_shards(directory, choose_tokenizer(directory, request.tokenizer))

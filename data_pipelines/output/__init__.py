@@ -1,0 +1,1 @@
+"""Tokens to a directory of shards with a manifest, complete or absent, resumable after a kill."""

@@ -1,0 +1,69 @@
+"""The steps that every command takes to write a directory of shards."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.output.atomic_dir import find_prepared, replace_directory
+from data_pipelines.output.shard_writer import write_manifest
+from data_pipelines.runtime.locks import hold_lock
+from data_pipelines.runtime.options import ShardOptions, check_splits
+from data_pipelines.runtime.progress import print_notes
+from gptjax.core.errors import UserError
+from gptjax.data.manifest import Counts, Manifest
+from gptjax.data.splits import open_split
+from gptjax.tokenization.tokenizer import Tokenizer
+
+ROW_TOKENS = 1024
+"""A row of GPT-2; a split with fewer tokens gets a note."""
+
+
+class ShardContents(NamedTuple):
+    """What the shards in a directory hold, whose tokens they are, and the notes of reading the source."""
+
+    counts: dict[str, Counts]
+    tokenizer: Tokenizer
+    notes: Sequence[str]
+
+
+def build_shards(
+    options: ShardOptions,
+    compute_identity: Callable[[], dict[str, Any]],
+    *,
+    write: Callable[[Path, dict[str, Any]], ShardContents],
+    what: str = "text",
+    resumable: bool = False,
+) -> Manifest:
+    """Make `options.output` unless the same request made it; prints a summary.
+
+    The identity is JSON that decides the output; it is computed again after `write(directory, identity)`, because the
+    source may have changed. `what` names the contents in errors; `resumable` is as for `replace_directory`.
+    """
+    identity, start = compute_identity(), time.perf_counter()
+    output = options.output.expanduser().resolve()
+    with hold_lock(output):
+        if (manifest := find_prepared(output, identity, overwrite=options.overwrite)) is not None:
+            return manifest
+        with replace_directory(output, resumable=resumable) as directory:
+            counts, tokenizer, notes = write(directory, identity)
+            check_splits(options, counts, notes=notes, what=what)
+            if compute_identity() != identity:
+                raise UserError(f"source {options.source}: was changed while it was read. Prepare it again.")
+            manifest = write_manifest(directory, counts, tokenizer=tokenizer, request=identity, notes=notes)
+    print_splits(output, manifest)
+    seconds = time.perf_counter() - start
+    print(f"{options.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
+    return manifest
+
+
+def print_splits(directory: Path, manifest: Manifest) -> None:
+    """Print a line for each split of a directory, and the notes of its preparation."""
+    for name, count in manifest.splits.items():
+        scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
+        ratio = f"{count.bytes / count.tokens:.3f} bytes/token" if scored is None else f"{scored.mean():.1%} scored"
+        sizes = f"{count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
+        print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
+        if count.tokens < ROW_TOKENS:
+            print(f"note: {name} has only {count.tokens:,} tokens, less than a row of {ROW_TOKENS:,}; see --split.")
+    print_notes(manifest.notes)

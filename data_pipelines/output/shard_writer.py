@@ -1,0 +1,198 @@
+"""Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill.
+
+`SplitWriter.sync` returns a state whose tokens are all on disk. A writer that is opened with it cuts off what was
+appended later, so that continuing gives the same bytes.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from data_pipelines.output.atomic_dir import sync
+from data_pipelines.runtime.options import ShardOptions
+from gptjax.core.files import file_sha256
+from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
+from gptjax.data.shards import HEADER_BYTES, open_shard, shard_header, token_dtype
+from gptjax.data.splits import list_split_files
+from gptjax.tokenization.tokenizer import Tokenizer
+
+SidecarKind = Literal["documents", "scored"]
+SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "scored": np.dtype("u1")}
+"""Where documents begin, in tokens of the split; and a mark for each token, 1 where its prediction counts."""
+
+
+@dataclass(frozen=True)
+class WriteState:
+    """How much of a split is on disk: tokens, bytes of the UTF-8 that they encode, documents, where the last begins."""
+
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+    last_start: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes by file name."""
+
+    def is_on_disk(self, directory: Path) -> bool:
+        """Whether every file has at least its size."""
+        paths = {directory / name: size for name, size in self.sizes.items()}
+        return all(path.is_file() and path.stat().st_size >= size for path, size in paths.items())
+
+
+class SplitWriter:
+    """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, of `shard_tokens` tokens each but the last.
+
+    Starts of documents go to the sidecar `SPLIT.documents` and marks to `SPLIT.scored`, if there are any. With the
+    `state` of an earlier writer in the same directory, writing continues from there.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int, state: WriteState | None = None
+    ) -> None:
+        state = state or WriteState()
+        self.tokens, self.bytes = state.tokens, state.bytes
+        self.documents, self.last_start = state.documents, state.last_start
+        self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
+        self._finished: dict[str, int] = {}
+        self._open: dict[str, IO[bytes]] = {}
+        self._number, self._count = divmod(state.tokens, shard_tokens)
+        names = {self._shard_name} | {f"{split}.{kind}" for kind in SIDECAR_DTYPES}
+        for name, size in state.sizes.items():
+            if name in names:
+                self._open_file(name, size)
+            else:
+                self._finished[name] = size
+
+    @property
+    def counts(self) -> Counts:
+        """Documents, tokens and bytes so far."""
+        return Counts(self.documents, self.tokens, self.bytes)
+
+    def append(
+        self, tokens: np.ndarray, starts: np.ndarray | None = None, *, scored: np.ndarray | None = None, size: int = 0
+    ) -> None:
+        """Append tokens of `size` bytes of text.
+
+        `starts` are the ascending indices among them at which documents begin. `scored` has a mark for each token, 1
+        where its prediction counts.
+        """
+        if starts is not None and len(starts):
+            self._append_sidecar("documents", starts + self.tokens)
+            self.documents += len(starts)
+            self.last_start = self.tokens + int(starts[-1])
+        if scored is not None:
+            self._append_sidecar("scored", scored)
+        self.tokens += len(tokens)
+        self.bytes += size
+        while len(tokens):
+            head, tokens = tokens[: self._limit - self._count], tokens[self._limit - self._count :]
+            if self._count == 0:
+                self._open_file(self._shard_name).write(bytes(HEADER_BYTES))  # the header needs the final count
+            self._open_file(self._shard_name).write(head.astype(self._dtype.newbyteorder("<"), copy=False).data)
+            self._count += len(head)
+            if self._count == self._limit:
+                self._finish_shard()
+
+    def sync(self) -> WriteState:
+        """Wait until everything appended is on disk, and return how much that is."""
+        sizes = dict(self._finished)
+        for name, file in self._open.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+        return WriteState(self.tokens, self.bytes, self.documents, self.last_start, sizes)
+
+    def finish(self) -> None:
+        """Complete the last shard and the sidecars."""
+        if self._count:
+            self._finish_shard()
+        self.sync()
+
+    def close(self) -> None:
+        """Close all files as they are."""
+        for file in self._open.values():
+            file.close()
+
+    def _append_sidecar(self, kind: SidecarKind, values: np.ndarray) -> None:
+        self._open_file(f"{self._split}.{kind}").write(values.astype(SIDECAR_DTYPES[kind], copy=False).tobytes())
+
+    def _open_file(self, name: str, size: int = 0) -> IO[bytes]:
+        """Open a file for writing after its first `size` bytes, unless it is open; the rest of it is deleted."""
+        if name not in self._open:
+            file = self._open[name] = (self._directory / name).open("r+b" if size else "wb")
+            file.truncate(size)
+            file.seek(size)
+        return self._open[name]
+
+    def _finish_shard(self) -> None:
+        name = self._shard_name
+        with self._open.pop(name) as file:
+            self._finished[name] = file.tell()
+            file.seek(0)
+            file.write(shard_header(self._count, self._dtype))
+        sync(self._directory / name)
+        self._number, self._count = self._number + 1, 0
+
+    @property
+    def _shard_name(self) -> str:
+        return f"{self._split}_{self._number:06d}.bin"
+
+
+@contextlib.contextmanager
+def open_split_writers(
+    directory: Path, options: ShardOptions, *, vocab_size: int, states: Mapping[str, WriteState] | None = None
+) -> Iterator[dict[str, SplitWriter]]:
+    """Yield a writer for each split that gets text; they finish unless the body raises."""
+    how = {"dtype": token_dtype(vocab_size), "shard_tokens": options.shard_tokens}
+    writers = {
+        split: SplitWriter(directory, split, **how, state=(states or {}).get(split)) for split in options.split_names
+    }
+    try:
+        yield writers
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def write_manifest(
+    directory: Path,
+    counts: Mapping[str, Counts],
+    *,
+    tokenizer: Tokenizer,
+    request: dict[str, Any],
+    dtype: np.dtype | None = None,
+    notes: Iterable[str] = (),
+) -> Manifest:
+    """Hash the files of the splits, and write `tokenizer.json` and at last `manifest.json`.
+
+    `dtype` is that of the shards, by default the smallest for the vocabulary.
+    """
+    shards = {path: split for split in counts for path in list_split_files(directory, split)}
+    sidecars: dict[Path, tuple[str, SidecarKind]] = {
+        directory / f"{split}.{kind}": (split, kind) for split in counts for kind in SIDECAR_DTYPES
+    }
+    paths = [*shards, *filter(Path.is_file, sidecars)]
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip(paths, pool.map(file_sha256, paths), strict=True))
+    sizes = {path: path.stat().st_size for path in paths}
+    tokenizer.save(directory)
+    manifest = Manifest(
+        tokenizer=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        dtype=(dtype or token_dtype(tokenizer.vocab_size)).name,
+        splits=dict(counts),
+        files={p.name: ShardFile(split, len(open_shard(p)), sizes[p], hashes[p]) for p, split in shards.items()},
+        sidecars={p.name: Sidecar(*sidecars[p], sizes[p], hashes[p]) for p in paths if p in sidecars},
+        request=request,
+        notes=list(notes),
+    )
+    manifest.write(directory)
+    return manifest

@@ -1,0 +1,1 @@
+"""Options, locks, progress on the terminal and Ctrl-C."""

@@ -1,0 +1,70 @@
+"""Options that several commands share, and the errors for wrong ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.core.errors import UserError
+from gptjax.data.manifest import Counts
+
+DEFAULT_SPLIT = "hash:0.005"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """Options of every command that writes a directory of shards."""
+
+    source: str
+    """A .jsonl file (plain, .gz or .zst), a directory of them or a quoted pattern."""
+    output: Path
+    """Directory to create."""
+    split: str | None = None
+    """Validation split: `hash:F` (by a hash, equal examples on one side; by default hash:0.005), or `none`."""
+    validation_source: str | None = None
+    """Instead of a split: all of this source is for validation, and all of SOURCE for training."""
+    shard_tokens: int = 100_000_000
+    """Tokens per file."""
+    max_document_tokens: int | None = None
+    """Cut off longer documents, and skip them if nothing scored remains; a row holds model.context_length of them."""
+    strict: bool = False
+    """Stop at the first record that is invalid or not Unicode. By default invalid records are skipped, bytes and
+    surrogates are replaced, and all of it is counted and reported."""
+    overwrite: bool = False
+    """Replace what an earlier, different request left in OUTPUT."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, shard_tokens=self.shard_tokens)
+        require_at_least(2, max_document_tokens=self.max_document_tokens)
+        if self.split is not None and self.validation_source is not None:
+            raise UserError("--split and --validation-source are both given: choose one.")
+
+    @property
+    def effective_split(self) -> str:
+        """The split of SOURCE: as given, else the default, or `none` with a validation source."""
+        return self.split or (DEFAULT_SPLIT if self.validation_source is None else "none")
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that get text."""
+        return ("train",) if self.validation_source is None and self.effective_split == "none" else ("train", "val")
+
+
+def require_at_least(minimum: int, **options: int | None) -> None:
+    """Raise `UserError` for the first option below `minimum`; None is an option that is not given."""
+    for name, value in options.items():
+        if value is not None and value < minimum:
+            raise UserError(f"--{name.replace('_', '-')}={value}: wanted at least {minimum}.")
+
+
+def check_splits(options: ShardOptions, counts: Mapping[str, Counts], *, notes: Sequence[str], what: str) -> None:
+    """Raise `UserError` for a source without `what` (text, say), and for a split that gets none of it."""
+    total, why = sum(count.documents for count in counts.values()), "; ".join(notes)
+    for name, count in counts.items():
+        if total == 0 or (count.tokens == 0 and options.validation_source is not None):
+            source = options.validation_source if total and name == "val" else options.source
+            raise UserError(f"source {source}: holds no {what}. {why}".strip())
+        if count.tokens == 0:
+            raise UserError(
+                f"--split={options.effective_split} leaves no {what} for {name} (of {total} documents). "
+                f"Use another fraction, tail:0.1 or none. {why}".strip()
+            )

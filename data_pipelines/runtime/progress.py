@@ -1,0 +1,38 @@
+"""Lines on the terminal: progress on stderr, and notes about a source."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+SECONDS_BETWEEN_LINES = 30
+
+
+@contextlib.contextmanager
+def progress_line(text: str) -> Iterator[Callable[[str], None]]:
+    """Show `text` on stderr, until the function that it yields is called with another text.
+
+    Without a terminal a text is printed every 30 seconds at most.
+    """
+    silent, printed = not sys.stderr.isatty(), time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=silent) as display:
+        task = display.add_task(text, total=None)
+
+        def show(text: str) -> None:
+            nonlocal printed
+            display.update(task, description=text)
+            if silent and time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
+                print(text, file=sys.stderr, flush=True)
+
+        yield show
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print a line for each note; characters that are not printable become U+FFFD."""
+    for note in notes:
+        print("note:", "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in note))

@@ -1,0 +1,13 @@
+"""Printing in a run of several processes."""
+
+import sys
+
+
+def print_once(*lines: str) -> None:
+    """Print the lines, one below the other, on the first process only.
+
+    Imports no JAX, and starts a JAX backend only where `jax.distributed` is initialized.
+    """
+    jax = sys.modules.get("jax")  # processes that only tokenize never import it
+    if jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)

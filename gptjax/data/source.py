@@ -1,0 +1,94 @@
+"""The protocols by which a run reads data.
+
+A data source is a function of (seed, row number), with rows counted through the whole run. A step reads the next rows
+of that sequence. So nothing about the reader is saved, and a resumed run reads what the first one would have read.
+
+A class of your own needs `open` alone: derive from `DataSource` and `RowReader`, and write it into the config.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from gptjax.data.batch_size import BatchSchedule
+from gptjax.data.token_stream import TokenStream
+from gptjax.tokenization.tokenizer import Tokenizer
+
+Rows = dict[str, np.ndarray]
+"""Arrays of shape (n, T), int32, by name; see `RowReader.read`."""
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """What a run asks of its training data."""
+
+    context_length: int
+    """Tokens of a row (T)."""
+    seed: int
+    """Decides the order of the rows."""
+    vocab_size: int
+    """Every token id lies below it."""
+    end_of_text: int | None
+    """The id that begins documents; None if the tokenizer has none or is unknown."""
+    with_documents: bool
+    """Read `segments` and `positions` too, for attention within documents."""
+    batch_schedule: BatchSchedule
+    """Turns steps into row numbers. Empty inside a mixture, where a component's rows do not follow the steps."""
+
+
+@runtime_checkable
+class RowReader(Protocol):
+    """An open data source."""
+
+    name: str = "data"
+    """A short name for metrics and messages."""
+    fingerprint: str | None = None
+    """Identifies what is read and how it becomes rows. A resumed run must have the same; None is not compared."""
+    prefetch: int = 2
+    """Batches that a thread reads ahead."""
+
+    def read(self, rows: Int[np.ndarray, " n"]) -> Rows:
+        """The rows of these numbers (n ≥ 1, from 0 on, without end), in this order.
+
+        `tokens` and `targets` are (n, T), int32; targets are IGNORE_INDEX where nothing is scored. With documents also
+        `segments` (number of the document within its row, from 1 on, 0 for padding) and `positions` (place within it).
+        """
+        ...
+
+    def epochs(self, rows: int) -> dict[str, float]:
+        """Passes over the data after this many rows, by metric name: `epoch`, or several `epoch/NAME`."""
+        return {}
+
+    def describe(self) -> list[str]:
+        """Lines for the head of a run: where the data is, its size, what is not used."""
+        return []
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """What a config holds under `data`."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def resolve(self) -> "DataSource":
+        """This source as the run directory records it: prepared, with absolute paths."""
+        return self
+
+    def load_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that made the tokens; None if it is unknown."""
+        return None
+
+    def open(self, spec: ReadSpec) -> RowReader:
+        """Open the training data, once per run. Raise `UserError` for data that does not fit, here and not later."""
+        ...
+
+    def open_stream(self, split: str) -> TokenStream | None:
+        """The split `val` or `train` as one stream of tokens, for evaluators; None if there is no such stream."""
+        return None
+
+    def history_until(self, step: int) -> str:
+        """What the steps before this one read, as far as the config decides it; compared when a run resumes."""
+        return ""

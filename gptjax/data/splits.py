@@ -1,0 +1,113 @@
+"""A split of a directory of shards: which files belong to it, and whether they fit the manifest."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import AnyPath
+from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Counts, Manifest, read_manifest
+from gptjax.data.shards import Format
+from gptjax.data.token_stream import TokenStream
+
+
+def list_split_files(directory: AnyPath, split: str) -> list[Path]:
+    """Every `.bin` file with the split's name as a word in its own, sorted.
+
+    `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` all belong to the split `train`.
+    """
+    return [path for path in sorted(Path(directory).glob("*.bin")) if is_of_split(path.name, split)]
+
+
+def is_of_split(name: str, split: str) -> bool:
+    """Whether the split's name is a word in a file's name."""
+    return split in re.split(r"[^A-Za-z]+", name)
+
+
+def find_split_files(directory: AnyPath, split: str) -> list[Path]:
+    """The same as `list_split_files`; raises `UserError` if there are none."""
+    folder = Path(directory)
+    if not folder.is_dir():
+        what = "is a file; give the directory that holds it" if folder.is_file() else "no such directory of shards"
+        raise UserError(f"{folder}: {what}.")
+    found = list_split_files(folder, split)
+    if not found:
+        others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5]) or "no .bin files at all"
+        raise UserError(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
+    return found
+
+
+def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:
+    """One split of a directory: the files that its manifest lists, else every `.bin` file with the split's name.
+
+    Names, sizes and counts are compared with the manifest; raises `UserError` at the first difference.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder) if format == "shards" else None
+    if manifest is not None:
+        _check_files(folder, manifest, split)
+    paths = tuple(find_split_files(folder, split))
+    sidecars = manifest.sidecars_of(split) if manifest is not None else {}
+    stream = TokenStream(
+        paths,
+        name=f"{folder} ({split})",
+        format=format,
+        identity=_hash_entries(manifest, split) if manifest is not None else "",
+        sidecars={file.kind: folder / name for name, file in sidecars.items()},
+    )
+    if manifest is not None:
+        if stream.dtype != np.dtype(manifest.dtype):
+            raise UserError(f"{paths[0]}: tokens are {stream.dtype}, {MANIFEST_NAME} says {manifest.dtype}.")
+        _check_counts(manifest.splits[split], stream)
+    return stream
+
+
+def _hash_entries(manifest: Manifest, split: str) -> str:
+    files = manifest.files_of(split) | manifest.sidecars_of(split)
+    content = [(name, file.bytes, file.sha256) for name, file in files.items()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def check_size(path: Path, wanted: int) -> None:
+    """Raise unless the file exists and has the size that the manifest says."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing, though {MANIFEST_NAME} names it. {PREPARE_AGAIN}")
+    if (size := path.stat().st_size) != wanted:
+        raise UserError(f"{path}: {size:,} bytes, but {MANIFEST_NAME} says {wanted:,}. {PREPARE_AGAIN}")
+
+
+def _check_files(folder: Path, manifest: Manifest, split: str) -> None:
+    """Raise unless exactly the listed files exist, with the listed sizes."""
+    listed, sidecars = manifest.files_of(split), manifest.sidecars_of(split)
+    found = {path.name for path in list_split_files(folder, split)}
+    if found and split not in manifest.splits:
+        raise UserError(f"{folder}: holds files of the split {split!r}, of which {MANIFEST_NAME} says nothing.")
+    beside = {path.name for path in folder.glob(f"{split}.*") if path.suffix in (".documents", ".scored")}
+    extra = sorted((found - listed.keys()) | (beside - sidecars.keys()))
+    missing = sorted(listed.keys() - found)
+    if missing or extra:
+        raise UserError(
+            f"{folder}: its files are not those of its {MANIFEST_NAME}: missing {', '.join(missing) or 'none'}; "
+            f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong; "
+            "if others made the shards, fetch them or adopt them (data_pipelines.adopt) to the end."
+        )
+    for name, file in (listed | sidecars).items():
+        check_size(folder / name, file.bytes)
+
+
+def _check_counts(counts: Counts, stream: TokenStream) -> None:
+    """Raise unless tokens, documents and loss mask are as many as the manifest says, and documents lie inside."""
+    found = [("tokens", len(stream), counts.tokens)]
+    if (starts := stream.document_starts) is not None:
+        found.append(("documents", len(starts), counts.documents))
+        if len(starts) and not (starts[0] == 0 and 0 <= starts[-1] < len(stream)):
+            where = stream.sidecars["documents"]
+            raise UserError(f"{where}: its documents do not begin inside the split. {PREPARE_AGAIN}")
+    if stream.loss_mask is not None:
+        found.append(("marks of scored tokens", len(stream.loss_mask), counts.tokens))
+    for what, number, wanted in found:
+        if number != wanted:
+            raise UserError(f"{stream.name} has {number:,} {what}, {MANIFEST_NAME} says {wanted:,}. {PREPARE_AGAIN}")

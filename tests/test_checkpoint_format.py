@@ -1,0 +1,69 @@
+"""Names and versions on disk, and the messages for checkpoints that do not fit."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from checkpoint_states import CONFIG, assert_same, make_abstract_state, make_state, save_steps
+
+from gptjax.core.errors import UserError
+from gptjax.model.gpt import abstract_model
+from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager, restore_model
+from gptjax.training.checkpoint_format import find_step, read_shapes
+
+
+def test_arrays_are_stored_by_name(tmp_path: Path):
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(3, make_state("muon", has_ema=True), metadata={}, val_loss=None)
+    names = {item: set(read_shapes(tmp_path / "3" / item)) for item in ("model", "optimizer", "counters", "ema")}
+    assert {"blocks.attention.qkv", "blocks.mlp_norm.scale", "tokens", "norm.bias"} <= names["model"]
+    assert {"muon.inner_state.momentum.blocks.mlp.up", "adam.inner_state.mu.tokens"} <= names["optimizer"]
+    assert names["counters"] == {"step", "skipped", "consecutive_skips"}
+    assert names["ema"] == names["model"]
+
+
+def test_find_step_lists_the_steps_that_exist(tmp_path: Path):
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        find_step(tmp_path / "nowhere", "latest")
+    save_steps(tmp_path, 5, 10)
+    for which in (6, "6", "-5", "newest"):
+        with pytest.raises(UserError, match="5, 10"):
+            find_step(tmp_path, which)
+    with pytest.raises(UserError, match="validation loss"):
+        find_step(tmp_path, "best")
+    save_steps(tmp_path, 15, 20, losses={15: 1.0, 20: 2.0})
+    assert (find_step(tmp_path, "best"), find_step(tmp_path, "latest")) == (15, 20)
+    assert find_step(tmp_path, "5") == find_step(tmp_path, 5) == 5
+
+
+def test_restore_names_arrays_that_do_not_fit(tmp_path: Path):
+    save_steps(tmp_path, 1)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        with pytest.raises(UserError, match=r"missing: muon\.inner_state.*unexpected: adam\.count"):
+            checkpoints.restore(make_abstract_state("muon"), 1)
+        with pytest.raises(UserError, match=r"positions float32\[8, 16\] \(wanted float32\[32, 16\]\)"):
+            checkpoints.restore(make_abstract_state(config=replace(CONFIG, context_length=32)), 1)
+    with pytest.raises(UserError, match=r"missing: head float32\[16, 128\]"):
+        restore_model(tmp_path, abstract_model(replace(CONFIG, tie_embeddings=False)), 1)
+    with pytest.raises(UserError, match=r"unexpected: .*norm\.bias"):
+        restore_model(tmp_path, abstract_model(replace(CONFIG, bias=False)), 1)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_other_format_version_is_refused_in_one_line(tmp_path: Path, version: int):
+    save_steps(tmp_path, 1)
+    file = tmp_path / "1/metadata/metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": version}))
+    with pytest.raises(
+        UserError, match=rf"^\S+/1 has checkpoint format {version}, .* reads format 2 only\. .*again\.$"
+    ):
+        restore_model(tmp_path, abstract_model(CONFIG), 1)
+
+
+def test_checkpoints_need_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for function in ("load", "loads", "dump", "dumps", "Unpickler", "Pickler"):
+        monkeypatch.delattr(pickle, function)
+    state = save_steps(tmp_path, 1)
+    assert_same(restore_model(tmp_path, abstract_model(CONFIG), 1), state.model)

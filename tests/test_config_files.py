@@ -1,0 +1,178 @@
+"""Config files are found by name or path, run afresh and checked; modules of a user's own classes are imported."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from example_configs import Config, install_configs, write_config
+
+from gptjax.core.config_files import import_modules, list_configs, load_config, load_config_file
+from gptjax.core.errors import UserError
+from gptjax.core.serialization import class_name
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The directory of the installed configs, which is not the working directory."""
+    before = {name for name in sys.modules if name.partition(".")[0] != "configs"}
+    for name in sys.modules.keys() - before:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    package = install_configs(tmp_path / "site", monkeypatch)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    yield package
+    for name in sys.modules.keys() - before:
+        del sys.modules[name]
+
+
+def test_list_configs_gives_first_docstring_lines_without_running(installed: Path):
+    (installed / "faulty.py").write_text("config = (")
+    (installed / "_private.py").write_text("raise SystemExit")
+    (installed / "exits.py").write_text('"""Exits."""\nraise SystemExit')
+    assert list_configs() == {
+        "exits": "Exits.",
+        "faulty": "(does not parse)",
+        "large": "A larger run.",
+        "quickstart": "The smallest run.",
+    }
+
+
+@pytest.mark.parametrize("spec", ["quickstart", "quickstart.py", "configs/quickstart.py", "configs/quickstart"])
+def test_load_config_finds_installed_configs_by_name(spec: str):
+    assert load_config(spec, Config).name == "quick"
+
+
+def test_load_config_prefers_the_working_directory(installed: Path):
+    write_config("quickstart.py", "config = Config('mine')")
+    assert load_config("quickstart", Config).name == "mine"
+    assert load_config(installed / "quickstart.py", Config).name == "quick"
+
+
+def test_a_configs_folder_elsewhere_hides_no_installed_config():
+    Path("configs").mkdir()
+    write_config("configs/mine.py", "config = Config('mine')")
+    assert load_config("quickstart", Config).name == "quick"
+    assert load_config("configs/mine.py", Config).name == "mine"
+
+
+def test_a_config_may_derive_from_another():
+    assert load_config("large", Config) == Config("large")
+    write_config("mine.py", "from configs.large import config as base\nconfig = replace(base, steps=3)")
+    assert load_config("mine.py", Config) == Config("large", steps=3)
+
+
+def test_load_config_reads_an_edited_file_again():
+    write_config("mine.py", "config = Config('first')")
+    load_config("mine.py", Config)
+    write_config("mine.py", "config = Config('other')")
+    assert load_config("mine.py", Config).name == "other"
+
+
+def test_load_config_file_returns_the_module_with_its_classes():
+    write_config("mine.py", "@dataclass(frozen=True)\nclass Lion(AdamW):\n    x: 'int' = 1\nconfig = Config('a')")
+    config, module = load_config_file("mine.py", Config)
+    assert config == Config("a")
+    assert class_name(module.Lion) == "mine:Lion"
+    assert module.__file__ == str(Path("mine.py").resolve())
+
+
+def test_a_missing_config_lists_the_others_and_suggests():
+    with pytest.raises(UserError, match=r"no config file quikstart .*Did you mean quickstart\?.*large, quickstart"):
+        load_config("quikstart", Config)
+
+
+def test_without_installed_configs_a_missing_one_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("gptjax.core.config_files.PACKAGES", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"No configs are installed\.$"):
+        load_config("quickstart", Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("confg = Config()", r"mine\.py holds no `config`\. End it with `config = Config\(\.\.\.\)`"),
+        ("config = AdamW()", r"`config` is example_configs:AdamW; wanted example_configs:Config"),
+        ("x = 1\nconfig = Config(stepz=3)", r"mine\.py, line 4: TypeError: .*'stepz'"),
+        ("config = Config(", r"mine\.py, line 3: SyntaxError: '\(' was never closed"),
+        ("import nowhere_at_all", r"mine\.py, line 3: ModuleNotFoundError: .*nowhere_at_all"),
+        ("config = Config(optimizer=AdamW(-1.0))", r"mine\.py, line 3: AdamW\.learning_rate is -1\.0: use 0 or more"),
+    ],
+)
+def test_a_fault_names_file_and_line(text: str, message: str):
+    write_config("mine.py", text)
+    with pytest.raises(UserError, match=message):
+        load_config("mine.py", Config)
+
+
+def test_a_fault_in_a_base_config_names_the_base(installed: Path):
+    write_config(installed / "faulty.py", "\nconfig = Config(oops=1)\n")
+    write_config("mine.py", "from configs.faulty import config as base")
+    with pytest.raises(UserError, match=r"faulty\.py, line 4: TypeError"):
+        load_config("mine.py", Config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("steps='many'", "mine.py: steps is 'many'; wanted int"),
+        ("steps=True", "mine.py: steps is True; wanted int"),
+        ("optimizer=3", "mine.py: optimizer is 3; wanted Optimizer"),
+        ("warmup=Loss()", r"mine.py: warmup is Loss\(every=100\); wanted AdamW \| Muon \| None"),
+        ("windows=(1, 'x')", r"mine.py: windows is \(1, 'x'\); wanted tuple\[int, \.\.\.\] \| None"),
+        ("evaluators=(Stage(1),)", r"mine.py: evaluators is \(Stage\(.*\),\); wanted tuple\[Evaluator, \.\.\.\]"),
+        ("evaluators=(Loss(every='x'),)", "mine.py: evaluators: every is 'x'; wanted int"),
+        ("mesh=Mesh('tensor')", r"mine.py: mesh: preset is 'tensor'; wanted Literal\['data', 'fsdp'\]"),
+        ("names=[1]", r"mine.py: names is \[1\]; wanted list\[str\]"),
+        ("extra={'a': 'b'}", r"mine.py: extra is \{'a': 'b'\}; wanted dict\[str, float\]"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_field(fields: str, message: str):
+    write_config("mine.py", f"config = Config('x', {fields})\n")
+    with pytest.raises(UserError, match=message):
+        load_config("mine.py", Config)
+
+
+def test_import_modules_takes_names_and_paths():
+    Path("my_parts.py").write_text("x = 1")
+    Path("folder").mkdir()
+    Path("folder/more_parts.py").write_text("x = 2")
+    modules = import_modules(["my_parts", "folder/more_parts.py", "json"])
+    assert {name: getattr(module, "x", None) for name, module in modules.items()} == {
+        "my_parts": 1,
+        "more_parts": 2,
+        "json": None,
+    }
+    Path("my_parts.py").write_text("x = 3")
+    assert import_modules(["./my_parts.py"])["my_parts"].x == 3
+
+
+def test_a_module_of_the_environment_hides_a_local_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The working directory may be a run of somebody else."""
+    for folder in ("site", "work"):
+        (tmp_path / folder / "their_parts.py").write_text(f"place = {folder!r}")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert import_modules(["their_parts"])["their_parts"].place == "site"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "gone_parts",
+            None,
+            "--import=gone_parts cannot be imported: ModuleNotFoundError: No module named 'gone_parts'",
+        ),
+        ("gone.py", None, r"--import=gone\.py names no file \(looked from .*work\)\."),
+        ("", None, "--import= cannot be imported: ValueError: Empty module name"),
+        ("faulty_parts", "x = 1\ny = x.z", r"faulty_parts\.py, line 2: AttributeError: .*'z'"),
+        ("unclosed_parts", "(", r"unclosed_parts\.py, line 1: SyntaxError: '\(' was never closed"),
+        ("./faulty_parts.py", "x = 1\ny = x.z", r"faulty_parts\.py, line 2: AttributeError: .*'z'"),
+    ],
+)
+def test_a_failed_import_is_one_line(name: str, text: str | None, message: str):
+    if text is not None:
+        Path(name).with_suffix(".py").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        import_modules([name])
+    assert "\n" not in str(caught.value)

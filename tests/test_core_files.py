@@ -1,0 +1,122 @@
+"""Files and directories are written whole or not at all; locks and hashes."""
+
+import errno
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import atomic_directory, file_sha256, lock_file, write_atomically
+
+
+def test_write_atomically_creates_and_replaces(tmp_path: Path):
+    path = tmp_path / "x.json"
+    for content, written in (("é\r\n", "é\r\n".encode()), (b"\xff", b"\xff"), ("", b"")):
+        write_atomically(path, content)
+        assert path.read_bytes() == written
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_keeps_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str):
+    path = tmp_path / "x.json"
+    path.write_text("old")
+
+    def fail(*_: object):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_sha256_is_that_of_the_bytes(tmp_path: Path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "x").write_bytes(content)
+    assert file_sha256(tmp_path / "x") == file_sha256(str(tmp_path / "x")) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_atomic_directory_appears_when_the_block_ends(tmp_path: Path, exists: bool):
+    output = tmp_path / "parent" / "output"
+    if exists:
+        output.mkdir(parents=True)
+    with atomic_directory(output) as directory:
+        (directory / "x").write_text("content")
+        assert not (output / "x").exists()
+        assert directory.parent == output.parent  # on the same file system
+    assert (output / "x").read_text() == "content"
+    assert list(output.parent.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError, "output cannot be written: .*No space left"),
+        (ValueError("wrong weights"), ValueError, "wrong weights"),
+        (KeyboardInterrupt("stopped"), KeyboardInterrupt, "stopped"),
+    ],
+)
+def test_a_failed_atomic_directory_leaves_nothing(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], message: str
+):
+    def write() -> None:
+        with atomic_directory(tmp_path / "output") as directory:
+            (directory / "x").touch()
+            raise error
+
+    with pytest.raises(raised, match=message):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_directory_refuses_what_exists(tmp_path: Path):
+    full, file = tmp_path / "full", tmp_path / "file"
+    full.mkdir()
+    (full / "thesis.tex").touch()
+    file.touch()
+    for output in (full, file):
+        with (
+            pytest.raises(UserError, match=rf"--output={output} exists and is not an empty directory\."),
+            atomic_directory(output),
+        ):
+            pytest.fail("the block must not run")
+    assert [path.name for path in full.iterdir()] == ["thesis.tex"]
+
+
+def test_atomic_directory_keeps_what_another_process_wrote(tmp_path: Path):
+    output = tmp_path / "output"
+
+    def write() -> None:
+        with atomic_directory(output):
+            output.mkdir()
+            (output / "theirs").touch()
+
+    with pytest.raises(UserError, match="cannot be written"):
+        write()
+    assert [path.name for path in output.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_lock_file_refuses_a_second_holder_until_closed(tmp_path: Path):
+    path = tmp_path / "lock"
+    with path.open("w") as first, path.open("w") as second:
+        lock_file(first)
+        with pytest.raises(BlockingIOError):
+            lock_file(second)
+        first.close()
+        lock_file(second)
+
+
+def test_lock_file_accepts_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with (tmp_path / "lock").open("w") as file:
+        lock_file(file)

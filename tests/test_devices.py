@@ -1,0 +1,76 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import pytest
+
+from gptjax.sharding.devices import describe_devices, get_peak_flops, get_peak_memory
+
+PEAKS = {
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+UNKNOWN = [
+    "cpu",
+    "",
+    "Tesla T4",
+    "Tesla V100-SXM2-16GB",
+    "NVIDIA A10",
+    "NVIDIA RTX A1000",
+    "NVIDIA A1000",
+    "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+    "NVIDIA H100 80GB HBM3 MIG 2g.20gb",
+    "NVIDIA H200 NVL",
+    "NVIDIA H20",
+    "TPU v7x",
+]
+
+
+@dataclass
+class Device:
+    device_kind: str = "NVIDIA A100-SXM4-80GB"
+    memory_stats: Callable[[], dict | None] = lambda: None
+
+
+def test_peak_flops_of_known_devices():
+    assert {kind: get_peak_flops(kind) for kind in PEAKS} == PEAKS
+
+
+def test_peak_flops_of_unknown_devices_is_none():
+    assert {kind: get_peak_flops(kind) for kind in UNKNOWN} == dict.fromkeys(UNKNOWN)
+
+
+def test_describe_devices_on_this_machine():
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    assert describe_devices().startswith(f"{count} × {kind}")
+    assert ("peak unknown: no MFU" in describe_devices()) == (get_peak_flops(kind) is None)
+
+
+def test_describe_devices_gives_the_peak_of_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "devices", lambda: [Device()] * 8)
+    assert describe_devices() == "8 × NVIDIA A100-SXM4-80GB, 312 TFLOP/s bf16 each"
+
+
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [([None, None], None), ([{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 9}], 9), ([{"other": 1}], None)],
+)
+def test_peak_memory_is_that_of_the_fullest_device(
+    monkeypatch: pytest.MonkeyPatch, statistics: list[dict | None], expected: int | None
+):
+    devices = [Device(memory_stats=lambda found=found: found) for found in statistics]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert get_peak_memory() == expected

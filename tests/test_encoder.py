@@ -1,0 +1,203 @@
+"""Documents become tokens in their order, on any number of processes, with their notes."""
+
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from data_pipelines.encode.batching import Limits, iter_batches
+from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.encode.encoder import encode_batches
+from data_pipelines.encode.split_rules import AllTo
+from data_pipelines.readers.documents import EMPTY, INVALID, Notes, ReadContext
+from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import Bytes
+
+WORDS = ["one", "two", "three", "<|endoftext|>", "é☕", "\r\n", "語"]
+SMALL = Limits(batch_bytes=1000, piece_bytes=300, pool_bytes=2000)
+TRAIN = AllTo("train")
+
+
+def make_chunks(n, seed=0):
+    rng = random.Random(seed)
+    texts = ["a " + " ".join(rng.choices(WORDS, k=rng.randrange(1, 200))) for _ in range(n)]
+    return [(AllTo("val") if rng.random() < 0.2 else TRAIN, text.encode()) for text in texts]
+
+
+def encode(chunks, tokenizer=None, *, processes=1, start=0, context_length=None):
+    tokenizer, context_length = tokenizer or Bytes(), context_length or ReadContext()
+    batches = iter_batches(chunks, context_length, tokenizer=tokenizer, start=start, limits=SMALL)
+    return list(encode_batches(batches, context_length, tokenizer=tokenizer, processes=processes, limits=SMALL))
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return train_bpe([" ".join(WORDS) * 20], vocab_size=280)
+
+
+def join(batches):
+    """Tokens, starts and bytes of each split."""
+    found, documents = {}, 0
+    for batch in batches:
+        for split, tokens, starts, size in batch.iter_splits(documents):
+            before, before_starts, before_size = found.get(split, (np.zeros(0, np.uint16), [], 0))
+            starts = before_starts + (starts + len(before)).tolist()
+            found[split] = np.concatenate([before, tokens]), starts, before_size + size
+        documents += batch.documents
+    return found
+
+
+def join_notes(batches):
+    notes = Notes()
+    for batch in batches:
+        notes.add(batch.notes)
+    return notes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_each_split_is_its_documents_in_order(bpe, kind, processes):
+    tokenizer, chunks = {"bpe": bpe, "bytes": Bytes()}[kind], make_chunks(60)
+    before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    batches = encode(chunks, tokenizer, processes=processes)
+    assert sum(batch.documents for batch in batches) == 60
+    found = join(batches)
+    for split, (tokens, starts, size) in found.items():
+        texts = [document.decode() for rule, document in chunks if rule == AllTo(split)]
+        documents = [[*before, *tokenizer.encode(text)] for text in texts]
+        assert tokens.dtype == np.uint16
+        assert tokens.tolist() == [token for document in documents for token in document]
+        assert starts == np.cumsum([0, *map(len, documents[:-1])]).tolist()
+        assert size == sum(len(text.encode()) for text in texts)
+    assert found.keys() == {"train", "val"}
+    assert encode([], tokenizer, processes=processes) == []
+
+
+def test_encoding_continues_after_any_batch(bpe):
+    chunks = make_chunks(12)
+    batches = encode(chunks, bpe)
+    whole = join(batches)
+    assert len(batches) > len(chunks), "large documents are several batches"
+    for i, batch in enumerate(batches, start=1):
+        rest = join([*batches[:i], *encode(chunks, bpe, start=batch.end)])
+        for split, (tokens, starts, size) in whole.items():
+            np.testing.assert_array_equal(rest[split][0], tokens)
+            assert rest[split][1:] == (starts, size)
+
+
+class Deadly:
+    """A block that ends the process that reads it, as the system does when memory runs out."""
+
+    size = 500
+
+    def documents(self, context_length):
+        os._exit(9)
+
+
+def test_death_of_a_worker_is_explained():
+    chunks = [*make_chunks(60), (TRAIN, Deadly()), *make_chunks(60)]
+    with pytest.raises(UserError, match="a worker process died: for want of memory"):
+        encode(chunks, processes=2)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A block of `count` documents, of which number 13 is invalid; `size` is what it claims."""
+
+    first: int
+    count: int = 3
+    size: int = 500
+
+    def documents(self, context_length):
+        for number in range(self.first, self.first + self.count):
+            if number == 13:
+                context_length.skip_record(f"number {number} in process {os.getpid()}")
+            else:
+                yield f"{number}:".encode() + b"x" * 10
+
+
+def number_chunks(numbers, **fields):
+    return [(TRAIN, Numbered(number, **fields)) for number in numbers]
+
+
+def find_numbers(batches):
+    tokens, starts, _ = join(batches)["train"]
+    return [bytes(part.tolist()).split(b":")[0].decode() for part in np.split(tokens, starts[1:])]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_blocks_are_read_where_they_are_encoded(processes):
+    batches = encode(number_chunks(range(0, 30, 3)), processes=processes)
+    assert find_numbers(batches) == [str(i) for i in range(30) if i != 13]
+    assert [(batch.end, batch.documents) for batch in batches] == [(i, 2 if i == 5 else 3) for i in range(1, 11)]
+    notes = join_notes(batches)
+    assert notes == {INVALID: 1}
+    assert (f"process {os.getpid()}" in notes.first[INVALID]) == (processes == 1)
+
+
+def test_finished_blocks_are_not_read_again():
+    class Untouched:
+        size = 500
+
+    chunks = [(TRAIN, Untouched())] * 4 + number_chunks(range(12, 30, 3))
+    batches = encode(chunks, start=4)
+    assert find_numbers(batches) == [str(i) for i in range(12, 30) if i != 13]
+    assert batches[-1].end == 10
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("size", [500, 100])
+def test_the_first_error_in_the_corpus_is_raised(processes, size):
+    """The next one may be met earlier, by the process that finds blocks; and several blocks are one batch."""
+
+    def chunks(context_length, numbers):
+        yield from number_chunks(numbers, size=size)
+        context_length.skip_record("what comes later")
+        yield from number_chunks([18], size=size)
+
+    context_length = ReadContext(strict=True)
+    with pytest.raises(UserError, match="number 13 in process"):
+        encode(chunks(context_length, range(0, 18, 3)), processes=processes, context_length=context_length)
+    context_length = ReadContext()
+    notes = join_notes(
+        encode(chunks(context_length, range(0, 18, 3)), processes=processes, context_length=context_length)
+    )
+    assert notes == {INVALID: 2}
+    assert "number 13 in process" in notes.first[INVALID]
+    context_length = ReadContext(strict=True)
+    with pytest.raises(UserError, match="what comes later"):
+        encode(chunks(context_length, range(30, 48, 3)), processes=processes, context_length=context_length)
+
+
+def test_blank_documents_are_counted():
+    chunks = [(TRAIN, text) for _ in range(50) for text in (b" " * 2000, b"", b"text")]
+    batches = encode(chunks)
+    assert len(batches) > 10
+    assert join_notes(batches) == {EMPTY: 100}
+    assert sum(batch.documents for batch in batches) == batches[-1].end == 150
+    assert len(join(batches)["train"][1]) == 50
+
+
+def test_notes_belong_to_the_units_with_which_they_were_taken():
+    """A run that continues has the notes of what is done, and takes those of the rest."""
+
+    def chunks(context_length):
+        for i in range(8):
+            context_length.notes[f"before {i}"] += 1
+            yield TRAIN, b"some words " * (120 if i in (2, 5) else 20)
+        context_length.notes["behind"] += 1
+
+    context_length = ReadContext()
+    batches = encode(chunks(context_length), context_length=context_length)
+    whole = join_notes(batches)
+    assert whole == {f"before {i}": 1 for i in range(8)}
+    assert context_length.notes == {"behind": 1}
+    for i, batch in enumerate(batches, start=1):
+        context_length = ReadContext()
+        assert (
+            join_notes([*batches[:i], *encode(chunks(context_length), context_length=context_length, start=batch.end)])
+            == whole
+        )
+        assert context_length.notes == {"behind": 1}

@@ -1,0 +1,33 @@
+"""Drawing the losses of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gptjax.core.errors import UserError
+from gptjax.metrics.plots import plot_losses
+
+
+def test_plot_losses_writes_an_image_and_keeps_settings(tmp_path: Path):
+    import matplotlib
+
+    settings = dict(matplotlib.rcParams)
+    records = [{"step": step, "loss": None if step == 5 else 11.0 / step} for step in range(1, 11)]
+    records += [{"step": step, "val_loss": 12.0 / step} for step in range(1, 11)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    image = plot_losses(tmp_path, references={"GPT-2": 3.1})
+    assert image == tmp_path / "loss.png"
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert dict(matplotlib.rcParams) == settings
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 0, "val_loss": 9.0}\n', '{"step": 1, "loss": null}\n'])
+def test_plot_losses_accepts_few_records(tmp_path: Path, text: str):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert plot_losses(tmp_path).exists()
+
+
+def test_plot_losses_without_a_file_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no file .*metrics\.jsonl"):
+        plot_losses(tmp_path)
