@@ -13,10 +13,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gptjax.core.settings import load_config
 from tiny import SINGLE, read_lines, write_text_shards
 
 from gptjax.config import TrainConfig
-from gptjax.core.settings import load_config
 from gptjax.data.config import TokenShards
 from gptjax.train import train
 
