@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gptjax.core.settings import load_config
 from tiny import SINGLE, read_lines, write_text_shards
 
 from configs import smoke
