@@ -1,12 +1,12 @@
-"""Does a trained model stay what it is when it reads on, far past its context? Its loss by position.
+"""Loss of a trained model by position, far past its context length.
 
     python benchmarks/past_the_context.py --runs runs/modern_cpu runs/modern_cpu_sinks --data=data/books
 
-Rows of validation text are read a token at a time as `sample` does, through a cache that past the context is a ring:
-every token sees a context's length before it, and any sinks. Beside its loss in nats a token stands that of the same
-tokens read as in training, in rows of a context's length of which the second half counts. So each token there sees
-three quarters of a context on average, and the ring, if it is as good, is a little better. A model that leans on the
-first token of a text, which the ring loses, gets worse where it begins to turn.
+Rows of validation text are read a token at a time, as `sample` does. Past the context length the cache is a ring: every
+token sees a context's length of text before it, and any sinks. Beside each loss (nats a token) is the loss of the same
+tokens read as in training, in rows of a context's length of which the second half counts. There a token sees three
+quarters of a context on average, so a sound model is a little better with the ring. A model that needs the first token
+of a text, which the ring drops, gets worse where the ring begins to drop tokens.
 """
 
 import itertools
@@ -20,28 +20,28 @@ import tyro
 from jax import Array
 
 from gptjax.data.splits import open_split
-from gptjax.model.generation import Cache, extend_cache
 from gptjax.model.gpt import GPT
+from gptjax.model.kv_cache import Cache, extend_cache
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to read."""
+    """Command-line arguments."""
 
     runs: tuple[Path, ...]
     """Run directories."""
     data: Path
     """Prepared shards with a validation split."""
     contexts: int = 8
-    """How many contexts to read, a power of two."""
+    """Context lengths to read, a power of two."""
     rows: int = 32
 
 
 @jax.jit
-def losses(model: GPT, rows: Array) -> Array:
-    """(T,): the mean loss of every position of (B, T + 1) tokens."""
+def compute_losses(model: GPT, rows: Array) -> Array:
+    """(T,): the mean loss at every position of (B, T + 1) tokens, read through the cache."""
     cache = Cache.empty(model.config, len(rows), positions=model.config.context_length, mesh=model.mesh)
 
     def step(cache: Cache, now: tuple[Array, Array, Array]) -> tuple[Cache, Array]:
@@ -56,8 +56,8 @@ def losses(model: GPT, rows: Array) -> Array:
 
 
 @jax.jit
-def losses_as_in_training(model: GPT, rows: Array) -> Array:
-    """(T,): the same, but for the first half of a context, which is nan."""
+def compute_training_losses(model: GPT, rows: Array) -> Array:
+    """(T,): the mean loss read as in training; NaN for the first half of a context."""
     context_length = model.config.context_length
     half = context_length // 2
 
@@ -83,7 +83,7 @@ def main() -> None:
             length = request.contexts * context_length
             starts = np.linspace(0, len(stream) - length - 1, request.rows).astype(np.int64)
             rows = jnp.asarray(stream.read_sequences(starts, length + 1).astype(np.int32))
-            ring, training = np.asarray(losses(model, rows)), np.asarray(losses_as_in_training(model, rows))
+            ring, training = np.asarray(compute_losses(model, rows)), np.asarray(compute_training_losses(model, rows))
         print(directory.name)
         ends = [context_length // 2, *(context_length * 2**i for i in range(request.contexts.bit_length()))]
         for begin, end in itertools.pairwise(ends):
