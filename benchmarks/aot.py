@@ -16,16 +16,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-NUM_DEVICES = 8
-"""Devices of every target."""
-
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-if _libtpu := importlib.util.find_spec("libtpu"):
-    os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(str(_libtpu.origin)).parent / "libtpu.so"))
 
 import jax
 from jax.experimental import topologies
@@ -33,6 +26,12 @@ from jax.experimental import topologies
 from gptjax.core.errors import UserError
 from gptjax.sharding.mesh import AXES, MeshConfig
 
+NUM_DEVICES = 8
+"""Devices of every target."""
+
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+if _libtpu := importlib.util.find_spec("libtpu"):
+    os.environ.setdefault("TPU_LIBRARY_PATH", str(Path(str(_libtpu.origin)).parent / "libtpu.so"))
 jax.config.update("jax_platforms", "cpu")  # nothing runs on an accelerator, even if there is one
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
 
@@ -85,11 +84,11 @@ TARGETS: dict[TargetName, Target] = {
 def parse_mesh(name: str) -> MeshConfig:
     """The mesh of a name, over all devices: `fsdp`, or sizes such as `fsdp4xtensor2`."""
     if name in AXES:
-        return MeshConfig(name).resolve(NUM_DEVICES)
+        return replace(MeshConfig(), **{name: NUM_DEVICES}).resolve(NUM_DEVICES)
     sizes = {axis: int(size) for axis, size in re.findall(rf"({'|'.join(AXES)})(\d+)", name)}
     if not sizes or "x".join(f"{axis}{size}" for axis, size in sizes.items()) != name:
         raise UserError(f"--meshes: {name!r} is invalid. Use {', '.join(AXES)}, or sizes such as fsdp4xtensor2.")
-    return MeshConfig(**sizes).resolve(NUM_DEVICES)
+    return replace(MeshConfig(), **sizes).resolve(NUM_DEVICES)
 
 
 def format_mesh(mesh: MeshConfig) -> str:
