@@ -113,19 +113,19 @@ def count_matmul_flops(text: str, *, scope: str = "") -> int:
             continue
         result, left, right = _parse_sizes(match[1]), shapes[match[3]], shapes[match[4]]
         if match[2] == "dot":
-            total += 2 * _count_dot_products(line, left, result)
+            total += 2 * _count_dot_products(line, left, result=result)
         else:
-            total += 2 * _count_convolution_products(line, left, right, result=result)
+            total += 2 * _count_convolution_products(line, left, right=right, result=result)
     return total
 
 
-def _count_dot_products(line: str, left: list[int], result: list[int]) -> int:
+def _count_dot_products(line: str, left: list[int], *, result: list[int]) -> int:
     dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)
     assert dims is not None
     return math.prod(result) * math.prod(left[dim] for dim in _parse_sizes(dims[1]))
 
 
-def _count_convolution_products(line: str, left: list[int], right: list[int], *, result: list[int]) -> int:
+def _count_convolution_products(line: str, left: list[int], *, right: list[int], result: list[int]) -> int:
     """Count the multiplications of a convolution, without those with padding or with zeros of a dilation."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
     assert labels is not None

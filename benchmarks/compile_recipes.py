@@ -97,7 +97,7 @@ class Compiled(NamedTuple):
         return self.program.as_text() or ""
 
 
-def list_batch_sizes(batch: BatchSize, context_length: int, mesh: MeshConfig, *, max_tokens: int) -> list[BatchSize]:
+def list_batch_sizes(batch: BatchSize, context_length: int, *, mesh: MeshConfig, max_tokens: int) -> list[BatchSize]:
     """The batch with ever more micro-batches.
 
     The first has at most `max_tokens` tokens of a micro-batch on one device, if sequences are short enough, and no
@@ -111,12 +111,12 @@ def list_batch_sizes(batch: BatchSize, context_length: int, mesh: MeshConfig, *,
 
 
 def compile_first_fit(
-    options: Options, config: TrainConfig, phase: Phase, *, target: Target, mesh: MeshConfig
+    options: Options, config: TrainConfig, *, phase: Phase, target: Target, mesh: MeshConfig
 ) -> Compiled:
     """Compile with less and less memory until a program fits. Returns the last one if none does."""
     model, first = phase.model, replace(phase.batch, grad_accum=options.grad_accum or phase.batch.grad_accum)
     replace(config, batch_size=first.size, grad_accum=first.grad_accum, stages=()).check_mesh(mesh)
-    sizes = list_batch_sizes(first, model.context_length, mesh, max_tokens=target.max_tokens)
+    sizes = list_batch_sizes(first, model.context_length, mesh=mesh, max_tokens=target.max_tokens)
     remats: list[Remat] = [options.remat] if options.remat else list(dict.fromkeys([model.compute.remat, "full"]))
     compiled, problem = None, ""
     with mesh.activate(target.list_devices()):
@@ -157,7 +157,7 @@ def measure_memory(program: jax.stages.Compiled) -> tuple[int, int]:
 
 
 def count_attention_calls(
-    model: GPTConfig, target: Target, mesh: MeshConfig, *, text: str
+    model: GPTConfig, target: Target, *, mesh: MeshConfig, text: str
 ) -> tuple[list[int], list[int]]:
     """Calls of fused attention (forward, backward): those in a program, and those that it should have."""
     with mesh.activate(target.list_devices()):
@@ -167,7 +167,7 @@ def count_attention_calls(
     return [len(re.findall(rf"__cudnn\$fmha{call}\W", text)) for call in ("Softmax", "SoftmaxBackward")], wanted
 
 
-def compare_muon_flops(muon: Muon, compiled: Compiled, mesh: MeshConfig) -> tuple[float, float]:
+def compare_muon_flops(muon: Muon, compiled: Compiled, *, mesh: MeshConfig) -> tuple[float, float]:
     """FLOPs of Muon's products on all devices, over the count (for one device, in whole matrices on every device)."""
     momentum = compiled.state.optimizer["muon"].inner_state.momentum
     count = partial(count_muon_flops, momentum, ns_steps=muon.ns_steps, matrix_split=muon.matrix_split)
@@ -179,16 +179,16 @@ def compile_case(options: Options, case: Case) -> None:
     """Compile one case and print its counts. Exits with a message if a condition of the benchmark does not hold."""
     target, mesh, config = TARGETS[case.target], parse_mesh(case.mesh), load_config(case.recipe)
     phase = next(phase for phase in config.phases if phase.begin == case.step)
-    compiled = compile_first_fit(options, config, phase, target=target, mesh=mesh)
+    compiled = compile_first_fit(options, config, phase=phase, target=target, mesh=mesh)
     model, batch, failures = compiled.phase.model, compiled.phase.batch, [compiled.problem] if compiled.problem else []
-    calls, wanted = count_attention_calls(model, target, mesh, text=compiled.text)
+    calls, wanted = count_attention_calls(model, target, mesh=mesh, text=compiled.text)
     if calls != wanted:
         failures.append(f"{calls} calls of fused attention, forward and backward; wanted {wanted}")
     counts = [f"fused attention {calls[0]} + {calls[1]}"] if any(wanted) else []
     for kind, (count, size) in count_collectives(compiled.text).items():
         counts.append(f"{kind} {count} ({size / 2**30:.2f} GiB)")
     if isinstance(config.optimizer, Muon):
-        single, whole = compare_muon_flops(config.optimizer, compiled, mesh)
+        single, whole = compare_muon_flops(config.optimizer, compiled, mesh=mesh)
         counts.append(f"Muon's products × {single:.3f}, × {whole:.3f} of whole matrices")
         if abs(whole - 1) > 0.1:
             failures.append(f"Muon's products have {whole:.3f} of the FLOPs of whole matrices; wanted 0.9 to 1.1")

@@ -72,7 +72,7 @@ def write_random_shards(directory: Path, tokens: int) -> None:
     ).write(directory)
 
 
-def measure_packing(options: Options, directory: Path, packing: Packing, *, with_documents: bool) -> str:
+def measure_packing(options: Options, directory: Path, *, packing: Packing, with_documents: bool) -> str:
     """Read batches as training does. Returns a line of the table."""
     spec = ReadSpec(
         context_length=options.context_length,
@@ -114,7 +114,9 @@ def main() -> None:
         print(measure_numpy(options, Path(scratch)), flush=True)
         for packing in get_args(Packing):
             for with_documents in (False, True):
-                print(measure_packing(options, Path(scratch), packing, with_documents=with_documents), flush=True)
+                print(
+                    measure_packing(options, Path(scratch), packing=packing, with_documents=with_documents), flush=True
+                )
 
 
 if __name__ == "__main__":

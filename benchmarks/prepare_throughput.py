@@ -121,7 +121,7 @@ class ProcessSamples:
         return 1 - divide(sum(seconds for seconds, _ in busiest), sum(life for _, life in busiest))
 
 
-def measure_prepare(source: Path, output: Path, options: Options) -> Cost:
+def measure_prepare(source: Path, output: Path, *, options: Options) -> Cost:
     """Run the command in a process of its own."""
     flags = [f"--source={source}", f"--output={output}", f"--tokenizer={options.tokenizer}", "--split=none"]
     command = [sys.executable, "-m", "data_pipelines.prepare", *flags, f"--processes={options.processes}"]
@@ -224,7 +224,7 @@ def main() -> None:
         source, costs = Path(directory) / "texts.jsonl", []
         for copies in (1, 1 + options.copies):
             write_json_lines(source, texts, copies=copies)
-            costs.append(measure_prepare(source, Path(directory) / f"out{copies}", options))
+            costs.append(measure_prepare(source, Path(directory) / f"out{copies}", options=options))
     print_report(options, texts, first=costs[0], all=costs[1], bare=encode_bare_in_parallel(texts, options))
 
 
