@@ -125,7 +125,7 @@ class RunDir:
         config = self.model_config
         if dtype is not None:
             config = replace(config, compute=replace(config.compute, dtype=dtype, head_dtype=None))
-        model = restore_model(self.directory / CHECKPOINTS, abstract_model(config, mesh), step, item=item)
+        model = restore_model(self.directory / CHECKPOINTS, abstract_model(config, mesh), step=step, item=item)
         return model if context_length is None else with_context_length(model, context_length)
 
     def _check_tokenizer(self, step: int) -> None:
@@ -168,7 +168,7 @@ def write_imported_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | No
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
     config = TrainConfig(name=directory.name, output_dir=str(directory.absolute().parent), model=model.config)
-    save_model(directory.absolute() / CHECKPOINTS, 0, model, metadata={"config": to_json(config)})
+    save_model(directory.absolute() / CHECKPOINTS, model, step=0, metadata={"config": to_json(config)})
     write_run_files(directory, config, tokenizer)
 
 

@@ -66,7 +66,7 @@ def train(
                         found = startup.evaluate_state(evaluator, state, config)
                     log.write(step, found)
                     metrics |= found
-                if step > start and (stopped or guard.should_save(config.checkpoint, step, state)):
+                if step > start and (stopped or guard.should_save(config.checkpoint, step, state=state)):
                     with log.timed("checkpoint"):
                         metadata = {"config": to_json(config), "fingerprints": fingerprints}
                         checkpoints.save(step, state, metadata=metadata, val_loss=metrics.get("val_loss"))

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jaxtyping
 import numpy as np
-from gptjax.optim.optimizers import AdamW, Muon
 
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.optim import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.checkpoint_format import flatten_by_name

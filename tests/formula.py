@@ -1,12 +1,20 @@
-"""The whole model once more, in numpy and float64, option by option as the papers have them: what tests rely on."""
+"""The whole model in numpy and float64, option by option as in the papers: the reference of the tests."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
-from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT
 
-ACTIVATIONS = {
+Arrays = Mapping[str, np.ndarray]
+Dropout = Callable[..., np.ndarray]
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
     "relu": lambda x: np.where(x > 0, x, 0),
@@ -15,43 +23,70 @@ ACTIVATIONS = {
 }
 
 
-def softmax(x):
+def read_weights(model: GPT) -> dict[str, np.ndarray]:
+    """All weights by dotted path."""
+    leaves = jax.tree.leaves_with_path(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return {name(path): np.asarray(parameter[...], np.float64) for path, parameter in leaves}
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
     x = np.exp(x - x.max(axis=-1, keepdims=True))
     return x / x.sum(axis=-1, keepdims=True)
 
 
-def rms(x, epsilon):
+def rms_norm(x: np.ndarray, epsilon: float) -> np.ndarray:
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
 
 
-def normed(x, config, w, name):
+def normalize(x: np.ndarray, config: GPTConfig, weights: Arrays, *, name: str) -> np.ndarray:
     if config.norm == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
-    return rms(x, config.norm_epsilon) * w.get(f"{name}.scale", 1) + w.get(f"{name}.bias", 0)
+    return rms_norm(x, config.norm_epsilon) * weights.get(f"{name}.scale", 1) + weights.get(f"{name}.bias", 0)
 
 
-def turned(x, config):
-    """Pairs as complex numbers, each turned by its own speed times the position."""
+def rotate(x: np.ndarray, config: GPTConfig) -> np.ndarray:
+    """Pairs as complex numbers, each rotated by its own speed times the position."""
     pairs, base = x.shape[-1] // 2, config.rotary_base or 10_000.0
-    if config.rotary_dims == "all":
+    if config.rotary_fraction == 1.0:
         speeds = [base ** (-i / pairs) for i in range(pairs)]
     else:
-        moving = pairs // 2
+        moving = int(pairs * config.rotary_fraction)
         speeds = [base ** (-i / (moving - 1)) for i in range(moving)] + [0.0] * (pairs - moving)
     angles = np.arange(x.shape[1])[:, None] * np.array(speeds)
     z = (x[..., :pairs] + 1j * x[..., pairs:]) * np.exp(1j * angles)[None, :, None]
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
-def attention(q, k, v, config, *, window, segments, sinks, drop):
-    """Every query by itself; `sinks` are queries as sinks meet them, and the sinks' keys and values."""
+def project_qkv(h: np.ndarray, weights: Arrays, *, is_grouped: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not is_grouped:
+        bias = np.expand_dims(weights.get("attention.qkv_bias", np.zeros((3, 1, 1))), (1, 2))
+        q, k, v = np.einsum("btd,dchk->cbthk", h, weights["attention.qkv"]) + bias
+        return q, k, v
+    q = np.einsum("btd,dhk->bthk", h, weights["attention.q"]) + weights.get("attention.q_bias", 0)
+    bias = np.expand_dims(weights.get("attention.kv_bias", np.zeros((2, 1, 1))), (1, 2))
+    k, v = np.einsum("btd,dcjk->cbtjk", h, weights["attention.kv"]) + bias
+    return q, k, v
+
+
+def attend(
+    qkv: tuple[np.ndarray, np.ndarray, np.ndarray],
+    config: GPTConfig,
+    *,
+    window: int | None,
+    segments: np.ndarray | None,
+    sinks: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    drop: Dropout,
+) -> np.ndarray:
+    """softmax(scale · q kᵀ) v. `sinks` are queries before their rotation, and the sinks' keys and values."""
+    q, k, v = qkv
     scale = config.attention_scale or 1 / math.sqrt(q.shape[-1])
     distance = np.arange(q.shape[1])[:, None] - np.arange(q.shape[1])[None]
-    seen = (distance >= 0) & (distance < (window or np.inf))
-    seen = np.broadcast_to(seen, (len(q), *seen.shape))
+    mask = (distance >= 0) & (distance < (window or np.inf))
+    mask = np.broadcast_to(mask, (len(q), *mask.shape))
     if segments is not None:
-        seen = seen & (segments[:, :, None] == segments[:, None, :])
-    scores = np.where(seen[:, None], np.einsum("bthk,bshk->bhts", q, k), -np.inf)
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
+    scores = np.where(mask[:, None], np.einsum("bthk,bshk->bhts", q, k), -np.inf)
     if sinks is not None:
         scores = np.concatenate([np.einsum("bthk,ihk->bhti", sinks[0], sinks[1]), scores], axis=-1)
     probabilities = drop(softmax(scale * scores))
@@ -62,72 +97,72 @@ def attention(q, k, v, config, *, window, segments, sinks, drop):
     return text + np.einsum("bhti,ihk->bthk", probabilities[..., :count], sinks[2])
 
 
-def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x):
-    """(B, T, V) of a GPT; `drop(x, layer, site)` is what dropout makes of x, at site 0 of the probabilities of a layer,
-    1 and 2 of what its halves add, and at (layers,) of the embeddings."""
-    config, tokens = model.config, np.asarray(tokens)
-    everything = {name: np.asarray(array, np.float64) for name, array in flatten_by_name(model).items()}
-    layers, heads, epsilon = config.num_layers, config.num_heads, config.norm_epsilon
-    group = heads // (config.num_kv_heads or heads)
-    shared = lambda x: np.repeat(x, group, axis=-2)
+def mix_values(v: np.ndarray, extra: np.ndarray | None, h: np.ndarray, config: GPTConfig, weights: Arrays) -> Any:
+    if extra is None:
+        return v
+    if config.value_gate:
+        return v + 3 / (1 + np.exp(-h[..., :12] @ weights["attention.value_mix.gate"]))[..., None] * extra
+    own, other = weights["attention.value_mix.mix"]
+    return own * v + other * extra
+
+
+def compute_logits(
+    model: GPT,
+    tokens: Any,
+    *,
+    segments: np.ndarray | None = None,
+    positions: np.ndarray | None = None,
+    drop: Dropout = lambda x, *site: x,
+) -> np.ndarray:
+    """(B, T, V) of a GPT.
+
+    `drop(x, layer, site)` returns x after dropout: site 0 is a layer's probabilities, 1 and 2 its branches' outputs.
+    `drop(x, num_layers)` is for the embeddings.
+    """
+    config, tokens, weights = model.config, np.asarray(tokens), read_weights(model)
+    layers, epsilon = config.num_layers, config.norm_epsilon
+    group = config.num_heads // (config.num_kv_heads or config.num_heads)
+    repeat = lambda x: np.repeat(x, group, axis=-2)
     pattern = config.value_embeddings or "."
     tables = [pattern[layer % len(pattern)] for layer in range(layers)]
-    names = sorted(set(tables) - {"."})
+    table_names = sorted(set(tables) - {"."})
 
-    x = everything["tokens"][tokens]
+    x = weights["tokens"][tokens]
     if config.positions == "learned":
-        x = x + everything["positions"][np.arange(tokens.shape[1])[None] if places is None else places]
-    x = drop(rms(x, epsilon) if config.embedding_norm else x, layers)
-    x0, first, skips = x, None, []
+        x = x + weights["positions"][np.arange(tokens.shape[1])[None] if positions is None else positions]
+    x = drop(rms_norm(x, epsilon) if config.embedding_norm else x, layers)
+    x0, first_values, skips = x, None, []
     for layer in range(layers):
-        own = {name[7:]: array[layer] for name, array in everything.items() if name.startswith("blocks.")}
+        own = {name[7:]: array[layer] for name, array in weights.items() if name.startswith("blocks.")}
         if config.unet_skips != "none" and layer >= layers - layers // 2:
-            strength = 1.0 if config.unet_skips == "plain" else everything["unet.skip_weights"][layers - 1 - layer]
+            strength = 1.0 if config.unet_skips == "plain" else weights["unet.skip_weights"][layers - 1 - layer]
             x = x + strength * skips.pop()
         if config.x0_mix:
             x = own["mix.residual_mix"] * x + own["mix.x0_mix"] * x0
 
-        h = normed(x, config, own, "attention_norm")
-        if group == 1:
-            q, k, v = np.einsum("btd,dchk->cbthk", h, own["attention.qkv"]) + np.expand_dims(
-                own.get("attention.qkv_bias", np.zeros((3, 1, 1))), (1, 2)
-            )
-        else:
-            q = np.einsum("btd,dhk->bthk", h, own["attention.q"]) + own.get("attention.q_bias", 0)
-            k, v = np.einsum("btd,dcjk->cbtjk", h, own["attention.kv"]) + np.expand_dims(
-                own.get("attention.kv_bias", np.zeros((2, 1, 1))), (1, 2)
-            )
-        others = first if config.value_residual else None
+        h = normalize(x, config, own, name="attention_norm")
+        q, k, v = project_qkv(h, own, is_grouped=group > 1)
+        extra = first_values if config.value_residual else None
         if tables[layer] != ".":
-            others = everything["value_embeddings.tables"][names.index(tables[layer])][tokens].reshape(v.shape)
-        if others is not None and config.value_gate:
-            v = v + 3 / (1 + np.exp(-h[..., :12] @ own["attention.value_mix.gate"]))[..., None] * others
-        elif others is not None:
-            mix = own["attention.value_mix.mix"]
-            v = mix[0] * v + mix[1] * others
-        first = v if first is None else first
+            extra = weights["value_embeddings.tables"][table_names.index(tables[layer])][tokens].reshape(v.shape)
+        v = mix_values(v, extra, h, config, own)
+        first_values = v if first_values is None else first_values
         if config.qk_norm:
-            q, k = rms(q, epsilon), rms(k, epsilon)
+            q, k = rms_norm(q, epsilon), rms_norm(k, epsilon)
         sinks = None
         if config.num_sinks:
-            sinks = q, shared(own["attention.sinks.keys"]), shared(own["attention.sinks.values"])
+            sinks = q, repeat(own["attention.sinks.keys"]), repeat(own["attention.sinks.values"])
         if config.positions == "rotary":
-            q, k = turned(q, config), turned(k, config)
-        far = config.window_pattern[layer % len(config.window_pattern)] == "L"
-        y = attention(
-            q,
-            shared(k),
-            shared(v),
-            config,
-            window=config.long_window if far else config.short_window,
-            segments=segments,
-            sinks=sinks,
-            drop=lambda p, layer=layer: drop(p, layer, 0),
-        )
+            q, k = rotate(q, config), rotate(k, config)
+        is_long = config.window_pattern[layer % len(config.window_pattern)] == "L"
+        window = config.long_window if is_long else config.short_window
+        drop_probabilities = lambda p, layer=layer: drop(p, layer, 0)
+        qkv = q, repeat(k), repeat(v)
+        y = attend(qkv, config, window=window, segments=segments, sinks=sinks, drop=drop_probabilities)
         out = np.einsum("bthk,hkd->btd", y, own["attention.out"]) + own.get("attention.out_bias", 0)
         x = x + drop(out, layer, 1)
 
-        h = normed(x, config, own, "mlp_norm")
+        h = normalize(x, config, own, name="mlp_norm")
         up = h @ own["mlp.up"] + own.get("mlp.up_bias", 0)
         activation = ACTIVATIONS[config.activation]
         hidden = up * activation(h @ own["mlp.gate"]) if config.gated_mlp else activation(up)
@@ -135,18 +170,18 @@ def logits(model, tokens, *, segments=None, places=None, drop=lambda x, *site: x
         if layer < layers // 2:
             skips.append(x)
 
-    x = normed(x, config, everything, "norm")
-    z = x @ (everything["tokens"].T if config.tie_embeddings else everything["head"])
-    z = z + everything.get("head_bias", 0)
+    x = normalize(x, config, weights, name="norm")
+    z = x @ (weights["tokens"].T if config.tie_embeddings else weights["head"])
+    z = z + weights.get("head_bias", 0)
     if (cap := config.logit_softcap) is not None:
         z = cap * np.tanh(z / cap) if config.logit_softcap_curve == "tanh" else z / np.sqrt(1 + (z / cap) ** 2)
     return z[..., : config.vocab_size]
 
 
-def loss(model, rows):
-    """Mean cross-entropy of a batch in groups, as the loader gives them."""
-    flat = {name: np.asarray(array).reshape(-1, array.shape[-1]) for name, array in rows.items()}
-    z = logits(model, flat["tokens"], segments=flat.get("segments"), places=flat.get("positions"))
+def compute_loss(model: GPT, batch: Mapping[str, Any]) -> float:
+    """Mean cross-entropy of a batch (G, B, T), as the loader gives it."""
+    flat = {name: np.asarray(array).reshape(-1, array.shape[-1]) for name, array in batch.items()}
+    z = compute_logits(model, flat["tokens"], segments=flat.get("segments"), positions=flat.get("positions"))
     targets = flat["targets"]
     picked = np.take_along_axis(softmax(z), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return -np.log(picked)[targets >= 0].mean()

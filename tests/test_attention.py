@@ -1,156 +1,179 @@
+"""Attention against numpy, one query at a time, and the choice of its kernel."""
+
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType
 
-from gptjax import attention as room
 from gptjax.core.errors import UserError
-from gptjax.model.attention import Sinks, attend, causal_attention, cudnn_attention, select_kernel
+from gptjax.model.attention import (
+    AttentionInputs,
+    AttentionOptions,
+    Sinks,
+    attend,
+    causal_attention,
+    cudnn_attention,
+    select_kernel,
+    target_device,
+    why_not_flash,
+)
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.sharding.mesh import MeshConfig
 
 
-def qkv(shape=(2, 6, 3, 8)):
-    return [jax.random.normal(jax.random.key(i), shape) for i in range(3)]
+def draw(*shape: int, seed: int = 0) -> Array:
+    return jax.random.normal(jax.random.key(seed), shape)
 
 
-def test_it_is_the_textbook_formula():
-    q, k, v = qkv()
-    got = attend(q, k, v, kernel="xla", mesh=MeshConfig())
-    for b, t, h in [(0, 0, 0), (1, 3, 2), (0, 5, 1)]:
-        scores = np.array([q[b, t, h] @ k[b, s, h] for s in range(t + 1)]) / np.sqrt(8)
-        weights = np.exp(scores) / np.exp(scores).sum()
-        wanted = sum(w * np.asarray(v[b, s, h]) for s, w in enumerate(weights))
-        np.testing.assert_allclose(got[b, t, h], wanted, rtol=1e-5, atol=1e-6)
+def make_inputs(sinks: Sinks | None = None) -> AttentionInputs:
+    """Two rows of 6 tokens, 4 query heads and 2 key heads of 8 channels."""
+    return AttentionInputs(draw(2, 6, 4, 8), draw(2, 6, 2, 8, seed=1), draw(2, 6, 2, 8, seed=2), sinks)
 
 
-def by_hand(q, k, v, *, scale, window=None, segments=None, sinks=None):
-    """Every query by itself, in numpy."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+def numpy_attention(inputs: AttentionInputs, options: AttentionOptions, segments: Array | None = None) -> np.ndarray:
+    q, k, v = (np.asarray(x, np.float64) for x in inputs[:3])
     out = np.zeros(q.shape)
     for b, t, h in np.ndindex(q.shape[:3]):
         j = h // (q.shape[2] // k.shape[2])
-        seen = [s for s in range(t + 1) if window is None or t - s < window]
-        seen = [s for s in seen if segments is None or segments[b, s] == segments[b, t]]
-        scores, values = [q[b, t, h] @ k[b, s, j] for s in seen], [v[b, s, j] for s in seen]
-        if sinks is not None:
-            turned, keys, more = (np.asarray(x, np.float64) for x in sinks)
-            scores += [turned[b, t, h] @ key[j] for key in keys]
-            values += [value[j] for value in more]
-        weights = np.exp(scale * np.array(scores))
+        visible = [s for s in range(t + 1) if options.window is None or t - s < options.window]
+        visible = [s for s in visible if segments is None or segments[b, s] == segments[b, t]]
+        scores, values = [q[b, t, h] @ k[b, s, j] for s in visible], [v[b, s, j] for s in visible]
+        if inputs.sinks is not None:
+            queries, sink_keys, sink_values = (np.asarray(x, np.float64) for x in inputs.sinks)
+            scores += [queries[b, t, h] @ key[j] for key in sink_keys]
+            values += [value[j] for value in sink_values]
+        weights = np.exp(options.scale * np.array(scores))
         out[b, t, h] = weights / weights.sum() @ np.array(values)
     return out
 
 
-def draw(*shape, key=0):
-    return jax.random.normal(jax.random.key(key), shape)
-
-
-SINKS = Sinks(draw(2, 6, 4, 8, key=7), draw(3, 2, 8, key=8), draw(3, 2, 8, key=9))
+SINKS = Sinks(draw(2, 6, 4, 8, seed=7), draw(3, 2, 8, seed=8), draw(3, 2, 8, seed=9))
 SEGMENTS = jnp.array([[1, 1, 2, 2, 2, 3], [1, 1, 1, 1, 1, 1]])
-OPTIONS = [
-    {"window": 3},
-    {"segments": SEGMENTS},
-    {"num_sinks": SINKS},
-    {"window": 2, "segments": SEGMENTS, "num_sinks": SINKS},
-]
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window of 1": {"window": 1},
+    "window of 3": {"window": 3},
+    "documents": {"segments": SEGMENTS},
+    "sinks": {"sinks": SINKS},
+    "all": {"window": 2, "segments": SEGMENTS, "sinks": SINKS},
+}
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options))
-def test_windows_documents_sinks_and_shared_keys_are_what_they_say(options):
-    q, k, v = draw(2, 6, 4, 8), draw(2, 6, 2, 8, key=1), draw(2, 6, 2, 8, key=2)
-    got = attend(q, k, v, kernel="xla", scale=0.3, mesh=MeshConfig(), **options)
-    np.testing.assert_allclose(got, by_hand(q, k, v, scale=0.3, **options), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("query_block", [99, 4], ids=["whole rows", "blocks"])
+def test_attention_equals_numpy_formula(name: str, query_block: int) -> None:
+    """Blocks of 4 leave a last block of 2 queries."""
+    window, segments, sinks = (CASES[name].get(key) for key in ("window", "segments", "sinks"))
+    options = AttentionOptions(0.3, window, query_block=query_block)
+    y = attend(make_inputs(sinks), options, kernel="xla", segments=segments, mesh=MeshConfig())
+    np.testing.assert_allclose(y, numpy_attention(make_inputs(sinks), options, segments), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, *OPTIONS, {"window": 1}], ids=lambda options: "+".join(options) or "plain")
-def test_blocks_of_queries_and_the_whole_row_are_the_same(monkeypatch, options):
-    """Values and gradients, with a last block that is not full."""
-    q, k, v = draw(2, 6, 4, 8), draw(2, 6, 2, 8, key=1), draw(2, 6, 2, 8, key=2)
+@pytest.mark.parametrize("name", ["window of 3", "all"])
+def test_blocks_have_the_gradients_of_whole_rows(name: str) -> None:
+    window, segments, sinks = (CASES[name].get(key) for key in ("window", "segments", "sinks"))
 
-    def loss(q, k, v, block):
-        monkeypatch.setattr(room, "BLOCK", block)
-        return jnp.sum(jnp.sin(attend(q, k, v, kernel="xla", mesh=MeshConfig(), **options)))
+    def loss(inputs: AttentionInputs, query_block: int) -> Array:
+        options = AttentionOptions(0.3, window, query_block=query_block)
+        return jnp.sum(jnp.sin(attend(inputs, options, kernel="xla", segments=segments, mesh=MeshConfig())))
 
-    whole, blocks = (jax.value_and_grad(partial(loss, block=block), argnums=(0, 1, 2))(q, k, v) for block in (99, 4))
-    for got, wanted in zip(*map(jax.tree.leaves, (blocks, whole)), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    whole, blocks = (jax.jit(jax.grad(partial(loss, query_block=size)))(make_inputs(sinks)) for size in (99, 4))
+    for actual, expected in zip(*map(jax.tree.leaves, (blocks, whole)), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_read_only_the_keys_that_a_window_reaches(monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", 4)
+def test_blocks_read_only_keys_within_the_window() -> None:
     x = jax.ShapeDtypeStruct((1, 32, 2, 8), jnp.float32)
-    flops = lambda window: (
-        jax.jit(partial(causal_attention, scale=1.0, window=window)).lower(x, x, x).compile().cost_analysis()
-    )
-    assert flops(4)["flops"] < 0.5 * flops(None)["flops"]
+
+    def count_flops(window: int | None) -> float:
+        run = partial(causal_attention, options=AttentionOptions(1.0, window, query_block=4))
+        return jax.jit(run).lower(AttentionInputs(x, x, x)).compile().cost_analysis()["flops"]  # pyright: ignore
+
+    assert count_flops(4) < 0.5 * count_flops(None)
 
 
-def test_blocks_drop_probabilities_by_their_keys(monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", 16)
-    q, k, v = qkv((1, 64, 2, 8))
+@pytest.mark.parametrize("query_block", [99, 16], ids=["whole rows", "blocks"])
+def test_dropout_of_probabilities_keeps_their_mean(query_block: int) -> None:
+    """Values are ones, so an output is the sum of the kept probabilities."""
+    inputs = AttentionInputs(draw(1, 64, 2, 8), draw(1, 64, 2, 8, seed=1), jnp.ones((1, 64, 2, 8)))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(1))
-    dropped = attend(q, k, jnp.ones_like(v), kernel="xla", dropout=0.4, keys=keys, mesh=MeshConfig())
-    assert abs(float(dropped.mean()) - 1.0) < 0.1
-    assert not np.allclose(dropped[:, :16], dropped[:, 16:32], atol=1e-2)
-
-
-def test_the_fast_kernel_is_given_sinks_as_tokens_before_the_text(monkeypatch):
-    """What the kernel is asked to compute, computed by XLA instead."""
-    plain = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **k: plain(*a, **k | {"implementation": "xla"}))
-    q, k, v = draw(2, 6, 4, 8), draw(2, 6, 2, 8, key=1), draw(2, 6, 2, 8, key=2)
-    for options in ({"window": None, "num_sinks": SINKS}, {"window": 3, "num_sinks": None}):
-        got = cudnn_attention(q, k, v, scale=0.3, **options)
-        np.testing.assert_allclose(got, by_hand(q, k, v, scale=0.3, **options), rtol=1e-5, atol=1e-5)
-
-
-def test_dropped_probabilities_keep_their_mean_and_their_keys():
-    q, k, v = qkv((1, 64, 2, 8))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(1))
-    dropped = attend(q, k, jnp.ones_like(v), kernel="xla", dropout=0.4, keys=keys, mesh=MeshConfig())
-    again = attend(q, k, jnp.ones_like(v), kernel="xla", dropout=0.4, keys=keys, mesh=MeshConfig())
-    np.testing.assert_array_equal(dropped, again)
+    options = AttentionOptions(0.35, dropout=0.4, query_block=query_block)
+    run = jax.jit(lambda keys: attend(inputs, options, kernel="xla", dropout_keys=keys, mesh=MeshConfig()))
+    dropped = run(keys)
+    np.testing.assert_array_equal(dropped, run(keys))
     assert abs(float(dropped.mean()) - 1.0) < 0.1
     assert float(dropped.std()) > 0.1
-    assert not np.allclose(dropped[:, :, 0], dropped[:, :, 1])
+    assert not np.allclose(dropped[:, :, 0], dropped[:, :, 1]), "each head has its own mask"
+    assert not np.allclose(dropped[:, :16], dropped[:, 16:32], atol=1e-2), "each block has its own mask"
 
 
-def test_the_kernel_is_chosen_openly():
-    def chosen(wanted="auto", backend="gpu", **changes):
-        return select_kernel(GPTConfig(**changes, compute=ComputeConfig(attention_impl=wanted)), backend=backend)
+@pytest.mark.parametrize(("window", "sinks"), [(3, None), (None, SINKS)], ids=["window", "sinks"])
+def test_cudnn_is_asked_for_the_same_formula(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, sinks: Sinks | None
+) -> None:
+    """XLA computes what the kernel is asked for."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **k: plain(*a, **k | {"implementation": "xla"}))
+    inputs, options = make_inputs(sinks), AttentionOptions(0.3, window)
+    np.testing.assert_allclose(cudnn_attention(inputs, options), numpy_attention(inputs, options), rtol=1e-5, atol=1e-5)
 
-    assert chosen() == "cudnn"
-    assert chosen("xla") == "xla"
-    assert chosen(dtype="float32") == "xla"
-    assert chosen(dropout=0.1) == "xla"
-    assert chosen(backend="cpu") == "xla"
-    assert chosen(num_heads=64) == "xla"
-    assert chosen(intra_document_mask=True) == "xla"
-    assert chosen(num_sinks=4, long_window=128) == "xla"
-    assert chosen(num_sinks=4, num_heads=6) == "xla", "twice 128 channels are too many"
-    assert chosen(num_sinks=4, num_kv_heads=4) == "cudnn"
-    assert chosen(window_pattern="SL", short_window=128) == "cudnn"
-    with pytest.raises(UserError, match="cudnn cannot run: the backend is cpu"):
-        chosen("cudnn", backend="cpu")
+
+GPU = SimpleNamespace(platform="gpu", compute_capability="9.0")
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "why"),
+    ("kernel", "changes"),
     [
-        ("9.0", "cudnn", None),
-        ("8.0", "cudnn", None),
-        ("7.5", "xla", "has compute capability 7.5 and .* 8"),
-        ("gfx90a", "xla", "not NVIDIA"),
+        ("cudnn", {}),
+        ("xla", {"dropout": 0.1}),
+        ("xla", {"num_heads": 64}),
+        ("xla", {"intra_document_mask": True}),
+        ("xla", {"num_sinks": 4, "long_window": 128}),
+        ("xla", {"num_sinks": 4, "num_heads": 6}),  # twice 128 channels
+        ("cudnn", {"num_sinks": 4, "num_kv_heads": 4}),
+        ("cudnn", {"window_pattern": "SL", "short_window": 128}),
+        ("xla", {"compute": ComputeConfig(dtype="float32")}),
+        ("xla", {"compute": ComputeConfig(attention_impl="xla")}),
     ],
+    ids=str,
 )
-def test_old_gpus_and_those_of_others_get_the_formula(monkeypatch, found, wanted, why):
-    device = SimpleNamespace(platform="gpu", compute_capability=found)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert select_kernel(GPTConfig(), backend="gpu") == wanted
-    if why:
-        with pytest.raises(UserError, match=why):
-            select_kernel(GPTConfig(compute=ComputeConfig(attention_impl="cudnn")), backend="gpu")
+def test_auto_selects_cudnn_where_it_can_run(kernel: str, changes: dict[str, Any]) -> None:
+    assert select_kernel(GPTConfig(**changes), device=GPU) == kernel
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (SimpleNamespace(platform="cpu"), "the device is a cpu"),
+        (SimpleNamespace(platform="gpu", compute_capability="7.5"), "has compute capability 7.5 and .* 8"),
+        (SimpleNamespace(platform="gpu", compute_capability="gfx90a"), "is not NVIDIA's"),
+        (SimpleNamespace(platform="gpu", compute_capability="8.0"), None),
+        (SimpleNamespace(platform="gpu"), None),  # compiled for from afar: its capability is not known
+    ],
+    ids=str,
+)
+def test_cudnn_is_refused_on_other_devices(device: Any, reason: str | None) -> None:
+    config = GPTConfig(compute=ComputeConfig(attention_impl="cudnn"))
+    if reason is None:
+        assert select_kernel(config, device=device) == "cudnn"
+        return
+    assert select_kernel(GPTConfig(), device=device) == "xla"
+    with pytest.raises(UserError, match=f"cudnn cannot run: .*{reason}"):
+        select_kernel(config, device=device)
+
+
+def test_kernel_is_selected_for_the_mesh_that_is_compiled_for() -> None:
+    """A mesh of GPUs that are not here, as ahead-of-time compilation has it."""
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA A100-SXM4-80GB", num_cores=108, platform="gpu")
+    mesh = AbstractMesh((8,), ("data",), axis_types=(AxisType.Explicit,), abstract_device=gpu)
+    assert target_device() == jax.devices()[0]
+    assert why_not_flash(GPTConfig()) == "the device is a cpu, not an NVIDIA GPU"
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert target_device() == gpu
+        assert select_kernel(GPTConfig()) == "cudnn"

@@ -89,18 +89,18 @@ def test_weights_are_restored_without_the_optimizer(tmp_path: Path):
         checkpoints.save(1, state, metadata={}, val_loss=None)
     for item in ("optimizer", "counters"):
         (tmp_path / "1" / item).rename(tmp_path / item)
-    assert_same(restore_model(tmp_path, abstract_model(CONFIG), 1), state.model)
-    assert_same(restore_model(tmp_path, abstract_model(CONFIG), 1, item=EMA_ITEM), state.ema)
+    assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=1), state.model)
+    assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=1, item=EMA_ITEM), state.ema)
     with FSDP.activate():
-        model = restore_model(tmp_path, abstract_model(CONFIG, FSDP), 1)
+        model = restore_model(tmp_path, abstract_model(CONFIG, FSDP), step=1)
     assert model.tokens[...].sharding.spec == FSDP.weight_spec("VD")
     np.testing.assert_array_equal(np.asarray(model.tokens[...]), np.asarray(state.model.tokens[...]))
 
 
 def test_saved_model_restores_as_weights_only(tmp_path: Path):
     model = make_state().model
-    save_model(tmp_path, 0, model, {"from": "elsewhere"})
-    assert_same(restore_model(tmp_path, abstract_model(CONFIG), find_step(tmp_path, "latest")), model)
+    save_model(tmp_path, model, step=0, metadata={"from": "elsewhere"})
+    assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=find_step(tmp_path, "latest")), model)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         assert checkpoints.read_metadata(0)["from"] == "elsewhere"
         with pytest.raises(UserError, match="weights alone"):
@@ -152,7 +152,7 @@ def test_incomplete_steps_are_ignored_and_cleared(tmp_path: Path):
     assert find_step(tmp_path, "latest") == 1
     state = save_steps(tmp_path, 2)
     assert list_names(tmp_path) == {"1", "2", "2.incomplete", "3.incomplete"}
-    assert_same(restore_model(tmp_path, abstract_model(CONFIG), 2), state.model)
+    assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=2), state.model)
 
 
 def test_config_decides_when_to_save():
@@ -210,7 +210,7 @@ def test_save_that_fails_in_background_can_be_repeated(tmp_path: Path):
         assert checkpoints.steps == [1]
         save_when_possible(checkpoints, 2, state)
     assert complete_steps(tmp_path) == [2]
-    assert_same(restore_model(tmp_path, abstract_model(large), 2), state.model)
+    assert_same(restore_model(tmp_path, abstract_model(large), step=2), state.model)
 
 
 def truncate_to_half(file: Path) -> None:

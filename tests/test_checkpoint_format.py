@@ -46,9 +46,9 @@ def test_restore_names_arrays_that_do_not_fit(tmp_path: Path):
         with pytest.raises(UserError, match=r"positions float32\[8, 16\] \(wanted float32\[32, 16\]\)"):
             checkpoints.restore(make_abstract_state(config=replace(CONFIG, context_length=32)), 1)
     with pytest.raises(UserError, match=r"missing: head float32\[16, 128\]"):
-        restore_model(tmp_path, abstract_model(replace(CONFIG, tie_embeddings=False)), 1)
+        restore_model(tmp_path, abstract_model(replace(CONFIG, tie_embeddings=False)), step=1)
     with pytest.raises(UserError, match=r"unexpected: .*norm\.bias"):
-        restore_model(tmp_path, abstract_model(replace(CONFIG, bias=False)), 1)
+        restore_model(tmp_path, abstract_model(replace(CONFIG, bias=False)), step=1)
 
 
 @pytest.mark.parametrize("version", [1, 3])
@@ -59,11 +59,11 @@ def test_other_format_version_is_refused_in_one_line(tmp_path: Path, version: in
     with pytest.raises(
         UserError, match=rf"^\S+/1 has checkpoint format {version}, .* reads format 2 only\. .*again\.$"
     ):
-        restore_model(tmp_path, abstract_model(CONFIG), 1)
+        restore_model(tmp_path, abstract_model(CONFIG), step=1)
 
 
 def test_checkpoints_need_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for function in ("load", "loads", "dump", "dumps", "Unpickler", "Pickler"):
         monkeypatch.delattr(pickle, function)
     state = save_steps(tmp_path, 1)
-    assert_same(restore_model(tmp_path, abstract_model(CONFIG), 1), state.model)
+    assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=1), state.model)

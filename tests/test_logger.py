@@ -291,15 +291,17 @@ def test_restart_without_checkpoint_clears_the_record(tmp_path: Path, make_logge
 
 
 def test_interrupt_writes_the_last_step(tmp_path: Path, make_logger: MakeLogger):
-    with pytest.raises(KeyboardInterrupt), make_logger() as log:
-        log.step(1, make_scalars(4.0))
+    log = make_logger()
+    log.step(1, make_scalars(4.0))
+    with pytest.raises(KeyboardInterrupt), log:
         raise KeyboardInterrupt
     assert read_steps(tmp_path) == [1]
 
 
 def test_failed_step_does_not_hide_the_error(make_logger: MakeLogger):
-    with pytest.raises(ZeroDivisionError), make_logger() as log:
-        log.step(1, {"loss": jnp.zeros(3)})
+    log = make_logger()
+    log.step(1, {"loss": jnp.zeros(3)})
+    with pytest.raises(ZeroDivisionError), log:
         raise ZeroDivisionError
 
 

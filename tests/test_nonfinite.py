@@ -38,4 +38,4 @@ def test_guard_saves_during_skips_only_at_the_end(step: int, skips: int, wanted:
     state = object.__new__(TrainState)
     object.__setattr__(state, "consecutive_skips", jnp.int32(skips))
     guard = NonFiniteGuard(FakeCheckpoints(None), steps=10, limit=5)
-    assert guard.should_save(CheckpointConfig(every=2), step, state) == wanted
+    assert guard.should_save(CheckpointConfig(every=2), step, state=state) == wanted

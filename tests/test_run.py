@@ -104,7 +104,7 @@ def test_a_config_file_is_kept_but_never_executed(tmp_path):
     assert run.tokenizer is None
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         run.require_tokenizer()
-    with pytest.raises(UserError, match="holds no whole checkpoint"):
+    with pytest.raises(UserError, match="has no complete checkpoint"):
         run.find_step()
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gptjax.optim.optimizers import AdamW, Muon
 from tiny import MODEL
 
 from gptjax.core.constants import IGNORE_INDEX
+from gptjax.data.loader import Batch
+from gptjax.optim import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import NextToken
@@ -128,7 +129,7 @@ def test_dropout_keys_depend_on_seed_step_and_row():
     batch = make_batch()
 
     def make_key_data(seed: int, step: int, batch: Batch) -> np.ndarray:
-        keys = make_dropout_keys(seed, jnp.int32(step), batch, MESH)
+        keys = make_dropout_keys(seed, jnp.int32(step), batch=batch, mesh=MESH)
         return np.asarray(jax.random.key_data(keys)).reshape(8, -1)
 
     keys = make_key_data(0, 5, batch)

@@ -226,7 +226,7 @@ def test_load_refuses_files_that_it_would_misread(
 
 def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="not a tokenizer.json of Hugging Face"):
+    with pytest.raises(UserError, match=r"not a tokenizer\.json of Hugging Face"):
         load_tokenizer(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no tokenizer"):

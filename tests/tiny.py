@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
     cut, middle = len(ids) * 5 // 6, len(ids) // 3
     splits = {"train": [ids[:middle], ids[middle:cut]], "val": [ids[cut:]]}
     starts = np.concatenate([[0], 1 + np.flatnonzero(ids[: cut - 1] == own.encode("\n")[0])])
-    return write_shards(directory, splits, own=own, companions={("train", "documents"): starts})
+    return write_shards(directory, splits, own=own, sidecars={("train", "documents"): starts})
 
 
 def tiny_config(shards: Path, **changes) -> TrainConfig:
@@ -108,12 +108,17 @@ def read_lines(run: Path, name: str = "loss") -> list[tuple[int, float]]:
     return [(record["step"], record[name]) for record in records if name in record]
 
 
-CONFIG_FILE = '"""A tiny run."""\n\nfrom gptjax.config import *\n\nconfig = {config!r}\n'
+def find_classes(value: object) -> set[type]:
+    """The classes of a config and of everything in it."""
+    if isinstance(value, tuple):
+        return set().union(*map(find_classes, value))
+    return {type(value)}.union(*map(find_classes, vars(value).values())) if is_dataclass(value) else set()
 
 
 def write_config(path: Path, config: TrainConfig) -> Path:
     """A config file that holds exactly this config: a dataclass's repr is Python."""
-    path.write_text(CONFIG_FILE.format(config=config))
+    imports = sorted(f"from {cls.__module__} import {cls.__name__}" for cls in find_classes(config))
+    path.write_text("\n".join(['"""A tiny run."""', "", *imports, "", f"config = {config!r}", ""]))
     return path
 
 

@@ -30,25 +30,29 @@ FileStates = dict[str, list[int | str]]
 """[size, time of change, ctime, wanted SHA-256] by file name."""
 
 
-def check_unchanged(directory: AnyPath) -> None:
+def check_unchanged(directory: AnyPath, *, read_all: bool = False) -> None:
     """Raise a `UserError` that names the first file whose content is not what the manifest says.
 
-    Foreign shards, without a manifest, have nothing to be compared with.
+    Foreign shards, without a manifest, have nothing to be compared with. `read_all` trusts no earlier check.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    listed, known, states = manifest.files | manifest.sidecars, _read_states(folder), _stat_files(folder, manifest)
+    listed, states = manifest.files | manifest.sidecars, _stat_files(folder, manifest)
+    known = {} if read_all else _read_states(folder)
     new = [name for name, state in states.items() if known.get(name) != state]
     size = sum((folder / name).stat().st_size for name in new)
     if size > REPORT_BYTES:
         print_once(f"{folder}: reading {size / 1e9:.0f} GB once, to see that nothing has changed since it was prepared")
     with ThreadPoolExecutor(4) as pool:
         for name, found in zip(new, pool.map(file_sha256, [folder / name for name in new]), strict=True):
-            _check_sha256(folder / name, found, listed[name].sha256)
+            if found != listed[name].sha256:
+                what = f"its SHA-256 differs from {MANIFEST_NAME}; the content has changed"
+                raise UserError(f"{folder / name}: {what}. {PREPARE_AGAIN}")
     if new:
-        _write_states(folder, states)
+        with suppress(OSError):  # the directory may be read-only
+            write_atomically(folder / VERIFIED_FILE, json.dumps(states))
 
 
 def _stat_files(folder: Path, manifest: Manifest) -> FileStates:
@@ -66,11 +70,6 @@ def _read_states(folder: Path) -> FileStates:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_states(folder: Path, states: FileStates) -> None:
-    with suppress(OSError):  # the directory may be read-only
-        write_atomically(folder / VERIFIED_FILE, json.dumps(states))
 
 
 def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: int | None = None) -> None:
@@ -123,25 +122,17 @@ def verify_shards(directory: AnyPath) -> Manifest:
     for split in manifest.splits:
         if manifest.splits[split].tokens:
             open_split(folder, split)
-    states = _stat_files(folder, manifest)
+    check_unchanged(folder, read_all=True)
     for name, file in manifest.files.items():
         tokens = open_shard(folder / name)
         if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
             raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
-        _check_sha256(folder / name, file_sha256(folder / name), file.sha256)
         largest = max((int(part.max()) for _, part in iter_chunks(tokens)), default=0)
         if largest >= manifest.vocab_size:
             raise UserError(f"{folder / name}: token {largest} is outside the vocabulary of {manifest.vocab_size}.")
     for name, sidecar in manifest.sidecars.items():
-        _check_sha256(folder / name, file_sha256(folder / name), sidecar.sha256)
         _check_sidecar(folder / name, sidecar, tokens=manifest.splits[sidecar.split].tokens)
-    _write_states(folder, states)
     return manifest
-
-
-def _check_sha256(path: Path, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise UserError(f"{path}: its SHA-256 differs from {MANIFEST_NAME}; the content has changed. {PREPARE_AGAIN}")
 
 
 def _check_sidecar(path: Path, sidecar: Sidecar, *, tokens: int) -> None:

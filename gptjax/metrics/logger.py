@@ -99,7 +99,7 @@ class MetricLogger:
         self._console: ConsoleProgress | None = None
         self._seconds_before = 0.0
         if jax.process_index() == 0:
-            self._open(config, run_directory, config_json or {})
+            self._open(config, run_directory, config_json=config_json or {})
             self._console = ConsoleProgress(config.every, total_steps, start_step=start_step, tokens=cost.tokens)
         self._pending: _PendingStep | None = None
         self._last_values: Record = {}
@@ -111,7 +111,7 @@ class MetricLogger:
         self._step_began_at: float | None = None  # None before the first step
         self._inside_timed = self._closed = False
 
-    def _open(self, config: LogConfig, directory: Path, config_json: Mapping[str, Any]) -> None:
+    def _open(self, config: LogConfig, directory: Path, *, config_json: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         kept = truncate_after(directory / "metrics.jsonl", self._start_step)
         self._kept = {(record["step"], frozenset(record)) for record in kept}

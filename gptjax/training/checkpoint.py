@@ -139,7 +139,7 @@ class CheckpointManager:
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
         """Read the state of `step`, with the shapes, types and shardings of `abstract` (see `abstract_state`)."""
-        items = read_items(self._directory, step, _collect_items(abstract))
+        items = read_items(self._directory, step, items=_collect_items(abstract))
         counters = items[COUNTERS]
         return TrainState(
             step=counters["step"],
@@ -174,16 +174,16 @@ class CheckpointManager:
         return find_best_step(self._directory)
 
 
-def restore_model(directory: Path, abstract_model: GPT, step: int, *, item: str = MODEL) -> GPT:
+def restore_model(directory: Path, abstract_model: GPT, *, step: int, item: str = MODEL) -> GPT:
     """Read only the weights of a checkpoint, or their average (`item=EMA_ITEM`), sharded as `abstract_model` is.
 
     Call it under `mesh.activate()`.
     """
     target = jax.tree.map(with_sharding, abstract_model)
-    return unflatten_by_name(target, read_items(directory, step, {item: flatten_by_name(target)})[item])
+    return unflatten_by_name(target, read_items(directory, step, items={item: flatten_by_name(target)})[item])
 
 
-def save_model(directory: Path, step: int, model: GPT, metadata: dict[str, Any]) -> None:
+def save_model(directory: Path, model: GPT, *, step: int, metadata: dict[str, Any]) -> None:
     """Write a checkpoint with weights only. Returns when it is on disk."""
     args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
     handler = ocp.CompositeCheckpointHandler(**make_handlers())

@@ -131,7 +131,7 @@ def make_save_args(
     return ocp.args.Composite(**arrays, **{METADATA: ocp.args.JsonSave(metadata | own)})  # pyright: ignore[reportCallIssue]
 
 
-def read_items(directory: Path, step: int, items: dict[str, NamedArrays]) -> dict[str, NamedArrays]:
+def read_items(directory: Path, step: int, *, items: dict[str, NamedArrays]) -> dict[str, NamedArrays]:
     """Read the items onto the shardings of their abstract arrays.
 
     Raises a UserError if a checkpoint is unreadable, or if its names, shapes or types are not the wanted ones.
@@ -141,7 +141,7 @@ def read_items(directory: Path, step: int, items: dict[str, NamedArrays]) -> dic
     with report_read_errors(directory, step):
         found = {item: read_shapes(path / item) for item in items}
     for item, wanted in items.items():
-        _check_shapes(path / item, found[item], {name: _format_shape(array) for name, array in wanted.items()})
+        _check_shapes(path / item, found=found[item], wanted={n: _format_shape(array) for n, array in wanted.items()})
     with report_read_errors(directory, step):
         return {item: _read_arrays(path / item, arrays) for item, arrays in items.items()}
 
@@ -168,7 +168,7 @@ def _format_shape(array: Any) -> str:
     return f"{jax.numpy.dtype(array.dtype).name}{list(array.shape)}"
 
 
-def _check_shapes(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+def _check_shapes(path: Path, *, found: dict[str, str], wanted: dict[str, str]) -> None:
     """Raise a UserError unless the checkpoint has exactly the wanted arrays."""
     missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in found]
     unexpected = [f"{name} {shape}" for name, shape in found.items() if name not in wanted]

@@ -15,7 +15,7 @@ class NonFiniteGuard:
         self._limit, self._steps, self._checkpoints = limit, steps, checkpoints
         self._previous: dict[str, jax.Array] | None = None
 
-    def should_save(self, config: CheckpointConfig, step: int, state: TrainState) -> bool:
+    def should_save(self, config: CheckpointConfig, step: int, *, state: TrainState) -> bool:
         """Whether to save now. While updates are being skipped, only the last step is saved: the weights may be bad."""
         return config.should_save(step, steps=self._steps) and (
             step == self._steps or int(state.consecutive_skips) == 0

@@ -61,8 +61,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         model_config = config.model or state.model.config
-        keys = make_dropout_keys(config.seed, state.step, batch, mesh) if model_config.dropout > 0 else None
-        loss, gradients = _compute_gradients(sum_loss, state.model, batch, keys, mesh)
+        keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh) if model_config.dropout > 0 else None
+        loss, gradients = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, mesh=mesh)
         norm = optax.tree.norm(gradients)
         updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -110,7 +110,7 @@ def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar
     return factor
 
 
-def make_dropout_keys(seed: int, step: Count, batch: Batch, mesh: MeshConfig) -> jax.Array:
+def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig) -> jax.Array:
     """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
     groups, rows, _ = batch["tokens"].shape
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -120,7 +120,7 @@ def make_dropout_keys(seed: int, step: Count, batch: Batch, mesh: MeshConfig) ->
 
 
 def _compute_gradients(
-    sum_loss: SumLoss, model: GPT, batch: Batch, keys: jax.Array | None, mesh: MeshConfig
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, mesh: MeshConfig
 ) -> tuple[Scalar, GPT]:
     """Mean loss over all scored tokens, and its gradient.
 
@@ -130,13 +130,13 @@ def _compute_gradients(
     """
     scored = jnp.sum(batch["targets"] != IGNORE_INDEX)
     if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch, keys, scored)
+        return _accumulate_gradients(sum_loss, model, batch=batch, keys=keys, scored=scored)
 
     local_mesh = replace(mesh, data=1)
 
     def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
         local_model = with_static(model, mesh=local_mesh)
-        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch, keys, scored)
+        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch=batch, keys=keys, scored=scored)
         return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
 
     sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
@@ -145,7 +145,7 @@ def _compute_gradients(
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, batch: Batch, keys: jax.Array | None, scored: Count
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, scored: Count
 ) -> tuple[Scalar, GPT]:
     """Scan over the micro-batches, and sum their shares of the mean loss and the gradients of these."""
 

@@ -1,4 +1,4 @@
-"""Names, shapes and types to Hugging Face and back; that the numbers mean the same is in laws/test_parity.py."""
+"""Names, shapes and types to Hugging Face and back. Equal logits are tested in laws/test_parity.py."""
 
 import dataclasses
 import json

@@ -1,0 +1,31 @@
+"""Small models with made weights: nothing is compiled to create them."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT, abstract_model
+
+
+def make_model(config: GPTConfig, *, seed: int = 0, std: float = 0.2) -> GPT:
+    """A model whose weights are all far from their initial values: sinks and gates that are zero would prove little.
+
+    Each weight depends on its own name and shape, so models with and without an option differ by the option only.
+    """
+
+    def draw(path: Any, parameter: nnx.Param[Any]) -> nnx.Variable[Any]:
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="."), parameter.get_value().shape
+        rng = np.random.RandomState(zlib.crc32(f"{seed} {name}".encode()))
+        centre = 1.0 if name.endswith(("scale", "residual_mix", "skip_weights")) else 0.0
+        return parameter.replace(jnp.asarray(centre + std * rng.standard_normal(shape), jnp.float32))
+
+    return jax.tree.map_with_path(draw, abstract_model(config), is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+
+
+def make_tokens(rows: int, length: int, *, vocab_size: int, seed: int = 5) -> jax.Array:
+    return jnp.asarray(np.random.RandomState(seed).randint(0, vocab_size, (rows, length)), jnp.int32)
