@@ -1,4 +1,4 @@
-"""The list of tests/mutations still applies to the tree; `python tests/mutations/run.py` checks that tests notice it."""
+"""The changes of tests/mutations apply to the tree. `python tests/mutations/run.py` checks that tests notice them."""
 
 from collections import Counter
 from pathlib import Path

@@ -31,7 +31,10 @@ MODEL = (
         # A token sees earlier documents.
         ("queries[:, :, None] == keys[:, None, :]", "queries[:, :, None] >= keys[:, None, :]"),
         # Query head h reads key head h mod J.
-        ("x.reshape(*x.shape[:2], k.shape[2], -1, width)", "x.reshape(*x.shape[:2], -1, k.shape[2], width).mT.mT"),
+        (
+            "x.reshape(*x.shape[:2], k.shape[2], -1, width)",
+            "x.reshape(*x.shape[:2], -1, k.shape[2], width).swapaxes(2, 3)",
+        ),
         # Scores of sinks are not scaled.
         ("[extra * options.scale, scores]", "[extra, scores]"),
         # Values of sinks are not added.
@@ -114,7 +117,7 @@ MODEL = (
         # An untied head is reshaped, not transposed.
         ("self.head[...].T", "self.head[...].reshape(self.tokens.shape)"),
         # Embeddings are not normalised.
-        ("epsilon=config.norm_epsilon) if config.embedding_norm else x", "epsilon=config.norm_epsilon) if False else x"),
+        ("if config.embedding_norm else x", "if False else x"),
     ),
     *mutate(
         "gptjax/model/config.py",
@@ -152,7 +155,8 @@ MODEL = (
     ),
     *mutate(
         "gptjax/model/generation.py",
-        "test_generation.py::test_filters_equal_plain_numpy test_generation.py::test_filters_break_ties_towards_the_lower_id",
+        "test_generation.py::test_filters_equal_plain_numpy "
+        "test_generation.py::test_filters_break_ties_towards_the_lower_id",
         # top-p keeps a token more where the probabilities reach p exactly.
         ("before < top_p", "before <= top_p"),
         # top-p keeps only what sums to less than p.
@@ -222,7 +226,7 @@ OPTIM = (
         ("for group in groups:", "for group in reversed(groups):"),
         # `mix` matches `x0_mix`.
         ('path.endswith(f".{self.name}")', "path.endswith(self.name)"),
-        # An unset clip norm is a norm of 0... of a group: fields that are 0 fall back.
+        # A group cannot set a field to 0.
         ("if value is not None}", "if value}"),
     ),
     *mutate(
@@ -277,7 +281,7 @@ DATA = (
         # The last row reaches beyond the stream.
         ("max(0, (len(self.stream) - 1) //", "max(0, len(self.stream) //"),
         # Every row skips a token.
-        ("return rows * self.context_length", "return rows * (self.context_length + 1) % (len(self.stream) - 20)"),
+        ("return rows * self.context_length", "return rows * self.context_length + 1"),
         # Padding is scored as token 0.
         ("IGNORE_INDEX), IGNORE_INDEX)}", "IGNORE_INDEX), 0)}"),
         # The end of a document is predicted from the beginning of another.
@@ -315,7 +319,7 @@ DATA = (
         # Sequences of two epochs are mixed.
         (".shuffle(seed=spec.seed).repeat()", ".repeat(2).shuffle(seed=spec.seed).repeat()"),
         # All epochs have one order.
-        (".shuffle(seed=spec.seed)", ".shuffle(seed=spec.seed)[: len(sequences)].map(lambda x: x)"),
+        (".repeat()", ".repeat(reseed_each_epoch=False)"),
         # The seed is not used.
         ("seed=spec.seed", "seed=0"),
         # A component of a mixture skips what the other components read.
@@ -351,7 +355,7 @@ DATA = (
         # Validation drops its last batch where it is not full.
         ("range(0, predicted, per_batch)", "range(0, predicted - per_batch + 1, per_batch)"),
         # A new batch size begins a step late.
-        ("reversed(self.spec.batch_schedule) if begin <= step", "reversed(self.spec.batch_schedule) if begin < step or not begin"),
+        ("batch_schedule) if begin <= step", "batch_schedule) if begin < step or not begin"),
     ),
     *mutate(
         "gptjax/data/batch_size.py",
@@ -381,7 +385,7 @@ DATA = (
         "gptjax/data/checksums.py",
         "test_checksums.py test_verify.py",
         # Hashes are not compared.
-        ("_check_sha256(folder / name, found, listed[name].sha256)", "_check_sha256(folder / name, found, found)"),
+        ("if found != listed[name].sha256:", "if not found:"),
         # A file that was read once is never read again.
         ("known.get(name) != state", "name not in known"),
         # The id after the last of the vocabulary is accepted.
@@ -459,15 +463,19 @@ TRAINING = (
     ),
     *mutate(
         "gptjax/training/step.py",
-        "test_stages.py::test_the_rate_of_a_stage_is_that_of_the_optimizer",
+        "test_stages.py::test_lr_scale_at_is_that_of_the_last_phase",
         # The learning rate of a stage begins a step late.
         ("step >= first_step", "step > first_step"),
+    ),
+    *mutate(
+        "gptjax/training/step.py",
+        "test_stages.py::test_lr_scale_scales_learning_rates_and_decay",
         # The learning rate of a stage is logged and not applied.
         ("lambda update: factor * update", "lambda update: update"),
     ),
     *mutate(
         "gptjax/training/stages.py",
-        "test_stages.py",
+        "test_stages.py::test_lr_scale_scales_learning_rates_and_decay",
         # The learning rate of a stage is lost.
         ("replace(model, **windows), stage.lr_scale)", "replace(model, **windows))"),
     ),
@@ -514,13 +522,13 @@ TOKENIZATION = (
     ),
     *mutate(
         "gptjax/huggingface/gpt2_mapping.py",
-        "test_huggingface_gpt2.py",
+        "test_huggingface.py",
         # Heads and q, k, v change places.
         ('"D CHK"', '"D HCK"'),
         # Channels and heads change places.
         ('"HK D"', '"KH D"'),
-        # A shift and a scale change places.
-        ('"blocks.attention_norm.bias"', '"blocks.mlp_norm.bias "[:-1]'),
+        # An untied head is not transposed.
+        ('"head", "V D"', '"head", "D V"'),
     ),
 )
 
@@ -640,7 +648,7 @@ DATA_PIPELINES = (
         "data_pipelines/encode/pieces.py",
         "test_pieces.py",
         # A document is cut before any white space, where a token may cross.
-        ("%b(?= )|", r"%b(?=\\s)|".replace("\\\\", "\\")),
+        ("%b(?= )|", r"%b(?=\s)|"),
     ),
     *mutate(
         "data_pipelines/encode/max_length.py",
@@ -668,13 +676,13 @@ DATA_PIPELINES = (
         # A run continues behind what is in the files.
         ('Progress(content["units"],', 'Progress(content["units"] + 1,'),
         # A run continues the work of another request.
-        ('compare_requests(self._request, content["request"])', 'compare_requests(self._request, self._request)'),
+        ('compare_requests(self._request, content["request"])', "compare_requests(self._request, self._request)"),
     ),
     *mutate(
         "data_pipelines/prepare.py",
         "test_journal.py test_prepare.py",
-        # Documents are counted twice after a kill.
-        ("documents, notes = options.processes or _count_cores(), done.documents", "documents, notes = options.processes or _count_cores(), 0"),
+        # After a kill documents are numbered from 0.
+        ("_count_cores(), done.documents", "_count_cores(), 0"),
     ),
     *mutate(
         "data_pipelines/scored_shards.py",
