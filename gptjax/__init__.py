@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
     from gptjax.data.config import TokenShards
-    from gptjax.huggingface.gpt2 import from_hf, to_hf
+    from gptjax.huggingface.gpt2_export import to_hf
+    from gptjax.huggingface.gpt2_import import from_hf
     from gptjax.model.config import GPTConfig
     from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
@@ -29,8 +30,8 @@ _MODULES = {
     "TrainState": "training.state",
     "RunDir": "run_dir",
     "generate": "model.generation",
-    "from_hf": "huggingface.gpt2",
-    "to_hf": "huggingface.gpt2",
+    "from_hf": "huggingface.gpt2_import",
+    "to_hf": "huggingface.gpt2_export",
 }
 
 __all__ = [

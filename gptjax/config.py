@@ -146,6 +146,7 @@ RESUME_MAY_CHANGE = (
     "model.compute.remat",
     "model.compute.scan_layers",
     "model.compute.attention_impl",
+    "model.compute.query_block",
     "stages",  # compared by `history_until`
     "data",  # compared by its fingerprint and `history_until`
 )

@@ -67,7 +67,7 @@ def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> 
     references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
     picture = plot_losses(config.directory, references=references)
     whole = all(one.tokens is None for one in config.evaluators if isinstance(one, ValidationLoss))
-    evaluated = max((record["step"] for record in records if "val_bpb" in record), default=-1)
+    evaluated = max((record["step"] for record in records if record.get("val_bpb") is not None), default=-1)
     if whole and evaluated == last.get("step") and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]
         print_once(

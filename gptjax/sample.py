@@ -130,7 +130,7 @@ def read_prompt(options: Sample) -> str:
 
 
 def resolve_length(options: Sample, *, room: int) -> int:
-    """The number of new tokens: as asked for, else what fits, but at least 1, so that `generate` explains a full context."""
+    """The number of new tokens: as asked for, or else what fits. At least 1: `generate` refuses a full context."""
     return max(1, min(DEFAULT_LENGTH, room)) if options.max_new_tokens is None else options.max_new_tokens
 
 

@@ -1,13 +1,16 @@
-"""Tiny GPT-2s as Hugging Face saves them, their weights drawn from a seed: written without torch or transformers."""
+"""Tiny GPT-2s in Hugging Face's format with drawn weights, made without torch or transformers."""
 
 import json
 import zlib
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-CONFIG = {
+Tensors = dict[str, np.ndarray]
+CONFIG: dict[str, Any] = {
     "model_type": "gpt2",
     "architectures": ["GPT2LMHeadModel"],
     "n_layer": 3,
@@ -28,12 +31,12 @@ CONFIG = {
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-def make_config(**changes):
+def make_hf_config(**changes: Any) -> dict[str, Any]:
     return CONFIG | changes
 
 
-def shapes(config):
-    """Names and shapes as transformers documents them."""
+def list_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors by name, as transformers documents them."""
     width, inner = config["n_embd"], config["n_inner"] or 4 * config["n_embd"]
     block = {
         "ln_1.weight": (width,),
@@ -56,24 +59,24 @@ def shapes(config):
     return out if config["tie_word_embeddings"] else out | {"lm_head.weight": (config["vocab_size"], width)}
 
 
-def draw(config, *, seed=0, dtype="float32"):
-    """Every tensor, also biases, large enough to matter; the old generator's stream never changes."""
+def draw_tensors(config: dict[str, Any], *, seed: int = 0, dtype: str = "float32") -> Tensors:
+    """All tensors, biases too, large enough to matter. The stream of `RandomState` never changes."""
     out = {}
-    for name, shape in shapes(config).items():
+    for name, shape in list_shapes(config).items():
         noise = np.random.RandomState(zlib.crc32(f"{seed} {name}".encode())).standard_normal(shape)
         centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
         out[name] = (centre + 0.2 * noise).astype(DTYPES[dtype])
     return out
 
 
-def write(directory, config, tensors):
+def write_model_dir(directory: Path, config: dict[str, Any], tensors: Tensors) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 
-def same_bits(left, right):
-    """Whether two sets of tensors have the same names, types, shapes and bytes."""
+def are_identical(left: Tensors, right: Tensors) -> bool:
+    """True if the tensors have the same names, types, shapes and bytes."""
     describe = lambda tensors: {name: (t.dtype.name, t.shape, t.tobytes()) for name, t in tensors.items()}
     return describe(left) == describe(right)

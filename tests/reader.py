@@ -15,7 +15,7 @@ import numpy as np
 
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.sharding.devices import initialize_distributed
+from gptjax.sharding.distributed import initialize_distributed
 from gptjax.sharding.mesh import MeshConfig
 
 ABSENT = np.iinfo(np.int32).min

@@ -3,16 +3,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from gptjax.core.settings import from_json, to_json
 
-from gptjax.config import CLASSES, TrainConfig, compare
+from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError
-from gptjax.data.batch_size import BatchSize
+from gptjax.core.serialization import from_json, to_json
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.optim import AdamW, Muon, NamedGroup, ParamGroup
-from gptjax.optim.schedules import Linear
+from gptjax.optim import AdamW, Linear, Muon, NamedGroup, ParamGroup
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
+from gptjax.training.stages import Stage
 
 MUON = Muon(
     schedule=Linear(warmup_steps=3),
@@ -20,94 +19,99 @@ MUON = Muon(
     head=ParamGroup(0.004),
     named_groups=(NamedGroup("positions", ParamGroup(0.1)),),
 )
-BASE = TrainConfig(optimizer=MUON, evaluators=(ValidationLoss(), BigramBaseline(), Samples(top_k=None)))
+CONFIG = TrainConfig(optimizer=MUON, evaluators=(ValidationLoss(), BigramBaseline(), Samples(top_k=None)))
 
 
-def test_a_config_comes_back_from_its_json():
-    assert from_json(json.loads(json.dumps(to_json(BASE))), CLASSES) == BASE
+def test_config_survives_json() -> None:
+    assert from_json(json.loads(json.dumps(to_json(CONFIG))), TrainConfig) == CONFIG
 
 
-def test_a_run_has_a_directory_and_a_number_of_tokens():
-    config = TrainConfig(name="x", output_dir="somewhere", batch=BatchSize(6), model=GPTConfig(context_length=100))
+def test_config_has_directory_and_counts_tokens() -> None:
+    config = TrainConfig(name="x", output_dir="somewhere", batch_size=6, model=GPTConfig(context_length=100))
     assert config.directory == Path.cwd() / "somewhere" / "x"
     assert config.tokens(3) == 1800
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp"])
-def test_a_name_is_one_directory(name):
-    with pytest.raises(UserError, match="name is"):
-        TrainConfig(name=name)
-
-
-@pytest.mark.parametrize("field", ["steps", "max_consecutive_skips"])
-def test_counts_are_at_least_one(field):
-    with pytest.raises(UserError, match=f"{field} is 0; it must be at least 1"):
-        replace(BASE, **{field: 0})
+    assert replace(config, stages=(Stage(2, batch_size=12),)).tokens(3) == 2400
 
 
 @pytest.mark.parametrize(
-    ("model", "mesh", "words"),
+    ("field", "value", "message"),
     [
-        ({"num_heads": 6, "embed_dim": 48}, MeshConfig(tensor=4), r"model\.num_heads 6 .*4 devices \(layout\.tensor\)"),
-        ({"mlp_dim": 30}, MeshConfig(tensor=4), r"model\.mlp_width 30"),
+        *(("name", name, "name is") for name in ("", ".", "..", "a/b", "/tmp")),
+        ("steps", 0, "steps is 0; it must be at least 1"),
+        ("max_consecutive_skips", 0, "max_consecutive_skips is 0; it must be at least 1"),
+        ("batch_size", 0, "batch_size is 0; it must be at least 1"),
+        ("grad_accum", 3, "batch_size 8 does not divide into grad_accum 3"),
+        ("seed", -1, "seed is -1; it lies between 0 and"),
+    ],
+)
+def test_config_with_invalid_value_is_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(CONFIG, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "message"),
+    [
+        ({"num_heads": 6, "embed_dim": 48}, MeshConfig(tensor=4), r"model\.num_heads 6 .*4 devices \(mesh\.tensor\)"),
+        ({"mlp_dim": 30}, MeshConfig(tensor=4), r"model\.mlp_dim 30"),
         (
             {"embed_dim": 48, "num_kv_heads": 1, "value_embeddings": "0"},
             MeshConfig(fsdp=8),
-            r"model\.kv_heads × head width 12 .*8 devices \(layout\.fsdp\)",
+            r"model\.kv_heads × head_dim 12 .*8 devices \(mesh\.fsdp\)",
         ),
         (
             {"num_heads": 3, "embed_dim": 30, "vocab_size": 100},
             MeshConfig(tensor=3),
             r"model\.vocab_size \(padded\) 128",
         ),
-        ({"embed_dim": 36}, MeshConfig(fsdp=8), r"model\.width 36 .*8 devices \(layout\.fsdp\)"),
-        ({}, MeshConfig(data=3), r"8 sequences a group do not split over 3 devices"),
+        ({"embed_dim": 36}, MeshConfig(fsdp=8), r"model\.embed_dim 36 .*8 devices \(mesh\.fsdp\)"),
+        ({}, MeshConfig(data=3), r"8 sequences per micro-batch do not split over 3 devices"),
     ],
 )
-def test_what_does_not_divide_over_the_devices_is_named(model, mesh, words):
-    config = replace(BASE, model=replace(GPTConfig(embed_dim=64, num_heads=4), **model))
-    with pytest.raises(UserError, match=words):
+def test_check_mesh_names_the_size_that_does_not_divide(model: dict, mesh: MeshConfig, message: str) -> None:
+    config = replace(CONFIG, model=replace(GPTConfig(embed_dim=64, num_heads=4), **model))
+    with pytest.raises(UserError, match=message):
         config.check_mesh(mesh)
 
 
-def test_what_divides_is_let_through():
-    replace(BASE, model=GPTConfig(embed_dim=64, num_heads=4)).check_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+def test_check_mesh_accepts_sizes_that_divide() -> None:
+    replace(CONFIG, model=GPTConfig(embed_dim=64, num_heads=4)).check_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 
 
-def test_equal_configs_have_nothing_to_report():
-    assert compare(BASE, BASE) == ([], [])
+def test_equal_configs_have_no_changes() -> None:
+    assert compare_configs(CONFIG, CONFIG) == ([], [])
 
 
-def test_changes_are_reported_or_refused_by_their_path():
+def test_changes_are_reported_or_refused_by_field() -> None:
     wanted = replace(
-        BASE,
+        CONFIG,
         steps=7,
         seed=1,
-        batch=BatchSize(16, 2),
-        model=replace(BASE.model, dropout=0.5, compute=replace(BASE.model.compute, remat="full")),
+        batch_size=16,
+        grad_accum=2,
+        model=replace(CONFIG.model, dropout=0.5, compute=replace(CONFIG.model.compute, remat="full")),
         mesh=MeshConfig("fsdp"),
         resume="force",
     )
-    reported, refused = compare(BASE, wanted)
+    reported, refused = compare_configs(CONFIG, wanted)
     assert set(reported) == {
         "steps: 1000 → 7",
         "grad_accum: 1 → 2",
-        "model.remat: 'light' → 'full'",
+        "model.compute.remat: 'light' → 'full'",
         "mesh.strategy: 'data' → 'fsdp'",
     }
     assert set(refused) == {"seed: 1337 → 1", "batch_size: 8 → 16", "model.dropout: 0.0 → 0.5"}
 
 
-def test_another_optimizer_is_one_difference():
-    reported, refused = compare(BASE, replace(BASE, optimizer=AdamW()))
+def test_another_optimizer_is_one_change() -> None:
+    reported, [refused] = compare_configs(CONFIG, replace(CONFIG, optimizer=AdamW()))
     assert reported == []
-    assert len(refused) == 1
-    assert refused[0].startswith("optimizer: Muon(")
+    assert refused.startswith("optimizer: Muon(")
 
 
-def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute():
-    free = {"remat", "layers", "attention"}
-    other = GPTConfig(
+def test_model_changes_are_refused_unless_they_only_compute_otherwise() -> None:
+    may_change = {f"compute.{name}" for name in ("remat", "scan_layers", "attention_impl", "query_block")}
+    model = GPTConfig(
         num_layers=3,
         embed_dim=48,
         num_heads=3,
@@ -143,7 +147,7 @@ def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute(
         logit_softcap=3.0,
         logit_softcap_curve="sqrt",
         compute=ComputeConfig(
-            dtype="float32", head_dtype="float32", attention_impl="xla", remat="none", scan_layers="off"
+            dtype="float32", head_dtype="float32", attention_impl="xla", query_block=7, remat="none", scan_layers="off"
         ),
         init=InitConfig(
             std=0.1,
@@ -156,7 +160,12 @@ def test_every_field_of_the_model_is_refused_unless_it_only_says_how_to_compute(
             mlp_scale=0.5,
         ),
     )
-    reported, refused = compare(BASE, replace(BASE, model=other))
-    names = lambda lines: {line.partition(":")[0].removeprefix("model.") for line in lines}
-    assert names(reported) == free
-    assert names(refused) == {field.name for field in fields(GPTConfig)} - free
+    reported, refused = (
+        {line.partition(":")[0].removeprefix("model.") for line in lines}
+        for lines in compare_configs(CONFIG, replace(CONFIG, model=model))
+    )
+    assert reported == may_change
+    nested = {"init": InitConfig, "compute": ComputeConfig}
+    names = {field.name for field in fields(GPTConfig)} - set(nested)
+    names |= {f"{section}.{field.name}" for section, cls in nested.items() for field in fields(cls)}
+    assert refused == names - may_change

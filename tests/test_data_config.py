@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptjax.core.settings import from_json, to_json
 from tiny import ALPHABET, read_lines, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
 from gptjax.core.errors import UserError
+from gptjax.core.serialization import from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.run_dir import RunDir
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.train import train
+from gptjax.trainer import train
 from gptjax.training.evaluators import BigramBaseline
 
 COUNT = 45

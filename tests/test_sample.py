@@ -1,16 +1,16 @@
-"""The door that lets a model write: what it prints, where an empty prompt starts, and what it refuses."""
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from gptjax import sample as door
+from gptjax import sample as entry_point
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT
 from gptjax.run_dir import write_imported_run
-from gptjax.sample import Sample, first_tokens, main, sample
+from gptjax.sample import Sample, encode_prompt, main, sample
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
 
 TOKENIZER = BPE(
@@ -22,7 +22,7 @@ TOKENIZER = BPE(
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> GPT:
     config = GPTConfig(
         num_layers=1,
         embed_dim=16,
@@ -36,25 +36,26 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def run(model, tmp_path_factory):
+def run(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     write_imported_run(directory, model=model, tokenizer=TOKENIZER)
     return directory
 
 
-def written(capsys, *words):
+def read_output(capsys: pytest.CaptureFixture, *words: str) -> str:
     main([*words])
-    return capsys.readouterr()
+    return capsys.readouterr().out
 
 
-def refused(capsys, *words):
+def read_error(capsys: pytest.CaptureFixture, *words: str) -> str:
+    """The message with which this command is refused."""
     with pytest.raises(SystemExit) as stop:
         main([*words])
     assert stop.value.code == 2
     return capsys.readouterr().err
 
 
-def test_it_prints_the_prompt_and_what_the_model_writes(capsys, run, model):
+def test_sample_prints_prompt_and_generated_text(capsys: pytest.CaptureFixture, run: Path, model: GPT) -> None:
     words = (
         f"--checkpoint={run}",
         "--prompt=in the",
@@ -65,15 +66,15 @@ def test_it_prints_the_prompt_and_what_the_model_writes(capsys, run, model):
     )
     ids = TOKENIZER.encode("in the")
     row = generate(model, [ids], max_new_tokens=9, temperature=0.8, top_k=20, end_of_text=258, key=jax.random.key(3))[0]
-    out = written(capsys, *words).out
+    out = read_output(capsys, *words)
     assert out == TOKENIZER.decode(row[row != 258]) + "\n"
     assert out.startswith("in the")
-    assert written(capsys, *words).out == out
-    assert written(capsys, *words[:-1], "--seed=4").out != out
+    assert read_output(capsys, *words) == out
+    assert read_output(capsys, *words[:-1], "--seed=4") != out
 
 
-def test_several_samples_are_told_apart(capsys, run):
-    out = written(capsys, f"--checkpoint={run}", "--prompt=the", "--num-samples=3", "--max-new-tokens=5").out
+def test_several_samples_are_separated_by_headings(capsys: pytest.CaptureFixture, run: Path) -> None:
+    out = read_output(capsys, f"--checkpoint={run}", "--prompt=the", "--num-samples=3", "--max-new-tokens=5")
     first, *rest = out.split("--- sample ")
     texts = [part.split(" ---\n", 1) for part in rest]
     assert first == ""
@@ -82,35 +83,35 @@ def test_several_samples_are_told_apart(capsys, run):
     assert len({text for _, text in texts}) > 1
 
 
-def test_a_prompt_file_is_read_as_it_stands(run, tmp_path):
+def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"one\r\ntwo\n")
     [text] = sample(Sample(checkpoint=str(run), prompt_file=str(file), max_new_tokens=2))
     assert text.startswith("one\r\ntwo\n")
 
 
-def test_a_text_ends_at_its_end_of_text(run, monkeypatch):
+def test_text_stops_at_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.array([[257, 65, 258, 258], [257, 66, 67, 258], [257, 68, 69, 70]])
-    monkeypatch.setattr(door, "generate", lambda *args, **kwargs: rows)
+    monkeypatch.setattr(entry_point, "generate", lambda *args, **kwargs: rows)
     assert list(sample(Sample(checkpoint=str(run), prompt="the"))) == ["theA", "theBC", "theDEF"]
-    on = list(sample(Sample(checkpoint=str(run), prompt="the", stop=False)))
-    assert on == ["theA" + 2 * "<|endoftext|>", "theBC<|endoftext|>", "theDEF"]
+    continued = list(sample(Sample(checkpoint=str(run), prompt="the", stop=False)))
+    assert continued == ["theA" + 2 * "<|endoftext|>", "theBC<|endoftext|>", "theDEF"]
 
 
-def test_an_empty_prompt_starts_after_an_end_of_text_that_is_not_shown(run, monkeypatch):
-    monkeypatch.setattr(door, "generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]]))
+def test_empty_prompt_starts_after_a_hidden_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_point, "generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]]))
     assert list(sample(Sample(checkpoint=str(run)))) == ["theA"]
 
 
-def test_without_end_of_text_an_empty_prompt_starts_after_a_line_end(capsys):
-    start = first_tokens("", Bytes())
+def test_empty_prompt_without_end_of_text_starts_after_line_end(capsys: pytest.CaptureFixture) -> None:
+    start = encode_prompt("", Bytes())
     assert (start.ids.tolist(), start.hidden) == ([10], 1)
     assert "taken to be a line end" in capsys.readouterr().err
     with pytest.raises(UserError, match="Give --prompt"):
-        first_tokens("", Chars.from_text("abc"))
+        encode_prompt("", Chars.from_text("abc"))
 
 
-def test_by_default_it_writes_what_fits(run):
+def test_default_length_fills_the_context(run: Path) -> None:
     [text] = sample(Sample(checkpoint=str(run), prompt="x", temperature=0.0))
     [longest] = sample(Sample(checkpoint=str(run), prompt="x", temperature=0.0, max_new_tokens=31))
     assert text == longest
@@ -131,20 +132,20 @@ def test_by_default_it_writes_what_fits(run):
         (["--step=best"], "validation loss"),
     ],
 )
-def test_what_cannot_be_done_is_explained(capsys, run, words, message):
-    assert message in refused(capsys, f"--checkpoint={run}", *words)
+def test_invalid_arguments_are_named(capsys: pytest.CaptureFixture, run: Path, words: list[str], message: str) -> None:
+    assert message in read_error(capsys, f"--checkpoint={run}", *words)
 
 
-def test_a_directory_that_is_no_run_is_explained(capsys, tmp_path):
-    assert "is not a run directory" in refused(capsys, f"--checkpoint={tmp_path}")
+def test_directory_without_run_is_named(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert "is not a run directory" in read_error(capsys, f"--checkpoint={tmp_path}")
 
 
-def test_a_run_without_tokenizer_is_explained(capsys, tmp_path, model):
-    write_imported_run(tmp_path / "mute", model=model, tokenizer=None)
-    assert "has no tokenizer.json" in refused(capsys, f"--checkpoint={tmp_path / 'mute'}", "--prompt=a")
+def test_run_without_tokenizer_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path, model: GPT) -> None:
+    write_imported_run(tmp_path / "untokenized", model=model, tokenizer=None)
+    assert "has no tokenizer.json" in read_error(capsys, f"--checkpoint={tmp_path / 'untokenized'}", "--prompt=a")
 
 
-def test_help_explains_every_option(capsys):
+def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0

@@ -1,205 +1,132 @@
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from tiny import (
-    ALPHABET,
-    SINGLE,
-    door,
-    read_lines,
-    tiny_config,
-    write_config,
-    write_shards,
-    write_text_shards,
-)
+from tiny import start_entry_point, tiny_config, write_config, write_shards, write_text_shards
 
-from gptjax.core.errors import UserError
-from gptjax.data.config import BatchSize, TokenShards
-from gptjax.data.shards import write_shard
-from gptjax.metrics.logger import LogConfig
-from gptjax.optim import AdamW
-from gptjax.optim.schedules import Constant
+from gptjax import train as entry_point
+from gptjax.data.config import TokenShards
 from gptjax.run_dir import RunDir
-from gptjax.sharding.mesh import MeshConfig
-from gptjax.tokenization.tokenizer import Chars
-from gptjax.train import create_run_state, main, prepare_config, train
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.checkpoint_format import flatten_by_name
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
+from gptjax.train import main
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text_shards(tmp_path_factory.mktemp("train") / "shards")
 
 
-@pytest.fixture(scope="module")
-def finished(shards):
-    """A whole run through the door, with every judge; its config and what it printed."""
-    config = tiny_config(
-        shards,
-        name="finished",
-        steps=60,
-        optimizer=AdamW(learning_rate=0.01, schedule=Constant(warmup_steps=5)),
-        evaluators=(BigramBaseline(), ValidationLoss(every=30), Samples(every=60, prompt="1", max_new_tokens=5)),
-        log=LogConfig(every=20),
-        checkpoint=CheckpointConfig(every=30),
-    )
-    file = write_config(shards.parent / "finished.py", config)
-    return config, file, run_door(f"--config={file}", "--checkpoint.keep=1")
+@pytest.fixture
+def config_file(shards: Path, tmp_path: Path) -> Path:
+    config = tiny_config(shards, steps=2, output_dir=str(tmp_path / "runs"))
+    return write_config(tmp_path / "config.py", config)
 
 
-def run_door(*words):
-    """The door in this process: (exit code, what it printed)."""
-    with pytest.MonkeyPatch.context() as patch:
-        printed = []
-        patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
-        with pytest.raises(SystemExit) as done:
-            main(list(words))
-    return done.value.code, "\n".join(printed)
+def run_main(*words: str) -> int:
+    """The entry point in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as done:
+        main(list(words))
+    return int(done.value.code or 0)
 
 
-def test_a_run_learns_and_says_what_it_does(finished):
-    config, file, (code, printed) = finished
-    assert code == 0
-    losses = dict(read_lines(config.directory))
-    assert list(losses) == list(range(1, 61))
-    assert losses[1] == pytest.approx(np.log(len(ALPHABET)), abs=0.2)
-    assert losses[60] < losses[1] - 1
-    assert dict(read_lines(config.directory, "val_loss")).keys() == {0, 30, 60}
-    assert len(read_lines(config.directory, "sample")) == 1
-    for words in (
-        f"config {file}",
-        "checkpoint.keep: 2 → 1",
-        "27,520 parameters, 2 layers × 32",
-        "tokens in 197 windows",
-        "attention xla",
-        "60 steps × 128 tokens = 7,680 (2.44 epochs)",
-        "631 of 631 next tokens",
-        "step 20/60",
-        "bits per byte; a bigram has",
-        f"train on  python -m gptjax.train --config={file} --checkpoint.keep=1 --steps=120",
-    ):
-        assert words in printed, words
+def test_main_prints_changes_and_trains(config_file: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(f"--config={config_file}", "--checkpoint.keep=1") == 0
+    printed = capsys.readouterr().out
+    assert f"config {config_file}\n  checkpoint.keep: 10 → 1\n" in printed
+    assert "Last values: loss" in printed
+    assert f"train on  python -m gptjax.train --config={config_file} --checkpoint.keep=1 --steps=4" in printed
+    run = RunDir.open(config_file.parent / "runs" / "tiny")
+    assert run.config.checkpoint.keep == 1
+    assert run.find_step() == 2
+    assert (run.directory / "config.py").read_text() == config_file.read_text()
 
 
-def test_the_run_directory_holds_what_others_need(finished, shards):
-    config, file, _ = finished
-    held = {path.name for path in config.directory.iterdir()}
-    assert held >= {"config.json", "config.py", "environment.json", "tokenizer.json", "metrics.jsonl", "loss.png"}
-    assert (config.directory / "config.py").read_text() == file.read_text()
-    assert RunDir.open(config.directory).config == replace(config, checkpoint=replace(config.checkpoint, keep=1))
-    assert json.loads((config.directory / "environment.json").read_text())["packages"]["jax"] == jax.__version__
-    assert RunDir.open(config.directory).find_step("best") == RunDir.open(config.directory).find_step() == 60
+def test_main_exits_with_the_code_of_train(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_point, "train", lambda config, **_: 143)
+    assert run_main(f"--config={config_file}") == 143
 
 
-def test_updates_that_stay_undefined_end_the_run(shards):
-    """Updates as large as the largest float would leave nothing to compute with."""
-    config = tiny_config(
-        shards,
-        name="undefined",
-        steps=50,
-        optimizer=AdamW(learning_rate=3e38, schedule=Constant()),
-        max_consecutive_skips=4,
-        checkpoint=CheckpointConfig(every=2),
-    )
-    with pytest.raises(UserError) as error:
-        train(config)
-    message = str(error.value)
-    assert "the last 4 updates, up to step 4, were not made: their size" in message
-    assert "No checkpoint was saved" in message, "none while updates are skipped: the weights may be what is wrong"
-    losses = dict(read_lines(config.directory))
-    assert list(losses)[:4] == [1, 2, 3, 4]
-    assert all(np.isfinite(loss) for loss in losses.values()), "of weights that stayed as they were"
+def copy_with_damage(shards: Path, directory: Path, damage: Callable[[Path], object]) -> str:
+    """Foreign shards whose first file is damaged; returns the flag that names them."""
+    ids = [TokenShards(path=str(shards)).open_stream("train").read(0, 500)]
+    copy = write_shards(directory / "damaged", {"train": ids, "val": ids})
+    damage(copy / "train_000000.bin")
+    return f"--data.path={copy}"
 
 
-def test_a_run_may_start_from_anothers_weights_and_a_shorter_context(finished, shards):
-    source = finished[0]
-    config = tiny_config(shards, name="later", steps=2, init_from=str(source.directory), model={"context_length": 8})
-    weights = flatten_by_name(RunDir.open(source.directory).load_model())
-    for name, array in flatten_by_name(create_run_state(config, SINGLE).model).items():
-        wanted = weights[name][:8] if name == "positions" else weights[name]
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(wanted))
-    assert train(config) == 0
-    assert [step for step, _ in read_lines(config.directory)] == [1, 2]
-    assert read_lines(config.directory)[0][1] < 2.5, "it starts where the other ended"
+def write_large_ids(directory: Path) -> str:
+    ids = [np.arange(500) % 78]
+    return f"--data.path={write_shards(directory / 'large', {'train': ids, 'val': ids})}"
 
 
-def test_a_start_settles_the_shape_and_leaves_the_rest_to_the_config(finished, shards):
-    start = str(finished[0].directory)
-    wanted = tiny_config(
-        shards,
-        init_from=start,
-        model={"mlp_dim": 64, "num_layers": 9, "context_length": 99, "dropout": 0.3, "remat": "full"},
-    )
-    config, _ = prepare_config(wanted)
-    assert config.model == replace(
-        finished[0].model, dropout=0.3, compute=replace(finished[0].model.compute, remat="full")
-    )
-    assert create_run_state(config, SINGLE).model.blocks.mlp.config.dropout == 0.3
+def overwrite_magic(path: Path) -> None:
+    path.write_bytes(b"\0" * 4 + path.read_bytes()[4:])
 
 
-def test_a_run_keeps_its_tokenizer_and_the_place_of_its_data(finished, shards, tmp_path, monkeypatch, capsys):
-    config, *_ = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(config.directory, copy)
-    Chars({char: i for i, char in enumerate(reversed(ALPHABET))}).save(copy)
-    with pytest.raises(UserError, match="is not the tokenizer that this run was trained with"):
-        RunDir.open(copy).load_model()
-    monkeypatch.chdir(shards.parent)
-    found = prepare_config(replace(config, data=TokenShards(path=shards.name)))[0]
-    assert found.data.path == str(shards)
-    prepare_config(tiny_config(shards, name="next", init_from=str(config.directory), model={"embed_dim": 64}))
-    assert "model.embed_dim: 64 → 32, as the weights have it" in capsys.readouterr().out
-    prepare_config(tiny_config(shards, name="next", init_from=str(config.directory), model={"context_length": 8}))
-    assert "model.context_length: 8, where the weights were trained with 16" in capsys.readouterr().out
+def copy_with_other_tokenizer(shards: Path, directory: Path) -> str:
+    copy = directory / "mixed"
+    shutil.copytree(shards, copy)
+    text = (copy / "tokenizer.json").read_text().replace('"a"', '"A"')
+    (copy / "tokenizer.json").write_text(text)
+    return f"--data.path={copy}"
 
 
-def test_the_vocabulary_is_the_tokenizers_unless_they_disagree(shards):
-    config, own = prepare_config(tiny_config(shards, model={"vocab_size": None}))
-    assert config.model.vocab_size == own.vocab_size == len(ALPHABET)
-    with pytest.raises(UserError, match=r"model\.vocab_size is 50, .* has 48 tokens\. Give --model\.vocab-size=48"):
-        prepare_config(tiny_config(shards, model={"vocab_size": 50}))
+INVALID_INPUT: dict[str, tuple[Callable[[Path, Path], str], str]] = {
+    "missing shards": (lambda s, t: "--data.path=/nowhere/at/all", "/nowhere/at/all: no such directory of shards"),
+    "missing shards and vocabulary": (
+        lambda s, t: "--data.path=/nowhere/at/all --model.vocab-size=None",
+        "/nowhere/at/all: no such directory of shards",
+    ),
+    "unwritable directory": (lambda s, t: "--output-dir=/proc/here", "error: /proc/here"),
+    "indivisible batch": (lambda s, t: "--grad_accum=3", "does not divide into grad_accum 3"),
+    "indivisible heads": (lambda s, t: "--model.num-heads=5", "embed_dim 32 does not split over model.num_heads 5"),
+    "other vocabulary": (lambda s, t: "--model.vocab-size=99", "--model.vocab-size=48"),
+    "text shorter than a row": (lambda s, t: "--model.context-length=9999", "less than one"),
+    "unavailable kernel": (lambda s, t: "--model.compute.attention_impl=cudnn", "not an NVIDIA GPU"),
+    "mesh too large": (lambda s, t: "--mesh=data --mesh.data=99", "needs 99 devices"),
+    "batch not split over devices": (lambda s, t: "--mesh=data --mesh.data=3", "do not split over 3 devices"),
+    "missing weights": (lambda s, t: "--init-from=/nowhere", "/nowhere is not a run directory"),
+    "truncated shard": (lambda s, t: copy_with_damage(s, t, lambda f: os.truncate(f, 1500)), "is cut short"),
+    "no shard": (lambda s, t: copy_with_damage(s, t, overwrite_magic), "not a token shard"),
+    "token beyond the vocabulary": (lambda s, t: write_large_ids(t), "beyond model.vocab_size 48"),
+    "other tokenizer": (copy_with_other_tokenizer, "is not the tokenizer that made the shards"),
+    "missing config": (lambda s, t: "--config=nowhere.py", "--config is given 2 times"),
+}
 
 
-def test_foreign_shards_are_understood_through_the_tokenizer_that_is_named(shards, tmp_path):
-    """Bits per byte, a sample, and the vocabulary come from it."""
-    parts = {split: [TokenShards(path=str(shards)).open_stream(split).read(0, 500)] for split in ("train", "val")}
-    foreign = write_shards(tmp_path / "foreign", parts)
-    config = tiny_config(
-        foreign, steps=1, model={"vocab_size": None}, evaluators=(ValidationLoss(), Samples(prompt="1"))
-    )
-    with pytest.raises(UserError, match=r"model\.vocab_size is not known"):
-        train(config)
-    data = TokenShards(path=str(foreign), tokenizer=str(shards / "tokenizer.json"))
-    assert train(replace(config, data=data)) == 0
-    assert read_lines(config.directory, "val_bpb")
-    assert read_lines(config.directory, "sample")
-    assert RunDir.open(config.directory).require_tokenizer().vocab_size == len(ALPHABET)
-    with pytest.raises(UserError, match=r"data\.tokenizer is 'bytes', but the shards were made with chars-48"):
-        prepare_config(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
+@pytest.mark.parametrize("name", INVALID_INPUT)
+def test_invalid_input_exits_with_a_short_message(
+    name: str, shards: Path, tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    make_flags, message = INVALID_INPUT[name]
+    code = run_main(f"--config={config_file}", *make_flags(shards, tmp_path).split())
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error) < 500
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_foreign_shard_of_another_vocabulary_is_named_before_a_device_is_touched(tmp_path, split):
-    own, other = np.arange(500) % 48, np.arange(500) % 78
-    parts = {"train": [own, own], "val": [own]}
-    config = tiny_config(write_shards(tmp_path / "own", parts), evaluators=(BigramBaseline(),))
-    assert prepare_config(config)[0].model.vocab_size == 48
-    parts[split][-1] = other
-    config = tiny_config(write_shards(tmp_path / "other", parts), evaluators=(BigramBaseline(),))
-    with pytest.raises(UserError, match=rf"token id 77 in .*other/{split}_00000\d\.bin is beyond model\.vocab_size 48"):
-        prepare_config(config)
+def test_unknown_flag_is_answered_with_a_similar_one(config_file: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_main(f"--config={config_file}", "--optimizer.learning-rte=1") == 2
+    printed = capsys.readouterr()
+    assert "--optimizer.learning-rate" in printed.err + printed.out
 
 
-START = """
+def test_missing_config_exits_without_a_traceback() -> None:
+    process = start_entry_point("train", "--config=nowhere.py")
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 2
+    assert "There is no config file nowhere.py" in output
+    assert output.count("\n") <= 4
+
+
+PRINT_DEVICES = """
 import sys
 from jax._src import xla_bridge
 from gptjax import train
@@ -210,135 +137,53 @@ finally:
 """
 
 
-def test_an_altered_shard_is_named_before_a_device_is_touched(tmp_path):
-    directory = write_text_shards(tmp_path / "shards")
-    shard = directory / "train_000000.bin"
+def test_altered_shard_is_named_before_devices_start(config_file: Path, shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "altered"
+    shutil.copytree(shards, copy)
+    shard = copy / "train_000000.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    file = write_config(tmp_path / "config.py", tiny_config(directory, output_dir=str(tmp_path / "runs")))
-    words = [sys.executable, "-c", START, f"--config={file}"]
+    words = [sys.executable, "-c", PRINT_DEVICES, f"--config={config_file}", f"--data.path={copy}"]
     found = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert found.returncode == 2
     assert found.stderr.startswith(f"error: {shard}: ")
-    assert "config " in found.stdout
-    assert "devices: []" in found.stdout
+    assert found.stdout.startswith("config ")
+    assert found.stdout.endswith("devices: []\n")
 
 
-# ------------------------------------------------------------------------------------------------ bad input
-
-
-@pytest.fixture
-def config_file(shards, tmp_path):
-    return write_config(tmp_path / "config.py", tiny_config(shards, name="bad", output_dir=str(tmp_path / "runs")))
-
-
-def broken(shards, tmp_path, break_it):
-    """A copy of the shards, without a manifest, whose first file is broken; the option that names it."""
-    stream = TokenShards(path=str(shards)).split("train").read(0, 500)
-    copy = write_shards(tmp_path / "broken", {"train": [stream], "val": [stream]})
-    break_it(copy / "train_000000.bin")
-    return f"--data.path={copy}"
-
-
-def beyond(tmp_path):
-    ids = np.arange(500) % 78
-    return f"--data.path={write_shards(tmp_path / 'beyond', {'train': [ids], 'val': [ids]})}"
-
-
-def wrong_magic(path):
-    path.write_bytes(b"\0" * 4 + path.read_bytes()[4:])
-
-
-def other_tokenizer(shards, tmp_path):
-    """Shards beside which a tokenizer lies that did not make them."""
-    copy = tmp_path / "mixed"
-    copy.mkdir()
-    for path in shards.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    text = (copy / "tokenizer.json").read_text().replace('"a"', '"A"')
-    (copy / "tokenizer.json").write_text(text)
-    return f"--data.path={copy}"
-
-
-BAD = {
-    "missing shards": (lambda s, t: "--data.path=/nowhere/at/all", "/nowhere/at/all: no such directory of shards"),
-    "missing shards and no vocabulary": (
-        lambda s, t: "--data.path=/nowhere/at/all --model.vocab-size=None",
-        "/nowhere/at/all: no such directory of shards",
-    ),
-    "a place that cannot be written to": (lambda s, t: "--output-dir=/proc/here", "error: /proc/here"),
-    "a batch that does not divide": (lambda s, t: "--grad_accum=3", "does not divide into grad_accum 3"),
-    "a vocabulary that is not the tokenizer's": (lambda s, t: "--model.vocab-size=99", "--model.vocab-size=48"),
-    "a context longer than the text": (lambda s, t: "--model.context-length-length=9999", "less than one window"),
-    "a kernel that cannot run": (lambda s, t: "--model.compute.attention_impl=cudnn", "not an NVIDIA GPU"),
-    "a layout that is too large": (lambda s, t: "--mesh=data --mesh.data=99", "wants 99 devices"),
-    "a batch that does not split over devices": (
-        lambda s, t: "--mesh=data --mesh.data=3",
-        "do not split over 3 devices",
-    ),
-    "weights that are not there": (lambda s, t: "--init-from=/nowhere", "/nowhere is not a run directory"),
-    "a shard cut short": (lambda s, t: broken(s, t, lambda f: os.truncate(f, 1500)), "is cut short"),
-    "a file that is no shard": (lambda s, t: broken(s, t, wrong_magic), "not a token shard"),
-    "a token beyond the vocabulary": (lambda s, t: beyond(t), "beyond model.vocab_size 48"),
-    "another tokenizer": (other_tokenizer, "is not the tokenizer that made the shards"),
+# The words that engineers of other stacks look for, and a flag that each must lead to.
+WORDS = {
+    "batch size": "--batch-size",
+    "gradient accumulation": "--grad-accum",
+    "kv heads": "--model.num-kv-heads",
+    "embedding dim": "--model.embed-dim",
+    "context length": "--model.context-length",
+    "mesh": "--mesh",
+    "init from": "--init-from",
+    "ema": "--ema.decay",
+    "weight decay": "--optimizer.weight-decay",
+    "warmup": "--optimizer.schedule.warmup-steps",
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_said_in_a_line_or_two(name, shards, tmp_path, config_file, capsys):
-    make, words = BAD[name]
-    argument = make(shards, tmp_path)
-    with pytest.raises(SystemExit) as done:
-        main([f"--config={config_file}", *argument.split()])
-    error = capsys.readouterr().err
-    assert done.value.code == 2, error
-    assert error.startswith("error: ")
-    assert words in error
-    assert len(error) < 500
+def read_help_entries(text: str) -> dict[str, str]:
+    """Each flag of a help page, with its names and its text in lower-case words separated by single spaces."""
+    entries: dict[str, str] = {}
+    flag = None
+    for line in text.splitlines():
+        line = line.strip("│| ")  # tyro's boxes have plain lines where the terminal knows no others
+        if line.startswith("--"):
+            flag, *_ = line.replace(",", " ").split()
+            entries[flag] = ""
+        elif line[:1] in "╭╰+":  # the edge of a box
+            flag = None
+        if flag is not None:
+            entries[flag] += " " + line
+    return {flag: re.sub(r"[\W_]+", " ", entry).lower() for flag, entry in entries.items()}
 
 
-def test_an_unknown_field_is_answered_with_the_one_that_was_meant(config_file, capsys):
-    with pytest.raises(SystemExit) as done:
-        main([f"--config={config_file}", "--optimizer.learning-rte=1"])
-    printed = capsys.readouterr()
-    assert done.value.code == 2
-    assert "--optimizer.learning-rate" in printed.err + printed.out
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--config=nowhere.py"], "There is no config file nowhere.py"),
-        (["--config={file}", "--model.num-heads=5"], "model.embed_dim 32 does not split over model.num_heads 5"),
-    ],
-)
-def test_the_door_itself_explains_without_a_traceback(words, said, config_file):
-    process = door("train", *(word.format(file=config_file) for word in words))
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 2
-    assert said in output
-    assert "Traceback" not in output
-    assert output.count("\n") <= 4
-
-
-def test_resolved_layouts_must_suit_the_batch(shards):
-    config = tiny_config(shards, name="wide", mesh=MeshConfig(), batch=BatchSize(12))
-    with pytest.raises(UserError, match=r"12 sequences a group do not split over 8 devices"):
-        train(config)
-    assert not config.directory.exists(), "nothing is written before the config is known to work"
-
-
-def test_a_recipe_may_count_the_rows_that_pad_the_vocabulary(shards):
-    config = tiny_config(shards, model={"vocab_size": 128})
-    assert prepare_config(config)[0].model.vocab_size == 128
-    with pytest.raises(UserError, match=r"model\.vocab_size is 127, but the tokenizer of .* has 48 tokens"):
-        prepare_config(tiny_config(shards, model={"vocab_size": 127}))
-
-
-def test_documents_that_nobody_knows_are_missed_before_anything_is_compiled(tmp_path):
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for split in ("train", "val"):
-        write_shard(folder / f"{split}.bin", np.arange(500, dtype=np.uint16) % 60)
-    config = tiny_config(folder, model={"intra_document_mask": True, "vocab_size": 64})
-    with pytest.raises(UserError, match="nobody wrote down where its documents begin"):
-        prepare_config(config)
+def test_common_words_find_their_flag_in_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_main("--config=quickstart", "--help") == 0
+    entries = read_help_entries(capsys.readouterr().out)
+    found = {words: [flag for flag, entry in entries.items() if words in entry] for words in WORDS}
+    assert {words: flag for words, flag in WORDS.items() if flag not in found[words]} == {}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.config import TrainConfig
-from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
+from gptjax.core.files import file_sha256
 from gptjax.data.shards import write_shard
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.optim import AdamW
@@ -122,9 +122,12 @@ def write_config(path: Path, config: TrainConfig) -> Path:
     return path
 
 
-def door(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
-    """A door in a process of its own, as a person starts it; stderr comes with stdout."""
+def start_entry_point(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """An entry point in a process of its own, as a person starts it; stderr comes with stdout."""
     return python("-m", f"gptjax.{name}", *words, devices=devices, **environment)
+
+
+door = start_entry_point
 
 
 def python(*words: str, devices: int = 1, **environment: str) -> subprocess.Popen:

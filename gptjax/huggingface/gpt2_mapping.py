@@ -1,41 +1,44 @@
-"""Names, axes and config fields of Hugging Face's GPT-2, beside ours.
+"""Tensors and config fields of Hugging Face's GPT-2, with their counterparts here.
 
-One table gives for each weight its name there, its path here and how their axes are made of our axis names. It is read
-in one direction to export and in the other to import. GPT-2's Conv1D stores (in, out), as we do, so only an untied head
-is transposed. Their blocks are separate tensors, ours are stacked.
+`WEIGHT_MAP` and `FIELDS` are read in one direction by the import and in the other by the export. Hugging Face keeps
+each block's weights apart and merges axes. Here weights are stacked over the layers and every axis is separate. GPT-2's
+Conv1D stores (in, out), as this project does, so only the untied head is transposed.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
 from gptjax.model.config import GPTConfig
 
+CONFIG_FILE = "config.json"
 DTypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 @dataclass(frozen=True)
 class WeightMapping:
-    """One weight. `{}` in `hf_name` is the layer; `hf_axes` has a word of our axis names for each of their axes."""
+    """One kind of weight."""
 
     hf_name: str
+    """Name of its tensor. `{}` stands for the layer."""
     path: str
+    """Path of its parameter in `GPT`."""
     hf_axes: str
+    """A word for each axis of the tensor, made of the axis names that it merges."""
+
+    def list_names(self, config: GPTConfig) -> list[str]:
+        """The names of its tensors, one for each layer of a weight that blocks have."""
+        return [self.hf_name.format(layer) for layer in range(config.num_layers)] if self.is_stacked else [self.hf_name]
 
     @property
     def is_stacked(self) -> bool:
+        """True if the parameter has a leading axis of layers."""
         return "{}" in self.hf_name
-
-    def hf_names(self, config: GPTConfig) -> list[str]:
-        """The names of the tensors that this weight becomes."""
-        return [self.hf_name.format(i) for i in range(config.num_layers)] if self.is_stacked else [self.hf_name]
-
-    def hf_shape(self, config: GPTConfig) -> tuple[int, ...]:
-        sizes = axis_sizes(config, padded=False)
-        return tuple(int(np.prod([sizes[letter] for letter in word])) for word in self.hf_axes.split())
 
 
 WEIGHT_MAP = (
@@ -57,10 +60,10 @@ WEIGHT_MAP = (
     WeightMapping("transformer.ln_f.bias", "norm.bias", "D"),
     WeightMapping("lm_head.weight", "head", "V D"),
 )
-"""Tensors of GPT2LMHeadModel, saved with or without the leading `transformer.`."""
-EMBEDDING, HEAD = WEIGHT_MAP[0], WEIGHT_MAP[-1]
+"""The tensors of GPT2LMHeadModel."""
+HEAD, EMBEDDING = WEIGHT_MAP[-1], WEIGHT_MAP[0]
 
-CONFIG_FIELDS = {
+FIELDS = {
     "n_layer": "num_layers",
     "n_head": "num_heads",
     "n_embd": "embed_dim",
@@ -70,8 +73,8 @@ CONFIG_FIELDS = {
     "layer_norm_epsilon": "norm_epsilon",
     "tie_word_embeddings": "tie_embeddings",
 }
-"""Their field → ours. A field that a config.json does not give has the same default in both (GPT-2 124M)."""
-HF_ACTIVATIONS = {
+"""Field of config.json → field of GPTConfig. Their defaults are the same (GPT-2 124M), so that a file may omit them."""
+ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
@@ -79,36 +82,38 @@ HF_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-"""Their activation → ours. An export uses the first that fits."""
-EXPORTABLE_FIELDS = {*CONFIG_FIELDS.values(), "activation", "bias", "dropout", "init", "compute"}
-"""Fields of `GPTConfig` that an export can express, or that change no result. All others must be at their defaults."""
-REQUIRED_HF_FIELDS = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
-"""Their variants of GPT-2 that compute something else. `reorder_and_upcast_attn` does not: our softmax is float32."""
+"""Activation of config.json → activation here. The export uses the first that fits."""
+REQUIRED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+"""Fields that would change what GPT-2 computes. `reorder_and_upcast_attn` would not: the softmax is float32 anyway."""
 
 
-def axis_sizes(config: GPTConfig, *, padded: bool) -> dict[str, int]:
-    """The size of each axis name, with the vocabulary as it is stored or as it is published."""
-    vocabulary = config.padded_vocab_size if padded else config.resolved_vocab_size
-    attention = {"C": 3, "H": config.num_heads, "K": config.head_dim}
-    return {"V": vocabulary, "T": config.context_length, "D": config.embed_dim, "F": config.hidden_dim} | attention
+@dataclass(frozen=True)
+class HFOrigin:
+    """Facts that an import keeps for a later export."""
+
+    config: dict[str, Any]
+    """The content of config.json."""
+    dtype: DTypeName
+    """Type of the tensors; float32 if they were of several."""
 
 
-def to_jax_layout(tensor: np.ndarray, mapping: WeightMapping, *, axis_names: str, config: GPTConfig) -> np.ndarray:
-    """Split their axes, order them as ours, and pad the vocabulary with zeros."""
-    sizes, padded_sizes = axis_sizes(config, padded=False), axis_sizes(config, padded=True)
-    hf_axes = mapping.hf_axes.replace(" ", "")
-    split = tensor.reshape([sizes[letter] for letter in hf_axes])
-    ordered = split.transpose([hf_axes.index(letter) for letter in axis_names])
-    return np.pad(ordered, [(0, padded_sizes[letter] - sizes[letter]) for letter in axis_names])
+def get_axis_sizes(config: GPTConfig, *, padded: bool) -> dict[str, int]:
+    """The size of each axis name, with the vocabulary padded or not."""
+    vocab = config.padded_vocab_size if padded else config.resolved_vocab_size
+    heads = {"C": 3, "H": config.num_heads, "K": config.head_dim}
+    return heads | {"V": vocab, "T": config.context_length, "D": config.embed_dim, "F": config.hidden_dim}
 
 
-def to_hf_layout(weight: np.ndarray, mapping: WeightMapping, *, axis_names: str, config: GPTConfig) -> np.ndarray:
-    """The inverse of `to_jax_layout`."""
-    sizes = axis_sizes(config, padded=False)
-    unpadded = weight[tuple(slice(sizes[letter]) for letter in axis_names)]
-    ordered = unpadded.transpose([axis_names.index(letter) for letter in mapping.hf_axes.replace(" ", "")])
-    return ordered.reshape(mapping.hf_shape(config))
+def get_hf_shape(row: WeightMapping, config: GPTConfig) -> tuple[int, ...]:
+    """The shape of a row's tensors, of one layer each."""
+    sizes = get_axis_sizes(config, padded=False)
+    return tuple(int(np.prod([sizes[axis] for axis in word])) for word in row.hf_axes.split())
+
+
+def format_path(path: Any) -> str:
+    """The path of a parameter as `WEIGHT_MAP` writes it."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def is_param(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Param)

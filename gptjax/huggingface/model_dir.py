@@ -1,4 +1,4 @@
-"""A model directory in Hugging Face's layout: written with its tokenizer, compared with transformers, fetched."""
+"""Model directories with weights, config and tokenizer: written, compared with transformers, fetched from the hub."""
 
 import importlib.util
 import sys
@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gpt2 import CONFIG_FILE, HFOrigin, hf_config, to_hf
-from gptjax.huggingface.gpt2_mapping import DTypeName
+from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
+from gptjax.huggingface.gpt2_mapping import CONFIG_FILE, DTypeName, HFOrigin
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.model.gpt import GPT, with_static
 from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
-FETCHED = (
+FETCHED_FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -26,15 +26,16 @@ FETCHED = (
     "vocab.json",
     "merges.txt",
 )
+"""Patterns of the files that an import reads. No pickle is among them."""
 
 
 def write_model(
     directory: Path, model: GPT, *, dtype: DTypeName, origin: HFOrigin | None, tokenizer: Tokenizer | None
 ) -> None:
-    """Write all files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
+    """Write the files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
     end = tokenizer.end_of_text if tokenizer else None
     end = end if end is not None and end < model.config.resolved_vocab_size else None
-    config = hf_config(model.config, dtype=dtype, end_of_text=end, origin=origin)
+    config = to_hf_config(model.config, dtype=dtype, end_of_text=end, origin=origin)
     write_json(directory / CONFIG_FILE, config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     write_json(directory / "generation_config.json", ends)
@@ -48,36 +49,38 @@ def write_model(
 
 
 def compare_with_transformers(directory: Path, model: GPT, *, dtype: DTypeName) -> str:
-    """Compare logits of transformers, which loads the directory, with the model's. Raises `UserError` if they differ.
+    """Compare the model's logits with those that transformers computes from the directory, both in float32.
 
-    Returns the result in words.
+    Returns a sentence with the result, or with the packages that are missing.
+
+    Raises:
+        UserError: the logits differ by more than rounding.
     """
     missing = [name for name in ("transformers", "torch") if importlib.util.find_spec(name) is None]
     if missing:
         return f"not verified: {' and '.join(missing)} not installed"
     tokens = np.random.RandomState(0).randint(0, model.config.resolved_vocab_size, (1, model.config.context_length))
-    torch_logits, jax_logits = _torch_logits(directory, tokens), _jax_logits(model, tokens, dtype=dtype)
+    torch_logits = compute_torch_logits(directory, tokens)
+    jax_logits = compute_jax_logits(model, tokens, dtype=dtype)
     difference, largest = float(np.abs(torch_logits - jax_logits).max()), float(np.abs(jax_logits).max())
     if not difference <= TOLERANCE * max(1.0, largest / 10):
         raise UserError(
-            f"transformers computes other logits from the export: they differ by {difference:.2g} (largest logit "
-            f"{largest:.3g}). Nothing was written; --no-verify writes it all the same."
+            f"transformers computes other logits from the export: they differ by {difference:.2g}, and the largest "
+            f"logit is {largest:.3g}. Nothing was written. Use --no-verify to write it anyway."
         )
     return f"verified: over {tokens.size} tokens transformers' float32 logits differ by at most {difference:.1e}"
 
 
-def _jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DTypeName) -> np.ndarray:
-    """Logits of the weights as they were exported, computed in full float32."""
+def compute_jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DTypeName) -> np.ndarray:
+    """Logits of the exported weights, which are rounded to `dtype`, computed in full float32."""
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), model)
-    plain = with_static(
-        rounded,
-        config=replace(model.config, compute=replace(model.config.compute, attention_impl="xla", dtype="float32")),
-    )
+    compute = replace(model.config.compute, attention_impl="xla", dtype="float32")
+    float32_model = with_static(rounded, config=replace(model.config, compute=compute))
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(GPT.__call__)(plain, jnp.asarray(tokens)))
+        return np.asarray(jax.jit(GPT.__call__)(float32_model, jnp.asarray(tokens)))
 
 
-def _torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
+def compute_torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
 
@@ -87,34 +90,38 @@ def _torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def fetch_model(model: str) -> Path:
-    """The directory itself, or the model of that name on the hub, downloaded to the hub's cache."""
+    """The model's directory: `model` itself, or where huggingface_hub caches the model of that name."""
     if Path(model).is_dir():
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UserError(f"--model={model}: there is no such directory, and a model on the hub is not called that.")
+        raise UserError(f"--model={model} is neither a directory nor the name of a model on the hub.")
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(f"--model={model} is no directory; to fetch it from the hub: pip install 'gptjax[hf]'.")
+        raise UserError(f"--model={model} is no directory. To fetch it from the hub, pip install 'gptjax[hf]'.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(FETCHED)))
+        return Path(snapshot_download(model, allow_patterns=list(FETCHED_FILES)))
     except Exception as error:  # the hub's errors have no common base class
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"--model={model} is no directory here, and the hub did not give it: {type(error).__name__}: {reason}"
+            f"--model={model} is no directory, and fetching it from the hub failed: {type(error).__name__}: {reason}"
         ) from error
 
 
-def read_tokenizer(directory: Path, *, vocabulary: int) -> Tokenizer | None:
-    """The tokenizer beside the weights; None, with a note on stderr, if there is none that can be read here."""
+def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer beside the weights. None, with a note on stderr, if there is none that can be read.
+
+    Raises:
+        UserError: the tokenizer has more ids than the model.
+    """
     try:
         tokenizer = load_tokenizer(directory)
     except UserError as error:
         print(f"note: imported without a tokenizer: {error}", file=sys.stderr)
         return None
-    if tokenizer.vocab_size > vocabulary:
+    if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocabulary}. Give the "
-            "model's own tokenizer, or remove the tokenizer's files to import without one."
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}. Put the "
+            "model's own tokenizer there, or remove the tokenizer's files to import without one."
         )
     return tokenizer

@@ -1,10 +1,11 @@
-"""A directory of safetensors in Hugging Face's layout: one file, or several with an index.
+"""Model directories in Hugging Face's layout: safetensors in one file, or in several with an index, and JSON.
 
-Opening reads headers only. A tensor's bytes are read on demand. Pickles are never opened.
+Opening reads only the headers. A tensor's bytes are read on request. Pickles are never opened.
 """
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gptjax.core.errors import UserError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
-"""The largest file that is written; transformers has the same limit."""
+"""Largest file that is written, except for a single larger tensor."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,32 @@ class StoredTensor:
 
     @property
     def dtype(self) -> str:
-        """The code of safetensors: `F32`, `BF16`, …"""
+        """Safetensors' code of the type, such as `F32` or `BF16`."""
         return self.file.get_slice(self.name).get_dtype()
 
     def read(self) -> np.ndarray:
         return self.file.get_tensor(self.name)
 
 
-def open_tensors(directory: Path, stack: ExitStack) -> dict[str, StoredTensor]:
-    """Every tensor in the directory by name, readable until `stack` closes."""
+@contextmanager
+def open_tensors(directory: Path) -> Iterator[dict[str, StoredTensor]]:
+    """All tensors of the directory by name, readable inside the context.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
     out: dict[str, StoredTensor] = {}
-    for path in _weight_files(directory):
-        try:
-            file = stack.enter_context(safe_open(path, framework="np"))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read as safetensors: {error}. Fetch the file again.") from None
-        out |= {name: StoredTensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    return out
+    with ExitStack() as stack:
+        for path in _list_weight_files(directory):
+            try:
+                file = stack.enter_context(safe_open(path, framework="np"))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path} cannot be read as safetensors: {error}. Fetch the file again.") from None
+            out |= {name: StoredTensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        yield out
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _list_weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS_FILE).is_file():
         return [directory / WEIGHTS_FILE]
     index = directory / INDEX_FILE
@@ -64,14 +71,14 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / file for file in files]
     if any(directory.glob("*.bin")):
         raise UserError(
-            f"{directory} holds its weights only as *.bin, a pickle, and loading a pickle can run any code. If you "
-            "trust it, load it with transformers and save_pretrained() it again, which writes model.safetensors."
+            f"{directory} has weights only as *.bin, a pickle, and loading a pickle can run any code. If you trust it, "
+            "load it with transformers and save_pretrained() it again, which writes model.safetensors."
         )
     raise UserError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}. Give the directory of a saved model.")
 
 
 def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the weights. More than `shard_bytes` become several files and an index of them."""
+    """Write the weights. More than `shard_bytes` become several files, with an index of the tensors in each."""
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and tensor.nbytes + sum(t.nbytes for t in shards[-1].values()) > shard_bytes:
@@ -85,7 +92,7 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
         size = sum(tensor.nbytes for tensor in tensors.values())
         write_json(directory / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
     for file, shard in zip(files, shards, strict=True):
-        # safetensors creates files that only their owner may read. Created first, they get the usual permissions.
+        # safetensors creates files that only their owner may read. `touch` gives the usual permissions.
         (directory / file).touch()
         mode = (directory / file).stat().st_mode
         save_file(shard, directory / file, metadata={"format": "pt"})
@@ -99,9 +106,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Give the directory of a saved model.") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}.") from None
+        raise UserError(f"{path} is not JSON: {error}. Fetch the file again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
+        raise UserError(f"{path} holds a JSON {type(content).__name__}; wanted: an object.")
     return content
 
 

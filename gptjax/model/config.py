@@ -90,7 +90,7 @@ class GPTConfig:
 
     num_layers: int = 12
     embed_dim: int = 768
-    """D: channels of the residual stream."""
+    """D, the embedding dimension: channels of the residual stream."""
     num_heads: int = 12
     context_length: int = 1024
     """T: the longest training text, in tokens."""

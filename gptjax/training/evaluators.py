@@ -12,6 +12,7 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.data.loader import iter_validation_batches, put_on_devices
+from gptjax.data.readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import DataSource
 from gptjax.data.token_stream import TokenStream
@@ -74,6 +75,12 @@ class Evaluator(Protocol):
         ...
 
 
+def _check_counts(config: Evaluator, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+
+
 @dataclass(frozen=True)
 class ValidationLoss:
     """Loss on the validation split: fixed windows without overlap, in order, the same on any number of devices."""
@@ -86,9 +93,7 @@ class ValidationLoss:
     """Sequences per batch, over all devices. Does not change the result."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "tokens", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+        _check_counts(self, "every", "tokens", "batch_size")
 
     def should_run(self, step: int, *, steps: int) -> bool:
         return step % self.every == 0 or step == steps
@@ -112,12 +117,14 @@ class ValidationEvaluator:
         if available < 1:
             raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
         self.predicted = min(available, tokens or available)
-        marks = stream.loss_mask
-        self._marks = None if marks is None else np.asarray(marks[1 : 1 + self.predicted] == 1)
-        self.scored = self.predicted if self._marks is None else int(self._marks.sum())
+        ids = stream.read(0, 1 + self.predicted)
+        check_token_ids(ids, context.model.resolved_vocab_size, source=stream.name)
+        mask = stream.loss_mask
+        scored = ids[1:] if mask is None else ids[1:][mask[1 : 1 + self.predicted] == 1]
+        self.scored = len(scored)
         if self.scored == 0:
             raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
-        self.bytes = self._count_bytes()
+        self.bytes = self._count_bytes(scored)
         end = context.tokenizer.end_of_text if context.tokenizer else None
         masked = context.model.intra_document_mask
         self._documents = ConcatSequences(stream, context.model.context_length, end_of_text=end) if masked else None
@@ -132,16 +139,12 @@ class ValidationEvaluator:
             f"{length} without overlap ({together}), mean in nats per token{per_byte}"
         )
 
-    def _count_bytes(self) -> int | None:
+    def _count_bytes(self, scored: np.ndarray) -> int | None:
         """Bytes of text behind the scored tokens; special tokens have none."""
         tokenizer = self.context.tokenizer
-        if tokenizer is None:
+        if tokenizer is None or int(scored.max()) >= tokenizer.vocab_size:  # a model may have more rows than tokens
             return None
-        ids = self.stream.read(1, self.predicted)
-        ids = ids if self._marks is None else ids[self._marks]
-        if int(ids.max()) >= tokenizer.vocab_size:
-            return None  # the model's own check names the token, once it is read
-        return int(tokenizer.bytes_per_token[ids].sum(dtype=np.int64))
+        return int(tokenizer.bytes_per_token[scored].sum(dtype=np.int64))
 
     def __call__(self, model: GPT) -> Metrics:
         config, mesh = self.context.model, self.context.mesh
@@ -209,6 +212,13 @@ class Samples:
     temperature: float = 0.8
     top_k: int | None = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "every", "max_new_tokens", "top_k")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"evaluators: temperature is {self.temperature}; it must not be negative, and finite.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"evaluators: seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
 
     def should_run(self, step: int, *, steps: int) -> bool:
         return step > 0 and (step % self.every == 0 or step == steps)

@@ -10,7 +10,7 @@ from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
 
 MicroBatch = dict[str, BT]
-"""Rows of one micro-batch: `tokens`, `targets` and, for document masks, `segments` and `positions`, each int32 (B, T)."""
+"""Rows of a micro-batch: `tokens`, `targets` and, for document masks, `segments` and `positions`; int32 (B, T) each."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from gptjax.model.gpt import with_static
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim import EMA, AdamW, Constant, Linear, Muon, ParamGroup
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import compile_step, create_run_state, open_run_loader
+from gptjax.startup import compile_step, create_state, open_loader
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.state import TrainState
 from gptjax.training.step import make_eval_step
@@ -75,7 +75,7 @@ def run(configs: dict[str, TrainConfig]) -> Callable[..., Run]:
     def run(name: str, mesh: MeshConfig, *, grad_accum: int = 2) -> Run:
         config = replace(configs[name], grad_accum=grad_accum)
         with mesh.activate():
-            state, loader = create_run_state(config, mesh), open_run_loader(config, mesh)
+            state, loader = create_state(config, mesh), open_loader(config, mesh)
             step = compile_step(config, mesh, state, loader)
             batches, found = loader.iterate_from(0), []
             for _ in range(4):
@@ -89,7 +89,7 @@ def run(configs: dict[str, TrainConfig]) -> Callable[..., Run]:
 def evaluate_average(config: TrainConfig, mesh: MeshConfig, state: TrainState) -> float:
     """The loss of the averaged weights on the first step's batch."""
     with mesh.activate():
-        batch = next(open_run_loader(config, mesh).iterate_from(0))
+        batch = next(open_loader(config, mesh).iterate_from(0))
         nats, count = make_eval_step(config.objective)(state.ema, batch)
     return float(nats) / int(count)
 
@@ -156,13 +156,13 @@ def one_step(configs: dict[str, TrainConfig]) -> tuple[dict[str, np.ndarray], Ca
     """(a batch, a function that makes one step on it, the model before) with dropout of a half and one layer."""
     config = configs["muon"]
     config = replace(config, model=replace(config.model, dropout=0.5, num_layers=1), optimizer=ADAMW)
-    batch = jax.device_get(next(open_run_loader(config, SINGLE).iterate_from(0)))
-    state = create_run_state(config, SINGLE)
+    batch = jax.device_get(next(open_loader(config, SINGLE).iterate_from(0)))
+    state = create_state(config, SINGLE)
 
     @functools.cache
     def compile_for(grad_accum: int, seed: int) -> Callable[..., Any]:
         changed = replace(config, seed=seed, batch_size=16, grad_accum=grad_accum)
-        return compile_step(changed, SINGLE, state, open_run_loader(changed, SINGLE))
+        return compile_step(changed, SINGLE, state, open_loader(changed, SINGLE))
 
     def step(batch: dict[str, np.ndarray], *, grad_accum: int = 1, seed: int = 0, at: int = 0) -> tuple:
         """(loss, gradient norm, new model)."""

@@ -1,13 +1,15 @@
-"""Law: a GPT-2 computes here what it computes in transformers, and going there and back changes no bit.
+"""Invariant: a GPT-2 computes here what it computes in transformers, and importing and exporting it changes no bit.
 
-The default suite compares with logits that transformers once computed, kept in `golden_gpt2.npz` (weights are drawn
-from a seed). With torch and transformers, `-m parity` runs both side by side, and `python tests/laws/test_parity.py`
+The default suite compares with logits that transformers computed once, which `golden_gpt2.npz` holds. Weights are drawn
+from a seed. With torch and transformers, `-m parity` computes both side by side, and running this file as a program
 writes the golden file again.
 """
 
 import json
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +18,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hf_models import draw, make_config, same_bits, write
+from hf_models import Tensors, are_identical, draw_tensors, make_hf_config, write_model_dir
 from safetensors.numpy import load_file
 
-from gptjax.huggingface.gpt2 import from_hf, hf_config, to_hf
+from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
+from gptjax.huggingface.gpt2_import import from_hf
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.model.gpt import GPT
-from gptjax.model.loss import next_token_loss
+from gptjax.training.objective import NextToken
 
-GOLDEN = Path(__file__).parent / "golden_gpt2.npz"
+GOLDEN_FILE = Path(__file__).parent / "golden_gpt2.npz"
 GOLDEN_MODELS = {
-    "gpt2": make_config(),
-    "untied_relu": make_config(
+    "gpt2": make_hf_config(),
+    "untied_relu": make_hf_config(
         n_layer=2,
         n_head=2,
         n_embd=22,
@@ -41,72 +44,51 @@ GOLDEN_MODELS = {
 }
 
 
-def draw_tokens(config):
+def draw_tokens(config: dict[str, Any]) -> np.ndarray:
     shape = (2, config["n_positions"])
     return np.random.RandomState(1).randint(0, config["vocab_size"], shape)
 
 
-def our_logits(directory, tokens):
+def compute_jax_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
     _, model, _ = from_hf(directory)
     return np.asarray(jax.jit(GPT.__call__)(model, jnp.asarray(tokens)))
 
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
-def test_logits_equal_those_that_transformers_computed(tmp_path, name):
+def test_logits_equal_those_of_transformers(tmp_path: Path, name: str):
     config = GOLDEN_MODELS[name]
-    directory = write(tmp_path, config, draw(config))
-    with np.load(GOLDEN, allow_pickle=False) as golden:
+    directory = write_model_dir(tmp_path, config, draw_tensors(config))
+    with np.load(GOLDEN_FILE, allow_pickle=False) as golden:
         expected = golden[name]
-    assert np.ptp(expected) > 1, "logits that hardly differ would prove little"
-    np.testing.assert_allclose(our_logits(directory, draw_tokens(config)), expected, atol=1e-5, rtol=0)
+    assert np.ptp(expected) > 1, "equal logits would prove little"
+    np.testing.assert_allclose(compute_jax_logits(directory, draw_tokens(config)), expected, atol=1e-5, rtol=0)
 
 
 # --- side by side; needs torch and transformers ---
 
 
-def their_logits(directory, tokens):
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
-    with torch.no_grad():
-        return model(torch.tensor(tokens)).logits.numpy()
-
-
-def their_loss(directory, tokens):
+def compute_torch_outputs(directory: Path, tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """(logits, mean loss of the next token) by transformers in float32."""
     import torch
     from transformers import GPT2LMHeadModel
 
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
     ids = torch.tensor(tokens)
     with torch.no_grad():
-        return float(model(ids, labels=ids).loss)
+        output = model(ids, labels=ids)
+    return output.logits.numpy(), float(output.loss)
 
 
-def our_loss(model, tokens):
-    """Mean cross-entropy as training computes it, in float32: the chunked loss over the padded vocabulary."""
-    config = model.config
+def compute_jax_loss(model: GPT, tokens: np.ndarray) -> float:
+    """Mean cross-entropy as training computes it: in chunks, over the padded vocabulary."""
     ids = jnp.asarray(tokens)
-
-    @jax.jit
-    def summed(model, ids):
-        targets = jnp.roll(ids, -1, axis=1).at[:, -1].set(-1)
-        return next_token_loss(
-            model.hidden_states(ids),
-            model.head_weight,
-            targets,
-            vocab_size=config.resolved_vocab_size,
-            chunk_tokens=7,
-            dtype="float32",
-            mesh=model.mesh,
-        )
-
-    total, count = summed(model, ids)
+    targets = jnp.roll(ids, -1, axis=1).at[:, -1].set(-1)
+    total, count = jax.jit(NextToken(chunk_tokens=7).sum_loss)(model, {"tokens": ids, "targets": targets})
     return float(total / count)
 
 
-def save_with_transformers(directory, config, *, dtype, shard_size):
-    """A random GPT-2 made and saved by transformers alone."""
+def save_with_transformers(directory: Path, config: dict[str, Any], *, dtype: str, shard_size: str) -> None:
+    """Save a random GPT-2 that transformers alone makes."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -118,7 +100,7 @@ def save_with_transformers(directory, config, *, dtype, shard_size):
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=shard_size)
 
 
-def load_all(directory):
+def load_tensors(directory: Path) -> Tensors:
     return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
@@ -136,49 +118,51 @@ LIVE_MODELS = [
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("changes", "dtype", "shard_size"), LIVE_MODELS)
-@pytest.mark.filterwarnings("default")  # torch and transformers warn of their own affairs
-def test_models_of_transformers_come_in_and_go_back(tmp_path, changes, dtype, shard_size):
+@pytest.mark.filterwarnings("default")  # torch and transformers have warnings of their own
+def test_models_of_transformers_survive_import_and_export(
+    tmp_path: Path, changes: dict[str, Any], dtype: str, shard_size: str
+):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    config = make_config(**changes)
-    tokens = draw_tokens(config)
-    theirs = tmp_path / "theirs"
-    save_with_transformers(theirs, config, dtype=dtype, shard_size=shard_size)
-    ours, model, origin = from_hf(theirs, dtype="float32")
+    hf_config = make_hf_config(**changes)
+    tokens = draw_tokens(hf_config)
+    original = tmp_path / "original"
+    save_with_transformers(original, hf_config, dtype=dtype, shard_size=shard_size)
+    config, model, origin = from_hf(original, dtype="float32")
     assert origin.dtype == dtype
-    assert (len(list(theirs.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
+    assert (len(list(original.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
 
-    assert our_loss(model, tokens) == pytest.approx(their_loss(theirs, tokens), abs=1e-4)
+    logits, loss = compute_torch_outputs(original, tokens)
+    assert compute_jax_loss(model, tokens) == pytest.approx(loss, abs=1e-4)
 
-    back = tmp_path / "back"
-    back.mkdir()
+    exported = tmp_path / "exported"
+    exported.mkdir()
     tensors = to_hf(model, dtype=origin.dtype)
-    assert same_bits(tensors, load_all(theirs))
-    write_tensors(back, tensors, shard_bytes=20_000)
-    write_json(back / "config.json", hf_config(ours, dtype=origin.dtype, end_of_text=None, origin=origin))
-    np.testing.assert_array_equal(their_logits(back, tokens), their_logits(theirs, tokens))
-    before = json.loads((theirs / "config.json").read_text())
-    assert json.loads((back / "config.json").read_text()) | {"torch_dtype": None} == before | {"torch_dtype": None}
+    assert are_identical(tensors, load_tensors(original))
+    write_tensors(exported, tensors, shard_bytes=20_000)
+    write_json(exported / "config.json", to_hf_config(config, dtype=origin.dtype, end_of_text=None, origin=origin))
+    np.testing.assert_array_equal(compute_torch_outputs(exported, tokens)[0], logits)
+    before, after = (json.loads((path / "config.json").read_text()) for path in (original, exported))
+    assert after | {"torch_dtype": None} == before | {"torch_dtype": None}
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
-def test_the_golden_file_is_what_transformers_computes(tmp_path):
+def test_golden_file_equals_what_transformers_computes(tmp_path: Path):
     pytest.importorskip("transformers")
-    with np.load(GOLDEN, allow_pickle=False) as golden:
-        for name, logits in compute_golden(tmp_path).items():
+    with np.load(GOLDEN_FILE, allow_pickle=False) as golden:
+        for name, logits in compute_golden_logits(tmp_path).items():
             np.testing.assert_allclose(logits, golden[name], atol=1e-5, rtol=0)
 
 
-def compute_golden(directory):
-    return {
-        name: their_logits(write(directory / name, config, draw(config)), draw_tokens(config))
-        for name, config in GOLDEN_MODELS.items()
-    }
+def compute_golden_logits(directory: Path) -> dict[str, np.ndarray]:
+    out = {}
+    for name, config in GOLDEN_MODELS.items():
+        model_dir = write_model_dir(directory / name, config, draw_tensors(config))
+        out[name], _ = compute_torch_outputs(model_dir, draw_tokens(config))
+    return out
 
 
 if __name__ == "__main__":
-    import tempfile
-
     with tempfile.TemporaryDirectory() as scratch:
-        np.savez_compressed(GOLDEN, **compute_golden(Path(scratch)))
+        np.savez_compressed(GOLDEN_FILE, **compute_golden_logits(Path(scratch)))

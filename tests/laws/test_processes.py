@@ -26,8 +26,9 @@ from gptjax.optim.ema import EMA
 from gptjax.optim.schedules import Constant
 from gptjax.run_dir import RunDir, run_lock
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import train
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
+from gptjax.trainer import train
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import Samples, ValidationLoss
 from gptjax.training.stages import Stage
 

@@ -22,7 +22,7 @@ from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import compile_steps, create_run_state, open_run_loader
+from gptjax.startup import compile_steps, create_state, open_loader
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 
 NAMES = sorted(path.stem for path in Path(configs.__path__[0]).glob("*.py") if path.stem != "__init__")
@@ -97,7 +97,7 @@ def small(name, shards):
 
 def loud(config, mesh):
     """A state whose weights are so large, whatever the recipe's initial ones, that every part of the model is heard."""
-    state, rng = create_run_state(config, mesh), np.random.default_rng(0)
+    state, rng = create_state(config, mesh), np.random.default_rng(0)
 
     def add_noise(leaf):
         noise = rng.normal(0.0, LOUD, leaf.shape).astype(np.float32)
@@ -108,7 +108,7 @@ def loud(config, mesh):
 
 def opened(config, mesh):
     state = loud(config, mesh)
-    batches = open_run_loader(config, mesh)
+    batches = open_loader(config, mesh)
     train_step = compile_steps(config, mesh, state, batches, start=0)
     return state, functools.partial(advance, train_step, batches)
 
@@ -132,8 +132,8 @@ def test_it_is_its_formula_the_same_on_eight_devices_and_after_a_stop(shards, tm
             checkpoints.save(2, state, metadata={}, val_loss=None)
         more, _ = run(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-            restored = checkpoints.restore(create_run_state(config, SINGLE), 2)
-        rows = next(open_run_loader(config, SINGLE).iterate_from(2))
+            restored = checkpoints.restore(create_state(config, SINGLE), 2)
+        rows = next(open_loader(config, SINGLE).iterate_from(2))
         wanted = formula.loss(with_static(restored.model, config=config.phases[-1].model), rows)
         assert run(restored, 2)[0] == more
     assert more[0] == pytest.approx(wanted, abs=1e-5)

@@ -1,0 +1,95 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import SINGLE, tiny_config, write_text_shards
+
+from gptjax import report, startup
+from gptjax.config import TrainConfig
+from gptjax.data.loader import BatchLoader
+from gptjax.metrics.metrics_file import MetricsFileWriter
+from gptjax.optim import AdamW, Constant
+from gptjax.optim.ema import EMA
+from gptjax.training.evaluators import BigramBaseline, ValidationLoss
+from gptjax.training.stages import Stage
+
+COMMAND = "python -m gptjax.train --config=my.py"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return tiny_config(write_text_shards(tmp_path_factory.mktemp("report") / "shards"), steps=60)
+
+
+def describe(config: TrainConfig) -> None:
+    config, tokenizer = startup.prepare_config(config)
+    spec = startup.make_read_spec(config, tokenizer)
+    batches = BatchLoader(config.data.open(spec), spec, mesh=SINGLE)
+    report.describe_run(config, SINGLE, batches, startup.open_evaluators(config, tokenizer, SINGLE))
+
+
+def test_describe_run_prints_model_data_and_length(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    describe(replace(config, evaluators=(BigramBaseline(), ValidationLoss(every=30))))
+    printed = capsys.readouterr().out
+    for words in (
+        f"run       {config.directory}",
+        "27,520 parameters, 2 layers × 32",
+        "tokens in 197 sequences",
+        "attention xla",
+        "60 steps × 128 tokens = 7,680 (2.44 epochs)",
+        "evaluated 631 of 631 next tokens",
+    ):
+        assert words in printed, words
+    assert "note:" not in printed
+
+
+def test_describe_run_prints_stages_and_average(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    describe(replace(config, stages=(Stage(20, batch_size=16),), ema=EMA(decay=0.9)))
+    printed = capsys.readouterr().out
+    assert "60 steps = 12,800 tokens (4.06 epochs)" in printed
+    assert "from step 20 on 16 rows = 256 tokens a step" in printed
+    assert "average   the mean of the weights from step 1 on" in printed
+
+
+def test_describe_run_notes_a_rate_that_still_rises(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    describe(replace(config, optimizer=AdamW(schedule=Constant(warmup_steps=100))))
+    assert "note: the learning rate still rises at the last of 60 steps" in capsys.readouterr().out
+
+
+def write_metrics(config: TrainConfig) -> None:
+    config.directory.mkdir(parents=True)
+    writer = MetricsFileWriter(config.directory / "metrics.jsonl")
+    writer.write({"step": 0, "tokens": 0, "val_loss": 4.0, "val_bpb": 6.0, "bigram_loss": 2.0, "bigram_bpb": 4.0})
+    writer.write({"step": 1, "tokens": 128, "loss": 3.0, "seconds": 1.0})
+    writer.write({"step": 1, "tokens": 128, "val_loss": 1.5, "val_bpb": 3.0})
+    writer.close()
+
+
+def test_summary_without_checkpoint_names_the_command(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = replace(config, output_dir=str(tmp_path))
+    write_metrics(config)
+    report.print_summary(config, COMMAND, stopped=2)
+    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in capsys.readouterr().out
+
+
+def test_summary_compares_with_bigram_and_names_commands(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = replace(config, output_dir=str(tmp_path / "my runs"), evaluators=(ValidationLoss(),))
+    write_metrics(config)
+    step = config.directory / "checkpoints" / "1"
+    (step / "metadata").mkdir(parents=True)
+    (step / "metadata" / "metadata").touch()
+    (step / "commit_success.txt").touch()
+    report.print_summary(config, f"{COMMAND} --steps=60", stopped=None)
+    printed = capsys.readouterr().out
+    assert "validation 3.0000 bits per byte; a bigram has 4.0000 (ratio 0.750)" in printed
+    assert f"train on  {COMMAND} --steps=120" in printed
+    assert "python -m gptjax.sample --checkpoint='" in printed
+    assert (config.directory / "loss.png").is_file()
+    report.print_summary(config, f"{COMMAND} --steps=60", stopped=2)
+    assert f"resume    {COMMAND} --steps=60" in capsys.readouterr().out
+    report.print_summary(replace(config, evaluators=(ValidationLoss(tokens=9),)), COMMAND, stopped=None)
+    assert "bits per byte" not in capsys.readouterr().out, "a part of the split is not comparable"

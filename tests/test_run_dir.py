@@ -1,0 +1,141 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import MODEL, tiny_config, tokenizer
+
+from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT
+from gptjax.run_dir import RunDir, run_lock, write_imported_run, write_run_files
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Chars
+from gptjax.training.checkpoint_format import flatten_by_name
+
+
+def draw_model(config: GPTConfig) -> GPT:
+    return jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return draw_model(MODEL)
+
+
+@pytest.fixture(scope="module")
+def directory(model: GPT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "imported"
+    write_imported_run(directory, model=model, tokenizer=tokenizer())
+    return directory
+
+
+def test_imported_run_opens_with_its_weights(directory: Path, model: GPT) -> None:
+    run = RunDir.open(str(directory))
+    assert (run.config.name, run.config.directory, run.config.model) == ("imported", directory, MODEL)
+    assert run.require_tokenizer().fingerprint == tokenizer().fingerprint
+    assert run.find_step() == run.find_step(0) == 0
+    assert not run.has_ema()
+    for name, array in flatten_by_name(run.load_model()).items():
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(flatten_by_name(model)[name]))
+
+
+def test_load_model_shards_weights_and_shortens_context(directory: Path, model: GPT) -> None:
+    mesh = MeshConfig(fsdp=2, tensor=2)
+    with mesh.activate():
+        found = RunDir.open(directory).load_model(mesh=mesh, context_length=5)
+    assert found.config.context_length == 5
+    shardings = {
+        name: array.sharding.spec
+        for name, array in flatten_by_name(found).items()
+        if array.shape == (MODEL.padded_vocab_size, MODEL.embed_dim)
+    }
+    assert list(shardings.values()) == [mesh.weight_spec("VD")]
+    for name, array in flatten_by_name(model).items():
+        loaded = np.asarray(flatten_by_name(found)[name])
+        np.testing.assert_array_equal(loaded, np.asarray(array)[: len(loaded)])
+
+
+def test_load_model_with_rotary_positions_extends_context(tmp_path: Path) -> None:
+    model = draw_model(replace(MODEL, positions="rotary"))
+    write_imported_run(tmp_path / "short", model=model, tokenizer=None)
+    length = 2 * MODEL.context_length
+    longer = RunDir.open(tmp_path / "short").load_model(context_length=length)
+    assert jax.eval_shape(longer, jnp.zeros((1, length), jnp.int32)).shape[1] == length
+
+
+def test_load_model_computes_in_the_wanted_dtype(directory: Path) -> None:
+    compute = RunDir.open(directory).load_model(dtype="bfloat16").config.compute
+    assert compute == replace(MODEL.compute, dtype="bfloat16")
+
+
+def test_imported_run_never_overwrites_a_directory(directory: Path, model: GPT) -> None:
+    with pytest.raises(UserError, match="exists and is not empty"):
+        write_imported_run(directory, model=model, tokenizer=None)
+
+
+def test_run_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with run_lock(run), pytest.raises(UserError, match="another process is training"), run_lock(run):
+        pass
+    with run_lock(run):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"is not a run directory: it has no config\.json"),
+        ("{half", r"config\.json: not JSON"),
+        ("[]", "does not hold the config of a run"),
+        ("{}", "does not hold the config of a run"),
+        ('{"class": "subprocess:Popen", "args": "ls"}', "does not hold the config of a run"),
+        ('{"class": "gptjax.data.config:TokenShards"}', "does not hold the config of a run"),
+        ('{"class": "TrainConfig"}', "an earlier gptjax, whose names are no longer read"),
+        (
+            '{"class": "gptjax.config:TrainConfig", "model": {"class": "subprocess:Popen"}}',
+            "'subprocess:Popen', which is not part of gptjax",
+        ),
+    ],
+)
+def test_open_without_valid_config_names_the_fault(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        RunDir.open(tmp_path)
+
+
+def test_config_with_unknown_field_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"class": "gptjax.config:TrainConfig", "stepz": 3}))
+    with pytest.raises(UserError, match="TrainConfig has no field 'stepz'"):
+        _ = RunDir.open(tmp_path).config
+
+
+def test_larger_tokenizer_than_the_model_is_refused(directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(directory, copy)
+    Chars.from_text("".join(map(chr, range(200)))).save(copy)
+    with pytest.raises(UserError, match=r"tokenizer\.json has 200 tokens, the model only 48"):
+        RunDir.open(copy).load_model()
+
+
+def test_saved_config_file_is_never_executed(tmp_path: Path) -> None:
+    write_run_files(tmp_path, TrainConfig(name="x"), None, source="raise SystemExit('executed')")
+    run = RunDir.open(tmp_path)
+    assert run.config.name == "x"
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        run.require_tokenizer()
+    with pytest.raises(UserError, match="has no complete checkpoint"):
+        run.find_step()
+
+
+def test_run_files_are_replaced_without_temporary_files(tmp_path: Path) -> None:
+    for steps in (5, 6):
+        write_run_files(tmp_path, replace(tiny_config(tmp_path / "shards"), steps=steps), tokenizer())
+    assert RunDir.open(tmp_path).config.steps == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "environment.json", "tokenizer.json"}

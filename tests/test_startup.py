@@ -1,0 +1,161 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import ALPHABET, MODEL, SINGLE, text_of, tiny_config, tokenizer, write_shards, write_text_shards
+
+from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.data.shards import write_shard
+from gptjax.model.gpt import GPT
+from gptjax.optim import AdamW
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.startup import check_restorable, create_state, make_read_spec, open_evaluators, prepare_config
+from gptjax.tokenization.tokenizer import Chars
+from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.evaluators import Samples, ValidationLoss
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_shards(tmp_path_factory.mktemp("startup") / "shards")
+
+
+@pytest.fixture(scope="module")
+def source(shards: Path) -> Path:
+    """A run directory with weights to start from."""
+    directory = shards.parent / "source"
+    write_imported_run(directory, model=jax.jit(lambda: GPT(MODEL, key=jax.random.key(0)))(), tokenizer=tokenizer())
+    return directory
+
+
+def open_data(config: TrainConfig) -> None:
+    config, own = prepare_config(config)
+    config.data.open(make_read_spec(config, own))
+    open_evaluators(config, own, SINGLE)
+
+
+def test_vocabulary_is_that_of_the_tokenizer(shards: Path) -> None:
+    config, own = prepare_config(tiny_config(shards, model={"vocab_size": None}))
+    assert config.model.vocab_size == own.vocab_size == len(ALPHABET)
+
+
+@pytest.mark.parametrize("vocab_size", [50, 127])
+def test_vocabulary_of_another_size_is_refused(shards: Path, vocab_size: int) -> None:
+    message = rf"model\.vocab_size is {vocab_size}, but .* has 48 tokens\. Give --model\.vocab-size=48"
+    with pytest.raises(UserError, match=message):
+        prepare_config(tiny_config(shards, model={"vocab_size": vocab_size}))
+
+
+def test_vocabulary_may_include_the_padding(shards: Path) -> None:
+    assert prepare_config(tiny_config(shards, model={"vocab_size": 128}))[0].model.vocab_size == 128
+
+
+def test_relative_data_path_becomes_absolute(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards.parent)
+    assert prepare_config(tiny_config(shards, data=TokenShards(path=shards.name)))[0].data.path == str(shards)
+
+
+def test_foreign_shards_take_the_tokenizer_that_is_named(shards: Path, tmp_path: Path) -> None:
+    ids = [TokenShards(path=str(shards)).open_stream("train").read(0, 500)]
+    foreign = write_shards(tmp_path / "foreign", {"train": ids, "val": ids})
+    config = tiny_config(foreign, model={"vocab_size": None})
+    prepared, own = prepare_config(config)
+    assert own is None
+    with pytest.raises(UserError, match=r"model\.vocab_size is not known"):
+        make_read_spec(prepared, own)
+    named = TokenShards(path=str(foreign), tokenizer=str(shards / "tokenizer.json"))
+    prepared, own = prepare_config(replace(config, data=named))
+    assert prepared.model.vocab_size == own.vocab_size == len(ALPHABET)
+    with pytest.raises(UserError, match=r"data\.tokenizer is 'bytes', but the shards were made with chars-48"):
+        prepare_config(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_foreign_shard_of_another_vocabulary_is_named(tmp_path: Path, split: str) -> None:
+    parts = {"train": [np.arange(500) % 48] * 2, "val": [np.arange(500) % 48]}
+    parts[split][-1] = np.arange(500) % 78
+    config = tiny_config(write_shards(tmp_path / "other", parts), evaluators=(ValidationLoss(),))
+    with pytest.raises(UserError, match=rf"token id 77 in .*{split}.* is beyond model\.vocab_size 48"):
+        open_data(config)
+
+
+def test_documents_with_unknown_starts_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}.bin", np.arange(500, dtype=np.uint16) % 60)
+    config = tiny_config(tmp_path, model={"intra_document_mask": True, "vocab_size": 64})
+    with pytest.raises(UserError, match="it is unknown where its documents begin"):
+        open_data(config)
+
+
+def test_init_from_weights_decide_the_shape(shards: Path, source: Path, capsys: pytest.CaptureFixture) -> None:
+    wanted = {"embed_dim": 64, "num_layers": 9, "context_length": 8, "dropout": 0.3}
+    config, own = prepare_config(tiny_config(shards, name="next", init_from=str(source), model=wanted))
+    assert config.model == replace(MODEL, context_length=8, dropout=0.3)
+    assert own.fingerprint == tokenizer().fingerprint
+    printed = capsys.readouterr().out
+    assert "model.embed_dim: 64 → 32, as the weights have it" in printed
+    assert "model.context_length: 8, where the weights were trained with 16" in printed
+    state = create_state(config, SINGLE)
+    assert state.model.config == config.model
+    weights = flatten_by_name(RunDir.open(source).load_model())
+    for name, array in flatten_by_name(state.model).items():
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(weights[name])[: len(array)])
+
+
+def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
+    other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
+    ids = other.encode(text_of(20))
+    data = write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]}, own=other)
+    with pytest.raises(UserError, match=r"was made with chars-48, but .*source was trained with chars-48"):
+        prepare_config(tiny_config(data, init_from=str(source)))
+
+
+def test_samples_without_tokenizer_are_skipped_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    ids = [np.arange(500) % 48]
+    config = tiny_config(write_shards(tmp_path / "foreign", {"train": ids, "val": ids}), evaluators=(Samples(),))
+    assert open_evaluators(config, None, SINGLE).opened == ()
+    assert "note: Samples is skipped" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Doubling(AdamW):
+    """Does not come back from its own JSON."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "learning_rate", 2 * self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Hidden(AdamW):
+    """Holds a value that is no argument."""
+
+    secret: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "secret", id(self))
+
+
+def make_local_class() -> AdamW:
+    @dataclass(frozen=True)
+    class Local(AdamW):
+        pass
+
+    return Local()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_local_class, "Local is defined inside make_local_class"),
+        (Doubling, r"optimizer\.learning_rate is 0\.0012 and would come back as 0\.0024"),
+        (Hidden, r"optimizer\.secret is"),
+    ],
+)
+def test_config_that_cannot_be_restored_is_refused(make: Callable[[], AdamW], message: str) -> None:
+    with pytest.raises(UserError, match=f"could not be read back by a resumed run: {message}"):
+        check_restorable(TrainConfig(optimizer=make()))

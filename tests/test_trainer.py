@@ -1,0 +1,116 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import ALPHABET, read_lines, tiny_config, tokenizer, write_shards, write_text_shards
+
+from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.optim import AdamW, Constant
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.trainer import train
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_shards(tmp_path_factory.mktemp("trainer") / "shards")
+
+
+@pytest.fixture(scope="module")
+def finished(shards: Path) -> TrainConfig:
+    """The config of a complete run with every evaluator."""
+    config = tiny_config(
+        shards,
+        name="finished",
+        steps=60,
+        optimizer=AdamW(learning_rate=0.01, schedule=Constant(warmup_steps=5)),
+        evaluators=(BigramBaseline(), ValidationLoss(every=30), Samples(every=60, prompt="1", max_new_tokens=5)),
+        checkpoint=CheckpointConfig(every=30),
+    )
+    assert train(config, source="config = None\n") == 0
+    return config
+
+
+def test_train_learns_and_evaluates(finished: TrainConfig) -> None:
+    losses = dict(read_lines(finished.directory))
+    assert list(losses) == list(range(1, 61))
+    assert losses[1] == pytest.approx(np.log(len(ALPHABET)), abs=0.2)
+    assert losses[60] < losses[1] - 1
+    assert dict(read_lines(finished.directory, "val_loss")).keys() == {0, 30, 60}
+    assert len(read_lines(finished.directory, "bigram_loss")) == len(read_lines(finished.directory, "sample")) == 1
+
+
+def test_run_directory_holds_config_tokenizer_and_checkpoints(finished: TrainConfig) -> None:
+    directory = finished.directory
+    files = {path.name for path in directory.iterdir()}
+    assert files >= {"config.json", "config.py", "environment.json", "tokenizer.json", "metrics.jsonl", "loss.png"}
+    assert (directory / "config.py").read_text() == "config = None\n"
+    assert json.loads((directory / "environment.json").read_text())["packages"]["jax"] == jax.__version__
+    run = RunDir.open(directory)
+    assert run.config == finished
+    assert run.require_tokenizer().fingerprint == tokenizer().fingerprint
+    assert run.find_step("best") == run.find_step() == 60
+
+
+def test_finished_run_trained_again_does_nothing(finished: TrainConfig) -> None:
+    metrics = (finished.directory / "metrics.jsonl").read_bytes()
+    assert train(finished) == 0
+    assert (finished.directory / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_run_may_start_from_weights_with_a_shorter_context(finished: TrainConfig, shards: Path) -> None:
+    start = str(finished.directory)
+    config = tiny_config(shards, name="later", steps=2, init_from=start, model={"context_length": 8})
+    assert train(config) == 0
+    assert [step for step, _ in read_lines(config.directory)] == [1, 2]
+    assert read_lines(config.directory)[0][1] < 2.5, "the first loss is that of trained weights"
+
+
+def test_nonfinite_updates_stop_the_run(shards: Path) -> None:
+    """Updates as large as the largest float would leave no weights to compute with."""
+    config = tiny_config(
+        shards,
+        name="nonfinite",
+        steps=50,
+        optimizer=AdamW(learning_rate=3e38, schedule=Constant()),
+        max_consecutive_skips=4,
+        checkpoint=CheckpointConfig(every=2),
+    )
+    with pytest.raises(UserError, match=r"The last 4 updates, up to step 4, were skipped.*No checkpoint was saved"):
+        train(config)
+    losses = dict(read_lines(config.directory))
+    assert list(losses)[:4] == [1, 2, 3, 4]
+    assert all(np.isfinite(loss) for loss in losses.values()), "the weights stay as they were"
+
+
+def test_foreign_shards_with_tokenizer_train_and_sample(shards: Path, tmp_path: Path) -> None:
+    ids = [TokenShards(path=str(shards)).open_stream("train").read(0, 500)]
+    foreign = write_shards(tmp_path / "foreign", {"train": ids, "val": ids})
+    data = TokenShards(path=str(foreign), tokenizer=str(shards / "tokenizer.json"))
+    evaluators = (ValidationLoss(), Samples(prompt="1"))
+    config = tiny_config(foreign, data=data, steps=1, model={"vocab_size": None}, evaluators=evaluators)
+    assert train(config) == 0
+    assert read_lines(config.directory, "val_bpb")
+    assert read_lines(config.directory, "sample")
+    assert RunDir.open(config.directory).require_tokenizer().vocab_size == len(ALPHABET)
+
+
+def test_mesh_that_does_not_fit_leaves_no_directory(shards: Path) -> None:
+    config = tiny_config(shards, name="wide", mesh=MeshConfig(), batch_size=12)
+    with pytest.raises(UserError, match="12 sequences per micro-batch do not split over 8 devices"):
+        train(config)
+    assert not config.directory.exists()
+
+
+def test_resume_never_refuses_an_existing_run(finished: TrainConfig) -> None:
+    with pytest.raises(UserError, match="has a checkpoint at step 60 and resume is `never`"):
+        train(replace(finished, resume="never"))
+    with pytest.raises(UserError, match="is at step 60 already, beyond steps 30"):
+        train(replace(finished, steps=30))
