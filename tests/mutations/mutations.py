@@ -481,7 +481,7 @@ TRAINING = (
     ),
     *mutate(
         "gptjax/training/evaluators.py",
-        "test_evals.py",
+        "test_evaluators.py",
         # The loss mask is that of the inputs.
         ("marks[1 : 1 + self.predicted]", "marks[: self.predicted]"),
         # Bits are nats times ln 2.
@@ -522,7 +522,7 @@ TOKENIZATION = (
     ),
     *mutate(
         "gptjax/huggingface/gpt2_mapping.py",
-        "test_huggingface.py",
+        "test_huggingface_gpt2.py",
         # Heads and q, k, v change places.
         ('"D CHK"', '"D HCK"'),
         # Channels and heads change places.
@@ -587,7 +587,7 @@ METRICS = (
 RUN_DIR = (
     *mutate(
         "gptjax/run_dir.py",
-        "test_run.py",
+        "test_run_dir.py",
         # Weights are loaded with the tokenizer of another run.
         ("saved not in (None, self.tokenizer.fingerprint)", "saved is False"),
         # A tokenizer that just fits is refused.
