@@ -210,12 +210,8 @@ OPTIM = (
             '("clip", clip_by_norm(self.clip_norm)),\n            ("adam", scale_by_adam(self.hyperparams)),',
             '("adam", scale_by_adam(self.hyperparams)),\n            ("clip", clip_by_norm(self.clip_norm)),',
         ),
-        # Weight decay is not times the learning rate.
+        # The learning rate ignores the schedule.
         ("-hp.learning_rate * multiplier * u", "-hp.learning_rate * u"),
-    ),
-    *mutate(
-        "gptjax/optim/adamw.py",
-        "test_muon.py",
         # Cautious decay acts where the update grows the element.
         ("update * param >= 0", "update * param <= 0"),
     ),
@@ -483,11 +479,11 @@ TRAINING = (
         "gptjax/training/evaluators.py",
         "test_evaluators.py",
         # The loss mask is that of the inputs.
-        ("marks[1 : 1 + self.predicted]", "marks[: self.predicted]"),
+        ("mask[1 : 1 + self.predicted]", "mask[: self.predicted]"),
         # Bits are nats times ln 2.
         ("nats / math.log(2) / text_bytes}", "nats * math.log(2) / text_bytes}"),
         # Bytes are those of the inputs.
-        ("self.stream.read(1, self.predicted)", "self.stream.read(0, self.predicted)"),
+        ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
         # The last weights are not evaluated.
         ("return step % self.every == 0 or step == steps", "return step % self.every == 0"),
     ),
