@@ -259,6 +259,10 @@ OPTIM = (
         ("0.2 * math.sqrt(max(", "0.2 * math.sqrt(min("),
         # NorMuon's decay and its complement change places.
         ("beta2 * second_moment + (1 - beta2) * mean_square", "(1 - beta2) * second_moment + beta2 * mean_square"),
+    ),
+    *mutate(
+        "gptjax/optim/muon.py",
+        "test_optim.py",
         # Matrices with a group of their own are still Muon's.
         ('== "matrix" and not any(', '== "matrix" or any('),
     ),
@@ -575,6 +579,10 @@ METRICS = (
         ("self._step_began_at += seconds", "self._step_began_at += 0"),
         # A resumed run counts its training time from 0.
         ("self._seconds = self._seconds_before", "self._seconds = 0.0"),
+    ),
+    *mutate(
+        "gptjax/metrics/logger.py",
+        "test_loggers.py",
         # A resumed run sends the last step of the run before again.
         ("first_step=self._start_step + 1", "first_step=self._start_step"),
     ),
