@@ -7,10 +7,13 @@ import pytest
 from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
+from gptjax.data.source import DataSource
+from gptjax.metrics.loggers import Logger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.optim import AdamW, Linear, Muon, NamedGroup, ParamGroup
+from gptjax.optim import AdamW, Linear, Muon, NamedGroup, Optimizer, ParamGroup, Schedule
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
+from gptjax.training.evaluators import BigramBaseline, Evaluator, Samples, ValidationLoss
+from gptjax.training.objective import Objective
 from gptjax.training.stages import Stage
 
 MUON = Muon(
@@ -169,3 +172,9 @@ def test_model_changes_are_refused_unless_they_only_compute_otherwise() -> None:
     names = {field.name for field in fields(GPTConfig)} - set(nested)
     names |= {f"{section}.{field.name}" for section, cls in nested.items() for field in fields(cls)}
     assert refused == names - may_change
+
+
+@pytest.mark.parametrize("protocol", [DataSource, Evaluator, Logger, Objective, Optimizer, Schedule])
+def test_protocols_of_config_fields_have_methods_only(protocol: type) -> None:
+    """A data member would make `issubclass` raise, and tyro would then silently leave out the field's flags."""
+    assert not issubclass(int, protocol)

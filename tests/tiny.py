@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.config import TrainConfig
+from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
-from gptjax.core.files import file_sha256
 from gptjax.data.shards import write_shard
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.optim import AdamW

@@ -14,14 +14,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gptjax.core.settings import load_config
 from tiny import SINGLE, read_lines, write_text_shards
 
 from configs import smoke
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.optim import AdamW, Cosine
-from gptjax.train import train
+from gptjax.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 
 # fmt: off
