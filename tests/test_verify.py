@@ -85,10 +85,11 @@ def test_verify_names_damaged_files(directory, name, damage, message):
     assert name in str(caught.value)
 
 
-def test_verify_notices_documents_out_of_order(directory):
+@pytest.mark.parametrize("order", [[4, 3], [3, 3]], ids=["changed places", "empty document"])
+def test_verify_notices_documents_out_of_order(directory, order):
     path = directory / "train.documents"
     starts = np.frombuffer(path.read_bytes(), "<i8").copy()
-    starts[[3, 4]] = starts[[4, 3]]
+    starts[[3, 4]] = starts[order]
     path.write_bytes(starts.tobytes())
     update_manifest(directory, path.name)
     with pytest.raises(UserError, match=r"train\.documents: the documents do not begin one after another"):
