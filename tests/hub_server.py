@@ -82,7 +82,7 @@ def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
         def answer_file(self, path: str) -> None:
             content = hub.served.get(path, hub.files[path])
-            if hub.gated_mlp:
+            if hub.gated:
                 self.answer(403, **{"X-Error-Code": "GatedRepo"})
                 return
             if self.command == "GET":

@@ -65,7 +65,7 @@ def make_until_rename(monkeypatch, out, request, *, rename):
             raise Killed
         original(*paths)
 
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(atomic_dir.os, "rename", rename_or_die)
         with contextlib.suppress(Killed), replace_directory(out, resumable=True) as directory:
             (directory / PROGRESS_NAME).write_text("")

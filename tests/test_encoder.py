@@ -26,10 +26,10 @@ def make_chunks(n, seed=0):
     return [(AllTo("val") if rng.random() < 0.2 else TRAIN, text.encode()) for text in texts]
 
 
-def encode(chunks, tokenizer=None, *, processes=1, start=0, context_length=None):
-    tokenizer, context_length = tokenizer or Bytes(), context_length or ReadContext()
-    batches = iter_batches(chunks, context_length, tokenizer=tokenizer, start=start, limits=SMALL)
-    return list(encode_batches(batches, context_length, tokenizer=tokenizer, processes=processes, limits=SMALL))
+def encode(chunks, tokenizer=None, *, processes=1, start=0, context=None):
+    tokenizer, context = tokenizer or Bytes(), context or ReadContext()
+    batches = iter_batches(chunks, context, tokenizer=tokenizer, start=start, limits=SMALL)
+    return list(encode_batches(batches, context, tokenizer=tokenizer, processes=processes, limits=SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ class Deadly:
 
     size = 500
 
-    def documents(self, context_length):
+    def documents(self, context):
         os._exit(9)
 
 
@@ -110,10 +110,10 @@ class Numbered:
     count: int = 3
     size: int = 500
 
-    def documents(self, context_length):
+    def documents(self, context):
         for number in range(self.first, self.first + self.count):
             if number == 13:
-                context_length.skip_record(f"number {number} in process {os.getpid()}")
+                context.skip_record(f"number {number} in process {os.getpid()}")
             else:
                 yield f"{number}:".encode() + b"x" * 10
 
@@ -152,23 +152,21 @@ def test_finished_blocks_are_not_read_again():
 def test_the_first_error_in_the_corpus_is_raised(processes, size):
     """The next one may be met earlier, by the process that finds blocks; and several blocks are one batch."""
 
-    def chunks(context_length, numbers):
+    def chunks(context, numbers):
         yield from number_chunks(numbers, size=size)
-        context_length.skip_record("what comes later")
+        context.skip_record("what comes later")
         yield from number_chunks([18], size=size)
 
-    context_length = ReadContext(strict=True)
+    context = ReadContext(strict=True)
     with pytest.raises(UserError, match="number 13 in process"):
-        encode(chunks(context_length, range(0, 18, 3)), processes=processes, context_length=context_length)
-    context_length = ReadContext()
-    notes = join_notes(
-        encode(chunks(context_length, range(0, 18, 3)), processes=processes, context_length=context_length)
-    )
+        encode(chunks(context, range(0, 18, 3)), processes=processes, context=context)
+    context = ReadContext()
+    notes = join_notes(encode(chunks(context, range(0, 18, 3)), processes=processes, context=context))
     assert notes == {INVALID: 2}
     assert "number 13 in process" in notes.first[INVALID]
-    context_length = ReadContext(strict=True)
+    context = ReadContext(strict=True)
     with pytest.raises(UserError, match="what comes later"):
-        encode(chunks(context_length, range(30, 48, 3)), processes=processes, context_length=context_length)
+        encode(chunks(context, range(30, 48, 3)), processes=processes, context=context)
 
 
 def test_blank_documents_are_counted():
@@ -183,21 +181,18 @@ def test_blank_documents_are_counted():
 def test_notes_belong_to_the_units_with_which_they_were_taken():
     """A run that continues has the notes of what is done, and takes those of the rest."""
 
-    def chunks(context_length):
+    def chunks(context):
         for i in range(8):
-            context_length.notes[f"before {i}"] += 1
+            context.notes[f"before {i}"] += 1
             yield TRAIN, b"some words " * (120 if i in (2, 5) else 20)
-        context_length.notes["behind"] += 1
+        context.notes["behind"] += 1
 
-    context_length = ReadContext()
-    batches = encode(chunks(context_length), context_length=context_length)
+    context = ReadContext()
+    batches = encode(chunks(context), context=context)
     whole = join_notes(batches)
     assert whole == {f"before {i}": 1 for i in range(8)}
-    assert context_length.notes == {"behind": 1}
+    assert context.notes == {"behind": 1}
     for i, batch in enumerate(batches, start=1):
-        context_length = ReadContext()
-        assert (
-            join_notes([*batches[:i], *encode(chunks(context_length), context_length=context_length, start=batch.end)])
-            == whole
-        )
-        assert context_length.notes == {"behind": 1}
+        context = ReadContext()
+        assert join_notes([*batches[:i], *encode(chunks(context), context=context, start=batch.end)]) == whole
+        assert context.notes == {"behind": 1}

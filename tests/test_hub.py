@@ -142,7 +142,7 @@ def test_identity_is_of_the_content(hub):
 def test_unknown_and_gated_repositories_are_explained(hub):
     with pytest.raises(UserError, match=r"hf:owner/absent: the repository does not exist, or is private.*HF_TOKEN"):
         read("hf:owner/absent")
-    hub.gated_mlp = True
+    hub.gated = True
     with pytest.raises(UserError, match=r"is gated. Accept its terms at https://.*/datasets/owner/tales\. Log in"):
         read("hf:owner/tales")
 

@@ -169,7 +169,7 @@ def run_and_stop(monkeypatch, output, options, *, after):
                 raise Stop
             yield batch
 
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "encode_batches", encode_and_stop)
         with pytest.raises(Stop):
             run(output, options)

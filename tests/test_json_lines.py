@@ -26,23 +26,23 @@ INVALID_LINES = [
 
 @pytest.mark.parametrize(("line", "message"), INVALID_LINES)
 def test_invalid_line_is_counted_or_raised(line, message):
-    context_length = ReadContext()
-    assert parse_json_line(line, context_length, where="x:3") is None
-    assert context_length.notes == {INVALID: 1}
-    assert context_length.notes.lines()[0].encode().startswith(f"1 {INVALID}; the first: x:3: {message}".encode())
+    context = ReadContext()
+    assert parse_json_line(line, context, where="x:3") is None
+    assert context.notes == {INVALID: 1}
+    assert context.notes.lines()[0].encode().startswith(f"1 {INVALID}; the first: x:3: {message}".encode())
     with pytest.raises(UserError, match=f"^x:3: {message}"):
         parse_json_line(line, ReadContext(strict=True), where="x:3")
 
 
 def test_line_of_invalid_utf8_is_replaced_or_raised():
-    context_length, line = ReadContext(), b'{"text": "caf\xe9 \xff"}'
-    assert parse_json_line(line, context_length, where="") == "caf\ufffd \ufffd".encode()
-    assert context_length.notes == {REPLACED_RECORDS: 1}
+    context, line = ReadContext(), b'{"text": "caf\xe9 \xff"}'
+    assert parse_json_line(line, context, where="") == "caf\ufffd \ufffd".encode()
+    assert context.notes == {REPLACED_RECORDS: 1}
     with pytest.raises(UserError, match="x:1: not a line of JSON in UTF-8"):
         parse_json_line(line, ReadContext(strict=True), where="x:1")
-    context_length = ReadContext()
-    assert parse_json_line(b'{"text": "caf\xe9', context_length, where="") is None
-    assert context_length.notes == {INVALID: 1}, "nothing is replaced in a record that is skipped"
+    context = ReadContext()
+    assert parse_json_line(b'{"text": "caf\xe9', context, where="") is None
+    assert context.notes == {INVALID: 1}, "nothing is replaced in a record that is skipped"
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_line_of_invalid_utf8_is_replaced_or_raised():
     ],
 )
 def test_text_of_a_line_is_kept_as_it_is(line, text, surrogates):
-    context_length, strict = ReadContext(), ReadContext(strict=True)
-    assert parse_json_line(line, context_length, where="") == (None if text is None else text.encode())
-    assert context_length.notes == ({SURROGATES: 1} if surrogates else {})
+    context, strict = ReadContext(), ReadContext(strict=True)
+    assert parse_json_line(line, context, where="") == (None if text is None else text.encode())
+    assert context.notes == ({SURROGATES: 1} if surrogates else {})
     if surrogates:
         with pytest.raises(UserError, match=r"^x:3: its text has a surrogate without a partner"):
             parse_json_line(line, strict, where="x:3")
@@ -95,9 +95,9 @@ def test_every_line_is_a_document_in_any_blocks(tmp_path, end, last):
 def test_invalid_lines_are_named_by_number(tmp_path, size):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n{"text": \n{}\n{"text": "b"}\n{"text": "c')
-    context_length = ReadContext(block_bytes=size)
-    assert list(documents_by(read_json_lines, path, context_length)) == [b"a", b"b"]
-    assert context_length.notes == {INVALID: 3}
+    context = ReadContext(block_bytes=size)
+    assert list(documents_by(read_json_lines, path, context)) == [b"a", b"b"]
+    assert context.notes == {INVALID: 3}
     with pytest.raises(UserError, match=r"x\.jsonl:3: "):
         list(documents_by(read_json_lines, path, ReadContext(strict=True, block_bytes=size)))
 

@@ -142,7 +142,7 @@ def test_prepare_notices_a_changing_source(tmp_path, monkeypatch):
             file.write('{"text": "more"}\n')
         return encode_batches(*args, **kwargs)
 
-    with monkeypatch.context_length() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "encode_batches", change_and_encode)
         with pytest.raises(UserError, match="was changed while it was read"):
             run(source, tmp_path / "out")
@@ -196,12 +196,12 @@ def test_max_document_tokens_splits_documents(tmp_path, bpe):
     manifest = run(source, tmp_path / "out", bpe, split="none", max_document_tokens=20)
     whole, cut = open_split(tmp_path / "whole", "train"), open_split(tmp_path / "out", "train")
     ids, end = cut.read(0, len(cut)), load_tokenizer(bpe).end_of_text
-    assert np.diff(cut.documents, append=len(cut)).max() == 20
-    assert (ids[cut.documents] == end).all()
+    assert np.diff(cut.document_starts, append=len(cut)).max() == 20
+    assert (ids[cut.document_starts] == end).all()
     everything = whole.read(0, len(whole))
     np.testing.assert_array_equal(ids[ids != end], everything[everything != end])
     assert verify_shards(tmp_path / "out") == manifest
-    assert manifest.splits["train"].documents == len(cut.documents) > len(texts)
+    assert manifest.splits["train"].documents == len(cut.document_starts) > len(texts)
     with pytest.raises(UserError, match="max_document_tokens differ"):
         run(source, tmp_path / "out", bpe, split="none", max_document_tokens=21)
 

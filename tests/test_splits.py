@@ -18,17 +18,17 @@ class Texts:
     def __init__(self, *texts):
         self.texts = [text.encode() for text in texts]
 
-    def chunks(self, context_length):
+    def chunks(self, context):
         yield from self.texts
 
     def identity(self):
         return {"source": [text.decode() for text in self.texts]}
 
 
-def split_documents(spec, source, context_length=None):
+def split_documents(spec, source, context=None):
     """(split, document) of every document that is not blank."""
     corpus = Corpus(source, parse_split(spec))
-    return [(side, bytes(text)) for side, text in corpus.iter_split_documents(context_length or ReadContext())]
+    return [(side, bytes(text)) for side, text in corpus.iter_split_documents(context or ReadContext())]
 
 
 @pytest.mark.parametrize("text", ["a", "é☕", "long " * 500_000])
@@ -56,9 +56,9 @@ def test_hash_ignores_order_and_repetition():
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_hash_of_few_documents_splits_the_tail(count):
-    source, context_length = Texts(*(f"text {i} " * 3 for i in range(count))), ReadContext()
-    assert split_documents("hash:1e-6", source, context_length) == split_documents("tail:0.1", source)
-    assert context_length.notes == {"documents, too few for hash:1e-06: split by tail:0.1 instead": count}
+    source, context = Texts(*(f"text {i} " * 3 for i in range(count))), ReadContext()
+    assert split_documents("hash:1e-6", source, context) == split_documents("tail:0.1", source)
+    assert context.notes == {"documents, too few for hash:1e-06: split by tail:0.1 instead": count}
     assert split_documents("hash:0.999999", Texts("ab" * 5)) == [("val", b"ab" * 5)]
     assert split_documents("hash:0.999999", Texts(" ")) == []
 
@@ -67,17 +67,17 @@ def test_hash_reads_few_documents_to_decide():
     texts, read = [f"text {i} " * 3 for i in range(2000)], []
 
     class Counted(Texts):
-        def chunks(self, context_length):
+        def chunks(self, context):
             for document in self.texts:
                 read.append(document)
                 yield document
 
-    context_length, rule = ReadContext(), HashFraction(0.01)
+    context, rule = ReadContext(), HashFraction(0.01)
     sides = [rule.side(text.encode()) for text in texts]
-    first = next(Corpus(Counted(*texts), rule).iter_split_documents(context_length))
+    first = next(Corpus(Counted(*texts), rule).iter_split_documents(context))
     assert first == (sides[0], texts[0].encode())
     assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
-    assert not context_length.notes
+    assert not context.notes
 
 
 def test_hash_of_a_large_single_text_keeps_the_fraction(monkeypatch):
@@ -109,24 +109,24 @@ def test_tail_is_counted_in_characters():
 @pytest.mark.parametrize("spec", ["tail:0.1", "hash:0.005"])
 def test_tail_notes_what_is_wrong_behind_the_last_text(spec):
     class Invalid(Texts):
-        def chunks(self, context_length):
-            yield from super().chunks(context_length)
-            context_length.skip_record("the end")
+        def chunks(self, context):
+            yield from super().chunks(context)
+            context.skip_record("the end")
 
-    context_length = ReadContext()
-    parts = split_documents(spec, Invalid("some words " * 500, " "), context_length)
+    context = ReadContext()
+    parts = split_documents(spec, Invalid("some words " * 500, " "), context)
     assert [side for side, _ in parts] == ["train", "val"]
-    assert {EMPTY: 1, INVALID: 1}.items() <= context_length.notes.items()
+    assert {EMPTY: 1, INVALID: 1}.items() <= context.notes.items()
 
 
 def test_random_draws_as_hugging_face_does():
     """As `datasets.Dataset.train_test_split`; a blank document has its number."""
     texts = [f"text {i}" if i != 5 else " " for i in range(20)]
-    context_length, spec = ReadContext(), "random:6/20/2357"
+    context, spec = ReadContext(), "random:6/20/2357"
     drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
     wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert split_documents(spec, Texts(*texts), context_length) == wanted
-    assert context_length.notes == {EMPTY: 1}
+    assert split_documents(spec, Texts(*texts), context) == wanted
+    assert context.notes == {EMPTY: 1}
     with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=random:6/21/2357"):
         split_documents(spec, Texts(*texts, "one more"))
     rule = parse_split("random:40000/800000/1")
@@ -136,9 +136,9 @@ def test_random_draws_as_hugging_face_does():
 
 
 def test_corpus_of_two_sources_keeps_them_apart():
-    context_length, corpus = ReadContext(), Corpus(Texts("a", " ", "b"), AllTo("train"), Texts("", "a"))
-    assert list(corpus.iter_split_documents(context_length)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
-    assert context_length.notes == {EMPTY: 2}
+    context, corpus = ReadContext(), Corpus(Texts("a", " ", "b"), AllTo("train"), Texts("", "a"))
+    assert list(corpus.iter_split_documents(context)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert context.notes == {EMPTY: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
 

@@ -42,7 +42,7 @@ class Gptjaxtales(tfds.core.GeneratorBasedBuilder):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(directory))
         for name in ("plain", "two", "many"):
             prepare_tfds(f"tfds:gptjaxtales/{name}")
@@ -59,10 +59,10 @@ def story(i):
 
 
 def test_set_is_read_in_order(there):
-    context_length = ReadContext()
+    context = ReadContext()
     source = open_source("tfds:gptjaxtales/plain")
-    assert list(documents_in(source, context_length)) == [story(i) for i in range(100)]
-    assert context_length.notes == {REPLACED_RECORDS: 1}
+    assert list(documents_in(source, context)) == [story(i) for i in range(100)]
+    assert context.notes == {REPLACED_RECORDS: 1}
     assert source.name == "gptjaxtales-plain"
     assert source.identity()["set"] == "gptjaxtales/plain/1.10.0"
 
@@ -142,9 +142,9 @@ def test_tfrecord_files_are_refused(there, prepared, tmp_path, monkeypatch):
 
 def test_its_files_are_invalid_records(there, prepared):
     for spec in (prepared, f"{prepared}/gptjaxtales/plain/1.10.0/*train*"):
-        context_length = ReadContext()
-        assert list(documents_in(open_source(str(spec)), context_length)) == []
-        assert "binary data (of TFDS? tfds:NAME)" in context_length.notes.first[INVALID]
+        context = ReadContext()
+        assert list(documents_in(open_source(str(spec)), context)) == []
+        assert "binary data (of TFDS? tfds:NAME)" in context.notes.first[INVALID]
 
 
 def test_fetch_prepares_a_set(there, prepared, capsys):

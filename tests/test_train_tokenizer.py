@@ -56,7 +56,7 @@ def test_extended_tokenizer_keeps_every_id(tmp_path, capsys):
         assert made.encode(text).tolist() == plain.encode(text).tolist()
     assert made.with_special_tokens(CHAT_NAMES).fingerprint == made.fingerprint
     for other in (Bytes(), Chars.from_text("abc")):
-        with pytest.raises(UserError, match="no room for special tokens"):
+        with pytest.raises(UserError, match="cannot take special tokens"):
             other.with_special_tokens(CHAT_NAMES)
 
 
@@ -73,4 +73,4 @@ def test_commands_print_special_tokens_and_notes(tmp_path):
     command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the bytes tokenizer has no room for special tokens")
+    assert done.stderr.startswith("error: the bytes tokenizer cannot take special tokens")

@@ -148,18 +148,17 @@ def test_shard_of_another_tokenizer_is_named_before_training(directory, prepared
     (directory / name).write_bytes((prepared / "two" / name).read_bytes())
     assert (directory / name).stat().st_size == HEADER_BYTES + 2 * 400
     with pytest.raises(UserError, match=f"{name}: its SHA-256 differs"):
-        TokenShards(path=str(directory)).load_tokenizer()
+        TokenShards(path=str(directory)).open_stream("train")
     update_manifest(directory, name)
-    with pytest.raises(UserError, match="of another tokenizer, or altered") as caught:
-        TokenShards(path=str(directory)).load_tokenizer()
-    assert name in str(caught.value)
-    TokenShards(path=str(prepared / "one")).load_tokenizer()
+    with pytest.raises(UserError, match=f"{name}: token 299 is outside the vocabulary of 280"):
+        verify_directory(Verify(directory))
+    TokenShards(path=str(prepared / "one")).open_stream("train")
 
 
 def test_short_shard_is_named_before_training(directory):
     cut(directory / "val_000000.bin")
     with pytest.raises(UserError, match=r"val_000000\.bin: .*bytes, but manifest"):
-        TokenShards(path=str(directory)).load_tokenizer()
+        TokenShards(path=str(directory)).open_stream("train")
 
 
 def test_verify_notices_another_tokenizer(directory, prepared):
