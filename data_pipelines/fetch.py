@@ -21,8 +21,8 @@ from data_pipelines.index_shards import check_foreign, choose_tokenizer, index_s
 from data_pipelines.readers import tfds_sets
 from data_pipelines.readers.hub import HubFiles, RemoteFile, open_hub
 from data_pipelines.recipes import RECIPES
-from data_pipelines.runtime.options import require_at_least
-from gptjax.core.errors import UserError, exit_on_user_error
+from data_pipelines.runtime.options import require_at_least, run_command
+from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.data.shards import open_shard
 from gptjax.data.splits import is_of_split
@@ -56,40 +56,35 @@ def fetch(request: Fetch) -> Path:
         return directory
     if request.output is None:
         raise UserError(f"{request.source}: --output=DIR is missing, the directory for the shards.")
-    repository = _open_repository(request.source)
-    shards = [file for file in repository.match() if file.path.endswith(".bin")]
-    chosen = _choose_shards(request.source, shards, request.shards)
-    output = request.output.expanduser()
+    published = {name: recipe.shards for name, recipe in RECIPES.items() if recipe.shards}
+    repository = open_hub(published.get(request.source, request.source))
+    if repository is None:
+        raise UserError(f"{request.source!r}: wanted {', '.join(published)}, hf:OWNER/NAME or tfds:NAME.")
+    repository = dataclasses.replace(repository, pattern=repository.pattern or "*.bin")
+    chosen, output = _choose_shards(repository, request.shards), request.output.expanduser()
     check_foreign(output)
     tokenizer = choose_tokenizer(output, request.tokenizer)  # it may be missing, so before hours of fetching
     tokens = sum(len(open_shard(_fetch_shard(repository, file, output))) for file in chosen)
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     if not is_indexed(output):
         index_shards(output, tokenizer)
-    print(f"{output}: {len(chosen)} of {len(shards)} shards, {tokens:,} tokens")
+    print(f"{output}: {len(chosen)} shards, {tokens:,} tokens")
     return output
 
 
-def _open_repository(source: str) -> HubFiles:
-    published = {name: recipe.shards for name, recipe in RECIPES.items() if recipe.shards}
-    repository = open_hub(published.get(source, source))
-    if repository is None:
-        raise UserError(f"{source!r}: wanted {', '.join(published)}, hf:OWNER/NAME or tfds:NAME.")
-    return dataclasses.replace(repository, pattern=repository.pattern or "*.bin")
-
-
-def _choose_shards(source: str, files: list[RemoteFile], most: int | None) -> list[RemoteFile]:
+def _choose_shards(repository: HubFiles, most: int | None) -> list[RemoteFile]:
     """The validation shards, then at most so many training shards; raises `UserError` where there is none."""
+    files = [file for file in repository.match() if file.path.endswith(".bin")]
     val, train = ([file for file in files if is_of_split(Path(file.path).stem, split)] for split in ("val", "train"))
     chosen = val + train[:most]
     if not chosen:
         raise UserError(
-            f"{source}: holds no token shards (.bin files with train or val in their names). "
-            f"Text is tokenised by python -m data_pipelines.prepare --source={source}."
+            f"{repository.spec}: holds no token shards (.bin files with train or val in their names). "
+            f"Text is tokenised by python -m data_pipelines.prepare --source={repository.spec}."
         )
     names = [Path(file.path).name for file in chosen]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{source}: {repeated[0]} is there in several folders. Choose one: hf:OWNER/NAME:FOLDER/*.")
+    if len(set(names)) < len(names):
+        raise UserError(f"{repository.spec}: several folders hold shards of one name. Choose one: {repository.spec}/*.")
     return chosen
 
 
@@ -104,5 +99,4 @@ def _fetch_shard(repository: HubFiles, file: RemoteFile, output: Path) -> Path:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        fetch(tyro.cli(Fetch, prog="python -m data_pipelines.fetch"))
+    run_command(fetch, Fetch)

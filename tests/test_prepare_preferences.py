@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
@@ -146,7 +146,7 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
         ({"prompt": "x", "chosen": "y"}, "got str, str, none"),
         (
             {**TEXT, "chosen": CHAT["chosen"]},
-            "all of them strings or all of them lists of messages; got str, list, str",
+            "as three strings or three lists, got str, list, str",
         ),
         ({**TEXT, "prompt": " "}, '"prompt" is blank'),
         ({**TEXT, "rejected": ""}, '"rejected" is blank'),
@@ -175,7 +175,10 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
     plain.save(tmp_path / "plain")
     assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
-    with pytest.raises(UserError, match=r"y\.jsonl:1: the bpe-262 tokenizer has no .* which a chat needs"):
+    with pytest.raises(
+        UserError,
+        match=r"y\.jsonl holds|y\.jsonl: holds no usable pairs.*the bpe-262 tokenizer has no .* which a chat needs",
+    ):
         run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
     pair = open_preferences(tmp_path / "bytes", "train")[0]
@@ -189,4 +192,4 @@ def test_the_command(tmp_path, chat):
     command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "4 documents" in done.stdout
-    assert f'{source}:3: wanted "prompt", "chosen" and "rejected"' in done.stdout
+    assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in done.stdout
