@@ -72,7 +72,6 @@ def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
 
 
 def _measure(spec: str, request: CompareTokenizers, *, tokenizers: dict[str, Tokenizer]) -> Iterator[Measurement]:
-    """Measure on the documents that are not blank, until they have `request.max_bytes`."""
     number, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
     for document in iter_documents(open_source(spec).chunks(context), context):
         if is_blank(document):

@@ -1,10 +1,8 @@
 """Index token shards of another project: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
 
-    .bin files of llm.c or modded-nanogpt, as they are + manifest.json, tokenizer.json, an index of documents
-
-The shards themselves do not change. Afterwards a run names an altered file when it starts, `data_pipelines.verify`
-checks everything, and the tokenizer is known. `fetch` does this with the shards that it brings.
-A run that began without the index does not resume on it.
+It writes manifest.json, tokenizer.json and an index of documents; the shards themselves do not change. Afterwards a run
+names an altered file when it starts, and `data_pipelines.verify` checks everything. `fetch` does this with the shards
+that it brings. A run that began without the index does not resume on it.
 """
 
 from dataclasses import dataclass

@@ -3,10 +3,8 @@
     python -m data_pipelines.recipes                      lists them
     python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
 
-`openwebtext` is split as nanoGPT splits it: 4,007 of its 8,013,769 documents, drawn by Hugging Face's
-`train_test_split` with seed 2357; their order here is that of the files. The FineWeb sets keep 1 %, about as much as
-the published validation shard, which is the first of the stream; `python -m data_pipelines.fetch fineweb_10b` fetches
-the published shards. `tinystories` and `wikitext` have validation files of their own.
+`openwebtext` is split as nanoGPT splits it; the order here is that of the files. The FineWeb sets keep 1 %, about as
+much as the published validation shard; `python -m data_pipelines.fetch fineweb_10b` fetches the published shards.
 """
 
 import sys

@@ -67,7 +67,6 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
 
     def compute_identity() -> dict[str, Any]:
-        """JSON that decides the output: two requests with the same identity have the same result."""
         sources = {"source": request.source, "validation_source": request.validation_source}
         return {
             "kind": kind.name,

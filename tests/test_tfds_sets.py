@@ -151,7 +151,7 @@ def test_fetch_prepares_a_set(there, prepared, capsys):
     directory = fetch(Fetch("tfds:gptjaxtales/two"))
     assert directory == prepared / "gptjaxtales" / "two" / "1.10.0"
     assert "now python -m data_pipelines.prepare --source=tfds:gptjaxtales/two" in capsys.readouterr().out
-    with pytest.raises(UserError, match="could not be prepared: .*nosuchset"):
+    with pytest.raises(UserError, match=r"could not be prepared: .*nosuchset"):
         prepare_tfds("tfds:nosuchset")
 
 

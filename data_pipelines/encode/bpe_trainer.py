@@ -1,8 +1,4 @@
-"""Trains a byte-level BPE on a stream of text.
-
-Only the distinct words and their counts are kept, some 0.7 kB each. The same text gives the same tokenizer on any
-number of cores.
-"""
+"""Trains a byte-level BPE on a stream of text. Only the distinct words and their counts are kept."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence

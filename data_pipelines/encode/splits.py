@@ -64,7 +64,7 @@ class HashFraction(Rule):
 
 @dataclass(frozen=True)
 class RandomSample(Rule):
-    """`chosen` of the first `total` documents, drawn by a seed."""
+    """`chosen` of the first `total` documents, drawn by a seed as Hugging Face's `train_test_split` draws them."""
 
     chosen: int
     total: int
@@ -103,16 +103,7 @@ class Tail:
 
 
 def parse_split(spec: str) -> Rule | Tail:
-    """`hash:F`, `tail:F`, `random:K/N/SEED` or `none`; raises `UserError` for anything else.
-
-    - `hash`: a document is for validation when the SHA-256 of its text falls into the fraction F. The order of the
-      documents does not matter, and equal documents are never on both sides. Where all documents would be on one side,
-      `tail` splits them instead, by F or by a tenth if that is more.
-    - `tail`: the last F of all characters, as nanoGPT splits tiny Shakespeare.
-    - `random`: K of exactly N documents, the first of NumPy's permutation by the seed: as `train_test_split` of Hugging
-      Face draws them, and so nanoGPT's OpenWebText.
-    - `none`: everything is for training.
-    """
+    """`hash:F`, `tail:F`, `random:K/N/SEED` or `none`, as docs/data.md explains; other specs raise `UserError`."""
     if spec == "none":
         return AllTo("train")
     if found := re.fullmatch(r"random:(\d+)/(\d+)/(\d+)", spec):

@@ -19,8 +19,7 @@ ARGUMENTS_PER_WORKER = 4
 
 T = TypeVar("T")
 R = TypeVar("R")
-_function: Callable[[Any], Any]
-"""The function of this worker."""
+_function: Callable[[Any], Any]  # of this worker
 
 
 def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, processes: int) -> Iterator[R]:

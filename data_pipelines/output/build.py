@@ -29,10 +29,9 @@ def build_shards(
     write: Callable[[Path, dict[str, Any]], ShardContents],
     what: str = "text",
 ) -> Manifest:
-    """Make `options.output` unless the same request made it; prints a summary.
+    """Make `options.output` by `write(directory, identity)`, unless the same request made it; prints a summary.
 
-    The identity is JSON that decides the output; it is computed again after `write(directory, identity)`, because the
-    source may have changed. `what` names the contents in errors.
+    The identity is JSON that decides the output. `what` names the contents in errors.
     """
     identity, start = compute_identity(), time.perf_counter()
     output = options.output.expanduser().resolve()

@@ -1,8 +1,4 @@
-"""Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill.
-
-`SplitWriter.sync` returns a state whose tokens are all on disk. A writer that is opened with it cuts off what was
-appended later, so that continuing gives the same bytes.
-"""
+"""Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill."""
 
 import contextlib
 import os
@@ -46,7 +42,7 @@ class SplitWriter:
     """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, of `shard_tokens` tokens each but the last.
 
     Starts of documents go to the sidecar `SPLIT.documents` and marks to `SPLIT.scored`, if there are any. With the
-    `state` of an earlier writer in the same directory, writing continues from there.
+    `state` of an earlier writer in the same directory, writing continues from there: what came later is cut off.
     """
 
     def __init__(

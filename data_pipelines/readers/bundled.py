@@ -17,8 +17,6 @@ from data_pipelines.readers.paths import cache_directory
 from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
 
-TIMEOUT_SECONDS = 60
-
 
 @dataclass(frozen=True)
 class Stdlib:
@@ -63,7 +61,7 @@ class Shakespeare:
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != self.sha256:
             try:
-                with urllib.request.urlopen(self.url, timeout=TIMEOUT_SECONDS) as reply:
+                with urllib.request.urlopen(self.url, timeout=60) as reply:
                     content = reply.read()
                 if hashlib.sha256(content).hexdigest() != self.sha256:
                     raise ValueError("its SHA-256 is wrong")

@@ -1,9 +1,7 @@
 """Files of a Hugging Face data set repository, through the library `huggingface_hub`; no remote scripts run.
 
-    hf:OWNER/NAME                     the training files (those of the split `train` where names tell it) of a
-                                      repository with one set; of several, such as languages, a pattern chooses
-    hf:OWNER/NAME:data/train-*.parquet    what matches; `*` also matches `/`
-    hf:OWNER/NAME@REVISION:PATTERN    at a branch, tag or commit (by default main)
+`hf:OWNER/NAME` is the training files of a repository with one set. `hf:OWNER/NAME@REVISION:PATTERN` is what matches the
+pattern, in which `*` also matches `/`, at a branch, tag or commit.
 
 The repository is listed once, with sizes and hashes at one commit. Each file is fetched when its turn comes, into the
 library's cache (`HF_HOME`). The library reads `HF_ENDPOINT` and `HF_TOKEN`.
@@ -24,7 +22,6 @@ from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.files import Files, find_reader
 from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
 
-TIMEOUT_SECONDS = 10
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
 _TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
 _DESCRIPTION = re.compile(r"(.*/)?([.]|readme|licen|citation)[^/]*|.*[.](md|rst)", re.IGNORECASE)
@@ -100,9 +97,7 @@ class HubFiles:
         with self._explain_errors():
             from huggingface_hub import HfApi
 
-            info = HfApi().dataset_info(
-                self.repository, revision=self.revision, timeout=TIMEOUT_SECONDS, files_metadata=True
-            )
+            info = HfApi().dataset_info(self.repository, revision=self.revision, timeout=10, files_metadata=True)
             entries: list[Any] = info.siblings or []
             files = [RemoteFile(e.rfilename, e.size, e.lfs.sha256 if e.lfs else e.blob_id) for e in entries]
         return str(info.sha), sorted(files)
@@ -118,8 +113,9 @@ class HubFiles:
             page = f"https://huggingface.co/datasets/{self.repository}"
             gated = isinstance(error, errors.GatedRepoError)
             problem = f"is gated. Accept its terms at {page}" if gated else "does not exist, or is private"
-            login = "Log in (hf auth login) or set HF_TOKEN to read private and gated repositories."
-            raise UserError(f"source {self.spec}: the repository {problem}. {login}") from None
+            raise UserError(
+                f"source {self.spec}: the repository {problem}. Log in (hf auth login) or set HF_TOKEN."
+            ) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                 raise

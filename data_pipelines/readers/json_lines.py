@@ -16,10 +16,7 @@ SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED
 
 
 def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
-    """Yield the text of the object in every line; blank lines are no records.
-
-    A block is whole lines. Memory is a few times the longest line.
-    """
+    """Yield the text of the object in every line, in blocks of whole lines; blank lines are no records."""
     with open_file(path) as file:
         number = 1
         while lines := file.readlines(context.block_bytes):

@@ -1,11 +1,4 @@
-"""Every source by its spec.
-
-    stdlib, shakespeare             Python's standard library; tiny Shakespeare (`bundled.py`)
-    openwebtext, wikitext103, …     the source of a recipe (`recipes.py`)
-    hf:OWNER/NAME[@REVISION][:PATTERN]       files of a Hugging Face repository (`hub.py`)
-    tfds:NAME[/CONFIG][:VERSION][@SPLIT]     a set that TFDS has prepared (`tfds_sets.py`)
-    wikitext:SPEC                   lines of another source joined into articles (`wikitext.py`)
-    books/, books.jsonl.gz, 'x/*.parquet'    local files (`files.py`)
+"""Every source by its spec; docs/data.md lists the specs.
 
 A source yields documents, always in the same order, and knows nothing of tokens. A name takes precedence over a file
 of the same name; `./wikipedia` is the file.

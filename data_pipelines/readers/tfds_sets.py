@@ -1,8 +1,5 @@
 """Sets that TensorFlow Datasets has prepared, read through its data sources and ArrayRecord, without TensorFlow.
 
-    tfds:lm1b                  the newest version, split train
-    tfds:wiki40b/en:1.3.0@train[:10%]    config, version, split or part of one
-
 They are found by their directories under `$TFDS_DATA_DIR` (`~/tensorflow_datasets`), so a set can also be read whose
 builder needs TensorFlow. To prepare a set: `python -m data_pipelines.fetch tfds:lm1b`, which mostly needs TensorFlow.
 """
