@@ -226,7 +226,7 @@ def test_other_names_are_fetched_from_the_hub(
         return str(directory)
 
     fake_hub = types.ModuleType("huggingface_hub")
-    fake_hub.snapshot_download = download
+    monkeypatch.setattr(fake_hub, "snapshot_download", download, raising=False)
     fake_hub.__spec__ = importlib.util.spec_from_loader("huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake_hub)
     import_model("someone/tiny", tmp_path / "imported")

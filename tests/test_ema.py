@@ -21,7 +21,7 @@ from gptjax.training import state
 from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import NextToken
-from gptjax.training.step import make_train_step
+from gptjax.training.step import StepConfig, make_train_step
 
 MODEL = replace(TINY, num_layers=1)
 VALUES = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0]
@@ -71,8 +71,8 @@ def to_numpy(model: object) -> dict[str, np.ndarray]:
 def test_step_updates_the_average_and_trains_as_without():
     optimizer, ema = AdamW(learning_rate=0.01, schedule=Constant()), EMA(decay=0.5)
     built = optimizer.build(steps=5, mesh=SINGLE)
-    options = {"steps": 5, "seed": 0, "dropout": False, "mesh": SINGLE}
-    plain_step, ema_step = (make_train_step(NextToken(), optimizer, ema=one, **options) for one in (EMA(), ema))
+    configs = [StepConfig(steps=5, seed=0, ema=one) for one in (EMA(), ema)]
+    plain_step, ema_step = (make_train_step(NextToken(), optimizer, config=one, mesh=SINGLE) for one in configs)
     plain = state.create_state(MODEL, built, seed=0, mesh=SINGLE)
     averaged = state.create_state(MODEL, built, seed=0, mesh=SINGLE, has_ema=True)
     wanted = jax.tree.map(np.asarray, averaged.model)
@@ -87,7 +87,9 @@ def test_step_updates_the_average_and_trains_as_without():
     assert plain.eval_model is plain.model
     assert averaged.eval_model is averaged.ema
 
-    averaged.model.positions = averaged.model.positions.replace(averaged.model.positions[...].at[0].set(jnp.nan))
+    positions = averaged.model.positions
+    assert positions is not None
+    positions[...] = positions[...].at[0].set(jnp.nan)
     after, _ = ema_step(averaged, draw_batch(9))
     assert int(after.skipped) == 1
     for name, array in to_numpy(after.ema).items():

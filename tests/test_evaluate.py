@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def evaluate_run(config: TrainConfig, **options: Any) -> dict[str, Any]:
-    return evaluate(Evaluate(str(config.directory), **({"mesh": MeshConfig("single")} | options)))
+    return evaluate(replace(Evaluate(str(config.directory), mesh=MeshConfig("single")), **options))
 
 
 def read_error(capsys: pytest.CaptureFixture, *words: str) -> str:

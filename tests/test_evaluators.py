@@ -82,8 +82,10 @@ def test_bits_per_byte_divide_by_bytes_of_scored_tokens(shards: Path, model: GPT
     own.bytes_per_token = np.arange(own.vocab_size, dtype=np.int32) % 4
     evaluate = ValidationLoss(tokens=50).open(replace(make_context(shards), tokenizer=own))
     ids = read_ids(shards, "val")
+    assert evaluate.bytes is not None
     assert evaluate.bytes == int((ids[1:51] % 4).sum())
     found = evaluate(model)
+    assert isinstance(found["val_loss"], float)
     assert found["val_bpb"] == pytest.approx(found["val_loss"] * 50 / math.log(2) / evaluate.bytes)
     assert f"50 of {len(ids) - 1:,} next tokens" in evaluate.describe()
     assert f"{evaluate.bytes:,} bytes" in evaluate.describe()
@@ -134,7 +136,9 @@ def test_to_metrics_gives_loss_perplexity_and_bits() -> None:
         "val_perplexity": pytest.approx(math.e**2),
         "val_bpb": pytest.approx(4 / math.log(2)),
     }
-    assert math.isfinite(to_metrics(1e9, 10, None)["val_perplexity"])
+    perplexity = to_metrics(1e9, 10, None)["val_perplexity"]
+    assert isinstance(perplexity, float)
+    assert math.isfinite(perplexity)
 
 
 def test_validation_token_beyond_the_vocabulary_is_named(tmp_path: Path) -> None:
@@ -166,11 +170,17 @@ def test_bigram_baseline_scores_the_same_tokens(shards: Path, model: GPT) -> Non
 
 def test_samples_continue_the_prompt_by_their_seed(shards: Path, model: GPT) -> None:
     samples = Samples(prompt="12: 1", max_new_tokens=6, seed=3)
-    text = samples.open(make_context(shards))(model)["sample"]
+
+    def draw(samples: Samples) -> str:
+        evaluate = samples.open(make_context(shards))
+        assert evaluate is not None
+        return str(evaluate(model)["sample"])
+
+    text = draw(samples)
     assert text.startswith("12: 1")
     assert len(text) == 11
-    assert samples.open(make_context(shards))(model)["sample"] == text
-    assert replace(samples, seed=4).open(make_context(shards))(model)["sample"] != text
+    assert draw(samples) == text
+    assert draw(replace(samples, seed=4)) != text
 
 
 def test_samples_need_a_tokenizer_and_space_for_a_token(shards: Path) -> None:

@@ -85,7 +85,7 @@ def test_import_accepts_base_model_names_and_masks(tmp_path: Path):
     tensors = draw_tensors(config)
     old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     old["h.0.attn.bias"] = np.tril(np.ones((1, 1, 13, 13), np.uint8))
-    old["h.2.attn.masked_bias"] = np.float32([-1e4])
+    old["h.2.attn.masked_bias"] = np.array([-1e4], np.float32)
     _, model, _ = from_hf(write_model_dir(tmp_path, config, old))
     assert are_identical(to_hf(model), tensors)
 
@@ -231,7 +231,7 @@ def test_export_refuses_models_by_config_and_by_weight(saved: Saved):
     config, model, _ = from_hf(saved[0])
     with pytest.raises(UserError, match=r"cannot express model\.qk_norm=True"):
         to_hf(with_static(model, config=replace(config, qk_norm=True)))
-    model.blocks.sinks = nnx.Param(jnp.zeros((3, 3)), axis_names="H")
+    model.blocks.sinks = nnx.Param(jnp.zeros((3, 3)), axis_names="H")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError, match=r"no counterpart of the weights blocks\.sinks"):
         to_hf(model)
 

@@ -1,8 +1,10 @@
 """Batches: the same rows for a seed and a step, whatever the devices and processes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.loader import BatchLoader, iter_validation_batches
+from gptjax.data.readers import SequenceReader
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.data.splits import open_split
 from gptjax.sharding.mesh import MeshConfig
@@ -46,14 +49,14 @@ def make_spec(
 
 
 def make_loader(
-    data: DataSource | Path, *batches: tuple[int, BatchSize], mesh: MeshConfig | None = None, **changes: int
+    data: DataSource | Path, *batches: tuple[int, BatchSize], mesh: MeshConfig | None = None, **changes: Any
 ) -> BatchLoader:
     spec = make_spec(*batches, **changes)
     source = TokenShards(str(data)) if isinstance(data, Path) else data
     return BatchLoader(source.open(spec), spec, mesh=mesh or MeshConfig())
 
 
-def sequence_numbers(tokens: np.ndarray) -> list[int]:
+def sequence_numbers(tokens: np.ndarray | jax.Array) -> list[int]:
     """Which sequence each row is, in the order of reading."""
     return (tokens[..., 0] // CONTEXT).reshape(-1).tolist()
 
@@ -97,15 +100,18 @@ Check = Callable[[BatchLoader, Sequence[tuple[int, ...]], int], None]
 @pytest.fixture
 def check_processes(monkeypatch: pytest.MonkeyPatch) -> Check:
     """Each process reads what lies on its devices, and nothing else. Four devices hold parts of the rows."""
-    mesh = MeshConfig(data=4)
-    sharding = NamedSharding(mesh.make_mesh(), mesh.activation_spec("GBT"))
+    config = MeshConfig(data=4)
+    mesh, spec = config.make_mesh(), config.activation_spec("GBT")
+    assert mesh is not None
+    assert spec is not None
+    sharding = NamedSharding(mesh, spec)
 
     def check(loader: BatchLoader, processes: Sequence[tuple[int, ...]], step: int) -> None:
         whole = loader.read(step)
         for parts in processes:
             devices = [jax.devices()[part] for part in parts]
 
-            def addressable(self: NamedSharding, shape: tuple[int, ...], devices: list[jax.Device] = devices) -> dict:
+            def addressable(self: NamedSharding, shape: tuple[int, ...], devices: list[Any] = devices) -> dict:
                 return {device: self.devices_indices_map(shape)[device] for device in devices}
 
             monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", addressable)
@@ -176,6 +182,7 @@ def test_mixture_with_changing_batch_sizes_reads_one_sequence(
         check_processes(loader, processes, step)
 
 
+@dataclass(frozen=True)
 class Counting(DataSource):
     """A source of its own: row n holds n, n + 1, …; odd targets are scored."""
 
@@ -214,6 +221,7 @@ def test_documents_belong_to_the_rows_they_come_with(tmp_path: Path) -> None:
     starts = {("train", "documents"): np.array([0, 3, 10, 11, 30])}
     path = write_shards(tmp_path / "s", {"train": [np.arange(COUNT)]}, own=tokenizer(), sidecars=starts)
     loader = make_loader(path, (0, BatchSize(4, 2)), documents=True)
+    assert isinstance(loader.reader, SequenceReader)
     sequences = loader.reader.sequences
     for step in range(3):
         rows = loader.read(step)
@@ -230,7 +238,9 @@ def test_batches_lie_on_the_devices_of_the_mesh(shards: Path) -> None:
         loader = make_loader(shards, (0, BatchSize(8, 2)), mesh=mesh)
         rows, abstract = next(loader.iterate_from(0)), loader.abstract_batch()
         assert rows["tokens"].sharding == abstract["tokens"].sharding
-        assert rows["targets"].sharding.spec == mesh.activation_spec("GBT")
+        sharding = rows["targets"].sharding
+        assert isinstance(sharding, NamedSharding)
+        assert sharding.spec == mesh.activation_spec("GBT")
         assert rows["targets"].shape == abstract["targets"].shape
     np.testing.assert_array_equal(np.asarray(rows["tokens"]), loader.read(0)["tokens"])
 

@@ -58,7 +58,7 @@ def test_own_logger_gets_the_records_of_metrics_jsonl(tmp_path: Path):
 
 def read_events(directory: Path) -> dict[tuple[str, int], float]:
     """Read the scalars in TensorBoard files as a reader that obeys purges sees them."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     scalars: dict[tuple[str, int], float] = {}
     for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns):

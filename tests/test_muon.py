@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from gptjax.optim.muon import Muon, MuonState, scale_by_muon
-from gptjax.optim.orthogonalize import POLAR_EXPRESS, QUINTIC, count_muon_flops, newton_schulz
+from gptjax.optim.orthogonalize import POLAR_EXPRESS, QUINTIC, Coefficients, count_muon_flops, newton_schulz
 from gptjax.sharding.axes import matrix_axes
 from gptjax.sharding.mesh import MeshConfig, reshard
 from gptjax.training.state import with_sharding
@@ -140,8 +140,9 @@ def split_matrices(axis_names: str, array: np.ndarray, *, heads: bool) -> list[n
 
 def update_matrix(config: Muon, gradients: list[np.ndarray]) -> Iterator[np.ndarray]:
     """The updates of one matrix by Muon's definition, in float64."""
-    polar = config.ns_coefficients == "polar_express"
-    table = POLAR_EXPRESS if polar else (QUINTIC if config.ns_coefficients == "quintic" else config.ns_coefficients,)
+    coefficients, polar = config.ns_coefficients, config.ns_coefficients == "polar_express"
+    named = {"quintic": (QUINTIC,), "polar_express": POLAR_EXPRESS}
+    table = named[coefficients] if isinstance(coefficients, str) else (coefficients,)
     average, product, second = np.zeros_like(gradients[0]), 1.0, 0.0
     inputs, outputs = average.shape
     for step, gradient in enumerate(gradients):
@@ -182,7 +183,7 @@ def test_updates_equal_numpy(name: str):
 
 
 @pytest.mark.parametrize(("coefficients", "low", "high"), [("quintic", 0.6, 1.3), ("polar_express", 0.8, 1.2)])
-def test_newton_schulz_brings_singular_values_near_one(coefficients: str, low: float, high: float):
+def test_newton_schulz_brings_singular_values_near_one(coefficients: Coefficients, low: float, high: float):
     x = jax.random.normal(jax.random.key(0), (2, 32, 64))
     singular = np.linalg.svd(np.asarray(newton_schulz(x, ns_coefficients=coefficients)), compute_uv=False)
     assert singular.min() > low
@@ -266,10 +267,13 @@ def measure_cost(mesh: MeshConfig, config: Muon) -> tuple[float, dict[str, float
         state = jax.eval_shape(muon.init, params)
         params, state = (jax.tree.map(with_sharding, tree) for tree in (params, state))
         program = jax.jit(muon.update).lower(params, state, step=0).compile()
+    text, cost = program.as_text(), program.cost_analysis()
+    assert text is not None
+    assert cost is not None
     counted = count_muon_flops(params, matrix_split=config.matrix_split)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    received = {kind: count / size for kind, count in count_received_bytes(program.as_text()).items()}
-    return program.cost_analysis()["flops"] * mesh.num_devices / counted, received
+    received = {kind: count / size for kind, count in count_received_bytes(text).items()}
+    return cost["flops"] * mesh.num_devices / counted, received
 
 
 def count_received_bytes(text: str) -> Counter[str]:

@@ -12,10 +12,12 @@ from gptjax.training.state import TrainState
 class FakeCheckpoints(CheckpointManager):
     """Stands in for the checkpoints of a run."""
 
-    latest = None
-
     def __init__(self, latest: int | None):
-        self.latest, self.waits = latest, 0
+        self._latest, self.waits = latest, 0
+
+    @property
+    def latest(self) -> int | None:
+        return self._latest
 
     def wait(self) -> None:
         self.waits += 1

@@ -17,6 +17,7 @@ from jax import Array
 from gptjax.core.errors import UserError
 from gptjax.optim import AdamW, Constant, Linear, Muon, NamedGroup, Optimizer, ParamGroup, WarmupStableDecay
 from gptjax.optim.param_groups import ParamHyperparams
+from gptjax.optim.schedules import Step
 from gptjax.sharding.axes import weight_role
 from gptjax.sharding.mesh import MeshConfig
 
@@ -53,7 +54,7 @@ def update(optimizer: Optimizer, *gradients: Tree, step: int = 0, steps: int = 1
     """The last update and the state after steps with these gradients, the first of them at `step`."""
     chain = optax.with_extra_args_support(optimizer.build(steps=steps, mesh=MESH))
     state, compiled = chain.init(MODEL), jax.jit(chain.update)
-    updates = None
+    updates: Tree = {}
     for number, gradient in enumerate(gradients or [GRADIENTS], step):
         updates, state = compiled(gradient, state, MODEL, step=jnp.int32(number))
     return to_numpy(updates), state
@@ -129,7 +130,7 @@ def test_each_group_has_its_own_adam():
         "vector": ParamGroup(0.3, 0.7, 0.8, 1e-5),
     }
     gradients = [make_tree(1), make_tree(2)]
-    got, _ = update(Muon(schedule=Constant(), **groups), *gradients)
+    got, _ = update(replace(Muon(schedule=Constant()), **groups), *gradients)
     for role, path in {"embedding": "tokens", "head": "head", "vector": "norm.scale"}.items():
         rate, *betas = dataclasses.astuple(groups[role])[:4]
         adam, own = optax.scale_by_adam(*betas), [to_numpy(gradient)[path] for gradient in gradients]
@@ -232,8 +233,8 @@ class Lion:
     def build(self, *, steps: int, mesh: MeshConfig) -> optax.GradientTransformation:
         return optax.lion(optax.cosine_decay_schedule(self.learning_rate, steps))
 
-    def learning_rate_at(self, step: int, *, steps: int) -> Array:
-        return optax.cosine_decay_schedule(self.learning_rate, steps)(step)
+    def learning_rate_at(self, step: Step, *, steps: int) -> Array:
+        return jnp.asarray(optax.cosine_decay_schedule(self.learning_rate, steps)(step))
 
 
 def test_any_class_with_the_methods_is_an_optimizer():

@@ -12,6 +12,7 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.optim import Constant, Cosine, Linear, Schedule, WarmupStableDecay
+from gptjax.optim.schedules import DecayShape, Step
 
 
 def evaluate(schedule: Schedule, steps: int, *, until: int | None = None) -> np.ndarray:
@@ -65,7 +66,7 @@ def test_constant_warms_up_and_stays():
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
-def test_warmup_stable_decay_has_three_parts(shape: str):
+def test_warmup_stable_decay_has_three_parts(shape: DecayShape):
     schedule = WarmupStableDecay(warmup_steps=4, decay_fraction=0.25, min_ratio=0.1, shape=shape)
     values = evaluate(schedule, 40, until=44)
     ratios = np.arange(10) / 10
@@ -120,7 +121,7 @@ def test_integer_step_equals_traced_step():
 class Halving:
     """A schedule as a user would write it."""
 
-    def __call__(self, step: int, *, steps: int) -> jax.Array:
+    def __call__(self, step: Step, *, steps: int) -> jax.Array:
         return jnp.float32(0.5) ** jnp.asarray(step, jnp.float32)
 
 

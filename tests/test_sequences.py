@@ -10,6 +10,7 @@ from tiny import tokenizer, write_shards
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
+from gptjax.data.packing import Packing
 from gptjax.data.sequences import (
     BestFitSequences,
     BosAlignedSequences,
@@ -23,7 +24,7 @@ from gptjax.data.token_stream import TokenStream
 
 END = 0
 CONTEXT = 8
-PACKINGS = ("concat", "bos_aligned", "best_fit", "bos_best_fit")
+PACKINGS: tuple[Packing, ...] = ("concat", "bos_aligned", "best_fit", "bos_best_fit")
 
 
 def make_documents(number: int = 60, longest: int = 20) -> list[np.ndarray]:
@@ -125,7 +126,7 @@ def test_bos_best_fit_rows_are_full_and_predict_nothing_twice(stream: TokenStrea
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_rows_are_read_in_any_order_with_repeats(stream: TokenStream, packing: str) -> None:
+def test_rows_are_read_in_any_order_with_repeats(stream: TokenStream, packing: Packing) -> None:
     sequences = open_sequences(stream, CONTEXT, packing, end_of_text=END)
     whole = sequences.read(np.arange(len(sequences)), with_documents=True)
     numbers = np.random.default_rng(0).integers(0, len(sequences), 2 * len(sequences))
@@ -146,7 +147,7 @@ def find_begins(sequences: Sequences, tokens: np.ndarray) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_segments_and_positions_match_a_loop(stream: TokenStream, packing: str) -> None:
+def test_segments_and_positions_match_a_loop(stream: TokenStream, packing: Packing) -> None:
     sequences = open_sequences(stream, CONTEXT, packing, end_of_text=END)
     rows = sequences.read(np.arange(len(sequences)), with_documents=True)
     for row, begins in enumerate(find_begins(sequences, rows["tokens"])):
@@ -160,7 +161,11 @@ def test_document_without_end_of_text_is_not_predicted_from_another(tmp_path: Pa
     """Characters have no such id: the first token of a document has nothing to be predicted from."""
     tokens, starts = np.r_[1:4, 11:14, 21:23], {("train", "documents"): np.array([0, 3, 6])}
     path = write_shards(tmp_path / "shards", {"train": [tokens]}, own=tokenizer(), sidecars=starts)
-    for packing, length, wanted in (("best_fit", CONTEXT, [2, 3, 12, 13, 22]), ("bos_best_fit", 5, [2, 3, 22])):
+    cases: list[tuple[Packing, int, list[int]]] = [
+        ("best_fit", CONTEXT, [2, 3, 12, 13, 22]),
+        ("bos_best_fit", 5, [2, 3, 22]),
+    ]
+    for packing, length, wanted in cases:
         sequences = open_sequences(open_split(path, "train"), length, packing, end_of_text=None)
         targets = sequences.read(np.array([0]))["targets"]
         assert len(sequences) == 1
@@ -168,7 +173,7 @@ def test_document_without_end_of_text_is_not_predicted_from_another(tmp_path: Pa
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_loss_mask_is_kept(tmp_path: Path, packing: str) -> None:
+def test_loss_mask_is_kept(tmp_path: Path, packing: Packing) -> None:
     documents = make_documents(number=20, longest=8)
     tokens = np.concatenate(documents)
     sidecars = {
@@ -198,7 +203,7 @@ def test_too_few_tokens_for_a_row_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", PACKINGS[1:])
-def test_unknown_documents_are_an_error(tmp_path: Path, packing: str) -> None:
+def test_unknown_documents_are_an_error(tmp_path: Path, packing: Packing) -> None:
     stream = open_split(write_shards(tmp_path / "shards", {"train": [np.arange(1, 46)]}), "train")
     with pytest.raises(UserError, match="unknown where its documents begin"):
         open_sequences(stream, 8, packing, end_of_text=None)

@@ -237,6 +237,7 @@ def test_open_split_compares_names_and_sizes(directory: Path) -> None:
 
 def test_verify_shards_finds_changed_token_and_large_id(directory: Path) -> None:
     manifest = read_manifest(directory)
+    assert manifest is not None
     replace(manifest, vocab_size=100).write(directory)
     with pytest.raises(UserError, match="outside the vocabulary of 100"):
         verify_shards(directory)

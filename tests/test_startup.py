@@ -41,6 +41,7 @@ def open_data(config: TrainConfig) -> None:
 
 def test_vocabulary_is_that_of_the_tokenizer(shards: Path) -> None:
     config, own = prepare_config(tiny_config(shards, model={"vocab_size": None}))
+    assert own is not None
     assert config.model.vocab_size == own.vocab_size == len(ALPHABET)
 
 
@@ -57,7 +58,9 @@ def test_vocabulary_may_include_the_padding(shards: Path) -> None:
 
 def test_relative_data_path_becomes_absolute(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shards.parent)
-    assert prepare_config(tiny_config(shards, data=TokenShards(path=shards.name)))[0].data.path == str(shards)
+    data = prepare_config(tiny_config(shards, data=TokenShards(path=shards.name)))[0].data
+    assert isinstance(data, TokenShards)
+    assert data.path == str(shards)
 
 
 def test_foreign_shards_take_the_tokenizer_that_is_named(shards: Path, tmp_path: Path) -> None:
@@ -70,6 +73,7 @@ def test_foreign_shards_take_the_tokenizer_that_is_named(shards: Path, tmp_path:
         make_read_spec(prepared, own)
     named = TokenShards(path=str(foreign), tokenizer=str(shards / "tokenizer.json"))
     prepared, own = prepare_config(replace(config, data=named))
+    assert own is not None
     assert prepared.model.vocab_size == own.vocab_size == len(ALPHABET)
     with pytest.raises(UserError, match=r"data\.tokenizer is 'bytes', but the shards were made with chars-48"):
         prepare_config(tiny_config(shards, data=TokenShards(path=str(shards), tokenizer="bytes")))
@@ -96,6 +100,7 @@ def test_init_from_weights_decide_the_shape(shards: Path, source: Path, capsys: 
     wanted = {"embed_dim": 64, "num_layers": 9, "context_length": 8, "dropout": 0.3}
     config, own = prepare_config(tiny_config(shards, name="next", init_from=str(source), model=wanted))
     assert config.model == replace(MODEL, context_length=8, dropout=0.3)
+    assert own is not None
     assert own.fingerprint == tokenizer().fingerprint
     printed = capsys.readouterr().out
     assert "model.embed_dim: 64 → 32, as the weights have it" in printed

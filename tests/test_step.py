@@ -47,7 +47,9 @@ def make_batch() -> Batch:
 
 def poison(state: TrainState) -> TrainState:
     """Set some weights to NaN."""
-    state.model.positions = state.model.positions.replace(state.model.positions[...].at[3].set(jnp.nan))
+    positions = state.model.positions
+    assert positions is not None
+    positions[...] = positions[...].at[3].set(jnp.nan)
     return state
 
 

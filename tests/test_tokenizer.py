@@ -108,6 +108,7 @@ def test_fingerprints_differ(trained: dict[str, Tokenizer], tmp_path: Path) -> N
 
 def test_special_strings_are_ordinary_text(trained: dict[str, Tokenizer]) -> None:
     tok = trained["gpt2-pattern"]
+    assert tok.end_of_text is not None
     assert tok.end_of_text == 399 == tok.vocab_size - 1
     assert tok.name == "bpe-400"
     ids = tok.encode("a<|endoftext|>b")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,7 @@ def write_shards(
     directory.mkdir(parents=True)
     files, counts, beside = {}, {}, {}
     for (split, kind), content in (sidecars or {}).items():
+        assert kind in ("documents", "scored")
         path = directory / f"{split}.{kind}"
         content.astype("<i8" if kind == "documents" else np.uint8).tofile(path)
         beside[path.name] = Sidecar(split, kind, path.stat().st_size, file_sha256(path))
@@ -85,7 +87,7 @@ def write_text_shards(directory: Path, *, lines: int = 120) -> Path:
     return write_shards(directory, splits, own=own, sidecars={("train", "documents"): starts})
 
 
-def tiny_config(shards: Path, **changes) -> TrainConfig:
+def tiny_config(shards: Path, **changes: Any) -> TrainConfig:
     """Ten steps of eight windows; `changes` are fields of TrainConfig, `model` changes of its model."""
     model = replace(MODEL, **changes.pop("model", {}))
     config = TrainConfig(

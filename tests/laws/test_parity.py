@@ -165,4 +165,4 @@ def compute_golden_logits(directory: Path) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        np.savez_compressed(GOLDEN_FILE, **compute_golden_logits(Path(scratch)))
+        np.savez_compressed(GOLDEN_FILE, allow_pickle=False, **compute_golden_logits(Path(scratch)))

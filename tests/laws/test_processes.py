@@ -19,6 +19,7 @@ from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_confi
 from gptjax.config import TrainConfig
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.data.readers import SequenceReader
 from gptjax.data.source import ReadSpec
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim import Muon
@@ -97,8 +98,8 @@ def readings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reading]:
 def read_in_processes(file: Path, out: Path, processes: int) -> list[dict[tuple[str, str], dict[str, np.ndarray]]]:
     """What came to lie on the devices of each process, by reading and span."""
     out.mkdir()
-    place = {"processes": processes, "devices": 4 // processes}
-    codes, outputs = wait_for(start(reader.__file__, file, out, *SPANS[processes], **place))
+    started = start(reader.__file__, file, out, *SPANS[processes], processes=processes, devices=4 // processes)
+    codes, outputs = wait_for(started)
     assert codes == [0] * processes, outputs
     return [pickle.loads((out / f"{process}.pickle").read_bytes()) for process in range(processes)]
 
@@ -117,6 +118,7 @@ def check_epochs(reading: Reading, batches: dict[str, np.ndarray]) -> None:
     rows = np.concatenate([batches[f"{step}.tokens"].reshape(-1, reading.spec.context_length) for step in range(STEPS)])
     opened = reading.data.open(reading.spec)
     for number, part in enumerate(getattr(opened, "readers", (opened,))):
+        assert isinstance(part, SequenceReader)
         sequences = part.sequences
         seen = [tuple(row) for row in rows.tolist() if row[0] // 1000 == number]
         wanted = set(map(tuple, sequences.read(np.arange(len(sequences)))["tokens"].tolist()))
@@ -152,7 +154,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         name="one",
         steps=4,
         model={"dropout": 0.1, "num_layers": 1},
-        optimizer=Muon(dtype="float32", schedule=Constant(warmup_steps=2)),
+        optimizer=Muon(ns_dtype="float32", schedule=Constant(warmup_steps=2)),
         batch_size=8,
         grad_accum=2,
         ema=EMA(decay=0.5),

@@ -49,11 +49,12 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    directory_before, seconds_before = (jax.config.values[name] for name in names)
     directory = str(tmp_path_factory.mktemp("cache"))
     use_cache(directory, 0)
     yield directory
-    use_cache(*before)
+    use_cache(directory_before, seconds_before)
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,7 @@ def test_resume_refuses_fewer_steps_and_never(whole: TrainConfig):
 
 def copy_shards(config: TrainConfig, directory: Path) -> TokenShards:
     assert isinstance(config.data, TokenShards)
+    assert config.data.path is not None
     shutil.copytree(config.data.path, directory)
     return replace(config.data, path=str(directory))
 
