@@ -48,6 +48,8 @@ def test_every_token_and_mark_of_a_conversation(tok):
 def test_scoring_may_begin_later(tok):
     tokens, scored = ChatTemplate(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=2)
     assert tok.decode(tokens[scored == 1]) == "Five.<|im_end|>"
+    conversation = ChatTemplate(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=3)
+    np.testing.assert_array_equal(conversation.loss_mask, scored)
 
 
 def test_generation_continues_where_training_began_to_score(tok):

@@ -113,6 +113,7 @@ def test_unset_group_fields_fall_back_to_the_optimizer():
     vector = lambda **group: replace(config, vector=ParamGroup(**group)).hyperparams("blocks.norm", "D")
     assert vector(learning_rate=0.3) == ParamHyperparams(0.3, 0.8, 0.95, 1e-8, 0.0)
     assert vector(weight_decay=0.2).weight_decay == 0.2
+    assert replace(config, embedding=ParamGroup(weight_decay=0.0)).hyperparams("tokens", "VD").weight_decay == 0.0
     muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=ParamGroup(0.3, weight_decay=0.4))
     assert muon.hyperparams("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
     assert muon.hyperparams("value_embeddings", "VE")[::4] == (0.3, 0.4)

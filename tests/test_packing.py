@@ -116,7 +116,9 @@ def test_bos_best_fit_packs_each_group_by_itself() -> None:
 
 def test_best_fit_packs_each_group_by_itself() -> None:
     starts, tokens = place_documents([5, 5, 3, 3])
-    assert [len(pack_best_fit(starts, tokens, 8, group_size=size)) for size in (4, 2)] == [2, 3]
+    plans = [pack_best_fit(starts, tokens, 8, group_size=size) for size in (4, 2)]
+    assert [len(plan) for plan in plans] == [2, 3]
+    assert [sorted(plan.starts.tolist()) for plan in plans] == [starts.tolist()] * 2
 
 
 def test_bos_best_fit_crops_the_shortest_and_takes_long_documents_last() -> None:
