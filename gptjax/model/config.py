@@ -113,7 +113,7 @@ class GPTConfig:
     """Positional scheme, a name in `gptjax.model.positions.POSITIONS`: `learned` adds a table of embeddings, `rotary`
     rotates queries and keys (RoPE)."""
     rotary_base: float | None = None
-    """RoPE: the slowest pair turns by about 1 / base a position. None: 10,000, or the base of the weights that a run
+    """RoPE: the slowest pair turns by about 1 / base a position. None: 10000, or the base of the weights that a run
     starts from."""
     rotary_fraction: float = 1.0
     """RoPE: share of a head's channel pairs that turns, the fastest ones. Below 1 the slowest of them turns by exactly
