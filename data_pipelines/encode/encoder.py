@@ -8,7 +8,6 @@ writes, so it can feed many cores.
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from data_pipelines.encode.pieces import Piece, iter_pieces
 from data_pipelines.encode.splits import AllTo, Rule
-from data_pipelines.encode.worker_pool import map_in_processes
+from data_pipelines.encode.worker_pool import WorkerDied, map_in_processes
 from data_pipelines.readers.documents import EMPTY, Block, Chunk, Notes, ReadContext, is_blank, iter_documents
 from gptjax.core.errors import UserError
 from gptjax.data.shards import token_dtype
@@ -175,7 +174,7 @@ def encode_batches(
         return
     try:
         yield from map_in_processes(encoder, everything, processes=min(processes, len(first)))
-    except BrokenProcessPool:
+    except WorkerDied:
         raise UserError(
             f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
             'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
