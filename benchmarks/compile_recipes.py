@@ -1,17 +1,24 @@
-"""Compile the training step of every recipe for 8 × A100-80GB and a TPU v5e slice of 8, without any device (aot.py).
+"""Compile the training step of each config for eight absent accelerators (see aot.py), and count what is in it.
 
-    python benchmarks/compile_recipes.py                                # all that are made for accelerators
-    python benchmarks/compile_recipes.py gpt2_124m speedrun_162m --targets v5e --meshs fsdp fsdp4xtensor2
+    python benchmarks/compile_recipes.py                                # all configs that compute in bfloat16
+    python benchmarks/compile_recipes.py gpt2_124m speedrun_162m --targets v5e --meshes fsdp fsdp4xtensor2
+    python benchmarks/compile_recipes.py gpt2_cpu --targets cpu         # needs no further package
 
-A device that has no room for a recipe as it is takes its batch in more groups, then computes every block again for the
-gradient: the first that fits is told. Prints for each parameters, the tokens of a device, its temporaries and
-arguments, calls of fused attention, how many collectives of each kind and the bytes that a device receives by them
-(those in a loop counted once), and for Muon the FLOPs of its products on all devices over those of one machine alone.
+Each case is compiled in a process of its own. If a program does not fit into the memory of a device, grad_accum is
+raised, and then remat is set to full. The first program that fits is printed: parameters; grad_accum × sequences ×
+context_length of a device; remat; temporaries and arguments; calls of fused attention, forward + backward; and the
+number of collectives of each kind, with the bytes that a device receives. A collective in a loop is counted once. For
+Muon, the FLOPs of its products on all devices are divided by the count for one device, and by the count in whole
+matrices on every device. (XLA:CPU drops the name of products where a device has a single matrix of a shape, so on
+`cpu` these are missing.) Results: RESULTS.md, "Compilation for accelerators".
 
-Exits with 1 if something does not compile or does not fit; if XLA rematerialised a whole tensor to change its sharding;
-if attention is not fused where that kernel can run: one call forward and one backward for a compiled layer (and one
-forward again, where blocks are computed again); or if Muon's products are not within 10 % of their count, with as many
-whole matrices of each shape on every device: devices that do the same Newton–Schulz would show.
+Exits with 1 if
+
+- a program does not compile or does not fit,
+- XLA rematerialised a whole tensor to change its sharding,
+- attention is not fused where the kernel can run: per compiled layer one call forward (two with remat=full) and one
+  backward,
+- the FLOPs of Muon's products differ by more than 10 % from the count in whole matrices (devices would repeat work).
 """
 
 import itertools
@@ -21,176 +28,214 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import tyro
-from aot import TARGETS, Target, collectives, products
-from gptjax.core.settings import available_configs
+from aot import TARGETS, Target, TargetName, count_collectives, count_matmul_flops, format_mesh, parse_mesh
 
-from gptjax import model, state
-from gptjax.config import load_config
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.config import TrainConfig, load_config
+from gptjax.core.config_files import list_configs
+from gptjax.core.errors import exit_on_user_error
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch
 from gptjax.model.attention import select_kernel
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import count_parameters
 from gptjax.optim import Muon
 from gptjax.optim.orthogonalize import count_muon_flops
-from gptjax.sharding.mesh import AXES, MeshConfig
-from gptjax.train import make_phase_step
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.startup import make_phase_step
+from gptjax.training.stages import Phase
+from gptjax.training.state import TrainState, abstract_state
 
-DEVICES = 8
-REMATERIALISED = "Involuntary full rematerialization"
+Remat = Literal["none", "light", "full"]
+REMATERIALIZED = "Involuntary full rematerialization"
+
+
+class Case(NamedTuple):
+    """One program to compile."""
+
+    target: TargetName
+    recipe: str
+    mesh: str
+    step: int
+    """First step of the phase to compile."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to compile."""
+class Options:
+    """Programs to compile."""
 
     recipes: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Configs by name; none: all that compute in bfloat16. The others are made for CPUs."""
-    targets: tuple[Literal["a100", "v5e"], ...] = ("a100", "v5e")
+    """Names or files of configs. None: all installed ones that compute in bfloat16; the others are for CPUs."""
+    targets: tuple[TargetName, ...] = ("a100", "v5e")
     meshes: tuple[str, ...] = ()
-    """Such as `data`, `fsdp` or `fsdp4xtensor2`; none: each recipe's own."""
-    accumulate: int | None = None
-    """Groups of a batch; by default as many as the recipe says, or more until they fit."""
-    remat: Literal["none", "light", "full"] | None = None
-    """What is computed again for the gradient; by default as the recipe says, or `full` if nothing else fits."""
+    """Such as `data`, `fsdp` or `fsdp4xtensor2`. None: the mesh of each config."""
+    grad_accum: int | None = None
+    """Micro-batches of a batch. By default the config's number, or the next larger one that fits."""
+    remat: Remat | None = None
+    """What is recomputed for the gradient. By default as the config says, or `full` if nothing else fits."""
     stages: Literal["ends", "all"] = "ends"
-    """Of a recipe in stages: the first and the last, or all."""
-    case: tuple[str, str, str, int] | None = None
-    """(For the benchmark itself: target, recipe, layout and step of the one to compile.)"""
+    """Of a config with stages: its first and last phase, or all."""
+    case: tuple[TargetName, str, str, int] | None = None
+    """(Used by the benchmark itself: the one case to compile.)"""
 
 
-def layout_of(name: str) -> MeshConfig:
-    """The layout of a name, over all devices."""
-    if name in AXES:
-        return MeshConfig(name).resolve(DEVICES)
-    sizes = {axis: int(size) for axis, size in re.findall(rf"({'|'.join(AXES)})(\d+)", name)}
-    if not sizes or "x".join(f"{axis}{size}" for axis, size in sizes.items()) != name:
-        raise UserError(f"--meshs: {name!r} is none. Use {', '.join(AXES)}, or sizes such as fsdp4xtensor2.")
-    return MeshConfig(**sizes).resolve(DEVICES)
+class Compiled(NamedTuple):
+    """A program for a phase of a run, and the settings that it was compiled with."""
+
+    program: jax.stages.Compiled
+    phase: Phase
+    state: TrainState
+    """The abstract state."""
+    problem: str
+    """Why it does not fit; empty if it does."""
+
+    @property
+    def text(self) -> str:
+        return self.program.as_text() or ""
 
 
-def name_of(mesh: MeshConfig) -> str:
-    sizes = mesh.resolve(DEVICES).axis_sizes
-    return "x".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1)
+def list_batch_sizes(batch: BatchSize, context_length: int, *, mesh: MeshConfig, max_tokens: int) -> list[BatchSize]:
+    """The batch with ever more micro-batches.
 
-
-def groupings(batch: BatchSize, context_length: int, mesh: MeshConfig, most: int) -> list[BatchSize]:
-    """The batch in as many groups as it says or, with more tokens of a device than `most` at a time, in more; then with
-    half as many tokens, and so on."""
+    The first has at most `max_tokens` tokens of a micro-batch on one device, if sequences are short enough, and no
+    fewer micro-batches than the config says. Each next one has about half of the tokens.
+    """
     rows = batch.size // mesh.num_batch_shards
-    possible = [n for n in range(batch.grad_accum, rows + 1) if rows % n == 0]
-    fewest = lambda limit: next((n for n in possible if rows // n * context_length <= limit), rows)
-    return [replace(batch, grad_accum=n) for n in dict.fromkeys(fewest(most >> i) for i in range(most.bit_length()))]
+    divisors = [n for n in range(batch.grad_accum, rows + 1) if rows % n == 0]
+    find_fewest = lambda limit: next((n for n in divisors if rows // n * context_length <= limit), rows)
+    counts = dict.fromkeys(find_fewest(max_tokens >> i) for i in range(max_tokens.bit_length()))
+    return [replace(batch, grad_accum=n) for n in counts]
 
 
-def compile_case(asked: Request, target_name: str, recipe: str, layout_name: str, step: int) -> None:
-    """Print the counts of one; XLA's own warnings go to stderr."""
-    target, mesh, config = TARGETS[target_name], layout_of(layout_name), load_config(recipe)
-    phase = next(phase for phase in config.phases if phase.begin == step)
-    shape, batch = phase.model, replace(phase.batch, grad_accum=asked.accumulate or phase.batch.grad_accum)
-    replace(config, batch=batch, stages=()).check_mesh(mesh)
-    batches = [batch] if asked.accumulate else groupings(batch, shape.context_length, mesh, target.tokens)
-    remats = [asked.remat] if asked.remat else dict.fromkeys([shape.remat, "full"])
-    # The kernel is chosen by the backend, which here is not the one that is compiled for.
-    model.choose = lambda config, **_: select_kernel(config, backend=target.platform)
-
-    with mesh.activate(target.devices()):
+def compile_first_fit(
+    options: Options, config: TrainConfig, *, phase: Phase, target: Target, mesh: MeshConfig
+) -> Compiled:
+    """Compile with less and less memory until a program fits. Returns the last one if none does."""
+    model, first = phase.model, replace(phase.batch, grad_accum=options.grad_accum or phase.batch.grad_accum)
+    replace(config, batch_size=first.size, grad_accum=first.grad_accum, stages=()).check_mesh(mesh)
+    sizes = list_batch_sizes(first, model.context_length, mesh=mesh, max_tokens=target.max_tokens)
+    remats: list[Remat] = [options.remat] if options.remat else list(dict.fromkeys([model.compute.remat, "full"]))
+    compiled, problem = None, ""
+    with mesh.activate(target.list_devices()):
         optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
-        start = state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
-        for remat, batch in itertools.product(remats, batches):
-            rows = abstract_batch(batch, shape.context_length, mesh=mesh, with_documents=shape.intra_document_mask)
-            tried = replace(
-                phase,
-                batch=batch,
-                model=replace(shape, compute=replace(shape.compute, remat=remat)),
-            )
-            traced = make_phase_step(config, mesh, tried).trace(start, rows)
-            program, problem = compiled(target, traced)
+        state = abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
+        for remat, batch in itertools.product(remats, [first] if options.grad_accum else sizes):
+            rows = abstract_batch(batch, model.context_length, mesh=mesh, with_documents=model.intra_document_mask)
+            compute = replace(model.compute, remat=remat)
+            variant = replace(phase, batch=batch, model=replace(model, compute=compute))
+            program, problem = try_compile(target, make_phase_step(config, mesh, variant).trace(state, rows))
+            if program is not None:
+                compiled = Compiled(program, variant, state, problem)
             if not problem:
                 break
-    if program is None:
+    if compiled is None:
         raise SystemExit(problem)
-    memory, text, failures = program.memory_analysis(), program.as_text(), [problem] if problem else []
+    return compiled
 
-    layers = 1 if shape.layers != "unroll" and shape.layers_are_identical else shape.num_layers
-    layers *= select_kernel(shape, backend=target.platform) == "cudnn"
-    wanted = [layers * (2 if remat == "full" else 1), layers]
-    flash = [len(re.findall(rf"__cudnn\$fmha{call}\W", text)) for call in ("Softmax", "SoftmaxBackward")]
-    if flash != wanted:
-        failures.append(f"{flash} calls of fused attention, forward and backward, where {wanted} are needed")
-    counts = [f"{kind} {count} ({size / 2**30:.2f} GiB)" for kind, (count, size) in collectives(text).items()]
+
+def try_compile(target: Target, traced: jax.stages.Traced) -> tuple[jax.stages.Compiled | None, str]:
+    """(program, why it does not fit into a device's memory). The program is None if XLA refuses it for that reason."""
+    try:
+        program = target.compile(traced)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, str(error).partition("\n")[0]
+    temporaries, arguments = measure_memory(program)
+    needed = temporaries + arguments
+    fits = needed <= target.memory_bytes
+    return program, "" if fits else f"{needed / 2**30:.1f} GiB do not fit into {target.memory_bytes / 2**30:.2f}"
+
+
+def measure_memory(program: jax.stages.Compiled) -> tuple[int, int]:
+    """Bytes of (temporaries, arguments) on one device."""
+    memory: Any = program.memory_analysis()
+    return memory.temp_size_in_bytes, memory.argument_size_in_bytes
+
+
+def count_attention_calls(
+    model: GPTConfig, target: Target, *, mesh: MeshConfig, text: str
+) -> tuple[list[int], list[int]]:
+    """Calls of fused attention (forward, backward): those in a program, and those that it should have."""
+    with mesh.activate(target.list_devices()):
+        is_fused = select_kernel(model) == "cudnn"
+    layers = (1 if model.scans_layers else model.num_layers) * is_fused
+    wanted = [layers * (2 if model.compute.remat == "full" else 1), layers]
+    return [len(re.findall(rf"__cudnn\$fmha{call}\W", text)) for call in ("Softmax", "SoftmaxBackward")], wanted
+
+
+def compare_muon_flops(muon: Muon, compiled: Compiled, *, mesh: MeshConfig) -> tuple[float, float]:
+    """FLOPs of Muon's products on all devices, over the count (for one device, in whole matrices on every device)."""
+    momentum = compiled.state.optimizer["muon"].inner_state.momentum
+    count = partial(count_muon_flops, momentum, ns_steps=muon.ns_steps, matrix_split=muon.matrix_split)
+    done = count_matmul_flops(compiled.text, scope="newton_schulz") * mesh.num_devices
+    return done / count(), done / count(devices=mesh.num_devices)
+
+
+def compile_case(options: Options, case: Case) -> None:
+    """Compile one case and print its counts. Exits with a message if a condition of the benchmark does not hold."""
+    target, mesh, config = TARGETS[case.target], parse_mesh(case.mesh), load_config(case.recipe)
+    phase = next(phase for phase in config.phases if phase.begin == case.step)
+    compiled = compile_first_fit(options, config, phase=phase, target=target, mesh=mesh)
+    model, batch, failures = compiled.phase.model, compiled.phase.batch, [compiled.problem] if compiled.problem else []
+    calls, wanted = count_attention_calls(model, target, mesh=mesh, text=compiled.text)
+    if calls != wanted:
+        failures.append(f"{calls} calls of fused attention, forward and backward; wanted {wanted}")
+    counts = [f"fused attention {calls[0]} + {calls[1]}"] if any(wanted) else []
+    for kind, (count, size) in count_collectives(compiled.text).items():
+        counts.append(f"{kind} {count} ({size / 2**30:.2f} GiB)")
     if isinstance(config.optimizer, Muon):
-        own = config.optimizer
-        needed = partial(
-            count_muon_flops,
-            start.optimizer["muon"].inner_state.momentum,
-            ns_steps=own.ns_steps,
-            matrix_split=own.matrix_split,
-        )
-        done = products(text, scope="newton_schulz") * mesh.num_devices
-        whole = needed(devices=mesh.num_devices)
-        counts.append(f"Muon's products × {done / needed():.3f}, × {done / whole:.3f} of whole matrices")
-        if abs(done / whole - 1) > 0.1:
-            failures.append(f"Muon's products have {done:.3e} FLOPs where {whole:.3e} are needed")
+        single, whole = compare_muon_flops(config.optimizer, compiled, mesh=mesh)
+        counts.append(f"Muon's products × {single:.3f}, × {whole:.3f} of whole matrices")
+        if abs(whole - 1) > 0.1:
+            failures.append(f"Muon's products have {whole:.3f} of the FLOPs of whole matrices; wanted 0.9 to 1.1")
+    temporaries, arguments = measure_memory(compiled.program)
+    local = f"{batch.grad_accum} × {batch.microbatch // mesh.num_batch_shards} × {model.context_length}"
     print(
-        f"{target_name:<5} {recipe:<20} {f'from {step}' if config.stages else '':<9} {layout_name:<20}"
-        f"{model.count_parameters(config.model) / 1e6:7.1f} M  "
-        f"{batch.grad_accum} × {batch.microbatch // mesh.num_batch_shards} × {shape.context_length} tokens a device  remat {remat}  "
-        f"temporaries {memory.temp_size_in_bytes / 2**30:5.2f} GiB  "
-        f"arguments {memory.argument_size_in_bytes / 2**30:5.2f} GiB  "
-        + "  ".join([f"fused attention {flash[0]} + {flash[1]}"] * (layers > 0) + counts)
+        f"{case.target:<5} {case.recipe:<20} {f'from {case.step}' if config.stages else '':<9} {case.mesh:<20}"
+        f"{count_parameters(config.model) / 1e6:7.1f} M  {local} tokens a device  remat {model.compute.remat}  "
+        f"temporaries {temporaries / 2**30:5.2f} GiB  arguments {arguments / 2**30:5.2f} GiB  " + "  ".join(counts)
     )
     if failures:
         raise SystemExit("; ".join(failures))
 
 
-def compiled(target: Target, traced: jax.stages.Traced) -> tuple[jax.stages.Compiled | None, str]:
-    """The program, if there is one, and why a device has no room for it, if it has none."""
-    try:
-        program = target.compiled(traced)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None, str(error).partition("\n")[0]
-    memory = program.memory_analysis()
-    needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    fits = needed <= target.memory
-    return program, "" if fits else f"{needed / 2**30:.1f} GiB do not fit into {target.memory / 2**30:.2f}"
-
-
-def cases(asked: Request) -> Iterator[tuple[str, str, str, int]]:
-    """All that is asked for: target, recipe, layout, and the step from which a stage holds."""
-    named = {name: load_config(name) for name in asked.recipes or available_configs()}
-    chosen = {
-        name: config for name, config in named.items() if asked.recipes or config.model.compute.dtype == "bfloat16"
-    }
-    for (name, config), target in itertools.product(chosen.items(), asked.targets):
-        for mesh in map(layout_of, asked.layouts or [name_of(config.mesh)]):
-            phases = config.phases if asked.stages == "all" else (config.phases[0], config.phases[-1])
+def list_cases(options: Options) -> Iterator[Case]:
+    """Every combination of the options."""
+    configs = {name: load_config(name) for name in options.recipes or list_configs()}
+    for (name, config), target in itertools.product(configs.items(), options.targets):
+        if not options.recipes and config.model.compute.dtype != "bfloat16":
+            continue
+        for mesh in map(parse_mesh, options.meshes or [format_mesh(config.mesh)]):
+            phases = config.phases if options.stages == "all" else (config.phases[0], config.phases[-1])
             for begin in sorted({phase.begin for phase in phases}):
-                yield target, name, name_of(mesh), begin
+                yield Case(target, name, format_mesh(mesh), begin)
+
+
+def run_case(options: Options, case: Case) -> bool:
+    """Compile a case in a process of its own, for XLA writes its warnings to the file descriptor. True if it passes."""
+    flags = {"grad-accum": options.grad_accum, "remat": options.remat}
+    given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    command = [sys.executable, __file__, *given, "--case", *map(str, case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    count = done.stderr.count(REMATERIALIZED)
+    print((done.stdout.rstrip() or f"{' '.join(map(str, case))}: failed") + f"  rematerialised {count}", flush=True)
+    passed = not done.returncode and not count
+    if not passed:
+        print(done.stderr[-2000:], file=sys.stderr)
+    return passed
 
 
 def main() -> int:
-    asked = tyro.cli(Request, description=__doc__)
-    if asked.case is not None:
-        compile_case(asked, *asked.case)
+    options = tyro.cli(Options, description=__doc__)
+    if options.case is not None:
+        compile_case(options, Case(*options.case))
         return 0
-    failed = 0
-    for case in cases(asked):
-        # A process for each: XLA writes its warnings to the file descriptor, past Python.
-        given = [f"--{name}={value}" for name in ("grad_accum", "remat") if (value := getattr(asked, name)) is not None]
-        command = [sys.executable, __file__, *given, "--case", *map(str, case)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        count = done.stderr.count(REMATERIALISED)
-        print((done.stdout.rstrip() or f"{case}: failed") + f"  rematerialised {count}", flush=True)
-        if done.returncode or count:
-            failed = 1
-            print(done.stderr[-2000:], file=sys.stderr)
-    return failed
+    passed = [run_case(options, case) for case in list_cases(options)]
+    return int(not all(passed))
 
 
 if __name__ == "__main__":

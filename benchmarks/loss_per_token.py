@@ -1,13 +1,15 @@
-"""How many tokens, and seconds, a modern recipe needs for the loss of GPT-2 with AdamW, at equal size, batch and text.
+"""Measure how many tokens and seconds a modern recipe needs for the loss of GPT-2 with AdamW.
 
     python benchmarks/loss_per_token.py --output=runs/loss_per_token                       # the recipes' own text
     python benchmarks/loss_per_token.py --output=runs/loss_per_token --data=data/books      # any prepared shards
     python benchmarks/loss_per_token.py --output=... --baseline=gpt2_124m --modern=speedrun_162m --any-size --data=...
+    python benchmarks/loss_per_token.py --output=... --baseline=A.py --modern=B.py --baseline-rates 0.004 \
+        --modern-rates 0.01 --lengths 0.5 --seeds 1337 --no-ablation                       # own configs, few runs
 
 The baseline gets the modern recipe's text, batch and context. Both get the best learning rate of a grid, chosen with
 seed 1337 alone, and then several seeds. The middle of a run with a decaying schedule has a high loss, so tokens are
 compared between whole runs of several lengths. A finished run is not repeated: the same command continues an
-interrupted benchmark. Prints tables and writes loss_per_token.png beside the runs.
+interrupted benchmark. Prints tables and writes loss_per_token.png beside the runs. Results: LAB.md, "Loss per token".
 """
 
 import itertools
@@ -20,65 +22,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
-from gptjax.core.settings import from_json, to_json
+from ingredients import WITH, WITHOUT, change_muon
 
-from gptjax.config import CLASSES, TrainConfig, load_config
+from gptjax import startup
+from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.data.config import Mixture, TokenShards
+from gptjax.core.serialization import from_json, to_json
+from gptjax.data.config import TokenShards
+from gptjax.data.loader import BatchLoader
+from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.gpt import count_parameters
 from gptjax.optim import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import compile_step, create_run_state, open_run_loader, train
+from gptjax.trainer import train
 from gptjax.training.evaluators import ValidationLoss
-
-Change = Callable[[TrainConfig], TrainConfig]
-
-
-def change_model(**fields: object) -> Change:
-    return lambda config: replace(config, model=replace(config.model, **fields))
-
-
-def change_init(**fields: object) -> Change:
-    return lambda config: replace(config, model=replace(config.model, init=replace(config.model.init, **fields)))
-
-
-def change_muon(**fields: object) -> Change:
-    def change(config: TrainConfig) -> TrainConfig:
-        if not isinstance(config.optimizer, Muon):
-            raise UserError(f"{config.name} does not use Muon.")
-        return replace(config, optimizer=replace(config.optimizer, **fields))
-
-    return change
-
-
-WITHOUT: dict[str, Change] = {
-    "rotary positions (and 2.4 % larger)": change_model(positions="learned"),
-    "RMSNorm without scale": change_model(norm="layer", norm_scale=True),
-    "QK-norm": change_model(qk_norm=False),
-    "squared ReLU": change_model(activation="gelu_tanh"),
-    "zero-initialized projections": change_init(zero_projections=False),
-}
-"""Each replaces one ingredient of the modern recipe by GPT-2's."""
-WITH: dict[str, Change] = {
-    "U-Net skips": change_model(unet_skips="plain"),
-    "x0 in every block": change_model(x0_mix=True),
-    "value residual": change_model(value_residual=True),
-    "logits capped at 15": change_model(logit_softcap=15.0),
-    "RMSNorm of embeddings": change_model(embedding_norm=True),
-    "4 attention sinks": change_model(num_sinks=4),
-    "NorMuon": change_muon(normuon_beta2=0.95),
-    "Polar Express": change_muon(ns_coefficients="polar_express"),
-    "cautious decay 0.1": change_muon(weight_decay=0.1, cautious_decay=True),
-}
-"""Each adds one ingredient to the modern recipe."""
 
 
 @dataclass(frozen=True)
-class LossPerToken:
-    """Options of the benchmark."""
+class Options:
+    """Recipes, text and runs."""
 
     output: Path
     """Directory of the runs, the table and the plot."""
@@ -99,6 +65,8 @@ class LossPerToken:
     seeds: tuple[int, ...] = (1337, 1, 2)
     ablation: bool = True
     """Measure each ingredient by itself."""
+    ingredients: tuple[str, ...] = ()
+    """Ingredients to measure, such as `without QK-norm`. None: all."""
     ablation_seeds: tuple[int, ...] = (1337,)
     """Seeds of the ablation. A row is compared with the whole recipe seed by seed, on the same batches."""
     validation: int = 131_072
@@ -120,7 +88,7 @@ class Result:
 class Bench:
     """The two recipes and their runs, each trained once."""
 
-    def __init__(self, options: LossPerToken) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.modern = self.prepare(load_config(options.modern))
         baseline = self.prepare(load_config(options.baseline))
@@ -140,18 +108,18 @@ class Bench:
             raise UserError(f"{config.name} has stages, which do not scale with its length. Name another recipe.")
         data = config.data
         if self.options.data is not None:
-            data = replace(TokenShards() if isinstance(data, Mixture) else data, path=self.options.data)
-        return replace(config, data=data.resolve(), output_dir=str(self.options.output))
+            data = replace(data if isinstance(data, TokenShards) else TokenShards(), path=self.options.data)
+        return startup.prepare_config(replace(config, data=data, output_dir=str(self.options.output)))[0]
 
     def configure(self, config: TrainConfig, *, rate: float, seed: int = 1337, part: float = 1.0) -> TrainConfig:
         """A recipe with a learning rate, a seed and `part` of the baseline's steps."""
+        optimizer: Any = config.optimizer
         rates = {"learning_rate": rate}
-        if isinstance(config.optimizer, Muon):
-            rates["adam_learning_rate"] = rate * config.optimizer.adam_learning_rate / config.optimizer.learning_rate
+        if isinstance(optimizer, Muon):
+            rates["adam_learning_rate"] = rate * optimizer.adam_learning_rate / optimizer.learning_rate
         steps = round(part * self.baseline.steps)
         evaluators = (ValidationLoss(every=max(1, steps // 4), tokens=self.options.validation),)
-        optimizer = replace(config.optimizer, **rates)
-        return replace(config, optimizer=optimizer, seed=seed, steps=steps, evaluators=evaluators)
+        return replace(config, optimizer=replace(optimizer, **rates), seed=seed, steps=steps, evaluators=evaluators)
 
     def train(self, name: str, config: TrainConfig) -> Result:
         """Train in a process of its own, unless done before; the last validation loss and the training seconds."""
@@ -161,14 +129,14 @@ class Bench:
         same = wanted.exists() and wanted.read_text() == text
         if not (same and (directory / "done").exists()):
             if not same and directory.exists():
-                raise SystemExit(f"{directory} has another run. Give another --output, or remove it.")
+                raise UserError(f"{directory} has another run. Give another --output, or remove it.")
             directory.mkdir(parents=True, exist_ok=True)
             wanted.write_text(text)
             command = [sys.executable, __file__, f"--output={self.options.output}", f"--run={wanted}"]
             with (directory / "log.txt").open("w") as log:
                 subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
             (directory / "done").touch()
-        records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        records = read_metrics(directory / "metrics.jsonl")
         curve = [(record["tokens"], record["val_loss"]) for record in records if "val_loss" in record]
         seconds = max(record["seconds"] for record in records if "seconds" in record)
         tokens, loss = curve[-1]
@@ -190,17 +158,12 @@ class Bench:
 
 
 def main() -> None:
-    options = tyro.cli(LossPerToken, description=__doc__)
+    options = tyro.cli(Options, description=__doc__)
     if options.run is not None:
-        raise SystemExit(train(from_json(json.loads(Path(options.run).read_text()), CLASSES)))
+        raise SystemExit(train(from_json(json.loads(Path(options.run).read_text()), TrainConfig)))
     bench = Bench(options)
-    sizes = [count_parameters(config.model) for config in (bench.baseline, bench.modern)]
-    print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%})", end="; ")
-    print(f"{bench.modern.tokens(1):,} tokens a step\n")
-    if abs(sizes[1] / sizes[0] - 1) > 0.02 and not options.any_size:
-        raise UserError("the sizes differ by more than 2 % of the parameters. Name other recipes, or give --any-size.")
+    check_sizes(bench)
     changed = change_recipe(bench) if options.ablation else {}
-
     rate = bench.find_best_rate("baseline", bench.baseline, rates=options.baseline_rates, part=1.0)
     baseline = bench.train_seeds(f"baseline {rate:g} x1", bench.baseline, rate=rate, part=1.0)
     longest = max(options.lengths)
@@ -210,54 +173,83 @@ def main() -> None:
         part: bench.train_seeds(f"{name} x{part:g}", bench.modern, rate=modern_rate, part=part)
         for part in options.lengths
     }
-
-    target = statistics.mean(run.loss for run in baseline)
     print(f"\nbaseline at {rate:g}: {format_losses(baseline)}")
-    ratio = measure_step_ratio(bench)
-    print(f"a step of the modern recipe takes {ratio:.2f} of the baseline's, measured in alternation")
-    for part, runs in modern.items():
-        cost = f"{part:g} × the tokens, {part * ratio:.2f} × the seconds"
-        print(f"modern at {modern_rate:g}, {cost}: {format_losses(runs)}")
-    means = {part: statistics.mean(run.loss for run in runs) for part, runs in modern.items()}
-    print(f"the baseline's loss is reached with {find_crossing(means, target)} of its tokens\n")
+    print_comparison(bench, baseline=baseline, modern=modern, rate=modern_rate)
     plot(options.output / "loss_per_token.png", bench, baseline=baseline, modern=modern)
     if options.ablation:
         ablate(bench, changed, rate=modern_rate, part=longest)
 
 
+def check_sizes(bench: Bench) -> None:
+    """Print the number of parameters of both recipes. Raises a UserError unless they are about equal."""
+    sizes = [count_parameters(config.model) for config in (bench.baseline, bench.modern)]
+    print(f"parameters {sizes[0]:,} and {sizes[1]:,} ({sizes[1] / sizes[0] - 1:+.1%})", end="; ")
+    print(f"{bench.modern.tokens(1):,} tokens a step\n")
+    if abs(sizes[1] / sizes[0] - 1) > 0.02 and not bench.options.any_size:
+        raise UserError("the sizes differ by more than 2 % of the parameters. Name other recipes, or give --any-size.")
+
+
+def print_comparison(bench: Bench, *, baseline: list[Result], modern: dict[float, list[Result]], rate: float) -> None:
+    """Print the loss and the cost of each length, and the length that reaches the baseline's loss."""
+    ratio = measure_step_ratio(bench)
+    print(f"a step of the modern recipe takes {ratio:.2f} of the baseline's, measured in alternation")
+    for part, runs in modern.items():
+        cost = f"{part:g} × the tokens, {part * ratio:.2f} × the seconds"
+        print(f"modern at {rate:g}, {cost}: {format_losses(runs)}")
+    means = {part: statistics.mean(run.loss for run in runs) for part, runs in modern.items()}
+    target = statistics.mean(run.loss for run in baseline)
+    print(f"the baseline's loss is reached with {find_crossing(means, target)} of its tokens\n")
+
+
 def measure_step_ratio(bench: Bench, *, rounds: int = 8, steps: int = 10) -> float:
     """Duration of a step of the modern recipe over the baseline's, measured in alternation in this process."""
     mesh = MeshConfig("single").resolve(1)
+    seconds: tuple[list[float], list[float]] = ([], [])
     with mesh.activate():
-        runs, seconds = [], ([], [])
-        for config in (bench.baseline, bench.modern):
-            state, loader = create_run_state(config, mesh), open_run_loader(config, mesh)
-            runs.append([state, loader.iterate_from(0), compile_step(config, mesh, state, loader)])
+        runs = [start_run(config, mesh) for config in (bench.baseline, bench.modern)]
         for _ in range(rounds + 1):
             for run, taken in zip(runs, seconds, strict=True):
                 begin = time.perf_counter()
-                for _ in range(steps):
-                    run[0], _ = run[2](run[0], next(run[1]))
-                jax.block_until_ready(run[0])
+                run(steps)
                 taken.append(time.perf_counter() - begin)
     return statistics.median(seconds[1][1:]) / statistics.median(seconds[0][1:])
 
 
+def start_run(config: TrainConfig, mesh: MeshConfig) -> Callable[[int], None]:
+    """Compile a run in this process. Returns a function that trains so many further steps. Nothing is saved."""
+    spec = startup.make_read_spec(config, config.data.load_tokenizer())
+    batches = BatchLoader(config.data.open(spec), spec, mesh=mesh)
+    state = startup.create_state(config, mesh)
+    train_step, batch_iterator = startup.compile_step(config, mesh, state, batches), batches.iterate_from(0)
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, _ = train_step(state, next(batch_iterator))
+        jax.block_until_ready(state)
+
+    return run
+
+
 def change_recipe(bench: Bench) -> dict[str, TrainConfig]:
     """The modern recipe with each ingredient removed or added, where that is possible and makes a difference."""
-    schedule = {"the long decay": change_muon(schedule=bench.baseline.optimizer.schedule)}
+    baseline: Any = bench.baseline.optimizer
+    without = WITHOUT | {"the long decay": change_muon(schedule=baseline.schedule)}
+    changes = {f"without {name}": change for name, change in without.items()}
+    changes |= {f"with {name}": change for name, change in WITH.items()}
     changed = {}
-    for title, ingredients in (("without", WITHOUT | schedule), ("with", WITH)):
-        for name, change in ingredients.items():
-            try:
-                config = change(bench.modern)
-            except UserError as error:
-                print(f"{title} {name}: invalid: {error}")
-                continue
-            if config == bench.modern:
-                print(f"{title} {name}: no change")
-            else:
-                changed[f"{title} {name}"] = config
+    for name in bench.options.ingredients or changes:
+        if name not in changes:
+            raise UserError(f"--ingredients: {name!r} is none of {', '.join(changes)}.")
+        try:
+            config = changes[name](bench.modern)
+        except UserError as error:
+            print(f"{name}: invalid: {error}")
+            continue
+        if config == bench.modern:
+            print(f"{name}: no change")
+        else:
+            changed[name] = config
     return changed
 
 
@@ -275,8 +267,10 @@ def ablate(bench: Bench, changed: dict[str, TrainConfig], *, rate: float, part: 
 
 def train_with_adamw(bench: Bench, part: float) -> list[Result]:
     """The modern model with AdamW, at its own best learning rate."""
-    schedule = bench.modern.optimizer.schedule
-    config = replace(bench.modern, optimizer=AdamW(schedule=schedule, beta2=bench.baseline.optimizer.beta2))
+    baseline, modern = bench.baseline.optimizer, bench.modern.optimizer
+    if not (isinstance(baseline, AdamW) and isinstance(modern, Muon)):
+        raise UserError("the ablation needs AdamW in the baseline and Muon in the modern recipe. Give --no-ablation.")
+    config = replace(bench.modern, optimizer=AdamW(schedule=modern.schedule, beta2=baseline.beta2))
     rate = bench.find_best_rate("adamw", config, rates=bench.options.adamw_rates, part=part)
     name, seeds = f"adamw {rate:g} x{part:g}", bench.options.ablation_seeds
     return bench.train_seeds(name, config, rate=rate, part=part, seeds=seeds)
@@ -307,14 +301,15 @@ def plot(path: Path, bench: Bench, *, baseline: list[Result], modern: dict[float
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    groups = {"GPT-2, AdamW": [baseline], "modern recipe": list(modern.values())}
-    for color, (label, group) in zip(("tab:gray", "tab:orange"), groups.items(), strict=True):
-        for runs in group:
+    recipes = {"GPT-2, AdamW": [baseline], "modern recipe": list(modern.values())}
+    for color, (label, lengths) in zip(("tab:gray", "tab:orange"), recipes.items(), strict=True):
+        for runs in lengths:
             axes.plot(*zip(*[(n / 1e6, loss) for n, loss in runs[0].curve[1:]], strict=True), color=color, alpha=0.4)
             ends = [(run.curve[-1][0] / 1e6, run.loss) for run in runs]
-            axes.scatter(*zip(*ends, strict=True), color=color, s=12, label=label if runs is group[0] else None)
+            axes.scatter(*zip(*ends, strict=True), color=color, s=12, label=label if runs is lengths[0] else None)
     axes.axhline(statistics.mean(run.loss for run in baseline), color="tab:gray", linewidth=0.5)
-    title = f"{bench.modern.name} against {bench.baseline.name}, {Path(bench.modern.data.path or '').name}"
+    data = Path(getattr(bench.modern.data, "path", None) or "").name
+    title = f"{bench.modern.name} against {bench.baseline.name}, {data}"
     axes.set(xlabel="tokens (millions)", ylabel="validation loss (nats a token)", title=title)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -8,7 +8,7 @@ Bytes per token say how much text fits into a context and into a step. Each sour
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -19,9 +19,9 @@ from rich.table import Table
 
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, is_blank, iter_documents
 from data_pipelines.readers.sources import open_source
-from data_pipelines.runtime.options import require_at_least
+from data_pipelines.runtime.options import require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -72,7 +72,6 @@ def compare_tokenizers(request: CompareTokenizers) -> list[Measurement]:
 
 
 def _measure(spec: str, request: CompareTokenizers, *, tokenizers: dict[str, Tokenizer]) -> Iterator[Measurement]:
-    """Measure on the documents that are not blank, until they have `request.max_bytes`."""
     number, size, tokens, context = 0, 0, Counter[str](), ReadContext(request.text_field)
     for document in iter_documents(open_source(spec).chunks(context), context):
         if is_blank(document):
@@ -90,26 +89,18 @@ def _measure(spec: str, request: CompareTokenizers, *, tokenizers: dict[str, Tok
         yield Measurement(spec, name, tokenizer.vocab_size, number, size, count, size / count, count / number, saved)
 
 
-def make_table(rows: Iterable[Measurement]) -> Table:
-    """A table for a terminal, with a row for each measurement."""
-    headings = ("source", "tokenizer", "vocabulary", "documents", "bytes", "tokens", "bytes/token", "tokens/document")
-    table = Table(*headings, "saved")
-    for row in rows:
-        counts = (f"{count:,}" for count in (row.vocab_size, row.documents, row.bytes, row.tokens))
-        ratios = (f"{row.bytes_per_token:.3f}", f"{row.tokens_per_document:,.1f}", f"{row.saved:+.1%}")
-        table.add_row(row.source, row.tokenizer, *counts, *ratios)
-    return table
-
-
 def main(request: CompareTokenizers) -> None:
-    """Measure, print, and write the file of `--json`."""
+    """Measure, print a table, and write the file of `--json`."""
     rows = compare_tokenizers(request)
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(make_table(rows))
+    table = Table(*(name.replace("_per_", "/").replace("_", " ") for name in Measurement._fields))
+    for row in rows:
+        counts = (f"{count:,}" for count in row[2:6])
+        table.add_row(*row[:2], *counts, f"{row[6]:.3f}", f"{row[7]:,.1f}", f"{row.saved:+.1%}")
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
     print(f"saved: share of tokens against {request.baseline}")
     if request.json is not None:
         request.json.expanduser().write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main(tyro.cli(CompareTokenizers, prog="python -m data_pipelines.compare_tokenizers"))
+    run_command(main, CompareTokenizers)

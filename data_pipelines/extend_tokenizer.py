@@ -7,11 +7,9 @@ GPT-2's 50,257 ids are usually stored in 50,304 rows: 47 special tokens fit with
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from data_pipelines.encode.bpe_trainer import parse_special_tokens
+from data_pipelines.runtime.options import run_command
 from data_pipelines.train_tokenizer import print_special_tokens
-from gptjax.core.errors import exit_on_user_error
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -37,5 +35,4 @@ def extend_tokenizer(request: ExtendTokenizer) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        extend_tokenizer(tyro.cli(ExtendTokenizer, prog="python -m data_pipelines.extend_tokenizer"))
+    run_command(extend_tokenizer, ExtendTokenizer)

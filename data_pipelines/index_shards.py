@@ -1,10 +1,8 @@
 """Index token shards of another project: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
 
-    .bin files of llm.c or modded-nanogpt, as they are + manifest.json, tokenizer.json, an index of documents
-
-Reads every file twice; the shards themselves do not change. Afterwards a run names an altered file when it starts,
-`data_pipelines.verify` checks everything, and the tokenizer is known. `fetch` does this with the shards that it brings.
-A run that began without the index does not resume on it.
+It writes manifest.json, tokenizer.json and an index of documents; the shards themselves do not change. Afterwards a run
+names an altered file when it starts, and `data_pipelines.verify` checks everything. `fetch` does this with the shards
+that it brings. A run that began without the index does not resume on it.
 """
 
 from dataclasses import dataclass
@@ -14,9 +12,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from data_pipelines.output.atomic_dir import hold_lock
 from data_pipelines.output.shard_writer import write_manifest
-from data_pipelines.runtime.locks import hold_lock
-from gptjax.core.errors import UserError, exit_on_user_error
+from data_pipelines.runtime.options import run_command
+from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
 from gptjax.data.manifest import Counts, Manifest, read_manifest
 from gptjax.data.shards import iter_chunks, open_shard
@@ -49,11 +48,11 @@ def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
     """
     check_foreign(directory)
     found = {split: tuple(list_split_files(directory, split)) for split in SPLITS}
-    if not any(found.values()):
-        raise UserError(f"{directory}: no .bin files with train or val in their names.")
     streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
-    if len(dtypes := {stream.dtype for stream in streams.values()}) > 1:
-        raise UserError(f"{directory}: shards of uint16 and of uint32 tokens are mixed.")
+    dtypes = {stream.dtype for stream in streams.values()}
+    if len(dtypes) != 1:
+        wrong = "shards of uint16 and of uint32 tokens are mixed" if dtypes else "no .bin files with train or val"
+        raise UserError(f"{directory}: {wrong}.")
     counts: dict[str, Counts] = {}
     with hold_lock(directory.absolute()):
         indexes = {split: _read_split(stream, tokenizer) for split, stream in streams.items()}
@@ -74,9 +73,7 @@ def choose_tokenizer(directory: Path, spec: str | None) -> Tokenizer:
     Raises `UserError` where the directory holds another one, which may be the only copy.
     """
     path = directory / FILE_NAME
-    if not path.is_file():
-        return load_tokenizer(spec or "gpt2")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path if path.is_file() else spec or "gpt2")
     if spec is not None and load_tokenizer(spec).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
     return tokenizer
@@ -90,7 +87,7 @@ def check_foreign(directory: Path) -> None:
 
 
 def is_indexed(directory: Path) -> bool:
-    """Whether the manifest lists exactly the shards in the directory."""
+    """Return whether the manifest lists exactly the shards in the directory."""
     manifest = read_manifest(directory)
     sizes = {path.name: path.stat().st_size for split in SPLITS for path in list_split_files(directory, split)}
     return manifest is not None and {name: file.bytes for name, file in manifest.files.items()} == sizes
@@ -98,8 +95,8 @@ def is_indexed(directory: Path) -> bool:
 
 def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
     """Find the starts of documents (none if the split does not begin with one) and the bytes of UTF-8."""
-    starts, size = [np.zeros(0, np.int64)], 0
-    for path, first, _ in stream.list_file_spans():
+    size = 0
+    for path in stream.paths:
         for begin, part in iter_chunks(open_shard(path)):
             if part.max() >= tokenizer.vocab_size:
                 raise UserError(
@@ -107,14 +104,15 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
                     f"tokens of {tokenizer.name}. Name the --tokenizer that made these shards."
                 )
             size += int(tokenizer.bytes_per_token[part].sum(dtype=np.int64))
-            if tokenizer.end_of_text is not None:
-                starts.append(first + begin + np.flatnonzero(part == tokenizer.end_of_text))
-    found = np.concatenate(starts)
-    return (found if len(found) and found[0] == 0 else found[:0]), size
+    starts = stream.find_token(-1 if tokenizer.end_of_text is None else tokenizer.end_of_text)
+    return (starts if len(starts) and starts[0] == 0 else starts[:0]), size
+
+
+def main(request: IndexShards) -> None:
+    """Index with the tokenizer that the request names."""
+    directory = request.directory.expanduser()
+    index_shards(directory, choose_tokenizer(directory, request.tokenizer))
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        request = tyro.cli(IndexShards, prog="python -m data_pipelines.index_shards")
-        directory = request.directory.expanduser()
-        index_shards(directory, choose_tokenizer(directory, request.tokenizer))
+    run_command(main, IndexShards)

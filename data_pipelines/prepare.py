@@ -11,26 +11,24 @@ request again finds it and stops. After a kill the same command continues, to th
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from data_pipelines.encode.batching import DEFAULT_LIMITS, Limits, iter_batches
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
-from data_pipelines.encode.encoder import encode_batches, refuse_in_worker
-from data_pipelines.encode.max_length import limit_documents
-from data_pipelines.encode.splits import Corpus, parse_split
+from data_pipelines.encode.encoder import DEFAULT_LIMITS, Encoder, Limits, encode_batches, iter_batches
+from data_pipelines.encode.splits import Corpus
+from data_pipelines.encode.worker_pool import refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import RECIPES
-from data_pipelines.runtime.options import ShardOptions, require_at_least
+from data_pipelines.runtime.options import ShardOptions, require_at_least, run_command
 from data_pipelines.runtime.progress import progress_line
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.tokenization.tokenizer import Chars, Tokenizer, load_tokenizer
 from gptjax.tokenization.tokenizer_json import FILE_NAME
@@ -48,9 +46,9 @@ class Prepare(ShardOptions):
     """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learned from this text: `chars`, `bpe:SIZE` (from 2 GB of its
     training part at most)."""
     split: str | None = None
-    """Validation split: `hash:F` (by a hash of the text, but the tail of a single text or of few; by default
-    hash:0.005, or the last tenth of a small text), `tail:F` (the last characters), `random:K/N/SEED` (K of N documents,
-    as nanoGPT draws them), or `none`."""
+    """Validation split: `hash:F` (by a hash of the text, by default hash:0.005; of a single text or of few, at least a
+    tenth as the tail), `tail:F` (the last characters), `random:K/N/SEED` (K of N documents, as nanoGPT draws them), or
+    `none`."""
     max_document_tokens: int | None = None
     """Longer documents continue as further documents of at most so many tokens, each with its `<|endoftext|>`."""
     processes: int | None = None
@@ -75,17 +73,13 @@ class ResolvedRequest:
 
     def identity(self) -> dict[str, Any]:
         """JSON that decides the output: two requests with the same identity have the same result."""
-        options, tokenizer = self.options, self.tokenizer
-        optional = {
-            "strict": options.strict or None,
-            "text_field": None if options.text_field == TEXT_FIELD else options.text_field,
-            "max_document_tokens": options.max_document_tokens,
-        }
         return self.corpus.identity() | {
-            "tokenizer": options.tokenizer if tokenizer is None else tokenizer.fingerprint,
-            "shard_tokens": options.shard_tokens,
+            "tokenizer": self.options.tokenizer if self.tokenizer is None else self.tokenizer.fingerprint,
+            "shard_tokens": self.options.shard_tokens,
+            "max_document_tokens": self.options.max_document_tokens,
+            "text_field": self.options.text_field,
+            "strict": self.options.strict,
             "format": MANIFEST_VERSION,
-            **{name: value for name, value in optional.items() if value is not None},
         }
 
 
@@ -104,7 +98,7 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
     if spec.startswith("bpe:") and not spec.removeprefix("bpe:").isdecimal():
         raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
     validation = None if other is None else open_source(other)
-    corpus = Corpus(open_source(request.source), parse_split(request.effective_split), validation)
+    corpus = Corpus(open_source(request.source), request.effective_split, validation)
     is_learned = spec == "chars" or spec.startswith("bpe:")
     return ResolvedRequest(request, corpus, None if is_learned else load_tokenizer(spec))
 
@@ -119,7 +113,7 @@ def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMI
         tokenizer = resolved.tokenizer or _load_or_learn(directory, resolved, journal=journal)
         return _write_shards(directory, resolved, tokenizer=tokenizer, journal=journal, limits=limits)
 
-    return build_shards(resolved.options, resolved.identity, write=write, resumable=True)
+    return build_shards(resolved.options, resolved.identity, write=write)
 
 
 def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journal) -> Tokenizer:
@@ -142,22 +136,21 @@ def _write_shards(
 ) -> ShardContents:
     """Write what is not written yet."""
     options, corpus, done = request.options, request.corpus, journal.progress
-    processes, documents, notes = options.processes or _count_cores(), done.documents, done.notes
+    documents, notes = done.documents, done.notes
+    if options.max_document_tokens is not None:
+        limits = replace(limits, piece_bytes=sys.maxsize)  # only whole documents can be counted
     context = ReadContext(options.text_field, options.strict, block_bytes=limits.batch_bytes)
-    how = {"tokenizer": tokenizer, "limits": limits}
-    batches = iter_batches(corpus.iter_chunks(context), context, start=done.units, **how)
+    chunks, encoder = corpus.iter_chunks(context), Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens)
+    batches = iter_batches(chunks, context, tokenizer=tokenizer, limits=limits, start=done.units)
+    encoded = encode_batches(batches, encoder, processes=options.processes or _count_cores(), limits=limits)
     with (
         open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line("encoding") as show,
-        contextlib.closing(encode_batches(batches, context, processes=processes, **how)) as encoded,
+        contextlib.closing(encoded),
     ):
         for batch in encoded:
             for split, tokens, starts, size in batch.iter_splits(documents):
-                writer = writers[split]
-                if (limit := options.max_document_tokens) is not None:
-                    lengths = {"limit": limit, "unfinished": writer.tokens - writer.last_start}
-                    tokens, starts = limit_documents(tokens, starts, end_of_text=tokenizer.end_of_text, **lengths)
-                writer.append(tokens, starts, size=size)
+                writers[split].append(tokens, starts, size=size)
             documents += batch.documents
             notes.add(batch.notes)
             if journal.is_due():
@@ -166,7 +159,7 @@ def _write_shards(
             show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens")
         corpus.check_count(documents)
     notes.add(context.notes)
-    return ShardContents({name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines())
+    return {name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines()
 
 
 def _count_cores() -> int:
@@ -174,5 +167,4 @@ def _count_cores() -> int:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        prepare(tyro.cli(Prepare, prog="python -m data_pipelines.prepare"))
+    run_command(prepare, Prepare)

@@ -3,19 +3,18 @@
     python -m data_pipelines.prepare_preferences --source=pairs.jsonl --tokenizer=data/chat --output=data/pairs
 
 A line is `{"prompt": ..., "chosen": ..., "rejected": ...}`. Three lists of messages become conversations in the
-template of `gptjax.chat`; scored are the assistant's messages in the completion; the tokenizer needs the template's
-special tokens. Three strings become `<|endoftext|>`, prompt, completion, `<|endoftext|>`; scored are the completion and
-the end. `gptjax.preferences` reads the pairs.
+template of `gptjax.tokenization.chat`; scored are the assistant's messages in the completion; the tokenizer needs the
+template's special tokens. Three strings become `<|endoftext|>`, prompt, completion, `<|endoftext|>`; scored are the
+completion and the end. `gptjax.data.preferences` reads the pairs.
 """
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import tyro
-
+from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, UselessRecord, prepare_scored
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
 from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, check_utf8, read_messages, to_ids
@@ -31,14 +30,6 @@ class PreparePreferences(PrepareScored):
     After a kill the same command begins again."""
 
 
-class Preference(NamedTuple):
-    """Three texts, or three lists of messages."""
-
-    prompt: str | list[Message]
-    chosen: str | list[Message]
-    rejected: str | list[Message]
-
-
 def prepare_preferences(request: PreparePreferences) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     tokenizer = load_tokenizer(request.tokenizer)
@@ -51,46 +42,39 @@ def prepare_preferences(request: PreparePreferences) -> Manifest:
         given, wanted = tokenizer.encode(prompt), tokenizer.encode(completion)
         return MaskedTokens.concatenate([(end, False), (given, False), (wanted, True), (end, True)])
 
-    def encode(pair: Preference) -> Example:
-        completions = (pair.chosen, pair.rejected)
-        return Example(repr(pair.prompt), [encode_document(pair.prompt, completion) for completion in completions])
+    def encode(record: dict[str, Any], where: str) -> Example:
+        prompt, *completions = _parse(record, where)
+        return Example(repr(prompt), [encode_document(prompt, completion) for completion in completions])
 
-    return prepare_scored(request, ExampleKind(KIND, "pairs", _parse, encode), tokenizer=tokenizer)
+    return prepare_scored(request, ExampleKind(KIND, "pairs", tokenizer, encode))
 
 
-def _parse(record: dict[str, Any], where: str) -> Preference:
+def _parse(record: dict[str, Any], where: str) -> list[str] | list[list[Message]]:
     """The three fields of a record; raises `UserError` for an invalid preference."""
-    values = [record.get(field) for field in FIELDS]
-    if all(isinstance(value, str) for value in values):
-        pair = Preference(*(_check_text(record[field], where=f'{where}: "{field}"') for field in FIELDS))
-    elif all(isinstance(value, list) for value in values):
-        pair = _parse_messages(record, where)
-    else:
-        found = ", ".join("none" if value is None else type(value).__name__ for value in values)
-        raise UserError(
-            f'{where}: wanted "prompt", "chosen" and "rejected", all of them strings or all of them lists of messages; '
-            f"got {found}."
-        )
-    if pair.chosen == pair.rejected:
+    values: dict[str, Any] = {field: record.get(field) for field in FIELDS}
+    kinds = {type(value) for value in values.values()}
+    if kinds not in ({str}, {list}):
+        found = ", ".join("none" if value is None else type(value).__name__ for value in values.values())
+        raise UserError(f'{where}: wanted "prompt", "chosen", "rejected" as three strings or three lists, got {found}.')
+    if values["chosen"] == values["rejected"]:
         raise UselessRecord("pairs skipped: chosen and rejected are equal")
-    return pair
+    if kinds == {list}:
+        return _parse_messages(values, where)
+    for field, text in values.items():
+        if not text.strip():
+            raise UserError(f'{where}: "{field}" is blank.')
+    return [check_utf8(text, where=f'{where}: "{field}"') for field, text in values.items()]
 
 
-def _check_text(text: str, *, where: str) -> str:
-    if not text.strip():
-        raise UserError(f"{where} is blank.")
-    return check_utf8(text, where=where)
-
-
-def _parse_messages(record: dict[str, Any], where: str) -> Preference:
-    prompt, *completions = (read_messages(record[field], where=f'{where}: "{field}"') for field in FIELDS)
-    for field, completion in zip(FIELDS[1:], completions, strict=True):
-        check_turns([*prompt, *completion], where=f'{where}: "prompt" with "{field}"')
-        if prompt[-1].role != "user" or completion[-1].role != "assistant":
+def _parse_messages(values: dict[str, Any], where: str) -> list[list[Message]]:
+    parsed = {field: read_messages(value, where=f'{where}: "{field}"') for field, value in values.items()}
+    prompt = parsed["prompt"]
+    for field in FIELDS[1:]:
+        check_turns([*prompt, *parsed[field]], where=f'{where}: "prompt" with "{field}"')
+        if prompt[-1].role != "user" or parsed[field][-1].role != "assistant":
             raise UserError(f'{where}: wanted a "prompt" that the user ends, and a "{field}" that the assistant ends.')
-    return Preference(prompt, *completions)
+    return list(parsed.values())
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        prepare_preferences(tyro.cli(PreparePreferences, prog="python -m data_pipelines.prepare_preferences"))
+    run_command(prepare_preferences, PreparePreferences)

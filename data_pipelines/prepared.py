@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipelines.prepare import Prepare, prepare, resolve_request
 from data_pipelines.readers.documents import TEXT_FIELD
-from data_pipelines.readers.downloads import cache_directory
+from data_pipelines.readers.paths import cache_directory
 from gptjax.data.config import TokenShards
 
 
@@ -28,8 +28,7 @@ class Prepared(TokenShards):
     tokenizer: str = "bpe:1024"
     """`gpt2`, `bytes`, a tokenizer.json; or learned from this text: `chars`, `bpe:SIZE` (its training part)."""
     split: str = "hash:0.02"
-    """Validation split: `hash:F` (by a hash of the text, but the last tenth of a single text or of few), `tail:F` (the
-    last characters), `random:K/N/SEED` (K of N documents), or `none`."""
+    """Validation split as for `data_pipelines.prepare`: `hash:F`, `tail:F`, `random:K/N/SEED` or `none`."""
     text_field: str = TEXT_FIELD
     """The field of a record that holds its text."""
 

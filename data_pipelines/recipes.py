@@ -3,132 +3,94 @@
     python -m data_pipelines.recipes                      lists them
     python -m data_pipelines.prepare --source=openwebtext --output=data/openwebtext
 
-`openwebtext` is split as nanoGPT splits it: 4,007 of its 8,013,769 documents, drawn by Hugging Face's
-`train_test_split` with seed 2357; their order here is that of the files. The FineWeb sets keep 1 %, about as much as
-the published validation shard, which is the first of the stream; `python -m data_pipelines.fetch fineweb_10b` fetches
-the published shards. `tinystories` and `wikitext` have validation files of their own.
+`openwebtext` is split as nanoGPT splits it; the order here is that of the files. The FineWeb sets keep 1 %, about as
+much as the published validation shard; `python -m data_pipelines.fetch fineweb_10b` fetches the published shards.
 """
 
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-
-
-class Sizes(NamedTuple):
-    """Approximate bytes to fetch, and tokens with the recipe's tokenizer, `<|endoftext|>` included."""
-
-    download_bytes: float
-    train_tokens: float
-    val_tokens: float
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The defaults of `prepare` for one data set; each can be overridden by its option.
 
-    `split` and `validation_source` exclude each other. `shards` names a repository of published token shards.
+    `split` and `validation_source` exclude each other. `sizes` are about the bytes to fetch, and the training and
+    validation tokens with `tokenizer`. `shards` names a repository of published token shards.
     """
 
-    name: str
     source: str
     about: str
-    sizes: Sizes
+    sizes: tuple[str, str, str]
     tokenizer: str = "gpt2"
     split: str | None = None
     validation_source: str | None = None
     shards: str | None = None
 
 
-def _wikitext(name: str, directory: str, sizes: Sizes) -> Recipe:
+def _wikitext(directory: str, sizes: tuple[str, str, str]) -> Recipe:
     files = f"wikitext:hf:Salesforce/wikitext:{directory}"
     about = "Wikipedia's good and featured articles, raw (no <unk>), lines joined into articles"
-    source, validation = f"{files}/train-*.parquet", f"{files}/validation-*.parquet"
-    return Recipe(name, source, about, sizes, validation_source=validation)
+    return Recipe(f"{files}/train-*.parquet", about, sizes, validation_source=f"{files}/validation-*.parquet")
 
 
-_ALL = (
-    Recipe(
-        "openwebtext",
+RECIPES = {
+    "openwebtext": Recipe(
         "hf:Skylion007/openwebtext:plain_text/train-*.parquet",
         "pages linked from Reddit, GPT-2's kind of text; 8,013,769 documents",
-        Sizes(download_bytes=24.2e9, train_tokens=9.036e9, val_tokens=4.4e6),
+        ("24.2 GB", "9.04 G", "4.4 M"),
         split="random:4007/8013769/2357",
     ),
-    Recipe(
-        "fineweb_10b",
+    "fineweb_10b": Recipe(
         "hf:HuggingFaceFW/fineweb:sample/10BT/*.parquet",
         "filtered web pages, the sample of ten billion tokens",
-        Sizes(download_bytes=30.6e9, train_tokens=10.25e9, val_tokens=100e6),
+        ("30.6 GB", "10.2 G", "100 M"),
         split="hash:0.01",
         shards="hf:kjj0/fineweb10B-gpt2",
     ),
-    Recipe(
-        "fineweb_edu_10b",
+    "fineweb_edu_10b": Recipe(
         "hf:HuggingFaceFW/fineweb-edu:sample/10BT/*.parquet",
         "web pages chosen for educational value, the sample of ten billion tokens",
-        Sizes(download_bytes=28.5e9, train_tokens=9.85e9, val_tokens=100e6),
+        ("28.5 GB", "9.85 G", "100 M"),
         split="hash:0.01",
         shards="hf:kjj0/finewebedu10B-gpt2",
     ),
-    Recipe(
-        "tinystories",
+    "tinystories": Recipe(
         "hf:roneneldan/TinyStories:data/train-*.parquet",
         "2,119,719 short stories in the words of a small child",
-        Sizes(download_bytes=1.0e9, train_tokens=474e6, val_tokens=4.8e6),
+        ("1 GB", "474 M", "4.8 M"),
         validation_source="hf:roneneldan/TinyStories:data/validation-*.parquet",
     ),
-    _wikitext("wikitext2", "wikitext-2-raw-v1", Sizes(7e6, 2.4e6, 250e3)),
-    _wikitext("wikitext103", "wikitext-103-raw-v1", Sizes(314e6, 118e6, 250e3)),
-    Recipe(
-        "wikipedia",
+    "wikitext2": _wikitext("wikitext-2-raw-v1", ("7 MB", "2.4 M", "250 k")),
+    "wikitext103": _wikitext("wikitext-103-raw-v1", ("314 MB", "118 M", "250 k")),
+    "wikipedia": Recipe(
         "hf:wikimedia/wikipedia:20231101.en/train-*.parquet",
         "English Wikipedia of November 2023 as plain text; 6,407,814 articles",
-        Sizes(download_bytes=11.7e9, train_tokens=4.6e9, val_tokens=23e6),
+        ("11.7 GB", "4.6 G", "23 M"),
         split="hash:0.005",
     ),
-    Recipe(
-        "shakespeare",
-        "shakespeare",
-        "tiny Shakespeare in GPT-2 tokens",
-        Sizes(download_bytes=1.1e6, train_tokens=301_967, val_tokens=36_060),
-        split="tail:0.1",
+    "shakespeare": Recipe(
+        "shakespeare", "tiny Shakespeare in GPT-2 tokens", ("1.1 MB", "302 k", "36 k"), split="tail:0.1"
     ),
-    Recipe(
-        "shakespeare_char",
-        "shakespeare",
-        "tiny Shakespeare, a token for each character",
-        Sizes(download_bytes=1.1e6, train_tokens=1_003_854, val_tokens=111_540),
-        tokenizer="chars",
-        split="tail:0.1",
+    "shakespeare_char": Recipe(
+        "shakespeare", "tiny Shakespeare in characters", ("1.1 MB", "1.0 M", "112 k"), "chars", split="tail:0.1"
     ),
-    Recipe(
-        "python_stdlib",
-        "stdlib",
-        "the sources of this Python's standard library; needs no network, differs between versions",
-        Sizes(download_bytes=0, train_tokens=4.5e6, val_tokens=90e3),
-        tokenizer="bpe:1024",
-        split="hash:0.02",
+    "python_stdlib": Recipe(
+        "stdlib", "sources of this Python; needs no network", ("0", "4.5 M", "90 k"), "bpe:1024", split="hash:0.02"
     ),
-)
-RECIPES = {recipe.name: recipe for recipe in _ALL}
+}
 
 
 def show_recipes() -> None:
     """Print a table of all recipes."""
     table = Table("recipe", "to fetch", "training tokens", "validation", "tokenizer", "what it is")
-    for recipe in RECIPES.values():
-        fetch, train, val = map(_format, recipe.sizes)
-        validation = f"{val}, {recipe.split or 'its own files'}"
-        table.add_row(recipe.name, f"{fetch}B", train, validation, recipe.tokenizer, recipe.about)
+    for name, recipe in RECIPES.items():
+        fetch, train, val = recipe.sizes
+        table.add_row(name, fetch, train, f"{val}, {recipe.split or 'its own files'}", recipe.tokenizer, recipe.about)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _format(number: float) -> str:
-    size, prefix = next((pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if number >= pair[0]), (1, ""))
-    return f"{number / size:.3g} {prefix}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ An example becomes one or more documents of (tokens, marks), which are for the s
 are its sidecars `SPLIT.documents` and `SPLIT.scored`. Invalid records are skipped and counted.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.encode.split_rules import AllTo, HashFraction, Rule
-from data_pipelines.encode.splits import Tail, parse_split
+from data_pipelines.encode.splits import AllTo, HashFraction, Rule, parse_split
 from data_pipelines.output.build import ShardContents, build_shards
+from data_pipelines.output.journal import Journal
 from data_pipelines.output.shard_writer import open_split_writers
-from data_pipelines.readers.documents import Notes, ReadContext
-from data_pipelines.readers.json_lines import open_json_lines
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.json_lines import find_json_lines, iter_lines, parse_object
+from data_pipelines.readers.paths import files_identity
 from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
@@ -35,13 +35,8 @@ class PrepareScored(ShardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rule, HashFraction | AllTo):
+        if not isinstance(parse_split(self.effective_split), HashFraction | AllTo):
             raise UserError(f"--split={self.split}: wanted hash:F or none.")
-
-    @property
-    def rule(self) -> Rule | Tail:
-        """The split of SOURCE."""
-        return parse_split(self.effective_split)
 
 
 class Example(NamedTuple):
@@ -51,52 +46,48 @@ class Example(NamedTuple):
     documents: list[MaskedTokens]
 
 
-class ExampleKind(NamedTuple):
-    """A kind of examples: its name, its plural, and how a record becomes an example.
+@dataclass(frozen=True)
+class ExampleKind:
+    """A kind of examples: its name, its plural, whose tokens it has, and how a record becomes an example.
 
-    `parse` makes a value of the record at FILE:LINE, or raises `UserError`; `encode` makes an example of the value.
+    `encode` gets the record at FILE:LINE; it raises `UserError` for an invalid one and `UselessRecord`.
     """
 
     name: str
     plural: str
-    parse: Callable[[dict[str, Any], str], Any]
-    encode: Callable[[Any], Example]
+    tokenizer: Tokenizer
+    encode: Callable[[dict[str, Any], str], Example]
 
 
 class UselessRecord(UserError):
     """A valid record from which nothing can be learned; it is skipped in strict mode, too. The text is the note."""
 
 
-def prepare_scored(request: PrepareScored, kind: ExampleKind, *, tokenizer: Tokenizer) -> Manifest:
+def prepare_scored(request: PrepareScored, kind: ExampleKind) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
 
-    def write(directory: Path, _: dict[str, Any]) -> ShardContents:
-        return _write_shards(directory, request, kind=kind, tokenizer=tokenizer)
+    def compute_identity() -> dict[str, Any]:
+        sources = {"source": request.source, "validation_source": request.validation_source}
+        return {
+            "kind": kind.name,
+            "tokenizer": kind.tokenizer.fingerprint,
+            "split": request.effective_split,
+            "shard_tokens": request.shard_tokens,
+            "max_document_tokens": request.max_document_tokens,
+            "strict": request.strict,
+            "format": MANIFEST_VERSION,
+            **{name: files_identity(spec, find_json_lines(spec)) for name, spec in sources.items() if spec is not None},
+        }
 
-    identity = functools.partial(_compute_identity, request, kind.name, tokenizer=tokenizer)
-    return build_shards(request, identity, write=write, what=f"usable {kind.plural}")
+    def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
+        Journal(directory, identity)  # empties what a killed command left
+        return _write_shards(directory, request, kind)
 
-
-def _compute_identity(request: PrepareScored, kind: str, *, tokenizer: Tokenizer) -> dict[str, Any]:
-    """JSON that decides the output: two requests with the same identity have the same result."""
-    identity: dict[str, Any] = {
-        "kind": kind,
-        "source": open_json_lines(request.source).identity(),
-        "tokenizer": tokenizer.fingerprint,
-        "split": request.effective_split,
-        "shard_tokens": request.shard_tokens,
-        "max_document_tokens": request.max_document_tokens,
-        "format": MANIFEST_VERSION,
-    }
-    if request.strict:
-        identity["strict"] = True
-    if request.validation_source is not None:
-        identity["validation_source"] = open_json_lines(request.validation_source).identity()
-    return identity
+    return build_shards(request, compute_identity, write=write, what=f"usable {kind.plural}")
 
 
-def _write_shards(directory: Path, request: PrepareScored, *, kind: ExampleKind, tokenizer: Tokenizer) -> ShardContents:
-    context = ReadContext(strict=request.strict)
+def _write_shards(directory: Path, request: PrepareScored, kind: ExampleKind) -> ShardContents:
+    context, tokenizer = ReadContext(strict=request.strict), kind.tokenizer
     with (
         open_split_writers(directory, request, vocab_size=tokenizer.vocab_size) as writers,
         progress_line(f"reading {request.source}") as show,
@@ -106,43 +97,36 @@ def _write_shards(directory: Path, request: PrepareScored, *, kind: ExampleKind,
                 size = int(tokenizer.bytes_per_token[document.tokens].sum())
                 writers[split].append(document.tokens, np.array([0]), scored=document.loss_mask, size=size)
             show(f"{number:,} {kind.plural}")
-    return ShardContents({name: writer.counts for name, writer in writers.items()}, tokenizer, context.notes.lines())
+    return {name: writer.counts for name, writer in writers.items()}, tokenizer, context.notes.lines()
 
 
 def _iter_examples(
     request: PrepareScored, kind: ExampleKind, *, context: ReadContext
 ) -> Iterator[tuple[str, list[MaskedTokens]]]:
     """Yield the split and the documents of every usable example, in the order of the source."""
-    sources = [(request.source, request.rule), (request.validation_source, AllTo("val"))]
-    for spec, rule in sources:
-        for line in open_json_lines(spec) if spec is not None else ():
+    limit = request.max_document_tokens
+    for spec, rule in [
+        (request.source, parse_split(request.effective_split)),
+        (request.validation_source, AllTo("val")),
+    ]:
+        assert isinstance(rule, Rule)
+        for where, line in iter_lines(find_json_lines(spec)) if spec is not None else ():
             try:
-                value = kind.parse(line.record(), line.where)
+                key, documents = kind.encode(parse_object(line, where=where), where)
+                if limit is not None and any(len(document.tokens) > limit for document in documents):
+                    documents = _cut_documents(documents, limit, plural=kind.plural)
+                    context.notes[f"{kind.plural} cut off at --max-document-tokens={limit}"] += 1
+                yield rule.side(key.encode()), documents
             except UselessRecord as error:
                 context.notes[str(error)] += 1
-                continue
             except UserError as error:
                 context.skip_record(str(error))
-                continue
-            try:
-                example = kind.encode(value)
-            except UserError as error:
-                raise UserError(f"{line.where}: {error}") from None
-            limit, notes = request.max_document_tokens, context.notes
-            if documents := _limit_documents(example.documents, limit, plural=kind.plural, notes=notes):
-                assert isinstance(rule, Rule)
-                yield rule.side(example.key.encode()), documents
 
 
-def _limit_documents(
-    documents: list[MaskedTokens], limit: int | None, *, plural: str, notes: Notes
-) -> list[MaskedTokens]:
-    """Cut documents off behind `limit` tokens; none remain where nothing scored or no difference between them does."""
-    if limit is None or all(len(document.tokens) <= limit for document in documents):
-        return documents
+def _cut_documents(documents: list[MaskedTokens], limit: int, *, plural: str) -> list[MaskedTokens]:
+    """Cut off behind `limit` tokens; raises `UselessRecord` where nothing scored or no difference is left."""
     short = [MaskedTokens(document.tokens[:limit], document.loss_mask[:limit]) for document in documents]
     differ = len({document.tokens.tobytes() for document in short}) == len(short)
-    is_useful = differ and all(document.loss_mask.any() for document in short)
-    what = "cut off" if is_useful else "skipped: nothing scored is left"
-    notes[f"{plural} {what} at --max-document-tokens={limit}"] += 1
-    return short if is_useful else []
+    if not differ or not all(document.loss_mask.any() for document in short):
+        raise UselessRecord(f"{plural} skipped: nothing scored is left at --max-document-tokens={limit}")
+    return short

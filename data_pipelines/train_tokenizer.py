@@ -9,15 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
-from data_pipelines.encode.splits import Corpus, parse_split
+from data_pipelines.encode.splits import Corpus
 from data_pipelines.readers.documents import TEXT_FIELD, ReadContext
 from data_pipelines.readers.sources import open_source
-from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least
+from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
-from gptjax.core.errors import exit_on_user_error
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
@@ -51,7 +48,7 @@ class TrainTokenizer:
 def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     """Read, train and write; prints a summary."""
     start, context = time.perf_counter(), ReadContext(request.text_field, request.strict)
-    corpus = Corpus(open_source(request.source), parse_split(request.split))
+    corpus = Corpus(open_source(request.source), request.split)
     tokenizer = train_bpe_on_documents(
         (document for side, document in corpus.iter_split_documents(context) if side == "train"),
         vocab_size=request.vocab_size,
@@ -73,5 +70,4 @@ def print_special_tokens(tokenizer: Tokenizer) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        train_tokenizer(tyro.cli(TrainTokenizer, prog="python -m data_pipelines.train_tokenizer"))
+    run_command(train_tokenizer, TrainTokenizer)

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from data_pipelines.output.build import print_splits
-from gptjax.core.errors import UserError, exit_on_user_error
+from data_pipelines.runtime.options import run_command
 from gptjax.data.checksums import check_bytes, check_documents, verify_shards
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import Manifest
@@ -32,11 +32,6 @@ def verify_directory(request: Verify) -> Manifest:
     manifest = verify_shards(directory)
     tokenizer = TokenShards(path=str(directory)).load_tokenizer()
     assert tokenizer is not None
-    if (tokenizer.vocab_size, tokenizer.name) != (manifest.vocab_size, manifest.tokenizer):
-        raise UserError(
-            f"{directory}/manifest.json: names {manifest.tokenizer} of {manifest.vocab_size} tokens, but "
-            f"tokenizer.json is {tokenizer.name} of {tokenizer.vocab_size}. Prepare the data again."
-        )
     for split, counts in manifest.splits.items():
         stream = open_split(directory, split)
         check_documents(stream, tokenizer.end_of_text)
@@ -47,5 +42,4 @@ def verify_directory(request: Verify) -> Manifest:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        verify_directory(tyro.cli(Verify, prog="python -m data_pipelines.verify"))
+    run_command(verify_directory, Verify)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from gptjax.core import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
+from gptjax.core.serialization import class_name
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
@@ -157,6 +158,8 @@ def compare_configs(saved: TrainConfig, wanted: TrainConfig) -> tuple[list[str],
     """(changes to report, changes to refuse) between a checkpoint's config and the one of the command line."""
 
     def line(path: str, old: Any, new: Any) -> str:
+        if repr(old) == repr(new):  # classes of the same name in different modules
+            return f"{path}: {class_name(type(old))} → {class_name(type(new))}"
         return f"{path}: {old!r} → {new!r}"
 
     def may_change(path: str) -> bool:

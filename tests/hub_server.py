@@ -13,9 +13,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-PAGE = 5
-"""Entries in one page of the listing."""
-
 
 @dataclass
 class Hub:
@@ -34,14 +31,15 @@ class Hub:
     tokens: set[str | None] = field(default_factory=set)
     """Authorization headers seen."""
 
-    def list_tree(self) -> list[dict[str, object]]:
-        entries: list[dict[str, object]] = [{"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}]
+    def describe(self) -> dict[str, object]:
+        siblings: list[dict[str, object]] = []
         for path, content in self.files.items():
-            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": hash_blob(content)}
+            sibling: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": hash_blob(content)}
             if len(content) > self.large:
-                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-            entries.append(entry)
-        return entries
+                digest = hashlib.sha256(content).hexdigest()
+                sibling["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
+            siblings.append(sibling)
+        return {"id": self.repository, "sha": self.commit, "siblings": siblings}
 
 
 def hash_blob(content: bytes) -> str:
@@ -58,14 +56,11 @@ def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         def log_message(self, format: str, *args: object) -> None: ...
 
         def do_GET(self) -> None:
-            parts = urllib.parse.urlsplit(self.path)
-            path = urllib.parse.unquote(parts.path)
+            path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
             hub.tokens.add(self.headers["Authorization"])
             api, files = f"/api/datasets/{hub.repository}", f"/datasets/{hub.repository}/resolve/{hub.commit}/"
             if path == f"{api}/revision/main":
-                self.answer(200, json.dumps({"id": hub.repository, "sha": hub.commit}).encode())
-            elif path == f"{api}/tree/{hub.commit}":
-                self.answer_tree(dict(urllib.parse.parse_qsl(parts.query)))
+                self.answer(200, json.dumps(hub.describe()).encode())
             elif path.startswith(files) and path.removeprefix(files) in hub.files:
                 self.answer_file(path.removeprefix(files))
             else:
@@ -73,16 +68,9 @@ def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
         do_HEAD = do_GET
 
-        def answer_tree(self, query: dict[str, str]) -> None:
-            assert query["recursive"].lower() == "true"
-            begin, entries = int(query.get("cursor", 0)), hub.list_tree()
-            end = begin + PAGE
-            link = {"Link": f'<{hub.endpoint}{self.path}&cursor={end}>; rel="next"'} if end < len(entries) else {}
-            self.answer(200, json.dumps(entries[begin:end]).encode(), **link)
-
         def answer_file(self, path: str) -> None:
             content = hub.served.get(path, hub.files[path])
-            if hub.gated_mlp:
+            if hub.gated:
                 self.answer(403, **{"X-Error-Code": "GatedRepo"})
                 return
             if self.command == "GET":

@@ -1,34 +1,35 @@
 """A directory appears when it is complete, is made once, and other people's files are never replaced."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
 
-from data_pipelines.output import atomic_dir
-from data_pipelines.output.atomic_dir import PROGRESS_NAME, compare_requests, find_prepared, replace_directory
+from data_pipelines.output.atomic_dir import PROGRESS_NAME, find_prepared, hold_lock, replace_directory
 from data_pipelines.output.shard_writer import write_manifest
 from gptjax.core.errors import UserError
-from gptjax.data.manifest import Counts, read_manifest
+from gptjax.data.manifest import Counts
 from gptjax.data.shards import write_shard
 from gptjax.tokenization.tokenizer import Bytes
 
 REQUEST = {"source": "x", "shard_tokens": 9}
 
 
-def fill_half(out, *, resumable):
-    with contextlib.suppress(ZeroDivisionError), replace_directory(out, resumable=resumable) as directory:
+def fill_and_stop(out, *, resumable):
+    with contextlib.suppress(ZeroDivisionError), replace_directory(out) as directory:
         (directory / "a").write_text("half")
-        (directory / PROGRESS_NAME).write_text("")
+        if resumable:
+            (directory / PROGRESS_NAME).write_text("")
         raise ZeroDivisionError
 
 
 def test_replace_directory_shows_it_when_complete(tmp_path):
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    fill_half(out, resumable=False)
+    fill_and_stop(out, resumable=False)
     assert not list(tmp_path.iterdir())
-    fill_half(out, resumable=True)
-    with replace_directory(out, resumable=True) as directory:
+    fill_and_stop(out, resumable=True)
+    with replace_directory(out) as directory:
         assert directory == partial
         assert (directory / "a").read_text() == "half"
     assert [path.name for path in out.iterdir()] == ["a"]
@@ -36,6 +37,7 @@ def test_replace_directory_shows_it_when_complete(tmp_path):
         assert not list(directory.iterdir())
         assert out.exists()
     assert not list(out.iterdir())
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def fill(directory, request):
@@ -48,42 +50,6 @@ def made(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     return out, fill(out, REQUEST)
-
-
-class Killed(BaseException):
-    """Stands for an end at which nothing is cleaned up."""
-
-
-def make_until_rename(monkeypatch, out, request, *, rename):
-    """Make `out` as `request` asks, killed at that rename of a directory."""
-    count, original = 0, atomic_dir.os.rename
-
-    def rename_or_die(*paths):
-        nonlocal count
-        count += 1
-        if count == rename:
-            raise Killed
-        original(*paths)
-
-    with monkeypatch.context_length() as patch:
-        patch.setattr(atomic_dir.os, "rename", rename_or_die)
-        with contextlib.suppress(Killed), replace_directory(out, resumable=True) as directory:
-            (directory / PROGRESS_NAME).write_text("")
-            fill(directory, request)
-    assert count == rename
-
-
-@pytest.mark.parametrize("rename", [1, 2])
-def test_kill_between_renames_loses_neither_result(made, monkeypatch, rename):
-    out, older = made
-    other = REQUEST | {"source": "y"}
-    make_until_rename(monkeypatch, out, other, rename=rename)
-    assert find_prepared(out, REQUEST, overwrite=False) == older
-    assert find_prepared(out, other, overwrite=True) is None
-    with replace_directory(out, resumable=True) as directory:
-        assert read_manifest(directory).request == other, "the newer one can be resumed"
-    assert read_manifest(out).request == other
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_find_prepared_returns_what_the_same_request_made(made, capsys):
@@ -107,6 +73,18 @@ def test_find_prepared_refuses_other_peoples_files(tmp_path):
             find_prepared(path, REQUEST, overwrite=True)
 
 
-def test_compare_requests_names_the_differences():
-    assert compare_requests({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
-    assert compare_requests({"b": 2, "a": 1, "d": None}, {"b": 3, "c": 0}) == "a, b, c"
+def test_hold_lock_makes_the_second_wait(tmp_path):
+    order = []
+
+    def second():
+        with hold_lock(tmp_path / "out"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with hold_lock(tmp_path / "out"):
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == [tmp_path / ".out.lock"]

@@ -5,7 +5,12 @@ import random
 import pytest
 import tokenizers
 
-from data_pipelines.encode.bpe_trainer import parse_special_tokens, take_bytes, train_bpe, train_bpe_on_documents
+from data_pipelines.encode.bpe_trainer import (
+    parse_special_tokens,
+    take_bytes,
+    train_bpe,
+    train_bpe_on_documents,
+)
 from gptjax.core.errors import UserError
 from gptjax.tokenization.tokenizer import load_tokenizer
 

@@ -20,6 +20,8 @@ def test_shakespeare_is_fetched_or_another_source_named(tmp_path, monkeypatch):
         list(documents_in(Shakespeare(url), ReadContext()))
     with serving(hub, tmp_path, monkeypatch):
         url = f"{hub.endpoint}/datasets/o/n/resolve/{hub.commit}/input.txt"
+        with pytest.raises(UserError, match="cannot be fetched: its SHA-256 is wrong"):
+            list(documents_in(Shakespeare(url), ReadContext()))
         source = Shakespeare(url, sha256=hashlib.sha256(TEXT).hexdigest())
         assert list(documents_in(source, ReadContext())) == [TEXT]
     assert list(documents_in(source, ReadContext())) == [TEXT], "it is kept"

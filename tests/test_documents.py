@@ -8,25 +8,23 @@ from gptjax.core.errors import UserError
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_invalid_utf8_is_replaced_or_raised(kind):
-    context_length, content = ReadContext(), kind("☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f")
-    assert (
-        validate_utf8(content, context_length, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
-    )
-    assert context_length.notes == {REPLACED: 1}
+    context, content = ReadContext(), kind("☕é😀 ".encode() + b"caf\xe9\r\n\xef\xbb\xbf\xf0\x9f")
+    assert validate_utf8(content, context, where="x", note=REPLACED) == "☕é😀 caf\ufffd\r\n\ufeff\ufffd".encode()
+    assert context.notes == {REPLACED: 1}
     with pytest.raises(UserError, match=r"^x: byte 13 \(0xe9\) is not UTF-8"):
         validate_utf8(content, ReadContext(strict=True), where="x")
     assert validate_utf8(kind("☕é😀".encode()), ReadContext(strict=True), where="x") == "☕é😀".encode()
 
 
 def test_notes_keep_the_first_place():
-    context_length = ReadContext()
-    context_length.skip_record("x:1: \ud800")
-    later = context_length.fresh_copy()
+    context = ReadContext()
+    context.skip_record("x:1: \ud800")
+    later = context.fresh_copy()
     later.skip_record("x:2: wrong")
-    context_length.notes.add(later.notes)
-    assert context_length.notes.lines() == ["2 invalid records skipped; the first: x:1: \ufffd"]
-    assert Notes(**context_length.notes.as_json()).lines() == context_length.notes.take().lines()
-    assert context_length.notes.lines() == []
+    context.notes.add(later.notes)
+    assert context.notes.lines() == ["2 invalid records skipped; the first: x:1: \ufffd"]
+    assert Notes(**context.notes.as_json()).lines() == context.notes.take().lines()
+    assert context.notes.lines() == []
 
 
 @pytest.mark.parametrize("size", [4, 5, 9, 100])

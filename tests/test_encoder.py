@@ -2,16 +2,15 @@
 
 import os
 import random
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 
-from data_pipelines.encode.batching import Limits, iter_batches
 from data_pipelines.encode.bpe_trainer import train_bpe
-from data_pipelines.encode.encoder import encode_batches
-from data_pipelines.encode.split_rules import AllTo
-from data_pipelines.readers.documents import EMPTY, INVALID, Notes, ReadContext
+from data_pipelines.encode.encoder import Encoder, Limits, encode_batches, iter_batches
+from data_pipelines.encode.splits import AllTo
+from data_pipelines.readers.documents import EMPTY, INVALID, Block, Notes, ReadContext
 from gptjax.core.errors import UserError
 from gptjax.tokenization.tokenizer import Bytes
 
@@ -26,10 +25,11 @@ def make_chunks(n, seed=0):
     return [(AllTo("val") if rng.random() < 0.2 else TRAIN, text.encode()) for text in texts]
 
 
-def encode(chunks, tokenizer=None, *, processes=1, start=0, context_length=None):
-    tokenizer, context_length = tokenizer or Bytes(), context_length or ReadContext()
-    batches = iter_batches(chunks, context_length, tokenizer=tokenizer, start=start, limits=SMALL)
-    return list(encode_batches(batches, context_length, tokenizer=tokenizer, processes=processes, limits=SMALL))
+def encode(chunks, tokenizer=None, *, processes=1, start=0, context=None, max_tokens=None):
+    tokenizer, context = tokenizer or Bytes(), context or ReadContext()
+    encoder = Encoder(tokenizer, context.fresh_copy(), max_tokens)
+    batches = iter_batches(chunks, context, tokenizer=tokenizer, start=start, limits=SMALL)
+    return list(encode_batches(batches, encoder, processes=processes, limits=SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +87,28 @@ def test_encoding_continues_after_any_batch(bpe):
             assert rest[split][1:] == (starts, size)
 
 
-class Deadly:
-    """A block that ends the process that reads it, as the system does when memory runs out."""
-
-    size = 500
-
-    def documents(self, context_length):
-        os._exit(9)
+def die(context):
+    """Read a block as where memory runs out."""
+    os._exit(9)
 
 
 def test_death_of_a_worker_is_explained():
-    chunks = [*make_chunks(60), (TRAIN, Deadly()), *make_chunks(60)]
+    chunks = [*make_chunks(60), (TRAIN, Block(500, die)), *make_chunks(60)]
     with pytest.raises(UserError, match="a worker process died: for want of memory"):
         encode(chunks, processes=2)
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """A block of `count` documents, of which number 13 is invalid; `size` is what it claims."""
-
-    first: int
-    count: int = 3
-    size: int = 500
-
-    def documents(self, context_length):
-        for number in range(self.first, self.first + self.count):
-            if number == 13:
-                context_length.skip_record(f"number {number} in process {os.getpid()}")
-            else:
-                yield f"{number}:".encode() + b"x" * 10
+def read_numbers(first, context):
+    """Three documents, of which number 13 is invalid."""
+    for number in range(first, first + 3):
+        if number == 13:
+            context.skip_record(f"number {number} in process {os.getpid()}")
+        else:
+            yield f"{number}:".encode() + b"x" * 10
 
 
-def number_chunks(numbers, **fields):
-    return [(TRAIN, Numbered(number, **fields)) for number in numbers]
+def number_chunks(numbers):
+    return [(TRAIN, Block(500, partial(read_numbers, number))) for number in numbers]
 
 
 def find_numbers(batches):
@@ -138,37 +127,33 @@ def test_blocks_are_read_where_they_are_encoded(processes):
 
 
 def test_finished_blocks_are_not_read_again():
-    class Untouched:
-        size = 500
-
-    chunks = [(TRAIN, Untouched())] * 4 + number_chunks(range(12, 30, 3))
+    chunks = [(TRAIN, Block(500, None))] * 4 + number_chunks(range(12, 30, 3))
     batches = encode(chunks, start=4)
     assert find_numbers(batches) == [str(i) for i in range(12, 30) if i != 13]
     assert batches[-1].end == 10
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("size", [500, 100])
-def test_the_first_error_in_the_corpus_is_raised(processes, size):
-    """The next one may be met earlier, by the process that finds blocks; and several blocks are one batch."""
-
-    def chunks(context_length, numbers):
-        yield from number_chunks(numbers, size=size)
-        context_length.skip_record("what comes later")
-        yield from number_chunks([18], size=size)
-
-    context_length = ReadContext(strict=True)
+def test_strict_raises_the_error_of_any_process(processes):
+    chunks, strict = number_chunks(range(0, 30, 3)), ReadContext(strict=True)
     with pytest.raises(UserError, match="number 13 in process"):
-        encode(chunks(context_length, range(0, 18, 3)), processes=processes, context_length=context_length)
-    context_length = ReadContext()
-    notes = join_notes(
-        encode(chunks(context_length, range(0, 18, 3)), processes=processes, context_length=context_length)
-    )
-    assert notes == {INVALID: 2}
-    assert "number 13 in process" in notes.first[INVALID]
-    context_length = ReadContext(strict=True)
-    with pytest.raises(UserError, match="what comes later"):
-        encode(chunks(context_length, range(30, 48, 3)), processes=processes, context_length=context_length)
+        encode(chunks, processes=processes, context=strict)
+
+
+@pytest.mark.parametrize("limit", [2, 7, 1000])
+def test_max_tokens_splits_documents(bpe, limit):
+    for tokenizer in (bpe, Bytes()):
+        before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        texts, length = ["one two é☕ three", "two", "語" * 9], limit - len(before)
+        wanted = [
+            [*before, *ids[i : i + length]]
+            for ids in (tokenizer.encode(text) for text in texts)
+            for i in range(0, len(ids), length)
+        ]
+        found = join(encode([(TRAIN, text.encode()) for text in texts], tokenizer, max_tokens=limit))
+        tokens, starts, size = found["train"]
+        assert [part.tolist() for part in np.split(tokens, starts[1:])] == wanted
+        assert size == sum(len(text.encode()) for text in texts)
 
 
 def test_blank_documents_are_counted():
@@ -183,21 +168,18 @@ def test_blank_documents_are_counted():
 def test_notes_belong_to_the_units_with_which_they_were_taken():
     """A run that continues has the notes of what is done, and takes those of the rest."""
 
-    def chunks(context_length):
+    def chunks(context):
         for i in range(8):
-            context_length.notes[f"before {i}"] += 1
+            context.notes[f"before {i}"] += 1
             yield TRAIN, b"some words " * (120 if i in (2, 5) else 20)
-        context_length.notes["behind"] += 1
+        context.notes["behind"] += 1
 
-    context_length = ReadContext()
-    batches = encode(chunks(context_length), context_length=context_length)
+    context = ReadContext()
+    batches = encode(chunks(context), context=context)
     whole = join_notes(batches)
     assert whole == {f"before {i}": 1 for i in range(8)}
-    assert context_length.notes == {"behind": 1}
+    assert context.notes == {"behind": 1}
     for i, batch in enumerate(batches, start=1):
-        context_length = ReadContext()
-        assert (
-            join_notes([*batches[:i], *encode(chunks(context_length), context_length=context_length, start=batch.end)])
-            == whole
-        )
-        assert context_length.notes == {"behind": 1}
+        context = ReadContext()
+        assert join_notes([*batches[:i], *encode(chunks(context), context=context, start=batch.end)]) == whole
+        assert context.notes == {"behind": 1}

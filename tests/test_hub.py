@@ -78,17 +78,17 @@ def test_readme_and_licence_are_no_data(hub):
 def test_several_sets_are_refused_with_choices(hub):
     several = {f"{folder}/train-{i}.txt": folder.encode() for folder in ("20231101.de", "20231101.en") for i in (0, 1)}
     change_files(hub, several | {"20231101.de/test-0.txt": b"", "README.md": b""})
-    choices = r"2 folders.* hf:owner/tales:20231101\.de/\*train\* or hf:owner/tales:20231101\.en/\*train\*;"
+    choices = r"2 folders.* such as hf:owner/tales:20231101\.de/\*train\* or hf:owner/tales:20231101\.en/\*train\*;"
     with pytest.raises(UserError, match=choices):
         read("hf:owner/tales")
     assert read("hf:owner/tales:20231101.en/*train*") == ["20231101.en"] * 2
     assert len(read("hf:owner/tales:*train*")) == 4
     change_files(hub, {path: path.encode() for path in ("data/2024/0.txt", "data/2025/0.txt", "sample/0.txt")})
-    with pytest.raises(UserError, match=r"2 folders.* Choose hf:owner/tales:data/\* or hf:owner/tales:sample/\*;"):
+    with pytest.raises(UserError, match=r"2 folders.* such as hf:owner/tales:data/\* or hf:owner/tales:sample/\*;"):
         read("hf:owner/tales")
     assert read("hf:owner/tales:data/*") == ["data/2024/0.txt", "data/2025/0.txt"]
     change_files(hub, {f"{i}/train.txt": b"" for i in range(12)})
-    with pytest.raises(UserError, match=r"5/\*train\* \(and 4 more\)"):
+    with pytest.raises(UserError, match=r"5/\*train\*"):
         read("hf:owner/tales")
 
 
@@ -106,14 +106,8 @@ def test_one_set_in_several_folders_is_read_whole(hub, paths):
     assert read("hf:owner/tales") == sorted(wanted)
 
 
-def test_without_network_the_last_listing_is_used(hub, tmp_path, monkeypatch, capsys):
-    first = open_source("hf:owner/tales")
-    documents, identity = list(documents_in(first, ReadContext())), first.identity()
+def test_without_network_the_error_names_the_source(tmp_path, monkeypatch):
     connect("http://127.0.0.1:1", tmp_path, monkeypatch)
-    again = open_source("hf:owner/tales")
-    assert list(documents_in(again, ReadContext())) == documents
-    assert again.identity() == identity
-    assert "Using its last listing" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"^source hf:owner/other: no usable answer from the hub \(ConnectError"):
         read("hf:owner/other")
 
@@ -142,7 +136,7 @@ def test_identity_is_of_the_content(hub):
 def test_unknown_and_gated_repositories_are_explained(hub):
     with pytest.raises(UserError, match=r"hf:owner/absent: the repository does not exist, or is private.*HF_TOKEN"):
         read("hf:owner/absent")
-    hub.gated_mlp = True
+    hub.gated = True
     with pytest.raises(UserError, match=r"is gated. Accept its terms at https://.*/datasets/owner/tales\. Log in"):
         read("hf:owner/tales")
 

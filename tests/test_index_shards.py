@@ -57,9 +57,9 @@ def test_altered_file_is_named_when_it_is_opened(foreign, tokenizer):
     content[HEADER_BYTES + 4] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x_train_002\.bin: its SHA-256 differs"):
-        TokenShards(path=str(foreign)).load_tokenizer()
+        TokenShards(path=str(foreign)).open_stream("train")
     index_shards(foreign, tokenizer)  # on purpose, it is what the shards hold now
-    TokenShards(path=str(foreign)).load_tokenizer()
+    TokenShards(path=str(foreign)).open_stream("train")
 
 
 def test_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, capsys):
@@ -100,7 +100,7 @@ def test_failed_indexing_changes_nothing(foreign, tokenizer):
     with pytest.raises(UserError, match="outside"):
         index_shards(foreign, Bytes())
     assert read_manifest(foreign) == manifest
-    TokenShards(path=str(foreign)).load_tokenizer()
+    TokenShards(path=str(foreign)).open_stream("train")
     # A file more of training, and one of validation that is not of this tokenizer, which is read after the other.
     more = {foreign / f"{name}_009.bin": np.array([first, 1], "<u2") for name, first in (("train", 1), ("val", 999))}
     for path, tokens in more.items():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.runtime.options import ShardOptions, check_splits, require_at_least
+from data_pipelines.runtime.options import ShardOptions, require_at_least
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Counts
 
@@ -44,6 +44,6 @@ def test_shard_options_have_one_validation():
 )
 def test_check_splits_names_what_is_empty(other, train, val, message):
     options = ShardOptions(source="x", output=Path("out"), validation_source=other)
-    check_splits(options, {"train": SOME, "val": SOME}, notes=[], what="text")
+    options.check_splits({"train": SOME, "val": SOME}, notes="", what="text")
     with pytest.raises(UserError, match=message):
-        check_splits(options, {"train": train, "val": val}, notes=["2 invalid records skipped"], what="text")
+        options.check_splits({"train": train, "val": val}, notes="2 invalid records skipped", what="text")

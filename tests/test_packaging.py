@@ -14,44 +14,46 @@ import gptjax
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("gptjax", "configs", "data_pipelines")
 DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
-"""Distributions that are not called as what is imported."""
+"""Distributions whose name differs from their module's."""
 
 
-def python(code: str, **environment: str) -> str:
-    """What a new Python prints."""
+def run_python(code: str, **environment: str) -> str:
+    """The output of a new Python."""
     words = [sys.executable, "-c", code]
     return subprocess.run(words, check=True, capture_output=True, text=True, env={"PATH": "", **environment}).stdout
 
 
-@pytest.mark.parametrize("module", ["gptjax", "gptjax.tokenizer", "gptjax.shards", "data_pipelines.encode.encoder"])
-def test_what_only_tokenises_does_not_import_jax(module):
-    imported = python(f"import sys, {module}; print(*sys.modules)").split()
+@pytest.mark.parametrize(
+    "module", ["gptjax", "gptjax.tokenization.tokenizer", "gptjax.data.shards", "data_pipelines.encode.encoder"]
+)
+def test_tokenising_modules_do_not_import_jax(module: str) -> None:
+    imported = run_python(f"import sys, {module}; print(*sys.modules)").split()
     assert module in imported
     assert not {"jax", "flax", "optax", "orbax", "grain"} & set(imported)
 
 
-def test_the_public_names_are_there_and_touch_neither_a_device_nor_a_door():
+def test_public_names_start_no_device_and_no_entry_point() -> None:
     code = "import sys, gptjax; [getattr(gptjax, name) for name in gptjax.__all__]; print(*sys.modules)"
-    imported = set(python(code, JAX_PLATFORMS="none such").split())
-    assert not {f"gptjax.{door}" for door in ("train", "evaluate", "sample", "convert")} & imported
+    imported = set(run_python(code, JAX_PLATFORMS="none such").split())
+    assert not {f"gptjax.{name}" for name in ("train", "evaluate", "sample", "convert")} & imported
 
 
-def test_a_public_name_is_itself_whatever_was_imported_before():
+def test_public_names_hide_no_module_of_their_name() -> None:
     code = "import gptjax.sample, gptjax; print(*(type(getattr(gptjax, name)).__name__ for name in gptjax.__all__))"
-    kinds = dict(zip(gptjax.__all__, python(code, JAX_PLATFORMS="cpu").split(), strict=True))
+    kinds = dict(zip(gptjax.__all__, run_python(code, JAX_PLATFORMS="cpu").split(), strict=True))
     functions = {"from_hf", "generate", "load_config", "to_hf"}
     assert {name for name, kind in kinds.items() if kind == "function"} == functions
     assert "module" not in kinds.values()
 
 
-def test_all_names_what_can_be_had():
-    assert sorted(gptjax.__all__) == sorted(gptjax._HOMES)
+def test_all_lists_the_names_that_can_be_imported() -> None:
+    assert sorted(gptjax.__all__) == sorted(gptjax._MODULES)
     assert set(gptjax.__all__) <= set(dir(gptjax))
     with pytest.raises(AttributeError, match="no attribute 'GTP'"):
         gptjax.GTP  # noqa: B018
 
 
-def imports(path: Path) -> set[tuple[str, bool]]:
+def list_imports(path: Path) -> set[tuple[str, bool]]:
     """(third-party module, whether it is imported inside a function) for every import of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
@@ -65,34 +67,34 @@ def imports(path: Path) -> set[tuple[str, bool]]:
     return {(name, lazy) for name, lazy in found if name not in {*sys.stdlib_module_names, *PACKAGES}}
 
 
-def declared(requirements: list[str]) -> set[str]:
+def list_distributions(requirements: list[str]) -> set[str]:
     names = (re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements)
     return {name.lower().replace("_", "-") for name in names}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_import_is_declared_and_those_of_extras_wait_until_they_are_needed(package):
+def test_imports_are_declared_and_extras_are_imported_late(package: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    plain = declared(project["dependencies"])
+    plain = list_distributions(project["dependencies"])
     users = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ("dev", "parity")}
-    extra = declared([requirement for wanted in users.values() for requirement in wanted])
+    extra = list_distributions([requirement for wanted in users.values() for requirement in wanted])
     for path in (ROOT / package).rglob("*.py"):
-        for name, lazy in imports(path):
+        for name, lazy in list_imports(path):
             distribution = DISTRIBUTIONS.get(name, name.lower().replace("_", "-"))
             assert distribution in (plain | extra if lazy else plain), f"{path}: {name} is not declared"
 
 
-def test_the_constraints_pin_each_thing_that_is_asked_for():
+def test_constraints_pin_every_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     for line in lines:
         assert re.fullmatch(r"""[A-Za-z0-9._-]+==[^ ;/]+( ; python_version (<|>=) "3\.12")?""", line), line
     for version in ("<", ">="):
-        pinned = declared([line for line in lines if ";" not in line or f"{version} " in line])
-        assert declared([*project["dependencies"], *project["optional-dependencies"]["dev"]]) <= pinned
+        pinned = list_distributions([line for line in lines if ";" not in line or f"{version} " in line])
+        assert list_distributions([*project["dependencies"], *project["optional-dependencies"]["dev"]]) <= pinned
 
 
-def test_every_folder_of_source_is_installed():
+def test_every_package_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert sorted(listed) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)

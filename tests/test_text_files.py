@@ -44,5 +44,5 @@ def test_damaged_compressed_file_is_refused(tmp_path, end):
         with pytest.raises(UserError, match=rf"x\.txt{end}: cannot be read"):
             read(path)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match=rf"x\.txt{end}: is empty, so it is no compressed file"):
+    with pytest.raises(UserError, match=rf"x\.txt{end}: cannot be read: it is empty, so it is no compressed file"):
         read(path)

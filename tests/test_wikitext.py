@@ -27,7 +27,7 @@ class Given:
     texts: list[str]
     name: str = "given"
 
-    def chunks(self, context_length):
+    def chunks(self, context):
         return (text.encode() for text in self.texts)
 
     def identity(self):

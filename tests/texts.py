@@ -7,14 +7,14 @@ import pyarrow
 from data_pipelines.readers.documents import iter_documents
 
 
-def documents_in(source, context_length):
+def documents_in(source, context):
     """All documents of a source, blocks read here."""
-    return iter_documents(source.chunks(context_length), context_length)
+    return iter_documents(source.chunks(context), context)
 
 
-def documents_by(read, path, context_length):
+def documents_by(read, path, context):
     """All documents of a file, by the reader of its kind."""
-    return iter_documents(read(path, context_length), context_length)
+    return iter_documents(read(path, context), context)
 
 
 def write_compressed(path, content):

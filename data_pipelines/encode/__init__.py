@@ -1,1 +1,0 @@
-"""Documents to tokens, on all cores, in the order of the corpus."""

@@ -1,11 +1,7 @@
-"""Trains a byte-level BPE on a stream of text.
-
-Only the distinct words and their counts are kept, some 0.7 kB each. The same text gives the same tokenizer on any
-number of cores.
-"""
+"""Trains a byte-level BPE on a stream of text. Only the distinct words and their counts are kept."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +10,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.readers.documents import Document, iter_text
 from data_pipelines.runtime.progress import progress_line
-from data_pipelines.runtime.sigint import call_interruptibly
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
@@ -38,7 +33,7 @@ def train_bpe(
 ) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab_size` ids, the last of them `<|endoftext|>` and then `special_tokens`.
 
-    Raises `UserError` where the text has too few words for so many ids. Ctrl-C interrupts at any time.
+    Raises `UserError` where the text has too few words for so many ids.
     """
     specials = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
     ordinary, smallest = vocab_size - len(specials), 256 + 1 + len(specials)
@@ -51,7 +46,7 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    call_interruptibly(lambda: model.train_from_iterator(iter(texts), trainer))
+    model.train_from_iterator(iter(texts), trainer)
     if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
             f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
@@ -72,8 +67,16 @@ def train_bpe_on_documents(
 ) -> Tokenizer:
     """As `train_bpe`, on the first `max_bytes` of the documents; shows progress on stderr."""
     with progress_line("reading") as show:
-        texts = _show_bytes(take_bytes(documents, max_bytes), show)
-        return train_bpe(texts, vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens)
+
+        def iter_texts() -> Iterator[str]:
+            size = 0
+            for text in take_bytes(documents, max_bytes):
+                yield text
+                size += len(text.encode())
+                show(f"counting words: {size / 1e6:,.1f} MB")
+            show(f"computing merges from {size / 1e6:,.1f} MB")
+
+        return train_bpe(iter_texts(), vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens)
 
 
 def take_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
@@ -86,12 +89,3 @@ def take_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
                 return
             yield text
             limit -= len(content)
-
-
-def _show_bytes(texts: Iterable[str], show: Callable[[str], None]) -> Iterator[str]:
-    size = 0
-    for text in texts:
-        yield text
-        size += len(text.encode())
-        show(f"counting words: {size / 1e6:,.1f} MB")
-    show(f"computing merges from {size / 1e6:,.1f} MB")

@@ -1,24 +1,91 @@
-"""Batches of a corpus to tokens, on all cores and in the order of the corpus.
+"""Batches of a corpus, and their tokens: on all cores and in the order of the corpus.
 
-The process that encodes a batch also reads its blocks. The process that gathers the results only finds batches,
-decides splits and writes, so it can feed many cores.
+A unit is a chunk of the corpus, or a piece of a large document. A batch is about a megabyte of units and knows where in
+the corpus it ends, so a run that continues skips the units that are done without reading blocks. The process that
+encodes a batch also reads its blocks. The process that gathers the results only finds batches, decides splits and
+writes, so it can feed many cores.
 """
 
 import itertools
-import multiprocessing
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.encode.batching import DEFAULT_LIMITS, Batch, Limits, defer_error
-from data_pipelines.encode.pieces import Piece
-from data_pipelines.encode.split_rules import Rule
-from data_pipelines.encode.worker_pool import WorkerDied, map_in_processes
-from data_pipelines.readers.documents import EMPTY, Notes, ReadContext, is_blank, iter_documents
+from data_pipelines.encode.pieces import Piece, iter_pieces
+from data_pipelines.encode.splits import AllTo, Rule
+from data_pipelines.encode.worker_pool import map_in_processes
+from data_pipelines.readers.documents import EMPTY, Block, Chunk, Notes, ReadContext, is_blank, iter_documents
 from gptjax.core.errors import UserError
 from gptjax.data.shards import token_dtype
 from gptjax.tokenization.tokenizer import Tokenizer
+
+UNIT_COST = 2**8
+"""Bytes that a unit counts beside its text, so that a batch does not hold a million empty documents."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of text in a batch, in a piece of a document, and worth starting processes; seconds between two records."""
+
+    batch_bytes: int = 2**20
+    piece_bytes: int = 2**19
+    pool_bytes: int = 2**22
+    record_seconds: float = 2.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Unit(NamedTuple):
+    """A chunk or a piece, the notes of finding it (so that a report is in corpus order), and its size."""
+
+    content: Chunk | Piece
+    notes: Notes
+    size: int
+
+
+class Batch(NamedTuple):
+    """Neighbouring units under one rule; `end` is the number of units of the corpus up to its end."""
+
+    rule: Rule
+    units: list[Unit]
+    end: int
+
+
+def iter_batches(
+    chunks: Iterable[tuple[Rule, Chunk]], context: ReadContext, *, tokenizer: Tokenizer, limits: Limits, start: int = 0
+) -> Iterator[Batch]:
+    """Yield the batches after the first `start` units; notes that are taken after the last unit stay in `context`."""
+    units = _iter_units(chunks, context, tokenizer=tokenizer, piece_bytes=limits.piece_bytes)
+    rule, batch, size, number = AllTo("train"), list[Unit](), 0, start
+    for next_rule, unit in itertools.islice(units, start, None):
+        if batch and (next_rule != rule or size + unit.size > limits.batch_bytes):
+            yield Batch(rule, batch, number)
+            batch, size = [], 0
+        rule = next_rule
+        batch.append(unit)
+        size, number = size + unit.size, number + 1
+    if batch:
+        yield Batch(rule, batch, number)
+
+
+def _iter_units(
+    chunks: Iterable[tuple[Rule, Chunk]], context: ReadContext, *, tokenizer: Tokenizer, piece_bytes: int
+) -> Iterator[tuple[Rule, Unit]]:
+    for rule, chunk in chunks:
+        notes = context.notes.take()
+        if isinstance(chunk, Block):
+            yield rule, Unit(chunk, notes, UNIT_COST + chunk.size)
+        elif len(chunk) <= piece_bytes or is_blank(chunk):
+            # Memory that a reader lends cannot be sent to another process.
+            yield rule, Unit(bytes(chunk), notes, UNIT_COST + len(chunk))
+        else:
+            for piece in iter_pieces(chunk, tokenizer, point=rule.point(chunk), size=piece_bytes):
+                yield rule, Unit(piece, notes if piece.begins else Notes(), UNIT_COST + len(piece.content))
+
 
 PART = np.dtype([("number", "i8"), ("point", "f8"), ("tokens", "i8"), ("bytes", "i8"), ("begins", "?")])
 """A document or a piece: its number among the documents of the batch, its point, its size, and whether it begins."""
@@ -27,8 +94,8 @@ PART = np.dtype([("number", "i8"), ("point", "f8"), ("tokens", "i8"), ("bytes", 
 class EncodedBatch(NamedTuple):
     """The tokens of a batch, with `<|endoftext|>` before each document if the tokenizer has it.
 
-    `parts` are its documents and pieces, of dtype `PART`, without blank ones. `documents` is how many documents end in
-    the batch, blank ones included. `rule` and `end` are as in `Batch`.
+    `parts` are its documents and pieces without blank ones, of dtype `PART`. `documents` counts the documents of the
+    source that end in the batch, blank ones too.
     """
 
     rule: Rule
@@ -52,25 +119,31 @@ class EncodedBatch(NamedTuple):
                 yield split, tokens, starts[parts["begins"]], int(parts["bytes"].sum())
 
 
+@dataclass(frozen=True)
 class Encoder:
-    """Reads and encodes a batch, in any process."""
+    """Reads and encodes a batch, in any process.
 
-    def __init__(self, tokenizer: Tokenizer, context: ReadContext) -> None:
-        self._tokenizer, self._context = tokenizer, context.fresh_copy()
-        self._dtype = token_dtype(tokenizer.vocab_size)
-        self._end_of_text = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], self._dtype)
+    Documents of more than `max_tokens` continue as further documents; they must come whole.
+    """
+
+    tokenizer: Tokenizer
+    context: ReadContext
+    max_tokens: int | None = None
 
     def __call__(self, batch: Batch) -> EncodedBatch:
-        context, number = self._context.fresh_copy(), 0
-        tokens, parts = [self._end_of_text[:0]], []
+        context, number, end = self.context.fresh_copy(), 0, self.tokenizer.end_of_text
+        before = np.array([] if end is None else [end], token_dtype(self.tokenizer.vocab_size))
+        tokens, parts = [before[:0]], []
         for piece in _iter_documents(batch, context):
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
-                ids = self._tokenizer.encode(str(piece.content, "utf-8")).astype(self._dtype)
-                new = [self._end_of_text, ids] if piece.begins else [ids]
-                tokens += new
-                parts.append((number, piece.point, sum(map(len, new)), len(piece.content), piece.begins))
+                ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
+                length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
+                for begin in range(0, len(ids), length):
+                    new = [before, ids[begin : begin + length]] if piece.begins else [ids]
+                    tokens += new
+                    parts.append((number, piece.point, sum(map(len, new)), size if begin == 0 else 0, piece.begins))
             number += piece.ends
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
@@ -87,43 +160,23 @@ def _iter_documents(batch: Batch, context: ReadContext) -> Iterator[Piece]:
 
 
 def encode_batches(
-    batches: Iterator[Batch],
-    context: ReadContext,
-    *,
-    tokenizer: Tokenizer,
-    processes: int,
-    limits: Limits = DEFAULT_LIMITS,
+    batches: Iterator[Batch], encoder: Encoder, *, processes: int, limits: Limits
 ) -> Generator[EncodedBatch, None, None]:
-    """Encode all batches in order, in this process where there is little text; `context` keeps its own notes.
-
-    Raises the first `UserError` in corpus order, whichever process meets it.
-    """
-    encoder, errors = Encoder(tokenizer, context), list[UserError]()
-    batches = defer_error(batches, errors)
+    """Encode all batches in order, in this process where there is little text."""
     first, size = list[Batch](), 0
     while processes > 1 and (size < limits.pool_bytes or len(first) < processes):
         if (batch := next(batches, None)) is None:
             break
         first.append(batch)
-        size += batch.size
+        size += sum(unit.size for unit in batch.units)
+    everything = itertools.chain(first, batches)
     if size < limits.pool_bytes:
-        yield from map(encoder, itertools.chain(first, batches))
-    else:
-        try:
-            workers = min(processes, len(first))
-            yield from map_in_processes(encoder, itertools.chain(first, batches), processes=workers)
-        except WorkerDied:
-            raise UserError(
-                f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
-                'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
-            ) from None
-    if errors:
-        raise errors[0]
-
-
-def refuse_in_worker() -> None:
-    """Raise where a script without a guard, imported by a spawned worker, would prepare again and wait for itself."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            'prepare() is called while a worker imports this script; put it under __name__ == "__main__".'
-        )
+        yield from map(encoder, everything)
+        return
+    try:
+        yield from map_in_processes(encoder, everything, processes=min(processes, len(first)))
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
+            'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
+        ) from None

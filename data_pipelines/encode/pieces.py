@@ -14,7 +14,6 @@ from typing import NamedTuple
 from data_pipelines.readers.documents import Document
 from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
-PIECE_BYTES = 2**19
 WINDOW_BYTES = 2**12
 # UTF-8 of visible ASCII, U+00C0 to U+0FFF and U+3001 to U+D7FF, none of which is white space.
 _VISIBLE = (
@@ -33,7 +32,7 @@ class Piece(NamedTuple):
     point: float
 
 
-def iter_pieces(document: Document, tokenizer: Tokenizer, *, point: float, size: int = PIECE_BYTES) -> Iterator[Piece]:
+def iter_pieces(document: Document, tokenizer: Tokenizer, *, point: float, size: int) -> Iterator[Piece]:
     """Yield a document in pieces, each cut at the first possible place after `size` bytes."""
     begin = 0
     while begin < len(document):

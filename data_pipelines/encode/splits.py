@@ -1,28 +1,84 @@
-"""The corpus of a request: documents, each for training or for validation."""
+"""The corpus of a request: documents, each for training or for validation.
+
+A rule decides by the number of a document in the corpus, which the main process knows, and by its point, which the
+process that reads the document computes from the text.
+"""
 
 import contextlib
+import functools
+import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines.encode.split_rules import AllTo, HashFraction, RandomSample, Rule, Side
-from data_pipelines.readers.documents import (
-    EMPTY,
-    Chunk,
-    Document,
-    ReadContext,
-    Source,
-    is_blank,
-    iter_documents,
-    iter_text,
-)
+from data_pipelines.readers import documents as docs
+from data_pipelines.readers.documents import EMPTY, Chunk, Document, ReadContext, Source, is_blank
 from gptjax.core.errors import UserError
 
+Side = Literal["train", "val"]
 MIN_TAIL = 0.1
-ENOUGH_CHARACTERS = 100_000
+
+
+class Rule(ABC):
+    """Decides the split of each document. It is small and can be pickled."""
+
+    def point(self, document: Document) -> float:
+        """A number from 0 to 1 that the text decides; 0 for rules that need none."""
+        return 0.0
+
+    @abstractmethod
+    def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """For documents by their numbers in the corpus (from 0, empty ones counted) and their points."""
+
+    def side(self, document: Document, number: int = 0) -> Side:
+        """The split of a single document."""
+        return "val" if self.is_validation(np.array([number]), np.array([self.point(document)]))[0] else "train"
+
+
+@dataclass(frozen=True)
+class AllTo(Rule):
+    """All documents to one split."""
+
+    split: Side
+
+    def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return np.full(len(numbers), self.split == "val")
+
+
+@dataclass(frozen=True)
+class HashFraction(Rule):
+    """A fraction of the documents, by the SHA-256 of the text."""
+
+    fraction: float
+
+    def point(self, document: Document) -> float:
+        return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
+
+    def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return points < self.fraction
+
+
+@dataclass(frozen=True)
+class RandomSample(Rule):
+    """`chosen` of the first `total` documents, drawn by a seed as Hugging Face's `train_test_split` draws them."""
+
+    chosen: int
+    total: int
+    seed: int
+
+    def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return _draw(self.chosen, self.total, self.seed)[np.minimum(numbers, self.total)]
+
+
+@functools.lru_cache(maxsize=1)
+def _draw(chosen: int, total: int, seed: int) -> np.ndarray:
+    drawn = np.zeros(total + 1, bool)  # the last entry stands for all numbers from `total` on
+    drawn[np.random.default_rng(seed).permutation(total)[:chosen]] = True
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -31,38 +87,23 @@ class Tail:
 
     fraction: float
 
-    def __str__(self) -> str:
-        return f"tail:{self.fraction}"
-
     def iter_chunks(self, source: Source, context: ReadContext) -> Iterator[tuple[Rule, Document]]:
-        """Yield the documents that are not blank, in order, each with the rule of its split."""
-        lengths, begin = _measure(source, context), 0
-        total = int(lengths.sum())
-        cut = int(total * (1 - self.fraction))
+        """Yield the documents that are not blank, in order, each with the rule of its split; one may be cut in two."""
+        texts = _iter_nonblank(source, context.fresh_copy())
+        lengths = [sum(map(len, docs.iter_text(document))) for document in texts]
+        left = int(sum(lengths) * (1 - self.fraction))  # characters for training
         for document, length in zip(_iter_nonblank(source, context), lengths, strict=False):
-            is_last = begin + length == total
-            if is_last and begin <= cut and 2 * begin < total:
-                place = len(str(document, "utf-8")[: cut - begin].encode())
-                if place:
-                    yield AllTo("train"), document[:place]
-                yield AllTo("val"), document[place:]
+            if 0 < left < length:
+                cut = len(str(document, "utf-8")[:left].encode())
+                yield AllTo("train"), document[:cut]
+                yield AllTo("val"), document[cut:]
             else:
-                yield AllTo("train" if begin < cut and not is_last else "val"), document
-            begin += length
+                yield AllTo("train" if left > 0 else "val"), document
+            left -= length
 
 
 def parse_split(spec: str) -> Rule | Tail:
-    """`hash:F`, `tail:F`, `random:K/N/SEED` or `none`; raises `UserError` for anything else.
-
-    - `hash`: a document is for validation when the SHA-256 of its text falls into the fraction F. The order of the
-      documents does not matter, and equal documents are never on both sides. Where all documents would be on one side,
-      `tail` splits them instead: by F if that gives 100,000 characters, else by a tenth if that is more.
-    - `tail`: the last F of all characters, as nanoGPT splits tiny Shakespeare. Documents that begin behind the cut are
-      for validation, and always the last one. A last document of more than half the text is cut inside.
-    - `random`: K of exactly N documents, the first of NumPy's permutation by the seed: as `train_test_split` of Hugging
-      Face draws them, and so nanoGPT's OpenWebText.
-    - `none`: everything is for training.
-    """
+    """`hash:F`, `tail:F`, `random:K/N/SEED` or `none`, as docs/data.md explains; other specs raise `UserError`."""
     if spec == "none":
         return AllTo("train")
     if found := re.fullmatch(r"random:(\d+)/(\d+)/(\d+)", spec):
@@ -71,29 +112,28 @@ def parse_split(spec: str) -> Rule | Tail:
             return sample
     kind, _, number = spec.partition(":")
     with contextlib.suppress(ValueError):
-        if kind in ("hash", "tail") and 0 < (fraction := float(number)) < 1 and 1 - fraction < 1:
+        if kind in ("hash", "tail") and 0 < (fraction := float(number)) < 1:
             return HashFraction(fraction) if kind == "hash" else Tail(fraction)
-    raise UserError(
-        f"split {spec!r}: wanted hash:F or tail:F with F between 0 and 1, random:K/N/SEED with K of N documents, "
-        "or none."
-    )
+    raise UserError(f"split {spec!r}: wanted hash:F or tail:F with F between 0 and 1, random:K/N/SEED (K < N) or none.")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source and its split; or, with `validation`, a source for training and another one for validation."""
+    """A source and the spec of its split; or, with `validation`, two sources, one for each split."""
 
     source: Source
-    split: Rule | Tail
+    split: str
     validation: Source | None = None
+
+    def __post_init__(self) -> None:
+        parse_split(self.split)
 
     def iter_chunks(self, context: ReadContext) -> Iterator[tuple[Rule, Chunk]]:
         """Yield documents, or blocks of them, each with the rule that splits its documents."""
-        rule = self.split
+        rule = parse_split(self.split)
         if isinstance(rule, HashFraction) and (few := _count_if_one_sided(self.source, rule, context)):
-            enough = _measure(self.source, context).sum() * rule.fraction >= ENOUGH_CHARACTERS
-            rule = Tail(rule.fraction if enough else max(rule.fraction, MIN_TAIL))
-            context.notes[f"documents, too few for {self.split}: split by {rule} instead"] += few
+            rule = Tail(max(rule.fraction, MIN_TAIL))
+            context.notes[f"documents, too few for {self.split}: split by tail:{rule.fraction} instead"] += few
         if isinstance(rule, Tail):
             yield from rule.iter_chunks(self.source, context)
         else:
@@ -105,7 +145,7 @@ class Corpus:
         """Read all documents in this process and yield each that is not blank with its split."""
         number = 0
         for rule, chunk in self.iter_chunks(context):
-            for document in iter_documents([chunk], context):
+            for document in docs.iter_documents([chunk], context):
                 if is_blank(document):
                     context.notes[EMPTY] += 1
                 else:
@@ -115,17 +155,15 @@ class Corpus:
 
     def check_count(self, documents: int) -> None:
         """Raise `UserError` unless the source had the number of documents from which `random` draws."""
-        sample = self.split
+        sample = parse_split(self.split)
         if isinstance(sample, RandomSample) and documents != sample.total:
-            raise UserError(
-                f"split {sample}: {self.source.name} has {documents:,} documents, not {sample.total:,}. Use "
-                f"--split=random:{sample.chosen}/{documents}/{sample.seed}, or hash:{sample.chosen / sample.total:.2g}."
-            )
+            found = f"{self.source.name} has {documents:,} documents, not {sample.total:,}"
+            raise UserError(f"split {self.split}: {found}. Use random:{sample.chosen}/{documents}/{sample.seed}.")
 
     def identity(self) -> dict[str, Any]:
         """JSON that distinguishes this text, split this way, from any other."""
         if self.validation is None:
-            return self.source.identity() | {"split": str(self.split)}
+            return self.source.identity() | {"split": self.split}
         return self.source.identity() | {"validation": self.validation.identity()}
 
 
@@ -139,14 +177,8 @@ def _count_if_one_sided(source: Source, rule: Rule, context: ReadContext) -> int
     return len(sides)
 
 
-def _measure(source: Source, context: ReadContext) -> np.ndarray:
-    """The characters of each document that is not blank."""
-    documents = _iter_nonblank(source, context.fresh_copy())
-    return np.fromiter((sum(map(len, iter_text(document))) for document in documents), np.int64)
-
-
 def _iter_nonblank(source: Source, context: ReadContext) -> Iterator[Document]:
-    for document in iter_documents(source.chunks(context), context):
+    for document in docs.iter_documents(source.chunks(context), context):
         if is_blank(document):
             context.notes[EMPTY] += 1
         else:

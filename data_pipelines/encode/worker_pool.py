@@ -1,126 +1,75 @@
-"""A function applied in several processes, in order; the death of a worker at any moment is noticed.
+"""A function applied in several processes, in order.
 
-Each worker has a pipe of its own, of which no other process holds an end. The death of a worker is the end of its pipe,
-also while it starts or is sending a result; the death of the parent is the end of the pipe for the worker. (The workers
-of `concurrent.futures` share one queue, which waits for ever for the rest of a result whose sender died.)
-
-Workers are spawned, because a fork of a process that has started JAX or threads may hang.
+Workers are spawned, because a fork of a process that has started JAX or threads may hang. Ctrl-C reaches the main
+process only.
 """
 
 import contextlib
-import functools
-import itertools
 import multiprocessing
 import os
-import pickle
-import queue
+import signal
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, TypeVar
-
-from data_pipelines.runtime.sigint import block_sigint
-from gptjax.core.errors import UserError
 
 ARGUMENTS_PER_WORKER = 4
 """How many arguments are sent to each worker before the oldest result is awaited."""
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class WorkerDied(Exception):
-    """A worker process ended unexpectedly."""
+_function: Callable[[Any], Any]  # of this worker
 
 
 def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, processes: int) -> Iterator[R]:
-    """Yield the results in order; raises what the function raised, or `WorkerDied`.
+    """Yield the results in order; raises what the function raised, or `BrokenProcessPool` if a worker died.
 
-    The function, its arguments and results are pickled. The processes are killed when the iterator ends or is closed.
+    The function, its arguments and results are pickled.
     """
-    workers: list[tuple[SpawnProcess, Connection]] = []
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, initializer=_start_worker, initargs=(function,))
+    waiting = deque[Future[R]]()
     try:
-        resource_tracker.ensure_running()  # started by the first worker, it would receive Ctrl-C
-        for _ in range(processes):
-            with block_sigint():
-                workers.append(_start_worker())
-        yield from _map([pipe for _, pipe in workers], arguments, function=function)
+        for argument in arguments:
+            if len(waiting) == ARGUMENTS_PER_WORKER * processes:
+                yield waiting.popleft().result()
+            with _block_sigint():
+                waiting.append(pool.submit(_call, argument))
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        with block_sigint():
-            for process, _ in workers:
-                process.kill()
-            for process, pipe in workers:
-                process.join()
-                pipe.close()
+        pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> tuple[SpawnProcess, Connection]:
-    ours, theirs = multiprocessing.Pipe()
-    with theirs:
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(theirs,), daemon=True)
-        process.start()
-    return process, ours
-
-
-def _map(pipes: list[Connection], arguments: Iterable[T], *, function: Callable[[T], R]) -> Iterator[R]:
-    content = pickle.dumps(function)
-    for pipe in pipes:
-        _send(pipe, content)
-    waiting: deque[Connection] = deque()
-    for pipe, argument in zip(itertools.cycle(pipes), arguments, strict=False):
-        if len(waiting) == ARGUMENTS_PER_WORKER * len(pipes):
-            yield _receive_result(waiting.popleft())
-        _send(pipe, pickle.dumps(argument))
-        waiting.append(pipe)
-    yield from map(_receive_result, waiting)
-
-
-def _send(pipe: Connection, content: bytes) -> None:
+@contextlib.contextmanager
+def _block_sigint() -> Iterator[None]:
+    """Processes and threads that start in the block inherit that Ctrl-C is blocked, from their first moment on."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        pipe.send_bytes(content)
-    except OSError:
-        raise WorkerDied from None
-
-
-def _receive_result(pipe: Connection) -> Any:
-    try:
-        content = pipe.recv_bytes()
-    except (EOFError, OSError):
-        raise WorkerDied from None
-    result, error = pickle.loads(content)
-    if error is not None:
-        raise error
-    return result
-
-
-def _work(pipe: Connection) -> None:
-    """Apply the function that arrives first to everything that arrives after it."""
-    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, messages), daemon=True).start()
-    load, function = functools.cache(pickle.loads), messages.get()
-    with contextlib.suppress(OSError):  # the parent has ended
-        while True:
-            pipe.send_bytes(_call(lambda argument: load(function)(pickle.loads(argument)), messages.get()))
-
-
-def _receive(pipe: Connection, messages: "queue.SimpleQueue[bytes]") -> None:
-    """Receive at once, so that the parent never waits to send; end the process with its parent."""
-    try:
-        while True:
-            messages.put(pipe.recv_bytes())
+        yield
     finally:
-        os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _call(function: Callable[[bytes], Any], argument: bytes) -> bytes:
-    """Pickle (result, None) or (None, error); an error that is no `UserError` becomes a `RuntimeError`."""
-    try:
-        return pickle.dumps((function(argument), None))
-    except UserError as error:
-        return pickle.dumps((None, error))
-    except BaseException:
-        return pickle.dumps((None, RuntimeError(f"In a worker process:\n{traceback.format_exc()}")))
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(argument: Any) -> Any:
+    return _function(argument)
+
+
+def refuse_in_worker() -> None:
+    """Raise where a script without a guard, imported by a spawned worker, would prepare again and wait for itself."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError('prepare() is called while a worker imports this script; guard it: __name__ == "__main__".')

@@ -1,1 +1,0 @@
-"""Tokens to a directory of shards with a manifest, complete or absent, resumable after a kill."""

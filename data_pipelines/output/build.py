@@ -1,14 +1,13 @@
 """The steps that every command takes to write a directory of shards."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from data_pipelines.output.atomic_dir import find_prepared, replace_directory
+from data_pipelines.output.atomic_dir import find_prepared, hold_lock, replace_directory
 from data_pipelines.output.shard_writer import write_manifest
-from data_pipelines.runtime.locks import hold_lock
-from data_pipelines.runtime.options import ShardOptions, check_splits
+from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Counts, Manifest
@@ -19,12 +18,8 @@ ROW_TOKENS = 1024
 """A row of GPT-2; a split with fewer tokens gets a note."""
 
 
-class ShardContents(NamedTuple):
-    """What the shards in a directory hold, whose tokens they are, and the notes of reading the source."""
-
-    counts: dict[str, Counts]
-    tokenizer: Tokenizer
-    notes: Sequence[str]
+ShardContents = tuple[dict[str, Counts], Tokenizer, list[str]]
+"""What the shards in a directory hold, whose tokens they are, and the notes of reading the source."""
 
 
 def build_shards(
@@ -33,21 +28,19 @@ def build_shards(
     *,
     write: Callable[[Path, dict[str, Any]], ShardContents],
     what: str = "text",
-    resumable: bool = False,
 ) -> Manifest:
-    """Make `options.output` unless the same request made it; prints a summary.
+    """Make `options.output` by `write(directory, identity)`, unless the same request made it; prints a summary.
 
-    The identity is JSON that decides the output; it is computed again after `write(directory, identity)`, because the
-    source may have changed. `what` names the contents in errors; `resumable` is as for `replace_directory`.
+    The identity is JSON that decides the output. `what` names the contents in errors.
     """
     identity, start = compute_identity(), time.perf_counter()
     output = options.output.expanduser().resolve()
     with hold_lock(output):
         if (manifest := find_prepared(output, identity, overwrite=options.overwrite)) is not None:
             return manifest
-        with replace_directory(output, resumable=resumable) as directory:
+        with replace_directory(output) as directory:
             counts, tokenizer, notes = write(directory, identity)
-            check_splits(options, counts, notes=notes, what=what)
+            options.check_splits(counts, what=what, notes="; ".join(notes))
             if compute_identity() != identity:
                 raise UserError(f"source {options.source}: was changed while it was read. Prepare it again.")
             manifest = write_manifest(directory, counts, tokenizer=tokenizer, request=identity, notes=notes)

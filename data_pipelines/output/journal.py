@@ -1,7 +1,7 @@
 """How far a preparation has come, so that the same command continues after a kill.
 
-`progress.json` is replaced every few seconds. It names a position in the corpus and the state of the files there.
-Later writes are cut off, the corpus is skipped up to that position, and the rest gives the same bytes.
+`progress.json` names a position in the corpus and the state of the files there. Later writes are cut off, the corpus is
+skipped up to that position, and the rest gives the same bytes.
 """
 
 import json
@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.output.atomic_dir import PROGRESS_NAME, compare_requests
+from data_pipelines.output.atomic_dir import PROGRESS_NAME
 from data_pipelines.output.shard_writer import WriteState
 from data_pipelines.readers.documents import Notes
 from gptjax.core.files import write_atomically
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
-PROGRESS_VERSION = 4
+PROGRESS_VERSION = 5
 """Increase it whenever the position gets another meaning, also when a source yields other chunks."""
 
 
@@ -40,58 +40,39 @@ class Journal:
 
     def __init__(self, directory: Path, request: dict[str, Any], *, seconds: float = 2.0) -> None:
         self._path, self._seconds = directory / PROGRESS_NAME, seconds
-        self._request = json.loads(json.dumps(request))
+        self._header = {"version": PROGRESS_VERSION, "request": json.loads(json.dumps(request))}
         self._last = time.monotonic()
-        self.progress = self._load(directory) or Progress()
-        if self.progress.units:
-            tokens = sum(state.tokens for state in self.progress.splits.values())
-            print(f"continuing after {self.progress.documents:,} documents, {tokens:,} tokens", file=sys.stderr)
+        self.progress = self._load(directory)
+        known = {PROGRESS_NAME, FILE_NAME}.union(*(state.sizes for state in self.progress.splits.values()))
+        for path in directory.iterdir():
+            if path.name not in known:
+                path.unlink()
 
     def record(self, progress: Progress) -> None:
         """Replace the record; the files that it describes are on disk already."""
-        content = {
-            "version": PROGRESS_VERSION,
-            "request": self._request,
-            "units": progress.units,
-            "documents": progress.documents,
-            "splits": {name: asdict(state) for name, state in progress.splits.items()},
-            "notes": progress.notes.as_json(),
-        }
-        write_atomically(self._path, json.dumps(content))
+        splits = {name: asdict(state) for name, state in progress.splits.items()}
+        content = {"units": progress.units, "documents": progress.documents, "splits": splits}
+        write_atomically(self._path, json.dumps(self._header | content | {"notes": progress.notes.as_json()}))
         self._last = time.monotonic()
 
     def is_due(self) -> bool:
         """Whether some seconds have passed since the last record."""
         return time.monotonic() >= self._last + self._seconds
 
-    def _load(self, directory: Path) -> Progress | None:
-        content, problem = _read(self._path), ""
-        progress = None if content is None else _parse(content)
-        if content is not None and (changed := compare_requests(self._request, content["request"])):
-            problem = f"what an earlier run left is of another request ({changed} differ)"
-        elif progress is not None and not all(state.is_on_disk(directory) for state in progress.splits.values()):
-            problem = "files of an earlier run are missing or cut short"
-        if problem:
+    def _load(self, directory: Path) -> Progress:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = {}
+        if self._header.items() <= content.items():
+            splits = {name: WriteState(**state) for name, state in content["splits"].items()}
+            if all(state.is_on_disk(directory) for state in splits.values()):
+                tokens = sum(state.tokens for state in splits.values())
+                print(f"continuing after {content['documents']:,} documents, {tokens:,} tokens", file=sys.stderr)
+                return Progress(content["units"], content["documents"], splits, Notes(**content["notes"]))
+        if content:
+            problem = "what an earlier run left is of another request, or incomplete"
             print(f"{directory}: {problem}. Starting again.", file=sys.stderr)
-        if progress is None or problem:
-            shutil.rmtree(directory)
-            directory.mkdir()
-            return None
-        known = {PROGRESS_NAME, FILE_NAME}.union(*(state.sizes for state in progress.splits.values()))
-        for path in directory.iterdir():
-            if path.name not in known:
-                path.unlink()
-        return progress
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and content.get("version") == PROGRESS_VERSION else None
-
-
-def _parse(content: dict[str, Any]) -> Progress:
-    splits = {name: WriteState(**state) for name, state in content["splits"].items()}
-    return Progress(content["units"], content["documents"], splits, Notes(**content["notes"]))
+        shutil.rmtree(directory)
+        directory.mkdir()
+        return Progress()

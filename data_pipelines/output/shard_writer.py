@@ -1,8 +1,4 @@
-"""Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill.
-
-`SplitWriter.sync` returns a state whose tokens are all on disk. A writer that is opened with it cuts off what was
-appended later, so that continuing gives the same bytes.
-"""
+"""Writes the shards of a split and the files beside them while tokens arrive, and continues after a kill."""
 
 import contextlib
 import os
@@ -29,14 +25,12 @@ SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "sc
 
 @dataclass(frozen=True)
 class WriteState:
-    """How much of a split is on disk: tokens, bytes of the UTF-8 that they encode, documents, where the last begins."""
+    """How much of a split is on disk: documents, tokens, bytes of the UTF-8 that they encode, bytes by file name."""
 
+    documents: int = 0
     tokens: int = 0
     bytes: int = 0
-    documents: int = 0
-    last_start: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes by file name."""
 
     def is_on_disk(self, directory: Path) -> bool:
         """Whether every file has at least its size."""
@@ -48,29 +42,23 @@ class SplitWriter:
     """Appends tokens to `SPLIT_000000.bin`, `SPLIT_000001.bin`, …, of `shard_tokens` tokens each but the last.
 
     Starts of documents go to the sidecar `SPLIT.documents` and marks to `SPLIT.scored`, if there are any. With the
-    `state` of an earlier writer in the same directory, writing continues from there.
+    `state` of an earlier writer in the same directory, writing continues from there: what came later is cut off.
     """
 
     def __init__(
         self, directory: Path, split: str, *, dtype: np.dtype, shard_tokens: int, state: WriteState | None = None
     ) -> None:
         state = state or WriteState()
-        self.tokens, self.bytes = state.tokens, state.bytes
-        self.documents, self.last_start = state.documents, state.last_start
+        self.documents, self.tokens, self.bytes = state.documents, state.tokens, state.bytes
         self._directory, self._split, self._dtype, self._limit = directory, split, dtype, shard_tokens
-        self._finished: dict[str, int] = {}
+        self._finished = dict(state.sizes)
         self._open: dict[str, IO[bytes]] = {}
-        self._number, self._count = divmod(state.tokens, shard_tokens)
-        names = {self._shard_name} | {f"{split}.{kind}" for kind in SIDECAR_DTYPES}
-        for name, size in state.sizes.items():
-            if name in names:
-                self._open_file(name, size)
-            else:
-                self._finished[name] = size
+        for name in (self._shard_name, *(f"{split}.{kind}" for kind in SIDECAR_DTYPES)):
+            if name in self._finished:
+                self._open_file(name, self._finished.pop(name))
 
     @property
     def counts(self) -> Counts:
-        """Documents, tokens and bytes so far."""
         return Counts(self.documents, self.tokens, self.bytes)
 
     def append(
@@ -84,33 +72,31 @@ class SplitWriter:
         if starts is not None and len(starts):
             self._append_sidecar("documents", starts + self.tokens)
             self.documents += len(starts)
-            self.last_start = self.tokens + int(starts[-1])
         if scored is not None:
             self._append_sidecar("scored", scored)
-        self.tokens += len(tokens)
         self.bytes += size
         while len(tokens):
-            head, tokens = tokens[: self._limit - self._count], tokens[self._limit - self._count :]
-            if self._count == 0:
+            count = self.tokens % self._limit
+            head, tokens = tokens[: self._limit - count], tokens[self._limit - count :]
+            if count == 0:
                 self._open_file(self._shard_name).write(bytes(HEADER_BYTES))  # the header needs the final count
             self._open_file(self._shard_name).write(head.astype(self._dtype.newbyteorder("<"), copy=False).data)
-            self._count += len(head)
-            if self._count == self._limit:
-                self._finish_shard()
+            if count + len(head) == self._limit:
+                self._finish_shard(self._limit)
+            self.tokens += len(head)
 
     def sync(self) -> WriteState:
         """Wait until everything appended is on disk, and return how much that is."""
-        sizes = dict(self._finished)
-        for name, file in self._open.items():
+        for file in self._open.values():
             file.flush()
             os.fsync(file.fileno())
-            sizes[name] = file.tell()
-        return WriteState(self.tokens, self.bytes, self.documents, self.last_start, sizes)
+        sizes = self._finished | {name: file.tell() for name, file in self._open.items()}
+        return WriteState(self.documents, self.tokens, self.bytes, sizes)
 
     def finish(self) -> None:
         """Complete the last shard and the sidecars."""
-        if self._count:
-            self._finish_shard()
+        if count := self.tokens % self._limit:
+            self._finish_shard(count)
         self.sync()
 
     def close(self) -> None:
@@ -129,18 +115,17 @@ class SplitWriter:
             file.seek(size)
         return self._open[name]
 
-    def _finish_shard(self) -> None:
+    def _finish_shard(self, count: int) -> None:
         name = self._shard_name
         with self._open.pop(name) as file:
             self._finished[name] = file.tell()
             file.seek(0)
-            file.write(shard_header(self._count, self._dtype))
+            file.write(shard_header(count, self._dtype))
         sync(self._directory / name)
-        self._number, self._count = self._number + 1, 0
 
     @property
     def _shard_name(self) -> str:
-        return f"{self._split}_{self._number:06d}.bin"
+        return f"{self._split}_{self.tokens // self._limit:06d}.bin"
 
 
 @contextlib.contextmanager
@@ -180,8 +165,8 @@ def write_manifest(
     }
     paths = [*shards, *filter(Path.is_file, sidecars)]
     with ThreadPoolExecutor() as pool:
-        hashes = dict(zip(paths, pool.map(file_sha256, paths), strict=True))
-    sizes = {path: path.stat().st_size for path in paths}
+        hashes = zip(paths, pool.map(file_sha256, paths), strict=True)
+        known = {path: (path.stat().st_size, digest) for path, digest in hashes}
     tokenizer.save(directory)
     manifest = Manifest(
         tokenizer=tokenizer.name,
@@ -189,8 +174,8 @@ def write_manifest(
         vocab_size=tokenizer.vocab_size,
         dtype=(dtype or token_dtype(tokenizer.vocab_size)).name,
         splits=dict(counts),
-        files={p.name: ShardFile(split, len(open_shard(p)), sizes[p], hashes[p]) for p, split in shards.items()},
-        sidecars={p.name: Sidecar(*sidecars[p], sizes[p], hashes[p]) for p in paths if p in sidecars},
+        files={path.name: ShardFile(split, len(open_shard(path)), *known[path]) for path, split in shards.items()},
+        sidecars={path.name: Sidecar(*sidecars[path], *known[path]) for path in paths if path in sidecars},
         request=request,
         notes=list(notes),
     )

@@ -1,1 +1,0 @@
-"""Readers yield documents: files by their format, repositories, prepared sets. Nothing here imports tokens or shards."""

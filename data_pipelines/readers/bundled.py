@@ -1,22 +1,21 @@
 """Text for everyone: the standard library of Python, and tiny Shakespeare."""
 
-import importlib
+import contextlib
+import hashlib
+import http.client
 import sys
 import sysconfig
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import REPLACED, Document, Notes, ReadContext, Source, validate_utf8
-from data_pipelines.readers.downloads import cache_directory, download
+from data_pipelines.readers.documents import REPLACED, Document, ReadContext, validate_utf8
+from data_pipelines.readers.paths import cache_directory
 from gptjax.core.errors import UserError
-
-
-def open_bundled(spec: str) -> Source | None:
-    """The source named `stdlib` or `shakespeare`; None for another spec."""
-    sources: dict[str, Source] = {"stdlib": Stdlib(), "shakespeare": Shakespeare()}
-    return sources.get(spec)
+from gptjax.core.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,11 @@ class Stdlib:
     def chunks(self, context: ReadContext) -> Iterator[Document]:
         root = Path(sysconfig.get_path("stdlib"))
         modules = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py"))
-        kept = [path for name, path in modules if _belongs(name)]
-        if not kept:
-            raise UserError(f"source stdlib: this Python keeps no sources in {root}. Use another source.")
         lenient = ReadContext(notes=context.notes)  # nobody can mend these files
-        for path in kept:
+        for path in (path for name, path in modules if _belongs(name)):
             yield validate_utf8(path.read_bytes(), lenient, where=str(path), note=REPLACED)
-        yield from _pydoc_topics(context.notes)
+        with contextlib.suppress(ImportError):  # some distributions leave it out
+            yield from (topic.encode() for _, topic in sorted(import_module("pydoc_data.topics").topics.items()))
 
     def identity(self) -> dict[str, Any]:
         return {"source": "stdlib", "python": sys.version.split()[0], "platform": sys.platform}
@@ -51,16 +48,6 @@ def _belongs(name: str) -> bool:
     return not outside & set(parts) and parts[0] != "pydoc_data" and not parts[-1].startswith("_sysconfigdata")
 
 
-def _pydoc_topics(notes: Notes) -> Iterator[Document]:
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:  # some distributions leave it out
-        notes["language reference missing from this Python"] += 1
-        return
-    for _, topic in sorted(topics.items()):
-        yield topic.encode()
-
-
 @dataclass(frozen=True)
 class Shakespeare:
     """The 1,115,394 characters of karpathy/char-rnn's tiny Shakespeare, fetched once and checked by its SHA-256."""
@@ -70,13 +57,22 @@ class Shakespeare:
     name: str = "shakespeare"
 
     def chunks(self, context: ReadContext) -> Iterator[Document]:
-        try:
-            yield download(self.url, cache_directory() / "tinyshakespeare.txt", sha256=self.sha256)
-        except UserError as error:
-            raise UserError(
-                f"source shakespeare: {error} Or fetch the file by other means and name it: "
-                "--source=PATH/input.txt. Offline, --source=stdlib always works."
-            ) from None
+        path = cache_directory() / "tinyshakespeare.txt"
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            try:
+                with urllib.request.urlopen(self.url, timeout=60) as reply:
+                    content = reply.read()
+                if hashlib.sha256(content).hexdigest() != self.sha256:
+                    raise ValueError("its SHA-256 is wrong")
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise UserError(
+                    f"source shakespeare: {self.url} cannot be fetched: {error}. Fetch it by other means and name it: "
+                    "--source=PATH/input.txt. Offline, --source=stdlib always works."
+                ) from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        yield content
 
     def identity(self) -> dict[str, Any]:
         return {"source": "shakespeare", "sha256": self.sha256}

@@ -22,8 +22,6 @@ SURROGATES = "records had surrogates without a partner (replaced by U+FFFD)"
 INVALID = "invalid records skipped"
 EMPTY = "empty documents skipped"
 TEXT_FIELD = "text"
-TEXT_BYTES = 2**14
-"""The size of the pieces of `iter_text`."""
 
 
 class Notes(Counter[str]):
@@ -34,7 +32,7 @@ class Notes(Counter[str]):
         self.first = dict(first or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Notes, tuple(self.as_json().values())
+        return Notes, (dict(self), self.first)
 
     def lines(self) -> list[str]:
         """One line for each note: how often, what, and where first."""
@@ -97,10 +95,6 @@ class Block:
     size: int
     read: Callable[[ReadContext], Iterator[Document]]
 
-    def documents(self, context: ReadContext) -> Iterator[Document]:
-        """Read them here."""
-        return self.read(context)
-
     def chunks(self, context: ReadContext) -> Iterator["Chunk"]:
         """The block itself or, where it is 16 times too large to be one, its documents."""
         return iter([self]) if self.size <= 16 * context.block_bytes else self.read(context)
@@ -113,34 +107,29 @@ class Source(Protocol):
     """A sequence of documents, in the same order and the same chunks at every pass.
 
     Implement it to read another kind of text, and add a function that opens it to `sources.OPENERS`. The simplest
-    `chunks` yields one `bytes` for each document. Yielding blocks lets other processes do the parsing.
+    `chunks` yields one `bytes` for each document. Yielding blocks lets other processes do the parsing. `name` is one
+    word. `identity` is a JSON value that differs when the text differs.
     """
 
     @property
-    def name(self) -> str:
-        """One word, for the name of a cache directory."""
-        ...
+    def name(self) -> str: ...
 
-    def chunks(self, context: ReadContext) -> Iterator[Chunk]:
-        """Yield every document, by itself or in a block; empty ones are allowed."""
-        ...
+    def chunks(self, context: ReadContext) -> Iterator[Chunk]: ...
 
-    def identity(self) -> dict[str, Any]:
-        """A JSON value that differs when the text differs."""
-        ...
+    def identity(self) -> dict[str, Any]: ...
 
 
 def iter_documents(chunks: Iterable[Chunk], context: ReadContext) -> Iterator[Document]:
     """Yield all documents, reading blocks in this process."""
     for chunk in chunks:
-        if isinstance(chunk, Document):
-            yield chunk
+        if isinstance(chunk, Block):
+            yield from chunk.read(context)
         else:
-            yield from chunk.documents(context)
+            yield chunk
         del chunk  # a large document would stay in memory while the next one is read
 
 
-def iter_text(document: Document, *, size: int = TEXT_BYTES) -> Iterator[str]:
+def iter_text(document: Document, *, size: int = 2**14) -> Iterator[str]:
     """Yield the text in pieces of at most `size` bytes, cut before a space where there is one."""
     begin = 0
     while begin < len(document):
@@ -160,11 +149,11 @@ def is_blank(document: Document) -> bool:
 def validate_utf8(content: Document, context: ReadContext, *, where: str, note: str = REPLACED_RECORDS) -> Document:
     """Return the bytes as a document, with invalid UTF-8 replaced by U+FFFD, which is one problem under `note`."""
     try:
-        codecs.utf_8_decode(content, "strict", True)
+        str(content, "utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} (0x{content[error.start]:02x})"
         context.report_problem(note, f"{where}: {byte} is not UTF-8, counted from 0.")
-        return codecs.utf_8_decode(content, "replace", True)[0].encode()
+        return str(content, "utf-8", "replace").encode()
     return content
 
 

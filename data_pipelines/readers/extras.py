@@ -15,7 +15,7 @@ def needs_extra(extra: str, *, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = error.name or str(error)
-        raise UserError(f"{what} needs {missing}, which is not installed: {install(extra)}.") from None
+        raise UserError(f"{what} needs {missing}, which is not installed: pip install 'gptjax[{extra}]'.") from None
 
 
 def import_pyarrow(*, what: str) -> Any:
@@ -25,8 +25,3 @@ def import_pyarrow(*, what: str) -> Any:
     with needs_extra("data", what=what):
         import pyarrow
     return pyarrow
-
-
-def install(extra: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install 'gptjax[{extra}]'"

@@ -1,32 +1,25 @@
 """Local files as a source: one file, a directory read recursively, or a pattern; each format has its reader."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data_pipelines.readers import json_lines
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.parquet import read_parquet
 from data_pipelines.readers.paths import files_below, files_identity, find_files
-from data_pipelines.readers.text_files import COMPRESSED, explain_errors, read_text
+from data_pipelines.readers.text_files import COMPRESSED, read_text
 from gptjax.core.errors import UserError
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of an unknown format read as plain text"
 
 
-class DocumentReader(Protocol):
-    """Yields the documents of one file in order, or blocks of them.
-
-    To read another format, implement this function and add it with its suffixes to `READERS`.
-    """
-
-    def __call__(self, path: Path, context: ReadContext) -> Iterator[Chunk]: ...
-
-
+DocumentReader = Callable[[Path, ReadContext], Iterator[Chunk]]
+"""Yields the documents of one file in order, or blocks of them. A new one is added to `READERS` with its suffixes."""
 _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for end in COMPRESSED)
 READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (_TEXT, read_text),
@@ -50,8 +43,7 @@ def open_files(spec: str) -> "Files":
     others = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
     paths = find_files(spec, find_reader, known=_KNOWN, otherwise=f" Or use {others}.")
     folder = Path(spec).expanduser()
-    left_out = sum(1 for _ in files_below(folder)) - len(paths) if folder.is_dir() else 0
-    return Files(spec, paths, left_out)
+    return Files(spec, paths, sum(1 for _ in files_below(folder)) - len(paths) if folder.is_dir() else 0)
 
 
 @dataclass(frozen=True)
@@ -64,17 +56,15 @@ class Files:
 
     @property
     def name(self) -> str:
-        return Path(self.spec.split("*")[0].rstrip("/") or "files").name.split(".")[0] or "files"
+        return Path(self.spec.split("*")[0]).name.split(".")[0] or "files"
 
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         if self.left_out:
             context.notes[LEFT_OUT] += self.left_out
         for path in self.paths:
-            with explain_errors(path):
-                yield from (find_reader(path.name) or _read_unknown)(path, context)
+            yield from (find_reader(path.name) or _read_unknown)(path, context)
 
     def identity(self) -> dict[str, Any]:
-        """Names, sizes and modification times."""
         return files_identity(self.spec, self.paths)
 
 

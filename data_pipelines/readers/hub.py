@@ -1,13 +1,10 @@
 """Files of a Hugging Face data set repository, through the library `huggingface_hub`; no remote scripts run.
 
-    hf:OWNER/NAME                     the training files (those of the split `train` where names tell it) of a
-                                      repository with one set; of several, such as languages, a pattern chooses
-    hf:OWNER/NAME:data/train-*.parquet    what matches; `*` also matches `/`
-    hf:OWNER/NAME@REVISION:PATTERN    at a branch, tag or commit (by default main)
+`hf:OWNER/NAME` is the training files of a repository with one set. `hf:OWNER/NAME@REVISION:PATTERN` is what matches the
+pattern, in which `*` also matches `/`, at a branch, tag or commit.
 
 The repository is listed once, with sizes and hashes at one commit. Each file is fetched when its turn comes, into the
-library's cache (`HF_HOME`). Without a network, the last listing and what was fetched are used. The library reads
-`HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`.
+library's cache (`HF_HOME`). The library reads `HF_ENDPOINT` and `HF_TOKEN`.
 """
 
 import contextlib
@@ -16,22 +13,15 @@ import functools
 import hashlib
 import json
 import re
-import sys
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.documents import Chunk, ReadContext
-from data_pipelines.readers.downloads import cache_directory
 from data_pipelines.readers.files import Files, find_reader
 from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
-from gptjax.core.files import write_atomically
 
-PREFIX = "hf:"
-MOST_CHOICES = 8
-TIMEOUT_SECONDS = 10
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
 _TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
 _DESCRIPTION = re.compile(r"(.*/)?([.]|readme|licen|citation)[^/]*|.*[.](md|rst)", re.IGNORECASE)
@@ -83,8 +73,14 @@ class HubFiles:
             wanted = f"matches {self.pattern}" if self.pattern else "is text, JSON lines, Parquet or ArrayRecord"
             held = ", ".join(file.path for file in self.listing[1][:8]) or "nothing"
             raise UserError(f"source {self.spec}: no file that can be read {wanted}; the repository holds {held}.")
-        if self.pattern is None:
-            self._check_one_set([file.path for file in found])
+        if self.pattern is None and len(folders := sorted({_find_set(file.path) for file in found})) > 1:
+            # They may be languages, or samples.
+            what = "*train*" if _TRAIN.search(found[0].path) else "*"
+            choices = " or ".join(f"{self.spec}:{folder}{what}" for folder in folders[:8] if folder)
+            raise UserError(
+                f"source {self.spec}: its training files are in {len(folders)} folders, which may be different sets or "
+                f"versions of one. Choose one, such as {choices}; {self.spec}:{what} takes all of them."
+            )
         return found
 
     def match(self) -> list[RemoteFile]:
@@ -95,44 +91,16 @@ class HubFiles:
         data = [file for file in files if not _DESCRIPTION.fullmatch(file.path)]
         return [file for file in data if _TRAIN.search(file.path)] or data
 
-    def _check_one_set(self, paths: list[str]) -> None:
-        """Refuse several folders above the name of the split (or at the top): they may be languages, or samples."""
-        what = "*train*" if _TRAIN.search(paths[0]) else "*"
-        if len(folders := sorted(set(map(_find_set, paths)))) > 1:
-            choices = " or ".join(f"{self.spec}:{folder}{what}" for folder in folders[:MOST_CHOICES] if folder)
-            more = "" if len(folders) <= MOST_CHOICES else f" (and {len(folders) - MOST_CHOICES} more)"
-            raise UserError(
-                f"source {self.spec}: its training files are in {len(folders)} folders, which may be different sets or "
-                f"versions of one. Choose {choices}{more}; {self.spec}:{what} takes all of them."
-            )
-
     @functools.cached_property
     def listing(self) -> tuple[str, list[RemoteFile]]:
-        """The commit that the revision names now, and its files; where the server is silent, those of the last time."""
-        name = f"{self.repository}@{self.revision}.json"
-        kept = cache_directory() / "hub" / urllib.parse.quote(name, safe="")
-        try:
-            commit, files = self._list_files()
-        except UserError as error:
-            if not kept.is_file():
-                raise
-            print(f"{error} Using its last listing.", file=sys.stderr, flush=True)
-            commit, files = json.loads(kept.read_text(encoding="utf-8"))
-            return commit, [RemoteFile(*file) for file in files]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps([commit, files]))
-        return commit, files
-
-    def _list_files(self) -> tuple[str, list[RemoteFile]]:
+        """The commit that the revision names now, and its files."""
         with self._explain_errors():
             from huggingface_hub import HfApi
 
-            api = HfApi()
-            commit = str(api.dataset_info(self.repository, revision=self.revision, timeout=TIMEOUT_SECONDS).sha)
-            tree = api.list_repo_tree(self.repository, revision=commit, repo_type="dataset", recursive=True)
-            blobs: list[Any] = [entry for entry in tree if hasattr(entry, "blob_id")]  # the others are folders
-            files = [RemoteFile(blob.path, blob.size, blob.lfs.sha256 if blob.lfs else blob.blob_id) for blob in blobs]
-        return commit, sorted(files)
+            info = HfApi().dataset_info(self.repository, revision=self.revision, timeout=10, files_metadata=True)
+            entries: list[Any] = info.siblings or []
+            files = [RemoteFile(e.rfilename, e.size, e.lfs.sha256 if e.lfs else e.blob_id) for e in entries]
+        return str(info.sha), sorted(files)
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -145,20 +113,20 @@ class HubFiles:
             page = f"https://huggingface.co/datasets/{self.repository}"
             gated = isinstance(error, errors.GatedRepoError)
             problem = f"is gated. Accept its terms at {page}" if gated else "does not exist, or is private"
-            login = "Log in (hf auth login) or set HF_TOKEN to read private and gated repositories."
-            raise UserError(f"source {self.spec}: the repository {problem}. {login}") from None
+            raise UserError(
+                f"source {self.spec}: the repository {problem}. Log in (hf auth login) or set HF_TOKEN."
+            ) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                 raise
             raise UserError(
-                f"source {self.spec}: no usable answer from the hub ({type(error).__name__}: {error}). Without a "
-                "network only what was listed and fetched before can be used. Try again later."
+                f"source {self.spec}: no usable answer from the hub ({type(error).__name__}: {error}). Try again later."
             ) from None
 
 
 def open_hub(spec: str) -> HubFiles | None:
     """Open `hf:OWNER/NAME[@REVISION][:PATTERN]`, asking nothing yet; None for another prefix."""
-    if not spec.startswith(PREFIX):
+    if not spec.startswith("hf:"):
         return None
     found = _SPEC.fullmatch(spec)
     if not found:

@@ -37,22 +37,17 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
     column = context.text_field
     with _open_parquet(path) as file:
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column], use_threads=False):
-            for value in _as_binary(batch.column(0)):
+            strings = batch.column(0)
+            if strings.type == "string_view":  # which cannot be cast to binary at once
+                strings = strings.cast("large_string")
+            # As strings, pyarrow would refuse a whole batch for one that is not UTF-8.
+            for value in strings.cast("large_binary"):
                 row += 1
                 where = f"{path}: row {row}"
                 if value.is_valid:
                     yield validate_utf8(memoryview(value.as_buffer()).cast("B"), context, where=where)
                 else:
                     context.skip_record(f"{where}: {column!r} is null, wanted a string.")
-
-
-def _as_binary(column: Any) -> Any:
-    """The column as bytes: as strings, pyarrow would refuse a whole batch for one that is not UTF-8."""
-    import pyarrow
-
-    if pyarrow.types.is_string_view(column.type):  # which cannot be cast to binary at once
-        column = column.cast(pyarrow.large_string())
-    return column.cast(pyarrow.large_binary())
 
 
 @contextlib.contextmanager
@@ -63,8 +58,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
 
     try:
         with explain_errors(path):
-            state = path.stat()
-            metadata = _read_metadata(path, state.st_size, state.st_mtime_ns)
+            metadata = _read_metadata(path, path.stat().st_size, path.stat().st_mtime_ns)
             options = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
             with parquet.ParquetFile(path, metadata=metadata, **options) as file:
                 yield file
@@ -83,10 +77,9 @@ def _read_metadata(path: Path, size: int, modified: int) -> Any:
 def _check_column(path: Path, column: str, schema: Any) -> None:
     from pyarrow import types
 
-    if (count := schema.names.count(column)) != 1:
-        found = "several columns" if count else "no column"
+    if schema.names.count(column) != 1:
         names = ", ".join(schema.names) or "none"
-        raise UserError(f"{path}: {found} {column!r}; it has {names} (--text-field chooses another).")
+        raise UserError(f"{path}: wanted one column {column!r}; it has {names} (--text-field chooses another).")
     kind = schema.field(column).type
     inner = kind.value_type if types.is_dictionary(kind) else kind
     texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)

@@ -1,4 +1,4 @@
-"""Local files by a spec: one file, those of a kind in a directory, or a pattern."""
+"""Local files by a spec: one file, those of a kind in a directory, or a pattern; and where fetched files are kept."""
 
 import glob
 import hashlib
@@ -11,15 +11,18 @@ from typing import Any
 from gptjax.core.errors import UserError
 
 
+def cache_directory() -> Path:
+    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`."""
+    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax")
+
+
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
     A file named by itself or by a pattern may have any name. Hidden files in directories are not read, and no file is
     read twice. `known` and `otherwise` complete the error messages.
     """
-    if not spec:
-        raise UserError(f"source '': names nothing.{otherwise} The current directory is `.`.")
-    path = Path(os.path.expanduser(spec))
+    path = Path(os.path.expanduser(spec or "no name"))
     if path.is_dir():
         found = [file for file in files_below(path) if is_known(file.name)]
         if not found:
@@ -41,28 +44,24 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
 def files_below(directory: Path) -> Iterator[Path]:
     """All files at any depth, through links too, but nothing hidden and nothing twice."""
     seen = set[str]()
-
-    def is_new(path: Path) -> bool:
-        place, before = os.path.realpath(path), len(seen)
-        seen.add(place)
-        return len(seen) > before
-
     for root, folders, names in os.walk(directory, followlinks=True):
-        if not is_new(Path(root)):
+        if (place := os.path.realpath(root)) in seen:
             folders.clear()
             continue
+        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from filter(is_new, (Path(root, name) for name in sorted(names) if not name.startswith(".")))
+        for name in sorted(names):
+            place = os.path.realpath(os.path.join(root, name))
+            if place not in seen and not name.startswith("."):
+                seen.add(place)
+                yield Path(root, name)
 
 
 def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
     """A JSON value that differs when these files differ, whatever path names them."""
     files = {os.path.abspath(path): path for path in paths}
-    return {
-        "source": os.path.abspath(os.path.expanduser(spec)),
-        "files": len(files),
-        "names_sizes_times": hash_names_sizes_times(files),
-    }
+    source = os.path.abspath(os.path.expanduser(spec))
+    return {"source": source, "files": len(files), "names_sizes_times": hash_names_sizes_times(files)}
 
 
 def hash_names_sizes_times(files: dict[str, Path]) -> str:

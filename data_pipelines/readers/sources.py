@@ -1,11 +1,4 @@
-"""Every source by its spec.
-
-    stdlib, shakespeare             Python's standard library; tiny Shakespeare (`bundled.py`)
-    openwebtext, wikitext103, …     the source of a recipe (`recipes.py`)
-    hf:OWNER/NAME[@REVISION][:PATTERN]       files of a Hugging Face repository (`hub.py`)
-    tfds:NAME[/CONFIG][:VERSION][@SPLIT]     a set that TFDS has prepared (`tfds_sets.py`)
-    wikitext:SPEC                   lines of another source joined into articles (`wikitext.py`)
-    books/, books.jsonl.gz, 'x/*.parquet'    local files (`files.py`)
+"""Every source by its spec; docs/data.md lists the specs.
 
 A source yields documents, always in the same order, and knows nothing of tokens. A name takes precedence over a file
 of the same name; `./wikipedia` is the file.
@@ -13,7 +6,7 @@ of the same name; `./wikipedia` is the file.
 
 from collections.abc import Callable
 
-from data_pipelines.readers.bundled import open_bundled
+from data_pipelines.readers.bundled import Shakespeare, Stdlib
 from data_pipelines.readers.documents import Source
 from data_pipelines.readers.files import open_files
 from data_pipelines.readers.hub import open_hub
@@ -27,20 +20,12 @@ def open_source(spec: str) -> Source:
     return next(source for opener in OPENERS if (source := opener(spec)) is not None)
 
 
-def _open_recipe(spec: str) -> Source | None:
-    return open_source(RECIPES[spec].source) if spec in RECIPES else None
-
-
-def _open_articles(spec: str) -> Source | None:
-    return Articles(open_source(spec.removeprefix(PREFIX))) if spec.startswith(PREFIX) else None
-
-
 OPENERS: tuple[Callable[[str], Source | None], ...] = (
-    open_bundled,
-    _open_recipe,
+    {"stdlib": Stdlib(), "shakespeare": Shakespeare()}.get,
+    lambda spec: open_source(RECIPES[spec].source) if spec in RECIPES else None,
     open_hub,
     open_tfds,
-    _open_articles,
+    lambda spec: Articles(open_source(spec.removeprefix(PREFIX))) if spec.startswith(PREFIX) else None,
     open_files,
 )
 """Each opens the specs that it knows and returns None for others; the first that knows a spec opens it."""

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import REPLACED, TEXT_FIELD, Block, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import REPLACED, Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
 from gptjax.core.errors import UserError
 
@@ -21,40 +21,41 @@ COMPRESSED = ("", ".gz", ".zst")
 """Endings that `open_file` understands."""
 BUFFER_BYTES = 2**18
 """Python's default of 8 kB makes reading lines several times slower."""
-NO_FIELDS = "files read whole as text, which has no fields that --text-field could choose"
 
 
 def read_text(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the whole file as one document; a small file as a block."""
     size = path.stat().st_size
-    if is_plain(path) and size <= context.block_bytes:
+    if path.suffix.lower() not in COMPRESSED[1:] and size <= context.block_bytes:
         yield Block(size, partial(_read_whole, path))
     else:
         yield from _read_whole(path, context)
 
 
 def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
-    if context.text_field != TEXT_FIELD:
-        context.notes[NO_FIELDS] += 1
-    with explain_errors(path), open_file(path) as file:
+    with open_file(path) as file:
         content = file.read()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}: is UTF-16, wanted UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
     yield validate_utf8(content, context, where=str(path), note=REPLACED)
 
 
-def is_plain(path: Path) -> bool:
-    """True where `open_file` gives the bytes of the file as they are."""
-    return path.suffix.lower() not in COMPRESSED[1:]
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, decompressed if it ends in `.gz` or `.zst`; errors of reading become a `UserError`."""
+    kind = path.suffix.lower()
+    with explain_errors(path):
+        if kind in COMPRESSED[1:] and path.stat().st_size == 0:
+            raise EOFError("it is empty, so it is no compressed file")
+        raw: Any = {".gz": gzip.open, ".zst": _open_zstandard}.get(kind, io.FileIO)(path)
+        with io.BufferedReader(raw, BUFFER_BYTES) as file:
+            yield file
 
 
-def open_file(path: Path) -> io.BufferedReader:
-    """Open the bytes of a file, decompressed if it ends in `.gz` or `.zst`."""
-    if not is_plain(path) and path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty, so it is no compressed file. Fetch or make it again.")
-    kinds = {".gz": gzip.open, ".zst": _open_zstandard}
-    raw: Any = kinds.get(path.suffix.lower(), io.FileIO)(path)
-    return io.BufferedReader(raw, BUFFER_BYTES)
+def _open_zstandard(path: Path) -> Any:
+    # By pyarrow, which unlike the package zstandard notices a file that is cut off.
+    pyarrow = import_pyarrow(what=f"{path}: reading .zst")
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
 
 
 @contextlib.contextmanager
@@ -64,9 +65,3 @@ def explain_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}.") from None
-
-
-def _open_zstandard(path: Path) -> Any:
-    # By pyarrow, which unlike the package zstandard notices a file that is cut off.
-    pyarrow = import_pyarrow(what=f"{path}: reading .zst")
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")

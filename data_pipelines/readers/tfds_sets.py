@@ -1,24 +1,20 @@
 """Sets that TensorFlow Datasets has prepared, read through its data sources and ArrayRecord, without TensorFlow.
 
-    tfds:lm1b                  the newest version, split train
-    tfds:wiki40b/en:1.3.0@train[:10%]    config, version, split or part of one
-
 They are found by their directories under `$TFDS_DATA_DIR` (`~/tensorflow_datasets`), so a set can also be read whose
 builder needs TensorFlow. To prepare a set: `python -m data_pipelines.fetch tfds:lm1b`, which mostly needs TensorFlow.
 """
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_pipelines.readers.array_records import split_records
 from data_pipelines.readers.documents import TEXT_FIELD, Block, Chunk, Document, ReadContext, validate_utf8
-from data_pipelines.readers.extras import install, needs_extra
+from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
 from gptjax.core.errors import UserError
 
@@ -40,20 +36,14 @@ class TfdsSet:
         return self.set.replace("/", "-")
 
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
-        opened = _open_split(self.spec, self.directory, self.split, context.text_field)
-        count = len(opened.records)
-        for begin, end in split_records(count, opened.record_bytes * count, context):
-            yield from Block(opened.record_bytes * (end - begin), partial(self._read, begin, end)).chunks(context)
+        records, _, size = _open_split(self.spec, self.directory, self.split, context.text_field)
+        for begin, end in split_records(len(records), size * len(records), context):
+            yield from Block(size * (end - begin), partial(self._read, begin, end)).chunks(context)
 
     def _read(self, begin: int, end: int, context: ReadContext) -> Iterator[Document]:
-        opened = _open_split(self.spec, self.directory, self.split, context.text_field)
-        numbers = list(range(begin, end))
-        for number, record in zip(numbers, opened.records.__getitems__(numbers), strict=True):
-            content, where = record[opened.feature], f"{self.spec}: record {number}"
-            if isinstance(content, bytes):
-                yield validate_utf8(content, context, where=where)
-            else:
-                context.skip_record(f"{where}: {opened.feature!r} is {content!r}, wanted bytes.")
+        records, feature, _ = _open_split(self.spec, self.directory, self.split, context.text_field)
+        for number, record in enumerate(records.__getitems__(range(begin, end)), start=begin):
+            yield validate_utf8(record[feature], context, where=f"{self.spec}: record {number}")
 
     def identity(self) -> dict[str, Any]:
         """Full name and split, with the names, sizes and modification times of all files of the set."""
@@ -63,53 +53,33 @@ class TfdsSet:
 
     @cached_property
     def directory(self) -> Path:
-        """Where the version lies; raises `UserError` if it is not prepared."""
-        versions = [info.parent for info in (data_directory() / self.set).glob("*/dataset_info.json")]
-        numbers = {_parse_version(path.name): path for path in versions}
-        chosen = max(filter(None, numbers), default=()) if self.version is None else _parse_version(self.version)
-        if chosen not in numbers or not chosen:
-            which = f" in version {self.version}" if self.version else ""
+        """Where the version lies, by default the newest; raises `UserError` if it is not prepared."""
+        infos = (data_directory() / self.set).glob(f"{self.version or '*.*.*'}/dataset_info.json")
+        versions = {tuple(map(int, info.parent.name.split("."))): info.parent for info in infos}
+        if not versions:
             raise UserError(
-                f"source {self.spec}: {self.set} is not prepared{which} under {data_directory()} "
-                "(TFDS_DATA_DIR names another directory). Prepare it once: python -m data_pipelines.fetch "
-                f"{PREFIX}{self.set}, which for most sets needs TensorFlow: {install('tfds')}."
+                f"source {self.spec}: is not prepared under {data_directory()} (see TFDS_DATA_DIR). "
+                f"Prepare it once: python -m data_pipelines.fetch {PREFIX}{self.set}; most sets need the extra `tfds`."
             )
-        return numbers[chosen]
-
-
-class _Split(NamedTuple):
-    records: Any
-    feature: str
-    record_bytes: int
-    """The mean size of a record."""
+        return versions[max(versions)]
 
 
 @lru_cache(maxsize=1)
-def _open_split(spec: str, directory: Path, split: str, text_field: str) -> _Split:
-    """Open the records, once in a process, for it takes seconds."""
+def _open_split(spec: str, directory: Path, split: str, text_field: str) -> tuple[Any, str, int]:
+    """Return the records, their feature of text and their mean size; opened once in a process, for it takes seconds."""
     builder = _import_tfds(spec).builder_from_directory(directory)
-    feature = _find_feature(spec, dict(builder.info.features), text_field)
-    size = sum(path.stat().st_size for path in directory.iterdir())
+    features = {name: type(feature).__name__ for name, feature in builder.info.features.items()}
+    texts = [name for name, kind in features.items() if kind == "Text"]
+    feature = texts[0] if text_field == TEXT_FIELD and len(texts) == 1 else text_field
+    if feature not in texts:
+        held = ", ".join(f"{name} ({kind})" for name, kind in sorted(features.items()))
+        raise UserError(f"source {spec}: no text feature {text_field!r}; it has {held} (--text-field chooses another).")
     try:
         records = builder.as_data_source(split=split)
-    except NotImplementedError:
-        raise UserError(
-            f"source {spec}: {directory} holds {builder.info.file_format.value} files, which only TensorFlow reads. "
-            f"Remove the directory and prepare the set as array_record: python -m data_pipelines.fetch {spec}."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"source {spec}: split {split!r}: {error}") from None
-    return _Split(records, feature, size // max(1, builder.info.splits.total_num_examples))
-
-
-def _find_feature(spec: str, features: dict[str, Any], wanted: str) -> str:
-    texts = [name for name, feature in features.items() if type(feature).__name__ == "Text"]
-    if wanted in texts:
-        return wanted
-    if wanted == TEXT_FIELD and len(texts) == 1:
-        return texts[0]
-    others = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(features.items()))
-    raise UserError(f"source {spec}: no feature {wanted!r} of text; it has {others} (--text-field chooses another).")
+    except (NotImplementedError, ValueError) as error:  # another format than ArrayRecord, or no such split
+        raise UserError(f"source {spec}: split {split!r} in {directory}: {error}") from None
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    return records, feature, size // max(1, builder.info.splits.total_num_examples)
 
 
 def open_tfds(spec: str) -> TfdsSet | None:
@@ -118,9 +88,7 @@ def open_tfds(spec: str) -> TfdsSet | None:
         return None
     found = _SPEC.fullmatch(spec)
     if not found:
-        raise UserError(
-            f"source {spec!r}: wanted tfds:NAME, such as tfds:lm1b, tfds:wiki40b/en or tfds:lm1b@train[:10%]."
-        )
+        raise UserError(f"source {spec!r}: wanted tfds:NAME, such as tfds:wiki40b/en or tfds:lm1b@train[:10%].")
     return TfdsSet(spec, found["set"], found["version"], found["split"] or "train")
 
 
@@ -134,12 +102,9 @@ def prepare_tfds(spec: str) -> Path:
         with needs_extra("tfds", what=f"preparing {spec}"):
             builder = tfds.builder(name, data_dir=data_directory(), file_format="array_record")
             builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError:
+    except (tfds.core.DatasetNotFoundError, OSError) as error:
         # Builders of the old style are not even listed where TensorFlow is missing.
-        hint = "" if importlib.util.find_spec("tensorflow") else f" without TensorFlow; try {install('tfds')}"
-        raise UserError(f"{spec}: TFDS knows no set {source.set!r}{hint}.") from None
-    except OSError as error:
-        raise UserError(f"{spec}: could not be prepared: {error}.") from None
+        raise UserError(f"{spec}: could not be prepared: {error}. Many sets need the extra `tfds`.") from None
     return Path(builder.data_dir)
 
 
@@ -152,7 +117,3 @@ def _import_tfds(spec: str) -> Any:
     with needs_extra("data", what=f"source {spec}"):
         import tensorflow_datasets as tfds
     return tfds
-
-
-def _parse_version(name: str) -> tuple[int, ...]:
-    return tuple(map(int, name.split("."))) if re.fullmatch(r"\d+\.\d+\.\d+", name) else ()

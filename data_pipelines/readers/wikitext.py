@@ -14,7 +14,6 @@ from data_pipelines.readers.documents import Document, ReadContext, Source, iter
 PREFIX = "wikitext:"
 _TITLE = re.compile(r" = [^=\s](?:.*[^=\s])? = \s*")
 """One `=` on each side; sections of an article have more."""
-_LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ class Articles:
 def _iter_lines(source: Source, context: ReadContext) -> Iterator[str]:
     """Line by line, each with its end; a document is one line (a row) or a whole file."""
     for document in iter_documents(source.chunks(context), context):
-        lines = (line.group().decode() for line in _LINE.finditer(document))
-        first = next(lines, " ")
+        first, *lines = re.findall(r"[^\n]*\n|[^\n]+", str(document, "utf-8")) or [" "]
         yield first if first.endswith("\n") else f"{first}\n"  # without an end it is the only one
         yield from lines

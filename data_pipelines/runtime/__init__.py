@@ -1,1 +1,0 @@
-"""Options, locks, progress on the terminal and Ctrl-C."""

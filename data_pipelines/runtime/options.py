@@ -1,12 +1,17 @@
 """Options that several commands share, and the errors for wrong ones."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from gptjax.core.errors import UserError
+import tyro
+
+from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.manifest import Counts
 
+T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
 
 
@@ -48,6 +53,19 @@ class ShardOptions:
         """The splits that get text."""
         return ("train",) if self.validation_source is None and self.effective_split == "none" else ("train", "val")
 
+    def check_splits(self, counts: Mapping[str, Counts], *, what: str, notes: str) -> None:
+        """Raise `UserError` for a source without `what` (text, say), and for a split that gets none of it."""
+        total = sum(count.documents for count in counts.values())
+        for name, count in counts.items():
+            if count.tokens == 0 and total > 0 and self.validation_source is None:
+                raise UserError(
+                    f"--split={self.effective_split} leaves no {what} for {name} (of {total} documents). "
+                    f"Use another fraction, tail:0.1 or none. {notes}".strip()
+                )
+            if count.tokens == 0:
+                source = self.validation_source if total and name == "val" else self.source
+                raise UserError(f"source {source}: holds no {what}. {notes}".strip())
+
 
 def require_at_least(minimum: int, **options: int | None) -> None:
     """Raise `UserError` for the first option below `minimum`; None is an option that is not given."""
@@ -56,15 +74,8 @@ def require_at_least(minimum: int, **options: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')}={value}: wanted at least {minimum}.")
 
 
-def check_splits(options: ShardOptions, counts: Mapping[str, Counts], *, notes: Sequence[str], what: str) -> None:
-    """Raise `UserError` for a source without `what` (text, say), and for a split that gets none of it."""
-    total, why = sum(count.documents for count in counts.values()), "; ".join(notes)
-    for name, count in counts.items():
-        if total == 0 or (count.tokens == 0 and options.validation_source is not None):
-            source = options.validation_source if total and name == "val" else options.source
-            raise UserError(f"source {source}: holds no {what}. {why}".strip())
-        if count.tokens == 0:
-            raise UserError(
-                f"--split={options.effective_split} leaves no {what} for {name} (of {total} documents). "
-                f"Use another fraction, tail:0.1 or none. {why}".strip()
-            )
+def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
+    """Call the function of a command with the options from the command line."""
+    module = Path(sys.argv[0]).stem
+    with exit_on_user_error():
+        function(tyro.cli(options_type, prog=f"python -m data_pipelines.{module}"))

@@ -1,56 +1,66 @@
-"""Law: what a model says at a position does not depend on the future, exactly, and does depend on all of the past."""
+"""A logit depends on all of the past and, exactly, on nothing of the future."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 from tiny import MODEL
 
+from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.mesh import MeshConfig
 
-VARIANTS = {
+BFLOAT16 = ComputeConfig(dtype="bfloat16", remat="light", scan_layers="off")
+VARIANTS: dict[str, tuple[dict[str, Any], MeshConfig]] = {
     "plain": ({}, MeshConfig()),
-    "dropout": ({"dropout": 0.2}, MeshConfig()),
-    "bfloat16, rematerialised, unrolled": ({"dtype": "bfloat16", "remat": "light", "layers": "unroll"}, MeshConfig()),
+    "dropout, in blocks of queries": (
+        {"dropout": 0.2, "compute": replace(MODEL.compute, query_block=5)},
+        MeshConfig(),
+    ),
+    "bfloat16, light remat, unrolled": ({"compute": BFLOAT16}, MeshConfig()),
     "sharded": ({}, MeshConfig(data=2, fsdp=2, tensor=2)),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_gradient_of_a_logit_reaches_back_and_never_forward(name):
-    """The position table stands for the inputs: row s is added to the embedding of the token at s, and nowhere else."""
+def test_gradient_of_a_logit_reaches_the_past_and_never_the_future(name: str) -> None:
+    """Position embeddings stand for the inputs: row s is added to the token at s, and nowhere else."""
     changes, mesh = VARIANTS[name]
     config = replace(MODEL, **changes)
-    time = config.context_length
-    tokens = np.random.RandomState(0).randint(0, config.resolved_vocab_size, (8, time))
+    length = config.context_length
+    tokens = np.random.RandomState(0).randint(0, config.resolved_vocab_size, (8, length))
 
     @jax.jit
-    def influences(direction):
-        """(T, T): how far the logits at t, taken along one direction, lean on the input at s."""
+    def compute_influence(direction: Array) -> Array:
+        """(T, T): how far the logits at t, in one direction, depend on the input at s."""
         model = GPT(config, key=jax.random.key(0), mesh=mesh)
+        assert model.positions is not None
+        param: Any = model.positions
         keys = None
         if config.dropout:
             keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(1), row))(jnp.arange(8))
 
-        def at_each_time(positions):
+        def compute_logits(positions: Array) -> Array:
             moved = with_static(model)
-            moved.positions = model.positions.replace(positions)
+            moved.positions = param.replace(positions)
             return jnp.einsum("BTV,V->T", moved(jnp.asarray(tokens), keys), direction)
 
-        _, pull = jax.vjp(at_each_time, model.positions[...])
-        return jax.lax.map(lambda row: jnp.abs(pull(row)[0]).max(axis=1), jnp.eye(time))
+        _, vjp = jax.vjp(compute_logits, param[...])
+        return jax.lax.map(lambda row: jnp.abs(vjp(row)[0]).max(axis=1), jnp.eye(length))
 
     with mesh.activate():
-        table = np.asarray(influences(jax.random.normal(jax.random.key(2), (config.resolved_vocab_size,))))
-    past = np.tril(np.ones((time, time), bool))
-    assert (table[~past] == 0).all()
-    assert (table[past] > 0).all()
+        direction = jax.random.normal(jax.random.key(2), (config.resolved_vocab_size,))
+        influence = np.asarray(compute_influence(direction))
+    past = np.tril(np.ones((length, length), bool))
+    assert (influence[~past] == 0).all()
+    assert (influence[past] > 0).all()
 
 
-def test_another_future_changes_no_bit_of_what_came_before():
+def test_another_future_changes_no_bit_of_earlier_logits() -> None:
     model = jax.jit(lambda: GPT(MODEL, key=jax.random.key(0)))()
     forward = jax.jit(GPT.__call__)
     tokens = np.random.RandomState(0).randint(0, MODEL.resolved_vocab_size, (4, MODEL.context_length))

@@ -1,61 +1,57 @@
-"""Law: every recipe, made small, computes its formula, learns the same on eight devices as on one, and goes on exactly
-where it stopped.
+"""Every recipe, made small, equals the numpy formula, trains alike on eight devices, and resumes exactly.
 
-The recipes are found by looking at configs/; what is made small are sizes, never an option.
+Recipes are found in configs/. Sizes are made small, but never an option.
 """
 
-import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import formula
 import jax
 import numpy as np
 import pytest
+from formula import compute_loss
 from tiny import ALPHABET, write_text_shards
 
 import configs
 from configs.nanochat_d12 import nanochat
-from gptjax import attention
-from gptjax.config import load_config
-from gptjax.data.batch_size import BatchSize
+from gptjax.config import TrainConfig, load_config
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import compile_steps, create_state, open_loader
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.state import TrainState
 
 NAMES = sorted(path.stem for path in Path(configs.__path__[0]).glob("*.py") if path.stem != "__init__")
-SAME = {"gpt2_355m", "gpt2_774m", "gpt2_1558m", "owt_30m", "finetune_shakespeare", "smoke", "own_text_cpu"}
-SAME |= {"gpt2_124m", "shakespeare_char", "shakespeare_char_cpu", "quickstart", "gpt2_cpu"}
-SAME |= {"shakespeare_modern", "shakespeare_modern_cpu"}
-"""Recipes whose options are another's, or those of the other laws: sizes apart, nothing new."""
-SMALL = [name for name in NAMES if name not in SAME]
-LOUD = 0.2
-SINGLE, DATA, FSDP, ALL_THREE = (
+COVERED = {"gpt2_124m", "gpt2_355m", "gpt2_774m", "gpt2_1558m", "gpt2_cpu", "owt_30m", "finetune_shakespeare", "smoke"}
+COVERED |= {"own_text_cpu", "quickstart", "shakespeare_char", "shakespeare_char_cpu", "shakespeare_modern"}
+COVERED |= {"shakespeare_modern_cpu"}
+"""Recipes that differ only in size from others, or from what other tests train."""
+RECIPES = [name for name in NAMES if name not in COVERED]
+SINGLE, DATA, FSDP, ALL_AXES = (
     MeshConfig("single"),
     MeshConfig(data=8),
     MeshConfig(fsdp=8),
     MeshConfig(data=2, fsdp=2, tensor=2),
 )
-EVERY = (DATA, FSDP, ALL_THREE)
-MESHES = {"speedrun_windows": EVERY, "speedrun_unet": EVERY, "nanochat_d12": EVERY, "modern_253m": EVERY}
-MESHES |= {"speedrun_162m": (DATA,), "speedrun_track3": (FSDP,), "modern_cpu": (FSDP,), "ml_by_hand_124m": (ALL_THREE,)}
-"""On which a recipe is tried: those with something of their own (documents, stages, value tables, gates, values of the
-first layer, sinks) on every one."""
-IN_BLOCKS = FSDP
-"""Where attention goes in blocks of a few queries, as it does in long rows."""
+MESHES = {"speedrun_162m": DATA, "speedrun_track3": FSDP, "modern_cpu": FSDP, "modern_253m": FSDP}
+"""The mesh of eight devices on which a recipe is trained; ALL_AXES for the others."""
+NOISE = 0.2
+"""Standard deviation of noise on initial weights: every part of the model then matters."""
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text_shards(tmp_path_factory.mktemp("recipes") / "shards")
 
 
-def small(name, shards):
-    """The recipe with few, narrow layers, a short context, at most one more stage, float32 and a text of ours."""
+def shrink_config(name: str, shards: Path) -> TrainConfig:
+    """The recipe with few, narrow layers, a short context, at most one more stage, in float32, on a made text."""
     config = load_config(name)
-    model, optimizer = config.model, config.optimizer
+    model, optimizer, source = config.model, config.optimizer, config.data
+    data: Any = TokenShards(path=str(shards))
     model = replace(
         model,
         num_layers=4,
@@ -71,79 +67,73 @@ def small(name, shards):
     )
     if hasattr(optimizer, "ns_dtype"):
         optimizer = replace(optimizer, ns_dtype="float32")
-    data = TokenShards(path=str(shards))
-    if isinstance(config.data, Mixture):
-        data = Mixture(
-            tuple(MixtureComponent(data, part.weight) for part in config.data.components),
-            validation=config.data.validation,
-        )
-    else:
-        data = replace(data, packing=config.data.packing)
-    batch = BatchSize(size=16, grad_accum=2)
+    if isinstance(source, Mixture):
+        components = tuple(MixtureComponent(data, part.weight) for part in source.components)
+        data = Mixture(components, validation=source.validation)
+    elif isinstance(source, TokenShards):
+        data = replace(data, packing=source.packing)
     stages = tuple(
         replace(
             stage,
             begin=1,
-            batch_size=stage.sequences and 16,
-            grad_accum=stage.accumulate and 2,
+            batch_size=stage.batch_size and 16,
+            grad_accum=stage.grad_accum and 2,
             long_window=stage.long_window and 7,
             short_window=stage.short_window and 3,
         )
         for stage in config.stages[:1]
     )
-    config = replace(config, model=model, batch=batch, stages=stages)
-    return replace(config, optimizer=optimizer, data=data, init_from=None, evaluators=())
+    config = replace(config, model=model, optimizer=optimizer, data=data, stages=stages)
+    return replace(config, batch_size=16, grad_accum=2, init_from=None, evaluators=())
 
 
-def loud(config, mesh):
-    """A state whose weights are so large, whatever the recipe's initial ones, that every part of the model is heard."""
+def create_noisy_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     state, rng = create_state(config, mesh), np.random.default_rng(0)
 
-    def add_noise(leaf):
-        noise = rng.normal(0.0, LOUD, leaf.shape).astype(np.float32)
+    def add_noise(leaf: jax.Array) -> jax.Array:
+        noise = rng.normal(0.0, NOISE, leaf.shape).astype(np.float32)
         return jax.device_put(np.asarray(leaf) + noise, leaf.sharding)
 
     return replace(state, model=jax.tree.map(add_noise, state.model))
 
 
-def opened(config, mesh):
-    state = loud(config, mesh)
-    batches = open_loader(config, mesh)
+def start(config: TrainConfig, mesh: MeshConfig) -> tuple[TrainState, Callable[..., tuple[list[float], TrainState]]]:
+    """A state at step 0, and a function that trains it for some steps: (losses, state)."""
+    state, batches = create_noisy_state(config, mesh), open_loader(config, mesh)
     train_step = compile_steps(config, mesh, state, batches, start=0)
-    return state, functools.partial(advance, train_step, batches)
+
+    def advance(state: TrainState, count: int) -> tuple[list[float], TrainState]:
+        rows, losses = batches.iterate_from(int(state.step)), []
+        for _ in range(count):
+            state, metrics = train_step(int(state.step))(state, next(rows))
+            losses.append(float(metrics["loss"]))
+        return losses, state
+
+    return state, advance
 
 
-def advance(train_step, batches, state, count):
-    """The losses of the next steps, and the state after them."""
-    rows, losses = batches.iterate_from(int(state.step)), []
-    for _ in range(count):
-        state, metrics = train_step(int(state.step))(state, next(rows))
-        losses.append(float(metrics["loss"]))
-    return losses, state
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_it_is_its_formula_the_same_on_eight_devices_and_after_a_stop(shards, tmp_path, monkeypatch, name):
-    config = small(name, shards)
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_path: Path, name: str) -> None:
+    config = shrink_config(name, shards)
     with SINGLE.activate():
-        state, run = opened(config, SINGLE)
-        alone, state = run(state, 2)
+        state, advance = start(config, SINGLE)
+        first, state = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             checkpoints.save(2, state, metadata={}, val_loss=None)
-        more, _ = run(state, 2)
+        second, _ = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             restored = checkpoints.restore(create_state(config, SINGLE), 2)
-        rows = next(open_loader(config, SINGLE).iterate_from(2))
-        wanted = formula.loss(with_static(restored.model, config=config.phases[-1].model), rows)
-        assert run(restored, 2)[0] == more
-    assert more[0] == pytest.approx(wanted, abs=1e-5)
-    assert np.ptp(alone + more) > 1e-3, "losses that do not move would prove little"
-    for mesh in MESHES[name]:
-        monkeypatch.setattr(attention, "BLOCK", 4 if mesh == IN_BLOCKS else 512)
-        with mesh.activate():
-            state, run = opened(config, mesh)
-            spread, _ = run(state, 4)
-        np.testing.assert_allclose(spread, alone + more, atol=1e-5, rtol=0, err_msg=mesh.describe())
+        batch = next(open_loader(config, SINGLE).iterate_from(2))
+        expected = compute_loss(with_static(restored.model, config=config.phases[-1].model), batch)
+        assert advance(restored, 2)[0] == second
+    assert second[0] == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(first + second) > 1e-3, "losses that hardly move would prove little"
+    mesh = MESHES.get(name, ALL_AXES)
+    compute = replace(config.model.compute, query_block=4)  # attention in blocks of queries, as in long rows
+    with mesh.activate():
+        state, advance = start(replace(config, model=replace(config.model, compute=compute)), mesh)
+        losses, _ = advance(state, 4)
+    np.testing.assert_allclose(losses, first + second, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -156,22 +146,20 @@ def test_it_is_its_formula_the_same_on_eight_devices_and_after_a_stop(shards, tm
         ("ml_by_hand_124m", 124_439_808),
     ],
 )
-def test_its_size_is_that_of_the_recipe(name, parameters):
+def test_recipe_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
     assert count_parameters(load_config(name).model) == parameters
 
 
-def test_the_single_gpu_speedrun_starts_near_a_uniform_guess():
-    """ln 50,304 = 10.83, at its own width and vocabulary; two layers and a shorter text change nothing here."""
-    config = replace(
-        load_config("speedrun_162m").model,
-        num_layers=2,
-        compute=replace(load_config("speedrun_162m").model.compute, dtype="float32"),
-    )
+def test_speedrun_starts_near_a_uniform_guess() -> None:
+    """Two layers, a shorter text and a smaller vocabulary change nothing here."""
+    model_config = load_config("speedrun_162m").model
+    compute = replace(model_config.compute, dtype="float32")
+    config = replace(model_config, num_layers=2, vocab_size=4096, compute=compute)
     model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
-    tokens = jax.random.randint(jax.random.key(1), (1, 33), 0, config.resolved_vocab_size)
+    tokens = jax.random.randint(jax.random.key(1), (1, 33), 0, 4096)
     logits = jax.jit(GPT.__call__)(model, tokens[:, :-1])
     picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(tokens)[:, 1:, None], axis=2)
-    assert -picked.mean() == pytest.approx(10.83, abs=0.05)
+    assert -picked.mean() == pytest.approx(np.log(4096), abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +171,12 @@ def test_the_single_gpu_speedrun_starts_near_a_uniform_guess():
         (24, 1536, 1384e6, 512, 8352),
     ],
 )
-def test_depth_is_the_one_number_of_nanochat(depth, width, parameters, sequences, steps):
-    config = nanochat(depth)
-    assert config.model.embed_dim == width
+def test_depth_decides_all_of_nanochat(
+    depth: int, embed_dim: int, parameters: float, batch_size: int, steps: int
+) -> None:
+    config: Any = nanochat(depth)
+    assert config.model.embed_dim == embed_dim
     assert count_parameters(config.model) == pytest.approx(parameters, rel=2e-3)
-    assert (config.batch.size, config.steps) == (sequences, steps)
+    assert (config.batch.size, config.steps) == (batch_size, steps)
     assert config.model.value_table_index(depth - 1) is not None
     assert config.model.window(depth - 1) is None

@@ -1,0 +1,134 @@
+"""Layers, configs and documentation: imports go down, every config can be built, and the documents name what exists."""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+from tiny import start_entry_point, tiny_config, tokenizer
+
+from gptjax.config import load_config
+from gptjax.core.config_files import list_configs
+from gptjax.model.gpt import GPT, count_parameters
+from gptjax.run_dir import write_imported_run
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.state import abstract_state
+
+ROOT = Path(__file__).parents[2]
+MODULES = [path for folder in ("gptjax", "configs", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^(?:.* && )?python -m (\S+) *(.*)$", README, re.MULTILINE)
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
+
+
+def test_imports_go_down_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contracts are in pyproject.toml. A module without a layer breaks them too."""
+    pytest.importorskip("importlinter", reason="import-linter is in the extra `dev`")
+    from importlinter.cli import lint_imports
+
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True) == 0, "run lint-imports to see the imports that go up"
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_config_loads_and_can_be_built(name: str) -> None:
+    """Model, optimizer and state are built in the abstract; an open vocabulary is taken to be GPT-2's."""
+    config = load_config(name)
+    assert config.name == name
+    model = replace(config.model, vocab_size=config.model.vocab_size or 50257)
+    replace(config, model=model).check_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    optimizer = config.optimizer.build(steps=config.steps, mesh=MeshConfig())
+    state = abstract_state(model, optimizer, mesh=MeshConfig())
+    stored = sum(leaf.size for leaf in jax.tree.leaves(state.model))
+    assert 0 <= stored - count_parameters(model) < 2 * 128 * model.embed_dim
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_has_a_docstring(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not tree.body or (ast.get_docstring(tree) or "").strip()
+
+
+# ------------------------------------------------------------------------------------------------------ documents
+
+
+def print_help(module: str, words: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The text that `python -m module words --help` prints; in this process where the module has a `main`."""
+    entry_point = importlib.import_module(module)
+    if hasattr(entry_point, "main"):
+        with pytest.raises(SystemExit) as done:
+            entry_point.main([*words, "--help"])
+        assert done.value.code == 0
+        return capsys.readouterr().out
+    command = [sys.executable, "-m", module, *words, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), re.findall(r"^(?:.* && )?python -m (\S+) *(.*)$", README, re.MULTILINE)
+)
+def test_readme_command_is_understood(module: str, arguments: str, capsys: pytest.CaptureFixture) -> None:
+    """The entry point's help names each option, and a config that is named exists."""
+    words = shlex.split(arguments)
+    options = [word.partition("=") for word in words if word.startswith("--")]
+    configs = [value for name, _, value in options if name == "--config"]
+    assert all((ROOT / value).is_file() for value in configs)
+    commands = [word for word in words if not word.startswith("--")]
+    text = print_help(module, [*commands, *(f"--config={value}" for value in configs)], capsys).replace(",", "{")
+    for name, _, value in options:
+        if name != "--config":
+            wanted = f"{{{value}" if name == "--mesh" else name
+            assert wanted in text, f"{module} has no {name}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|(?<=src=\")([^\":]+)(?=\")", text))
+    missing = [target for pair in targets if (target := "".join(pair)) and not (document.parent / target).exists()]
+    assert missing == []
+
+
+def list_map_files() -> Iterator[str]:
+    """The files that the README's map names; a name without a folder is in the folder of the one before it."""
+    section = README.partition("## Map of the files")[2].partition("\n## ")[0]
+    for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE):
+        folder = Path()
+        for name in re.findall(r"`([^`]+)`", row):
+            path = Path(name) if "/" in name else folder / name
+            folder = path.parent
+            yield str(path)
+
+
+def test_readme_map_names_existing_files() -> None:
+    files = list(list_map_files())
+    assert len(files) > 50
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_readme_python_runs_on_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    config = tiny_config(tmp_path / "shards", model={"context_length": 64}).model
+    model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
+    write_imported_run(tmp_path / "runs" / "quickstart", model=model, tokenizer=tokenizer())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out) == len("import ") + 50 + 1
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], "quickstart"), (["--config=smoke"], "--optimizer.momentum")])
+def test_train_help_names_configs_and_fields(words: list[str], expected: str) -> None:
+    process = start_entry_point("train", *words, "--help")
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0
+    assert expected in output
+    assert "Traceback" not in output
