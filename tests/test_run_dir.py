@@ -128,7 +128,7 @@ def test_larger_tokenizer_than_the_model_is_refused(directory: Path, tmp_path: P
 def test_other_tokenizer_than_the_checkpoint_names_is_refused(directory: Path, model: GPT, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(directory, copy)
-    save_model(copy / CHECKPOINTS, 1, model=model, metadata={"fingerprints": {"tokenizer": "0" * 64}})
+    save_model(copy / CHECKPOINTS, model, step=1, metadata={"fingerprints": {"tokenizer": "0" * 64}})
     with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer .* the checkpoint says 000000000000"):
         RunDir.open(copy).load_model(1)
     RunDir.open(copy).load_model(0)
