@@ -71,8 +71,8 @@ def test_import_places_weights_by_axis_names(saved: Saved):
     _, model, _ = from_hf(directory)
     packed = tensors["transformer.h.1.attn.c_attn.weight"]
     width, head = hf_config["n_embd"], hf_config["n_embd"] // hf_config["n_head"]
-    value_of_head_2 = packed[:, 2 * width + 2 * head : 2 * width + 3 * head]
-    np.testing.assert_array_equal(model.blocks.attention.qkv[...][1, :, 2, 2], value_of_head_2)
+    value_of_head_1 = packed[:, 2 * width + head : 2 * width + 2 * head]
+    np.testing.assert_array_equal(model.blocks.attention.qkv[...][1, :, 2, 1], value_of_head_1)
     out_of_head_1 = tensors["transformer.h.2.attn.c_proj.weight"][head : 2 * head]
     np.testing.assert_array_equal(model.blocks.attention.out[...][2, 1], out_of_head_1)
     np.testing.assert_array_equal(model.blocks.mlp.up[...][0], tensors["transformer.h.0.mlp.c_fc.weight"])

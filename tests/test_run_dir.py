@@ -13,9 +13,10 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.run_dir import RunDir, run_lock, write_imported_run, write_run_files
+from gptjax.run_dir import CHECKPOINTS, RunDir, run_lock, write_imported_run, write_run_files
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
+from gptjax.training.checkpoint import save_model
 from gptjax.training.checkpoint_format import flatten_by_name
 
 
@@ -122,6 +123,15 @@ def test_larger_tokenizer_than_the_model_is_refused(directory: Path, tmp_path: P
     Chars.from_text("".join(map(chr, range(200)))).save(copy)
     with pytest.raises(UserError, match=r"tokenizer\.json has 200 tokens, the model only 48"):
         RunDir.open(copy).load_model()
+
+
+def test_other_tokenizer_than_the_checkpoint_names_is_refused(directory: Path, model: GPT, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(directory, copy)
+    save_model(copy / CHECKPOINTS, model, step=1, metadata={"fingerprints": {"tokenizer": "0" * 64}})
+    with pytest.raises(UserError, match=r"tokenizer\.json is not the tokenizer .* the checkpoint says 000000000000"):
+        RunDir.open(copy).load_model(1)
+    RunDir.open(copy).load_model(0)
 
 
 def test_saved_config_file_is_never_executed(tmp_path: Path) -> None:

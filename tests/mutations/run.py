@@ -2,8 +2,8 @@
 
 python tests/mutations/run.py [--only=SUBSTRING] [--jobs=2] [--seconds=300]
 
-The default suite does not run this: it takes about half a minute a change. Exit code 1 means that fewer than 95 % of
-the changes were noticed or that one does not apply; 2 means that the tests fail without any change.
+The default suite does not run this: a change takes ten seconds or more of a core. Exit code 1 means that fewer than
+95 % of the changes were noticed or that one does not apply. 2 means that the tests fail without any change.
 """
 
 import argparse
