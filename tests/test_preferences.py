@@ -1,207 +1,56 @@
-"""Preferences: two documents a pair, scored on the completion only, and read back as they were given."""
+"""Preference pairs, read out of an ordinary split."""
 
-import json
-import subprocess
-import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tokenizer, write_shards
 
-from data_pipelines.encode.bpe_trainer import train_bpe
-from data_pipelines.prepare_chat import PrepareChat, prepare_chat
-from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError
-from gptjax.data.checksums import verify_shards
+from gptjax.data.manifest import read_manifest
 from gptjax.data.preferences import PreferencePairs, open_preferences
 from gptjax.data.splits import open_split
-from gptjax.tokenization.chat import CHAT_TOKENS
-from gptjax.tokenization.tokenizer import load_tokenizer
 
-TEXT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " a <|endoftext|> é☕"}
-ASKED = [("user", "Hi"), ("assistant", "Hello."), ("user", "2+2?")]
+LENGTHS = (3, 4, 2, 5)
+"""Two pairs: chosen, rejected, chosen, rejected."""
 
 
-def messages(*turns):
-    return [{"role": role, "content": content} for role, content in turns]
+def write_pairs(directory: Path, *, kind: str = "preferences", lengths: tuple[int, ...] = LENGTHS) -> Path:
+    """Token i is i; the last token of each document is its completion. A file ends inside of the second document."""
+    ends = np.cumsum(lengths)
+    mask = np.isin(np.arange(ends[-1]), ends - 1).astype(np.uint8)
+    sidecars = {("train", "documents"): ends - lengths, ("train", "scored"): mask}
+    parts = np.split(np.arange(ends[-1]), [5])
+    path = write_shards(directory, {"train": parts}, own=tokenizer(), sidecars=sidecars)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    replace(manifest, request={"kind": kind}).write(path)
+    return path
 
 
-CHAT = {
-    "prompt": messages(*ASKED),
-    "chosen": messages(("assistant", "4.")),
-    "rejected": messages(("assistant", "Well, 5."), ("user", "Sure?"), ("assistant", "No.")),
-}
-
-
-def write(path, records):
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("chat")
-    texts = ["the sky is blue and the user is well\n"] * 20
-    train_bpe(texts, vocab_size=280, special_tokens=CHAT_TOKENS).save(directory)
-    return directory
-
-
-@pytest.fixture
-def run(tmp_path, chat):
-    def run(source, name="out", **options):
-        request = {"source": source, "tokenizer": str(chat), "output": tmp_path / name, "split": "none"} | options
-        return prepare_preferences(PreparePreferences(**request))
-
-    return run
-
-
-def ids(tok, *parts):
-    return [i for part in parts for i in ([tok.specials[part]] if part in tok.specials else tok.encode(part).tolist())]
-
-
-def flat(tok, expected):
-    """Tokens and marks of (part, mark), each part encoded for itself."""
-    return ids(tok, *(part for part, _ in expected)), [mark for part, mark in expected for _ in ids(tok, part)]
-
-
-def test_pairs_of_texts_hold_every_token(tmp_path, run):
-    manifest = run(write(tmp_path / "x.jsonl", [TEXT]))
-    assert verify_shards(tmp_path / "out") == manifest
-    tok = load_tokenizer(tmp_path / "out")
-    pairs = open_preferences(tmp_path / "out", "train")
-    assert len(pairs) == 1
-    pair = pairs[0]
-    end = "<|endoftext|>"
-    prompt = [*ids(tok, end), *tok.encode("The sky is").tolist()]
-    for tokens, scored, text in [
-        (pair.chosen, pair.chosen_loss_mask, TEXT["chosen"]),
-        (pair.rejected, pair.rejected_loss_mask, TEXT["rejected"]),
-    ]:
-        completion = [*tok.encode(text).tolist(), tok.end_of_text]
-        assert tokens.tolist() == prompt + completion
-        assert scored.tolist() == [0] * len(prompt) + [1] * len(completion)
-        assert (tokens.dtype, scored.dtype) == (np.int32, np.uint8)
-    assert (pair.rejected == tok.end_of_text).sum() == 2, "its name in the text is ordinary text"
-    counts = manifest.splits["train"]
-    assert counts.documents == 2
-    assert counts.bytes == 2 * len("The sky is") + len((TEXT["chosen"] + TEXT["rejected"]).encode())
-
-
-def test_pairs_of_chats_hold_every_token(tmp_path, run):
-    """What the assistant said in the prompt is not scored; of a longer completion, what the user says is not."""
-    run(write(tmp_path / "x.jsonl", [CHAT]))
-    tok = load_tokenizer(tmp_path / "out")
-    pair = open_preferences(tmp_path / "out", "train")[0]
-
-    def turn(role, content, mark):
-        return [("<|im_start|>", 0), (f"{role}\n", 0), (content, mark), ("<|im_end|>", mark), ("\n", 0)]
-
-    prompt = [("<|endoftext|>", 0), *turn("user", "Hi", 0), *turn("assistant", "Hello.", 0), *turn("user", "2+2?", 0)]
-    rejected = [*turn("assistant", "Well, 5.", 1), *turn("user", "Sure?", 0), *turn("assistant", "No.", 1)]
-    assert (pair.chosen.tolist(), pair.chosen_loss_mask.tolist()) == flat(tok, [*prompt, *turn("assistant", "4.", 1)])
-    assert (pair.rejected.tolist(), pair.rejected_loss_mask.tolist()) == flat(tok, [*prompt, *rejected])
-
-
-def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
-    """PreferencePairs stay together and in order; all pairs with one prompt are on one side."""
-    records = [{"prompt": f"{i % 100}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(300)]
-    manifest = run(write(tmp_path / "x.jsonl", records), split="hash:0.2", shard_tokens=100)
-    tok = load_tokenizer(tmp_path / "out")
-    prompts = {}
-    for split in ("train", "val"):
-        pairs = open_preferences(tmp_path / "out", split)
-        assert len(pairs) == manifest.splits[split].documents // 2
-        every = [pairs[i] for i in range(len(pairs))]
-        texts = [(tok.decode(pair.chosen), tok.decode(pair.rejected)) for pair in every]
-        prompts[split] = {chosen.split("?")[0] for chosen, _ in texts}
-        numbers = [int(chosen.split("yes ")[1].removesuffix("<|endoftext|>")) for chosen, _ in texts]
-        assert numbers == sorted(numbers)
-        assert all(b == a.replace("yes", "no") for a, b in texts)
-    assert not prompts["train"] & prompts["val"]
-    assert sum(manifest.splits[split].documents for split in ("train", "val")) == 600
-    for index in (-1, len(open_preferences(tmp_path / "out", "val"))):
-        with pytest.raises(IndexError):
-            open_preferences(tmp_path / "out", "val")[index]
-
-
-def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
-    """Those that are equal, or become so when cut, have nothing to say; neither stops `--strict`."""
-    same = TEXT | {"rejected": TEXT["chosen"]}
-    alike = {"prompt": "Q", "chosen": "ha " * 60 + "A", "rejected": "ha " * 60 + "B"}
-    long_prompt = {"prompt": "ha " * 60, "chosen": "A", "rejected": "B"}
-    cut = {"prompt": "Q", "chosen": "ha " * 60, "rejected": "No"}
-    source = write(tmp_path / "x.jsonl", [same, alike, long_prompt, cut, TEXT])
-    run(source, max_document_tokens=30, strict=True)
-    pairs = open_preferences(tmp_path / "out", "train")
+def test_pairs_hold_chosen_and_rejected_with_their_masks(tmp_path: Path) -> None:
+    pairs = open_preferences(write_pairs(tmp_path / "pairs"), "train")
     assert len(pairs) == 2
-    assert len(pairs[0].chosen) == len(pairs[0].chosen_loss_mask) == 30 > len(pairs[0].rejected)
-    printed = capsys.readouterr().out
-    assert "1 pairs skipped: chosen and rejected are equal" in printed
-    assert "2 pairs skipped: nothing scored is left at --max-document-tokens=30" in printed
-    assert "1 pairs cut off at --max-document-tokens=30" in printed
-    with pytest.raises(UserError, match=r"holds no usable pairs\..*chosen and rejected are equal"):
-        run(write(tmp_path / "y.jsonl", [same]), "none")
+    assert [array.tolist() for array in pairs[0]] == [[0, 1, 2], [0, 0, 1], [3, 4, 5, 6], [0, 0, 0, 1]]
+    assert [array.tolist() for array in pairs[1]] == [[7, 8], [0, 1], [9, 10, 11, 12, 13], [0, 0, 0, 0, 1]]
+    assert [array.dtype for array in pairs[0]] == [np.int32, np.uint8, np.int32, np.uint8]
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"prompt": "x", "chosen": "y"}, "got str, str, none"),
-        (
-            {**TEXT, "chosen": CHAT["chosen"]},
-            "all of them strings or all of them lists of messages; got str, list, str",
-        ),
-        ({**TEXT, "prompt": " "}, '"prompt" is blank'),
-        ({**TEXT, "rejected": ""}, '"rejected" is blank'),
-        ({**CHAT, "chosen": []}, '"chosen": wanted a list of messages'),
-        ({**CHAT, "rejected": messages(("robot", "x"))}, "\"rejected\": message 1: its role is 'robot'"),
-        ({**CHAT, "chosen": messages(("user", "x"))}, '"prompt" with "chosen": message 4 is of the user'),
-        ({**CHAT, "prompt": messages(*ASKED[:2])}, "message 3 is of the assistant, wanted user"),
-        ({**CHAT, "rejected": CHAT["rejected"][:2]}, 'a "rejected" that the assistant ends'),
-        (
-            {**CHAT, "prompt": messages(*ASKED[:2]), "chosen": messages(ASKED[2], ("assistant", "4."))},
-            'a "prompt" that the user ends',
-        ),
-        ("{", "not a line of JSON"),
-    ],
-)
-def test_invalid_pair_is_named(tmp_path, run, record, message):
-    source = write(tmp_path / "x.jsonl", [TEXT, record, CHAT])
-    with pytest.raises(UserError) as caught:
-        run(source, strict=True)
-    assert str(caught.value).startswith(f"{source}:2: ")
-    assert message in str(caught.value)
-    assert run(source).splits["train"].documents == 4
+@pytest.mark.parametrize("index", [-1, 2])
+def test_pairs_outside_the_split_are_an_index_error(tmp_path: Path, index: int) -> None:
+    with pytest.raises(IndexError, match=f"pair {index} of 2"):
+        open_preferences(write_pairs(tmp_path / "pairs"), "train")[index]
 
 
-def test_only_chats_need_the_chat_tokens(tmp_path, run):
-    plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
-    plain.save(tmp_path / "plain")
-    assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
-    with pytest.raises(UserError, match=r"y\.jsonl:1: the bpe-262 tokenizer has no .* which a chat needs"):
-        run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
-    run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
-    pair = open_preferences(tmp_path / "bytes", "train")[0]
-    assert bytes(pair.chosen.astype(np.uint8)) == b"The sky is blue."
-    assert pair.chosen_loss_mask.tolist() == [0] * 10 + [1] * 6
-
-
-def test_open_pairs_refuses_other_data(tmp_path, chat):
-    turns = {"messages": messages(("user", "Hi"), ("assistant", "Ho"))}
-    request = {"tokenizer": str(chat), "output": tmp_path / "chat", "split": "none"}
-    prepare_chat(PrepareChat(source=write(tmp_path / "x.jsonl", [turns]), **request))
+def test_open_preferences_refuses_other_data(tmp_path: Path) -> None:
+    chat = write_pairs(tmp_path / "chat", kind="chat", lengths=(3, 4, 2))
     with pytest.raises(UserError, match="holds no preference data, but shards of chat"):
-        open_preferences(tmp_path / "chat", "train")
+        open_preferences(chat, "train")
     with pytest.raises(UserError, match="wanted an even number of documents"):
-        PreferencePairs(open_split(tmp_path / "chat", "train"))
-    (tmp_path / "foreign").mkdir()
+        PreferencePairs(open_split(chat, "train"))
+    foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(9)]})
     with pytest.raises(UserError, match=r"but shards without manifest\.json"):
-        open_preferences(tmp_path / "foreign", "train")
-
-
-def test_command_skips_invalid_pairs(tmp_path, chat):
-    source = write(tmp_path / "x.jsonl", [TEXT, CHAT, {}])
-    words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
-    command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "4 documents" in done.stdout
-    assert f'{source}:3: wanted "prompt", "chosen" and "rejected"' in done.stdout
+        open_preferences(foreign, "train")
+    with pytest.raises(UserError, match="their starts, a loss mask"):
+        PreferencePairs(open_split(foreign, "train"))

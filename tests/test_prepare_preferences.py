@@ -61,7 +61,7 @@ def flat(tok, expected):
     return ids(tok, *(part for part, _ in expected)), [mark for part, mark in expected for _ in ids(tok, part)]
 
 
-def test_pairs_of_texts_token_by_token(tmp_path, run):
+def test_pairs_of_texts_hold_every_token(tmp_path, run):
     manifest = run(write(tmp_path / "x.jsonl", [TEXT]))
     assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
@@ -84,7 +84,7 @@ def test_pairs_of_texts_token_by_token(tmp_path, run):
     assert counts.bytes == 2 * len("The sky is") + len((TEXT["chosen"] + TEXT["rejected"]).encode())
 
 
-def test_pairs_of_chats_token_by_token(tmp_path, run):
+def test_pairs_of_chats_hold_every_token(tmp_path, run):
     """What the assistant said in the prompt is not scored; of a longer completion, what the user says is not."""
     run(write(tmp_path / "x.jsonl", [CHAT]))
     tok = load_tokenizer(tmp_path / "out")
@@ -99,8 +99,8 @@ def test_pairs_of_chats_token_by_token(tmp_path, run):
     assert (pair.rejected.tolist(), pair.rejected_loss_mask.tolist()) == flat(tok, [*prompt, *rejected])
 
 
-def test_many_pairs_and_their_split(tmp_path, run):
-    """Pairs stay together and in order; all pairs with one prompt are on one side."""
+def test_pairs_of_one_prompt_are_in_one_split(tmp_path, run):
+    """PreferencePairs stay together and in order; all pairs with one prompt are on one side."""
     records = [{"prompt": f"{i % 100}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(300)]
     manifest = run(write(tmp_path / "x.jsonl", records), split="hash:0.2", shard_tokens=100)
     tok = load_tokenizer(tmp_path / "out")
@@ -121,7 +121,7 @@ def test_many_pairs_and_their_split(tmp_path, run):
             open_preferences(tmp_path / "out", "val")[index]
 
 
-def test_equal_and_shortened_pairs(tmp_path, run, capsys):
+def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
     """Those that are equal, or become so when cut, have nothing to say; neither stops `--strict`."""
     same = TEXT | {"rejected": TEXT["chosen"]}
     alike = {"prompt": "Q", "chosen": "ha " * 60 + "A", "rejected": "ha " * 60 + "B"}
@@ -162,7 +162,7 @@ def test_equal_and_shortened_pairs(tmp_path, run, capsys):
         ("{", "not a line of JSON"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path, run, record, message):
+def test_invalid_pair_is_named(tmp_path, run, record, message):
     source = write(tmp_path / "x.jsonl", [TEXT, record, CHAT])
     with pytest.raises(UserError) as caught:
         run(source, strict=True)
@@ -171,14 +171,11 @@ def test_a_broken_line_is_named(tmp_path, run, record, message):
     assert run(source).splits["train"].documents == 4
 
 
-def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
+def test_only_chats_need_the_chat_tokens(tmp_path, run):
     plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
     plain.save(tmp_path / "plain")
     assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
-    with pytest.raises(
-        UserError,
-        match=r"y\.jsonl holds|y\.jsonl: holds no usable pairs.*the bpe-262 tokenizer has no .* which a chat needs",
-    ):
+    with pytest.raises(UserError, match=r"the bpe-262 tokenizer has no .* which a chat needs"):
         run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
     pair = open_preferences(tmp_path / "bytes", "train")[0]
@@ -186,7 +183,7 @@ def test_the_tokenizer_must_know_chats_only_for_chats(tmp_path, run):
     assert pair.chosen_loss_mask.tolist() == [0] * 10 + [1] * 6
 
 
-def test_the_command(tmp_path, chat):
+def test_command_skips_invalid_pairs(tmp_path, chat):
     source = write(tmp_path / "x.jsonl", [TEXT, CHAT, {}])
     words = [f"--source={source}", f"--tokenizer={chat}", f"--output={tmp_path / 'out'}", "--split=none"]
     command = [sys.executable, "-m", "data_pipelines.prepare_preferences", *words]
