@@ -64,14 +64,14 @@ def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             elif path.startswith(files) and path.removeprefix(files) in hub.files:
                 self.answer_file(path.removeprefix(files))
             else:
-                self.answer(404, **{"X-Error-Code": "RepoNotFound"})
+                self.answer(404, **{"X-Error-Code": "RepoNotFound"})  # pyright: ignore[reportArgumentType]
 
         do_HEAD = do_GET
 
         def answer_file(self, path: str) -> None:
             content = hub.served.get(path, hub.files[path])
             if hub.gated:
-                self.answer(403, **{"X-Error-Code": "GatedRepo"})
+                self.answer(403, **{"X-Error-Code": "GatedRepo"})  # pyright: ignore[reportArgumentType]
                 return
             if self.command == "GET":
                 hub.requests.append(path)

@@ -127,7 +127,7 @@ def test_blocks_are_read_where_they_are_encoded(processes):
 
 
 def test_finished_blocks_are_not_read_again():
-    chunks = [(TRAIN, Block(500, None))] * 4 + number_chunks(range(12, 30, 3))
+    chunks = [(TRAIN, Block(500, None))] * 4 + number_chunks(range(12, 30, 3))  # pyright: ignore[reportArgumentType]
     batches = encode(chunks, start=4)
     assert find_numbers(batches) == [str(i) for i in range(12, 30) if i != 13]
     assert batches[-1].end == 10

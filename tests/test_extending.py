@@ -32,7 +32,7 @@ def run_train(folder: Path, *words: str, config: str = "mine.py") -> int | None:
     """The exit code of the entry point, given a config of the folder."""
     with pytest.raises(SystemExit) as done:
         train.main([f"--config={folder / config}", f"--output-dir={folder / 'runs'}", "--mesh=single", *words])
-    return done.value.code
+    return done.value.code  # pyright: ignore[reportReturnType]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_run_is_sampled_evaluated_and_exported_without_the_file(
 
 def test_config_without_import_is_refused(without_file: Path) -> None:
     run = RunDir.open(without_file)
-    assert run.model_config.vocab_size == len(run.require_tokenizer().alphabet)
+    assert run.model_config.vocab_size == len(run.require_tokenizer().alphabet)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError, match=r"config\.data has the class 'mine:Sums', which is not part .*--import"):
         _ = run.config
     with pytest.raises(UserError, match=r"data has the class 'mine:Sums'.*--import"):
@@ -172,5 +172,5 @@ def test_fields_of_own_classes_are_flags(folder: Path, monkeypatch: pytest.Monke
     flags = ["--optimizer.learning-rate=3e-4", "--optimizer.schedule.warmup-steps=20", "--objective.share=0.2"]
     assert run_train(folder, *flags, "--evaluators.0.every=7") == 0
     [config] = configs
-    assert (config.optimizer.learning_rate, config.optimizer.schedule.warmup_steps) == (3e-4, 20)
-    assert (config.objective.share, config.evaluators[0].every) == (0.2, 7)
+    assert (config.optimizer.learning_rate, config.optimizer.schedule.warmup_steps) == (3e-4, 20)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (config.objective.share, config.evaluators[0].every) == (0.2, 7)  # pyright: ignore[reportAttributeAccessIssue]

@@ -186,7 +186,7 @@ def test_special_tokens_in_the_text_stay_text(tmp_path, bpe):
     ids = stream.read(0, len(stream))
     assert np.flatnonzero(ids == tokenizer.end_of_text).tolist() == stream.document_starts.tolist()
     ends = [*stream.document_starts[1:], len(ids)]
-    assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.document_starts, ends, strict=True)] == texts
+    assert [tokenizer.decode(ids[a + 1 : b]) for a, b in zip(stream.document_starts, ends, strict=True)] == texts  # pyright: ignore[reportArgumentType]
 
 
 def test_max_document_tokens_splits_documents(tmp_path, bpe):
@@ -196,12 +196,12 @@ def test_max_document_tokens_splits_documents(tmp_path, bpe):
     manifest = run(source, tmp_path / "out", bpe, split="none", max_document_tokens=20)
     whole, cut = open_split(tmp_path / "whole", "train"), open_split(tmp_path / "out", "train")
     ids, end = cut.read(0, len(cut)), load_tokenizer(bpe).end_of_text
-    assert np.diff(cut.document_starts, append=len(cut)).max() == 20
+    assert np.diff(cut.document_starts, append=len(cut)).max() == 20  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert (ids[cut.document_starts] == end).all()
     everything = whole.read(0, len(whole))
     np.testing.assert_array_equal(ids[ids != end], everything[everything != end])
     assert verify_shards(tmp_path / "out") == manifest
-    assert manifest.splits["train"].documents == len(cut.document_starts) > len(texts)
+    assert manifest.splits["train"].documents == len(cut.document_starts) > len(texts)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="max_document_tokens differ"):
         run(source, tmp_path / "out", bpe, split="none", max_document_tokens=21)
 

@@ -39,8 +39,8 @@ def test_prepared_is_prepared_once(tmp_path, cache, capsys):
     assert type(plain) is TokenShards
     assert plain.prefetch == 5
     assert plain.path.startswith(f"{cache}/tales-bpe-300-")
-    assert verify_shards(plain.path).tokenizer == "bpe-300"
-    assert read_manifest(data.resolve().path).splits == verify_shards(plain.path).splits
+    assert verify_shards(plain.path).tokenizer == "bpe-300"  # pyright: ignore[reportArgumentType]
+    assert read_manifest(data.resolve().path).splits == verify_shards(plain.path).splits  # pyright: ignore[reportArgumentType]
     assert capsys.readouterr().out.count("documents") == 2
     prepared._prepare_in_cache.cache_clear()
     assert data.resolve() == plain
@@ -58,7 +58,7 @@ def test_prepared_from_a_changed_text_is_another(tmp_path, cache):
     second = data.resolve()
     assert second.path != first.path
     assert (
-        verify_shards(second.path).splits["train"].documents == verify_shards(first.path).splits["train"].documents + 1
+        verify_shards(second.path).splits["train"].documents == verify_shards(first.path).splits["train"].documents + 1  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -17,7 +17,7 @@ def test_progress_line_on_a_terminal_shows_text_without_markup(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     with progress_line("reading [b]") as show:
         show("12 documents [/b]")
-    assert "12 documents [/b]" in sys.stderr.getvalue()
+    assert "12 documents [/b]" in sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_progress_line_in_a_file_prints_every_30_seconds(monkeypatch):
@@ -27,7 +27,7 @@ def test_progress_line_in_a_file_prints_every_30_seconds(monkeypatch):
     with progress_line("reading") as show:
         for number in range(4):
             show(f"{number} documents")
-    assert sys.stderr.getvalue() == "1 documents\n3 documents\n"
+    assert sys.stderr.getvalue() == "1 documents\n3 documents\n"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_print_notes_replaces_unprintable_characters(capsys):

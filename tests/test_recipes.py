@@ -41,7 +41,7 @@ def test_recipe_parts_are_valid(name):
     if recipe.split is not None:
         parse_split(recipe.split)
     else:
-        assert open_source(recipe.validation_source).name == open_source(recipe.source).name
+        assert open_source(recipe.validation_source).name == open_source(recipe.source).name  # pyright: ignore[reportArgumentType]
         assert recipe.validation_source != recipe.source
     assert recipe.tokenizer in ("gpt2", "chars", "bpe:1024")
 

@@ -39,7 +39,7 @@ def test_block_sigint_delays_the_signal():
     received = []
     before = signal.signal(signal.SIGINT, lambda *_: received.append("afterwards"))
     try:
-        for send in (signal.raise_signal, lambda number: signal.getsignal(number)(number, None)):
+        for send in (signal.raise_signal, lambda number: signal.getsignal(number)(number, None)):  # pyright: ignore[reportCallIssue]
             with block_sigint():
                 send(signal.SIGINT)
                 assert received == []

@@ -120,7 +120,7 @@ def test_random_draws_as_hugging_face_does():
     rule = parse_split("random:40000/800000/1")
     drawn = np.sort(np.random.default_rng(1).permutation(800_000)[:40_000])
     numbers = np.concatenate([drawn[:5], drawn[:5] + 1, [800_000, 900_000]])
-    np.testing.assert_array_equal(rule.is_validation(numbers, numbers * 0.0), np.isin(numbers, drawn))
+    np.testing.assert_array_equal(rule.is_validation(numbers, numbers * 0.0), np.isin(numbers, drawn))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_corpus_of_two_sources_keeps_them_apart():

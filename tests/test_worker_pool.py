@@ -106,7 +106,7 @@ class Unloadable:
 
 def test_a_function_that_cannot_be_loaded_is_an_error():
     with pytest.raises(RuntimeError, match="invalid literal"):
-        list(map_in_processes(Unloadable(), [1], processes=1))
+        list(map_in_processes(Unloadable(), [1], processes=1))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -136,7 +136,7 @@ def test_death_while_waiting_or_sending_is_noticed(moment):
 
 def test_death_before_the_start_is_noticed():
     resource_tracker.ensure_running()  # it would be started by the same executable
-    multiprocessing.set_executable(shutil.which("false"))
+    multiprocessing.set_executable(shutil.which("false"))  # pyright: ignore[reportArgumentType]
     try:
         with pytest.raises(WorkerDied):
             list(map_in_processes(Work(LARGE), range(20), processes=2))
@@ -155,7 +155,7 @@ def test_a_worker_that_cannot_receive_exits(monkeypatch):
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
     with pytest.raises(MemoryError):
-        worker_pool._receive(FullMemory(), queue.SimpleQueue())
+        worker_pool._receive(FullMemory(), queue.SimpleQueue())  # pyright: ignore[reportArgumentType]
     assert codes == [1]
 
 
@@ -181,8 +181,8 @@ def wait_for_end(pids):
 def test_workers_are_killed_when_the_iterator_is_closed():
     results = map_in_processes(Work(), ["pid", "pid", *["sleep"] * 6], processes=2)
     pids = [next(results), next(results)]
-    os.kill(pids[0], signal.SIGSTOP)
-    results.close()
+    os.kill(pids[0], signal.SIGSTOP)  # pyright: ignore[reportArgumentType]
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert wait_for_end(pids)
 
 

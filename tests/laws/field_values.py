@@ -30,7 +30,7 @@ from gptjax.training.stages import Stage
 
 def make_mixture(base: TrainConfig) -> Mixture:
     """Two components of different texts."""
-    other = TokenShards(path=str(Path(base.data.path).with_name("other")))
+    other = TokenShards(path=str(Path(base.data.path).with_name("other")))  # pyright: ignore[reportAttributeAccessIssue]
     return Mixture((MixtureComponent(base.data), MixtureComponent(other, 2.0)))
 
 

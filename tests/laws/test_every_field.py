@@ -71,7 +71,7 @@ def list_dataclasses(hint: Any) -> set[type]:
 def find_config_classes() -> set[type]:
     """TrainConfig, every class that one of gptjax's protocols accepts in it, and all classes of their fields."""
     parts = [cls for module in MODULES for cls in vars(module).values() if dataclasses.is_dataclass(cls)]
-    parts = [cls for cls in parts if isinstance(cls, type) and any(issubclass(cls, one) for one in PROTOCOLS)]
+    parts = [cls for cls in parts if isinstance(cls, type) and any(issubclass(cls, one) for one in PROTOCOLS)]  # pyright: ignore[reportGeneralTypeIssues]
     return set().union(*map(list_dataclasses, [TrainConfig, *parts]))
 
 
@@ -128,7 +128,7 @@ def make_context(config: TrainConfig) -> EvalContext:
 
 def describe_validation(config: TrainConfig) -> tuple[str, int]:
     evaluate = config.evaluators[0].open(make_context(config))
-    return evaluate.describe(), evaluate.batch_size
+    return evaluate.describe(), evaluate.batch_size  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def record_generation(config: TrainConfig) -> list[Any]:
