@@ -682,7 +682,7 @@ DATA_PIPELINES = (
     ),
     *mutate(
         "data_pipelines/scored_shards.py",
-        "test_prepare_chat.py test_preferences.py",
+        "test_prepare_chat.py test_prepare_preferences.py",
         # Conversations without anything scored are kept.
         ("document.loss_mask.any() for document in short", "True for document in short"),
         # The loss mask of a document that is cut off is too long.
@@ -690,7 +690,7 @@ DATA_PIPELINES = (
     ),
     *mutate(
         "data_pipelines/prepare_preferences.py",
-        "test_preferences.py",
+        "test_prepare_preferences.py",
         # Answers of the prompt are scored.
         ("scored_from=len(prompt)", "scored_from=0"),
         # Pairs of one prompt are on both sides of a split.
