@@ -1,4 +1,4 @@
-"""Import and export of Hugging Face's GPT-2: names, shapes and types. laws/test_parity.py compares the computation."""
+"""Import and export of GPT-2: names, shapes and types. invariants/test_parity.py compares the computation."""
 
 import copy
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""The tiny world that tests share: a text made by a formula, its shards, a model of two layers, and the real door."""
+"""What tests share: a text made by a formula, its shards, a model of two layers, and the real entry points."""
 
 import json
 import os
@@ -127,9 +127,6 @@ def write_config(path: Path, config: TrainConfig) -> Path:
 def start_entry_point(name: str, *words: str, devices: int = 1, **environment: str) -> subprocess.Popen:
     """An entry point in a process of its own, as a person starts it; stderr comes with stdout."""
     return python("-m", f"gptjax.{name}", *words, devices=devices, **environment)
-
-
-door = start_entry_point
 
 
 def python(*words: str, devices: int = 1, **environment: str) -> subprocess.Popen:

@@ -92,7 +92,7 @@ def _check_files(folder: Path, manifest: Manifest, split: str) -> None:
         raise UserError(
             f"{folder}: its files are not those of its {MANIFEST_NAME}: missing {', '.join(missing) or 'none'}; "
             f"not listed {', '.join(extra) or 'none'}. Prepare the data again, or remove what does not belong; "
-            "if others made the shards, fetch them or adopt them (data_pipelines.adopt) to the end."
+            "if others made the shards, fetch them or index them (data_pipelines.index_shards) to the end."
         )
     for name, file in (listed | sidecars).items():
         check_size(folder / name, file.bytes)

@@ -457,7 +457,7 @@ TRAINING = (
     ),
     *mutate(
         "gptjax/training/step.py",
-        "laws/test_layout.py::test_scored_tokens_weigh_the_same_in_every_micro_batch",
+        "invariants/test_layout.py::test_scored_tokens_weigh_the_same_in_every_micro_batch",
         # The loss is divided by all tokens, scored or not.
         ('scored = jnp.sum(batch["targets"] != IGNORE_INDEX)', 'scored = jnp.int32(batch["targets"].size)'),
     ),

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from tiny import ALPHABET, door, read_lines, tiny_config, write_config, write_text_shards
+from tiny import ALPHABET, read_lines, start_entry_point, tiny_config, write_config, write_text_shards
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -255,7 +255,7 @@ def test_resume_reports_changes_that_are_harmless_or_forced(whole: TrainConfig, 
 
 def start_and_signal(file: Path, number: int, *, cache: str) -> tuple[int, str]:
     """Run the command, send a signal once it prints a step, and return its exit code and the rest of its output."""
-    process = door("train", f"--config={file}", JAX_COMPILATION_CACHE_DIR=cache)
+    process = start_entry_point("train", f"--config={file}", JAX_COMPILATION_CACHE_DIR=cache)
     for line in process.stdout or ():
         if line.startswith("step "):
             process.send_signal(number)
