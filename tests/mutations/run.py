@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300, help="time limit of the tests of a change")
     options = parser.parse_args()
     chosen = [mutation for mutation in MUTATIONS if options.only in repr(mutation)]
+    if not chosen:
+        parser.error(f"no change contains {options.only!r}")
     with tempfile.TemporaryDirectory() as directory:
         trees = [copy_tree(Path(directory) / str(number)) for number in range(options.jobs)]
         tests = list(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
