@@ -120,9 +120,9 @@ def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_pat
         first, state = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             checkpoints.save(2, state, metadata={}, val_loss=None)
-        second, _ = advance(state, 2)
+        second, later = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-            restored = checkpoints.restore(create_state(config, SINGLE), 2)
+            restored = checkpoints.restore(later, 2)
         batch = next(open_loader(config, SINGLE).iterate_from(2))
         expected = compute_loss(with_static(restored.model, config=config.phases[-1].model), batch)
         assert advance(restored, 2)[0] == second
