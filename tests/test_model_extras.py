@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain U-Net": {"unet_skips": "plain", "num_layers": 3},
     "learned U-Net": {"unet_skips": "learned", "num_layers": 4},
     "x0": {"x0_mix": True},
-    "value residual": {"value_residual": True},
+    "value residual": {"value_residual": True, "num_layers": 3},
     "value embeddings": {"value_embeddings": "01"},
     "gated value embeddings": {"value_embeddings": ".0", "value_gate": True, "num_kv_heads": 2},
     "value residual and embeddings": {"value_residual": True, "value_embeddings": "0.", "embedding_norm": True},
@@ -140,9 +140,9 @@ def test_unet_returns_the_first_half_in_reverse(layers: int) -> None:
 
 
 def test_x0_is_mixed_in_before_every_block() -> None:
-    """Blocks that add nothing: only the mix is left."""
+    """Blocks that add nothing: only the mix is left, and the last norm keeps its size because of the epsilon."""
     init = replace(ROTARY.init, zero_projections=True, residual_mix=(0.5, 2.0), x0_mix=(1.0, 0.0))
-    config = replace(ROTARY, x0_mix=True, num_layers=3, embedding_norm=True, init=init)
+    config = replace(ROTARY, x0_mix=True, num_layers=3, embedding_norm=True, norm_epsilon=1.0, init=init)
     model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
     x = model.embed(TOKENS, jnp.arange(24))
     expected = model.norm(x * (((0.5 + 1.0) * 1.25 + 0.5) * 2.0 + 0.0))

@@ -94,14 +94,14 @@ MODEL = (
         "test_model_extras.py::test_option_equals_formula_and_cache_and_is_causal",
         # A layer mixes in the values of the layer before, not of the first.
         ("self.config.value_residual and first_values is None", "self.config.value_residual"),
+        # Embeddings are not normalised.
+        ("if config.embedding_norm else x", "if False else x"),
     ),
     *mutate(
         "gptjax/model/gpt.py",
         "test_model_extras.py::test_norms_positions_activations_and_heads_equal_formula",
         # An untied head is reshaped, not transposed.
         ("self.head[...].T", "self.head[...].reshape(self.tokens.shape)"),
-        # Embeddings are not normalised.
-        ("if config.embedding_norm else x", "if False else x"),
     ),
     *mutate(
         "gptjax/model/config.py",
