@@ -18,7 +18,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.extras import LearnedSinks, ValueMix, X0Mix
 from gptjax.model.layers import ACTIVATIONS, dropout, fold_in_rows, layer_norm, rms_norm
 from gptjax.model.module import Module
-from gptjax.model.params import cast_and_gather, constant_param, normal_param
+from gptjax.model.params import constant_param, gather, normal_param
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
 
@@ -54,7 +54,7 @@ class Norm(Module):
         self.config, self.mesh = config, mesh
 
     def __call__(self, x: BTD) -> BTD:
-        scale, bias = (None if p is None else cast_and_gather(p, "float32", self.mesh) for p in (self.scale, self.bias))
+        scale, bias = (None if p is None else gather(p, self.mesh) for p in (self.scale, self.bias))
         if self.config.norm == "rms":
             return rms_norm(x, scale, epsilon=self.config.norm_epsilon)
         return layer_norm(x, scale, bias, epsilon=self.config.norm_epsilon)

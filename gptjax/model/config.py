@@ -70,8 +70,9 @@ class ComputeConfig:
     the largest product on CPUs with AVX512-BF16."""
     attention_impl: AttentionImpl = "auto"
     """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`. `auto` takes the fastest that can run; the log names it."""
-    query_block: int = 512
-    """Queries that the `xla` kernel computes at a time in longer rows. Memory for scores grows with it."""
+    query_block: int | None = None
+    """Queries that the `xla` kernel computes at a time in longer rows. Memory for scores grows with it. None: 128 on
+    CPUs, 512 elsewhere."""
     remat: Literal["none", "light", "full"] = "light"
     """Recomputation in the backward pass: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
     or whole blocks (about 18 % more FLOPs)."""
@@ -80,7 +81,7 @@ class ComputeConfig:
     scans if all layers are alike, which `on` needs."""
 
     def __post_init__(self) -> None:
-        if self.query_block < 1:
+        if self.query_block is not None and self.query_block < 1:
             raise UserError(f"model.compute.query_block is {self.query_block}; it must be at least 1.")
 
 

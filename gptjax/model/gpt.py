@@ -2,7 +2,7 @@
 
 The weights of all blocks are stacked along a leading axis N without a name. The forward pass scans over it or unrolls
 it, and a checkpoint and the optimizer have one array for each kind of weight. Weights are float32 in storage. Each
-carries its axis names, and is cast to `config.compute.dtype` and gathered where it is used.
+carries its axis names. Products cast it to `config.compute.dtype` and gather it where it is used (`products.py`).
 """
 
 import math
@@ -24,7 +24,8 @@ from gptjax.model.extras import UNet, ValueEmbeddings
 from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
 from gptjax.model.loss import Head
 from gptjax.model.module import Module
-from gptjax.model.params import cast_and_gather, constant_param, embedding_lookup, normal_param
+from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
+from gptjax.model.products import activation_dtype, multiply
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys
 from gptjax.sharding.mesh import MeshConfig, reshard
 
@@ -108,9 +109,10 @@ class GPT(Module):
     def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
         """Token embeddings with positions. Positions of shape (T,) are consecutive."""
         config, mesh = self.config, self.mesh
-        x = embedding_lookup(cast_and_gather(self.tokens, config.compute.dtype, mesh), tokens, mesh)
+        x = embedding_lookup(gather(self.tokens, mesh), tokens, mesh).astype(jnp.float32)
         x = config.position_scheme.embed(x, positions, table=self.positions, mesh=mesh)
-        return rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
+        x = rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
+        return x.astype(activation_dtype(config.compute.dtype))
 
     def run_layers(self, inputs: LayerInputs, attend: Attend, *, cache: Any = None) -> tuple[BTD, Any]:
         """The embeddings → the residual stream after the last layer, and the cache. Layers are scanned or unrolled."""
@@ -152,19 +154,38 @@ class GPT(Module):
     def unembed(self, hidden: BTD) -> BTV:
         """Float32 logits over the true vocabulary."""
         mesh, config = self.mesh, self.config
-        table = reshard(self.output_head.weight.astype(hidden.dtype), mesh.unsharded_spec("VD"))
-        logits = jnp.einsum(
-            "BTD,VD->BTV", hidden, table, out_sharding=mesh.activation_spec("BTV"), preferred_element_type=jnp.float32
-        )
+        dtype, table = config.compute.dtype, reshard(self.output_head.weight, mesh.unsharded_spec("VD"))
+        if mesh.is_sharded:
+            spec = mesh.activation_spec("BTV")
+            operands = hidden.astype(dtype), table.astype(dtype)
+            logits = jnp.einsum("BTD,VD->BTV", *operands, out_sharding=spec, preferred_element_type=jnp.float32)
+        else:
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            logits = multiply(rows, table, dtype=dtype, transposed=True).reshape(*hidden.shape[:2], -1)
         if self.head_bias is not None:
-            logits = logits + cast_and_gather(self.head_bias, "float32", mesh)[None, None]
+            logits = logits + gather(self.head_bias, mesh)[None, None]
         logits = apply_softcap(logits, config.logit_softcap, config.logit_softcap_curve)
         return reshard(logits, mesh.activation_spec("BT_"))[..., : config.resolved_vocab_size]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstack_blocks(blocks: Block, count: int) -> list[Block]:
-    """The blocks one by one, from the stack of their weights."""
+    """The blocks one by one, from the stack of their weights.
+
+    The gradient stacks them again. That of an index would be a sum of whole stacks, one for each block.
+    """
     return [jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(count)]  # noqa: B023 (mapped at once)
+
+
+def _unstack_forward(blocks: Block, count: int) -> tuple[list[Block], None]:
+    return unstack_blocks(blocks, count), None
+
+
+def _unstack_backward(count: int, saved: None, d_blocks: list[Block]) -> tuple[Block]:
+    return (jax.tree.map(lambda *leaves: jnp.stack(leaves), *d_blocks),)
+
+
+unstack_blocks.defvjp(_unstack_forward, _unstack_backward)
 
 
 def abstract_model(config: GPTConfig, mesh: MeshConfig | None = None) -> GPT:

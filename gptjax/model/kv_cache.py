@@ -58,8 +58,8 @@ def _attend(
 ) -> tuple[BTHK, Cache]:
     size = cache.k.shape[2]
     start = (layer, 0, positions[0] % size, 0, 0)
-    k = jax.lax.dynamic_update_slice(cache.k, inputs.k[None], start)
-    v = jax.lax.dynamic_update_slice(cache.v, inputs.v[None], start)
+    k = jax.lax.dynamic_update_slice(cache.k, inputs.k[None].astype(cache.k.dtype), start)
+    v = jax.lax.dynamic_update_slice(cache.v, inputs.v[None].astype(cache.v.dtype), start)
     mask = ring_mask(positions, size, window=options.window)
     return dot_product_attention(inputs.q, k[layer], v[layer], options, mask=mask, sinks=inputs.sinks), Cache(k, v)
 

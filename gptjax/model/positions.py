@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from gptjax.core.errors import UserError
-from gptjax.model.params import cast_and_gather, embedding_lookup
+from gptjax.model.params import embedding_lookup, gather
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK
 from gptjax.sharding.mesh import MeshConfig
 
@@ -32,7 +32,7 @@ class PositionScheme(Protocol):
     def embed(
         self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
     ) -> BTD:
-        """Token embeddings with positions. Positions of shape (T,) are consecutive."""
+        """Float32 token embeddings with positions. Positions of shape (T,) are consecutive."""
         ...
 
     def rotate(self, q: BTHK, k: BTJK, positions: Int[Array, " T"]) -> tuple[BTHK, BTJK]:
@@ -54,10 +54,12 @@ class LearnedPositions:
         self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
     ) -> BTD:
         assert table is not None
-        rows = cast_and_gather(table, str(x.dtype), mesh)
+        rows = gather(table, mesh)
         if positions.ndim == 2:
-            return x + embedding_lookup(rows, positions, mesh)
-        return x + jax.lax.dynamic_slice_in_dim(rows, positions[0], len(positions))[None]
+            placed = embedding_lookup(rows, positions, mesh)
+        else:
+            placed = jax.lax.dynamic_slice_in_dim(rows, positions[0], len(positions))[None]
+        return x + placed.astype(jnp.float32)
 
     def rotate(self, q: BTHK, k: BTJK, positions: Int[Array, " T"]) -> tuple[BTHK, BTJK]:
         return q, k

@@ -4,6 +4,7 @@ The peak of a device that is not in the table is None, and then no MFU is logged
 """
 
 import re
+from typing import Any
 
 import jax
 
@@ -52,3 +53,9 @@ def get_peak_memory() -> int | None:
     statistics = [device.memory_stats() for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in statistics if found and "peak_bytes_in_use" in found]
     return max(peaks, default=None)
+
+
+def target_device() -> Any:
+    """The device that is compiled for: one of the active mesh, which need not be here, or else the default one."""
+    here, target = jax.devices()[0], jax.sharding.get_abstract_mesh().abstract_device
+    return here if target is None or target.platform == here.platform else target
