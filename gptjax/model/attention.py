@@ -26,9 +26,9 @@ from gptjax.sharding.mesh import MeshConfig
 MIN_COMPUTE_CAPABILITY = 8.0
 """The compute capability that the flash kernel needs: NVIDIA's Ampere."""
 
-SOFTMAX_STATISTICS = "softmax_statistics"
-SAVE_STATISTICS = jax.checkpoint_policies.save_only_these_names(SOFTMAX_STATISTICS)
-"""Blocks of queries keep the maximum and the sum of their softmax for the backward pass, and compute the rest again."""
+SAVED = "attention"
+SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
+"""Blocks of queries keep their output and the statistics of the softmax. The backward pass computes scores again."""
 
 MAX_UNROLLED_BLOCKS = 16
 """Blocks of queries that are compiled one by one. More are mapped over, which compiles one."""
@@ -249,7 +249,7 @@ def _unrolled_attention(
             q[:, queries], k[:, keys], v[:, keys], options, mask=mask, sinks=sinks, head_keys=block_keys
         )
 
-    rematerialized = jax.checkpoint(attend_block, policy=SAVE_STATISTICS, static_argnums=0)
+    rematerialized = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
     blocks = [rematerialized(first, inputs, segments, head_keys) for first in range(0, length, size)]
     return jnp.concatenate(blocks, axis=1)
 
@@ -291,7 +291,7 @@ def _mapped_attention(
             block_q, in_reach(k), in_reach(v), options, mask=mask, sinks=block_sinks, head_keys=block_keys
         )
 
-    y = jax.lax.map(jax.checkpoint(attend_block, policy=SAVE_STATISTICS), (jnp.arange(0, length, size), blocks))
+    y = jax.lax.map(jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS), (jnp.arange(0, length, size), blocks))
     return jnp.moveaxis(y, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
@@ -337,9 +337,9 @@ def dot_product_attention(
         scores = jnp.concatenate([extra * options.scale, scores], axis=-1)
     # The softmax divides after the product with the values, which has fewer columns and keeps the backward pass free of
     # sums over keys.
-    largest = checkpoint_name(jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), SOFTMAX_STATISTICS)
+    largest = checkpoint_name(jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), SAVED)
     weights = jnp.exp(scores - largest)
-    total = checkpoint_name(weights.sum(axis=-1, keepdims=True), SOFTMAX_STATISTICS)
+    total = checkpoint_name(weights.sum(axis=-1, keepdims=True), SAVED)
     if head_keys is not None:
         draw = lambda key: jax.random.bernoulli(key, 1.0 - options.dropout, weights.shape[3:])
         kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(weights.shape)
@@ -348,4 +348,5 @@ def dot_product_attention(
     y = multiply(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)
     if sinks is not None:
         y += jnp.einsum("BJRTI,IJK->BJRTK", weights[..., :count], sinks.values)
+    y = checkpoint_name(y, SAVED)
     return (y / total).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width).astype(q.dtype)

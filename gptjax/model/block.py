@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Int
@@ -83,7 +84,8 @@ class Attention(Module):
         self.qkv_bias = constant_param(0.0, "CHK", shape, mesh=mesh) if config.bias else None
 
     def compute_qkv(self, x: BTD) -> tuple[BTHK, BTJK, BTJK]:
-        q, k, v = self.linear("BTD,DCHK->CBTHK", x, self.qkv, self.qkv_bias)
+        qkv = self.linear("BTD,DCHK->BTCHK", x, self.qkv, self.qkv_bias)
+        q, k, v = (jnp.squeeze(heads, axis=2) for heads in jnp.split(qkv, 3, axis=2))
         return q, k, v
 
     def project_in(self, x: BTD, positions: Int[Array, " T"], *, extra_values: BTJK | None = None) -> AttentionInputs:
@@ -116,7 +118,8 @@ class GroupedQueryAttention(Attention):
 
     def compute_qkv(self, x: BTD) -> tuple[BTHK, BTJK, BTJK]:
         q = self.linear("BTD,DHK->BTHK", x, self.q, self.q_bias)
-        k, v = self.linear("BTD,DCJK->CBTJK", x, self.kv, self.kv_bias)
+        kv = self.linear("BTD,DCJK->BTCJK", x, self.kv, self.kv_bias)
+        k, v = (jnp.squeeze(heads, axis=2) for heads in jnp.split(kv, 2, axis=2))
         return q, k, v
 
 

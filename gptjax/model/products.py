@@ -92,7 +92,7 @@ def multiply(
     x: Float[Array, "*batch M A"], y: Array, *, dtype: str, transposed: bool = False
 ) -> Float[Array, "*batch M F"]:
     """x y, or x yᵀ if `transposed`, of matrices (M, A) and (A, F), or (F, A): float32 sums of operands in `dtype`."""
-    if dtype == "float32" or target_device().platform != "cpu":
+    if target_device().platform != "cpu":
         return _dot(x.astype(dtype), y.astype(dtype), transposed)
     return _cpu_product(x.astype(jnp.float32), y.astype(jnp.float32), dtype, transposed)
 
@@ -106,11 +106,11 @@ def _dot(x: Array, y: Array, transposed: bool) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _cpu_product(x: Array, y: Array, dtype: str, transposed: bool) -> Array:
-    return _cpu_dot(x.astype(dtype), y.astype(dtype), transposed)
+    return _cpu_product_forward(x, y, dtype, transposed)[0]
 
 
 def _cpu_product_forward(x: Array, y: Array, dtype: str, transposed: bool) -> tuple[Array, tuple[Array, Array]]:
-    x, y = x.astype(dtype), y.astype(dtype)
+    x, y = _cast_operand(x, dtype), _cast_operand(y, dtype)
     return _cpu_dot(x, y, transposed), (x, y)
 
 
@@ -118,25 +118,42 @@ def _cpu_product_backward(
     dtype: str, transposed: bool, saved: tuple[Array, Array], d_product: Array
 ) -> tuple[Array, Array]:
     x, y = saved
-    d_product = d_product.astype(dtype)
-    d_x = _cpu_dot(d_product, y, not transposed)
-    d_y = _cpu_dot(_transpose(d_product), x, False) if transposed else _cpu_dot(_transpose(x), d_product, False)
-    return d_x, d_y
+    d_product = _cast_operand(d_product, dtype)
+    left, right = (d_product, x) if transposed else (x, d_product)
+    return _cpu_dot(d_product, y, not transposed), _cpu_dot(_transpose(left), right, False)
 
 
 _cpu_product.defvjp(_cpu_product_forward, _cpu_product_backward)
 
 
 def _cpu_dot(x: Array, y: Array, transposed: bool) -> Array:
-    """`_dot` behind a barrier: a transposition of the result, moved into it, would be a form that fails at run time."""
-    return jax.lax.optimization_barrier(_dot(x, y, transposed))
+    """`_dot` with nothing moved into it: a transposed result would be a form that fails at run time."""
+    return jax.lax.optimization_barrier(_separate(_dot(x, y, transposed), x))
+
+
+def _cast_operand(x: Array, dtype: str) -> Array:
+    """`x` in `dtype`, in memory in the order of its axes."""
+    x = x.astype(dtype)
+    return _separate(x, x)
+
+
+def _separate(x: Array, other: Array) -> Array:
+    """`x`, kept apart from the operations before and after it, if it is a batch of matrices.
+
+    XLA makes the transposition of heads part of a product, and then widens its operands. It also runs additions after a
+    product within its kernel, several times slower than by themselves. It cannot see through a choice at run time,
+    which costs nothing in the pass that follows. Where the first number of `other` is NaN, all of `x` is.
+    """
+    if x.ndim == 2:
+        return x
+    first = other[(0,) * other.ndim]
+    return jnp.where(first == first, x, jnp.asarray(jnp.nan, x.dtype))
 
 
 def _transpose(x: Array) -> Array:
-    """xᵀ, written before the product: a transposition that XLA sees becomes part of it, and operands are widened.
+    """xᵀ in memory, hidden from XLA in a branch that is chosen at run time (see `_separate`).
 
-    It cannot see through a branch that is chosen at run time. Both branches transpose, so the choice, which a NaN
-    changes, is always right.
+    Both branches transpose, so the choice, which a NaN changes, is always right.
     """
-    first, backwards = x.ravel()[0], lambda x: jnp.flip(jnp.flip(x, -1).mT, -2)
+    first, backwards = x[(0,) * x.ndim], lambda x: jnp.flip(jnp.flip(x, -1).mT, -2)
     return jax.lax.cond(first == first, lambda x: x.mT, backwards, x)
