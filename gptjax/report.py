@@ -35,7 +35,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         f"devices   {describe_devices()}; mesh {mesh.describe()}",
         f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); "
-        f"{model.compute.dtype}; attention {kernel}",
+        f"{model.compute.dtype} products; attention {kernel}",
         *(f"data      {line}" for line in batches.reader.describe()),
         f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({epochs or 'unknown'} epochs)",

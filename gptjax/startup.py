@@ -21,7 +21,7 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import get_peak_flops
+from gptjax.sharding.devices import get_peak_flops, preferred_dtype
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -63,6 +63,19 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+
+
+def choose_dtype(config: TrainConfig) -> TrainConfig:
+    """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers."""
+    model = config.model
+    if model.compute.dtype != "auto":
+        return config
+    if (config.directory / "config.json").is_file():
+        dtype, why = RunDir.open(config.directory).model_config.compute.dtype, "as this run began"
+    else:
+        dtype, why = preferred_dtype(), f"for this {jax.devices()[0].platform.upper()}"
+    print_once(f"  model.compute.dtype: 'auto' → {dtype!r}, {why}")
+    return replace(config, model=replace(model, compute=replace(model.compute, dtype=dtype)))
 
 
 def _name_data(config: TrainConfig) -> str:

@@ -63,8 +63,10 @@ class InitConfig:
 class ComputeConfig:
     """How a model computes. Nothing here changes its weights."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of activations and products. Weights, norms, softmax and loss are float32 in either case."""
+    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16"
+    """Type of products' operands and, except on CPUs, of activations. Weights, norms, softmax and loss are float32 in
+    either case. `auto` is bfloat16 where the device multiplies it fast, else float32; a run keeps what it began with.
+    """
     head_dtype: Literal["bfloat16", "float32"] | None = None
     """Type of the output head's operands in the loss. None: `dtype`. With float32 activations, bfloat16 here speeds up
     the largest product on CPUs with AVX512-BF16."""

@@ -27,6 +27,7 @@ from gptjax.model.module import Module
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
 from gptjax.model.products import activation_dtype, multiply
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys
+from gptjax.sharding.devices import preferred_dtype
 from gptjax.sharding.mesh import MeshConfig, reshard
 
 
@@ -56,7 +57,7 @@ class GPT(Module):
 
     def __init__(self, config: GPTConfig, *, key: Array, mesh: MeshConfig | None = None) -> None:
         """Draw new weights. With a sharded mesh call it inside `jax.jit` and `mesh.activate()`."""
-        mesh = mesh or MeshConfig()
+        mesh, config = mesh or MeshConfig(), resolve_dtype(config)
         token_key, position_key, block_key, head_key = jax.random.split(key, 4)
         value_key = jax.random.fold_in(token_key, 1)
         vocab, width, layers = config.padded_vocab_size, config.embed_dim, config.num_layers
@@ -186,6 +187,13 @@ def _unstack_backward(count: int, saved: None, d_blocks: list[Block]) -> tuple[B
 
 
 unstack_blocks.defvjp(_unstack_forward, _unstack_backward)
+
+
+def resolve_dtype(config: GPTConfig) -> GPTConfig:
+    """The config with a dtype in place of `auto`: what the target device prefers."""
+    if config.compute.dtype != "auto":
+        return config
+    return replace(config, compute=replace(config.compute, dtype=preferred_dtype()))
 
 
 def abstract_model(config: GPTConfig, mesh: MeshConfig | None = None) -> GPT:

@@ -9,7 +9,7 @@ it in that form here, forward and in both derivatives.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,6 @@ from jaxtyping import Float
 
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig, reshard
-
-Dtype = Literal["bfloat16", "float32"]
 
 
 def activation_dtype(dtype: str) -> str:
@@ -41,7 +39,7 @@ def project(axis_names: str, x: Array, w: Array, *, dtype: str, mesh: MeshConfig
     rows = jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=mesh.activation_spec(activation))
     sizes = dict(zip(ins.replace(",", ""), (*x.shape, *w.shape), strict=True))
     if mesh.is_sharded or target_device().platform != "cpu":
-        product = _einsum((activation, weight, out.replace("BT", "M")), dtype, mesh, rows, w)
+        product: Any = _einsum((activation, weight, out.replace("BT", "M")), dtype, mesh, rows, w)
         return jnp.reshape(product, tuple(sizes[name] for name in out), out_sharding=mesh.activation_spec(out))
     contracted = len(activation) - 1
     inputs = rows.reshape(len(rows), -1)
@@ -53,12 +51,24 @@ def project(axis_names: str, x: Array, w: Array, *, dtype: str, mesh: MeshConfig
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _einsum(axis_names: tuple[str, str, str], dtype: str, mesh: MeshConfig, x: Array, w: Array) -> Array:
-    """Activations times a weight over a mesh, in `x`'s dtype. The weight's gradient is float32 and sharded like it."""
+    """Activations times a weight, over a mesh or on an accelerator, in `x`'s dtype.
+
+    The weight's gradient is float32, and sharded like the weight.
+    """
     activation, weight, out = axis_names
     gathered = reshard(w.astype(dtype), mesh.unsharded_spec(weight))
-    spec = f"{activation},{weight}->{out}"
-    product = jnp.einsum(spec, x.astype(dtype), gathered, out_sharding=mesh.activation_spec(out))
+    product = jnp.einsum(
+        f"{activation},{weight}->{out}",
+        _round_operand(x, dtype),
+        _round_operand(gathered, dtype),
+        out_sharding=mesh.activation_spec(out),
+    )
     return product.astype(x.dtype)
+
+
+def _round_operand(x: Array, dtype: str) -> Array:
+    """`x` in `dtype`. Of several CPU devices, a test's stand-in for accelerators, XLA multiplies float32 alone."""
+    return x.astype(dtype).astype(activation_dtype(dtype))
 
 
 def _einsum_forward(
@@ -73,11 +83,16 @@ def _einsum_backward(
     activation, weight, out = axis_names
     x, w = saved
     gathered = reshard(w.astype(dtype), mesh.unsharded_spec(weight))
-    d_out = d_out.astype(dtype)
-    d_x = jnp.einsum(f"{out},{weight}->{activation}", d_out, gathered, out_sharding=mesh.activation_spec(activation))
+    d_out = _round_operand(d_out, dtype)
+    d_x = jnp.einsum(
+        f"{out},{weight}->{activation}",
+        d_out,
+        _round_operand(gathered, dtype),
+        out_sharding=mesh.activation_spec(activation),
+    )
     d_w = jnp.einsum(
         f"{activation},{out}->{weight}",
-        x.astype(dtype),
+        _round_operand(x, dtype),
         d_out,
         out_sharding=mesh.weight_spec(weight),
         preferred_element_type=jnp.float32,

@@ -4,7 +4,8 @@ The peak of a device that is not in the table is None, and then no MFU is logged
 """
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 
@@ -53,6 +54,30 @@ def get_peak_memory() -> int | None:
     statistics = [device.memory_stats() for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in statistics if found and "peak_bytes_in_use" in found]
     return max(peaks, default=None)
+
+
+def preferred_dtype() -> Literal["bfloat16", "float32"]:
+    """bfloat16 if the target device has units for its products, else float32.
+
+    TPUs have them, NVIDIA's GPUs from Ampere on, AMD's, and CPUs with AVX512-BF16 or AMX.
+    """
+    device = target_device()
+    if device.platform == "cpu":
+        return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else "float32"
+    try:
+        return "bfloat16" if float(device.compute_capability) >= 8.0 else "float32"
+    except (AttributeError, ValueError):  # a TPU has none, and AMD's are named, such as gfx90a
+        return "bfloat16"
+
+
+def _cpu_flags() -> set[str]:
+    """Names of this CPU's instruction sets, as Linux on x86 gives them; elsewhere none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
 
 
 def target_device() -> Any:
