@@ -26,7 +26,7 @@ config = TrainConfig(
         context_length=128,
         vocab_size=1024,
         bias=False,
-        compute=ComputeConfig(dtype="float32", remat="none", scan_layers="off"),
+        compute=ComputeConfig(dtype="auto", remat="none", scan_layers="off"),
     ),
     data=Prepared(source="stdlib", tokenizer="bpe:1024", split="hash:0.02"),
     optimizer=Muon(

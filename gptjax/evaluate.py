@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
+        enable_compile_cache()
         result = evaluate(options)
         if options.json is not None:
             write_result(Path(options.json).expanduser(), result)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.model.generation import generate
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Sample, words, prog="python -m gptjax.sample")
+        enable_compile_cache()
         for i, text in enumerate(sample(options), start=1):
             if options.num_samples > 1:
                 print(f"{'' if i == 1 else chr(10)}--- sample {i} of {options.num_samples} ---")
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def sample(options: Sample) -> Iterator[str]:
     """The texts, each with its prompt. A text ends after `max_new_tokens` or, with `stop`, at an end of text."""
+    from gptjax.model.generation import generate  # imports flax, which --help does not need
+
     run = RunDir.open(options.checkpoint, imports=options.imports)
     tokenizer = run.require_tokenizer()
     start = encode_prompt(read_prompt(options), tokenizer)

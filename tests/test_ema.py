@@ -16,7 +16,7 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.optim import EMA, AdamW, Constant
 from gptjax.run_dir import RunDir
-from gptjax.train import train
+from gptjax.trainer import train
 from gptjax.training import state
 from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.training.evaluators import ValidationLoss

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import sample as entry_point
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.generation import generate
@@ -92,14 +91,16 @@ def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
 
 def test_text_stops_at_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.array([[257, 65, 258, 258], [257, 66, 67, 258], [257, 68, 69, 70]])
-    monkeypatch.setattr(entry_point, "generate", lambda *args, **kwargs: rows)
+    monkeypatch.setattr("gptjax.model.generation.generate", lambda *args, **kwargs: rows)
     assert list(sample(Sample(checkpoint=str(run), prompt="the"))) == ["theA", "theBC", "theDEF"]
     continued = list(sample(Sample(checkpoint=str(run), prompt="the", stop=False)))
     assert continued == ["theA" + 2 * "<|endoftext|>", "theBC<|endoftext|>", "theDEF"]
 
 
 def test_empty_prompt_starts_after_a_hidden_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry_point, "generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]]))
+    monkeypatch.setattr(
+        "gptjax.model.generation.generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]])
+    )
     assert list(sample(Sample(checkpoint=str(run)))) == ["theA"]
 
 

@@ -4,18 +4,23 @@ The fields of a scheme have the names of the `GPTConfig` fields that it reads.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
 from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
 from gptjax.model.params import embedding_lookup, gather
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK
 from gptjax.sharding.mesh import MeshConfig
+
+if TYPE_CHECKING:
+    from flax import nnx
+else:
+    nnx = LazyModule("flax.nnx")  # half a second
 
 DEFAULT_ROTARY_BASE = 10_000.0
 
@@ -30,7 +35,7 @@ class PositionScheme(Protocol):
         ...
 
     def embed(
-        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
+        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: "nnx.Param[Array] | None", mesh: MeshConfig
     ) -> BTD:
         """Float32 token embeddings with positions. Positions of shape (T,) are consecutive."""
         ...
@@ -51,7 +56,7 @@ class LearnedPositions:
         return self.context_length
 
     def embed(
-        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
+        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: "nnx.Param[Array] | None", mesh: MeshConfig
     ) -> BTD:
         assert table is not None
         rows = gather(table, mesh)
@@ -86,7 +91,7 @@ class RotaryPositions:
         return None
 
     def embed(
-        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
+        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: "nnx.Param[Array] | None", mesh: MeshConfig
     ) -> BTD:
         return x
 

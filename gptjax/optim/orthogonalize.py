@@ -10,18 +10,23 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from gptjax.core.lazy import LazyModule
 from gptjax.sharding.axes import matrix_axes
 from gptjax.sharding.mesh import MeshConfig
+
+if TYPE_CHECKING:
+    from flax import nnx
+else:
+    nnx = LazyModule("flax.nnx")  # half a second
 
 Quintic = tuple[float, float, float]
 """(a, b, c) of an iteration X → aX + b(XXᵀ)X + c(XXᵀ)²X, which maps a singular value s to as + bs³ + cs⁵."""
@@ -106,7 +111,7 @@ def count_muon_flops(
 class MatrixView:
     """A parameter, stacked over layers or not, seen as a batch of matrices with no more rows than columns."""
 
-    def __init__(self, param: nnx.Variable[Array], mesh: MeshConfig, *, matrix_split: MatrixSplit) -> None:
+    def __init__(self, param: "nnx.Variable[Array]", mesh: MeshConfig, *, matrix_split: MatrixSplit) -> None:
         axis_names, self.array_shape, self.mesh = param.axis_names, param.shape, mesh
         lead = len(param.shape) - len(axis_names)
         inputs, outputs = matrix_axes(axis_names, heads=matrix_split == "heads")

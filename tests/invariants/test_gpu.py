@@ -14,7 +14,7 @@ from gptjax.model.attention import AttentionInputs, AttentionOptions, Kernel, Si
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import train
+from gptjax.trainer import train
 
 pytestmark = pytest.mark.gpu
 
