@@ -1,8 +1,9 @@
 """Tests run on eight CPU devices, so that a layout can be real anywhere; no accelerator, no network.
 
-Most of their time would be spent compiling, so programs are compiled in a hurry (measured: 129 s of processor time
-become 67 s). Sharing a compilation cache between the workers would save another tenth, but JAX writes its entries in
-place, where another worker may read half of one. So the cache that entry points use by default is off.
+Most of their time would be spent compiling, so programs are compiled in a hurry. Without optimizations, 129 s of
+processor time became 67 s. Without XLA's fusion emitters, a training step compiles in 1.1 s instead of 2.6 s. Sharing a
+compilation cache between the workers would save another tenth, but JAX writes its entries in place, where another
+worker may read half of one. So the cache that entry points use by default is off.
 """
 
 import os
@@ -16,8 +17,10 @@ SETTINGS = {
     "jax_disable_most_optimizations": True,
     "jax_numpy_rank_promotion": "raise",
 }
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"
+"""XLA stops at a flag that it does not know. A version without this one does not need it."""
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""For the processes that tests start."""
+"""For the processes that tests start. They also inherit XLA_FLAGS."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the workers share the device
         return
     os.environ |= ENVIRONMENT
+    os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
     for name, value in SETTINGS.items():
         jax.config.update(name, value)
 

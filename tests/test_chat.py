@@ -152,3 +152,5 @@ def test_turns_alternate(messages: list[Message], message: str):
 def test_turns_that_are_right():
     for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, PREPARE_AGAIN]):
         check_turns(messages, where="x")
+        with pytest.raises(UserError, match=f"message {len(messages) + 1} is of the {messages[-1].role}"):
+            check_turns([*messages, messages[-1]], where="x")

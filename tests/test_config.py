@@ -78,7 +78,10 @@ def test_check_mesh_names_the_size_that_does_not_divide(model: dict, mesh: MeshC
 
 
 def test_check_mesh_accepts_sizes_that_divide() -> None:
-    replace(CONFIG, model=GPTConfig(embed_dim=64, num_heads=4)).check_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    config = replace(CONFIG, model=GPTConfig(embed_dim=64, num_heads=4))
+    config.check_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with pytest.raises(UserError):
+        config.check_mesh(MeshConfig(data=2, fsdp=2, tensor=3))
 
 
 def test_equal_configs_have_no_changes() -> None:

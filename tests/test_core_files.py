@@ -114,9 +114,13 @@ def test_lock_file_refuses_a_second_holder_until_closed(tmp_path: Path):
 
 
 def test_lock_file_accepts_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object):
+    asked = []
+
+    def fail(file: object, operation: int):
+        asked.append((file, operation))
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fail)
     with (tmp_path / "lock").open("w") as file:
         lock_file(file)
+        assert asked == [(file, fcntl.LOCK_EX | fcntl.LOCK_NB)]

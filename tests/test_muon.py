@@ -221,7 +221,7 @@ def test_sharded_updates_equal_those_of_one_device(mesh_name: str, name: str):
     updates, state = run_steps(name, mesh)
     for got, wanted in zip(updates, run_steps(name)[0], strict=True):
         for axis_names in SHAPES:
-            np.testing.assert_allclose(to_numpy(got)[axis_names], wanted[axis_names][...], atol=1e-5)
+            np.testing.assert_allclose(to_numpy(got)[axis_names], wanted[axis_names][...], rtol=1e-4, atol=1e-5)
     for axis_names in SHAPES:
         spec = mesh.weight_spec("N" + axis_names)
         assert spec is not None

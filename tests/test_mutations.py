@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from mutations.mutations import MUTATIONS  # pyright: ignore[reportMissingImports]
+from mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[1]
 

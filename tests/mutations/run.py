@@ -1,4 +1,4 @@
-"""Apply each change of mutations.py to a copy of the tree, and check that the tests of the changed module fail.
+"""Apply each change of this package to a copy of the tree, and check that the tests of the changed module fail.
 
 python tests/mutations/run.py [--only=SUBSTRING] [--jobs=2] [--seconds=300]
 
@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutations import MUTATIONS, Mutation
+sys.path[0] = str(Path(__file__).parents[1])  # tests/ in place of this directory
+from mutations import MUTATIONS, Mutation  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("configs", "data_pipelines", "gptjax", "tests", "pyproject.toml")
@@ -34,6 +35,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300, help="time limit of the tests of a change")
     options = parser.parse_args()
     chosen = [mutation for mutation in MUTATIONS if options.only in repr(mutation)]
+    if not chosen:
+        parser.error(f"no change contains {options.only!r}")
     with tempfile.TemporaryDirectory() as directory:
         trees = [copy_tree(Path(directory) / str(number)) for number in range(options.jobs)]
         tests = list(dict.fromkeys(test for mutation in chosen for test in mutation.tests))

@@ -1,0 +1,180 @@
+"""Changes of gptjax/model."""
+
+from .mutation import mutate
+
+MODEL = (
+    *mutate(
+        "gptjax/model/attention.py",
+        "test_attention.py",
+        # A token sees the next one.
+        ("return (distance >= 0) if window", "return (distance >= -1) if window"),
+        # A window is one token too wide.
+        ("(distance < window)", "(distance <= window)"),
+        # The same in the flash kernel.
+        ("(options.window - 1, 0)", "(options.window, 0)"),
+        # A token sees earlier documents.
+        ("queries[:, :, None] == keys[:, None, :]", "queries[:, :, None] >= keys[:, None, :]"),
+        # Query head h reads key head h mod J.
+        (
+            "x.reshape(*x.shape[:2], k.shape[2], -1, width)",
+            "x.reshape(*x.shape[:2], -1, k.shape[2], width).swapaxes(2, 3)",
+        ),
+        # Scores of sinks are not scaled.
+        ("[extra * options.scale, scores]", "[extra, scores]"),
+        # Values of sinks are not added.
+        ('"BJRTI,IJK->BTJRK", probabilities[..., :count]', '"BJRTI,IJK->BTJRK", 0 * probabilities[..., :count]'),
+        # Dropout of probabilities loses their mean.
+        ("probabilities / (1.0 - options.dropout), 0.0", "probabilities, 0.0"),
+        # The first queries of a block miss keys within their window.
+        ("options.window + size)", "options.window)"),
+        # Every block of queries drops the same probabilities.
+        ("fold_in(head_keys, first)", "fold_in(head_keys, 0 * first)"),
+    ),
+    *mutate(
+        "gptjax/model/layers.py",
+        "test_layers.py",
+        # RMSNorm divides by the norm, not by the root mean square.
+        ("jax.lax.rsqrt(jnp.square(x32).mean(axis=-1", "jax.lax.rsqrt(jnp.square(x32).sum(axis=-1"),
+        # LayerNorm divides by the root mean square, not by the standard deviation.
+        ("jnp.square(centred).mean", "jnp.square(x32).mean"),
+        # Logits are not divided by the cap.
+        ("cap * jnp.tanh(ratio)", "cap * jnp.tanh(logits)"),
+        # Dropout keeps the share that it should drop.
+        ("bernoulli(key, 1.0 - rate", "bernoulli(key, rate"),
+    ),
+    *mutate(
+        "gptjax/model/positions.py",
+        "test_positions.py",
+        # Rotation in the other direction: trained and imported weights compute something else.
+        ("first * cos - second * sin, first * sin + second", "first * cos + second * sin, -first * sin + second"),
+        # Speeds fall by half of the exponent.
+        ("-jnp.arange(pairs) / pairs", "-jnp.arange(pairs) / self.head_dim"),
+        # Pairs that should stand still turn.
+        ("jnp.zeros(pairs - rotated)", "jnp.ones(pairs - rotated)"),
+    ),
+    *mutate(
+        "gptjax/model/positions.py",
+        "test_generation.py::test_greedy_text_equals_decoding_without_cache",
+        # A token that is read alone gets the embedding of position 0.
+        ("(rows, positions[0], len", "(rows, 0 * positions[0], len"),
+    ),
+    *mutate(
+        "gptjax/model/block.py",
+        "test_model_extras.py::test_option_equals_formula_and_cache_and_is_causal",
+        # Sinks depend on the position of the query.
+        ("else self.sinks(q)", "else self.sinks(config.position_scheme.rotate(q, k, positions)[0])"),
+        # The MLP reads the residual stream without its norm.
+        ("self.mlp(self.mlp_norm(x))", "self.mlp(x)"),
+    ),
+    *mutate(
+        "gptjax/model/block.py",
+        "test_gpt.py::test_dropout_sites_equal_formula",
+        # All layers drop the same channels.
+        ("fold_in_rows(inputs.dropout_keys, layer))", "inputs.dropout_keys)"),
+        # Attention and MLP drop the same channels.
+        ("ATTENTION_OUTPUT, MLP_OUTPUT = 1, 2", "ATTENTION_OUTPUT, MLP_OUTPUT = 1, 1"),
+    ),
+    *mutate(
+        "gptjax/model/extras.py",
+        "test_model_extras.py::test_unet_returns_the_first_half_in_reverse",
+        # The U-Net keeps one skip too many, and the second half reads the wrong ones.
+        ("if layer < self.half else skips", "if layer <= self.half else skips"),
+    ),
+    *mutate(
+        "gptjax/model/extras.py",
+        "test_model_extras.py::test_x0_is_mixed_in_before_every_block",
+        # The residual stream and the embeddings change places.
+        (
+            "self.residual_mix[...].astype(x.dtype) * x + self.x0_mix[...].astype(x.dtype) * x0",
+            "self.residual_mix[...].astype(x.dtype) * x0 + self.x0_mix[...].astype(x.dtype) * x",
+        ),
+    ),
+    *mutate(
+        "gptjax/model/gpt.py",
+        "test_model_extras.py::test_option_equals_formula_and_cache_and_is_causal",
+        # A layer mixes in the values of the layer before, not of the first.
+        ("self.config.value_residual and first_values is None", "self.config.value_residual"),
+    ),
+    *mutate(
+        "gptjax/model/gpt.py",
+        "test_model_extras.py::test_norms_positions_activations_and_heads_equal_formula",
+        # An untied head is reshaped, not transposed.
+        ("self.head[...].T", "self.head[...].reshape(self.tokens.shape)"),
+        # Embeddings are not normalised.
+        ("if config.embedding_norm else x", "if False else x"),
+    ),
+    *mutate(
+        "gptjax/model/config.py",
+        "test_model_config.py",
+        # The pattern of windows begins with its second letter.
+        ("self.window_pattern[layer %", "self.window_pattern[(layer + 1) %"),
+        # Scores are divided by √D, not by √K.
+        ("1.0 / math.sqrt(self.head_dim)", "1.0 / math.sqrt(self.embed_dim)"),
+        # FLOPs count one key too few for each query of a window.
+        ("window * (window - 1) / (2", "window * (window + 1) / (2"),
+    ),
+    *mutate(
+        "gptjax/model/config.py",
+        "test_gpt.py::test_initial_weights_have_the_spread_of_gpt2",
+        # Each layer adds one matrix to the residual stream, not two.
+        ("math.sqrt(2 * self.num_layers)", "math.sqrt(self.num_layers)"),
+    ),
+    *mutate(
+        "gptjax/model/loss.py",
+        "test_loss.py",
+        # A column that pads the vocabulary takes part.
+        ("column < options.vocab_size", "column <= options.vocab_size"),
+        # z-loss drives the partition away from 1.
+        ("scored * (1.0 + 2.0 * options.z_loss", "scored * (1.0 - 2.0 * options.z_loss"),
+        # Tokens that are not scored add to the gradient.
+        ("weight = scored if", "weight = jnp.ones_like(scored) if"),
+        # Tokens that are not scored add to the loss.
+        ("nats = (log_partition - label) * scored", "nats = log_partition - label"),
+        # Tokens that are not scored are counted.
+        ("targets), jnp.sum(targets != IGNORE_INDEX)", "targets), jnp.int32(targets.size)"),
+        # The last chunk is filled with a token that is scored.
+        ("constant_values=IGNORE_INDEX", "constant_values=0"),
+        # The gradient of the head misses the softcap.
+        ("softcap_vjp(d_logits)[0]", "d_logits"),
+    ),
+    *mutate(
+        "gptjax/model/generation.py",
+        "test_generation.py::test_filters_equal_plain_numpy "
+        "test_generation.py::test_filters_break_ties_towards_the_lower_id",
+        # top-p keeps a token more where the probabilities reach p exactly.
+        ("before < top_p", "before <= top_p"),
+        # top-p keeps only what sums to less than p.
+        ("axis=-1) - probabilities", "axis=-1)"),
+        # top-k keeps a token more.
+        ("min(top_k, logits.shape[-1])", "min(top_k + 1, logits.shape[-1])"),
+    ),
+    *mutate(
+        "gptjax/model/generation.py",
+        "test_generation.py::test_samples_follow_the_probabilities_of_the_model "
+        "test_generation.py::test_row_depends_neither_on_other_rows_nor_on_the_length",
+        # A high temperature sharpens the distribution.
+        ("logits / request.temperature", "logits * request.temperature"),
+        # All rows draw alike.
+        ("jnp.arange(len(logits))", "0 * jnp.arange(len(logits))"),
+    ),
+    *mutate(
+        "gptjax/model/generation.py",
+        "test_generation.py::test_seed_decides_the_text",
+        # All positions draw with one key.
+        ("(row_keys, position)", "(row_keys, 0 * position)"),
+    ),
+    *mutate(
+        "gptjax/model/kv_cache.py",
+        "test_kv_cache.py",
+        # A token sees a slot that was never written.
+        ("mask = age <= positions", "mask = age <= 1 + positions"),
+        # A window in the cache is one token too wide.
+        ("(age < window)", "(age <= window)"),
+    ),
+    *mutate(
+        "gptjax/model/kv_cache.py",
+        "test_model_extras.py::test_text_beyond_the_context_sees_one_context_length",
+        # Past its end the cache replaces the newest token, not the oldest.
+        ("positions[0] % size", "jnp.minimum(positions[0], size - 1)"),
+    ),
+)

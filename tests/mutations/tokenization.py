@@ -1,0 +1,36 @@
+"""Changes of gptjax/tokenization and gptjax/huggingface."""
+
+from .mutation import mutate
+
+TOKENIZATION = (
+    *mutate(
+        "gptjax/tokenization/chat.py",
+        "test_chat.py",
+        # The first answer of a completion is not scored.
+        ("number >= scored_from", "number > scored_from"),
+        # The end of an answer is not learned.
+        ("yield self._end, scored", "yield self._end, False"),
+        # The header of an answer is learned.
+        ("yield self._headers[message.role], False", "yield self._headers[message.role], scored"),
+    ),
+    *mutate(
+        "gptjax/tokenization/tokenizer.py",
+        "test_tokenizer.py test_bpe_trainer.py",
+        # Special tokens leave an id free.
+        ("self.vocab_size + i for i", "self.vocab_size + 1 + i for i"),
+        # Tokenizers with other special tokens are taken for the same.
+        ("table, sorted(self.specials.items())]", "table]"),
+        # Text can contain special tokens.
+        ("disallowed_special=())", 'allowed_special="all")'),
+    ),
+    *mutate(
+        "gptjax/huggingface/gpt2_mapping.py",
+        "test_huggingface_gpt2.py",
+        # Heads and q, k, v change places.
+        ('"D CHK"', '"D HCK"'),
+        # Channels and heads change places.
+        ('"HK D"', '"KH D"'),
+        # An untied head is not transposed.
+        ('"head", "V D"', '"head", "D V"'),
+    ),
+)

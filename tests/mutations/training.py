@@ -1,0 +1,98 @@
+"""Changes of gptjax/training."""
+
+from .mutation import mutate
+
+TRAINING = (
+    *mutate(
+        "gptjax/training/checkpoint_format.py",
+        "test_checkpoint.py::test_best_has_the_lowest_finite_loss",
+        # The worst checkpoint is kept as the best.
+        ("return min(losses, key", "return max(losses, key"),
+        # Of equal losses the last is the best.
+        ("(losses[step], step), default", "(losses[step], -step), default"),
+    ),
+    *mutate(
+        "gptjax/training/checkpoint_format.py",
+        "test_checkpoint_format.py::test_find_step_lists_the_steps_that_exist",
+        # `latest` is the first step.
+        ("return steps[-1]", "return steps[0]"),
+    ),
+    *mutate(
+        "gptjax/training/checkpoint.py",
+        "test_checkpoint.py::test_prune_keeps_the_newest_and_the_best",
+        # One checkpoint too many is kept.
+        ("steps[-config.keep :]", "steps[-config.keep - 1 :]"),
+        # The best is kept where it should not be.
+        ("if config.keep_best else []", "if not config.keep_best else []"),
+    ),
+    *mutate(
+        "gptjax/training/checkpoint.py",
+        "test_checkpoint.py::test_config_decides_when_to_save",
+        # The last step is not saved.
+        ("return step == steps or (self.every", "return (self.every"),
+    ),
+    *mutate(
+        "gptjax/training/nonfinite.py",
+        "test_nonfinite.py",
+        # The run ends one skipped update late.
+        ('["consecutive_skips"]) < self._limit', '["consecutive_skips"]) <= self._limit'),
+        # Weights that may be bad are saved.
+        ("step == self._steps or int(state.consecutive_skips) == 0", "True"),
+    ),
+    *mutate(
+        "gptjax/training/step.py",
+        "test_step.py",
+        # An update is applied though it is not finite.
+        ("& jnp.isfinite(optax.tree.norm(updates))", ""),
+        # The moments of a skipped update stay.
+        ("optimizer=select(moments, state.optimizer)", "optimizer=moments"),
+        # Skipped updates are counted through the run.
+        ("jnp.where(finite, 0, state", "jnp.where(finite, state.consecutive_skips, state"),
+        # All steps drop the same channels.
+        ("jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)"),
+        # Micro-batches drop the same channels.
+        ("jnp.arange(groups * rows))", "jnp.arange(groups * rows) % rows)"),
+    ),
+    *mutate(
+        "gptjax/training/step.py",
+        "invariants/test_layout.py::test_scored_tokens_weigh_the_same_in_every_micro_batch",
+        # The loss is divided by all tokens, scored or not.
+        ('scored = jnp.sum(batch["targets"] != IGNORE_INDEX)', 'scored = jnp.int32(batch["targets"].size)'),
+    ),
+    *mutate(
+        "gptjax/training/step.py",
+        "test_stages.py::test_lr_scale_at_is_that_of_the_last_phase",
+        # The learning rate of a stage begins a step late.
+        ("step >= first_step", "step > first_step"),
+    ),
+    *mutate(
+        "gptjax/training/step.py",
+        "test_stages.py::test_lr_scale_scales_learning_rates_and_decay",
+        # The learning rate of a stage is logged and not applied.
+        ("lambda update: factor * update", "lambda update: update"),
+    ),
+    *mutate(
+        "gptjax/training/stages.py",
+        "test_stages.py::test_lr_scale_scales_learning_rates_and_decay",
+        # The learning rate of a stage is lost.
+        ("replace(model, **windows), stage.lr_scale)", "replace(model, **windows))"),
+    ),
+    *mutate(
+        "gptjax/training/evaluators.py",
+        "test_evaluators.py",
+        # The loss mask is that of the inputs.
+        ("mask[1 : 1 + self.predicted]", "mask[: self.predicted]"),
+        # Bits are nats times ln 2.
+        ("nats / math.log(2) / text_bytes}", "nats * math.log(2) / text_bytes}"),
+        # Bytes are those of the inputs.
+        ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
+        # The last weights are not evaluated.
+        ("return step % self.every == 0 or step == steps", "return step % self.every == 0"),
+    ),
+    *mutate(
+        "gptjax/training/bigram.py",
+        "test_bigram.py",
+        # Probabilities do not sum to 1 after the last token of the text.
+        ("(counts.followed[tokens[:-1]] + constant)", "(counts.unigrams[tokens[:-1]] + constant)"),
+    ),
+)
