@@ -142,6 +142,7 @@ class SequenceAttention:
         return y, cache
 
 
+@jax.named_scope("attention")
 def attend(
     inputs: AttentionInputs,
     options: AttentionOptions,

@@ -1,5 +1,6 @@
 """The base class of all parts of the model."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -15,6 +16,7 @@ class Module(nnx.Module):
     config: GPTConfig
     mesh: MeshConfig
 
+    @jax.named_scope("linear")
     def linear(self, axis_names: str, x: Array, w: nnx.Param[Array], bias: nnx.Param[Array] | None = None) -> Array:
         """`project` with a weight in the model's dtype, plus a bias. The bias has the output's axes besides B and T."""
         dtype, mesh = self.config.compute.dtype, self.mesh
