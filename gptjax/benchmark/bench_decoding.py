@@ -13,7 +13,8 @@ from gptjax.benchmark.bench_training import Report
 from gptjax.benchmark.hardware import READ, read_contestant
 from gptjax.benchmark.options import BenchOptions
 from gptjax.benchmark.peers.matching import Peer, check_comparable, make_decoding_work, open_peer, parse_peers
-from gptjax.benchmark.results import Comparison, Environment, Measured, Result
+from gptjax.benchmark.peers.work import TorchPeer
+from gptjax.benchmark.results import Comparison, Environment, Measured, Result, note_load
 from gptjax.benchmark.timing import FunctionContestant, Spread, compare_rounds, run_in_turn
 from gptjax.benchmark.training import OURS, prepare
 from gptjax.config import TrainConfig
@@ -39,12 +40,13 @@ def benchmark_decoding(
     Raises:
         UserError: the tokens do not fit the context, a peer is not comparable, or a package is missing.
     """
+    notes = note_load()
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     if config.model.vocab_size is None:
         config, _ = prepare(config, modules, random_data=options.random_data)
     mesh = config.mesh.resolve(jax.device_count())
     new_tokens = resolve_new_tokens(config.model, options)
-    notes = [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=True)]
+    notes += [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=True)]
     if jax.default_backend() == "cpu" and count_read_bytes(config.model, rows=0, length=0) < CACHED_BYTES:
         notes.append("the weights may fit a cache of the CPU, so a share of the memory bandwidth may exceed 1")
     with mesh.activate():
@@ -84,10 +86,11 @@ def compare_generation(
     rng = np.random.default_rng(config.seed)
     prompt = rng.integers(0, model.config.resolved_vocab_size, (rows, options.prompt_tokens))
     ours = FunctionContestant(OURS, lambda: generate(model, prompt, max_new_tokens=new_tokens, temperature=0.0))
-    read, read_bytes = read_contestant(jax.devices()[0])
+    read, read_bytes = read_contestant(model.mesh)
     with contextlib.ExitStack() as stack:
         others = []
         for peer in peers:
+            assert isinstance(peer, TorchPeer)
             work = make_decoding_work(config, rows=rows, prompt_tokens=options.prompt_tokens, new_tokens=new_tokens)
             others.append(open_peer(peer, work))
             stack.callback(others[-1].close)
@@ -95,7 +98,7 @@ def compare_generation(
             contestant.run(options.warmup)
         times = run_in_turn([read, ours, *others], rounds=options.rounds, seconds=options.round_seconds)
         needed = new_tokens * count_read_bytes(config.model, rows=rows, length=options.prompt_tokens + new_tokens // 2)
-        share = needed / (read_bytes * model.mesh.num_devices)
+        share = needed / read_bytes
         measured = [
             measure_one(one, times, rows=rows, tokens=rows * new_tokens, share=share) for one in (ours, *others)
         ]

@@ -10,13 +10,21 @@ import jax
 from gptjax.benchmark.breakdown import Breakdown, profile_step
 from gptjax.benchmark.hardware import PRODUCT, matmul_contestant
 from gptjax.benchmark.options import BenchOptions
-from gptjax.benchmark.peers.matching import Peer, check_comparable, make_training_work, open_peer, parse_peers
+from gptjax.benchmark.peers.matching import (
+    ConfigPeer,
+    Peer,
+    check_comparable,
+    make_training_work,
+    open_peer,
+    parse_peers,
+)
 from gptjax.benchmark.peers.torch_client import OutOfMemory
-from gptjax.benchmark.results import Comparison, Environment, Measured, OwnStep, Result, Utilization
+from gptjax.benchmark.results import Comparison, Environment, Measured, OwnStep, Result, Utilization, note_load
 from gptjax.benchmark.timing import Spread, compare_rounds, run_in_turn
 from gptjax.benchmark.training import (
     LOOP,
     OURS,
+    CompileTimes,
     LoopContestant,
     Memory,
     StepContestant,
@@ -60,11 +68,12 @@ def benchmark_training(
     Raises:
         UserError: the data is missing, a peer is not comparable with the config, or a package is missing.
     """
+    notes = note_load()
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     config, tokenizer = prepare(config, modules, random_data=options.random_data)
     mesh = config.mesh.resolve(jax.device_count())
     config.check_mesh(mesh)
-    notes = [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=False)]
+    notes += [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=False)]
     if config.stages:
         notes.append("only the first phase of the stages is measured")
     setting = Setting(config, mesh, tokenizer, options, report)
@@ -90,18 +99,16 @@ def measure_config(setting: Setting, peers: Sequence[Peer]) -> tuple[OwnStep, Co
     config, options = setting.config, setting.options
     setting.report("compiling the step twice: with an empty cache, and with a filled one")
     with contextlib.ExitStack() as stack:
-        step = open_ours(setting, config, stack)
+        step = open_ours(setting, config, stack, times_compilation=True)
         loop = stack.enter_context(open_loop(step.training))
-        product, product_flops = matmul_contestant(
-            jax.devices()[: setting.mesh.num_devices], config.model.compute.dtype
-        )
+        product, product_flops = matmul_contestant(setting.mesh, config.model.compute.dtype)
         others = [open_peer_and_warm_up(setting, peer, config, stack) for peer in peers]
         for contestant in (product, loop):
             contestant.run(options.warmup)
         setting.report(f"{options.rounds} rounds of about {options.round_seconds:g} s each")
         times = run_in_turn([product, step, loop, *others], rounds=options.rounds, seconds=options.round_seconds)
         own = describe_own(step.training, loop, times, product_flops=product_flops)
-        comparison = compare("all at the config's batch size", times, config, peers=others)
+        comparison = compare("all at the config's batch size", times, [step, *others])
         breakdown = None
         if options.profile:
             setting.report(f"profiling {options.profile_steps} steps")
@@ -109,18 +116,32 @@ def measure_config(setting: Setting, peers: Sequence[Peer]) -> tuple[OwnStep, Co
     return own, comparison, breakdown
 
 
-def open_ours(setting: Setting, config: TrainConfig, stack: contextlib.ExitStack) -> StepContestant:
+def open_ours(
+    setting: Setting,
+    config: TrainConfig,
+    stack: contextlib.ExitStack,
+    *,
+    name: str = OURS,
+    times_compilation: bool = False,
+) -> StepContestant:
     """Our step, after its first runs. The stack closes it."""
-    training = TrainingRun(config, setting.mesh, tokenizer=setting.tokenizer)
+    training = TrainingRun(config, setting.mesh, tokenizer=setting.tokenizer, times_compilation=times_compilation)
     stack.callback(training.close)
-    step = StepContestant(training)
+    step = StepContestant(training, name=name)
     step.run(setting.options.warmup)
     return step
 
 
 def open_peer_and_warm_up(setting: Setting, peer: Peer, config: TrainConfig, stack: contextlib.ExitStack) -> Any:
-    """A peer, after its first steps. The stack closes it."""
+    """A peer, after its first steps. The stack closes it. Another config keeps all but the batch that is tried."""
     setting.report(f"starting {peer.name}")
+    if isinstance(peer, ConfigPeer):
+        other = peer.config
+        if config is not setting.config:
+            other = replace(other, batch_size=config.batch_size, grad_accum=config.grad_accum, stages=())
+        other, tokenizer = prepare(other, random_data=setting.options.random_data)
+        other.check_mesh(setting.mesh)
+        return open_ours(replace(setting, tokenizer=tokenizer), other, stack, name=peer.name)
     contestant = open_peer(peer, make_training_work(config))
     stack.callback(contestant.close)
     contestant.run(setting.options.warmup)
@@ -147,28 +168,27 @@ def describe_own(training: TrainingRun, loop: LoopContestant, times: Times, *, p
         product_dtype=model.compute.dtype,
         memory=Memory.of(training.program),
         peak_bytes=get_peak_memory(),
-        compile=training.compile_times,
+        compile=training.compile_times or CompileTimes(0.0, 0.0),
         attention_kernel=select_kernel(model),
         why_not_flash=why_not_flash(model) if model.compute.attention_impl == "auto" else None,
     )
 
 
-def compare(title: str, times: Times, config: TrainConfig, *, peers: Sequence[Any]) -> Comparison:
-    """The contestants' speeds. We ran `config`; each peer knows its own work."""
-    batch, tokens = config.phases[0].batch, config.phases[0].tokens
-    step = Spread.of(times[OURS])
-    measured = [Measured(OURS, batch.size, tokens, step, tokens / step.median)]
-    for peer in peers:
-        seconds, work = Spread.of(times[peer.name]), peer.work
+def compare(title: str, times: Times, contestants: Sequence[Any]) -> Comparison:
+    """The speeds of contestants that ran in turn. The first is ours."""
+    ours, measured = contestants[0], []
+    for one in contestants:
+        seconds = Spread.of(times[one.name])
+        ratio = compare_rounds(times, ours.name, to=one.name, work=ours.tokens / one.tokens)
         measured.append(
             Measured(
-                peer.name,
-                rows=work.rows * work.grad_accum,
-                tokens=work.tokens,
+                one.name,
+                rows=one.rows,
+                tokens=one.tokens,
                 seconds=seconds,
-                tokens_per_second=work.tokens / seconds.median,
-                ours_over_theirs=compare_rounds(times, OURS, to=peer.name, work=tokens / work.tokens),
-                about=getattr(peer, "software", None),
+                tokens_per_second=one.tokens / seconds.median,
+                ours_over_theirs=None if one is ours else ratio,
+                about=getattr(one, "software", None),
             )
         )
     return Comparison(title, tuple(measured))
@@ -192,7 +212,7 @@ def compare_best_batches(setting: Setting, peers: Sequence[Peer]) -> Comparison:
         step = open_ours(setting, best[OURS], stack)
         others = [open_peer_and_warm_up(setting, peer, best[peer.name], stack) for peer in peers]
         times = run_in_turn([step, *others], rounds=options.rounds, seconds=options.round_seconds)
-        comparison = compare("each at its best batch size", times, best[OURS], peers=others)
+        comparison = compare("each at its best batch size", times, [step, *others])
     as_text = {name: {str(size): rate for size, rate in rates.items()} for name, rates in tried.items()}
     return replace(comparison, tried=as_text)
 
@@ -209,7 +229,7 @@ def try_batch(setting: Setting, open_one: Callable[[contextlib.ExitStack], Any])
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return None
-        return contestant.work.tokens / Spread.of(times[contestant.name]).median
+        return contestant.tokens / Spread.of(times[contestant.name]).median
 
 
 def choose_best(name: str, rates: Mapping[int, float | None]) -> int:

@@ -36,6 +36,7 @@ SCOPES: dict[str, Category] = {
     "loss": "head + loss",
     "embed": "embedding",
     "norm": "elementwise, norms",
+    "dropout": "elementwise, norms",
     "layer": "elementwise, norms",
     "optimizer": "optimizer",
     "accumulate": "gradient sums",

@@ -13,8 +13,8 @@ class BenchOptions:
     """What is measured, for how long, and where the results go."""
 
     peer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Also run another implementation in turn with ours: `nanogpt:DIR`, `transformers` or `flax`. May be given several
-    times."""
+    """Also run another implementation in turn with ours: `nanogpt:DIR`, `transformers` or `flax`; or another config,
+    `config:FILE`. May be given several times."""
     torch_mode: Literal["both", "eager", "compile"] = "both"
     """Run peers in torch eagerly, with torch.compile, or both."""
     best_batch: str | None = None

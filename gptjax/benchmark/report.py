@@ -109,8 +109,7 @@ def format_breakdown(breakdown: Breakdown) -> str:
     totals = [sum(value for key, value in sums.items() if key[1] == direction) for direction in directions]
     rows.append(("all", *(f"{value:.2f}" for value in totals), f"{breakdown.total:.2f}", "100.0%"))
     operations = [
-        (one.name, one.kernel if one.kernel != one.name else "", one.category, one.direction, f"{one.milliseconds:.3f}")
-        for one in breakdown.operations
+        (one.kernel, one.name, one.category, one.direction, f"{one.milliseconds:.3f}") for one in breakdown.operations
     ]
     return "\n".join(
         [
@@ -121,7 +120,7 @@ def format_breakdown(breakdown: Breakdown) -> str:
             "",
             "The largest operations:",
             "",
-            format_table(("operation", "kernel", "part", "pass", "ms"), operations),
+            format_table(("kernel", "operation", "part", "pass", "ms"), operations),
         ]
     )
 

@@ -48,6 +48,12 @@ class Environment:
         )
 
 
+def note_load() -> list[str]:
+    """A note if other work keeps the cores busy. Call it before the benchmark adds its own."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return [f"other work ran on this machine: load {load:.1f} on {cores} cores"] if load > 0.25 * cores else []
+
+
 @dataclass(frozen=True)
 class Utilization:
     """Model FLOPs utilization: `GPTConfig.flops_per_token` over time, as a share."""

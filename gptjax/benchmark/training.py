@@ -90,12 +90,22 @@ class RandomRows(RowReader):
 class TrainingRun:
     """A run of a config that is only timed. It keeps nothing: its directory is temporary."""
 
-    def __init__(self, config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None) -> None:
-        """Draw a state, open the data and compile the step, under `mesh.activate()`."""
+    def __init__(
+        self, config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None, times_compilation: bool = False
+    ) -> None:
+        """Draw a state, open the data and compile the step, under `mesh.activate()`.
+
+        With `times_compilation` nothing in the program is from a compilation cache, so its metadata has this code's
+        scopes.
+        """
         self.config, self.mesh = config, mesh
         self.batches: BatchLoader = startup.open_loader(config, mesh, tokenizer=tokenizer)
         self.state: TrainState = startup.create_state(config, mesh)
-        self.program, self.compile_times = compile_cold_and_cached(config, mesh, self.state, self.batches)
+        self.compile_times: CompileTimes | None = None
+        if times_compilation:
+            self.program, self.compile_times = compile_cold_and_cached(config, mesh, self.state, self.batches)
+        else:
+            self.program = startup.compile_step(config, mesh, self.state, self.batches)
         self.iterator = self.batches.iterate_from(0)
         self.resident: list[Batch] = [next(self.iterator) for _ in range(NUM_BATCHES)]
         self.steps_run = 0
@@ -108,10 +118,10 @@ class TrainingRun:
 class StepContestant:
     """The compiled step alone. Its batches are on the devices already."""
 
-    name = OURS
-
-    def __init__(self, training: TrainingRun) -> None:
-        self.training, self.work = training, training.config.phases[0]
+    def __init__(self, training: TrainingRun, *, name: str = OURS) -> None:
+        phase = training.config.phases[0]
+        self.training, self.name = training, name
+        self.rows, self.tokens = phase.batch.size, phase.tokens
 
     def run(self, count: int) -> float:
         training = self.training
@@ -182,7 +192,7 @@ def compile_cold_and_cached(
 ) -> tuple[jax.stages.Compiled, CompileTimes]:
     """Compile the step with an empty compilation cache, then with the cache that this has filled.
 
-    The first program is returned: nothing in it is from a cache, so its metadata has this code's scopes.
+    The first program is returned.
     """
     times, programs = [], []
     with tempfile.TemporaryDirectory() as scratch, use_compilation_cache(Path(scratch)):

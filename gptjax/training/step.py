@@ -112,6 +112,7 @@ def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar
     return factor
 
 
+@jax.named_scope("dropout")
 def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig) -> jax.Array:
     """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
     groups, rows, _ = batch["tokens"].shape

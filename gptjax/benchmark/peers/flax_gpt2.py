@@ -100,7 +100,7 @@ class FlaxTraining:
     name = "flax"
 
     def __init__(self, work: TrainingWork) -> None:
-        self.work = work
+        self.rows, self.tokens = work.sequences, work.tokens
         self.model = GPT2(work.model, nnx.Rngs(work.seed))
         self.model.train()
         optimizer = make_optimizer(work.optimizer, grad_accum=work.grad_accum)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from gptjax.benchmark.peers.torch_client import TorchContestant
 from gptjax.benchmark.peers.work import AdamWSettings, DecodingWork, PeerModel, TorchPeer, TrainingWork, Work
-from gptjax.config import TrainConfig
+from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW
@@ -30,16 +30,31 @@ class FlaxPeer:
     name: str = "flax"
 
 
-Peer = TorchPeer | FlaxPeer
+@dataclass(frozen=True)
+class ConfigPeer:
+    """Another config of gptjax, in this process, as its file has it."""
+
+    config: TrainConfig
+    library: Literal["config"] = "config"
+
+    @property
+    def name(self) -> str:
+        return f"config {self.config.name}"
+
+
+Peer = TorchPeer | FlaxPeer | ConfigPeer
 
 
 def parse_peers(spec: str, mode: TorchMode) -> list[Peer]:
-    """The peers of one `--peer`: `flax`, or a library of torch's eagerly, compiled or both."""
+    """The peers of one `--peer`: `flax`, another config, or a library in torch eagerly, compiled or both."""
     library, _, directory = spec.partition(":")
-    if library not in ("nanogpt", "transformers", "flax") or (directory and library != "nanogpt"):
-        raise UserError(f"--peer={spec} is not known. Give nanogpt:DIR, transformers or flax.")
+    takes_path = library in ("nanogpt", "config")
+    if library not in ("nanogpt", "transformers", "flax", "config") or (directory and not takes_path):
+        raise UserError(f"--peer={spec} is not known. Give nanogpt:DIR, transformers, flax or config:FILE.")
     if library == "flax":
         return [FlaxPeer()]
+    if library == "config":
+        return [ConfigPeer(load_config(directory))]
     modes = [compiled for compiled in (False, True) if mode in ("both", "compile" if compiled else "eager")]
     if library == "transformers":
         return [TorchPeer("transformers", compiled) for compiled in modes]
@@ -53,6 +68,10 @@ def parse_peers(spec: str, mode: TorchMode) -> list[Peer]:
 def check_comparable(peer: Peer, config: TrainConfig, *, mesh: MeshConfig, decode: bool) -> list[str]:
     """Notes on what differs between the peer and the config. Raises `UserError` where the two are not comparable."""
     model, notes = config.model, []
+    if isinstance(peer, ConfigPeer):
+        if decode:
+            raise UserError("--peer=config:FILE compares training steps. Leave it or --decode out.")
+        return notes
     lacking = [f.name for f in fields(model) if f.name not in PEER_FIELDS and getattr(model, f.name) != f.default]
     lacking += ["activation"] if model.activation not in ACTIVATIONS else []
     if lacking:
@@ -126,8 +145,8 @@ def make_decoding_work(config: TrainConfig, *, rows: int, prompt_tokens: int, ne
     return DecodingWork(model, rows=rows, prompt_tokens=prompt_tokens, new_tokens=new_tokens, seed=config.seed)
 
 
-def open_peer(peer: Peer, work: Work) -> Any:
-    """A peer as a contestant, which the caller closes.
+def open_peer(peer: TorchPeer | FlaxPeer, work: Work) -> Any:
+    """A peer other than a config as a contestant, which the caller closes.
 
     Raises:
         UserError: a package is missing, or the peer failed.

@@ -29,7 +29,8 @@ class TorchContestant:
             UserError: torch or transformers is missing, or the peer failed.
             OutOfMemory: the work does not fit.
         """
-        self.name, self.work = peer.name, work
+        self.name = peer.name
+        self.rows, self.tokens = work.sequences, work.tokens
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (close ends it)
         self._process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, bufsize=1

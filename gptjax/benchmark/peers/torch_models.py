@@ -12,14 +12,30 @@ import torch
 from gptjax.benchmark.peers.work import DecodingWork, PeerModel, TorchPeer, TrainingWork
 
 NUM_BATCHES = 4
+TRIALS = 2
+"""Times that each number of threads is tried."""
 HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def use_all_cores() -> None:
-    """As many threads as JAX uses. torch by itself takes one for each physical core."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+def choose_threads(run_once: Callable[[], Any]) -> None:
+    """On a CPU, the number of threads with which `run_once` is fastest: all cores, half of them, or one.
+
+    torch's threads wait for the slowest, so on a machine with other work all cores may be slower than one.
+    OMP_NUM_THREADS decides, if it is set.
+    """
+    if DEVICE != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0))
+    counts = sorted({1, max(1, cores // 2), cores})
+    seconds = dict.fromkeys(counts, float("inf"))
+    for _ in range(1 + TRIALS):  # the first is warm-up, too
+        for count in counts:
+            torch.set_num_threads(count)
+            began_at = time.perf_counter()
+            run_once()
+            seconds[count] = min(seconds[count], time.perf_counter() - began_at)
+    torch.set_num_threads(min(counts, key=lambda count: seconds[count]))
 
 
 def describe() -> dict[str, Any]:
@@ -85,10 +101,12 @@ class TorchTraining:
             model = make_transformers(work.model, training=True)
         self.parameters = list(model.to(DEVICE).train().parameters())
         self.optimizer = self._make_optimizer(model)
-        self.model = torch.compile(model) if peer.compiled else model
         shape = (NUM_BATCHES, work.grad_accum, work.rows, work.model.context_length + 1)
         tokens = torch.randint(0, work.model.vocab_size, shape, device=DEVICE)
         self.inputs, self.targets = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
+        self.model = model
+        choose_threads(lambda: self.run(1))
+        self.model = torch.compile(model) if peer.compiled else model  # threads are part of compiled code
 
     def _make_optimizer(self, model: Any) -> torch.optim.Optimizer:
         settings = self.work.optimizer
@@ -103,11 +121,11 @@ class TorchTraining:
 
     def run(self, count: int) -> dict[str, float]:
         """Run steps and wait for them."""
-        began_at, loss = time.perf_counter(), 0.0
+        began_at, loss = time.perf_counter(), torch.zeros(())
         for index in range(count):
             loss = self.step(index % NUM_BATCHES)
-        loss = float(loss)  # waits
-        return {"seconds": time.perf_counter() - began_at, "loss": loss}
+        value = float(loss.detach())  # waits
+        return {"seconds": time.perf_counter() - began_at, "loss": value}
 
     def step(self, index: int) -> Any:
         accum, clip_norm = self.work.grad_accum, self.work.optimizer.clip_norm
@@ -139,10 +157,11 @@ class TorchDecoding:
         dtype = getattr(torch, work.model.dtype)
         self.model = make_transformers(work.model, training=False).to(DEVICE, dtype).eval()
         self.settings: dict[str, Any] = {}
+        self.prompt = torch.randint(0, work.model.vocab_size, (work.rows, work.prompt_tokens), device=DEVICE)
+        choose_threads(self.generate)
         if peer.compiled:  # generate compiles by itself on GPUs only
             self.model.forward = torch.compile(self.model.forward)
             self.settings["cache_implementation"] = "static"
-        self.prompt = torch.randint(0, work.model.vocab_size, (work.rows, work.prompt_tokens), device=DEVICE)
 
     def run(self, count: int) -> dict[str, float]:
         """Continue the prompts so many times. Both ends are fixed, so every run does the same work."""

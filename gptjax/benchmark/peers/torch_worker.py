@@ -33,7 +33,6 @@ def serve(lines: TextIO, answers: TextIO) -> None:
 def open_peer(request: dict[str, Any]) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
     from gptjax.benchmark.peers import torch_models  # imports torch
 
-    torch_models.use_all_cores()
     run = torch_models.open_work(TorchPeer(**request["peer"]), work_from_json(request["work"]))
     return run, torch_models.describe()
 

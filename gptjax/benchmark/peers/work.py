@@ -47,9 +47,14 @@ class TrainingWork:
     seed: int = 0
 
     @property
+    def sequences(self) -> int:
+        """Sequences of a step."""
+        return self.rows * self.grad_accum
+
+    @property
     def tokens(self) -> int:
         """Tokens of a step."""
-        return self.rows * self.grad_accum * self.model.context_length
+        return self.sequences * self.model.context_length
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,16 @@ class DecodingWork:
     prompt_tokens: int
     new_tokens: int
     seed: int = 0
+
+    @property
+    def sequences(self) -> int:
+        """Texts at a time."""
+        return self.rows
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of all texts."""
+        return self.rows * self.new_tokens
 
 
 @dataclass(frozen=True)
