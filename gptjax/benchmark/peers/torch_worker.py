@@ -8,14 +8,14 @@ answer describes the software. Each further line holds `count`, and the answer `
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from gptjax.benchmark.peers.work import TorchPeer, work_from_json
 
 
-def serve(lines: TextIO, answers: TextIO) -> None:
-    """Answer each line until there is none."""
+def serve(lines: Iterable[str], write: Callable[[str], object]) -> None:
+    """Answer each line by one call of `write`, until there is none."""
     run: Callable[[int], dict[str, float]] | None = None
     for line in lines:
         request = json.loads(line)
@@ -26,8 +26,7 @@ def serve(lines: TextIO, answers: TextIO) -> None:
                 answer = run(request["count"])
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "kind": classify(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        write(json.dumps(answer))
 
 
 def open_peer(request: dict[str, Any]) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
@@ -48,7 +47,7 @@ def main() -> None:
     # What a peer prints must not come between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, answers)
+    serve(sys.stdin, lambda line: print(line, file=answers, flush=True))
 
 
 if __name__ == "__main__":
