@@ -1,5 +1,6 @@
 """Command lines of the entry points, parsed by tyro: every field of a config is a flag."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,20 @@ def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
 def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> T:
     """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts."""
     return tyro.cli(options_type, prog=prog, args=list(argv), config=_TYRO)
+
+
+def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """Read an entry point's own options, and return the words that are not among them, for `parse_config`.
+
+    With `--help` it prints these options, and `--help` is among the words that are left.
+    """
+    asks_help = {"-h", "--help"} & set(argv)
+    if asks_help:
+        with contextlib.suppress(SystemExit):
+            tyro.cli(options_type, prog=prog, args=["--help"], config=_TYRO)
+    known = [word for word in argv if word not in ("-h", "--help")]
+    options, rest = tyro.cli(options_type, prog=prog, args=known, config=_TYRO, return_unknown_args=True)
+    return options, [*rest, *asks_help]
 
 
 def _take_flags(argv: Sequence[str], *flags: str) -> tuple[tuple[list[str], ...], list[str]]:

@@ -150,6 +150,7 @@ class SequenceAttention:
         return y, cache
 
 
+@jax.named_scope("attention")
 def attend(
     inputs: AttentionInputs,
     options: AttentionOptions,

@@ -54,6 +54,7 @@ class Norm(Module):
         self.bias = constant_param(0.0, "D", (config.embed_dim,), mesh=mesh) if has_bias else None
         self.config, self.mesh = config, mesh
 
+    @jax.named_scope("norm")
     def __call__(self, x: BTD) -> BTD:
         scale, bias = (None if p is None else gather(p, self.mesh) for p in (self.scale, self.bias))
         if self.config.norm == "rms":

@@ -107,6 +107,7 @@ class GPT(Module):
         x, _ = self.run_layers(LayerInputs(tokens, positions, x, dropout_keys), attend)
         return self.norm(x)
 
+    @jax.named_scope("embed")
     def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
         """Token embeddings with positions. Positions of shape (T,) are consecutive."""
         config, mesh = self.config, self.mesh
@@ -129,6 +130,7 @@ class GPT(Module):
                 state = run_layer(block, layer, state)
         return state.x, state.cache
 
+    @jax.named_scope("layer")
     def run_layer(
         self, inputs: LayerInputs, attend: Attend, block: Block, layer: int | Array, state: LayerState
     ) -> LayerState:
@@ -152,6 +154,7 @@ class GPT(Module):
         weight = self.tokens[...] if self.head is None else self.head[...].T
         return Head(weight, None if self.head_bias is None else self.head_bias[...])
 
+    @jax.named_scope("head")
     def unembed(self, hidden: BTD) -> BTV:
         """Float32 logits over the true vocabulary."""
         mesh, config = self.mesh, self.config

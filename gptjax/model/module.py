@@ -1,5 +1,6 @@
 """The base class of all parts of the model."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -16,6 +17,7 @@ class Module(nnx.Module):
     config: GPTConfig
     mesh: MeshConfig
 
+    @jax.named_scope("linear")
     def linear(self, axis_names: str, x: Array, w: nnx.Param[Array], bias: nnx.Param[Array] | None = None) -> Array:
         """`project`, plus a bias with the output's axes besides B and T. The result has `x`'s dtype."""
         y = project(axis_names, x, w[...], dtype=self.config.compute.dtype, mesh=self.mesh)
