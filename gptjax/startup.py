@@ -13,6 +13,7 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
+from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
@@ -21,7 +22,7 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import get_peak_flops, preferred_dtype
+from gptjax.sharding.devices import get_peak_flops, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -65,8 +66,13 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
     return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
 
 
-def choose_dtype(config: TrainConfig) -> TrainConfig:
-    """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers."""
+def prepare_device(config: TrainConfig) -> TrainConfig:
+    """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers.
+
+    On CPUs memory that a step frees is kept for the next one.
+    """
+    if target_device().platform == "cpu":
+        keep_freed_memory()
     model = config.model
     if model.compute.dtype != "auto":
         return config

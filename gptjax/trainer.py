@@ -6,11 +6,9 @@ import jax
 
 from gptjax import report, startup
 from gptjax.config import TrainConfig
-from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
-from gptjax.sharding.devices import target_device
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown
@@ -37,9 +35,7 @@ def train(
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
-    config = startup.choose_dtype(config)
-    if target_device().platform == "cpu":
-        keep_freed_memory()
+    config = startup.prepare_device(config)
     config.check_mesh(mesh)
     with (
         mesh.activate(),

@@ -17,8 +17,8 @@ SETTINGS = {
     "jax_disable_most_optimizations": True,
     "jax_numpy_rank_promotion": "raise",
 }
-XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"
-"""XLA stops at a flag that it does not know. A version without this one does not need it."""
+XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version__.startswith("0.10.") else ""
+"""XLA ends the process at a flag that it does not know, as jax 0.12's does at this one."""
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """For the processes that tests start. They also inherit XLA_FLAGS."""
 

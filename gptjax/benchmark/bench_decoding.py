@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax import startup
 from gptjax.benchmark.bench_training import Report
 from gptjax.benchmark.hardware import READ, read_contestant
 from gptjax.benchmark.options import BenchOptions
@@ -44,6 +45,7 @@ def benchmark_decoding(
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     if config.model.vocab_size is None:
         config, _ = prepare(config, modules, random_data=options.random_data)
+    config = startup.prepare_device(config)
     mesh = config.mesh.resolve(jax.device_count())
     new_tokens = resolve_new_tokens(config.model, options)
     notes += [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=True)]

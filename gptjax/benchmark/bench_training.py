@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from gptjax import startup
 from gptjax.benchmark.breakdown import Breakdown, profile_step
 from gptjax.benchmark.hardware import PRODUCT, matmul_contestant
 from gptjax.benchmark.options import BenchOptions
@@ -71,6 +72,7 @@ def benchmark_training(
     notes = note_load()
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     config, tokenizer = prepare(config, modules, random_data=options.random_data)
+    config = startup.prepare_device(config)
     mesh = config.mesh.resolve(jax.device_count())
     config.check_mesh(mesh)
     notes += [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=False)]

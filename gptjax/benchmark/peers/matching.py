@@ -121,7 +121,7 @@ def make_peer_model(model: GPTConfig) -> PeerModel:
         dropout=model.dropout,
         tie_embeddings=model.tie_embeddings,
         norm_epsilon=model.norm_epsilon,
-        dtype=model.compute.dtype,
+        dtype=model.compute.dtype,  # pyright: ignore[reportArgumentType] (prepare_device has resolved `auto`)
     )
 
 
