@@ -33,7 +33,6 @@ config = TrainConfig(
         learning_rate=0.02,
         adam_learning_rate=0.02,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
-        ns_dtype="float32",
     ),
     checkpoint=CheckpointConfig(every=300),
     evaluators=(BigramBaseline(), ValidationLoss(every=300), Samples(every=600, prompt="def ", max_new_tokens=80)),

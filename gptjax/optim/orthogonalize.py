@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from gptjax.core.lazy import LazyModule
+from gptjax.model.products import activation_dtype, multiply
 from gptjax.sharding.axes import matrix_axes
 from gptjax.sharding.mesh import MeshConfig
 
@@ -62,10 +63,11 @@ def newton_schulz(
         norm = POLAR_EXPRESS_MARGIN * norm
     else:
         iterations = (QUINTIC if ns_coefficients == "quintic" else ns_coefficients,) * ns_steps
-    x = (x / (norm + 1e-8)).astype(dtype)
+    product = lambda x, y, **form: multiply(x, y, dtype=dtype, **form).astype(activation_dtype(dtype))
+    x = (x / (norm + 1e-8)).astype(activation_dtype(dtype))
     for a, b, c in iterations:
-        gram = jnp.einsum("mrs,mqs->mrq", x, x)
-        x = a * x + jnp.einsum("mrq,mqs->mrs", b * gram + c * (gram @ gram), x)
+        gram = product(x, x, transposed=True)
+        x = a * x + product(b * gram + c * product(gram, gram), x)
     return x
 
 
