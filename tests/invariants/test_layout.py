@@ -186,6 +186,7 @@ def test_scored_tokens_weigh_the_same_in_every_micro_batch(one_step: tuple):
     changes = jax.tree.map(lambda a, b: float(abs(a - b).max()), together[2], apart[2])
     assert max(jax.tree.leaves(changes)) < 1e-5
     halves = [step(mask(scored))[0] for scored in (first & top, np.broadcast_to(~top, (16, 16)))]
+    assert together[0] == pytest.approx(np.average(halves, weights=(8, 128)), rel=1e-5)
     assert abs(sum(halves) / 2 - together[0]) > 1e-3
 
 
