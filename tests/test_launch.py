@@ -42,12 +42,9 @@ def test_script_passes_arguments_to_train(launch: Launch, script: Path):
     assert arguments == ["-m", "gptjax.train", *ARGUMENTS]
 
 
-def test_local_sets_malloc_on_request(launch: Launch):
+def test_local_leaves_the_platform_to_jax(launch: Launch):
     _, seen = launch("local.sh")
     assert "JAX_PLATFORMS" not in seen
-    assert "MALLOC_MMAP_MAX_" not in seen
-    _, seen = launch("local.sh", GPTJAX_KEEP_MEMORY="1")
-    assert seen["MALLOC_MMAP_MAX_"] == "0"
 
 
 def test_gpu_node_requires_a_gpu(launch: Launch):
