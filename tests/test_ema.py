@@ -163,4 +163,7 @@ def test_resumed_run_may_turn_the_average_on_and_off(shards: Path, capsys: pytes
     assert not RunDir.open(config.directory).has_ema(9)
     whole = replace(config, name="never turned", steps=9)
     assert train(whole) == 0
-    assert read_lines(whole.directory) == read_lines(config.directory)
+    # A step with an average is another program, which rounds in another order.
+    assert read_lines(whole.directory) == [
+        (step, pytest.approx(loss, 1e-6)) for step, loss in read_lines(config.directory)
+    ]

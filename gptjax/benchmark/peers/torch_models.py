@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]  (an extra)
 
 from gptjax.benchmark.peers.work import DecodingWork, PeerModel, TorchPeer, TrainingWork
 
@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
 
 def make_transformers(model: PeerModel, *, training: bool) -> Any:
     """Hugging Face's GPT2LMHeadModel with new weights and torch's fused attention."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
     config = GPT2Config(
         n_layer=model.num_layers,
