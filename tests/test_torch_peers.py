@@ -41,7 +41,7 @@ DECODING = DecodingWork(MODEL, rows=2, prompt_tokens=3, new_tokens=4)
 NANOGPT = '''
 from dataclasses import dataclass
 
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 from torch import nn
 
 

@@ -30,9 +30,6 @@ SAVED = "attention"
 SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
 """Blocks of queries keep their output and the statistics of the softmax. The backward pass computes scores again."""
 
-MAX_UNROLLED_BLOCKS = 16
-"""Blocks of queries that are compiled one by one. More are mapped over, which compiles one."""
-
 PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
@@ -76,6 +73,8 @@ class AttentionOptions(NamedTuple):
     are fastest on the device."""
     dtype: str = "float32"
     """Type of the products' operands."""
+    max_unrolled: int = 16
+    """Blocks of queries that are compiled one by one. More are mapped over, which compiles one."""
 
     @classmethod
     def from_config(cls, config: GPTConfig, *, layer: int | Array) -> "AttentionOptions":
@@ -222,7 +221,7 @@ def causal_attention(
     """The textbook formula over whole rows. Long rows go by blocks of queries, recomputed in the backward pass."""
     q, k, v, sinks = inputs
     length, size = q.shape[1], options.query_block or (128 if target_device().platform == "cpu" else 512)
-    if size < length <= MAX_UNROLLED_BLOCKS * size:
+    if size < length <= options.max_unrolled * size:
         return _unrolled_attention(inputs, options, size=size, segments=segments, head_keys=head_keys)
     if size < length:
         return _mapped_attention(inputs, options, size=size, segments=segments, head_keys=head_keys)
