@@ -44,7 +44,7 @@ class Evaluate:
     context_length: int | None = None
     """Window length, instead of the model's whole context."""
     dtype: Literal["bfloat16", "float32"] | None = None
-    """Type of activations. Default: as trained."""
+    """Type of products. Default: as trained."""
     batch_size: int = 16
     """Sequences per batch. Does not change the result."""
     mesh: MeshConfig = MeshConfig()

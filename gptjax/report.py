@@ -12,8 +12,8 @@ from gptjax.core.console import print_once
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
-from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters
+from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.run_dir import CHECKPOINTS
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig

@@ -216,7 +216,10 @@ def restore_state(
     try:
         saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
     except UserError as error:
-        raise UserError(f"{config.directory} cannot be resumed from step {step}: {error}") from None
+        raise UserError(
+            f"{config.directory} cannot be resumed from step {step}: {error} "
+            "Or resume with the config file of this run, if that defines it."
+        ) from None
     reported, refused = compare_configs(saved, config)
     refused += _compare_history(saved, config, step)
     for name, mark in fingerprints.items():

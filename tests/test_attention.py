@@ -19,11 +19,10 @@ from gptjax.model.attention import (
     attend,
     causal_attention,
     cudnn_attention,
-    select_kernel,
-    target_device,
-    why_not_flash,
 )
 from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.kernels import select_kernel, why_not_flash
+from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 
 

@@ -36,7 +36,7 @@ from gptjax.benchmark.training import (
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules
-from gptjax.model.attention import select_kernel, why_not_flash
+from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.sharding.devices import get_peak_flops, get_peak_memory
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer

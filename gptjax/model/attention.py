@@ -1,4 +1,4 @@
-"""Causal attention, and the kernel that computes it.
+"""Causal attention by either kernel (`kernels.py` chooses).
 
 `cudnn` is NVIDIA's flash attention: 16-bit only, and scores are never in memory. `xla` is the textbook formula with a
 float32 softmax and runs everywhere. Both run inside shard_map: rows and heads are independent, and the compiler cannot
@@ -7,7 +7,7 @@ partition a custom kernel.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,13 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, Key, Shaped
 
-from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
+from gptjax.model.kernels import Kernel
 from gptjax.model.layers import fold_in_rows
 from gptjax.model.products import multiply
 from gptjax.sharding.axes import BS, BSJK, BT, BTHK, BTJK, DropoutKeys
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
-
-MIN_COMPUTE_CAPABILITY = 8.0
-"""The compute capability that the flash kernel needs: NVIDIA's Ampere."""
 
 SAVED = "attention"
 SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
@@ -33,7 +30,6 @@ SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
 PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
-Kernel = Literal["cudnn", "xla"]
 HeadKeys = Key[Array, "B H"]
 
 
@@ -82,49 +78,6 @@ class AttentionOptions(NamedTuple):
         window = config.window(layer if isinstance(layer, int) else 0)
         compute = config.compute
         return cls(config.resolved_attention_scale, window, config.dropout, compute.query_block, compute.dtype)
-
-
-def select_kernel(config: GPTConfig, *, device: Any = None) -> Kernel:
-    """The kernel that runs on a device (by default `target_device()`). Raises `UserError` if cudnn is asked in vain."""
-    reason = why_not_flash(config, device=device)
-    if config.compute.attention_impl == "cudnn" and reason:
-        raise UserError(
-            f"model.compute.attention_impl=cudnn cannot run: {reason}. Use --model.compute.attention-impl=auto."
-        )
-    return "cudnn" if config.compute.attention_impl != "xla" and reason is None else "xla"
-
-
-def why_not_flash(config: GPTConfig, *, device: Any = None) -> str | None:
-    """The reason why the flash kernel cannot run on a device; None if it can."""
-    device = target_device() if device is None else device
-    if device.platform not in ("gpu", "cuda"):
-        return f"the device is a {device.platform}, not an NVIDIA GPU"
-    if (capability := _compute_capability(device)) is not None and capability < MIN_COMPUTE_CAPABILITY:
-        found = f"has compute capability {capability:g}" if capability else "is not NVIDIA's"
-        return f"the GPU {found} and the kernel needs compute capability {MIN_COMPUTE_CAPABILITY:g}"
-    if config.compute.dtype == "float32":
-        return "model.compute.dtype is float32 and the kernel computes in 16 bits"
-    if config.dropout > 0:
-        return f"model.dropout is {config.dropout} and the kernel has no dropout of probabilities"
-    if config.intra_document_mask:
-        return "model.intra_document_mask is on and the kernel has no document masks"
-    if config.num_sinks and any(config.window(layer) for layer in range(config.num_layers)):
-        return "model.num_sinks would be outside the kernel's windows"
-    width = config.head_dim * (2 if config.num_sinks else 1)
-    if width % 8 or width > 128:
-        note = " with the channels of sinks" if config.num_sinks else ""
-        return f"heads have {width} channels{note} and the kernel takes multiples of 8 up to 128"
-    return None
-
-
-def _compute_capability(device: Any) -> float | None:
-    """The compute capability of a GPU, 0 if it is not NVIDIA's; None if it is not known."""
-    try:
-        return float(device.compute_capability)
-    except AttributeError:
-        return None
-    except ValueError:  # AMD's are named, such as gfx90a
-        return 0.0
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from jax import Array
 from jaxtyping import Int
 
 from gptjax.core.errors import UserError
-from gptjax.model.attention import SequenceAttention, select_kernel
+from gptjax.model.attention import SequenceAttention
 from gptjax.model.block import Attend, Block, LayerInputs, Norm
 from gptjax.model.config import GPTConfig
 from gptjax.model.extras import UNet, ValueEmbeddings
+from gptjax.model.kernels import select_kernel
 from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
 from gptjax.model.loss import Head
 from gptjax.model.module import Module
