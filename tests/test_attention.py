@@ -62,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sinks": {"sinks": SINKS},
     "all": {"window": 2, "segments": SEGMENTS, "sinks": SINKS},
 }
-FORMS: dict[str, dict[str, int]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "whole rows": {"query_block": 99},
     "blocks": {"query_block": 4},
     "mapped blocks": {"query_block": 4, "max_unrolled": 1},
