@@ -5,6 +5,7 @@ float32 softmax and runs everywhere. Both run inside shard_map: rows and heads a
 partition a custom kernel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -324,14 +325,30 @@ def dot_product_attention(
     head_keys: HeadKeys | None = None,
 ) -> BTHK:
     """softmax(scale · q kᵀ) v over the keys in the mask, and the sinks. The softmax is float32."""
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    product = partial(multiply, dtype=options.dtype)
+    return masked_attention(q, keys, values, options, mask=mask, sinks=sinks, head_keys=head_keys, product=product)
+
+
+def masked_attention(
+    q: BTHK,
+    keys: Float[Array, "B J S K"],
+    values: Float[Array, "B J S K"],
+    options: AttentionOptions,
+    *,
+    mask: Bool[Array, "#B T S"],
+    sinks: Sinks | None,
+    head_keys: HeadKeys | None = None,
+    product: Callable[..., Array],
+) -> BTHK:
+    """`dot_product_attention` with the tokens of a key head together. `product` is of batches of matrices."""
     rows, length, heads, width = q.shape
-    shared, dtype = k.shape[2], options.dtype
+    shared = keys.shape[1]
     # R query heads share a key head. Their queries are the rows of one matrix.
     grouped = lambda x: x.reshape(rows, length, shared, -1, width).transpose(0, 2, 3, 1, 4)
     stacked = lambda x: x.reshape(rows, shared, -1, x.shape[-1])
-    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = multiply(stacked(grouped(q)) * options.scale, keys, dtype=dtype, transposed=True)
-    scores = jnp.where(mask[:, None, None], scores.reshape(rows, shared, -1, length, k.shape[1]), -jnp.inf)
+    scores = product(stacked(grouped(q)) * options.scale, keys, transposed=True)
+    scores = jnp.where(mask[:, None, None], scores.reshape(rows, shared, -1, length, keys.shape[2]), -jnp.inf)
     if sinks is not None:
         extra = jnp.einsum("BJRTK,IJK->BJRTI", grouped(sinks.queries).astype(jnp.float32), sinks.keys)
         scores = jnp.concatenate([extra * options.scale, scores], axis=-1)
@@ -345,7 +362,7 @@ def dot_product_attention(
         kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(weights.shape)
         weights = jnp.where(kept, weights / (1.0 - options.dropout), 0.0)
     count = 0 if sinks is None else sinks.keys.shape[0]
-    y = multiply(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)
+    y = product(stacked(weights[..., count:]), values).reshape(rows, shared, -1, length, width)
     if sinks is not None:
         y += jnp.einsum("BJRTI,IJK->BJRTK", weights[..., :count], sinks.values)
     y = checkpoint_name(y, SAVED)
