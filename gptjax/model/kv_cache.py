@@ -85,7 +85,7 @@ def _write(stored: Stored, new: BTJK, layer: Array, *, positions: Positions) -> 
 def ring_mask(positions: Positions, size: int, *, window: int | None) -> Bool[Array, "#B T S"]:
     """The slots of a ring of `size` that queries at these positions may see."""
     positions = jnp.atleast_2d(positions)[..., None]
-    age = (positions - jnp.arange(size)) % size
+    age = (positions - jnp.arange(size)[None, None]) % size
     mask = age <= positions  # an older slot than the text was never written
     return mask if window is None else mask & (age < window)
 
@@ -98,6 +98,7 @@ def extend_cache(
     Rows may have starts of their own. Several tokens at once must not pass the end of the cache. One token at a time
     wraps around.
     """
-    positions = jnp.asarray(start)[..., None] + jnp.arange(tokens.shape[1])
+    offsets = jnp.arange(tokens.shape[1])
+    positions = start[:, None] + offsets[None] if jnp.ndim(start) else start + offsets
     inputs = LayerInputs(tokens, positions, model.embed(tokens, positions))
     return model.run_layers(inputs, CachedAttention(model.config, model.mesh, positions), cache=cache)

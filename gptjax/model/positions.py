@@ -107,7 +107,7 @@ class RotaryPositions:
             rotated = int(self.rotary_fraction * pairs)
             speeds = (1.0 / base) ** jnp.linspace(0.0, 1.0, rotated)
             speeds = jnp.concatenate([speeds, jnp.zeros(pairs - rotated)])
-        return positions[..., None].astype(jnp.float32) * speeds
+        return jnp.multiply.outer(positions.astype(jnp.float32), speeds)
 
 
 def apply_rotary(x: BTHK, angles: Float[Array, "*B T pairs"]) -> BTHK:
