@@ -29,9 +29,7 @@ class PositionScheme(Protocol):
         """Rows of the scheme's table of position embeddings; None: it has no table and places any length."""
         ...
 
-    def embed(
-        self, x: BTD, positions: Positions, *, table: nnx.Param[Array] | None, mesh: MeshConfig
-    ) -> BTD:
+    def embed(self, x: BTD, positions: Positions, *, table: nnx.Param[Array] | None, mesh: MeshConfig) -> BTD:
         """Float32 token embeddings with positions. Positions of shape (T,) are consecutive."""
         ...
 
@@ -50,9 +48,7 @@ class LearnedPositions:
     def max_length(self) -> int:
         return self.context_length
 
-    def embed(
-        self, x: BTD, positions: Positions, *, table: nnx.Param[Array] | None, mesh: MeshConfig
-    ) -> BTD:
+    def embed(self, x: BTD, positions: Positions, *, table: nnx.Param[Array] | None, mesh: MeshConfig) -> BTD:
         assert table is not None
         rows = gather(table, mesh)
         if positions.ndim == 2:
@@ -85,9 +81,7 @@ class RotaryPositions:
     def max_length(self) -> None:
         return None
 
-    def embed(
-        self, x: BTD, positions: Positions, *, table: nnx.Param[Array] | None, mesh: MeshConfig
-    ) -> BTD:
+    def embed(self, x: BTD, positions: Positions, *, table: nnx.Param[Array] | None, mesh: MeshConfig) -> BTD:
         return x
 
     def rotate(self, q: BTHK, k: BTJK, positions: Positions) -> tuple[BTHK, BTJK]:

@@ -24,7 +24,6 @@ from jaxtyping import Float
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig, reshard
 
-
 Quantize = Literal["int8"]
 
 HEAD_COLUMNS = 4096
