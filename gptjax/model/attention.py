@@ -323,32 +323,17 @@ def dot_product_attention(
     mask: Bool[Array, "#B T S"],
     sinks: Sinks | None = None,
     head_keys: HeadKeys | None = None,
+    product: Callable[..., Array] = multiply,
 ) -> BTHK:
     """softmax(scale · q kᵀ) v over the keys in the mask, and the sinks. The softmax is float32."""
-    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    product = partial(multiply, dtype=options.dtype)
-    return masked_attention(q, keys, values, options, mask=mask, sinks=sinks, head_keys=head_keys, product=product)
-
-
-def masked_attention(
-    q: BTHK,
-    keys: Float[Array, "B J S K"],
-    values: Float[Array, "B J S K"],
-    options: AttentionOptions,
-    *,
-    mask: Bool[Array, "#B T S"],
-    sinks: Sinks | None,
-    head_keys: HeadKeys | None = None,
-    product: Callable[..., Array],
-) -> BTHK:
-    """`dot_product_attention` with the tokens of a key head together. `product` is of batches of matrices."""
     rows, length, heads, width = q.shape
-    shared = keys.shape[1]
+    shared, dtype = k.shape[2], options.dtype
     # R query heads share a key head. Their queries are the rows of one matrix.
     grouped = lambda x: x.reshape(rows, length, shared, -1, width).transpose(0, 2, 3, 1, 4)
     stacked = lambda x: x.reshape(rows, shared, -1, x.shape[-1])
-    scores = product(stacked(grouped(q)) * options.scale, keys, transposed=True)
-    scores = jnp.where(mask[:, None, None], scores.reshape(rows, shared, -1, length, keys.shape[2]), -jnp.inf)
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = product(stacked(grouped(q)) * options.scale, keys, dtype=dtype, transposed=True)
+    scores = jnp.where(mask[:, None, None], scores.reshape(rows, shared, -1, length, k.shape[1]), -jnp.inf)
     if sinks is not None:
         extra = jnp.einsum("BJRTK,IJK->BJRTI", grouped(sinks.queries).astype(jnp.float32), sinks.keys)
         scores = jnp.concatenate([extra * options.scale, scores], axis=-1)
@@ -362,7 +347,7 @@ def masked_attention(
         kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(weights.shape)
         weights = jnp.where(kept, weights / (1.0 - options.dropout), 0.0)
     count = 0 if sinks is None else sinks.keys.shape[0]
-    y = product(stacked(weights[..., count:]), values).reshape(rows, shared, -1, length, width)
+    y = product(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)
     if sinks is not None:
         y += jnp.einsum("BJRTI,IJK->BJRTK", weights[..., :count], sinks.values)
     y = checkpoint_name(y, SAVED)

@@ -1,6 +1,7 @@
 """A model's weights in the form that decoding reads: cast once, and int8 where that is asked for."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -8,7 +9,7 @@ from jax import Array
 
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import GPT
-from gptjax.model.products import Quantize, StoredMatrix, store_head, store_matrix
+from gptjax.model.products import Quantize, store_head, store_matrix
 from gptjax.sharding.axes import matrix_axes, weight_role
 from gptjax.sharding.devices import target_device
 
@@ -27,8 +28,8 @@ def prepare_for_decoding(model: GPT, *, quantize: Quantize | None = None) -> GPT
     """
     if quantize is not None and model.mesh.is_sharded:
         raise UserError(f"quantize={quantize} needs the whole model on one device. Use --mesh=single.")
-    if model.has_stored_matrices:
-        if quantize is not None and _head_of(model).scale is None:
+    if (stored_head := model.stored_head) is not None:
+        if quantize is not None and stored_head.scale is None:
             raise UserError(f"quantize={quantize}: the model is already prepared without. Prepare the original.")
         return model
     with model.mesh.activate():
@@ -40,7 +41,7 @@ def _prepare(model: GPT, quantize: Quantize | None) -> GPT:
     dtype = model.config.compute.dtype
     keeps_arrays = model.mesh.is_sharded or (quantize is None and target_device().platform != "cpu")
 
-    def prepare(parameter: nnx.Param[Array]) -> nnx.Variable[Array]:
+    def prepare(parameter: nnx.Param[Array]) -> nnx.Variable[Any]:
         names = parameter.axis_names
         if weight_role(names) != "matrix":
             return parameter
@@ -55,11 +56,6 @@ def _prepare(model: GPT, quantize: Quantize | None) -> GPT:
     stored = head.astype(dtype) if keeps_arrays else store_head(head, dtype=dtype, quantize=quantize)
     prepared.head = nnx.data(nnx.Param(stored, axis_names="DV"))
     return prepared
-
-
-def _head_of(model: GPT) -> StoredMatrix:
-    assert model.head is not None
-    return model.head[...]
 
 
 @partial(jax.jit, static_argnums=1)

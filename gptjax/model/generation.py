@@ -91,13 +91,10 @@ def generate(
     _check_settings(temperature, top_k, top_p)
     if temperature > 0 and key is None:
         raise ValueError("generate draws at random when temperature > 0: pass key=jax.random.key(seed).")
-    longest, context_length = int(lengths.max()), model.config.context_length
-    fill = end_of_text or 0
-    ids = np.full((len(lengths), longest + max_new_tokens), fill, np.int32)
+    longest = int(lengths.max())
+    ids = np.full((len(lengths), longest + max_new_tokens), end_of_text or 0, np.int32)
     for row, tokens in zip(ids, prompt, strict=True):
         row[: len(tokens)] = tokens
-    read = np.full((len(lengths), min(context_length, _bucket(longest))), fill, np.int32)
-    read[:, :longest] = ids[:, :longest]
     request = Request(
         # Rows that are equally long write one slice of the cache, not one each.
         lengths=np.int32(longest) if (lengths == longest).all() else lengths,
@@ -109,22 +106,38 @@ def generate(
         top_p=None if top_p == 1.0 else top_p,
         top_k=top_k,
     )
-    model = prepare_for_decoding(model, quantize=quantize)
+    new = _continue_prompts(prepare_for_decoding(model, quantize=quantize), ids, lengths, request, report_speed)
+    for row, length, written in zip(ids, lengths, new, strict=True):
+        row[length : length + max_new_tokens] = written[:max_new_tokens]
+    return ids
+
+
+def _continue_prompts(
+    model: GPT,
+    ids: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
+    request: "Request",
+    report_speed: Callable[[DecodingSpeed], object] | None,
+) -> Int[np.ndarray, "B new"]:
+    """The new tokens of prompts with these lengths, which `ids` begin with."""
+    longest, context_length = int(lengths.max()), model.config.context_length
+    read = np.zeros((len(ids), min(context_length, _bucket(longest))), np.int32)
+    read[:, :longest] = ids[:, :longest]
+    sizes = {
+        "positions": min(context_length, _bucket(longest + request.max_new_tokens)),
+        "max_new_tokens": _bucket(request.max_new_tokens),
+    }
     with model.mesh.activate():
-        positions = min(context_length, _bucket(longest + max_new_tokens))
-        last = ids[np.arange(len(ids)), lengths - 1]
-        state = read_prompts(model, read, last, positions=positions, max_new_tokens=_bucket(max_new_tokens))
+        state = read_prompts(model, read, ids[np.arange(len(ids)), lengths - 1], **sizes)
         if report_speed is not None:  # no step: compiled only
             state = write_tokens(model, state, replace(request, max_new_tokens=0))
         start = time.perf_counter()
         state = write_tokens(model, jax.block_until_ready(state), request)
-        new, steps = np.asarray(state.new), int(state.step)
+        new = np.asarray(state.new)
     if report_speed is not None:
         seconds, size = time.perf_counter() - start, _count_bytes(model, state.cache)
-        report_speed(DecodingSpeed(int(state.written), seconds, size, steps))
-    for row, length, written in zip(ids, lengths, new, strict=True):
-        row[length : length + max_new_tokens] = written[:max_new_tokens]
-    return ids
+        report_speed(DecodingSpeed(int(state.written), seconds, size, int(state.step)))
+    return new
 
 
 def filter_logits(logits: BV, *, top_k: int | None = None, top_p: float | Array | None = None) -> BV:

@@ -124,7 +124,7 @@ class GPT(Module):
         if config.scans_layers:
             layers = (self.blocks, jnp.arange(config.num_layers))
             state, _ = jax.lax.scan(lambda state, layer: (run_layer(*layer, state), None), state, layers)
-        elif cache is not None and self.has_stored_matrices:
+        elif cache is not None and self.stored_head is not None:
             for layer in range(config.num_layers):
                 state = self._run_layer_in_loop(run_layer, layer, state, position=inputs.positions.ravel()[0])
         else:
@@ -163,9 +163,10 @@ class GPT(Module):
         return after._replace(cache=cache)
 
     @property
-    def has_stored_matrices(self) -> bool:
-        """The weights are in their form for decoding (`decoding.prepare_for_decoding`)."""
-        return self.head is not None and isinstance(self.head[...], StoredMatrix)
+    def stored_head(self) -> StoredMatrix | None:
+        """The output head if all weights are in their form for decoding (`decoding.prepare_for_decoding`)."""
+        head: Any = None if self.head is None else self.head[...]
+        return head if isinstance(head, StoredMatrix) else None
 
     @property
     def output_head(self) -> Head:
@@ -177,9 +178,9 @@ class GPT(Module):
         """Float32 logits over the true vocabulary."""
         mesh, config = self.mesh, self.config
         dtype = config.compute.dtype
-        if self.has_stored_matrices:
+        if (stored := self.stored_head) is not None:
             rows = hidden.reshape(-1, hidden.shape[-1])
-            logits = multiply_head(rows, self.head[...], dtype=dtype)[:, : config.padded_vocab_size]
+            logits = multiply_head(rows, stored, dtype=dtype)[:, : config.padded_vocab_size]
             logits = logits.reshape(*hidden.shape[:2], -1)
         elif mesh.is_sharded:
             table = reshard(self.output_head.weight, mesh.unsharded_spec("VD"))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt16
 
-from gptjax.model.attention import AttentionInputs, AttentionOptions, attention_specs, masked_attention
+from gptjax.model.attention import AttentionInputs, AttentionOptions, attention_specs, dot_product_attention
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
@@ -63,9 +63,10 @@ def _attend(
     k = _write(cache.k, inputs.k, layer, positions=positions)
     v = _write(cache.v, inputs.v, layer, positions=positions)
     mask = ring_mask(positions, cache.k.shape[3], window=options.window)
-    keys, values = reveal_dtype(k[layer]), reveal_dtype(v[layer])
-    product = partial(multiply_read_only, dtype=options.dtype)
-    y = masked_attention(inputs.q, keys, values, options, mask=mask, sinks=inputs.sinks, product=product)
+    keys, values = (reveal_dtype(stored[layer]).transpose(0, 2, 1, 3) for stored in (k, v))
+    y = dot_product_attention(
+        inputs.q, keys, values, options, mask=mask, sinks=inputs.sinks, product=multiply_read_only
+    )
     return y, Cache(k, v)
 
 
@@ -99,6 +100,6 @@ def extend_cache(
     wraps around.
     """
     offsets = jnp.arange(tokens.shape[1])
-    positions = start[:, None] + offsets[None] if jnp.ndim(start) else start + offsets
+    positions = start[:, None] + offsets[None] if isinstance(start, Array) and start.ndim else start + offsets
     inputs = LayerInputs(tokens, positions, model.embed(tokens, positions))
     return model.run_layers(inputs, CachedAttention(model.config, model.mesh, positions), cache=cache)
