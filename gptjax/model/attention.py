@@ -5,6 +5,7 @@ float32 softmax and runs everywhere. Both run inside shard_map: rows and heads a
 partition a custom kernel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -275,6 +276,7 @@ def dot_product_attention(
     mask: Bool[Array, "#B T S"],
     sinks: Sinks | None = None,
     head_keys: HeadKeys | None = None,
+    product: Callable[..., Array] = multiply,
 ) -> BTHK:
     """softmax(scale · q kᵀ) v over the keys in the mask, and the sinks. The softmax is float32."""
     rows, length, heads, width = q.shape
@@ -283,7 +285,7 @@ def dot_product_attention(
     grouped = lambda x: x.reshape(rows, length, shared, -1, width).transpose(0, 2, 3, 1, 4)
     stacked = lambda x: x.reshape(rows, shared, -1, x.shape[-1])
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = multiply(stacked(grouped(q)) * options.scale, keys, dtype=dtype, transposed=True)
+    scores = product(stacked(grouped(q)) * options.scale, keys, dtype=dtype, transposed=True)
     scores = jnp.where(mask[:, None, None], scores.reshape(rows, shared, -1, length, k.shape[1]), -jnp.inf)
     if sinks is not None:
         extra = jnp.einsum("BJRTK,IJK->BJRTI", grouped(sinks.queries).astype(jnp.float32), sinks.keys)
@@ -298,7 +300,7 @@ def dot_product_attention(
         kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(weights.shape)
         weights = jnp.where(kept, weights / (1.0 - options.dropout), 0.0)
     count = 0 if sinks is None else sinks.keys.shape[0]
-    y = multiply(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)
+    y = product(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)
     if sinks is not None:
         y += jnp.einsum("BJRTI,IJK->BJRTK", weights[..., :count], sinks.values)
     y = checkpoint_name(y, SAVED)

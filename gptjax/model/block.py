@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Int
 
 from gptjax.model.attention import AttentionInputs
 from gptjax.model.config import GPTConfig
@@ -20,7 +19,7 @@ from gptjax.model.extras import LearnedSinks, ValueMix, X0Mix
 from gptjax.model.layers import ACTIVATIONS, dropout, fold_in_rows, layer_norm, rms_norm
 from gptjax.model.module import Module
 from gptjax.model.params import constant_param, gather, normal_param
-from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, DropoutKeys, Scalar
+from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, DropoutKeys, Positions, Scalar
 from gptjax.sharding.mesh import MeshConfig
 
 ATTENTION_OUTPUT, MLP_OUTPUT = 1, 2
@@ -38,7 +37,7 @@ class LayerInputs(NamedTuple):
     """Values that every layer may read, besides the residual stream."""
 
     tokens: BT
-    positions: Int[Array, " T"]
+    positions: Positions
     """Positions in the row, documents or not: rotary positions use only differences."""
     embeddings: BTD
     """x0: the residual stream before the first layer."""
@@ -89,7 +88,7 @@ class Attention(Module):
         q, k, v = (jnp.squeeze(heads, axis=2) for heads in jnp.split(qkv, 3, axis=2))
         return q, k, v
 
-    def project_in(self, x: BTD, positions: Int[Array, " T"], *, extra_values: BTJK | None = None) -> AttentionInputs:
+    def project_in(self, x: BTD, positions: Positions, *, extra_values: BTJK | None = None) -> AttentionInputs:
         """Queries, keys and values of normalised x. `extra_values` are mixed into the values."""
         config = self.config
         q, k, v = self.compute_qkv(x)

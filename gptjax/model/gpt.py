@@ -6,6 +6,7 @@ carries its axis names. Products cast it to `config.compute.dtype` and gather it
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Int
 
 from gptjax.core.errors import UserError
 from gptjax.model.attention import SequenceAttention
@@ -26,8 +26,8 @@ from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
 from gptjax.model.loss import Head
 from gptjax.model.module import Module
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
-from gptjax.model.products import activation_dtype, multiply
-from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys
+from gptjax.model.products import StoredMatrix, activation_dtype, multiply, multiply_head, run_in_loop
+from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions
 from gptjax.sharding.devices import preferred_dtype
 from gptjax.sharding.mesh import MeshConfig, reshard
 
@@ -109,8 +109,8 @@ class GPT(Module):
         return self.norm(x)
 
     @jax.named_scope("embed")
-    def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
-        """Token embeddings with positions. Positions of shape (T,) are consecutive."""
+    def embed(self, tokens: BT, positions: Positions) -> BTD:
+        """Token embeddings with positions."""
         config, mesh = self.config, self.mesh
         x = embedding_lookup(gather(self.tokens, mesh), tokens, mesh).astype(jnp.float32)
         x = config.position_scheme.embed(x, positions, table=self.positions, mesh=mesh)
@@ -126,6 +126,9 @@ class GPT(Module):
         if config.scans_layers:
             layers = (self.blocks, jnp.arange(config.num_layers))
             state, _ = jax.lax.scan(lambda state, layer: (run_layer(*layer, state), None), state, layers)
+        elif cache is not None and self.stored_head is not None:
+            for layer in range(config.num_layers):
+                state = self._run_layer_in_loop(run_layer, layer, state, position=inputs.positions.ravel()[0])
         else:
             for layer, block in enumerate(unstack_blocks(self.blocks, config.num_layers)):
                 state = run_layer(block, layer, state)
@@ -149,6 +152,25 @@ class GPT(Module):
             first_values = values
         return LayerState(x, cache, first_values, skips)
 
+    def _run_layer_in_loop(
+        self, run_layer: Callable[..., LayerState], layer: int, state: LayerState, *, position: Array
+    ) -> LayerState:
+        """One layer of several that are not alike (`products.run_in_loop`). Its weights are read inside the loop."""
+
+        def run(i: Array, cache: Any) -> tuple[LayerState, Any]:
+            block = jax.tree.map(lambda leaf: leaf[layer + i], self.blocks)
+            after = run_layer(block, layer, state._replace(cache=cache))
+            return after._replace(cache=None), after.cache
+
+        after, cache = run_in_loop(run, state.cache, position=position)
+        return after._replace(cache=cache)
+
+    @property
+    def stored_head(self) -> StoredMatrix | None:
+        """The output head if all weights are in their form for decoding (`decoding.prepare_for_decoding`)."""
+        head: Any = None if self.head is None else self.head[...]
+        return head if isinstance(head, StoredMatrix) else None
+
     @property
     def output_head(self) -> Head:
         """The output head as it is stored (V padded), tied or not."""
@@ -159,14 +181,20 @@ class GPT(Module):
     def unembed(self, hidden: BTD) -> BTV:
         """Float32 logits over the true vocabulary."""
         mesh, config = self.mesh, self.config
-        dtype, table = config.compute.dtype, reshard(self.output_head.weight, mesh.unsharded_spec("VD"))
-        if mesh.is_sharded:
+        dtype = config.compute.dtype
+        if (stored := self.stored_head) is not None:
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            logits = multiply_head(rows, stored, dtype=dtype)[:, : config.padded_vocab_size]
+            logits = logits.reshape(*hidden.shape[:2], -1)
+        elif mesh.is_sharded:
+            table = reshard(self.output_head.weight, mesh.unsharded_spec("VD"))
             spec = mesh.activation_spec("BTV")
             operands = hidden.astype(dtype), table.astype(dtype)
             logits = jnp.einsum("BTD,VD->BTV", *operands, out_sharding=spec, preferred_element_type=jnp.float32)
         else:
             rows = hidden.reshape(-1, hidden.shape[-1])
-            logits = multiply(rows, table, dtype=dtype, transposed=True).reshape(*hidden.shape[:2], -1)
+            logits = multiply(rows, self.output_head.weight, dtype=dtype, transposed=True)
+            logits = logits.reshape(*hidden.shape[:2], -1)
         if self.head_bias is not None:
             logits = logits + gather(self.head_bias, mesh)[None, None]
         logits = apply_softcap(logits, config.logit_softcap, config.logit_softcap_curve)

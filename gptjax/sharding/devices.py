@@ -1,13 +1,15 @@
-"""The accelerators of this machine: their peak FLOP/s, their memory and a one-line description.
+"""The accelerators of this machine: their peak FLOP/s, memory, bandwidth and a one-line description.
 
 The peak of a device that is not in the table is None, and then no MFU is logged: no figure is better than a wrong one.
 """
 
 import re
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 _PEAK_FLOPS = (
     # NVIDIA data sheets: tensor cores, without sparsity (the sheets of Hopper and Ada print twice this).
@@ -54,6 +56,19 @@ def get_peak_memory() -> int | None:
     statistics = [device.memory_stats() for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in statistics if found and "peak_bytes_in_use" in found]
     return max(peaks, default=None)
+
+
+def measure_copy_bandwidth(size: int = 1 << 27) -> float:
+    """Bytes per second that the default device reads and writes in a copy of `size` bytes, the fastest of five."""
+    array = jnp.zeros(size // 4, jnp.float32)
+    negate = jax.jit(jnp.negative)
+    jax.block_until_ready(negate(array))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(negate(array))
+        seconds.append(time.perf_counter() - start)
+    return 2 * array.nbytes / min(seconds)
 
 
 def preferred_dtype() -> Literal["bfloat16", "float32"]:
