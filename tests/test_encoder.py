@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import Encoder, Limits, encode_batches, iter_batches
-from data_pipelines.encode.splits import AllTo
+from data_pipelines.encode.splits import AllTo, HashFraction
 from data_pipelines.readers.documents import EMPTY, INVALID, Block, Notes, ReadContext
 from gptjax.core.errors import UserError
 from gptjax.tokenization.tokenizer import Bytes
@@ -60,12 +60,13 @@ def join_notes(batches):
 @pytest.mark.parametrize("kind", ["bpe", "bytes"])
 def test_each_split_is_its_documents_in_order(bpe, kind, processes):
     tokenizer, chunks = {"bpe": bpe, "bytes": Bytes()}[kind], make_chunks(60)
+    chunks += [(HashFraction(0.4), f"{number} é".encode()) for number in range(40)]  # batches of both splits
     before = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     batches = encode(chunks, tokenizer, processes=processes)
-    assert sum(batch.documents for batch in batches) == 60
+    assert sum(batch.documents for batch in batches) == 100
     found = join(batches)
     for split, (tokens, starts, size) in found.items():
-        texts = [document.decode() for rule, document in chunks if rule == AllTo(split)]
+        texts = [document.decode() for rule, document in chunks if rule.side(document) == split]
         documents = [[*before, *tokenizer.encode(text)] for text in texts]
         assert tokens.dtype == np.uint16
         assert tokens.tolist() == [token for document in documents for token in document]

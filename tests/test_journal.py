@@ -34,7 +34,7 @@ from test_journal import SMALL
 
 def encode_slowly(*args, **kwargs):  # so that there is something left to be killed
     for batch in encode_batches(*args, **kwargs):
-        time.sleep(0.005)
+        time.sleep(float(sys.argv[2]))
         yield batch
 
 options = json.loads(sys.argv[1])
@@ -85,10 +85,11 @@ def run(output, options):
     return prepare(Prepare(**options, output=output), limits=SMALL)
 
 
-def start(tmp_path, options, output, **process_options):
+def start(tmp_path, options, output, *, delay=0.005, **process_options):
+    """A process that prepares, with a delay of so many seconds before each batch is written."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
-    command = [sys.executable, str(script), json.dumps({**options, "output": str(output)})]
+    command = [sys.executable, str(script), json.dumps({**options, "output": str(output)}), str(delay)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=pipe, stdout=pipe, text=True, **process_options)
 
@@ -140,7 +141,8 @@ def test_prepare_after_ten_kills_writes_the_same_bytes(tmp_path, source, process
 
 def test_ctrl_c_while_a_worker_starts_prints_one_line(tmp_path, source):
     """The terminal sends it to every process."""
-    process = start(tmp_path, make_options(source, "bytes", processes=2), tmp_path / "out", start_new_session=True)
+    options = make_options(source, "bytes", processes=2)
+    process = start(tmp_path, options, tmp_path / "out", delay=5, start_new_session=True)
     while not (tmp_path / "worker").exists() and process.poll() is None:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)
