@@ -17,7 +17,6 @@ from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
-from gptjax.model.decoding import round_weights
 from gptjax.model.products import Quantize
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
@@ -111,6 +110,8 @@ def evaluate(options: Evaluate) -> dict[str, float | str | int]:
         about = {"protocol": evaluator.describe(), "step": step, "tokens": evaluator.scored, "weights": weights}
         metrics = evaluator(model)
         if options.quantize is not None:
+            from gptjax.model.decoding import round_weights  # imports flax, which --help does not need
+
             about["val_loss_quantized"] = evaluator(round_weights(model, options.quantize))["val_loss"]
         return {**metrics, **about}
 
