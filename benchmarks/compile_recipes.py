@@ -39,9 +39,9 @@ from gptjax.core.config_files import list_configs
 from gptjax.core.errors import exit_on_user_error
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch
-from gptjax.model.attention import select_kernel
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import count_parameters
+from gptjax.model.kernels import select_kernel
 from gptjax.optim import Muon
 from gptjax.optim.orthogonalize import count_muon_flops
 from gptjax.sharding.mesh import MeshConfig

@@ -34,6 +34,5 @@ config = replace(
         learning_rate=0.01,
         adam_learning_rate=0.01,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.6),
-        ns_dtype="float32",
     ),
 )

@@ -9,9 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.prepare import Prepare, prepare, resolve_request
 from data_pipelines.readers.documents import TEXT_FIELD
-from data_pipelines.readers.paths import cache_directory
+from gptjax.core.files import cache_directory
 from gptjax.data.config import TokenShards
 
 
@@ -41,6 +40,8 @@ class Prepared(TokenShards):
 
 @functools.cache
 def _prepare_in_cache(source: str, tokenizer: str, split: str, text_field: str) -> Path:
+    from data_pipelines.prepare import Prepare, prepare, resolve_request  # slow to import
+
     options = Prepare(source=source, output=Path(), tokenizer=tokenizer, split=split, text_field=text_field)
     request = resolve_request(options)
     digest = hashlib.sha256(json.dumps(request.identity(), sort_keys=True).encode()).hexdigest()

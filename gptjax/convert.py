@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import atomic_directory, check_free
-from gptjax.huggingface.gpt2_import import from_hf
 from gptjax.huggingface.gpt2_mapping import DTypeName, HFOrigin
-from gptjax.huggingface.model_dir import compare_with_transformers, fetch_model, read_tokenizer, write_model
 from gptjax.huggingface.safetensors_dir import read_json, write_json
-from gptjax.model.gpt import count_parameters
 from gptjax.run_dir import RunDir, write_imported_run
 
 PROG = "python -m gptjax.convert"
@@ -78,6 +76,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def export_model(options: ToHf) -> None:
     """Write the directory, verify it, and print a summary."""
+    from gptjax.huggingface.model_dir import compare_with_transformers, write_model  # imports flax
+
+    enable_compile_cache()
     run = RunDir.open(options.checkpoint, imports=options.imports)
     with atomic_directory(Path(options.output).expanduser()) as directory:
         model = run.load_model(options.step, ema=options.ema)
@@ -95,6 +96,11 @@ def export_model(options: ToHf) -> None:
 
 def import_model(options: FromHf) -> None:
     """Write the run directory and print a summary."""
+    from gptjax.huggingface.gpt2_import import from_hf
+    from gptjax.huggingface.model_dir import fetch_model, read_tokenizer
+    from gptjax.model.gpt import count_parameters
+
+    enable_compile_cache()
     output = Path(options.output).expanduser().absolute()
     check_free(output)
     directory = fetch_model(options.model)

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 
 from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
+from gptjax.model.products import Quantize
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import EvalContext, ValidationEvaluator
@@ -43,9 +45,11 @@ class Evaluate:
     context_length: int | None = None
     """Window length, instead of the model's whole context."""
     dtype: Literal["bfloat16", "float32"] | None = None
-    """Type of activations. Default: as trained."""
+    """Type of products. Default: as trained."""
     batch_size: int = 16
     """Sequences per batch. Does not change the result."""
+    quantize: Quantize | None = None
+    """int8: also measure the loss with the weights that `sample --quantize=int8` reads."""
     mesh: MeshConfig = MeshConfig()
     json: str | None = None
     """Also write the result to this file."""
@@ -64,12 +68,18 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
+        enable_compile_cache()
         result = evaluate(options)
         if options.json is not None:
             write_result(Path(options.json).expanduser(), result)
     metrics = [f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result]
     average = ", average of the weights" if result["weights"] == "average" else ""
     print(f"{result['protocol']}\nstep {result['step']}{average}: {', '.join(metrics)}")
+    if "val_loss_quantized" in result:
+        loss, rounded = result["val_loss"], result["val_loss_quantized"]
+        assert isinstance(loss, float)
+        assert isinstance(rounded, float)
+        print(f"weights in {options.quantize}: val_loss {rounded:.4f}, {rounded - loss:+.4f} nats")
 
 
 def write_result(path: Path, result: dict[str, float | str | int]) -> None:
@@ -83,7 +93,7 @@ def evaluate(options: Evaluate) -> dict[str, float | str | int]:
     """Metrics of a checkpoint.
 
     They are `val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`,
-    and `weights`: `average` or `last`.
+    and `weights`: `average` or `last`. With `quantize` also `val_loss_quantized`.
     """
     run = RunDir.open(options.checkpoint, imports=options.imports)
     mesh = options.mesh.resolve(jax.device_count())
@@ -98,7 +108,12 @@ def evaluate(options: Evaluate) -> dict[str, float | str | int]:
         evaluator = ValidationEvaluator(stream, context, tokens=options.tokens, batch_size=options.batch_size)
         weights = "average" if options.ema and run.has_ema(step) else "last"
         about = {"protocol": evaluator.describe(), "step": step, "tokens": evaluator.scored, "weights": weights}
-        return {**evaluator(model), **about}
+        metrics = evaluator(model)
+        if options.quantize is not None:
+            from gptjax.model.decoding import round_weights  # imports flax, which --help does not need
+
+            about["val_loss_quantized"] = evaluator(round_weights(model, options.quantize))["val_loss"]
+        return {**metrics, **about}
 
 
 def open_stream(options: Evaluate, run: RunDir, scratch: Path) -> TokenStream:

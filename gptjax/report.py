@@ -12,8 +12,8 @@ from gptjax.core.console import print_once
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
-from gptjax.model.attention import select_kernel, why_not_flash
 from gptjax.model.gpt import count_parameters
+from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.run_dir import CHECKPOINTS
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
@@ -35,7 +35,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         f"devices   {describe_devices()}; mesh {mesh.describe()}",
         f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); "
-        f"{model.compute.dtype}; attention {kernel}",
+        f"{model.compute.dtype} products; attention {kernel}",
         *(f"data      {line}" for line in batches.reader.describe()),
         f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({epochs or 'unknown'} epochs)",

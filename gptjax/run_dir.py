@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,15 +18,20 @@ from gptjax.config import TrainConfig
 from gptjax.core.config_files import import_modules
 from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file, write_atomically
+from gptjax.core.lazy import LazyModule
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import GPT, abstract_model, with_context_length
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.training.checkpoint import restore_model, save_model
 from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_ema_item, read_metadata
+
+if TYPE_CHECKING:
+    from gptjax.model import gpt
+else:
+    gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
@@ -112,7 +117,7 @@ class RunDir:
         context_length: int | None = None,
         ema: bool = True,
         dtype: Literal["bfloat16", "float32"] | None = None,
-    ) -> GPT:
+    ) -> "gpt.GPT":
         """The weights of a checkpoint, sharded over `mesh`. Call it under `mesh.activate()`.
 
         Args:
@@ -125,8 +130,8 @@ class RunDir:
         config = self.model_config
         if dtype is not None:
             config = replace(config, compute=replace(config.compute, dtype=dtype, head_dtype=None))
-        model = restore_model(self.directory / CHECKPOINTS, abstract_model(config, mesh), step=step, item=item)
-        return model if context_length is None else with_context_length(model, context_length)
+        model = restore_model(self.directory / CHECKPOINTS, gpt.abstract_model(config, mesh), step=step, item=item)
+        return model if context_length is None else gpt.with_context_length(model, context_length)
 
     def _check_tokenizer(self, step: int) -> None:
         """Raise if tokenizer.json is not the one that the weights were trained with."""
@@ -163,7 +168,7 @@ def write_run_files(
     write_atomically(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 
 
-def write_imported_run(directory: Path, *, model: GPT, tokenizer: Tokenizer | None) -> None:
+def write_imported_run(directory: Path, *, model: "gpt.GPT", tokenizer: Tokenizer | None) -> None:
     """Write a run directory that holds weights at step 0."""
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")

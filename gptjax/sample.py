@@ -4,16 +4,23 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+import tyro
 
 from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.model.generation import generate
+from gptjax.model.products import Quantize
 from gptjax.run_dir import RunDir
+from gptjax.sharding.devices import measure_copy_bandwidth
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptjax.model.generation import DecodingSpeed
 
 DEFAULT_LENGTH = 200
 
@@ -24,8 +31,8 @@ class Sample:
 
     checkpoint: str
     """A run directory."""
-    prompt: str = ""
-    """Text to continue. Empty starts a new document."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to continue. Empty starts a new document. May be given several times, for texts side by side."""
     prompt_file: str | None = None
     """File (UTF-8) that holds the prompt, as it stands: a line end at its end counts."""
     max_new_tokens: int | None = None
@@ -39,7 +46,9 @@ class Sample:
     stop: bool = True
     """Stop at an end of text. --no-stop goes on with the next document, which sees this one."""
     num_samples: int = 1
-    """Number of texts."""
+    """Number of texts for each prompt."""
+    quantize: Quantize | None = None
+    """int8: read matrices rounded to 8 bits. `evaluate --quantize=int8` measures what that costs."""
     seed: int = 0
     """Random seed."""
     step: str = "latest"
@@ -59,39 +68,62 @@ class Sample:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts as given; without any, the empty one."""
+        return self.prompt or ("",)
+
 
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Sample, words, prog="python -m gptjax.sample")
+        enable_compile_cache()
         for i, text in enumerate(sample(options), start=1):
-            if options.num_samples > 1:
-                print(f"{'' if i == 1 else chr(10)}--- sample {i} of {options.num_samples} ---")
+            if (count := options.num_samples * len(options.prompts)) > 1:
+                print(f"{'' if i == 1 else chr(10)}--- sample {i} of {count} ---")
             print(text)
 
 
 def sample(options: Sample) -> Iterator[str]:
     """The texts, each with its prompt. A text ends after `max_new_tokens` or, with `stop`, at an end of text."""
+    from gptjax.model.generation import generate  # imports flax, which --help does not need
+
     run = RunDir.open(options.checkpoint, imports=options.imports)
     tokenizer = run.require_tokenizer()
-    start = encode_prompt(read_prompt(options), tokenizer)
+    prompts = [encode_prompt(prompt, tokenizer) for prompt in read_prompts(options) for _ in range(options.num_samples)]
+    longest = max(len(prompt.ids) for prompt in prompts)
     mesh = options.mesh.resolve(jax.device_count())
     with mesh.activate():
         model = run.load_model(options.step, mesh=mesh, ema=options.ema)
+        length = resolve_length(options, room=model.config.context_length - longest)
         rows = generate(
             model,
-            np.tile(start.ids, (options.num_samples, 1)),
-            max_new_tokens=resolve_length(options, room=model.config.context_length - len(start.ids)),
+            [prompt.ids for prompt in prompts],
+            max_new_tokens=length,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
             end_of_text=tokenizer.end_of_text if options.stop else None,
             key=jax.random.key(options.seed),
+            quantize=options.quantize,
+            report_speed=print_speed,
         )
-    for row in rows:
-        ends = np.flatnonzero(row[len(start.ids) :] == tokenizer.end_of_text)
-        end = len(start.ids) + int(ends[0]) if ends.size and options.stop else len(row)
-        yield tokenizer.decode(row[start.hidden : end])
+    for row, prompt in zip(rows, prompts, strict=True):
+        start, end = len(prompt.ids), len(prompt.ids) + length
+        ends = np.flatnonzero(row[start:end] == tokenizer.end_of_text)
+        end = start + int(ends[0]) if ends.size and options.stop else end
+        yield tokenizer.decode(row[prompt.hidden : end])
+
+
+def print_speed(speed: "DecodingSpeed") -> None:
+    """One line on stderr. The bandwidth is compared with that of a copy, measured now."""
+    measured, copied = speed.bytes_per_second, measure_copy_bandwidth()
+    print(
+        f"{speed.tokens} tokens in {speed.seconds:.2f} s: {speed.tokens_per_second:,.1f} tokens/s; weights and cache "
+        f"read at {measured / 1e9:.1f} GB/s, {measured / copied:.0%} of a copy's {copied / 1e9:.1f} GB/s",
+        file=sys.stderr,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,11 +150,11 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> Prompt:
     return Prompt(line_end, hidden=len(line_end))
 
 
-def read_prompt(options: Sample) -> str:
+def read_prompts(options: Sample) -> tuple[str, ...]:
     if options.prompt_file is None:
-        return options.prompt
+        return options.prompts
     try:
-        return Path(options.prompt_file).expanduser().read_bytes().decode("utf-8")
+        return (Path(options.prompt_file).expanduser().read_bytes().decode("utf-8"),)
     except OSError as error:
         raise UserError(f"--prompt-file={options.prompt_file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
+from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
@@ -21,7 +22,7 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import get_peak_flops
+from gptjax.sharding.devices import get_peak_flops, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -63,6 +64,24 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+
+
+def prepare_device(config: TrainConfig) -> TrainConfig:
+    """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers.
+
+    On CPUs memory that a step frees is kept for the next one.
+    """
+    if target_device().platform == "cpu":
+        keep_freed_memory()
+    model = config.model
+    if model.compute.dtype != "auto":
+        return config
+    if (config.directory / "config.json").is_file():
+        dtype, why = RunDir.open(config.directory).model_config.compute.dtype, "as this run began"
+    else:
+        dtype, why = preferred_dtype(), f"for this {jax.devices()[0].platform.upper()}"
+    print_once(f"  model.compute.dtype: 'auto' → {dtype!r}, {why}")
+    return replace(config, model=replace(model, compute=replace(model.compute, dtype=dtype)))
 
 
 def _name_data(config: TrainConfig) -> str:
@@ -197,7 +216,10 @@ def restore_state(
     try:
         saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
     except UserError as error:
-        raise UserError(f"{config.directory} cannot be resumed from step {step}: {error}") from None
+        raise UserError(
+            f"{config.directory} cannot be resumed from step {step}: {error} "
+            "Or resume with the config file of this run, if that defines it."
+        ) from None
     reported, refused = compare_configs(saved, config)
     refused += _compare_history(saved, config, step)
     for name, mark in fingerprints.items():

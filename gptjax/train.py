@@ -1,26 +1,37 @@
-"""Entry point: `python -m gptjax.train --config=configs/quickstart.py` trains, and the same command again resumes."""
+"""Entry point: `python -m gptjax.train --config=configs/quickstart.py` trains, and the same command again resumes.
+
+JAX is imported once the command names a config that exists. Everything that trains is imported once the config is read.
+A worker process that prepares data imports this module and so does not pay for either.
+"""
 
 import shlex
 import sys
 
-from gptjax.config import TrainConfig
-from gptjax.core.command_line import parse_config
+from gptjax.core.collector import postpone_collection
+from gptjax.core.command_line import parse_config, require_config
+from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import exit_on_user_error
-from gptjax.sharding.distributed import initialize_distributed
-from gptjax.trainer import train
 
 PROG = "python -m gptjax.train"
+DESCRIPTION = "Train a GPT, or resume its training."
 
 
 def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
     with exit_on_user_error():
-        initialize_distributed()
-        words = sys.argv[1:] if argv is None else argv
-        request = parse_config(TrainConfig, words, prog=PROG, description="Train a GPT, or resume its training.")
-        changes = diff_configs(request.base, request.config)
-        print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
+        require_config(words, prog=PROG, description=DESCRIPTION)
+        with postpone_collection():
+            from gptjax.config import TrainConfig
+            from gptjax.sharding.distributed import initialize_distributed
+
+            initialize_distributed()
+            request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
+            changes = diff_configs(request.base, request.config)
+            print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
+            enable_compile_cache()
+            from gptjax.trainer import train
         source = request.path.read_text(encoding="utf-8")
         command = shlex.join([*PROG.split(), *words])
         code = train(request.config, modules=request.modules, source=source, command=command)

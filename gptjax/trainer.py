@@ -35,6 +35,7 @@ def train(
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
+    config = startup.prepare_device(config)
     config.check_mesh(mesh)
     with (
         mesh.activate(),

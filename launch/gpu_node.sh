@@ -14,9 +14,6 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 # and cuDNN.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 
-# Keep compiled programs, and the kernels chosen while compiling, between runs.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${GPTJAX_CACHE:-$HOME/.cache/gptjax}/compiled}"
-
 # Overlap communication with computation: latency-hiding scheduler, pipelined collectives, double-buffered loops (see
 # GPU_performance.md in NVIDIA/JAX-Toolbox).
 export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}"

@@ -6,13 +6,4 @@
 # PYTHON names the interpreter (default: python). Variables that are already set are kept.
 set -euo pipefail
 
-# Keep compiled programs between runs (those that took long enough to compile).
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${GPTJAX_CACHE:-$HOME/.cache/gptjax}/compiled}"
-
-# On a CPU, malloc spends much time on returning memory to the system and requesting it again. GPTJAX_KEEP_MEMORY=1 keeps
-# it (glibc only): steps are faster, and the process never shrinks. These variables must be set before Python starts.
-if [[ "${GPTJAX_KEEP_MEMORY:-0}" == 1 ]]; then
-    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_ARENA_MAX=1
-fi
-
 exec "${PYTHON:-python}" -m gptjax.train "$@"

@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from gptjax.sharding.devices import describe_devices, get_peak_flops, get_peak_memory
+from gptjax.sharding import devices
+from gptjax.sharding.devices import describe_devices, get_peak_flops, get_peak_memory, preferred_dtype
 
 PEAKS = {
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -74,3 +76,24 @@ def test_peak_memory_is_that_of_the_fullest_device(
     devices = [Device(memory_stats=lambda found=found: found) for found in statistics]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert get_peak_memory() == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "flags", "wanted"),
+    [
+        ("gpu", "7.5", set(), "float32"),
+        ("gpu", "8.0", set(), "bfloat16"),
+        ("gpu", "gfx90a", set(), "bfloat16"),
+        ("tpu", None, set(), "bfloat16"),
+        ("cpu", None, {"avx512_bf16", "fma"}, "bfloat16"),
+        ("cpu", None, {"amx_bf16"}, "bfloat16"),
+        ("cpu", None, {"avx512f", "fma"}, "float32"),
+    ],
+)
+def test_preferred_dtype_has_units_on_the_device(
+    platform: str, capability: str | None, flags: set[str], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimpleNamespace(platform=platform, **({} if capability is None else {"compute_capability": capability}))
+    monkeypatch.setattr(devices, "target_device", lambda: device)
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
+    assert preferred_dtype() == wanted

@@ -16,7 +16,7 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.optim import EMA, AdamW, Constant
 from gptjax.run_dir import RunDir
-from gptjax.train import train
+from gptjax.trainer import train
 from gptjax.training import state
 from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
@@ -163,4 +163,6 @@ def test_resumed_run_may_turn_the_average_on_and_off(shards: Path, capsys: pytes
     assert not RunDir.open(config.directory).has_ema(9)
     whole = replace(config, name="never turned", steps=9)
     assert train(whole) == 0
-    assert read_lines(whole.directory) == read_lines(config.directory)
+    # A step with an average is another program, which rounds in another order.
+    wanted, found = (np.array(read_lines(run.directory)) for run in (whole, config))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)

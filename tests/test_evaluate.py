@@ -156,3 +156,12 @@ def test_invalid_arguments_are_named(
 
 def test_directory_without_run_is_named(capsys: pytest.CaptureFixture) -> None:
     assert "/nowhere is not a run directory" in read_error(capsys, "--checkpoint=/nowhere")
+
+
+def test_quantized_loss_is_measured_beside_the_other(run: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    found = evaluate_run(run, quantize="int8", tokens=100)
+    difference = found["val_loss_quantized"] - evaluate_run(run, tokens=100)["val_loss"]
+    assert 0 < abs(difference) < 0.01
+    main([f"--checkpoint={run.directory}", "--mesh=single", "--tokens=100", "--quantize=int8"])
+    expected = f"weights in int8: val_loss {found['val_loss_quantized']:.4f}, {difference:+.4f} nats\n"
+    assert capsys.readouterr().out.endswith(expected)

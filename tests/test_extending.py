@@ -168,7 +168,7 @@ def test_class_inside_a_function_is_refused_before_training(folder: Path, capsys
 
 def test_fields_of_own_classes_are_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[TrainConfig] = []
-    monkeypatch.setattr(train, "train", lambda config, **_: configs.append(config) or 0)
+    monkeypatch.setattr("gptjax.trainer.train", lambda config, **_: configs.append(config) or 0)
     flags = ["--optimizer.learning-rate=3e-4", "--optimizer.schedule.warmup-steps=20", "--objective.share=0.2"]
     assert run_train(folder, *flags, "--evaluators.0.every=7") == 0
     [config] = configs

@@ -10,7 +10,7 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.generation import Request, decode, filter_logits, generate
+from gptjax.model.generation import DecodingSpeed, filter_logits, generate, read_prompts, write_tokens
 from gptjax.model.gpt import GPT, abstract_model, with_static
 from gptjax.sharding.mesh import MeshConfig
 
@@ -113,6 +113,8 @@ def test_seed_decides_the_text(model: GPT) -> None:
     np.testing.assert_array_equal(first, sample(model, PROMPT, 0))
     assert (first != sample(model, PROMPT, 1)).any()
     assert (first[0, 3:] != first[1, 3:]).any()
+    uniform = sample(model, PROMPT, 0, temperature=1e6)[0, 3:]
+    assert len(set(uniform.tolist())) > 5, "each position has its own key"
 
 
 def test_row_depends_neither_on_other_rows_nor_on_the_length(model: GPT) -> None:
@@ -154,21 +156,46 @@ def test_end_of_text_ends_a_row_and_fills_it(model: GPT) -> None:
 
 def test_loop_ends_when_all_rows_are_finished(model: GPT) -> None:
     free = generate(model, PROMPT[:1], max_new_tokens=20, temperature=0.0)
-    ids = np.zeros((1, 32), np.int32)
-    ids[0, :3] = PROMPT[0]
-    for end, position in ((-1, 23), (int(free[0, 5]), 4 + list(free[0, 3:]).index(free[0, 5]))):
-        options = {"top_k": None, "top_p": None, "prompt_positions": 32}
-        request = Request(length=3, total=23, end_of_text=end, key=None, temperature=0.0, **options)
-        assert int(decode(model, ids, request).position) == position
+    for end, steps in ((None, 20), (int(free[0, 5]), 1 + list(free[0, 3:]).index(free[0, 5]))):
+        speeds: list[DecodingSpeed] = []
+        settings = {"temperature": 0.0, "end_of_text": end, "report_speed": speeds.append}
+        generate(model, PROMPT[:1], max_new_tokens=20, **settings)
+        assert [(speed.steps, speed.tokens) for speed in speeds] == [(steps, steps)]
+
+
+def test_speed_counts_the_bytes_of_matrices_and_cache(model: GPT) -> None:
+    speeds: list[DecodingSpeed] = []
+    generate(model, PROMPT, max_new_tokens=4, temperature=0.0, report_speed=speeds.append)
+    [speed] = speeds
+    blocks, cache = sum(leaf.nbytes for leaf in jax.tree.leaves(model.blocks)), 2 * 2 * 2 * 32 * 32 * 4
+    head, norm = 256 * 32 * 4, 2 * 32 * 4
+    assert speed.bytes_per_step == blocks + head + norm + cache
+    assert (speed.tokens, speed.steps) == (8, 4)
+    assert speed.tokens_per_second == 8 / speed.seconds
+    assert speed.bytes_per_second == 4 * speed.bytes_per_step / speed.seconds
 
 
 def test_repeated_calls_share_one_program(model: GPT) -> None:
-    program: Any = decode
-    program.clear_cache()
+    programs: tuple[Any, ...] = (read_prompts, write_tokens)
+    for program in programs:
+        program.clear_cache()
     for seed, length, count, temperature, top_p in ((0, 3, 20, 1.0, 0.9), (1, 5, 25, 0.7, 0.5), (2, 9, 10, 2.0, 0.99)):
         settings = {"temperature": temperature, "top_p": top_p, "end_of_text": seed, "key": jax.random.key(seed)}
         generate(model, [list(range(length))], max_new_tokens=count, **settings)
-    assert program._cache_size() == 1
+    assert [program._cache_size() for program in programs] == [1, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_of_different_length_equal_rows_of_their_own(model: GPT, temperature: float) -> None:
+    """A call of equal rows gives each prompt its index, from which its draws come."""
+    prompts = [[5, 90, 3], [1], [7, 8, 9, 10, 11, 12, 13, 14], [2, 130]]
+    settings: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "key": jax.random.key(3)}
+    out = generate(model, prompts, **settings)
+    assert out.shape == (4, 20)
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, [prompt] * 4, **settings)[row]
+        np.testing.assert_array_equal(out[row, : len(alone)], alone)
+        assert (out[row, len(alone) :] == 0).all()
 
 
 def test_sharded_model_writes_the_same_text(model: GPT) -> None:
@@ -192,7 +219,8 @@ def test_rows_that_do_not_split_over_devices_are_refused() -> None:
         ([[1] * 40], {"max_new_tokens": 9}, "40 prompt tokens and 9 new ones .* 48.* at most 8"),
         ([[1, 131]], {}, "0 to 130"),
         ([[1, -1]], {}, "from -1 to 1"),
-        ([[1], [1, 2]], {}, r"\[1, 2\]"),
+        ([[1], []], {}, r"rows of \[1, 0\] tokens"),
+        ([[1], [1] * 40], {"max_new_tokens": 9}, "40 prompt tokens"),
         ([[]], {}, "at least one token"),
         ([], {}, "no rows"),
         ([[1]], {"max_new_tokens": 0}, "at least 1"),

@@ -25,7 +25,7 @@ from gptjax.data.checksums import verify_shards
 WORDS = ["the", "of", "and", "a", "to", "in", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at"]
 SMALL = Limits(batch_bytes=2000, piece_bytes=1000, pool_bytes=4000, record_seconds=0.0)
 CHILD = """
-import json, sys, time
+import json, signal, sys, time
 from pathlib import Path
 from data_pipelines import prepare as prepare_module
 from data_pipelines.encode.encoder import encode_batches
@@ -40,6 +40,7 @@ def encode_slowly(*args, **kwargs):  # so that there is something left to be kil
 options = json.loads(sys.argv[1])
 options["output"] = Path(options["output"])
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
     prepare_module.encode_batches = encode_slowly
     with exit_on_user_error():
         prepare_module.prepare(prepare_module.Prepare(**options), limits=SMALL)

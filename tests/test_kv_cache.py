@@ -1,6 +1,7 @@
 """The key-value cache: its ring, its windows, and reading a text in pieces."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 from models import make_model, make_tokens
 from tiny import MODEL
 
-from gptjax.model.gpt import GPT
+from gptjax.model.decoding import prepare_for_decoding
+from gptjax.model.gpt import GPT, with_static
 from gptjax.model.kv_cache import Cache, extend_cache, ring_mask
 from gptjax.sharding.mesh import MeshConfig
 
@@ -46,3 +48,54 @@ def test_text_in_pieces_equals_the_whole_text() -> None:
     second, cache = read(model, tokens[:, 8:], cache, 8)
     logits = model.unembed(model.norm(jnp.concatenate([first, second], axis=1)))
     np.testing.assert_allclose(logits, jax.jit(GPT.__call__)(model, tokens), atol=1e-4)
+
+
+DECODED: dict[str, dict[str, Any]] = {
+    "scanned": {"long_window": 3, "num_sinks": 1, "x0_mix": True, "rotary_fraction": 0.5, "logit_softcap": 2.0},
+    "unrolled": {
+        "num_layers": 3,
+        "window_pattern": "SL",
+        "short_window": 3,
+        "num_sinks": 2,
+        "unet_skips": "learned",
+        "value_residual": True,
+        "value_embeddings": "0..",
+        "x0_mix": True,
+        "logit_softcap": 2.0,
+        "logit_softcap_curve": "sqrt",
+    },
+    "learned positions": {"positions": "learned", "norm": "layer", "num_kv_heads": None, "tie_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_decoding_equals_the_whole_text_with_every_option(name: str) -> None:
+    """Rows read a prompt together, then a token at a time, each from its own position on, past the context."""
+    base = replace(MODEL, positions="rotary", norm="rms", qk_norm=True, num_kv_heads=2, tie_embeddings=False)
+    config = replace(base, **DECODED[name], bias="learned" in name)
+    goes_on = config.position_scheme.max_length is None
+    model, tokens = make_model(config), make_tokens(2, 40 if goes_on else 16, vocab_size=49)
+    if goes_on:  # a model with a longer context whose layers see no further
+        wide = replace(config, context_length=40, long_window=config.long_window or 16)
+        expected = jax.jit(GPT.__call__)(with_static(model, config=wide), tokens)
+    else:
+        expected = jax.jit(GPT.__call__)(model, tokens)
+    starts = jnp.array([4, 7])
+    steps = tokens.shape[1] - 7
+
+    @jax.jit
+    def decode(model: GPT, tokens: jax.Array) -> jax.Array:
+        cache = Cache.empty(config, 2, positions=16, mesh=MeshConfig())
+        _, cache = extend_cache(model, tokens[:, :8], cache=cache, start=0)
+
+        def read(cache: Cache, step: jax.Array) -> tuple[Cache, jax.Array]:
+            token = jnp.take_along_axis(tokens, (starts + step)[:, None], axis=1)
+            x, cache = extend_cache(model, token, cache=cache, start=starts + step)
+            return cache, x[:, 0]
+
+        _, xs = jax.lax.scan(read, cache, jnp.arange(steps))
+        return model.unembed(model.norm(jnp.moveaxis(xs, 0, 1)))
+
+    found = decode(prepare_for_decoding(model), tokens)
+    for row, start in enumerate(starts.tolist()):
+        np.testing.assert_allclose(found[row], expected[row, start : start + steps], atol=1e-4)

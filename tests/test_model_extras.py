@@ -11,6 +11,7 @@ from formula import compute_logits
 from models import make_model, make_tokens
 
 from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.decoding import prepare_for_decoding
 from gptjax.model.extras import UNet
 from gptjax.model.gpt import GPT, DocumentIds, count_parameters, with_static
 from gptjax.model.kv_cache import Cache, extend_cache
@@ -69,7 +70,8 @@ forward = jax.jit(GPT.__call__)
 
 @jax.jit
 def forward_with_cache(model: GPT, tokens: jax.Array) -> jax.Array:
-    """Logits of a text that is read one token at a time."""
+    """Logits of a text that is read one token at a time, as decoding does."""
+    model = prepare_for_decoding(model)
     cache = Cache.empty(model.config, len(tokens), positions=model.config.context_length, mesh=MeshConfig())
 
     def read(cache: Cache, token: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array]:

@@ -243,7 +243,7 @@ def test_unstacked_parameter_equals_a_stack_of_one(mesh: MeshConfig):
             params = {"w": nnx.Param(reshard(jnp.asarray(array), mesh.weight_spec(axis_names)), axis_names="DF")}
             updates, _ = jax.jit(muon.update)(params, muon.init(params), step=0)
             found.append(np.asarray(jax.device_get(updates["w"][...])))
-    np.testing.assert_allclose(found[0], found[1][0], atol=1e-6)
+    np.testing.assert_allclose(found[0], found[1][0], atol=1e-5)
 
 
 def test_matrices_of_one_shape_share_their_products():

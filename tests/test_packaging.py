@@ -53,6 +53,10 @@ def test_all_lists_the_names_that_can_be_imported() -> None:
         gptjax.GTP  # noqa: B018
 
 
+LATE_MODULES = {"torch_models.py"}
+"""Modules that are themselves imported inside a function, in a process of their own."""
+
+
 def list_imports(path: Path) -> set[tuple[str, bool]]:
     """(third-party module, whether it is imported inside a function) for every import of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -81,7 +85,7 @@ def test_imports_are_declared_and_extras_are_imported_late(package: str) -> None
     for path in (ROOT / package).rglob("*.py"):
         for name, lazy in list_imports(path):
             distribution = DISTRIBUTIONS.get(name, name.lower().replace("_", "-"))
-            assert distribution in (plain | extra if lazy else plain), f"{path}: {name} is not declared"
+            assert distribution in (plain | extra if lazy or path.name in LATE_MODULES else plain), f"{path}: {name}"
 
 
 def test_constraints_pin_every_requirement() -> None:

@@ -1,10 +1,12 @@
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from gptjax import sample as entry_point
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.generation import generate
@@ -83,6 +85,17 @@ def test_several_samples_are_separated_by_headings(capsys: pytest.CaptureFixture
     assert len({text for _, text in texts}) > 1
 
 
+def test_several_prompts_are_continued_side_by_side(capsys: pytest.CaptureFixture, run: Path, model: GPT) -> None:
+    words = (f"--checkpoint={run}", "--prompt=in the", "--prompt=a", "--temperature=0", "--max-new-tokens=4")
+    main([*words, "--quantize=int8", "--no-stop"])
+    out, err = capsys.readouterr()
+    settings: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0.0, "quantize": "int8"}
+    first, second = (generate(model, [TOKENIZER.encode(text)], **settings)[0] for text in ("in the", "a"))
+    expected = [TOKENIZER.decode(row) for row in (first, second)]
+    assert out == f"--- sample 1 of 2 ---\n{expected[0]}\n\n--- sample 2 of 2 ---\n{expected[1]}\n"
+    assert re.search(r"^8 tokens in [\d.]+ s: [\d,.]+ tokens/s; weights and cache read at", err)
+
+
 def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"one\r\ntwo\n")
@@ -92,14 +105,17 @@ def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
 
 def test_text_stops_at_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.array([[257, 65, 258, 258], [257, 66, 67, 258], [257, 68, 69, 70]])
-    monkeypatch.setattr(entry_point, "generate", lambda *args, **kwargs: rows)
-    assert list(sample(Sample(checkpoint=str(run), prompt="the"))) == ["theA", "theBC", "theDEF"]
-    continued = list(sample(Sample(checkpoint=str(run), prompt="the", stop=False)))
+    monkeypatch.setattr("gptjax.model.generation.generate", lambda *args, **kwargs: rows)
+    options = Sample(checkpoint=str(run), prompt=("the",), num_samples=3, max_new_tokens=3)
+    assert list(sample(options)) == ["theA", "theBC", "theDEF"]
+    continued = list(sample(replace(options, stop=False)))
     assert continued == ["theA" + 2 * "<|endoftext|>", "theBC<|endoftext|>", "theDEF"]
 
 
 def test_empty_prompt_starts_after_a_hidden_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry_point, "generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]]))
+    monkeypatch.setattr(
+        "gptjax.model.generation.generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]])
+    )
     assert list(sample(Sample(checkpoint=str(run)))) == ["theA"]
 
 
@@ -112,8 +128,8 @@ def test_empty_prompt_without_end_of_text_starts_after_line_end(capsys: pytest.C
 
 
 def test_default_length_fills_the_context(run: Path) -> None:
-    [text] = sample(Sample(checkpoint=str(run), prompt="x", temperature=0.0))
-    [longest] = sample(Sample(checkpoint=str(run), prompt="x", temperature=0.0, max_new_tokens=31))
+    [text] = sample(Sample(checkpoint=str(run), prompt=("x",), temperature=0.0))
+    [longest] = sample(Sample(checkpoint=str(run), prompt=("x",), temperature=0.0, max_new_tokens=31))
     assert text == longest
 
 

@@ -11,10 +11,19 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
+from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
 from gptjax.optim import AdamW
-from gptjax.run_dir import RunDir, write_imported_run
-from gptjax.startup import check_restorable, create_state, make_read_spec, open_evaluators, prepare_config
+from gptjax.run_dir import RunDir, write_imported_run, write_run_files
+from gptjax.sharding.devices import preferred_dtype
+from gptjax.startup import (
+    check_restorable,
+    create_state,
+    make_read_spec,
+    open_evaluators,
+    prepare_config,
+    prepare_device,
+)
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import Samples, ValidationLoss
@@ -164,3 +173,15 @@ def make_local_class() -> AdamW:
 def test_config_that_cannot_be_restored_is_refused(make: Callable[[], AdamW], message: str) -> None:
     with pytest.raises(UserError, match=f"could not be read back by a resumed run: {message}"):
         check_restorable(TrainConfig(optimizer=make()))
+
+
+def test_dtype_auto_is_resolved_and_kept_by_a_run(shards: Path, tmp_path: Path) -> None:
+    config = tiny_config(shards, model={"compute": replace(MODEL.compute, dtype="auto")}, output_dir=str(tmp_path))
+    assert prepare_device(config).model.compute.dtype == preferred_dtype()
+    for dtype in ("float32", "bfloat16"):
+        write_run_files(
+            config.directory, replace(config, model=replace(MODEL, compute=ComputeConfig(dtype=dtype))), None
+        )
+        assert prepare_device(config).model.compute.dtype == dtype
+    model = jax.eval_shape(lambda: GPT(config.model, key=jax.random.key(0)))
+    assert model.config.compute.dtype == preferred_dtype()

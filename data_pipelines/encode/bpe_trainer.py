@@ -10,6 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.readers.documents import Document, iter_text
 from data_pipelines.runtime.progress import progress_line
+from data_pipelines.runtime.sigint import call_interruptibly
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
@@ -46,7 +47,7 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator(iter(texts), trainer)
+    call_interruptibly(lambda: model.train_from_iterator(iter(texts), trainer))
     if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
             f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Document, ReadContext, validate_utf8
-from data_pipelines.readers.paths import cache_directory
 from gptjax.core.errors import UserError
-from gptjax.core.files import write_atomically
+from gptjax.core.files import cache_directory, write_atomically
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Local files by a spec: one file, those of a kind in a directory, or a pattern; and where fetched files are kept."""
+"""Local files by a spec: one file, those of a kind in a directory, or a pattern."""
 
 import glob
 import hashlib
@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError
-
-
-def cache_directory() -> Path:
-    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`."""
-    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax")
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:

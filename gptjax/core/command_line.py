@@ -1,5 +1,6 @@
 """Command lines of the entry points, parsed by tyro: every field of a config is a flag."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
-from gptjax.core.config_files import import_modules, list_configs, load_config_file
+from gptjax.core.config_files import find_config, import_modules, list_configs, load_config_file
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules
 
@@ -42,7 +43,26 @@ def parse_config(config_type: type[T], argv: Sequence[str], *, prog: str, descri
     Raises:
         UserError: no config is given, its file has a fault, or a config class refuses a value.
     """
-    (specs, imports), rest = _take_flags(argv, "--config", "--import")
+    spec = require_config(argv, prog=prog, description=description)
+    (_, imports), rest = _take_flags(argv, "--config", "--import")
+    modules = import_modules(imports)
+    base, module = load_config_file(spec, config_type)
+    path = Path(module.__file__ or "")
+    prog = f"{prog} --config={spec}"
+    # tyro documents that it may build the value twice. __post_init__ only checks, so this does no harm.
+    config = tyro.cli(config_type, default=base, prog=prog, description=description, args=rest, config=_TYRO)
+    return ConfigRequest(config, base, path, {path.stem: module, **modules})
+
+
+def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
+    """The one config file that the command line names; without one, `--help` lists the installed configs and exits.
+
+    It needs no config class, so an entry point can call it before the imports that take long.
+
+    Raises:
+        UserError: no config is given, or several, or there is no such file.
+    """
+    (specs, _), rest = _take_flags(argv, "--config", "--import")
     if not specs:
         if {"-h", "--help"} & set(rest):
             print(_usage(prog, description))
@@ -52,18 +72,27 @@ def parse_config(config_type: type[T], argv: Sequence[str], *, prog: str, descri
         raise UserError(f"--config is given {len(specs)} times ({', '.join(specs)}): a run has one config file.")
     if specs[0] in ("", "--help"):
         raise UserError("--config names no file. Give --config=NAME or --config=FILE.")
-    modules = import_modules(imports)
-    base, module = load_config_file(specs[0], config_type)
-    path = Path(module.__file__ or "")
-    prog = f"{prog} --config={specs[0]}"
-    # tyro documents that it may build the value twice. __post_init__ only checks, so this does no harm.
-    config = tyro.cli(config_type, default=base, prog=prog, description=description, args=rest, config=_TYRO)
-    return ConfigRequest(config, base, path, {path.stem: module, **modules})
+    find_config(specs[0])
+    return specs[0]
 
 
 def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> T:
     """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts."""
     return tyro.cli(options_type, prog=prog, args=list(argv), config=_TYRO)
+
+
+def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """Read an entry point's own options, and return the words that are not among them, for `parse_config`.
+
+    With `--help` it prints these options, and `--help` is among the words that are left.
+    """
+    asks_help = {"-h", "--help"} & set(argv)
+    if asks_help:
+        with contextlib.suppress(SystemExit):
+            tyro.cli(options_type, prog=prog, args=["--help"], config=_TYRO)
+    known = [word for word in argv if word not in ("-h", "--help")]
+    options, rest = tyro.cli(options_type, prog=prog, args=known, config=_TYRO, return_unknown_args=True)
+    return options, [*rest, *asks_help]
 
 
 def _take_flags(argv: Sequence[str], *flags: str) -> tuple[tuple[list[str], ...], list[str]]:

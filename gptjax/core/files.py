@@ -1,4 +1,4 @@
-"""Atomic writing of files and directories, locks and hashes."""
+"""The cache directory, atomic writing of files and directories, locks and hashes."""
 
 import contextlib
 import fcntl
@@ -12,6 +12,11 @@ from typing import IO
 from gptjax.core.errors import UserError
 
 AnyPath = str | os.PathLike[str]
+
+
+def cache_directory() -> Path:
+    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`."""
+    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -6,7 +6,6 @@ rows of its own devices. There is no state to save: after a restart, a step read
 
 from collections.abc import Iterator, Mapping
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
@@ -53,6 +52,8 @@ class BatchLoader:
 
     def iterate_from(self, step: int) -> Iterator[Batch]:
         """Batches from this step on, read ahead by a thread. Use it under `mesh.activate()`."""
+        import grain  # slow to import
+
         sharding = batch_sharding(self.mesh)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, self.reader.prefetch))
         # A range without end is sliced in no time, so a resumed run replays nothing.

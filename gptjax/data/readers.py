@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
@@ -23,6 +22,8 @@ class SequenceReader(RowReader):
     """The sequences of one split, without replacement, in an order of its own for each epoch."""
 
     def __init__(self, sequences: Sequences, spec: ReadSpec, *, packing: str, prefetch: int) -> None:
+        import grain  # slow to import
+
         self.sequences, self.prefetch = sequences, prefetch
         self.name = sequences.stream.paths[0].parent.name
         self.fingerprint = hash_json([sequences.stream.fingerprint, packing])

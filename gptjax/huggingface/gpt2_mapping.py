@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from gptjax.model.config import GPTConfig
 
@@ -116,4 +115,6 @@ def format_path(path: Any) -> str:
 
 
 def is_param(leaf: Any) -> bool:
+    from flax import nnx  # slow to import
+
     return isinstance(leaf, nnx.Param)

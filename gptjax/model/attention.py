@@ -1,32 +1,36 @@
-"""Causal attention, and the kernel that computes it.
+"""Causal attention by either kernel (`kernels.py` chooses).
 
 `cudnn` is NVIDIA's flash attention: 16-bit only, and scores are never in memory. `xla` is the textbook formula with a
 float32 softmax and runs everywhere. Both run inside shard_map: rows and heads are independent, and the compiler cannot
 partition a custom kernel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, Key, Shaped
 
-from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
+from gptjax.model.kernels import Kernel
 from gptjax.model.layers import fold_in_rows
+from gptjax.model.products import multiply
 from gptjax.sharding.axes import BS, BSJK, BT, BTHK, BTJK, DropoutKeys
+from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 
-MIN_COMPUTE_CAPABILITY = 8.0
-"""The compute capability that the flash kernel needs: NVIDIA's Ampere."""
+SAVED = "attention"
+SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
+"""Blocks of queries keep their output and the statistics of the softmax. The backward pass computes scores again."""
 
 PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
-Kernel = Literal["cudnn", "xla"]
 HeadKeys = Key[Array, "B H"]
 
 
@@ -61,63 +65,20 @@ class AttentionOptions(NamedTuple):
     """Tokens that each token sees, its own included; None: all."""
     dropout: float = 0.0
     """Share of probabilities that dropout keys drop."""
-    query_block: int = 512
-    """Queries that the xla kernel computes at a time in longer rows: no array of size T × T exists."""
+    query_block: int | None = None
+    """Queries that the xla kernel computes at a time in longer rows: no array of size T × T exists. None: as many as
+    are fastest on the device."""
+    dtype: str = "float32"
+    """Type of the products' operands."""
+    max_unrolled: int = 16
+    """Blocks of queries that are compiled one by one. More are mapped over, which compiles one."""
 
     @classmethod
     def from_config(cls, config: GPTConfig, *, layer: int | Array) -> "AttentionOptions":
         """The options of a layer. The number of a scanned layer is traced; layer 0 stands for it, for all are alike."""
         window = config.window(layer if isinstance(layer, int) else 0)
-        return cls(config.resolved_attention_scale, window, config.dropout, config.compute.query_block)
-
-
-def select_kernel(config: GPTConfig, *, device: Any = None) -> Kernel:
-    """The kernel that runs on a device (by default `target_device()`). Raises `UserError` if cudnn is asked in vain."""
-    reason = why_not_flash(config, device=device)
-    if config.compute.attention_impl == "cudnn" and reason:
-        raise UserError(
-            f"model.compute.attention_impl=cudnn cannot run: {reason}. Use --model.compute.attention-impl=auto."
-        )
-    return "cudnn" if config.compute.attention_impl != "xla" and reason is None else "xla"
-
-
-def why_not_flash(config: GPTConfig, *, device: Any = None) -> str | None:
-    """The reason why the flash kernel cannot run on a device; None if it can."""
-    device = target_device() if device is None else device
-    if device.platform not in ("gpu", "cuda"):
-        return f"the device is a {device.platform}, not an NVIDIA GPU"
-    if (capability := _compute_capability(device)) is not None and capability < MIN_COMPUTE_CAPABILITY:
-        found = f"has compute capability {capability:g}" if capability else "is not NVIDIA's"
-        return f"the GPU {found} and the kernel needs compute capability {MIN_COMPUTE_CAPABILITY:g}"
-    if config.compute.dtype == "float32":
-        return "model.compute.dtype is float32 and the kernel computes in 16 bits"
-    if config.dropout > 0:
-        return f"model.dropout is {config.dropout} and the kernel has no dropout of probabilities"
-    if config.intra_document_mask:
-        return "model.intra_document_mask is on and the kernel has no document masks"
-    if config.num_sinks and any(config.window(layer) for layer in range(config.num_layers)):
-        return "model.num_sinks would be outside the kernel's windows"
-    width = config.head_dim * (2 if config.num_sinks else 1)
-    if width % 8 or width > 128:
-        note = " with the channels of sinks" if config.num_sinks else ""
-        return f"heads have {width} channels{note} and the kernel takes multiples of 8 up to 128"
-    return None
-
-
-def target_device() -> Any:
-    """The device that is compiled for: one of the active mesh, which need not be here, or else the default one."""
-    here, target = jax.devices()[0], jax.sharding.get_abstract_mesh().abstract_device
-    return here if target is None or target.platform == here.platform else target
-
-
-def _compute_capability(device: Any) -> float | None:
-    """The compute capability of a GPU, 0 if it is not NVIDIA's; None if it is not known."""
-    try:
-        return float(device.compute_capability)
-    except AttributeError:
-        return None
-    except ValueError:  # AMD's are named, such as gfx90a
-        return 0.0
+        compute = config.compute
+        return cls(config.resolved_attention_scale, window, config.dropout, compute.query_block, compute.dtype)
 
 
 @dataclass(frozen=True)
@@ -142,6 +103,7 @@ class SequenceAttention:
         return y, cache
 
 
+@jax.named_scope("attention")
 def attend(
     inputs: AttentionInputs,
     options: AttentionOptions,
@@ -212,19 +174,58 @@ def causal_attention(
 ) -> BTHK:
     """The textbook formula over whole rows. Long rows go by blocks of queries, recomputed in the backward pass."""
     q, k, v, sinks = inputs
-    length = q.shape[1]
-    if length > options.query_block:
-        return _blockwise_attention(inputs, options, segments=segments, head_keys=head_keys)
+    length, size = q.shape[1], options.query_block or (128 if target_device().platform == "cpu" else 512)
+    if size < length <= options.max_unrolled * size:
+        return _unrolled_attention(inputs, options, size=size, segments=segments, head_keys=head_keys)
+    if size < length:
+        return _mapped_attention(inputs, options, size=size, segments=segments, head_keys=head_keys)
     mask = causal_mask(jnp.arange(length), jnp.arange(length), window=options.window)
     mask = mask if segments is None else mask & same_document_mask(segments, segments)
     return dot_product_attention(q, k, v, options, mask=mask, sinks=sinks, head_keys=head_keys)
 
 
-def _blockwise_attention(
-    inputs: AttentionInputs, options: AttentionOptions, *, segments: BT | None, head_keys: HeadKeys | None
+def _unrolled_attention(
+    inputs: AttentionInputs, options: AttentionOptions, *, size: int, segments: BT | None, head_keys: HeadKeys | None
 ) -> BTHK:
+    """Each block of queries reads only the keys that it can see, so half of the products are never computed."""
+    length = inputs.q.shape[1]
+
+    def attend_block(first: int, inputs: AttentionInputs, segments: BT | None, head_keys: HeadKeys | None) -> Any:
+        start, end = _reach(first, length, size=size, window=options.window)
+        queries, keys = slice(first, end), slice(start, end)
+        mask = causal_mask(jnp.arange(first, end), jnp.arange(start, end), window=options.window)
+        if segments is not None:
+            mask = mask & same_document_mask(segments[:, queries], segments[:, keys])
+        q, k, v, sinks = inputs
+        sinks = None if sinks is None else sinks._replace(queries=sinks.queries[:, queries])
+        block_keys = None if head_keys is None else _fold_in_heads(head_keys, first)
+        return dot_product_attention(
+            q[:, queries], k[:, keys], v[:, keys], options, mask=mask, sinks=sinks, head_keys=block_keys
+        )
+
+    rematerialized = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
+    blocks = [rematerialized(first, inputs, segments, head_keys) for first in range(0, length, size)]
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _reach(first: int, length: int, *, size: int, window: int | None) -> tuple[int, int]:
+    """The keys (start, end) that a block of queries from `first` on can see."""
+    start = 0 if window is None else max(0, first - window + 1)
+    return start, min(first + size, length)
+
+
+def _fold_in_heads(head_keys: HeadKeys, data: int | Array) -> HeadKeys:
+    return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(head_keys, data)
+
+
+def _mapped_attention(
+    inputs: AttentionInputs, options: AttentionOptions, *, size: int, segments: BT | None, head_keys: HeadKeys | None
+) -> BTHK:
+    """One program for all blocks of queries: every block reads as many keys as the last one."""
     q, k, v, sinks = inputs
-    length, size = q.shape[1], options.query_block
+    # The gradients of keys and values are summed over the blocks, hence in float32.
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+    length = q.shape[1]
     reach = length if options.window is None else min(length, options.window + size)
     # Queries are mapped over in blocks, not sliced inside: the gradient of a slice is a whole row, for each block.
     # Keys are sliced, for blocks of them would overlap and be several times as large.
@@ -239,13 +240,12 @@ def _blockwise_attention(
         mask = causal_mask(positions, start + jnp.arange(reach), window=options.window)
         mask = mask if segments is None else mask & same_document_mask(block_segments, in_reach(segments))
         block_sinks = None if sinks is None else sinks._replace(queries=sink_queries)
-        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
-        block_keys = None if head_keys is None else fold_in(head_keys, first)
+        block_keys = None if head_keys is None else _fold_in_heads(head_keys, first)
         return dot_product_attention(
             block_q, in_reach(k), in_reach(v), options, mask=mask, sinks=block_sinks, head_keys=block_keys
         )
 
-    y = jax.lax.map(jax.checkpoint(attend_block), (jnp.arange(0, length, size), blocks))
+    y = jax.lax.map(jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS), (jnp.arange(0, length, size), blocks))
     return jnp.moveaxis(y, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
@@ -276,23 +276,32 @@ def dot_product_attention(
     mask: Bool[Array, "#B T S"],
     sinks: Sinks | None = None,
     head_keys: HeadKeys | None = None,
+    product: Callable[..., Array] = multiply,
 ) -> BTHK:
     """softmax(scale · q kᵀ) v over the keys in the mask, and the sinks. The softmax is float32."""
     rows, length, heads, width = q.shape
-    grouped = lambda x: x.reshape(*x.shape[:2], k.shape[2], -1, width)  # the R query heads that share a key head
-    scores = jnp.einsum("BTJRK,BSJK->BJRTS", grouped(q), k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * options.scale, -jnp.inf)
+    shared, dtype = k.shape[2], options.dtype
+    # R query heads share a key head. Their queries are the rows of one matrix.
+    grouped = lambda x: x.reshape(rows, length, shared, -1, width).transpose(0, 2, 3, 1, 4)
+    stacked = lambda x: x.reshape(rows, shared, -1, x.shape[-1])
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = product(stacked(grouped(q)) * options.scale, keys, dtype=dtype, transposed=True)
+    scores = jnp.where(mask[:, None, None], scores.reshape(rows, shared, -1, length, k.shape[1]), -jnp.inf)
     if sinks is not None:
-        extra = jnp.einsum("BTJRK,IJK->BJRTI", grouped(sinks.queries), sinks.keys, preferred_element_type=jnp.float32)
+        extra = jnp.einsum("BJRTK,IJK->BJRTI", grouped(sinks.queries).astype(jnp.float32), sinks.keys)
         scores = jnp.concatenate([extra * options.scale, scores], axis=-1)
-    probabilities = jax.nn.softmax(scores, axis=-1)
+    # The softmax divides after the product with the values, which has fewer columns and keeps the backward pass free of
+    # sums over keys.
+    largest = checkpoint_name(jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), SAVED)
+    weights = jnp.exp(scores - largest)
+    total = checkpoint_name(weights.sum(axis=-1, keepdims=True), SAVED)
     if head_keys is not None:
-        draw = lambda key: jax.random.bernoulli(key, 1.0 - options.dropout, probabilities.shape[3:])
-        kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(probabilities.shape)
-        probabilities = jnp.where(kept, probabilities / (1.0 - options.dropout), 0.0)
-    probabilities = probabilities.astype(v.dtype)
+        draw = lambda key: jax.random.bernoulli(key, 1.0 - options.dropout, weights.shape[3:])
+        kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(weights.shape)
+        weights = jnp.where(kept, weights / (1.0 - options.dropout), 0.0)
     count = 0 if sinks is None else sinks.keys.shape[0]
-    y = jnp.einsum("BJRTS,BSJK->BTJRK", probabilities[..., count:], v)
+    y = product(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)
     if sinks is not None:
-        y += jnp.einsum("BJRTI,IJK->BTJRK", probabilities[..., :count], sinks.values)
-    return y.reshape(rows, length, heads, width)
+        y += jnp.einsum("BJRTI,IJK->BJRTK", weights[..., :count], sinks.values)
+    y = checkpoint_name(y, SAVED)
+    return (y / total).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width).astype(q.dtype)

@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Int
 
 from gptjax.model.attention import AttentionInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.extras import LearnedSinks, ValueMix, X0Mix
 from gptjax.model.layers import ACTIVATIONS, dropout, fold_in_rows, layer_norm, rms_norm
 from gptjax.model.module import Module
-from gptjax.model.params import cast_and_gather, constant_param, normal_param
-from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, DropoutKeys, Scalar
+from gptjax.model.params import constant_param, gather, normal_param
+from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, DropoutKeys, Positions, Scalar
 from gptjax.sharding.mesh import MeshConfig
 
 ATTENTION_OUTPUT, MLP_OUTPUT = 1, 2
@@ -37,7 +37,7 @@ class LayerInputs(NamedTuple):
     """Values that every layer may read, besides the residual stream."""
 
     tokens: BT
-    positions: Int[Array, " T"]
+    positions: Positions
     """Positions in the row, documents or not: rotary positions use only differences."""
     embeddings: BTD
     """x0: the residual stream before the first layer."""
@@ -53,8 +53,9 @@ class Norm(Module):
         self.bias = constant_param(0.0, "D", (config.embed_dim,), mesh=mesh) if has_bias else None
         self.config, self.mesh = config, mesh
 
+    @jax.named_scope("norm")
     def __call__(self, x: BTD) -> BTD:
-        scale, bias = (None if p is None else cast_and_gather(p, "float32", self.mesh) for p in (self.scale, self.bias))
+        scale, bias = (None if p is None else gather(p, self.mesh) for p in (self.scale, self.bias))
         if self.config.norm == "rms":
             return rms_norm(x, scale, epsilon=self.config.norm_epsilon)
         return layer_norm(x, scale, bias, epsilon=self.config.norm_epsilon)
@@ -83,10 +84,11 @@ class Attention(Module):
         self.qkv_bias = constant_param(0.0, "CHK", shape, mesh=mesh) if config.bias else None
 
     def compute_qkv(self, x: BTD) -> tuple[BTHK, BTJK, BTJK]:
-        q, k, v = self.linear("BTD,DCHK->CBTHK", x, self.qkv, self.qkv_bias)
+        qkv = self.linear("BTD,DCHK->BTCHK", x, self.qkv, self.qkv_bias)
+        q, k, v = (jnp.squeeze(heads, axis=2) for heads in jnp.split(qkv, 3, axis=2))
         return q, k, v
 
-    def project_in(self, x: BTD, positions: Int[Array, " T"], *, extra_values: BTJK | None = None) -> AttentionInputs:
+    def project_in(self, x: BTD, positions: Positions, *, extra_values: BTJK | None = None) -> AttentionInputs:
         """Queries, keys and values of normalised x. `extra_values` are mixed into the values."""
         config = self.config
         q, k, v = self.compute_qkv(x)
@@ -116,7 +118,8 @@ class GroupedQueryAttention(Attention):
 
     def compute_qkv(self, x: BTD) -> tuple[BTHK, BTJK, BTJK]:
         q = self.linear("BTD,DHK->BTHK", x, self.q, self.q_bias)
-        k, v = self.linear("BTD,DCJK->CBTJK", x, self.kv, self.kv_bias)
+        kv = self.linear("BTD,DCJK->BTCJK", x, self.kv, self.kv_bias)
+        k, v = (jnp.squeeze(heads, axis=2) for heads in jnp.split(kv, 2, axis=2))
         return q, k, v
 
 

@@ -63,15 +63,16 @@ class InitConfig:
 class ComputeConfig:
     """How a model computes. Nothing here changes its weights."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of activations and products. Weights, norms, softmax and loss are float32 in either case."""
+    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16"
+    """Type of products' operands and, except on CPUs, of activations; all else is float32. `auto`: bfloat16 where the
+    device multiplies it fast, else float32; a run keeps what it began with."""
     head_dtype: Literal["bfloat16", "float32"] | None = None
     """Type of the output head's operands in the loss. None: `dtype`. With float32 activations, bfloat16 here speeds up
     the largest product on CPUs with AVX512-BF16."""
     attention_impl: AttentionImpl = "auto"
     """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`. `auto` takes the fastest that can run; the log names it."""
-    query_block: int = 512
-    """Queries that the `xla` kernel computes at a time in longer rows. Memory for scores grows with it."""
+    query_block: int | None = None
+    """Queries that the `xla` kernel computes at a time in longer rows. None: 128 on CPUs, 512 elsewhere."""
     remat: Literal["none", "light", "full"] = "light"
     """Recomputation in the backward pass: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
     or whole blocks (about 18 % more FLOPs)."""
@@ -80,7 +81,7 @@ class ComputeConfig:
     scans if all layers are alike, which `on` needs."""
 
     def __post_init__(self) -> None:
-        if self.query_block < 1:
+        if self.query_block is not None and self.query_block < 1:
             raise UserError(f"model.compute.query_block is {self.query_block}; it must be at least 1.")
 
 

@@ -8,7 +8,8 @@ from jax import Array
 from gptjax.model.attention import Sinks
 from gptjax.model.config import GATE_CHANNELS, GPTConfig
 from gptjax.model.module import Module
-from gptjax.model.params import cast_and_gather, constant_param, embedding_lookup, normal_param
+from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
+from gptjax.model.products import activation_dtype
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, Scalar
 from gptjax.sharding.mesh import MeshConfig, reshard
 
@@ -26,8 +27,7 @@ class LearnedSinks(Module):
         self.config, self.mesh = config, mesh
 
     def __call__(self, queries: BTHK) -> Sinks:
-        keys, values = (cast_and_gather(w, self.config.compute.dtype, self.mesh) for w in (self.keys, self.values))
-        return Sinks(queries, keys, values)
+        return Sinks(queries, gather(self.keys, self.mesh), gather(self.values, self.mesh))
 
 
 class ValueMix(Module):
@@ -44,8 +44,8 @@ class ValueMix(Module):
             logits = self.linear("BTP,PJ->BTJ", x[..., :GATE_CHANNELS], self.gate)
             return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * extra_values
         assert self.mix is not None
-        own, extra = cast_and_gather(self.mix, self.config.compute.dtype, self.mesh)
-        return own * v + extra * extra_values
+        own, extra = gather(self.mix, self.mesh)
+        return add_scaled(own, v, extra, extra_values)
 
 
 class ValueEmbeddings(Module):
@@ -63,8 +63,8 @@ class ValueEmbeddings(Module):
         config, mesh = self.config, self.mesh
         if (index := config.value_table_index(layer)) is None:
             return None
-        table = reshard(self.tables[...][index].astype(config.compute.dtype), mesh.unsharded_spec("VE"))
-        values = embedding_lookup(table, tokens, mesh)
+        table = reshard(self.tables[...][index], mesh.unsharded_spec("VE"))
+        values = embedding_lookup(table, tokens, mesh).astype(activation_dtype(config.compute.dtype))
         return reshard(
             jnp.reshape(values, (*tokens.shape, config.kv_heads, config.head_dim)), mesh.activation_spec("BTJK")
         )
@@ -80,7 +80,7 @@ class X0Mix(Module):
         self.config, self.mesh = config, mesh
 
     def __call__(self, x: BTD, x0: BTD) -> BTD:
-        return self.residual_mix[...].astype(x.dtype) * x + self.x0_mix[...].astype(x.dtype) * x0
+        return add_scaled(self.residual_mix[...], x, self.x0_mix[...], x0)
 
 
 class UNet(Module):
@@ -101,5 +101,11 @@ class UNet(Module):
         partner = self.config.num_layers - 1 - layer
         if partner >= self.half:
             return x, skips
-        skip = skips[-1] if self.skip_weights is None else self.skip_weights[...][partner].astype(x.dtype) * skips[-1]
-        return x + skip, skips[:-1]
+        if self.skip_weights is None:
+            return x + skips[-1], skips[:-1]
+        return add_scaled(jnp.float32(1.0), x, self.skip_weights[...][partner], skips[-1]), skips[:-1]
+
+
+def add_scaled(a: Scalar, x: Array, b: Scalar, y: Array) -> Array:
+    """a x + b y in `x`'s dtype. The gradients of a and b are sums over all tokens, hence float32."""
+    return (a * x.astype(jnp.float32) + b * y.astype(jnp.float32)).astype(x.dtype)

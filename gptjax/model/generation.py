@@ -1,26 +1,29 @@
-"""Text generation. The whole decoding loop, with its key-value cache, is one compiled program.
+"""Text generation: one compiled program reads the prompts, another writes all new tokens.
 
-Prompts and caches are padded to powers of two, so few programs serve all lengths. The loop needs no special first step:
-it reads the last token and writes the next. Past the context length each new token sees a context's length of text, and
-any sinks.
+Prompts, caches and continuations are padded to powers of two, so few programs serve all lengths. The loop needs no
+special first step: it reads the last token and writes the next. Past the context length each new token sees a context's
+length of text, and any sinks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 from jaxtyping import Int, Key
 
 from gptjax.core.errors import UserError
+from gptjax.model.decoding import prepare_for_decoding
 from gptjax.model.gpt import GPT
 from gptjax.model.kv_cache import Cache, extend_cache
-from gptjax.sharding.axes import BT, BTD, BV
-from gptjax.sharding.mesh import reshard
+from gptjax.model.products import Quantize
+from gptjax.sharding.axes import BT, BV
+from gptjax.sharding.mesh import MeshConfig, reshard
 
 MIN_BUCKET = 32
 """Prompts and caches have at least this many positions."""
@@ -28,7 +31,27 @@ MIN_TEMPERATURE = 1e-4
 """Logits divided by less would overflow float32. The likeliest token has all the probability long before."""
 
 Prompts = Sequence[Sequence[int] | np.ndarray] | np.ndarray | Array
-"""Rows of token ids, all of the same length."""
+"""Rows of token ids. Their lengths may differ."""
+
+
+@dataclass(frozen=True)
+class DecodingSpeed:
+    """How fast a text was written, without compilation and reading of the prompts."""
+
+    tokens: int
+    """New tokens of all rows."""
+    seconds: float
+    bytes_per_step: int
+    """Bytes of weights and cache that a step reads. A step writes a token in each row."""
+    steps: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bytes_per_step * self.steps / self.seconds
 
 
 def generate(
@@ -41,8 +64,13 @@ def generate(
     top_p: float | None = None,
     end_of_text: int | None = None,
     key: Key[Array, ""] | None = None,
+    quantize: Quantize | None = None,
+    report_speed: Callable[[DecodingSpeed], object] | None = None,
 ) -> Int[np.ndarray, "B T_and_new"]:
-    """Continue each row of `prompt` (B rows of T ids) by `max_new_tokens` ids. Returns prompts and continuations.
+    """Continue each row of `prompt` (B rows of ids) by `max_new_tokens` ids. Returns prompts and continuations.
+
+    Where prompts differ in length, T is the longest. A shorter row ends earlier and is filled with the end of text, or
+    with 0. It is the same text that it would be alone in this row.
 
     A row draws from `key` by its index and position alone: it is the same in any batch of prompts, and a longer
     continuation begins like a shorter one. A sharded model must have been created under its mesh.
@@ -52,32 +80,64 @@ def generate(
         top_k: draw among this many likeliest tokens.
         top_p: draw among the fewest tokens with this much probability (see `filter_logits`).
         end_of_text: an id that ends its row. The rest of the row is filled with it.
+        quantize: `int8` reads weights rounded to 8 bits (`decoding.prepare_for_decoding`).
+        report_speed: called with the speed. The program is then compiled before it is timed.
 
     Raises:
-        UserError: ids outside the vocabulary, rows of different length, a text too long for the model's context (for
+        UserError: ids outside the vocabulary, int8 over several devices, a text too long for the model's context (for
             positional schemes of any length only the prompt counts), or a number out of range.
     """
-    tokens = _check_prompt(model, prompt, max_new_tokens)
+    lengths = _check_prompt(model, prompt, max_new_tokens)
     _check_settings(temperature, top_k, top_p)
     if temperature > 0 and key is None:
         raise ValueError("generate draws at random when temperature > 0: pass key=jax.random.key(seed).")
-    (rows, length), context_length = tokens.shape, model.config.context_length
-    total = length + max_new_tokens
-    ids = np.full((rows, _bucket(total)), end_of_text or 0, np.int32)
-    ids[:, :length] = tokens
+    longest = int(lengths.max())
+    ids = np.full((len(lengths), longest + max_new_tokens), end_of_text or 0, np.int32)
+    for row, tokens in zip(ids, prompt, strict=True):
+        row[: len(tokens)] = tokens
     request = Request(
-        length=length,
-        total=total,
+        # Rows that are equally long write one slice of the cache, not one each.
+        lengths=np.int32(longest) if (lengths == longest).all() else lengths,
+        max_new_tokens=max_new_tokens,
         end_of_text=-1 if end_of_text is None else end_of_text,
         key=None if temperature == 0 else key,
         temperature=temperature,
         # A float32 sum can reach 1 before the last token, so only no filter at all keeps everything.
         top_p=None if top_p == 1.0 else top_p,
         top_k=top_k,
-        prompt_positions=min(context_length, _bucket(length)),
     )
+    new = _continue_prompts(prepare_for_decoding(model, quantize=quantize), ids, lengths, request, report_speed)
+    for row, length, written in zip(ids, lengths, new, strict=True):
+        row[length : length + max_new_tokens] = written[:max_new_tokens]
+    return ids
+
+
+def _continue_prompts(
+    model: GPT,
+    ids: Int[np.ndarray, "B T"],
+    lengths: Int[np.ndarray, " B"],
+    request: "Request",
+    report_speed: Callable[[DecodingSpeed], object] | None,
+) -> Int[np.ndarray, "B new"]:
+    """The new tokens of prompts with these lengths, which `ids` begin with."""
+    longest, context_length = int(lengths.max()), model.config.context_length
+    read = np.zeros((len(ids), min(context_length, _bucket(longest))), np.int32)
+    read[:, :longest] = ids[:, :longest]
+    sizes = {
+        "positions": min(context_length, _bucket(longest + request.max_new_tokens)),
+        "max_new_tokens": _bucket(request.max_new_tokens),
+    }
     with model.mesh.activate():
-        return np.asarray(decode(model, ids, request).ids)[:, :total]
+        state = read_prompts(model, read, ids[np.arange(len(ids)), lengths - 1], **sizes)
+        if report_speed is not None:  # no step: compiled only
+            state = write_tokens(model, state, replace(request, max_new_tokens=0))
+        start = time.perf_counter()
+        state = write_tokens(model, jax.block_until_ready(state), request)
+        new = np.asarray(state.new)
+    if report_speed is not None:
+        seconds, size = time.perf_counter() - start, _count_bytes(model, state.cache)
+        report_speed(DecodingSpeed(int(state.written), seconds, size, int(state.step)))
+    return new
 
 
 def filter_logits(logits: BV, *, top_k: int | None = None, top_p: float | Array | None = None) -> BV:
@@ -108,65 +168,80 @@ def _bucket(length: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """Arguments of the compiled program. The static ones decide the program; the others change from call to call."""
+    """Arguments of the compiled program. The static one decides the program; the others change from call to call."""
 
-    length: Any
-    total: Any
+    lengths: Any
+    """Tokens of the prompts: () for all, or (B,)."""
+    max_new_tokens: Any
     end_of_text: Any
     key: Any
     """None: take the likeliest token."""
     temperature: Any
     top_p: Any
     top_k: int | None = field(metadata={"static": True})
-    prompt_positions: int = field(metadata={"static": True})
 
 
 class DecodingState(NamedTuple):
     """State of the decoding loop."""
 
-    position: Array
-    """The next position to write."""
-    ids: Int[Array, "B S"]
+    step: Array
+    """Tokens that every unfinished row has written."""
+    last: Int[Array, " B"]
+    """The token to be read next."""
+    new: Int[Array, "B new"]
     finished: Array
     """(B,): rows that have written end-of-text."""
+    written: Array
+    """New tokens of all rows, ends of text included."""
     cache: Cache
 
 
-@jax.jit
-def decode(model: GPT, ids: Int[Array | np.ndarray, "B S"], request: Request) -> DecodingState:
-    """Read the prompt, then write a token at a time up to `total` or until all rows are finished."""
-    mesh, (rows, size) = model.mesh, ids.shape
-    model, ids = _cast_weights(model), reshard(jnp.asarray(ids), mesh.activation_spec("__"))
+@partial(jax.jit, static_argnames=("positions", "max_new_tokens"))
+def read_prompts(model: GPT, ids: BT, last: Int[Array, " B"], *, positions: int, max_new_tokens: int) -> DecodingState:
+    """Read prompts (B, T), padded at the end, into a cache for `positions` tokens. `last` are their last tokens.
 
-    def read(ids: BT, cache: Cache, start: int | Array) -> tuple[BTD, Cache]:
-        return extend_cache(model, reshard(ids, mesh.activation_spec("BT")), cache=cache, start=start)
+    The loop reads the last token again, for its logits.
+    """
+    mesh, rows = model.mesh, len(ids)
+    cache = Cache.empty(model.config, rows, positions=positions, mesh=mesh)
+    _, cache = extend_cache(model, reshard(ids, mesh.activation_spec("BT")), cache=cache, start=0)
+    whole = lambda x: reshard(x, mesh.activation_spec("_" * x.ndim))
+    new, finished = jnp.zeros((rows, max_new_tokens), jnp.int32), jnp.zeros(rows, bool)
+    step = jnp.int32(0)
+    return DecodingState(step, whole(last), whole(new), whole(finished), step, cache)
+
+
+@partial(jax.jit, donate_argnums=1)
+def write_tokens(model: GPT, state: DecodingState, request: Request) -> DecodingState:
+    """Write a token at a time up to `max_new_tokens`, or until all rows are finished."""
+    mesh = model.mesh
 
     def is_unfinished(state: DecodingState) -> Array:
-        return (state.position < request.total) & ~jnp.all(state.finished)
+        return (state.step < request.max_new_tokens) & ~jnp.all(state.finished)
 
-    def step(state: DecodingState) -> DecodingState:
-        position, ids, finished, cache = state
-        last = jax.lax.dynamic_slice_in_dim(ids, position - 1, 1, axis=1)
-        x, cache = read(last, cache, position - 1)
+    def write_next(state: DecodingState) -> DecodingState:
+        position = jnp.asarray(request.lengths) + state.step
+        tokens = reshard(state.last[:, None], mesh.activation_spec("BT"))
+        x, cache = extend_cache(model, tokens, cache=state.cache, start=_shard_rows(position - 1, mesh))
         logits = reshard(model.unembed(model.norm(x))[:, 0], mesh.activation_spec("__"))
-        chosen = jnp.where(finished, request.end_of_text, _choose_tokens(logits, request, position=position))
-        ids = jax.lax.dynamic_update_slice(ids, chosen[:, None], (0, position))
-        return DecodingState(position + 1, ids, finished | (chosen == request.end_of_text), cache)
+        chosen = jnp.where(state.finished, request.end_of_text, _choose_tokens(logits, request, position=position))
+        new = jax.lax.dynamic_update_slice(state.new, chosen[:, None], (0, state.step))
+        finished = state.finished | (chosen == request.end_of_text)
+        written = state.written + jnp.sum(~state.finished, dtype=jnp.int32)
+        return DecodingState(state.step + 1, chosen, new, finished, written, cache)
 
-    cache = Cache.empty(model.config, rows, positions=min(size, model.config.context_length), mesh=mesh)
-    _, cache = read(ids[:, : request.prompt_positions], cache, 0)
-    finished = reshard(jnp.zeros(rows, bool), mesh.activation_spec("_"))
-    return jax.lax.while_loop(is_unfinished, step, DecodingState(jnp.asarray(request.length), ids, finished, cache))
+    return jax.lax.while_loop(is_unfinished, write_next, state)
 
 
-def _cast_weights(model: GPT) -> GPT:
-    """Matrices in the model's dtype, cast once and not for every token. Vectors stay: norms read float32."""
+def _shard_rows(positions: Array, mesh: MeshConfig) -> Array:
+    return reshard(positions, mesh.activation_spec("B")) if positions.ndim else positions
 
-    def cast(parameter: nnx.Param[Array]) -> nnx.Variable[Array]:
-        values = parameter[...]
-        return parameter.replace(values.astype(model.config.compute.dtype) if len(parameter.axis_names) > 1 else values)
 
-    return jax.tree.map(cast, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+def _count_bytes(model: GPT, cache: Cache) -> int:
+    """Bytes of weights and cache that a step reads. Of embeddings it reads a row for each token, which is left out."""
+    tables = (model.tokens, model.positions, model.value_embeddings)
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    return size(model) - size(tables) + size(cache)
 
 
 def _choose_tokens(logits: BV, request: Request, *, position: Array) -> Int[Array, " B"]:
@@ -174,7 +249,7 @@ def _choose_tokens(logits: BV, request: Request, *, position: Array) -> Int[Arra
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     kept = filter_logits(logits / request.temperature, top_k=request.top_k, top_p=request.top_p)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(request.key, jnp.arange(len(logits)))
-    token_keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, position)
+    token_keys = jax.vmap(jax.random.fold_in, (0, 0 if position.ndim else None))(row_keys, position)
     return jax.vmap(jax.random.categorical)(token_keys, kept).astype(jnp.int32)
 
 
@@ -189,14 +264,15 @@ def _check_settings(temperature: float, top_k: int | None, top_p: float | None) 
         raise UserError(f"top-p is {top_p}; use a probability in (0, 1], or leave it out to keep all.")
 
 
-def _check_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.ndarray, "B T"]:
+def _check_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.ndarray, " B"]:
+    """The lengths of the rows."""
     config, mesh = model.config, model.mesh
-    lengths = sorted({len(row) for row in prompt})
-    if len(lengths) != 1 or lengths == [0]:
-        found = f"rows of {lengths} tokens" if lengths else "no rows"
-        raise UserError(f"generate needs rows of equal length, at least one token; got {found}. Call it per length.")
-    tokens = np.asarray(prompt)
-    (rows, length), vocabulary = tokens.shape, config.resolved_vocab_size
+    lengths = np.array([len(row) for row in prompt], np.int32)
+    if not lengths.size or not lengths.min():
+        found = f"rows of {lengths.tolist()} tokens" if lengths.size else "no rows"
+        raise UserError(f"generate needs rows of at least one token; got {found}.")
+    tokens = np.concatenate([np.asarray(row) for row in prompt])
+    rows, length, vocabulary = len(lengths), int(lengths.max()), config.resolved_vocab_size
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise UserError(
             f"the prompt has token ids from {tokens.min()} to {tokens.max()}, but the model's go from 0 to "
@@ -218,4 +294,4 @@ def _check_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.nd
             f"{rows} rows do not split over {mesh.num_batch_shards} devices (data × fsdp). "
             f"Use a multiple of {mesh.num_batch_shards}, or --mesh=single."
         )
-    return tokens.astype(np.int32)
+    return lengths

@@ -2,10 +2,11 @@
 
 The weights of all blocks are stacked along a leading axis N without a name. The forward pass scans over it or unrolls
 it, and a checkpoint and the optimizer have one array for each kind of weight. Weights are float32 in storage. Each
-carries its axis names, and is cast to `config.compute.dtype` and gathered where it is used.
+carries its axis names. Products cast it to `config.compute.dtype` and gather it where it is used (`products.py`).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,18 +15,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Int
 
 from gptjax.core.errors import UserError
-from gptjax.model.attention import SequenceAttention, select_kernel
+from gptjax.model.attention import SequenceAttention
 from gptjax.model.block import Attend, Block, LayerInputs, Norm
 from gptjax.model.config import GPTConfig
 from gptjax.model.extras import UNet, ValueEmbeddings
+from gptjax.model.kernels import select_kernel
 from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
 from gptjax.model.loss import Head
 from gptjax.model.module import Module
-from gptjax.model.params import cast_and_gather, constant_param, embedding_lookup, normal_param
-from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys
+from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
+from gptjax.model.products import StoredMatrix, activation_dtype, multiply, multiply_head, run_in_loop
+from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions
+from gptjax.sharding.devices import preferred_dtype
 from gptjax.sharding.mesh import MeshConfig, reshard
 
 
@@ -55,7 +58,7 @@ class GPT(Module):
 
     def __init__(self, config: GPTConfig, *, key: Array, mesh: MeshConfig | None = None) -> None:
         """Draw new weights. With a sharded mesh call it inside `jax.jit` and `mesh.activate()`."""
-        mesh = mesh or MeshConfig()
+        mesh, config = mesh or MeshConfig(), resolve_dtype(config)
         token_key, position_key, block_key, head_key = jax.random.split(key, 4)
         value_key = jax.random.fold_in(token_key, 1)
         vocab, width, layers = config.padded_vocab_size, config.embed_dim, config.num_layers
@@ -105,12 +108,14 @@ class GPT(Module):
         x, _ = self.run_layers(LayerInputs(tokens, positions, x, dropout_keys), attend)
         return self.norm(x)
 
-    def embed(self, tokens: BT, positions: Int[Array, " T"] | BT) -> BTD:
-        """Token embeddings with positions. Positions of shape (T,) are consecutive."""
+    @jax.named_scope("embed")
+    def embed(self, tokens: BT, positions: Positions) -> BTD:
+        """Token embeddings with positions."""
         config, mesh = self.config, self.mesh
-        x = embedding_lookup(cast_and_gather(self.tokens, config.compute.dtype, mesh), tokens, mesh)
+        x = embedding_lookup(gather(self.tokens, mesh), tokens, mesh).astype(jnp.float32)
         x = config.position_scheme.embed(x, positions, table=self.positions, mesh=mesh)
-        return rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
+        x = rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
+        return x.astype(activation_dtype(config.compute.dtype))
 
     def run_layers(self, inputs: LayerInputs, attend: Attend, *, cache: Any = None) -> tuple[BTD, Any]:
         """The embeddings → the residual stream after the last layer, and the cache. Layers are scanned or unrolled."""
@@ -121,11 +126,15 @@ class GPT(Module):
         if config.scans_layers:
             layers = (self.blocks, jnp.arange(config.num_layers))
             state, _ = jax.lax.scan(lambda state, layer: (run_layer(*layer, state), None), state, layers)
+        elif cache is not None and self.stored_head is not None:
+            for layer in range(config.num_layers):
+                state = self._run_layer_in_loop(run_layer, layer, state, position=inputs.positions.ravel()[0])
         else:
             for layer, block in enumerate(unstack_blocks(self.blocks, config.num_layers)):
                 state = run_layer(block, layer, state)
         return state.x, state.cache
 
+    @jax.named_scope("layer")
     def run_layer(
         self, inputs: LayerInputs, attend: Attend, block: Block, layer: int | Array, state: LayerState
     ) -> LayerState:
@@ -143,28 +152,80 @@ class GPT(Module):
             first_values = values
         return LayerState(x, cache, first_values, skips)
 
+    def _run_layer_in_loop(
+        self, run_layer: Callable[..., LayerState], layer: int, state: LayerState, *, position: Array
+    ) -> LayerState:
+        """One layer of several that are not alike (`products.run_in_loop`). Its weights are read inside the loop."""
+
+        def run(i: Array, cache: Any) -> tuple[LayerState, Any]:
+            block = jax.tree.map(lambda leaf: leaf[layer + i], self.blocks)
+            after = run_layer(block, layer, state._replace(cache=cache))
+            return after._replace(cache=None), after.cache
+
+        after, cache = run_in_loop(run, state.cache, position=position)
+        return after._replace(cache=cache)
+
+    @property
+    def stored_head(self) -> StoredMatrix | None:
+        """The output head if all weights are in their form for decoding (`decoding.prepare_for_decoding`)."""
+        head: Any = None if self.head is None else self.head[...]
+        return head if isinstance(head, StoredMatrix) else None
+
     @property
     def output_head(self) -> Head:
         """The output head as it is stored (V padded), tied or not."""
         weight = self.tokens[...] if self.head is None else self.head[...].T
         return Head(weight, None if self.head_bias is None else self.head_bias[...])
 
+    @jax.named_scope("head")
     def unembed(self, hidden: BTD) -> BTV:
         """Float32 logits over the true vocabulary."""
         mesh, config = self.mesh, self.config
-        table = reshard(self.output_head.weight.astype(hidden.dtype), mesh.unsharded_spec("VD"))
-        logits = jnp.einsum(
-            "BTD,VD->BTV", hidden, table, out_sharding=mesh.activation_spec("BTV"), preferred_element_type=jnp.float32
-        )
+        dtype = config.compute.dtype
+        if (stored := self.stored_head) is not None:
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            logits = multiply_head(rows, stored, dtype=dtype)[:, : config.padded_vocab_size]
+            logits = logits.reshape(*hidden.shape[:2], -1)
+        elif mesh.is_sharded:
+            table = reshard(self.output_head.weight, mesh.unsharded_spec("VD"))
+            spec = mesh.activation_spec("BTV")
+            operands = hidden.astype(dtype), table.astype(dtype)
+            logits = jnp.einsum("BTD,VD->BTV", *operands, out_sharding=spec, preferred_element_type=jnp.float32)
+        else:
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            logits = multiply(rows, self.output_head.weight, dtype=dtype, transposed=True)
+            logits = logits.reshape(*hidden.shape[:2], -1)
         if self.head_bias is not None:
-            logits = logits + cast_and_gather(self.head_bias, "float32", mesh)[None, None]
+            logits = logits + gather(self.head_bias, mesh)[None, None]
         logits = apply_softcap(logits, config.logit_softcap, config.logit_softcap_curve)
         return reshard(logits, mesh.activation_spec("BT_"))[..., : config.resolved_vocab_size]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstack_blocks(blocks: Block, count: int) -> list[Block]:
-    """The blocks one by one, from the stack of their weights."""
+    """The blocks one by one, from the stack of their weights.
+
+    The gradient stacks them again. That of an index would be a sum of whole stacks, one for each block.
+    """
     return [jax.tree.map(lambda leaf: leaf[i], blocks) for i in range(count)]  # noqa: B023 (mapped at once)
+
+
+def _unstack_forward(blocks: Block, count: int) -> tuple[list[Block], None]:
+    return unstack_blocks(blocks, count), None
+
+
+def _unstack_backward(count: int, saved: None, d_blocks: list[Block]) -> tuple[Block]:
+    return (jax.tree.map(lambda *leaves: jnp.stack(leaves), *d_blocks),)
+
+
+unstack_blocks.defvjp(_unstack_forward, _unstack_backward)
+
+
+def resolve_dtype(config: GPTConfig) -> GPTConfig:
+    """The config with a dtype in place of `auto`: what the target device prefers."""
+    if config.compute.dtype != "auto":
+        return config
+    return replace(config, compute=replace(config.compute, dtype=preferred_dtype()))
 
 
 def abstract_model(config: GPTConfig, mesh: MeshConfig | None = None) -> GPT:

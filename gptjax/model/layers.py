@@ -51,6 +51,7 @@ def fold_in_rows(keys: DropoutKeys | None, data: int | Array) -> DropoutKeys | N
     return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
+@jax.named_scope("dropout")
 def dropout(x: Array, rate: float, dropout_keys: DropoutKeys | None) -> Array:
     """Zero a share `rate` of each row of x (B, ...) and scale up the rest. Without keys x itself is returned."""
     if dropout_keys is None or rate == 0.0:

@@ -68,6 +68,7 @@ class LossOptions:
         return Head(self.mesh.weight_spec("VD"), None if head.bias is None else self.mesh.weight_spec("V"))
 
 
+@jax.named_scope("loss")
 def next_token_loss(hidden: BTD, head: Head, targets: BT, *, options: LossOptions) -> tuple[Scalar, Count]:
     """(summed cross-entropy in nats, number of scored targets). Divide once the sums of all devices are known.
 

@@ -4,18 +4,23 @@ The fields of a scheme have the names of the `GPTConfig` fields that it reads.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from gptjax.core.errors import UserError
-from gptjax.model.params import cast_and_gather, embedding_lookup
-from gptjax.sharding.axes import BT, BTD, BTHK, BTJK
+from gptjax.core.lazy import LazyModule
+from gptjax.model.params import embedding_lookup, gather
+from gptjax.sharding.axes import BTD, BTHK, BTJK, Positions
 from gptjax.sharding.mesh import MeshConfig
+
+if TYPE_CHECKING:
+    from flax import nnx
+else:
+    nnx = LazyModule("flax.nnx")  # half a second
 
 DEFAULT_ROTARY_BASE = 10_000.0
 
@@ -29,13 +34,11 @@ class PositionScheme(Protocol):
         """Rows of the scheme's table of position embeddings; None: it has no table and places any length."""
         ...
 
-    def embed(
-        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
-    ) -> BTD:
-        """Token embeddings with positions. Positions of shape (T,) are consecutive."""
+    def embed(self, x: BTD, positions: Positions, *, table: "nnx.Param[Array] | None", mesh: MeshConfig) -> BTD:
+        """Float32 token embeddings with positions. Positions of shape (T,) are consecutive."""
         ...
 
-    def rotate(self, q: BTHK, k: BTJK, positions: Int[Array, " T"]) -> tuple[BTHK, BTJK]:
+    def rotate(self, q: BTHK, k: BTJK, positions: Positions) -> tuple[BTHK, BTJK]:
         """Queries and keys with positions."""
         ...
 
@@ -50,16 +53,16 @@ class LearnedPositions:
     def max_length(self) -> int:
         return self.context_length
 
-    def embed(
-        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
-    ) -> BTD:
+    def embed(self, x: BTD, positions: Positions, *, table: "nnx.Param[Array] | None", mesh: MeshConfig) -> BTD:
         assert table is not None
-        rows = cast_and_gather(table, str(x.dtype), mesh)
+        rows = gather(table, mesh)
         if positions.ndim == 2:
-            return x + embedding_lookup(rows, positions, mesh)
-        return x + jax.lax.dynamic_slice_in_dim(rows, positions[0], len(positions))[None]
+            placed = embedding_lookup(rows, positions, mesh)
+        else:
+            placed = jax.lax.dynamic_slice_in_dim(rows, positions[0], len(positions))[None]
+        return x + placed.astype(jnp.float32)
 
-    def rotate(self, q: BTHK, k: BTJK, positions: Int[Array, " T"]) -> tuple[BTHK, BTJK]:
+    def rotate(self, q: BTHK, k: BTJK, positions: Positions) -> tuple[BTHK, BTJK]:
         return q, k
 
 
@@ -83,16 +86,14 @@ class RotaryPositions:
     def max_length(self) -> None:
         return None
 
-    def embed(
-        self, x: BTD, positions: Int[Array, " T"] | BT, *, table: nnx.Param[Array] | None, mesh: MeshConfig
-    ) -> BTD:
+    def embed(self, x: BTD, positions: Positions, *, table: "nnx.Param[Array] | None", mesh: MeshConfig) -> BTD:
         return x
 
-    def rotate(self, q: BTHK, k: BTJK, positions: Int[Array, " T"]) -> tuple[BTHK, BTJK]:
+    def rotate(self, q: BTHK, k: BTJK, positions: Positions) -> tuple[BTHK, BTJK]:
         angles = self.angles(positions)
         return apply_rotary(q, angles), apply_rotary(k, angles)
 
-    def angles(self, positions: Int[Array, " T"]) -> Float[Array, "T pairs"]:
+    def angles(self, positions: Positions) -> Float[Array, "*B T pairs"]:
         """The angle of each of a head's K / 2 pairs at each position, in radians.
 
         Pair i turns by base^(-2i / K) a position. With a fraction below 1 only that fraction of the pairs turns, by
@@ -105,12 +106,13 @@ class RotaryPositions:
             rotated = int(self.rotary_fraction * pairs)
             speeds = (1.0 / base) ** jnp.linspace(0.0, 1.0, rotated)
             speeds = jnp.concatenate([speeds, jnp.zeros(pairs - rotated)])
-        return positions[:, None].astype(jnp.float32) * speeds[None]
+        return jnp.multiply.outer(positions.astype(jnp.float32), speeds)
 
 
-def apply_rotary(x: BTHK, angles: Float[Array, "T pairs"]) -> BTHK:
+def apply_rotary(x: BTHK, angles: Float[Array, "*B T pairs"]) -> BTHK:
     """Rotate the pairs (i, i + K / 2) of every head by their angles, in float32, returned in `x`'s dtype."""
-    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
+    angles = angles[..., None, :] if angles.ndim == 3 else angles[None, :, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return rotated.astype(x.dtype)

@@ -10,18 +10,24 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from gptjax.core.lazy import LazyModule
+from gptjax.model.products import activation_dtype, multiply
 from gptjax.sharding.axes import matrix_axes
 from gptjax.sharding.mesh import MeshConfig
+
+if TYPE_CHECKING:
+    from flax import nnx
+else:
+    nnx = LazyModule("flax.nnx")  # half a second
 
 Quintic = tuple[float, float, float]
 """(a, b, c) of an iteration X → aX + b(XXᵀ)X + c(XXᵀ)²X, which maps a singular value s to as + bs³ + cs⁵."""
@@ -57,10 +63,11 @@ def newton_schulz(
         norm = POLAR_EXPRESS_MARGIN * norm
     else:
         iterations = (QUINTIC if ns_coefficients == "quintic" else ns_coefficients,) * ns_steps
-    x = (x / (norm + 1e-8)).astype(dtype)
+    product = lambda x, y, **form: multiply(x, y, dtype=dtype, **form).astype(activation_dtype(dtype))
+    x = (x / (norm + 1e-8)).astype(activation_dtype(dtype))
     for a, b, c in iterations:
-        gram = jnp.einsum("mrs,mqs->mrq", x, x)
-        x = a * x + jnp.einsum("mrq,mqs->mrs", b * gram + c * (gram @ gram), x)
+        gram = product(x, x, transposed=True)
+        x = a * x + product(b * gram + c * product(gram, gram), x)
     return x
 
 
@@ -106,7 +113,7 @@ def count_muon_flops(
 class MatrixView:
     """A parameter, stacked over layers or not, seen as a batch of matrices with no more rows than columns."""
 
-    def __init__(self, param: nnx.Variable[Array], mesh: MeshConfig, *, matrix_split: MatrixSplit) -> None:
+    def __init__(self, param: "nnx.Variable[Array]", mesh: MeshConfig, *, matrix_split: MatrixSplit) -> None:
         axis_names, self.array_shape, self.mesh = param.axis_names, param.shape, mesh
         lead = len(param.shape) - len(axis_names)
         inputs, outputs = matrix_axes(axis_names, heads=matrix_split == "heads")

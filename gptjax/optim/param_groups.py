@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import Array
 
 from gptjax.core.errors import UserError
@@ -160,6 +159,8 @@ class GroupedOptimizer:
 
 def map_params(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Map `function(path, param, ...)` over the `nnx.Variable`s of trees; paths are dotted, such as `blocks.mlp.up`."""
+    from flax import nnx  # slow to import
+
     with_dots = lambda path, *params: function(jax.tree_util.keystr(path, simple=True, separator="."), *params)
     return jax.tree_util.tree_map_with_path(with_dots, tree, *rest, is_leaf=lambda node: isinstance(node, nnx.Variable))
 

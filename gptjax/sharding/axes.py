@@ -20,6 +20,8 @@ from jaxtyping import Float, Int, Key
 
 BT = Int[Array, "B T"]
 BS = Int[Array, "B S"]
+Positions = Int[Array, " T"] | BT
+"""Of shape (T,) they are consecutive, and the same in every row."""
 GBT = Int[Array, "G B T"]
 BTD = Float[Array, "B T D"]
 BTHK = Float[Array, "B T H K"]

@@ -1,11 +1,15 @@
-"""The accelerators of this machine: their peak FLOP/s, their memory and a one-line description.
+"""The accelerators of this machine: their peak FLOP/s, memory, bandwidth and a one-line description.
 
 The peak of a device that is not in the table is None, and then no MFU is logged: no figure is better than a wrong one.
 """
 
 import re
+import time
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 _PEAK_FLOPS = (
     # NVIDIA data sheets: tensor cores, without sparsity (the sheets of Hopper and Ada print twice this).
@@ -52,3 +56,46 @@ def get_peak_memory() -> int | None:
     statistics = [device.memory_stats() for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in statistics if found and "peak_bytes_in_use" in found]
     return max(peaks, default=None)
+
+
+def measure_copy_bandwidth(size: int = 1 << 27) -> float:
+    """Bytes per second that the default device reads and writes in a copy of `size` bytes, the fastest of five."""
+    array = jnp.zeros(size // 4, jnp.float32)
+    negate = jax.jit(jnp.negative)
+    jax.block_until_ready(negate(array))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(negate(array))
+        seconds.append(time.perf_counter() - start)
+    return 2 * array.nbytes / min(seconds)
+
+
+def preferred_dtype() -> Literal["bfloat16", "float32"]:
+    """bfloat16 if the target device has units for its products, else float32.
+
+    TPUs have them, NVIDIA's GPUs from Ampere on, AMD's, and CPUs with AVX512-BF16 or AMX.
+    """
+    device = target_device()
+    if device.platform == "cpu":
+        return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else "float32"
+    try:
+        return "bfloat16" if float(device.compute_capability) >= 8.0 else "float32"
+    except (AttributeError, ValueError):  # a TPU has none, and AMD's are named, such as gfx90a
+        return "bfloat16"
+
+
+def _cpu_flags() -> set[str]:
+    """Names of this CPU's instruction sets, as Linux on x86 gives them; elsewhere none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def target_device() -> Any:
+    """The device that is compiled for: one of the active mesh, which need not be here, or else the default one."""
+    here, target = jax.devices()[0], jax.sharding.get_abstract_mesh().abstract_device
+    return here if target is None or target.platform == here.platform else target

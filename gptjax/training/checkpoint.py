@@ -11,14 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
-from gptjax.model.gpt import GPT
+from gptjax.core.lazy import LazyModule
 from gptjax.training.checkpoint_format import (
     COUNTERS,
     EMA_ITEM,
@@ -37,7 +36,17 @@ from gptjax.training.checkpoint_format import (
     report_write_errors,
     unflatten_by_name,
 )
-from gptjax.training.state import TrainState, with_sharding
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+    from gptjax.model import gpt
+    from gptjax.training import state as training_state
+else:
+    # A config needs `CheckpointConfig` only.
+    ocp = LazyModule("orbax.checkpoint")
+    gpt = LazyModule("gptjax.model.gpt")
+    training_state = LazyModule("gptjax.training.state")
 
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
@@ -93,7 +102,9 @@ class CheckpointManager:
             self._background.shutdown()
             self._manager.close()
 
-    def save(self, step: int, state: TrainState, *, metadata: dict[str, Any], val_loss: float | None) -> None:
+    def save(
+        self, step: int, state: "training_state.TrainState", *, metadata: dict[str, Any], val_loss: float | None
+    ) -> None:
         """Save in the background. Returns once `state` may be donated; a step that exists already is not saved again.
 
         `metadata` is JSON. Raises a UserError if the previous save failed, or if a later step exists.
@@ -137,11 +148,11 @@ class CheckpointManager:
             self._manager.reload()
             raise
 
-    def restore(self, abstract: TrainState, step: int) -> TrainState:
+    def restore(self, abstract: "training_state.TrainState", step: int) -> "training_state.TrainState":
         """Read the state of `step`, with the shapes, types and shardings of `abstract` (see `abstract_state`)."""
         items = read_items(self._directory, step, items=_collect_items(abstract))
         counters = items[COUNTERS]
-        return TrainState(
+        return training_state.TrainState(
             step=counters["step"],
             model=unflatten_by_name(abstract.model, items[MODEL]),
             optimizer=unflatten_by_name(abstract.optimizer, items[OPTIMIZER]),
@@ -174,16 +185,16 @@ class CheckpointManager:
         return find_best_step(self._directory)
 
 
-def restore_model(directory: Path, abstract_model: GPT, *, step: int, item: str = MODEL) -> GPT:
+def restore_model(directory: Path, abstract_model: "gpt.GPT", *, step: int, item: str = MODEL) -> "gpt.GPT":
     """Read only the weights of a checkpoint, or their average (`item=EMA_ITEM`), sharded as `abstract_model` is.
 
     Call it under `mesh.activate()`.
     """
-    target = jax.tree.map(with_sharding, abstract_model)
+    target = jax.tree.map(training_state.with_sharding, abstract_model)
     return unflatten_by_name(target, read_items(directory, step, items={item: flatten_by_name(target)})[item])
 
 
-def save_model(directory: Path, model: GPT, *, step: int, metadata: dict[str, Any]) -> None:
+def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[str, Any]) -> None:
     """Write a checkpoint with weights only. Returns when it is on disk."""
     args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
     handler = ocp.CompositeCheckpointHandler(**make_handlers())
@@ -191,7 +202,7 @@ def save_model(directory: Path, model: GPT, *, step: int, metadata: dict[str, An
         checkpointer.save(Path(directory).absolute() / str(step), args=args)
 
 
-def _collect_items(state: TrainState) -> dict[str, NamedArrays]:
+def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:
     items = {
         MODEL: flatten_by_name(state.model),
         OPTIMIZER: flatten_by_name(state.optimizer),

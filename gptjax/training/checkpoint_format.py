@@ -13,12 +13,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+else:
+    ocp = LazyModule("orbax.checkpoint")  # half a second
 
 FORMAT_VERSION = 2
 MODEL, OPTIMIZER, COUNTERS, EMA_ITEM = "model", "optimizer", "counters", "ema"
@@ -113,7 +118,7 @@ def make_handlers() -> dict[str, Any]:
     }
 
 
-def _array_handler() -> ocp.PyTreeCheckpointHandler:
+def _array_handler() -> "ocp.PyTreeCheckpointHandler":
     """All arrays of an item in a few files (OCDBT), uncompressed.
 
     Measured with a 353 MB AdamW state (29M parameters) over 8 devices, deleting an old checkpoint each time: 0.7 s and
@@ -124,7 +129,7 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
 
 def make_save_args(
     items: dict[str, NamedArrays], metadata: dict[str, Any], *, step: int, val_loss: float | None = None
-) -> ocp.args.Composite:
+) -> "ocp.args.Composite":
     """Orbax's arguments for saving a step: the items that have arrays, and the metadata with our own fields."""
     own = {"format_version": FORMAT_VERSION, "step": step, "val_loss": val_loss}
     arrays = {item: ocp.args.PyTreeSave(arrays) for item, arrays in items.items() if arrays}  # pyright: ignore[reportCallIssue]

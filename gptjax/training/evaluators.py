@@ -11,23 +11,30 @@ import jax
 import numpy as np
 
 from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
 from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import DataSource
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
-from gptjax.model.generation import generate
-from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
 from gptjax.training.objective import Objective
-from gptjax.training.step import make_eval_step
+
+if TYPE_CHECKING:
+    from gptjax.model import generation, gpt
+    from gptjax.training import step as training_step
+else:
+    # A config needs none of these, which import flax.
+    generation = LazyModule("gptjax.model.generation")
+    gpt = LazyModule("gptjax.model.gpt")
+    training_step = LazyModule("gptjax.training.step")
 
 Metrics = dict[str, float | str]
 """Numbers, and texts such as samples, by name."""
-OpenEvaluator = Callable[[GPT], Metrics]
+OpenEvaluator = Callable[["gpt.GPT"], Metrics]
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class ValidationEvaluator:
         self.stream, self.context, self.tokens = stream, context, tokens
         devices = context.mesh.num_batch_shards
         self.batch_size = -(-batch_size // devices) * devices
-        self._step = make_eval_step(context.objective)
+        self._step = training_step.make_eval_step(context.objective)
         available = len(stream) - 1
         if available < 1:
             raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
@@ -146,7 +153,7 @@ class ValidationEvaluator:
             return None
         return int(tokenizer.bytes_per_token[scored].sum(dtype=np.int64))
 
-    def __call__(self, model: GPT) -> Metrics:
+    def __call__(self, model: "gpt.GPT") -> Metrics:
         config, mesh = self.context.model, self.context.mesh
         batches = iter_validation_batches(
             self.stream,
@@ -187,7 +194,7 @@ class BigramBaseline:
                 f"evaluators: {type(context.data).__name__} has no single training text. Take BigramBaseline() out."
             )
 
-        def evaluate(model: GPT) -> Metrics:
+        def evaluate(model: "gpt.GPT") -> Metrics:
             ids = validation.read(0, len(validation))
             vocab_size = max(context.model.resolved_vocab_size, int(ids.max()) + 1)
             nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
@@ -235,8 +242,8 @@ class Samples:
                 f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {context.model.context_length - 1} fit."
             )
 
-        def evaluate(model: GPT) -> Metrics:
-            ids = generate(
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            ids = generation.generate(
                 model,
                 [prompt] * context.mesh.num_batch_shards,
                 max_new_tokens=min(self.max_new_tokens, room),

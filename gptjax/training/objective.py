@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
-from gptjax.model.gpt import GPT, DocumentIds
+from gptjax.core.lazy import LazyModule
 from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
+
+if TYPE_CHECKING:
+    from gptjax.model import gpt
+else:
+    gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 MicroBatch = dict[str, BT]
 """Rows of a micro-batch: `tokens`, `targets` and, for document masks, `segments` and `positions`; int32 (B, T) each."""
@@ -20,7 +25,9 @@ class Objective(Protocol):
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
+    def sum_loss(
+        self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None
+    ) -> tuple[Scalar, Count]:
         """(loss, scored tokens), each summed over all rows on all devices. The step divides the two sums."""
         ...
 
@@ -41,9 +48,11 @@ class NextToken:
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
-    def sum_loss(self, model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> tuple[Scalar, Count]:
+    def sum_loss(
+        self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None
+    ) -> tuple[Scalar, Count]:
         """(nats, scored targets), summed over all rows on all devices."""
-        documents = DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
+        documents = gpt.DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
         return next_token_loss(
             model.hidden_states(batch["tokens"], dropout_keys, documents=documents),
             model.output_head,

@@ -55,6 +55,8 @@ def make_train_step(
     and average stay as they are, and the step number goes on.
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
+    in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
+    update, apply_updates = in_optimizer(transformation.update), in_optimizer(optax.apply_updates)
 
     def sum_loss(model: GPT, batch: MicroBatch, keys: DropoutKeys | None) -> tuple[Scalar, Count]:
         return objective.sum_loss(with_static(model, config=config.model), batch, keys)
@@ -63,13 +65,13 @@ def make_train_step(
         model_config = config.model or state.model.config
         keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh) if model_config.dropout > 0 else None
         loss, gradients = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, mesh=mesh)
-        norm = optax.tree.norm(gradients)
-        updates, moments = transformation.update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
+        norm = in_optimizer(optax.tree.norm)(gradients)
+        updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
         updates = jax.tree.map(lambda update: factor * update, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        select = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-        model = select(optax.apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(in_optimizer(optax.tree.norm)(updates))
+        select = in_optimizer(partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old)))
+        model = select(apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
         ema = config.ema.update(state.ema, model, step=state.step, steps=config.steps) if config.ema.enabled else None
         next_state = TrainState(
             step=state.step + 1,
@@ -110,6 +112,7 @@ def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar
     return factor
 
 
+@jax.named_scope("dropout")
 def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig) -> jax.Array:
     """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
     groups, rows, _ = batch["tokens"].shape
@@ -154,7 +157,9 @@ def _accumulate_gradients(
         return loss / jnp.maximum(scored, 1)
 
     def add(total: tuple[Scalar, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(compute_share)(model, *group)), None
+        share = jax.value_and_grad(compute_share)(model, *group)
+        with jax.named_scope("accumulate"):
+            return jax.tree.map(jnp.add, total, share), None
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
     return jax.lax.scan(add, zero, (batch, keys))[0]

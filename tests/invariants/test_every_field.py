@@ -146,7 +146,7 @@ def record_generation(config: TrainConfig) -> list[Any]:
         return jnp.zeros((1, 1), jnp.int32)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluators, "generate", generate)
+        patch.setattr(evaluators.generation, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
         config.evaluators[0].open(make_context(config))(abstract_model(config.model))
     return calls

@@ -41,9 +41,12 @@ VALIDATION = {"muon": [3.884558, 1.7355], "adamw": [3.884558, 1.738793]}
 
 
 def make_config(name: str, directory: Path) -> TrainConfig:
-    """`configs/smoke.py` for twenty steps on the formula's text: with its Muon, or with AdamW, biases and dropout."""
+    """`configs/smoke.py` in float32 for twenty steps on the formula's text: Muon, or AdamW with biases and dropout."""
+    model = replace(smoke.config.model, compute=replace(smoke.config.model.compute, dtype="float32"))
     config = replace(
         smoke.config,
+        model=model,
+        optimizer=replace(smoke.config.optimizer, ns_dtype="float32"),
         output_dir=str(directory),
         steps=20,
         data=TokenShards(path=str(write_text_shards(directory / "shards", lines=300))),

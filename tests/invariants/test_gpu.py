@@ -10,11 +10,12 @@ import pytest
 from jax import Array
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
-from gptjax.model.attention import AttentionInputs, AttentionOptions, Kernel, Sinks, attend
+from gptjax.model.attention import AttentionInputs, AttentionOptions, Sinks, attend
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
+from gptjax.model.kernels import Kernel
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.train import train
+from gptjax.trainer import train
 
 pytestmark = pytest.mark.gpu
 

@@ -69,8 +69,8 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, name: str):
 
 def compute_torch_outputs(directory: Path, tokens: np.ndarray) -> tuple[np.ndarray, float]:
     """(logits, mean loss of the next token) by transformers in float32."""
-    import torch
-    from transformers import GPT2LMHeadModel
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
     model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
     ids = torch.tensor(tokens)
@@ -89,8 +89,8 @@ def compute_jax_loss(model: GPT, tokens: np.ndarray) -> float:
 
 def save_with_transformers(directory: Path, config: dict[str, Any], *, dtype: str, shard_size: str) -> None:
     """Save a random GPT-2 that transformers alone makes."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import GPT2Config, GPT2LMHeadModel  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**config))

@@ -50,8 +50,8 @@ MODELS = {
 
 def make_torch_model(class_name: str, config: GPTConfig, extra: dict[str, Any]) -> Any:
     """A random model of transformers with the sizes of `config`."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     model_class = getattr(transformers, class_name)
     hf_config = model_class.config_class(

@@ -132,3 +132,9 @@ def test_train_help_names_configs_and_fields(words: list[str], expected: str) ->
     assert process.returncode == 0
     assert expected in output
     assert "Traceback" not in output
+
+
+def test_readme_can_be_read_at_one_sitting() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
+    assert max(map(len, lines)) <= 120

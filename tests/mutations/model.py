@@ -16,19 +16,24 @@ MODEL = (
         ("queries[:, :, None] == keys[:, None, :]", "queries[:, :, None] >= keys[:, None, :]"),
         # Query head h reads key head h mod J.
         (
-            "x.reshape(*x.shape[:2], k.shape[2], -1, width)",
-            "x.reshape(*x.shape[:2], -1, k.shape[2], width).swapaxes(2, 3)",
+            "x.reshape(rows, length, shared, -1, width).transpose(0, 2, 3, 1, 4)",
+            "x.reshape(rows, length, -1, shared, width).transpose(0, 3, 2, 1, 4)",
         ),
+        # A block of queries misses the first key in its window.
+        ("max(0, first - window + 1)", "max(0, first - window + 2)"),
         # Scores of sinks are not scaled.
         ("[extra * options.scale, scores]", "[extra, scores]"),
         # Values of sinks are not added.
-        ('"BJRTI,IJK->BTJRK", probabilities[..., :count]', '"BJRTI,IJK->BTJRK", 0 * probabilities[..., :count]'),
+        ('"BJRTI,IJK->BJRTK", weights[..., :count]', '"BJRTI,IJK->BJRTK", 0 * weights[..., :count]'),
         # Dropout of probabilities loses their mean.
-        ("probabilities / (1.0 - options.dropout), 0.0", "probabilities, 0.0"),
+        ("weights / (1.0 - options.dropout), 0.0", "weights, 0.0"),
         # The first queries of a block miss keys within their window.
         ("options.window + size)", "options.window)"),
         # Every block of queries drops the same probabilities.
-        ("fold_in(head_keys, first)", "fold_in(head_keys, 0 * first)"),
+        (
+            "(jax.random.fold_in, (0, None)), (0, None))(head_keys, data)",
+            "(lambda k, d: k, (0, None)), (0, None))(head_keys, data)",
+        ),
     ),
     *mutate(
         "gptjax/model/layers.py",
@@ -85,8 +90,8 @@ MODEL = (
         "test_model_extras.py::test_x0_is_mixed_in_before_every_block",
         # The residual stream and the embeddings change places.
         (
-            "self.residual_mix[...].astype(x.dtype) * x + self.x0_mix[...].astype(x.dtype) * x0",
-            "self.residual_mix[...].astype(x.dtype) * x0 + self.x0_mix[...].astype(x.dtype) * x",
+            "add_scaled(self.residual_mix[...], x, self.x0_mix[...], x0)",
+            "add_scaled(self.residual_mix[...], x0, self.x0_mix[...], x)",
         ),
     ),
     *mutate(
@@ -168,6 +173,8 @@ MODEL = (
         "test_kv_cache.py",
         # A token sees a slot that was never written.
         ("mask = age <= positions", "mask = age <= 1 + positions"),
+        # Rows with positions of their own all write at the first one's.
+        ("positions[row, 0] % size", "positions[0, 0] % size"),
         # A window in the cache is one token too wide.
         ("(age < window)", "(age <= window)"),
     ),
@@ -176,5 +183,23 @@ MODEL = (
         "test_model_extras.py::test_text_beyond_the_context_sees_one_context_length",
         # Past its end the cache replaces the newest token, not the oldest.
         ("positions[0] % size", "jnp.minimum(positions[0], size - 1)"),
+    ),
+    *mutate(
+        "gptjax/model/products.py",
+        "invariants/test_precision.py",
+        # The gradient of a weight is a sum in bfloat16.
+        ("left, right = (d_product, x) if transposed else (x, d_product)", "left, right = (x, d_product)"),
+        ("        preferred_element_type=jnp.float32,\n    )\n    return d_x", "    )\n    return d_x"),
+    ),
+    *mutate(
+        "gptjax/model/gpt.py",
+        "invariants/test_precision.py",
+        # The gradients of an embedding are added in bfloat16.
+        (
+            "embedding_lookup(gather(self.tokens, mesh), tokens",
+            "embedding_lookup(gather(self.tokens, mesh).astype(jnp.bfloat16), tokens",
+        ),
+        # The gradient of stacked weights is in another order.
+        ("jnp.stack(leaves), *d_blocks", "jnp.stack(leaves), *d_blocks[::-1]"),
     ),
 )

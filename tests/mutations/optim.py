@@ -77,6 +77,6 @@ OPTIM = (
         "gptjax/optim/orthogonalize.py",
         "test_muon.py",
         # An iteration without its fifth power.
-        ("c * (gram @ gram)", "c * gram"),
+        ("c * product(gram, gram)", "c * gram"),
     ),
 )

@@ -43,7 +43,7 @@ TRAINING = (
         "gptjax/training/step.py",
         "test_step.py",
         # An update is applied though it is not finite.
-        ("& jnp.isfinite(optax.tree.norm(updates))", ""),
+        ("& jnp.isfinite(in_optimizer(optax.tree.norm)(updates))", ""),
         # The moments of a skipped update stay.
         ("optimizer=select(moments, state.optimizer)", "optimizer=moments"),
         # Skipped updates are counted through the run.

@@ -1,0 +1,53 @@
+"""Entry point: `python -m gptjax.bench --config=configs/gpt2_cpu.py` times a config, alone or beside peers."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from gptjax.benchmark.options import BenchOptions
+from gptjax.config import TrainConfig
+from gptjax.core.command_line import parse_config, parse_known_options
+from gptjax.core.errors import UserError, exit_on_user_error
+
+PROG = "python -m gptjax.bench"
+
+
+def main(argv: list[str] | None = None) -> None:
+    with exit_on_user_error():
+        words = sys.argv[1:] if argv is None else argv
+        options, rest = parse_known_options(BenchOptions, words, prog=PROG)
+        request = parse_config(TrainConfig, rest, prog=PROG, description="Flags of the config, as in gptjax.train.")
+        check_outputs(options)
+        if options.peer:  # torch needs memory of the same GPU
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        from gptjax.benchmark import bench_decoding, bench_training, report  # slow to import
+
+        measure = bench_decoding.benchmark_decoding if options.decode else bench_training.benchmark_training
+        command = shlex.join([*PROG.split(), *words])
+        show = lambda line: print(f"... {line}", file=sys.stderr, flush=True)
+        result = measure(request.config, options, modules=request.modules, command=command, report=show)
+        text, content = report.format_result(result), json.dumps(result.to_json(), indent=2) + "\n"
+        print(text, file=sys.stderr if options.json == "-" else sys.stdout)
+        if options.json == "-":
+            print(content, end="")
+        elif options.json is not None:
+            Path(options.json).expanduser().write_text(content, encoding="utf-8")
+        if options.output is not None:
+            directory = Path(options.output).expanduser()
+            (directory / "benchmark.md").write_text(text, encoding="utf-8")
+            (directory / "benchmark.json").write_text(content, encoding="utf-8")
+            report.write_picture(result, directory / "benchmark.png")
+
+
+def check_outputs(options: BenchOptions) -> None:
+    """Make the output directory, and find out before anything is measured whether files can be written."""
+    if options.output is not None:
+        Path(options.output).expanduser().mkdir(parents=True, exist_ok=True)
+    if options.json not in (None, "-") and not Path(options.json).expanduser().absolute().parent.is_dir():
+        raise UserError(f"--json={options.json}: its directory does not exist. Choose another path.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Other implementations of GPT-2 that a benchmark runs beside ours."""

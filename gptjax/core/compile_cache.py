@@ -1,0 +1,99 @@
+"""Compiled programs are kept between runs, in `compiled/` of the cache directory.
+
+JAX itself finds an entry by its program, its options, the device and jaxlib. That is not enough for programs that run
+on the CPU: machines with other instruction sets, or another number of cores, may share a home directory. So each kind
+of machine, version and user has a directory of its own.
+
+JAX writes an entry in place. Whoever reads half of one gets a warning from JAX and compiles.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from gptjax.core.console import print_once
+from gptjax.core.files import cache_directory
+
+MAX_BYTES = 2**30
+"""Size of `compiled/` from which on the programs that were not used for longest are deleted, at the next start."""
+MIN_COMPILE_SECONDS = 0.0
+"""Programs that take this long to compile are kept. JAX's default, 1 s, keeps 3 of the 17 that start a small run."""
+_CPU_FIELDS = {
+    *("vendor_id", "cpu family", "model", "model name", "flags"),  # x86
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),  # Arm
+    *("isa", "uarch", "mvendorid", "marchid", "mimpid"),  # RISC-V
+}
+"""Lines of /proc/cpuinfo that decide which instructions a compiler may use. Others change, such as the frequency."""
+
+
+def enable_compile_cache() -> None:
+    """Let JAX keep compiled programs. Call it before the first compilation, after `initialize_distributed`.
+
+    GPTJAX_COMPILE_CACHE=0 and JAX_ENABLE_COMPILATION_CACHE=false turn it off. A JAX_COMPILATION_CACHE_DIR that is set
+    is used as JAX uses it. A directory that cannot be written is a note.
+    """
+    import jax  # processes that only tokenize never import it
+
+    if os.environ.get("GPTJAX_COMPILE_CACHE") == "0" or not jax.config.values["jax_enable_compilation_cache"]:
+        return
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    try:
+        root = cache_directory() / "compiled"
+        directory = _make_own_directory(root / name_machine())
+        prune(root)
+    except (OSError, RuntimeError) as error:  # without a home, Path.home() raises a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else error
+        where = getattr(error, "filename", None) or "the cache directory"
+        hint = "Set GPTJAX_CACHE to a directory of yours to keep them."
+        print_once(f"note: compiled programs are not kept: {where}: {reason}. {hint}", to_stderr=True)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+
+
+def name_machine() -> str:
+    """A short name for everything that compiled code depends on and JAX's own key may leave out, and for the user."""
+    from importlib.metadata import version
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [platform.system(), platform.machine(), cores, os.getuid(), describe_cpu()]
+    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+    return f"jaxlib-{version('jaxlib')}-{platform.machine()}-{digest[:12]}"
+
+
+def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Model and instruction sets of the processors; the name of this machine where the system does not tell them."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {line for line in lines if line.partition(":")[0].strip() in _CPU_FIELDS}
+    return "\n".join(sorted(found)) or platform.node()
+
+
+def prune(root: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Delete the files that were not used for longest until the rest fits, and empty ones, left by a killed process."""
+    files: list[tuple[Path, os.stat_result]] = []
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process prunes, too
+            if path.is_file():
+                files.append((path, path.stat()))
+    files.sort(key=lambda file: max(file[1].st_atime, file[1].st_mtime), reverse=True)
+    total = 0
+    for path, status in files:
+        total += status.st_size
+        if total > max_bytes or status.st_size == 0:
+            path.unlink(missing_ok=True)
+
+
+def _make_own_directory(path: Path) -> Path:
+    """The programs in it are run, so only this user may write there."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid() or not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return path

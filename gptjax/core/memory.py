@@ -1,0 +1,30 @@
+"""Memory that a process keeps between steps."""
+
+import ctypes
+import os
+
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+"""Parameters of mallopt, as glibc's malloc.h numbers them."""
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc keep what is freed, for a program that allocates the same large buffers in every step.
+
+    By default glibc returns large buffers to the system and requests them again, page by page. Call this before the
+    first large allocation; the process does not shrink afterwards.
+
+    Returns:
+        False, with nothing changed, if the C library is not glibc, or if the user decides: by `GPTJAX_KEEP_MEMORY=0`
+        or glibc's own variables (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_ARENA_MAX`).
+    """
+    decided = any(name.startswith("MALLOC_") for name in os.environ) or os.environ.get("GPTJAX_KEEP_MEMORY") == "0"
+    try:
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 (raises where the library is not glibc)
+    except (AttributeError, OSError, TypeError):
+        return False
+    if decided:
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1))
+    results = [library.mallopt(parameter, value) for parameter, value in settings]
+    return results == [1, 1, 1]

@@ -1,0 +1,142 @@
+"""Invariant: no sum over tokens is in bfloat16, so bfloat16 products give float32's gradients, on every backend."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+from tiny import text_of
+
+from gptjax.model import attention, products
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.gpt import GPT, DocumentIds
+from gptjax.model.loss import IGNORE_INDEX
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.objective import MicroBatch, NextToken
+
+ROWS, LENGTH = 16, 128
+BASE = GPTConfig(num_layers=4, embed_dim=64, num_heads=4, context_length=LENGTH, vocab_size=128)
+CONFIGS = {
+    "gpt2": BASE,
+    "documents": replace(BASE, intra_document_mask=True, short_window=48, window_pattern="SL", bias=False),
+    "llama": replace(
+        BASE, positions="rotary", norm="rms", qk_norm=True, num_kv_heads=2, gated_mlp=True, activation="silu",
+        tie_embeddings=False, head_bias=True, num_sinks=2, logit_softcap=15.0,
+    ),
+    "speedrun": replace(
+        BASE, positions="rotary", unet_skips="learned", x0_mix=True, value_embeddings="01..", value_residual=True,
+        embedding_norm=True,
+    ),
+    "nanochat": replace(BASE, positions="rotary", x0_mix=True, value_embeddings="01", value_gate=True),
+}  # fmt: skip
+SUMS = ("reduce_sum", "scatter-add", "scatter_add", "cumsum", "psum", "reduce_window_sum", "segment_sum")
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Compute on CPUs as each backend does: with its activations and its forms of products."""
+    device = SimpleNamespace(platform=request.param)
+    for module in (products, attention):
+        monkeypatch.setattr(module, "target_device", lambda: device)
+    return request.param
+
+
+def make_batch() -> MicroBatch:
+    """Characters of a real text, in documents of 40 tokens."""
+    ids = np.frombuffer(text_of(200).encode(), np.uint8)[: ROWS * LENGTH + 1].astype(np.int32)
+    segments, positions = np.divmod(np.arange(LENGTH, dtype=np.int32), 40)
+    rows = lambda x: jnp.asarray(np.broadcast_to(x, (ROWS, LENGTH)))
+    return {
+        "tokens": jnp.asarray(ids[:-1].reshape(ROWS, LENGTH)),
+        "targets": jnp.asarray(ids[1:].reshape(ROWS, LENGTH)),
+        "segments": rows(segments),
+        "positions": rows(positions),
+    }
+
+
+def make_model(config: GPTConfig, mesh: MeshConfig | None = None) -> GPT:
+    """A model in which every weight acts: nothing is zero, and gains and mixes are not all alike."""
+    model = GPT(config, key=jax.random.key(0), mesh=mesh)
+    leaves, structure = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, noise)
+
+
+def compute_gradients(model: GPT, batch: MicroBatch) -> GPT:
+    """Gradients of the mean loss."""
+    mean = lambda model: NextToken(chunk_tokens=256).sum_loss(model, batch)[0] / (ROWS * LENGTH)
+    return jax.grad(mean)(model)
+
+
+def with_dtype(config: GPTConfig, dtype: Any) -> GPTConfig:
+    return replace(config, compute=ComputeConfig(dtype=dtype, query_block=64))
+
+
+def iterate_equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, core.ClosedJaxpr | core.Jaxpr)):
+            if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+                yield from iterate_equations(getattr(value, "jaxpr", value))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_sum_of_the_step_is_in_bfloat16(name: str, platform: str) -> None:
+    model = jax.eval_shape(lambda: make_model(with_dtype(CONFIGS[name], "bfloat16")))
+    program = jax.make_jaxpr(compute_gradients)(model, make_batch()).jaxpr
+    equations = list(iterate_equations(program))
+    assert len([one for one in equations if one.primitive.name == "dot_general"]) > 8
+    assert any(one.primitive.name in SUMS for one in equations)
+    found = [one for one in equations if one.primitive.name in SUMS and one.outvars[0].aval.dtype == jnp.bfloat16]
+    assert not found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_gradients_equal_those_of_float32(name: str, platform: str) -> None:
+    batch = make_batch()
+    wanted, found = (
+        flatten_by_name(jax.jit(compute_gradients)(make_model(with_dtype(CONFIGS[name], dtype)), batch))
+        for dtype in ("float32", "bfloat16")
+    )
+    errors = {path: relative_error(found[path], wanted[path]) for path in wanted}
+    assert max(errors.values()) <= 0.02, errors
+
+
+@pytest.mark.parametrize("name", ["gpt2", "nanochat"])
+def test_bfloat16_gradients_over_a_mesh_equal_those_of_one_device(name: str) -> None:
+    batch, config = make_batch(), with_dtype(CONFIGS[name], "bfloat16")
+    wanted = flatten_by_name(jax.jit(compute_gradients)(make_model(with_dtype(CONFIGS[name], "float32")), batch))
+    with MESH.activate():
+        model = jax.jit(lambda: make_model(config, MESH))()
+        sharded = {key: jax.device_put(rows, MESH.activation_spec("BT")) for key, rows in batch.items()}
+        found = flatten_by_name(jax.jit(compute_gradients)(model, sharded))
+    errors = {path: relative_error(found[path], wanted[path]) for path in wanted}
+    assert max(errors.values()) <= 0.02, errors
+
+
+def relative_error(found: Any, wanted: Any) -> float:
+    """‖found − wanted‖ / ‖wanted‖ over all entries."""
+    found, wanted = (np.asarray(x, np.float64) for x in (found, wanted))
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def test_gradient_of_an_embedding_counts_every_occurrence() -> None:
+    config = with_dtype(replace(BASE, num_layers=1), "bfloat16")
+    model, tokens = make_model(config), jnp.zeros((ROWS, LENGTH), jnp.int32)
+    gradients = jax.grad(lambda model: model.embed(tokens, jnp.arange(LENGTH)).astype(jnp.float32).sum())(model)
+    assert gradients.tokens[...][0].tolist() == [ROWS * LENGTH] * config.embed_dim
+
+
+def test_documents_and_targets_of_the_batch_are_used() -> None:
+    batch = make_batch()
+    assert DocumentIds(batch["segments"], batch["positions"]).segments.max() == 3
+    assert int((batch["targets"] == IGNORE_INDEX).sum()) == 0
