@@ -8,6 +8,7 @@ from gptjax import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
+from gptjax.initial_weights import load_frozen_model
 from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
@@ -43,7 +44,8 @@ def train(
         GracefulShutdown() as shutdown,
         CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
     ):
-        evaluators = startup.open_evaluators(config, tokenizer, mesh)
+        frozen = load_frozen_model(config, mesh)
+        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
         state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.create_state(config, mesh)
@@ -55,7 +57,7 @@ def train(
 
         with startup.open_logger(config, mesh, start) as log:
             with log.timed("compile"):
-                train_step = startup.compile_steps(config, mesh, state, batches, start=start)
+                train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=frozen)
             batch_iterator = batches.iterate_from(start)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             stopped = None
@@ -75,7 +77,7 @@ def train(
                     break
                 with log.timed("data"):
                     batch = next(batch_iterator)
-                state, step_metrics = train_step(step)(state, batch)  # dispatched, not awaited
+                state, step_metrics = train_step(step)(state, batch, frozen)  # dispatched, not awaited
                 log.step(step + 1, step_metrics | batches.epochs(step + 1))  # writes the step before
                 guard.check(step, step_metrics)
             with log.timed("checkpoint"):

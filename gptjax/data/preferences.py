@@ -56,11 +56,21 @@ class PreferencePairs:
 
 def open_preferences(directory: AnyPath, split: str) -> PreferencePairs:
     """The pairs of one split of a directory that `data_pipelines.prepare_preferences` wrote."""
+    check_kind(directory, pairs=True)
+    return PreferencePairs(open_split(directory, split))
+
+
+def check_kind(directory: AnyPath, *, pairs: bool) -> None:
+    """Raise unless the shards of a directory are pairs, or are not, as wanted."""
     manifest = read_manifest(directory)
     found = "without manifest.json" if manifest is None else f"of {manifest.request.get('kind', 'text')}"
-    if found != f"of {KIND}":
+    if pairs and found != f"of {KIND}":
         raise UserError(
             f"{Path(directory)}: holds no preference data, but shards {found}. "
             "Make some with python -m data_pipelines.prepare_preferences."
         )
-    return PreferencePairs(open_split(directory, split))
+    if not pairs and found == f"of {KIND}":
+        raise UserError(
+            f"{Path(directory)}: holds preference pairs, whose rejected texts are not to be learned. Read them with "
+            "data=PreferenceShards(path=...) and an objective such as DPO()."
+        )

@@ -100,6 +100,13 @@ class Tokenizer(ABC):
             "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
         )
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this tokenizer is another one with more special tokens behind its vocabulary."""
+        added = {i for name, i in self.specials.items() if name not in other.specials}
+        same = {name: i for name, i in self.specials.items() if name in other.specials} == other.specials
+        rest = (self.kind, self.pattern, self.tokens) == (other.kind, other.pattern, other.tokens)
+        return bool(added) and min(added) >= other.vocab_size and same and rest
+
     def to_json(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
