@@ -72,8 +72,9 @@ class BatchLoader:
 
 def batch_fields(spec: ReadSpec) -> dict[str, np.dtype]:
     """The names and types of a batch's arrays."""
-    names = ("tokens", "targets", "segments", "positions") if spec.with_documents else ("tokens", "targets")
-    fields = dict.fromkeys(names, np.dtype(np.int32))
+    names: tuple[str, ...] = ("tokens", "targets", "segments", "positions")
+    names = names if spec.with_documents else names[:2]
+    fields: dict[str, np.dtype] = dict.fromkeys(names, np.dtype(np.int32))
     return fields if spec.reference is None else fields | {"reference": np.dtype(np.float32)}
 
 

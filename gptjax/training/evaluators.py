@@ -95,7 +95,7 @@ def _check_counts(config: Evaluator, *names: str) -> None:
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """Loss on the validation split: fixed windows without overlap, in order, the same on any number of devices."""
+    """Loss on the validation split: fixed sequences without overlap, in order, the same on any number of devices."""
 
     every: int = 1000
     """Steps between evaluations. The start and the end are evaluated too."""
@@ -110,7 +110,8 @@ class ValidationLoss:
     def should_run(self, step: int, *, steps: int) -> bool:
         return step % self.every == 0 or step == steps
 
-    def open(self, context: EvalContext) -> "ValidationEvaluator | RowsEvaluator":
+    def open(self, context: EvalContext) -> Any:
+        """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
         if get_row_kind(context.objective) != "text":
             return RowsEvaluator(context, tokens=self.tokens, batch_size=self.batch_size)
         return ValidationEvaluator(context.validation, context, tokens=self.tokens, batch_size=self.batch_size)
@@ -149,7 +150,7 @@ class ValidationEvaluator:
         together = "each document by itself" if self._documents else "documents run together"
         per_byte = f", bits per byte over {self.bytes:,} bytes" if self.bytes else ", no bits per byte: no tokenizer"
         return (
-            f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in windows of "
+            f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in sequences of "
             f"{length} without overlap ({together}), mean in nats per token{per_byte}"
         )
 
@@ -217,7 +218,7 @@ class RowsEvaluator:
         totals: dict[str, float] = defaultdict(float)
         for start in range(0, self.count, self.batch_size):
             sums = self._step(model, put_on_devices(self._read(start), self.context.mesh), self.context.frozen)
-            for name, value in {"loss": sums.loss, "count": sums.count, **sums.metrics}.items():
+            for name, value in {"loss": sums.loss, "count": sums.scored, **sums.metrics}.items():
                 totals[name] += float(value)
         count = totals.pop("count")
         if count == 0:
@@ -292,8 +293,8 @@ class Samples:
         if tokenizer is None:
             return None
         prompt = tokenizer.encode(self.prompt).tolist()
-        room = context.model.context_length - len(prompt)
-        if not prompt or room < 1:
+        available = context.model.context_length - len(prompt)
+        if not prompt or available < 1:
             raise UserError(
                 f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {context.model.context_length - 1} fit."
             )
@@ -302,7 +303,7 @@ class Samples:
             ids = generation.generate(
                 model,
                 [prompt] * context.mesh.num_batch_shards,
-                max_new_tokens=min(self.max_new_tokens, room),
+                max_new_tokens=min(self.max_new_tokens, available),
                 temperature=self.temperature,
                 top_k=self.top_k,
                 end_of_text=tokenizer.end_of_text,

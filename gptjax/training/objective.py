@@ -27,10 +27,10 @@ class LossSums(NamedTuple):
     """Sums over all rows of a micro-batch on all devices. The step adds micro-batches up, and divides once."""
 
     loss: Scalar
-    count: Count
+    scored: Count
     """What the loss is averaged over: scored tokens, or pairs."""
     metrics: Mapping[str, Scalar] = MappingProxyType({})
-    """Other sums, by the name of their mean. They are divided by `count`, too."""
+    """Other sums, by the name of their mean. They are divided by `scored`, too."""
 
 
 @runtime_checkable
@@ -80,7 +80,8 @@ def compute_sums(
 ) -> LossSums:
     """The sums of any objective; one that returns a pair has no other metrics."""
     extra: dict[str, Any] = {"frozen": frozen} if isinstance(objective, FrozenModelObjective) else {}
-    sums = LossSums(*objective.sum_loss(model, batch, dropout_keys, **extra))
+    found = objective.sum_loss(model, batch, dropout_keys, **extra)
+    sums = found if isinstance(found, LossSums) else LossSums(found[0], found[1])
     return sums._replace(metrics=dict(sums.metrics))
 
 

@@ -24,7 +24,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+StepMetrics = dict[str, jax.Array]
 SumLoss = Callable[[GPT, MicroBatch, DropoutKeys | None, GPT | None], LossSums]
 """(model, micro-batch, dropout keys, frozen model) → sums over the micro-batch."""
 
@@ -51,21 +51,25 @@ def make_train_step(
 
     Metrics: `loss` and the objective's others, each the mean over scored tokens (or pairs), whose number is `scored`
     where it varies; `grad_norm` (before clipping), `learning_rate`, and the state's `skipped` and `consecutive_skips`.
-    An update is skipped if its norm, the loss or the gradient is not finite: weights, moments
-    and average stay as they are, and the step number goes on.
+    An update is skipped if its norm, the loss or the gradient is not finite: weights, moments and average stay as they
+    are, and the step number goes on.
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
     update, apply_updates = in_optimizer(transformation.update), in_optimizer(optax.apply_updates)
 
-    def sum_loss(model: GPT, batch: MicroBatch, keys: DropoutKeys | None, frozen: GPT | None) -> LossSums:
-        return compute_sums(objective, with_static(model, config=config.model), batch, keys, frozen=frozen)
+    def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None, frozen: GPT | None) -> LossSums:
+        return compute_sums(objective, with_static(model, config=config.model), batch, dropout_keys, frozen=frozen)
 
-    def train_step(state: TrainState, batch: Batch, frozen: GPT | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, frozen: GPT | None = None) -> tuple[TrainState, StepMetrics]:
         model_config = config.model or state.model.config
-        keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh) if model_config.dropout > 0 else None
-        sums, gradients = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, frozen=frozen, mesh=mesh)
-        scored = jnp.maximum(sums.count, 1)
+        dropout_keys = None
+        if model_config.dropout > 0:
+            dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
+        sums, gradients = _compute_gradients(
+            sum_loss, state.model, batch=batch, dropout_keys=dropout_keys, frozen=frozen, mesh=mesh
+        )
+        scored = jnp.maximum(sums.scored, 1)
         loss, gradients = sums.loss / scored, jax.tree.map(lambda gradient: gradient / scored, gradients)
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
@@ -83,10 +87,10 @@ def make_train_step(
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=select(ema, state.ema),
         )
-        rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
         metrics |= {name: value / scored for name, value in sums.metrics.items()}
-        metrics |= {} if get_row_kind(objective) == "text" else {"scored": sums.count}
+        metrics |= {} if get_row_kind(objective) == "text" else {"scored": sums.scored}
         return next_state, metrics | {
             "skipped": next_state.skipped,
             "consecutive_skips": next_state.consecutive_skips,
@@ -123,9 +127,10 @@ def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar
 @jax.named_scope("dropout")
 def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig) -> jax.Array:
     """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
-    groups, rows, _ = batch["tokens"].shape
+    micro_batches, rows, _ = batch["tokens"].shape
     key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(groups * rows)).reshape(groups, rows)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(micro_batches * rows))
+    keys = keys.reshape(micro_batches, rows)
     spec = mesh.activation_spec("GB")
     return keys if spec is None else jax.sharding.reshard(keys, spec)
 
@@ -135,39 +140,43 @@ def _compute_gradients(
     model: GPT,
     *,
     batch: Batch,
-    keys: jax.Array | None,
+    dropout_keys: jax.Array | None,
     frozen: GPT | None,
     mesh: MeshConfig,
 ) -> tuple[LossSums, GPT]:
     """Sums over the whole batch, and the gradient of the summed loss.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
-    has room for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
+    has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
     if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, keys=keys, frozen=frozen)
+        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, frozen=frozen)
 
     local_mesh = replace(mesh, data=1)
 
-    def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, frozen: GPT | None) -> tuple[LossSums, GPT]:
+    def sum_local_rows(
+        model: GPT, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None
+    ) -> tuple[LossSums, GPT]:
         local_model, local_frozen = (None if m is None else with_static(m, mesh=local_mesh) for m in (model, frozen))
         assert local_model is not None
-        sums, gradients = _accumulate_gradients(sum_loss, local_model, batch=batch, keys=keys, frozen=local_frozen)
+        sums, gradients = _accumulate_gradients(
+            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, frozen=local_frozen
+        )
         return jax.lax.psum((sums, with_static(gradients, mesh=mesh)), "data")
 
     sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
-    in_specs = (replicated, sharded, None if keys is None else sharded, None if frozen is None else replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, keys, frozen)
+    in_specs = (replicated, sharded, None if dropout_keys is None else sharded, None if frozen is None else replicated)
+    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, frozen)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, frozen: GPT | None
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None
 ) -> tuple[LossSums, GPT]:
     """Scan over the micro-batches, and add up their sums and gradients."""
 
-    def compute(model: GPT, micro_batch: MicroBatch, keys: Any) -> tuple[Scalar, LossSums]:
-        sums = sum_loss(model, micro_batch, keys, frozen)
+    def compute(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> tuple[Scalar, LossSums]:
+        sums = sum_loss(model, micro_batch, dropout_keys, frozen)
         return sums.loss, sums
 
     def add(total: tuple[LossSums, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, GPT], None]:
@@ -175,6 +184,6 @@ def _accumulate_gradients(
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, total, (sums, gradients)), None
 
-    first_keys = None if keys is None else keys[0]
+    first_keys = None if dropout_keys is None else dropout_keys[0]
     zero_sums = _zero_sums(lambda micro_batch: compute(model, micro_batch, first_keys)[1], batch)
-    return jax.lax.scan(add, (zero_sums, jax.tree.map(jnp.zeros_like, model)), (batch, keys))[0]
+    return jax.lax.scan(add, (zero_sums, jax.tree.map(jnp.zeros_like, model)), (batch, dropout_keys))[0]
