@@ -243,7 +243,8 @@ def test_a_directory_named_like_a_model_of_the_hub_is_told(
     with pytest.raises(SystemExit):
         convert.main(["from-hf", "--model=gpt2", "--output=run"])
     assert capsys.readouterr().err == (
-        "error: --model=gpt2 is a directory here without config.json. The hub's model of that name is --model=hf:gpt2.\n"
+        "error: --model=gpt2 is a directory here without config.json. "
+        "The hub's model of that name is --model=hf:gpt2.\n"
     )
 
 

@@ -99,8 +99,8 @@ def read_tokenizer_json(path: Path) -> TokenTable:
     for token in content["added_tokens"]:
         if not token["special"]:
             raise UserError(
-                f"{path}: the added token {quote(repr(token['content']))} is not special, so that text would become it; here all "
-                "text is made of merges. Remove it, or mark it special."
+                f"{path}: the added token {quote(repr(token['content']))} is not special, so that text would become it; "
+                "here all text is made of merges. Remove it, or mark it special."
             )
     specials = {token["content"]: token["id"] for token in content["added_tokens"]}
     return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
@@ -125,9 +125,8 @@ def _check_ids(ids: Mapping[str, Any], where: Path) -> Mapping[str, int]:
     """Raise for what is no id, and for ids so large that tables would waste memory."""
     for token, i in ids.items():
         if type(i) is not int or not 0 <= i < 2 * len(ids) + 2**20:
-            raise UserError(
-                f"{where}: {quote(repr(token))} has the id {quote(repr(i))}; wanted a number from 0 on, without wide gaps."
-            )
+            found = f"{quote(repr(token))} has the id {quote(repr(i))}"
+            raise UserError(f"{where}: {found}; wanted a number from 0 on, without wide gaps.")
     return ids
 
 
