@@ -39,7 +39,7 @@ def test_saved_model_and_its_imported_run_are_the_same_checkpoint(saved: Path, t
     assert isinstance(run, RunDir)
     assert replace(by_rule.model_config, compute=config.compute) == config
     assert by_rule.require_tokenizer().fingerprint == TOKENIZER.fingerprint
-    assert by_rule.find_step("best") == 0 == run.find_step("best")
+    assert by_rule.find_step("best") == 0 == run.find_step()
     text = tmp_path / "text.txt"
     text.write_text("abc hgf\n" * 9)
     losses = [
