@@ -43,7 +43,7 @@ class Evaluate:
     tokens: int | None = None
     """Tokens to predict, from the start. Default: all."""
     context_length: int | None = None
-    """Window length, instead of the model's whole context."""
+    """Length of a sequence, instead of the model's whole context."""
     dtype: Literal["bfloat16", "float32"] | None = None
     """Type of products. Default: as trained."""
     batch_size: int = 16

@@ -96,7 +96,7 @@ def sample(options: Sample) -> Iterator[str]:
     mesh = options.mesh.resolve(jax.device_count())
     with mesh.activate():
         model = run.load_model(options.step, mesh=mesh, ema=options.ema)
-        length = resolve_length(options, room=model.config.context_length - longest)
+        length = resolve_length(options, available=model.config.context_length - longest)
         rows = generate(
             model,
             [prompt.ids for prompt in prompts],
@@ -161,9 +161,9 @@ def read_prompts(options: Sample) -> tuple[str, ...]:
         raise UserError(f"--prompt-file={options.prompt_file} is not UTF-8: {error}. Convert it first.") from None
 
 
-def resolve_length(options: Sample, *, room: int) -> int:
+def resolve_length(options: Sample, *, available: int) -> int:
     """The number of new tokens: as asked for, or else what fits. At least 1: `generate` refuses a full context."""
-    return max(1, min(DEFAULT_LENGTH, room)) if options.max_new_tokens is None else options.max_new_tokens
+    return max(1, min(DEFAULT_LENGTH, available)) if options.max_new_tokens is None else options.max_new_tokens
 
 
 if __name__ == "__main__":
