@@ -99,8 +99,8 @@ def read_tokenizer_json(path: Path) -> TokenTable:
     for token in content["added_tokens"]:
         if not token["special"]:
             raise UserError(
-                f"{path}: the added token {quote(repr(token['content']))} is not special, so that text would become it; "
-                "here all text is made of merges. Remove it, or mark it special."
+                f"{path}: the added token {quote(repr(token['content']))} is not special, so that text would become "
+                "it; here all text is made of merges. Remove it, or mark it special."
             )
     specials = {token["content"]: token["id"] for token in content["added_tokens"]}
     return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
