@@ -20,7 +20,7 @@ from gptjax.tokenization.tokenizer import Tokenizer, replace_surrogates
 
 CHAT_TOKENS = CHATML.special_tokens
 Ids = Int32[np.ndarray, "_"]
-Piece = tuple[Ids, UInt8[np.ndarray, "_"]]
+ScoredIds = tuple[Ids, UInt8[np.ndarray, "_"]]
 """Tokens, and for each 1 if it is scored."""
 
 
@@ -31,9 +31,9 @@ class MaskedTokens(NamedTuple):
     loss_mask: UInt8[np.ndarray, " T"]
 
     @classmethod
-    def concatenate(cls, pieces: Iterable[Piece]) -> "MaskedTokens":
-        """The pieces, one after another."""
-        ids, marks = zip(*pieces, strict=True)
+    def concatenate(cls, parts: Iterable[ScoredIds]) -> "MaskedTokens":
+        """The parts, one after another."""
+        ids, marks = zip(*parts, strict=True)
         return cls(np.concatenate(ids), np.concatenate(marks))
 
 
@@ -59,14 +59,14 @@ class ChatEncoder:
 
     def encode_conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> MaskedTokens:
         """All messages. Of those from number `scored_from` on, the assistant's are scored."""
-        pieces = [mark(self._first, False)]
+        parts = [mark(self._first, False)]
         answers = [message.role == "assistant" and number >= scored_from for number, message in enumerate(messages)]
         turns = list(self.template.iter_turns(messages))
         # A system message that is added or merged stands at the beginning, where nothing is scored.
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
         for (style, message), is_scored in zip(turns, scored, strict=True):
-            pieces += self._encode_turn(style, message.content, scored=is_scored)
-        return MaskedTokens.concatenate(pieces)
+            parts += self._encode_turn(style, message.content, scored=is_scored)
+        return MaskedTokens.concatenate(parts)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
@@ -77,7 +77,7 @@ class ChatEncoder:
     def _formats(self) -> Iterator[RoleFormat]:
         yield from filter(None, (self.template.system, self.template.user, self.template.assistant))
 
-    def _encode_turn(self, style: RoleFormat, content: str, *, scored: bool) -> Iterator[Piece]:
+    def _encode_turn(self, style: RoleFormat, content: str, *, scored: bool) -> Iterator[ScoredIds]:
         specials = self._tokenizer.specials
         yield mark(to_ids(specials[style.start]), False)
         text, marks = encode_together(self._tokenizer, style.header, content)
@@ -101,7 +101,7 @@ def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTo
     return MaskedTokens(tokens, (ends > len(replace_surrogates(context).encode())).astype(np.uint8))
 
 
-def mark(tokens: Ids, scored: bool) -> Piece:
+def mark(tokens: Ids, scored: bool) -> ScoredIds:
     """Tokens that are all scored, or all not."""
     return tokens, np.full(len(tokens), scored, np.uint8)
 
