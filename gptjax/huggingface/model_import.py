@@ -40,5 +40,5 @@ def import_model(
 def _find_importer(content: dict[str, Any], path: Path) -> Any:
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in IMPORTERS:
-        raise UserError(f"{path}: model_type is {quote(repr(kind))}; one that can be imported is {', '.join(IMPORTERS)}.")
+        raise UserError(f"{path}: model_type is {quote(repr(kind))}; wanted: {', '.join(IMPORTERS)}.")
     return import_module(IMPORTERS[kind])
