@@ -36,7 +36,7 @@ def test_tour_trains_samples_and_exports(tmp_path: Path) -> None:
         "image/png",
         "blocks.attention.qkv        NDCHK  (2, 64, 3, 4, 16)",
         "NDCHK  P(None, 'fsdp', None, None, None)",
-        "\ndef ",
+        "}def ",  # a sample, after the last picture
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -50,7 +50,14 @@ SHORTER = {
     "compare_runs": {"steps=300": "steps=50"},
 }
 EXPECTED = {
-    "sizing": ("124,337,664", "874,", "ratio 1.000", "3.46 days", "checkpoint     1.492 GB", "  1 rows: "),
+    "sizing": (
+        "124,337,664",
+        "forward and backward  875,",
+        "ratio 1.000",
+        "3.46 days",
+        "checkpoint     1.492 GB",
+        "  1 rows: ",
+    ),
     "scaling_laws": ("image/png", "ScalingLaw(E=", "to the power 0.50", "to the power 0.49", "predicted loss 2."),
     "compare_runs": ("model.positions: 'learned' → 'rotary'", "image/png", "| rotary | 115,", "--- learned\ndef "),
 }
