@@ -16,7 +16,7 @@ from gptjax.benchmark.sizing import (
 )
 from gptjax.model.gpt import count_parameters
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import create_state
+from gptjax.startup import initialize_state
 
 GPT2 = GPTConfig(bias=False)
 """nanoGPT's notebook on sizes counts GPT-2 124M without biases."""
@@ -54,7 +54,7 @@ def test_state_bytes_of_a_config_are_those_of_its_state() -> None:
     config = load_config("smoke")
     config = replace(config, model=replace(config.model, vocab_size=256))
     sizes = count_state_bytes(config)
-    state = create_state(config, MeshConfig("single").resolve(1))
+    state = initialize_state(config, MeshConfig("single").resolve(1))
     arrays = jax.tree.leaves((state.model, state.optimizer))
     assert sizes.checkpoint == sum(array.nbytes for array in arrays)
     assert sizes.gradients == sizes.weights
