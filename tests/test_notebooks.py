@@ -53,7 +53,7 @@ EXPECTED = {
     "sizing": (
         "124,337,664",
         "forward and backward  875,",
-        "ratio 1.000",
+        "ratio 0.9999",
         "3.46 days",
         "checkpoint     1.492 GB",
         "  1 rows: ",
