@@ -52,7 +52,7 @@ def make_train_step(
 
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and the state's `skipped`
     and `consecutive_skips`. An update is skipped if its norm, the loss or the gradient is not finite: weights, moments
-    and average stay as they are, and the step number goes on.
+    and average stay as they are, and the step number goes on. Models in float16 have a `loss_scale`: that of this step.
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
@@ -64,7 +64,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         model_config = config.model or state.model.config
         keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh) if model_config.dropout > 0 else None
-        loss, gradients = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, mesh=mesh)
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+        scaled = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, scale=scale, mesh=mesh)
+        loss, gradients = jax.tree.map(lambda x: x / scale, scaled)
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -80,9 +82,11 @@ def make_train_step(
             skipped=state.skipped + ~finite,
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=select(ema, state.ema),
+            loss_scale=None if state.loss_scale is None else state.loss_scale.update(finite),
         )
         rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        metrics |= {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale}
         return next_state, metrics | {
             "skipped": next_state.skipped,
             "consecutive_skips": next_state.consecutive_skips,
@@ -123,38 +127,38 @@ def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig)
 
 
 def _compute_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, mesh: MeshConfig
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, scale: Scalar | float, mesh: MeshConfig
 ) -> tuple[Scalar, GPT]:
-    """Mean loss over all scored tokens, and its gradient.
+    """Mean loss over all scored tokens times `scale`, and its gradient.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
     has room for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
-    scored = jnp.sum(batch["targets"] != IGNORE_INDEX)
+    divisor = jnp.maximum(jnp.sum(batch["targets"] != IGNORE_INDEX), 1) / scale
     if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, keys=keys, scored=scored)
+        return _accumulate_gradients(sum_loss, model, batch=batch, keys=keys, divisor=divisor)
 
     local_mesh = replace(mesh, data=1)
 
-    def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
+    def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, divisor: Scalar) -> tuple[Scalar, GPT]:
         local_model = with_static(model, mesh=local_mesh)
-        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch=batch, keys=keys, scored=scored)
+        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch=batch, keys=keys, divisor=divisor)
         return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
 
     sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
     in_specs = (replicated, sharded, None if keys is None else sharded, replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, keys, scored)
+    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, keys, divisor)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, scored: Count
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, divisor: Scalar
 ) -> tuple[Scalar, GPT]:
-    """Scan over the micro-batches, and sum their shares of the mean loss and the gradients of these."""
+    """Scan over the micro-batches, and sum their losses over `divisor` and the gradients of these."""
 
     def compute_share(model: GPT, micro_batch: MicroBatch, keys: Any) -> Scalar:
         loss, _ = sum_loss(model, micro_batch, keys)
-        return loss / jnp.maximum(scored, 1)
+        return loss / divisor
 
     def add(total: tuple[Scalar, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
         share = jax.value_and_grad(compute_share)(model, *group)
