@@ -22,10 +22,11 @@ from gptjax.model.gpt import GPT, with_static
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.loss_scale import LossScale
 from gptjax.training.objective import MicroBatch, Objective
 from gptjax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+StepMetrics = dict[str, jax.Array]
 SumLoss = Callable[[GPT, MicroBatch, DropoutKeys | None], tuple[Scalar, Count]]
 """(model, micro-batch, dropout keys) → (summed loss, number of scored tokens)."""
 
@@ -58,15 +59,18 @@ def make_train_step(
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
     update, apply_updates = in_optimizer(transformation.update), in_optimizer(optax.apply_updates)
 
-    def sum_loss(model: GPT, batch: MicroBatch, keys: DropoutKeys | None) -> tuple[Scalar, Count]:
-        return objective.sum_loss(with_static(model, config=config.model), batch, keys)
+    def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None) -> tuple[Scalar, Count]:
+        return objective.sum_loss(with_static(model, config=config.model), batch, dropout_keys)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         model_config = config.model or state.model.config
-        keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh) if model_config.dropout > 0 else None
-        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
-        scaled = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, scale=scale, mesh=mesh)
-        loss, gradients = jax.tree.map(lambda x: x / scale, scaled)
+        dropout_keys = None
+        if model_config.dropout > 0:
+            dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
+        scaled = scale_loss(sum_loss, state.loss_scale)
+        loss, gradients = _compute_gradients(scaled, state.model, batch=batch, dropout_keys=dropout_keys, mesh=mesh)
+        if state.loss_scale is not None:
+            loss, gradients = state.loss_scale.unscale((loss, gradients))
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -84,8 +88,8 @@ def make_train_step(
             ema=select(ema, state.ema),
             loss_scale=None if state.loss_scale is None else state.loss_scale.update(finite),
         )
-        rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
         metrics |= {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale}
         return next_state, metrics | {
             "skipped": next_state.skipped,
@@ -93,6 +97,18 @@ def make_train_step(
         }
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def scale_loss(sum_loss: SumLoss, loss_scale: LossScale | None) -> SumLoss:
+    """A loss times its scale; the loss itself if there is none."""
+    if loss_scale is None:
+        return sum_loss
+
+    def sum_scaled(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None) -> tuple[Scalar, Count]:
+        loss, count = sum_loss(model, batch, dropout_keys)
+        return loss * loss_scale.scale, count
+
+    return sum_scaled
 
 
 def make_eval_step(objective: Objective) -> Callable[[GPT, Batch], tuple[Scalar, Count]]:
@@ -119,51 +135,54 @@ def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar
 @jax.named_scope("dropout")
 def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig) -> jax.Array:
     """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
-    groups, rows, _ = batch["tokens"].shape
+    micro_batches, rows, _ = batch["tokens"].shape
     key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(groups * rows)).reshape(groups, rows)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(micro_batches * rows))
+    keys = keys.reshape(micro_batches, rows)
     spec = mesh.activation_spec("GB")
     return keys if spec is None else jax.sharding.reshard(keys, spec)
 
 
 def _compute_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, scale: Scalar | float, mesh: MeshConfig
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, mesh: MeshConfig
 ) -> tuple[Scalar, GPT]:
-    """Mean loss over all scored tokens times `scale`, and its gradient.
+    """Mean loss over all scored tokens, and its gradient.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
-    has room for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
+    has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
-    divisor = jnp.maximum(jnp.sum(batch["targets"] != IGNORE_INDEX), 1) / scale
+    scored = jnp.sum(batch["targets"] != IGNORE_INDEX)
     if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, keys=keys, divisor=divisor)
+        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, scored=scored)
 
     local_mesh = replace(mesh, data=1)
 
-    def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, divisor: Scalar) -> tuple[Scalar, GPT]:
+    def sum_local_rows(model: GPT, batch: Batch, dropout_keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
         local_model = with_static(model, mesh=local_mesh)
-        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch=batch, keys=keys, divisor=divisor)
+        loss, gradients = _accumulate_gradients(
+            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, scored=scored
+        )
         return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
 
     sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
-    in_specs = (replicated, sharded, None if keys is None else sharded, replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, keys, divisor)
+    in_specs = (replicated, sharded, None if dropout_keys is None else sharded, replicated)
+    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, scored)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, divisor: Scalar
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, scored: Count
 ) -> tuple[Scalar, GPT]:
-    """Scan over the micro-batches, and sum their losses over `divisor` and the gradients of these."""
+    """Scan over the micro-batches, and sum their shares of the mean loss and the gradients of these."""
 
-    def compute_share(model: GPT, micro_batch: MicroBatch, keys: Any) -> Scalar:
-        loss, _ = sum_loss(model, micro_batch, keys)
-        return loss / divisor
+    def compute_share(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> Scalar:
+        loss, _ = sum_loss(model, micro_batch, dropout_keys)
+        return loss / jnp.maximum(scored, 1)
 
-    def add(total: tuple[Scalar, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
-        share = jax.value_and_grad(compute_share)(model, *group)
+    def add(total: tuple[Scalar, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
+        share = jax.value_and_grad(compute_share)(model, *inputs)
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, total, share), None
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
-    return jax.lax.scan(add, zero, (batch, keys))[0]
+    return jax.lax.scan(add, zero, (batch, dropout_keys))[0]
