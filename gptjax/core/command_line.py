@@ -134,7 +134,7 @@ def _parse(
     print_versions_if_asked(argv)
     flags = list_flags(kind, default)
     words, printed = normalize_words(argv, flags), io.StringIO()
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, prog=prog, description=description, args=words, config=_TYRO, **given)

@@ -252,7 +252,7 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
         return []
     bare = word.removeprefix("no-").replace("-", "")
     spelled = {flag.replace("-", ""): flag for flag in flags} | {
-        flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(flags)
+        flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(list(flags))
     }
     close = difflib.get_close_matches(name.replace("-", ""), spelled, n=1, cutoff=0.75)
     close = close or difflib.get_close_matches(bare, spelled, n=1, cutoff=0.75)
