@@ -18,7 +18,7 @@ from gptjax.run_dir import CHECKPOINTS
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import Evaluators
-from gptjax.training.checkpoint_format import complete_steps
+from gptjax.training.checkpoint_integrity import complete_steps
 from gptjax.training.evaluators import ValidationLoss
 
 

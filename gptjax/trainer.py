@@ -8,7 +8,7 @@ from gptjax import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
+from gptjax.run_dir import CHECKPOINTS, METRICS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown
@@ -41,7 +41,9 @@ def train(
         mesh.activate(),
         run_lock(config.directory),
         GracefulShutdown() as shutdown,
-        CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
+        CheckpointManager(
+            config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
+        ) as checkpoints,
     ):
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
@@ -70,7 +72,9 @@ def train(
                 if step > start and (stopped or guard.should_save(config.checkpoint, step, state=state)):
                     with log.timed("checkpoint"):
                         metadata = {"config": to_json(config), "fingerprints": fingerprints}
-                        checkpoints.save(step, state, metadata=metadata, val_loss=metrics.get("val_loss"))
+                        checkpoints.save(
+                            step, state, metadata=metadata, val_loss=metrics.get(config.checkpoint.best_metric)
+                        )
                 if stopped or step == config.steps:
                     break
                 with log.timed("data"):
