@@ -164,6 +164,11 @@ class CheckpointManager:
             with self._report_failed_save():
                 pending.result()
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether a save that `wait` has not seen yet has ended, well or not."""
+        return self._pending is not None and self._pending.done()
+
     def _finish(self, path: Path, records: dict[Path, int], before_commit: Callable[[], None] | None) -> None:
         self._checkpointer.wait_until_finished()
         if before_commit is not None:
