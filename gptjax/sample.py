@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 200
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sample(GenerationOptions):
     """Continue a text, or let a model that was trained on chats answer. The same arguments write the same text."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ else:  # these import flax, which --help does not need
 FinishReason = Literal["length", "end_of_text", "stop_text"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class GenerationOptions:
     """Options of `sample` and `chat` alike."""
 
@@ -153,7 +153,9 @@ class TextGenerator:
         options = self.options
         completions = [Completion(TextStream(self.tokenizer, stop_texts=options.stop_text)) for _ in prompts]
         stream = generation.stream_cropped if crop else generation.stream_tokens
-        report = {"report_speed": lambda speed: setattr(self, "speed", speed)} if measure_speed and not crop else {}
+        report: dict[str, Any] = (
+            {"report_speed": lambda speed: setattr(self, "speed", speed)} if measure_speed and not crop else {}
+        )
         for new in stream(
             self.model,
             prompts,
@@ -166,8 +168,8 @@ class TextGenerator:
             **report,
         ):
             nats = np.zeros(new.tokens.shape) if new.log_probabilities is None else new.log_probabilities
-            for completion, ids, row_nats in zip(completions, new.tokens.tolist(), nats.tolist(), strict=True):
-                completion.add(ids, row_nats, ends=ends)
+            for completion, ids, row_nats in zip(completions, new.tokens, nats, strict=True):
+                completion.add(ids.tolist(), row_nats.tolist(), ends=ends)
             yield completions
             if all(completion.finish_reason for completion in completions):
                 return
