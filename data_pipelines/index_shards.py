@@ -38,6 +38,8 @@ class IndexShards:
     tokenizer: str | None = None
     """Whose ids they hold: `gpt2` (the default without a tokenizer.json beside them), `bytes`, a tokenizer.json or a
     directory with one."""
+    end_of_text: str | None = None
+    """As for `prepare`: the special token that begins documents."""
 
 
 def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
@@ -62,7 +64,7 @@ def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
             if len(starts):
                 write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
             counts[split] = Counts(len(starts), len(streams[split]), size)
-            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
+            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with the end of text)"
             print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
         return write_manifest(directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
 
