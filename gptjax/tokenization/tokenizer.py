@@ -121,7 +121,7 @@ class Tokenizer(ABC):
             known = ", ".join(map(quote, self.specials)) or "none"
             raise UserError(f"--end-of-text={quote(name)} is no special token of {self.name}; it has {known}.")
         other = copy.copy(self)
-        other.__dict__.pop("fingerprint", None)  # cached
+        vars(other).pop("fingerprint", None)  # cached
         other.end_of_text_name = name
         return other
 
@@ -153,7 +153,7 @@ class Tokenizer(ABC):
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write `directory/tokenizer.json`, creating the directory; return the path.
 
-        A chat template goes beside it, and tokenizer_config.json if the end of text has another name than `END_OF_TEXT`.
+        A chat template goes beside it, and tokenizer_config.json if the end of text is not `END_OF_TEXT`.
         """
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
