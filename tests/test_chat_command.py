@@ -3,7 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from chat_models import Echo, write_chat_run
@@ -12,7 +12,8 @@ from gptjax.assistant.conversation import Conversation
 from gptjax.chat import TerminalChat, main
 from gptjax.tokenization.tokenizer import load_tokenizer
 
-Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture
+Patch: TypeAlias = pytest.MonkeyPatch
+Capture: TypeAlias = pytest.CaptureFixture
 
 
 def run_lines(monkeypatch: Patch, *lines: str, echo: Echo | None = None) -> Conversation:
