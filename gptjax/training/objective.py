@@ -57,10 +57,11 @@ class FrozenModelObjective(Protocol):
     `sum_loss` gets it as `frozen=`.
     """
 
-    def load_frozen_model(self, start: Callable[[], "gpt.GPT"], mesh: MeshConfig) -> "gpt.GPT | None":
-        """The model, on the mesh; None if the loss does without. `start` returns the weights that the run starts from.
+    def load_frozen_model(self, load: Callable[[str | None], "gpt.GPT"]) -> "gpt.GPT | None":
+        """The model, on the run's mesh; None if the loss does without.
 
-        Called under `mesh.activate()`, once before the first step of a new or resumed run.
+        Called once before the first step of a new or resumed run. `load` returns the weights of a run directory, or for
+        None those that the run starts from.
         """
         ...
 
