@@ -126,7 +126,9 @@ class PreferenceShards(DataSource):
         log_probs = None if spec.reference is None else read_log_probs(spec.reference, split, stream)
         rows = PairSequences(stream, spec.context_length, end_of_text=spec.end_of_text, log_probs=log_probs)
         if len(rows) == 0:
-            raise UserError(f"{stream.name}: no pair has answers within {spec.context_length} tokens. Use a longer row.")
+            raise UserError(
+                f"{stream.name}: no pair has answers within {spec.context_length} tokens. Use a longer row."
+            )
         return rows
 
     def open_stream(self, split: str) -> TokenStream:
@@ -165,7 +167,7 @@ class PairSequences(BestFitSequences):
         whole = np.diff(starts, append=len(self.stream)).reshape(-1, 2)
         starts, lengths = starts.reshape(-1, 2), cut_pairs(whole, self.context_length)
         scored = count_scored(self.stream.loss_mask, (starts + 1).reshape(-1), (starts + lengths).reshape(-1))
-        kept = (scored.reshape(-1, 2) > 0).all(axis=1)
+        kept = np.logical_and(*(scored.reshape(-1, 2) > 0).T)
         for pair in np.flatnonzero(kept & (lengths != whole).any(axis=1)).tolist():
             kept[pair] = not self._is_same(starts[pair], lengths[pair])
         return starts, lengths, kept
@@ -193,7 +195,9 @@ class PairSequences(BestFitSequences):
         whole = np.diff(self._document_starts, append=len(self.stream)).reshape(-1, 2)
         cut = int((lengths != whole).any(axis=1).sum())
         own = [f"{self.num_pairs:,} pairs, {self.num_pairs / len(self):.1f} in a row"]
-        return own + describe_cuts("pairs", len(starts), cut=cut, left_out=int((~kept).sum()), limit=self.context_length)
+        return own + describe_cuts(
+            "pairs", len(starts), cut=cut, left_out=int((~kept).sum()), limit=self.context_length
+        )
 
     def find_targets(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n T"]:
         """The place in the stream of each target of these rows; -1 where there is none."""

@@ -32,7 +32,7 @@ def _local_log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT)
     """The log-probabilities of this device's rows."""
     gathered = gather_head(options, head)
     chunks = split_into_chunks(options, hidden), split_into_chunks(options, targets, fill=IGNORE_INDEX)
-    score = lambda chunk: -score_chunk(options, *chunk, gathered)[0]
+    score = lambda chunk: -score_chunk(options, chunk[0], chunk[1], gathered)[0]
     return jax.lax.map(score, chunks).reshape(-1)[: targets.size].reshape(targets.shape)
 
 

@@ -11,7 +11,6 @@ from gptjax.core.lazy import LazyModule
 from gptjax.data.source import RowKind
 from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BTD, Count, DropoutKeys, Scalar
-from gptjax.sharding.mesh import MeshConfig
 
 if TYPE_CHECKING:
     from gptjax.model import gpt

@@ -80,9 +80,7 @@ class PairObjective:
     def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
         raise NotImplementedError
 
-    def sum_loss(
-        self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None
-    ) -> LossSums:
+    def sum_loss(self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> LossSums:
         """Sums over all pairs on all devices."""
         return self.sum_pairs(batch, compute_log_probs(model, batch, chunk_tokens=self.chunk_tokens), mesh=model.mesh)
 
@@ -201,9 +199,7 @@ def compute_log_probs(model: "gpt.GPT", batch: MicroBatch, *, chunk_tokens: int)
     return token_log_probs(run_rows(model, batch), model.output_head, batch["targets"], options=options)
 
 
-def sum_documents(
-    values: Float[Array, "B T X"], segments: BT, *, mesh: MeshConfig
-) -> Float[Array, "B P 2 X"]:
+def sum_documents(values: Float[Array, "B T X"], segments: BT, *, mesh: MeshConfig) -> Float[Array, "B P 2 X"]:
     """Sums over the documents of each row, pair by pair: the chosen one, then the rejected one.
 
     A document has at least two tokens, so a row has at most T / 4 pairs.
