@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import atomic_directory, check_free
 from gptjax.huggingface.gpt2_mapping import DTypeName, HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json, write_json
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.run_dir import write_imported_run
 
 PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
@@ -33,7 +34,7 @@ class ToHf:
     """Write a run's weights, config and tokenizer as a directory that transformers loads."""
 
     checkpoint: str
-    """A run directory."""
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     output: str
     """Directory to make. It must be empty or not exist."""
     step: str = "latest"
@@ -53,7 +54,8 @@ class FromHf:
     """Make a run directory, with weights at step 0, from a GPT-2 in Hugging Face's format."""
 
     model: str
-    """Directory that transformers saved, or the name of a model on the hub, such as `gpt2`."""
+    """Directory that transformers saved, or the name of a model on the hub: `gpt2`, or `hf:gpt2` where a directory of
+    that name is here."""
     output: str
     """Run directory to make. It must be empty or not exist."""
 
@@ -79,10 +81,9 @@ def export_model(options: ToHf) -> None:
     from gptjax.huggingface.model_dir import compare_with_transformers, write_model  # imports flax
 
     enable_compile_cache()
-    run = RunDir.open(options.checkpoint, imports=options.imports)
+    run = open_checkpoint(options.checkpoint, imports=options.imports)
     with atomic_directory(Path(options.output).expanduser()) as directory:
-        model = run.load_model(options.step, ema=options.ema)
-        origin = read_origin(run)
+        model, origin = load_with_origin(run, options)
         dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
         write_model(directory, model, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
         result = "not verified: --no-verify"
@@ -96,15 +97,15 @@ def export_model(options: ToHf) -> None:
 
 def import_model(options: FromHf) -> None:
     """Write the run directory and print a summary."""
-    from gptjax.huggingface.gpt2_import import from_hf
     from gptjax.huggingface.model_dir import fetch_model, read_tokenizer
+    from gptjax.huggingface.model_import import import_model as read_model
     from gptjax.model.gpt import count_parameters
 
     enable_compile_cache()
     output = Path(options.output).expanduser().absolute()
     check_free(output)
     directory = fetch_model(options.model)
-    config, model, origin = from_hf(directory)
+    config, model, origin = read_model(directory)
     tokenizer = read_tokenizer(directory, vocab_size=config.resolved_vocab_size)
     write_imported_run(output, model=model, tokenizer=tokenizer)
     write_json(output / ORIGIN_FILE, asdict(origin))
@@ -113,13 +114,16 @@ def import_model(options: FromHf) -> None:
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")
 
 
-def read_origin(run: RunDir) -> HFOrigin | None:
-    """The origin that `from-hf` wrote. None for a run that was not imported."""
-    path = run.directory / ORIGIN_FILE
+def load_with_origin(run: Checkpoint, options: ToHf) -> tuple[Any, HFOrigin | None]:
+    """The weights, and what a saved model's own config.json says. The origin of a run that was trained is None."""
+    if isinstance(run, SavedModel):
+        run.find_step(options.step)
+        return run.import_weights()
+    model, path = run.load_model(options.step, ema=options.ema), run.directory / ORIGIN_FILE
     if not path.is_file():
-        return None
+        return model, None
     content: dict[str, Any] = read_json(path)
-    return HFOrigin(content["config"], content["dtype"])
+    return model, HFOrigin(content["config"], content["dtype"])
 
 
 if __name__ == "__main__":
