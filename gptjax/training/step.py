@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.loss_scale import LossScale
 from gptjax.training.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.training.state import TrainState
 
@@ -52,7 +54,7 @@ def make_train_step(
     Metrics: `loss` and the objective's others, each the mean over scored tokens (or pairs), whose number is `scored`
     where it varies; `grad_norm` (before clipping), `learning_rate`, and the state's `skipped` and `consecutive_skips`.
     An update is skipped if its norm, the loss or the gradient is not finite: weights, moments and average stay as they
-    are, and the step number goes on.
+    are, and the step number goes on. Models in float16 have a `loss_scale`: that of this step.
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
@@ -67,10 +69,16 @@ def make_train_step(
         if model_config.dropout > 0:
             dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
         sums, gradients = _compute_gradients(
-            sum_loss, state.model, batch=batch, dropout_keys=dropout_keys, frozen=frozen, mesh=mesh
+            sum_loss,
+            state.model,
+            batch=batch,
+            dropout_keys=dropout_keys,
+            frozen=frozen,
+            loss_scale=state.loss_scale,
+            mesh=mesh,
         )
         scored = jnp.maximum(sums.scored, 1)
-        loss, gradients = sums.loss / scored, jax.tree.map(lambda gradient: gradient / scored, gradients)
+        loss = sums.loss / scored
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -86,11 +94,13 @@ def make_train_step(
             skipped=state.skipped + ~finite,
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=select(ema, state.ema),
+            loss_scale=None if state.loss_scale is None else state.loss_scale.update(finite),
         )
         learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
         metrics |= {name: value / scored for name, value in sums.metrics.items()}
         metrics |= {} if get_row_kind(objective) == "text" else {"scored": sums.scored}
+        metrics |= {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale}
         return next_state, metrics | {
             "skipped": next_state.skipped,
             "consecutive_skips": next_state.consecutive_skips,
@@ -142,45 +152,58 @@ def _compute_gradients(
     batch: Batch,
     dropout_keys: jax.Array | None,
     frozen: GPT | None,
+    loss_scale: LossScale | None,
     mesh: MeshConfig,
 ) -> tuple[LossSums, GPT]:
-    """Sums over the whole batch, and the gradient of the summed loss.
+    """Sums over the whole batch, and the gradient of the mean loss, computed times the scale if there is one.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
     has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
-    if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, frozen=frozen)
-
+    factor = jnp.float32(1)
+    if loss_scale is not None:  # about that of the mean: a sum over a batch would overflow float16
+        factor = loss_scale.scale / jnp.maximum(jnp.sum(batch["targets"] != IGNORE_INDEX), 1)
+    accumulate = partial(_accumulate_gradients, sum_loss)
     local_mesh = replace(mesh, data=1)
 
     def sum_local_rows(
-        model: GPT, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None
+        model: GPT, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None, factor: Scalar
     ) -> tuple[LossSums, GPT]:
-        local_model, local_frozen = (None if m is None else with_static(m, mesh=local_mesh) for m in (model, frozen))
-        assert local_model is not None
-        sums, gradients = _accumulate_gradients(
-            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, frozen=local_frozen
+        local_frozen = None if frozen is None else with_static(frozen, mesh=local_mesh)
+        sums, gradients = accumulate(
+            with_static(model, mesh=local_mesh), batch, dropout_keys=dropout_keys, frozen=local_frozen, factor=factor
         )
         return jax.lax.psum((sums, with_static(gradients, mesh=mesh)), "data")
 
-    sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
-    in_specs = (replicated, sharded, None if dropout_keys is None else sharded, None if frozen is None else replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, frozen)
+    if mesh.is_data_parallel_only:
+        rows, all_ = PartitionSpec(None, "data"), PartitionSpec()
+        in_specs = (all_, rows, None if dropout_keys is None else rows, None if frozen is None else all_, all_)
+        sum_rows = mesh.shard_map(sum_local_rows, in_specs, all_)
+        sums, gradients = sum_rows(model, batch, dropout_keys, frozen, factor)
+    else:
+        sums, gradients = accumulate(model, batch, dropout_keys=dropout_keys, frozen=frozen, factor=factor)
+    divisor = factor * jnp.maximum(sums.scored, 1)
+    return sums, jax.tree.map(lambda gradient: gradient / divisor, gradients)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None
+    sum_loss: SumLoss,
+    model: GPT,
+    batch: Batch,
+    *,
+    dropout_keys: jax.Array | None,
+    frozen: GPT | None,
+    factor: Scalar,
 ) -> tuple[LossSums, GPT]:
-    """Scan over the micro-batches, and add up their sums and gradients."""
+    """Scan over the micro-batches, and add up their sums and the gradients of the loss times `factor`."""
 
     def compute(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> tuple[Scalar, LossSums]:
         sums = sum_loss(model, micro_batch, dropout_keys, frozen)
-        return sums.loss, sums
+        return factor * sums.loss, sums
 
-    def add(total: tuple[LossSums, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, GPT], None]:
-        (_, sums), gradients = jax.value_and_grad(compute, has_aux=True)(model, *group)
+    def add(total: tuple[LossSums, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, GPT], None]:
+        (_, sums), gradients = jax.value_and_grad(compute, has_aux=True)(model, *inputs)
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, total, (sums, gradients)), None
 
