@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from formula import compute_logits, softmax
 from models import make_model, place_model
 from scored import draw_documents, draw_pairs, write_documents
@@ -106,8 +105,17 @@ def shift_weights(model: GPT, *, by: float) -> tuple[GPT, dict[int, np.ndarray]]
     return jax.tree.unflatten(structure, [move(i, leaf) for i, leaf in enumerate(leaves)]), moved
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        *((name, MeshConfig()) for name in OBJECTIVES),
+        ("dpo", EIGHT),
+        *(pytest.param(name, EIGHT, marks=pytest.mark.slow) for name in ("ipo", "simpo", "orpo")),
+    ],
+)
 def test_loss_and_gradient_equal_the_formula_in_float64(config: TrainConfig, name: str, mesh: MeshConfig) -> None:
     """The gradient by its product with a direction: the loss that far along it, and that far back."""
     objective, batch = OBJECTIVES[name], read_batch(config)
@@ -131,6 +139,7 @@ def test_loss_and_gradient_equal_the_formula_in_float64(config: TrainConfig, nam
     assert product == pytest.approx(wanted(ahead) - wanted(behind), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_stored_reference_gives_the_run_of_a_computed_one(config: TrainConfig, tmp_path: Path) -> None:
     """Stored once, bound to data and weights. The first step knows no preference; every later one is the same."""
     base = replace(config, name="base", data=_as_text(config, tmp_path), objective=SFT(), evaluators=(), steps=2)
@@ -142,7 +151,8 @@ def test_stored_reference_gives_the_run_of_a_computed_one(config: TrainConfig, t
     for metric in ("loss", "reward_margin", "reward_accuracy", "val_loss", "val_reward_accuracy", "scored"):
         one, other = (read_lines(run.directory, metric) for run in (stored, computed))
         assert [step for step, _ in one] == [step for step, _ in other] != []
-        np.testing.assert_allclose([v for _, v in one], [v for _, v in other], atol=1e-5)
+        later = slice(1 if "accuracy" in metric else 0, None)  # the sign of a margin of zero is chance
+        np.testing.assert_allclose([v for _, v in one][later], [v for _, v in other][later], atol=1e-5)
     files = stored.directory / "reference"
     written = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
     assert train(stored) == 0
@@ -194,10 +204,10 @@ def test_pairs_that_are_cut_keep_what_differs_and_are_told(tmp_path: Path) -> No
     assert sorted((rows["targets"] >= 0).sum(axis=1).tolist()) == [2, 12]
 
 
-def test_leaf_of_a_padded_row_has_no_gradient(config: TrainConfig) -> None:
+def test_padded_rows_have_no_loss_and_no_gradient(config: TrainConfig) -> None:
     """Rows of padding, and pairs that do not exist, count as nothing: no NaN."""
-    batch = {name: np.zeros((1, 16), np.int32) for name in ("tokens", "segments", "positions")}
-    batch["targets"] = np.full((1, 16), -1, np.int32)
+    batch = {name: jnp.zeros((1, 16), jnp.int32) for name in ("tokens", "segments", "positions")}
+    batch["targets"] = jnp.full((1, 16), -1, jnp.int32)
     model = make_model(CONFIG)
     for objective in (SimPO(), ORPO(), OBJECTIVES["ipo"]):
         frozen = model if isinstance(objective, ReferenceObjective) else None
@@ -206,4 +216,3 @@ def test_leaf_of_a_padded_row_has_no_gradient(config: TrainConfig) -> None:
         assert (float(sums.loss), int(sums.scored)) == (0.0, 0)
         gradient = jax.grad(lambda model, compute=compute: compute(model).loss)(model)
         assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
-    assert isinstance(model, nnx.Module)

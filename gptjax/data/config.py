@@ -68,6 +68,7 @@ class TokenShards(DataSource):
     def open_rows(self, split: str, spec: ReadSpec) -> Sequences:
         if spec.rows == "pairs":
             raise UserError("data is TokenShards, but this objective reads pairs. Use data=PreferenceShards(path=...).")
+        check_kind(self._directory, pairs=False)
         if spec.rows == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
             raise UserError(
                 f"data.packing is {self.packing!r}, which cuts conversations anywhere. "

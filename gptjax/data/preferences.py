@@ -173,10 +173,9 @@ class PairSequences(BestFitSequences):
         return starts, lengths, kept
 
     def _is_same(self, starts: np.ndarray, lengths: np.ndarray) -> bool:
-        """Whether nothing that is left of a pair differs."""
+        """Whether what is left of a pair is the same text."""
         one, other = (self.stream.read(int(a), int(n)) for a, n in zip(starts, lengths, strict=True))
-        shared = min(len(one), len(other))
-        return bool((one[:shared] == other[:shared]).all())
+        return np.array_equal(one, other)
 
     @functools.cached_property
     def plan(self) -> PackingPlan:
