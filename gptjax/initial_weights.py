@@ -1,5 +1,6 @@
 """The weights that a run starts from, and those of its objective's second model."""
 
+from dataclasses import replace
 from functools import partial
 
 from gptjax.config import TrainConfig
@@ -21,7 +22,12 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
 
 
 def load_frozen_model(config: TrainConfig, mesh: MeshConfig) -> GPT | None:
-    """The second model of the objective, if it has one."""
+    """The second model of the objective, if it has one. Call it under `mesh.activate()`."""
     if not isinstance(config.objective, FrozenModelObjective):
         return None
-    return config.objective.load_frozen_model(partial(load_start, config, mesh), mesh)
+    return config.objective.load_frozen_model(partial(load_weights, config, mesh))
+
+
+def load_weights(config: TrainConfig, mesh: MeshConfig, run: str | None) -> GPT:
+    """The weights of a run directory; None stands for the weights that this run starts from."""
+    return load_start(config if run is None else replace(config, init_from=run), mesh)

@@ -158,12 +158,16 @@ class Evaluators:
 
 
 def open_evaluators(
-    config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig, *, frozen: GPT | None = None
+    config: TrainConfig,
+    tokenizer: Tokenizer | None,
+    mesh: MeshConfig,
+    *,
+    frozen: GPT | None = None,
+    read_spec: ReadSpec | None = None,
 ) -> Evaluators:
     """Open each evaluator of the config."""
-    context = EvalContext(
-        config.data, tokenizer, config.model, config.objective, mesh, frozen, make_read_spec(config, tokenizer)
-    )
+    read_spec = read_spec or make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
         if evaluate is None:

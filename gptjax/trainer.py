@@ -9,6 +9,8 @@ from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.initial_weights import load_frozen_model
+from gptjax.initial_weights import load_frozen_model
+from gptjax.reference import store_reference
 from gptjax.run_dir import CHECKPOINTS, METRICS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
@@ -47,9 +49,12 @@ def train(
             config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
         ) as checkpoints,
     ):
+        read_spec, reference = store_reference(config, read_spec, mesh)
+        reader = reader if read_spec.reference is None else config.data.open(read_spec)
         frozen = load_frozen_model(config, mesh)
-        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen)
+        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
+        fingerprints |= {} if reference is None else {"reference": reference}
         state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.initialize_state(config, mesh)
         start = int(state.step)

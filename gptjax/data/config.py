@@ -64,15 +64,12 @@ class TokenShards(DataSource):
         return tokenizer
 
     def open(self, spec: ReadSpec) -> SequenceReader:
-        sequences = self._open_sequences("train", spec)
-        return SequenceReader(sequences, spec, packing=self.packing, prefetch=self.prefetch)
+        return SequenceReader(self.open_rows("train", spec), spec, packing=self.packing, prefetch=self.prefetch)
 
-    def open_validation(self, spec: ReadSpec) -> Sequences:
-        return self._open_sequences("val", spec)
-
-    def _open_sequences(self, split: str, spec: ReadSpec) -> Sequences:
+    def open_rows(self, split: str, spec: ReadSpec) -> Sequences:
         if spec.rows == "pairs":
             raise UserError("data is TokenShards, but this objective reads pairs. Use data=PreferenceShards(path=...).")
+        check_kind(self._directory, pairs=False)
         if spec.rows == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
             raise UserError(
                 f"data.packing is {self.packing!r}, which cuts conversations anywhere. "
@@ -166,8 +163,9 @@ class Mixture(DataSource):
     def open_stream(self, split: str) -> TokenStream | None:
         return self.components[self.validation].data.open_stream(split) if split == "val" else None
 
-    def open_validation(self, spec: ReadSpec) -> RowSet | None:
-        return self.components[self.validation].data.open_validation(replace(spec, batch_schedule=()))
+    def open_rows(self, split: str, spec: ReadSpec) -> RowSet | None:
+        one = self.components[self.validation].data
+        return one.open_rows(split, replace(spec, batch_schedule=())) if split == "val" else None
 
     def history_until(self, step: int) -> str:
         own = [f"weights {weights} from step {s}" for s, weights in self._list_weights() if s < step or s == 0]

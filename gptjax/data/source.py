@@ -113,8 +113,8 @@ class DataSource(Protocol):
         """The split `val` or `train` as one stream of tokens, for evaluators; None if there is no such stream."""
         return None
 
-    def open_validation(self, spec: ReadSpec) -> "RowSet | None":
-        """The rows of the validation split, of the kind `spec.rows`, for objectives that read whole documents."""
+    def open_rows(self, split: str, spec: ReadSpec) -> "RowSet | None":
+        """The rows of a split in their order, of the kind `spec.rows`, for objectives that read whole documents."""
         return None
 
     def history_until(self, step: int) -> str:

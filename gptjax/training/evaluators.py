@@ -197,7 +197,7 @@ class RowsEvaluator:
         """Raise `UserError` if the data has no such rows. `tokens` are those of whole rows, scored or not."""
         assert context.read_spec is not None
         _ = context.validation  # its fingerprint is the run's
-        rows = context.data.open_validation(context.read_spec)
+        rows = context.data.open_rows("val", context.read_spec)
         if rows is None:
             raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
         self.rows, self.context = rows, context

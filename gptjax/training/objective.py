@@ -11,7 +11,6 @@ from gptjax.core.lazy import LazyModule
 from gptjax.data.source import RowKind
 from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BTD, Count, DropoutKeys, Scalar
-from gptjax.sharding.mesh import MeshConfig
 
 if TYPE_CHECKING:
     from gptjax.model import gpt
@@ -57,10 +56,11 @@ class FrozenModelObjective(Protocol):
     `sum_loss` gets it as `frozen=`.
     """
 
-    def load_frozen_model(self, start: Callable[[], "gpt.GPT"], mesh: MeshConfig) -> "gpt.GPT | None":
-        """The model, on the mesh; None if the loss does without. `start` returns the weights that the run starts from.
+    def load_frozen_model(self, load: Callable[[str | None], "gpt.GPT"]) -> "gpt.GPT | None":
+        """The model, on the run's mesh; None if the loss does without.
 
-        Called under `mesh.activate()`, once before the first step of a new or resumed run.
+        Called once before the first step of a new or resumed run. `load` returns the weights of a run directory, or for
+        None those that the run starts from.
         """
         ...
 
