@@ -19,6 +19,7 @@ from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_
 from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import PRESETS, Documents, FirstToken, Protocol, Words, find_protocol
 from gptjax.model.products import Quantize
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ class Evaluate:
     """File with the starts of windows, a number in each line: nanoGPT's random ones instead of all."""
     context_length: int | None = None
     """The model's context, instead of the whole."""
-    dtype: Literal["bfloat16", "float32"] | None = None
+    dtype: DType | None = None
     """Type of products. Default: as trained."""
     batch_size: int = 16
     """Rows per batch. Does not change the result."""
