@@ -20,7 +20,7 @@ COMMANDS = {
     "train_tokenizer": ("data_pipelines.train_tokenizer", "learn a byte-level BPE"),
     "fetch": ("data_pipelines.fetch", "fetch published shards"),
     "index_shards": ("data_pipelines.index_shards", "record shards of another project"),
-    "verify": ("data_pipelines.verify", "compare prepared data with its manifest"),
+    "verify": ("gptjax.verify", "compare runs and prepared data with what was written"),
     "recipes": ("data_pipelines.recipes", "list data sets that are known by name"),
 }
 """Module and one line of help by command."""
