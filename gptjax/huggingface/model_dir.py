@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
-from gptjax.huggingface.gpt2_mapping import CONFIG_FILE, DTypeName, HFOrigin
+from gptjax.huggingface.form import CONFIG_FILE, Form
+from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.huggingface.weight_map import DTypeName
 from gptjax.model.gpt import GPT, with_static
 from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
@@ -30,16 +31,22 @@ FETCHED_FILES = (
 
 
 def write_model(
-    directory: Path, model: GPT, *, dtype: DTypeName, origin: HFOrigin | None, tokenizer: Tokenizer | None
+    directory: Path,
+    model: GPT,
+    *,
+    form: Form,
+    dtype: DTypeName,
+    origin: HFOrigin | None,
+    tokenizer: Tokenizer | None,
 ) -> None:
     """Write the files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
     end = tokenizer.end_of_text if tokenizer else None
     end = end if end is not None and end < model.config.resolved_vocab_size else None
-    config = to_hf_config(model.config, dtype=dtype, end_of_text=end, origin=origin)
+    config = to_hf_config(model.config, form=form, dtype=dtype, end_of_text=end, origin=origin)
     write_json(directory / CONFIG_FILE, config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     write_json(directory / "generation_config.json", ends)
-    write_tensors(directory, to_hf(model, dtype=dtype))
+    write_tensors(directory, to_hf(model, form=form, dtype=dtype))
     if tokenizer is not None:
         tokenizer.save(directory)
         specials = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}

@@ -1,0 +1,136 @@
+"""Import of a model in any of the forms from safetensors. Pickles are never read."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import NamedSharding
+
+from gptjax.core.errors import UserError
+from gptjax.huggingface.form import CONFIG_FILE, EMBEDDING, HEAD, Form
+from gptjax.huggingface.forms import find_form
+from gptjax.huggingface.model_export import HFOrigin
+from gptjax.huggingface.safetensors_dir import StoredTensor, open_tensors, read_json
+from gptjax.huggingface.weight_map import DTypeName, WeightMapping, format_path, get_shapes, is_param, list_parameters
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT, abstract_model
+from gptjax.sharding.mesh import MeshConfig
+
+STORED_DTYPES: dict[str, DTypeName] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def from_hf(
+    directory: str | Path, *, mesh: MeshConfig | None = None, dtype: Literal["bfloat16", "float32"] | None = None
+) -> tuple[GPTConfig, GPT, HFOrigin]:
+    """Read a model that transformers or `to-hf` saved. config.json names its form.
+
+    The weights become float32, which is exact for every readable type. Dropout is 0, because that of config.json
+    belongs to a training run that is over. Under a sharded mesh call it inside `mesh.activate()`. Weights are read and
+    placed one at a time.
+
+    Args:
+        dtype: type of the computation. None takes bfloat16 for a bfloat16 file, else float32.
+
+    Raises:
+        UserError: something is missing, unexpected, or has another shape or type than the form's.
+    """
+    directory = Path(directory)
+    content = read_json(directory / CONFIG_FILE)
+    form = find_form(content, where=directory / CONFIG_FILE)
+    config = form.read_config(content, path=directory / CONFIG_FILE)
+    with open_tensors(directory) as stored:
+        tensors = normalize_names(stored, form)
+        stored_dtype = check_tensors(tensors, form, config=config, directory=directory)
+        dtype = dtype or ("bfloat16" if stored_dtype == "bfloat16" else "float32")
+        config = replace(config, compute=replace(config.compute, dtype=dtype))
+        model = load_weights(config, tensors, rows=form.weights, mesh=mesh)
+    return config, model, HFOrigin(content, stored_dtype)
+
+
+def from_hf_config(content: dict[str, Any], *, path: Path) -> GPTConfig:
+    """The config that config.json at `path` describes. Raises `UserError` with a field that is not supported."""
+    return find_form(content, where=path).read_config(content, path=path)
+
+
+def normalize_names(stored: Mapping[str, StoredTensor], form: Form) -> dict[str, StoredTensor]:
+    """The weights by the form's names. Base models are saved without the prefix, and some files hold buffers."""
+    whole = (form.prefix, "lm_head.")
+    add_prefix = lambda name: name if name.startswith(whole) else f"{form.prefix}{name}"
+    return {add_prefix(name): tensor for name, tensor in stored.items() if not form.buffers.search(name)}
+
+
+def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GPTConfig, directory: Path) -> DTypeName:
+    """Raise unless the tensors are exactly the form's. Returns their type; float32 for several types."""
+    rows = select_rows(form.weights, config)
+    names = {row.path: row.hf_name for row in form.weights}
+    expected = dict(get_shapes(rows, config))
+    has_second_head = config.tie_embeddings and names[HEAD] in tensors
+    if has_second_head:
+        expected[names[HEAD]] = expected[names[EMBEDDING]]
+    if missing := [name for name in expected if name not in tensors]:
+        raise UserError(
+            f"{directory} lacks {_list_names(missing)}, which its {CONFIG_FILE} implies. Fetch the model again."
+        )
+    if unknown := [tensor.name for name, tensor in tensors.items() if name not in expected]:
+        raise UserError(
+            f"{directory} has {_list_names(unknown)}, unknown to its {CONFIG_FILE}. Use a model with a language-model "
+            "head, or the model's own config."
+        )
+    for name, shape in expected.items():
+        found, code = tensors[name].shape, tensors[name].dtype
+        if found != shape:
+            raise UserError(f"{directory}: {name} has shape {found}, but {CONFIG_FILE} implies {shape}.")
+        if code not in STORED_DTYPES:
+            raise UserError(f"{directory}: {name} is of type {code}; supported: {', '.join(STORED_DTYPES)}.")
+    if has_second_head and not np.array_equal(tensors[names[HEAD]].read(), tensors[names[EMBEDDING]].read()):
+        raise UserError(
+            f"{directory}: tie_word_embeddings is true, but {names[HEAD]} differs from the embedding. Set the field "
+            f"to false in {CONFIG_FILE} to use the head, or remove the tensor."
+        )
+    codes = {tensors[name].dtype for name in expected}
+    return STORED_DTYPES[codes.pop()] if len(codes) == 1 else "float32"
+
+
+def select_rows(rows: Iterable[WeightMapping], config: GPTConfig) -> list[WeightMapping]:
+    """The rows with tensors for a model of this config. Raises `UserError` for a parameter without a row."""
+    rows, parameters = list(rows), list_parameters(abstract_model(config))
+    if unknown := parameters.keys() - {row.path for row in rows}:
+        raise UserError(f"no counterpart is known of the weights {', '.join(sorted(unknown))}.")
+    return [row for row in rows if row.path in parameters or row.default is not None]
+
+
+def _list_names(names: list[str]) -> str:
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"the weight{'s' if len(names) > 1 else ''} {shown}"
+
+
+def load_weights(
+    config: GPTConfig,
+    tensors: Mapping[str, Any],
+    *,
+    rows: Iterable[WeightMapping],
+    mesh: MeshConfig | None = None,
+) -> GPT:
+    """The model with every weight read and placed on the mesh. A tensor has a method `read` that returns an array."""
+    mesh = mesh or MeshConfig()
+    device_mesh = mesh.make_mesh()
+    by_path: dict[str, list[WeightMapping]] = {}
+    for row in rows:
+        by_path.setdefault(row.path, []).append(row)
+
+    def load(path: Any, parameter: nnx.Param[Any]) -> nnx.Variable[Array]:
+        target: jax.ShapeDtypeStruct = parameter.get_value()
+        weight = np.zeros(target.shape, np.float32)
+        for row in by_path[format_path(path)]:
+            for layer, name in enumerate(row.list_names(config)):
+                out = weight[layer, ...] if row.is_stacked else weight
+                row.from_hf(tensors[name].read(), out=out, axis_names=parameter.axis_names, config=config)
+        sharding = None if device_mesh is None else NamedSharding(device_mesh, target.sharding.spec)
+        return parameter.replace(jax.device_put(weight, sharding))
+
+    return jax.tree.map_with_path(load, abstract_model(config, mesh), is_leaf=is_param)
