@@ -219,7 +219,7 @@ def start_run(config: TrainConfig, mesh: MeshConfig) -> Callable[[int], None]:
     """Compile a run in this process. Returns a function that trains so many further steps. Nothing is saved."""
     spec = startup.make_read_spec(config, config.data.load_tokenizer())
     batches = BatchLoader(config.data.open(spec), spec, mesh=mesh)
-    state = startup.create_state(config, mesh)
+    state = startup.initialize_state(config, mesh)
     train_step, batch_iterator = startup.compile_step(config, mesh, state, batches), batches.iterate_from(0)
 
     def run(steps: int) -> None:

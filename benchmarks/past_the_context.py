@@ -5,7 +5,7 @@
 
 Rows of validation text are read one token at a time, as `sample` does. Past the context length, the key-value cache is
 a ring: each token sees one context length of text, and any sinks. As a baseline, the same tokens are read as in
-training, in windows of one context length of which only the second half is counted. A token there sees three quarters
+training, in sequences of one context length of which only the second half is counted. A token there sees three quarters
 of a context on average, so the ring should be slightly better. A model that relies on the first token of a text is
 worse from the position where the ring drops that token.
 Results: LAB.md, "Reading past the context length".

@@ -55,14 +55,15 @@ def nanochat(depth: int) -> TrainConfig:
     tokens = count_training_tokens(depth)
     growth = tokens / count_training_tokens(12)
     batch_tokens = 2 ** round(math.log2(REFERENCE_BATCH * growth**0.383))
-    rate = math.sqrt(batch_tokens / REFERENCE_BATCH)
+    lr_factor = math.sqrt(batch_tokens / REFERENCE_BATCH)
+    width_factor = math.sqrt(768 / choose_embed_dim(depth))
     return TrainConfig(
         name=f"nanochat_d{depth}",
         steps=tokens // batch_tokens,
         batch_size=batch_tokens // CONTEXT_LENGTH,
         model=make_model(depth),
         data=TokenShards(path="data/fineweb_edu", packing="bos_best_fit"),
-        optimizer=make_optimizer(rate, wide_rate=rate * math.sqrt(768 / choose_embed_dim(depth)), growth=growth),
+        optimizer=make_optimizer(lr_factor, wide_lr_factor=lr_factor * width_factor, growth=growth),
         checkpoint=CheckpointConfig(every=500),
         evaluators=(ValidationLoss(every=250, tokens=10_485_760, batch_size=32), Samples(every=500)),
     )
@@ -106,10 +107,10 @@ def make_model(depth: int) -> GPTConfig:
     )
 
 
-def make_optimizer(rate: float, *, wide_rate: float, growth: float) -> Muon:
-    """`rate` scales learning rates with the batch, `wide_rate` with the width, too; `growth` is that of the tokens."""
+def make_optimizer(lr_factor: float, *, wide_lr_factor: float, growth: float) -> Muon:
+    """`lr_factor` is for the batch, `wide_lr_factor` for the width, too. `growth` is that of the tokens."""
     return Muon(
-        learning_rate=0.02 * rate,
+        learning_rate=0.02 * lr_factor,
         momentum=0.97,
         momentum_min=0.85,
         momentum_schedule=WarmupStableDecay(
@@ -118,16 +119,16 @@ def make_optimizer(rate: float, *, wide_rate: float, growth: float) -> Muon:
         ns_coefficients="polar_express",
         row_normalize=True,
         normuon_beta2=0.9,
-        weight_decay=0.28 * rate / growth,
+        weight_decay=0.28 * lr_factor / growth,
         weight_decay_schedule=Cosine(min_ratio=0.0),
         cautious_decay=True,
-        adam_learning_rate=0.02 * rate,
-        embedding=ParamGroup(0.3 * wide_rate, beta1=0.8, beta2=0.995, weight_decay=0.001),
-        value_embedding=ParamGroup(0.15 * wide_rate, beta1=0.8, beta2=0.995, weight_decay=0.01),
-        head=ParamGroup(0.008 * wide_rate, beta1=0.8, beta2=0.96, weight_decay=0.01),
+        adam_learning_rate=0.02 * lr_factor,
+        embedding=ParamGroup(0.3 * wide_lr_factor, beta1=0.8, beta2=0.995, weight_decay=0.001),
+        value_embedding=ParamGroup(0.15 * wide_lr_factor, beta1=0.8, beta2=0.995, weight_decay=0.01),
+        head=ParamGroup(0.008 * wide_lr_factor, beta1=0.8, beta2=0.96, weight_decay=0.01),
         named_groups=(
-            NamedGroup("residual_mix", ParamGroup(0.005 * rate, beta1=0.8, beta2=0.95, weight_decay=0.05)),
-            NamedGroup("x0_mix", ParamGroup(0.5 * rate, beta1=0.96, beta2=0.95)),
+            NamedGroup("residual_mix", ParamGroup(0.005 * lr_factor, beta1=0.8, beta2=0.95, weight_decay=0.05)),
+            NamedGroup("x0_mix", ParamGroup(0.5 * lr_factor, beta1=0.96, beta2=0.95)),
         ),
         schedule=WarmupStableDecay(warmup_steps=40, decay_fraction=0.65, min_ratio=0.05),
     )

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.encode.splits import AllTo, HashFraction, Rule, parse_split
+from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, parse_split
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.json_lines import find_json_lines, iter_lines, parse_object
-from data_pipelines.readers.paths import files_identity
+from data_pipelines.readers.paths import identify_files
 from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
@@ -76,7 +76,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind) -> Manifest:
             "max_document_tokens": request.max_document_tokens,
             "strict": request.strict,
             "format": MANIFEST_VERSION,
-            **{name: files_identity(spec, find_json_lines(spec)) for name, spec in sources.items() if spec is not None},
+            **{name: identify_files(spec, find_json_lines(spec)) for name, spec in sources.items() if spec is not None},
         }
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
@@ -109,14 +109,14 @@ def _iter_examples(
         (request.source, parse_split(request.effective_split)),
         (request.validation_source, AllTo("val")),
     ]:
-        assert isinstance(rule, Rule)
+        assert isinstance(rule, SplitRule)
         for where, line in iter_lines(find_json_lines(spec)) if spec is not None else ():
             try:
                 key, documents = kind.encode(parse_object(line, where=where), where)
                 if limit is not None and any(len(document.tokens) > limit for document in documents):
                     documents = _cut_documents(documents, limit, plural=kind.plural)
                     context.notes[f"{kind.plural} cut off at --max-document-tokens={limit}"] += 1
-                yield rule.side(key.encode()), documents
+                yield rule.choose_split(key.encode()), documents
             except UselessRecord as error:
                 context.notes[str(error)] += 1
             except UserError as error:

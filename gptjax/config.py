@@ -127,7 +127,7 @@ class TrainConfig:
 
 def load_config(spec: str | Path) -> TrainConfig:
     """The config in the file of this name: `quickstart`, `configs/quickstart.py` or any path."""
-    return config_files.load_config(spec, TrainConfig)
+    return config_files.load_config_file(spec, TrainConfig)[0]
 
 
 RESUME_MAY_CHANGE = (

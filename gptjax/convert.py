@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
@@ -16,7 +17,7 @@ from gptjax.huggingface.forms import FormName, choose_form
 from gptjax.huggingface.model_export import HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json, write_json
 from gptjax.huggingface.weight_map import DTypeName
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.run_dir import write_imported_run
 
 PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
@@ -35,7 +36,7 @@ class ToHf:
     """Write a run's weights, config and tokenizer as a directory that transformers loads."""
 
     checkpoint: str
-    """A run directory."""
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     output: str
     """Directory to make. It must be empty or not exist."""
     step: str = "latest"
@@ -83,11 +84,10 @@ def export_model(options: ToHf) -> None:
     from gptjax.huggingface.model_dir import compare_with_transformers, write_model  # imports flax
 
     enable_compile_cache()
-    run = RunDir.open(options.checkpoint, imports=options.imports)
+    run = open_checkpoint(options.checkpoint, imports=options.imports)
     form = choose_form(run.model_config, options.form)
     with atomic_directory(Path(options.output).expanduser()) as directory:
-        model = run.load_model(options.step, ema=options.ema)
-        origin = read_origin(run)
+        model, origin = load_with_origin(run, options)
         dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
         write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
         result = "not verified: --no-verify"
@@ -121,13 +121,16 @@ def import_model(options: FromHf) -> None:
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")
 
 
-def read_origin(run: RunDir) -> HFOrigin | None:
-    """The origin that `from-hf` wrote. None for a run that was not imported."""
-    path = run.directory / ORIGIN_FILE
+def load_with_origin(run: Checkpoint, options: ToHf) -> tuple[Any, HFOrigin | None]:
+    """The weights, and what a saved model's own config.json says. The origin of a run that was trained is None."""
+    if isinstance(run, SavedModel):
+        run.find_step(options.step)
+        return run.import_weights()
+    model, path = run.load_model(options.step, ema=options.ema), run.directory / ORIGIN_FILE
     if not path.is_file():
-        return None
+        return model, None
     content: dict[str, Any] = read_json(path)
-    return HFOrigin(content["config"], content["dtype"])
+    return model, HFOrigin(content["config"], content["dtype"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from gptjax.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
@@ -18,7 +19,6 @@ from gptjax.data.shards import write_shard
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.products import Quantize
-from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import EvalContext, ValidationEvaluator
 from gptjax.training.objective import NextToken
@@ -29,7 +29,7 @@ class Evaluate:
     """Loss of a checkpoint on the validation split of its own data, on other shards, or on a text file."""
 
     checkpoint: str
-    """A run directory."""
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     step: str = "latest"
     """Checkpoint: a number, `latest` or `best`."""
     ema: bool = True
@@ -43,7 +43,7 @@ class Evaluate:
     tokens: int | None = None
     """Tokens to predict, from the start. Default: all."""
     context_length: int | None = None
-    """Window length, instead of the model's whole context."""
+    """Length of a sequence, instead of the model's whole context."""
     dtype: Literal["bfloat16", "float32"] | None = None
     """Type of products. Default: as trained."""
     batch_size: int = 16
@@ -95,7 +95,7 @@ def evaluate(options: Evaluate) -> dict[str, float | str | int]:
     They are `val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`,
     and `weights`: `average` or `last`. With `quantize` also `val_loss_quantized`.
     """
-    run = RunDir.open(options.checkpoint, imports=options.imports)
+    run = open_checkpoint(options.checkpoint, imports=options.imports)
     mesh = options.mesh.resolve(jax.device_count())
     step = run.find_step(options.step)
     with mesh.activate(), tempfile.TemporaryDirectory() as scratch:
@@ -116,13 +116,13 @@ def evaluate(options: Evaluate) -> dict[str, float | str | int]:
         return {**metrics, **about}
 
 
-def open_stream(options: Evaluate, run: RunDir, scratch: Path) -> TokenStream:
+def open_stream(options: Evaluate, run: Checkpoint, scratch: Path) -> TokenStream:
     """The tokens to be predicted. A text file becomes a shard in `scratch` first."""
     if options.text is not None:
         return tokenize_file(Path(options.text).expanduser(), run, scratch)
     data = run.data if options.data is None else TokenShards(path=options.data)
     if data == TokenShards():
-        raise UserError(f"{run.directory} has no data of its own: it was imported. Give --data or --text.")
+        raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
     tokenizer = data.load_tokenizer()
     if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
@@ -135,7 +135,7 @@ def open_stream(options: Evaluate, run: RunDir, scratch: Path) -> TokenStream:
     return stream
 
 
-def tokenize_file(path: Path, run: RunDir, scratch: Path) -> TokenStream:
+def tokenize_file(path: Path, run: Checkpoint, scratch: Path) -> TokenStream:
     """A text file as a token stream, with the run's tokenizer."""
     try:
         text = path.read_bytes().decode("utf-8")

@@ -68,7 +68,7 @@ class RunDir:
             raise UserError(f"{directory} is not a run directory: it has no config.json. Give the directory of a run.")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}: not JSON: {error}.") from None
         if not isinstance(content, dict) or content.get("class") != "gptjax.config:TrainConfig":
             earlier = isinstance(content, dict) and content.get("class") == "TrainConfig"

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import tyro
 
+from gptjax.checkpoint_source import open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.model.products import Quantize
-from gptjax.run_dir import RunDir
 from gptjax.sharding.devices import measure_copy_bandwidth
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ class Sample:
     """Continue a text. The same arguments write the same text."""
 
     checkpoint: str
-    """A run directory."""
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to continue. Empty starts a new document. May be given several times, for texts side by side."""
     prompt_file: str | None = None
@@ -89,14 +89,14 @@ def sample(options: Sample) -> Iterator[str]:
     """The texts, each with its prompt. A text ends after `max_new_tokens` or, with `stop`, at an end of text."""
     from gptjax.model.generation import generate  # imports flax, which --help does not need
 
-    run = RunDir.open(options.checkpoint, imports=options.imports)
+    run = open_checkpoint(options.checkpoint, imports=options.imports)
     tokenizer = run.require_tokenizer()
     prompts = [encode_prompt(prompt, tokenizer) for prompt in read_prompts(options) for _ in range(options.num_samples)]
     longest = max(len(prompt.ids) for prompt in prompts)
     mesh = options.mesh.resolve(jax.device_count())
     with mesh.activate():
         model = run.load_model(options.step, mesh=mesh, ema=options.ema)
-        length = resolve_length(options, room=model.config.context_length - longest)
+        length = resolve_length(options, available=model.config.context_length - longest)
         rows = generate(
             model,
             [prompt.ids for prompt in prompts],
@@ -161,9 +161,9 @@ def read_prompts(options: Sample) -> tuple[str, ...]:
         raise UserError(f"--prompt-file={options.prompt_file} is not UTF-8: {error}. Convert it first.") from None
 
 
-def resolve_length(options: Sample, *, room: int) -> int:
+def resolve_length(options: Sample, *, available: int) -> int:
     """The number of new tokens: as asked for, or else what fits. At least 1: `generate` refuses a full context."""
-    return max(1, min(DEFAULT_LENGTH, room)) if options.max_new_tokens is None else options.max_new_tokens
+    return max(1, min(DEFAULT_LENGTH, available)) if options.max_new_tokens is None else options.max_new_tokens
 
 
 if __name__ == "__main__":

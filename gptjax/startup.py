@@ -137,7 +137,7 @@ class Evaluators:
     validation_fingerprint: str | None
     """Identity of the validation tokens, if an evaluator reads them."""
 
-    def due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
+    def list_due(self, step: int, *, steps: int) -> list[OpenEvaluator]:
         """Those that run on the weights after `step` updates."""
         return [evaluate for config, evaluate in self.opened if config.should_run(step, steps=steps)]
 
@@ -182,7 +182,7 @@ def _hash_config(data: DataSource) -> str:
     return hashlib.sha256(json.dumps(to_json(data)).encode()).hexdigest()
 
 
-def create_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
+def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     """A state at step 0: new weights, or those of `init_from`."""
     optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
     has_ema = config.ema.enabled

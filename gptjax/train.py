@@ -7,12 +7,12 @@ A worker process that prepares data imports this module and so does not pay for 
 import shlex
 import sys
 
-from gptjax.core.collector import postpone_collection
 from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import exit_on_user_error
+from gptjax.core.garbage_collection import postpone_garbage_collection
 
 PROG = "python -m gptjax.train"
 DESCRIPTION = "Train a GPT, or resume its training."
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     with exit_on_user_error():
         require_config(words, prog=PROG, description=DESCRIPTION)
-        with postpone_collection():
+        with postpone_garbage_collection():
             from gptjax.config import TrainConfig
             from gptjax.sharding.distributed import initialize_distributed
 

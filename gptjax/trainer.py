@@ -46,7 +46,7 @@ def train(
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
         state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
-        state = state or startup.create_state(config, mesh)
+        state = state or startup.initialize_state(config, mesh)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
@@ -54,31 +54,31 @@ def train(
         report.describe_run(config, mesh, batches, evaluators)
 
         with startup.open_logger(config, mesh, start) as log:
-            with log.timed("compile"):
+            with log.measure("compile"):
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start)
             batch_iterator = batches.iterate_from(start)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             stopped = None
             for step in range(start, config.steps + 1):  # one more turn, to evaluate and save the last weights
-                stopped = shutdown.received(step)
+                stopped = shutdown.get_signal(step)
                 metrics: dict[str, Any] = {}
-                for evaluator in evaluators.due(step, steps=config.steps) if not stopped else ():
-                    with log.timed("evaluate"):
+                for evaluator in evaluators.list_due(step, steps=config.steps) if not stopped else ():
+                    with log.measure("evaluate"):
                         found = startup.evaluate_state(evaluator, state, config)
                     log.write(step, found)
                     metrics |= found
                 if step > start and (stopped or guard.should_save(config.checkpoint, step, state=state)):
-                    with log.timed("checkpoint"):
+                    with log.measure("checkpoint"):
                         metadata = {"config": to_json(config), "fingerprints": fingerprints}
                         checkpoints.save(step, state, metadata=metadata, val_loss=metrics.get("val_loss"))
                 if stopped or step == config.steps:
                     break
-                with log.timed("data"):
+                with log.measure("data"):
                     batch = next(batch_iterator)
                 state, step_metrics = train_step(step)(state, batch)  # dispatched, not awaited
                 log.step(step + 1, step_metrics | batches.epochs(step + 1))  # writes the step before
                 guard.check(step, step_metrics)
-            with log.timed("checkpoint"):
+            with log.measure("checkpoint"):
                 checkpoints.wait()
     report.print_summary(config, command, stopped=stopped)
     return 128 + stopped if stopped else 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from example_configs import Config, install_configs, write_config
 
-from gptjax.core.config_files import import_modules, list_configs, load_config, load_config_file
+from gptjax.core.config_files import import_modules, list_configs, load_config_file
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import class_name
 
@@ -40,33 +40,33 @@ def test_list_configs_gives_first_docstring_lines_without_running(installed: Pat
 
 @pytest.mark.parametrize("spec", ["quickstart", "quickstart.py", "configs/quickstart.py", "configs/quickstart"])
 def test_load_config_finds_installed_configs_by_name(spec: str):
-    assert load_config(spec, Config).name == "quick"
+    assert load_config_file(spec, Config)[0].name == "quick"
 
 
 def test_load_config_prefers_the_working_directory(installed: Path):
     write_config("quickstart.py", "config = Config('mine')")
-    assert load_config("quickstart", Config).name == "mine"
-    assert load_config(installed / "quickstart.py", Config).name == "quick"
+    assert load_config_file("quickstart", Config)[0].name == "mine"
+    assert load_config_file(installed / "quickstart.py", Config)[0].name == "quick"
 
 
 def test_a_configs_folder_elsewhere_hides_no_installed_config():
     Path("configs").mkdir()
     write_config("configs/mine.py", "config = Config('mine')")
-    assert load_config("quickstart", Config).name == "quick"
-    assert load_config("configs/mine.py", Config).name == "mine"
+    assert load_config_file("quickstart", Config)[0].name == "quick"
+    assert load_config_file("configs/mine.py", Config)[0].name == "mine"
 
 
 def test_a_config_may_derive_from_another():
-    assert load_config("large", Config) == Config("large")
+    assert load_config_file("large", Config)[0] == Config("large")
     write_config("mine.py", "from configs.large import config as base\nconfig = replace(base, steps=3)")
-    assert load_config("mine.py", Config) == Config("large", steps=3)
+    assert load_config_file("mine.py", Config)[0] == Config("large", steps=3)
 
 
 def test_load_config_reads_an_edited_file_again():
     write_config("mine.py", "config = Config('first')")
-    load_config("mine.py", Config)
+    load_config_file("mine.py", Config)
     write_config("mine.py", "config = Config('other')")
-    assert load_config("mine.py", Config).name == "other"
+    assert load_config_file("mine.py", Config)[0].name == "other"
 
 
 def test_load_config_file_returns_the_module_with_its_classes():
@@ -79,13 +79,13 @@ def test_load_config_file_returns_the_module_with_its_classes():
 
 def test_a_missing_config_lists_the_others_and_suggests():
     with pytest.raises(UserError, match=r"no config file quikstart .*Did you mean quickstart\?.*large, quickstart"):
-        load_config("quikstart", Config)
+        load_config_file("quikstart", Config)
 
 
 def test_without_installed_configs_a_missing_one_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("gptjax.core.config_files.PACKAGES", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"No configs are installed\.$"):
-        load_config("quickstart", Config)
+        load_config_file("quickstart", Config)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,14 @@ def test_without_installed_configs_a_missing_one_says_so(monkeypatch: pytest.Mon
 def test_a_fault_names_file_and_line(text: str, message: str):
     write_config("mine.py", text)
     with pytest.raises(UserError, match=message):
-        load_config("mine.py", Config)
+        load_config_file("mine.py", Config)
 
 
 def test_a_fault_in_a_base_config_names_the_base(installed: Path):
     write_config(installed / "faulty.py", "\nconfig = Config(oops=1)\n")
     write_config("mine.py", "from configs.faulty import config as base")
     with pytest.raises(UserError, match=r"faulty\.py, line 4: TypeError"):
-        load_config("mine.py", Config)
+        load_config_file("mine.py", Config)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_fault_in_a_base_config_names_the_base(installed: Path):
 def test_a_value_of_the_wrong_type_names_its_field(fields: str, message: str):
     write_config("mine.py", f"config = Config('x', {fields})\n")
     with pytest.raises(UserError, match=message):
-        load_config("mine.py", Config)
+        load_config_file("mine.py", Config)
 
 
 def test_import_modules_takes_names_and_paths():

@@ -66,7 +66,7 @@ def test_each_split_is_its_documents_in_order(bpe, kind, processes):
     assert sum(batch.documents for batch in batches) == 100
     found = join(batches)
     for split, (tokens, starts, size) in found.items():
-        texts = [document.decode() for rule, document in chunks if rule.side(document) == split]
+        texts = [document.decode() for rule, document in chunks if rule.choose_split(document) == split]
         documents = [[*before, *tokenizer.encode(text)] for text in texts]
         assert tokens.dtype == np.uint16
         assert tokens.tolist() == [token for document in documents for token in document]

@@ -34,12 +34,12 @@ def exit_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple
         (
             OSError(errno.ENOSPC, "No space left", "/x"),
             2,
-            "error: /x: No space left. Make room and give the same command again.\n",
+            "error: /x: No space left. Free space and give the same command again.\n",
         ),
         (
             OSError(errno.EDQUOT, "Quota exceeded"),
             2,
-            "error: Quota exceeded. Make room and give the same command again.\n",
+            "error: Quota exceeded. Free space and give the same command again.\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -90,7 +90,7 @@ def test_training_split_is_evaluated_on_request(
 def test_context_length_and_dtype_change_the_loss(run: TrainConfig) -> None:
     base = evaluate_run(run, tokens=200)
     shorter, coarser = evaluate_run(run, tokens=200, context_length=4), evaluate_run(run, tokens=200, dtype="bfloat16")
-    assert "in windows of 4" in shorter["protocol"]
+    assert "in sequences of 4" in shorter["protocol"]
     assert shorter["val_loss"] != base["val_loss"]
     assert 0 < abs(coarser["val_loss"] - base["val_loss"]) < 0.02
 

@@ -148,17 +148,17 @@ def test_training_time_includes_only_waiting_for_data(tmp_path: Path, make_logge
     )
     with make_logger(cost=cost) as log:
         clock.now += 50
-        with log.timed("compile"):
+        with log.measure("compile"):
             clock.now += 30
         log.step(1, make_scalars(4.0))
         clock.now += 2
-        with log.timed("evaluate"):
+        with log.measure("evaluate"):
             clock.now += 100
         clock.now += 1
         log.step(2, make_scalars(3.0))
         clock.now += 3
         log.step(3, make_scalars(2.0))
-        with log.timed("data"):
+        with log.measure("data"):
             clock.now += 5
         log.step(4, make_scalars(1.0))
         clock.now += 1
@@ -201,7 +201,7 @@ def test_step_done_at_dispatch_is_timed_by_it(
             clock.now += seconds
             log.step(step, {"loss": 1.0})
         clock.now += 1
-        with log.timed("evaluate"):
+        with log.measure("evaluate"):
             clock.now += 50
         clock.now += 4
         log.step(4, {"loss": 1.0})
@@ -223,11 +223,11 @@ def test_without_peak_flops_there_is_no_mfu(tmp_path: Path, make_logger: MakeLog
 
 def test_timed_blocks_do_not_nest_and_end_on_errors(make_logger: MakeLogger):
     log = make_logger()
-    with log.timed("compile"), pytest.raises(RuntimeError, match="inside another"), log.timed("data"):
+    with log.measure("compile"), pytest.raises(RuntimeError, match="inside another"), log.measure("data"):
         pass
-    with pytest.raises(KeyError), log.timed("evaluate"):
+    with pytest.raises(KeyError), log.measure("evaluate"):
         raise KeyError
-    with log.timed("evaluate"):
+    with log.measure("evaluate"):
         pass
     log.close()
 
@@ -235,13 +235,13 @@ def test_timed_blocks_do_not_nest_and_end_on_errors(make_logger: MakeLogger):
 def test_summary_accounts_for_all_time(make_logger: MakeLogger, clock: ManualClock, capsys: pytest.CaptureFixture[str]):
     with make_logger(start_step=2) as log:
         clock.now += 7
-        with log.timed("compile"):
+        with log.measure("compile"):
             clock.now += 40
-        with log.timed("data"):
+        with log.measure("data"):
             clock.now += 1
         log.step(3, make_scalars(4.0))
         clock.now += 4
-        with log.timed("data"):
+        with log.measure("data"):
             clock.now += 6
         log.write(3, {"val_loss": 3.5})
     summary = capsys.readouterr().out.splitlines()[-1]
@@ -312,7 +312,7 @@ def test_only_the_first_process_writes(
     tmp_path: Path, make_logger: MakeLogger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("jax.process_index", lambda: 1)
-    with make_logger(LogConfig(every=1, tensorboard=True)) as log, log.timed("evaluate"):
+    with make_logger(LogConfig(every=1, tensorboard=True)) as log, log.measure("evaluate"):
         log.write(0, {"val_loss": 3.0})
         log.step(1, make_scalars(4.0))
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data_pipelines.readers.paths import files_identity, find_files, hash_names_sizes_times
+from data_pipelines.readers.paths import find_files, hash_names_sizes_times, identify_files
 from gptjax.core.errors import UserError
 
 
@@ -60,7 +60,7 @@ def test_home_directory_is_expanded(tmp_path, monkeypatch):
     (tmp_path / "x.txt").write_text("x")
     for spec in ("~/x.txt", "~", "~/*.txt"):
         assert find(spec) == (tmp_path / "x.txt",)
-    assert files_identity("~/x.txt", [])["source"] == f"{tmp_path}/x.txt"
+    assert identify_files("~/x.txt", [])["source"] == f"{tmp_path}/x.txt"
 
 
 def test_spec_that_names_nothing_is_refused(tmp_path):
@@ -75,7 +75,7 @@ def test_identity_is_of_names_sizes_and_times(tmp_path):
     path.write_text("a")
     os.utime(path, ns=(5, 5))
     hashed = hash_names_sizes_times({path.as_posix(): path})
-    assert files_identity("a", [path]) == {"source": os.path.abspath("a"), "files": 1, "names_sizes_times": hashed}
+    assert identify_files("a", [path]) == {"source": os.path.abspath("a"), "files": 1, "names_sizes_times": hashed}
     hashes = {hash_names_sizes_times({"a.txt": path}), hash_names_sizes_times({"b.txt": path})}
     path.write_text("ab")
     for time in (5, 6):

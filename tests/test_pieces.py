@@ -44,7 +44,7 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizers, name, text, size, windo
     """Pieces are so small that every place where a cut is allowed is tried."""
     tokenizer = tokenizers[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "WINDOW_BYTES", window)
+        patch.setattr(pieces, "SEARCH_BYTES", window)
         found = cut(text, tokenizer, size)
     assert "".join(found) == text
     np.testing.assert_array_equal(np.concatenate([tokenizer.encode(piece) for piece in found]), tokenizer.encode(text))

@@ -14,9 +14,9 @@ from gptjax.training.preemption import GracefulShutdown
 def test_signal_is_kept_until_asked_for(capfd: pytest.CaptureFixture[str]):
     previous = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with GracefulShutdown() as shutdown:
-        assert shutdown.received(1) is None
+        assert shutdown.get_signal(1) is None
         signal.raise_signal(signal.SIGTERM)
-        assert shutdown.received(2) == signal.SIGTERM
+        assert shutdown.get_signal(2) == signal.SIGTERM
         assert "SIGTERM: saving after this step" in capfd.readouterr().out
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

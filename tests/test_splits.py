@@ -35,9 +35,9 @@ def test_hash_is_that_of_the_utf8(text):
     document = text.encode()
     share = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
     for same in (document, bytearray(document), memoryview(document)):
-        assert HashFraction(share).side(same) == "train"
-        assert HashFraction(share + 1e-9).side(same) == "val"
-        assert AllTo("train").side(same) == "train"
+        assert HashFraction(share).choose_split(same) == "train"
+        assert HashFraction(share + 1e-9).choose_split(same) == "val"
+        assert AllTo("train").choose_split(same) == "train"
 
 
 def test_hash_ignores_order_and_repetition():
@@ -71,10 +71,10 @@ def test_hash_reads_few_documents_to_decide():
                 yield document
 
     context, rule = ReadContext(), HashFraction(0.01)
-    sides = [rule.side(text.encode()) for text in texts]
+    splits = [rule.choose_split(text.encode()) for text in texts]
     first = next(Corpus(Counted(*texts), "hash:0.01").iter_split_documents(context))
-    assert first == (sides[0], texts[0].encode())
-    assert len(read) == 2 + max(sides.index("train"), sides.index("val"))
+    assert first == (splits[0], texts[0].encode())
+    assert len(read) == 2 + max(splits.index("train"), splits.index("val"))
     assert not context.notes
 
 

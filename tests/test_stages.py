@@ -20,7 +20,7 @@ from gptjax.model.gpt import with_static
 from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant, Cosine
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import compile_steps, create_state, make_read_spec
+from gptjax.startup import compile_steps, initialize_state, make_read_spec
 from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
@@ -191,7 +191,7 @@ def test_lr_scale_scales_learning_rates_and_decay(shards: Path):
     )
     weights = []
     for config in configs:
-        state, batches = create_state(config, SINGLE), open_batches(config)
+        state, batches = initialize_state(config, SINGLE), open_batches(config)
         state, _ = compile_steps(config, SINGLE, state, batches, start=0)(0)(state, next(batches.iterate_from(0)))
         weights.append(flatten_by_name(state.model))
     for name, array in weights[0].items():
@@ -202,7 +202,7 @@ def test_loss_uses_the_windows_of_the_stage(shards: Path):
     """Evaluation of the same weights with the stage's windows and with the config's own is the reference."""
     config = make_config(shards, steps=4, stages=(Stage(0, long_window=3), Stage(1)))
     batches, evaluate = open_batches(config), make_eval_step(config.objective)
-    state = create_state(config, SINGLE)
+    state = initialize_state(config, SINGLE)
     train_step = compile_steps(config, SINGLE, state, batches, start=0)
     for step, batch in enumerate(islice(batches.iterate_from(0), 2)):
         models = (with_static(state.model, config=replace(config.model, long_window=3)), state.model)

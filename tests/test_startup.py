@@ -18,7 +18,7 @@ from gptjax.run_dir import RunDir, write_imported_run, write_run_files
 from gptjax.sharding.devices import preferred_dtype
 from gptjax.startup import (
     check_restorable,
-    create_state,
+    initialize_state,
     make_read_spec,
     open_evaluators,
     prepare_config,
@@ -114,7 +114,7 @@ def test_init_from_weights_decide_the_shape(shards: Path, source: Path, capsys: 
     printed = capsys.readouterr().out
     assert "model.embed_dim: 64 → 32, as the weights have it" in printed
     assert "model.context_length: 8, where the weights were trained with 16" in printed
-    state = create_state(config, SINGLE)
+    state = initialize_state(config, SINGLE)
     assert state.model.config == config.model
     weights = flatten_by_name(RunDir.open(source).load_model())
     for name, array in flatten_by_name(state.model).items():

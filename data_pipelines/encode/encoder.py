@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.encode.pieces import Piece, iter_pieces
-from data_pipelines.encode.splits import AllTo, Rule
+from data_pipelines.encode.splits import AllTo, SplitRule
 from data_pipelines.encode.worker_pool import WorkerDied, map_in_processes
 from data_pipelines.readers.documents import EMPTY, Block, Chunk, Notes, ReadContext, is_blank, iter_documents
 from gptjax.core.errors import UserError
@@ -46,34 +46,39 @@ class Unit(NamedTuple):
     size: int
 
 
-class Batch(NamedTuple):
-    """Neighbouring units under one rule; `end` is the number of units of the corpus up to its end."""
+class UnitBatch(NamedTuple):
+    """Consecutive units under one rule; `end` is the number of units of the corpus up to its end."""
 
-    rule: Rule
+    rule: SplitRule
     units: list[Unit]
     end: int
 
 
 def iter_batches(
-    chunks: Iterable[tuple[Rule, Chunk]], context: ReadContext, *, tokenizer: Tokenizer, limits: Limits, start: int = 0
-) -> Iterator[Batch]:
+    chunks: Iterable[tuple[SplitRule, Chunk]],
+    context: ReadContext,
+    *,
+    tokenizer: Tokenizer,
+    limits: Limits,
+    start: int = 0,
+) -> Iterator[UnitBatch]:
     """Yield the batches after the first `start` units; notes that are taken after the last unit stay in `context`."""
     units = _iter_units(chunks, context, tokenizer=tokenizer, piece_bytes=limits.piece_bytes)
     rule, batch, size, number = AllTo("train"), list[Unit](), 0, start
     for next_rule, unit in itertools.islice(units, start, None):
         if batch and (next_rule != rule or size + unit.size > limits.batch_bytes):
-            yield Batch(rule, batch, number)
+            yield UnitBatch(rule, batch, number)
             batch, size = [], 0
         rule = next_rule
         batch.append(unit)
         size, number = size + unit.size, number + 1
     if batch:
-        yield Batch(rule, batch, number)
+        yield UnitBatch(rule, batch, number)
 
 
 def _iter_units(
-    chunks: Iterable[tuple[Rule, Chunk]], context: ReadContext, *, tokenizer: Tokenizer, piece_bytes: int
-) -> Iterator[tuple[Rule, Unit]]:
+    chunks: Iterable[tuple[SplitRule, Chunk]], context: ReadContext, *, tokenizer: Tokenizer, piece_bytes: int
+) -> Iterator[tuple[SplitRule, Unit]]:
     for rule, chunk in chunks:
         notes = context.notes.take()
         if isinstance(chunk, Block):
@@ -97,7 +102,7 @@ class EncodedBatch(NamedTuple):
     source that end in the batch, blank ones too.
     """
 
-    rule: Rule
+    rule: SplitRule
     end: int
     tokens: np.ndarray
     parts: np.ndarray
@@ -129,7 +134,7 @@ class Encoder:
     context: ReadContext
     max_tokens: int | None = None
 
-    def __call__(self, batch: Batch) -> EncodedBatch:
+    def __call__(self, batch: UnitBatch) -> EncodedBatch:
         context, number, end = self.context.fresh_copy(), 0, self.tokenizer.end_of_text
         before = np.array([] if end is None else [end], token_dtype(self.tokenizer.vocab_size))
         tokens, parts = [before[:0]], []
@@ -147,7 +152,7 @@ class Encoder:
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
 
-def _iter_documents(batch: Batch, context: ReadContext) -> Iterator[Piece]:
+def _iter_documents(batch: UnitBatch, context: ReadContext) -> Iterator[Piece]:
     """Yield every document as one piece, and pieces as they are; notes of finding and reading come in corpus order."""
     for unit in batch.units:
         context.notes.add(unit.notes)
@@ -159,10 +164,10 @@ def _iter_documents(batch: Batch, context: ReadContext) -> Iterator[Piece]:
 
 
 def encode_batches(
-    batches: Iterator[Batch], encoder: Encoder, *, processes: int, limits: Limits
+    batches: Iterator[UnitBatch], encoder: Encoder, *, processes: int, limits: Limits
 ) -> Generator[EncodedBatch, None, None]:
     """Encode all batches in order, in this process where there is little text."""
-    first, size = list[Batch](), 0
+    first, size = list[UnitBatch](), 0
     while processes > 1 and (size < limits.pool_bytes or len(first) < processes):
         if (batch := next(batches, None)) is None:
             break

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from data_pipelines.readers.documents import Document
 from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 
-WINDOW_BYTES = 2**12
+SEARCH_BYTES = 2**12
 # UTF-8 of visible ASCII, U+00C0 to U+0FFF and U+3001 to U+D7FF, none of which is white space.
 _VISIBLE = (
     rb"(?:[!-~]|[\xc3-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]"
@@ -44,7 +44,7 @@ def iter_pieces(document: Document, tokenizer: Tokenizer, *, point: float, size:
 
 
 def _find_cut(document: Document, begin: int) -> int:
-    for window in range(begin, len(document), WINDOW_BYTES):
-        if found := _CUT.search(bytes(document[window : window + WINDOW_BYTES])):
-            return window + found.end()
+    for start in range(begin, len(document), SEARCH_BYTES):
+        if found := _CUT.search(bytes(document[start : start + SEARCH_BYTES])):
+            return start + found.end()
     return len(document)

@@ -19,11 +19,11 @@ from data_pipelines.readers import documents as docs
 from data_pipelines.readers.documents import EMPTY, Chunk, Document, ReadContext, Source, is_blank
 from gptjax.core.errors import UserError
 
-Side = Literal["train", "val"]
+Split = Literal["train", "val"]
 MIN_TAIL = 0.1
 
 
-class Rule(ABC):
+class SplitRule(ABC):
     """Decides the split of each document. It is small and can be pickled."""
 
     def point(self, document: Document) -> float:
@@ -34,23 +34,23 @@ class Rule(ABC):
     def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
         """For documents by their numbers in the corpus (from 0, empty ones counted) and their points."""
 
-    def side(self, document: Document, number: int = 0) -> Side:
+    def choose_split(self, document: Document, number: int = 0) -> Split:
         """The split of a single document."""
         return "val" if self.is_validation(np.array([number]), np.array([self.point(document)]))[0] else "train"
 
 
 @dataclass(frozen=True)
-class AllTo(Rule):
+class AllTo(SplitRule):
     """All documents to one split."""
 
-    split: Side
+    split: Split
 
     def is_validation(self, numbers: np.ndarray, points: np.ndarray) -> np.ndarray:
         return np.full(len(numbers), self.split == "val")
 
 
 @dataclass(frozen=True)
-class HashFraction(Rule):
+class HashFraction(SplitRule):
     """A fraction of the documents, by the SHA-256 of the text."""
 
     fraction: float
@@ -63,7 +63,7 @@ class HashFraction(Rule):
 
 
 @dataclass(frozen=True)
-class RandomSample(Rule):
+class RandomSample(SplitRule):
     """`chosen` of the first `total` documents, drawn by a seed as Hugging Face's `train_test_split` draws them."""
 
     chosen: int
@@ -87,7 +87,7 @@ class Tail:
 
     fraction: float
 
-    def iter_chunks(self, source: Source, context: ReadContext) -> Iterator[tuple[Rule, Document]]:
+    def iter_chunks(self, source: Source, context: ReadContext) -> Iterator[tuple[SplitRule, Document]]:
         """Yield the documents that are not blank, in order, each with the rule of its split; one may be cut in two."""
         texts = _iter_nonblank(source, context.fresh_copy())
         lengths = [sum(map(len, docs.iter_text(document))) for document in texts]
@@ -102,7 +102,7 @@ class Tail:
             left -= length
 
 
-def parse_split(spec: str) -> Rule | Tail:
+def parse_split(spec: str) -> SplitRule | Tail:
     """`hash:F`, `tail:F`, `random:K/N/SEED` or `none`, as docs/data.md explains; other specs raise `UserError`."""
     if spec == "none":
         return AllTo("train")
@@ -128,7 +128,7 @@ class Corpus:
     def __post_init__(self) -> None:
         parse_split(self.split)
 
-    def iter_chunks(self, context: ReadContext) -> Iterator[tuple[Rule, Chunk]]:
+    def iter_chunks(self, context: ReadContext) -> Iterator[tuple[SplitRule, Chunk]]:
         """Yield documents, or blocks of them, each with the rule that splits its documents."""
         rule = parse_split(self.split)
         if isinstance(rule, HashFraction) and (few := _count_if_one_sided(self.source, rule, context)):
@@ -141,7 +141,7 @@ class Corpus:
         if self.validation is not None:
             yield from ((AllTo("val"), chunk) for chunk in self.validation.chunks(context))
 
-    def iter_split_documents(self, context: ReadContext) -> Iterator[tuple[Side, Document]]:
+    def iter_split_documents(self, context: ReadContext) -> Iterator[tuple[Split, Document]]:
         """Read all documents in this process and yield each that is not blank with its split."""
         number = 0
         for rule, chunk in self.iter_chunks(context):
@@ -149,7 +149,7 @@ class Corpus:
                 if is_blank(document):
                     context.notes[EMPTY] += 1
                 else:
-                    yield rule.side(document, number), document
+                    yield rule.choose_split(document, number), document
                 number += 1
         self.check_count(number)
 
@@ -167,14 +167,14 @@ class Corpus:
         return self.source.identity() | {"validation": self.validation.identity()}
 
 
-def _count_if_one_sided(source: Source, rule: Rule, context: ReadContext) -> int:
+def _count_if_one_sided(source: Source, rule: SplitRule, context: ReadContext) -> int:
     """Count the documents if all are for the same split, else return 0; usually few are read."""
-    sides = list[Side]()
+    splits = list[Split]()
     for document in _iter_nonblank(source, context.fresh_copy()):
-        sides.append(rule.side(document))
-        if sides[0] != sides[-1]:
+        splits.append(rule.choose_split(document))
+        if splits[0] != splits[-1]:
             return 0
-    return len(sides)
+    return len(splits)
 
 
 def _iter_nonblank(source: Source, context: ReadContext) -> Iterator[Document]:

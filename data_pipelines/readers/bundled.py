@@ -30,7 +30,7 @@ class Stdlib:
     def chunks(self, context: ReadContext) -> Iterator[Document]:
         root = Path(sysconfig.get_path("stdlib"))
         modules = sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py"))
-        lenient = ReadContext(notes=context.notes)  # nobody can mend these files
+        lenient = ReadContext(notes=context.notes)  # nobody can correct these files
         for path in (path for name, path in modules if _belongs(name)):
             yield validate_utf8(path.read_bytes(), lenient, where=str(path), note=REPLACED)
         with contextlib.suppress(ImportError):  # some distributions leave it out

@@ -1,6 +1,6 @@
 """The interface between readers and the rest: documents, blocks of them, and a count of what was invalid.
 
-A document is the bytes of its UTF-8, already validated. A block says where neighbouring documents lie, so that another
+A document is the bytes of its UTF-8, already validated. A block says where consecutive documents lie, so that another
 process can parse them. Every invalid record is counted, with the place of the first; in strict mode it is an error.
 """
 
@@ -87,7 +87,7 @@ class ReadContext:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring documents of a source that another process can read: `read` can be pickled.
+    """Consecutive documents of a source that another process can read: `read` can be pickled.
 
     `size` is about their bytes of text. `read` yields them in order; empty ones are allowed.
     """

@@ -10,7 +10,7 @@ from data_pipelines.readers import json_lines
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.parquet import read_parquet
-from data_pipelines.readers.paths import files_below, files_identity, find_files
+from data_pipelines.readers.paths import find_files, identify_files, list_files_below
 from data_pipelines.readers.text_files import COMPRESSED, read_text
 from gptjax.core.errors import UserError
 
@@ -43,7 +43,7 @@ def open_files(spec: str) -> "Files":
     others = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
     paths = find_files(spec, find_reader, known=_KNOWN, otherwise=f" Or use {others}.")
     folder = Path(spec).expanduser()
-    return Files(spec, paths, sum(1 for _ in files_below(folder)) - len(paths) if folder.is_dir() else 0)
+    return Files(spec, paths, sum(1 for _ in list_files_below(folder)) - len(paths) if folder.is_dir() else 0)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Files:
             yield from (find_reader(path.name) or _read_unknown)(path, context)
 
     def identity(self) -> dict[str, Any]:
-        return files_identity(self.spec, self.paths)
+        return identify_files(self.spec, self.paths)
 
 
 def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:

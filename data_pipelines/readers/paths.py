@@ -19,7 +19,7 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     """
     path = Path(os.path.expanduser(spec or "no name"))
     if path.is_dir():
-        found = [file for file in files_below(path) if is_known(file.name)]
+        found = [file for file in list_files_below(path) if is_known(file.name)]
         if not found:
             raise UserError(f"source {spec}: the directory holds no {known} files.")
     elif os.path.lexists(path):
@@ -36,7 +36,7 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     return tuple(sorted(found))
 
 
-def files_below(directory: Path) -> Iterator[Path]:
+def list_files_below(directory: Path) -> Iterator[Path]:
     """All files at any depth, through links too, but nothing hidden and nothing twice."""
     seen = set[str]()
     for root, folders, names in os.walk(directory, followlinks=True):
@@ -52,7 +52,7 @@ def files_below(directory: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def files_identity(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
+def identify_files(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
     """A JSON value that differs when these files differ, whatever path names them."""
     files = {os.path.abspath(path): path for path in paths}
     source = os.path.abspath(os.path.expanduser(spec))

@@ -15,9 +15,9 @@ from gptjax.benchmark.hardware import READ, read_contestant
 from gptjax.benchmark.options import BenchOptions
 from gptjax.benchmark.peers.matching import Peer, check_comparable, make_decoding_work, open_peer, parse_peers
 from gptjax.benchmark.peers.work import TorchPeer
-from gptjax.benchmark.results import Comparison, Environment, Measured, Result, note_load
+from gptjax.benchmark.results import Comparison, ContestantResult, Environment, Result, note_load
 from gptjax.benchmark.timing import FunctionContestant, Spread, compare_rounds, run_in_turn
-from gptjax.benchmark.training import OURS, prepare
+from gptjax.benchmark.training import OURS, prepare_benchmark
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules
@@ -44,7 +44,7 @@ def benchmark_decoding(
     notes = note_load()
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     if config.model.vocab_size is None:
-        config, _ = prepare(config, modules, random_data=options.random_data)
+        config, _ = prepare_benchmark(config, modules, random_data=options.random_data)
     config = startup.prepare_device(config)
     mesh = config.mesh.resolve(jax.device_count())
     new_tokens = resolve_new_tokens(config.model, options)
@@ -72,13 +72,13 @@ def benchmark_decoding(
 
 def resolve_new_tokens(model: GPTConfig, options: BenchOptions) -> int:
     """The number of new tokens: as asked for, or else what fits the context."""
-    room = model.context_length - options.prompt_tokens
-    if room < (options.new_tokens or 1):
+    available = model.context_length - options.prompt_tokens
+    if available < (options.new_tokens or 1):
         raise UserError(
             f"{options.prompt_tokens} prompt tokens and {options.new_tokens or 1} new ones do not fit "
             f"model.context_length {model.context_length}. Give less --prompt-tokens or --new-tokens."
         )
-    return options.new_tokens or min(NEW_TOKENS, room)
+    return options.new_tokens or min(NEW_TOKENS, available)
 
 
 def compare_generation(
@@ -109,11 +109,11 @@ def compare_generation(
 
 def measure_one(
     contestant: Any, times: Mapping[str, Sequence[float]], *, rows: int, tokens: int, share: float
-) -> Measured:
+) -> ContestantResult:
     """`share` is the bytes that a continuation needs over those of a large read."""
     name = contestant.name
     seconds = Spread.of(times[name])
-    return Measured(
+    return ContestantResult(
         name,
         rows=rows,
         tokens=tokens,

@@ -20,7 +20,7 @@ from gptjax.benchmark.peers.matching import (
     parse_peers,
 )
 from gptjax.benchmark.peers.torch_client import OutOfMemory
-from gptjax.benchmark.results import Comparison, Environment, Measured, OwnStep, Result, Utilization, note_load
+from gptjax.benchmark.results import Comparison, ContestantResult, Environment, OwnStep, Result, Utilization, note_load
 from gptjax.benchmark.timing import Spread, compare_rounds, run_in_turn
 from gptjax.benchmark.training import (
     LOOP,
@@ -31,7 +31,7 @@ from gptjax.benchmark.training import (
     StepContestant,
     TrainingRun,
     open_loop,
-    prepare,
+    prepare_benchmark,
 )
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -71,7 +71,7 @@ def benchmark_training(
     """
     notes = note_load()
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
-    config, tokenizer = prepare(config, modules, random_data=options.random_data)
+    config, tokenizer = prepare_benchmark(config, modules, random_data=options.random_data)
     config = startup.prepare_device(config)
     mesh = config.mesh.resolve(jax.device_count())
     config.check_mesh(mesh)
@@ -141,7 +141,7 @@ def open_peer_and_warm_up(setting: Setting, peer: Peer, config: TrainConfig, sta
         other = peer.config
         if config is not setting.config:
             other = replace(other, batch_size=config.batch_size, grad_accum=config.grad_accum, stages=())
-        other, tokenizer = prepare(other, random_data=setting.options.random_data)
+        other, tokenizer = prepare_benchmark(other, random_data=setting.options.random_data)
         other.check_mesh(setting.mesh)
         return open_ours(replace(setting, tokenizer=tokenizer), other, stack, name=peer.name)
     contestant = open_peer(peer, make_training_work(config))
@@ -183,7 +183,7 @@ def compare(title: str, times: Times, contestants: Sequence[Any]) -> Comparison:
         seconds = Spread.of(times[one.name])
         ratio = compare_rounds(times, ours.name, to=one.name, work=ours.tokens / one.tokens)
         measured.append(
-            Measured(
+            ContestantResult(
                 one.name,
                 rows=one.rows,
                 tokens=one.tokens,
@@ -209,13 +209,13 @@ def compare_best_batches(setting: Setting, peers: Sequence[Peer]) -> Comparison:
         for peer in peers:
             open_one = lambda stack, p=peer, c=config: open_peer_and_warm_up(setting, p, c, stack)
             tried.setdefault(peer.name, {})[size] = try_batch(setting, open_one)
-    best = {name: configs[choose_best(name, rates)] for name, rates in tried.items()}
+    best = {name: configs[choose_best(name, speeds)] for name, speeds in tried.items()}
     with contextlib.ExitStack() as stack:
         step = open_ours(setting, best[OURS], stack)
         others = [open_peer_and_warm_up(setting, peer, best[peer.name], stack) for peer in peers]
         times = run_in_turn([step, *others], rounds=options.rounds, seconds=options.round_seconds)
         comparison = compare("each at its best batch size", times, [step, *others])
-    as_text = {name: {str(size): rate for size, rate in rates.items()} for name, rates in tried.items()}
+    as_text = {name: {str(size): speed for size, speed in speeds.items()} for name, speeds in tried.items()}
     return replace(comparison, tried=as_text)
 
 
@@ -234,9 +234,9 @@ def try_batch(setting: Setting, open_one: Callable[[contextlib.ExitStack], Any])
         return contestant.tokens / Spread.of(times[contestant.name]).median
 
 
-def choose_best(name: str, rates: Mapping[int, float | None]) -> int:
+def choose_best(name: str, speeds: Mapping[int, float | None]) -> int:
     """The batch size with the most tokens per second."""
-    fitting = {size: rate for size, rate in rates.items() if rate is not None}
+    fitting = {size: speed for size, speed in speeds.items() if speed is not None}
     if not fitting:
-        raise UserError(f"{name}: none of the batch sizes {', '.join(map(str, rates))} fits into memory. Try less.")
+        raise UserError(f"{name}: none of the batch sizes {', '.join(map(str, speeds))} fits into memory. Try less.")
     return max(fitting, key=lambda size: fitting[size])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gptjax.benchmark.breakdown import Breakdown
 from gptjax.benchmark.hlo_scopes import CATEGORIES, DIRECTIONS
-from gptjax.benchmark.results import Comparison, Measured, OwnStep, Result
+from gptjax.benchmark.results import Comparison, ContestantResult, OwnStep, Result
 from gptjax.benchmark.timing import Spread
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -86,13 +86,13 @@ def format_comparison(comparison: Comparison) -> str:
     table = format_table(head, rows)
     tried = [
         f"- {name}: "
-        + ", ".join(f"{size}: {f'{rate:,.0f} tokens/s' if rate else 'too large'}" for size, rate in rates.items())
-        for name, rates in (comparison.tried or {}).items()
+        + ", ".join(f"{size}: {f'{speed:,.0f} tokens/s' if speed else 'too large'}" for size, speed in speeds.items())
+        for name, speeds in (comparison.tried or {}).items()
     ]
     return "\n".join([f"In turn, {comparison.title}:", "", table, *([""] if tried else []), *tried])
 
 
-def _ratio(one: Measured) -> str:
+def _ratio(one: ContestantResult) -> str:
     ratio = one.ours_over_theirs
     return "" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
@@ -153,9 +153,9 @@ def write_picture(result: Result, path: Path) -> None:
     figure = Figure(figsize=(7, 1 + count * (0.6 + 0.4 * bars)), layout="constrained")
     for axes, comparison in zip(figure.subplots(count, squeeze=False)[:, 0], result.comparisons, strict=True):
         names = [one.name for one in comparison.contestants]
-        rates = [one.tokens_per_second for one in comparison.contestants]
-        drawn = axes.barh(names, rates, color=["tab:blue" if name == "gptjax" else "tab:gray" for name in names])
-        axes.bar_label(drawn, labels=[f"{rate:,.0f}" for rate in rates], padding=3)
+        speeds = [one.tokens_per_second for one in comparison.contestants]
+        drawn = axes.barh(names, speeds, color=["tab:blue" if name == "gptjax" else "tab:gray" for name in names])
+        axes.bar_label(drawn, labels=[f"{speed:,.0f}" for speed in speeds], padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set(xlabel="tokens per second", title=comparison.title)

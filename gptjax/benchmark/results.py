@@ -81,7 +81,7 @@ class OwnStep:
     mfu: Utilization | None
     """Of the devices' bf16 peak; None if it is unknown."""
     mfu_of_product: Utilization
-    """Of the rate of a large matrix product in the same run."""
+    """Of the speed of a large matrix product in the same run."""
     product_flops: Spread
     """FLOP/s of that product, on all devices."""
     product_dtype: str
@@ -95,7 +95,7 @@ class OwnStep:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ContestantResult:
     """One contestant of a comparison."""
 
     name: str
@@ -118,7 +118,7 @@ class Comparison:
     """Contestants that ran in turn."""
 
     title: str
-    contestants: tuple[Measured, ...]
+    contestants: tuple[ContestantResult, ...]
     tried: dict[str, dict[str, float | None]] | None = None
     """Best batch: tokens per second by contestant and batch size; None where it did not fit."""
 

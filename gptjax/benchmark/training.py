@@ -100,7 +100,7 @@ class TrainingRun:
         """
         self.config, self.mesh = config, mesh
         self.batches: BatchLoader = startup.open_loader(config, mesh, tokenizer=tokenizer)
-        self.state: TrainState = startup.create_state(config, mesh)
+        self.state: TrainState = startup.initialize_state(config, mesh)
         self.compile_times: CompileTimes | None = None
         if times_compilation:
             self.program, self.compile_times = compile_cold_and_cached(config, mesh, self.state, self.batches)
@@ -148,7 +148,7 @@ class LoopContestant:
         with _silence():
             for _ in range(count):
                 asked_at = time.perf_counter()
-                with self.log.timed("data"):
+                with self.log.measure("data"):
                     batch = next(training.iterator)
                 waited += time.perf_counter() - asked_at
                 training.state, metrics = training.program(training.state, batch)
@@ -179,7 +179,7 @@ def _silence() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def prepare(
+def prepare_benchmark(
     config: TrainConfig, modules: Modules | None = None, *, random_data: bool
 ) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared, or with random tokens in their place, and its tokenizer."""

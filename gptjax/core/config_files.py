@@ -26,8 +26,8 @@ def list_configs() -> dict[str, str]:
     return {path.stem: _first_line(path) for path in files}
 
 
-def load_config(spec: str | Path, config_type: type[T]) -> T:
-    """Run the config file that `spec` names and return its `config`, which must be a `config_type`.
+def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.ModuleType]:
+    """Run the config file that `spec` names. Returns its `config`, which must be a `config_type`, and its module.
 
     A relative `spec` is looked up from the working directory, then among the installed configs. There `quickstart`,
     `quickstart.py` and `configs/quickstart.py` name the same file.
@@ -35,11 +35,6 @@ def load_config(spec: str | Path, config_type: type[T]) -> T:
     Raises:
         UserError: there is no such file, or it has a fault. The message names the file and the line.
     """
-    return load_config_file(spec, config_type)[0]
-
-
-def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.ModuleType]:
-    """The config as `load_config` returns it, and the module that the file became."""
     path = find_config(spec)
     module = run_file(path)
     if not hasattr(module, "config"):
@@ -51,7 +46,7 @@ def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.M
 
 
 def find_config(spec: str | Path) -> Path:
-    """The absolute path of the config file that `spec` names. `load_config` describes the search."""
+    """The absolute path of the config file that `spec` names. `load_config_file` describes the search."""
     spec = Path(spec).expanduser()
     folders = _config_folders()
     candidates = [spec, *(folder / spec for folder in folders), *(folder.parent / spec for folder in folders)]
@@ -116,7 +111,7 @@ def _explain(error: Exception, what: str, folder: Path) -> UserError:
 
 
 def _locate(error: Exception, folder: Path) -> str | None:
-    """File and line to mend: the innermost frame in a file of this folder or in an installed config."""
+    """File and line to correct: the innermost frame in a file of this folder or in an installed config."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     folders = {folder, *_config_folders()}

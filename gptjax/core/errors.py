@@ -1,4 +1,4 @@
-"""`UserError`, the exception for faults that a user can mend, and its exit code.
+"""`UserError`, the exception for faults that a user can correct, and its exit code.
 
 It is raised wherever outside input (a config, a file, a command line) is wrong. Entry points turn it into a short
 message and exit code 2. Any other exception that escapes is a bug in gptjax and keeps its traceback.
@@ -32,7 +32,7 @@ def exit_on_user_error() -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL_ERRNOS:
             where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
-            print(f"error: {where}{error.strerror}. Make room and give the same command again.", file=sys.stderr)
+            print(f"error: {where}{error.strerror}. Free space and give the same command again.", file=sys.stderr)
             raise SystemExit(2) from None
         if error.filename is None:
             raise

@@ -102,17 +102,20 @@ def fetch_model(model: str) -> Path:
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"--model={model} is neither a directory nor the name of a model on the hub.")
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(f"--model={model} is no directory. To fetch it from the hub, pip install 'gptjax[hf]'.")
+    return fetch_from_hub(model)
+
+
+def fetch_from_hub(name: str) -> Path:
+    """Where huggingface_hub keeps the files of a model, `OWNER/REPO[@REVISION]`, after fetching those that lack."""
     from huggingface_hub import snapshot_download
 
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(model, allow_patterns=list(FETCHED_FILES)))
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=list(FETCHED_FILES))
     except Exception as error:  # the hub's errors have no common base class
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"--model={model} is no directory, and fetching it from the hub failed: {type(error).__name__}: {reason}"
-        ) from error
+        raise UserError(f"{name!r}: fetching it from the hub failed: {type(error).__name__}: {reason}") from error
+    return Path(found)
 
 
 def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:

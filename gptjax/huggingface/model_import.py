@@ -52,6 +52,12 @@ def from_hf(
     return config, model, HFOrigin(content, stored_dtype)
 
 
+def read_model_config(directory: Path) -> GPTConfig:
+    """The config of a saved model, without its weights. Raises `UserError` with what cannot be imported."""
+    path = directory / CONFIG_FILE
+    return from_hf_config(read_json(path), path=path)
+
+
 def from_hf_config(content: dict[str, Any], *, path: Path) -> GPTConfig:
     """The config that config.json at `path` describes. Raises `UserError` with a field that is not supported."""
     return find_form(content, where=path).read_config(content, path=path)

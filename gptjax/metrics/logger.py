@@ -109,7 +109,7 @@ class MetricLogger:
         self._seconds_by_kind: dict[str, float] = defaultdict(float)  # of what is not training
         self._opened_at = clock()
         self._step_began_at: float | None = None  # None before the first step
-        self._inside_timed = self._closed = False
+        self._is_measuring = self._closed = False
 
     def _open(self, config: LogConfig, directory: Path, *, config_json: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ class MetricLogger:
             self._console.show_training(record)
 
     @contextlib.contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
+    def measure(self, kind: str) -> Iterator[None]:
         """Account for the time that the block takes; `kind` names it in the summary. Blocks do not nest.
 
         Time of the kinds "compile", "evaluate", "checkpoint" and so on is not training time: `seconds` and
@@ -174,15 +174,15 @@ class MetricLogger:
         training slower. It is also written on its own, as `data_seconds` of the step that waited. The wait before the
         first step belongs to start-up: the summary lists it as "first data".
         """
-        if self._inside_timed:
-            raise RuntimeError(f"timed({kind!r}) was entered inside another timed block")
+        if self._is_measuring:
+            raise RuntimeError(f"measure({kind!r}) was entered inside another measured block")
         if kind != "data":
             self.flush()
-        self._inside_timed, began_at = True, self._clock()
+        self._is_measuring, began_at = True, self._clock()
         try:
             yield
         finally:
-            self._inside_timed, seconds = False, self._clock() - began_at
+            self._is_measuring, seconds = False, self._clock() - began_at
             if kind == "data" and self._step_began_at is not None:
                 self._data_seconds += seconds
                 self._data_seconds_total += seconds

@@ -31,7 +31,7 @@ SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
 PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
-HeadKeys = Key[Array, "B H"]
+HeadDropoutKeys = Key[Array, "B H"]
 
 
 class Sinks(NamedTuple):
@@ -119,23 +119,27 @@ def attend(
         segments: the document number of each token. A token sees only its own document.
         dropout_keys: a key for each row, which drops probabilities; None keeps all.
     """
-    head_keys = None
+    head_dropout_keys = None
     if dropout_keys is not None and options.dropout > 0.0:
         heads = jnp.arange(inputs.q.shape[2])
-        head_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, heads))(dropout_keys)
-        head_keys = jax.sharding.reshard(head_keys, mesh.activation_spec("BH")) if mesh.is_sharded else head_keys
+        head_dropout_keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, heads))(dropout_keys)
+        head_dropout_keys = (
+            jax.sharding.reshard(head_dropout_keys, mesh.activation_spec("BH"))
+            if mesh.is_sharded
+            else head_dropout_keys
+        )
     specs: Any = (
         attention_specs(inputs, mesh),
         None if segments is None else mesh.activation_spec("BT"),
-        None if head_keys is None else mesh.activation_spec("BH"),
+        None if head_dropout_keys is None else mesh.activation_spec("BH"),
     )
 
-    def local(inputs: AttentionInputs, segments: BT | None, head_keys: HeadKeys | None) -> BTHK:
+    def attend_locally(inputs: AttentionInputs, segments: BT | None, dropout_keys: HeadDropoutKeys | None) -> BTHK:
         if kernel == "cudnn":
             return cudnn_attention(inputs, options)
-        return causal_attention(inputs, options, segments=segments, head_keys=head_keys)
+        return causal_attention(inputs, options, segments=segments, dropout_keys=dropout_keys)
 
-    return mesh.shard_map(local, specs, mesh.activation_spec("BTHK"))(inputs, segments, head_keys)
+    return mesh.shard_map(attend_locally, specs, mesh.activation_spec("BTHK"))(inputs, segments, head_dropout_keys)
 
 
 def attention_specs(inputs: AttentionInputs, mesh: MeshConfig) -> Any:
@@ -170,56 +174,68 @@ def causal_attention(
     options: AttentionOptions,
     *,
     segments: BT | None = None,
-    head_keys: HeadKeys | None = None,
+    dropout_keys: HeadDropoutKeys | None = None,
 ) -> BTHK:
     """The textbook formula over whole rows. Long rows go by blocks of queries, recomputed in the backward pass."""
     q, k, v, sinks = inputs
     length, size = q.shape[1], options.query_block or (128 if target_device().platform == "cpu" else 512)
     if size < length <= options.max_unrolled * size:
-        return _unrolled_attention(inputs, options, size=size, segments=segments, head_keys=head_keys)
+        return _attend_unrolled(inputs, options, size=size, segments=segments, dropout_keys=dropout_keys)
     if size < length:
-        return _mapped_attention(inputs, options, size=size, segments=segments, head_keys=head_keys)
+        return _attend_mapped(inputs, options, size=size, segments=segments, dropout_keys=dropout_keys)
     mask = causal_mask(jnp.arange(length), jnp.arange(length), window=options.window)
     mask = mask if segments is None else mask & same_document_mask(segments, segments)
-    return dot_product_attention(q, k, v, options, mask=mask, sinks=sinks, head_keys=head_keys)
+    return dot_product_attention(q, k, v, options, mask=mask, sinks=sinks, dropout_keys=dropout_keys)
 
 
-def _unrolled_attention(
-    inputs: AttentionInputs, options: AttentionOptions, *, size: int, segments: BT | None, head_keys: HeadKeys | None
+def _attend_unrolled(
+    inputs: AttentionInputs,
+    options: AttentionOptions,
+    *,
+    size: int,
+    segments: BT | None,
+    dropout_keys: HeadDropoutKeys | None,
 ) -> BTHK:
     """Each block of queries reads only the keys that it can see, so half of the products are never computed."""
     length = inputs.q.shape[1]
 
-    def attend_block(first: int, inputs: AttentionInputs, segments: BT | None, head_keys: HeadKeys | None) -> Any:
-        start, end = _reach(first, length, size=size, window=options.window)
+    def attend_block(
+        first: int, inputs: AttentionInputs, segments: BT | None, dropout_keys: HeadDropoutKeys | None
+    ) -> Any:
+        start, end = _find_key_range(first, length, size=size, window=options.window)
         queries, keys = slice(first, end), slice(start, end)
         mask = causal_mask(jnp.arange(first, end), jnp.arange(start, end), window=options.window)
         if segments is not None:
             mask = mask & same_document_mask(segments[:, queries], segments[:, keys])
         q, k, v, sinks = inputs
         sinks = None if sinks is None else sinks._replace(queries=sinks.queries[:, queries])
-        block_keys = None if head_keys is None else _fold_in_heads(head_keys, first)
+        block_dropout_keys = None if dropout_keys is None else _fold_in_heads(dropout_keys, first)
         return dot_product_attention(
-            q[:, queries], k[:, keys], v[:, keys], options, mask=mask, sinks=sinks, head_keys=block_keys
+            q[:, queries], k[:, keys], v[:, keys], options, mask=mask, sinks=sinks, dropout_keys=block_dropout_keys
         )
 
     rematerialized = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
-    blocks = [rematerialized(first, inputs, segments, head_keys) for first in range(0, length, size)]
+    blocks = [rematerialized(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
     return jnp.concatenate(blocks, axis=1)
 
 
-def _reach(first: int, length: int, *, size: int, window: int | None) -> tuple[int, int]:
+def _find_key_range(first: int, length: int, *, size: int, window: int | None) -> tuple[int, int]:
     """The keys (start, end) that a block of queries from `first` on can see."""
     start = 0 if window is None else max(0, first - window + 1)
     return start, min(first + size, length)
 
 
-def _fold_in_heads(head_keys: HeadKeys, data: int | Array) -> HeadKeys:
-    return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(head_keys, data)
+def _fold_in_heads(dropout_keys: HeadDropoutKeys, data: int | Array) -> HeadDropoutKeys:
+    return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(dropout_keys, data)
 
 
-def _mapped_attention(
-    inputs: AttentionInputs, options: AttentionOptions, *, size: int, segments: BT | None, head_keys: HeadKeys | None
+def _attend_mapped(
+    inputs: AttentionInputs,
+    options: AttentionOptions,
+    *,
+    size: int,
+    segments: BT | None,
+    dropout_keys: HeadDropoutKeys | None,
 ) -> BTHK:
     """One program for all blocks of queries: every block reads as many keys as the last one."""
     q, k, v, sinks = inputs
@@ -240,9 +256,9 @@ def _mapped_attention(
         mask = causal_mask(positions, start + jnp.arange(reach), window=options.window)
         mask = mask if segments is None else mask & same_document_mask(block_segments, in_reach(segments))
         block_sinks = None if sinks is None else sinks._replace(queries=sink_queries)
-        block_keys = None if head_keys is None else _fold_in_heads(head_keys, first)
+        block_dropout_keys = None if dropout_keys is None else _fold_in_heads(dropout_keys, first)
         return dot_product_attention(
-            block_q, in_reach(k), in_reach(v), options, mask=mask, sinks=block_sinks, head_keys=block_keys
+            block_q, in_reach(k), in_reach(v), options, mask=mask, sinks=block_sinks, dropout_keys=block_dropout_keys
         )
 
     y = jax.lax.map(jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS), (jnp.arange(0, length, size), blocks))
@@ -275,7 +291,7 @@ def dot_product_attention(
     *,
     mask: Bool[Array, "#B T S"],
     sinks: Sinks | None = None,
-    head_keys: HeadKeys | None = None,
+    dropout_keys: HeadDropoutKeys | None = None,
     product: Callable[..., Array] = multiply,
 ) -> BTHK:
     """softmax(scale · q kᵀ) v over the keys in the mask, and the sinks. The softmax is float32."""
@@ -295,9 +311,9 @@ def dot_product_attention(
     largest = checkpoint_name(jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), SAVED)
     weights = jnp.exp(scores - largest)
     total = checkpoint_name(weights.sum(axis=-1, keepdims=True), SAVED)
-    if head_keys is not None:
+    if dropout_keys is not None:
         draw = lambda key: jax.random.bernoulli(key, 1.0 - options.dropout, weights.shape[3:])
-        kept = jax.vmap(jax.vmap(draw))(head_keys).reshape(weights.shape)
+        kept = jax.vmap(jax.vmap(draw))(dropout_keys).reshape(weights.shape)
         weights = jnp.where(kept, weights / (1.0 - options.dropout), 0.0)
     count = 0 if sinks is None else sinks.keys.shape[0]
     y = product(stacked(weights[..., count:]), values, dtype=dtype).reshape(rows, shared, -1, length, width)

@@ -207,7 +207,7 @@ class Block(Module):
     @light_remat("mid", "up", "gate")
     def after_attention(self, x: BTD, y: BTHK, dropout_keys: DropoutKeys | None) -> BTD:
         """x + attention, and to that + mlp(norm(x))."""
-        rate = self.config.dropout
-        x = x + dropout(self.attention.project_out(y), rate, fold_in_rows(dropout_keys, ATTENTION_OUTPUT))
+        dropout_rate = self.config.dropout
+        x = x + dropout(self.attention.project_out(y), dropout_rate, fold_in_rows(dropout_keys, ATTENTION_OUTPUT))
         x = checkpoint_name(x, "mid")
-        return x + dropout(self.mlp(self.mlp_norm(x)), rate, fold_in_rows(dropout_keys, MLP_OUTPUT))
+        return x + dropout(self.mlp(self.mlp_norm(x)), dropout_rate, fold_in_rows(dropout_keys, MLP_OUTPUT))

@@ -310,19 +310,20 @@ class GPTConfig:
     def flops_per_token(self, *, causal: bool) -> float:
         """FLOPs of one training token, forward and backward: 6 a matmul parameter, 12 N T D for attention.
 
-        `causal=True` counts only the keys that each token sees, (T + 1) / 2 of T on average without a window. False
-        is the convention of PaLM (appendix B) and nanoGPT. Recomputation is not counted.
+        `causal=True` counts only the keys that each token sees. False is the convention of PaLM (appendix B) and
+        nanoGPT. Recomputation is not counted.
         """
         attention_matrices = 2 * self.embed_dim**2 * (1 + self.kv_heads / self.num_heads)
         block = attention_matrices + (3 if self.gated_mlp else 2) * self.embed_dim * self.hidden_dim
         matmuls = self.num_layers * block + self.padded_vocab_size * self.embed_dim
-        spans = [self._mean_span(layer) if causal else self.context_length for layer in range(self.num_layers)]
-        return 6.0 * matmuls + 12 * self.embed_dim * sum(spans)
+        return 6.0 * matmuls + 12 * self.embed_dim * sum(self.count_attended_tokens(causal=causal))
 
-    def _mean_span(self, layer: int) -> float:
-        """Tokens that a token sees on average: the first `window` see 1, 2, … of them, the others all."""
-        window = self.window(layer) or self.context_length
-        return window - window * (window - 1) / (2 * self.context_length)
+    def count_attended_tokens(self, *, causal: bool) -> list[float]:
+        """Keys that a token is multiplied with in each layer: all T or, if `causal`, those that it sees on average."""
+        length, layers = float(self.context_length), range(self.num_layers)
+        windows = [float(self.window(layer) or length) if causal else length for layer in layers]
+        # The first `window` tokens see 1, 2, … of them, the others all.
+        return [window - causal * window * (window - 1) / (2 * length) for window in windows]
 
 
 REQUIREMENTS: tuple[tuple[str, str, str, Callable[[GPTConfig], Any]], ...] = (

@@ -17,7 +17,14 @@ from jax import Array
 
 from gptjax.core.errors import UserError
 from gptjax.optim.adamw import add_weight_decay, clip_by_norm, scale_by_adam, scale_by_learning_rate
-from gptjax.optim.orthogonalize import Coefficients, MatrixSplit, MatrixView, is_param, norm_over, orthogonalize_all
+from gptjax.optim.orthogonalize import (
+    Coefficients,
+    MatrixSplit,
+    MatrixView,
+    is_unmasked_param,
+    norm_over,
+    orthogonalize_all,
+)
 from gptjax.optim.param_groups import GroupedOptimizer, ParamHyperparams, map_params
 from gptjax.optim.schedules import Constant, Cosine, Schedule, Step
 from gptjax.sharding.axes import Scalar, weight_role
@@ -137,7 +144,7 @@ def scale_by_muon(config: Muon, *, steps: int, mesh: MeshConfig) -> optax.Gradie
     def init(params: Any) -> MuonState:
         average = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), params)
         zeros = lambda param: param.replace(make_view(param).zero_second_moment())
-        second = None if config.normuon_beta2 is None else jax.tree.map(zeros, params, is_leaf=is_param)
+        second = None if config.normuon_beta2 is None else jax.tree.map(zeros, params, is_leaf=is_unmasked_param)
         return MuonState(jnp.ones([], jnp.float32), average, second)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, MuonState]:
@@ -161,7 +168,7 @@ def _orthogonalize_direction(
     config: Muon, direction: Any, *, second_moment: Any, make_view: Callable[[Any], MatrixView]
 ) -> tuple[Any, Any]:
     """The scaled orthogonal update of a tree of momenta, and NorMuon's new second moment."""
-    params, structure = jax.tree.flatten(direction, is_leaf=is_param)
+    params, structure = jax.tree.flatten(direction, is_leaf=is_unmasked_param)
     views, arrays = [make_view(param) for param in params], [param[...] for param in params]
     if config.row_normalize:
         arrays = [x / (norm_over(x, view.input_axes) + 1e-8) for x, view in zip(arrays, views, strict=True)]
@@ -169,7 +176,7 @@ def _orthogonalize_direction(
         arrays, views, ns_steps=config.ns_steps, ns_coefficients=config.ns_coefficients, dtype=config.ns_dtype
     )
     if config.normuon_beta2 is not None:
-        seconds, second_structure = jax.tree.flatten(second_moment, is_leaf=is_param)
+        seconds, second_structure = jax.tree.flatten(second_moment, is_leaf=is_unmasked_param)
         pairs = [
             normalize_neurons(x, second[...], view=view, beta2=config.normuon_beta2)
             for x, second, view in zip(arrays, seconds, views, strict=True)

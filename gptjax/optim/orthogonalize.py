@@ -103,7 +103,7 @@ def count_muon_flops(
     alike, as in data parallelism.
     """
     counts = Counter[tuple[int, int]]()
-    for param in jax.tree.leaves(params, is_leaf=is_param):
+    for param in jax.tree.leaves(params, is_leaf=is_unmasked_param):
         view = MatrixView(param, MeshConfig(), matrix_split=matrix_split)
         counts[view.shape] += view.count
     iteration_flops = lambda rows, columns: 4 * rows**2 * columns + 2 * rows**3
@@ -161,7 +161,7 @@ def norm_over(x: Array, axes: tuple[int, ...]) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 
 
-def is_param(node: Any) -> bool:
+def is_unmasked_param(node: Any) -> bool:
     """Whether a node is a variable with an array; `optax.masked` leaves variables without one."""
     return isinstance(node, nnx.Variable) and not isinstance(node.get_value(), optax.MaskedNode)
 

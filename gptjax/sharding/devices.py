@@ -47,8 +47,8 @@ def describe_devices() -> str:
     kind = devices[0].device_kind
     peak = get_peak_flops(kind)
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    rate = " (peak unknown: no MFU)" if peak is None else f", {peak / 1e12:g} TFLOP/s bf16 each"
-    return f"{len(devices)} × {kind}{hosts}{rate}"
+    peak_text = " (peak unknown: no MFU)" if peak is None else f", {peak / 1e12:g} TFLOP/s bf16 each"
+    return f"{len(devices)} × {kind}{hosts}{peak_text}"
 
 
 def get_peak_memory() -> int | None:

@@ -29,7 +29,7 @@ CHAT_TOKENS = (IM_START, IM_END)
 ROLES = ("system", "user", "assistant")
 
 Ids = Int32[np.ndarray, "_"]
-Piece = tuple[Ids, bool]
+ScoredIds = tuple[Ids, bool]
 """Tokens, and whether they are scored."""
 
 
@@ -47,10 +47,10 @@ class MaskedTokens(NamedTuple):
     loss_mask: UInt8[np.ndarray, " T"]
 
     @classmethod
-    def concatenate(cls, pieces: Iterable[Piece]) -> "MaskedTokens":
-        """The pieces, one after another."""
-        ids, marks = zip(*pieces, strict=True)
-        return cls(np.concatenate(ids), np.repeat(np.array(marks, np.uint8), [len(piece) for piece in ids]))
+    def concatenate(cls, parts: Iterable[ScoredIds]) -> "MaskedTokens":
+        """The parts, one after another."""
+        ids, marks = zip(*parts, strict=True)
+        return cls(np.concatenate(ids), np.repeat(np.array(marks, np.uint8), [len(part) for part in ids]))
 
 
 class ChatTemplate:
@@ -72,17 +72,17 @@ class ChatTemplate:
 
     def encode_conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> MaskedTokens:
         """All messages. Of those from number `scored_from` on, the assistant's are scored."""
-        pieces: list[Piece] = [(self._first, False)]
+        parts: list[ScoredIds] = [(self._first, False)]
         for number, message in enumerate(messages):
-            pieces += self._encode_turn(message, scored=message.role == "assistant" and number >= scored_from)
-        return MaskedTokens.concatenate(pieces)
+            parts += self._encode_turn(message, scored=message.role == "assistant" and number >= scored_from)
+        return MaskedTokens.concatenate(parts)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
         given = self.encode_conversation(messages, scored_from=len(messages)).tokens
         return np.concatenate([given, self._headers["assistant"]])
 
-    def _encode_turn(self, message: Message, *, scored: bool) -> Iterator[Piece]:
+    def _encode_turn(self, message: Message, *, scored: bool) -> Iterator[ScoredIds]:
         yield self._headers[message.role], False
         yield self._tokenizer.encode(message.content), scored
         yield self._end, scored

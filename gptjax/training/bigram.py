@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-Tokens = Integer[np.ndarray, " _"]
+TokenIds = Integer[np.ndarray, " _"]
 
 
 class BigramCounts(NamedTuple):
@@ -21,7 +21,7 @@ class BigramCounts(NamedTuple):
     """By index in `pairs`: occurrences."""
 
 
-def bigram_loss(train: Tokens, validation: Tokens, *, vocab_size: int) -> tuple[float, float]:
+def bigram_loss(train: TokenIds, validation: TokenIds, *, vocab_size: int) -> tuple[float, float]:
     """Fit a bigram, interpolated with unigrams, on `train`; return (nats per token on `validation`, K).
 
     p(b | a) = (c(a, b) + K p(b)) / (c(a) + K), where c(a) sums c(a, b) over b, and p(b) is from counts plus one.
@@ -34,18 +34,18 @@ def bigram_loss(train: Tokens, validation: Tokens, *, vocab_size: int) -> tuple[
     return _mean_loss(_count_tokens(train, vocab_size), validation, constant), float(constant)
 
 
-def _encode_pairs(tokens: Tokens, vocab_size: int) -> np.ndarray:
+def _encode_pairs(tokens: TokenIds, vocab_size: int) -> np.ndarray:
     """One number for each pair of adjacent tokens."""
     return tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
 
 
-def _count_tokens(tokens: Tokens, vocab_size: int) -> BigramCounts:
+def _count_tokens(tokens: TokenIds, vocab_size: int) -> BigramCounts:
     pairs, counts = np.unique(_encode_pairs(tokens, vocab_size), return_counts=True)
     unigrams, followed = (np.bincount(ids, minlength=vocab_size) for ids in (tokens, tokens[:-1]))
     return BigramCounts(unigrams, followed, pairs, counts)
 
 
-def _mean_loss(counts: BigramCounts, tokens: Tokens, constant: int) -> float:
+def _mean_loss(counts: BigramCounts, tokens: TokenIds, constant: int) -> float:
     """Mean −log p over the tokens of a text after its first."""
     vocab_size = len(counts.unigrams)
     codes = _encode_pairs(tokens, vocab_size)

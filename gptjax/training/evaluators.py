@@ -90,7 +90,7 @@ def _check_counts(config: Evaluator, *names: str) -> None:
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """Loss on the validation split: fixed windows without overlap, in order, the same on any number of devices."""
+    """Loss on the validation split: fixed sequences without overlap, in order, the same on any number of devices."""
 
     every: int = 1000
     """Steps between evaluations. The start and the end are evaluated too."""
@@ -142,7 +142,7 @@ class ValidationEvaluator:
         together = "each document by itself" if self._documents else "documents run together"
         per_byte = f", bits per byte over {self.bytes:,} bytes" if self.bytes else ", no bits per byte: no tokenizer"
         return (
-            f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in windows of "
+            f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in sequences of "
             f"{length} without overlap ({together}), mean in nats per token{per_byte}"
         )
 
@@ -236,8 +236,8 @@ class Samples:
         if tokenizer is None:
             return None
         prompt = tokenizer.encode(self.prompt).tolist()
-        room = context.model.context_length - len(prompt)
-        if not prompt or room < 1:
+        available = context.model.context_length - len(prompt)
+        if not prompt or available < 1:
             raise UserError(
                 f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {context.model.context_length - 1} fit."
             )
@@ -246,7 +246,7 @@ class Samples:
             ids = generation.generate(
                 model,
                 [prompt] * context.mesh.num_batch_shards,
-                max_new_tokens=min(self.max_new_tokens, room),
+                max_new_tokens=min(self.max_new_tokens, available),
                 temperature=self.temperature,
                 top_k=self.top_k,
                 end_of_text=tokenizer.end_of_text,

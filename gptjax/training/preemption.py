@@ -32,7 +32,7 @@ class GracefulShutdown:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def received(self, step: int) -> int | None:
+    def get_signal(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes; None if there is none."""
         if jax.process_count() > 1:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None

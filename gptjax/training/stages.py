@@ -58,8 +58,8 @@ class Phase:
         """The settings that influence what is learned, in words. Gradient accumulation does not."""
         windows = (("long", self.model.long_window), ("short", self.model.short_window))
         spans = [f"{name} attention windows of {window:,}" for name, window in windows if window is not None]
-        rate = [] if self.lr_scale == 1 else [f"learning rate × {self.lr_scale}"]
-        return ", ".join([f"{self.batch.size} rows = {self.tokens:,} tokens a step", *spans, *rate])
+        scale = [] if self.lr_scale == 1 else [f"learning rate × {self.lr_scale}"]
+        return ", ".join([f"{self.batch.size} rows = {self.tokens:,} tokens a step", *spans, *scale])
 
     def describe(self) -> str:
         return f"from step {self.begin:,} on {self.summary}"

@@ -25,7 +25,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import MicroBatch, Objective
 from gptjax.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+StepMetrics = dict[str, jax.Array]
 SumLoss = Callable[[GPT, MicroBatch, DropoutKeys | None], tuple[Scalar, Count]]
 """(model, micro-batch, dropout keys) → (summed loss, number of scored tokens)."""
 
@@ -58,13 +58,15 @@ def make_train_step(
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
     update, apply_updates = in_optimizer(transformation.update), in_optimizer(optax.apply_updates)
 
-    def sum_loss(model: GPT, batch: MicroBatch, keys: DropoutKeys | None) -> tuple[Scalar, Count]:
-        return objective.sum_loss(with_static(model, config=config.model), batch, keys)
+    def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None) -> tuple[Scalar, Count]:
+        return objective.sum_loss(with_static(model, config=config.model), batch, dropout_keys)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         model_config = config.model or state.model.config
-        keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh) if model_config.dropout > 0 else None
-        loss, gradients = _compute_gradients(sum_loss, state.model, batch=batch, keys=keys, mesh=mesh)
+        dropout_keys = None
+        if model_config.dropout > 0:
+            dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
+        loss, gradients = _compute_gradients(sum_loss, state.model, batch=batch, dropout_keys=dropout_keys, mesh=mesh)
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -81,8 +83,8 @@ def make_train_step(
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=select(ema, state.ema),
         )
-        rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
         return next_state, metrics | {
             "skipped": next_state.skipped,
             "consecutive_skips": next_state.consecutive_skips,
@@ -115,51 +117,54 @@ def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar
 @jax.named_scope("dropout")
 def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig) -> jax.Array:
     """Return a dropout key for each row (G, B), derived only from the seed, the step and the row's number."""
-    groups, rows, _ = batch["tokens"].shape
+    micro_batches, rows, _ = batch["tokens"].shape
     key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(groups * rows)).reshape(groups, rows)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(micro_batches * rows))
+    keys = keys.reshape(micro_batches, rows)
     spec = mesh.activation_spec("GB")
     return keys if spec is None else jax.sharding.reshard(keys, spec)
 
 
 def _compute_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, mesh: MeshConfig
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, mesh: MeshConfig
 ) -> tuple[Scalar, GPT]:
     """Mean loss over all scored tokens, and its gradient.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
-    has room for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
+    has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
     scored = jnp.sum(batch["targets"] != IGNORE_INDEX)
     if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, keys=keys, scored=scored)
+        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, scored=scored)
 
     local_mesh = replace(mesh, data=1)
 
-    def sum_local_rows(model: GPT, batch: Batch, keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
+    def sum_local_rows(model: GPT, batch: Batch, dropout_keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
         local_model = with_static(model, mesh=local_mesh)
-        loss, gradients = _accumulate_gradients(sum_loss, local_model, batch=batch, keys=keys, scored=scored)
+        loss, gradients = _accumulate_gradients(
+            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, scored=scored
+        )
         return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
 
     sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
-    in_specs = (replicated, sharded, None if keys is None else sharded, replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, keys, scored)
+    in_specs = (replicated, sharded, None if dropout_keys is None else sharded, replicated)
+    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, scored)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, keys: jax.Array | None, scored: Count
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, scored: Count
 ) -> tuple[Scalar, GPT]:
     """Scan over the micro-batches, and sum their shares of the mean loss and the gradients of these."""
 
-    def compute_share(model: GPT, micro_batch: MicroBatch, keys: Any) -> Scalar:
-        loss, _ = sum_loss(model, micro_batch, keys)
+    def compute_share(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> Scalar:
+        loss, _ = sum_loss(model, micro_batch, dropout_keys)
         return loss / jnp.maximum(scored, 1)
 
-    def add(total: tuple[Scalar, GPT], group: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
-        share = jax.value_and_grad(compute_share)(model, *group)
+    def add(total: tuple[Scalar, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
+        share = jax.value_and_grad(compute_share)(model, *inputs)
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, total, share), None
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
-    return jax.lax.scan(add, zero, (batch, keys))[0]
+    return jax.lax.scan(add, zero, (batch, dropout_keys))[0]

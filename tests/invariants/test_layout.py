@@ -19,7 +19,7 @@ from gptjax.model.gpt import with_static
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim import EMA, AdamW, Constant, Linear, Muon, ParamGroup
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import compile_step, create_state, open_loader
+from gptjax.startup import compile_step, initialize_state, open_loader
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.state import TrainState
 from gptjax.training.step import make_eval_step
@@ -75,7 +75,7 @@ def run(configs: dict[str, TrainConfig]) -> Callable[..., Run]:
     def run(name: str, mesh: MeshConfig, *, grad_accum: int = 2) -> Run:
         config = replace(configs[name], grad_accum=grad_accum)
         with mesh.activate():
-            state, loader = create_state(config, mesh), open_loader(config, mesh)
+            state, loader = initialize_state(config, mesh), open_loader(config, mesh)
             step = compile_step(config, mesh, state, loader)
             batches, found = loader.iterate_from(0), []
             for _ in range(4):
@@ -158,7 +158,7 @@ def one_step(configs: dict[str, TrainConfig]) -> tuple[dict[str, np.ndarray], Ca
     config = configs["muon"]
     config = replace(config, model=replace(config.model, dropout=0.5, num_layers=1), optimizer=ADAMW)
     batch = jax.device_get(next(open_loader(config, SINGLE).iterate_from(0)))
-    state = create_state(config, SINGLE)
+    state = initialize_state(config, SINGLE)
 
     @functools.cache
     def compile_for(grad_accum: int, seed: int) -> Callable[..., Any]:

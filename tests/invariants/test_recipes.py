@@ -20,7 +20,7 @@ from gptjax.config import TrainConfig, load_config
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import compile_steps, create_state, open_loader
+from gptjax.startup import compile_steps, initialize_state, open_loader
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.state import TrainState
 
@@ -91,7 +91,7 @@ def shrink_config(name: str, shards: Path) -> TrainConfig:
 
 
 def create_noisy_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
-    state, rng = create_state(config, mesh), np.random.default_rng(0)
+    state, rng = initialize_state(config, mesh), np.random.default_rng(0)
 
     def add_noise(leaf: jax.Array) -> jax.Array:
         noise = rng.normal(0.0, NOISE, leaf.shape).astype(np.float32)

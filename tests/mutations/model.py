@@ -31,8 +31,8 @@ MODEL = (
         ("options.window + size)", "options.window)"),
         # Every block of queries drops the same probabilities.
         (
-            "(jax.random.fold_in, (0, None)), (0, None))(head_keys, data)",
-            "(lambda k, d: k, (0, None)), (0, None))(head_keys, data)",
+            "(jax.random.fold_in, (0, None)), (0, None))(dropout_keys, data)",
+            "(lambda k, d: k, (0, None)), (0, None))(dropout_keys, data)",
         ),
     ),
     *mutate(

@@ -42,7 +42,7 @@ def main() -> int:
         tests = list(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
         code, output = run_tests(trees[0], tests, seconds=options.seconds * max(1, len(tests)))
         if code:
-            print(f"{output}\nThe tests fail without any change. Mend them first.")
+            print(f"{output}\nThe tests fail without any change. Fix them first.")
             return 2
         results = check_all(chosen, trees, seconds=options.seconds)
     noticed = results.count("noticed")

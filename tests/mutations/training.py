@@ -51,7 +51,7 @@ TRAINING = (
         # All steps drop the same channels.
         ("jax.random.fold_in(jax.random.key(seed), step)", "jax.random.key(seed)"),
         # Micro-batches drop the same channels.
-        ("jnp.arange(groups * rows))", "jnp.arange(groups * rows) % rows)"),
+        ("jnp.arange(micro_batches * rows))", "jnp.arange(micro_batches * rows) % rows)"),
     ),
     *mutate(
         "gptjax/training/step.py",

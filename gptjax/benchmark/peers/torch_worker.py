@@ -21,7 +21,7 @@ def serve(lines: Iterable[str], write: Callable[[str], object]) -> None:
         request = json.loads(line)
         try:
             if run is None:
-                run, answer = open_peer(request)
+                run, answer = start_peer(request)
             else:
                 answer = run(request["count"])
         except Exception as error:
@@ -29,7 +29,7 @@ def serve(lines: Iterable[str], write: Callable[[str], object]) -> None:
         write(json.dumps(answer))
 
 
-def open_peer(request: dict[str, Any]) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
+def start_peer(request: dict[str, Any]) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
     from gptjax.benchmark.peers import torch_models  # imports torch
 
     run = torch_models.open_work(TorchPeer(**request["peer"]), work_from_json(request["work"]))

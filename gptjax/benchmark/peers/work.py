@@ -26,7 +26,7 @@ class PeerModel:
 
 @dataclass(frozen=True)
 class AdamWSettings:
-    """AdamW at a constant rate. A schedule takes no time."""
+    """AdamW at a constant learning rate. A schedule takes no time."""
 
     learning_rate: float
     beta1: float

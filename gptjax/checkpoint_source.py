@@ -1,0 +1,119 @@
+"""What `--checkpoint` names, by one rule for every command: a run, a saved model's directory, or one on the hub."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
+from gptjax.core.serialization import Modules
+from gptjax.data.config import TokenShards
+from gptjax.data.source import DataSource
+from gptjax.model.config import GPTConfig
+from gptjax.run_dir import RunDir
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptjax.huggingface import model_dir, model_import
+    from gptjax.huggingface.model_export import HFOrigin
+    from gptjax.model import gpt
+else:
+    # These import flax, which --help does not need.
+    gpt = LazyModule("gptjax.model.gpt")
+    model_dir = LazyModule("gptjax.huggingface.model_dir")
+    model_import = LazyModule("gptjax.huggingface.model_import")
+
+HUB_PREFIX = "hf:"
+WANTED = "Give a run, the directory of a model that transformers saved, or hf:OWNER/REPO."
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A directory in Hugging Face's format, read in place. It answers what `RunDir` answers, for one checkpoint."""
+
+    directory: Path
+    model_config: GPTConfig
+    """What config.json says. The type of the computation is decided when the weights are read."""
+    tokenizer: Tokenizer | None
+
+    @classmethod
+    def open(cls, directory: Path) -> "SavedModel":
+        """Read config and tokenizer. Raises `UserError` for what cannot be imported."""
+        config = model_import.read_model_config(directory)
+        tokenizer = model_dir.read_tokenizer(directory, vocab_size=config.resolved_vocab_size)
+        return cls(directory, config, tokenizer)
+
+    @property
+    def data(self) -> DataSource:
+        """No data: a saved model does not say what it was trained on."""
+        return TokenShards()
+
+    def find_step(self, which: str | int = "latest") -> int:
+        """0, the only step: a saved model has one set of weights."""
+        if which not in ("latest", "best", "0", 0):
+            raise UserError(f"{self.directory} is a saved model with one set of weights; it has no step {which}.")
+        return 0
+
+    def has_ema(self, which: str | int = "latest") -> bool:
+        """False: nothing says whether the weights are an average."""
+        return False
+
+    def load_model(
+        self,
+        which: str | int = "latest",
+        *,
+        mesh: MeshConfig | None = None,
+        context_length: int | None = None,
+        ema: bool = True,
+        dtype: Literal["bfloat16", "float32"] | None = None,
+    ) -> "gpt.GPT":
+        """The weights, sharded over `mesh`. The arguments are those of `RunDir.load_model`; `ema` changes nothing."""
+        self.find_step(which)
+        model, _ = self.import_weights(mesh=mesh, dtype=dtype)
+        return model if context_length is None else gpt.with_context_length(model, context_length)
+
+    def import_weights(
+        self, *, mesh: MeshConfig | None = None, dtype: Literal["bfloat16", "float32"] | None = None
+    ) -> "tuple[gpt.GPT, HFOrigin]":
+        """The weights, and what an export restores of the directory."""
+        _, model, origin = model_import.from_hf(self.directory, mesh=mesh, dtype=dtype)
+        return model, origin
+
+    def require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(f"{self.directory} has no tokenizer that can be read. Put its tokenizer.json there.")
+        return self.tokenizer
+
+
+Checkpoint = RunDir | SavedModel
+
+
+def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) -> Checkpoint:
+    """Open what `--checkpoint` names.
+
+    Args:
+        spec: a run directory, the directory of a model that transformers saved, or `hf:OWNER/REPO[@REVISION]`, which
+            is fetched from the hub.
+        imports: see `RunDir.open`.
+
+    Raises:
+        UserError: there is no such thing, or it cannot be read.
+    """
+    if str(spec).startswith(HUB_PREFIX):
+        return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
+    directory = Path(spec).expanduser().absolute()
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
+    return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
+
+
+def is_saved_model(directory: Path) -> bool:
+    """Whether the config.json of a directory is one of Hugging Face's. `RunDir.open` explains all other faults."""
+    try:
+        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "class" not in content and "model_type" in content

@@ -1,0 +1,104 @@
+import json
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hf_models import draw_tensors, make_hf_config, write_model_dir
+from tiny import SINGLE
+
+from gptjax.checkpoint_source import SavedModel, open_checkpoint
+from gptjax.convert import main as convert
+from gptjax.core.errors import UserError
+from gptjax.evaluate import Evaluate, evaluate
+from gptjax.huggingface import model_dir
+from gptjax.huggingface.gpt2_import import from_hf
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.sample import Sample, sample
+from gptjax.tokenization.tokenizer import Chars
+
+TOKENIZER = Chars.from_text("abcdefgh \n")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 as transformers saves it, with a tokenizer."""
+    config = make_hf_config(n_layer=1, vocab_size=10, bos_token_id=None, eos_token_id=None)
+    directory = write_model_dir(tmp_path_factory.mktemp("saved") / "gpt2", config, draw_tensors(config))
+    TOKENIZER.save(directory)
+    return directory
+
+
+def test_saved_model_and_its_imported_run_are_the_same_checkpoint(saved: Path, tmp_path: Path) -> None:
+    config, model, _ = from_hf(saved)
+    write_imported_run(tmp_path / "run", model=model, tokenizer=TOKENIZER)
+    by_rule, run = open_checkpoint(saved), open_checkpoint(tmp_path / "run")
+    assert isinstance(by_rule, SavedModel)
+    assert isinstance(run, RunDir)
+    assert replace(by_rule.model_config, compute=config.compute) == config
+    assert by_rule.require_tokenizer().fingerprint == TOKENIZER.fingerprint
+    assert by_rule.find_step("best") == 0 == run.find_step()
+    text = tmp_path / "text.txt"
+    text.write_text("abc hgf\n" * 9)
+    losses = [
+        evaluate(Evaluate(str(path), text=str(text), mesh=SINGLE))["val_loss"] for path in (saved, tmp_path / "run")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_saved_model_is_sampled_and_exported_in_place(saved: Path, tmp_path: Path) -> None:
+    [text] = sample(Sample(str(saved), prompt=("abc",), max_new_tokens=5))
+    assert text.startswith("abc")
+    assert len(text) == 8
+    convert(["to-hf", f"--checkpoint={saved}", f"--output={tmp_path / 'again'}", "--no-verify"])
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again["summary_type"] == "cls_index"
+    np.testing.assert_array_equal(from_hf(tmp_path / "again")[1].tokens[...], from_hf(saved)[1].tokens[...])
+
+
+def test_shorter_context_keeps_the_first_positions(saved: Path) -> None:
+    assert open_checkpoint(saved).load_model(context_length=5).positions[...].shape == (5, 30)
+
+
+def test_hub_prefix_fetches_the_repository(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        if name == "some/typo":
+            raise LookupError("404: no such repository\nRequest ID 7")
+        return str(saved)
+
+    monkeypatch.setitem(model_dir.sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=download))
+    assert open_checkpoint("hf:some/model").model_config == open_checkpoint(saved).model_config
+    open_checkpoint("hf:some/model@v2")
+    assert asked == [("some/model", None), ("some/model", "v2")]
+    with pytest.raises(
+        UserError, match=r"'some/typo': fetching it from the hub failed: LookupError: 404: no such \w+$"
+    ):
+        open_checkpoint("hf:some/typo")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a run directory or a saved model: it has no config.json. Give a run"),
+        ('{"model_type": "bert"}', "model_type is 'bert'; one that can be imported is gpt2"),
+        ('{"model_type": ["gpt2"]}', r"model_type is \['gpt2'\]"),
+        ("[" * 9000, "not JSON"),
+        ("[]", "does not hold the config of a run"),
+        ('{"hidden_size": 3}', "does not hold the config of a run"),
+    ],
+)
+def test_other_directories_are_refused_with_the_reason(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_another_step_of_a_saved_model_is_refused(saved: Path) -> None:
+    with pytest.raises(UserError, match="one set of weights; it has no step 5"):
+        open_checkpoint(saved).load_model("5")
