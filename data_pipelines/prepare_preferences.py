@@ -4,8 +4,8 @@
 
 A line is `{"prompt": ..., "chosen": ..., "rejected": ...}`. Three lists of messages become conversations in the
 template of `gptjax.tokenization.chat`; scored are the assistant's messages in the completion; the tokenizer needs the
-template's special tokens. Three strings become `<|endoftext|>`, prompt, completion, `<|endoftext|>`; scored are the
-completion and the end. `gptjax.data.preferences` reads the pairs.
+template's special tokens. Three strings become `<|endoftext|>`, prompt and completion, `<|endoftext|>`; scored are
+the completion and the end, and a token that straddles the border. `gptjax.data.preferences` reads the pairs.
 """
 
 import functools
@@ -17,7 +17,19 @@ from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, Us
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
-from gptjax.tokenization.chat import ChatTemplate, MaskedTokens, Message, check_turns, check_utf8, read_messages, to_ids
+from gptjax.tokenization.chat import (
+    CHAT_TOKENS,
+    ChatEncoder,
+    MaskedTokens,
+    Message,
+    check_turns,
+    check_utf8,
+    encode_together,
+    mark,
+    read_messages,
+    to_ids,
+)
+from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 FIELDS = ("prompt", "chosen", "rejected")
@@ -33,14 +45,16 @@ class PreparePreferences(PrepareScored):
 def prepare_preferences(request: PreparePreferences) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     tokenizer = load_tokenizer(request.tokenizer)
-    template = functools.cache(lambda: ChatTemplate(tokenizer))  # plain text needs no special tokens of a chat
+    if tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials):
+        tokenizer = tokenizer.with_chat_template(CHATML)
+    encoder = functools.cache(lambda: ChatEncoder(tokenizer))  # plain text needs no special tokens of a chat
     end = to_ids(tokenizer.end_of_text)
 
     def encode_document(prompt: Any, completion: Any) -> MaskedTokens:
         if isinstance(prompt, list):
-            return template().encode_conversation([*prompt, *completion], scored_from=len(prompt))
-        given, wanted = tokenizer.encode(prompt), tokenizer.encode(completion)
-        return MaskedTokens.concatenate([(end, False), (given, False), (wanted, True), (end, True)])
+            return encoder().encode_conversation([*prompt, *completion], scored_from=len(prompt))
+        text = encode_together(tokenizer, prompt, completion)
+        return MaskedTokens.concatenate([mark(end, False), text, mark(end, True)])
 
     def encode(record: dict[str, Any], where: str) -> Example:
         prompt, *completions = _parse(record, where)

@@ -71,6 +71,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind) -> Manifest:
         return {
             "kind": kind.name,
             "tokenizer": kind.tokenizer.fingerprint,
+            "chat_template": None if (template := kind.tokenizer.chat_template) is None else template.to_dict(),
             "split": request.effective_split,
             "shard_tokens": request.shard_tokens,
             "max_document_tokens": request.max_document_tokens,

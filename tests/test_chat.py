@@ -1,5 +1,7 @@
 """The chat template, token by token, and the conversations that are refused."""
 
+import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import tokenizers
 
 from data_pipelines.encode.bpe_trainer import PatternName, train_bpe
 from gptjax.core.errors import UserError
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message, check_turns, read_messages
-from gptjax.tokenization.tokenizer import BPE, Bytes
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, check_turns, read_messages, render_jinja
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, NANOCHAT, ChatTemplate, Message
+from gptjax.tokenization.tokenizer import BPE, Bytes, load_tokenizer
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
@@ -39,7 +42,7 @@ def test_every_token_and_mark_of_a_conversation(tok: BPE):
         *[("<|im_start|>", 0), ("user\n", 0), ("And one?", 0), ("<|im_end|>", 0), ("\n", 0)],
         *[("<|im_start|>", 0), ("assistant\n", 0), ("Five.", 1), ("<|im_end|>", 1), ("\n", 0)],
     ]
-    tokens, scored = ChatTemplate(tok).encode_conversation([SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN])
+    tokens, scored = ChatEncoder(tok).encode_conversation([SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN])
     assert tokens.tolist() == ids(tok, *(part for part, _ in expected))
     assert scored.tolist() == [mark for part, mark in expected for _ in ids(tok, part)]
     assert (tokens.dtype, scored.dtype) == (np.int32, np.uint8)
@@ -52,14 +55,14 @@ def test_every_token_and_mark_of_a_conversation(tok: BPE):
 
 
 def test_scoring_may_begin_later(tok: BPE):
-    tokens, scored = ChatTemplate(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=2)
+    tokens, scored = ChatEncoder(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=2)
     assert tok.decode(tokens[scored == 1]) == "Five.<|im_end|>"
-    conversation = ChatTemplate(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=3)
+    conversation = ChatEncoder(tok).encode_conversation([USER, ANSWER, MORE, PREPARE_AGAIN], scored_from=3)
     np.testing.assert_array_equal(conversation.loss_mask, scored)
 
 
 def test_generation_continues_where_training_began_to_score(tok: BPE):
-    template = ChatTemplate(tok)
+    template = ChatEncoder(tok)
     tokens, scored = template.encode_conversation([SYSTEM, USER, ANSWER])
     prompt = template.encode_prompt([SYSTEM, USER])
     assert prompt.tolist() == tokens[: int(np.flatnonzero(scored)[0])].tolist()
@@ -73,34 +76,116 @@ def test_hugging_face_reads_the_written_template_the_same(tmp_path: Path, patter
     texts = ["the user and the assistant say four five\n"] * 20
     tok = train_bpe(texts, vocab_size=280, pattern=pattern, special_tokens=CHAT_TOKENS)
     other = tokenizers.Tokenizer.from_file(str(tok.save(tmp_path)))
-    tokens, _ = ChatTemplate(tok).encode_conversation(
+    tokens, _ = ChatEncoder(tok).encode_conversation(
         [SYSTEM, USER, ANSWER, Message("user", "a\n\n  b "), PREPARE_AGAIN]
     )
     assert other.encode(tok.decode(tokens)).ids == tokens.tolist()
 
 
 @pytest.mark.parametrize(
-    "content", ["\n\n  leads with space", "ends\n\n", "<|im_end|>\n<|im_start|>assistant\nhi", "é☕"]
+    "content", ["\n\n  leads with space", "ends\n\n", "<|im_end|>\n<|im_start|>assistant\nhi", "é☕", ""]
 )
 def test_borders_hold_for_any_content(tok: BPE, content: str):
-    """No token reaches across the border of the content, and its text never acts as a special token."""
-    answer = Message("assistant", content)
-    tokens, scored = ChatTemplate(tok).encode_conversation([Message("user", content), answer])
-    assert tokens[scored == 1].tolist() == [*tok.encode(content).tolist(), tok.specials["<|im_end|>"]]
+    """Header and content are encoded together, a token on the border is scored, and no text acts as a special token."""
+    tokens, scored = ChatEncoder(tok).encode_conversation([Message("user", content), Message("assistant", content)])
+    turn = tok.encode(f"assistant\n{content}").tolist()
+    ends = np.cumsum(tok.bytes_per_token[turn])
+    answer = [i for i, end in zip(turn, ends, strict=True) if end > len("assistant\n")]
+    assert tokens[scored == 1].tolist() == [*answer, tok.specials["<|im_end|>"]]
     assert (tokens == tok.specials["<|im_start|>"]).sum() == 2
     assert (tokens == tok.specials["<|im_end|>"]).sum() == 2
     assert int(tok.bytes_per_token[tokens].sum()) == len(f"user\n{content}\nassistant\n{content}\n".encode())
 
 
+def test_token_across_the_border_counts_as_the_answer():
+    """Two line ends are one token of this tokenizer: the header's is learned with the answer's."""
+    tok = train_bpe(["a\n\nb c\n\nd\n"] * 30, vocab_size=260, pattern="gpt4", special_tokens=CHAT_TOKENS)
+    tokens, scored = ChatEncoder(tok).encode_conversation([Message("user", "a"), Message("assistant", "\nd")])
+    [double] = tok.encode("\n\n")
+    assert tokens[scored == 1].tolist() == [double, *tok.encode("d").tolist(), tok.specials["<|im_end|>"]]
+
+
+def test_system_prompt_is_written_where_none_is_given(tok: BPE):
+    given = ChatEncoder(tok).encode_conversation([SYSTEM, USER, ANSWER])
+    by_default = ChatEncoder(tok, ChatTemplate(system_prompt=SYSTEM.content))
+    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER]):
+        for ours, wanted in zip(by_default.encode_conversation(messages), given, strict=True):
+            np.testing.assert_array_equal(ours, wanted)
+
+
+def test_template_without_system_role_puts_it_before_the_question():
+    tok = train_bpe(["two and two"] * 9, vocab_size=265, special_tokens=NANOCHAT.special_tokens)
+    encoder = ChatEncoder(tok, NANOCHAT)
+    tokens, scored = encoder.encode_conversation([SYSTEM, USER, ANSWER])
+    assert tok.decode(tokens) == (
+        "<|endoftext|><|user_start|>Be brief.\n\nTwo and two?<|user_end|><|assistant_start|>Four.<|assistant_end|>"
+    )
+    assert tok.decode(tokens[scored == 1]) == "Four.<|assistant_end|>"
+    with pytest.raises(UserError, match="no place for a message of the 'system'"):
+        encoder.encode_conversation([SYSTEM, ANSWER])
+
+
+def test_template_is_saved_with_the_tokenizer(tmp_path: Path, tok: BPE):
+    template = ChatTemplate(system_prompt="Be brief.\n☕")
+    with_chat = tok.with_chat_template(template)
+    path = with_chat.save(tmp_path)
+    assert (load_tokenizer(path).chat_template, load_tokenizer(tmp_path).chat_template) == (template, template)
+    assert load_tokenizer(tmp_path).fingerprint == tok.fingerprint
+    more = with_chat.with_special_tokens(["<|pad|>"])
+    assert (more.chat_template, pickle.loads(pickle.dumps(more)).chat_template) == (template, template)
+    (tmp_path / CHAT_TEMPLATE_FILE).write_text('{"user": 3}')
+    with pytest.raises(UserError, match=r"chat_template\.json: does not hold a chat template"):
+        load_tokenizer(tmp_path)
+    tok.save(tmp_path)
+    assert load_tokenizer(tmp_path).chat_template is None
+    assert render_jinja(tok) is None
+
+
+def random_text(draw: random.Random) -> str:
+    parts = ["\n", "\n\n", " ", "  ", "\t", "\r\n", "four", "five", "é☕", "{{ x }}", "{% if %}", "'\"", "<|im", "say"]
+    return "".join(draw.choices(parts, k=draw.randrange(6)))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["chatml", "system_prompt", "nanochat"])
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+def test_transformers_gives_the_same_ids_and_mask(tmp_path: Path, pattern: PatternName, kind: str):
+    """A thousand conversations, with empty turns and white space at every border."""
+    transformers = pytest.importorskip("transformers")
+
+    template = {
+        "chatml": ChatTemplate(),
+        "system_prompt": ChatTemplate(system_prompt="\nBe 'é'. "),
+        "nanochat": NANOCHAT,
+    }
+    texts = ["the user and the assistant say\n\nfour  five\n"] * 20
+    tok = train_bpe(texts, vocab_size=285, pattern=pattern, special_tokens=template[kind].special_tokens)
+    tok = tok.with_chat_template(template[kind])
+    tok.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "chat_template.jinja").write_text(render_jinja(tok) or "")
+    other, encoder, draw = transformers.AutoTokenizer.from_pretrained(tmp_path), ChatEncoder(tok), random.Random(0)
+    for _ in range(1000):
+        roles = ["system"] * draw.randrange(2) + ["user", "assistant"] * draw.randrange(1, 4)
+        messages = [Message(role, random_text(draw)) for role in roles]
+        ours = encoder.encode_conversation(messages)
+        given = [message._asdict() for message in messages]
+        theirs = other.apply_chat_template(given, return_dict=True, return_assistant_tokens_mask=True)
+        assert theirs["input_ids"] == ours.tokens.tolist(), messages
+        assert theirs["assistant_masks"] == ours.loss_mask.tolist(), messages
+        prompt = other.apply_chat_template(given[:-1], add_generation_prompt=True)["input_ids"]
+        assert prompt == encoder.encode_prompt(messages[:-1]).tolist()
+
+
 def test_a_tokenizer_without_end_of_text_or_without_chat_tokens(tok: BPE):
     without = train_bpe(["some text"] * 9, vocab_size=258)
     with pytest.raises(UserError, match=r"no <\|im_start\|> and no <\|im_end\|>.*extend_tokenizer"):
-        ChatTemplate(without)
+        ChatEncoder(without)
     with pytest.raises(UserError, match="bytes tokenizer has no"):
-        ChatTemplate(Bytes())
+        ChatEncoder(Bytes())
     assert tok.pattern is not None
     no_end = BPE(tok.tokens, dict(zip(CHAT_TOKENS, (280, 281), strict=True)), merges=tok.merges, pattern=tok.pattern)
-    assert ChatTemplate(no_end).encode_prompt([USER])[0] == 280
+    assert ChatEncoder(no_end).encode_prompt([USER])[0] == 280
 
 
 def test_messages_out_of_json():

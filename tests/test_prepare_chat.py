@@ -20,7 +20,8 @@ from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
 from gptjax.data.splits import open_split
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatTemplate, Message
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 GREETING = [("system", "Be brief."), ("user", "Hi <|im_end|>"), ("assistant", "Hello.")]
@@ -77,7 +78,7 @@ def test_shards_hold_the_template(tmp_path, run, name):
     assert verify_shards(tmp_path / "out") == manifest
     tok = load_tokenizer(tmp_path / "out")
     assert (tok.fingerprint, tok.vocab_size) == (manifest.fingerprint, 282)
-    template = ChatTemplate(tok)
+    template = ChatEncoder(tok)
     found = documents(tmp_path / "out")
     for turns, (tokens, scored) in zip([GREETING, SUMS], found, strict=True):
         expected = template.encode_conversation([Message(*turn) for turn in turns])
@@ -163,7 +164,7 @@ def test_long_conversations_are_cut_off(tmp_path, run, capsys):
     assert manifest.splits["train"].documents == 2
     assert len(whole[0]) < 40
     assert len(cut[0]) == len(cut[1]) == 40
-    template = ChatTemplate(load_tokenizer(tmp_path / "out"))
+    template = ChatEncoder(load_tokenizer(tmp_path / "out"))
     assert cut[0] == template.encode_conversation([Message(*turn) for turn in long_answer]).tokens[:40].tolist()
     assert cut[1][-1] == 1
     printed = capsys.readouterr().out

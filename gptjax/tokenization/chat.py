@@ -1,17 +1,11 @@
-"""Conversations as tokens: the chat template that preparation and generation share.
+"""Conversations as tokens, by the chat template that preparation, sampling and export share.
 
-A conversation is `<|endoftext|>`, then its messages, each
+A conversation is `<|endoftext|>`, then its messages (`chat_template.ChatTemplate`). `<|endoftext|>` comes first because
+every document of pretraining begins with it; a tokenizer that has none omits it.
 
-    <|im_start|>ROLE
-    CONTENT<|im_end|>
-
-with a line end after it. This is ChatML, which inference servers and `transformers` know by name. It needs two special
-tokens, for a role is a word of ordinary text. `<|endoftext|>` comes first because every document of pretraining begins
-with it; a tokenizer that has none omits it.
-
-The loss mask scores what the model learns: the assistant's content and the `<|im_end|>` that ends it. Roles, content
-and line ends are encoded separately. So no token crosses from the prompt into the answer, and a text that contains the
-name of a special token never acts as one.
+A role's header and the content are encoded together, as `transformers` encodes rendered text. The loss mask scores what
+the model learns: the assistant's content and the token that ends it. A token that straddles the border between header
+and content counts as the assistant's. Contents are ordinary text: one that spells a role token never acts as one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,23 +15,13 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from gptjax.core.errors import UserError
+from gptjax.tokenization.chat_template import CHATML, ROLES, ChatTemplate, Message, RoleFormat
 from gptjax.tokenization.tokenizer import Tokenizer, replace_surrogates
 
-IM_START = "<|im_start|>"
-IM_END = "<|im_end|>"
-CHAT_TOKENS = (IM_START, IM_END)
-ROLES = ("system", "user", "assistant")
-
+CHAT_TOKENS = CHATML.special_tokens
 Ids = Int32[np.ndarray, "_"]
-ScoredIds = tuple[Ids, bool]
-"""Tokens, and whether they are scored."""
-
-
-class Message(NamedTuple):
-    """One message; `role` is one of ROLES."""
-
-    role: str
-    content: str
+ScoredIds = tuple[Ids, UInt8[np.ndarray, "_"]]
+"""Tokens, and for each 1 if it is scored."""
 
 
 class MaskedTokens(NamedTuple):
@@ -50,43 +34,76 @@ class MaskedTokens(NamedTuple):
     def concatenate(cls, parts: Iterable[ScoredIds]) -> "MaskedTokens":
         """The parts, one after another."""
         ids, marks = zip(*parts, strict=True)
-        return cls(np.concatenate(ids), np.repeat(np.array(marks, np.uint8), [len(part) for part in ids]))
+        return cls(np.concatenate(ids), np.concatenate(marks))
 
 
-class ChatTemplate:
-    """Writes conversations with a tokenizer; raises if it lacks the special tokens. `end` is the id of `<|im_end|>`."""
+class ChatEncoder:
+    """Writes conversations as tokens. `end` is the id that ends a message of the assistant.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        missing = [name for name in CHAT_TOKENS if name not in tokenizer.specials]
+    The template is the tokenizer's own unless one is given; ChatML for a tokenizer without one. Raises `UserError` if
+    the tokenizer lacks a role token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
+        self.template = template or tokenizer.chat_template or CHATML
+        missing = [name for name in self.template.special_tokens if name not in tokenizer.specials]
         if missing:
             raise UserError(
                 f"the {tokenizer.name} tokenizer has no {' and no '.join(missing)}, which a chat needs. Add them: "
                 "python -m data_pipelines.extend_tokenizer --help."
             )
-        self.end = tokenizer.specials[IM_END]
+        self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
         self._first = to_ids(tokenizer.end_of_text)
-        self._end, self._line_end = to_ids(self.end), tokenizer.encode("\n")
-        start = to_ids(tokenizer.specials[IM_START])
-        self._headers = {role: np.concatenate([start, tokenizer.encode(f"{role}\n")]) for role in ROLES}
+        self._after = {text: tokenizer.encode(text) for text in {style.after for style in self._formats()}}
 
     def encode_conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> MaskedTokens:
         """All messages. Of those from number `scored_from` on, the assistant's are scored."""
-        parts: list[ScoredIds] = [(self._first, False)]
-        for number, message in enumerate(messages):
-            parts += self._encode_turn(message, scored=message.role == "assistant" and number >= scored_from)
+        parts = [mark(self._first, False)]
+        answers = [message.role == "assistant" and number >= scored_from for number, message in enumerate(messages)]
+        turns = list(self.template.iter_turns(messages))
+        # A system message that is added or merged stands at the beginning, where nothing is scored.
+        scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
+        for (style, message), is_scored in zip(turns, scored, strict=True):
+            parts += self._encode_turn(style, message.content, scored=is_scored)
         return MaskedTokens.concatenate(parts)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
-        given = self.encode_conversation(messages, scored_from=len(messages)).tokens
-        return np.concatenate([given, self._headers["assistant"]])
+        given, style = self.encode_conversation(messages).tokens, self.template.assistant
+        header = self._tokenizer.encode(style.header)
+        return np.concatenate([given, to_ids(self._tokenizer.specials[style.start]), header])
 
-    def _encode_turn(self, message: Message, *, scored: bool) -> Iterator[ScoredIds]:
-        yield self._headers[message.role], False
-        yield self._tokenizer.encode(message.content), scored
-        yield self._end, scored
-        yield self._line_end, False
+    def _formats(self) -> Iterator[RoleFormat]:
+        yield from filter(None, (self.template.system, self.template.user, self.template.assistant))
+
+    def _encode_turn(self, style: RoleFormat, content: str, *, scored: bool) -> Iterator[ScoredIds]:
+        specials = self._tokenizer.specials
+        yield mark(to_ids(specials[style.start]), False)
+        text, marks = encode_together(self._tokenizer, style.header, content)
+        yield text, marks * np.uint8(scored)
+        yield mark(to_ids(specials[style.end]), scored)
+        yield mark(self._after[style.after], False)
+
+
+def render_jinja(tokenizer: Tokenizer) -> str | None:
+    """The tokenizer's chat template in Jinja, the content of `chat_template.jinja`; None without one."""
+    if tokenizer.chat_template is None:
+        return None
+    begin = next((name for name, i in tokenizer.specials.items() if i == tokenizer.end_of_text), None)
+    return tokenizer.chat_template.to_jinja(begin=begin)
+
+
+def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTokens:
+    """Two texts as one. A token is scored if any of its bytes is of the second."""
+    tokens = tokenizer.encode(context + scored)
+    ends = np.cumsum(tokenizer.bytes_per_token[tokens])
+    return MaskedTokens(tokens, (ends > len(replace_surrogates(context).encode())).astype(np.uint8))
+
+
+def mark(tokens: Ids, scored: bool) -> ScoredIds:
+    """Tokens that are all scored, or all not."""
+    return tokens, np.full(len(tokens), scored, np.uint8)
 
 
 def to_ids(token: int | None) -> Ids:

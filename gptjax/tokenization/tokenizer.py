@@ -9,6 +9,7 @@ Text is encoded as it stands: a literal "<|endoftext|>" in it is ordinary text, 
 documents.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -24,6 +25,7 @@ from jaxtyping import Int32
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate, read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
 from gptjax.tokenization.tokenizer_json import (
     END_OF_TEXT,
@@ -61,6 +63,8 @@ class Tokenizer(ABC):
     kind: Literal["bpe", "bytes", "chars"]
     merges: Merges = ()
     pattern: str | None = None
+    chat_template: ChatTemplate | None = None
+    """How conversations are written; None if no chats were prepared with this tokenizer."""
 
     def __init__(self, tokens: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
         self.tokens = dict(tokens)
@@ -100,6 +104,12 @@ class Tokenizer(ABC):
             "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
         )
 
+    def with_chat_template(self, template: ChatTemplate | None) -> "Tokenizer":
+        """The same tokenizer with this template. The ids and the fingerprint stay."""
+        other = copy.copy(self)
+        other.chat_template = template
+        return other
+
     def to_json(self) -> dict[str, Any]:
         """The content of `tokenizer.json`."""
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
@@ -112,10 +122,14 @@ class Tokenizer(ABC):
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `directory/tokenizer.json`, creating the directory; return the path."""
+        """Write `directory/tokenizer.json`, creating the directory; return the path. A chat template goes beside it."""
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
+        if self.chat_template is not None:
+            self.chat_template.save(path.parent)
+        else:
+            (path.parent / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
         return path
 
 
@@ -133,7 +147,7 @@ class BPE(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = functools.partial(BPE, merges=self.merges, pattern=self.pattern or "")
-        return rebuild, (self.tokens, self.specials)
+        return rebuild, (self.tokens, self.specials), {"chat_template": self.chat_template}
 
     def with_special_tokens(self, specials: Iterable[str]) -> "BPE":
         """This tokenizer with more special tokens, numbered from `vocab_size` on in the order given.
@@ -146,7 +160,9 @@ class BPE(Tokenizer):
             if not name.strip() or is_token_name(name, self.tokens):
                 raise UserError(f"special token {name!r}: is blank, or an ordinary token too. Use one like <|name|>.")
         numbered = {name: self.vocab_size + i for i, name in enumerate(added)}
-        return BPE(self.tokens, self.specials | numbered, merges=self.merges, pattern=self.pattern or "")
+        more = BPE(self.tokens, self.specials | numbered, merges=self.merges, pattern=self.pattern or "")
+        more.chat_template = self.chat_template
+        return more
 
     @functools.cached_property
     def _tiktoken(self) -> tiktoken.Encoding:
@@ -216,7 +232,8 @@ class Chars(Tokenizer):
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     """`gpt2`, `gpt2:DIR` (its two files), `bytes`, a `tokenizer.json`, or a directory that holds one.
 
-    A directory may also hold GPT-2's pair `vocab.bpe`, `encoder.json`, or the same as `merges.txt`, `vocab.json`.
+    A directory may also hold GPT-2's pair `vocab.bpe`, `encoder.json`, or the same as `merges.txt`, `vocab.json`. A
+    `chat_template.json` beside it becomes its chat template.
     """
     name = os.fspath(spec)
     if name == "bytes":
@@ -230,9 +247,9 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
         return tokenizer
     path = Path(name).expanduser()
     if path.is_dir():
-        return _make_tokenizer(read_directory(path))
+        return _make_tokenizer(read_directory(path)).with_chat_template(read_chat_template(path))
     if path.is_file():
-        return _make_tokenizer(read_tokenizer_json(path))
+        return _make_tokenizer(read_tokenizer_json(path)).with_chat_template(read_chat_template(path.parent))
     if name == "chars":
         raise UserError("`chars` has no fixed alphabet: name the tokenizer.json beside the prepared data instead.")
     raise UserError(

@@ -9,9 +9,11 @@ TOKENIZATION = (
         # The first answer of a completion is not scored.
         ("number >= scored_from", "number > scored_from"),
         # The end of an answer is not learned.
-        ("yield self._end, scored", "yield self._end, False"),
+        ("yield mark(to_ids(specials[style.end]), scored)", "yield mark(to_ids(specials[style.end]), False)"),
         # The header of an answer is learned.
-        ("yield self._headers[message.role], False", "yield self._headers[message.role], scored"),
+        ("(ends > len(", "(ends > 0 * len("),
+        # A token across the border is context.
+        ("(ends > len(", "(ends - tokenizer.bytes_per_token[tokens] >= len("),
     ),
     *mutate(
         "gptjax/tokenization/tokenizer.py",

@@ -1,0 +1,175 @@
+"""The chat template as a value: role tokens, headers and the system prompt. It is saved beside the tokenizer.
+
+A message is written as START HEADER CONTENT END AFTER. START and END are special tokens; the others are text. ChatML,
+which inference servers and `transformers` know by name, is
+
+    <|im_start|>ROLE
+    CONTENT<|im_end|>
+
+with a line end after it. `ChatTemplate.to_jinja` is the same template for `transformers`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
+
+CHAT_TEMPLATE_FILE = "chat_template.json"
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+
+
+class Message(NamedTuple):
+    """One message; `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class RoleFormat:
+    """How a message of one role is written."""
+
+    start: str
+    """A special token."""
+    header: str
+    """Text that is encoded together with the content."""
+    end: str
+    """A special token, which ends the message."""
+    after: str = ""
+    """Text after it."""
+
+    @property
+    def special_tokens(self) -> tuple[str, str]:
+        return self.start, self.end
+
+
+def _chatml(role: Role) -> RoleFormat:
+    return RoleFormat(IM_START, f"{role}\n", IM_END, "\n")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How conversations are written, for training, chats and export alike. The default is ChatML."""
+
+    user: RoleFormat = _chatml("user")
+    assistant: RoleFormat = _chatml("assistant")
+    system: RoleFormat | None = _chatml("system")
+    """None: a system message begins the first message of the user, with an empty line between."""
+    system_prompt: str | None = None
+    """The system message of conversations that have none."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The role tokens, each once."""
+        formats = [one for one in (self.system, self.user, self.assistant) if one is not None]
+        return tuple(dict.fromkeys(token for one in formats for token in one.special_tokens))
+
+    def iter_turns(self, messages: Sequence[Message]) -> Iterator[tuple[RoleFormat, Message]]:
+        """Yield the messages as they are written: the system prompt included, or merged into the first of the user."""
+        if self.system_prompt is not None and not (messages and messages[0].role == "system"):
+            messages = [Message("system", self.system_prompt), *messages]
+        if self.system is None and [message.role for message in messages[:2]] == ["system", "user"]:
+            joined = f"{messages[0].content}\n\n{messages[1].content}"
+            messages = [Message("user", joined), *messages[2:]]
+        for message in messages:
+            style = getattr(self, message.role) if message.role in ROLES else None
+            if style is None:
+                raise UserError(f"the chat template has no place for a message of the {message.role!r} here.")
+            yield style, message
+
+    def to_jinja(self, *, begin: str | None) -> str:
+        """The template in Jinja, with `{% generation %}` around what is scored. `begin` is the end-of-text token.
+
+        `apply_chat_template` gives the same ids and mask for every content that spells no special token.
+        """
+        content, first = "message['content']", "messages and messages[0]['role'] == 'system'"
+        parts = [_expression(_quote(begin))] if begin else []
+        if self.system is None:
+            parts += [f"{{% if {first} %}}{{% set system = messages[0]['content'] %}}{{% set turns = messages[1:] %}}"]
+            parts += [f"{{% else %}}{{% set system = {_quote(self.system_prompt)} %}}{{% set turns = messages %}}"]
+            parts += ["{% endif %}"]
+            asked = f"(system + '\\n\\n' if loop.first and system is not none else '') + {content}"
+        else:
+            parts, asked = [*parts, "{% set turns = messages %}"], content
+            if self.system_prompt is not None:
+                prompt = _turn(self.system, _quote(self.system_prompt))
+                parts += [f"{{% if not ({first}) %}}{prompt}{{% endif %}}"]
+        parts += ["{% for message in turns %}"]
+        written = {"user": _turn(self.user, asked), "assistant": _turn(self.assistant, content, scored=True)}
+        if self.system is not None:
+            written["system"] = _turn(self.system, content)
+        for number, (role, text) in enumerate(written.items()):
+            parts += [f"{{% {'elif' if number else 'if'} message['role'] == '{role}' %}}{text}"]
+        refusal = _expression("raise_exception('no place for the role ' + message['role'])")
+        parts += [f"{{% else %}}{refusal}{{% endif %}}{{% endfor %}}"]
+        header = _expression(_quote(self.assistant.start + self.assistant.header))
+        return "".join([*parts, f"{{% if add_generation_prompt %}}{header}{{% endif %}}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `chat_template.json`."""
+        return dataclasses.asdict(self)
+
+    def save(self, directory: Path) -> None:
+        """Write `directory/chat_template.json`."""
+        content = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+        write_atomically(directory / CHAT_TEMPLATE_FILE, content)
+
+
+CHATML = ChatTemplate()
+NANOCHAT = ChatTemplate(
+    user=RoleFormat("<|user_start|>", "", "<|user_end|>"),
+    assistant=RoleFormat("<|assistant_start|>", "", "<|assistant_end|>"),
+    system=None,
+)
+"""nanochat's: two tokens for each role, and no system role."""
+
+
+def read_chat_template(directory: Path) -> ChatTemplate | None:
+    """The template beside a tokenizer; None without one. Raises `UserError` for a file that holds something else."""
+    path = directory / CHAT_TEMPLATE_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        roles = {role: _read_format(content[role]) for role in ROLES}
+        prompt = content["system_prompt"]
+        if None in (roles["user"], roles["assistant"]) or not isinstance(prompt, str | None):
+            raise ValueError("no user, no assistant, or a system prompt that is no text")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: does not hold a chat template ({error!r}). Put the file of the data back.") from None
+    return ChatTemplate(**cast(Any, roles), system_prompt=prompt)
+
+
+def _read_format(content: Any) -> RoleFormat | None:
+    if content is None:
+        return None
+    style = RoleFormat(**content)
+    if not all(isinstance(value, str) for value in vars(style).values()) or not style.start or not style.end:
+        raise ValueError(f"a role is {str(content)[:80]!r}")
+    return style
+
+
+def _turn(style: RoleFormat, body: str, *, scored: bool = False) -> str:
+    """A message in Jinja. A line end behind a block would be lost, so all text stands in expressions."""
+    begin, end = _quote(style.start + style.header), _quote(style.end)
+    after = _expression(_quote(style.after)) if style.after else ""
+    if scored:
+        return f"{_expression(begin)}{{% generation %}}{_expression(f'({body}) + {end}')}{{% endgeneration %}}{after}"
+    return f"{_expression(f'{begin} + ({body}) + {end}')}{after}"
+
+
+def _expression(text: str) -> str:
+    return f"{{{{ {text} }}}}"
+
+
+def _quote(text: str | None) -> str:
+    """A text as a Jinja expression."""
+    return "none" if text is None else json.dumps(text, ensure_ascii=False)
