@@ -82,7 +82,7 @@ class Form:
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
         """The architecture as fields of config.json."""
         content: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
-        content |= self.required | {hf_field: getattr(config, name) for hf_field, name in self.fields.items()}
+        content |= {**self.required} | {hf_field: getattr(config, name) for hf_field, name in self.fields.items()}
         content["vocab_size"] = config.resolved_vocab_size
         found = next(hf_name for hf_name, name in self.activations.items() if name == config.activation)
         return content | {self.activation_field: found}

@@ -38,7 +38,7 @@ ACTIVATIONS = {
 def map_attention(layer: str, *, head_order: HeadOrder = "halves") -> tuple[WeightMapping, ...]:
     """The projections of attention by Llama's names, from one matrix here or, for grouped queries, from two."""
     names = {name: f"{layer}.self_attn.{name}_proj.weight" for name in "qkvo"}
-    turned = {"q": head_order, "k": head_order, "v": "halves"}
+    turned: dict[str, HeadOrder] = {"q": head_order, "k": head_order, "v": "halves"}
     joint = [
         WeightMapping(names[name], "blocks.attention.qkv", "HK D", entry=entry, head_order=turned[name])
         for entry, name in enumerate("qkv")
