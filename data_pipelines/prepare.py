@@ -40,8 +40,8 @@ class Prepare(ShardOptions):
 
     source: str
     """A text, .jsonl (plain, .gz, .zst), .parquet or .array_record file, a directory, a quoted pattern,
-    `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, or a recipe such as `openwebtext` (see
-    `python -m data_pipelines.recipes`)."""
+    `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, a class of your own as `my_reader.py:Mails`, or a recipe such
+    as `openwebtext` (see `python -m data_pipelines.recipes`)."""
     tokenizer: str | None = None
     """`gpt2`, `gpt2:DIR`, `bytes`, a tokenizer.json; or learned from this text: `chars`, `bpe:SIZE` (from 2 GB of its
     training part at most)."""

@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.readers.documents import TEXT_FIELD
-from gptjax.core.files import cache_directory
+from gptjax.core.files import cache_directory, hash_json
 from gptjax.data.config import TokenShards
 
 
@@ -44,7 +42,7 @@ def _prepare_in_cache(source: str, tokenizer: str, split: str, text_field: str) 
 
     options = Prepare(source=source, output=Path(), tokenizer=tokenizer, split=split, text_field=text_field)
     request = resolve_request(options)
-    digest = hashlib.sha256(json.dumps(request.identity(), sort_keys=True).encode()).hexdigest()
+    digest = hash_json(request.identity())
     readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{request.corpus.source.name}-{Path(tokenizer).name}")
     output = cache_directory() / f"{readable}-{digest[:12]}"
     if not output.exists():

@@ -1,6 +1,5 @@
 """Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
+from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
@@ -169,17 +169,15 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
 def collect_fingerprints(
     data: DataSource, reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None
 ) -> Fingerprints:
-    """Identity of the training and validation text. The order of the data follows from the config."""
+    """Identity of the training and validation text. The order of the data follows from the config.
+
+    A data source that has no fingerprint is identified by its config.
+    """
     return {
-        "data": reader.fingerprint or _hash_config(data),
+        "data": reader.fingerprint or hash_json(to_json(data)),
         "validation": evaluators.validation_fingerprint,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
-
-
-def _hash_config(data: DataSource) -> str:
-    """Identity of a data source that has no fingerprint: its config."""
-    return hashlib.sha256(json.dumps(to_json(data)).encode()).hexdigest()
 
 
 def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:

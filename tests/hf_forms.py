@@ -56,6 +56,47 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Changes of GPT-2 that GPT2LMHeadModel cannot express, by the field that says so."""
 
+EVERYTHING: dict[str, Any] = {
+    "positions": "rotary",
+    "rotary_fraction": 0.5,
+    "norm": "rms",
+    "qk_norm": True,
+    "embedding_norm": True,
+    "num_kv_heads": 2,
+    "attention_scale": 0.4,
+    "window_pattern": "SL",
+    "short_window": 4,
+    "num_sinks": 2,
+    "gated_mlp": True,
+    "unet_skips": "learned",
+    "x0_mix": True,
+    "value_embeddings": "0..1",
+    "value_residual": True,
+    "tie_embeddings": False,
+    "head_bias": True,
+    "logit_softcap": 4.0,
+    "activation": "relu2",
+}
+"""Options that work together, all in one model."""
+
+
+def shrink_model(config: GPTConfig) -> GPTConfig:
+    """A recipe's model with few, narrow layers and a short context. Its options stay."""
+    return replace(
+        config,
+        num_layers=4,
+        embed_dim=32,
+        num_heads=4,
+        num_kv_heads=config.num_kv_heads and 2,
+        mlp_dim=config.mlp_dim and 64,
+        context_length=16,
+        vocab_size=131,
+        short_window=config.short_window and 5,
+        long_window=config.long_window and 11,
+        intra_document_mask=False,
+        compute=GPT2_CONFIG.compute,
+    )
+
 
 def draw_model(config: GPTConfig, *, seed: int = 0) -> GPT:
     """A model whose every weight is drawn, large enough to matter; also those that start at zero or one."""

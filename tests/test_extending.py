@@ -19,12 +19,18 @@ EXAMPLE = Path(__file__).parents[1] / "docs" / "extending.md"
 STEPS = 6
 
 
+def read_example(name: str) -> str:
+    """The code that the page says to save under this name."""
+    pattern = rf"as `{re.escape(name)}`\.\n\n```python\n(.*?)```"
+    [code] = re.findall(pattern, EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
+    return code
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that holds only mine.py."""
     folder = tmp_path_factory.mktemp("extending")
-    [code] = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
-    (folder / "mine.py").write_text(code)
+    (folder / "mine.py").write_text(read_example("mine.py"))
     return folder
 
 

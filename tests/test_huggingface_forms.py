@@ -1,21 +1,32 @@
 """Export and import in all forms: what returns, what is refused and, with transformers, what is computed there."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from hf_forms import GPT2_CONFIG, LLAMA_CONFIG, OPTIONS, compute_logits, draw_model, draw_tokens
+from hf_forms import (
+    EVERYTHING,
+    GPT2_CONFIG,
+    LLAMA_CONFIG,
+    OPTIONS,
+    compute_logits,
+    draw_model,
+    draw_tokens,
+    shrink_model,
+)
 from safetensors.numpy import load_file, save_file
 
+import configs
+from gptjax.config import load_config
 from gptjax.core.errors import UserError
+from gptjax.huggingface.custom import CUSTOM
 from gptjax.huggingface.forms import FORMS, choose_form
 from gptjax.huggingface.model_dir import compute_torch_logits, write_model
 from gptjax.huggingface.model_import import from_hf, from_hf_config
 from gptjax.huggingface.safetensors_dir import read_json, write_json
-from gptjax.huggingface.weight_map import DTypeName
+from gptjax.huggingface.weight_map import DTypeName, list_parameters
 from gptjax.model.config import GPTConfig
 
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -29,6 +40,8 @@ MODELS = {
     "gpt2": GPT2_CONFIG,
     "gpt2_untied_without_gain": replace(GPT2_CONFIG, tie_embeddings=False, norm_scale=False, activation="gelu"),
     **{f"llama_{name}": replace(LLAMA_CONFIG, **changes) for name, changes in LLAMAS.items()},
+    "gptjax_everything": replace(GPT2_CONFIG, **EVERYTHING),
+    "gptjax_tied": replace(GPT2_CONFIG, head_bias=True, value_embeddings="0.0.", value_gate=True, bias=False),
 }
 """Config by name; the name begins with that of the form."""
 
@@ -47,19 +60,18 @@ def test_auto_takes_the_first_form_that_can_express_the_model(name: str) -> None
     assert choose_form(MODELS[name]).model_type == name.partition("_")[0]
 
 
-@pytest.mark.parametrize("name", ["llama_plain", "llama_grouped", "llama_one_kv_head_tied"])
+@pytest.mark.parametrize("name", ["llama_plain", "llama_one_kv_head_tied", "gptjax_everything", "gptjax_tied"])
 def test_exported_model_returns_bit_for_bit(tmp_path: Path, name: str) -> None:
     model = save(tmp_path / "out", MODELS[name])
     config, imported, origin = from_hf(tmp_path / "out")
     assert replace(config, compute=model.config.compute) == model.config
     assert origin.dtype == "float32"
-    padding = model.config.resolved_vocab_size
-    for left, right in zip(jax.tree.leaves(imported), jax.tree.leaves(model), strict=True):
-        if left.shape == model.tokens[...].shape:
-            left, right = left[:padding], right[:padding]
-        elif model.head is not None and left.shape == model.head[...].shape:
-            left, right = left[:, :padding], right[:, :padding]
-        np.testing.assert_array_equal(left, right)
+    vocab, found, expected = model.config.resolved_vocab_size, list_parameters(imported), list_parameters(model)
+    assert found.keys() == expected.keys()
+    for path, parameter in found.items():
+        axis_names = parameter.axis_names
+        unpadded = (..., *(slice(vocab if axis == "V" else None) for axis in axis_names))
+        np.testing.assert_array_equal(parameter[...][unpadded], expected[path][...][unpadded])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -97,6 +109,26 @@ def test_llama_refuses_options_by_name(name: str) -> None:
         choose_form(config, "llama")
 
 
+def test_custom_form_brings_its_code_and_names_it(tmp_path: Path) -> None:
+    save(tmp_path / "out", MODELS["gptjax_everything"])
+    content = read_json(tmp_path / "out" / "config.json")
+    assert content["auto_map"]["AutoModelForCausalLM"] == "modeling_gptjax.GPTJaxForCausalLM"
+    code = (tmp_path / "out" / "modeling_gptjax.py").read_text()
+    missing = [name for name in CUSTOM.fields if f'        "{name}": ' not in code]
+    assert missing == [], "the class of the config has every field"
+
+
+def test_custom_form_refuses_an_option_that_its_code_lacks() -> None:
+    @dataclass(frozen=True)
+    class LaterConfig(GPTConfig):
+        new_option: bool = False
+
+    with pytest.raises(UserError, match=r"modeling_gptjax\.py cannot express model\.new_option=True"):
+        choose_form(LaterConfig(new_option=True), "gptjax")
+    with pytest.raises(UserError, match=r"no form can express the model.*GPTJaxForCausalLM: model\.new_option=True"):
+        choose_form(LaterConfig(new_option=True))
+
+
 LLAMA_JSON: dict[str, Any] = {
     "model_type": "llama",
     "num_hidden_layers": 2,
@@ -129,8 +161,8 @@ def test_llama_configs_of_other_programs_are_read(changes: dict[str, Any], expec
         ({"attention_bias": True}, "attention_bias is True, a variant"),
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"head_dim": 16}, "head_dim is 16; supported: hidden_size / num_attention_heads, which is 8"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "of type 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "of type 'llama3'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "positions are .*linear.*supported"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "positions are .*llama3.*supported"),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; wanted: an object"),
         ({"rope_theta": "much"}, "rope_theta is 'much'"),
         ({"hidden_act": ["silu"]}, "hidden_act is .*supported: silu"),
@@ -156,21 +188,54 @@ def test_llama_without_prefix_and_with_buffers_is_read(tmp_path: Path) -> None:
 
 def test_unknown_model_type_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": ["llama"]})
-    with pytest.raises(UserError, match=r"model_type is \['llama'\]; it can be imported if it is one of gpt2, llama"):
+    with pytest.raises(UserError, match=r"model_type is \['llama'\]; wanted: gpt2, llama, gptjax"):
         from_hf(tmp_path)
 
 
 # --- with transformers ---
 
+RECIPES = {path.stem for path in Path(configs.__path__[0]).glob("*.py")} - {"__init__"}
+PARITY = (
+    MODELS
+    | {f"option_{name}": replace(GPT2_CONFIG, **changes) for name, changes in OPTIONS.items()}
+    | {f"recipe_{name}": shrink_model(load_config(name).model) for name in sorted(RECIPES)}
+)
+
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PARITY)
 def test_transformers_computes_the_same_logits(tmp_path: Path, name: str) -> None:
     pytest.importorskip("transformers")
-    model = save(tmp_path / name, MODELS[name])
+    model = save(tmp_path / name, PARITY[name])
     tokens = draw_tokens(model.config)
     expected = compute_logits(model, tokens)
     assert np.ptp(expected) > 1, "equal logits would prove little"
     found = compute_torch_logits(tmp_path / name, tokens)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "changes", [EVERYTHING, {"window_pattern": "SL", "short_window": 4, "value_embeddings": "01.."}]
+)
+def test_custom_form_generates_with_every_cache_as_without(tmp_path: Path, changes: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    model = save(tmp_path / "out", replace(GPT2_CONFIG, context_length=32, **changes), form="gptjax")
+    options = {"trust_remote_code": True}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **options).eval()
+    prompts = torch.tensor(draw_tokens(model.config)[:, :7])
+    greedy = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    written = loaded.generate(prompts, **greedy)
+    best = compute_logits(model, np.pad(written.numpy(), ((0, 0), (0, 5))))[:, 6:26].argmax(-1)
+    np.testing.assert_array_equal(written[:, 7:], best)
+    np.testing.assert_array_equal(loaded.generate(prompts, use_cache=False, **greedy), written)
+    np.testing.assert_array_equal(loaded.generate(prompts, cache_implementation="static", **greedy), written)
+
+    padded, mask = prompts.clone(), torch.ones_like(prompts)
+    padded[0], mask[0, :3] = torch.cat([prompts[0, :3] * 0, prompts[0, :4]]), 0
+    batch = loaded.generate(padded, attention_mask=mask, **greedy)
+    np.testing.assert_array_equal(batch[0, 3:], loaded.generate(prompts[:1, :4], **greedy)[0])
+    np.testing.assert_array_equal(batch[1], written[1])

@@ -258,7 +258,7 @@ def test_export_refuses_numbers_too_large_for_float16(saved: Saved):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert'; it can be imported if"),
+        ({"model_type": "bert"}, "model_type is 'bert'; wanted: gpt2"),
         ({"model_type": "llama"}, "lacks num_hidden_layers"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),

@@ -106,7 +106,7 @@ Chunk = Document | Block
 class Source(Protocol):
     """A sequence of documents, in the same order and the same chunks at every pass.
 
-    Implement it to read another kind of text, and add a function that opens it to `sources.OPENERS`. The simplest
+    Implement it in a file of your own to read another kind of text: `--source=my_reader.py:Mails`. The simplest
     `chunks` yields one `bytes` for each document. Yielding blocks lets other processes do the parsing. `name` is one
     word. `identity` is a JSON value that differs when the text differs.
     """

@@ -40,7 +40,10 @@ def find_reader(name: str) -> DocumentReader | None:
 
 def open_files(spec: str) -> "Files":
     """Open the files that `spec` names: a file of any name, those of known formats in a directory, or a pattern."""
-    others = "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, or a recipe (python -m data_pipelines.recipes lists them)"
+    others = (
+        "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, FILE.py:NAME (a class of yours), or a recipe "
+        "(python -m data_pipelines.recipes lists them)"
+    )
     paths = find_files(spec, find_reader, known=_KNOWN, otherwise=f" Or use {others}.")
     folder = Path(spec).expanduser()
     return Files(spec, paths, sum(1 for _ in list_files_below(folder)) - len(paths) if folder.is_dir() else 0)

@@ -10,8 +10,6 @@ library's cache (`HF_HOME`). The library reads `HF_ENDPOINT` and `HF_TOKEN`.
 import contextlib
 import fnmatch
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.files import Files, find_reader
 from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
+from gptjax.core.files import hash_json
 
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
 _TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
@@ -54,7 +53,7 @@ class HubFiles:
 
     def identity(self) -> dict[str, Any]:
         """Paths, sizes and hashes of the files, not the commit: an edited readme changes no text."""
-        digest = hashlib.sha256(json.dumps(self.files).encode()).hexdigest()
+        digest = hash_json(self.files)
         return {"source": self.spec, "files": len(self.files), "paths_sizes_hashes": digest}
 
     def fetch(self, file: RemoteFile, directory: Path | None = None) -> Path:

@@ -1,14 +1,13 @@
 """Local files by a spec: one file, those of a kind in a directory, or a pattern."""
 
 import glob
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import hash_json
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
@@ -62,4 +61,4 @@ def identify_files(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
 def hash_names_sizes_times(files: dict[str, Path]) -> str:
     """A hash of the names, sizes and modification times of files; their content is not read."""
     listed = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return hash_json(listed)

@@ -10,6 +10,7 @@ from data_pipelines.readers.bundled import Shakespeare, Stdlib
 from data_pipelines.readers.documents import Source
 from data_pipelines.readers.files import open_files
 from data_pipelines.readers.hub import open_hub
+from data_pipelines.readers.own_sources import open_own
 from data_pipelines.readers.tfds_sets import open_tfds
 from data_pipelines.readers.wikitext import PREFIX, Articles
 from data_pipelines.recipes import RECIPES
@@ -26,6 +27,7 @@ OPENERS: tuple[Callable[[str], Source | None], ...] = (
     open_hub,
     open_tfds,
     lambda spec: Articles(open_source(spec.removeprefix(PREFIX))) if spec.startswith(PREFIX) else None,
+    open_own,
     open_files,
 )
 """Each opens the specs that it knows and returns None for others; the first that knows a spec opens it."""

@@ -91,7 +91,8 @@ def _import_module(name: str) -> types.ModuleType:
 
 def run_file(path: Path) -> types.ModuleType:
     """Run a Python file as a module of its own. Each call runs it afresh, so that an edit in a notebook counts."""
-    name = f"gptjax_config_file:{path}"
+    # Without dots: what follows a dot would be looked up in a package, when an object of the file is unpickled.
+    name = f"gptjax_user_file:{path}".replace(".", "_")
     module = types.ModuleType(name)
     module.__file__ = str(path)
     # Type hints and help texts of a class that the file defines are looked up in sys.modules.

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,11 @@ def file_sha256(path: AnyPath) -> str:
     """SHA-256 of a whole file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(content: object) -> str:
+    """SHA-256 of a value as JSON, in hexadecimal. The order of keys counts."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @contextlib.contextmanager

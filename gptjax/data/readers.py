@@ -1,13 +1,12 @@
 """Readers: in which order the sequences of a data set are read, and how several data sets are read as one."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import hash_json
 from gptjax.data.checksums import check_documents
 from gptjax.data.mixture import MixtureSchedule
 from gptjax.data.sequences import Sequences, check_documents_known
@@ -77,11 +76,6 @@ class MixtureReader(RowReader):
 
     def describe(self) -> list[str]:
         return [line for reader in self.readers for line in reader.describe()]
-
-
-def hash_json(content: object) -> str:
-    """SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check_stream(stream: TokenStream, spec: ReadSpec) -> None:

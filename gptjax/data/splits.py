@@ -1,14 +1,12 @@
 """A split of a directory of shards: which files belong to it, and whether they fit the manifest."""
 
-import hashlib
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import AnyPath
+from gptjax.core.files import AnyPath, hash_json
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Counts, Manifest, read_manifest
 from gptjax.data.shards import Format
 from gptjax.data.token_stream import TokenStream
@@ -68,7 +66,7 @@ def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> 
 def _hash_entries(manifest: Manifest, split: str) -> str:
     files = manifest.files_of(split) | manifest.sidecars_of(split)
     content = [(name, file.bytes, file.sha256) for name, file in files.items()]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hash_json(content)
 
 
 def check_size(path: Path, wanted: int) -> None:

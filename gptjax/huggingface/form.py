@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
@@ -55,6 +55,11 @@ class Form:
     def title(self) -> str:
         """The form in a message."""
         return f"{self.architecture} of Hugging Face"
+
+    @property
+    def code(self) -> Path | None:
+        """A Python file that transformers needs to load the model; None: it has the class itself."""
+        return None
 
     # --- export ---
 
@@ -99,10 +104,14 @@ class Form:
         activation = content.get(self.activation_field, next(iter(self.activations)))
         if not isinstance(activation, str) or activation not in self.activations:
             raise UserError(
-                f"{path}: {self.activation_field} is {activation!r}; supported: {', '.join(self.activations)}."
+                f"{path}: {self.activation_field} is {quote(repr(activation))}; supported: "
+                f"{', '.join(self.activations)}."
             )
         values = {name: self._read_field(content, hf_field, path=path) for hf_field, name in self.fields.items()}
-        return GPTConfig(**{**self.implied, **values, "activation": self.activations[activation]})
+        try:
+            return GPTConfig(**{**self.implied, **values, "activation": self.activations[activation]})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def _read_field(self, content: Mapping[str, Any], hf_field: str, *, path: Path) -> Any:
         """A field's value, of the type that the field of `GPTConfig` has."""
@@ -113,7 +122,7 @@ class Form:
             return float(value)
         if not fits(value, hint):
             wanted = getattr(hint, "__name__", str(hint))
-            raise UserError(f"{path}: {hf_field} is {value!r}; wanted: {wanted}.")
+            raise UserError(f"{path}: {hf_field} is {quote(repr(value))}; wanted: {wanted}.")
         return value
 
 

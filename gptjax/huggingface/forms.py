@@ -2,14 +2,15 @@
 
 from typing import Any, Literal
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
+from gptjax.huggingface.custom import CUSTOM
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.gpt2 import GPT2
 from gptjax.huggingface.llama import LLAMA
 from gptjax.model.config import GPTConfig
 
-FORMS = {form.model_type: form for form in (GPT2, LLAMA)}
-FormName = Literal["auto", "gpt2", "llama"]
+FORMS = {form.model_type: form for form in (GPT2, LLAMA, CUSTOM)}
+FormName = Literal["auto", "gpt2", "llama", "gptjax"]
 """`auto` takes the first form that can express the model."""
 
 
@@ -29,5 +30,5 @@ def find_form(content: dict[str, Any], *, where: object) -> Form:
     """The form of a config.json. Raises `UserError` for a model type that is not known."""
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in FORMS:
-        raise UserError(f"{where}: model_type is {kind!r}; it can be imported if it is one of {', '.join(FORMS)}.")
+        raise UserError(f"{where}: model_type is {quote(repr(kind))}; wanted: {', '.join(FORMS)}.")
     return FORMS[kind]

@@ -44,6 +44,7 @@ FIELDS = {
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",  # the same, with √(2 / π) rounded
     "gelu": "gelu",
     "relu": "relu",
     "silu": "silu",

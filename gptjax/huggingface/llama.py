@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.form import Form, drop_ineffective
 from gptjax.huggingface.weight_map import HeadOrder, WeightMapping
 from gptjax.model.config import GPTConfig
@@ -79,8 +79,8 @@ class RotaryForm(Form):
         config = super().read_config(content, path=path)
         if content.get("head_dim") not in (None, config.head_dim):
             raise UserError(
-                f"{path}: head_dim is {content['head_dim']!r}; supported: hidden_size / num_attention_heads, which is "
-                f"{config.head_dim}."
+                f"{path}: head_dim is {quote(repr(content['head_dim']))}; supported: hidden_size / "
+                f"num_attention_heads, which is {config.head_dim}."
             )
         base = read_rotary_base(content, path=path)
         return drop_ineffective(replace(config, rotary_base=None if base == DEFAULT_ROTARY_BASE else base))
@@ -90,13 +90,13 @@ def read_rotary_base(content: Mapping[str, Any], *, path: Path) -> float:
     """The base of rotary positions, as transformers 4 and 5 store it. Raises `UserError` for positions that scale."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"{path}: rope_parameters is {rope!r}; wanted: an object.")
+        raise UserError(f"{path}: rope_parameters is {quote(repr(rope))}; wanted: an object.")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{path}: rotary positions are of type {kind!r} with {rope!r}; supported: 'default'.")
+        raise UserError(f"{path}: rotary positions are {quote(repr(rope))}; supported: 'default'.")
     base = rope.get("rope_theta", content.get("rope_theta", DEFAULT_ROTARY_BASE))
     if type(base) not in (int, float) or not 0 < base < math.inf:
-        raise UserError(f"{path}: rope_theta is {base!r}; wanted: a positive number.")
+        raise UserError(f"{path}: rope_theta is {quote(repr(base))}; wanted: a positive number.")
     return float(base)
 
 

@@ -1,6 +1,7 @@
 """Model directories with weights, config and tokenizer: written, compared with transformers, fetched from the hub."""
 
 import importlib.util
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, format_message, quote
 from gptjax.huggingface.form import CONFIG_FILE, Form
 from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
@@ -19,6 +20,7 @@ from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
+HUB_PREFIX = "hf:"
 FETCHED_FILES = (
     "config.json",
     "model*.safetensors",
@@ -47,6 +49,8 @@ def write_model(
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     write_json(directory / "generation_config.json", ends)
     write_tensors(directory, to_hf(model, form=form, dtype=dtype))
+    if form.code is not None:
+        shutil.copyfile(form.code, directory / form.code.name)
     if tokenizer is not None:
         tokenizer.save(directory)
         specials = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
@@ -91,18 +95,26 @@ def compute_torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+    # Code is executed only from a directory that an export has just written.
+    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.numpy()
 
 
 def fetch_model(model: str) -> Path:
-    """The model's directory: `model` itself, or where huggingface_hub caches the model of that name."""
-    if Path(model).is_dir():
-        return Path(model)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    """The model's directory: `model` itself, or where huggingface_hub caches the model of that name.
+
+    `hf:NAME` is always the hub's. A directory of the name of a model is read, and a note says so.
+    """
+    name = model.removeprefix(HUB_PREFIX)
+    directory = Path(model).expanduser()
+    if name == model and directory.is_dir():
+        _check_model_directory(model, directory)
+        return directory
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model={model} is neither a directory nor the name of a model on the hub.")
-    return fetch_from_hub(model)
+    return fetch_from_hub(name)
 
 
 def fetch_from_hub(name: str) -> Path:
@@ -113,9 +125,19 @@ def fetch_from_hub(name: str) -> Path:
     try:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=list(FETCHED_FILES))
     except Exception as error:  # the hub's errors have no common base class
-        reason = str(error).strip().partition("\n")[0]
+        reason = quote(str(error).strip().partition("\n")[0])
         raise UserError(f"{name!r}: fetching it from the hub failed: {type(error).__name__}: {reason}") from error
     return Path(found)
+
+
+def _check_model_directory(model: str, directory: Path) -> None:
+    """Say which of the two is read where a directory is called like a model of the hub."""
+    like_hub = not model.startswith((".", "/", "~")) and model.count("/") <= 1
+    hub = f"The hub's model of that name is --model={HUB_PREFIX}{model}."
+    if not (directory / CONFIG_FILE).exists():
+        raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{f' {hub}' if like_hub else ''}")
+    if like_hub:
+        print(f"note: {model} is a directory here, which is read. {hub}", file=sys.stderr)
 
 
 def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
@@ -127,7 +149,7 @@ def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
     try:
         tokenizer = load_tokenizer(directory)
     except UserError as error:
-        print(f"note: imported without a tokenizer: {error}", file=sys.stderr)
+        print(format_message(f"note: imported without a tokenizer: {error}"), file=sys.stderr)
         return None
     if tokenizer.vocab_size > vocab_size:
         raise UserError(

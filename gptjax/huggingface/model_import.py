@@ -11,11 +11,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.form import CONFIG_FILE, EMBEDDING, HEAD, Form
 from gptjax.huggingface.forms import find_form
 from gptjax.huggingface.model_export import HFOrigin
-from gptjax.huggingface.safetensors_dir import StoredTensor, open_tensors, read_json
+from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_tensors, read_json
 from gptjax.huggingface.weight_map import DTypeName, WeightMapping, format_path, get_shapes, is_param, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
@@ -44,7 +44,7 @@ def from_hf(
     form = find_form(content, where=directory / CONFIG_FILE)
     config = form.read_config(content, path=directory / CONFIG_FILE)
     with open_tensors(directory) as stored:
-        tensors = normalize_names(stored, form)
+        tensors = normalize_names(stored, form, directory)
         stored_dtype = check_tensors(tensors, form, config=config, directory=directory)
         dtype = dtype or ("bfloat16" if stored_dtype == "bfloat16" else "float32")
         config = replace(config, compute=replace(config.compute, dtype=dtype))
@@ -63,15 +63,18 @@ def from_hf_config(content: dict[str, Any], *, path: Path) -> GPTConfig:
     return find_form(content, where=path).read_config(content, path=path)
 
 
-def normalize_names(stored: Mapping[str, StoredTensor], form: Form) -> dict[str, StoredTensor]:
+def normalize_names(stored: Mapping[str, StoredTensor], form: Form, directory: Path) -> dict[str, StoredTensor]:
     """The weights by the form's names. Base models are saved without the prefix, and some files hold buffers."""
+    plain = {tensor.name: name for name, tensor in stored.items()}
     whole = (form.prefix, "lm_head.")
     add_prefix = lambda name: name if name.startswith(whole) else f"{form.prefix}{name}"
-    return {add_prefix(name): tensor for name, tensor in stored.items() if not form.buffers.search(name)}
+    weights = [tensor for name, tensor in stored.items() if not form.buffers.search(name)]
+    return name_tensors(weights, directory, rename=lambda name: add_prefix(plain[name]))
 
 
 def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GPTConfig, directory: Path) -> DTypeName:
     """Raise unless the tensors are exactly the form's. Returns their type; float32 for several types."""
+    _check_sizes(tensors, config, path=directory / CONFIG_FILE)
     rows = select_rows(form.weights, config)
     names = {row.path: row.hf_name for row in form.weights}
     expected = dict(get_shapes(rows, config))
@@ -92,7 +95,7 @@ def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GP
         if found != shape:
             raise UserError(f"{directory}: {name} has shape {found}, but {CONFIG_FILE} implies {shape}.")
         if code not in STORED_DTYPES:
-            raise UserError(f"{directory}: {name} is of type {code}; supported: {', '.join(STORED_DTYPES)}.")
+            raise UserError(f"{directory}: {name} is of type {quote(code)}; supported: {', '.join(STORED_DTYPES)}.")
     if has_second_head and not np.array_equal(tensors[names[HEAD]].read(), tensors[names[EMBEDDING]].read()):
         raise UserError(
             f"{directory}: tie_word_embeddings is true, but {names[HEAD]} differs from the embedding. Set the field "
@@ -100,6 +103,22 @@ def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GP
         )
     codes = {tensors[name].dtype for name in expected}
     return STORED_DTYPES[codes.pop()] if len(codes) == 1 else "float32"
+
+
+def _check_sizes(tensors: Mapping[str, StoredTensor], config: GPTConfig, *, path: Path) -> None:
+    """Raise for sizes beyond those of the tensors, before lists and shapes of such a size are made."""
+    if config.num_layers > len(tensors):
+        raise UserError(
+            f"{path}: it has {config.num_layers} layers, but there are only {len(tensors)} weights. Fetch the model "
+            "again."
+        )
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    sizes = (config.embed_dim, config.hidden_dim, config.resolved_vocab_size, config.position_scheme.max_length or 0)
+    if max(sizes) > largest:
+        raise UserError(
+            f"{path}: it implies weights of size {max(sizes)}, but no axis of a weight is larger than {largest}, so a "
+            "weight has another shape. Fetch the model again."
+        )
 
 
 def select_rows(rows: Iterable[WeightMapping], config: GPTConfig) -> list[WeightMapping]:
@@ -111,7 +130,7 @@ def select_rows(rows: Iterable[WeightMapping], config: GPTConfig) -> list[Weight
 
 
 def _list_names(names: list[str]) -> str:
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    shown = ", ".join(map(quote, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"the weight{'s' if len(names) > 1 else ''} {shown}"
 
 

@@ -11,7 +11,6 @@ documents.
 
 import copy
 import functools
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -24,7 +23,7 @@ import tiktoken
 from jaxtyping import Int32
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import write_atomically
+from gptjax.core.files import hash_json, write_atomically
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate, read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
 from gptjax.tokenization.tokenizer_json import (
@@ -91,7 +90,7 @@ class Tokenizer(ABC):
         """SHA-256 of everything that decides the ids; the same after saving and loading."""
         table = sorted((i, token.hex()) for token, i in self.tokens.items())
         content = [self.kind, self.pattern, table, sorted(self.specials.items())]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hash_json(content)
 
     @abstractmethod
     def encode(self, text: str) -> Int32[np.ndarray, " T"]:
