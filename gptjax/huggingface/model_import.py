@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,13 +19,14 @@ from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_
 from gptjax.huggingface.weight_map import DTypeName, WeightMapping, format_path, get_shapes, is_param, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 
 STORED_DTYPES: dict[str, DTypeName] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def from_hf(
-    directory: str | Path, *, mesh: MeshConfig | None = None, dtype: Literal["bfloat16", "float32"] | None = None
+    directory: str | Path, *, mesh: MeshConfig | None = None, dtype: DType | None = None
 ) -> tuple[GPTConfig, GPT, HFOrigin]:
     """Read a model that transformers or `to-hf` saved. config.json names its form.
 
