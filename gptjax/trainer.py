@@ -8,10 +8,11 @@ from gptjax import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
+from gptjax.run_dir import CHECKPOINTS, METRICS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown
+from gptjax.training.saver import Saver
 
 
 def train(
@@ -41,7 +42,9 @@ def train(
         mesh.activate(),
         run_lock(config.directory),
         GracefulShutdown() as shutdown,
-        CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
+        CheckpointManager(
+            config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
+        ) as checkpoints,
     ):
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
@@ -58,7 +61,9 @@ def train(
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start)
             batch_iterator = batches.iterate_from(start)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-            stopped = None
+            metadata = {"config": to_json(config), "fingerprints": fingerprints}
+            saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
+            stopped, loss, step = None, None, start
             for step in range(start, config.steps + 1):  # one more turn, to evaluate and save the last weights
                 stopped = shutdown.get_signal(step)
                 metrics: dict[str, Any] = {}
@@ -67,10 +72,10 @@ def train(
                         found = startup.evaluate_state(evaluator, state, config)
                     log.write(step, found)
                     metrics |= found
-                if step > start and (stopped or guard.should_save(config.checkpoint, step, state=state)):
+                loss = metrics.get(config.checkpoint.best_metric)
+                if step > start and (stopped or (saver.is_due(step) and guard.allows_save(step, state=state))):
                     with log.measure("checkpoint"):
-                        metadata = {"config": to_json(config), "fingerprints": fingerprints}
-                        checkpoints.save(step, state, metadata=metadata, val_loss=metrics.get("val_loss"))
+                        saver.save(step, state, loss=loss)
                 if stopped or step == config.steps:
                     break
                 with log.measure("data"):
@@ -78,7 +83,8 @@ def train(
                 state, step_metrics = train_step(step)(state, batch)  # dispatched, not awaited
                 log.step(step + 1, step_metrics | batches.epochs(step + 1))  # writes the step before
                 guard.check(step, step_metrics)
-            with log.measure("checkpoint"):
-                checkpoints.wait()
+            if step > start:
+                with log.measure("checkpoint"):
+                    saver.finish(step, state, loss=loss)
     report.print_summary(config, command, stopped=stopped)
     return 128 + stopped if stopped else 0
