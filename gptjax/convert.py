@@ -100,6 +100,8 @@ def export_model(options: ToHf) -> None:
             result = compare_with_transformers(directory, model, dtype=dtype)
     weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
     tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
+    if run.tokenizer and run.tokenizer.end_of_text is None:
+        print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
     step = run.find_step(options.step)
     print(
         f"{options.output}: {weights} of {run.directory.name} at step {step} as {form.architecture} in {dtype}, "

@@ -174,6 +174,7 @@ TOKENIZER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "a vocabulary as text": write(
         "tokenizer.json", json.dumps(Bytes().to_json() | {"model": {"type": "BPE", "vocab": "x", "merges": []}})
     ),
+    "a config that is no JSON": write("tokenizer_config.json", "{"),
     "an id as text": set_pair('{"a": "0"}', "#version"),
     "an id beyond all": set_pair('{"a": 1000000000000}', "#version"),
     "a pair as a list": set_pair('["a"]', "#version"),

@@ -16,7 +16,7 @@ from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.huggingface.weight_map import DTypeName
 from gptjax.model.gpt import GPT, with_static
-from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
@@ -26,6 +26,8 @@ FETCHED_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
 )
@@ -53,7 +55,8 @@ def write_model(
         shutil.copyfile(form.code, directory / form.code.name)
     if tokenizer is not None:
         tokenizer.save(directory)
-        specials = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        name = tokenizer.end_of_text_name
+        specials = {} if name is None else {"bos_token": name, "eos_token": name}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length}
         settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
         write_json(directory / "tokenizer_config.json", settings | specials)
