@@ -68,7 +68,7 @@ def _train(
             keep_console_log(config.directory / CONSOLE_LOG)
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
-        state = startup.restore_run_state(config, checkpoints, fingerprints, mesh, modules)
+        state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.initialize_state(config, mesh)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
@@ -139,7 +139,8 @@ class _Loop:
             except StopRequested as stop:
                 return loss, stop.number
             self.log.write(step, found)
-            loss = found.get(self.config.checkpoint.best_metric, loss)
+            value = found.get(self.config.checkpoint.best_metric)
+            loss = value if isinstance(value, float) else loss
         return loss, None
 
     def _should_save(self, step: int, state: TrainState) -> bool:

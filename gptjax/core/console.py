@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 MAX_PENDING = 2**20
 """Characters that are kept for the console log before its directory is known."""
@@ -29,9 +29,10 @@ class ConsoleLog:
     """A file that receives what a run prints. Text that comes before the file is known is kept for it."""
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._file: Any = None
         self._pending: list[str] = []
         self._length = 0
+        self._after_bar = False
 
     def open(self, path: Path) -> None:
         """Append to this file from now on. A file that cannot be written is left."""
@@ -42,7 +43,9 @@ class ConsoleLog:
             self.write(text)
 
     def write(self, text: str) -> None:
-        if "\x1b" in text:  # a progress bar
+        is_bar = "\x1b" in text or (self._after_bar and text == "\n")  # print writes the line end by itself
+        self._after_bar = "\x1b" in text
+        if is_bar:
             return
         if self._file is None:
             self._length += len(text)
@@ -66,7 +69,7 @@ class SafeStream(io.TextIOBase):
     the encoding lacks are written as escapes.
     """
 
-    def __init__(self, stream: TextIO, log: ConsoleLog) -> None:
+    def __init__(self, stream: Any, log: ConsoleLog) -> None:
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
@@ -97,7 +100,7 @@ class SafeStream(io.TextIOBase):
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
 
-    def release(self) -> TextIO:
+    def release(self) -> Any:
         """The stream itself, with nothing left in its buffer that could fail later."""
         try:
             self._stream.flush()
@@ -136,8 +139,9 @@ def safe_console() -> Iterator[None]:
     global _log
     _log = ConsoleLog()
     streams = sys.stdout, sys.stderr
-    safe = [SafeStream(stream, _log) for stream in streams if stream is not None]
-    sys.stdout, sys.stderr = (*safe, None, None)[:2]  # pyright: ignore[reportAttributeAccessIssue]
+    # A service may have neither.
+    safe = [SafeStream(stream or io.StringIO(), _log) for stream in streams]
+    sys.stdout, sys.stderr = safe
     try:
         yield
     finally:
