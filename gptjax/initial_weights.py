@@ -1,7 +1,6 @@
 """The weights that a run starts from, and those of its objective's second model."""
 
 from dataclasses import replace
-from functools import partial
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -9,7 +8,6 @@ from gptjax.model.gpt import GPT, with_static
 from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.objective import FrozenModelObjective
 
 
 def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
@@ -19,13 +17,6 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
     weights = grow_vocabulary(weights, config.model.resolved_vocab_size)
     return with_static(weights, config=config.model)
-
-
-def load_frozen_model(config: TrainConfig, mesh: MeshConfig) -> GPT | None:
-    """The second model of the objective, if it has one. Call it under `mesh.activate()`."""
-    if not isinstance(config.objective, FrozenModelObjective):
-        return None
-    return config.objective.load_frozen_model(partial(load_weights, config, mesh))
 
 
 def load_weights(config: TrainConfig, mesh: MeshConfig, run: str | None) -> GPT:

@@ -7,7 +7,8 @@ last, binds them to the tokens and to the weights.
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,23 +26,45 @@ from gptjax.initial_weights import load_weights
 from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig, reshard
 from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.objective import FrozenModelObjective
 from gptjax.training.preference import ReferenceObjective, compute_log_probs
 
 DIRECTORY = "reference"
 
 
-def store_reference(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> tuple[ReadSpec, str | None]:
-    """The spec with the stored reference, computed first if need be, and the fingerprint of the reference's weights.
+@dataclass(frozen=True)
+class SecondModel:
+    """What a run needs of the model that its objective compares with."""
 
-    Both are as they were for objectives without a reference. Call it under `mesh.activate()`.
+    read_spec: ReadSpec
+    """What the run asks of its data, with the stored log-probabilities of a reference."""
+    model: GPT | None = None
+    """The model, if every step computes with it."""
+    fingerprints: dict[str, str | None] = field(default_factory=dict)
+    """Its identity, which a resumed run compares."""
+
+
+def prepare_second_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> SecondModel:
+    """Load the objective's second model, or store what it says of the data, if that was not done before.
+
+    Objectives without such a model get `spec` back. Call it under `mesh.activate()`.
     """
     objective = config.objective
-    if not isinstance(objective, ReferenceObjective):
-        return spec, None
-    model = load_weights(config, mesh, objective.reference)
-    weights = hash_weights(model)
-    if not objective.store_reference:
-        return spec, weights
+    if not isinstance(objective, FrozenModelObjective):
+        return SecondModel(spec)
+    load = partial(load_weights, config, mesh)
+    if isinstance(objective, ReferenceObjective) and objective.store_reference:
+        model = load(objective.reference)
+        fingerprint = hash_weights(model)
+        return SecondModel(store_reference(config, spec, model, weights=fingerprint), None, {"reference": fingerprint})
+    model = objective.load_frozen_model(load)
+    return SecondModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
+
+
+def store_reference(config: TrainConfig, spec: ReadSpec, model: GPT, *, weights: str) -> ReadSpec:
+    """The spec with the stored log-probabilities, which are computed unless they are there already."""
+    objective, mesh = config.objective, model.mesh
+    assert isinstance(objective, ReferenceObjective)
     directory = config.directory / DIRECTORY
     splits = ("train", "val") if config.evaluators else ("train",)
     rows = {split: config.data.open_rows(split, spec) for split in splits}
@@ -61,7 +84,7 @@ def store_reference(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> tu
         if jax.process_index() == 0:
             write_atomically(directory / "reference.json", json.dumps(identity))
         multihost_utils.sync_global_devices("reference")
-    return replace(spec, reference=directory), weights
+    return replace(spec, reference=directory)
 
 
 def _read_identity(directory: Path) -> object:

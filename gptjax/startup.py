@@ -292,7 +292,8 @@ def compile_steps(
 
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)
-        return programs[phase.batch, phase.model]
+        program = programs[phase.batch, phase.model]
+        return lambda state, batch: program(state, batch, frozen)
 
     return train_step
 
