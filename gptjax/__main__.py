@@ -11,6 +11,7 @@ from gptjax.core.errors import UserError, exit_on_user_error, quote
 COMMANDS = {
     "train": ("gptjax.train", "train a GPT, or resume its training"),
     "sample": ("gptjax.sample", "continue a text"),
+    "chat": ("gptjax.chat", "talk with a model that was trained on chats"),
     "evaluate": ("gptjax.evaluate", "measure the loss on a text or on shards"),
     "convert": ("gptjax.convert", "to and from Hugging Face's format"),
     "bench": ("gptjax.bench", "time a config"),
@@ -27,7 +28,6 @@ COMMANDS = {
 WORDS = {
     "eval": "evaluate",
     "generate": "sample",
-    "chat": "sample",
     "export": "convert",
     "import": "convert",
     "benchmark": "bench",

@@ -228,7 +228,7 @@ def test_a_damaged_tokenizer_is_told_in_one_line(
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_names_of_a_wrapped_model_are_understood(prefix: str, tmp_path: Path):
-    from gptjax.huggingface.gpt2_import import from_hf
+    from gptjax.huggingface.model_import import from_hf
 
     tensors = draw_tensors(CONFIG)
     folder = write_model(tmp_path / "model", {prefix + name: tensor for name, tensor in tensors.items()})
