@@ -59,10 +59,11 @@ def find_column(batch: Any, column: str) -> Any:
     """The array of a column, or of a field inside a struct."""
     if column in batch.schema.names:
         return batch.column(column)
-    import pyarrow.compute as compute
-
     first, *rest = column.split(".")
-    return compute.struct_field(batch.column(first), rest)
+    values = batch.column(first)
+    for name in rest:
+        values = values.flatten()[values.type.get_field_index(name)]  # unlike `field`, with the struct's own nulls
+    return values
 
 
 def join_values(values: Any) -> Iterator[Document | None]:
@@ -130,10 +131,11 @@ def _find_type(column: str, schema: Any) -> Any:
     if schema.names.count(column) == 1:
         return schema.field(column).type
     first, *rest = column.split(".")
-    kind = schema.field(first).type if rest and schema.names.count(first) == 1 else None
+    kind: Any = schema.field(first).type if rest and schema.names.count(first) == 1 else None
     for name in rest:
-        has_field = kind is not None and types.is_struct(kind) and kind.get_field_index(name) >= 0
-        kind = kind.field(name).type if has_field else None
+        if kind is None or not types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
     return kind
 
 

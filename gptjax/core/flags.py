@@ -1,8 +1,8 @@
 """The words of a command line before tyro reads them: forms that people type, and what is said of a wrong one.
 
 `list_flags` knows the flags that tyro makes of a dataclass. `normalize_words` writes `--model.bias=False`,
-`--steps=1e3` and `--model.long-window=none` as tyro wants them. `explain_words` finds the word that tyro refused, and the one
-that was meant.
+`--steps=1e3` and `--checkpoint.every=none` as tyro wants them. `explain_words` finds the word that tyro refused, and
+the one that was meant.
 """
 
 import dataclasses
