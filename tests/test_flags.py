@@ -66,7 +66,7 @@ TYPED_TO_OTHERS = [
     (Sample, "--checkpoint=x --topk=5", "--top-k=5"),
     (Sample, "--checkpoint=x --start=Once", "--prompt=Once"),
     (Evaluate, "--checkpoint=x --file=a.txt", "--text=a.txt"),
-    (Evaluate, "--text=a.txt", "--checkpoint=…"),
+    (Sample, "--prompt=a", "--checkpoint=…"),
     (ToHf, "--model=runs/x", "--checkpoint=runs/x"),
     (ToHf, "--checkpoint=x --out=y", "--output=y"),
     (Prepare, "books.txt", "--source=books.txt"),

@@ -14,6 +14,7 @@ from data_pipelines.readers.paths import find_files, identify_files, list_files_
 from data_pipelines.readers.tables import JSON_SUFFIX, TABLE_SUFFIXES, read_table
 from data_pipelines.readers.text_files import COMPRESSED, read_text
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of an unknown format read as plain text"
@@ -61,7 +62,7 @@ def open_files(spec: str) -> "Files":
         "(python -m data_pipelines.recipes lists them)"
     )
     # A directory of texts often has a settings.json beside them; of .json files alone, they are the data.
-    folder = Path(spec).expanduser()
+    folder = expand_path(spec)
     below = list(list_files_below(folder)) if folder.is_dir() else []
     has_others = any(find_reader(path.name) and not path.name.lower().endswith(JSON_SUFFIX) for path in below)
     is_known = lambda name: find_reader(name) and not (has_others and name.lower().endswith(JSON_SUFFIX))

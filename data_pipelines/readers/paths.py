@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError, format_message
-from gptjax.core.files import hash_json
+from gptjax.core.files import expand_path, hash_json
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
@@ -20,7 +20,7 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     read twice. Where names tell splits, only files of training are taken, and a line on stderr says so. `known` and
     `otherwise` complete the error messages.
     """
-    path = Path(os.path.expanduser(spec or "no name"))
+    path = expand_path(spec or "no name")
     if path.is_dir():
         found = [file for file in list_files_below(path) if is_known(file.name)]
         if not found:
@@ -99,7 +99,7 @@ def list_files_below(directory: Path) -> Iterator[Path]:
 def identify_files(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
     """A JSON value that differs when these files differ, whatever path names them."""
     files = {os.path.abspath(path): path for path in paths}
-    source = os.path.abspath(os.path.expanduser(spec))
+    source = os.path.abspath(expand_path(spec))
     return {"source": source, "files": len(files), "names_sizes_times": hash_names_sizes_times(files)}
 
 
