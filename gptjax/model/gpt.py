@@ -272,7 +272,6 @@ def take_layers(model: GPT, layers: tuple[int, ...]) -> GPT:
     """The model with these of its layers, counted from 0; no layers stand for all."""
     if not layers:
         return model
-    blocks = jax.tree.map(lambda leaf: jnp.stack([leaf[layer] for layer in layers]), model.blocks)
-    copy = with_static(model, config=replace(model.config, num_layers=len(layers)))
-    copy.blocks = with_static(blocks, config=copy.config)
-    return copy
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    copy.blocks = jax.tree.map(lambda leaf: jnp.stack([leaf[layer] for layer in layers]), model.blocks)
+    return with_static(copy, config=replace(model.config, num_layers=len(layers)))
