@@ -10,7 +10,6 @@ request again finds it and stops. After a kill the same command continues, to th
 """
 
 import contextlib
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +141,7 @@ def _write_shards(
     context = ReadContext(options.text_field, options.strict, block_bytes=limits.batch_bytes)
     chunks, encoder = corpus.iter_chunks(context), Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens)
     batches = iter_batches(chunks, context, tokenizer=tokenizer, limits=limits, start=done.units)
-    encoded = encode_batches(batches, encoder, processes=options.processes or _count_cores(), limits=limits)
+    encoded = encode_batches(batches, encoder, processes=options.processes, limits=limits)
     with (
         open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line("encoding") as show,
@@ -160,10 +159,6 @@ def _write_shards(
         corpus.check_count(documents)
     notes.add(context.notes)
     return {name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines()
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":
