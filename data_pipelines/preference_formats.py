@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import QUESTIONS, UselessRecord, check_turns, check_utf8, describe, read_messages
+from data_pipelines.chat_formats import QUESTIONS, describe
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.messages import UselessRecord, check_turns, check_utf8, read_messages
 
 SIDES = ("chosen", "rejected")
 FIELDS = ("prompt", *SIDES, *QUESTIONS, "system", "input", "preferred_output", "non_preferred_output", "completions")

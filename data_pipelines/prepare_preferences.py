@@ -19,7 +19,6 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.chat_formats import UselessRecord
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.runtime.options import run_command
@@ -28,6 +27,7 @@ from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, MaskedTokens, encode_together, mark, to_ids
 from gptjax.tokenization.chat_template import CHATML
+from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 TEXT_FOR_CHATS = "pairs are plain text, though the tokenizer is for chats: they were not written as turns"

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.chat_formats import UselessRecord
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.encode.splits import AllTo, HashFraction, Split, SplitRule, parse_split
 from data_pipelines.encode.worker_pool import map_on_cores, refuse_in_worker
@@ -31,6 +30,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.data.shards import token_dtype
 from gptjax.tokenization.chat import MaskedTokens
+from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer
 
 RECORDS_VERSION = 2

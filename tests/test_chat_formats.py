@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.chat_formats import UselessRecord, check_turns, parse_conversation, read_messages
+from data_pipelines.chat_formats import parse_conversation
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.messages import UselessRecord, check_turns, read_messages
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
