@@ -220,10 +220,7 @@ def restore_state(
         ) from None
     reported, refused = compare_configs(saved, config)
     refused += _compare_history(saved, config, step)
-    for name, mark in fingerprints.items():
-        old = metadata.get("fingerprints", {}).get(name)
-        if old != mark and not (name == "validation" and None in (old, mark)):  # evaluators come and go
-            refused.append(f"{name}: {_shorten(old)} → {_shorten(mark)}")
+    refused += _compare_fingerprints(metadata.get("fingerprints", {}), fingerprints)
     if refused and config.resume != "force":
         raise UserError(
             f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
@@ -245,6 +242,13 @@ def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list
     histories = {"data": [one.data.history_until(step) for one in (saved, wanted)]}
     histories["stages"] = [one.history_until(step) for one in (saved, wanted)]
     return [f"{name} until step {step}: {old} → {new}" for name, (old, new) in histories.items() if old != new]
+
+
+def _compare_fingerprints(saved: Fingerprints, found: Fingerprints) -> list[str]:
+    changed = [name for name, mark in found.items() if saved.get(name) != mark]
+    if None in (saved.get("validation"), found.get("validation")):  # evaluators come and go
+        changed = [name for name in changed if name != "validation"]
+    return [f"{name}: {_shorten(saved.get(name))} → {_shorten(found[name])}" for name in changed]
 
 
 def _shorten(fingerprint: str | None) -> str:

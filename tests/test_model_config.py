@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.model.config import REQUIREMENTS, ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.requirements import REQUIREMENTS
 
 SMALL = GPTConfig(num_layers=2, embed_dim=32, num_heads=4, context_length=16, vocab_size=128)
 
