@@ -54,7 +54,8 @@ class FromHf:
     """Make a run directory, with weights at step 0, from a GPT-2 in Hugging Face's format."""
 
     model: str
-    """Directory that transformers saved, or the name of a model on the hub, such as `gpt2`."""
+    """Directory that transformers saved, or the name of a model on the hub: `gpt2`, or `hf:gpt2` where a directory of
+    that name is here."""
     output: str
     """Run directory to make. It must be empty or not exist."""
 

@@ -85,7 +85,7 @@ def test_hub_prefix_fetches_the_repository(saved: Path, monkeypatch: pytest.Monk
     ("content", "message"),
     [
         (None, "is not a run directory or a saved model: it has no config.json. Give a run"),
-        ('{"model_type": "bert"}', "model_type is 'bert'; one that can be imported is gpt2"),
+        ('{"model_type": "bert"}', "model_type is 'bert'; wanted: gpt2"),
         ('{"model_type": ["gpt2"]}', r"model_type is \['gpt2'\]"),
         ("[" * 9000, "not JSON"),
         ("[]", "does not hold the config of a run"),

@@ -14,8 +14,31 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
 
 
+SHOWN_CHARACTERS = 200
+"""Characters of a stranger's text that a message shows."""
+
+
 class UserError(Exception):
     """Says in one or two sentences what was wrong, what was found, what was wanted and what to do."""
+
+
+def quote(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
+    """Text from a file, as a message may show it: on one line, without control characters, and shortened.
+
+    Strangers chose it. A line end or an escape sequence in it could imitate a message of this program.
+    """
+    shown = "".join(char if char.isprintable() else _escape(char) for char in text[:limit])
+    return shown if len(text) <= limit else f"{shown}…"
+
+
+def format_message(text: str) -> str:
+    """A message as it is printed: control characters escaped, and every line but the first indented."""
+    lines = "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text).split("\n")
+    return "\n".join([lines[0], *(f"  {line}" if line else line for line in lines[1:])])
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 @contextlib.contextmanager
@@ -27,16 +50,17 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(format_message(f"error: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.errno in DISK_FULL_ERRNOS:
-            where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+            where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "
             print(f"error: {where}{error.strerror}. Free space and give the same command again.", file=sys.stderr)
             raise SystemExit(2) from None
         if error.filename is None:
             raise
-        print(f"error: {os.fspath(error.filename)}: {error.strerror}. Choose another path.", file=sys.stderr)
+        where = quote(os.fspath(error.filename))
+        print(f"error: {where}: {error.strerror}. Choose another path.", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

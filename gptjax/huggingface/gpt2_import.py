@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import NamedSharding
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.gpt2_mapping import (
     ACTIVATIONS,
     CONFIG_FILE,
@@ -28,7 +28,7 @@ from gptjax.huggingface.gpt2_mapping import (
     get_hf_shape,
     is_param,
 )
-from gptjax.huggingface.safetensors_dir import StoredTensor, open_tensors, read_json
+from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_tensors, read_json
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.sharding.mesh import MeshConfig
@@ -56,7 +56,7 @@ def from_hf(
     content = read_json(directory / CONFIG_FILE)
     config = from_hf_config(content, path=directory / CONFIG_FILE)
     with open_tensors(directory) as stored:
-        tensors = _normalize_names(stored)
+        tensors = _normalize_names(stored, directory)
         stored_dtype = _check_tensors(tensors, config, directory=directory)
         dtype = dtype or ("bfloat16" if stored_dtype == "bfloat16" else "float32")
         config = replace(config, compute=replace(config.compute, dtype=dtype))
@@ -67,31 +67,44 @@ def from_hf(
 def from_hf_config(content: dict[str, Any], *, path: Path) -> GPTConfig:
     """The config that config.json at `path` describes. Raises `UserError` with a field that is not plain GPT-2's."""
     if content.get("model_type") != "gpt2":
-        raise UserError(f"{path}: model_type is {content.get('model_type')!r}; only 'gpt2' can be imported.")
+        raise UserError(f"{path}: model_type is {quote(repr(content.get('model_type')))}; only 'gpt2' can be imported.")
     for field, value in REQUIRED.items():
         if content.get(field, value) != value:
-            raise UserError(f"{path}: {field} is {content[field]!r}, a variant that is not supported; wanted: {value}.")
+            found = quote(repr(content[field]))
+            raise UserError(f"{path}: {field} is {found}, a variant that is not supported; wanted: {value}.")
     activation = content.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{path}: activation_function is {activation!r}; supported: {', '.join(ACTIVATIONS)}.")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise UserError(
+            f"{path}: activation_function is {quote(repr(activation))}; supported: {', '.join(ACTIVATIONS)}."
+        )
     values: dict[str, Any] = {}
     for hf_field, field in FIELDS.items():
         if hf_field in content:
             values[field] = value = content[hf_field]
             wanted = {"tie_embeddings": bool, "norm_epsilon": float}.get(field, int)
             if type(value) is not wanted and not (field == "mlp_dim" and value is None):
-                raise UserError(f"{path}: {hf_field} is {value!r}; wanted: {wanted.__name__}.")
-    return GPTConfig(**values, activation=ACTIVATIONS[activation])
+                raise UserError(f"{path}: {hf_field} is {quote(repr(value))}; wanted: {wanted.__name__}.")
+    try:
+        return GPTConfig(**values, activation=ACTIVATIONS[activation])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-def _normalize_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _normalize_names(stored: dict[str, StoredTensor], directory: Path) -> dict[str, StoredTensor]:
     """The weights by the names of `WEIGHT_MAP`. Base models are saved without the prefix `transformer.`."""
+    plain = {tensor.name: name for name, tensor in stored.items()}
     add_prefix = lambda name: name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-    return {add_prefix(name): tensor for name, tensor in stored.items() if not CAUSAL_MASK.search(name)}
+    weights = [tensor for name, tensor in stored.items() if not CAUSAL_MASK.search(name)]
+    return name_tensors(weights, directory, rename=lambda name: add_prefix(plain[name]))
 
 
 def _check_tensors(tensors: dict[str, StoredTensor], config: GPTConfig, *, directory: Path) -> DTypeName:
     """Raise unless the tensors are exactly those of `WEIGHT_MAP`. Returns their type; float32 for several types."""
+    if config.num_layers > len(tensors):  # before a list of so many names is made
+        raise UserError(
+            f"{directory / CONFIG_FILE}: n_layer is {config.num_layers}, but there are only {len(tensors)} weights. "
+            "Fetch the model again."
+        )
     has_head = not config.tie_embeddings or HEAD.hf_name in tensors
     rows = [row for row in WEIGHT_MAP if row is not HEAD or has_head]
     expected = {name: get_hf_shape(row, config) for row in rows for name in row.list_names(config)}
@@ -109,7 +122,7 @@ def _check_tensors(tensors: dict[str, StoredTensor], config: GPTConfig, *, direc
         if found != shape:
             raise UserError(f"{directory}: {name} has shape {found}, but {CONFIG_FILE} implies {shape}.")
         if code not in STORED_DTYPES:
-            raise UserError(f"{directory}: {name} is of type {code}; supported: {', '.join(STORED_DTYPES)}.")
+            raise UserError(f"{directory}: {name} is of type {quote(code)}; supported: {', '.join(STORED_DTYPES)}.")
     if config.tie_embeddings and has_head:
         _check_tied_head(tensors, directory)
     codes = {tensors[name].dtype for name in expected}
@@ -125,7 +138,7 @@ def _check_tied_head(tensors: dict[str, StoredTensor], directory: Path) -> None:
 
 
 def _list_names(names: list[str]) -> str:
-    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    shown = ", ".join(map(quote, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"the weight{'s' if len(names) > 1 else ''} {shown}"
 
 

@@ -5,6 +5,7 @@ each block's weights apart and merges axes. Here weights are stacked over the la
 Conv1D stores (in, out), as this project does, so only the untied head is transposed.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ FIELDS = {
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",  # the same, with √(2 / π) rounded
     "gelu": "gelu",
     "relu": "relu",
     "silu": "silu",
@@ -106,7 +108,7 @@ def get_axis_sizes(config: GPTConfig, *, padded: bool) -> dict[str, int]:
 def get_hf_shape(row: WeightMapping, config: GPTConfig) -> tuple[int, ...]:
     """The shape of a row's tensors, of one layer each."""
     sizes = get_axis_sizes(config, padded=False)
-    return tuple(int(np.prod([sizes[axis] for axis in word])) for word in row.hf_axes.split())
+    return tuple(math.prod(sizes[axis] for axis in word) for word in row.hf_axes.split())
 
 
 def format_path(path: Any) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, format_message, quote
 from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
 from gptjax.huggingface.gpt2_mapping import CONFIG_FILE, DTypeName, HFOrigin
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
@@ -18,6 +18,7 @@ from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
+HUB_PREFIX = "hf:"
 FETCHED_FILES = (
     "config.json",
     "model*.safetensors",
@@ -90,12 +91,18 @@ def compute_torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def fetch_model(model: str) -> Path:
-    """The model's directory: `model` itself, or where huggingface_hub caches the model of that name."""
-    if Path(model).is_dir():
-        return Path(model)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    """The model's directory: `model` itself, or where huggingface_hub caches the model of that name.
+
+    `hf:NAME` is always the hub's. A directory of the name of a model is read, and a note says so.
+    """
+    name = model.removeprefix(HUB_PREFIX)
+    directory = Path(model).expanduser()
+    if name == model and directory.is_dir():
+        _check_model_directory(model, directory)
+        return directory
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model={model} is neither a directory nor the name of a model on the hub.")
-    return fetch_from_hub(model)
+    return fetch_from_hub(name)
 
 
 def fetch_from_hub(name: str) -> Path:
@@ -106,9 +113,19 @@ def fetch_from_hub(name: str) -> Path:
     try:
         found = snapshot_download(repository, revision=revision or None, allow_patterns=list(FETCHED_FILES))
     except Exception as error:  # the hub's errors have no common base class
-        reason = str(error).strip().partition("\n")[0]
+        reason = quote(str(error).strip().partition("\n")[0])
         raise UserError(f"{name!r}: fetching it from the hub failed: {type(error).__name__}: {reason}") from error
     return Path(found)
+
+
+def _check_model_directory(model: str, directory: Path) -> None:
+    """Say which of the two is read where a directory is called like a model of the hub."""
+    like_hub = not model.startswith((".", "/", "~")) and model.count("/") <= 1
+    hub = f"The hub's model of that name is --model={HUB_PREFIX}{model}."
+    if not (directory / CONFIG_FILE).exists():
+        raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{f' {hub}' if like_hub else ''}")
+    if like_hub:
+        print(f"note: {model} is a directory here, which is read. {hub}", file=sys.stderr)
 
 
 def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
@@ -120,7 +137,7 @@ def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
     try:
         tokenizer = load_tokenizer(directory)
     except UserError as error:
-        print(f"note: imported without a tokenizer: {error}", file=sys.stderr)
+        print(format_message(f"note: imported without a tokenizer: {error}"), file=sys.stderr)
         return None
     if tokenizer.vocab_size > vocab_size:
         raise UserError(

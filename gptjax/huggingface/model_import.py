@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.model.config import GPTConfig
 from gptjax.sharding.mesh import MeshConfig
@@ -40,5 +40,5 @@ def import_model(
 def _find_importer(content: dict[str, Any], path: Path) -> Any:
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in IMPORTERS:
-        raise UserError(f"{path}: model_type is {kind!r}; one that can be imported is {', '.join(IMPORTERS)}.")
+        raise UserError(f"{path}: model_type is {quote(repr(kind))}; wanted: {', '.join(IMPORTERS)}.")
     return import_module(IMPORTERS[kind])

@@ -1,10 +1,11 @@
 """Model directories in Hugging Face's layout: safetensors in one file, or in several with an index, and JSON.
 
-Opening reads only the headers. A tensor's bytes are read on request. Pickles are never opened.
+Opening reads only the headers. A tensor's bytes are read on request. Pickles are never opened. Strangers made the
+files: types and sizes are checked before they are used, and names are quoted before they are printed.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """Largest file that is written, except for a single larger tensor."""
+WRAPPERS = ("_orig_mod", "module")
+"""Parts of a weight's name that `torch.compile` and `DataParallel` add."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class StoredTensor:
 
     file: Any
     name: str
+    """As the file has it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,43 +42,100 @@ class StoredTensor:
         return self.file.get_slice(self.name).get_dtype()
 
     def read(self) -> np.ndarray:
-        return self.file.get_tensor(self.name)
+        """The values. Raises `UserError` for one that is not finite, as no weight is."""
+        values = self.file.get_tensor(self.name)
+        if not np.isfinite(values).all():
+            raise UserError(f"the weight {quote(self.name)} holds values that are not finite (NaN or infinity).")
+        return values
 
 
 @contextmanager
 def open_tensors(directory: Path) -> Iterator[dict[str, StoredTensor]]:
-    """All tensors of the directory by name, readable inside the context.
+    """All tensors of the directory by name, readable inside the context. Names lose the parts `WRAPPERS`.
 
     Raises:
-        UserError: a file is missing or cannot be read.
+        UserError: a file is missing or cannot be read, or a weight stands twice.
     """
-    out: dict[str, StoredTensor] = {}
+    found: list[StoredTensor] = []
     with ExitStack() as stack:
         for path in _list_weight_files(directory):
             try:
                 file = stack.enter_context(safe_open(path, framework="np"))
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{path} cannot be read as safetensors: {error}. Fetch the file again.") from None
-            out |= {name: StoredTensor(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        yield out
+                raise UserError(
+                    f"{path} cannot be read as safetensors: {quote(str(error))}. Fetch the file again."
+                ) from None
+            _check_header(path)
+            found += [StoredTensor(file, name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+        yield name_tensors(found, directory, rename=_unwrap)
+
+
+def name_tensors(
+    tensors: Iterable[StoredTensor], directory: Path, *, rename: Callable[[str], str]
+) -> dict[str, StoredTensor]:
+    """The tensors by `rename(name)`. Raises `UserError` for a weight that stands twice."""
+    out: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        name = rename(tensor.name)
+        if name in out:
+            names = " and ".join(dict.fromkeys(quote(one.name) for one in (out[name], tensor)))
+            raise UserError(
+                f"{directory} holds the weight {quote(name)} twice (as {names}). Keep the one that is meant."
+            )
+        out[name] = tensor
+    return out
+
+
+def _unwrap(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _check_header(path: Path) -> None:
+    """Raise for a tensor that the header names twice, of which the library takes the last."""
+    with path.open("rb") as file:
+        content = file.read(int.from_bytes(file.read(8), "little"))  # the library has checked the length
+    try:
+        json.loads(content, object_pairs_hook=_refuse_duplicates)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. Keep the one that is meant.") from None
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{quote(next(name for name in names if names.count(name) > 1))} stands twice")
+    return out
 
 
 def _list_weight_files(directory: Path) -> list[Path]:
-    if (directory / WEIGHTS_FILE).is_file():
-        return [directory / WEIGHTS_FILE]
     index = directory / INDEX_FILE
+    if (directory / WEIGHTS_FILE).is_file():
+        if index.is_file():
+            raise UserError(
+                f"{directory} holds both {WEIGHTS_FILE} and {INDEX_FILE}. Remove the one that is not meant."
+            )
+        return [directory / WEIGHTS_FILE]
     if index.is_file():
-        files = sorted({str(file) for file in read_json(index).get("weight_map", {}).values()})
-        for file in files:
-            if Path(file).name != file or not (directory / file).is_file():
-                raise UserError(f"{index} names {file}, which is not in {directory}. Fetch it, or correct the index.")
-        return [directory / file for file in files]
+        return _read_index(index)
     if any(directory.glob("*.bin")):
         raise UserError(
             f"{directory} has weights only as *.bin, a pickle, and loading a pickle can run any code. If you trust it, "
             "load it with transformers and save_pretrained() it again, which writes model.safetensors."
         )
     raise UserError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}. Give the directory of a saved model.")
+
+
+def _read_index(index: Path) -> list[Path]:
+    """The files that an index names, all beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index}: weight_map is no object of file names by weight. Fetch the file again.")
+    for file in (files := sorted(set(weight_map.values()))):
+        if Path(file).name != file or "\0" in file or not (index.parent / file).is_file():
+            where = index.parent
+            raise UserError(f"{index} names {quote(file)}, which is not in {where}. Fetch it, or correct the index.")
+    return [index.parent / file for file in files]
 
 
 def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -101,12 +162,14 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` if there is none."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a directory, a pipe or a device; wanted: a file of JSON.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Give the directory of a saved model.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}. Fetch the file again.") from None
+        raise UserError(f"{path} is not JSON: {quote(str(error))}. Fetch the file again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}; wanted: an object.")
     return content

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
@@ -79,8 +79,10 @@ def read_tokenizer_json(path: Path) -> TokenTable:
 
     try:  # the library checks types and fills in what older files leave out
         content = json.loads(Tokenizer.from_str(path.read_text(encoding="utf-8")).to_str())
-    except Exception as error:  # it raises plain Exceptions
-        raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {error}.") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # it raises plain Exceptions, and a panic that is none
+        raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {quote(str(error))}.") from None
     model, kind = content["model"], content["model"]["type"]
     if content["normalizer"]:
         raise UserError(f"{path}: has a normalizer, so text would not survive; wanted one without.")
@@ -90,15 +92,15 @@ def read_tokenizer_json(path: Path) -> TokenTable:
         raise UserError(f"{path}: holds a {kind} model; wanted byte-level BPE, bytes or characters.")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model[option]:
-            raise UserError(f"{path}: model.{option} is {model[option]!r}, which is not supported.")
+            raise UserError(f"{path}: model.{option} is {quote(repr(model[option]))}, which is not supported.")
     pattern = _find_pattern(content["pre_tokenizer"], path)
     if pattern is None and not model["merges"]:
         return _read_bytes_table(model["vocab"], path)
     for token in content["added_tokens"]:
         if not token["special"]:
             raise UserError(
-                f"{path}: the added token {token['content']!r} is not special, so that text would become it; here all "
-                "text is made of merges. Remove it, or mark it special."
+                f"{path}: the added token {quote(repr(token['content']))} is not special, so that text would become "
+                "it; here all text is made of merges. Remove it, or mark it special."
             )
     specials = {token["content"]: token["id"] for token in content["added_tokens"]}
     return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
@@ -108,18 +110,23 @@ def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> Token
     """GPT-2's original pair of files; the pattern is not in them and is taken to be GPT-2's."""
     try:
         ids = json.loads(vocab)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}.") from None
-    pairs = [line.split(" ") for line in merges.decode().split("\n") if line and not line.startswith("#version")]
+        lines = merges.decode().split("\n")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: it, or the file of merges beside it, is damaged: {quote(str(error))}.") from None
+    if not isinstance(ids, dict):
+        raise UserError(f"{where}: holds a JSON {type(ids).__name__}; wanted: an object of ids by token.")
+    _check_ids(ids, where)
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     specials = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
     return _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
 
 
-def _check_ids(ids: Mapping[str, int], where: Path) -> Mapping[str, int]:
+def _check_ids(ids: Mapping[str, Any], where: Path) -> Mapping[str, int]:
     """Raise for what is no id, and for ids so large that tables would waste memory."""
     for token, i in ids.items():
         if type(i) is not int or not 0 <= i < 2 * len(ids) + 2**20:
-            raise UserError(f"{where}: {token!r} has the id {i!r}; wanted a number from 0 on, without wide gaps.")
+            found = f"{quote(repr(token))} has the id {quote(repr(i))}"
+            raise UserError(f"{where}: {found}; wanted a number from 0 on, without wide gaps.")
     return ids
 
 
@@ -199,4 +206,6 @@ def _from_letters(letters: str, where: Path) -> bytes:
     try:
         return bytes(_byte_of()[char] for char in letters)
     except KeyError:
-        raise UserError(f"{where}: token {letters!r} is not written in the byte-level alphabet of GPT-2.") from None
+        raise UserError(
+            f"{where}: token {quote(repr(letters))} is not written in the byte-level alphabet of GPT-2."
+        ) from None
