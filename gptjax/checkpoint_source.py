@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
@@ -13,6 +13,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
 from gptjax.run_dir import RunDir
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -68,7 +69,7 @@ class SavedModel:
         mesh: MeshConfig | None = None,
         context_length: int | None = None,
         ema: bool = True,
-        dtype: Literal["bfloat16", "float32"] | None = None,
+        dtype: DType | None = None,
     ) -> "gpt.GPT":
         """The weights, sharded over `mesh`. The arguments are those of `RunDir.load_model`; `ema` changes nothing."""
         self.find_step(which)
@@ -76,7 +77,7 @@ class SavedModel:
         return model if context_length is None else gpt.with_context_length(model, context_length)
 
     def import_weights(
-        self, *, mesh: MeshConfig | None = None, dtype: Literal["bfloat16", "float32"] | None = None
+        self, *, mesh: MeshConfig | None = None, dtype: DType | None = None
     ) -> "tuple[gpt.GPT, HFOrigin]":
         """The weights, and what an export restores of the directory."""
         _, model, origin = model_import.import_model(self.directory, mesh=mesh, dtype=dtype)

@@ -19,6 +19,7 @@ from gptjax.data.shards import write_shard
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.products import Quantize
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import EvalContext, ValidationEvaluator
 from gptjax.training.objective import NextToken
@@ -44,7 +45,7 @@ class Evaluate:
     """Tokens to predict, from the start. Default: all."""
     context_length: int | None = None
     """Length of a sequence, instead of the model's whole context."""
-    dtype: Literal["bfloat16", "float32"] | None = None
+    dtype: DType | None = None
     """Type of products. Default: as trained."""
     batch_size: int = 16
     """Sequences per batch. Does not change the result."""

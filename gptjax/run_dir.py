@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,10 +23,11 @@ from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.training.checkpoint import restore_model, save_model
-from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_ema_item, read_metadata
+from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
 
 if TYPE_CHECKING:
     from gptjax.model import gpt
@@ -107,7 +108,7 @@ class RunDir:
 
     def has_ema(self, which: str | int = "latest") -> bool:
         """True if a checkpoint holds an average of the weights."""
-        return has_ema_item(self.directory / CHECKPOINTS, self.find_step(which))
+        return has_item(self.directory / CHECKPOINTS, self.find_step(which), item=EMA_ITEM)
 
     def load_model(
         self,
@@ -116,7 +117,7 @@ class RunDir:
         mesh: MeshConfig | None = None,
         context_length: int | None = None,
         ema: bool = True,
-        dtype: Literal["bfloat16", "float32"] | None = None,
+        dtype: DType | None = None,
     ) -> "gpt.GPT":
         """The weights of a checkpoint, sharded over `mesh`. Call it under `mesh.activate()`.
 

@@ -22,7 +22,7 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
 from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import get_peak_flops, preferred_dtype, target_device
+from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -75,6 +75,9 @@ def prepare_device(config: TrainConfig) -> TrainConfig:
         keep_freed_memory()
     model = config.model
     if model.compute.dtype != "auto":
+        if not has_units_for(model.compute.dtype):
+            kind, advice = jax.devices()[0].device_kind, f"--model.compute.dtype=auto takes {preferred_dtype()}"
+            print_once(f"note: {kind} only emulates products in {model.compute.dtype}; {advice}")
         return config
     if (config.directory / "config.json").is_file():
         dtype, why = RunDir.open(config.directory).model_config.compute.dtype, "as this run began"

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from gptjax.sharding import devices
-from gptjax.sharding.devices import describe_devices, get_peak_flops, get_peak_memory, preferred_dtype
+from gptjax.sharding.devices import describe_devices, get_peak_flops, get_peak_memory, has_units_for, preferred_dtype
 
 PEAKS = {
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -79,21 +79,28 @@ def test_peak_memory_is_that_of_the_fullest_device(
 
 
 @pytest.mark.parametrize(
-    ("platform", "capability", "flags", "wanted"),
+    ("platform", "capability", "flags", "wanted", "others"),
     [
-        ("gpu", "7.5", set(), "float32"),
-        ("gpu", "8.0", set(), "bfloat16"),
-        ("gpu", "gfx90a", set(), "bfloat16"),
-        ("tpu", None, set(), "bfloat16"),
-        ("cpu", None, {"avx512_bf16", "fma"}, "bfloat16"),
-        ("cpu", None, {"amx_bf16"}, "bfloat16"),
-        ("cpu", None, {"avx512f", "fma"}, "float32"),
+        ("gpu", "6.1", set(), "float32", set()),
+        ("gpu", "7.5", set(), "float16", {"float32"}),
+        ("gpu", "8.0", set(), "bfloat16", {"float32", "float16"}),
+        ("gpu", "gfx90a", set(), "bfloat16", {"float32", "float16"}),
+        ("tpu", None, set(), "bfloat16", {"float32"}),
+        ("cpu", None, {"avx512_bf16", "fma"}, "bfloat16", {"float32"}),
+        ("cpu", None, {"amx_bf16"}, "bfloat16", {"float32"}),
+        ("cpu", None, {"avx512f", "fma"}, "float32", set()),
     ],
 )
 def test_preferred_dtype_has_units_on_the_device(
-    platform: str, capability: str | None, flags: set[str], wanted: str, monkeypatch: pytest.MonkeyPatch
+    platform: str,
+    capability: str | None,
+    flags: set[str],
+    wanted: str,
+    others: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = SimpleNamespace(platform=platform, **({} if capability is None else {"compute_capability": capability}))
     monkeypatch.setattr(devices, "target_device", lambda: device)
     monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
     assert preferred_dtype() == wanted
+    assert {dtype for dtype in ("float32", "float16", "bfloat16") if has_units_for(dtype)} == {wanted, *others}

@@ -143,7 +143,7 @@ def test_imported_run_needs_data_or_text(run: TrainConfig, tmp_path: Path, capsy
     [
         (["--step=7"], "has no step 7. Use one of 5, 10"),
         (["--data=a", "--text=b"], "choose one"),
-        (["--dtype=float16"], "Invalid choice"),
+        (["--dtype=float64"], "Invalid choice"),
         (["--tokens=0"], "--tokens is 0"),
         (["--context-length=17", "--mesh=single"], "model.context_length 17 is longer"),
     ],

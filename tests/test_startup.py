@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,3 +186,17 @@ def test_dtype_auto_is_resolved_and_kept_by_a_run(shards: Path, tmp_path: Path) 
         assert prepare_device(config).model.compute.dtype == dtype
     model = jax.eval_shape(lambda: GPT(config.model, key=jax.random.key(0)))
     assert model.config.compute.dtype == preferred_dtype()
+
+
+def test_dtype_that_the_device_only_emulates_is_told(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No CPU has units for float16."""
+    for dtype, words in (
+        ("float16", f"only emulates products in float16; .*={preferred_dtype()}|auto"),
+        ("float32", ""),
+    ):
+        compute = replace(MODEL.compute, dtype=dtype)
+        prepare_device(tiny_config(shards, model={"compute": compute}, output_dir=str(tmp_path)))
+        assert bool(printed := capsys.readouterr().out) == bool(words)
+        assert re.search(words, printed)

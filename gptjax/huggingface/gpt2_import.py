@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from gptjax.huggingface.gpt2_mapping import (
 from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_tensors, read_json
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 
 STORED_DTYPES: dict[str, DTypeName] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -39,7 +40,7 @@ CAUSAL_MASK = re.compile(r"^(transformer\.)?h\.\d+\.attn\.(masked_)?bias$")
 
 
 def from_hf(
-    directory: str | Path, *, mesh: MeshConfig | None = None, dtype: Literal["bfloat16", "float32"] | None = None
+    directory: str | Path, *, mesh: MeshConfig | None = None, dtype: DType | None = None
 ) -> tuple[GPTConfig, GPT, HFOrigin]:
     """Read a GPT-2 that transformers saved. The weights become float32, which is exact for every readable type.
 

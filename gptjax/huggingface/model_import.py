@@ -2,11 +2,12 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.model.config import GPTConfig
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def read_model_config(directory: Path) -> GPTConfig:
 
 
 def import_model(
-    directory: Path, *, mesh: MeshConfig | None = None, dtype: Literal["bfloat16", "float32"] | None = None
+    directory: Path, *, mesh: MeshConfig | None = None, dtype: DType | None = None
 ) -> "tuple[GPTConfig, GPT, HFOrigin]":
     """Read a saved model: config, float32 weights, and what an export restores. See `gpt2_import.from_hf`."""
     path = directory / CONFIG_FILE

@@ -16,6 +16,7 @@ from gptjax.core.errors import UserError
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.model.positions import POSITIONS, PositionScheme
 from gptjax.model.requirements import REQUIREMENTS
+from gptjax.sharding.devices import DType
 
 VOCABULARY_MULTIPLE = 128
 """The stored vocabulary is a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
@@ -62,12 +63,11 @@ class InitConfig:
 class ComputeConfig:
     """How a model computes. Nothing here changes its weights."""
 
-    dtype: Literal["bfloat16", "float32", "auto"] = "bfloat16"
+    dtype: DType | Literal["auto"] = "bfloat16"
     """Type of products' operands and, except on CPUs, of activations; all else is float32. `auto`: bfloat16 where the
-    device multiplies it fast, else float32; a run keeps what it began with."""
-    head_dtype: Literal["bfloat16", "float32"] | None = None
-    """Type of the output head's operands in the loss. None: `dtype`. With float32 activations, bfloat16 here speeds up
-    the largest product on CPUs with AVX512-BF16."""
+    device multiplies it fast, else float16, else float32. float16 is for GPUs before Ampere. A run keeps its type."""
+    head_dtype: DType | None = None
+    """Type of the head's operands in the loss. None: `dtype`. bfloat16 is faster on CPUs with units for it."""
     attention_impl: AttentionImpl = "auto"
     """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`. `auto` takes the fastest that can run; the log names it."""
     query_block: int | None = None

@@ -20,6 +20,9 @@ from gptjax.model.layers import apply_softcap
 from gptjax.sharding.axes import BT, BTD, Count, Scalar
 from gptjax.sharding.mesh import MeshConfig
 
+FLOAT16_FACTOR = 2.0**10
+"""Factor on gradients of logits while they are operands in float16. They lie within (-1, 1), or little more."""
+
 
 class Head(NamedTuple):
     """The output head (V, D) and its bias (V,): stored arrays, their gradients, their specs, or one device's part."""
@@ -124,20 +127,22 @@ def _local_gradients(options: LossOptions, hidden: BTD, head: Head, targets: BT)
     # Transposed once, before the loop: XLA on CPU multiplies a transposed operand at less than half its speed. The
     # head's gradient is summed transposed for the same reason. Other backends do not mind.
     transposed = chunks.astype(options.dtype).mT
+    # A probability of 1e-7 would be 0 in float16. The objective's own scale comes later, with the loss's gradient.
+    factor = FLOAT16_FACTOR if options.dtype == "float16" else 1.0
 
     def add_chunk(carry: tuple[Scalar, Head], chunk: tuple[Array, Array, Array]) -> tuple[tuple[Scalar, Head], Array]:
         total, d_head = carry
         h, h_transposed, y = chunk
         nats, d_logits = _chunk_nats(options, h, y, gathered)
         d_bias = None if d_head.bias is None else d_head.bias + d_logits.sum(axis=0)
-        d_logits = d_logits.astype(options.dtype)
+        d_logits = (d_logits * factor).astype(options.dtype)
         d_weight = d_head.weight + jnp.einsum("dm,mv->dv", h_transposed, d_logits, preferred_element_type=jnp.float32)
         d_h = jnp.einsum("mv,vd->md", d_logits, gathered.weight, preferred_element_type=jnp.float32)
-        return (total + nats, Head(d_weight, d_bias)), options.sum_over(d_h, "tensor").astype(h.dtype)
+        return (total + nats, Head(d_weight, d_bias)), options.sum_over(d_h / factor, "tensor").astype(h.dtype)
 
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     (total, d_head), d_chunks = jax.lax.scan(add_chunk, (jnp.float32(0), zeros), (chunks, transposed, labels))
-    d_weight = d_head.weight.T
+    d_weight = d_head.weight.T / factor
     d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)

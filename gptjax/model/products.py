@@ -203,10 +203,11 @@ _einsum.defvjp(_einsum_forward, _einsum_backward)
 def multiply(
     x: Float[Array, "*batch M A"], y: Array, *, dtype: str, transposed: bool = False
 ) -> Float[Array, "*batch M F"]:
-    """x y, or x yᵀ if `transposed`, of matrices (M, A) and (A, F), or (F, A): float32 sums of operands in `dtype`."""
-    if target_device().platform != "cpu":
-        return _dot(x.astype(dtype), y.astype(dtype), transposed)
-    return _cpu_product(x.astype(jnp.float32), y.astype(jnp.float32), dtype, transposed)
+    """x y, or x yᵀ if `transposed`, of matrices (M, A) and (A, F), or (F, A): float32 sums of operands in `dtype`.
+
+    The operands of both derivatives are in `dtype`, too: products of float32 cotangents are far slower everywhere.
+    """
+    return _product(x.astype(jnp.float32), y.astype(jnp.float32), dtype, transposed)
 
 
 def multiply_read_only(
@@ -224,30 +225,31 @@ def _dot(x: Array, y: Array, transposed: bool) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _cpu_product(x: Array, y: Array, dtype: str, transposed: bool) -> Array:
-    return _cpu_product_forward(x, y, dtype, transposed)[0]
+def _product(x: Array, y: Array, dtype: str, transposed: bool) -> Array:
+    return _product_forward(x, y, dtype, transposed)[0]
 
 
-def _cpu_product_forward(x: Array, y: Array, dtype: str, transposed: bool) -> tuple[Array, tuple[Array, Array]]:
+def _product_forward(x: Array, y: Array, dtype: str, transposed: bool) -> tuple[Array, tuple[Array, Array]]:
     x, y = _cast_operand(x, dtype), _cast_operand(y, dtype)
-    return _cpu_dot(x, y, transposed), (x, y)
+    return _plain_dot(x, y, transposed), (x, y)
 
 
-def _cpu_product_backward(
+def _product_backward(
     dtype: str, transposed: bool, saved: tuple[Array, Array], d_product: Array
 ) -> tuple[Array, Array]:
     x, y = saved
     d_product = _cast_operand(d_product, dtype)
     left, right = (d_product, x) if transposed else (x, d_product)
-    return _cpu_dot(d_product, y, not transposed), _cpu_dot(_transpose(left), right, False)
+    return _plain_dot(d_product, y, not transposed), _plain_dot(_transpose(left), right, False)
 
 
-_cpu_product.defvjp(_cpu_product_forward, _cpu_product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
-def _cpu_dot(x: Array, y: Array, transposed: bool) -> Array:
-    """`_dot` with nothing moved into it: a transposed result would be a form that fails at run time."""
-    return jax.lax.optimization_barrier(_separate(_dot(x, y, transposed), x))
+def _plain_dot(x: Array, y: Array, transposed: bool) -> Array:
+    """`_dot`. On CPUs nothing moves into it: a transposed result would be a form that fails at run time."""
+    product = _dot(x, y, transposed)
+    return jax.lax.optimization_barrier(_separate(product, x)) if target_device().platform == "cpu" else product
 
 
 def _cast_operand(x: Array, dtype: str) -> Array:
@@ -257,22 +259,24 @@ def _cast_operand(x: Array, dtype: str) -> Array:
 
 
 def _separate(x: Array, other: Array) -> Array:
-    """`x`, kept apart from the operations before and after it, if it is a batch of matrices.
+    """`x`, on CPUs kept apart from the operations before and after it, if it is a batch of matrices.
 
     XLA makes the transposition of heads part of a product, and then widens its operands. It also runs additions after a
     product within its kernel, several times slower than by themselves. It cannot see through a choice at run time,
     which costs nothing in the pass that follows. Where the first number of `other` is NaN, all of `x` is.
     """
-    if x.ndim == 2:
+    if x.ndim == 2 or target_device().platform != "cpu":
         return x
     first = other[(0,) * other.ndim]
     return jnp.where(first == first, x, jnp.asarray(jnp.nan, x.dtype))
 
 
 def _transpose(x: Array) -> Array:
-    """xᵀ in memory, hidden from XLA in a branch that is chosen at run time (see `_separate`).
+    """xᵀ. On CPUs it is in memory, hidden from XLA in a branch that is chosen at run time (see `_separate`).
 
     Both branches transpose, so the choice, which a NaN changes, is always right.
     """
+    if target_device().platform != "cpu":
+        return x.mT
     first, backwards = x[(0,) * x.ndim], lambda x: jnp.flip(jnp.flip(x, -1).mT, -2)
     return jax.lax.cond(first == first, lambda x: x.mT, backwards, x)

@@ -11,6 +11,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")
+"""The names of a GPU's platform."""
+DType = Literal["bfloat16", "float16", "float32"]
+"""Type of products' operands."""
+
 _PEAK_FLOPS = (
     # NVIDIA data sheets: tensor cores, without sparsity (the sheets of Hopper and Ada print twice this).
     (r"(NVIDIA )?A100(-SXM4?|-PCIE)?-\d+GB", 312e12),
@@ -71,18 +76,28 @@ def measure_copy_bandwidth(size: int = 1 << 27) -> float:
     return 2 * array.nbytes / min(seconds)
 
 
-def preferred_dtype() -> Literal["bfloat16", "float32"]:
-    """bfloat16 if the target device has units for its products, else float32.
+def preferred_dtype() -> DType:
+    """The 16-bit type for whose products the target device has units, bfloat16 if both; float32 if it has none.
 
-    TPUs have them, NVIDIA's GPUs from Ampere on, AMD's, and CPUs with AVX512-BF16 or AMX.
+    bfloat16: TPUs, NVIDIA's GPUs from Ampere on, AMD's, and CPUs with AVX512-BF16 or AMX. float16: NVIDIA's Volta and
+    Turing, such as V100 and T4.
     """
     device = target_device()
     if device.platform == "cpu":
         return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else "float32"
     try:
-        return "bfloat16" if float(device.compute_capability) >= 8.0 else "float32"
+        capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # a TPU has none, and AMD's are named, such as gfx90a
         return "bfloat16"
+    return "bfloat16" if capability >= 8.0 else "float16" if capability >= 7.0 else "float32"
+
+
+def has_units_for(dtype: DType) -> bool:
+    """Whether the target device has units for products of this type; otherwise it computes in float32 and rounds."""
+    preferred = preferred_dtype()
+    if dtype == "float16":
+        return preferred == "float16" or (preferred == "bfloat16" and target_device().platform in GPU_PLATFORMS)
+    return dtype in (preferred, "float32")
 
 
 def _cpu_flags() -> set[str]:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,14 @@ from gptjax.core.lazy import LazyModule
 from gptjax.training.checkpoint_format import (
     COUNTERS,
     EMA_ITEM,
+    LOSS_SCALE,
     MODEL,
     OPTIMIZER,
     NamedArrays,
     complete_steps,
     find_best_step,
     flatten_by_name,
-    has_ema_item,
+    has_item,
     is_complete,
     make_handlers,
     make_save_args,
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
     from gptjax.model import gpt
+    from gptjax.training import loss_scale
     from gptjax.training import state as training_state
 else:
     # A config needs `CheckpointConfig` only.
     ocp = LazyModule("orbax.checkpoint")
     gpt = LazyModule("gptjax.model.gpt")
+    loss_scale = LazyModule("gptjax.training.loss_scale")
     training_state = LazyModule("gptjax.training.state")
 
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
@@ -149,8 +152,13 @@ class CheckpointManager:
             raise
 
     def restore(self, abstract: "training_state.TrainState", step: int) -> "training_state.TrainState":
-        """Read the state of `step`, with the shapes, types and shardings of `abstract` (see `abstract_state`)."""
-        items = read_items(self._directory, step, items=_collect_items(abstract))
+        """Read the state of `step`, with the shapes, types and shardings of `abstract` (see `abstract_state`).
+
+        A checkpoint of a run that was not in float16 has no scale of the loss, so it begins anew.
+        """
+        has_scale = has_item(self._directory, step, item=LOSS_SCALE)
+        expected = abstract if has_scale else replace(abstract, loss_scale=None)
+        items = read_items(self._directory, step, items=_collect_items(expected))
         counters = items[COUNTERS]
         return training_state.TrainState(
             step=counters["step"],
@@ -159,11 +167,14 @@ class CheckpointManager:
             skipped=counters["skipped"],
             consecutive_skips=counters["consecutive_skips"],
             ema=unflatten_by_name(abstract.ema, items.get(EMA_ITEM, {})),
+            loss_scale=unflatten_by_name(expected.loss_scale, items.get(LOSS_SCALE, {}))
+            if has_scale
+            else _begin_loss_scale(abstract.loss_scale),
         )
 
     def has_ema_item(self, step: int) -> bool:
         """Whether an average of the weights was saved at `step`."""
-        return has_ema_item(self._directory, step)
+        return has_item(self._directory, step, item=EMA_ITEM)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
         """The metadata that was saved at `step`, with `step`, `val_loss` and `format_version`."""
@@ -208,7 +219,16 @@ def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]
         OPTIMIZER: flatten_by_name(state.optimizer),
         COUNTERS: {"step": state.step, "skipped": state.skipped, "consecutive_skips": state.consecutive_skips},
     }
-    return items if state.ema is None else items | {EMA_ITEM: flatten_by_name(state.ema)}
+    optional = {EMA_ITEM: state.ema, LOSS_SCALE: state.loss_scale}
+    return items | {item: flatten_by_name(tree) for item, tree in optional.items() if tree is not None}
+
+
+def _begin_loss_scale(abstract: "loss_scale.LossScale | None") -> "loss_scale.LossScale | None":
+    """A new scale with the shardings of `abstract`; None if that is."""
+    if abstract is None:
+        return None
+    place = lambda array, target: jax.device_put(array, target.sharding)
+    return jax.tree.map(place, loss_scale.LossScale.create(), abstract)
 
 
 def _prune(directory: Path, config: CheckpointConfig) -> None:

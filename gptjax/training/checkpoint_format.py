@@ -1,9 +1,10 @@
 """The format of a checkpoint on disk, and reading it.
 
 `checkpoints/STEP/` has the items `model`, `optimizer`, `counters` and, if the run keeps an average of the weights,
-`ema`. Each holds arrays by name, such as `blocks.attention.qkv` or `muon.inner_state.momentum.blocks.mlp.up`. The item
-`metadata` is JSON. A name does not depend on the place in a tuple, and an array can be read onto any sharding. So
-neither the mesh nor the order of an optimizer chain is part of the format.
+`ema`; models in float16 have `loss_scale`. Each holds arrays by name, such as `blocks.attention.qkv` or
+`muon.inner_state.momentum.blocks.mlp.up`. The item `metadata` is JSON. A name does not depend on the place in a tuple,
+and an array can be read onto any sharding. So neither the mesh nor the order of an optimizer chain is part of the
+format.
 
 Orbax writes a step into a temporary directory, which it renames at the end. A step is complete if it has been renamed
 and has its metadata.
@@ -26,7 +27,7 @@ else:
     ocp = LazyModule("orbax.checkpoint")  # half a second
 
 FORMAT_VERSION = 2
-MODEL, OPTIMIZER, COUNTERS, EMA_ITEM = "model", "optimizer", "counters", "ema"
+MODEL, OPTIMIZER, COUNTERS, EMA_ITEM, LOSS_SCALE = "model", "optimizer", "counters", "ema", "loss_scale"
 """The items that hold arrays."""
 METADATA = "metadata"
 _COMMITTED = "commit_success.txt"
@@ -75,9 +76,9 @@ def find_best_step(directory: Path) -> int | None:
     return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
-def has_ema_item(directory: Path, step: int) -> bool:
-    """Whether the checkpoint has an average of the weights."""
-    return (Path(directory) / str(step) / EMA_ITEM).is_dir()
+def has_item(directory: Path, step: int, *, item: str) -> bool:
+    """Whether the checkpoint has an item that not every run has."""
+    return (Path(directory) / str(step) / item).is_dir()
 
 
 def read_metadata(directory: Path, step: int) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def unflatten_by_name(abstract: Any, arrays: NamedArrays) -> Any:
 
 def make_handlers() -> dict[str, Any]:
     """The Orbax handler of each item."""
-    return {item: _array_handler() for item in (MODEL, OPTIMIZER, COUNTERS, EMA_ITEM)} | {
+    return {item: _array_handler() for item in (MODEL, OPTIMIZER, COUNTERS, EMA_ITEM, LOSS_SCALE)} | {
         METADATA: ocp.JsonCheckpointHandler()
     }
 

@@ -12,6 +12,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.sharding.axes import Count
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.loss_scale import LossScale, create_loss_scale
 
 Counter = Count | Any
 """A count, or a stand-in for one while JAX lowers a program or a checkpoint is restored."""
@@ -33,6 +34,8 @@ class TrainState:
     """Updates skipped in a row, up to now."""
     ema: GPT | None = None
     """The average of the weights, if the run keeps one."""
+    loss_scale: LossScale | None = None
+    """The factor on the loss, if the model computes in float16."""
 
     @property
     def eval_model(self) -> GPT:
@@ -70,6 +73,7 @@ def init_state(model: GPT, optimizer: optax.GradientTransformation, *, has_ema: 
         skipped=zero,
         consecutive_skips=zero,
         ema=copy_arrays(model) if has_ema else None,
+        loss_scale=create_loss_scale(model.config),
     )
 
 

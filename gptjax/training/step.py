@@ -22,6 +22,7 @@ from gptjax.model.gpt import GPT, with_static
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.training.loss_scale import LossScale
 from gptjax.training.objective import MicroBatch, Objective
 from gptjax.training.state import TrainState
 
@@ -52,7 +53,7 @@ def make_train_step(
 
     Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and the state's `skipped`
     and `consecutive_skips`. An update is skipped if its norm, the loss or the gradient is not finite: weights, moments
-    and average stay as they are, and the step number goes on.
+    and average stay as they are, and the step number goes on. Models in float16 have a `loss_scale`: that of this step.
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
@@ -66,7 +67,9 @@ def make_train_step(
         dropout_keys = None
         if model_config.dropout > 0:
             dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
-        loss, gradients = _compute_gradients(sum_loss, state.model, batch=batch, dropout_keys=dropout_keys, mesh=mesh)
+        loss, gradients = _compute_gradients(
+            sum_loss, state.model, batch=batch, dropout_keys=dropout_keys, loss_scale=state.loss_scale, mesh=mesh
+        )
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -82,9 +85,11 @@ def make_train_step(
             skipped=state.skipped + ~finite,
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
             ema=select(ema, state.ema),
+            loss_scale=None if state.loss_scale is None else state.loss_scale.update(finite),
         )
         learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
+        metrics |= {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale}
         return next_state, metrics | {
             "skipped": next_state.skipped,
             "consecutive_skips": next_state.consecutive_skips,
@@ -126,40 +131,65 @@ def make_dropout_keys(seed: int, step: Count, *, batch: Batch, mesh: MeshConfig)
 
 
 def _compute_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, mesh: MeshConfig
+    sum_loss: SumLoss,
+    model: GPT,
+    *,
+    batch: Batch,
+    dropout_keys: jax.Array | None,
+    loss_scale: LossScale | None,
+    mesh: MeshConfig,
 ) -> tuple[Scalar, GPT]:
-    """Mean loss over all scored tokens, and its gradient.
+    """Mean loss over all scored tokens, and its gradient, computed times the scale if there is one."""
+    divisor = jnp.maximum(jnp.sum(batch["targets"] != IGNORE_INDEX), 1)
+    if loss_scale is None:
+        return _sum_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, divisor=divisor, mesh=mesh)
+    divisor = divisor / loss_scale.scale
+    scaled = _sum_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, divisor=divisor, mesh=mesh)
+    return loss_scale.unscale(scaled)
+
+
+def _sum_gradients(
+    sum_loss: SumLoss,
+    model: GPT,
+    *,
+    batch: Batch,
+    dropout_keys: jax.Array | None,
+    divisor: Scalar | Count,
+    mesh: MeshConfig,
+) -> tuple[Scalar, GPT]:
+    """The loss of all scored tokens over `divisor`, and its gradient.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
     has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
-    scored = jnp.sum(batch["targets"] != IGNORE_INDEX)
     if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, scored=scored)
+        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, divisor=divisor)
 
     local_mesh = replace(mesh, data=1)
 
-    def sum_local_rows(model: GPT, batch: Batch, dropout_keys: jax.Array | None, scored: Count) -> tuple[Scalar, GPT]:
+    def sum_local_rows(
+        model: GPT, batch: Batch, dropout_keys: jax.Array | None, divisor: Scalar | Count
+    ) -> tuple[Scalar, GPT]:
         local_model = with_static(model, mesh=local_mesh)
         loss, gradients = _accumulate_gradients(
-            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, scored=scored
+            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, divisor=divisor
         )
         return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
 
     sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
     in_specs = (replicated, sharded, None if dropout_keys is None else sharded, replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, scored)
+    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, divisor)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, scored: Count
+    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, divisor: Scalar | Count
 ) -> tuple[Scalar, GPT]:
-    """Scan over the micro-batches, and sum their shares of the mean loss and the gradients of these."""
+    """Scan over the micro-batches, and sum their losses over `divisor` and the gradients of these."""
 
     def compute_share(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> Scalar:
         loss, _ = sum_loss(model, micro_batch, dropout_keys)
-        return loss / jnp.maximum(scored, 1)
+        return loss / divisor
 
     def add(total: tuple[Scalar, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
         share = jax.value_and_grad(compute_share)(model, *inputs)

@@ -81,6 +81,8 @@ def check_comparable(peer: Peer, config: TrainConfig, *, mesh: MeshConfig, decod
         raise UserError(f"Peers run on one device, but the mesh is {mesh.describe()}. Add --mesh=single.")
     if peer.library == "transformers" and not model.bias:
         raise UserError("transformers' GPT-2 always has biases, but model.bias is False. Add --model.bias.")
+    if model.compute.dtype == "float16":
+        raise UserError("Peers compute in bfloat16 or float32, not in float16. Add --model.compute.dtype=bfloat16.")
     if peer.library == "nanogpt":
         notes += _check_nanogpt(model, decode=decode)
     if decode:
