@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options, rest = parse_known_options(BenchOptions, words, prog=PROG)
-        request = parse_config(TrainConfig, rest, prog=PROG, description="Flags of the config, as in gptjax.train.")
+        description = "Flags of the config, as in gptjax.train."
+        request = parse_config(TrainConfig, rest, prog=PROG, description=description, options_type=BenchOptions)
         check_outputs(options)
         if options.peer:  # torch needs memory of the same GPU
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
-from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError, exit_on_user_error, quote
 from gptjax.core.files import atomic_directory, check_free
 from gptjax.huggingface.gpt2_mapping import DTypeName, HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json, write_json
@@ -63,7 +63,8 @@ class FromHf:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     with exit_on_user_error():
-        match argv:
+        print_versions_if_asked(argv)
+        match [argv[0].replace("_", "-"), *argv[1:]] if argv else []:
             case ["to-hf", *options]:
                 export_model(parse_options(ToHf, options, prog=f"{PROG} to-hf"))
             case ["from-hf", *options]:
@@ -73,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
             case []:
                 raise UserError(USAGE)
             case _:
-                raise UserError(f"the first argument is {argv[0]!r}; wanted: to-hf or from-hf.\n{USAGE}")
+                raise UserError(
+                    f"the first word is {quote(argv[0])}; wanted: to-hf or from-hf. {PROG} --help explains them."
+                )
 
 
 def export_model(options: ToHf) -> None:

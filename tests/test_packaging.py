@@ -1,7 +1,9 @@
 """What `import gptjax` gives and costs, and that pyproject.toml names what the code imports."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -103,3 +105,36 @@ def test_every_package_is_installed() -> None:
     folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert sorted(listed) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
     assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+BUILD = """
+import sys, zipfile
+try:
+    from importlib.metadata import version
+    assert int(version("setuptools").split(".")[0]) >= 77
+except Exception:
+    sys.exit("too old")
+from setuptools.build_meta import build_editable
+site = sys.argv[1]  # setuptools replaces argv
+zipfile.ZipFile(f"{site}/{build_editable(site)}").extractall(site)
+"""
+
+
+def test_an_editable_install_works_beside_a_clone_called_gptjax(tmp_path: Path) -> None:
+    """The folder must not hide the package: a plain path is found where a finder of setuptools is not asked."""
+    clone, site = tmp_path / "gptjax", tmp_path / "site"
+    site.mkdir()
+    clone.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+    built = subprocess.run([sys.executable, "-c", BUILD, str(site)], cwd=clone, capture_output=True, text=True)
+    if "too old" in built.stderr:
+        pytest.skip("building needs setuptools 77 or newer")
+    assert built.returncode == 0, built.stderr
+    code = f"import site; site.addsitedir({str(site)!r}); import gptjax; print(gptjax.__file__)"
+    words = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, ''); {code}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(clone / "gptjax" / "__init__.py")

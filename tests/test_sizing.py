@@ -7,7 +7,13 @@ import jax
 import pytest
 
 from gptjax import GPTConfig, load_config
-from gptjax.benchmark.sizing import count_flops_by_part, count_parameters_by_part, count_state_bytes, format_shares
+from gptjax.benchmark.sizing import (
+    count_flops_by_part,
+    count_parameters_by_part,
+    count_state_bytes,
+    format_shares,
+    plan_memory,
+)
 from gptjax.model.gpt import count_parameters
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import initialize_state
@@ -58,3 +64,12 @@ def test_shares_of_parts_are_a_table_with_a_total() -> None:
     lines = format_shares({"attention": 3, "MLP": 1}, unit="parameters").splitlines()
     assert lines[0] == "| part | parameters | share |"
     assert lines[2:] == ["| attention | 3 | 75.0% |", "| MLP | 1 | 25.0% |", "| total | 4 | |"]
+
+
+def test_planned_memory_holds_the_state_and_activations() -> None:
+    config = load_config("smoke")
+    config = replace(config, model=replace(config.model, vocab_size=256))
+    memory = plan_memory(config)
+    assert memory is not None
+    assert memory.arguments >= count_state_bytes(config).checkpoint
+    assert memory.total > memory.arguments

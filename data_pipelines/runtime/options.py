@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import tyro
-
+from gptjax.core.command_line import parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.data.manifest import Counts
 
@@ -75,7 +74,11 @@ def require_at_least(minimum: int, **options: int | None) -> None:
 
 
 def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
-    """Call the function of a command with the options from the command line."""
+    """Call the function of a command with the options from the command line. Help begins with the module's examples."""
     module = Path(sys.argv[0]).stem
+    text = sys.modules[function.__module__].__doc__ or ""
+    examples = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
     with exit_on_user_error():
-        function(tyro.cli(options_type, prog=f"python -m data_pipelines.{module}"))
+        function(
+            parse_options(options_type, sys.argv[1:], prog=f"python -m data_pipelines.{module}", examples=examples)
+        )

@@ -1,7 +1,6 @@
 """Counts what a config needs before anything runs: parameters and FLOPs by part, and bytes of the training state.
 
-Nothing is allocated: shapes come from `jax.eval_shape`. What activations need, only the compiler knows
-(`python -m gptjax.bench` shows it).
+Nothing is allocated: shapes come from `jax.eval_shape`. What activations need, only the compiler knows.
 """
 
 import math
@@ -12,10 +11,13 @@ from typing import Any
 
 import jax
 
+from gptjax.benchmark.training import Memory
 from gptjax.config import TrainConfig
+from gptjax.data.loader import abstract_batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import abstract_model
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.startup import make_phase_step, prepare_device
 from gptjax.training.state import abstract_state
 
 PARTS = {
@@ -116,3 +118,17 @@ def format_shares(counts: Mapping[str, int] | Mapping[str, float], *, unit: str)
     total = sum(counts.values())
     rows = [f"| {name} | {count:,.0f} | {count / total:.1%} |" for name, count in counts.items()]
     return "\n".join([f"| part | {unit} | share |", "|---|---:|---:|", *rows, f"| total | {total:,.0f} | |"])
+
+
+def plan_memory(config: TrainConfig) -> Memory | None:
+    """Memory of the first phase's training step on one device of this kind, as the compiler plans it.
+
+    The step is compiled and not run, so a config may be larger than this machine. None: the backend does not tell.
+    """
+    config, mesh = prepare_device(config), MeshConfig("single").resolve(1)
+    with mesh.activate():
+        optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+        state = abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
+        has_documents = config.model.intra_document_mask
+        batch = abstract_batch(config.batch, config.model.context_length, mesh=mesh, with_documents=has_documents)
+        return Memory.of(make_phase_step(config, mesh, config.phases[0]).lower(state, batch).compile())

@@ -1,15 +1,21 @@
 """Command lines of the entry points, parsed by tyro: every field of a config is a flag."""
 
 import contextlib
+import io
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from gptjax.core.config_files import find_config, import_modules, list_configs, load_config_file
 from gptjax.core.errors import UserError
+from gptjax.core.flag_synonyms import COMMON_FLAGS, CONFIG_WORDS
+from gptjax.core.flags import Flag, explain_unknown, explain_words, list_flags, normalize_words
+from gptjax.core.provenance import print_versions
 from gptjax.core.serialization import Modules
 
 T = TypeVar("T")
@@ -34,23 +40,27 @@ class ConfigRequest(Generic[T]):
     """The config file and the modules of `--import`, by the name under which their classes are saved."""
 
 
-def parse_config(config_type: type[T], argv: Sequence[str], *, prog: str, description: str) -> ConfigRequest[T]:
-    """Read `--config=FILE`, `--import=MODULE` and the flags that replace fields of the config.
+def parse_config(
+    config_type: type[T], argv: Sequence[str], *, prog: str, description: str, options_type: type | None = None
+) -> ConfigRequest[T]:
+    """Read `--config=FILE` (or FILE as the first word), `--import=MODULE` and the flags that replace fields.
 
     `--help` explains every field of the given config, or lists the installed configs, and exits. An unknown flag or a
-    value of the wrong type exits with code 2 and a suggestion.
+    value of the wrong type is an error that shows the right one. `options_type` has further flags of the command, which
+    may be meant.
 
     Raises:
-        UserError: no config is given, its file has a fault, or a config class refuses a value.
+        UserError: no config is given, its file has a fault, a flag is wrong, or a config class refuses a value.
     """
     spec = require_config(argv, prog=prog, description=description)
-    (_, imports), rest = _take_flags(argv, "--config", "--import")
+    (_, imports), rest = _take_config(argv)
     modules = import_modules(imports)
     base, module = load_config_file(spec, config_type)
     path = Path(module.__file__ or "")
     prog = f"{prog} --config={spec}"
-    # tyro documents that it may build the value twice. __post_init__ only checks, so this does no harm.
-    config = tyro.cli(config_type, default=base, prog=prog, description=description, args=rest, config=_TYRO)
+    if {"-h", "--help"} & set(rest):
+        print(_format_common_flags(base, prog))
+    config = _parse(config_type, rest, prog=prog, default=base, description=description, options_type=options_type)
     return ConfigRequest(config, base, path, {path.stem: module, **modules})
 
 
@@ -62,12 +72,13 @@ def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
     Raises:
         UserError: no config is given, or several, or there is no such file.
     """
-    (specs, _), rest = _take_flags(argv, "--config", "--import")
+    print_versions_if_asked(argv)
+    (specs, _), rest = _take_config(argv)
     if not specs:
         if {"-h", "--help"} & set(rest):
             print(_usage(prog, description))
             raise SystemExit(0)
-        raise UserError(f"No config is given. Give --config=NAME or --config=FILE; {prog} --help lists the names.")
+        raise UserError(f"No config is given. Give --config=NAME, such as quickstart; {prog} --help lists the names.")
     if len(specs) > 1:
         raise UserError(f"--config is given {len(specs)} times ({', '.join(specs)}): a run has one config file.")
     if specs[0] in ("", "--help"):
@@ -76,9 +87,17 @@ def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
     return specs[0]
 
 
-def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> T:
-    """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts."""
-    return tyro.cli(options_type, prog=prog, args=list(argv), config=_TYRO)
+def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str, examples: str = "") -> T:
+    """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts.
+
+    `examples` are command lines that begin the help.
+
+    Raises:
+        UserError: a word is wrong; the message shows the right one.
+    """
+    if examples and {"-h", "--help"} & set(argv):
+        print(f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}\n")
+    return _parse(options_type, argv, prog=prog)
 
 
 def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
@@ -90,9 +109,56 @@ def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str
     if asks_help:
         with contextlib.suppress(SystemExit):
             tyro.cli(options_type, prog=prog, args=["--help"], config=_TYRO)
-    known = [word for word in argv if word not in ("-h", "--help")]
+    known = normalize_words([word for word in argv if word not in ("-h", "--help")], list_flags(options_type))
     options, rest = tyro.cli(options_type, prog=prog, args=known, config=_TYRO, return_unknown_args=True)
     return options, [*rest, *asks_help]
+
+
+def print_versions_if_asked(argv: Sequence[str]) -> None:
+    """Print versions and devices, and exit, if the command line has `--version`."""
+    if "--version" in argv:
+        print_versions()
+        raise SystemExit(0)
+
+
+def _parse(
+    kind: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    default: T | None = None,
+    description: str | None = None,
+    options_type: type | None = None,
+) -> T:
+    """What tyro reads. It may build the value twice; `__post_init__` only checks, so this does no harm."""
+    print_versions_if_asked(argv)
+    flags = list_flags(kind, default)
+    words, printed = normalize_words(argv, flags), io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, prog=prog, description=description, args=words, config=_TYRO, **given)
+    except SystemExit as stopped:
+        others = {} if options_type is None else list_flags(options_type)
+        if stopped.code and (reason := explain_words(words, flags | others)):
+            raise UserError(reason) from None
+        print(printed.getvalue(), file=sys.stderr, end="")
+        raise
+
+
+def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]:
+    """The values of `--config` and of `--import`, and the other words. The first word may be a config without a flag.
+
+    Raises `UserError` for the words by which other programs name a config.
+    """
+    (specs, imports), rest = _take_flags(argv, "--config", "--import")
+    if rest and not specs and not rest[0].startswith("-") and "=" not in rest[0]:
+        specs, rest = [rest[0]], rest[1:]
+    for word in rest:
+        name, _, value = word.lstrip("-").partition("=")
+        if not specs and name in CONFIG_WORDS:
+            raise UserError(explain_unknown(name, value, {"config": Flag(str)}))
+    return (specs, imports), rest
 
 
 def _take_flags(argv: Sequence[str], *flags: str) -> tuple[tuple[list[str], ...], list[str]]:
@@ -109,15 +175,33 @@ def _take_flags(argv: Sequence[str], *flags: str) -> tuple[tuple[list[str], ...]
     return tuple(values.values()), rest
 
 
+def _format_common_flags(config: Any, prog: str) -> str:
+    """The flags that one often gives, as far as this config has them, with its values."""
+    flags = list_flags(type(config), config)
+    lines = [
+        f"  --{f'{name}={flags[name].default}':<36} {text}" for name, text in COMMON_FLAGS.items() if name in flags
+    ]
+    example = f"  {prog} --{next((name for name in COMMON_FLAGS if name in flags), 'help')}=…"
+    return "\n".join(["often given, with the values of this config:", *lines, "", "example:", example, ""])
+
+
 def _usage(prog: str, description: str) -> str:
     configs = list_configs()
     width = max((len(name) for name in configs), default=0)
     lines = [
-        f"usage: {prog} --config=FILE [--field=value ...]",
+        f"usage: {prog} --config=NAME [--field=value ...]",
         "",
         description,
         "",
-        f"Every field of a config is a flag; {prog} --config=FILE --help shows them all.",
+        "examples:",
+        f"  {prog} --config=quickstart",
+        f"  {prog} --config=own_text_cpu --data.path=data/books --steps=500",
+        f"  {prog} --config=gpt2_124m --mesh=fsdp --batch-size=240 --optimizer.learning-rate=3e-4",
+        "",
+        "flags that one often gives:",
+        *(f"  --{name:<24} {text}" for name, text in COMMON_FLAGS.items()),
+        "",
+        f"Every field of a config is a flag; {prog} --config=NAME --help shows them all.",
         "--import=MODULE or --import=FILE.py imports your own classes, for a saved run that uses them.",
         "",
         "installed configs:" if configs else "No configs are installed.",

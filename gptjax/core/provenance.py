@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ def collect_environment() -> dict[str, Any]:
         "packages": {name: _find_version(name) for name in _PACKAGES},
         "platform": platform.platform(),
     }
+
+
+def print_versions() -> None:
+    """Print the versions of gptjax, Python, the main packages and, last, the devices that JAX finds."""
+    print(f"gptjax {_find_version('gptjax') or '(not installed; this is its source tree)'}")
+    print(f"python {platform.python_version()}")
+    for name in _PACKAGES[1:]:
+        print(f"{name} {_find_version(name) or '(not installed)'}")
+    import jax  # starts a backend
+
+    kinds = Counter(device.device_kind for device in jax.devices())
+    print(f"devices {', '.join(f'{count} x {kind}' for kind, count in kinds.items())} ({jax.default_backend()})")
 
 
 def read_git_state(file: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import copy
 import functools
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -113,12 +114,23 @@ class Tokenizer(ABC):
         """The content of `tokenizer.json`."""
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
 
+    def encode_with_specials(self, text: str) -> Int32[np.ndarray, " T"]:
+        """Ids of `text`, in which names of special tokens stand for these tokens. Only for text that one trusts."""
+        names = sorted(self.specials, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        ids = [
+            np.array([self.specials[part]], np.int32) if part in self.specials else self.encode(part) for part in parts
+        ]
+        return np.concatenate(ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of one id: a part of a character for some, the name of a special token, U+FFFD for an unknown id."""
+        return self._text_of[token] if 0 <= token < self.vocab_size else "\N{REPLACEMENT CHARACTER}".encode()
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of `ids`; bytes that are not UTF-8, and ids outside the vocabulary, become U+FFFD."""
-        unknown = "\N{REPLACEMENT CHARACTER}".encode()
         flat = np.asarray(ids, np.int64).reshape(-1).tolist()
-        pieces = (self._text_of[i] if 0 <= i < self.vocab_size else unknown for i in flat)
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        return b"".join(map(self.token_bytes, flat)).decode("utf-8", errors="replace")
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write `directory/tokenizer.json`, creating the directory; return the path. A chat template goes beside it."""

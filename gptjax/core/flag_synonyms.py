@@ -1,0 +1,120 @@
+"""Words that people bring from other programs, and the flags here that mean the same; the flags that are given most."""
+
+_SAME = {
+    "optimizer.learning-rate": "lr learning-rate learningrate max-lr peak-lr",
+    "optimizer.weight-decay": "wd weight-decay",
+    "optimizer.beta1": "beta1 adam-beta1",
+    "optimizer.beta2": "beta2 adam-beta2",
+    "optimizer.clip-norm": "grad-clip clip gradient-clip gradient-clipping max-grad-norm clip-grad",
+    "optimizer.schedule.warmup-steps": "warmup warmup-iters warmup-steps lr-warmup-steps num-warmup-steps",
+    "optimizer.schedule.min-ratio": "min-lr",
+    "steps": "max-iters iters iterations num-steps max-steps train-steps num-train-steps total-steps num-iterations "
+    "training-steps n-steps train-iters",
+    "batch-size": "bs batch batchsize train-batch-size per-device-train-batch-size global-batch-size "
+    "total-batch-size device-batch-size micro-batch-size",
+    "grad-accum": "gradient-accumulation-steps grad-accum-steps gradient-accumulation accumulate-grad-batches",
+    "model.num-layers": "n-layer n-layers layers num-layers num-hidden-layers depth nlayer",
+    "model.num-heads": "n-head n-heads heads num-heads num-attention-heads nhead",
+    "model.embed-dim": "n-embd d-model hidden-size hidden-dim dim width model-dim n-embed embed-dim emb-dim",
+    "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim",
+    "model.context-length": "block-size seq-len seq-length sequence-length max-seq-len max-seq-length max-length "
+    "context context-length context-size n-positions n-ctx ctx-len",
+    "model.vocab-size": "n-vocab vocab vocab-size",
+    "model.dropout": "dropout resid-pdrop",
+    "model.bias": "bias",
+    "model.compute.dtype": "dtype precision mixed-precision bf16 fp16 torch-dtype",
+    "model.compute.remat": "gradient-checkpointing checkpointing remat activation-checkpointing",
+    "data.path": "dataset data data-dir data-path train-data train-file dataset-path dataset-dir input-bin",
+    "output-dir": "out-dir outdir save-dir output out results-dir",
+    "name": "run-name exp-name experiment wandb-run-name run-id",
+    "init-from": "resume-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
+    "seed": "random-seed rng-seed",
+    "mesh": "strategy parallelism fsdp",
+    "log.wandb": "wandb wandb-log use-wandb report-to",
+    "log.wandb-project": "wandb-project project",
+    "log.every": "log-interval logging-steps log-every log-freq",
+    "checkpoint.every": "save-interval save-every save-steps checkpoint-interval ckpt-interval checkpoint-every",
+    "evaluators.0.every": "eval-interval eval-every eval-steps val-every val-loss-every",
+    "evaluators.1.every": "eval-interval eval-every eval-steps val-every val-loss-every",
+    "checkpoint": "model run ckpt ckpt-path checkpoint-path model-path path out-dir dir run-dir init-from load "
+    "resume-from name weights",
+    "prompt": "start text input inputs",
+    "max-new-tokens": "max-tokens num-tokens tokens length max-length n n-tokens new-tokens max-new-token",
+    "temperature": "temp t",
+    "top-k": "topk k",
+    "top-p": "topp p nucleus",
+    "num-samples": "samples n-samples num-return-sequences",
+    "text": "file text-file input input-file eval-file",
+    "tokens": "eval-tokens max-tokens eval-iters num-tokens",
+    "source": "input data dataset file files path in input-file train-file text corpus data-path",
+    "output": "out output-dir out-dir outdir save-dir destination dest o",
+    "tokenizer": "tok vocab encoding tokenizer-name tokenizer-path model",
+    "text-field": "text-column column key field text-key content-key jsonl-field content-field",
+    "separator": "delimiter doc-separator document-separator sep",
+    "end-of-text": "eos eos-token eot append-eos end-token eod append-eod",
+    "validation-source": "val valid validation val-source val-data valid-data eval-data test",
+    "split": "val-fraction val-split test-size val-size validation-split valid-fraction",
+    "processes": "workers num-workers num-proc n-jobs jobs threads nproc",
+    "shard-tokens": "shard-size tokens-per-shard",
+    "vocab-size": "vocab size n-vocab num-tokens",
+    "model": "checkpoint source input path from",
+}
+FLAGS_BY_WORD: dict[str, list[str]] = {}
+"""Flags that a word may mean, the likeliest first; a command has some of them."""
+for _flag, _words in _SAME.items():
+    for _word in _words.split():
+        FLAGS_BY_WORD.setdefault(_word, []).append(_flag)
+
+_DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses, and --mesh spreads over them."
+EXPLANATIONS = {
+    **dict.fromkeys(("device", "devices", "gpus", "num-gpus", "gpu", "cuda", "accelerator", "num-devices"), _DEVICES),
+    "compile": "Every step is compiled.",
+    **dict.fromkeys(
+        ("optimizer", "optim", "scheduler", "lr-scheduler", "schedule", "objective", "evaluators"),
+        "A class is chosen in the config file, and its fields are flags: see docs/optimizers.md.",
+    ),
+    **dict.fromkeys(
+        ("epochs", "num-epochs", "num-train-epochs", "max-epochs"),
+        "A run is as long as --steps says; its first lines tell how many steps an epoch has.",
+    ),
+    **dict.fromkeys(("num-workers", "workers"), "Data is read ahead by a thread; there are no workers."),
+    **dict.fromkeys(
+        ("c", "config-file", "cfg", "conf", "config-path", "config-name", "preset"),
+        "Write --config=NAME, or the name as the first word.",
+    ),
+    **dict.fromkeys(
+        ("v", "verbose", "debug", "quiet", "q"), "A run prints the same lines always; --log.every spaces them."
+    ),
+    **dict.fromkeys(("eos", "bos", "add-bos", "add-eos"), "Documents are separated by the tokenizer's end of text."),
+}
+"""What to say of a word that no flag stands for."""
+VALUES = {
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "ddp": "data",
+    "dp": "data",
+    "tp": "tensor",
+    "disabled": "off",
+    "true": "on",
+    "false": "off",
+}
+"""Other spellings of choices."""
+
+COMMON_FLAGS = {
+    "steps": "optimizer steps in all",
+    "batch-size": "sequences per step",
+    "optimizer.learning-rate": "largest learning rate",
+    "model.num-layers": "layers; also --model.embed-dim and --model.num-heads",
+    "model.context-length": "tokens of a sequence",
+    "data.path": "directory of prepared data",
+    "name": "the run's directory is OUTPUT_DIR/NAME",
+    "init-from": "run whose weights a new run starts from",
+    "grad-accum": "micro-batches of a step, if memory is short",
+    "mesh": "data, fsdp, tensor or single: how devices share the work",
+}
+"""The flags with which help begins."""
+CONFIG_WORDS = ("c", "cfg", "conf", "config-file", "config_file", "config-name", "config_name", "preset")
+"""Words by which other programs name a config."""

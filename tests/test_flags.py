@@ -1,0 +1,177 @@
+"""Words that people type: those that are understood, and those whose message shows the right one."""
+
+import runpy
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from data_pipelines.prepare import Prepare
+from gptjax import __main__ as command
+from gptjax.benchmark.options import BenchOptions
+from gptjax.config import TrainConfig, load_config
+from gptjax.convert import ToHf
+from gptjax.core.command_line import parse_config, parse_options
+from gptjax.core.errors import UserError
+from gptjax.core.flags import list_flags, normalize_words
+from gptjax.evaluate import Evaluate
+from gptjax.sample import Sample
+
+TYPED_TO_TRAIN = {
+    "--lr=3e-4": "--optimizer.learning-rate=3e-4",
+    "--lr 3e-4": "--optimizer.learning-rate=3e-4",
+    "-lr 3e-4": "--optimizer.learning-rate=3e-4",
+    "--learning_rate=1e-3": "--optimizer.learning-rate=1e-3",
+    "--optimizer.lr=1": "--optimizer.learning-rate=1",
+    "--max-iters=5": "--steps=5",
+    "--max_steps=1e3": "--steps=1000",
+    "--step=5": "--steps=5",
+    "--n_layer=6": "--model.num-layers=6",
+    "--num-layers=6": "--model.num-layers=6",
+    "--model.n-layers=6": "--model.num-layers=6",
+    "--n_embd=64": "--model.embed-dim=64",
+    "--block_size=256": "--model.context-length=256",
+    "--bias=False": "--model.no-bias",
+    "--dtype=bf16": "--model.compute.dtype=bfloat16",
+    "--grad_clip=1.0": "--optimizer.clip-norm=1.0",
+    "--warmup_iters=10": "--optimizer.schedule.warmup-steps=10",
+    "--gradient_accumulation_steps=4": "--grad-accum=4",
+    "--batch=4": "--batch-size=4",
+    "--bachsize=4": "--batch-size=4",
+    "--out_dir=x": "--output-dir=x",
+    "--dataset=data/x": "--data.path=data/x",
+    "--resume_from=runs/x": "--init-from=runs/x",
+    "--wandb_log=True": "--log.wandb=",
+    "--eval_interval=5": "--evaluators.1.every=5",
+    "--device=cuda": "JAX_PLATFORMS=cpu",
+    "--optimizer=adamw": "docs/optimizers.md",
+    "--epochs=3": "--steps",
+    "batch_size=8": "--batch-size=8",
+    "--steps": "--steps=1200",
+    "--steps=abc": "--steps=1200",
+    "--steps=1.5": "a whole number",
+    "--optimizer.learning-rate=fast": "--optimizer.learning-rate=0.02",
+    "--mesh=fdsp": "--mesh=fsdp",
+    "--model.bias=maybe": "--model.no-bias",
+    "--steps=5 extra": "extra belongs to no flag",
+    "--zzz=1": "--help lists all flags",
+    "--peers=nanogpt:x": "--peer=nanogpt:x",
+}
+TYPED_TO_OTHERS = [
+    (Sample, "runs/x", "--checkpoint=runs/x"),
+    (Sample, "--ckpt=runs/x", "--checkpoint=runs/x"),
+    (Sample, "--checkpoint=x --max_tokens=5", "--max-new-tokens=5"),
+    (Sample, "--checkpoint=x --temp=0.5", "--temperature=0.5"),
+    (Sample, "--checkpoint=x --topk=5", "--top-k=5"),
+    (Sample, "--checkpoint=x --start=Once", "--prompt=Once"),
+    (Evaluate, "--checkpoint=x --file=a.txt", "--text=a.txt"),
+    (Evaluate, "--text=a.txt", "--checkpoint=…"),
+    (ToHf, "--model=runs/x", "--checkpoint=runs/x"),
+    (ToHf, "--checkpoint=x --out=y", "--output=y"),
+    (Prepare, "books.txt", "--source=books.txt"),
+    (Prepare, "--input=a --output=b", "--source=a"),
+    (Prepare, "--source=a --out_dir=b", "--output=b"),
+    (Prepare, "--source=a --output=b --num_proc=4", "--processes=4"),
+    (Prepare, "--source=a --output=b --text-column=content", "--text-field=content"),
+]
+
+
+def parse_train(*words: str) -> TrainConfig:
+    return parse_config(TrainConfig, words, prog="train", description="Train.", options_type=BenchOptions).config
+
+
+@pytest.mark.parametrize(("typed", "right"), TYPED_TO_TRAIN.items(), ids=TYPED_TO_TRAIN)
+def test_a_wrong_word_of_train_shows_the_right_one(typed: str, right: str):
+    with pytest.raises(UserError) as caught:
+        parse_train("quickstart", *typed.split())
+    assert right in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "typed", "right"), TYPED_TO_OTHERS)
+def test_a_wrong_word_of_a_command_shows_the_right_one(options: type, typed: str, right: str):
+    with pytest.raises(UserError) as caught:
+        parse_options(options, typed.split(), prog="command")
+    assert right in str(caught.value)
+
+
+def test_forms_that_people_type_are_understood():
+    typed = (
+        "--batch_size=16 --steps=1e3 --seed 1_000 --optimizer.learning_rate=1e-3 --model.bias=True "
+        "--model.tie_embeddings false --checkpoint.every=none --model.compute.dtype=bf16 --mesh=FSDP "
+        "--optimizer.nesterov=no --grad-accum = 2 --optimizer.clip-norm= 0.5"
+    )
+    config = parse_train("quickstart", *typed.split())
+    assert (config.batch_size, config.steps, config.seed, config.grad_accum) == (16, 1000, 1000, 2)
+    assert (config.optimizer.learning_rate, config.optimizer.nesterov) == (1e-3, False)  # type: ignore[attr-defined]
+    assert config.optimizer.clip_norm == 0.5  # type: ignore[attr-defined]
+    assert (config.model.bias, config.model.tie_embeddings) == (True, False)
+    assert (config.checkpoint.every, config.model.compute.dtype) == (None, "bfloat16")
+    assert config.mesh.strategy == "fsdp"
+
+
+@dataclass(frozen=True)
+class Options:
+    label: str = "x"
+    tags: tuple[str, ...] = ()
+    count: int | None = None
+    rate: float = 0.5
+    kind: Literal["none", "all"] = "all"
+    on: bool = field(default=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "normal"),
+    [
+        (["--label", "="], ["--label", "="]),
+        (["--label=none"], ["--label=none"]),
+        (["--label=-5"], ["--label=-5"]),
+        (["--count=-5"], ["--count=-5"]),
+        (["--count", "-5"], ["--count", "-5"]),
+        (["--count=None"], ["--count=None"]),
+        (["--kind=none"], ["--kind=none"]),
+        (["--kind=ALL"], ["--kind=all"]),
+        (["--no-on=false"], ["--on"]),
+        (["--on", "word"], ["--on", "word"]),
+        (["--tags", "a", "b", "--rate", "1e-3"], ["--tags", "a", "b", "--rate", "1e-3"]),
+        (["first", "--rate=2"], ["first", "--rate=2"]),
+    ],
+)
+def test_words_keep_their_meaning(typed: list[str], normal: list[str]):
+    assert normalize_words(typed, list_flags(Options)) == normal
+
+
+def test_every_flag_of_a_config_is_known(capfd: pytest.CaptureFixture[str]):
+    """tyro's own help names the same flags."""
+    with pytest.raises(SystemExit):
+        parse_train("quickstart", "--help")
+    printed = capfd.readouterr().out
+    shown = {word.rstrip(",") for line in printed.splitlines() for word in line.split() if word.startswith("--")}
+    assert {f"--{name}" for name in list_flags(TrainConfig, load_config("quickstart"))} <= shown
+    assert printed.index("--steps=1200") < printed.index("usage: ")
+
+
+def test_gptjax_runs_the_command_that_is_named(monkeypatch: pytest.MonkeyPatch):
+    called = []
+    monkeypatch.setattr(sys, "argv", ["gptjax", "prepare-chat", "--source=x"])
+    monkeypatch.setattr(runpy, "run_module", lambda name, **_: called.append((name, sys.argv)))
+    command.main()
+    assert called == [("data_pipelines.prepare_chat", ["prepare_chat", "--source=x"])]
+
+
+@pytest.mark.parametrize(
+    ("word", "right"), [("eval", "gptjax evaluate"), ("traim", "gptjax train"), ("smoke", "gptjax train smoke")]
+)
+def test_gptjax_shows_the_command_that_is_meant(word: str, right: str):
+    assert right in command.explain_command(word)
+
+
+def test_version_tells_packages_and_devices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["gptjax", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert not stopped.value.code
+    assert [line.split()[0] for line in lines[:5]] == ["gptjax", "python", "jax", "jaxlib", "flax"]
+    assert lines[-1].startswith("devices 8 x cpu")
