@@ -172,7 +172,10 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name, known in (("activation", ACTIVATIONS), ("positions", POSITIONS)):
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}.")
+                names = ", ".join(known)
+                raise UserError(
+                    f"model.{name} is {value!r}; it must be one of {names}, or of a file that you --import."
+                )
         self._check_numbers()
         self._check_windows()
         _ = self.position_scheme  # checks its own fields
