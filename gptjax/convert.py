@@ -3,6 +3,7 @@
 An export is compared with transformers, if that is installed, before its directory appears.
 """
 
+import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 from gptjax.core.files import atomic_directory, check_free
 from gptjax.huggingface.gpt2_mapping import DTypeName, HFOrigin
-from gptjax.huggingface.safetensors_dir import read_json, write_json
+from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.run_dir import write_imported_run
 
 PROG = "python -m gptjax.convert"
@@ -110,8 +111,8 @@ def import_model(options: FromHf) -> None:
     directory = fetch_model(options.model)
     config, model, origin = read_model(directory)
     tokenizer = read_tokenizer(directory, vocab_size=config.resolved_vocab_size)
-    write_imported_run(output, model=model, tokenizer=tokenizer)
-    write_json(output / ORIGIN_FILE, asdict(origin))
+    others = {ORIGIN_FILE: json.dumps(asdict(origin), indent=2) + "\n"}
+    write_imported_run(output, model=model, tokenizer=tokenizer, others=others)
     found = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
     parameters = f"{count_parameters(config):,} parameters in {origin.dtype}"
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")

@@ -202,7 +202,7 @@ def restore_state(
     modules: Modules | None = None,
 ) -> TrainState | None:
     """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.latest
+    step = checkpoints.choose_step()
     if step is None:
         return None
     if config.resume == "never":

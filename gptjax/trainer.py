@@ -11,12 +11,12 @@ from gptjax.config import TrainConfig
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
-from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
+from gptjax.run_dir import CHECKPOINTS, METRICS, run_lock, write_run_files
 from gptjax.startup import Evaluators
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.evaluators import Metrics
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown
+from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
 
 
@@ -47,7 +47,9 @@ def train(
         mesh.activate(),
         run_lock(config.directory),
         GracefulShutdown() as shutdown,
-        CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
+        CheckpointManager(
+            config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
+        ) as checkpoints,
     ):
         evaluators = startup.open_evaluators(config, tokenizer, mesh)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
@@ -58,15 +60,15 @@ def train(
             write_run_files(config.directory, config, tokenizer, source=source)
         batches = BatchLoader(reader, read_spec, mesh=mesh)
         report.describe_run(config, mesh, batches, evaluators)
-        metadata = {"config": to_json(config), "fingerprints": fingerprints}
         with startup.open_logger(config, mesh, start) as log:
             with log.measure("compile"):
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start)
-            loop = TrainingLoop(config, state, batches, train_step, evaluators, checkpoints, metadata, log, shutdown)
+            metadata = {"config": to_json(config), "fingerprints": fingerprints}
+            saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
+            guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
+            loop = TrainingLoop(config, state, batches, train_step, evaluators, saver, guard, log, shutdown)
             del state  # the loop replaces it
             stopped = loop.run()
-            with log.measure("checkpoint"):
-                checkpoints.wait()
     report.print_summary(config, command, stopped=stopped)
     return 128 + stopped if stopped else 0
 
@@ -81,9 +83,8 @@ class TrainingLoop:
     train_step: Callable[[int], Any]
     """Step number → the compiled training step."""
     evaluators: Evaluators
-    checkpoints: CheckpointManager
-    metadata: dict[str, Any]
-    """Saved with each checkpoint."""
+    saver: Saver
+    guard: NonFiniteGuard
     log: MetricLogger
     shutdown: GracefulShutdown
 
@@ -91,34 +92,33 @@ class TrainingLoop:
         """Train to the last step, or until a signal, which is returned. The last weights are saved in either case."""
         config, log, start = self.config, self.log, int(self.state.step)
         batches = self.batches.iterate_from(start)
-        guard = NonFiniteGuard(self.checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
         for step in range(start, config.steps + 1):  # one more turn, to evaluate and save the last weights
             stopped = self.shutdown.get_signal(step)
-            metrics = {} if stopped else self.evaluate(step)
-            if step > start and (stopped or guard.should_save(config.checkpoint, step, state=self.state)):
-                self.save(step, metrics)
+            loss = None if stopped else self.evaluate(step)
+            if step > start and (stopped or self.should_save(step)):
+                with log.measure("checkpoint"):
+                    self.saver.save(step, self.state, loss=loss)
             if stopped or step == config.steps:
+                if step > start:
+                    with log.measure("checkpoint"):
+                        self.saver.finish(step, self.state, loss=loss)
                 return stopped
             with log.measure("data"):
                 batch = next(batches)
-            self.state, step_metrics = self.train_step(step)(self.state, batch)  # dispatched, not awaited
-            log.step(step + 1, step_metrics | self.batches.epochs(step + 1))  # writes the step before
-            guard.check(step, step_metrics)
+            self.state, metrics = self.train_step(step)(self.state, batch)  # dispatched, not awaited
+            log.step(step + 1, metrics | self.batches.epochs(step + 1))  # writes the step before
+            self.guard.check(step, metrics)
         return None
 
-    def evaluate(self, step: int) -> Metrics:
-        """Metrics of the evaluators that run on the weights after `step` updates."""
-        metrics: Metrics = {}
+    def should_save(self, step: int) -> bool:
+        return self.saver.is_due(step) and self.guard.allows_save(step, state=self.state)
+
+    def evaluate(self, step: int) -> Any:
+        """Run the evaluators that are due after `step` updates. Returns the metric by which the best is chosen."""
+        loss = None
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
             with self.log.measure("evaluate"):
-                found = startup.evaluate_state(evaluator, self.state, self.config)
-            self.log.write(step, found)
-            metrics |= found
-        return metrics
-
-    def save(self, step: int, metrics: Metrics) -> None:
-        """Save a checkpoint. Its `val_loss`, if there is one, decides whether it is the best."""
-        val_loss = metrics.get("val_loss")
-        assert not isinstance(val_loss, str)
-        with self.log.measure("checkpoint"):
-            self.checkpoints.save(step, self.state, metadata=self.metadata, val_loss=val_loss)
+                metrics = startup.evaluate_state(evaluator, self.state, self.config)
+            self.log.write(step, metrics)
+            loss = metrics.get(self.config.checkpoint.best_metric, loss)
+        return loss

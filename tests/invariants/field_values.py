@@ -219,7 +219,14 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "prefetch": (5, "prefetch"),
     },
     MixtureComponent: {"weight": (5.0, "rows"), "weight_schedule": (((1, 9.0),), "rows")},
-    CheckpointConfig: {"every": (7, "due steps"), "keep": (1, "checkpoints"), "keep_best": (False, "checkpoints")},
+    CheckpointConfig: {
+        "every": (7, "due steps"),
+        "every_minutes": (0.5, "due minutes"),
+        "keep": (1, "checkpoints"),
+        "keep_best": (False, "checkpoints"),
+        "keep_every": (2, "checkpoints"),
+        "best_metric": ("val_bpb", "judged"),
+    },
     ValidationLoss: {"every": (7, "due steps"), "tokens": (9, "validation"), "batch_size": (24, "validation")},
     Samples: {
         "every": (7, "due steps"),
