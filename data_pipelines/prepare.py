@@ -51,6 +51,9 @@ class Prepare(ShardOptions):
     `none`."""
     max_document_tokens: int | None = None
     """Longer documents continue as further documents of at most so many tokens, each with its `<|endoftext|>`."""
+    end_of_text: str | None = None
+    """The special token that begins documents, such as `</s>`. Default: what tokenizer_config.json or
+    special_tokens_map.json beside the tokenizer says, else `<|endoftext|>`, if the tokenizer has it."""
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
     text_field: str = TEXT_FIELD
@@ -100,7 +103,11 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
     validation = None if other is None else open_source(other)
     corpus = Corpus(open_source(request.source), request.effective_split, validation)
     is_learned = spec == "chars" or spec.startswith("bpe:")
-    return ResolvedRequest(request, corpus, None if is_learned else load_tokenizer(spec))
+    if is_learned and request.end_of_text is not None:
+        raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
+    return ResolvedRequest(
+        request, corpus, None if is_learned else load_tokenizer(spec, end_of_text=request.end_of_text)
+    )
 
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
@@ -159,7 +166,10 @@ def _write_shards(
             show(f"encoding: {size / 1e6:,.1f} MB, {tokens / 1e6:,.2f} M tokens")
         corpus.check_count(documents)
     notes.add(context.notes)
-    return {name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines()
+    lines = notes.lines()
+    if documents > 1 and tokenizer.specials and (problem := tokenizer.explain_no_end_of_text()):
+        lines.append(problem)
+    return {name: writer.counts for name, writer in writers.items()}, tokenizer, lines
 
 
 def _count_cores() -> int:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
     from gptjax.data.config import TokenShards
-    from gptjax.huggingface.gpt2_export import to_hf
-    from gptjax.huggingface.gpt2_import import from_hf
+    from gptjax.huggingface.model_export import to_hf
+    from gptjax.huggingface.model_import import from_hf
     from gptjax.model.config import GPTConfig
     from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
@@ -30,8 +30,8 @@ _MODULES = {
     "TrainState": "training.state",
     "RunDir": "run_dir",
     "generate": "model.generation",
-    "from_hf": "huggingface.gpt2_import",
-    "to_hf": "huggingface.gpt2_export",
+    "from_hf": "huggingface.model_import",
+    "to_hf": "huggingface.model_export",
 }
 
 __all__ = [

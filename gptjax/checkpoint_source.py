@@ -19,7 +19,7 @@ from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptjax.huggingface import model_dir, model_import
-    from gptjax.huggingface.gpt2_mapping import HFOrigin
+    from gptjax.huggingface.model_export import HFOrigin
     from gptjax.model import gpt
 else:
     # These import flax, which --help does not need.
@@ -80,7 +80,7 @@ class SavedModel:
         self, *, mesh: MeshConfig | None = None, dtype: DType | None = None
     ) -> "tuple[gpt.GPT, HFOrigin]":
         """The weights, and what an export restores of the directory."""
-        _, model, origin = model_import.import_model(self.directory, mesh=mesh, dtype=dtype)
+        _, model, origin = model_import.from_hf(self.directory, mesh=mesh, dtype=dtype)
         return model, origin
 
     def require_tokenizer(self) -> Tokenizer:

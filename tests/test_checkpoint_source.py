@@ -14,7 +14,7 @@ from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.huggingface import model_dir
-from gptjax.huggingface.gpt2_import import from_hf
+from gptjax.huggingface.model_import import from_hf
 from gptjax.run_dir import RunDir, write_imported_run
 from gptjax.sample import Sample, sample
 from gptjax.tokenization.tokenizer import Chars

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,28 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
     return tuple(sorted(found))
+
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
+    "test": "test",
+    "testing": "test",
+}
+"""Words in the names of files, and the split that they name."""
+
+
+def find_split(name: str) -> str | None:
+    """The split that a path below a source names, `train`, `validation` or `test`; None if it names none, or several.
+
+    The file's name decides, or else the folders above it.
+    """
+    for part in reversed(name.split("/")):
+        found = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def list_files_below(directory: Path) -> Iterator[Path]:

@@ -25,7 +25,8 @@ class TokenShards(DataSource):
     path: str | None = None
     """Directory with `*train*.bin` and `*val*.bin`."""
     format: Format = "shards"
-    """`shards`: 1,024-byte header (llm.c, modded-nanogpt); `raw-uint16`: nanoGPT's headerless files."""
+    """`shards`: 1,024-byte header (llm.c, modded-nanogpt); `raw-uint16`: nanoGPT's headerless files;
+    `raw-uint32`: the same of 32 bits."""
     tokenizer: str | None = None
     """For shards without a tokenizer.json beside them: `gpt2`, `gpt2:DIR`, `bytes` or a tokenizer.json elsewhere."""
     packing: Packing = "concat"
