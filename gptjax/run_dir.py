@@ -38,6 +38,7 @@ else:
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+CONSOLE_LOG = "console.log"
 TOKENIZER_FILE = "tokenizer.json"
 
 
