@@ -113,6 +113,13 @@ class Tokenizer(ABC):
             "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
         )
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this tokenizer is another one with more special tokens behind its vocabulary."""
+        added = {i for name, i in self.specials.items() if name not in other.specials}
+        same = {name: i for name, i in self.specials.items() if name in other.specials} == other.specials
+        rest = (self.kind, self.pattern, self.tokens) == (other.kind, other.pattern, other.tokens)
+        return bool(added) and min(added) >= other.vocab_size and same and rest
+
     def with_end_of_text(self, name: str) -> "Tokenizer":
         """The same tokenizer with this special token as its end of text. The ids of a text stay.
 
