@@ -13,6 +13,7 @@ from gptjax.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.files import expand_path
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_table
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.json is not None:
             write_result(options.json, to_result(evaluations, options))
         if options.picture is not None:
-            draw_bars(Path(options.picture).expanduser(), evaluations)
+            draw_bars(expand_path(options.picture), evaluations)
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
 
     protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
-        text = texts.encode_text(Path(options.text).expanduser(), run.require_tokenizer(), protocol)
+        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol)
     else:
         data = find_data(options, run)
         stream = data.open_stream(options.split)
@@ -223,7 +224,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         text = texts.open_stored_text(stream, run.tokenizer, protocol)
     end = None if run.tokenizer is None else run.tokenizer.end_of_text
     scoring = ScoringOptions(batch_size=options.batch_size, end_of_text=end)
-    offsets = None if options.offsets is None else read_offsets(Path(options.offsets).expanduser())
+    offsets = None if options.offsets is None else read_offsets(expand_path(options.offsets))
     score = lambda model: texts.score_text(model, text, protocol, options=scoring, offsets=offsets)
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)
@@ -323,7 +324,7 @@ def write_result(target: str, result: dict[str, Any]) -> None:
     if target == "-":
         print(text, end="")
         return
-    path = Path(target).expanduser()
+    path = expand_path(target)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
