@@ -7,6 +7,8 @@ when they are first used. Entry points are not among them: one that runs as `pyt
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gptjax.core.early_exit import install_early_handler, is_module_run
+
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
     from gptjax.data.config import TokenShards
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from gptjax.optim import AdamW, Muon
     from gptjax.run_dir import RunDir
     from gptjax.training.state import TrainState
+
+if is_module_run():
+    install_early_handler()
 
 _MODULES = {
     "GPT": "model.gpt",

@@ -6,14 +6,13 @@ An export is compared with transformers, if that is installed, before its direct
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
-from gptjax.core.files import atomic_directory, check_free
+from gptjax.core.files import atomic_directory, check_free, expand_path
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.forms import FormName, choose_form
 from gptjax.huggingface.model_export import HFOrigin
@@ -101,7 +100,7 @@ def export_model(options: ToHf) -> None:
     losses = form.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
     if options.push_to is not None:
         hub_upload.check_upload(options.push_to)
-    output = Path(options.output).expanduser()
+    output = expand_path(options.output)
     with atomic_directory(output) as directory:
         model, origin = load_with_origin(run, options)
         dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
@@ -139,7 +138,7 @@ def import_model(options: FromHf) -> None:
     from gptjax.model.gpt import count_parameters
 
     enable_compile_cache()
-    output = Path(options.output).expanduser().absolute()
+    output = expand_path(options.output).absolute()
     check_free(output)
     directory = fetch_model(options.model)
     config, model, origin = from_hf(directory)

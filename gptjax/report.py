@@ -9,6 +9,7 @@ import jax
 
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
+from gptjax.core.errors import UserError
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
@@ -75,6 +76,14 @@ def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> 
     """Plot the losses, sum up, and print commands to type next."""
     if jax.process_index() != 0:
         return
+    try:
+        _print_results(config)
+    except (OSError, UserError) as error:  # a log that was lost or a full disk
+        print_once(f"warning: the losses are not plotted: {error}")
+    _print_commands(config, command, stopped=stopped)
+
+
+def _print_results(config: TrainConfig) -> None:
     records = read_metrics(config.directory / "metrics.jsonl")
     last: dict[str, Any] = {}
     for record in records:
@@ -89,6 +98,9 @@ def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> 
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
         )
     print_once(f"losses plotted in {picture}")
+
+
+def _print_commands(config: TrainConfig, command: str, *, stopped: int | None) -> None:
     if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return

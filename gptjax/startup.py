@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gptjax.config import TrainConfig, compare_configs
+from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
@@ -17,22 +17,22 @@ from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.initial_weights import load_start
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
-from gptjax.model.gpt import with_static
+from gptjax.model.gpt import GPT
+from gptjax.resume import Fingerprints
 from gptjax.run_dir import RunDir
 from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
-from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
+from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
-
-Fingerprints = dict[str, str | None]
 
 
 def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple[TrainConfig, Tokenizer | None]:
@@ -48,7 +48,11 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
     if source is not None:
         model = merge_model_config(source.model_config, config.model)
         _report_merge(source, config, model)
-        if source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
+        if source.tokenizer and tokenizer and tokenizer.extends(source.tokenizer):
+            model = replace(model, vocab_size=max(source.model_config.resolved_vocab_size, tokenizer.vocab_size))
+            added = tokenizer.vocab_size - source.tokenizer.vocab_size
+            print_once(f"  {added} tokens are added: {tokenizer.name} extends {source.tokenizer.name}")
+        elif source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
                 f"{source.tokenizer.name}. Prepare the text with {source.directory}/tokenizer.json."
@@ -123,6 +127,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         end_of_text=tokenizer.end_of_text if tokenizer else None,
         with_documents=config.model.intra_document_mask,
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
+        rows=get_row_kind(config.objective),
     )
 
 
@@ -150,9 +155,17 @@ class Evaluators:
         return [describe() for describe in texts if describe is not None]
 
 
-def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
+def open_evaluators(
+    config: TrainConfig,
+    tokenizer: Tokenizer | None,
+    mesh: MeshConfig,
+    *,
+    frozen: GPT | None = None,
+    read_spec: ReadSpec | None = None,
+) -> Evaluators:
     """Open each evaluator of the config."""
-    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh)
+    read_spec = read_spec or make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
         if evaluate is None:
@@ -189,73 +202,18 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     has_ema = config.ema.enabled
     if config.init_from is None:
         return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
-    weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
     begin = jax.jit(lambda model: training_state.init_state(model, optimizer, has_ema=has_ema))
-    return begin(with_static(weights, config=config.model))
-
-
-def restore_state(
-    config: TrainConfig,
-    checkpoints: CheckpointManager,
-    fingerprints: Fingerprints,
-    mesh: MeshConfig,
-    modules: Modules | None = None,
-) -> TrainState | None:
-    """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step()
-    if step is None:
-        return None
-    if config.resume == "never":
-        raise UserError(
-            f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name."
-        )
-    if step > config.steps:
-        raise UserError(
-            f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
-        )
-    metadata = checkpoints.read_metadata(step)
-    try:
-        saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
-    except UserError as error:
-        raise UserError(
-            f"{config.directory} cannot be resumed from step {step}: {error} "
-            "Or resume with the config file of this run, if that defines it."
-        ) from None
-    reported, refused = compare_configs(saved, config)
-    refused += _compare_history(saved, config, step)
-    for name, mark in fingerprints.items():
-        old = metadata.get("fingerprints", {}).get(name)
-        if old != mark and not (name == "validation" and None in (old, mark)):  # evaluators come and go
-            refused.append(f"{name}: {_shorten(old)} → {_shorten(mark)}")
-    if refused and config.resume != "force":
-        raise UserError(
-            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force."
-        )
-    print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
-    wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
-    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=wanted and there)
-    found = checkpoints.restore(target, step)
-    if wanted and not there:
-        print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
-        return replace(found, ema=training_state.copy_arrays(found.model))
-    return found
-
-
-def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
-    """Differences in what the steps so far learned that a comparison of fields does not show."""
-    histories = {"data": [one.data.history_until(step) for one in (saved, wanted)]}
-    histories["stages"] = [one.history_until(step) for one in (saved, wanted)]
-    return [f"{name} until step {step}: {old} → {new}" for name, (old, new) in histories.items() if old != new]
-
-
-def _shorten(fingerprint: str | None) -> str:
-    return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+    return begin(load_start(config, mesh))
 
 
 def compile_steps(
-    config: TrainConfig, mesh: MeshConfig, state: TrainState, batches: BatchLoader, *, start: int
+    config: TrainConfig,
+    mesh: MeshConfig,
+    state: TrainState,
+    batches: BatchLoader,
+    *,
+    start: int,
+    frozen: GPT | None = None,
 ) -> Callable[[int], Any]:
     """Step number → the compiled training step of its phase.
 
@@ -266,24 +224,31 @@ def compile_steps(
     for phase, end in zip(phases, ends, strict=True):
         to_come = max(phase.begin, start) < min(end, config.steps)
         if to_come and (phase.batch, phase.model) not in programs:
-            programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase)
+            programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase, frozen=frozen)
     if config.stages:
         print_once(f"compiled  {len(programs)} programs for the stages to come")
 
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)
-        return programs[phase.batch, phase.model]
+        program = programs[phase.batch, phase.model]
+        return lambda state, batch: program(state, batch, frozen)
 
     return train_step
 
 
 def compile_step(
-    config: TrainConfig, mesh: MeshConfig, state: TrainState, batches: BatchLoader, phase: Phase | None = None
+    config: TrainConfig,
+    mesh: MeshConfig,
+    state: TrainState,
+    batches: BatchLoader,
+    phase: Phase | None = None,
+    *,
+    frozen: GPT | None = None,
 ) -> Any:
     """The training step of a phase (the first by default), compiled before a batch is read."""
     phase = phase or config.phases[0]
     batch = batches.abstract_batch(phase.begin)
-    return make_phase_step(config, mesh, phase).lower(state, batch).compile()
+    return make_phase_step(config, mesh, phase).lower(state, batch, frozen).compile()
 
 
 def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.stages.Wrapped:

@@ -229,12 +229,12 @@ def test_wrong_messages_are_named(value: Any, message: str):
         ([SYSTEM, SYSTEM, USER, ANSWER], "message 2 is of the system, wanted user"),
     ],
 )
-def test_turns_alternate(messages: list[Message], message: str):
+def test_turns_out_of_order_are_refused(messages: list[Message], message: str):
     with pytest.raises(UserError, match=message):
         check_turns(messages, where="x.jsonl:3")
 
 
-def test_turns_that_are_right():
+def test_turns_in_order_are_accepted():
     for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, PREPARE_AGAIN]):
         check_turns(messages, where="x")
         with pytest.raises(UserError, match=f"message {len(messages) + 1} is of the {messages[-1].role}"):

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.huggingface.weight_map import DTypeName
@@ -57,7 +58,7 @@ def read_evaluations(paths: Iterable[str]) -> tuple[Facts, ...]:
     """The results in files that `evaluate --json` wrote. Raises `UserError` for another file."""
     out: list[Facts] = []
     for path in paths:
-        content = read_json(Path(path).expanduser())
+        content = read_json(expand_path(path))
         if "protocol" not in content:
             raise UserError(f"--evaluation={path} holds no protocol. Give a file that evaluate --json wrote.")
         out.append(content)
