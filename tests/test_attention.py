@@ -18,9 +18,9 @@ from gptjax.model.attention import (
     Sinks,
     attend,
     causal_attention,
-    cudnn_attention,
 )
 from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.flash_attention import cudnn_attention
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
@@ -140,9 +140,9 @@ GPU = SimpleNamespace(platform="gpu", compute_capability="9.0")
         ("cudnn", {}),
         ("xla", {"dropout": 0.1}),
         ("xla", {"num_heads": 64}),
-        ("xla", {"intra_document_mask": True}),
         ("xla", {"num_sinks": 4, "long_window": 128}),
-        ("xla", {"num_sinks": 4, "num_heads": 6}),  # twice 128 channels
+        ("cudnn", {"num_sinks": 4, "num_heads": 6}),  # twice 128 channels
+        ("xla", {"num_sinks": 4, "num_heads": 3}),
         ("cudnn", {"num_sinks": 4, "num_kv_heads": 4}),
         ("cudnn", {"window_pattern": "SL", "short_window": 128}),
         ("xla", {"compute": ComputeConfig(dtype="float32")}),
