@@ -180,7 +180,7 @@ def test_kernel_is_selected_for_the_mesh_that_is_compiled_for() -> None:
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA A100-SXM4-80GB", num_cores=108, platform="gpu")
     mesh = AbstractMesh((8,), ("data",), axis_types=(AxisType.Explicit,), abstract_device=gpu)
     assert target_device() == jax.devices()[0]
-    assert why_not_flash(GPTConfig()) == "the device is a cpu, not an NVIDIA GPU"
+    assert why_not_flash(GPTConfig()) == "the device is a cpu, neither an NVIDIA GPU nor a TPU"
     with jax.sharding.use_abstract_mesh(mesh):
         assert target_device() == gpu
         assert select_kernel(GPTConfig()) == "cudnn"

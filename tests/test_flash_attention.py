@@ -35,7 +35,8 @@ def make_inputs(
     length: int = 8, *, rows: int = 2, heads: int = 4, kv_heads: int = 2, width: int = 8
 ) -> AttentionInputs:
     shapes = ((rows, length, heads, width), *[(rows, length, kv_heads, width)] * 2)
-    return AttentionInputs(*(jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)))
+    q, k, v = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+    return AttentionInputs(q, k, v)
 
 
 def attend_packed(
@@ -87,7 +88,7 @@ def test_documents_are_packed_with_their_lengths_and_places() -> None:
 
 def test_rows_with_too_many_documents_take_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cudnn, "dot_product_attention", lambda q, k, v, **options: jnp.full_like(q, jnp.nan))
-    monkeypatch.setattr(flash_attention, "MAX_PACKED_DOCUMENTS", 3)
+    monkeypatch.setattr(flash_attention, "MIN_PACKED_DOCUMENTS", 3)
     inputs, options = make_inputs(), AttentionOptions(0.3)
     formula = lambda inputs: causal_attention(inputs, options, segments=SEGMENTS)
 

@@ -18,8 +18,12 @@ from jaxtyping import Bool, Int
 from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions, causal_mask, same_document_mask
 from gptjax.sharding.axes import BT, BTHK
 
-MAX_PACKED_DOCUMENTS = 32
-"""Documents of a row that cuDNN's packed layout has room for. Its statistics take this many times the memory."""
+MIN_PACKED_DOCUMENTS = 32
+TOKENS_OF_A_DOCUMENT = 256
+"""cuDNN's packed layout has room for a document every so many tokens of a row, and at least for the number above.
+
+The statistics of the softmax take as many times the memory.
+"""
 SPLASH_BLOCKS = (512, 256, 128)
 """Queries and keys that splash attention reads at a time: the first that divides a row."""
 
@@ -86,16 +90,17 @@ def cudnn_packed_attention(
 ) -> BTHK:
     """NVIDIA's kernel within documents, each a sequence of its own.
 
-    Where a row has more than `MAX_PACKED_DOCUMENTS`, `otherwise` runs in its place. The backward pass computes the
-    forward pass again: a choice at run time would keep what either side needs.
+    Where a row has more documents than there is room for, `otherwise` runs in its place. The backward pass computes
+    the forward pass again: a choice at run time would keep what either side needs.
     """
-    heads = inputs.q.shape[2]
+    _, length, heads, _ = inputs.q.shape
+    max_documents = max(MIN_PACKED_DOCUMENTS, length // TOKENS_OF_A_DOCUMENT)
     # Up to jax 0.10 the offsets of keys are counted in heads of queries, so there must be as many.
     k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (inputs.k, inputs.v))
 
     @jax.checkpoint
     def run(q: Array, k: Array, v: Array) -> Array:
-        packing = pack_documents(segments, max_documents=MAX_PACKED_DOCUMENTS)
+        packing = pack_documents(segments, max_documents=max_documents)
         cudnn: Any = importlib.import_module(_CUDNN_MODULE)
         packed = lambda: cudnn.dot_product_attention(
             q,

@@ -77,11 +77,11 @@ def select_kernel(config: GPTConfig, *, length: int | None = None, device: Any =
 def why_not_flash(config: GPTConfig, *, device: Any = None) -> str | None:
     """The reasons why no kernel of the device's platform can run; None if one can."""
     device = target_device() if device is None else device
-    reasons: dict[Kernel, str | None] = {kernel: why_not(kernel, config, device=device) for kernel in KERNELS}
-    own: dict[Kernel, str | None] = {
-        kernel: reason for kernel, reason in reasons.items() if device.platform in KERNELS[kernel].platforms
-    }
-    reasons = own or reasons
+    own: list[Kernel] = [kernel for kernel, limits in KERNELS.items() if device.platform in limits.platforms]
+    if not own:
+        devices = " nor ".join(dict.fromkeys(limits.device for limits in KERNELS.values()))
+        return f"the device is a {device.platform}, neither {devices}"
+    reasons: dict[Kernel, str | None] = {kernel: why_not(kernel, config, device=device) for kernel in own}
     return None if None in reasons.values() else join_reasons(reasons, config)
 
 
