@@ -1,10 +1,16 @@
-"""Index token shards of another project: `python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2`
+"""Index token files of another project: `python -m data_pipelines.index_shards --help`.
+
+    python -m data_pipelines.index_shards data/fineweb --tokenizer=gpt2
+    python -m data_pipelines.index_shards data/megatron --tokenizer=tokenizer.json --output=data/own
 
 It writes manifest.json, tokenizer.json and an index of documents; the shards themselves do not change. Afterwards a run
 names an altered file when it starts, and `data_pipelines.verify` checks everything. `fetch` does this with the shards
 that it brings. A run that began without the index does not resume on it.
+
+Files that the loader cannot map (Megatron's `.idx` and `.bin`, MDS, `.npy`, int64) are copied to OUTPUT as shards.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +18,16 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from data_pipelines.output.atomic_dir import hold_lock
-from data_pipelines.output.shard_writer import write_manifest
+from data_pipelines.foreign_tokens import TokenFiles, find_foreign
+from data_pipelines.output.atomic_dir import hold_lock, replace_directory
+from data_pipelines.output.build import print_splits
+from data_pipelines.output.shard_writer import SplitWriter, write_manifest
 from data_pipelines.runtime.options import run_command
+from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
-from gptjax.core.files import write_atomically
+from gptjax.core.files import check_free, expand_path, write_atomically
 from gptjax.data.manifest import Counts, Manifest, read_manifest
-from gptjax.data.shards import iter_chunks, open_shard
+from gptjax.data.shards import Format, guess_width, has_header, iter_chunks, open_shard, token_dtype
 from gptjax.data.splits import list_split_files
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -27,6 +36,8 @@ from gptjax.tokenization.tokenizer_json import FILE_NAME
 FOREIGN_REQUEST = {"made by": "others"}
 """The request in the manifest of shards that were not prepared here."""
 SPLITS = ("train", "val")
+SHARD_TOKENS = 100_000_000
+"""Tokens of a file that is copied."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +45,17 @@ class IndexShards:
     """Write a manifest and an index of documents for shards of another project."""
 
     directory: Annotated[Path, tyro.conf.Positional]
-    """Directory of .bin files with `train` or `val` in their names."""
+    """Directory of .bin files with `train` or `val` in their names; with an output, also .npy, .idx or MDS files."""
     tokenizer: str | None = None
     """Whose ids they hold: `gpt2` (the default without a tokenizer.json beside them), `bytes`, a tokenizer.json or a
     directory with one."""
+    end_of_text: str | None = None
+    """As for `prepare`: the special token that begins documents."""
+    output: Path | None = None
+    """Copy the tokens to this new directory instead, as shards of ours, each document behind an end of text."""
 
 
-def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
+def index_shards(directory: Path, tokenizer: Tokenizer, *, format: Format = "shards") -> Manifest:
     """Index and hash the splits; prints a line for each. Run it again after files were added.
 
     An earlier index stays until all ids have been read. Raises `UserError` for a directory that was prepared here, and
@@ -48,7 +63,11 @@ def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
     """
     check_foreign(directory)
     found = {split: tuple(list_split_files(directory, split)) for split in SPLITS}
-    streams = {split: TokenStream(paths, name=f"{directory} ({split})") for split, paths in found.items() if paths}
+    streams = {
+        split: TokenStream(paths, name=f"{directory} ({split})", format=format)
+        for split, paths in found.items()
+        if paths
+    }
     dtypes = {stream.dtype for stream in streams.values()}
     if len(dtypes) != 1:
         wrong = "shards of uint16 and of uint32 tokens are mixed" if dtypes else "no .bin files with train or val"
@@ -62,19 +81,92 @@ def index_shards(directory: Path, tokenizer: Tokenizer) -> Manifest:
             if len(starts):
                 write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
             counts[split] = Counts(len(starts), len(streams[split]), size)
-            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with <|endoftext|>)"
+            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with the end of text)"
             print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
-        return write_manifest(directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop())
+        return write_manifest(
+            directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop(), format=format
+        )
 
 
-def choose_tokenizer(directory: Path, spec: str | None) -> Tokenizer:
+def find_format(directory: Path) -> Format:
+    """The format of the `.bin` files: by their header or, without one, by a look at their values.
+
+    Raises `UserError` for files that the loader cannot map.
+    """
+    found: set[Format] = set()
+    for path in [path for split in SPLITS for path in list_split_files(directory, split)]:
+        width = None if has_header(path) else guess_width(path)
+        if width == 8 or path.with_suffix(".idx").exists():
+            what = "holds 64-bit ids" if width == 8 else "belongs to an index of Megatron-LM"
+            raise UserError(f"{path}: {what}, which cannot be read in place. Give --output=DIR to copy the tokens.")
+        found.add("raw-uint32" if width == 4 else "raw-uint16" if width == 2 else "shards")
+    if len(found) > 1:
+        raise UserError(f"{directory}: files of several kinds are mixed ({', '.join(sorted(found))}).")
+    if not found:
+        others = "no .bin files with train or val in their names"
+        raise UserError(f"{directory}: {others}. Give --output=DIR to copy .npy, Megatron's or MDS's files.")
+    return found.pop()
+
+
+def copy_tokens(source: Path, output: Path, tokenizer: Tokenizer) -> Manifest:
+    """Copy the token files of another project to a new directory of shards; prints a line for each split."""
+    files, output = find_foreign(source), expand_path(output).resolve()
+    check_free(output)
+    with hold_lock(output), replace_directory(output) as directory:
+        counts = {split: _copy_split(directory, split, found, tokenizer) for split, found in files.items()}
+        request = {"made by": "others", "source": str(source.absolute())}
+        write_manifest(directory, counts, tokenizer=tokenizer, request=request)
+    manifest = read_manifest(output)
+    assert manifest is not None
+    print_splits(output, manifest)
+    if "val" not in counts:
+        print_notes(["no file names a validation split, so all tokens are for training"])
+    return manifest
+
+
+def _copy_split(directory: Path, split: str, files: TokenFiles, tokenizer: Tokenizer) -> Counts:
+    """Write the shards of a split. Documents begin with the end of text, wherever the source has it."""
+    dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.end_of_text
+    writer = SplitWriter(directory, split, dtype=dtype, shard_tokens=SHARD_TOKENS)
+    before = np.array([] if end is None else [end], dtype)
+    with contextlib.closing(writer):
+        for path in files.paths:
+            for number, chunk in enumerate(files.read(path)):
+                tokens = _check_ids(chunk, tokenizer, path).astype(dtype)
+                if files.are_documents:
+                    tokens = _strip(tokens, end)
+                if end is not None and (files.are_documents or (number == 0 and tokens[:1] != end)):
+                    tokens = np.concatenate([before, tokens])
+                starts = np.flatnonzero(tokens == end) if end is not None else np.zeros(0, np.int64)
+                writer.append(tokens, starts, size=int(tokenizer.bytes_per_token[tokens].sum(dtype=np.int64)))
+        writer.finish()
+    return writer.counts
+
+
+def _strip(tokens: np.ndarray, end: int | None) -> np.ndarray:
+    """A document without an end of text before or behind it."""
+    kept = np.flatnonzero(tokens != end) if end is not None else np.arange(len(tokens))
+    return tokens[kept[0] : kept[-1] + 1] if len(kept) else tokens[:0]
+
+
+def _check_ids(tokens: np.ndarray, tokenizer: Tokenizer, path: Path) -> np.ndarray:
+    low, high = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
+    if low < 0 or high >= tokenizer.vocab_size:
+        raise UserError(
+            f"{path}: holds the id {low if low < 0 else high}, outside the {tokenizer.vocab_size} tokens of "
+            f"{tokenizer.name}. Name the --tokenizer that made these files."
+        )
+    return tokens
+
+
+def choose_tokenizer(directory: Path, spec: str | None, *, end_of_text: str | None = None) -> Tokenizer:
     """The tokenizer of `spec`, by default the one in the directory, else GPT-2's.
 
     Raises `UserError` where the directory holds another one, which may be the only copy.
     """
     path = directory / FILE_NAME
-    tokenizer = load_tokenizer(path if path.is_file() else spec or "gpt2")
-    if spec is not None and load_tokenizer(spec).fingerprint != tokenizer.fingerprint:
+    tokenizer = load_tokenizer(path if path.is_file() else spec or "gpt2", end_of_text=end_of_text)
+    if spec is not None and load_tokenizer(spec, end_of_text=end_of_text).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
     return tokenizer
 
@@ -97,7 +189,7 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
     """Find the starts of documents (none if the split does not begin with one) and the bytes of UTF-8."""
     size = 0
     for path in stream.paths:
-        for begin, part in iter_chunks(open_shard(path)):
+        for begin, part in iter_chunks(open_shard(path, format=stream.format)):
             if part.max() >= tokenizer.vocab_size:
                 raise UserError(
                     f"{path}: token {begin + int(part.argmax()):,} is {part.max()}, outside the {tokenizer.vocab_size} "
@@ -109,9 +201,17 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
 
 
 def main(request: IndexShards) -> None:
-    """Index with the tokenizer that the request names."""
-    directory = request.directory.expanduser()
-    index_shards(directory, choose_tokenizer(directory, request.tokenizer))
+    """Index or copy with the tokenizer that the request names."""
+    directory = expand_path(request.directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory of token files.")
+    tokenizer = choose_tokenizer(directory, request.tokenizer, end_of_text=request.end_of_text)
+    if request.output is not None:
+        copy_tokens(directory, request.output, tokenizer)
+    else:
+        index_shards(directory, tokenizer, format=find_format(directory))
+    if problem := tokenizer.explain_no_end_of_text():
+        print_notes([problem])
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import tyro
 
 from data_pipelines.output.build import print_splits
 from data_pipelines.runtime.options import run_command
-from gptjax.data.checksums import check_bytes, check_documents, verify_shards
-from gptjax.data.config import TokenShards
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
-from gptjax.data.splits import open_split
+from gptjax.data.verification import verify_prepared
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,8 @@ class Verify:
 
 def verify_directory(request: Verify) -> Manifest:
     """Check shards, sidecars and tokenizer.json and print a summary; raises `UserError` at the first difference."""
-    directory = request.directory.expanduser()
-    manifest = verify_shards(directory)
-    tokenizer = TokenShards(path=str(directory)).load_tokenizer()
-    assert tokenizer is not None
-    for split, counts in manifest.splits.items():
-        stream = open_split(directory, split)
-        check_documents(stream, tokenizer.end_of_text)
-        check_bytes(stream, tokenizer.bytes_per_token, counts.bytes)
+    directory = expand_path(request.directory)
+    manifest = verify_prepared(directory)
     print_splits(directory, manifest)
     print(f"{directory}: complete, {manifest.tokenizer}, {manifest.dtype}")
     return manifest

@@ -7,17 +7,22 @@ when they are first used. Entry points are not among them: one that runs as `pyt
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gptjax.core.early_exit import install_early_handler, is_module_run
+
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
     from gptjax.data.config import TokenShards
-    from gptjax.huggingface.gpt2_export import to_hf
-    from gptjax.huggingface.gpt2_import import from_hf
+    from gptjax.huggingface.model_export import to_hf
+    from gptjax.huggingface.model_import import from_hf
     from gptjax.model.config import GPTConfig
     from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
     from gptjax.optim import AdamW, Muon
     from gptjax.run_dir import RunDir
     from gptjax.training.state import TrainState
+
+if is_module_run():
+    install_early_handler()
 
 _MODULES = {
     "GPT": "model.gpt",
@@ -30,8 +35,8 @@ _MODULES = {
     "TrainState": "training.state",
     "RunDir": "run_dir",
     "generate": "model.generation",
-    "from_hf": "huggingface.gpt2_import",
-    "to_hf": "huggingface.gpt2_export",
+    "from_hf": "huggingface.model_import",
+    "to_hf": "huggingface.model_export",
 }
 
 __all__ = [

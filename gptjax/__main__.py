@@ -11,6 +11,7 @@ from gptjax.core.errors import UserError, exit_on_user_error, quote
 COMMANDS = {
     "train": ("gptjax.train", "train a GPT, or resume its training"),
     "sample": ("gptjax.sample", "continue a text"),
+    "chat": ("gptjax.chat", "talk with a model that was trained on chats"),
     "evaluate": ("gptjax.evaluate", "measure the loss on a text or on shards"),
     "convert": ("gptjax.convert", "to and from Hugging Face's format"),
     "bench": ("gptjax.bench", "time a config"),
@@ -20,14 +21,13 @@ COMMANDS = {
     "train_tokenizer": ("data_pipelines.train_tokenizer", "learn a byte-level BPE"),
     "fetch": ("data_pipelines.fetch", "fetch published shards"),
     "index_shards": ("data_pipelines.index_shards", "record shards of another project"),
-    "verify": ("data_pipelines.verify", "compare prepared data with its manifest"),
+    "verify": ("gptjax.verify", "compare runs and prepared data with what was written"),
     "recipes": ("data_pipelines.recipes", "list data sets that are known by name"),
 }
 """Module and one line of help by command."""
 WORDS = {
     "eval": "evaluate",
     "generate": "sample",
-    "chat": "sample",
     "export": "convert",
     "import": "convert",
     "benchmark": "bench",

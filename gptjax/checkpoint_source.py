@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
@@ -19,7 +20,7 @@ from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptjax.huggingface import model_dir, model_import
-    from gptjax.huggingface.gpt2_mapping import HFOrigin
+    from gptjax.huggingface.model_export import HFOrigin
     from gptjax.model import gpt
 else:
     # These import flax, which --help does not need.
@@ -80,7 +81,7 @@ class SavedModel:
         self, *, mesh: MeshConfig | None = None, dtype: DType | None = None
     ) -> "tuple[gpt.GPT, HFOrigin]":
         """The weights, and what an export restores of the directory."""
-        _, model, origin = model_import.import_model(self.directory, mesh=mesh, dtype=dtype)
+        _, model, origin = model_import.from_hf(self.directory, mesh=mesh, dtype=dtype)
         return model, origin
 
     def require_tokenizer(self) -> Tokenizer:
@@ -105,7 +106,7 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     """
     if str(spec).startswith(HUB_PREFIX):
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
-    directory = Path(spec).expanduser().absolute()
+    directory = expand_path(spec).absolute()
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)

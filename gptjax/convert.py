@@ -1,20 +1,22 @@
-"""Entry point: `python -m gptjax.convert to-hf|from-hf` converts runs to and from Hugging Face's GPT-2.
+"""Entry point: `python -m gptjax.convert to-hf|from-hf` converts runs to and from Hugging Face's format.
 
 An export is compared with transformers, if that is installed, before its directory appears.
 """
 
+import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
-from gptjax.core.files import atomic_directory, check_free
-from gptjax.huggingface.gpt2_mapping import DTypeName, HFOrigin
-from gptjax.huggingface.safetensors_dir import read_json, write_json
+from gptjax.core.files import atomic_directory, check_free, expand_path
+from gptjax.huggingface.forms import FormName, choose_form
+from gptjax.huggingface.model_export import HFOrigin
+from gptjax.huggingface.safetensors_dir import read_json
+from gptjax.huggingface.weight_map import DTypeName
 from gptjax.run_dir import write_imported_run
 
 PROG = "python -m gptjax.convert"
@@ -23,8 +25,8 @@ ORIGIN_FILE = "hf_config.json"
 USAGE = f"""usage: {PROG} to-hf --checkpoint=RUN --output=DIRECTORY [...]
        {PROG} from-hf --model=DIRECTORY_OR_HUB_ID --output=RUN [...]
 
-to-hf    write a run's weights and tokenizer as transformers' GPT-2
-from-hf  make a run directory from a GPT-2 that transformers saved, to evaluate, sample or train it
+to-hf    write a run's weights and tokenizer as a directory that transformers loads
+from-hf  make a run directory from a saved GPT-2 or Llama, to evaluate, sample or train it
 
 {PROG} to-hf --help and {PROG} from-hf --help explain the options."""
 
@@ -41,6 +43,8 @@ class ToHf:
     """Checkpoint: a number, `latest` or `best`."""
     ema: bool = True
     """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    form: FormName = "auto"
+    """Class of models to write. `auto` takes the first that can express the model."""
     dtype: DTypeName | None = None
     """Type of the tensors. Default: the type that the model was imported in, else float32."""
     verify: bool = True
@@ -51,7 +55,7 @@ class ToHf:
 
 @dataclass(frozen=True)
 class FromHf:
-    """Make a run directory, with weights at step 0, from a GPT-2 in Hugging Face's format."""
+    """Make a run directory, with weights at step 0, from a model in Hugging Face's format."""
 
     model: str
     """Directory that transformers saved, or the name of a model on the hub: `gpt2`, or `hf:gpt2` where a directory of
@@ -85,33 +89,39 @@ def export_model(options: ToHf) -> None:
 
     enable_compile_cache()
     run = open_checkpoint(options.checkpoint, imports=options.imports)
-    with atomic_directory(Path(options.output).expanduser()) as directory:
+    form = choose_form(run.model_config, options.form)
+    with atomic_directory(expand_path(options.output)) as directory:
         model, origin = load_with_origin(run, options)
         dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
-        write_model(directory, model, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
+        write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
         result = "not verified: --no-verify"
         if options.verify:
             result = compare_with_transformers(directory, model, dtype=dtype)
     weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
     tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
+    if run.tokenizer and run.tokenizer.end_of_text is None:
+        print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
     step = run.find_step(options.step)
-    print(f"{options.output}: {weights} of {run.directory.name} at step {step} in {dtype}, {tokenizer}\n{result}")
+    print(
+        f"{options.output}: {weights} of {run.directory.name} at step {step} as {form.architecture} in {dtype}, "
+        f"{tokenizer}\n{result}"
+    )
 
 
 def import_model(options: FromHf) -> None:
     """Write the run directory and print a summary."""
     from gptjax.huggingface.model_dir import fetch_model, read_tokenizer
-    from gptjax.huggingface.model_import import import_model as read_model
+    from gptjax.huggingface.model_import import from_hf
     from gptjax.model.gpt import count_parameters
 
     enable_compile_cache()
-    output = Path(options.output).expanduser().absolute()
+    output = expand_path(options.output).absolute()
     check_free(output)
     directory = fetch_model(options.model)
-    config, model, origin = read_model(directory)
+    config, model, origin = from_hf(directory)
     tokenizer = read_tokenizer(directory, vocab_size=config.resolved_vocab_size)
-    write_imported_run(output, model=model, tokenizer=tokenizer)
-    write_json(output / ORIGIN_FILE, asdict(origin))
+    others = {ORIGIN_FILE: json.dumps(asdict(origin), indent=2) + "\n"}
+    write_imported_run(output, model=model, tokenizer=tokenizer, others=others)
     found = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
     parameters = f"{count_parameters(config):,} parameters in {origin.dtype}"
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")

@@ -9,6 +9,7 @@ import jax
 
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
+from gptjax.core.errors import UserError
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
@@ -18,7 +19,7 @@ from gptjax.run_dir import CHECKPOINTS
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import Evaluators
-from gptjax.training.checkpoint_format import complete_steps
+from gptjax.training.checkpoint_integrity import list_steps
 from gptjax.training.evaluators import ValidationLoss
 
 
@@ -44,8 +45,23 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
     )
     if config.ema.enabled:
         print_once(f"average   {config.ema.describe(steps=config.steps)}; it is evaluated, sampled and exported")
+    print_once(*_describe_unjudged(config))
     if config.steps > 1 and _is_rising(config):
         print_once(f"note: the learning rate still rises at the last of {config.steps:,} steps: shorten its warm-up")
+
+
+def _describe_unjudged(config: TrainConfig) -> list[str]:
+    """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
+    losses = [one for one in config.evaluators if isinstance(one, ValidationLoss)]
+    if not config.checkpoint.keep_best or not losses:
+        return []
+    saved = [step for step in range(1, config.steps) if config.checkpoint.should_save(step, steps=config.steps)]
+    if not saved or any(one.should_run(step, steps=config.steps) for one in losses for step in saved):
+        return []
+    return [
+        f"note: no checkpoint before the last is evaluated, so none of them can become `best`: let a ValidationLoss "
+        f"run at the steps that are saved ({saved[0]:,}, …)"
+    ]
 
 
 def _is_rising(config: TrainConfig) -> bool:
@@ -60,6 +76,14 @@ def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> 
     """Plot the losses, sum up, and print commands to type next."""
     if jax.process_index() != 0:
         return
+    try:
+        _print_results(config)
+    except (OSError, UserError) as error:  # a log that was lost or a full disk
+        print_once(f"warning: the losses are not plotted: {error}")
+    _print_commands(config, command, stopped=stopped)
+
+
+def _print_results(config: TrainConfig) -> None:
     records = read_metrics(config.directory / "metrics.jsonl")
     last: dict[str, Any] = {}
     for record in records:
@@ -74,7 +98,10 @@ def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> 
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
         )
     print_once(f"losses plotted in {picture}")
-    if not complete_steps(config.directory / CHECKPOINTS):
+
+
+def _print_commands(config: TrainConfig, command: str, *, stopped: int | None) -> None:
+    if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return
     run = os.path.relpath(config.directory)

@@ -6,7 +6,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,8 @@ from jax.experimental import multihost_utils
 from gptjax.config import TrainConfig
 from gptjax.core.config_files import import_modules
 from gptjax.core.errors import UserError
-from gptjax.core.files import lock_file, write_atomically
+from gptjax.core.file_sums import sum_files, write_sums
+from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, write_atomically
 from gptjax.core.lazy import LazyModule
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
@@ -36,6 +37,9 @@ else:
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+CONSOLE_LOG = "console.log"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class RunDir:
         Raises:
             UserError: something is missing or is not a run's.
         """
-        directory = Path(path).expanduser().absolute()
+        directory = expand_path(path).absolute()
         file = directory / "config.json"
         if not file.is_file():
             raise UserError(f"{directory} is not a run directory: it has no config.json. Give the directory of a run.")
@@ -75,8 +79,8 @@ class RunDir:
             earlier = isinstance(content, dict) and content.get("class") == "TrainConfig"
             why = ": it is of an earlier gptjax, whose names are no longer read. Train it anew" if earlier else ""
             raise UserError(f"{file}: does not hold the config of a run{why}.")
-        has_tokenizer = (directory / "tokenizer.json").is_file()
-        tokenizer = load_tokenizer(directory / "tokenizer.json") if has_tokenizer else None
+        has_tokenizer = (directory / TOKENIZER_FILE).is_file()
+        tokenizer = load_tokenizer(directory / TOKENIZER_FILE) if has_tokenizer else None
         modules = import_modules(imports) if not isinstance(imports, dict) else imports
         run = cls(directory, content, tokenizer, modules)
         _ = run.model_config
@@ -137,7 +141,7 @@ class RunDir:
     def _check_tokenizer(self, step: int) -> None:
         """Raise if tokenizer.json is not the one that the weights were trained with."""
         saved = read_metadata(self.directory / CHECKPOINTS, step).get("fingerprints", {}).get("tokenizer")
-        file = self.directory / "tokenizer.json"
+        file = self.directory / TOKENIZER_FILE
         if self.tokenizer is not None and saved not in (None, self.tokenizer.fingerprint):
             raise UserError(
                 f"{file} is not the tokenizer that this run was trained with (fingerprint "
@@ -157,25 +161,43 @@ class RunDir:
 
 
 def write_run_files(
-    directory: Path, config: TrainConfig, tokenizer: Tokenizer | None, *, source: str | None = None
+    directory: Path,
+    config: TrainConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    source: str | None = None,
+    others: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the files beside the checkpoints: config, its source, versions, tokenizer. Each is replaced atomically."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "environment.json", json.dumps(collect_environment(), indent=2) + "\n")
+    """Write the files beside the checkpoints, each atomically: config, its source, versions, tokenizer, `others`.
+
+    `checksums.json` lists them.
+    """
+    make_directories(directory)
+    contents = {"environment.json": json.dumps(collect_environment(), indent=2) + "\n", **(others or {})}
     if source is not None:
-        write_atomically(directory / "config.py", source)
+        contents["config.py"] = source
     if tokenizer is not None:
         tokenizer.save(directory)
-    write_atomically(directory / "config.json", json.dumps(to_json(config), indent=2) + "\n")
+    contents["config.json"] = json.dumps(to_json(config), indent=2) + "\n"
+    for name, content in contents.items():
+        write_atomically(directory / name, content)
+    names = [name for name in (*contents, TOKENIZER_FILE) if (directory / name).is_file()]
+    write_sums(directory, sum_files(directory, names))
 
 
-def write_imported_run(directory: Path, *, model: "gpt.GPT", tokenizer: Tokenizer | None) -> None:
-    """Write a run directory that holds weights at step 0."""
+def write_imported_run(
+    directory: Path, *, model: "gpt.GPT", tokenizer: Tokenizer | None, others: Mapping[str, str] | None = None
+) -> None:
+    """Write a run directory that holds weights at step 0. It appears once it is complete.
+
+    `others` are further files, by name. Raises a UserError if the directory exists and is not empty.
+    """
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} exists and is not empty. Choose another --output, or remove it.")
     config = TrainConfig(name=directory.name, output_dir=str(directory.absolute().parent), model=model.config)
-    save_model(directory.absolute() / CHECKPOINTS, model, step=0, metadata={"config": to_json(config)})
-    write_run_files(directory, config, tokenizer)
+    with atomic_directory(directory) as temporary:
+        save_model(temporary / CHECKPOINTS, model, step=0, metadata={"config": to_json(config)})
+        write_run_files(temporary, config, tokenizer, others=others)
 
 
 @contextlib.contextmanager
@@ -188,7 +210,7 @@ def run_lock(directory: Path) -> Iterator[None]:
         failure = None
         try:
             if jax.process_index() == 0:
-                directory.mkdir(parents=True, exist_ok=True)
+                make_directories(directory)
                 lock_file(stack.enter_context((directory / ".lock").open("w")))
         except OSError as error:
             failure = error

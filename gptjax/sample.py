@@ -1,22 +1,22 @@
 """Entry point: `python -m gptjax.sample --checkpoint=RUN --prompt="Once upon"` continues a text."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import tyro
 
-from gptjax.checkpoint_source import open_checkpoint
-from gptjax.core.command_line import Imports, parse_options
+from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.model.products import Quantize
+from gptjax.core.files import expand_path, write_atomically
 from gptjax.sharding.devices import measure_copy_bandwidth
-from gptjax.sharding.mesh import MeshConfig
+from gptjax.text_generation import Completion, GenerationOptions, TextGenerator
+from gptjax.tokenization.chat import ChatEncoder
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,47 +26,42 @@ DEFAULT_LENGTH = 200
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Continue a text. The same arguments write the same text."""
+class Sample(GenerationOptions):
+    """Continue a text, or let a model that was trained on chats answer. The same arguments write the same text."""
 
-    checkpoint: str
-    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to continue. Empty starts a new document. May be given several times, for texts side by side."""
+    """Text to continue, or a message to a model that was trained on chats. Empty starts a new document. May be given
+    several times, for texts side by side."""
     prompt_file: str | None = None
     """File (UTF-8) that holds the prompt, as it stands: a line end at its end counts."""
+    interactive: bool = False
+    """Read prompts from the terminal, a line each. For conversations there is `python -m gptjax.chat`."""
     max_new_tokens: int | None = None
     """Tokens to generate. Default: 200, or as many as fit the model's context."""
-    temperature: float = 1.0
-    """Divides the logits. 0 always takes the likeliest token."""
-    top_k: int | None = None
-    """Sample among this many likeliest tokens only."""
-    top_p: float | None = None
-    """Sample among the fewest tokens with this much probability together."""
     stop: bool = True
-    """Stop at an end of text. --no-stop goes on with the next document, which sees this one."""
+    """Stop at an end of text, or at the end of a turn. --no-stop goes on with the next document, which sees this
+    one."""
+    special_tokens: bool = False
+    """Names of special tokens in the prompt, such as <|im_start|>, stand for these tokens. It is continued as it
+    stands."""
+    raw: bool = False
+    """Continue the prompt as it stands, also for a model that was trained on chats."""
+    crop: bool = False
+    """Write past the model's context: each token sees the last context of tokens, as in nanoGPT."""
     num_samples: int = 1
     """Number of texts for each prompt."""
-    quantize: Quantize | None = None
-    """int8: read matrices rounded to 8 bits. `evaluate --quantize=int8` measures what that costs."""
-    seed: int = 0
-    """Random seed."""
-    step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
-    """Take the run's average of the weights, if it keeps one. --no-ema takes the raw weights."""
-    mesh: MeshConfig = MeshConfig("single")
-    """Devices to spread over: `--mesh=tensor` for a model too large for one."""
-    imports: Imports = ()
-    """Module or Python file with classes of the run's own model config. May be given several times."""
+    json: str | None = None
+    """Also write texts, tokens and log-probabilities to this file. `-` prints them instead of the texts."""
 
     def __post_init__(self) -> None:
-        if self.prompt and self.prompt_file is not None:
-            raise UserError("--prompt and --prompt-file are both given: choose one.")
+        super().__post_init__()
+        given = [f"--{name}" for name in ("prompt", "prompt_file", "interactive") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given).replace('_', '-')} are both given: choose one.")
         if self.num_samples < 1:
             raise UserError(f"--num-samples is {self.num_samples}; it must be at least 1.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
+        if self.interactive and self.json is not None:
+            raise UserError("--interactive and --json are both given: choose one.")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -74,46 +69,148 @@ class Sample:
         return self.prompt or ("",)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Ids that the model reads first. The first `hidden` of them are not part of the text."""
+
+    ids: np.ndarray
+    hidden: int = 0
+
+
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Sample, words, prog="python -m gptjax.sample")
         enable_compile_cache()
-        for i, text in enumerate(sample(options), start=1):
-            if (count := options.num_samples * len(options.prompts)) > 1:
-                print(f"{'' if i == 1 else chr(10)}--- sample {i} of {count} ---")
-            print(text)
+        sampler = Sampler(TextGenerator.open(options), options)
+        if options.interactive:
+            run_interactive(sampler)
+        else:
+            write_samples(sampler)
 
 
-def sample(options: Sample) -> Iterator[str]:
+def sample(options: Sample) -> list[str]:
     """The texts, each with its prompt. A text ends after `max_new_tokens` or, with `stop`, at an end of text."""
-    from gptjax.model.generation import generate  # imports flax, which --help does not need
+    sampler = Sampler(TextGenerator.open(options), options)
+    prompts = [sampler.encode(text) for text in read_prompts(options) for _ in range(options.num_samples)]
+    *_, completions = sampler.complete(prompts, every=1 if options.stop_text else None)
+    return [sampler.show(prompt) + done.text for prompt, done in zip(prompts, completions, strict=True)]
 
-    run = open_checkpoint(options.checkpoint, imports=options.imports)
-    tokenizer = run.require_tokenizer()
-    prompts = [encode_prompt(prompt, tokenizer) for prompt in read_prompts(options) for _ in range(options.num_samples)]
-    longest = max(len(prompt.ids) for prompt in prompts)
-    mesh = options.mesh.resolve(jax.device_count())
-    with mesh.activate():
-        model = run.load_model(options.step, mesh=mesh, ema=options.ema)
-        length = resolve_length(options, available=model.config.context_length - longest)
-        rows = generate(
-            model,
+
+def write_samples(sampler: "Sampler") -> None:
+    """Print the texts, and write them as JSON if that is asked for. A single text is printed while it is written."""
+    options, texts = sampler.options, read_prompts(sampler.options)
+    prompts = [sampler.encode(text) for text in texts for _ in range(options.num_samples)]
+    is_quiet = options.json == "-"
+    if len(prompts) == 1 and not is_quiet:
+        completions = stream_text(sampler, prompts[0])
+    else:
+        *_, completions = sampler.complete(prompts, every=1 if options.stop_text else None)
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+            heading = f"{'' if number == 1 else chr(10)}--- sample {number} of {len(prompts)} ---"
+            print(heading, sampler.show(prompt) + completion.text, sep="\n") if not is_quiet else None
+    if sampler.generator.speed is not None:
+        print_speed(sampler.generator.speed)
+    if options.json is not None:
+        report = json.dumps(sampler.report(prompts, completions), ensure_ascii=False, indent=1)
+        print(report) if is_quiet else write_atomically(expand_path(options.json), report + "\n")
+
+
+def stream_text(sampler: "Sampler", prompt: Prompt, *, seed: int | None = None) -> list[Completion]:
+    """Print prompt and text while it is written."""
+    completions, stream = list[Completion](), sampler.complete([prompt], every=1, seed=seed)
+    print(sampler.show(prompt), end="", flush=True)
+    for completions in stream:
+        print(completions[0].new_text, end="", flush=True)
+    print()
+    return completions
+
+
+def run_interactive(sampler: "Sampler") -> None:
+    """Continue every line of standard input, until it ends. Each has a seed of its own."""
+    print("A line is a prompt. Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
+    seed = sampler.options.seed
+    while True:
+        print("> ", end="", flush=True, file=sys.stderr)
+        if not (line := sys.stdin.readline()):
+            break
+        try:
+            stream_text(sampler, sampler.encode(line.rstrip("\n")), seed=seed)
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        seed = (seed + 1) % 2**32
+
+
+class Sampler:
+    """Prompts as the model was trained to read them, and where its texts end."""
+
+    def __init__(self, generator: TextGenerator, options: Sample) -> None:
+        self.generator, self.options, self.tokenizer = generator, options, generator.tokenizer
+        has_template = self.tokenizer.chat_template is not None
+        self.chat = (
+            ChatEncoder(self.tokenizer) if has_template and not options.raw and not options.special_tokens else None
+        )
+        ends = [self.tokenizer.end_of_text, ChatEncoder(self.tokenizer).end if has_template else None]
+        self.ends = [end for end in ends if end is not None] if options.stop else []
+
+    def encode(self, text: str) -> Prompt:
+        """A prompt's tokens: a user's message, text with special tokens, or text."""
+        if self.chat is not None and not text.strip():
+            raise UserError("this model was trained on chats and answers a message: give --prompt=MESSAGE, or --raw.")
+        if self.chat is not None:
+            ids = self.chat.encode_prompt([Message("user", text)])
+            return Prompt(ids, hidden=len(ids))
+        if self.options.special_tokens and text:
+            return Prompt(self.tokenizer.encode_with_specials(text))
+        return encode_prompt(text, self.tokenizer)
+
+    def show(self, prompt: Prompt) -> str:
+        """The part of the prompt that belongs to the text."""
+        return self.tokenizer.decode(prompt.ids[prompt.hidden :])
+
+    def complete(
+        self, prompts: list[Prompt], *, every: int | None, seed: int | None = None
+    ) -> Iterator[list[Completion]]:
+        """Continue the prompts. `every` None writes them at once."""
+        options, context = self.options, self.generator.context_length
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if longest > context and not options.crop:
+            raise UserError(
+                f"a prompt has {longest:,} tokens, more than the model's context of {context:,}. Shorten it, or let "
+                f"--crop read its last {context:,}."
+            )
+        length = resolve_length(options, available=DEFAULT_LENGTH if options.crop else context - longest)
+        return self.generator.complete(
             [prompt.ids for prompt in prompts],
             max_new_tokens=length,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            end_of_text=tokenizer.end_of_text if options.stop else None,
-            key=jax.random.key(options.seed),
-            quantize=options.quantize,
-            report_speed=print_speed,
+            ends=self.ends,
+            seed=seed,
+            every=every or max(1, length),
+            log_probabilities=options.json is not None,
+            crop=options.crop,
+            measure_speed=not options.interactive,
         )
-    for row, prompt in zip(rows, prompts, strict=True):
-        start, end = len(prompt.ids), len(prompt.ids) + length
-        ends = np.flatnonzero(row[start:end] == tokenizer.end_of_text)
-        end = start + int(ends[0]) if ends.size and options.stop else end
-        yield tokenizer.decode(row[prompt.hidden : end])
+
+    def report(self, prompts: list[Prompt], completions: list[Completion]) -> dict[str, Any]:
+        """The content of --json. `logprob` is the model's own, in nats, before temperature and filters."""
+        options = self.options
+        settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+        samples = [
+            {
+                "prompt": self.tokenizer.decode(prompt.ids),
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "tokens": [
+                    {"id": token, "text": self.tokenizer.decode([token]), "logprob": nats}
+                    for token, nats in zip(completion.ids, completion.log_probabilities, strict=True)
+                ],
+            }
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        settings["repetition_penalty"] = options.repetition_penalty
+        return {"checkpoint": options.checkpoint, "step": options.step, "settings": settings, "samples": samples}
 
 
 def print_speed(speed: "DecodingSpeed") -> None:
@@ -124,14 +221,6 @@ def print_speed(speed: "DecodingSpeed") -> None:
         f"read at {measured / 1e9:.1f} GB/s, {measured / copied:.0%} of a copy's {copied / 1e9:.1f} GB/s",
         file=sys.stderr,
     )
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Ids that the model reads first. The first `hidden` of them are not part of the text."""
-
-    ids: np.ndarray
-    hidden: int = 0
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> Prompt:
@@ -154,7 +243,7 @@ def read_prompts(options: Sample) -> tuple[str, ...]:
     if options.prompt_file is None:
         return options.prompts
     try:
-        return (Path(options.prompt_file).expanduser().read_bytes().decode("utf-8"),)
+        return (expand_path(options.prompt_file).read_bytes().decode("utf-8"),)
     except OSError as error:
         raise UserError(f"--prompt-file={options.prompt_file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ import sys
 
 from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
-from gptjax.core.console import print_once
+from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
@@ -20,22 +20,28 @@ DESCRIPTION = "Train a GPT, or resume its training."
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    with exit_on_user_error():
-        require_config(words, prog=PROG, description=DESCRIPTION)
-        with postpone_garbage_collection():
-            from gptjax.config import TrainConfig
-            from gptjax.sharding.distributed import initialize_distributed
-
-            initialize_distributed()
-            request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
-            changes = diff_configs(request.base, request.config)
-            print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
-            enable_compile_cache()
-            from gptjax.trainer import train
-        source = request.path.read_text(encoding="utf-8")
-        command = shlex.join([*PROG.split(), *words])
-        code = train(request.config, modules=request.modules, source=source, command=command)
+    # Until GracefulShutdown takes over, Ctrl-C ends the process where it is.
+    with safe_console(), exit_on_user_error(keeps_early_handler=True):
+        code = run(words)
     raise SystemExit(code)
+
+
+def run(words: list[str]) -> int:
+    """Train as the command line says, and return the exit status."""
+    require_config(words, prog=PROG, description=DESCRIPTION)
+    with postpone_garbage_collection():
+        from gptjax.config import TrainConfig
+        from gptjax.sharding.distributed import initialize_distributed
+
+        initialize_distributed()
+        request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
+        changes = diff_configs(request.base, request.config)
+        print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
+        enable_compile_cache()
+        from gptjax.trainer import train
+    source = request.path.read_text(encoding="utf-8")
+    command = shlex.join([*PROG.split(), *words])
+    return train(request.config, modules=request.modules, source=source, command=command)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """The training loop."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from gptjax import report, startup
 from gptjax.config import TrainConfig
+from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.run_dir import CHECKPOINTS, run_lock, write_run_files
+from gptjax.metrics.logger import MetricLogger
+from gptjax.reference import prepare_second_model
+from gptjax.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
-from gptjax.training.preemption import GracefulShutdown
+from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
+from gptjax.training.saver import Saver
+from gptjax.training.state import TrainState
 
 
 def train(
@@ -29,8 +36,22 @@ def train(
         command: what a person typed, for the summary.
 
     Returns:
-        0, or 130 after Ctrl-C and 143 after SIGTERM (in several processes, after either).
+        0, or the status of `stop_status` after a signal: 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1.
     """
+    with GracefulShutdown() as shutdown:
+        try:
+            config, stopped = _train(config, modules, source=source, shutdown=shutdown)
+        except StopRequested as stop:
+            print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
+            return stop_status(stop.number)
+    report.print_summary(config, command, stopped=stopped)
+    return stop_status(stopped) if stopped else 0
+
+
+def _train(
+    config: TrainConfig, modules: Modules | None, *, source: str | None, shutdown: GracefulShutdown
+) -> tuple[TrainConfig, int | None]:
+    """Train, and return the config with everything resolved and the signal that ended the run."""
     config, tokenizer = startup.prepare_config(config, modules)
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
@@ -40,45 +61,92 @@ def train(
     with (
         mesh.activate(),
         run_lock(config.directory),
-        GracefulShutdown() as shutdown,
-        CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint) as checkpoints,
+        CheckpointManager(
+            config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
+        ) as checkpoints,
     ):
-        evaluators = startup.open_evaluators(config, tokenizer, mesh)
-        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
+        if jax.process_index() == 0:
+            keep_console_log(config.directory / CONSOLE_LOG)
+        second = prepare_second_model(config, read_spec, mesh)
+        if second.read_spec != read_spec:
+            read_spec, reader = second.read_spec, config.data.open(second.read_spec)
+        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
+        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
         state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.initialize_state(config, mesh)
-        start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
         batches = BatchLoader(reader, read_spec, mesh=mesh)
         report.describe_run(config, mesh, batches, evaluators)
-
-        with startup.open_logger(config, mesh, start) as log:
+        with startup.open_logger(config, mesh, int(state.step)) as log:
             with log.measure("compile"):
-                train_step = startup.compile_steps(config, mesh, state, batches, start=start)
-            batch_iterator = batches.iterate_from(start)
+                start = int(state.step)
+                train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
+            metadata = {"config": to_json(config), "fingerprints": fingerprints}
+            saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-            stopped = None
-            for step in range(start, config.steps + 1):  # one more turn, to evaluate and save the last weights
-                stopped = shutdown.get_signal(step)
-                metrics: dict[str, Any] = {}
-                for evaluator in evaluators.list_due(step, steps=config.steps) if not stopped else ():
-                    with log.measure("evaluate"):
-                        found = startup.evaluate_state(evaluator, state, config)
-                    log.write(step, found)
-                    metrics |= found
-                if step > start and (stopped or guard.should_save(config.checkpoint, step, state=state)):
-                    with log.measure("checkpoint"):
-                        metadata = {"config": to_json(config), "fingerprints": fingerprints}
-                        checkpoints.save(step, state, metadata=metadata, val_loss=metrics.get("val_loss"))
-                if stopped or step == config.steps:
-                    break
-                with log.measure("data"):
-                    batch = next(batch_iterator)
-                state, step_metrics = train_step(step)(state, batch)  # dispatched, not awaited
-                log.step(step + 1, step_metrics | batches.epochs(step + 1))  # writes the step before
-                guard.check(step, step_metrics)
-            with log.measure("checkpoint"):
-                checkpoints.wait()
-    report.print_summary(config, command, stopped=stopped)
-    return 128 + stopped if stopped else 0
+            loop = _Loop(
+                config=config,
+                evaluators=evaluators,
+                batches=batches,
+                train_step=train_step,
+                log=log,
+                saver=saver,
+                guard=guard,
+            )
+            shutdown.begin_training()
+            stopped = loop.run(state, shutdown)
+    return config, stopped
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """What the steps of a run need."""
+
+    config: TrainConfig
+    evaluators: startup.Evaluators
+    batches: BatchLoader
+    train_step: Callable[[int], Any]
+    log: MetricLogger
+    saver: Saver
+    guard: NonFiniteGuard
+
+    def run(self, state: TrainState, shutdown: GracefulShutdown) -> int | None:
+        """Train from `state` to the last step, or until a signal, which is returned. The end is saved."""
+        start, steps = int(state.step), self.config.steps
+        batch_iterator = self.batches.iterate_from(start)
+        for step in range(start, steps + 1):  # one more turn, to evaluate and save the last weights
+            loss, stopped = None, shutdown.get_signal(step)
+            if not stopped:
+                loss, stopped = self._evaluate(step, state, shutdown)
+            if step > start and (stopped or self._should_save(step, state)):
+                with self.log.measure("checkpoint"):
+                    self.saver.save(step, state, loss=loss)
+            if stopped or step == steps:
+                if step > start:
+                    with self.log.measure("checkpoint"):
+                        self.saver.finish(step, state, loss=loss)
+                return stopped
+            with self.log.measure("data"):
+                batch = next(batch_iterator)
+            state, metrics = self.train_step(step)(state, batch)  # dispatched, not awaited
+            self.log.step(step + 1, metrics | self.batches.epochs(step + 1))  # writes the step before
+            self.guard.check(step, metrics)
+        return None
+
+    def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, int | None]:
+        """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
+        loss = None
+        for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
+            try:
+                with self.log.measure("evaluate"), shutdown.interruptible():
+                    found = startup.evaluate_state(evaluator, state, self.config)
+            except StopRequested as stop:
+                return loss, stop.number
+            self.log.write(step, found)
+            value = found.get(self.config.checkpoint.best_metric)
+            loss = value if isinstance(value, float) else loss
+        return loss, None
+
+    def _should_save(self, step: int, state: TrainState) -> bool:
+        return self.saver.is_due(step) and self.guard.allows_save(step, state=state)

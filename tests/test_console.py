@@ -1,11 +1,14 @@
 """Formatting of numbers and durations, and printing once. Progress lines are tested through the logger."""
 
+import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from gptjax.core.console import print_once
+from gptjax.core.console import keep_console_log, print_once, safe_console
 from gptjax.metrics.console import format_columns, format_duration
 
 
@@ -41,3 +44,45 @@ def test_print_once_starts_no_jax_backend():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "one\ntwo\n"), done.stderr
+
+
+def test_safe_console_survives_what_cannot_be_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An encoding that lacks a character, and a disk that is full; the log has all of it."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    with safe_console():
+        print("before the directory is known →")
+        keep_console_log(tmp_path / "console.log")
+        print("\x1b[2K a bar")
+        print("ж")
+    assert raw.getvalue() == b"before the directory is known \\u2192\n\x1b[2K a bar\n\\u0436\n"
+    assert (tmp_path / "console.log").read_text() == "before the directory is known →\nж\n"
+
+
+CHILD = """
+import sys
+from gptjax.core.console import safe_console
+with safe_console():
+    for line in range(20_000):
+        print("a line that nobody reads", line, flush=line % 2 == 0)
+    print("done", file=sys.stderr)
+"""
+
+
+def test_safe_console_survives_a_reader_that_leaves():
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=writer, stderr=subprocess.PIPE, text=True) as child:
+        os.close(writer)
+        os.close(reader)
+        assert child.stderr is not None
+        assert child.stderr.read() == "done\n"
+        assert child.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")
+def test_safe_console_survives_a_full_disk():
+    with open("/dev/full", "w") as full:
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (child.returncode, child.stderr) == (0, "done\n")

@@ -1,4 +1,4 @@
-"""Conversion of runs to and from Hugging Face's GPT-2: the files that appear, and that a failure leaves none."""
+"""Conversion of runs to and from Hugging Face's format: the files that appear, and that a failure leaves none."""
 
 import contextlib
 import importlib.util
@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from gptjax.convert import ORIGIN_FILE, main
 from gptjax.huggingface import model_dir
-from gptjax.huggingface.gpt2_export import to_hf
-from gptjax.huggingface.gpt2_import import from_hf
+from gptjax.huggingface.model_export import to_hf
+from gptjax.huggingface.model_import import from_hf
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.run_dir import RunDir, write_imported_run
@@ -93,7 +93,7 @@ def test_export_writes_all_files_of_transformers(
     assert settings["eos_token"] == END_OF_TEXT
     assert are_identical(to_hf(from_hf(output)[1]), to_hf(model))
     assert capsys.readouterr().out.splitlines() == [
-        f"{output}: weights of tiny at step 0 in float32, with its tokenizer",
+        f"{output}: weights of tiny at step 0 as GPT2LMHeadModel in float32, with its tokenizer",
         "not verified: transformers not installed",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing temporary stays"

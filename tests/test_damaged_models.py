@@ -174,6 +174,7 @@ TOKENIZER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "a vocabulary as text": write(
         "tokenizer.json", json.dumps(Bytes().to_json() | {"model": {"type": "BPE", "vocab": "x", "merges": []}})
     ),
+    "a config that is no JSON": write("tokenizer_config.json", "{"),
     "an id as text": set_pair('{"a": "0"}', "#version"),
     "an id beyond all": set_pair('{"a": 1000000000000}', "#version"),
     "a pair as a list": set_pair('["a"]', "#version"),
@@ -227,7 +228,7 @@ def test_a_damaged_tokenizer_is_told_in_one_line(
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_names_of_a_wrapped_model_are_understood(prefix: str, tmp_path: Path):
-    from gptjax.huggingface.gpt2_import import from_hf
+    from gptjax.huggingface.model_import import from_hf
 
     tensors = draw_tensors(CONFIG)
     folder = write_model(tmp_path / "model", {prefix + name: tensor for name, tensor in tensors.items()})

@@ -10,8 +10,10 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.generation import DecodingSpeed, filter_logits, generate, read_prompts, write_tokens
+from gptjax.model.decoding_loop import read_prompts, write_tokens
+from gptjax.model.generation import DecodingSpeed, generate, stream_cropped, stream_tokens
 from gptjax.model.gpt import GPT, abstract_model, with_static
+from gptjax.model.sampling import SamplingOptions, filter_logits, penalize_repetition
 from gptjax.sharding.mesh import MeshConfig
 
 CONFIG = GPTConfig(
@@ -242,3 +244,98 @@ def test_impossible_requests_are_refused(
 def test_sampling_without_a_key_is_an_error(model: GPT) -> None:
     with pytest.raises(ValueError, match="key="):
         generate(model, [[1]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("every", [1, 4, 7])
+def test_streamed_tokens_are_those_of_generate(model: GPT, every: int) -> None:
+    prompt, key = [[5, 90, 3], [1, 2, 130, 7, 9]], jax.random.key(2)
+    options = SamplingOptions(temperature=0.9, top_k=30)
+    whole = generate(model, prompt, max_new_tokens=7, temperature=0.9, top_k=30, key=key)
+    parts = list(stream_tokens(model, prompt, max_new_tokens=7, options=options, every=every, key=key))
+    assert [part.tokens.shape[1] for part in parts] == [every] * (7 // every) + [7 % every] * (7 % every > 0)
+    new = np.concatenate([part.tokens for part in parts], axis=1)
+    for row, tokens, text in zip(new, prompt, whole, strict=True):
+        np.testing.assert_array_equal(row, text[len(tokens) : len(tokens) + 7])
+
+
+def test_stream_ends_when_all_rows_have_one_of_the_ends(model: GPT) -> None:
+    options = SamplingOptions(temperature=0.0)
+    [first] = stream_tokens(model, PROMPT, max_new_tokens=6, options=options, every=6)
+    ends = [int(first.tokens[0, 2]), int(first.tokens[1, 1])]
+    parts = list(stream_tokens(model, PROMPT, max_new_tokens=40, options=options, end_of_text=ends))
+    new = np.concatenate([part.tokens for part in parts], axis=1)
+    stops = [min(int(np.flatnonzero(row == end)[0]) for end in ends if end in row) for row in first.tokens]
+    assert len(parts) == max(stops) + 1
+    for row, wanted, stop in zip(new, first.tokens, stops, strict=True):
+        np.testing.assert_array_equal(row[: stop + 1], wanted[: stop + 1])
+        assert (row[stop + 1 :] == ends[0]).all()
+    assert parts[-1].finished.all()
+
+
+def test_log_probabilities_are_those_of_the_model(model: GPT) -> None:
+    """Without the temperature and the filters by which the tokens were drawn."""
+    options, key = SamplingOptions(temperature=0.7, top_k=3), jax.random.key(1)
+    prompt = [[5, 90, 3], [1, 2, 130, 7]]
+    parts = list(
+        stream_tokens(model, prompt, max_new_tokens=6, options=options, key=key, log_probabilities=True, every=2)
+    )
+    for row, tokens in enumerate(prompt):
+        new = np.concatenate([part.tokens[row] for part in parts])
+        nats = np.concatenate([part.log_probabilities[row] for part in parts])
+        text = np.zeros((1, CONFIG.context_length), np.int32)
+        text[0, : len(tokens) + 6] = [*tokens, *new]
+        expected = jax.nn.log_softmax(forward(model, jnp.asarray(text))[0])
+        places = np.arange(len(tokens) - 1, len(tokens) + 5)
+        np.testing.assert_allclose(nats, expected[places, new], atol=1e-5)
+
+
+def test_min_p_keeps_tokens_by_their_share_of_the_likeliest() -> None:
+    probabilities = np.array([[0.5, 0.3, 0.04, 0.06, 0.1]])
+    kept = filter_logits(jnp.log(probabilities), min_p=0.19)
+    np.testing.assert_array_equal(np.isfinite(kept), [[True, True, False, False, True]])
+    np.testing.assert_array_equal(np.isfinite(filter_logits(jnp.log(probabilities), min_p=1.0, top_k=3)).sum(), 1)
+
+
+def test_repetition_penalty_makes_tokens_of_the_text_less_likely(model: GPT) -> None:
+    logits, seen = np.array([[2.0, -2.0, 1.0, -1.0]]), np.array([[True, True, False, False]])
+    np.testing.assert_allclose(penalize_repetition(jnp.asarray(logits), jnp.asarray(seen), 2.0), [[1, -4, 1, -1]])
+    ids = generate(model, PROMPT, max_new_tokens=20, temperature=0.0, repetition_penalty=100.0)
+    assert all(len(set(row.tolist())) == len(row) for row in ids), "with a large penalty nothing is said twice"
+    forced = np.zeros((2, CONFIG.context_length), np.int32)
+    forced[:, : ids.shape[1]] = ids
+    for row, logits in zip(ids, np.asarray(forward(model, jnp.asarray(forced))), strict=True):
+        for place in range(3, 23):
+            scores = logits[place - 1].copy()
+            past = np.unique(row[:place])
+            scores[past] = np.where(scores[past] > 0, scores[past] / 100, scores[past] * 100)
+            assert row[place] == np.argmax(scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_p": 1.5}, "min-p is 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty is 0.0"),
+    ],
+)
+def test_sampling_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingOptions(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_text_past_learned_positions_sees_the_last_context(model: GPT) -> None:
+    """As nanoGPT's: each token is computed from the last context of tokens, at positions from 0."""
+    prompt, options, context = [[5, 90, 3] * 18, [7, 1]], SamplingOptions(temperature=0.0), CONFIG.context_length
+    parts = list(stream_cropped(model, prompt, max_new_tokens=4, options=options))
+    new = np.concatenate([part.tokens for part in parts], axis=1)
+    for text, written in zip(prompt, new, strict=True):
+        whole = [*text]
+        for token in written:
+            window = np.zeros((1, context), np.int32)
+            last = whole[-context:]
+            window[0, : len(last)] = last
+            assert token == np.argmax(forward(model, jnp.asarray(window))[0, len(last) - 1])
+            whole.append(int(token))
+    filled = generate(model, [[1, 2]], max_new_tokens=46, temperature=0.0)[0]
+    [*_, last] = stream_cropped(model, [[1, 2]], max_new_tokens=47, options=options, every=47)
+    np.testing.assert_array_equal(last.tokens[0, :46], filled[2:])

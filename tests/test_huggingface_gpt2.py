@@ -1,6 +1,5 @@
 """Import and export of GPT-2: names, shapes and types. invariants/test_parity.py compares the computation."""
 
-import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hf_forms import GPT2_CONFIG, OPTIONS
 from hf_models import Tensors, are_identical, draw_tensors, make_hf_config, write_model_dir
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
-from gptjax.huggingface.gpt2_import import from_hf, from_hf_config
-from gptjax.huggingface.gpt2_mapping import WEIGHT_MAP, format_path, is_param
+from gptjax.huggingface.gpt2 import GPT2, WEIGHTS
+from gptjax.huggingface.model_export import to_hf, to_hf_config
+from gptjax.huggingface.model_import import from_hf, from_hf_config
 from gptjax.huggingface.safetensors_dir import write_json
+from gptjax.huggingface.weight_map import format_path, is_param
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT, abstract_model, with_static
 from gptjax.sharding.mesh import MeshConfig
@@ -34,12 +35,14 @@ EXPORTABLE = {
     "activation": "relu",
     "norm_epsilon": 1e-3,
     "bias": False,
+    "norm_scale": False,
+    "intra_document_mask": True,
     "dropout": 0.3,
     "init": InitConfig(std=0.1),
     "compute": ComputeConfig(dtype="float32"),
 }
 """Fields that an export accepts, with values that are not their defaults."""
-NOT_STORED = {"bias", "dropout", "init", "compute"}
+NOT_STORED = {"bias", "norm_scale", "intra_document_mask", "dropout", "init", "compute"}
 """Those that do not come back: biases become zeros, dropout and the rest belong to a training run."""
 
 
@@ -145,8 +148,8 @@ def test_import_of_mixed_types_remembers_float32(tmp_path: Path):
 def test_weight_map_has_one_row_for_each_weight():
     model = abstract_model(GPTConfig(num_layers=1, tie_embeddings=False))
     paths = sorted(format_path(path) for path, _ in jax.tree.leaves_with_path(model, is_leaf=is_param))
-    assert paths == sorted(row.path for row in WEIGHT_MAP)
-    assert len({row.hf_name for row in WEIGHT_MAP}) == len(WEIGHT_MAP)
+    assert paths == sorted(row.path for row in WEIGHTS)
+    assert len({row.hf_name for row in WEIGHTS}) == len(WEIGHTS)
 
 
 # --- config.json ---
@@ -202,12 +205,19 @@ def test_export_expresses_field(name: str):
     assert imported == (GPTConfig() if name in NOT_STORED else config)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(GPTConfig) if field.name not in EXPORTABLE])
-def test_export_refuses_every_other_field(name: str):
-    config = copy.copy(GPTConfig())
-    object.__setattr__(config, name, "changed")  # without the checks of `replace`
-    with pytest.raises(UserError, match=rf"cannot express model\.{name}=changed"):
-        to_hf_config(config, dtype="float32", end_of_text=None)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_export_refuses_every_other_option(name: str):
+    field = name.removesuffix("_learned")
+    config = replace(GPT2_CONFIG, **OPTIONS[name])
+    with pytest.raises(
+        UserError, match=rf"GPT2LMHeadModel .* cannot express .*model\.{field}={getattr(config, field)}"
+    ):
+        to_hf_config(config, form=GPT2, dtype="float32", end_of_text=None)
+
+
+def test_every_field_is_expressed_refused_or_says_nothing_of_one_text():
+    refused = {name.removesuffix("_learned") for name in OPTIONS} | {"short_window"}
+    assert {field.name for field in fields(GPTConfig)} - refused == EXPORTABLE.keys() - {"activation"}
 
 
 @dataclass(frozen=True)
@@ -218,19 +228,19 @@ class LaterConfig(GPTConfig):
 def test_export_refuses_fields_of_a_subclass():
     assert to_hf_config(LaterConfig(), dtype="float32", end_of_text=None)["n_layer"] == 12
     with pytest.raises(UserError, match=r"cannot express model\.new_option=True"):
-        to_hf_config(LaterConfig(new_option=True), dtype="float32", end_of_text=None)
+        to_hf_config(LaterConfig(new_option=True), form=GPT2, dtype="float32", end_of_text=None)
 
 
 def test_export_lists_all_refused_fields():
     config = GPTConfig(norm="rms", qk_norm=True, activation="relu2")
     with pytest.raises(UserError, match=r"model\.norm=rms, model\.qk_norm=True, model\.activation=relu2"):
-        to_hf_config(config, dtype="float32", end_of_text=None)
+        to_hf_config(config, form=GPT2, dtype="float32", end_of_text=None)
 
 
 def test_export_refuses_models_by_config_and_by_weight(saved: Saved):
     config, model, _ = from_hf(saved[0])
     with pytest.raises(UserError, match=r"cannot express model\.qk_norm=True"):
-        to_hf(with_static(model, config=replace(config, qk_norm=True)))
+        to_hf(with_static(model, config=replace(config, qk_norm=True)), form=GPT2)
     model.blocks.sinks = nnx.Param(jnp.zeros((3, 3)), axis_names="H")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError, match=r"no counterpart of the weights blocks\.sinks"):
         to_hf(model)
@@ -248,7 +258,8 @@ def test_export_refuses_numbers_too_large_for_float16(saved: Saved):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "bert"}, "model_type is 'bert'; wanted: gpt2"),
+        ({"model_type": "llama"}, "lacks num_hidden_layers"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"add_cross_attention": True}, "add_cross_attention is True"),

@@ -1,6 +1,8 @@
 """Reading, truncating and writing metrics.jsonl."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,40 @@ def test_truncate_after_keeps_bytes_of_earlier_steps(path: Path):
     path.write_text('{"step": 1,  "loss": 2.50}\n{"step": 3}\n{"step":2}\n{"step": 2, "lo')
     assert truncate_after(path, 2) == [{"step": 1, "loss": 2.5}, {"step": 2}]
     assert path.read_text() == '{"step": 1,  "loss": 2.50}\n{"step":2}\n'
-    assert truncate_after(path.with_name("none.jsonl"), 2) == []
+    assert truncate_after(path.with_name("none.jsonl"), 0) == []
+
+
+def test_truncate_after_names_what_is_missing_and_keeps_what_is_broken(path: Path, capsys: pytest.CaptureFixture[str]):
+    content = '{"step": 1, "loss": 2.5}\n{"ste\n{"step": 2, "val_loss": 3.0}\n{"step": 4, "loss": 1.0}\n'
+    path.write_text(content)
+    assert [record["step"] for record in truncate_after(path, 4)] == [1, 2, 4]
+    assert path.with_name("metrics.jsonl.broken").read_text() == content
+    assert len(read_metrics(path)) == 3
+    broken, gap = capsys.readouterr().out.splitlines()
+    assert "metrics.jsonl, line 2: no record with a step. 1 lines are left out" in broken
+    assert "lacks 2 of the 4 steps so far, from 2 to 3" in gap
+    path.unlink()
+    assert truncate_after(path, 4) == []
+    assert "lacks 4 of the 4 steps so far, from 1 to 4" in capsys.readouterr().out
+
+
+def test_writer_keeps_lines_for_later_on_a_full_disk(path: Path, capsys: pytest.CaptureFixture[str]):
+    path.write_text('{"step": 1}\n')
+    writer = MetricsFileWriter(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        for step in (2, 3):
+            writer.write({"step": step, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert path.read_text() == '{"step": 1}\n'  # no part of a line
+    assert capsys.readouterr().out.count("warning") == 1
+    writer.write({"step": 4, "loss": 1.0})
+    writer.close()
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

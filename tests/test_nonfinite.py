@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.state import TrainState
 
@@ -35,9 +35,9 @@ def test_guard_stops_one_step_after_the_limit(latest: int | None, words: str):
     assert checkpoints.waits == 1
 
 
-@pytest.mark.parametrize(("step", "skips", "wanted"), [(4, 0, True), (4, 1, False), (5, 0, False), (10, 3, True)])
+@pytest.mark.parametrize(("step", "skips", "wanted"), [(4, 0, True), (4, 1, False), (10, 3, True)])
 def test_guard_saves_during_skips_only_at_the_end(step: int, skips: int, wanted: bool):
     state = object.__new__(TrainState)
     object.__setattr__(state, "consecutive_skips", jnp.int32(skips))
     guard = NonFiniteGuard(FakeCheckpoints(None), steps=10, limit=5)
-    assert guard.should_save(CheckpointConfig(every=2), step, state=state) == wanted
+    assert guard.allows_save(step, state=state) == wanted

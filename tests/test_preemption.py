@@ -1,46 +1,130 @@
-"""Signals are handled between steps, and the previous handlers come back."""
+"""Signals are handled between steps, or end the process where there is nothing to save."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
-from typing import Any
+import time
 
-import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from gptjax.training.preemption import GracefulShutdown
+from gptjax.core.errors import UserError
+from gptjax.training import preemption
+from gptjax.training.preemption import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals, stop_status
 
 
-def test_signal_is_kept_until_asked_for(capfd: pytest.CaptureFixture[str]):
-    previous = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+def wait_for_output(capfd: pytest.CaptureFixture[str], words: str) -> None:
+    """The thread that listens says it."""
+    found = ""
+    for _ in range(500):
+        found += capfd.readouterr().out
+        if words in found:
+            return
+        time.sleep(0.01)
+    raise AssertionError(found)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_signal_is_kept_until_the_step_ends(number: signal.Signals, capfd: pytest.CaptureFixture[str]):
+    previous = [signal.getsignal(one) for one in STOP_SIGNALS]
     with GracefulShutdown() as shutdown:
+        shutdown.begin_training()
         assert shutdown.get_signal(1) is None
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGHUP)  # a terminal that closes sends more than one
+        assert shutdown.get_signal(2) == number
+        wait_for_output(capfd, f"{number.name}: saving after this step")
+    assert [signal.getsignal(one) for one in STOP_SIGNALS] == previous
+
+
+def test_signal_before_training_ends_the_run_where_it_is():
+    with GracefulShutdown(), pytest.raises(StopRequested) as stopped:
         signal.raise_signal(signal.SIGTERM)
-        assert shutdown.get_signal(2) == signal.SIGTERM
-        assert "SIGTERM: saving after this step" in capfd.readouterr().out
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == previous
+    assert stopped.value.number == signal.SIGTERM
 
 
-def test_one_of_several_processes_passes_the_signal_on(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    """It becomes a SIGTERM, on which JAX makes all processes agree. The second signal waits for no process."""
+def test_signal_cuts_an_evaluation_short_and_nothing_else():
+    with GracefulShutdown() as shutdown:
+        shutdown.begin_training()
+        with pytest.raises(StopRequested), shutdown.interruptible():
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopRequested), shutdown.interruptible():
+            raise AssertionError("an evaluation begins after the signal")
+        assert shutdown.get_signal(1) == signal.SIGUSR1
+
+
+def test_status_tells_a_scheduler_what_to_do():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+    assert [stop_status(number) for number in numbers] == [130, 143, 129, 152, 75, 75]
+
+
+def test_environment_adds_signals():
+    assert list_stop_signals({}) == STOP_SIGNALS
+    assert list_stop_signals({"GPTJAX_STOP_SIGNALS": "usr2,SIGQUIT"})[-2:] == (signal.SIGUSR2, signal.SIGQUIT)
+    with pytest.raises(UserError, match="SIGNONE"):
+        list_stop_signals({"GPTJAX_STOP_SIGNALS": "NONE"})
+
+
+CHILD = """
+import hashlib, sys
+from gptjax.training.preemption import GracefulShutdown
+with GracefulShutdown() as shutdown:
+    if sys.argv[1] == "training":
+        shutdown.begin_training()
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in which no Python runs, as in a compilation
+"""
+
+
+def start_child(phase: str) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, phase], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.3)  # until no Python runs
+    return child
+
+
+@pytest.mark.parametrize(("phase", "signals", "status"), [("training", 2, 130), ("starting", 1, 75)])
+def test_process_that_runs_no_python_ends_within_seconds(phase: str, signals: int, status: int):
+    """At a second Ctrl-C in a long step, and at the first signal where there is nothing to save."""
+    with start_child(phase) as child:
+        assert child.stdout is not None
+        for count in range(signals):
+            child.send_signal(signal.SIGINT if signals == 2 else signal.SIGUSR1)
+            assert ("saving after this step", "stopped at once")[count] in child.stdout.readline() or signals == 1
+            time.sleep(preemption.REPEAT_SECONDS + 0.1)
+        assert child.wait(timeout=60) == status
+
+
+def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracefulShutdown():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_one_of_several_processes_passes_the_signal_on(monkeypatch: pytest.MonkeyPatch):
+    """It becomes a SIGTERM, on which JAX makes all processes agree on a step."""
     raised: list[int] = []
-    exits: list[int] = []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(preemption, "_count_processes", lambda: 2)
     monkeypatch.setattr(signal, "raise_signal", raised.append)
-    monkeypatch.setattr(os, "_exit", exits.append)
-    with GracefulShutdown():
-        handler: Any = signal.getsignal(signal.SIGINT)
-        handler(signal.SIGINT, None)
-        assert "SIGINT: saving after this step" in capfd.readouterr().out
-        assert (raised, exits) == ([signal.SIGTERM], [])
-        with pytest.raises(KeyboardInterrupt):  # because os._exit returns here
-            handler(signal.SIGINT, None)
-        assert exits == [130]
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 5)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.stack([value, value * 0]))
+    before = signal.getsignal(signal.SIGTERM)
+    with GracefulShutdown() as shutdown:
+        shutdown.begin_training()
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert shutdown.get_signal(5) == signal.SIGTERM  # another process has received it
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+        assert raised == [signal.SIGTERM]
+        assert (shutdown.get_signal(4), shutdown.get_signal(5)) == (None, signal.SIGUSR1)
 
 
 def test_other_threads_leave_handlers_alone():

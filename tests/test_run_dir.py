@@ -148,4 +148,5 @@ def test_run_files_are_replaced_without_temporary_files(tmp_path: Path) -> None:
     for steps in (5, 6):
         write_run_files(tmp_path, replace(tiny_config(tmp_path / "shards"), steps=steps), tokenizer())
     assert RunDir.open(tmp_path).config.steps == 6
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "environment.json", "tokenizer.json"}
+    names = {"checksums.json", "config.json", "environment.json", "tokenizer.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names

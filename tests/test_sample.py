@@ -1,4 +1,7 @@
+import io
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,12 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.generation import generate
-from gptjax.model.gpt import GPT
+from gptjax.model.generation import NewTokens, generate
+from gptjax.model.gpt import GPT, with_static
 from gptjax.run_dir import write_imported_run
 from gptjax.sample import Sample, encode_prompt, main, sample
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
+from gptjax.tokenization.chat_template import CHATML, Message
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
 
 TOKENIZER = BPE(
@@ -103,19 +108,105 @@ def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
     assert text.startswith("one\r\ntwo\n")
 
 
+def replace_stream(monkeypatch: pytest.MonkeyPatch, rows: list[list[int]]) -> None:
+    """Let generation write these tokens instead of the model's."""
+    tokens = np.array(rows)
+
+    def stream(*args: Any, every: int, **kwargs: Any) -> Iterator[NewTokens]:
+        for begin in range(0, tokens.shape[1], every):
+            yield NewTokens(tokens[:, begin : begin + every], None, np.zeros(len(rows), bool))
+
+    monkeypatch.setattr("gptjax.text_generation.generation.stream_tokens", stream)
+
+
 def test_text_stops_at_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.array([[257, 65, 258, 258], [257, 66, 67, 258], [257, 68, 69, 70]])
-    monkeypatch.setattr("gptjax.model.generation.generate", lambda *args, **kwargs: rows)
+    replace_stream(monkeypatch, [[65, 258, 258], [66, 67, 258], [68, 69, 70]])
     options = Sample(checkpoint=str(run), prompt=("the",), num_samples=3, max_new_tokens=3)
     assert list(sample(options)) == ["theA", "theBC", "theDEF"]
     continued = list(sample(replace(options, stop=False)))
     assert continued == ["theA" + 2 * "<|endoftext|>", "theBC<|endoftext|>", "theDEF"]
 
 
+def test_text_stops_before_a_stop_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_stream(monkeypatch, [[65, 66, 67, 68], [65, 67, 68, 68], [66, 66, 66, 66]])
+    options = Sample(checkpoint=str(run), prompt=("the",), num_samples=3, max_new_tokens=4, stop_text=("BC", "DD"))
+    assert sample(options) == ["theA", "theAC", "theBBBB"]
+
+
+def test_json_holds_tokens_and_log_probabilities(
+    capsys: pytest.CaptureFixture, run: Path, model: GPT, tmp_path: Path
+) -> None:
+    words = (f"--checkpoint={run}", "--prompt=in the", "--prompt=a", "--temperature=0", "--max-new-tokens=5")
+    report = json.loads(read_output(capsys, *words, "--json=-"))
+    read_output(capsys, *words, f"--json={tmp_path}/out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == report
+    for record, prompt in zip(report["samples"], ("in the", "a"), strict=True):
+        ids = TOKENIZER.encode(prompt)
+        row = generate(model, [ids], max_new_tokens=5, temperature=0.0)[0]
+        written = [token["id"] for token in record["tokens"]]
+        assert written == row[len(ids) :].tolist()[: len(written)]
+        assert record["prompt"] == prompt
+        assert record["text"] == TOKENIZER.decode(written)
+        logits = jax.nn.log_softmax(model(jax.numpy.asarray(row[None]))[0])
+        nats = [float(logits[len(ids) + place - 1, token]) for place, token in enumerate(written)]
+        np.testing.assert_allclose([token["logprob"] for token in record["tokens"]], nats, atol=1e-5)
+        assert record["finish_reason"] == ("length" if len(written) == 5 else "end_of_text")
+
+
+def test_special_tokens_in_a_prompt_act_only_if_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[list[int]] = []
+
+    def stream(model: GPT, rows: list[np.ndarray], **kwargs: Any) -> Iterator[NewTokens]:
+        prompts.extend(row.tolist() for row in rows)
+        yield NewTokens(np.array([[65]]), None, np.array([False]))
+
+    monkeypatch.setattr("gptjax.text_generation.generation.stream_tokens", stream)
+    options = Sample(checkpoint=str(run), prompt=("a<|endoftext|>b",), max_new_tokens=1)
+    sample(options)
+    sample(replace(options, special_tokens=True))
+    assert prompts == [TOKENIZER.encode("a<|endoftext|>b").tolist(), [97, 258, 98]]
+
+
+def test_interactive_mode_continues_lines(
+    capsys: pytest.CaptureFixture, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"the\n{'x' * 40}\nof"))
+    out = read_output(capsys, f"--checkpoint={run}", "--interactive", "--max-new-tokens=3", "--temperature=0")
+    first, second = sample(Sample(checkpoint=str(run), prompt=("the", "of"), max_new_tokens=3, temperature=0.0))
+    assert out == f"{first}\n{second}\n"
+
+
+def test_prompt_longer_than_the_context_is_named_or_cropped(capsys: pytest.CaptureFixture, run: Path) -> None:
+    words = (f"--checkpoint={run}", f"--prompt={'x' * 40}")
+    assert "a prompt has 40 tokens, more than the model's context of 32" in read_error(capsys, *words)
+    out = read_output(capsys, *words, "--crop", "--temperature=0", "--max-new-tokens=20")
+    assert out.startswith("x" * 40)
+    assert len(TOKENIZER.encode(out)) > 50
+
+
+def test_chat_model_answers_by_turns(
+    capsys: pytest.CaptureFixture, model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = TOKENIZER.with_special_tokens(CHAT_TOKENS).with_chat_template(CHATML)
+    wide = with_static(model, config=replace(model.config, vocab_size=tokenizer.vocab_size))
+    write_imported_run(tmp_path / "chat", model=wide, tokenizer=tokenizer)
+    end, seen = tokenizer.specials["<|im_end|>"], []
+
+    def stream(model: GPT, rows: list[np.ndarray], **kwargs: Any) -> Iterator[NewTokens]:
+        seen.append((rows[0].tolist(), kwargs["end_of_text"]))
+        yield NewTokens(np.array([[72, 105, end]]), None, np.array([True]))
+
+    monkeypatch.setattr("gptjax.text_generation.generation.stream_tokens", stream)
+    options = Sample(checkpoint=str(tmp_path / "chat"), prompt=("Hello",), max_new_tokens=3)
+    assert sample(options) == ["Hi"]
+    assert sample(replace(options, raw=True)) == ["HelloHi"]
+    prompt = ChatEncoder(tokenizer).encode_prompt([Message("user", "Hello")])
+    assert seen == [(prompt.tolist(), [258, end]), (tokenizer.encode("Hello").tolist(), [258, end])]
+    assert "answers a message" in read_error(capsys, f"--checkpoint={tmp_path / 'chat'}")
+
+
 def test_empty_prompt_starts_after_a_hidden_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "gptjax.model.generation.generate", lambda model, ids, **kwargs: np.array([[*ids[0], 257, 65, 258]])
-    )
+    replace_stream(monkeypatch, [[257, 65, 258]])
     assert list(sample(Sample(checkpoint=str(run)))) == ["theA"]
 
 
@@ -137,6 +228,8 @@ def test_default_length_fills_the_context(run: Path) -> None:
     ("words", "message"),
     [
         (["--prompt=a", "--prompt-file=b"], "choose one"),
+        (["--prompt=a", "--interactive"], "--prompt and --interactive are both given"),
+        (["--min-p=2"], "min-p is 2"),
         (["--prompt-file=nowhere.txt"], r"nowhere.txt cannot be read"),
         (["--num-samples=0"], "--num-samples is 0"),
         (["--seed=-1"], "--seed is -1"),

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from gptjax.core.errors import UserError
 from gptjax.tokenization import gpt2_files
 from gptjax.tokenization import tokenizer as module
-from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import BPE, GPT2_PATTERN, GPT4_PATTERN, Bytes, Chars, Tokenizer, load_tokenizer
 
 TEXTS = [
     "",
@@ -303,3 +303,41 @@ def test_gpt2_package_is_searched_without_import(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     assert gpt2_files._list_installed("vocab.bpe") == [package / "data" / "vocab.bpe"]
     assert gpt2_files._list_installed("encoder.json") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": '{"eos_token": "</s>"}'}, "</s>"),
+        ({"tokenizer_config.json": '{"eos_token": {"content": "</s>", "lstrip": false}}'}, "</s>"),
+        ({"special_tokens_map.json": '{"eos_token": "<|end_of_text|>"}'}, "<|end_of_text|>"),
+        ({"tokenizer_config.json": '{"eos_token": "the"}'}, None),
+        ({"tokenizer_config.json": "[]"}, None),
+    ],
+)
+def test_the_end_of_text_is_what_the_files_beside_it_say(
+    files: dict[str, str], expected: str | None, tmp_path: Path, trained: dict[str, Tokenizer]
+) -> None:
+    base = trained["gpt4-pattern"]
+    assert isinstance(base, BPE)
+    specials = {"</s>": base.vocab_size, "<|end_of_text|>": base.vocab_size + 1}
+    BPE(base.tokens, specials, merges=base.merges, pattern=base.pattern or "").save(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    found = load_tokenizer(tmp_path)
+    assert found.end_of_text_name == expected
+    assert found.end_of_text == (None if expected is None else specials[expected])
+    assert (found.explain_no_end_of_text() is None) == (expected is not None)
+    other = load_tokenizer(tmp_path, end_of_text="</s>")
+    other.save(tmp_path / "saved")
+    for again in (load_tokenizer(tmp_path / "saved"), pickle.loads(pickle.dumps(other))):
+        assert (again.end_of_text, again.fingerprint) == (specials["</s>"], other.fingerprint)
+    with pytest.raises(UserError, match=r"no special token of .*; it has </s>, <\|end_of_text\|>"):
+        found.with_end_of_text("the")
+
+
+def test_a_chat_tokenizer_begins_documents_with_the_end_of_text(tmp_path: Path, trained: dict[str, Tokenizer]) -> None:
+    trained["gpt4-pattern"].with_special_tokens(["<|im_end|>"]).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    assert load_tokenizer(tmp_path).end_of_text_name == "<|endoftext|>"

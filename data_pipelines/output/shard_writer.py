@@ -14,7 +14,7 @@ from data_pipelines.output.atomic_dir import sync
 from data_pipelines.runtime.options import ShardOptions
 from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
-from gptjax.data.shards import HEADER_BYTES, open_shard, shard_header, token_dtype
+from gptjax.data.shards import HEADER_BYTES, Format, open_shard, shard_header, token_dtype
 from gptjax.data.splits import list_split_files
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -154,10 +154,11 @@ def write_manifest(
     request: dict[str, Any],
     dtype: np.dtype | None = None,
     notes: Iterable[str] = (),
+    format: Format = "shards",
 ) -> Manifest:
     """Hash the files of the splits, and write `tokenizer.json` and at last `manifest.json`.
 
-    `dtype` is that of the shards, by default the smallest for the vocabulary.
+    `dtype` and `format` are those of the shards, by default the smallest for the vocabulary, and ours.
     """
     shards = {path: split for split in counts for path in list_split_files(directory, split)}
     sidecars: dict[Path, tuple[str, SidecarKind]] = {
@@ -174,10 +175,14 @@ def write_manifest(
         vocab_size=tokenizer.vocab_size,
         dtype=(dtype or token_dtype(tokenizer.vocab_size)).name,
         splits=dict(counts),
-        files={path.name: ShardFile(split, len(open_shard(path)), *known[path]) for path, split in shards.items()},
+        files={
+            path.name: ShardFile(split, len(open_shard(path, format=format)), *known[path])
+            for path, split in shards.items()
+        },
         sidecars={path.name: Sidecar(*sidecars[path], *known[path]) for path in paths if path in sidecars},
         request=request,
         notes=list(notes),
+        format=format,
     )
     manifest.write(directory)
     return manifest

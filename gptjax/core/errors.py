@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from gptjax.core.early_exit import remove_early_handler
+
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
 
@@ -42,11 +44,14 @@ def _escape(char: str) -> str:
 
 
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
+def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     """Turn a user's error into a message on stderr and exit code 2. Every entry point runs inside this context.
 
     A `UserError`, a full disk and a file that cannot be opened or written count as such. Ctrl-C exits with code 130.
+    With `keeps_early_handler` it goes on to end the process at once, until another handler is set.
     """
+    if not keeps_early_handler:
+        remove_early_handler()
     try:
         yield
     except UserError as error:

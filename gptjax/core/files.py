@@ -1,7 +1,9 @@
 """The cache directory, atomic writing of files and directories, locks and hashes."""
 
 import contextlib
+import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -10,9 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 
 AnyPath = str | os.PathLike[str]
+
+
+def expand_path(path: AnyPath) -> Path:
+    """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
+
+    Every path of a command line or a config is read by this function.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{quote(str(path))} begins with the home directory of a user who does not exist.") from None
 
 
 def cache_directory() -> Path:
@@ -23,7 +36,7 @@ def cache_directory() -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace or create a file; text is written as UTF-8. The directory must exist.
 
-    Readers see the old file or the new one, never a part of it, even after a crash.
+    Readers see the old file or the new one, never a part of it, even after a power cut.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,8 +45,44 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        sync_path(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file or the entries of a directory are on the disk. A directory that cannot be synced is left."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no fsync of a directory.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Wait until all files and directories in a directory, and its own entries, are on the disk."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            sync_path(Path(folder) / name)
+        sync_path(Path(folder))
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it, each on the disk in the directory above."""
+    path = path.absolute()
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync_path(one.parent)
 
 
 def file_sha256(path: AnyPath) -> str:
@@ -56,15 +105,36 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     """
     check_free(output)
     output = output.absolute()
+    _remove_abandoned(output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
+        make_directories(temporary)
         yield temporary
+        sync_tree(temporary)
         temporary.rename(output)  # replaces an empty directory
+        sync_path(output.parent)
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(output: Path) -> None:
+    """Remove what killed processes left of `atomic_directory`."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        number = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if path.is_dir() and number.isdecimal() and not _is_alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to somebody else
+        return True
+    return True
 
 
 def check_free(output: Path) -> None:

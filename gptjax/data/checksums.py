@@ -99,7 +99,7 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: i
 
 def check_bytes(stream: TokenStream, bytes_per_token: Int[np.ndarray, " V"], wanted: int) -> None:
     """Raise unless a split's tokens stand for as many bytes of text as its manifest says."""
-    parts = (part for path in stream.paths for _, part in iter_chunks(open_shard(path)))
+    parts = (part for path in stream.paths for _, part in iter_chunks(open_shard(path, format=stream.format)))
     found = sum(int(bytes_per_token[part].sum(dtype=np.int64)) for part in parts)
     if found != wanted:
         raise UserError(
@@ -124,7 +124,7 @@ def verify_shards(directory: AnyPath) -> Manifest:
             open_split(folder, split)
     check_unchanged(folder, read_all=True)
     for name, file in manifest.files.items():
-        tokens = open_shard(folder / name)
+        tokens = open_shard(folder / name, format=manifest.format)
         if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
             raise UserError(f"{folder / name}: {len(tokens):,} {tokens.dtype} tokens, not as {MANIFEST_NAME} says.")
         largest = max((int(part.max()) for _, part in iter_chunks(tokens)), default=0)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath, write_atomically
+from gptjax.data.shards import Format
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
@@ -69,11 +70,15 @@ class Manifest:
     request: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     version: int = MANIFEST_VERSION
+    format: Format = "shards"
+    """How the tokens of others are stored that were recorded in place."""
 
     def write(self, directory: AnyPath) -> None:
         """Write `manifest.json`. Do it last."""
         content = dataclasses.asdict(self).items()
         content = {_SIDECARS_KEY if name == "sidecars" else name: value for name, value in content}
+        if self.format == "shards":
+            del content["format"]  # as in older files
         write_atomically(Path(directory) / MANIFEST_NAME, json.dumps(content, indent=2) + "\n")
 
     def files_of(self, split: str) -> dict[str, ShardFile]:
@@ -96,7 +101,7 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
         if (version := content.get("version")) != MANIFEST_VERSION:
             raise UserError(f"{path}: version {version!r} is unknown; wanted {MANIFEST_VERSION}. {PREPARE_AGAIN}")
         content = {"sidecars" if name == _SIDECARS_KEY else name: value for name, value in content.items()}
-        content.setdefault("notes", [])  # older files have none
+        content = {"notes": [], "format": "shards"} | content  # older files have neither
     manifest = _parse(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")

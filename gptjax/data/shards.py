@@ -15,9 +15,15 @@ from jaxtyping import UInt
 from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath
 
-Format = Literal["shards", "raw-uint16"]
+Format = Literal["shards", "raw-uint16", "raw-uint32"]
 Tokens = UInt[np.ndarray, " n"]
 
+RAW_DTYPES: dict[Format, np.dtype] = {"raw-uint16": np.dtype("<u2"), "raw-uint32": np.dtype("<u4")}
+"""Token type of files without a header. Ids that others keep as int32 are the same bytes as uint32."""
+LOOKED_BYTES = 2**15
+"""How much is looked at in three places of a file without a header, before its ids are believed."""
+HIGH_HALF = 15
+"""Largest high half of a 32-bit id: vocabularies have fewer than 2^20 ids."""
 HEADER_BYTES = 1024
 MAX_TOKENS = 2**31 - 1
 """Tokens in one file: the count in the header is an int32."""
@@ -52,7 +58,8 @@ def write_shard(path: AnyPath, tokens: Tokens) -> None:
 def open_shard(path: AnyPath, *, format: Format = "shards") -> Tokens:
     """Memory-map the tokens of one file, after checking its header against its size.
 
-    `raw-uint16` is nanoGPT's `train.bin`: uint16 tokens from the first byte on, no header.
+    `raw-uint16` is nanoGPT's `train.bin`: uint16 tokens from the first byte on, no header. Such tokens are looked at
+    before they are believed: `UserError` if they seem to be of another width, or are all the same.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,8 +68,8 @@ def open_shard(path: AnyPath, *, format: Format = "shards") -> Tokens:
     with path.open("rb") as file:
         header = np.frombuffer(file.read(HEADER_BYTES), "u1")
     magic, version, count = header[:12].view("<i4") if len(header) >= 12 else (0, 0, 0)
-    if format == "raw-uint16":
-        return _open_raw(path, size, is_shard=magic in dict(_MAGIC_AND_VERSION.values()))
+    if format in RAW_DTYPES:
+        return _open_raw(path, size, format=format, is_shard=magic in dict(_MAGIC_AND_VERSION.values()))
     dtype = _shard_dtype(path, int(magic), int(version), size)
     if size < HEADER_BYTES:
         raise UserError(f"{path}: {size} bytes are too few for the {HEADER_BYTES}-byte header; the file is cut short.")
@@ -81,17 +88,55 @@ def _shard_dtype(path: Path, magic: int, version: int, size: int) -> np.dtype:
             raise UserError(f"{path}: shard version {version} is unknown; wanted {known_version} for this magic.")
     if size < 12:
         raise UserError(f"{path}: {size} bytes are too few for the {HEADER_BYTES}-byte header; not a shard.")
-    raw = " If it is a nanoGPT .bin without header, use format raw-uint16." if size % 2 == 0 else ""
+    width = guess_width(path)
+    raw = {2: " It looks like 16-bit ids without a header: use format raw-uint16."} | {
+        4: " It looks like 32-bit ids without a header: use format raw-uint32.",
+        8: " It looks like 64-bit ids: python -m data_pipelines.index_shards copies them to --output.",
+    }
     magics = " or ".join(str(known) for known, _ in _MAGIC_AND_VERSION.values())
-    raise UserError(f"{path}: not a token shard: it starts with {magic}, wanted {magics}.{raw}")
+    raise UserError(f"{path}: not a token shard: it starts with {magic}, wanted {magics}.{raw.get(width or 0, '')}")
 
 
-def _open_raw(path: Path, size: int, *, is_shard: bool) -> Tokens:
+def _open_raw(path: Path, size: int, *, format: Format, is_shard: bool) -> Tokens:
+    dtype = RAW_DTYPES[format]
     if is_shard:
-        raise UserError(f"{path}: has the header of a shard; use format shards, not raw-uint16.")
-    if size % 2:
-        raise UserError(f"{path}: {size:,} bytes are not a whole number of uint16 tokens.")
-    return map_file(path, np.dtype(np.uint16), offset=0, count=size // 2)
+        raise UserError(f"{path}: has the header of a shard; use format shards, not {format}.")
+    width = guess_width(path)
+    if width not in (None, dtype.itemsize):
+        wanted = {2: "use format raw-uint16", 4: "use format raw-uint32"}
+        advice = wanted.get(width, "python -m data_pipelines.index_shards copies them to --output")
+        raise UserError(f"{path}: its ids look like {8 * width} bits each, not {8 * dtype.itemsize}: {advice}.")
+    if size % dtype.itemsize:
+        raise UserError(f"{path}: {size:,} bytes are not a whole number of {dtype.name} tokens.")
+    return map_file(path, dtype, offset=0, count=size // dtype.itemsize)
+
+
+def has_header(path: Path) -> bool:
+    """Whether a file begins like a shard."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), "little") in dict(_MAGIC_AND_VERSION.values())
+
+
+def guess_width(path: Path) -> Literal[2, 4, 8] | None:
+    """Bytes of a token in a file without a header, by the values in three places; None for a file of a few tokens.
+
+    The upper parts of a wider id are 0 or tiny. Raises `UserError` for a file in which all values are the same.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        parts = []
+        for start in sorted({0, size // 16 * 8, max(0, size - LOOKED_BYTES) // 8 * 8}):
+            file.seek(start)
+            parts.append(file.read(LOOKED_BYTES))
+    content = b"".join(part[: len(part) // 8 * 8] for part in parts)
+    if len(content) < 64:
+        return None
+    quarters = np.frombuffer(content, "<u2").reshape(-1, 4)
+    if quarters.min() == quarters.max():
+        raise UserError(f"{path}: all values are {quarters[0, 0]}, so these are no tokens.")
+    if quarters[:, 2:].max() == 0 and quarters[:, 1].max() <= HIGH_HALF:
+        return 8
+    return 4 if quarters[:, 1::2].max() <= HIGH_HALF < quarters[:, ::2].max() else 2
 
 
 def map_file(path: Path, dtype: np.dtype, *, offset: int = 0, count: int | None = None) -> np.ndarray:

@@ -44,8 +44,10 @@ def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> 
     Names, sizes and counts are compared with the manifest; raises `UserError` at the first difference.
     """
     folder = Path(directory)
-    manifest = read_manifest(folder) if format == "shards" else None
+    manifest = read_manifest(folder)
+    manifest = manifest if manifest is not None and format in ("shards", manifest.format) else None
     if manifest is not None:
+        format = manifest.format
         _check_files(folder, manifest, split)
     paths = tuple(find_split_files(folder, split))
     sidecars = manifest.sidecars_of(split) if manifest is not None else {}

@@ -1,6 +1,7 @@
 """Model directories with weights, config and tokenizer: written, compared with transformers, fetched from the hub."""
 
 import importlib.util
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
-from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
-from gptjax.huggingface.gpt2_mapping import CONFIG_FILE, DTypeName, HFOrigin
+from gptjax.core.files import expand_path
+from gptjax.huggingface.form import CONFIG_FILE, Form
+from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.huggingface.weight_map import DTypeName
 from gptjax.model.gpt import GPT, with_static
-from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
 """Largest float32 logit difference that counts as rounding. Beyond logits of 10 it grows with the largest logit."""
@@ -24,6 +27,8 @@ FETCHED_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
 )
@@ -31,19 +36,28 @@ FETCHED_FILES = (
 
 
 def write_model(
-    directory: Path, model: GPT, *, dtype: DTypeName, origin: HFOrigin | None, tokenizer: Tokenizer | None
+    directory: Path,
+    model: GPT,
+    *,
+    form: Form,
+    dtype: DTypeName,
+    origin: HFOrigin | None,
+    tokenizer: Tokenizer | None,
 ) -> None:
     """Write the files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
     end = tokenizer.end_of_text if tokenizer else None
     end = end if end is not None and end < model.config.resolved_vocab_size else None
-    config = to_hf_config(model.config, dtype=dtype, end_of_text=end, origin=origin)
+    config = to_hf_config(model.config, form=form, dtype=dtype, end_of_text=end, origin=origin)
     write_json(directory / CONFIG_FILE, config)
     ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     write_json(directory / "generation_config.json", ends)
-    write_tensors(directory, to_hf(model, dtype=dtype))
+    write_tensors(directory, to_hf(model, form=form, dtype=dtype))
+    if form.code is not None:
+        shutil.copyfile(form.code, directory / form.code.name)
     if tokenizer is not None:
         tokenizer.save(directory)
-        specials = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        name = tokenizer.end_of_text_name
+        specials = {} if name is None else {"bos_token": name, "eos_token": name}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length}
         settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
         write_json(directory / "tokenizer_config.json", settings | specials)
@@ -85,7 +99,9 @@ def compute_torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+    # Code is executed only from a directory that an export has just written.
+    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.numpy()
 
@@ -96,7 +112,7 @@ def fetch_model(model: str) -> Path:
     `hf:NAME` is always the hub's. A directory of the name of a model is read, and a note says so.
     """
     name = model.removeprefix(HUB_PREFIX)
-    directory = Path(model).expanduser()
+    directory = expand_path(model)
     if name == model and directory.is_dir():
         _check_model_directory(model, directory)
         return directory

@@ -156,7 +156,9 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
         # safetensors creates files that only their owner may read. `touch` gives the usual permissions.
         (directory / file).touch()
         mode = (directory / file).stat().st_mode
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        # safetensors 0.8.0 writes arrays with another order of axes in memory wrongly, without a word.
+        contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in shard.items()}
+        save_file(contiguous, directory / file, metadata={"format": "pt"})
         (directory / file).chmod(mode)
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import jax
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
@@ -95,6 +96,7 @@ class MetricLogger:
         self._cost, self._clock = cost, clock
         self._start_step = self._newest_step = start_step
         self._writers: list[LogWriter] = []
+        self._failed: set[str] = set()
         self._kept: set[tuple[int, frozenset[str]]] = set()
         self._console: ConsoleProgress | None = None
         self._seconds_before = 0.0
@@ -198,7 +200,7 @@ class MetricLogger:
         self._closed = True
         with contextlib.ExitStack() as stack:
             for writer in self._writers:
-                stack.callback(writer.close)
+                stack.callback(self._try, writer, writer.close)
             if self._console:
                 stack.callback(self._console.close)
             self.flush()
@@ -216,7 +218,17 @@ class MetricLogger:
     def _write_record(self, record: Record) -> None:
         if (record["step"], frozenset(record)) not in self._kept:
             for writer in self._writers:
-                writer.write(record)
+                self._try(writer, lambda writer=writer: writer.write(record))
+
+    def _try(self, writer: LogWriter, act: Callable[[], None]) -> None:
+        """What a log cannot take ends no training: it is reported once."""
+        try:
+            act()
+        except Exception as error:
+            name = type(writer).__name__
+            if name not in self._failed:
+                print_once(f"warning: {name} failed ({type(error).__name__}: {str(error)[:200]}); training goes on")
+            self._failed.add(name)
 
     def _summarize(self) -> str:
         steps, training = self._newest_step - self._start_step, self._seconds - self._seconds_before

@@ -4,12 +4,14 @@ A new logger is a frozen dataclass with a method `open` (see `Logger`), listed i
 terminal and metrics.jsonl need no logger: every run has them.
 """
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.metrics.metrics_file import Record
 
@@ -87,7 +89,7 @@ class WandbLogger:
 
     project: str = "gptjax"
     mode: Literal["offline", "online"] = "online"
-    """Whether to send the records to the servers, or only write them to the run directory."""
+    """Whether to send the records to the servers, or only write them to the run directory. `WANDB_MODE` overrules."""
 
     def open(self, context: LogContext) -> LogWriter:
         try:
@@ -100,19 +102,30 @@ class WandbLogger:
         id_file = context.run_directory / "wandb_id"
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
-        run = wandb.init(
+        mode = os.environ.get("WANDB_MODE") or self.mode
+        try:
+            run = self._start(wandb, context, run_id=id_file.read_text().strip(), mode=mode)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            print_once(f"warning: Weights & Biases ({mode}) does not start: {lines[0][:200]}. It is written offline.")
+            run = self._start(wandb, context, run_id=id_file.read_text().strip(), mode="offline")
+        # W&B's own step cannot go back to the step at which a run resumes; a metric of ours can.
+        run.define_metric("*", step_metric="step")
+        return WandbWriter(run)
+
+    def _start(self, wandb: Any, context: LogContext, *, run_id: str, mode: str) -> Any:
+        return wandb.init(
             project=self.project,
             name=context.run_name,
-            id=id_file.read_text().strip(),
-            resume="allow" if self.mode == "online" else None,
-            mode=self.mode,
+            id=run_id,
+            resume="allow",
+            mode=mode,
             dir=str(context.run_directory),
             config=dict(context.config_json),
             settings=wandb.Settings(console="off"),
         )
-        # W&B's own step cannot go back to the step at which a run resumes; a metric of ours can.
-        run.define_metric("*", step_metric="step")
-        return WandbWriter(run)
 
 
 class WandbWriter:

@@ -4,31 +4,59 @@ The file has one JSON object a line, each with its `step`; `gptjax.metrics.logge
 that is not finite is written as null.
 """
 
+import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 
 Record = dict[str, Any]
 
 
+MAX_PENDING = 100_000
+"""Lines that are kept in memory while they cannot be written."""
+
+
 class MetricsFileWriter:
-    """Appends records to a metrics.jsonl."""
+    """Appends records to a metrics.jsonl. Lines that cannot be written, as on a full disk, are written later."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._size = path.stat().st_size
+        self._pending: list[bytes] = []
+        self._has_warned = False
 
     def write(self, record: Record) -> None:
-        """Append one line and flush it."""
+        """Append one line, and those that could not be written before."""
         finite = {name: None if _is_not_finite(value) else value for name, value in record.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        self._pending.append((json.dumps(finite, allow_nan=False) + "\n").encode())
+        del self._pending[:-MAX_PENDING]
+        try:
+            self._write_pending()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._size)  # no part of a line stays
+            if not self._has_warned:
+                print_once(f"warning: {self._path} cannot be written ({error.strerror}); its lines are kept for later")
+            self._has_warned = True
+
+    def _write_pending(self) -> None:
+        content = b"".join(self._pending)
+        written = 0
+        while written < len(content):
+            written += self._file.write(content[written:])
+        self._size += len(content)
+        self._pending = []
 
     def close(self) -> None:
         self._file.close()
@@ -38,21 +66,45 @@ def read_metrics(path: str | Path) -> list[Record]:
     """Return the records of a metrics.jsonl in order, without an unfinished last line (left by a crash)."""
     if not Path(path).is_file():
         raise UserError(f"There is no file {path}. A run writes it from its first step on.")
-    return [record for _, record in _read_complete_lines(Path(path))]
+    records = []
+    for number, line, record in _read_complete_lines(Path(path)):
+        if record is None:
+            raise UserError(
+                f"{path}, line {number} is not a record with a step: {line[:60]!r}. Delete the line to go on."
+            )
+        records.append(record)
+    return records
 
 
 def truncate_after(path: Path, step: int) -> list[Record]:
-    """Keep the lines up to `step`, byte for byte, and return their records. The file is replaced atomically."""
-    if not path.exists():
-        return []
-    kept = [(line, record) for line, record in _read_complete_lines(path) if record["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(b"".join(line + b"\n" for line, _ in kept))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    return [record for _, record in kept]
+    """Keep the lines up to `step`, byte for byte, and return their records. The file is replaced atomically.
+
+    Lines that are no records are dropped with a warning, and the file is kept as `metrics.jsonl.broken`. Steps that
+    are missing are named.
+    """
+    lines = list(_read_complete_lines(path)) if path.exists() else []
+    kept = [(line, record) for _, line, record in lines if record is not None and record["step"] <= step]
+    if broken := [number for number, _, record in lines if record is None]:
+        shutil.copyfile(path, path.with_name(f"{path.name}.broken"))
+        print_once(
+            f"warning: {path}, line {broken[0]}{' and others' * (len(broken) > 1)}: no record with a step. "
+            f"{len(broken)} lines are left out; the file as it was is kept as {path.name}.broken"
+        )
+    if path.exists():
+        write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
+    records = [record for _, record in kept]
+    if gap := _describe_gap(records, step):
+        print_once(f"warning: {path} lacks {gap}: it was deleted or cut. The run goes on; its curve has a hole")
+    return records
+
+
+def _describe_gap(records: list[Record], step: int) -> str | None:
+    """The completed steps that have no line, in words."""
+    present = {record["step"] for record in records if "seconds" in record or "loss" in record}
+    missing = [one for one in range(1, step + 1) if one not in present]
+    if not missing:
+        return None
+    return f"{len(missing):,} of the {step:,} steps so far, from {missing[0]:,} to {missing[-1]:,}"
 
 
 def to_scalar(value: Any) -> Any:
@@ -67,18 +119,17 @@ def to_scalar(value: Any) -> Any:
     return float(str(np.float32(array)))
 
 
-def _read_complete_lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+def _read_complete_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None]]:
+    """(number, line, record); None for a line that is no record with a step."""
     *lines, _unfinished = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record["step"], int):
-                raise ValueError
-        except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{path}, line {number} is not a record with a step: {line[:60]!r}. Delete the line to go on."
-            ) from None
-        yield line, record
+                record = None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            record = None
+        yield number, line, record
 
 
 def _is_not_finite(value: Any) -> bool:

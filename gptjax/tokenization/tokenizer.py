@@ -6,13 +6,14 @@ share one format: `tokenizer.json` as Hugging Face `tokenizers` writes and reads
 
 Text is encoded as it stands: a literal "<|endoftext|>" in it is ordinary text, and CRLF stays CRLF. A lone surrogate
 (half of a character, which UTF-8 cannot hold) becomes U+FFFD. Only the pipelines put the end-of-text id before
-documents.
+documents. Which id that is, a tokenizer says itself.
 """
 
 import copy
 import functools
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,17 +23,19 @@ import numpy as np
 import tiktoken
 from jaxtyping import Int32
 
-from gptjax.core.errors import UserError
-from gptjax.core.files import hash_json, write_atomically
+from gptjax.core.errors import UserError, quote
+from gptjax.core.files import expand_path, hash_json, write_atomically
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate, read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
 from gptjax.tokenization.tokenizer_json import (
+    CONFIG_FILES,
     END_OF_TEXT,
     FILE_NAME,
     GPT2_PATTERN,
     GPT4_PATTERN,
     Merges,
     TokenTable,
+    find_end_of_text,
     is_token_name,
     parse_vocab_and_merges,
     read_directory,
@@ -69,7 +72,7 @@ class Tokenizer(ABC):
         self.tokens = dict(tokens)
         self.specials = dict(specials)
         self.vocab_size = 1 + max([*self.tokens.values(), *self.specials.values()])
-        self.end_of_text = self.specials.get(END_OF_TEXT)
+        self.end_of_text_name = find_end_of_text(self.specials)
         self.bytes_per_token: Int32[np.ndarray, " V"] = np.zeros(self.vocab_size, np.int32)
         self._text_of: list[bytes] = ["\N{REPLACEMENT CHARACTER}".encode()] * self.vocab_size
         for token, i in self.tokens.items():
@@ -85,11 +88,18 @@ class Tokenizer(ABC):
             return "gpt2"
         return self.kind if self.kind == "bytes" else f"{self.kind}-{self.vocab_size}"
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that the pipelines put before documents; None if there is none."""
+        return None if self.end_of_text_name is None else self.specials[self.end_of_text_name]
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the ids; the same after saving and loading."""
         table = sorted((i, token.hex()) for token, i in self.tokens.items())
         content = [self.kind, self.pattern, table, sorted(self.specials.items())]
+        if self.end_of_text_name != find_end_of_text(self.specials):
+            content.append(self.end_of_text_name)
         return hash_json(content)
 
     @abstractmethod
@@ -103,6 +113,34 @@ class Tokenizer(ABC):
             "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
         )
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this tokenizer is another one with more special tokens behind its vocabulary."""
+        added = {i for name, i in self.specials.items() if name not in other.specials}
+        same = {name: i for name, i in self.specials.items() if name in other.specials} == other.specials
+        rest = (self.kind, self.pattern, self.tokens) == (other.kind, other.pattern, other.tokens)
+        return bool(added) and min(added) >= other.vocab_size and same and rest
+
+    def with_end_of_text(self, name: str) -> "Tokenizer":
+        """The same tokenizer with this special token as its end of text. The ids of a text stay.
+
+        Raises `UserError` for a name that is no special token.
+        """
+        if name not in self.specials:
+            known = ", ".join(map(quote, self.specials)) or "none"
+            raise UserError(f"--end-of-text={quote(name)} is no special token of {self.name}; it has {known}.")
+        other = copy.copy(self)
+        vars(other).pop("fingerprint", None)  # cached
+        other.end_of_text_name = name
+        return other
+
+    def explain_no_end_of_text(self) -> str | None:
+        """What to say where documents matter and the tokenizer names no end of text; None if it does."""
+        if self.end_of_text_name is not None:
+            return None
+        names = ", ".join(map(quote, list(self.specials)[:8]))
+        choice = f" Its special tokens are {names}; --end-of-text=NAME chooses one." if names else ""
+        return f"the tokenizer {self.name} names no end of text, so documents run together.{choice}"
+
     def with_chat_template(self, template: ChatTemplate | None) -> "Tokenizer":
         """The same tokenizer with this template. The ids and the fingerprint stay."""
         other = copy.copy(self)
@@ -113,17 +151,34 @@ class Tokenizer(ABC):
         """The content of `tokenizer.json`."""
         return to_json(TokenTable(self.kind, self.tokens, self.specials, self.merges, self.pattern))
 
+    def encode_with_specials(self, text: str) -> Int32[np.ndarray, " T"]:
+        """Ids of `text`, in which names of special tokens stand for these tokens. Only for text that one trusts."""
+        names = sorted(self.specials, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        ids = [
+            np.array([self.specials[part]], np.int32) if part in self.specials else self.encode(part) for part in parts
+        ]
+        return np.concatenate(ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of one id: a part of a character for some, the name of a special token, U+FFFD for an unknown id."""
+        return self._text_of[token] if 0 <= token < self.vocab_size else "\N{REPLACEMENT CHARACTER}".encode()
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of `ids`; bytes that are not UTF-8, and ids outside the vocabulary, become U+FFFD."""
-        unknown = "\N{REPLACEMENT CHARACTER}".encode()
         flat = np.asarray(ids, np.int64).reshape(-1).tolist()
-        pieces = (self._text_of[i] if 0 <= i < self.vocab_size else unknown for i in flat)
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        return b"".join(map(self.token_bytes, flat)).decode("utf-8", errors="replace")
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `directory/tokenizer.json`, creating the directory; return the path. A chat template goes beside it."""
+        """Write `directory/tokenizer.json`, creating the directory; return the path.
+
+        A chat template goes beside it, and tokenizer_config.json if the end of text is not `END_OF_TEXT`.
+        """
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
+        if self.end_of_text_name != find_end_of_text(self.specials, path.parent):
+            content = {"eos_token": self.end_of_text_name, "tokenizer_class": "PreTrainedTokenizerFast"}
+            write_atomically(path.parent / CONFIG_FILES[0], json.dumps(content, indent=1) + "\n")
         write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
         if self.chat_template is not None:
             self.chat_template.save(path.parent)
@@ -146,7 +201,8 @@ class BPE(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = functools.partial(BPE, merges=self.merges, pattern=self.pattern or "")
-        return rebuild, (self.tokens, self.specials), {"chat_template": self.chat_template}
+        state = {"chat_template": self.chat_template, "end_of_text_name": self.end_of_text_name}
+        return rebuild, (self.tokens, self.specials), state
 
     def with_special_tokens(self, specials: Iterable[str]) -> "BPE":
         """This tokenizer with more special tokens, numbered from `vocab_size` on in the order given.
@@ -161,6 +217,7 @@ class BPE(Tokenizer):
         numbered = {name: self.vocab_size + i for i, name in enumerate(added)}
         more = BPE(self.tokens, self.specials | numbered, merges=self.merges, pattern=self.pattern or "")
         more.chat_template = self.chat_template
+        more.end_of_text_name = self.end_of_text_name or more.end_of_text_name
         return more
 
     @functools.cached_property
@@ -228,32 +285,44 @@ class Chars(Tokenizer):
         return ids
 
 
-def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = None) -> Tokenizer:
     """`gpt2`, `gpt2:DIR` (its two files), `bytes`, a `tokenizer.json`, or a directory that holds one.
 
     A directory may also hold GPT-2's pair `vocab.bpe`, `encoder.json`, or the same as `merges.txt`, `vocab.json`. A
-    `chat_template.json` beside it becomes its chat template.
+    `chat_template.json` beside it becomes its chat template. The end of text is `end_of_text`, else what
+    tokenizer_config.json or special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
     """
-    name = os.fspath(spec)
+    found = _load(os.fspath(spec))
+    return found if end_of_text is None else found.with_end_of_text(end_of_text)
+
+
+def _load(name: str) -> Tokenizer:
     if name == "bytes":
         return Bytes()
     if name == "gpt2":
         return _load_gpt2()
     if name.startswith("gpt2:"):
-        tokenizer = _make_tokenizer(read_directory(Path(name.removeprefix("gpt2:")).expanduser()))
+        tokenizer = _make_tokenizer(read_directory(expand_path(name.removeprefix("gpt2:"))))
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
-    path = Path(name).expanduser()
+    path = expand_path(name)
     if path.is_dir():
-        return _make_tokenizer(read_directory(path)).with_chat_template(read_chat_template(path))
+        return _add_neighbours(_make_tokenizer(read_directory(path)), path)
     if path.is_file():
-        return _make_tokenizer(read_tokenizer_json(path)).with_chat_template(read_chat_template(path.parent))
+        return _add_neighbours(_make_tokenizer(read_tokenizer_json(path)), path.parent)
     if name == "chars":
         raise UserError("`chars` has no fixed alphabet: name the tokenizer.json beside the prepared data instead.")
     raise UserError(
         f"tokenizer {name!r}: no such file or directory. Use gpt2, bytes, a tokenizer.json or a directory with one."
     )
+
+
+def _add_neighbours(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
+    """The tokenizer with what files beside it say: its chat template and its end of text."""
+    end = find_end_of_text(tokenizer.specials, directory)
+    found = tokenizer if end is None else tokenizer.with_end_of_text(end)
+    return found.with_chat_template(read_chat_template(directory))
 
 
 def replace_surrogates(text: str) -> str:

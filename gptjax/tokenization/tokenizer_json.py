@@ -6,7 +6,7 @@ by Hugging Face `tokenizers`. Files of others are read if they are of one of the
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,10 @@ from gptjax.core.errors import UserError, quote
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files beside tokenizer.json in which Hugging Face names the end of text, as `eos_token`."""
+END_OF_TURN = "<|im_end|>"
+"""What a chat's tokenizer may name instead; its documents still begin with `END_OF_TEXT`, if it has that."""
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 cuts text into words before merging (openai/gpt-2, src/encoder.py)."""
 GPT4_PATTERN = (
@@ -71,6 +75,26 @@ def read_directory(directory: Path) -> TokenTable:
         f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
         "or merges.txt with vocab.json."
     )
+
+
+def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:
+    """The name of the special token that begins documents: what the files in a directory say, else `END_OF_TEXT`.
+
+    None if the tokenizer has no such token. Raises `UserError` for a damaged file.
+    """
+    names = set(specials)
+    default = END_OF_TEXT if END_OF_TEXT in names else None
+    for path in (directory / name for name in CONFIG_FILES) if directory is not None else ():
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                raise UserError(f"{path}: cannot be read as JSON: {quote(str(error))}.") from None
+            named = content.get("eos_token") if isinstance(content, dict) else None
+            named = named.get("content") if isinstance(named, dict) else named
+            if isinstance(named, str) and named in names and not (named == END_OF_TURN and default):
+                return named
+    return default
 
 
 def read_tokenizer_json(path: Path) -> TokenTable:

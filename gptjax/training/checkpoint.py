@@ -1,14 +1,14 @@
 """Saves training states while a run goes on, and restores them completely or not at all.
 
-Orbax writes in the background. A kill at any moment leaves complete checkpoints, and loses at most the one that is
-being written. `gptjax.training.checkpoint_format` describes what is on disk.
+Orbax writes in the background. A kill or a power cut at any moment leaves complete checkpoints, and loses at most the
+one that is being written. `gptjax.training.checkpoint_format` describes what is on disk.
 """
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,26 +16,35 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.experimental import multihost_utils
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
+from gptjax.core.files import make_directories, sync_path
 from gptjax.core.lazy import LazyModule
 from gptjax.training.checkpoint_format import (
     COUNTERS,
+    DEFAULT_METRIC,
     EMA_ITEM,
     LOSS_SCALE,
     MODEL,
     OPTIMIZER,
     NamedArrays,
-    complete_steps,
     find_best_step,
     flatten_by_name,
     has_item,
-    is_complete,
     make_handlers,
     make_save_args,
     read_items,
     read_metadata,
     report_write_errors,
     unflatten_by_name,
+)
+from gptjax.training.checkpoint_integrity import (
+    UNFINISHED,
+    commit_checkpoint,
+    complete_steps,
+    describe_incomplete,
+    find_damage_once,
+    list_steps,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +61,7 @@ else:
     training_state = LazyModule("gptjax.training.state")
 
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+_ALL_DAMAGED = -2
 _DELETED = ".deleted"
 
 
@@ -60,38 +70,48 @@ class CheckpointConfig:
     """When a run saves its state, and which checkpoints it keeps."""
 
     every: int | None = 1000
-    """Steps between checkpoints. None saves only at the end and on a signal."""
+    """Steps between checkpoints. None saves only at the end, on a signal and by `every_minutes`."""
+    every_minutes: float | None = None
+    """Also save when this much time has passed since the last save."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
     keep_best: bool = True
-    """Also keep the checkpoint with the lowest validation loss."""
+    """Also keep the checkpoint whose weights had the lowest `best_metric`."""
+    keep_every: int | None = None
+    """Also keep the checkpoints of all steps that this number divides, for good."""
+    best_metric: str = DEFAULT_METRIC
+    """The evaluation's metric that decides which checkpoint is `best`. Lower is better."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "keep"):
+        for name in ("every", "keep", "keep_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"checkpoint.{name} is {value}; it must be at least 1.")
+        if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
+            raise UserError(f"checkpoint.every_minutes is {self.every_minutes}; it must be above 0 and finite.")
 
     def should_save(self, step: int, *, steps: int) -> bool:
         """Whether a checkpoint is due after `step` of `steps`. After the last step one always is."""
-        return step == steps or (self.every is not None and step % self.every == 0)
+        intervals = (self.every, self.keep_every)
+        return step == steps or any(interval is not None and step % interval == 0 for interval in intervals)
 
 
 class CheckpointManager:
     """The checkpoints of one run while it trains. As a context manager it waits for pending writes at the end."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig) -> None:
-        """Open the directory and clear what a killed process left behind. All processes must call this."""
+    def __init__(self, directory: Path, config: CheckpointConfig, *, record: Path | None = None) -> None:
+        """Open the directory and clear what a killed process left behind. All processes must call this.
+
+        `record` is the run's metrics.jsonl, which reaches the disk before a checkpoint counts.
+        """
         self._directory = Path(directory).absolute()
+        self._record = record
         if jax.process_index() == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_directories(self._directory)
             _clear_unfinished(self._directory)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints cleared")
-        # In the background, a directory that cannot be created is noticed only after minutes of waiting for it.
-        async_options = ocp.AsyncOptions(create_directories_asynchronously=False)
-        options = ocp.CheckpointManagerOptions(create=False, async_options=async_options)
-        self._manager = ocp.CheckpointManager(self._directory, item_handlers=make_handlers(), options=options)
         self._config = config
+        self._checkpointer = _make_checkpointer()
         self._background = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
 
@@ -103,17 +123,25 @@ class CheckpointManager:
             self.wait()
         finally:
             self._background.shutdown()
-            self._manager.close()
+            self._checkpointer.close()
 
     def save(
-        self, step: int, state: "training_state.TrainState", *, metadata: dict[str, Any], val_loss: float | None
+        self,
+        step: int,
+        state: "training_state.TrainState",
+        *,
+        metadata: dict[str, Any],
+        val_loss: float | None,
+        before_commit: Callable[[], None] | None = None,
     ) -> None:
         """Save in the background. Returns once `state` may be donated; a step that exists already is not saved again.
 
-        `metadata` is JSON. Raises a UserError if the previous save failed, or if a later step exists.
+        `metadata` is JSON. `val_loss` is the value of `best_metric`. `before_commit` runs in the background before the
+        checkpoint counts; if it raises, the checkpoint does not count. Raises a UserError if the previous save failed,
+        or if a later step exists.
         """
         self.wait()
-        existing = self._manager.all_steps()
+        existing = self.steps
         if step in existing:
             return
         if existing and step < max(existing):
@@ -122,10 +150,15 @@ class CheckpointManager:
                 "would be mixed. Move the later checkpoints away, or choose another --name."
             )
         loss = None if val_loss is None or not math.isfinite(val_loss) else float(val_loss)
+        path = self._directory / str(step)
         with self._report_failed_save():
-            args = make_save_args(_collect_items(state), metadata, step=step, val_loss=loss)
-            self._manager.save(step, args=args, force=True)
-        self._pending = self._background.submit(self._finish)
+            args = make_save_args(
+                _collect_items(state), metadata, step=step, val_loss=loss, best_metric=self._config.best_metric
+            )
+            self._checkpointer.save(path.with_name(path.name + UNFINISHED), args=args, force=True)
+        is_recorded = self._record is not None and self._record.is_file()
+        records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
+        self._pending = self._background.submit(self._finish, path, records, before_commit)
 
     def wait(self) -> None:
         """Wait until all saves are on disk. Raises a UserError if one could not be written."""
@@ -134,22 +167,48 @@ class CheckpointManager:
             with self._report_failed_save():
                 pending.result()
 
-    def _finish(self) -> None:
-        self._manager.wait_until_finished()
+    @property
+    def has_finished(self) -> bool:
+        """Whether a save that `wait` has not seen yet has ended, well or not."""
+        return self._pending is not None and self._pending.done()
+
+    def _finish(self, path: Path, records: dict[Path, int], before_commit: Callable[[], None] | None) -> None:
+        self._checkpointer.wait_until_finished()
+        if before_commit is not None:
+            before_commit()
         if jax.process_index() == 0:
+            commit_checkpoint(path, records=records)
             _prune(self._directory, self._config)
 
     @contextmanager
     def _report_failed_save(self) -> Iterator[None]:
-        """Report a failed save once, and let the same step be saved again."""
+        """Report a failed save once, remove what it wrote, and let the same step be saved again."""
         try:
             with report_write_errors(self._directory):
                 yield
         except Exception:
             with suppress(Exception):  # Orbax raises once in each thread, and would raise in this one at the next save
-                self._manager.wait_until_finished()
-            self._manager.reload()
+                self._checkpointer.wait_until_finished()
+            with suppress(OSError):
+                if jax.process_index() == 0:
+                    _clear_unfinished(self._directory)
             raise
+
+    def choose_step(self) -> int | None:
+        """The newest step to go on from, agreed on by all processes; None if nothing was saved.
+
+        Damaged ones are passed over with a warning and kept as `STEP.damaged`. Reads every byte of the chosen step.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
+        """
+        chosen = _choose_step(self._directory) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            chosen = int(multihost_utils.broadcast_one_to_all(-1 if chosen is None else chosen))
+            chosen = None if chosen == -1 else chosen
+        if chosen == _ALL_DAMAGED:
+            raise UserError(f"{self._directory} has no undamaged checkpoint left. Move it away to begin anew.")
+        return chosen
 
     def restore(self, abstract: "training_state.TrainState", step: int) -> "training_state.TrainState":
         """Read the state of `step`, with the shapes, types and shardings of `abstract` (see `abstract_state`).
@@ -208,9 +267,19 @@ def restore_model(directory: Path, abstract_model: "gpt.GPT", *, step: int, item
 def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[str, Any]) -> None:
     """Write a checkpoint with weights only. Returns when it is on disk."""
     args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
+    path = Path(directory).absolute() / str(step)
+    with report_write_errors(directory), closing(_make_checkpointer()) as checkpointer:
+        make_directories(path.parent)
+        checkpointer.save(path.with_name(path.name + UNFINISHED), args=args, force=True)
+        checkpointer.wait_until_finished()
+        commit_checkpoint(path)
+
+
+def _make_checkpointer() -> "ocp.AsyncCheckpointer":
     handler = ocp.CompositeCheckpointHandler(**make_handlers())
-    with report_write_errors(directory), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(Path(directory).absolute() / str(step), args=args)
+    # In the background, a directory that cannot be created is noticed only after minutes of waiting for it.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
 def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:
@@ -234,23 +303,43 @@ def _begin_loss_scale(abstract: "loss_scale.LossScale | None") -> "loss_scale.Lo
 def _prune(directory: Path, config: CheckpointConfig) -> None:
     """Delete the checkpoints that need not be kept.
 
-    Each is renamed first: a deletion in place that is killed would leave a directory that looks complete. Orbax can
-    rename too, but never deletes afterwards, and would need a second copy of the validation loss.
+    Each is renamed first: a deletion in place that is killed would leave a directory that looks complete.
     """
     steps = complete_steps(directory)
     kept = {*steps[-config.keep :], *([find_best_step(directory)] if config.keep_best else [])}
+    if config.keep_every is not None:
+        kept |= {step for step in steps if step % config.keep_every == 0}
     for step in set(steps) - kept:
         renamed = directory / f"{step}{_DELETED}"
         (directory / str(step)).rename(renamed)
+        sync_path(directory)
         shutil.rmtree(renamed)
 
 
 def _clear_unfinished(directory: Path) -> None:
     """Delete the remains of killed saves and deletions; rename an incomplete step, such as an unfinished copy."""
     for path in directory.iterdir():
-        if _ORBAX_TEMPORARY in path.name or path.name.endswith(_DELETED):
+        if _ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED)):
             shutil.rmtree(path)
-        elif path.name.isdecimal() and not is_complete(path):
-            renamed = path.with_name(f"{path.name}.incomplete")
-            shutil.rmtree(renamed, ignore_errors=True)
-            path.rename(renamed)
+        elif path.name.isdecimal() and (problem := describe_incomplete(path)):
+            print_once(f"warning: {problem}. This checkpoint is passed over and kept as {path.name}.incomplete.")
+            _set_aside(path, "incomplete")
+
+
+def _choose_step(directory: Path) -> int | None:
+    existing = list_steps(directory)
+    for step in reversed(existing):
+        if not (damage := find_damage_once(directory / str(step))):
+            return step
+        for line in damage:
+            print_once(f"warning: {line}. Checkpoint {step} is passed over and kept as {step}.damaged.")
+        _set_aside(directory / str(step), "damaged")
+    aside = [path for path in directory.iterdir() if path.name.endswith((".incomplete", ".damaged"))]
+    return _ALL_DAMAGED if aside else None
+
+
+def _set_aside(path: Path, why: str) -> None:
+    renamed = path.with_name(f"{path.name}.{why}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    path.rename(renamed)
+    sync_path(path.parent)

@@ -6,20 +6,31 @@
 and an array can be read onto any sharding. So neither the mesh nor the order of an optimizer chain is part of the
 format.
 
-Orbax writes a step into a temporary directory, which it renames at the end. A step is complete if it has been renamed
-and has its metadata.
+A checkpoint is written as `STEP.unfinished`. It gets its own name once all of it is on the disk, with the sizes and
+sums of its files in `checksums.json`. A step is complete if it has its name and every file has its size. Checkpoints
+of an earlier gptjax have no sums; they are complete if Orbax says so.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
+from gptjax.training.checkpoint_integrity import (
+    METADATA,
+    check_step,
+    complete_steps,
+    describe_incomplete,
+    find_damage_once,
+    list_steps,
+    suggest_other,
+)
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -29,51 +40,71 @@ else:
 FORMAT_VERSION = 2
 MODEL, OPTIMIZER, COUNTERS, EMA_ITEM, LOSS_SCALE = "model", "optimizer", "counters", "ema", "loss_scale"
 """The items that hold arrays."""
-METADATA = "metadata"
-_COMMITTED = "commit_success.txt"
-"""A file that Orbax adds to a step after everything else."""
-
+WEIGHTS = (MODEL, EMA_ITEM, METADATA)
+"""What sampling, evaluating and exporting read."""
+DEFAULT_METRIC = "val_loss"
+"""The metric that judges weights, unless a config says otherwise."""
 NamedArrays = dict[str, Any]
 """Arrays, or their abstract stand-ins, by dotted name."""
 
 
-def complete_steps(directory: Path) -> list[int]:
-    """Return the steps whose checkpoints are complete, ascending."""
-    if not Path(directory).is_dir():
-        return []
-    return sorted(int(path.name) for path in Path(directory).iterdir() if path.name.isdecimal() and is_complete(path))
+def find_step(directory: Path, which: int | str, *, items: Collection[str] | None = WEIGHTS) -> int:
+    """Return the step that `latest`, `best` or a number stands for; the UserError lists the steps that exist.
 
-
-def is_complete(path: Path) -> bool:
-    """Whether the directory of a step was written to the end."""
-    return (path / _COMMITTED).is_file() and (path / METADATA / METADATA).is_file()
-
-
-def find_step(directory: Path, which: int | str) -> int:
-    """Return the step that `latest`, `best` or a number stands for; the UserError lists the steps that exist."""
-    steps = complete_steps(directory)
-    if not steps:
-        raise UserError(f"{directory} has no complete checkpoint.")
-    listed = ", ".join(map(str, steps))
-    if which == "latest":
-        return steps[-1]
+    `latest` and `best` pass over a step of which these items (None: all) are damaged, and say so on stderr.
+    """
+    steps = complete_steps(directory, items=items)
+    if which not in ("latest", "best"):
+        return _find_number(directory, which, steps)
+    problems = {s: describe_incomplete(Path(directory) / str(s), items=items) for s in list_steps(directory)}
     if which == "best":
-        if (best := find_best_step(directory)) is None:
-            raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {listed}). Use `latest`.")
-        return best
-    if not str(which).isdecimal() or int(which) not in steps:
-        raise UserError(f"{directory} has no step {which}. Use one of {listed}, or `latest` or `best`.")
+        for s in steps:
+            problems[s] = "; ".join(find_damage_once(Path(directory).absolute() / str(s), items=(METADATA,)))
+    problems = {step: problem for step, problem in problems.items() if problem}
+    for step in steps[::-1] if which == "latest" else rank_steps(directory, items=items):
+        if not (damage := find_damage_once(Path(directory).absolute() / str(step), items=items)):
+            for other, problem in problems.items():
+                if other > step or which == "best":
+                    print_once(f"warning: {problem}. Step {step} is used instead of {other}.", to_stderr=True)
+            return step
+        problems[step] = "; ".join(damage)
+    if not steps or problems:
+        found = f" Found: {'; '.join(problems.values())}." if problems else ""
+        raise UserError(f"{directory} has no complete checkpoint.{found}")
+    raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {_list(steps)}). Use `latest`.")
+
+
+def _find_number(directory: Path, which: int | str, steps: list[int]) -> int:
+    if not steps and not list_steps(directory):
+        raise UserError(f"{directory} has no complete checkpoint.")
+    if not str(which).isdecimal() or int(which) not in list_steps(directory):
+        raise UserError(f"{directory} has no step {which}. Use one of {_list(steps)}, or `latest` or `best`.")
     return int(which)
 
 
-def find_best_step(directory: Path) -> int | None:
-    """Return the complete step with the lowest validation loss, the earliest of equals; None if no step has one."""
-    losses: dict[int, float] = {}
-    for step in complete_steps(directory):
+def _list(steps: list[int]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def find_best_step(directory: Path, *, items: Collection[str] | None = None) -> int | None:
+    """Return the complete step whose own weights had the lowest loss, the earliest of equals; None if none was judged.
+
+    Only losses of the metric that judged the newest of them are compared.
+    """
+    ranked = rank_steps(directory, items=items)
+    return ranked[0] if ranked else None
+
+
+def rank_steps(directory: Path, *, items: Collection[str] | None = None) -> list[int]:
+    """The complete steps that were judged by the newest one's metric, from the best to the worst."""
+    found: list[tuple[int, str, float]] = []
+    for step in complete_steps(directory, items=items):
         with suppress(UserError):  # unreadable metadata
-            if (loss := read_metadata(directory, step)["val_loss"]) is not None:
-                losses[step] = loss
-    return min(losses, key=lambda step: (losses[step], step), default=None)
+            metadata = read_metadata(directory, step)
+            if metadata["val_loss"] is not None:
+                found.append((step, metadata.get("best_metric", DEFAULT_METRIC), metadata["val_loss"]))
+    newest = found[-1][1] if found else None
+    return [step for step, metric, _ in sorted(found, key=lambda one: (one[2], one[0])) if metric == newest]
 
 
 def has_item(directory: Path, step: int, *, item: str) -> bool:
@@ -87,16 +118,20 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     Raises a UserError if the checkpoint is incomplete, unreadable or of another format version.
     """
     path = Path(directory) / str(step)
-    if not is_complete(path):
-        raise UserError(f"{path} is not a complete checkpoint. {_suggest_other(directory, step)}")
-    with report_read_errors(directory, step):
+    version, content = None, {}
+    with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads((path / METADATA / METADATA).read_text(encoding="utf-8"))
         version, _ = content["format_version"], content["val_loss"]
-    if version != FORMAT_VERSION:
+    if version not in (None, FORMAT_VERSION):
         raise UserError(
             f"{path} has checkpoint format {version}, but this version of gptjax reads format {FORMAT_VERSION} only. "
             "Use the version of gptjax that wrote it, or train again."
         )
+    if problem := describe_incomplete(path, items=(METADATA,)):
+        raise UserError(f"{path} is not a complete checkpoint: {problem}. {suggest_other(directory, step)}")
+    check_step(directory, step, items=(METADATA,))
+    if version is None:
+        raise UserError(f"{path / METADATA / METADATA} cannot be read. {suggest_other(directory, step)}")
     return content
 
 
@@ -129,10 +164,16 @@ def _array_handler() -> "ocp.PyTreeCheckpointHandler":
 
 
 def make_save_args(
-    items: dict[str, NamedArrays], metadata: dict[str, Any], *, step: int, val_loss: float | None = None
+    items: dict[str, NamedArrays],
+    metadata: dict[str, Any],
+    *,
+    step: int,
+    val_loss: float | None = None,
+    best_metric: str = DEFAULT_METRIC,
 ) -> "ocp.args.Composite":
     """Orbax's arguments for saving a step: the items that have arrays, and the metadata with our own fields."""
-    own = {"format_version": FORMAT_VERSION, "step": step, "val_loss": val_loss}
+    own = {"format_version": FORMAT_VERSION, "step": step, "val_loss": val_loss, "checksums": True}
+    own |= {"best_metric": best_metric} if best_metric != DEFAULT_METRIC else {}
     arrays = {item: ocp.args.PyTreeSave(arrays) for item, arrays in items.items() if arrays}  # pyright: ignore[reportCallIssue]
     return ocp.args.Composite(**arrays, **{METADATA: ocp.args.JsonSave(metadata | own)})  # pyright: ignore[reportCallIssue]
 
@@ -140,10 +181,12 @@ def make_save_args(
 def read_items(directory: Path, step: int, *, items: dict[str, NamedArrays]) -> dict[str, NamedArrays]:
     """Read the items onto the shardings of their abstract arrays.
 
-    Raises a UserError if a checkpoint is unreadable, or if its names, shapes or types are not the wanted ones.
+    Raises a UserError if a checkpoint is unreadable, if a file of these items has changed since it was written, or if
+    names, shapes or types are not the wanted ones.
     """
     read_metadata(directory, step)
     path = Path(directory).absolute() / str(step)
+    check_step(directory, step, items=(*items, METADATA))
     with report_read_errors(directory, step):
         found = {item: read_shapes(path / item) for item in items}
     for item, wanted in items.items():
@@ -202,7 +245,7 @@ def report_read_errors(directory: Path, step: int) -> Iterator[None]:
         raise
     except Exception as error:  # Orbax has no exception class of its own for damaged arrays
         raise UserError(
-            f"{Path(directory) / str(step)} cannot be read: {_format_cause(error)}. {_suggest_other(directory, step)}"
+            f"{Path(directory) / str(step)} cannot be read: {_format_cause(error)}. {suggest_other(directory, step)}"
         ) from error
 
 
@@ -215,15 +258,6 @@ def report_write_errors(directory: Path) -> Iterator[None]:
         raise UserError(
             f"A checkpoint in {directory} could not be written: {_format_cause(error)}. Is the disk full?"
         ) from error
-
-
-def _suggest_other(directory: Path, step: int) -> str:
-    others = [other for other in complete_steps(directory) if other != step]
-    if not others:
-        return "There is no other complete checkpoint."
-    earlier = [other for other in others if other < step]
-    use = max(earlier) if earlier else max(others)
-    return f"Move it away to go on from step {use}, which is complete."
 
 
 def _format_cause(error: BaseException) -> str:

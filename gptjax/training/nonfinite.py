@@ -3,7 +3,7 @@
 import jax
 
 from gptjax.core.errors import UserError
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.state import TrainState
 
 
@@ -15,11 +15,9 @@ class NonFiniteGuard:
         self._limit, self._steps, self._checkpoints = limit, steps, checkpoints
         self._previous: dict[str, jax.Array] | None = None
 
-    def should_save(self, config: CheckpointConfig, step: int, *, state: TrainState) -> bool:
-        """Whether to save now. While updates are being skipped, only the last step is saved: the weights may be bad."""
-        return config.should_save(step, steps=self._steps) and (
-            step == self._steps or int(state.consecutive_skips) == 0
-        )
+    def allows_save(self, step: int, *, state: TrainState) -> bool:
+        """False while updates are being skipped, except at the last step: the weights may be bad."""
+        return step == self._steps or int(state.consecutive_skips) == 0
 
     def check(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics that follow `step`, and check those before. Raises a UserError at the limit."""

@@ -1,54 +1,174 @@
-"""Ends a run in order when Ctrl-C or SIGTERM asks for it."""
+"""Ends a run in order when a signal asks for it.
 
+These signals mean the end: SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 (a scheduler's warning)
+and SIGXCPU (a limit of CPU time). SIGUSR2 and others are added by `GPTJAX_STOP_SIGNALS=USR2`.
+
+A thread hears a signal even while the main thread computes. It says what will happen, and it ends the process where
+the main thread cannot: at a second Ctrl-C or SIGTERM, and before training, when there is nothing to save.
+"""
+
+import contextlib
 import os
 import signal
+import socket
 import threading
+import time
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+
+from gptjax.core.errors import UserError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+REQUEUE_STATUS = 75
+"""The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
+GRACE_SECONDS = 3.0
+"""Time in which the main thread may end by itself when there is nothing to save."""
+REPEAT_SECONDS = 0.5
+"""A second signal within this time belongs to the first: a terminal that closes sends two."""
+_ENDS_AT_ONCE = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(BaseException):
+    """A signal asks for the end, at a moment when nothing has to be saved or an evaluation can be left out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_status(number: int) -> int:
+    """The exit status after a signal: 75 where it asks to be started again later, else 128 + its number."""
+    requeues = number in (signal.SIGUSR1, signal.SIGUSR2)
+    return REQUEUE_STATUS if requeues else 128 + number
+
+
+def list_stop_signals(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
+    """The signals that end a run, with those that `GPTJAX_STOP_SIGNALS` names."""
+    names = environment.get("GPTJAX_STOP_SIGNALS", "").replace(",", " ").split()
+    try:
+        asked = [signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"] for name in names]
+    except KeyError as error:
+        raise UserError(f"GPTJAX_STOP_SIGNALS names the signal {error}, which does not exist. Wanted: USR2.") from None
+    return tuple(dict.fromkeys([*STOP_SIGNALS, *asked]))
 
 
 class GracefulShutdown:
-    """Catches SIGINT and SIGTERM, to be handled between two steps. A second signal stops the process at once.
-
-    In a run of several processes, they agree on the step through JAX's own handler of SIGTERM. There, only a second
-    SIGINT stops at once.
-    """
+    """Catches the signals that end a run. In several processes, they agree on the step through JAX's SIGTERM."""
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._received_at = 0.0
+        self._may_raise = True
+        self._is_training = False
         self._previous_handlers: dict[int, Any] = {}
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
+        self._previous_wakeup = -1
 
     def __enter__(self) -> "GracefulShutdown":
         if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
-            self._set_handler(signal.SIGINT)
-            if jax.process_count() == 1:  # otherwise SIGTERM belongs to JAX
-                self._set_handler(signal.SIGTERM)
+            self._start_thread()
+            for number in list_stop_signals():
+                is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
+                # In several processes SIGTERM belongs to JAX.
+                if not is_ignored and (number != signal.SIGTERM or _count_processes() == 1):
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(self._previous_wakeup)
+            self._wakeup[1].close()  # ends the thread
+
+    def begin_training(self) -> None:
+        """From now on a signal waits for the end of a step. Before, it ends the run where it is."""
+        self._may_raise, self._is_training = False, True
+        if self._received is not None and _count_processes() == 1:
+            raise StopRequested(self._received)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside the block a signal of a single process raises `StopRequested`, to leave out what need not be done."""
+        if _count_processes() > 1:  # the others would wait
+            yield
+            return
+        self._may_raise = True
+        try:
+            if self._received is not None:
+                raise StopRequested(self._received)
+            yield
+        finally:
+            self._may_raise = False
 
     def get_signal(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes; None if there is none."""
-        if jax.process_count() > 1:
-            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
-        return self._received
-
-    def _set_handler(self, number: int) -> None:
-        self._previous_handlers[number] = signal.signal(number, self._handle)
+        if _count_processes() == 1:
+            return self._received
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return None
+        received = multihost_utils.process_allgather(np.asarray(self._received or 0))
+        return int(np.max(received)) or signal.SIGTERM
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        several = jax.process_count() > 1
-        if self._received is not None and several:  # an orderly exit would wait for the other processes
-            os._exit(128 + number)
-        if self._received is not None:
-            raise KeyboardInterrupt
-        self._received = number
-        # On any process that receives the signal. Not by print: the signal may have interrupted one.
-        os.write(1, f"{signal.Signals(number).name}: saving after this step; send it again to stop at once\n".encode())
-        if several:
-            signal.raise_signal(signal.SIGTERM)
+        """In the main thread, between two instructions of Python."""
+        if self._received is None:
+            self._received = number
+        if _count_processes() > 1:
+            signal.raise_signal(signal.SIGTERM)  # JAX passes it on to the other processes
+        elif self._may_raise:
+            self._may_raise = False
+            raise StopRequested(number)
+
+    def _start_thread(self) -> None:
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._wakeup = reader, writer
+        self._previous_wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals").start()
+
+    def _listen(self, reader: socket.socket) -> None:
+        """In a thread of its own, at once, whatever the main thread does."""
+        first: int | None = None
+        with reader:
+            while numbers := reader.recv(1):
+                number = numbers[0]
+                if number not in self._previous_handlers:
+                    continue
+                if first is None:
+                    first, self._received_at = number, time.monotonic()
+                    self._announce(number)
+                elif number in _ENDS_AT_ONCE and time.monotonic() - self._received_at >= REPEAT_SECONDS:
+                    _write(f"{signal.Signals(number).name} again: stopped at once\n")
+                    os._exit(128 + number)
+
+    def _announce(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._is_training:
+            _write(f"{name}: saving after this step; send it again to stop at once\n")
+            return
+        _write(f"{name}: stopping; there is nothing to save yet\n")
+        if _count_processes() == 1:
+            leave = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))
+            leave.daemon = True
+            leave.start()
+
+    def _leave(self, number: int) -> None:
+        if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
+            os._exit(stop_status(number))
+
+
+def _count_processes() -> int:
+    """Starts no JAX backend: a config may be wrong, and its error should come first."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def _write(text: str) -> None:
+    """Not by print: the main thread may be inside one. A closed terminal is none of our business."""
+    with contextlib.suppress(OSError):
+        os.write(1, text.encode())

@@ -6,6 +6,7 @@ has a line for it: another value, and the observation that it changes.
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import pytest
+from scored import draw_documents, write_documents
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 import gptjax.data.config
@@ -52,6 +54,7 @@ from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import EvalContext, Evaluator
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.objective import Objective
+from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState, abstract_state, create_state
 
 from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
@@ -80,6 +83,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A config that uses every part: dropout, an untied head, a schedule that decays."""
     directory = tmp_path_factory.mktemp("fields")
     write_text_shards(directory / "other", lines=40)
+    write_documents(directory / "chat", {"train": draw_documents(40, seed=1), "val": draw_documents(9, seed=2)})
     model = {
         "dropout": 0.1,
         "tie_embeddings": False,
@@ -189,6 +193,22 @@ def list_checkpoints(config: TrainConfig, directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+def read_judgement(config: TrainConfig, directory: Path) -> Any:
+    """What a checkpoint says about the metric that judged it."""
+    with CheckpointManager(directory, config.checkpoint) as checkpoints:
+        checkpoints.save(1, draw_state(), metadata={}, val_loss=1.0)
+        checkpoints.wait()
+        return checkpoints.read_metadata(1)
+
+
+def list_steps_by_time(config: TrainConfig, directory: Path) -> list[int]:
+    """The steps after which a run saves whose steps take ten seconds."""
+    seconds = itertools.count(step=10.0)
+    with CheckpointManager(directory, config.checkpoint) as checkpoints:
+        saver = Saver(checkpoints, config.checkpoint, steps=2000, metadata={}, clock=lambda: next(seconds))
+        return [step for step in range(1, 12) if saver.is_due(step)]
+
+
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
     """Printed lines and written files of twelve steps, and the arguments of Weights & Biases."""
     calls = []
@@ -235,6 +255,8 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "data": lambda config, *_: identify_data(config),
     "rows": lambda config, *_: read_rows(config),
     "prefetch": lambda config, *_: record_prefetch(config),
+    "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
+    "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),
     "log": lambda config, directory, capsys: record_log(config, directory, capsys),
     "skips": lambda config, directory, _: count_skips(config, directory),

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hf_models import Tensors, are_identical, draw_tensors, make_hf_config, write_model_dir
 from safetensors.numpy import load_file
 
-from gptjax.huggingface.gpt2_export import to_hf, to_hf_config
-from gptjax.huggingface.gpt2_import import from_hf
+from gptjax.huggingface.model_export import to_hf, to_hf_config
+from gptjax.huggingface.model_import import from_hf
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.model.gpt import GPT
 from gptjax.training.objective import NextToken
@@ -143,7 +143,7 @@ def test_models_of_transformers_survive_import_and_export(
     write_json(exported / "config.json", to_hf_config(config, dtype=origin.dtype, end_of_text=None, origin=origin))
     np.testing.assert_array_equal(compute_torch_outputs(exported, tokens)[0], logits)
     before, after = (json.loads((path / "config.json").read_text()) for path in (original, exported))
-    assert after | {"torch_dtype": None} == before | {"torch_dtype": None}
+    assert after | {"torch_dtype": None} == before | {"torch_dtype": None, "n_ctx": hf_config["n_positions"]}
 
 
 @pytest.mark.parity

@@ -165,7 +165,7 @@ MODEL = (
         ("softcap_vjp(d_logits)[0]", "d_logits"),
     ),
     *mutate(
-        "gptjax/model/generation.py",
+        "gptjax/model/sampling.py",
         "test_generation.py::test_filters_equal_plain_numpy "
         "test_generation.py::test_filters_break_ties_towards_the_lower_id",
         # top-p keeps a token more where the probabilities reach p exactly.
@@ -176,7 +176,7 @@ MODEL = (
         ("min(top_k, logits.shape[-1])", "min(top_k + 1, logits.shape[-1])"),
     ),
     *mutate(
-        "gptjax/model/generation.py",
+        "gptjax/model/decoding_loop.py",
         "test_generation.py::test_samples_follow_the_probabilities_of_the_model "
         "test_generation.py::test_row_depends_neither_on_other_rows_nor_on_the_length",
         # A high temperature sharpens the distribution.
@@ -185,7 +185,7 @@ MODEL = (
         ("jnp.arange(len(logits))", "0 * jnp.arange(len(logits))"),
     ),
     *mutate(
-        "gptjax/model/generation.py",
+        "gptjax/model/decoding_loop.py",
         "test_generation.py::test_seed_decides_the_text",
         # All positions draw with one key.
         ("(row_keys, position)", "(row_keys, 0 * position)"),

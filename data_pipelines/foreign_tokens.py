@@ -1,0 +1,157 @@
+"""Token files of other projects that cannot be read in place: each kind as chunks of ids, by split.
+
+- Megatron-LM's pair `.idx`, `.bin`: the index says the type and where sequences are, each of them a document.
+- MosaicML's MDS: `index.json` and `.mds` files, whose samples are rows of consecutive tokens.
+- NumPy's `.npy`, and files without a header that have this name (OLMo) or `.bin`, of 16, 32 or 64 bits.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.readers.paths import find_split
+from gptjax.core.errors import UserError, quote
+from gptjax.data.shards import guess_width, iter_chunks
+
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+"""By the code in the index. Megatron takes int32 from a vocabulary of 65,500 on, below it uint16."""
+NPY_MAGIC = b"\x93NUMPY"
+MDS_INDEX = "index.json"
+MDS_COLUMNS = ("tokens", "input_ids")
+
+
+class TokenFiles(NamedTuple):
+    """The files of a split: chunks of ids, and whether each chunk is a document."""
+
+    paths: list[Path]
+    are_documents: bool
+    read: Callable[[Path], Iterator[np.ndarray]]
+
+
+def find_foreign(directory: Path) -> dict[str, TokenFiles]:
+    """The files of each split, by `train` and `val`; files that name no split are for training.
+
+    Raises `UserError` for a directory without such files.
+    """
+    kinds: tuple[tuple[str, bool, Callable[[Path], Iterator[np.ndarray]]], ...] = (
+        ("**/*.idx", True, _read_megatron),
+        (f"**/{MDS_INDEX}", False, _read_mds),
+        ("**/*.npy", False, _read_array),
+        ("**/*.bin", False, _read_array),
+    )
+    for pattern, are_documents, read in kinds:
+        splits: dict[str, list[Path]] = {}
+        for path in sorted(directory.glob(pattern)):
+            named = find_split("/".join(path.relative_to(directory).parts))
+            splits.setdefault({"validation": "val"}.get(named or "train", named or "train"), []).append(path)
+        splits.pop("test", None)
+        if splits:
+            return {split: TokenFiles(paths, are_documents, read) for split, paths in splits.items()}
+    raise UserError(f"{directory}: holds no token files: .bin, .npy, Megatron's .idx and .bin, or MDS's index.json.")
+
+
+def _read_array(path: Path) -> Iterator[np.ndarray]:
+    with path.open("rb") as file:
+        is_npy = file.read(len(NPY_MAGIC)) == NPY_MAGIC
+    if is_npy:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read as an array of NumPy: {quote(str(error))}.") from None
+        if array.dtype.kind not in "iu" or not array.flags.c_contiguous:
+            raise UserError(f"{path}: holds {array.dtype} values; wanted rows of whole numbers.")
+        tokens = array.reshape(-1)
+    else:
+        width = guess_width(path) or 2
+        tokens = np.memmap(path, f"<u{width}", "r", shape=(path.stat().st_size // width,))
+    for _, chunk in iter_chunks(tokens):
+        yield chunk
+
+
+def _read_megatron(path: Path) -> Iterator[np.ndarray]:
+    content = path.with_suffix(".bin")
+    header = np.dtype([("magic", "V9"), ("version", "<u8"), ("code", "u1"), ("sequences", "<u8"), ("documents", "<u8")])
+    with path.open("rb") as file:
+        start = file.read(header.itemsize)
+    if len(start) < header.itemsize or not start.startswith(MEGATRON_MAGIC):
+        raise UserError(f"{path}: is not an index of Megatron-LM.")
+    fields = np.frombuffer(start, header)[0]
+    code, count = int(fields["code"]), int(fields["sequences"])
+    if code not in MEGATRON_DTYPES or fields["version"] != 1:
+        raise UserError(f"{path}: holds tokens of type {code} in version {fields['version']}, which cannot be read.")
+    if path.stat().st_size < header.itemsize + 12 * count or not content.is_file():
+        raise UserError(f"{path}: is cut short, or {content.name} is not beside it.")
+    lengths = np.memmap(path, "<i4", "r", offset=header.itemsize, shape=(count,)) if count else np.empty(0, np.int32)
+    begins = np.memmap(path, "<i8", "r", offset=header.itemsize + 4 * count, shape=(count,)) if count else lengths
+    dtype = np.dtype(MEGATRON_DTYPES[code])
+    tokens = np.memmap(content, dtype, "r", shape=(content.stat().st_size // dtype.itemsize,))
+    for length, begin in zip(lengths, begins, strict=True):
+        first = int(begin) // dtype.itemsize
+        if not 0 <= first <= first + int(length) <= len(tokens):
+            raise UserError(f"{path}: a sequence lies outside of {content.name}. Copy both files again.")
+        yield tokens[first : first + int(length)]
+
+
+def _read_mds(index: Path) -> Iterator[np.ndarray]:
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
+        described = [
+            (
+                str(one["raw_data"]["basename"]),
+                list(one["column_names"]),
+                list(one["column_encodings"]),
+                list(one["column_sizes"]),
+            )
+            for one in shards
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{index}: is not an index of MDS: {quote(repr(error))}.") from None
+    for name, columns, encodings, sizes in described:
+        path = index.parent / name
+        if Path(name).name != name or not path.is_file():
+            raise UserError(f"{index}: {quote(name)} is not beside it. Decompress it (zstd -d {quote(name)}.zstd).")
+        column = next((column for column in MDS_COLUMNS if column in columns), None)
+        if column is None:
+            raise UserError(f"{index}: wanted a column {' or '.join(MDS_COLUMNS)}; it has {quote(', '.join(columns))}.")
+        yield from _read_mds_file(path, columns.index(column), encodings=encodings, sizes=sizes)
+
+
+def _read_mds_file(path: Path, column: int, *, encodings: list[Any], sizes: list[Any]) -> Iterator[np.ndarray]:
+    """The tokens of each sample: offsets of the samples come first, and in a sample the sizes of variable columns."""
+    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    count = int(content[:4].view("<u4")[0]) if len(content) >= 4 else 0
+    if len(content) < 8 + 4 * count:
+        raise UserError(f"{path}: is cut short.")
+    offsets = content[4 : 8 + 4 * count].view("<u4")
+    width = None
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        sample = content[begin:end]
+        variable = [number for number, size in enumerate(sizes) if size is None]
+        heads = sample[: 4 * len(variable)]
+        if not begin <= end <= len(content) or len(heads) < 4 * len(variable):
+            raise UserError(f"{path}: a sample lies outside of the file. Copy it again.")
+        found = dict(zip(variable, heads.view("<u4").tolist(), strict=True))
+        lengths = [found.get(number, size) for number, size in enumerate(sizes)]
+        first = 4 * len(variable) + sum(lengths[:column])
+        datum = bytes(sample[first : first + lengths[column]])
+        values, width = _decode_mds(datum, str(encodings[column]), path=path, width=width)
+        yield values
+
+
+def _decode_mds(datum: bytes, encoding: str, *, path: Path, width: int | None) -> tuple[np.ndarray, int | None]:
+    """The ids of one sample. `bytes` do not say their type: older writers have int64, and it is seen in the values."""
+    kind, _, rest = encoding.partition(":")
+    if kind == "bytes":
+        quarters = np.frombuffer(datum[: len(datum) // 8 * 8], "<u2").reshape(-1, 4)
+        wide = bool(len(quarters)) and int(quarters[:, 2:].max()) == 0
+        width = width or (8 if wide else 4 if len(quarters) and int(quarters[:, 1::2].max()) <= 15 else 2)
+        return np.frombuffer(datum, f"<u{width}"), width
+    dtype, _, shape = rest.partition(":")
+    if kind != "ndarray" or dtype not in ("uint8", "uint16", "uint32", "int16", "int32", "int64", "uint64"):
+        raise UserError(f"{path}: its tokens are stored as {quote(encoding)}; wanted bytes or ndarray:TYPE.")
+    first = 0 if shape else 1 + (datum[0] >> 2) * 2 ** (datum[0] % 4)  # axes and their type, then the axes
+    return np.frombuffer(datum[first:], np.dtype(dtype).newbyteorder("<")), width

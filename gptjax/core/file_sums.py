@@ -1,0 +1,106 @@
+"""Sizes and SHA-256 of the files of a directory, in one file beside them, so that any change of them is noticed.
+
+The file holds the sum of its own content too. So a changed byte in it is not blamed on another file.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gptjax.core.files import write_atomically
+
+SUMS_FILE = "checksums.json"
+_READ_BYTES = 2**22
+
+
+class FileSum(NamedTuple):
+    """Size and SHA-256 of a file, or of its first bytes."""
+
+    bytes: int
+    sha256: str
+
+
+FileSums = Mapping[str, FileSum]
+"""By the file's path inside its directory."""
+
+
+class DamagedFileError(Exception):
+    """A file is missing or differs from what was written; the text says which and how."""
+
+
+def sum_file(path: Path, *, size: int | None = None) -> FileSum:
+    """Size and SHA-256 of a file, or of its first `size` bytes, as far as there are so many."""
+    digest, left, count = hashlib.sha256(), size, 0
+    with path.open("rb") as file:
+        while part := file.read(_READ_BYTES if left is None else min(left, _READ_BYTES)):
+            digest.update(part)
+            count += len(part)
+            left = None if left is None else left - len(part)
+    return FileSum(count, digest.hexdigest())
+
+
+def sum_files(directory: Path, names: Collection[str]) -> dict[str, FileSum]:
+    """Read the files, several at a time."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(names, pool.map(lambda name: sum_file(directory / name), names), strict=True))
+
+
+def list_files(directory: Path) -> list[str]:
+    """Paths of all files inside a directory, sorted, without `checksums.json` itself."""
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(directory)) for path in found if path != directory / SUMS_FILE)
+
+
+def write_sums(directory: Path, sums: FileSums, *, extra: Mapping[str, Any] | None = None) -> None:
+    """Write `checksums.json` atomically; `extra` are further fields, in JSON's types."""
+    content = {"files": {name: list(one) for name, one in sums.items()}} | dict(extra or {})
+    write_atomically(directory / SUMS_FILE, json.dumps(content | {"self": _sum_content(content)}, indent=1) + "\n")
+
+
+def read_sums(directory: Path) -> tuple[dict[str, FileSum], dict[str, Any]] | None:
+    """The sums and the further fields of `checksums.json`; None without the file.
+
+    Raises:
+        DamagedFileError: the file itself is not as it was written.
+    """
+    path = directory / SUMS_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        own = content.pop("self")
+        sums = {name: FileSum(*one) for name, one in content.pop("files").items()}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise DamagedFileError(f"{path} is not as it was written") from None
+    if own != _sum_content({"files": {name: list(one) for name, one in sums.items()}} | content):
+        raise DamagedFileError(f"{path} is not as it was written: its own SHA-256 differs")
+    return sums, content
+
+
+def find_wrong_size(directory: Path, sums: FileSums) -> str | None:
+    """What is missing or of another size, in words; None if all files have theirs. Reads no content."""
+    for name, wanted in sums.items():
+        path = directory / name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path} is missing ({error.strerror})"
+        if size != wanted.bytes:
+            return f"{path} has {size:,} bytes; {wanted.bytes:,} were written"
+    return None
+
+
+def find_damage(directory: Path, sums: FileSums) -> list[str]:
+    """A line for each file that is missing or differs, with its path; reads every byte."""
+    problems = {name: problem for name in sums if (problem := find_wrong_size(directory, {name: sums[name]}))}
+    for name, found in sum_files(directory, [name for name in sums if name not in problems]).items():
+        if found != sums[name]:
+            problems[name] = f"{directory / name} has changed since it was written: its SHA-256 differs"
+    return [problems[name] for name in sums if name in problems]
+
+
+def _sum_content(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,34 @@
+"""All forms in which a model can leave or enter, in the order of preference, and which one a config takes."""
+
+from typing import Any, Literal
+
+from gptjax.core.errors import UserError, quote
+from gptjax.huggingface.custom import CUSTOM
+from gptjax.huggingface.form import Form
+from gptjax.huggingface.gpt2 import GPT2
+from gptjax.huggingface.llama import LLAMA
+from gptjax.model.config import GPTConfig
+
+FORMS = {form.model_type: form for form in (GPT2, LLAMA, CUSTOM)}
+FormName = Literal["auto", "gpt2", "llama", "gptjax"]
+"""`auto` takes the first form that can express the model."""
+
+
+def choose_form(config: GPTConfig, name: FormName = "auto") -> Form:
+    """The form of this name. Raises `UserError` with the fields of the config that it cannot express."""
+    if name != "auto":
+        FORMS[name].check(config)
+        return FORMS[name]
+    for form in FORMS.values():
+        if not form.list_refused(config):
+            return form
+    lacking = "; ".join(f"{form.architecture}: {', '.join(form.list_refused(config))}" for form in FORMS.values())
+    raise UserError(f"no form can express the model, so it stays a run directory. Refused are, by {lacking}.")
+
+
+def find_form(content: dict[str, Any], *, where: object) -> Form:
+    """The form of a config.json. Raises `UserError` for a model type that is not known."""
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in FORMS:
+        raise UserError(f"{where}: model_type is {quote(repr(kind))}; wanted: {', '.join(FORMS)}.")
+    return FORMS[kind]

@@ -1,0 +1,105 @@
+"""Export of a model: tensors and config.json in one of the forms."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.huggingface.form import Form
+from gptjax.huggingface.forms import choose_form
+from gptjax.huggingface.weight_map import DTYPES, DTypeName, WeightMapping, list_parameters
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class HFOrigin:
+    """Facts that an import keeps for a later export."""
+
+    config: dict[str, Any]
+    """The content of config.json."""
+    dtype: DTypeName
+    """Type of the tensors; float32 if they were of several."""
+
+
+def to_hf(model: GPT, *, form: Form | None = None, dtype: DTypeName = "float32") -> dict[str, np.ndarray]:
+    """All tensors of the model by the form's names, in host memory. Without a form the first that fits is taken.
+
+    Raises:
+        UserError: the form lacks a part or a weight of the model, or a number is too large for float16.
+    """
+    form = form or choose_form(model.config)
+    form.check(model.config)
+    return export_tensors(model, form.weights, title=form.title, dtype=dtype)
+
+
+def export_tensors(
+    model: GPT, rows: tuple[WeightMapping, ...], *, title: str, dtype: DTypeName
+) -> dict[str, np.ndarray]:
+    """The tensors of a weight map by name."""
+    parameters = list_parameters(model)
+    if unknown := parameters.keys() - {row.path for row in rows}:
+        raise UserError(
+            f"{title} has no counterpart of the weights {', '.join(sorted(unknown))}, so the model cannot be exported. "
+            "Keep it as a run directory."
+        )
+    out: dict[str, np.ndarray] = {}
+    for row in rows:
+        if row.path in parameters or row.default is not None:
+            out |= _export_weight(row, parameters.get(row.path), config=model.config, dtype=dtype)
+    return out
+
+
+def _export_weight(row: WeightMapping, parameter: Any, *, config: GPTConfig, dtype: DTypeName) -> dict[str, np.ndarray]:
+    """A row's tensors by name."""
+    names = row.list_names(config)
+    if parameter is None:
+        return {name: np.full(row.get_hf_shape(config), row.default, DTYPES[dtype]) for name in names}
+    weights = np.asarray(parameter[...])
+    layers = weights if row.is_stacked else weights[None]
+    return {
+        name: _cast(row.to_hf(layers[i, ...], axis_names=parameter.axis_names, config=config), dtype, name=name)
+        for i, name in enumerate(names)
+    }
+
+
+def _cast(values: np.ndarray, dtype: DTypeName, *, name: str) -> np.ndarray:
+    # ml_dtypes and numpy round to nearest even, so values that came from this type get their own bits back.
+    with np.errstate(over="ignore"):
+        out = np.asarray(values, dtype=DTYPES[dtype])
+    if dtype == "float16" and (np.isinf(out) & np.isfinite(values)).any():
+        raise UserError(f"{name} holds {np.abs(values).max():.3g}, too large for float16. Use --dtype=bfloat16.")
+    return out
+
+
+def to_hf_config(
+    config: GPTConfig,
+    *,
+    form: Form | None = None,
+    dtype: DTypeName,
+    end_of_text: int | None,
+    origin: HFOrigin | None = None,
+) -> dict[str, Any]:
+    """The content of config.json. Fields of `origin` without a counterpart here keep their values.
+
+    Args:
+        end_of_text: the id that begins and ends a text, if there is one.
+
+    Raises:
+        UserError: the form lacks a part of the model.
+    """
+    form = form or choose_form(config)
+    form.check(config)
+    content: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
+    written = form.write_config(config) | {"dtype": dtype}
+    if origin is None or origin.config.get("model_type") != form.model_type:
+        return content | written
+    kept = origin.config
+    spelling = kept.get(form.activation_field, next(iter(form.activations)))
+    if form.activations.get(spelling) == config.activation:
+        written[form.activation_field] = spelling  # one of several names
+    if "torch_dtype" in kept:  # as transformers 4 spells it
+        written["torch_dtype"] = dtype
+    training_only = {name for name in written if name.endswith(("_pdrop", "_dropout"))}
+    return content | written | kept | {name: value for name, value in written.items() if name not in training_only}

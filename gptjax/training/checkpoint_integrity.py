@@ -1,0 +1,149 @@
+"""Whether a checkpoint on disk is what was written, and the order in which a new one reaches the disk.
+
+A checkpoint is written as `STEP.unfinished`. `commit_checkpoint` syncs all of it, adds the sizes and sums of its files
+as `checksums.json`, and only then gives it its name. A step is complete if it has its name and every file has its size.
+Checkpoints of an earlier gptjax have no sums; they are complete if Orbax says so.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from gptjax.core.errors import UserError
+from gptjax.core.file_sums import (
+    SUMS_FILE,
+    DamagedFileError,
+    FileSum,
+    find_damage,
+    find_wrong_size,
+    list_files,
+    read_sums,
+    sum_file,
+    sum_files,
+    write_sums,
+)
+from gptjax.core.files import sync_path, sync_tree
+
+METADATA = "metadata"
+UNFINISHED = ".unfinished"
+"""Ends the name of a checkpoint that is being written."""
+_COMMITTED = "commit_success.txt"
+"""A file that Orbax adds to a step after everything else."""
+
+_unchanged: dict[Path, tuple[int, int]] = {}
+"""Times of change of files that this process has read and found as they were written."""
+
+
+def commit_checkpoint(step_directory: Path, *, records: Mapping[Path, int] | None = None) -> None:
+    """Let a checkpoint count that has been written as `STEP.unfinished` beside this directory.
+
+    `records` are files of the run, with their sizes when the step was done. They reach the disk first, and their sums
+    are kept too.
+    """
+    unfinished = step_directory.with_name(step_directory.name + UNFINISHED)
+    found = {path: sum_file(path, size=size) for path, size in (records or {}).items() if path.is_file()}
+    for path in found:
+        sync_path(path)
+        sync_path(path.parent)
+    sync_tree(unfinished)
+    extra = {"records": {path.name: list(one) for path, one in found.items()}}
+    write_sums(unfinished, sum_files(unfinished, list_files(unfinished)), extra=extra)
+    unfinished.rename(step_directory)
+    sync_path(step_directory.parent)
+
+
+def list_steps(directory: Path) -> list[int]:
+    """Return the steps that have a directory, ascending, whole or not."""
+    if not Path(directory).is_dir():
+        return []
+    return sorted(int(path.name) for path in Path(directory).iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def complete_steps(directory: Path, *, items: Collection[str] | None = None) -> list[int]:
+    """Return the steps of which these items (by default all) are complete, ascending."""
+    return [step for step in list_steps(directory) if is_complete(Path(directory) / str(step), items=items)]
+
+
+def is_complete(path: Path, *, items: Collection[str] | None = None) -> bool:
+    """Whether the directory of a step was written to the end and has all files of these items (by default of all)."""
+    return describe_incomplete(path, items=items) is None
+
+
+def describe_incomplete(path: Path, *, items: Collection[str] | None = None) -> str | None:
+    """What a step lacks, in words; None if it is complete. Reads no arrays."""
+    try:
+        sums = _read_item_sums(path, items)
+    except DamagedFileError as error:
+        return str(error)
+    if sums is not None:
+        return find_wrong_size(path, sums)
+    if not (path / _COMMITTED).is_file() or not (path / METADATA / METADATA).is_file():
+        return f"{path} was not written to the end"
+    return f"{path / SUMS_FILE} is missing" if _has_sums_by_metadata(path) else None
+
+
+def find_checkpoint_damage(path: Path, *, items: Collection[str] | None = None) -> list[str]:
+    """A line for each file of a step that is missing or has changed; reads every byte of these items (by default all).
+
+    A step that an earlier gptjax wrote, without sums, can only be incomplete.
+    """
+    try:
+        sums = _read_item_sums(path, items)
+    except DamagedFileError as error:
+        return [str(error)]
+    if sums is None:
+        return [problem] if (problem := describe_incomplete(path)) else []
+    return find_damage(path, sums)
+
+
+def _read_item_sums(path: Path, items: Collection[str] | None) -> dict[str, FileSum] | None:
+    if (found := read_sums(path)) is None:
+        return None
+    return {name: one for name, one in found[0].items() if items is None or name.split("/")[0] in items}
+
+
+def _has_sums_by_metadata(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / METADATA / METADATA).read_bytes()).get("checksums"))
+    except (OSError, ValueError, AttributeError):
+        return True  # unreadable: not to be believed
+
+
+def check_step(directory: Path, step: int, *, items: Collection[str] | None = None) -> None:
+    """Raise a UserError that names the first file of these items (by default of all) that has changed.
+
+    What this process has read before and whose times have not changed is not read again.
+    """
+    path = Path(directory).absolute() / str(step)
+    if problems := find_damage_once(path, items=items):
+        raise UserError(f"{problems[0]}. {suggest_other(directory, step)}")
+
+
+def find_damage_once(path: Path, *, items: Collection[str] | None = None) -> list[str]:
+    """`find_checkpoint_damage`, remembered while sizes and times of the files stay as they are."""
+    try:
+        sums = _read_item_sums(path, items)
+    except DamagedFileError as error:
+        return [str(error)]
+    if sums is None or find_wrong_size(path, sums):
+        return find_checkpoint_damage(path, items=items)
+    times = {path / name: _read_times(path / name) for name in sums}
+    new = {name: one for name, one in sums.items() if _unchanged.get(path / name) != times[path / name]}
+    if not (problems := find_damage(path, new)):
+        _unchanged.update(times)
+    return problems
+
+
+def _read_times(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_ctime_ns
+
+
+def suggest_other(directory: Path, step: int) -> str:
+    """What to use instead of a step that cannot be read."""
+    others = [other for other in complete_steps(directory) if other != step]
+    if not others:
+        return "There is no other complete checkpoint."
+    earlier = [other for other in others if other < step]
+    use = max(earlier) if earlier else max(others)
+    return f"Use step {use}, which is complete (--step={use})."

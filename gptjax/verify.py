@@ -1,0 +1,107 @@
+"""Entry point: `python -m gptjax.verify RUN_OR_DATA ...` reads every byte and names what is damaged.
+
+For a run, each checkpoint, the files beside the checkpoints and metrics.jsonl are compared with the sizes and sums that
+were written with them. For prepared data, every file is compared with its manifest. Exits with 2 if anything differs.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gptjax.core.command_line import parse_options
+from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.file_sums import DamagedFileError, FileSum, find_damage, read_sums, sum_file
+from gptjax.core.files import expand_path
+from gptjax.data.manifest import MANIFEST_NAME
+from gptjax.data.verification import verify_prepared
+from gptjax.run_dir import CHECKPOINTS
+from gptjax.training.checkpoint_integrity import find_checkpoint_damage, list_steps
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read every byte of runs and of prepared data, and name what differs from what was written."""
+
+    directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run directories and directories with a manifest.json."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    with exit_on_user_error():
+        words = sys.argv[1:] if argv is None else argv
+        options = parse_options(Verify, words, prog="python -m gptjax.verify")
+        if not options.directories:
+            raise UserError("No directory is given. Give the directory of a run or of prepared data.")
+        problems = [problem for path in options.directories for problem in verify(expand_path(path))]
+        if problems:
+            raise UserError("\n  ".join([f"{len(problems)} differ from what was written:", *problems]))
+
+
+def verify(directory: Path) -> list[str]:
+    """Print a line for each part that is unchanged, and return a line for each that is not.
+
+    Raises:
+        UserError: the directory is neither a run nor prepared data.
+    """
+    if (directory / MANIFEST_NAME).is_file():
+        try:
+            manifest = verify_prepared(directory)
+        except UserError as error:
+            return [str(error)]
+        print(f"{directory}: {len(manifest.files)} shards of {manifest.tokenizer} are unchanged")
+        return []
+    if (directory / CHECKPOINTS).is_dir() or (directory / "config.json").is_file():
+        return [*_verify_run_files(directory), *_verify_checkpoints(directory)]
+    raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
+
+
+def _verify_run_files(directory: Path) -> list[str]:
+    try:
+        found = read_sums(directory)
+    except DamagedFileError as error:
+        return [str(error)]
+    if found is None:
+        if not (directory / "config.json").is_file():
+            return [f"{directory / 'config.json'} is missing"]
+        print(f"{directory}: written by an earlier gptjax, without sums of its config and tokenizer")
+        return []
+    if not (problems := find_damage(directory, found[0])):
+        print(f"{directory}: {', '.join(found[0])} are unchanged")
+    return problems
+
+
+def _verify_checkpoints(directory: Path) -> list[str]:
+    problems: list[str] = []
+    for step in list_steps(directory / CHECKPOINTS):
+        path = directory / CHECKPOINTS / str(step)
+        damage = [*find_checkpoint_damage(path), *_verify_records(directory, path)]
+        if not damage:
+            has_sums = (path / "checksums.json").is_file()
+            print(f"{path}: {'unchanged' if has_sums else 'complete; written without sums, so changes do not show'}")
+        problems += [problem for problem in damage if problem not in problems]
+    return problems
+
+
+def _verify_records(directory: Path, checkpoint: Path) -> list[str]:
+    """Compare the beginning of metrics.jsonl with what it was when a checkpoint was written."""
+    try:
+        found = read_sums(checkpoint)
+    except DamagedFileError:
+        return []  # already reported
+    problems = []
+    for name, one in (found[1].get("records", {}) if found else {}).items():
+        wanted, path = FileSum(*one), directory / name
+        if not path.is_file():
+            problems.append(f"{path} is missing; it had {wanted.bytes:,} bytes when {checkpoint.name} was saved")
+        elif sum_file(path, size=wanted.bytes) != wanted:
+            problems.append(
+                f"{path}: its first {wanted.bytes:,} bytes are not those of when {checkpoint.name} was saved"
+            )
+    return problems
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""A checkpoint counts once all of it is on the disk, and nothing that changed afterwards is believed."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_states import CONFIG, assert_same, list_names, make_abstract_state, make_state, save_steps
+
+from gptjax.core.errors import UserError
+from gptjax.core.file_sums import list_files
+from gptjax.model.gpt import abstract_model
+from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager, restore_model
+from gptjax.training.checkpoint_format import find_step
+from gptjax.training.checkpoint_integrity import complete_steps, find_checkpoint_damage
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saved")
+    save_steps(directory, 10, 20, losses={10: 3.0, 20: 2.0})
+    return directory
+
+
+@pytest.fixture
+def checkpoints(saved: Path, tmp_path: Path) -> Path:
+    """Steps 10 and 20 of a run, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate_to_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+# The order in which a save reaches the disk
+
+
+def watch_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Record (what, path) of every fsync, rename and deletion of a tree, in order."""
+    events: list[tuple[str, str]] = []
+    fsync, rename, rmtree = os.fsync, Path.rename, shutil.rmtree
+
+    def record_fsync(descriptor: int) -> None:
+        events.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def record_rename(self: Path, target: Any) -> Path:
+        events.append(("rename", str(target)))
+        return rename(self, target)
+
+    def record_rmtree(path: Any, *args: Any, **kwargs: Any) -> None:
+        events.append(("delete", str(path)))
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    monkeypatch.setattr(shutil, "rmtree", record_rmtree)
+    return events
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="file names of descriptors need /proc")
+def test_save_syncs_everything_before_it_counts_and_deletes_older_steps_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    directory, record = tmp_path / "run/checkpoints", tmp_path / "run/metrics.jsonl"
+    state = save_steps(directory, 1)
+    record.write_text('{"step": 1}\n')
+    events = watch_disk(monkeypatch)
+    with CheckpointManager(directory, CheckpointConfig(keep=1), record=record) as manager:
+        manager.save(2, state, metadata={}, val_loss=None)
+        manager.wait()
+    monkeypatch.undo()
+    counts = events.index(("rename", str(directory / "2")))
+    before, after = events[:counts], events[counts + 1 :]
+    unfinished = directory / "2.unfinished"
+    names = list_files(directory / "2")
+    folders = {str((unfinished / name).parent) for name in names}
+    wanted = {str(unfinished / name) for name in names} | folders | {str(record), str(record.parent)}
+    synced = [path for what, path in before if what == "sync"]
+    assert wanted <= set(synced)
+    sums = next(i for i, path in enumerate(synced) if ".checksums.json." in path)
+    assert wanted - {str(unfinished)} <= set(synced[:sums])  # the sums come after what they count
+    assert synced[-1] == str(unfinished)  # the entry of the sums themselves
+    assert after[0] == ("sync", str(directory))
+    assert ("delete", str(directory / "1.deleted")) in after
+    assert not [event for event in before if event[0] == "delete"]
+    assert list_names(directory) == {"2"}
+
+
+def test_new_directories_are_synced_in_their_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    events = watch_disk(monkeypatch)
+    with CheckpointManager(tmp_path / "runs/one/checkpoints", CheckpointConfig()):
+        pass
+    synced = [path for what, path in events if what == "sync"]
+    assert synced[:3] == [str(tmp_path), str(tmp_path / "runs"), str(tmp_path / "runs/one")]
+
+
+# Damage
+
+
+def test_flipped_bit_in_any_file_is_named_and_its_step_passed_over(
+    checkpoints: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = [*list_files(checkpoints / "20"), "checksums.json"]
+    assert len(names) > 10
+    for name in names:
+        content = (checkpoints / "20" / name).read_bytes()
+        flip_bit(checkpoints / "20" / name)
+        (problem,) = find_checkpoint_damage(checkpoints / "20")
+        assert str(checkpoints / "20" / name) in problem
+        assert find_step(checkpoints, "latest", items=None) == find_step(checkpoints, "best", items=None) == 10
+        warning = capsys.readouterr().err
+        assert warning.count("Step 10 is used instead of 20.") == 2
+        assert name in warning
+        (checkpoints / "20" / name).write_bytes(content)
+    assert find_checkpoint_damage(checkpoints / "20") == []
+    assert find_step(checkpoints, "latest", items=None) == 20
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate_to_half, flip_bit])
+def test_damaged_weights_are_not_read(checkpoints: Path, damage: Any):
+    file = max((checkpoints / "20/model").rglob("d/*"), key=lambda file: file.stat().st_size)
+    damage(file)
+    with pytest.raises(UserError, match=rf"{file}.*Use step 10"):
+        restore_model(checkpoints, abstract_model(CONFIG), step=20)
+    assert find_step(checkpoints, "latest") == 10
+    assert_same(restore_model(checkpoints, abstract_model(CONFIG), step=10), make_state().model)
+
+
+def test_damaged_optimizer_does_not_keep_weights_from_being_read(checkpoints: Path):
+    flip_bit(max((checkpoints / "20/optimizer").rglob("d/*"), key=lambda file: file.stat().st_size))
+    assert find_step(checkpoints, "latest") == 20
+    assert_same(restore_model(checkpoints, abstract_model(CONFIG), step=20), make_state().model)
+
+
+def test_run_goes_on_from_the_newest_undamaged_step(checkpoints: Path, capsys: pytest.CaptureFixture[str]):
+    flip_bit(max((checkpoints / "20/optimizer").rglob("d/*"), key=lambda file: file.stat().st_size))
+    with CheckpointManager(checkpoints, CheckpointConfig()) as manager:
+        assert manager.choose_step() == 10
+        assert_same(manager.restore(make_abstract_state(), 10), make_state())
+        assert "Checkpoint 20 is passed over and kept as 20.damaged" in capsys.readouterr().out
+        manager.save(20, make_state(), metadata={}, val_loss=None)
+    assert list_names(checkpoints) == {"10", "20", "20.damaged"}
+    flip_bit(checkpoints / "10/metadata/metadata")
+    (checkpoints / "20/counters/_METADATA").unlink()
+    with (
+        CheckpointManager(checkpoints, CheckpointConfig()) as manager,
+        pytest.raises(UserError, match="no undamaged checkpoint left"),
+    ):
+        manager.choose_step()
+
+
+def test_checkpoint_of_an_earlier_version_is_complete_without_sums(checkpoints: Path):
+    """Yet one whose sums were deleted is not."""
+    (checkpoints / "20/checksums.json").unlink()
+    assert complete_steps(checkpoints) == [10]
+    metadata = checkpoints / "20/metadata/metadata"
+    content = json.loads(metadata.read_text())
+    del content["checksums"]
+    metadata.write_text(json.dumps(content))
+    assert complete_steps(checkpoints) == [10, 20]
+    assert find_checkpoint_damage(checkpoints / "20") == []
+    assert_same(restore_model(checkpoints, abstract_model(CONFIG), step=20), make_state().model)
+
+
+def test_best_compares_only_losses_of_the_same_metric(tmp_path: Path):
+    state = save_steps(tmp_path, 1, losses={1: 0.5})
+    with CheckpointManager(tmp_path, CheckpointConfig(best_metric="val_loss/books", keep=9)) as manager:
+        for step, loss in ((2, 3.0), (3, float("nan")), (4, 4.0), (5, None)):
+            manager.save(step, state, metadata={}, val_loss=loss)
+        manager.wait()
+        assert manager.best == 2

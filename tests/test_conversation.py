@@ -1,0 +1,82 @@
+"""What the model reads of a conversation, and what is kept of it."""
+
+import json
+from typing import Any
+
+import pytest
+from chat_models import TOKENIZER, Echo
+
+from gptjax.assistant.conversation import Conversation
+from gptjax.core.errors import UserError
+from gptjax.tokenization.chat import check_turns, read_messages
+
+
+def talk(echo: Echo, **options: Any) -> Conversation:
+    return Conversation(echo, **options)
+
+
+def test_history_is_read_with_each_message():
+    echo = Echo(context_length=200)
+    conversation = talk(echo, system_prompt="Be brief.")
+    assert "".join(conversation.answer("Hi")) == "Hi"
+    assert list(conversation.answer("<|im_start|> é")) == [*"<|im_start|> é"]
+    assert echo.prompts[1] == (
+        "<|endoftext|><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\n<|im_start|> é<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert conversation.note is None
+    conversation.reset()
+    list(conversation.answer("again"))
+    assert "Hi" not in echo.prompts[2]
+
+
+def test_oldest_turns_leave_whole_and_it_says_so():
+    echo = Echo(context_length=100)
+    conversation = talk(echo, system_prompt="S", max_new_tokens=20)
+    notes = []
+    for word in ("first", "second", "third", "fourth"):
+        list(conversation.answer(word))
+        notes.append(conversation.note)
+    assert notes[:2] == [None, None]
+    assert "the oldest turn has left the context of 100 tokens" in notes[2]
+    last = echo.prompts[-1]
+    assert last.count("<|im_start|>user") == 2
+    assert last.startswith("<|endoftext|><|im_start|>system\nS<|im_end|>\n<|im_start|>user\nthird")
+    assert len(conversation.messages) == 8, "what left the context is saved all the same"
+
+
+def test_message_that_cannot_fit_is_refused_and_forgotten():
+    conversation = talk(Echo(context_length=40))
+    list(conversation.answer("one"))
+    with pytest.raises(UserError, match=r"prompt of \d+ tokens, and the model's context has 40"):
+        conversation.answer("x" * 50)
+    with pytest.raises(UserError, match="blank"):
+        conversation.answer(" \n")
+    assert (len(conversation.messages), conversation.begin) == (2, 0)
+
+
+def test_answer_that_is_stopped_is_kept_as_far_as_it_was_read():
+    conversation = talk(Echo())
+    parts = conversation.answer("hello")
+    assert [next(parts), next(parts)] == ["h", "e"]
+    parts.close()
+    assert [message.content for message in conversation.messages] == ["hello", "he"]
+
+
+def test_answers_take_the_room_that_is_left():
+    echo = Echo(context_length=64)
+    list(talk(echo).answer("abc"))
+    assert echo.lengths == [64 - len(TOKENIZER.encode_with_specials(echo.prompts[0]))]
+
+
+def test_saved_conversation_is_read_by_preparation():
+    conversation = talk(Echo(context_length=200), system_prompt="Sé brief.")
+    list(conversation.answer("a\nb"))
+    messages = read_messages(json.loads(conversation.to_json_line())["messages"], where="x")
+    check_turns(messages, where="x")
+    assert [message.content for message in messages] == ["Sé brief.", "a\nb", "a\nb"]
+
+
+def test_model_without_a_chat_template_is_refused():
+    with pytest.raises(UserError, match=r"was not trained on chats.*gptjax\.sample"):
+        talk(Echo(tokenizer=TOKENIZER.with_chat_template(None)))

@@ -1,0 +1,171 @@
+"""Token files of other projects: recorded in place, or copied with their documents."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.index_shards import IndexShards, main
+from data_pipelines.verify import Verify, verify_directory
+from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
+from gptjax.data.manifest import read_manifest
+from gptjax.data.shards import Format, open_shard
+from gptjax.data.splits import open_split
+
+ORDINARY = 600
+END = ORDINARY
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The directory of a tokenizer whose end of text is its last id."""
+    words = [f"{left}{right}" for left in "abcdefghijklmnopqrstuvwxyz" for right in range(400)]
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_bpe([" ".join(words)], vocab_size=ORDINARY + 1).save(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    random = np.random.RandomState(0)
+    return [random.randint(0, ORDINARY, length) for length in (40, 1, 300, 7, 80)]
+
+
+@pytest.fixture(scope="module")
+def expected(documents):
+    return np.concatenate([part for document in documents for part in ([END], document)])
+
+
+def write_megatron(prefix, documents, dtype, code):
+    """Each document ends with the end of text, as preprocess_data.py --append-eod writes it."""
+    ended = [np.append(document, END).astype(dtype) for document in documents]
+    lengths = np.array([len(document) for document in ended], "<i4")
+    begins = (np.cumsum(lengths) - lengths).astype("<i8") * np.dtype(dtype).itemsize
+    prefix.with_suffix(".bin").write_bytes(b"".join(document.tobytes() for document in ended))
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(ended), len(ended) + 1)
+    index = np.arange(len(ended) + 1, dtype="<i8")
+    prefix.with_suffix(".idx").write_bytes(header + lengths.tobytes() + begins.tobytes() + index.tobytes())
+
+
+def write_mds(directory, rows, encoding):
+    directory.mkdir(parents=True)
+    samples = []
+    for row in rows:
+        if encoding == "bytes":
+            datum = row.astype("<i8").tobytes()
+        else:
+            datum = bytes([1 << 2 | 1]) + struct.pack("<H", len(row)) + row.astype("<i4").tobytes()
+        samples.append(struct.pack("<I", len(datum)) + datum)
+    config = json.dumps({"column_names": ["tokens"]}).encode()
+    offsets = 4 + 4 * (len(samples) + 1) + len(config) + np.cumsum([0, *map(len, samples)])
+    content = struct.pack("<I", len(samples)) + offsets.astype("<u4").tobytes() + config + b"".join(samples)
+    (directory / "shard.00000.mds").write_bytes(content)
+    raw = {"basename": "shard.00000.mds", "bytes": len(content)}
+    columns = {"column_names": ["tokens"], "column_encodings": [encoding], "column_sizes": [None], "raw_data": raw}
+    (directory / "index.json").write_text(json.dumps({"version": 2, "shards": [columns]}))
+
+
+def copy(source, tokenizer, tmp_path):
+    main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
+    verify_directory(Verify(tmp_path / "copied"))
+    return open_split(tmp_path / "copied", "train")
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("<u2", 8), ("<i4", 4)])
+def test_megatron_is_copied_document_by_document(dtype, code, documents, expected, tokenizer, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_megatron(source / "books_text_document", documents, dtype, code)
+    stream = copy(source, tokenizer, tmp_path)
+    np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
+    assert np.asarray(stream.document_starts).size == len(documents)
+
+
+@pytest.mark.parametrize("encoding", ["bytes", "ndarray:int32"])
+def test_mds_is_copied_as_a_stream(encoding, documents, expected, tokenizer, tmp_path, capsys):
+    ended = np.append(expected[1:], END)[: len(expected) // 9 * 9]
+    write_mds(tmp_path / "source" / "train", ended.reshape(-1, 9), encoding)
+    write_mds(tmp_path / "source" / "val", ended[:90].reshape(-1, 9), encoding)
+    stream = copy(tmp_path / "source", tokenizer, tmp_path)
+    np.testing.assert_array_equal(stream.read(0, len(stream)), np.insert(ended, 0, END))
+    assert len(open_split(tmp_path / "copied", "val")) == 91
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i4", "<i8"])
+@pytest.mark.parametrize("is_npy", [True, False])
+def test_arrays_are_copied_whatever_their_type(dtype, is_npy, expected, tokenizer, tmp_path):
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "part-00000.npy"
+    if is_npy:
+        np.save(path, expected.astype(dtype))
+    else:
+        expected.astype(dtype).tofile(path)  # as OLMo's files of that name
+    stream = copy(tmp_path / "source", tokenizer, tmp_path)
+    np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
+
+
+@pytest.mark.parametrize(("dtype", "format"), [("<u2", "raw-uint16"), ("<i4", "raw-uint32")])
+def test_files_without_a_header_are_recorded_in_place(dtype, format, expected, tokenizer, tmp_path):
+    for split in ("train", "val"):
+        expected.astype(dtype).tofile(tmp_path / f"{split}.bin")
+    main(IndexShards(tmp_path, tokenizer))
+    assert read_manifest(tmp_path).format == format
+    verify_directory(Verify(tmp_path))
+    stream = TokenShards(path=str(tmp_path)).open_stream("train")
+    np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
+    other: Format = "raw-uint32" if format == "raw-uint16" else "raw-uint16"
+    with pytest.raises(UserError, match=f"use format {format}"):
+        open_shard(tmp_path / "train.bin", format=other)
+    with pytest.raises(UserError, match=f"use format {format}"):
+        open_shard(tmp_path / "train.bin")
+
+
+def test_tokens_that_are_all_equal_are_no_tokens(tmp_path):
+    np.full(1000, 7, "<u2").tofile(tmp_path / "train.bin")
+    with pytest.raises(UserError, match="all values are 7"):
+        open_shard(tmp_path / "train.bin", format="raw-uint16")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.bin", np.arange(500, dtype="<i8").tobytes(), r"64-bit ids, which cannot be read in place\. Give"),
+        ("part.npy", b"", "no .bin files with train or val in their names"),
+        ("part.txt", b"", "no .bin files"),
+    ],
+)
+def test_files_that_cannot_be_mapped_need_an_output(name, content, message, tokenizer, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        main(IndexShards(tmp_path, tokenizer))
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.idx", b"MMIDIDX\0\0", "is not an index of Megatron"),
+        ("a.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 7, 5, 5), "type 7"),
+        ("a.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 2**60, 5), "is cut short"),
+        ("index.json", b"[]", "is not an index of MDS"),
+        (
+            "index.json",
+            b'{"shards": [{"raw_data": {"basename": "../x"}, "column_names": [], '
+            b'"column_encodings": [], "column_sizes": []}]}',
+            "is not beside it",
+        ),
+        ("a.npy", b"\x93NUMPY garbage", "cannot be read as an array"),
+        ("a.npy", np.arange(9000, dtype="<u4").tobytes(), "holds the id"),
+        ("a.txt", b"text", "holds no token files"),
+    ],
+)
+def test_damaged_token_files_are_refused(name, content, message, tokenizer, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
+    assert not (tmp_path / "copied").exists()

@@ -1,0 +1,75 @@
+"""`python -m gptjax.verify` names every damaged file of runs and of prepared data."""
+
+from pathlib import Path
+
+import pytest
+from checkpoint_states import make_state
+from tiny import tiny_config, tokenizer, write_text_shards
+
+from gptjax.core.errors import UserError
+from gptjax.run_dir import CHECKPOINTS, METRICS, write_run_files
+from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.verify import main, verify
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "runs/tiny"
+    write_run_files(directory, tiny_config(tmp_path / "shards"), tokenizer(), source="config = None\n")
+    (directory / METRICS).write_text('{"step": 1}\n')
+    with CheckpointManager(directory / CHECKPOINTS, CheckpointConfig(), record=directory / METRICS) as checkpoints:
+        checkpoints.save(1, make_state(), metadata={}, val_loss=None)
+    with (directory / METRICS).open("a") as file:
+        file.write('{"step": 2}\n')
+    return directory
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 2
+    path.write_bytes(content)
+
+
+def test_verify_reads_runs_and_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shards = write_text_shards(tmp_path / "shards")
+    main([str(run), str(shards)])
+    files, checkpoint, data = capsys.readouterr().out.splitlines()
+    assert "environment.json, config.py, config.json, tokenizer.json are unchanged" in files
+    assert checkpoint == f"{run}/checkpoints/1: unchanged"
+    assert data.startswith(f"{shards}: 3 shards")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "metrics.jsonl", "checksums.json"])
+def test_verify_names_a_damaged_file_of_a_run(run: Path, name: str):
+    flip_bit(run / name)
+    (problem,) = verify(run)
+    assert str(run / name) in problem
+
+
+def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shards = write_text_shards(tmp_path / "shards")
+    damaged = [shards / "train_000001.bin", run / "config.py", *sorted((run / CHECKPOINTS / "1").rglob("d/*"))]
+    assert len(damaged) > 4
+    for path in damaged:
+        flip_bit(path)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(run), str(shards)])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {len(damaged)} differ")
+    for path in damaged:
+        assert str(path) in error
+
+
+def test_verify_says_what_is_missing(run: Path):
+    (run / METRICS).unlink()
+    (run / "config.json").unlink()
+    assert [problem.split(";")[0] for problem in verify(run)] == [
+        f"{run}/config.json is missing (No such file or directory)",
+        f"{run}/metrics.jsonl is missing",
+    ]
+
+
+def test_verify_refuses_other_directories(tmp_path: Path):
+    with pytest.raises(UserError, match="neither a run"):
+        verify(tmp_path)
