@@ -122,7 +122,7 @@ def test_readme_python_runs_on_a_run(
     write_imported_run(tmp_path / "runs" / "quickstart", model=model, tokenizer=tokenizer())
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out) == len("import ") + 50 + 1
+    assert len(capsys.readouterr().out) == len("    def") + 50 + 1
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], "quickstart"), (["--config=smoke"], "--optimizer.momentum")])
