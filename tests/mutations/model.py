@@ -160,7 +160,7 @@ MODEL = (
         # Tokens that are not scored are counted.
         ("targets), jnp.sum(targets != IGNORE_INDEX)", "targets), jnp.int32(targets.size)"),
         # The last chunk is filled with a token that is scored.
-        ("constant_values=IGNORE_INDEX", "constant_values=0"),
+        ("split_into_chunks(options, targets, fill=IGNORE_INDEX)", "split_into_chunks(options, targets, fill=0)"),
         # The gradient of the head misses the softcap.
         ("softcap_vjp(d_logits)[0]", "d_logits"),
     ),
