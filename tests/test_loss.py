@@ -136,3 +136,21 @@ def test_every_mesh_gives_the_same_loss_and_gradients(mesh: MeshConfig) -> None:
 def test_bfloat16_operands_stay_close() -> None:
     head = Head(WEIGHT)
     np.testing.assert_allclose(sum_nats(HIDDEN, head, dtype="bfloat16"), reference(HIDDEN, head), rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_a_single_chunk_in_16_bits_equal_those_of_float32(dtype: str) -> None:
+    """A loop of one round is unrolled, and XLA may then turn a product into a form that CPUs lack."""
+    hidden, weight = (
+        jax.random.normal(jax.random.key(0), (2, 64, 128)),
+        0.1 * jax.random.normal(jax.random.key(1), (128, 128)),
+    )
+    targets = jnp.arange(128).reshape(2, 64) % 65
+
+    def sum_nats(hidden: Array, weight: Array, dtype: str) -> Array:
+        options = LossOptions(vocab_size=65, chunk_tokens=8192, dtype=dtype, mesh=MeshConfig())
+        return next_token_loss(hidden, Head(weight), targets, options=options)[0]
+
+    gradients = jax.jit(jax.grad(sum_nats, argnums=(0, 1)), static_argnums=2)
+    for found, wanted in zip(gradients(hidden, weight, dtype), gradients(hidden, weight, "float32"), strict=True):
+        assert jnp.abs(found - wanted).max() < 0.02 * jnp.abs(wanted).max()

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.model.config import GPTConfig
 from gptjax.model.layers import apply_softcap
+from gptjax.model.products import finish_product
 from gptjax.sharding.axes import BT, BTD, Count, Scalar
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
@@ -169,7 +170,7 @@ def accumulate_gradients(
     )
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     (total, d_head), d_chunks = jax.lax.scan(add_chunk, (zero, zeros), (chunks, transposed, *split))
-    d_weight = d_head.weight.T / factor
+    d_weight = finish_product(d_head.weight).T / factor
     d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: rows[0].size].reshape(hidden.shape)
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
