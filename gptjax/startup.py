@@ -20,6 +20,7 @@ from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.initial_weights import load_start
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.throughput import RunCost
+from gptjax.model.adapters import merge_adapters
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.run_dir import RunDir
@@ -41,7 +42,7 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
     """The config with its data prepared and its model's shape known, and the data's tokenizer."""
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
-    source, exists = None, False
+    source, exists, new_tokens = None, False, config.lora.new_tokens
     if config.init_from is not None:  # once this run exists, its own directory says as much
         exists = (config.directory / "config.json").is_file()
         source = RunDir.open(config.directory if exists else config.init_from, imports=modules or {})
@@ -49,12 +50,14 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
     model = config.model
     if source is not None:
         layers = () if exists else config.init_layers
+        new_tokens = source.config.lora.new_tokens if exists else new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
         _report_merge(source, config, model)
         if source.tokenizer and tokenizer and tokenizer.extends(source.tokenizer):
             model = replace(model, vocab_size=max(source.model_config.resolved_vocab_size, tokenizer.vocab_size))
             added = tokenizer.vocab_size - source.tokenizer.vocab_size
             print_once(f"  {added} tokens are added: {tokenizer.name} extends {source.tokenizer.name}")
+            new_tokens = tuple(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
         elif source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
@@ -70,7 +73,8 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
                 f"has {tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
-    return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+    lora = replace(config.lora, new_tokens=new_tokens) if config.lora.enabled else config.lora
+    return replace(config, model=replace(model, vocab_size=vocab_size), lora=lora), tokenizer
 
 
 def prepare_device(config: TrainConfig) -> TrainConfig:
@@ -178,10 +182,10 @@ def open_evaluators(
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:
     """Metrics of the evaluated weights; `val_loss_last` is the raw weights' loss once an average differs from them."""
-    metrics = evaluate(state.eval_model)
+    metrics = evaluate(merge_adapters(state.eval_model))
     compares = getattr(evaluate, "compares_raw_weights", False)
     if compares and config.ema.has_started(int(state.step), steps=config.steps):
-        metrics |= {"val_loss_last": evaluate(state.model)["val_loss"]}
+        metrics |= {"val_loss_last": evaluate(merge_adapters(state.model))["val_loss"]}
     return metrics
 
 
@@ -205,7 +209,9 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     has_ema = config.ema.enabled
     if config.init_from is None:
         return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
-    begin = jax.jit(lambda model: training_state.init_state(model, optimizer, has_ema=has_ema))
+    key = jax.random.key(config.seed)
+    adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
+    begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
     return begin(load_start(config, mesh))
 
 
@@ -250,7 +256,8 @@ def restore_state(
     print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
     optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
     wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
-    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=wanted and there)
+    has_ema = wanted and there
+    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema, lora=config.lora)
     found = checkpoints.restore(target, step)
     if wanted and not there:
         print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")

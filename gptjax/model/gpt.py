@@ -56,6 +56,9 @@ class LayerState(NamedTuple):
 class GPT(Module):
     """A language model: token ids (B, T) → logits (B, T, V) of the token that follows each."""
 
+    adapters: Any = None
+    """`adapters.Adapters` while they are trained beside frozen weights."""
+
     def __init__(self, config: GPTConfig, *, key: Array, mesh: MeshConfig | None = None) -> None:
         """Draw new weights. With a sharded mesh call it inside `jax.jit` and `mesh.activate()`."""
         mesh, config = mesh or MeshConfig(), resolve_dtype(config)
@@ -272,7 +275,6 @@ def take_layers(model: GPT, layers: tuple[int, ...]) -> GPT:
     """The model with these of its layers, counted from 0; no layers stand for all."""
     if not layers:
         return model
-    blocks = jax.tree.map(lambda leaf: jnp.stack([leaf[layer] for layer in layers]), model.blocks)
-    copy = with_static(model, config=replace(model.config, num_layers=len(layers)))
-    copy.blocks = with_static(blocks, config=copy.config)
-    return copy
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    copy.blocks = jax.tree.map(lambda leaf: jnp.stack([leaf[layer] for layer in layers]), model.blocks)
+    return with_static(copy, config=replace(model.config, num_layers=len(layers)))
