@@ -32,7 +32,7 @@ config = replace(
     data=TokenShards(path="data/smoltalk", packing="best_fit_truncate"),
     objective=SFT(),
     optimizer=replace(
-        make_optimizer(INITIAL_RATE, wide_rate=INITIAL_RATE, growth=1.0),
+        make_optimizer(INITIAL_RATE, wide_lr_factor=INITIAL_RATE, growth=1.0),
         schedule=WarmupStableDecay(decay_fraction=1.0),
         weight_decay=0.0,
     ),

@@ -17,11 +17,11 @@ from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.initial_weights import load_start
+from gptjax.initial_weights import load_start, report_merge
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.adapters import merge_adapters
-from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config, select_layers
+from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.run_dir import RunDir
 from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
@@ -52,7 +52,7 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
         layers = () if exists else config.init_layers
         new_tokens = source.config.lora.new_tokens if exists else new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
-        _report_merge(source, config, model)
+        report_merge(source, config, model)
         if source.tokenizer and tokenizer and tokenizer.extends(source.tokenizer):
             model = replace(model, vocab_size=max(source.model_config.resolved_vocab_size, tokenizer.vocab_size))
             added = tokenizer.vocab_size - source.tokenizer.vocab_size
@@ -114,15 +114,6 @@ def check_restorable(config: TrainConfig, modules: Modules | None = None) -> Non
             f"This config could not be read back by a resumed run: {path} is {old!r} and would come back as {new!r}. "
             "Use frozen dataclasses whose fields are all arguments, with tuples instead of lists."
         )
-
-
-def _report_merge(source: RunDir, config: TrainConfig, model: Any) -> None:
-    settled = diff_configs(config.model, model)
-    print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
-    changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
-    print_once(
-        *(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed)
-    )
 
 
 def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:

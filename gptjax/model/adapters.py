@@ -1,8 +1,8 @@
 """Adapters of a model: low-rank matrices beside frozen ones, and the rows of added tokens.
 
 A model with adapters has them as `model.adapters`. `apply_adapters` gives the model that computes with them: an adapted
-weight is a `LowRankMatrix`, which `products.project` multiplies in two steps. `merge_adapters` adds them to the weights,
-for evaluation, generation and export.
+weight is a `LowRankMatrix`, which `products.project` multiplies in two steps. `merge_adapters` adds them to the
+weights, for evaluation, generation and export.
 """
 
 import math
@@ -91,7 +91,7 @@ def stack_spec(mesh: MeshConfig, names: str) -> Any:
 
 
 def add_adapters(model: GPT, lora: LoRA, *, key: Array) -> GPT:
-    """The model with new adapters, which change nothing yet; the model itself without LoRA. Call it inside `jax.jit`."""
+    """The model with new adapters, which change nothing yet; the model itself without LoRA. Call it in `jax.jit`."""
     return model if not lora.enabled else replace_trainable(model, Adapters(model, lora, key=key))
 
 

@@ -16,6 +16,8 @@ from gptjax.sharding.axes import Count
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale, create_loss_scale
 
+NO_ADAPTERS = LoRA()
+
 Counter = Count | Any
 """A count, or a stand-in for one while JAX lowers a program or a checkpoint is restored."""
 
@@ -63,7 +65,7 @@ def abstract_state(
     *,
     mesh: MeshConfig,
     has_ema: bool = False,
-    lora: LoRA = LoRA(),
+    lora: LoRA = NO_ADAPTERS,
 ) -> TrainState:
     """Return the state with shapes, types and shardings in place of arrays. Call it under `mesh.activate()`."""
     draw = lambda: _draw_state(config, optimizer, seed=0, mesh=mesh, has_ema=has_ema, lora=lora)
@@ -107,7 +109,7 @@ def _draw_state(
     seed: int,
     mesh: MeshConfig,
     has_ema: bool,
-    lora: LoRA = LoRA(),
+    lora: LoRA = NO_ADAPTERS,
 ) -> TrainState:
     key = jax.random.key(seed)
     return init_state(add_adapters(GPT(config, key=key, mesh=mesh), lora, key=key), optimizer, has_ema=has_ema)

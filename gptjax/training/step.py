@@ -157,8 +157,10 @@ def _compute_gradients(
     frozen: GPT | None,
     loss_scale: LossScale | None,
     mesh: MeshConfig,
-) -> tuple[LossSums, GPT]:
-    """Sums over the whole batch, and the gradient of the mean loss, computed times the scale if there is one.
+) -> tuple[LossSums, Any]:
+    """Sums over the whole batch, and the gradient of the mean loss for what is trained.
+
+    The gradient is computed times the scale if there is one.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
     has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
@@ -172,7 +174,7 @@ def _compute_gradients(
 
     def sum_local_rows(
         model: GPT, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None, factor: Scalar
-    ) -> tuple[LossSums, GPT]:
+    ) -> tuple[LossSums, Any]:
         local_frozen = None if frozen is None else with_static(frozen, mesh=local_mesh)
         sums, gradients = accumulate(
             with_static(model, mesh=local_mesh), batch, dropout_keys=dropout_keys, frozen=local_frozen, factor=factor
@@ -198,14 +200,14 @@ def _accumulate_gradients(
     dropout_keys: jax.Array | None,
     frozen: GPT | None,
     factor: Scalar,
-) -> tuple[LossSums, GPT]:
+) -> tuple[LossSums, Any]:
     """Scan over the micro-batches, and add up their sums and the gradients of the loss times `factor`."""
 
     def compute(trainable: Any, micro_batch: MicroBatch, dropout_keys: Any) -> tuple[Scalar, LossSums]:
         sums = sum_loss(replace_trainable(model, trainable), micro_batch, dropout_keys, frozen)
         return factor * sums.loss, sums
 
-    def add(total: tuple[LossSums, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, GPT], None]:
+    def add(total: tuple[LossSums, Any], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, Any], None]:
         (_, sums), gradients = jax.value_and_grad(compute, has_aux=True)(trainable, *inputs)
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, total, (sums, gradients)), None
