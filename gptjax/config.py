@@ -7,6 +7,7 @@ from typing import Any, Literal
 from gptjax.core import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.serialization import class_name
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
 from gptjax.data.config import TokenShards
@@ -83,7 +84,7 @@ class TrainConfig:
 
     @property
     def directory(self) -> Path:
-        return Path(self.output_dir).expanduser().absolute() / self.name
+        return expand_path(self.output_dir).absolute() / self.name
 
     @property
     def batch(self) -> BatchSize:

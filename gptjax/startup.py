@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gptjax.config import TrainConfig, compare_configs
+from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
@@ -23,19 +23,17 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.adapters import merge_adapters
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
+from gptjax.resume import Fingerprints
 from gptjax.run_dir import RunDir
 from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
-from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
 from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
-
-Fingerprints = dict[str, str | None]
 
 
 def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple[TrainConfig, Tokenizer | None]:
@@ -204,67 +202,6 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
     begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
     return begin(load_start(config, mesh))
-
-
-def restore_state(
-    config: TrainConfig,
-    checkpoints: CheckpointManager,
-    fingerprints: Fingerprints,
-    mesh: MeshConfig,
-    modules: Modules | None = None,
-) -> TrainState | None:
-    """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step()
-    if step is None:
-        return None
-    if config.resume == "never":
-        raise UserError(
-            f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name."
-        )
-    if step > config.steps:
-        raise UserError(
-            f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
-        )
-    metadata = checkpoints.read_metadata(step)
-    try:
-        saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
-    except UserError as error:
-        raise UserError(
-            f"{config.directory} cannot be resumed from step {step}: {error} "
-            "Or resume with the config file of this run, if that defines it."
-        ) from None
-    reported, refused = compare_configs(saved, config)
-    refused += _compare_history(saved, config, step)
-    for name, mark in fingerprints.items():
-        old = metadata.get("fingerprints", {}).get(name)
-        if old != mark and not (name == "validation" and None in (old, mark)):  # evaluators come and go
-            refused.append(f"{name}: {_shorten(old)} → {_shorten(mark)}")
-    if refused and config.resume != "force":
-        raise UserError(
-            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force."
-        )
-    print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
-    wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
-    has_ema = wanted and there
-    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema, lora=config.lora)
-    found = checkpoints.restore(target, step)
-    if wanted and not there:
-        print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
-        return replace(found, ema=training_state.copy_arrays(found.model))
-    return found
-
-
-def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
-    """Differences in what the steps so far learned that a comparison of fields does not show."""
-    histories = {"data": [one.data.history_until(step) for one in (saved, wanted)]}
-    histories["stages"] = [one.history_until(step) for one in (saved, wanted)]
-    return [f"{name} until step {step}: {old} → {new}" for name, (old, new) in histories.items() if old != new]
-
-
-def _shorten(fingerprint: str | None) -> str:
-    return "none" if fingerprint is None else f"{fingerprint[:12]}…"
 
 
 def compile_steps(

@@ -13,6 +13,7 @@ from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.reference import prepare_second_model
+from gptjax.resume import restore_state
 from gptjax.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
@@ -72,7 +73,7 @@ def _train(
             read_spec, reader = second.read_spec, config.data.open(second.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
-        state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
+        state = restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.initialize_state(config, mesh)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
@@ -85,21 +86,13 @@ def _train(
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
             saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-            loop = _Loop(
-                config=config,
-                evaluators=evaluators,
-                batches=batches,
-                train_step=train_step,
-                log=log,
-                saver=saver,
-                guard=guard,
-            )
+            loop = _Loop(config, evaluators, batches, train_step, log, saver, guard)
             shutdown.begin_training()
             stopped = loop.run(state, shutdown)
     return config, stopped
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Loop:
     """What the steps of a run need."""
 

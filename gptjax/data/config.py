@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.data.batch_size import count_rows_before
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import read_manifest
@@ -40,7 +41,7 @@ class TokenShards(DataSource):
     def resolve(self) -> "TokenShards":
         if self.path is None:
             raise UserError("data.path is not given. Point it at a directory of shards: --data.path=DIR.")
-        return replace(self, path=str(Path(self.path).expanduser().absolute()))
+        return replace(self, path=str(expand_path(self.path).absolute()))
 
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that made the shards; None for foreign shards without `tokenizer`."""
