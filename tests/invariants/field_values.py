@@ -286,5 +286,11 @@ REFUSED = {
     (TrainConfig, "init_layers"),
     (TrainConfig, "max_consecutive_skips"),
 }
-REFUSED |= {(TokenShards, "path"), (TokenShards, "format"), (TokenShards, "tokenizer"), (Mixture, "components")}
+REFUSED |= {
+    (LoRA, "rank"),
+    (TokenShards, "path"),
+    (TokenShards, "format"),
+    (TokenShards, "tokenizer"),
+    (Mixture, "components"),
+}
 """Fields whose other value cannot run here. The refusal shows that they are read."""
