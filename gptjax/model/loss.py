@@ -168,7 +168,8 @@ def accumulate_gradients(
     )
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     (total, d_head), d_chunks = jax.lax.scan(add_chunk, (zero, zeros), (chunks, transposed, *split))
-    d_weight = d_head.weight.T / factor
+    # The barrier keeps the transposition out of the product, which XLA on CPU could not run in bfloat16.
+    d_weight = jax.lax.optimization_barrier(d_head.weight).T / factor
     d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: rows[0].size].reshape(hidden.shape)
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
