@@ -1,4 +1,6 @@
-"""Records, such as conversations, in blocks that another process can read: JSON lines, JSON arrays and Parquet.
+"""Records, such as conversations, in blocks that another process can read.
+
+They come from JSON lines, JSON arrays, Parquet and tables with a header.
 
 A record is a JSON value with its place: FILE:LINE, or FILE: item or row NUMBER. What is wrong with one stands in its
 place as a `UserError`.
@@ -12,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.json_lines import SUFFIXES
-from data_pipelines.readers.parquet import _open_parquet as open_parquet
+from data_pipelines.readers.parquet import open_parquet
 from data_pipelines.readers.paths import find_files
+from data_pipelines.readers.tables import TABLE_SUFFIXES, iter_rows
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError
 
@@ -24,7 +27,7 @@ ITEMS = 1000
 """Items of an array in a block, and at least as many rows of Parquet."""
 RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
-_KNOWN = ".jsonl, .json (also .gz, .zst) or .parquet"
+_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet"
 
 Record = tuple[str, Any]
 """A place and a JSON value, or the `UserError` that says what is wrong there."""
@@ -38,8 +41,11 @@ class RecordBlock(NamedTuple):
 
 
 def find_record_files(spec: str) -> tuple[Path, ...]:
-    """A file, the files of known formats in a directory, or the files of a pattern."""
-    is_known = lambda name: name.lower().endswith((*SUFFIXES, *ARRAY_SUFFIXES, PARQUET_SUFFIX))
+    """A file, the files of known formats in a directory, or the files of a pattern.
+
+    A .json in a directory is more often about data than data. It is read where it is named.
+    """
+    is_known = lambda name: name.lower().endswith((*SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX))
     return find_files(spec, is_known, known=_KNOWN, otherwise=f" Wanted {_KNOWN}.")
 
 
@@ -48,6 +54,8 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
     name = path.name.lower()
     if name.endswith(PARQUET_SUFFIX):
         return _iter_row_groups(path, fields)
+    if name.endswith(TABLE_SUFFIXES):
+        return _iter_table(path)
     if name.endswith(ARRAY_SUFFIXES) and _is_array(path):
         return _iter_items(path)
     return _iter_lines(path, block_bytes)
@@ -96,6 +104,13 @@ def _iter_items(path: Path) -> Iterator[RecordBlock]:
     for first in range(0, len(items), ITEMS):
         block = items[first : first + ITEMS]
         yield RecordBlock(size * len(block), partial(_number_items, path, first, block))
+
+
+def _iter_table(path: Path) -> Iterator[RecordBlock]:
+    rows = iter_rows(path)
+    while block := list(itertools.islice(rows, ITEMS)):
+        size = sum(len(cell) for _, row in block for cell in row.values())
+        yield RecordBlock(size, partial(iter, block))
 
 
 def _number_items(path: Path, first: int, items: list[Any]) -> Iterator[Record]:
