@@ -1,12 +1,15 @@
 """JSON lines, as documents and as records."""
 
+import gzip
 import json
 
+import pyarrow
 import pytest
 from texts import documents_by, write_compressed
 
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
 from data_pipelines.readers.json_lines import parse_text, read_json_lines
+from data_pipelines.readers.records import find_record_files, iter_blocks
 from gptjax.core.errors import UserError
 
 INVALID_LINES = [
@@ -102,3 +105,32 @@ def test_concatenated_files_are_read_whole(tmp_path, end):
     path = write_compressed(tmp_path / f"x.jsonl{end}", b'{"text": "x"}\n' * 10)
     path.write_bytes(path.read_bytes() * 3)
     assert list(documents_by(read_json_lines, path, ReadContext(strict=True))) == [b"x"] * 30
+
+
+def test_records_come_from_files_directories_and_patterns(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.jsonl").write_bytes(b'{"n": 1}\r\n\n \n{"n": 2}')
+    (tmp_path / "sub/c.JSONL.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"n": 3}\n'))
+    with pyarrow.CompressedOutputStream(str(tmp_path / "sub/d.ndjson.zst"), "zstd") as file:
+        file.write(b'{"n": 4}\n{"n": 5}\n')
+    (tmp_path / "readme.md").write_text("not data")
+    blocks = [block for path in find_record_files(str(tmp_path)) for block in iter_blocks(path, fields=())]
+    found = [(where, record["n"]) for block in blocks for where, record in block.read()]
+    places = ["b.jsonl:1", "b.jsonl:4", "sub/c.JSONL.gz:1", "sub/d.ndjson.zst:1", "sub/d.ndjson.zst:2"]
+    assert found == [(f"{tmp_path}/{place}", number) for number, place in enumerate(places, start=1)]
+    assert [path.name for path in find_record_files(f"{tmp_path}/**/*.gz")] == ["c.JSONL.gz"]
+    (tmp_path / "empty").mkdir()
+    for spec, message in [
+        ("empty", "the directory holds no"),
+        ("absent", "no such file"),
+        ("*.json.gz", "no such file"),
+    ]:
+        with pytest.raises(UserError, match=rf"{message}.* \.jsonl, "):
+            find_record_files(f"{tmp_path}/{spec}")
+
+
+def test_damaged_file_is_explained(tmp_path):
+    whole = gzip.compress(b'{"n": 1}\n' * 1000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut\.jsonl\.gz: cannot be read"):
+        list(documents_by(read_json_lines, tmp_path / "cut.jsonl.gz", ReadContext()))

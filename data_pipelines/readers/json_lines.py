@@ -8,10 +8,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text
-from data_pipelines.readers.tables import (
-    is_json_array,
-    read_json_array,
-)
+from data_pipelines.readers.tables import is_json_array, read_json_array
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError, quote
 

@@ -1,6 +1,4 @@
-"""Records, such as conversations, in blocks that another process can read.
-
-They come from JSON lines, JSON arrays, Parquet and tables with a header.
+"""Records, such as conversations, in blocks that another process can read: JSON lines, arrays, tables and Parquet.
 
 A record is a JSON value with its place: FILE:LINE, or FILE: item or row NUMBER. What is wrong with one stands in its
 place as a `UserError`.
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.json_lines import SUFFIXES
-from data_pipelines.readers.parquet import open_parquet
+from data_pipelines.readers.parquet import _open_parquet as open_parquet
 from data_pipelines.readers.paths import find_files
-from data_pipelines.readers.tables import TABLE_SUFFIXES, iter_rows
+from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_rows
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError
 
@@ -41,11 +39,8 @@ class RecordBlock(NamedTuple):
 
 
 def find_record_files(spec: str) -> tuple[Path, ...]:
-    """A file, the files of known formats in a directory, or the files of a pattern.
-
-    A .json in a directory is more often about data than data. It is read where it is named.
-    """
-    is_known = lambda name: name.lower().endswith((*SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX))
+    """A file, the files of known formats in a directory, or the files of a pattern."""
+    is_known = lambda name: name.lower().endswith((*SUFFIXES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX))
     return find_files(spec, is_known, known=_KNOWN, otherwise=f" Wanted {_KNOWN}.")
 
 
@@ -56,7 +51,7 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
         return _iter_row_groups(path, fields)
     if name.endswith(TABLE_SUFFIXES):
         return _iter_table(path)
-    if name.endswith(ARRAY_SUFFIXES) and _is_array(path):
+    if name.endswith(ARRAY_SUFFIXES) and is_json_array(path):
         return _iter_items(path)
     return _iter_lines(path, block_bytes)
 
@@ -79,15 +74,10 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]
                 yield where, UserError(f"{where}: not a line of JSON in UTF-8: {error}.")
 
 
-def _is_array(path: Path) -> bool:
-    """Whether a .json file is read whole: it does not hold a JSON value on each of several lines."""
-    with open_file(path) as file:
-        lines = [line for line in itertools.islice(file, 1000) if line.strip()][:2]
-    try:
-        json.loads(lines[0].decode("utf-8-sig"))
-    except (ValueError, RecursionError, IndexError):
-        return True
-    return len(lines) == 1 and not lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
+def _iter_table(path: Path) -> Iterator[RecordBlock]:
+    rows = iter_rows(path)
+    while block := list(itertools.islice(rows, ITEMS)):
+        yield RecordBlock(sum(len(cell or "") for _, row in block for cell in row.values()), partial(iter, block))
 
 
 def _iter_items(path: Path) -> Iterator[RecordBlock]:
@@ -104,13 +94,6 @@ def _iter_items(path: Path) -> Iterator[RecordBlock]:
     for first in range(0, len(items), ITEMS):
         block = items[first : first + ITEMS]
         yield RecordBlock(size * len(block), partial(_number_items, path, first, block))
-
-
-def _iter_table(path: Path) -> Iterator[RecordBlock]:
-    rows = iter_rows(path)
-    while block := list(itertools.islice(rows, ITEMS)):
-        size = sum(len(cell) for _, row in block for cell in row.values())
-        yield RecordBlock(size, partial(iter, block))
 
 
 def _number_items(path: Path, first: int, items: list[Any]) -> Iterator[Record]:
