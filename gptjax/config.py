@@ -14,6 +14,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
+from gptjax.model.lora import LoRA
 from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig
@@ -39,6 +40,8 @@ class TrainConfig:
     """Gradient accumulation: micro-batches into which a batch is divided. Gradients of one at a time are in memory."""
     init_from: str | None = None
     """Run directory whose weights (their average, if it keeps one) and model shape a new run starts from."""
+    init_layers: tuple[int, ...] = ()
+    """Layers of `init_from` that the model takes, counted from 0: a student with fewer layers. Empty: all."""
     resume: Literal["auto", "force", "never"] = "auto"
     """`auto` resumes if nothing that matters has changed; `force` resumes in any case; `never` refuses to touch a run
     that exists."""
@@ -54,6 +57,7 @@ class TrainConfig:
     """Evaluations during training."""
     log: LogConfig = LogConfig()
     ema: EMA = EMA()
+    lora: LoRA = LoRA()
     stages: tuple[Stage, ...] = ()
     """Changes of batch, attention windows or learning rate from a step on. A later stage may be added on resume."""
     max_consecutive_skips: int = 10
@@ -67,6 +71,10 @@ class TrainConfig:
         for field in ("steps", "max_consecutive_skips"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        if self.init_layers and self.init_from is None:
+            raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
+        if self.lora.enabled and self.init_from is None:
+            raise UserError(f"lora.rank is {self.lora.rank}, but adapters need trained weights. Give --init-from=RUN.")
         if (rows := get_row_kind(self.objective)) != "text" and not self.model.intra_document_mask:
             raise UserError(
                 f"objective is {type(self.objective).__name__}, whose rows hold several {rows} that must not see each "
@@ -149,6 +157,7 @@ RESUME_MAY_CHANGE = (
     "resume",
     "max_consecutive_skips",
     "init_from",
+    "init_layers",
     "objective.chunk_tokens",
     "model.compute.remat",
     "model.compute.scan_layers",

@@ -1,10 +1,13 @@
 """The weights that a run starts from, and those of its objective's second model."""
 
-from dataclasses import replace
-
+from gptjax.checkpoint_source import open_checkpoint
 from gptjax.config import TrainConfig
+from gptjax.core.console import print_once
+from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
-from gptjax.model.gpt import GPT, with_static
+from gptjax.model.config import GPTConfig
+from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
+from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
@@ -14,11 +17,40 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     """The weights of `init_from`, with a row for each token that the data's tokenizer has added."""
     if config.init_from is None:
         raise UserError("the run starts from new weights: give --init-from=RUN.")
-    weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
-    weights = grow_vocabulary(weights, config.model.resolved_vocab_size)
+    source = RunDir.open(config.init_from)
+    weights = source.load_model(mesh=mesh, context_length=config.model.context_length)
+    weights = take_layers(weights, config.init_layers)
+    own, known = config.data.load_tokenizer(), None
+    if own is not None and source.tokenizer is not None and own.extends(source.tokenizer):
+        known = source.tokenizer.vocab_size  # weights may have spare rows, which the new tokens take first
+    weights = grow_vocabulary(weights, config.model.resolved_vocab_size, known=known)
     return with_static(weights, config=config.model)
 
 
-def load_weights(config: TrainConfig, mesh: MeshConfig, run: str | None) -> GPT:
-    """The weights of a run directory; None stands for the weights that this run starts from."""
-    return load_start(config if run is None else replace(config, init_from=run), mesh)
+def load_weights(config: TrainConfig, mesh: MeshConfig, source: str | None) -> GPT:
+    """The weights of a run or of a saved model, to compare with; None stands for those that this run starts from.
+
+    They compute as the run does: its dtype, context length and document mask. Call it under `mesh.activate()`.
+    """
+    if source is None:
+        return load_start(config, mesh)
+    model = open_checkpoint(source).load_model(mesh=mesh)
+    found, wanted = model.config.resolved_vocab_size, config.model.resolved_vocab_size
+    if found != wanted:
+        raise UserError(f"{source} has {found:,} tokens, the model that is trained {wanted:,}. Use the same tokenizer.")
+    own = merge_model_config(model.config, config.model)
+    if own.context_length < config.model.context_length:
+        raise UserError(
+            f"{source} has {own.context_length} positions, and rows have {config.model.context_length} tokens. "
+            f"Give --model.context-length={own.context_length}."
+        )
+    return with_static(with_context_length(model, own.context_length), config=own)
+
+
+def report_merge(source: RunDir, config: TrainConfig, model: GPTConfig) -> None:
+    settled = diff_configs(config.model, model)
+    print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
+    changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
+    print_once(
+        *(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed)
+    )
