@@ -106,7 +106,7 @@ class GPT(Module):
         attend = SequenceAttention(
             config,
             self.mesh,
-            kernel=select_kernel(config),
+            kernel=select_kernel(config, length=length),
             segments=None if documents is None else documents.segments,
             dropout_keys=dropout_keys,
         )

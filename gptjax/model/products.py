@@ -276,9 +276,13 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _plain_dot(x: Array, y: Array, transposed: bool) -> Array:
-    """`_dot`. On CPUs nothing moves into it: a transposed result would be a form that fails at run time."""
-    product = _dot(x, y, transposed)
-    return jax.lax.optimization_barrier(_separate(product, x)) if target_device().platform == "cpu" else product
+    """`_dot`, on CPUs apart from what follows."""
+    return finish_product(_separate(_dot(x, y, transposed), x))
+
+
+def finish_product(x: Array) -> Array:
+    """A product into which nothing that follows can move on CPUs: with its result transposed, it fails at run time."""
+    return jax.lax.optimization_barrier(x) if target_device().platform == "cpu" else x
 
 
 def _cast_operand(x: Array, dtype: str) -> Array:
