@@ -148,7 +148,8 @@ def compute_logits(
         v = mix_values(v, extra, h, config, own)
         first_values = v if first_values is None else first_values
         if config.qk_norm:
-            q, k = rms_norm(q, epsilon), rms_norm(k, epsilon)
+            q = rms_norm(q, epsilon) * own.get("attention.q_scale", 1)
+            k = rms_norm(k, epsilon) * own.get("attention.k_scale", 1)
         sinks = None
         if config.num_sinks:
             sinks = q, repeat(own["attention.sinks.keys"]), repeat(own["attention.sinks.values"])

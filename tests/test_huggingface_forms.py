@@ -52,6 +52,8 @@ MODELS = {
     "gpt2": GPT2_CONFIG,
     "gpt2_untied_without_gain": replace(GPT2_CONFIG, tie_embeddings=False, norm_scale=False, activation="gelu"),
     **{f"llama_{name}": replace(LLAMA_CONFIG, **changes) for name, changes in LLAMAS.items()},
+    "qwen3_grouped": replace(LLAMA_CONFIG, qk_norm=True, qk_norm_scale=True, num_kv_heads=2, rotary_base=1e6),
+    "qwen3_without_gain": replace(LLAMA_CONFIG, qk_norm=True, tie_embeddings=True),
     "nanochat_plain": replace(GPT2_CONFIG, **NANOCHAT_OPTIONS),
     "nanochat_grouped": replace(GPT2_CONFIG, **NANOCHAT_OPTIONS, num_kv_heads=2, rotary_base=500.0),
     "gptjax_everything": replace(GPT2_CONFIG, **EVERYTHING),
@@ -75,7 +77,7 @@ def test_auto_takes_the_first_form_that_can_express_the_model(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["llama_plain", "llama_one_kv_head_tied", "nanochat_grouped", "gptjax_everything", "gptjax_tied"]
+    "name", ["llama_plain", "llama_one_kv_head_tied", "qwen3_grouped", "gptjax_everything", "gptjax_tied"]
 )
 def test_exported_model_returns_bit_for_bit(tmp_path: Path, name: str) -> None:
     model = save(tmp_path / "out", MODELS[name])
@@ -204,7 +206,7 @@ def test_llama_without_prefix_and_with_buffers_is_read(tmp_path: Path) -> None:
 
 def test_unknown_model_type_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": ["llama"]})
-    with pytest.raises(UserError, match=r"model_type is \['llama'\]; wanted: gpt2, llama, nanochat, gptjax"):
+    with pytest.raises(UserError, match=r"model_type is \['llama'\]; wanted: gpt2, llama, qwen3, nanochat, gptjax"):
         from_hf(tmp_path)
 
 

@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 WITHOUT_CACHE: dict[str, dict[str, Any]] = {
     "GPT-2": {"bias": True},
-    "normalised queries and keys": {"qk_norm": True, "bias": True},
+    "normalised queries and keys": {"qk_norm": True, "qk_norm_scale": True, "bias": True},
     "norms without gains": {"norm_scale": False, "norm_epsilon": 0.3, "activation": "gelu", "bias": True},
     "rotary, tanh softcap": {"positions": "rotary", "rotary_base": 50.0, "activation": "relu", "logit_softcap": 2.0},
     "half rotary, root softcap": {

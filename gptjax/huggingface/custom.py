@@ -22,6 +22,8 @@ def map_block() -> tuple[WeightMapping, ...]:
     others = {
         "attention.out.weight": ("attention.out", "D HK"),
         "attention.out.bias": ("attention.out_bias", "D"),
+        "attention.q_scale": ("attention.q_scale", "K"),
+        "attention.k_scale": ("attention.k_scale", "K"),
         "attention.value_gate.weight": ("attention.value_mix.gate", "J P"),
         "attention.value_mix": ("attention.value_mix.mix", "C"),
         "attention.sink_keys": ("attention.sinks.keys", "I J K"),
@@ -72,6 +74,7 @@ SAME = (
     "norm",
     "norm_scale",
     "qk_norm",
+    "qk_norm_scale",
     "embedding_norm",
     "attention_scale",
     "window_pattern",

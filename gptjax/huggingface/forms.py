@@ -8,10 +8,11 @@ from gptjax.huggingface.form import Form
 from gptjax.huggingface.gpt2 import GPT2
 from gptjax.huggingface.llama import LLAMA
 from gptjax.huggingface.nanochat import NANOCHAT
+from gptjax.huggingface.qwen3 import QWEN3
 from gptjax.model.config import GPTConfig
 
-FORMS = {form.model_type: form for form in (GPT2, LLAMA, NANOCHAT, CUSTOM)}
-FormName = Literal["auto", "gpt2", "llama", "nanochat", "gptjax"]
+FORMS = {form.model_type: form for form in (GPT2, LLAMA, QWEN3, NANOCHAT, CUSTOM)}
+FormName = Literal["auto", "gpt2", "llama", "qwen3", "nanochat", "gptjax"]
 """`auto` takes the first form that can express the model."""
 
 

@@ -47,6 +47,7 @@ class GPTJaxConfig(PreTrainedConfig):
         "norm": "layer",
         "norm_scale": True,
         "qk_norm": False,
+        "qk_norm_scale": False,
         "embedding_norm": False,
         "attention_scale": None,
         "window_pattern": "L",
@@ -83,8 +84,9 @@ class GPTJaxConfig(PreTrainedConfig):
         return pattern[layer % len(pattern)]
 
 
-def rms_norm(x, epsilon):
-    return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+def rms_norm(x, epsilon, scale=None):
+    y = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
+    return (y if scale is None else y * scale.float()).to(x.dtype)
 
 
 def add_scaled(a, x, b, y):
@@ -127,6 +129,8 @@ class Attention(nn.Module):
         mixes_values = config.value_residual or config.value_embeddings
         self.value_gate = nn.Linear(GATE_CHANNELS, kv_heads, bias=False) if config.value_gate else None
         self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if mixes_values and not config.value_gate else None
+        gain = lambda: nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm_scale else None
+        self.q_scale, self.k_scale = gain(), gain()
         sinks = lambda: nn.Parameter(torch.zeros(config.num_sinks, kv_heads, self.head_dim))
         self.sink_keys = sinks() if config.num_sinks else None
         self.sink_values = sinks() if config.num_sinks else None
@@ -143,7 +147,7 @@ class Attention(nn.Module):
             v = add_scaled(self.value_mix[0], v, self.value_mix[1], extra_values)
         own_values = v
         if config.qk_norm:
-            q, k = rms_norm(q, config.norm_epsilon), rms_norm(k, config.norm_epsilon)
+            q, k = rms_norm(q, config.norm_epsilon, self.q_scale), rms_norm(k, config.norm_epsilon, self.k_scale)
         unrotated = q
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)

@@ -73,6 +73,8 @@ class Attention(Module):
         self.out = normal_param(out_key, "HKD", (heads, head_dim, width), std=out_std, mesh=mesh)
         self.out_bias = constant_param(0.0, "D", (width,), mesh=mesh) if config.bias else None
         self.sinks = LearnedSinks(config, mesh, key=jax.random.fold_in(in_key, 1)) if config.num_sinks else None
+        gain = lambda: constant_param(1.0, "K", (head_dim,), mesh=mesh) if config.qk_norm_scale else None
+        self.q_scale, self.k_scale = gain(), gain()
         mixes_values = config.value_residual or config.value_embeddings
         self.value_mix = ValueMix(config, mesh) if mixes_values else None
 
@@ -95,7 +97,9 @@ class Attention(Module):
         if self.value_mix is not None and extra_values is not None:
             v = self.value_mix(x, v, extra_values)
         if config.qk_norm:
-            q, k = (rms_norm(heads, None, epsilon=config.norm_epsilon) for heads in (q, k))
+            q_scale, k_scale = (None if p is None else gather(p, self.mesh) for p in (self.q_scale, self.k_scale))
+            q = rms_norm(q, q_scale, epsilon=config.norm_epsilon)
+            k = rms_norm(k, k_scale, epsilon=config.norm_epsilon)
         sinks = None if self.sinks is None else self.sinks(q)
         q, k = config.position_scheme.rotate(q, k, positions)
         return AttentionInputs(q, k, v, sinks)

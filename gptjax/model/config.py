@@ -122,7 +122,9 @@ class GPTConfig:
     norm_scale: bool = True
     """Learned gain in norms. Without it LayerNorm has no bias either."""
     qk_norm: bool = False
-    """RMSNorm without gain over each head of the queries and keys."""
+    """RMSNorm over each head of the queries and keys."""
+    qk_norm_scale: bool = False
+    """Learned gain in `qk_norm`, one for all heads of a layer (Qwen3)."""
     embedding_norm: bool = False
     """RMSNorm without gain over the embeddings, before the first block."""
 

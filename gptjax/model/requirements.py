@@ -9,6 +9,7 @@ GATE_CHANNELS = 12
 REQUIREMENTS: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
     ("rotary_base", "positions", "rotary", lambda c: hasattr(c.position_scheme, "rotary_base")),
     ("rotary_fraction", "positions", "rotary", lambda c: hasattr(c.position_scheme, "rotary_fraction")),
+    ("qk_norm_scale", "qk_norm", "True", lambda c: c.qk_norm),
     ("long_window", "window_pattern", "a pattern with an L", lambda c: "L" in c.window_pattern),
     ("short_window", "window_pattern", "a pattern with an S", lambda c: "S" in c.window_pattern),
     ("unet_skips", "num_layers", "at least 2", lambda c: c.num_layers > 1),

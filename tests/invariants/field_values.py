@@ -139,6 +139,7 @@ PROGRAM: dict[type, dict[str, Any]] = {
         "norm": "rms",
         "norm_scale": False,
         "qk_norm": True,
+        "qk_norm_scale": True,
         "attention_scale": 0.12,
         "gated_mlp": True,
         "head_bias": True,
@@ -276,6 +277,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
 FIELDS = {(cls, name): (value, "program") for cls, names in PROGRAM.items() for name, value in names.items()}
 FIELDS |= {(cls, name): line for cls, names in OTHERS.items() for name, line in names.items()}
 NEEDS: dict[tuple[type, str], Callable[[TrainConfig], TrainConfig]] = {
+    (GPTConfig, "qk_norm_scale"): replace_model(qk_norm=True),
     (LogConfig, "wandb_project"): lambda base: replace(base, log=replace(base.log, wandb="offline")),
     (ComputeConfig, "scan_layers"): replace_model(window_pattern="L", short_window=None, value_embeddings=""),
 }
