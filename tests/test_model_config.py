@@ -56,6 +56,7 @@ def make_init(**changes: Any) -> dict[str, InitConfig]:
 UNMET: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("rotary_base", {"rotary_base": 500.0}, {"positions": "rotary"}),
     ("rotary_fraction", {"rotary_fraction": 0.5}, {"positions": "rotary"}),
+    ("qk_norm_scale", {"qk_norm_scale": True}, {"qk_norm": True}),
     ("long_window", {"long_window": 9, "window_pattern": "S", "short_window": 5}, {"window_pattern": "SL"}),
     ("short_window", {"short_window": 9}, {"window_pattern": "SSL"}),
     ("unet_skips", {"unet_skips": "plain", "num_layers": 1}, {"num_layers": 2}),
