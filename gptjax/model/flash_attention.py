@@ -151,5 +151,29 @@ def splash_attention(
     )
     ids = None if segments is None else splash.SegmentIds(segments, segments)
     heads_first = lambda x: x.transpose(0, 2, 1, 3)
-    y = jax.vmap(kernel)(heads_first(q * options.scale), heads_first(k), heads_first(v), ids)
+    run = lambda q, k, v, ids: jax.vmap(kernel)(q, k, v, ids)
+    y = _at_default_precision(run, heads_first(q * options.scale), heads_first(k), heads_first(v), ids)
     return heads_first(y).astype(q.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _at_default_precision(run: Callable[..., Array], q: Array, k: Array, v: Array, ids: Any) -> Array:
+    """`run(q, k, v, ids)`, traced without the float32 precision of `MeshConfig.activate`, and its derivative, too.
+
+    Of 16-bit operands a Pallas kernel for TPUs has no product at that precision. Sums are float32 in any case.
+    """
+    with jax.default_matmul_precision("default"):
+        return run(q, k, v, ids)
+
+
+def _default_precision_forward(run: Callable[..., Array], q: Array, k: Array, v: Array, ids: Any) -> tuple[Array, Any]:
+    with jax.default_matmul_precision("default"):
+        return jax.vjp(partial(run, ids=ids), q, k, v)
+
+
+def _default_precision_backward(run: Callable[..., Array], vjp: Any, d_y: Array) -> tuple[Array, Array, Array, None]:
+    with jax.default_matmul_precision("default"):
+        return (*vjp(d_y), None)
+
+
+_at_default_precision.defvjp(_default_precision_forward, _default_precision_backward)

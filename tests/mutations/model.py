@@ -148,6 +148,12 @@ MODEL = (
     ),
     *mutate(
         "gptjax/model/loss.py",
+        "test_loss.py::test_bfloat16_gradients_compile_in_full_optimization",
+        # XLA may move a transposition into a product that CPUs then cannot multiply.
+        ("jax.lax.optimization_barrier(product) if", "product if"),
+    ),
+    *mutate(
+        "gptjax/model/loss.py",
         "test_loss.py",
         # A column that pads the vocabulary takes part.
         ("column < options.vocab_size", "column <= options.vocab_size"),
