@@ -1,7 +1,7 @@
 """Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,15 +14,18 @@ from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
+from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
+from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import with_static
-from gptjax.run_dir import RunDir
-from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
+from gptjax.resume import adopt_history, describe_rate_change, read_saved_config
+from gptjax.run_dir import ENVIRONMENT, METRICS, RunDir
+from gptjax.sharding.devices import get_peak_flops, has_units_for, list_device_kinds, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -31,14 +34,21 @@ from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEval
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
+from gptjax.training.stopping import list_losses
 
 Fingerprints = dict[str, str | None]
 
 
-def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple[TrainConfig, Tokenizer | None]:
-    """The config with its data prepared and its model's shape known, and the data's tokenizer."""
+def prepare_config(
+    config: TrainConfig, modules: Modules | None = None, *, typed: Collection[str] = ()
+) -> tuple[TrainConfig, Tokenizer | None]:
+    """The config with its data prepared, its history and its model's shape known, and the data's tokenizer.
+
+    `typed` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
+    """
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
+    config = adopt_history(config, modules)
     source = None
     if config.init_from is not None:  # once this run exists, its own directory says as much
         exists = (config.directory / "config.json").is_file()
@@ -47,7 +57,7 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
     model = config.model
     if source is not None:
         model = merge_model_config(source.model_config, config.model)
-        _report_merge(source, config, model)
+        _report_merge(source, config, model, typed=typed)
         if source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
@@ -105,8 +115,14 @@ def check_restorable(config: TrainConfig, modules: Modules | None = None) -> Non
         )
 
 
-def _report_merge(source: RunDir, config: TrainConfig, model: Any) -> None:
+def _report_merge(source: RunDir, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
     settled = diff_configs(config.model, model)
+    for field, wanted, has in settled:
+        if f"model.{field}" in typed:
+            raise UserError(
+                f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
+                f"{has}. Leave it out, or train a new model."
+            )
     print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
     changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
     print_once(
@@ -164,7 +180,7 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
     """Metrics of the evaluated weights; `val_loss_last` is the raw weights' loss once an average differs from them."""
     metrics = evaluate(state.eval_model)
     compares = getattr(evaluate, "compares_raw_weights", False)
-    if compares and config.ema.has_started(int(state.step), steps=config.steps):
+    if compares and config.ema.has_started(int(state.step), steps=config.schedule_length):
         metrics |= {"val_loss_last": evaluate(state.model)["val_loss"]}
     return metrics
 
@@ -185,7 +201,7 @@ def collect_fingerprints(
 
 def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     """A state at step 0: new weights, or those of `init_from`."""
-    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     has_ema = config.ema.enabled
     if config.init_from is None:
         return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
@@ -202,7 +218,7 @@ def restore_state(
     modules: Modules | None = None,
 ) -> TrainState | None:
     """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step()
+    step = checkpoints.choose_step(config.resume if isinstance(config.resume, int) else None)
     if step is None:
         return None
     if config.resume == "never":
@@ -214,13 +230,7 @@ def restore_state(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
     metadata = checkpoints.read_metadata(step)
-    try:
-        saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
-    except UserError as error:
-        raise UserError(
-            f"{config.directory} cannot be resumed from step {step}: {error} "
-            "Or resume with the config file of this run, if that defines it."
-        ) from None
+    saved = read_saved_config(metadata.get("config", {}), config, step, modules=modules)
     reported, refused = compare_configs(saved, config)
     refused += _compare_history(saved, config, step)
     for name, mark in fingerprints.items():
@@ -230,10 +240,14 @@ def restore_state(
     if refused and config.resume != "force":
         raise UserError(
             f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force."
+            "Undo the change, choose another --name, or resume in any case with --resume=force. Stages "
+            "(docs/resume.md) change the batch, the windows or the rate from a step on."
         )
     print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    print_once(*describe_rate_change(saved, config, step))
+    if changes := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
+        print_once(f"  not bit for bit from here on: {changes}")
+    optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
     target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=wanted and there)
     found = checkpoints.restore(target, step)
@@ -252,6 +266,15 @@ def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list
 
 def _shorten(fingerprint: str | None) -> str:
     return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+
+
+def read_losses(config: TrainConfig, *, before: int) -> list[float]:
+    """The losses of the evaluations so far, by the metric that judges weights; [] where the record is lost."""
+    try:
+        records = read_metrics(config.directory / METRICS)
+    except (UserError, OSError):
+        return []
+    return list_losses(records, config.checkpoint.best_metric, before=before)
 
 
 def compile_steps(
@@ -292,7 +315,7 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
         config.objective,
         config.optimizer,
         config=StepConfig(
-            steps=config.steps,
+            steps=config.schedule_length,
             seed=config.seed,
             ema=config.ema,
             model=phase.model,

@@ -114,3 +114,8 @@ def target_device() -> Any:
     """The device that is compiled for: one of the active mesh, which need not be here, or else the default one."""
     here, target = jax.devices()[0], jax.sharding.get_abstract_mesh().abstract_device
     return here if target is None or target.platform == here.platform else target
+
+
+def list_device_kinds() -> list[str]:
+    """The kind of each device of all processes, such as `NVIDIA H200`."""
+    return [device.device_kind for device in jax.devices()]
