@@ -45,7 +45,7 @@ from gptjax.model.kernels import select_kernel
 from gptjax.optim import Muon
 from gptjax.optim.orthogonalize import count_muon_flops
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import make_phase_step
+from gptjax.startup import make_phase_step, make_read_spec
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState, abstract_state
 
@@ -123,7 +123,7 @@ def compile_first_fit(
         optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
         state = abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
         for remat, batch in itertools.product(remats, [first] if options.grad_accum else sizes):
-            rows = abstract_batch(batch, model.context_length, mesh=mesh, with_documents=model.intra_document_mask)
+            rows = abstract_batch(batch, make_read_spec(config, None), mesh=mesh)
             compute = replace(model.compute, remat=remat)
             variant = replace(phase, batch=batch, model=replace(model, compute=compute))
             program, problem = try_compile(target, make_phase_step(config, mesh, variant).trace(state, rows))

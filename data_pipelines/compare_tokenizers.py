@@ -22,6 +22,7 @@ from data_pipelines.readers.sources import open_source
 from data_pipelines.runtime.options import require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -99,7 +100,7 @@ def main(request: CompareTokenizers) -> None:
     Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
     print(f"saved: share of tokens against {request.baseline}")
     if request.json is not None:
-        request.json.expanduser().write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+        expand_path(request.json).write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
 
 
 if __name__ == "__main__":

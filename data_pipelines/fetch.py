@@ -22,7 +22,7 @@ from data_pipelines.readers.hub import HubFiles, RemoteFile, open_hub
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import require_at_least, run_command
 from gptjax.core.errors import UserError
-from gptjax.core.files import file_sha256
+from gptjax.core.files import expand_path, file_sha256
 from gptjax.data.shards import open_shard
 from gptjax.data.splits import is_of_split
 
@@ -60,7 +60,7 @@ def fetch(request: Fetch) -> Path:
     if repository is None:
         raise UserError(f"{request.source!r}: wanted {', '.join(published)}, hf:OWNER/NAME or tfds:NAME.")
     repository = dataclasses.replace(repository, pattern=repository.pattern or "*.bin")
-    chosen, output = _choose_shards(repository, request.shards), request.output.expanduser()
+    chosen, output = _choose_shards(repository, request.shards), expand_path(request.output)
     check_foreign(output)
     tokenizer = choose_tokenizer(output, request.tokenizer)  # it may be missing, so before hours of fetching
     tokens = sum(len(open_shard(_fetch_shard(repository, file, output))) for file in chosen)

@@ -25,7 +25,7 @@ from data_pipelines.output.shard_writer import SplitWriter, write_manifest
 from data_pipelines.runtime.options import run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
-from gptjax.core.files import check_free, write_atomically
+from gptjax.core.files import check_free, expand_path, write_atomically
 from gptjax.data.manifest import Counts, Manifest, read_manifest
 from gptjax.data.shards import Format, guess_width, has_header, iter_chunks, open_shard, token_dtype
 from gptjax.data.splits import list_split_files
@@ -110,7 +110,7 @@ def find_format(directory: Path) -> Format:
 
 def copy_tokens(source: Path, output: Path, tokenizer: Tokenizer) -> Manifest:
     """Copy the token files of another project to a new directory of shards; prints a line for each split."""
-    files, output = find_foreign(source), output.expanduser().resolve()
+    files, output = find_foreign(source), expand_path(output).resolve()
     check_free(output)
     with hold_lock(output), replace_directory(output) as directory:
         counts = {split: _copy_split(directory, split, found, tokenizer) for split, found in files.items()}
@@ -202,7 +202,7 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
 
 def main(request: IndexShards) -> None:
     """Index or copy with the tokenizer that the request names."""
-    directory = request.directory.expanduser()
+    directory = expand_path(request.directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of token files.")
     tokenizer = choose_tokenizer(directory, request.tokenizer, end_of_text=request.end_of_text)

@@ -39,7 +39,7 @@ class Prepare(ShardOptions):
     """Tokenise a source into shards."""
 
     source: str
-    """A text, .jsonl (plain, .gz, .zst), .parquet or .array_record file, a directory, a quoted pattern,
+    """A text, .jsonl, .csv (plain, .gz, .zst), .json, .parquet, .arrow or .array_record file, a directory, a pattern,
     `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, a class of your own as `my_reader.py:Mails`, or a recipe such
     as `openwebtext` (see `python -m data_pipelines.recipes`)."""
     tokenizer: str | None = None
@@ -57,12 +57,21 @@ class Prepare(ShardOptions):
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
     text_field: str = TEXT_FIELD
-    """Where the text of a record is: a key of the JSON objects in JSON lines and ArrayRecord, a column of Parquet, a
-    feature of a TFDS set (there, if it has no `text`, the only one of text)."""
+    """Where the text of a record is: a key of JSON objects, a column of a table, of Parquet or of Arrow, a feature of a
+    TFDS set (there, if it has no `text`, the only one of text). `content.text` is a field inside another."""
+    separator: str | None = None
+    """Cut text files into documents here, such as `<|endoftext|>` or `\\n\\n`. By default a file is one document."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, processes=self.processes)
+        if self.separator == "":
+            raise UserError("--separator is empty; wanted a text between documents, such as <|endoftext|>.")
+
+    def make_context(self) -> ReadContext:
+        """How the source is read. In a separator `\\n` and `\\t` stand for a line end and a tab."""
+        separator = None if self.separator is None else self.separator.replace("\\n", "\n").replace("\\t", "\t")
+        return ReadContext(self.text_field, self.strict, separator=separator)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class ResolvedRequest:
             "shard_tokens": self.options.shard_tokens,
             "max_document_tokens": self.options.max_document_tokens,
             "text_field": self.options.text_field,
+            "separator": self.options.separator,
             "strict": self.options.strict,
             "format": MANIFEST_VERSION,
         }
@@ -126,7 +136,7 @@ def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMI
 def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journal) -> Tokenizer:
     """Learn the tokenizer, unless an earlier run has saved it in the directory."""
     if not (directory / FILE_NAME).is_file():
-        context = ReadContext(request.options.text_field, request.options.strict)
+        context = request.options.make_context()
         documents, spec = request.corpus.iter_split_documents(context), request.options.tokenizer or ""
         if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation needs an id
             tokenizer = Chars.from_text(text for _, document in documents for text in iter_text(document))
@@ -146,7 +156,7 @@ def _write_shards(
     documents, notes = done.documents, done.notes
     if options.max_document_tokens is not None:
         limits = replace(limits, piece_bytes=sys.maxsize)  # only whole documents can be counted
-    context = ReadContext(options.text_field, options.strict, block_bytes=limits.batch_bytes)
+    context = replace(options.make_context(), block_bytes=limits.batch_bytes)
     chunks, encoder = corpus.iter_chunks(context), Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens)
     batches = iter_batches(chunks, context, tokenizer=tokenizer, limits=limits, start=done.units)
     encoded = encode_batches(batches, encoder, processes=options.processes or _count_cores(), limits=limits)

@@ -15,6 +15,7 @@ from data_pipelines.readers.documents import TEXT_FIELD, ReadContext
 from data_pipelines.readers.sources import open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
+from gptjax.core.files import expand_path
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
@@ -56,7 +57,7 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
         pattern=request.pattern,
         special_tokens=parse_special_tokens(request.special_tokens),
     )
-    path = tokenizer.save(request.output.expanduser())
+    path = tokenizer.save(expand_path(request.output))
     print(f"{path}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - start:.1f} s")
     print_special_tokens(tokenizer)
     print_notes(context.notes.lines())

@@ -12,6 +12,7 @@ import tyro
 
 from data_pipelines.output.build import print_splits
 from data_pipelines.runtime.options import run_command
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
 from gptjax.data.verification import verify_prepared
 
@@ -26,7 +27,7 @@ class Verify:
 
 def verify_directory(request: Verify) -> Manifest:
     """Check shards, sidecars and tokenizer.json and print a summary; raises `UserError` at the first difference."""
-    directory = request.directory.expanduser()
+    directory = expand_path(request.directory)
     manifest = verify_prepared(directory)
     print_splits(directory, manifest)
     print(f"{directory}: complete, {manifest.tokenizer}, {manifest.dtype}")

@@ -4,12 +4,12 @@ import json
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from gptjax.benchmark.options import BenchOptions
 from gptjax.config import TrainConfig
 from gptjax.core.command_line import parse_config, parse_known_options
 from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.files import expand_path
 
 PROG = "python -m gptjax.bench"
 
@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         if options.json == "-":
             print(content, end="")
         elif options.json is not None:
-            Path(options.json).expanduser().write_text(content, encoding="utf-8")
+            expand_path(options.json).write_text(content, encoding="utf-8")
         if options.output is not None:
-            directory = Path(options.output).expanduser()
+            directory = expand_path(options.output)
             (directory / "benchmark.md").write_text(text, encoding="utf-8")
             (directory / "benchmark.json").write_text(content, encoding="utf-8")
             report.write_picture(result, directory / "benchmark.png")
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
 def check_outputs(options: BenchOptions) -> None:
     """Make the output directory, and find out before anything is measured whether files can be written."""
     if options.output is not None:
-        Path(options.output).expanduser().mkdir(parents=True, exist_ok=True)
-    if options.json not in (None, "-") and not Path(options.json).expanduser().absolute().parent.is_dir():
+        expand_path(options.output).mkdir(parents=True, exist_ok=True)
+    if options.json not in (None, "-") and not expand_path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json={options.json}: its directory does not exist. Choose another path.")
 
 

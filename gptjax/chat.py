@@ -11,7 +11,7 @@ from gptjax.assistant.web import serve
 from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.files import write_atomically
+from gptjax.core.files import expand_path, write_atomically
 from gptjax.text_generation import GenerationOptions, TextGenerator
 
 HELP = """/reset        forget the conversation
@@ -122,7 +122,7 @@ class TerminalChat:
         """Write the conversation to a new file, or again to the one of this chat."""
         if not self.conversation.messages:
             raise UserError("nothing has been said yet.")
-        path = Path(name or self._saved_to or time.strftime("chat-%Y%m%d-%H%M%S.jsonl")).expanduser()
+        path = expand_path(name or self._saved_to or time.strftime("chat-%Y%m%d-%H%M%S.jsonl"))
         if path.exists() and path != self._saved_to:
             raise UserError(f"{path} exists. Choose another name: /save FILE.")
         try:

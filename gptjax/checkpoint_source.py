@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
@@ -105,7 +106,7 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     """
     if str(spec).startswith(HUB_PREFIX):
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
-    directory = Path(spec).expanduser().absolute()
+    directory = expand_path(spec).absolute()
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)

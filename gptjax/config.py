@@ -7,6 +7,7 @@ from typing import Any, Literal
 from gptjax.core import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.serialization import class_name
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
 from gptjax.data.config import TokenShards
@@ -18,7 +19,7 @@ from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import Evaluator
-from gptjax.training.objective import NextToken, Objective
+from gptjax.training.objective import NextToken, Objective, get_row_kind
 from gptjax.training.stages import Phase, Stage, resolve_phases
 
 
@@ -78,11 +79,16 @@ class TrainConfig:
                 "for example, and give the path of the mount."
             )
         _ = self.max_seconds
+        if (rows := get_row_kind(self.objective)) != "text" and not self.model.intra_document_mask:
+            raise UserError(
+                f"objective is {type(self.objective).__name__}, whose rows hold several {rows} that must not see each "
+                "other. Give --model.intra-document-mask."
+            )
         _ = self.batch, self.phases
 
     @property
     def directory(self) -> Path:
-        return Path(self.output_dir).expanduser().absolute() / self.name
+        return expand_path(self.output_dir).absolute() / self.name
 
     @property
     def schedule_length(self) -> int:

@@ -6,14 +6,13 @@ An export is compared with transformers, if that is installed, before its direct
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
-from gptjax.core.files import atomic_directory, check_free
+from gptjax.core.files import atomic_directory, check_free, expand_path
 from gptjax.huggingface.forms import FormName, choose_form
 from gptjax.huggingface.model_export import HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json
@@ -91,7 +90,7 @@ def export_model(options: ToHf) -> None:
     enable_compile_cache()
     run = open_checkpoint(options.checkpoint, imports=options.imports)
     form = choose_form(run.model_config, options.form)
-    with atomic_directory(Path(options.output).expanduser()) as directory:
+    with atomic_directory(expand_path(options.output)) as directory:
         model, origin = load_with_origin(run, options)
         dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
         write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
@@ -116,7 +115,7 @@ def import_model(options: FromHf) -> None:
     from gptjax.model.gpt import count_parameters
 
     enable_compile_cache()
-    output = Path(options.output).expanduser().absolute()
+    output = expand_path(options.output).absolute()
     check_free(output)
     directory = fetch_model(options.model)
     config, model, origin = from_hf(directory)

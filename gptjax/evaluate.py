@@ -2,37 +2,39 @@
 
 import json
 import sys
-import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
-import numpy as np
+import tyro
 
 from gptjax.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.files import expand_path
 from gptjax.data.config import TokenShards
-from gptjax.data.shards import write_shard
-from gptjax.data.splits import open_split
-from gptjax.data.token_stream import TokenStream
+from gptjax.data.source import DataSource
+from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_table
+from gptjax.evaluation.figures import Figure, compute_figures
+from gptjax.evaluation.protocols import PRESETS, Documents, FirstToken, Protocol, Words, find_protocol
 from gptjax.model.products import Quantize
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import EvalContext, ValidationEvaluator
-from gptjax.training.objective import NextToken
+from gptjax.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Loss of a checkpoint on the validation split of its own data, on other shards, or on a text file."""
+    """How well checkpoints predict text: the validation split of their own data, other shards, or a text file."""
 
-    checkpoint: str
-    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO. May be given several times."""
+    baseline: str | None = None
+    """One more checkpoint, or one of those: the others are compared with it, document by document."""
     step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
+    """Checkpoint of a run: a number, `latest` or `best`."""
     ema: bool = True
     """Take the run's average of the weights, if it keeps one. --no-ema takes the raw weights."""
     data: str | None = None
@@ -40,20 +42,36 @@ class Evaluate:
     split: Literal["val", "train"] = "val"
     """Split of the shards."""
     text: str | None = None
-    """A text file (UTF-8), taken as one document."""
+    """A text file (UTF-8), taken as one document, or JSON Lines with a text in each."""
+    protocol: str = "gptjax"
+    """How the text is scored: gptjax, nanogpt, modded-nanogpt, hf-stride-512, harness or wikitext2-rows."""
+    window: int | None = None
+    """Tokens that a row reads, instead of the protocol's."""
+    stride: int | None = None
+    """Tokens between the starts of windows, instead of the protocol's."""
+    first_token: FirstToken | None = None
+    """Whether an end of text goes before each document, so that its first token is predicted, too."""
+    documents: Documents | None = None
+    """Whether documents run together or each is scored by itself."""
+    words: Words | None = None
+    """What word perplexity counts: words; line-ends, too; or split, as the harness does."""
     tokens: int | None = None
-    """Tokens to predict, from the start. Default: all."""
+    """Tokens to predict, from the start. Default: the protocol's, or all."""
+    offsets: str | None = None
+    """File with the starts of windows, a number in each line: nanoGPT's random ones instead of all."""
     context_length: int | None = None
-    """Length of a sequence, instead of the model's whole context."""
+    """The model's context, instead of the whole."""
     dtype: DType | None = None
     """Type of products. Default: as trained."""
     batch_size: int = 16
-    """Sequences per batch. Does not change the result."""
+    """Rows per batch. Does not change the result."""
     quantize: Quantize | None = None
     """int8: also measure the loss with the weights that `sample --quantize=int8` reads."""
     mesh: MeshConfig = MeshConfig()
     json: str | None = None
-    """Also write the result to this file."""
+    """Also write the result to this file; - writes it to the standard output, and the table to the error output."""
+    picture: str | None = None
+    """Also draw the figures as bars with their intervals into this file (.png, .svg or .pdf)."""
     imports: Imports = ()
     """Module or Python file with classes of the run's own data source. May be given several times."""
 
@@ -63,6 +81,20 @@ class Evaluate:
         for name in ("tokens", "context_length", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+        if self.protocol not in PRESETS:
+            find_protocol(self.protocol)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """All checkpoints, the baseline first unless it is among them."""
+        own = tuple(dict.fromkeys(self.checkpoint))
+        return own if self.baseline is None or self.baseline in own else (self.baseline, *own)
+
+    def resolve_protocol(self) -> Protocol:
+        """The preset with the options that were given."""
+        names = ("window", "stride", "first_token", "documents", "words", "tokens")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(find_protocol(self.protocol), **given)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,87 +102,156 @@ def main(argv: list[str] | None = None) -> None:
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
         enable_compile_cache()
-        result = evaluate(options)
+        evaluations = evaluate_all(options)
+        output = sys.stderr if options.json == "-" else sys.stdout
+        print(describe(evaluations, options), file=output)
         if options.json is not None:
-            write_result(Path(options.json).expanduser(), result)
-    metrics = [f"{name} {result[name]:.4f}" for name in ("val_loss", "val_perplexity", "val_bpb") if name in result]
-    average = ", average of the weights" if result["weights"] == "average" else ""
-    print(f"{result['protocol']}\nstep {result['step']}{average}: {', '.join(metrics)}")
-    if "val_loss_quantized" in result:
-        loss, rounded = result["val_loss"], result["val_loss_quantized"]
-        assert isinstance(loss, float)
-        assert isinstance(rounded, float)
-        print(f"weights in {options.quantize}: val_loss {rounded:.4f}, {rounded - loss:+.4f} nats")
+            write_result(options.json, to_result(evaluations, options))
+        if options.picture is not None:
+            draw_bars(expand_path(options.picture), evaluations)
 
 
-def write_result(path: Path, result: dict[str, float | str | int]) -> None:
-    try:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
+def evaluate(options: Evaluate) -> dict[str, Any]:
+    """The result that `--json` writes; see `to_result`."""
+    return to_result(evaluate_all(options), options)
 
 
-def evaluate(options: Evaluate) -> dict[str, float | str | int]:
-    """Metrics of a checkpoint.
+def evaluate_all(options: Evaluate) -> list[Evaluation]:
+    """An evaluation of each checkpoint, one after another: only one model is in memory."""
+    if not options.checkpoints:
+        raise UserError("no checkpoint is given. Give --checkpoint=RUN.")
+    return [evaluate_checkpoint(spec, options) for spec in options.checkpoints]
 
-    They are `val_loss` (nats per token), `val_perplexity`, `val_bpb` (with a tokenizer), `protocol`, `step`, `tokens`,
-    and `weights`: `average` or `last`. With `quantize` also `val_loss_quantized`.
-    """
-    run = open_checkpoint(options.checkpoint, imports=options.imports)
+
+def evaluate_checkpoint(spec: str, options: Evaluate) -> Evaluation:
+    """Everything that was asked for, measured of one checkpoint."""
+    run = open_checkpoint(spec, imports=options.imports)
     mesh = options.mesh.resolve(jax.device_count())
     step = run.find_step(options.step)
-    with mesh.activate(), tempfile.TemporaryDirectory() as scratch:
-        stream = open_stream(options, run, Path(scratch))
+    with mesh.activate():
         model = run.load_model(
             step, mesh=mesh, context_length=options.context_length, ema=options.ema, dtype=options.dtype
         )
-        data = TokenShards() if options.text or options.data else run.data
-        context = EvalContext(data, run.tokenizer, model.config, NextToken(), mesh)
-        evaluator = ValidationEvaluator(stream, context, tokens=options.tokens, batch_size=options.batch_size)
         weights = "average" if options.ema and run.has_ema(step) else "last"
-        about = {"protocol": evaluator.describe(), "step": step, "tokens": evaluator.scored, "weights": weights}
-        metrics = evaluator(model)
-        if options.quantize is not None:
-            from gptjax.model.decoding import round_weights  # imports flax, which --help does not need
-
-            about["val_loss_quantized"] = evaluator(round_weights(model, options.quantize))["val_loss"]
-        return {**metrics, **about}
+        evaluation = Evaluation(spec, {}, about={"step": step, "weights": weights})
+        evaluation.tokenizer = None if run.tokenizer is None else run.tokenizer.fingerprint
+        add_text(evaluation, options, run, model)
+    return evaluation
 
 
-def open_stream(options: Evaluate, run: Checkpoint, scratch: Path) -> TokenStream:
-    """The tokens to be predicted. A text file becomes a shard in `scratch` first."""
+def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:
+    """Score the text, and add its figures."""
+    from gptjax.evaluation import texts  # these import flax, which --help does not need
+    from gptjax.evaluation.scoring import ScoringOptions
+
+    protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
-        return tokenize_file(Path(options.text).expanduser(), run, scratch)
+        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol)
+    else:
+        data = find_data(options, run)
+        stream = data.open_stream(options.split)
+        if stream is None:
+            raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
+        text = texts.open_stored_text(stream, run.tokenizer, protocol)
+    end = None if run.tokenizer is None else run.tokenizer.end_of_text
+    scoring = ScoringOptions(batch_size=options.batch_size, end_of_text=end)
+    offsets = None if options.offsets is None else read_offsets(expand_path(options.offsets))
+    score = lambda model: texts.score_text(model, text, protocol, options=scoring, offsets=offsets)
+    sums = score(model)
+    evaluation.sums, evaluation.figures = sums, compute_figures(sums)
+    evaluation.about |= {
+        "protocol": f"{text.name}: {protocol.describe(has_end_of_text=end is not None, is_stored=text.is_stored)}",
+        "tokens": round(float(sums.scored.sum())),
+        "documents": len(text.documents),
+        "words": round(float(sums.words.sum())),
+        "bytes": round(float(sums.bytes.sum())),
+        "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}",
+    }
+    if options.quantize is not None:
+        from gptjax.model.decoding import round_weights
+
+        rounded = compute_figures(score(round_weights(model, options.quantize)), draws=1)
+        evaluation.about["val_loss_quantized"] = rounded["nats_per_token"].value
+
+
+def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
+    """The shards that are scored: those of --data, or the run's own."""
     data = run.data if options.data is None else TokenShards(path=options.data)
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
-    tokenizer = data.load_tokenizer()
+    tokenizer: Tokenizer | None = data.load_tokenizer()
     if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
             f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
         )
-    stream = data.open_stream(options.split)
-    if stream is None:
-        raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
-    return stream
+    return data
 
 
-def tokenize_file(path: Path, run: Checkpoint, scratch: Path) -> TokenStream:
-    """A text file as a token stream, with the run's tokenizer."""
+def read_offsets(path: Path) -> list[int]:
+    """The whole numbers of a file, one in each line."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        return [int(line) for line in path.read_text(encoding="utf-8").split()]
     except OSError as error:
-        raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
-    tokenizer = run.require_tokenizer()
-    ids = tokenizer.encode(text)
-    start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    write_shard(scratch / "val_000000.bin", np.array([*start, *ids], np.uint32))
-    stream = open_split(scratch, "val")
-    stream.name = str(path)  # for messages
-    return stream
+        raise UserError(f"--offsets={path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"--offsets={path}: wanted a whole number in each line; {error}.") from None
+
+
+def describe(evaluations: list[Evaluation], options: Evaluate) -> str:
+    """What the command prints: protocol and counts of each checkpoint, and the table."""
+    lines = []
+    for e in evaluations:
+        average = ", average of the weights" if e.about["weights"] == "average" else ""
+        lines.append(f"{e.name}: step {e.about['step']}{average}")
+        if "protocol" in e.about:
+            counts = ", ".join(f"{e.about[name]:,} {name}" for name in ("tokens", "words", "bytes", "documents"))
+            lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
+        if "val_loss_quantized" in e.about:
+            rounded, loss = e.about["val_loss_quantized"], e.figures["nats_per_token"].value
+            lines.append(f"weights in {options.quantize}: {rounded:.4f} nats per token, {rounded - loss:+.4f}")
+    return "\n".join([*lines, "", format_table(evaluations, find_baseline(evaluations, options))])
+
+
+def find_baseline(evaluations: list[Evaluation], options: Evaluate) -> Evaluation | None:
+    return next((e for e in evaluations if e.name == options.baseline), None)
+
+
+def to_result(evaluations: list[Evaluation], options: Evaluate) -> dict[str, Any]:
+    """An evaluation as JSON: `checkpoint`, `figures` (value, low, high), protocol and counts.
+
+    `val_loss`, `val_perplexity` and `val_bpb` are its figures per token and byte. Several checkpoints are a list under
+    `checkpoints`, each with its paired `differences` from the `baseline`.
+    """
+    baseline = find_baseline(evaluations, options)
+    results = [_to_json(e, None if e is baseline else baseline) for e in evaluations]
+    return results[0] if len(results) == 1 else {"baseline": options.baseline, "checkpoints": results}
+
+
+def _to_json(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, Any]:
+    names = {"nats_per_token": "val_loss", "token_perplexity": "val_perplexity", "bits_per_byte": "val_bpb"}
+    figures = evaluation.figures
+    result: dict[str, Any] = {"checkpoint": evaluation.name}
+    result |= {short: figures[name].value for name, short in names.items() if name in figures}
+    result |= evaluation.about | {"figures": _figures_to_json(figures)}
+    return result if baseline is None else result | {"differences": _figures_to_json(compare(evaluation, baseline))}
+
+
+def _figures_to_json(figures: dict[str, Figure]) -> dict[str, Any]:
+    finite = lambda x: x if abs(x) < float("inf") else None
+    return {name: {key: finite(x) for key, x in asdict(figure).items()} for name, figure in figures.items()}
+
+
+def write_result(target: str, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if target == "-":
+        print(text, end="")
+        return
+    path = expand_path(target)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
 
 
 if __name__ == "__main__":

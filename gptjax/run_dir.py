@@ -18,7 +18,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.config_files import import_modules
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import sum_files, write_sums
-from gptjax.core.files import atomic_directory, lock_file, make_directories, write_atomically
+from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, write_atomically
 from gptjax.core.lazy import LazyModule
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
@@ -68,7 +68,7 @@ class RunDir:
         Raises:
             UserError: something is missing or is not a run's.
         """
-        directory = Path(path).expanduser().absolute()
+        directory = expand_path(path).absolute()
         file = directory / "config.json"
         if not file.is_file():
             raise UserError(f"{directory} is not a run directory: it has no config.json. Give the directory of a run.")

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import tyro
 from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.files import write_atomically
+from gptjax.core.files import expand_path, write_atomically
 from gptjax.sharding.devices import measure_copy_bandwidth
 from gptjax.text_generation import Completion, GenerationOptions, TextGenerator
 from gptjax.tokenization.chat import ChatEncoder
@@ -114,7 +113,7 @@ def write_samples(sampler: "Sampler") -> None:
         print_speed(sampler.generator.speed)
     if options.json is not None:
         report = json.dumps(sampler.report(prompts, completions), ensure_ascii=False, indent=1)
-        print(report) if is_quiet else write_atomically(Path(options.json).expanduser(), report + "\n")
+        print(report) if is_quiet else write_atomically(expand_path(options.json), report + "\n")
 
 
 def stream_text(sampler: "Sampler", prompt: Prompt, *, seed: int | None = None) -> list[Completion]:
@@ -244,7 +243,7 @@ def read_prompts(options: Sample) -> tuple[str, ...]:
     if options.prompt_file is None:
         return options.prompts
     try:
-        return (Path(options.prompt_file).expanduser().read_bytes().decode("utf-8"),)
+        return (expand_path(options.prompt_file).read_bytes().decode("utf-8"),)
     except OSError as error:
         raise UserError(f"--prompt-file={options.prompt_file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -18,11 +18,12 @@ from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.initial_weights import load_start
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
-from gptjax.model.gpt import with_static
+from gptjax.model.gpt import GPT
 from gptjax.resume import adopt_history, describe_rate_change, read_saved_config
 from gptjax.run_dir import ENVIRONMENT, METRICS, RunDir
 from gptjax.sharding.devices import get_peak_flops, has_units_for, list_device_kinds, preferred_dtype, target_device
@@ -31,6 +32,7 @@ from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
+from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
@@ -58,7 +60,11 @@ def prepare_config(
     if source is not None:
         model = merge_model_config(source.model_config, config.model)
         _report_merge(source, config, model, typed=typed)
-        if source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
+        if source.tokenizer and tokenizer and tokenizer.extends(source.tokenizer):
+            model = replace(model, vocab_size=max(source.model_config.resolved_vocab_size, tokenizer.vocab_size))
+            added = tokenizer.vocab_size - source.tokenizer.vocab_size
+            print_once(f"  {added} tokens are added: {tokenizer.name} extends {source.tokenizer.name}")
+        elif source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
                 f"{source.tokenizer.name}. Prepare the text with {source.directory}/tokenizer.json."
@@ -139,6 +145,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         end_of_text=tokenizer.end_of_text if tokenizer else None,
         with_documents=config.model.intra_document_mask,
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
+        rows=get_row_kind(config.objective),
     )
 
 
@@ -166,9 +173,17 @@ class Evaluators:
         return [describe() for describe in texts if describe is not None]
 
 
-def open_evaluators(config: TrainConfig, tokenizer: Tokenizer | None, mesh: MeshConfig) -> Evaluators:
+def open_evaluators(
+    config: TrainConfig,
+    tokenizer: Tokenizer | None,
+    mesh: MeshConfig,
+    *,
+    frozen: GPT | None = None,
+    read_spec: ReadSpec | None = None,
+) -> Evaluators:
     """Open each evaluator of the config."""
-    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh)
+    read_spec = read_spec or make_read_spec(config, tokenizer)
+    context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
         if evaluate is None:
@@ -205,9 +220,8 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     has_ema = config.ema.enabled
     if config.init_from is None:
         return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
-    weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
     begin = jax.jit(lambda model: training_state.init_state(model, optimizer, has_ema=has_ema))
-    return begin(with_static(weights, config=config.model))
+    return begin(load_start(config, mesh))
 
 
 def restore_state(
@@ -278,7 +292,13 @@ def read_losses(config: TrainConfig, *, before: int) -> list[float]:
 
 
 def compile_steps(
-    config: TrainConfig, mesh: MeshConfig, state: TrainState, batches: BatchLoader, *, start: int
+    config: TrainConfig,
+    mesh: MeshConfig,
+    state: TrainState,
+    batches: BatchLoader,
+    *,
+    start: int,
+    frozen: GPT | None = None,
 ) -> Callable[[int], Any]:
     """Step number → the compiled training step of its phase.
 
@@ -289,24 +309,31 @@ def compile_steps(
     for phase, end in zip(phases, ends, strict=True):
         to_come = max(phase.begin, start) < min(end, config.steps)
         if to_come and (phase.batch, phase.model) not in programs:
-            programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase)
+            programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase, frozen=frozen)
     if config.stages:
         print_once(f"compiled  {len(programs)} programs for the stages to come")
 
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)
-        return programs[phase.batch, phase.model]
+        program = programs[phase.batch, phase.model]
+        return lambda state, batch: program(state, batch, frozen)
 
     return train_step
 
 
 def compile_step(
-    config: TrainConfig, mesh: MeshConfig, state: TrainState, batches: BatchLoader, phase: Phase | None = None
+    config: TrainConfig,
+    mesh: MeshConfig,
+    state: TrainState,
+    batches: BatchLoader,
+    phase: Phase | None = None,
+    *,
+    frozen: GPT | None = None,
 ) -> Any:
     """The training step of a phase (the first by default), compiled before a batch is read."""
     phase = phase or config.phases[0]
     batch = batches.abstract_batch(phase.begin)
-    return make_phase_step(config, mesh, phase).lower(state, batch).compile()
+    return make_phase_step(config, mesh, phase).lower(state, batch, frozen).compile()
 
 
 def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.stages.Wrapped:

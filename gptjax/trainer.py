@@ -13,6 +13,7 @@ from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
+from gptjax.reference import prepare_second_model
 from gptjax.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
@@ -78,8 +79,11 @@ def _train(
     ):
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
-        evaluators = startup.open_evaluators(config, tokenizer, mesh)
-        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer)
+        second = prepare_second_model(config, read_spec, mesh)
+        if second.read_spec != read_spec:
+            read_spec, reader = second.read_spec, config.data.open(second.read_spec)
+        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
+        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
         state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.initialize_state(config, mesh)
         if jax.process_index() == 0:
@@ -88,7 +92,8 @@ def _train(
         report.describe_run(config, mesh, batches, evaluators)
         with startup.open_logger(config, mesh, int(state.step)) as log:
             with log.measure("compile"):
-                train_step = startup.compile_steps(config, mesh, state, batches, start=int(state.step))
+                start = int(state.step)
+                train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
             saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)

@@ -14,6 +14,7 @@ import tyro
 from gptjax.core.command_line import parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.file_sums import DamagedFileError, FileSum, find_damage, read_sums, sum_file
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.run_dir import CHECKPOINTS
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(Verify, words, prog="python -m gptjax.verify")
         if not options.directories:
             raise UserError("No directory is given. Give the directory of a run or of prepared data.")
-        problems = [problem for path in options.directories for problem in verify(path.expanduser())]
+        problems = [problem for path in options.directories for problem in verify(expand_path(path))]
         if problems:
             raise UserError("\n  ".join([f"{len(problems)} differ from what was written:", *problems]))
 

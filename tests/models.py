@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import GPT, abstract_model
+from gptjax.model.gpt import GPT, abstract_model, with_static
+from gptjax.sharding.mesh import MeshConfig
 
 
 def make_model(config: GPTConfig, *, seed: int = 0, std: float = 0.2) -> GPT:
@@ -25,6 +27,20 @@ def make_model(config: GPTConfig, *, seed: int = 0, std: float = 0.2) -> GPT:
         return parameter.replace(jnp.asarray(centre + std * rng.standard_normal(shape), jnp.float32))
 
     return jax.tree.map_with_path(draw, abstract_model(config), is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+
+
+def place_model(model: GPT, mesh: MeshConfig) -> GPT:
+    """The same weights, sharded over a mesh that is active."""
+
+    def place(parameter: nnx.Param[Any]) -> nnx.Variable[Any]:
+        spec = mesh.weight_spec(parameter.axis_names)
+        if spec is None:
+            return parameter
+        layers = (None,) * (parameter[...].ndim - len(spec))
+        sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(*layers, *spec))
+        return parameter.replace(jax.device_put(parameter[...], sharding))
+
+    return with_static(jax.tree.map(place, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)), mesh=mesh)
 
 
 def make_tokens(rows: int, length: int, *, vocab_size: int, seed: int = 5) -> jax.Array:

@@ -43,7 +43,7 @@ def test_saved_model_and_its_imported_run_are_the_same_checkpoint(saved: Path, t
     text = tmp_path / "text.txt"
     text.write_text("abc hgf\n" * 9)
     losses = [
-        evaluate(Evaluate(str(path), text=str(text), mesh=SINGLE))["val_loss"] for path in (saved, tmp_path / "run")
+        evaluate(Evaluate((str(path),), text=str(text), mesh=SINGLE))["val_loss"] for path in (saved, tmp_path / "run")
     ]
     assert losses[0] == losses[1]
 

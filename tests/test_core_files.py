@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import atomic_directory, file_sha256, lock_file, write_atomically
+from gptjax.core.files import atomic_directory, expand_path, file_sha256, lock_file, write_atomically
 
 
 def test_write_atomically_creates_and_replaces(tmp_path: Path):
@@ -124,3 +124,17 @@ def test_lock_file_accepts_file_systems_without_locks(tmp_path: Path, monkeypatc
     with (tmp_path / "lock").open("w") as file:
         lock_file(file)
         assert asked == [(file, fcntl.LOCK_EX | fcntl.LOCK_NB)]
+
+
+def test_a_path_of_a_command_line_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert expand_path("~/x") == Path("/somewhere/x")
+    assert expand_path("x~") == Path("x~")
+    with pytest.raises(UserError, match="a user who does not exist"):
+        expand_path("~no-such-user/x")
+
+
+def test_one_function_expands_paths() -> None:
+    root = Path(__file__).parent.parent
+    files = [path for package in ("gptjax", "data_pipelines", "configs") for path in (root / package).rglob("*.py")]
+    assert [path.name for path in files if "expanduser" in path.read_text(encoding="utf-8")] == ["files.py"]

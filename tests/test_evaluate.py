@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 
 def evaluate_run(config: TrainConfig, **options: Any) -> dict[str, Any]:
-    return evaluate(replace(Evaluate(str(config.directory), mesh=MeshConfig("single")), **options))
+    return evaluate(replace(Evaluate((str(config.directory),), mesh=MeshConfig("single")), **options))
 
 
 def read_error(capsys: pytest.CaptureFixture, *words: str) -> str:
@@ -52,7 +52,7 @@ def test_evaluate_repeats_the_losses_of_training(run: TrainConfig) -> None:
     assert (found["step"], found["tokens"]) == (10, 631)
     assert found["val_loss"] == pytest.approx(losses[10], abs=1e-6)
     assert found["val_bpb"] == pytest.approx(bits[10], abs=1e-6)
-    assert found["protocol"].startswith("631 of 631 next tokens")
+    assert found["tokens"] == 631
     assert evaluate_run(run, step="5")["val_loss"] == pytest.approx(losses[5], abs=1e-6)
     assert losses[5] != losses[10]
 
@@ -72,7 +72,7 @@ def test_text_has_the_loss_of_its_shards(run: TrainConfig, tmp_path: Path) -> No
     by_text, by_shards = evaluate_run(run, text=str(tmp_path / "text.txt")), evaluate_run(run, data=str(shards))
     for name in ("val_loss", "val_bpb", "tokens"):
         assert by_text[name] == by_shards[name]
-    assert f"next tokens of {tmp_path / 'text.txt'}, in order" in by_text["protocol"]
+    assert by_text["protocol"].startswith(f"{tmp_path / 'text.txt'}: gptjax: windows of 16 without overlap")
     assert by_text["tokens"] == 699
     assert by_text["val_bpb"] == pytest.approx(by_text["val_loss"] / math.log(2))
 
@@ -90,18 +90,21 @@ def test_training_split_is_evaluated_on_request(
 def test_context_length_and_dtype_change_the_loss(run: TrainConfig) -> None:
     base = evaluate_run(run, tokens=200)
     shorter, coarser = evaluate_run(run, tokens=200, context_length=4), evaluate_run(run, tokens=200, dtype="bfloat16")
-    assert "in sequences of 4" in shorter["protocol"]
+    assert ": gptjax: windows of 4 " in shorter["protocol"]
     assert shorter["val_loss"] != base["val_loss"]
     assert 0 < abs(coarser["val_loss"] - base["val_loss"]) < 0.02
 
 
 def test_result_is_printed_and_written(run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "result.json"
-    main([f"--checkpoint={run.directory}", "--tokens=50", "--mesh=single", f"--json={file}"])
+    main([f"--checkpoint={run.directory}", "--tokens=150", "--mesh=single", f"--json={file}"])
     printed, written = capsys.readouterr().out, json.loads(file.read_text())
-    assert written["tokens"] == 50
+    assert written["tokens"] == 150
     assert written["protocol"] in printed
-    assert f"step 10: val_loss {written['val_loss']:.4f}" in printed
+    assert f": step 10\n{written['protocol']}" in printed
+    assert f"| nats_per_token | {written['val_loss']:.4f} [" in printed
+    low, high = (written["figures"]["nats_per_token"][end] for end in ("low", "high"))
+    assert low < written["val_loss"] < high
 
 
 def test_unreadable_text_is_refused(run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -143,7 +146,7 @@ def test_imported_run_needs_data_or_text(run: TrainConfig, tmp_path: Path, capsy
     [
         (["--step=7"], "has no step 7. Use one of 5, 10"),
         (["--data=a", "--text=b"], "choose one"),
-        (["--dtype=float64"], "Invalid choice"),
+        (["--dtype=float64"], "wanted bfloat16, float16, float32"),
         (["--tokens=0"], "--tokens is 0"),
         (["--context-length=17", "--mesh=single"], "model.context_length 17 is longer"),
     ],
@@ -163,5 +166,43 @@ def test_quantized_loss_is_measured_beside_the_other(run: TrainConfig, capsys: p
     difference = found["val_loss_quantized"] - evaluate_run(run, tokens=100)["val_loss"]
     assert 0 < abs(difference) < 0.01
     main([f"--checkpoint={run.directory}", "--mesh=single", "--tokens=100", "--quantize=int8"])
-    expected = f"weights in int8: val_loss {found['val_loss_quantized']:.4f}, {difference:+.4f} nats\n"
-    assert capsys.readouterr().out.endswith(expected)
+    expected = f"weights in int8: {found['val_loss_quantized']:.4f} nats per token, {difference:+.4f}\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_checkpoints_are_compared_document_by_document(
+    run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lines = [json.dumps({"text": line}) for line in text_of(30).splitlines()]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    worse = tmp_path / "worse"
+    write_imported_run(worse, model=RunDir.open(run.directory).load_model("5"), tokenizer=tokenizer())
+    words = [f"--checkpoint={run.directory}", f"--checkpoint={worse}", f"--baseline={run.directory}", "--mesh=single"]
+    picture = tmp_path / "bars.png"
+    main([*words, f"--text={tmp_path / 'lines.jsonl'}", "--json=-", f"--picture={picture}"])
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert "(baseline)" in printed.err
+    assert result["baseline"] == str(run.directory)
+    best, other = result["checkpoints"]
+    assert "differences" not in best
+    change, own = other["differences"]["nats_per_token"], other["figures"]["nats_per_token"]
+    assert change["value"] == pytest.approx(other["val_loss"] - best["val_loss"])
+    assert change["low"] < change["value"] < change["high"]
+    assert change["high"] - change["low"] < own["high"] - own["low"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_checkpoint_is_required(capsys: pytest.CaptureFixture) -> None:
+    assert "no checkpoint is given" in read_error(capsys)
+
+
+@pytest.mark.parametrize("content", ["1\nx\n", None])
+def test_unreadable_offsets_are_refused(
+    run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, content: str | None
+) -> None:
+    file = tmp_path / "offsets.txt"
+    if content is not None:
+        file.write_text(content)
+    words = [f"--checkpoint={run.directory}", "--mesh=single", "--protocol=nanogpt", f"--offsets={file}"]
+    assert f"--offsets={file}" in read_error(capsys, *words)

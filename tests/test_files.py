@@ -30,7 +30,7 @@ def folder(tmp_path):
     writer.write(json.dumps({"text": "from f", "other": "G"}).encode())
     writer.close()
     write_compressed(folder / "g.ndjson.zst", b'{"text": "from g", "other": "H"}')
-    for name in ("image.png", "config.json", "train.bin"):
+    for name in ("image.png", "photo.jpg", "train.bin"):
         (folder / name).write_bytes(b"\x89")
     return folder
 
@@ -49,7 +49,7 @@ def test_directory_is_read_in_the_order_of_names(folder):
 def test_patterns_and_single_files(folder):
     assert read(f"{folder}/**/*.MD") == ["caf\ufffd"]
     assert read(f"{folder}/[ae].*") == ["from a", "from e", "and"]
-    assert read(folder / "config.json") == ["\ufffd"], "a named file of an unknown format is text"
+    assert read(folder / "photo.jpg") == ["\ufffd"], "a named file of an unknown format is text"
     assert read(folder / "b" / "d.jsonl.gz") == ["from d", "again"]
     with pytest.raises(UserError, match=r"no such file, directory or pattern.*data_pipelines.recipes"):
         read(folder / "*.zip")
@@ -76,7 +76,7 @@ def test_reader_is_found_by_name():
     assert find_reader("C4-train.00000-of-01024.JSON.gz") is read_json_lines
     assert find_reader("readme.md") is read_text
     assert find_reader("x.array_record-00000-of-00010") is find_reader("x.arrayrecord") is read_array_records
-    assert find_reader("package.json") is find_reader("x.zip") is find_reader("parquet") is None
+    assert find_reader("x.zip") is find_reader("parquet") is None
 
 
 def test_binary_file_is_refused(tmp_path):

@@ -66,7 +66,7 @@ TYPED_TO_OTHERS = [
     (Sample, "--checkpoint=x --topk=5", "--top-k=5"),
     (Sample, "--checkpoint=x --start=Once", "--prompt=Once"),
     (Evaluate, "--checkpoint=x --file=a.txt", "--text=a.txt"),
-    (Evaluate, "--text=a.txt", "--checkpoint=…"),
+    (Sample, "--prompt=a", "--checkpoint=…"),
     (ToHf, "--model=runs/x", "--checkpoint=runs/x"),
     (ToHf, "--checkpoint=x --out=y", "--output=y"),
     (Prepare, "books.txt", "--source=books.txt"),
@@ -116,6 +116,7 @@ class Options:
     label: str = "x"
     tags: tuple[str, ...] = ()
     count: int | None = None
+    split: str | None = None
     rate: float = 0.5
     kind: Literal["none", "all"] = "all"
     on: bool = field(default=True)
@@ -129,6 +130,8 @@ class Options:
         (["--label=-5"], ["--label=-5"]),
         (["--count=-5"], ["--count=-5"]),
         (["--count", "-5"], ["--count", "-5"]),
+        (["--split=none"], ["--split=none"]),
+        (["--count=null"], ["--count=None"]),
         (["--count=None"], ["--count=None"]),
         (["--kind=none"], ["--kind=none"]),
         (["--kind=ALL"], ["--kind=all"]),

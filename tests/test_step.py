@@ -74,7 +74,7 @@ def test_steps_reduce_the_loss_and_train_every_weight(state_and_step: tuple[Make
 
 def test_metrics_are_those_before_the_update(state_and_step: tuple[MakeState, Any]):
     make_state, step = state_and_step
-    nats, count = make_eval_step(NextToken())(make_state().model, make_batch())
+    nats, count, _ = make_eval_step(NextToken())(make_state().model, make_batch())
     state, metrics = step(make_state(), make_batch())
     assert int(count) == 2 * 4 * MODEL.context_length
     assert float(metrics["loss"]) == pytest.approx(float(nats) / int(count), rel=1e-6)

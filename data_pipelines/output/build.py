@@ -10,6 +10,7 @@ from data_pipelines.output.shard_writer import write_manifest
 from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import Counts, Manifest
 from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def build_shards(
     The identity is JSON that decides the output. `what` names the contents in errors.
     """
     identity, start = compute_identity(), time.perf_counter()
-    output = options.output.expanduser().resolve()
+    output = expand_path(options.output).resolve()
     with hold_lock(output):
         if (manifest := find_prepared(output, identity, overwrite=options.overwrite)) is not None:
             return manifest

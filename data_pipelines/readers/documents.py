@@ -61,13 +61,14 @@ class ReadContext:
     """Options of one pass over a source, and the notes taken on the way.
 
     `text_field` names the JSON key, column or feature that holds the text. `strict` raises at the first problem, which
-    otherwise is counted in `notes`. `block_bytes` is the usual size of a block.
+    otherwise is counted in `notes`. `block_bytes` is the usual size of a block. A text file is cut at `separator`.
     """
 
     text_field: str = TEXT_FIELD
     strict: bool = False
     notes: Notes = dataclasses.field(default_factory=Notes)
     block_bytes: int = 2**20
+    separator: str | None = None
 
     def fresh_copy(self) -> "ReadContext":
         """The same options with notes of their own, for another pass."""

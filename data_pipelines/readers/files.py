@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers import json_lines
+from data_pipelines.readers import arrow_files, json_lines
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.parquet import read_parquet
 from data_pipelines.readers.paths import find_files, identify_files, list_files_below
+from data_pipelines.readers.tables import JSON_SUFFIX, TABLE_SUFFIXES, read_table
 from data_pipelines.readers.text_files import COMPRESSED, read_text
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
 AS_TEXT = "files of an unknown format read as plain text"
@@ -24,12 +26,27 @@ _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for en
 READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (_TEXT, read_text),
     (json_lines.SUFFIXES, json_lines.read_json_lines),
+    ((JSON_SUFFIX,), json_lines.read_json),
+    (TABLE_SUFFIXES, read_table),
     ((".parquet",), read_parquet),
+    (arrow_files.SUFFIXES, arrow_files.read_arrow),
     ((".array_record", ".arrayrecord"), read_array_records),
 )
 # ArrayRecord's own tools number the files of a set behind the suffix.
 _NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
-_KNOWN = ".txt, .md, .rst, .jsonl (also .gz, .zst), .parquet or .array_record"
+_KNOWN = ".txt, .md, .rst, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
+PACKED = {
+    ".bz2": "bzip2 -dk",
+    ".xz": "xz -dk",
+    ".lz4": "lz4 -dk",
+    ".zip": "unzip",
+    ".7z": "7z x",
+    ".tar": "tar xf",
+    ".tgz": "tar xzf",
+    ".tar.gz": "tar xzf",
+    ".rar": "unrar x",
+}
+"""Endings of files to unpack first, and the command."""
 
 
 def find_reader(name: str) -> DocumentReader | None:
@@ -44,9 +61,13 @@ def open_files(spec: str) -> "Files":
         "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, FILE.py:NAME (a class of yours), or a recipe "
         "(python -m data_pipelines.recipes lists them)"
     )
-    paths = find_files(spec, find_reader, known=_KNOWN, otherwise=f" Or use {others}.")
-    folder = Path(spec).expanduser()
-    return Files(spec, paths, sum(1 for _ in list_files_below(folder)) - len(paths) if folder.is_dir() else 0)
+    # A directory of texts often has a settings.json beside them; of .json files alone, they are the data.
+    folder = expand_path(spec)
+    below = list(list_files_below(folder)) if folder.is_dir() else []
+    has_others = any(find_reader(path.name) and not path.name.lower().endswith(JSON_SUFFIX) for path in below)
+    is_known = lambda name: find_reader(name) and not (has_others and name.lower().endswith(JSON_SUFFIX))
+    paths = find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}.")
+    return Files(spec, paths, sum(1 for path in below if not is_known(path.name)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,9 @@ class Files:
 
 
 def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
+    for ending, command in sorted(PACKED.items(), key=lambda item: -len(item[0])):
+        if path.name.lower().endswith(ending):
+            raise UserError(f"{path}: is packed in a way that is not read here. Unpack it first: {command} {path.name}")
     with path.open("rb") as file:
         if b"\0" in file.read(2**16):
             raise UserError(

@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, encode_utf8, validate_utf8
+from data_pipelines.readers.fields import describe_fields, find_text
 from data_pipelines.readers.paths import find_files
+from data_pipelines.readers.tables import (
+    JSON_SUFFIX,
+    TABLE_SUFFIXES,
+    is_json_array,
+    iter_array,
+    iter_rows,
+    read_json_array,
+)
 from data_pipelines.readers.text_files import COMPRESSED, open_file
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 
 # C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
 SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
+
+
+def read_json(path: Path, context: ReadContext) -> Iterator[Chunk]:
+    """Yield the texts of a .json file: an array of objects, or JSON lines under that name."""
+    yield from (read_json_array if is_json_array(path) else read_json_lines)(path, context)
 
 
 def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
@@ -38,9 +52,9 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
         record = parse_object(bytes(validate_utf8(line, context, where=where)), where=where)
     except UserError as error:
         return context.skip_record(str(error))
-    if not isinstance(text := record.get(context.text_field), str):
-        keys = "" if context.text_field in record else ", ".join(record)[:200]
-        found = f"one with {keys} (--text-field chooses another)" if keys else str(record)[:80]
+    if (text := find_text(record, context.text_field)) is None:
+        keys = "" if context.text_field in record else quote(describe_fields(record))
+        found = f"one with {keys} (--text-field chooses another)" if keys else quote(str(record), limit=80)
         return context.skip_record(f'{where}: wanted an object with a string "{context.text_field}", got {found}.')
     return encode_utf8(text, context, where=where)
 
@@ -52,13 +66,21 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a line of JSON in UTF-8: {error}.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: wanted a JSON object, got {str(value)[:80]}.")
+        raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.")
     return value
 
 
 def iter_lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield (FILE:NUMBER, content) of every line that is not blank; numbers count from 1."""
+    """Yield (FILE:NUMBER, content) of every line that is not blank; numbers count from 1.
+
+    The objects of a .json array and the rows of a table come as lines of JSON.
+    """
     for path in paths:
+        name = path.name.lower()
+        if name.endswith(TABLE_SUFFIXES) or (name.endswith(JSON_SUFFIX) and is_json_array(path)):
+            records = iter_rows(path) if name.endswith(TABLE_SUFFIXES) else iter_array(path)
+            yield from ((where, json.dumps(record).encode()) for where, record in records)
+            continue
         with open_file(path) as file:
             for number, content in enumerate(file, start=1):
                 if content.strip():
@@ -66,7 +88,10 @@ def iter_lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def find_json_lines(spec: str) -> tuple[Path, ...]:
-    """A file, the JSON lines files in a directory, or the files of a pattern."""
-    known = ".jsonl (also .gz, .zst)"
-    is_known = lambda name: name.lower().endswith(SUFFIXES)
+    """A file, the JSON lines files and tables in a directory, or the files of a pattern.
+
+    Where names tell splits, only those of training are taken.
+    """
+    known = ".jsonl (also .gz, .zst), .csv or .tsv"
+    is_known = lambda name: name.lower().endswith((*SUFFIXES, *TABLE_SUFFIXES))
     return find_files(spec, is_known, known=known, otherwise=f" Wanted {known}.")

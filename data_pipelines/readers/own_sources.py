@@ -16,7 +16,7 @@ from typing import Any
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, Source, validate_utf8
 from gptjax.core.config_files import run_file
 from gptjax.core.errors import UserError
-from gptjax.core.files import file_sha256
+from gptjax.core.files import expand_path, file_sha256
 
 _SPEC = re.compile(r"(?P<path>.+\.py):(?P<attribute>\w+)")
 
@@ -29,7 +29,7 @@ def open_own(spec: str) -> "OwnSource | None":
     """
     if (found := _SPEC.fullmatch(spec)) is None:
         return None
-    path = Path(found["path"]).expanduser().resolve()
+    path = expand_path(found["path"]).resolve()
     if not path.is_file():
         raise UserError(f"source {spec!r}: there is no file {path}. Give FILE.py:NAME, where NAME is your class.")
     digest = file_sha256(path)

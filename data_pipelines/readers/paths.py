@@ -1,23 +1,26 @@
 """Local files by a spec: one file, those of a kind in a directory, or a pattern."""
 
+import functools
 import glob
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptjax.core.errors import UserError
-from gptjax.core.files import hash_json
+from gptjax.core.errors import UserError, format_message
+from gptjax.core.files import expand_path, hash_json
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
     A file named by itself or by a pattern may have any name. Hidden files in directories are not read, and no file is
-    read twice. `known` and `otherwise` complete the error messages.
+    read twice. Where names tell splits, only files of training are taken, and a line on stderr says so. `known` and
+    `otherwise` complete the error messages.
     """
-    path = Path(os.path.expanduser(spec or "no name"))
+    path = expand_path(spec or "no name")
     if path.is_dir():
         found = [file for file in list_files_below(path) if is_known(file.name)]
         if not found:
@@ -33,7 +36,26 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     for file in found:
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
-    return tuple(sorted(found))
+    return keep_training(spec, tuple(sorted(found)))
+
+
+def keep_training(spec: str, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files without those of validation and test, where the names of others say `train`."""
+    top = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    splits = {path: find_split(os.path.relpath(path, top)) for path in paths}
+    others = [path for path, split in splits.items() if split in ("validation", "test")]
+    if not others or "train" not in splits.values():
+        return paths
+    validation = next((path for path, split in splits.items() if split == "validation"), None)
+    hint = "" if validation is None else f" --validation-source={validation} takes that file for validation."
+    _tell(f"note: source {spec}: {len(others)} files of other splits are not read, such as {others[0]}.{hint}")
+    return tuple(path for path in paths if path not in set(others))
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Print a line once, though a source is listed several times."""
+    print(format_message(line), file=sys.stderr)
 
 
 SPLIT_WORDS = {
@@ -77,7 +99,7 @@ def list_files_below(directory: Path) -> Iterator[Path]:
 def identify_files(spec: str, paths: Iterable[Path]) -> dict[str, Any]:
     """A JSON value that differs when these files differ, whatever path names them."""
     files = {os.path.abspath(path): path for path in paths}
-    source = os.path.abspath(os.path.expanduser(spec))
+    source = os.path.abspath(expand_path(spec))
     return {"source": source, "files": len(files), "names_sizes_times": hash_names_sizes_times(files)}
 
 

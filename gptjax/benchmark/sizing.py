@@ -17,7 +17,7 @@ from gptjax.data.loader import abstract_batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import abstract_model
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import make_phase_step, prepare_device
+from gptjax.startup import make_phase_step, make_read_spec, prepare_device
 from gptjax.training.state import abstract_state
 
 PARTS = {
@@ -129,6 +129,5 @@ def plan_memory(config: TrainConfig) -> Memory | None:
     with mesh.activate():
         optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
         state = abstract_state(config.model, optimizer, mesh=mesh, has_ema=config.ema.enabled)
-        has_documents = config.model.intra_document_mask
-        batch = abstract_batch(config.batch, config.model.context_length, mesh=mesh, with_documents=has_documents)
+        batch = abstract_batch(config.batch, make_read_spec(config, None), mesh=mesh)
         return Memory.of(make_phase_step(config, mesh, config.phases[0]).lower(state, batch).compile())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.serialization import Modules, check_types, class_name
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.M
 
 def find_config(spec: str | Path) -> Path:
     """The absolute path of the config file that `spec` names. `load_config_file` describes the search."""
-    spec = Path(spec).expanduser()
+    spec = expand_path(spec)
     folders = _config_folders()
     candidates = [spec, *(folder / spec for folder in folders), *(folder.parent / spec for folder in folders)]
     for candidate in candidates:
@@ -68,7 +69,7 @@ def import_modules(names: Iterable[str]) -> Modules:
     """
     modules: dict[str, types.ModuleType] = {}
     for name in names:
-        path = Path(name).expanduser()
+        path = expand_path(name)
         if path.suffix != ".py":
             modules[name] = _import_module(name)
         elif path.is_file():

@@ -12,9 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 
 AnyPath = str | os.PathLike[str]
+
+
+def expand_path(path: AnyPath) -> Path:
+    """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
+
+    Every path of a command line or a config is read by this function.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{quote(str(path))} begins with the home directory of a user who does not exist.") from None
 
 
 def cache_directory() -> Path:

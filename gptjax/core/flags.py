@@ -1,8 +1,8 @@
 """The words of a command line before tyro reads them: forms that people type, and what is said of a wrong one.
 
 `list_flags` knows the flags that tyro makes of a dataclass. `normalize_words` writes `--model.bias=False`,
-`--steps=1e3` and `--data.path=none` as tyro wants them. `explain_words` finds the word that tyro refused, and the one
-that was meant.
+`--steps=1e3` and `--checkpoint.every=none` as tyro wants them. `explain_words` finds the word that tyro refused, and
+the one that was meant.
 """
 
 import dataclasses
@@ -151,7 +151,8 @@ def _switch(name: str, is_true: bool) -> str:
 
 
 def _normalize_value(value: str, flag: Flag) -> str:
-    if value.lower() in NONE and types.NoneType in flag.types and value not in flag.choices:
+    # Where a text is wanted, `none` may be one: --split=none.
+    if value.lower() in NONE and types.NoneType in flag.types and str not in flag.types and value not in flag.choices:
         return "None"
     if int in flag.types and float not in flag.types and str not in flag.types:
         try:

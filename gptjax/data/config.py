@@ -4,15 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.data.batch_size import count_rows_before
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import read_manifest
 from gptjax.data.mixture import MixtureSchedule
 from gptjax.data.packing import Packing
+from gptjax.data.preferences import check_kind
 from gptjax.data.readers import MixtureReader, SequenceReader, check_stream
-from gptjax.data.sequences import open_sequences
+from gptjax.data.sequences import Sequences, open_sequences
 from gptjax.data.shards import Format
-from gptjax.data.source import DataSource, ReadSpec
+from gptjax.data.source import DataSource, ReadSpec, RowSet
 from gptjax.data.splits import find_split_files, open_split
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -31,14 +33,15 @@ class TokenShards(DataSource):
     """For shards without a tokenizer.json beside them: `gpt2`, `gpt2:DIR`, `bytes` or a tokenizer.json elsewhere."""
     packing: Packing = "concat"
     """How documents become rows: `concat` (as GPT-2's), `bos_aligned` (each row begins with a document), `best_fit`
-    (whole documents, padded) or `bos_best_fit` (whole documents, the last of a row cropped); see packing.py."""
+    (whole documents, padded), `best_fit_truncate` (the same, those longer than a row cut) or `bos_best_fit` (whole
+    documents, the last of a row cropped); see packing.py."""
     prefetch: int = 2
     """Batches read ahead by a thread."""
 
     def resolve(self) -> "TokenShards":
         if self.path is None:
             raise UserError("data.path is not given. Point it at a directory of shards: --data.path=DIR.")
-        return replace(self, path=str(Path(self.path).expanduser().absolute()))
+        return replace(self, path=str(expand_path(self.path).absolute()))
 
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer that made the shards; None for foreign shards without `tokenizer`."""
@@ -62,13 +65,24 @@ class TokenShards(DataSource):
         return tokenizer
 
     def open(self, spec: ReadSpec) -> SequenceReader:
-        stream = self.open_stream("train")
+        return SequenceReader(self.open_rows("train", spec), spec, packing=self.packing, prefetch=self.prefetch)
+
+    def open_rows(self, split: str, spec: ReadSpec) -> Sequences:
+        if spec.rows == "pairs":
+            raise UserError("data is TokenShards, but this objective reads pairs. Use data=PreferenceShards(path=...).")
+        check_kind(self._directory, pairs=False)
+        if spec.rows == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
+            raise UserError(
+                f"data.packing is {self.packing!r}, which cuts conversations anywhere. "
+                "Use --data.packing=best_fit_truncate."
+            )
+        stream = self.open_stream(split)
         check_stream(stream, spec)
-        sequences = open_sequences(stream, spec.context_length, self.packing, end_of_text=spec.end_of_text)
-        return SequenceReader(sequences, spec, packing=self.packing, prefetch=self.prefetch)
+        return open_sequences(stream, spec.context_length, self.packing, end_of_text=spec.end_of_text)
 
     def open_stream(self, split: str) -> TokenStream:
         """A split, once all files of the directory are known to be as the manifest says."""
+        check_kind(self._directory, pairs=False)
         stream = open_split(self._directory, split, format=self.format)
         check_unchanged(self._directory)
         return stream
@@ -149,6 +163,10 @@ class Mixture(DataSource):
 
     def open_stream(self, split: str) -> TokenStream | None:
         return self.components[self.validation].data.open_stream(split) if split == "val" else None
+
+    def open_rows(self, split: str, spec: ReadSpec) -> RowSet | None:
+        one = self.components[self.validation].data
+        return one.open_rows(split, replace(spec, batch_schedule=())) if split == "val" else None
 
     def history_until(self, step: int) -> str:
         own = [f"weights {weights} from step {s}" for s, weights in self._list_weights() if s < step or s == 0]

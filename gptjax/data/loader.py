@@ -21,7 +21,7 @@ from gptjax.sharding.mesh import MeshConfig
 
 Batch = dict[str, GBT]
 """`tokens` and `targets` (G, B, T) int32, where G counts micro-batches; a target of IGNORE_INDEX is not scored. With
-documents also `segments` and `positions`, see `source.RowReader.read`."""
+documents also `segments` and `positions`, with a reference `reference`, see `source.RowReader.read`."""
 HostBatch = dict[str, np.ndarray]
 """The same on the host."""
 
@@ -45,7 +45,7 @@ class BatchLoader:
         source = f"{self.reader.name}, step {step},"
         check_token_ids(found["tokens"], self.spec.vocab_size, source=source)
         check_token_ids(found["targets"][found["targets"] != IGNORE_INDEX], self.spec.vocab_size, source=source)
-        rows = {name: np.zeros((batch.size, length), np.int32) for name in batch_fields(self.spec.with_documents)}
+        rows = {name: np.zeros((batch.size, length), dtype) for name, dtype in batch_fields(self.spec).items()}
         for name, array in rows.items():
             array[places] = found[name]
         return {name: array.reshape(shape) for name, array in rows.items()}
@@ -67,22 +67,22 @@ class BatchLoader:
 
     def abstract_batch(self, step: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a step's batch. Call it under `mesh.activate()`."""
-        spec = self.spec
-        return abstract_batch(self.batch(step), spec.context_length, mesh=self.mesh, with_documents=spec.with_documents)
+        return abstract_batch(self.batch(step), self.spec, mesh=self.mesh)
 
 
-def batch_fields(with_documents: bool) -> tuple[str, ...]:
-    """The names of a batch's arrays."""
-    return ("tokens", "targets", "segments", "positions") if with_documents else ("tokens", "targets")
+def batch_fields(spec: ReadSpec) -> dict[str, np.dtype]:
+    """The names and types of a batch's arrays."""
+    names: tuple[str, ...] = ("tokens", "targets", "segments", "positions")
+    names = names if spec.with_documents else names[:2]
+    fields: dict[str, np.dtype] = dict.fromkeys(names, np.dtype(np.int32))
+    return fields if spec.reference is None else fields | {"reference": np.dtype(np.float32)}
 
 
-def abstract_batch(
-    batch: BatchSize, context_length: int, *, mesh: MeshConfig, with_documents: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(batch: BatchSize, spec: ReadSpec, *, mesh: MeshConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch, to compile without data. Call it under `mesh.activate()`."""
-    shape = (batch.grad_accum, batch.microbatch, context_length)
-    rows = jax.ShapeDtypeStruct(shape, jax.numpy.int32, sharding=batch_sharding(mesh))
-    return dict.fromkeys(batch_fields(with_documents), rows)
+    shape = (batch.grad_accum, batch.microbatch, spec.context_length)
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in batch_fields(spec).items()}
 
 
 def batch_sharding(mesh: MeshConfig) -> NamedSharding | None:

@@ -4,17 +4,25 @@ Pairs are the documents of an ordinary split: document 2i is the chosen one of p
 Both contain the prompt; the loss mask scores the completion only.
 """
 
+import functools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath
+from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import read_manifest
+from gptjax.data.packing import PackingPlan, pack_units
+from gptjax.data.readers import SequenceReader, check_stream
+from gptjax.data.sequences import BestFitSequences, count_scored, describe_cuts
+from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import open_split
 from gptjax.data.token_stream import TokenStream
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 KIND = "preferences"
 """The kind that the manifest of such shards records in its request."""
@@ -56,11 +64,157 @@ class PreferencePairs:
 
 def open_preferences(directory: AnyPath, split: str) -> PreferencePairs:
     """The pairs of one split of a directory that `data_pipelines.prepare_preferences` wrote."""
+    check_kind(directory, pairs=True)
+    return PreferencePairs(open_split(directory, split))
+
+
+def check_kind(directory: AnyPath, *, pairs: bool) -> None:
+    """Raise unless the shards of a directory are pairs, or are not, as wanted."""
     manifest = read_manifest(directory)
     found = "without manifest.json" if manifest is None else f"of {manifest.request.get('kind', 'text')}"
-    if found != f"of {KIND}":
+    if pairs and found != f"of {KIND}":
         raise UserError(
             f"{Path(directory)}: holds no preference data, but shards {found}. "
             "Make some with python -m data_pipelines.prepare_preferences."
         )
-    return PreferencePairs(open_split(directory, split))
+    if not pairs and found == f"of {KIND}":
+        raise UserError(
+            f"{Path(directory)}: holds preference pairs, whose rejected texts are not to be learned. Read them with "
+            "data=PreferenceShards(path=...) and an objective such as DPO()."
+        )
+
+
+def read_log_probs(directory: Path, split: str, stream: TokenStream) -> np.ndarray:
+    """The reference's log-probability of each token of a split, float32, as `gptjax.reference` stored it."""
+    found = np.load(directory / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+    if found.shape != (len(stream),) or found.dtype != np.float32:
+        raise UserError(f"{directory}/{split}.npy does not fit {stream.name}. Remove it; it is computed again.")
+    return found
+
+
+@dataclass(frozen=True)
+class PreferenceShards(DataSource):
+    """A directory of preference pairs, as `data_pipelines.prepare_preferences` writes it, for objectives such as DPO.
+
+    Both documents of a pair are in one row of T tokens, beside other pairs. A pair longer than a row is cut.
+    """
+
+    path: str | None = None
+    """Directory of the shards."""
+    prefetch: int = 2
+    """Batches read ahead by a thread."""
+
+    def resolve(self) -> "PreferenceShards":
+        if self.path is None:
+            raise UserError("data.path is not given. Point it at a directory of preference pairs: --data.path=DIR.")
+        return replace(self, path=str(Path(self.path).expanduser().absolute()))
+
+    def load_tokenizer(self) -> Tokenizer | None:
+        return load_tokenizer(Path(self._directory) / "tokenizer.json")
+
+    def open(self, spec: ReadSpec) -> SequenceReader:
+        return SequenceReader(self.open_rows("train", spec), spec, packing="pairs", prefetch=self.prefetch)
+
+    def open_rows(self, split: str, spec: ReadSpec) -> "PairSequences":
+        if spec.rows != "pairs":
+            raise UserError(
+                f"{self._directory} holds preference pairs, but the objective does not read pairs: it would learn the "
+                "rejected texts, too. Use an objective such as DPO()."
+            )
+        stream = self.open_stream(split)
+        check_stream(stream, spec)
+        log_probs = None if spec.reference is None else read_log_probs(spec.reference, split, stream)
+        rows = PairSequences(stream, spec.context_length, end_of_text=spec.end_of_text, log_probs=log_probs)
+        if len(rows) == 0:
+            raise UserError(
+                f"{stream.name}: no pair has answers within {spec.context_length} tokens. Use a longer row."
+            )
+        return rows
+
+    def open_stream(self, split: str) -> TokenStream:
+        """A split, once all files of the directory are known to be as the manifest says."""
+        check_kind(self._directory, pairs=True)
+        stream = open_split(self._directory, split)
+        check_unchanged(self._directory)
+        _ = PreferencePairs(stream)
+        return stream
+
+    @property
+    def _directory(self) -> str:
+        path = self.resolve().path
+        assert path is not None
+        return path
+
+
+class PairSequences(BestFitSequences):
+    """Rows of whole pairs, packed by best fit. `log_probs` are the reference's, for every token of the stream."""
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        context_length: int,
+        *,
+        end_of_text: int | None = None,
+        log_probs: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(stream, context_length, end_of_text=end_of_text)
+        self._log_probs = log_probs
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Starts and lengths (pairs, 2) as they are read, and which pairs are read at all."""
+        starts = self._document_starts.astype(np.int64)
+        whole = np.diff(starts, append=len(self.stream)).reshape(-1, 2)
+        starts, lengths = starts.reshape(-1, 2), cut_pairs(whole, self.context_length)
+        scored = count_scored(self.stream.loss_mask, (starts + 1).reshape(-1), (starts + lengths).reshape(-1))
+        kept = np.logical_and(*(scored.reshape(-1, 2) > 0).T)
+        for pair in np.flatnonzero(kept & (lengths != whole).any(axis=1)).tolist():
+            kept[pair] = not self._is_same(starts[pair], lengths[pair])
+        return starts, lengths, kept
+
+    def _is_same(self, starts: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether what is left of a pair is the same text."""
+        one, other = (self.stream.read(int(a), int(n)) for a, n in zip(starts, lengths, strict=True))
+        return np.array_equal(one, other)
+
+    @functools.cached_property
+    def plan(self) -> PackingPlan:
+        starts, lengths, kept = self._pairs
+        ends = np.ones((int(kept.sum()), 2), bool)
+        return pack_units(starts[kept], lengths[kept], ends, context_length=self.context_length)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs that are read."""
+        return int(self._pairs[2].sum())
+
+    @property
+    def notes(self) -> list[str]:
+        starts, lengths, kept = self._pairs
+        whole = np.diff(self._document_starts, append=len(self.stream)).reshape(-1, 2)
+        cut = int((lengths != whole).any(axis=1).sum())
+        own = [f"{self.num_pairs:,} pairs, {self.num_pairs / len(self):.1f} in a row"]
+        return own + describe_cuts(
+            "pairs", len(starts), cut=cut, left_out=int((~kept).sum()), limit=self.context_length
+        )
+
+    def find_targets(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n T"]:
+        """The place in the stream of each target of these rows; -1 where there is none."""
+        at = self._locate(rows)
+        places = np.full(len(rows) * self.context_length, -1, np.int64)
+        places[at.place] = at.source + 1
+        places[at.place[at.last]] = -1
+        return places.reshape(len(rows), self.context_length)
+
+    def _read_more(self, source: np.ndarray, scored: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
+        if self._log_probs is None:
+            return {}
+        targets = np.minimum(source + 1, len(self.stream) - 1)
+        return {"reference": (np.where(scored, self._log_probs[targets], np.float32(0)), 0)}
+
+
+def cut_pairs(lengths: Int[np.ndarray, "pairs 2"], limit: int) -> Int[np.ndarray, "pairs 2"]:
+    """Lengths that are together at most `limit`: the longer document is cut first, none below half of the limit."""
+    shorter = np.minimum(lengths.min(axis=1), limit // 2)
+    allowed = np.maximum(limit - shorter, limit // 2)
+    return np.minimum(lengths, allowed[:, None])

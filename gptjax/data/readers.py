@@ -42,7 +42,8 @@ class SequenceReader(RowReader):
             f"{stream.paths[0].parent}: {len(stream):,} tokens in {len(sequences):,} sequences"
             + (f", {sequences.dropped:.2%} of the tokens not used" if sequences.dropped > 0.001 else "")
             + (f", {sequences.padding:.2%} padding" if sequences.padding > 0 else "")
-            + ("" if stream.has_manifest else "; without a manifest.json, changes of the files are not detected")
+            + ("" if stream.has_manifest else "; without a manifest.json, changes of the files are not detected"),
+            *sequences.notes,
         ]
 
 
@@ -61,7 +62,7 @@ class MixtureReader(RowReader):
         for i in np.unique(components):
             own = np.flatnonzero(components == i)
             for name, values in self.readers[i].read(numbers[own]).items():
-                found.setdefault(name, np.empty((len(rows), values.shape[1]), np.int32))[own] = values
+                found.setdefault(name, np.empty((len(rows), values.shape[1]), values.dtype))[own] = values
         return found
 
     def epochs(self, rows: int) -> dict[str, float]:
@@ -89,6 +90,11 @@ def check_stream(stream: TokenStream, spec: ReadSpec) -> None:
     check_documents(stream, spec.end_of_text, per_file=16)
     if spec.with_documents:
         check_documents_known(stream, spec.end_of_text)
+    if spec.rows != "text" and stream.loss_mask is None:
+        raise UserError(
+            f"{stream.name}: no file says which tokens are answers, so this objective has nothing to learn. Prepare "
+            "conversations with python -m data_pipelines.prepare_chat, or pairs with prepare_preferences."
+        )
 
 
 def check_token_ids(tokens: np.ndarray, vocab_size: int, *, source: str) -> None:

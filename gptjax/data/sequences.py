@@ -5,6 +5,7 @@ Any row can be read at any time, many at once, without a loop over tokens. Order
 
 import functools
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -18,6 +19,7 @@ from gptjax.data.packing import (
     pack_best_fit,
     pack_bos_aligned,
     pack_bos_best_fit,
+    pack_units,
 )
 from gptjax.data.source import Rows
 from gptjax.data.token_stream import TokenStream
@@ -43,6 +45,11 @@ class Sequences(ABC):
     def padding(self) -> float:
         """Share of positions that hold no token."""
         return 0.0
+
+    @property
+    def notes(self) -> list[str]:
+        """What is cut or left out, for the head of a run."""
+        return []
 
     @abstractmethod
     def read(self, rows: Numbers, *, with_documents: bool = False) -> Rows:
@@ -125,6 +132,23 @@ class BosAlignedSequences(_ContiguousSequences):
         return self._starts[rows]
 
 
+class _Places(NamedTuple):
+    """The pieces of some rows, and all their tokens, in order."""
+
+    piece: Numbers
+    """Of each piece, its number in the plan."""
+    last: Numbers
+    """Of each piece, its last token, counted among all tokens of these rows."""
+    source: Numbers
+    """Of each token, its place in the stream."""
+    place: Numbers
+    """Of each token, its place in the rows, counted through them all."""
+    position: Numbers
+    """Of each token, its place in its piece."""
+    segment: Numbers
+    """Of each token, the number of its piece in the row, from 1 on."""
+
+
 class BestFitSequences(Sequences):
     """Whole documents side by side; rows end in padding."""
 
@@ -137,31 +161,44 @@ class BestFitSequences(Sequences):
 
     def read(self, rows: Numbers, *, with_documents: bool = False) -> Rows:
         """A document is followed by the end-of-text id that begins the next one, or else by nothing that is scored."""
-        plan, end = self.plan, self.end_of_text
-        row, piece = plan.find_pieces(rows)
-        lengths = plan.lengths[piece]
-        ends, first_of_row = np.cumsum(lengths), np.searchsorted(row, np.arange(len(rows)))
-        begins = ends - lengths  # of each piece, among all tokens of these rows
-        token = np.arange(int(lengths.sum()))
-        positions = token - np.repeat(begins, lengths)
-        source = positions + np.repeat(plan.starts[piece], lengths)
-        at = token + np.repeat(row * self.context_length - begins[first_of_row][row], lengths)
-
-        tokens = self.stream.take(source).astype(np.int32)
-        targets, last = np.append(tokens[1:], tokens[-1:]), ends - 1
-        targets[last] = self._read_next(source[last])
-        scored = self._is_next_scored(source)
-        last = last[plan.ends_document[piece]]
+        at = self._locate(rows)
+        end = self.end_of_text
+        tokens = self.stream.take(at.source).astype(np.int32)
+        targets, last = np.append(tokens[1:], tokens[-1:]), at.last
+        targets[last] = self._read_next(at.source[last])
+        scored = self._is_next_scored(at.source)
+        last = last[self.plan.ends_document[at.piece]]
         scored[last] &= end is not None and targets[last] == end
         values = {"tokens": (tokens, end or 0), "targets": (np.where(scored, targets, IGNORE_INDEX), IGNORE_INDEX)}
         if with_documents:
-            number = np.repeat(np.arange(len(piece)) - first_of_row[row] + 1, lengths)
-            values |= {"segments": (number, 0), "positions": (positions, 0)}
-        return {name: self._place(array, at, len(rows), padding) for name, (array, padding) in values.items()}
+            values |= {"segments": (at.segment, 0), "positions": (at.position, 0)}
+        values |= self._read_more(at.source, scored)
+        return {name: self._place(array, at.place, len(rows), padding) for name, (array, padding) in values.items()}
+
+    def _read_more(self, source: Numbers, scored: Bool[np.ndarray, " n"]) -> dict[str, tuple[np.ndarray, int]]:
+        """Further arrays of the tokens at these places of the stream, and what fills their padding."""
+        return {}
+
+    def _locate(self, rows: Numbers) -> "_Places":
+        """Where the tokens of these rows are in the stream and in the rows."""
+        row, piece = self.plan.find_pieces(rows)
+        lengths = self.plan.lengths[piece]
+        ends, first_of_row = np.cumsum(lengths), np.searchsorted(row, np.arange(len(rows)))
+        begins = ends - lengths  # of each piece, among all tokens of these rows
+        token = np.arange(int(lengths.sum()))
+        position = token - np.repeat(begins, lengths)
+        return _Places(
+            piece=piece,
+            last=ends - 1,
+            source=position + np.repeat(self.plan.starts[piece], lengths),
+            place=token + np.repeat(row * self.context_length - begins[first_of_row][row], lengths),
+            position=position,
+            segment=np.repeat(np.arange(len(piece)) - first_of_row[row] + 1, lengths),
+        )
 
     def _place(self, values: np.ndarray, at: np.ndarray, rows: int, padding: int) -> np.ndarray:
-        """Rows with these values at these places, and padding elsewhere."""
-        filled = np.full(rows * self.context_length, padding, np.int32)
+        """Rows with these values at these places, and padding elsewhere; int32, or float32 if the values are."""
+        filled = np.full(rows * self.context_length, padding, np.float32 if values.dtype == np.float32 else np.int32)
         filled[at] = values
         return filled.reshape(rows, self.context_length)
 
@@ -195,6 +232,41 @@ class BosBestFitSequences(BestFitSequences):
         return pack_bos_best_fit(self._document_starts, len(self.stream), self.context_length)
 
 
+class TruncatedSequences(BestFitSequences):
+    """Documents side by side, each cut to the length of a row. Those in which nothing is scored are left out."""
+
+    @functools.cached_property
+    def plan(self) -> PackingPlan:
+        starts = self._document_starts.astype(np.int64)
+        lengths = np.minimum(np.diff(starts, append=len(self.stream)), self.context_length)
+        kept = count_scored(self.stream.loss_mask, starts + 1, starts + lengths) > 0
+        pieces = starts[kept][:, None], lengths[kept][:, None]
+        return pack_units(*pieces, np.ones_like(pieces[0], bool), context_length=self.context_length)
+
+    @property
+    def notes(self) -> list[str]:
+        lengths = np.diff(self._document_starts, append=len(self.stream))
+        cut, left_out = int((lengths > self.context_length).sum()), len(lengths) - len(self.plan.starts)
+        return describe_cuts("documents", len(lengths), cut=cut, left_out=left_out, limit=self.context_length)
+
+
+def count_scored(mask: np.ndarray | None, begins: Numbers, ends: Numbers) -> Numbers:
+    """The scored tokens of each range of a stream; without a mask all tokens are scored."""
+    if mask is None:
+        return np.maximum(ends - begins, 0)
+    before = np.concatenate([[0], np.cumsum(mask == 1, dtype=np.int64)])
+    return before[np.maximum(ends, begins)] - before[begins]
+
+
+def describe_cuts(what: str, total: int, *, cut: int, left_out: int, limit: int) -> list[str]:
+    """Lines that say how many documents are cut or left out; none if all are read whole."""
+    found = (
+        (cut, f"are longer than {limit} tokens and cut"),
+        (left_out, f"are left out, for nothing in their first {limit} tokens is scored"),
+    )
+    return [f"{count:,} of {total:,} {what} {fate}" for count, fate in found if count]
+
+
 def open_sequences(stream: TokenStream, context_length: int, packing: Packing, *, end_of_text: int | None) -> Sequences:
     """The rows of a split; raises `UserError` if there are none."""
     kinds = {
@@ -202,6 +274,7 @@ def open_sequences(stream: TokenStream, context_length: int, packing: Packing, *
         "bos_aligned": BosAlignedSequences,
         "best_fit": BestFitSequences,
         "bos_best_fit": BosBestFitSequences,
+        "best_fit_truncate": TruncatedSequences,
     }
     sequences = kinds[packing](stream, context_length, end_of_text=end_of_text)
     if len(sequences) == 0:

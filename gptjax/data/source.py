@@ -7,7 +7,8 @@ A class of your own needs `open` alone: derive from `DataSource` and `RowReader`
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -17,7 +18,14 @@ from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer
 
 Rows = dict[str, np.ndarray]
-"""Arrays of shape (n, T), int32, by name; see `RowReader.read`."""
+"""Arrays of shape (n, T), int32 or float32, by name; see `RowReader.read`."""
+RowKind = Literal["text", "answers", "pairs"]
+"""What an objective reads:
+
+- `text`: any rows.
+- `answers`: whole documents that do not see each other, with marks of what is scored.
+- `pairs`: the same, where a chosen document and the rejected one after it are a pair.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,10 @@ class ReadSpec:
     """Read `segments` and `positions` too, for attention within documents."""
     batch_schedule: BatchSchedule
     """Turns steps into row numbers. Empty inside a mixture, where a component's rows do not follow the steps."""
+    rows: RowKind = "text"
+    """The kind of rows that the objective reads."""
+    reference: Path | None = None
+    """File with the reference's log-probabilities of the training tokens (`data.reference`), read as `reference`."""
 
 
 @runtime_checkable
@@ -54,6 +66,7 @@ class RowReader(Protocol):
 
         `tokens` and `targets` are (n, T), int32; targets are IGNORE_INDEX where nothing is scored. With documents also
         `segments` (number of the document within its row, from 1 on, 0 for padding) and `positions` (place within it).
+        With `spec.reference` also `reference`, float32: the reference's log-probability of each scored target.
         """
         ...
 
@@ -64,6 +77,17 @@ class RowReader(Protocol):
     def describe(self) -> list[str]:
         """Lines for the head of a run: where the data is, its size, what is not used."""
         return []
+
+
+@runtime_checkable
+class RowSet(Protocol):
+    """A number of rows, each of which can be read by its number."""
+
+    stream: TokenStream
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Int[np.ndarray, " n"], *, with_documents: bool = False) -> Rows: ...
 
 
 @runtime_checkable
@@ -87,6 +111,10 @@ class DataSource(Protocol):
 
     def open_stream(self, split: str) -> TokenStream | None:
         """The split `val` or `train` as one stream of tokens, for evaluators; None if there is no such stream."""
+        return None
+
+    def open_rows(self, split: str, spec: ReadSpec) -> "RowSet | None":
+        """The rows of a split in their order, of the kind `spec.rows`, for objectives that read whole documents."""
         return None
 
     def history_until(self, step: int) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
+from gptjax.core.files import expand_path
 from gptjax.huggingface.form import CONFIG_FILE, Form
 from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
@@ -111,7 +112,7 @@ def fetch_model(model: str) -> Path:
     `hf:NAME` is always the hub's. A directory of the name of a model is read, and a note says so.
     """
     name = model.removeprefix(HUB_PREFIX)
-    directory = Path(model).expanduser()
+    directory = expand_path(model)
     if name == model and directory.is_dir():
         _check_model_directory(model, directory)
         return directory

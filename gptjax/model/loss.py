@@ -5,6 +5,7 @@ hand: the head is multiplied three times in all and nothing of size B · T · V 
 head may be sharded by vocabulary (tensor) and by width (fsdp); the communication is written out below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -110,91 +111,132 @@ _sum_nats.defvjp(_forward, _backward)
 
 def _local_nats(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Scalar:
     """The sum over all devices, computed on one of them."""
-    gathered = _gather_head(options, head)
+    gathered = gather_head(options, head)
 
     def add_chunk(total: Scalar, chunk: tuple[Array, Array]) -> tuple[Scalar, None]:
         h, y = chunk
-        return total + _chunk_nats(options, h, y, gathered)[0], None
+        return total + score_chunk(options, h, y, gathered)[0].sum(), None
 
-    total, _ = jax.lax.scan(add_chunk, jnp.float32(0), _split_into_chunks(options, hidden, targets))
+    chunks = split_into_chunks(options, hidden), split_into_chunks(options, targets, fill=IGNORE_INDEX)
+    total, _ = jax.lax.scan(add_chunk, jnp.float32(0), chunks)
     return options.sum_over(total, "data", "fsdp")
 
 
 def _local_gradients(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> tuple[Scalar, BTD, Head]:
     """The sum, and its gradients for this device's rows and its part of the head."""
-    gathered = _gather_head(options, head)
-    chunks, labels = _split_into_chunks(options, hidden, targets)
+
+    def score(h: Array, y: Array, *, head: Head) -> tuple[Scalar, Array]:
+        nats, d_logits = score_chunk(options, h, y, head)
+        return nats.sum(), d_logits
+
+    total, d_hidden, d_head = accumulate_gradients(options, score, hidden, head, rows=(targets,))
+    return options.sum_over(total, "data", "fsdp"), d_hidden, d_head
+
+
+def accumulate_gradients(
+    options: LossOptions, score: Callable[..., tuple[Any, Array]], hidden: BTD, head: Head, *, rows: tuple[Array, ...]
+) -> tuple[Any, BTD, Head]:
+    """Sums over this device's tokens, and the gradients for its hidden states and its part of the head.
+
+    Args:
+        score: (hidden states (M, D), a chunk of each of the `rows`, head=gathered) → (sums, gradient of the logits).
+        rows: targets (B, T) and other arrays (B, T, …); the last chunk is filled with ignored targets and zeros.
+    """
+    gathered = gather_head(options, head)
+    chunks = split_into_chunks(options, hidden)
+    split = tuple(split_into_chunks(options, array, fill=0 if i else IGNORE_INDEX) for i, array in enumerate(rows))
     # Transposed once, before the loop: XLA on CPU multiplies a transposed operand at less than half its speed. The
     # head's gradient is summed transposed for the same reason. Other backends do not mind.
     transposed = chunks.astype(options.dtype).mT
     # A probability of 1e-7 would be 0 in float16. The objective's own scale comes later, with the loss's gradient.
     factor = FLOAT16_FACTOR if options.dtype == "float16" else 1.0
 
-    def add_chunk(carry: tuple[Scalar, Head], chunk: tuple[Array, Array, Array]) -> tuple[tuple[Scalar, Head], Array]:
+    def add_chunk(carry: tuple[Any, Head], chunk: tuple[Array, ...]) -> tuple[tuple[Any, Head], Array]:
         total, d_head = carry
-        h, h_transposed, y = chunk
-        nats, d_logits = _chunk_nats(options, h, y, gathered)
+        h, h_transposed, *own = chunk
+        sums, d_logits = score(h, *own, head=gathered)
         d_bias = None if d_head.bias is None else d_head.bias + d_logits.sum(axis=0)
         d_logits = (d_logits * factor).astype(options.dtype)
         d_weight = d_head.weight + jnp.einsum("dm,mv->dv", h_transposed, d_logits, preferred_element_type=jnp.float32)
         d_h = jnp.einsum("mv,vd->md", d_logits, gathered.weight, preferred_element_type=jnp.float32)
-        return (total + nats, Head(d_weight, d_bias)), options.sum_over(d_h / factor, "tensor").astype(h.dtype)
+        total = jax.tree.map(jnp.add, total, sums)
+        return (total, Head(d_weight, d_bias)), options.sum_over(d_h / factor, "tensor").astype(h.dtype)
 
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(lambda: score(chunks[0], *(array[0] for array in split), head=gathered)[0]),
+    )
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
-    (total, d_head), d_chunks = jax.lax.scan(add_chunk, (jnp.float32(0), zeros), (chunks, transposed, labels))
+    (total, d_head), d_chunks = jax.lax.scan(add_chunk, (zero, zeros), (chunks, transposed, *split))
     d_weight = d_head.weight.T / factor
-    d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
+    d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: rows[0].size].reshape(hidden.shape)
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
     d_weight = options.sum_over(d_weight, "data")
     d_bias = None if d_head.bias is None else options.sum_over(d_head.bias, "data", "fsdp")
-    return options.sum_over(total, "data", "fsdp"), d_hidden, Head(d_weight, d_bias)
+    return total, d_hidden, Head(d_weight, d_bias)
 
 
-def _chunk_nats(
-    options: LossOptions, h: Float[Array, "M D"], y: Int[Array, " M"], head: Head
-) -> tuple[Scalar, Float[Array, "M V"]]:
-    """Summed cross-entropy of M tokens, and its gradient for their logits (this device's columns)."""
+class ChunkLogits(NamedTuple):
+    """The logits of a chunk of tokens, this device's columns of them, softcapped and masked beyond the vocabulary."""
+
+    logits: Float[Array, "M V"]
+    column: Int[Array, "M V"]
+    """The id of each column."""
+    first: Any
+    """The id of the first column."""
+    softcap_vjp: Callable[[Array], tuple[Array]]
+    """From the gradient of the softcapped logits to that of the products."""
+
+
+def compute_logits(options: LossOptions, h: Float[Array, "M D"], head: Head) -> ChunkLogits:
+    """The logits of M tokens from a gathered head."""
     rows = head.weight.shape[0]
     logits = jnp.einsum("md,vd->mv", h.astype(options.dtype), head.weight, preferred_element_type=jnp.float32)
     logits = logits if head.bias is None else logits + head.bias[None]
-    tensor = options.mesh.axis_sizes["tensor"]
-    first = jax.lax.axis_index("tensor") * rows if tensor > 1 else 0
+    first = jax.lax.axis_index("tensor") * rows if options.mesh.axis_sizes["tensor"] > 1 else 0
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first
     softcap = partial(apply_softcap, cap=options.logit_softcap, curve=options.logit_softcap_curve)
     logits, softcap_vjp = jax.vjp(softcap, logits)
-    logits = jnp.where(column < options.vocab_size, logits, -jnp.inf)
+    return ChunkLogits(jnp.where(column < options.vocab_size, logits, -jnp.inf), column, first, softcap_vjp)
 
+
+def normalize(options: LossOptions, logits: Float[Array, "M V"]) -> tuple[Array, Array, Array]:
+    """(exp(logits - largest), their sum over the whole vocabulary, log Σ exp logits)."""
     largest = logits.max(axis=1)
-    if tensor > 1:
+    if options.mesh.axis_sizes["tensor"] > 1:
         largest = jax.lax.pmax(largest, "tensor")
     exponentials = jnp.exp(logits - largest[:, None])
     partition = options.sum_over(exponentials.sum(axis=1), "tensor")
-    here = (y >= first) & (y < first + rows)  # the label's column is one of this device's
+    return exponentials, partition, jnp.log(partition) + largest
+
+
+def score_chunk(
+    options: LossOptions, h: Float[Array, "M D"], y: Int[Array, " M"], head: Head
+) -> tuple[Float[Array, " M"], Float[Array, "M V"]]:
+    """Cross-entropy of M tokens, 0 where nothing is scored, and its gradient for their logits."""
+    logits, column, first, softcap_vjp = compute_logits(options, h, head)
+    exponentials, partition, log_partition = normalize(options, logits)
+    here = (y >= first) & (y < first + logits.shape[1])  # the label's column is one of this device's
     picked = jnp.take_along_axis(logits, jnp.where(here, y - first, 0)[:, None], axis=1)[:, 0]
     label = options.sum_over(jnp.where(here, picked, 0.0), "tensor")
 
     scored = (y != IGNORE_INDEX).astype(jnp.float32)
-    log_partition = jnp.log(partition) + largest
     nats = (log_partition - label) * scored
     weight = scored if options.z_loss == 0.0 else scored * (1.0 + 2.0 * options.z_loss * log_partition)
     d_logits = exponentials * (weight / partition)[:, None] - (column == y[:, None]) * scored[:, None]
-    return nats.sum(), softcap_vjp(d_logits)[0]
+    return nats, softcap_vjp(d_logits)[0]
 
 
-def _split_into_chunks(
-    options: LossOptions, hidden: BTD, targets: BT
-) -> tuple[Float[Array, "chunks M D"], Int[Array, "chunks M"]]:
-    """Tokens in a row, cut into chunks of M. The last chunk is filled with ignored targets."""
-    h, y = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    size = min(options.chunk_tokens, y.size)
-    if missing := -y.size % size:
-        h = jnp.pad(h, ((0, missing), (0, 0)))
-        y = jnp.pad(y, (0, missing), constant_values=IGNORE_INDEX)
-    return h.reshape(-1, size, h.shape[-1]), y.reshape(-1, size)
+def split_into_chunks(options: LossOptions, array: Array, *, fill: int = 0) -> Array:
+    """(B, T, …) → (chunks, M, …): tokens in a row, cut into chunks. The last chunk is filled up."""
+    rows = array.reshape(-1, *array.shape[2:])
+    size = min(options.chunk_tokens, len(rows))
+    missing = ((0, -len(rows) % size), *((0, 0) for _ in rows.shape[1:]))
+    return jnp.pad(rows, missing, constant_values=fill).reshape(-1, size, *rows.shape[1:])
 
 
-def _gather_head(options: LossOptions, head: Head) -> Head:
+def gather_head(options: LossOptions, head: Head) -> Head:
     """This device's rows of the head, whole in width. It is cast first, so that fewer bytes travel."""
     weight = head.weight.astype(options.dtype)
     is_sharded = options.mesh.axis_sizes["fsdp"] > 1

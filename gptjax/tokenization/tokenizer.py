@@ -24,7 +24,7 @@ import tiktoken
 from jaxtyping import Int32
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.files import hash_json, write_atomically
+from gptjax.core.files import expand_path, hash_json, write_atomically
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate, read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
 from gptjax.tokenization.tokenizer_json import (
@@ -112,6 +112,13 @@ class Tokenizer(ABC):
             f"the {self.name} tokenizer cannot take special tokens ({', '.join(specials)}); use a byte-level BPE: "
             "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
         )
+
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this tokenizer is another one with more special tokens behind its vocabulary."""
+        added = {i for name, i in self.specials.items() if name not in other.specials}
+        same = {name: i for name, i in self.specials.items() if name in other.specials} == other.specials
+        rest = (self.kind, self.pattern, self.tokens) == (other.kind, other.pattern, other.tokens)
+        return bool(added) and min(added) >= other.vocab_size and same and rest
 
     def with_end_of_text(self, name: str) -> "Tokenizer":
         """The same tokenizer with this special token as its end of text. The ids of a text stay.
@@ -295,11 +302,11 @@ def _load(name: str) -> Tokenizer:
     if name == "gpt2":
         return _load_gpt2()
     if name.startswith("gpt2:"):
-        tokenizer = _make_tokenizer(read_directory(Path(name.removeprefix("gpt2:")).expanduser()))
+        tokenizer = _make_tokenizer(read_directory(expand_path(name.removeprefix("gpt2:"))))
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
-    path = Path(name).expanduser()
+    path = expand_path(name)
     if path.is_dir():
         return _add_neighbours(_make_tokenizer(read_directory(path)), path)
     if path.is_file():

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
 from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
-from gptjax.data.source import DataSource
+from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
-from gptjax.training.objective import Objective
+from gptjax.training.objective import Objective, get_row_kind
 
 if TYPE_CHECKING:
     from gptjax.model import generation, gpt
@@ -46,6 +47,10 @@ class EvalContext:
     model: GPTConfig
     objective: Objective
     mesh: MeshConfig
+    frozen: "gpt.GPT | None" = None
+    """The second model of the objective, if it has one."""
+    read_spec: ReadSpec | None = None
+    """What the run asks of its training data."""
 
     @functools.cached_property
     def validation(self) -> TokenStream:
@@ -105,7 +110,10 @@ class ValidationLoss:
     def should_run(self, step: int, *, steps: int) -> bool:
         return step % self.every == 0 or step == steps
 
-    def open(self, context: EvalContext) -> "ValidationEvaluator":
+    def open(self, context: EvalContext) -> Any:
+        """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
+        if get_row_kind(context.objective) != "text":
+            return RowsEvaluator(context, tokens=self.tokens, batch_size=self.batch_size)
         return ValidationEvaluator(context.validation, context, tokens=self.tokens, batch_size=self.batch_size)
 
 
@@ -166,7 +174,7 @@ class ValidationEvaluator:
         sums: deque[jax.Array] = deque()
         nats: list[float] = []
         for rows in batches:
-            sums.append(self._step(model, put_on_devices(rows, mesh))[0])
+            sums.append(self._step(model, put_on_devices(rows, mesh), self.context.frozen).loss)
             if len(sums) > 2:  # a few in flight keep the device busy without queueing a whole split's rows on it
                 nats.append(float(sums.popleft()))
         nats.extend(map(float, sums))
@@ -178,6 +186,55 @@ def to_metrics(nats: float, tokens: int, text_bytes: int | None) -> Metrics:
     loss = nats / tokens
     values: Metrics = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
     return values | ({"val_bpb": nats / math.log(2) / text_bytes} if text_bytes else {})
+
+
+class RowsEvaluator:
+    """The objective's mean and its other metrics on whole validation documents, packed into rows, each once."""
+
+    compares_raw_weights = True
+
+    def __init__(self, context: EvalContext, *, tokens: int | None, batch_size: int) -> None:
+        """Raise `UserError` if the data has no such rows. `tokens` are those of whole rows, scored or not."""
+        assert context.read_spec is not None
+        _ = context.validation  # its fingerprint is the run's
+        rows = context.data.open_rows("val", context.read_spec)
+        if rows is None:
+            raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
+        self.rows, self.context = rows, context
+        devices = context.mesh.num_batch_shards
+        self.batch_size = -(-batch_size // devices) * devices
+        length = context.model.context_length
+        self.count = len(rows) if tokens is None else min(len(rows), -(-tokens // length))
+        self._step = training_step.make_eval_step(context.objective)
+
+    def describe(self) -> str:
+        unit = "pair" if get_row_kind(self.context.objective) == "pairs" else "scored token"
+        return (
+            f"{self.count:,} of {len(self.rows):,} rows of {self.rows.stream.name}, whole documents that do not see "
+            f"each other; the mean over each {unit}"
+        )
+
+    def __call__(self, model: "gpt.GPT") -> Metrics:
+        totals: dict[str, float] = defaultdict(float)
+        for start in range(0, self.count, self.batch_size):
+            sums = self._step(model, put_on_devices(self._read(start), self.context.mesh), self.context.frozen)
+            for name, value in {"loss": sums.loss, "count": sums.scored, **sums.metrics}.items():
+                totals[name] += float(value)
+        count = totals.pop("count")
+        if count == 0:
+            raise UserError(f"{self.rows.stream.name}: nothing in these rows is scored. Take more of them.")
+        return {f"val_{name}": total / count for name, total in totals.items()}
+
+    def _read(self, start: int) -> dict[str, np.ndarray]:
+        """A batch (1, B, T) of rows; what is beyond the last row is padding."""
+        numbers = np.arange(start, min(start + self.batch_size, self.count))
+        missing = self.batch_size - len(numbers)
+        rows = self.rows.read(numbers, with_documents=True)
+        fill = {"targets": IGNORE_INDEX}
+        padded = {
+            name: np.pad(a, ((0, missing), (0, 0)), constant_values=fill.get(name, 0)) for name, a in rows.items()
+        }
+        return {name: array[None] for name, array in padded.items()}
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,6 @@ class LossScale:
         """The scale of step 0."""
         return cls(jnp.float32(INITIAL_SCALE), jnp.int32(0))
 
-    def unscale(self, tree: Any) -> Any:
-        """A scaled loss or its gradients, divided by the scale."""
-        return jax.tree.map(lambda x: x / self.scale, tree)
-
     def update(self, finite: Array) -> "LossScale":
         """The scale after an update that was finite, or was not."""
         count = jnp.where(finite, self.finite_steps + 1, 0)

@@ -1,35 +1,88 @@
-"""Objectives: a model and a micro-batch become (summed loss, number of scored tokens)."""
+"""Objectives: a model and a micro-batch become sums of the loss, of what it is averaged over, and of other metrics."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
+from gptjax.data.source import RowKind
 from gptjax.model.loss import LossOptions, next_token_loss
-from gptjax.sharding.axes import BT, Count, DropoutKeys, Scalar
+from gptjax.sharding.axes import BTD, Count, DropoutKeys, Scalar
 
 if TYPE_CHECKING:
     from gptjax.model import gpt
 else:
     gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
-MicroBatch = dict[str, BT]
-"""Rows of a micro-batch: `tokens`, `targets` and, for document masks, `segments` and `positions`; int32 (B, T) each."""
+MicroBatch = dict[str, Any]
+"""Rows of a micro-batch: `tokens`, `targets` and, for document masks, `segments` and `positions`; int32 (B, T) each.
+With a stored reference also its log-probability of each target, `reference`, float32 (B, T)."""
+
+
+class LossSums(NamedTuple):
+    """Sums over all rows of a micro-batch on all devices. The step adds micro-batches up, and divides once."""
+
+    loss: Scalar
+    scored: Count
+    """What the loss is averaged over: scored tokens, or pairs."""
+    metrics: Mapping[str, Scalar] = MappingProxyType({})
+    """Other sums, by the name of their mean. They are divided by `scored`, too."""
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A training objective: a frozen dataclass with this method."""
+    """A training objective: a frozen dataclass with this method.
+
+    It may have a class variable `rows` (`data.source.RowKind`), and be a `FrozenModelObjective`.
+    """
 
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def sum_loss(
         self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None
-    ) -> tuple[Scalar, Count]:
+    ) -> LossSums | tuple[Scalar, Count]:
         """(loss, scored tokens), each summed over all rows on all devices. The step divides the two sums."""
         ...
+
+
+@runtime_checkable
+class FrozenModelObjective(Protocol):
+    """An objective that needs a second model, which is not trained: a reference, or a teacher.
+
+    `sum_loss` gets it as `frozen=`.
+    """
+
+    def load_frozen_model(self, load: Callable[[str | None], "gpt.GPT"]) -> "gpt.GPT | None":
+        """The model, on the run's mesh; None if the loss does without.
+
+        Called once before the first step of a new or resumed run. `load` returns the weights of a run directory, or for
+        None those that the run starts from.
+        """
+        ...
+
+
+def get_row_kind(objective: Objective) -> RowKind:
+    """The kind of rows that an objective reads; a class without `rows` takes any."""
+    return getattr(objective, "rows", "text")
+
+
+def compute_sums(
+    objective: Objective,
+    model: "gpt.GPT",
+    batch: MicroBatch,
+    dropout_keys: DropoutKeys | None = None,
+    *,
+    frozen: "gpt.GPT | None" = None,
+) -> LossSums:
+    """The sums of any objective; one that returns a pair has no other metrics."""
+    extra: dict[str, Any] = {"frozen": frozen} if isinstance(objective, FrozenModelObjective) else {}
+    found = objective.sum_loss(model, batch, dropout_keys, **extra)
+    sums = found if isinstance(found, LossSums) else LossSums(found[0], found[1])
+    return sums._replace(metrics=dict(sums.metrics))
 
 
 @dataclass(frozen=True)
@@ -52,12 +105,29 @@ class NextToken:
         self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None
     ) -> tuple[Scalar, Count]:
         """(nats, scored targets), summed over all rows on all devices."""
-        documents = gpt.DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
         return next_token_loss(
-            model.hidden_states(batch["tokens"], dropout_keys, documents=documents),
+            run_rows(model, batch, dropout_keys),
             model.output_head,
             batch["targets"],
             options=LossOptions.from_config(
                 model.config, chunk_tokens=self.chunk_tokens, mesh=model.mesh, z_loss=self.z_loss
             ),
         )
+
+
+def run_rows(model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> BTD:
+    """The final hidden states of the rows of a micro-batch."""
+    documents = gpt.DocumentIds(batch["segments"], batch["positions"]) if "segments" in batch else None
+    return model.hidden_states(batch["tokens"], dropout_keys, documents=documents)
+
+
+@dataclass(frozen=True)
+class SFT(NextToken):
+    """Supervised fine-tuning: cross-entropy of the answers only, given all that stands before them.
+
+    Rows hold whole conversations that do not see each other. The loss is the sum of nats over the number of scored
+    tokens of the whole batch, over all rows, micro-batches and devices. So a part of the batch without a scored token
+    changes nothing, and a long answer counts more than a short one. The logged `loss` is this mean.
+    """
+
+    rows: ClassVar[RowKind] = "answers"

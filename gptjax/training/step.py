@@ -1,8 +1,8 @@
 """The training step: rows → gradients → update. Pure functions of the state, compiled once, with donated memory.
 
-A scan sums the micro-batches, and the sum is divided by the number of scored tokens of the whole batch. So 1 × N and
-N × 1 rows give the same gradient. Under plain data parallelism each device sums its own rows, and the sums are reduced
-exactly once (see `_compute_gradients`).
+A scan sums the micro-batches, and the sums are divided by the number of scored tokens of the whole batch. So 1 × N and
+N × 1 rows give the same gradient, and rows without a scored token change nothing. Under plain data parallelism each
+device sums its own rows, and the sums are reduced exactly once (see `_compute_gradients`).
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale
-from gptjax.training.objective import MicroBatch, Objective
+from gptjax.training.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.training.state import TrainState
 
 StepMetrics = dict[str, jax.Array]
-SumLoss = Callable[[GPT, MicroBatch, DropoutKeys | None], tuple[Scalar, Count]]
-"""(model, micro-batch, dropout keys) → (summed loss, number of scored tokens)."""
+SumLoss = Callable[[GPT, MicroBatch, DropoutKeys | None, GPT | None], LossSums]
+"""(model, micro-batch, dropout keys, frozen model) → sums over the micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,36 @@ class StepConfig:
 def make_train_step(
     objective: Objective, optimizer: Optimizer, *, config: StepConfig, mesh: MeshConfig
 ) -> jax.stages.Wrapped:
-    """Return the jitted step (state, batch) → (next state, metrics). It donates the state.
+    """Return the jitted step (state, batch, frozen model or None) → (next state, metrics). It donates the state.
 
-    Metrics: `loss` (nats per scored token), `grad_norm` (before clipping), `learning_rate`, and the state's `skipped`
-    and `consecutive_skips`. An update is skipped if its norm, the loss or the gradient is not finite: weights, moments
-    and average stay as they are, and the step number goes on. Models in float16 have a `loss_scale`: that of this step.
+    Metrics: `loss` and the objective's others, each the mean over scored tokens (or pairs), whose number is `scored`
+    where it varies; `grad_norm` (before clipping), `learning_rate`, and the state's `skipped` and `consecutive_skips`.
+    An update is skipped if its norm, the loss or the gradient is not finite: weights, moments and average stay as they
+    are, and the step number goes on. Models in float16 have a `loss_scale`: that of this step.
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
     update, apply_updates = in_optimizer(transformation.update), in_optimizer(optax.apply_updates)
 
-    def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None) -> tuple[Scalar, Count]:
-        return objective.sum_loss(with_static(model, config=config.model), batch, dropout_keys)
+    def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None, frozen: GPT | None) -> LossSums:
+        return compute_sums(objective, with_static(model, config=config.model), batch, dropout_keys, frozen=frozen)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, batch: Batch, frozen: GPT | None = None) -> tuple[TrainState, StepMetrics]:
         model_config = config.model or state.model.config
         dropout_keys = None
         if model_config.dropout > 0:
             dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
-        loss, gradients = _compute_gradients(
-            sum_loss, state.model, batch=batch, dropout_keys=dropout_keys, loss_scale=state.loss_scale, mesh=mesh
+        sums, gradients = _compute_gradients(
+            sum_loss,
+            state.model,
+            batch=batch,
+            dropout_keys=dropout_keys,
+            frozen=frozen,
+            loss_scale=state.loss_scale,
+            mesh=mesh,
         )
+        scored = jnp.maximum(sums.scored, 1)
+        loss = sums.loss / scored
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -89,6 +98,8 @@ def make_train_step(
         )
         learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
+        metrics |= {name: value / scored for name, value in sums.metrics.items()}
+        metrics |= {} if get_row_kind(objective) == "text" else {"scored": sums.scored}
         metrics |= {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale}
         return next_state, metrics | {
             "skipped": next_state.skipped,
@@ -98,17 +109,21 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(objective: Objective) -> Callable[[GPT, Batch], tuple[Scalar, Count]]:
-    """Return the jitted evaluation (model, batch) → (summed loss, number of scored tokens), without dropout."""
+def make_eval_step(objective: Objective) -> Callable[..., LossSums]:
+    """Return the jitted evaluation (model, batch, frozen model or None) → sums over the batch, without dropout."""
 
-    def eval_step(model: GPT, batch: Batch) -> tuple[Scalar, Count]:
-        def add(total: tuple[Scalar, Count], micro_batch: MicroBatch) -> tuple[tuple[Scalar, Count], None]:
-            loss, count = objective.sum_loss(model, micro_batch)
-            return (total[0] + loss, total[1] + count), None
-
-        return jax.lax.scan(add, (jnp.float32(0), jnp.int32(0)), batch)[0]
+    def eval_step(model: GPT, batch: Batch, frozen: GPT | None = None) -> LossSums:
+        compute = lambda micro_batch: compute_sums(objective, model, micro_batch, frozen=frozen)
+        add = lambda total, micro_batch: (jax.tree.map(jnp.add, total, compute(micro_batch)), None)
+        return jax.lax.scan(add, _zero_sums(compute, batch), batch)[0]
 
     return jax.jit(eval_step)
+
+
+def _zero_sums(compute: Callable[[MicroBatch], LossSums], batch: Batch) -> LossSums:
+    """Zeros in the shape of the sums of a micro-batch."""
+    shapes = jax.eval_shape(lambda: compute(jax.tree.map(lambda rows: rows[0], batch)))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def lr_scale_at(step: Count, lr_scales: tuple[tuple[int, float], ...]) -> Scalar:
@@ -136,65 +151,62 @@ def _compute_gradients(
     *,
     batch: Batch,
     dropout_keys: jax.Array | None,
+    frozen: GPT | None,
     loss_scale: LossScale | None,
     mesh: MeshConfig,
-) -> tuple[Scalar, GPT]:
-    """Mean loss over all scored tokens, and its gradient, computed times the scale if there is one."""
-    divisor = jnp.maximum(jnp.sum(batch["targets"] != IGNORE_INDEX), 1)
-    if loss_scale is None:
-        return _sum_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, divisor=divisor, mesh=mesh)
-    divisor = divisor / loss_scale.scale
-    scaled = _sum_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, divisor=divisor, mesh=mesh)
-    return loss_scale.unscale(scaled)
-
-
-def _sum_gradients(
-    sum_loss: SumLoss,
-    model: GPT,
-    *,
-    batch: Batch,
-    dropout_keys: jax.Array | None,
-    divisor: Scalar | Count,
-    mesh: MeshConfig,
-) -> tuple[Scalar, GPT]:
-    """The loss of all scored tokens over `divisor`, and its gradient.
+) -> tuple[LossSums, GPT]:
+    """Sums over the whole batch, and the gradient of the mean loss, computed times the scale if there is one.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
     has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
     shard_map, and the sums are reduced once, in float32.
     """
-    if not mesh.is_data_parallel_only:
-        return _accumulate_gradients(sum_loss, model, batch=batch, dropout_keys=dropout_keys, divisor=divisor)
-
+    factor = jnp.float32(1)
+    if loss_scale is not None:  # about that of the mean: a sum over a batch would overflow float16
+        factor = loss_scale.scale / jnp.maximum(jnp.sum(batch["targets"] != IGNORE_INDEX), 1)
+    accumulate = partial(_accumulate_gradients, sum_loss)
     local_mesh = replace(mesh, data=1)
 
     def sum_local_rows(
-        model: GPT, batch: Batch, dropout_keys: jax.Array | None, divisor: Scalar | Count
-    ) -> tuple[Scalar, GPT]:
-        local_model = with_static(model, mesh=local_mesh)
-        loss, gradients = _accumulate_gradients(
-            sum_loss, local_model, batch=batch, dropout_keys=dropout_keys, divisor=divisor
+        model: GPT, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None, factor: Scalar
+    ) -> tuple[LossSums, GPT]:
+        local_frozen = None if frozen is None else with_static(frozen, mesh=local_mesh)
+        sums, gradients = accumulate(
+            with_static(model, mesh=local_mesh), batch, dropout_keys=dropout_keys, frozen=local_frozen, factor=factor
         )
-        return jax.lax.psum((loss, with_static(gradients, mesh=mesh)), "data")
+        return jax.lax.psum((sums, with_static(gradients, mesh=mesh)), "data")
 
-    sharded, replicated = PartitionSpec(None, "data"), PartitionSpec()
-    in_specs = (replicated, sharded, None if dropout_keys is None else sharded, replicated)
-    return mesh.shard_map(sum_local_rows, in_specs, replicated)(model, batch, dropout_keys, divisor)
+    if mesh.is_data_parallel_only:
+        rows, all_ = PartitionSpec(None, "data"), PartitionSpec()
+        in_specs = (all_, rows, None if dropout_keys is None else rows, None if frozen is None else all_, all_)
+        sum_rows = mesh.shard_map(sum_local_rows, in_specs, all_)
+        sums, gradients = sum_rows(model, batch, dropout_keys, frozen, factor)
+    else:
+        sums, gradients = accumulate(model, batch, dropout_keys=dropout_keys, frozen=frozen, factor=factor)
+    divisor = factor * jnp.maximum(sums.scored, 1)
+    return sums, jax.tree.map(lambda gradient: gradient / divisor, gradients)
 
 
 def _accumulate_gradients(
-    sum_loss: SumLoss, model: GPT, *, batch: Batch, dropout_keys: jax.Array | None, divisor: Scalar | Count
-) -> tuple[Scalar, GPT]:
-    """Scan over the micro-batches, and sum their losses over `divisor` and the gradients of these."""
+    sum_loss: SumLoss,
+    model: GPT,
+    batch: Batch,
+    *,
+    dropout_keys: jax.Array | None,
+    frozen: GPT | None,
+    factor: Scalar,
+) -> tuple[LossSums, GPT]:
+    """Scan over the micro-batches, and add up their sums and the gradients of the loss times `factor`."""
 
-    def compute_share(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> Scalar:
-        loss, _ = sum_loss(model, micro_batch, dropout_keys)
-        return loss / divisor
+    def compute(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> tuple[Scalar, LossSums]:
+        sums = sum_loss(model, micro_batch, dropout_keys, frozen)
+        return factor * sums.loss, sums
 
-    def add(total: tuple[Scalar, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[Scalar, GPT], None]:
-        share = jax.value_and_grad(compute_share)(model, *inputs)
+    def add(total: tuple[LossSums, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, GPT], None]:
+        (_, sums), gradients = jax.value_and_grad(compute, has_aux=True)(model, *inputs)
         with jax.named_scope("accumulate"):
-            return jax.tree.map(jnp.add, total, share), None
+            return jax.tree.map(jnp.add, total, (sums, gradients)), None
 
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
-    return jax.lax.scan(add, zero, (batch, dropout_keys))[0]
+    first_keys = None if dropout_keys is None else dropout_keys[0]
+    zero_sums = _zero_sums(lambda micro_batch: compute(model, micro_batch, first_keys)[1], batch)
+    return jax.lax.scan(add, (zero_sums, jax.tree.map(jnp.zeros_like, model)), (batch, dropout_keys))[0]

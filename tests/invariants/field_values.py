@@ -24,7 +24,7 @@ from gptjax.optim import (
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
-from gptjax.training.objective import NextToken
+from gptjax.training.objective import SFT, NextToken
 from gptjax.training.stages import Stage
 
 
@@ -38,6 +38,13 @@ def replace_model(**changes: Any) -> Callable[[TrainConfig], TrainConfig]:
     return lambda base: replace(base, model=replace(base.model, **changes))
 
 
+def place_objective(base: TrainConfig, objective: Any, *, data: Any, name: str) -> TrainConfig:
+    """An objective that reads whole documents, with the data of this name."""
+    path = str(Path(base.data.path).with_name(name))  # pyright: ignore[reportAttributeAccessIssue]
+    model = replace(base.model, intra_document_mask=True)
+    return replace(base, objective=objective, data=replace(data, path=path), model=model)
+
+
 SECTIONS: dict[type, Callable[[TrainConfig], Any]] = {
     TrainConfig: lambda base: base,
     Stage: lambda base: Stage(1, batch_size=16, lr_scale=2.0),
@@ -48,6 +55,7 @@ SECTIONS: dict[type, Callable[[TrainConfig], Any]] = {
     Mixture: make_mixture,
     MixtureComponent: lambda base: make_mixture(base).components[0],
     NextToken: lambda base: base.objective,
+    SFT: lambda base: SFT(),
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(
         schedule=Constant(), momentum_schedule=Constant(warmup_steps=2), ns_dtype="float32", weight_decay=0.1
@@ -90,6 +98,8 @@ def place_section(base: TrainConfig, section: Any) -> TrainConfig:
             return replace(base, stages=(section,))
         case ValidationLoss() | Samples() | BigramBaseline():
             return replace(base, evaluators=(section,))
+        case SFT():
+            return place_objective(base, section, data=TokenShards(packing="best_fit_truncate"), name="chat")
         case TensorBoardLogger() | WandbLogger():
             return replace(base, log=LogConfig(loggers=(section,)))
         case Constant() | Cosine() | Linear() | WarmupStableDecay():
@@ -164,6 +174,7 @@ PROGRAM: dict[type, dict[str, Any]] = {
         "scan_layers": "off",
     },
     NextToken: {"chunk_tokens": 32, "z_loss": 1e-4},
+    SFT: {"chunk_tokens": 32, "z_loss": 1e-4},
     AdamW: {
         "learning_rate": 0.1,
         "beta1": 0.8,

@@ -21,6 +21,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import pytest
+from scored import draw_documents, write_documents
 from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 import gptjax.data.config
@@ -84,6 +85,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A config that uses every part: dropout, an untied head, a schedule that decays."""
     directory = tmp_path_factory.mktemp("fields")
     write_text_shards(directory / "other", lines=40)
+    write_documents(directory / "chat", {"train": draw_documents(40, seed=1), "val": draw_documents(9, seed=2)})
     model = {
         "dropout": 0.1,
         "tie_embeddings": False,

@@ -91,7 +91,7 @@ def evaluate_average(config: TrainConfig, mesh: MeshConfig, state: TrainState) -
     with mesh.activate():
         batch = next(open_loader(config, mesh).iterate_from(0))
         assert state.ema is not None
-        nats, count = make_eval_step(config.objective)(state.ema, batch)
+        nats, count, _ = make_eval_step(config.objective)(state.ema, batch)
     return float(nats) / int(count)
 
 

@@ -1,13 +1,13 @@
 """Which peers are asked for, and the work that makes them comparable with a config."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.benchmark.peers.torch_client import TorchContestant
 from gptjax.benchmark.peers.work import AdamWSettings, DecodingWork, PeerModel, TorchPeer, TrainingWork, Work
 from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW
 from gptjax.sharding.mesh import MeshConfig
@@ -58,7 +58,7 @@ def parse_peers(spec: str, mode: TorchMode) -> list[Peer]:
     modes = [compiled for compiled in (False, True) if mode in ("both", "compile" if compiled else "eager")]
     if library == "transformers":
         return [TorchPeer("transformers", compiled) for compiled in modes]
-    path = Path(directory).expanduser() / "model.py"
+    path = expand_path(directory) / "model.py"
     if not directory or not path.is_file():
         found = f"{path} does not exist" if directory else "no directory is given"
         raise UserError(f"--peer={spec}: {found}. Give --peer=nanogpt:DIR, where DIR/model.py is nanoGPT's.")

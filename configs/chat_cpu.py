@@ -1,0 +1,51 @@
+"""A chat model in minutes on two cores: it learns a small world, then to answer, then a preference. First stage: texts.
+
+    bash launch/chat_cpu.sh                                                    # all three stages, and their figures
+
+or one by one:
+
+    python -m data_pipelines.small_world --output=data/small_world
+    python -m data_pipelines.train_tokenizer --source=data/small_world/text.jsonl --vocab-size=260 \\
+        --special-tokens=chat --split=none --output=data/small_world
+    python -m data_pipelines.prepare --source=data/small_world/text.jsonl --tokenizer=data/small_world \\
+        --split=hash:0.02 --output=data/small_world/text
+    python -m gptjax.train --config=configs/chat_cpu.py
+
+Data      statements about people, spellings and sums, made by a generator; a token is a byte or two
+Model     4 layers × 128, context 128, 0.83 M parameters
+"""
+
+from gptjax.config import TrainConfig
+from gptjax.data.config import TokenShards
+from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.optim import Muon, WarmupStableDecay
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.objective import NextToken
+
+config = TrainConfig(
+    name="chat_cpu",
+    steps=900,
+    batch_size=16,
+    model=GPTConfig(
+        num_layers=4,
+        embed_dim=128,
+        num_heads=4,
+        context_length=128,
+        vocab_size=None,
+        bias=False,
+        positions="rotary",
+        norm="rms",
+        intra_document_mask=True,
+        compute=ComputeConfig(dtype="float32", remat="none", scan_layers="off"),
+    ),
+    data=TokenShards(path="data/small_world/text", packing="best_fit"),
+    optimizer=Muon(
+        learning_rate=0.02,
+        adam_learning_rate=0.01,
+        schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
+    ),
+    objective=NextToken(chunk_tokens=256),
+    checkpoint=CheckpointConfig(every=300),
+    evaluators=(ValidationLoss(every=300),),
+)

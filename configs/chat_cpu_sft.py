@@ -1,0 +1,37 @@
+"""The second stage of `chat_cpu`: supervised fine-tuning on questions and answers about the small world.
+
+    python -m data_pipelines.prepare_chat --source=data/small_world/chat.jsonl --tokenizer=data/small_world \\
+        --split=hash:0.05 --output=data/small_world/chat
+    python -m gptjax.train --config=configs/chat_cpu_sft.py
+
+Data      85 % of all questions, each with two ways to answer; the others are held out, to be answered exactly
+Model     that of `chat_cpu`
+"""
+
+from dataclasses import replace
+
+from configs.chat_cpu import config as base
+from gptjax.data.config import TokenShards
+from gptjax.optim import Muon, WarmupStableDecay
+from gptjax.training.answers import Answers
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.objective import SFT
+
+ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=150, max_new_tokens=24, opening="Sure: ")
+
+config = replace(
+    base,
+    name="chat_cpu_sft",
+    init_from="runs/chat_cpu",
+    steps=300,
+    data=TokenShards(path="data/small_world/chat", packing="best_fit_truncate"),
+    optimizer=Muon(
+        learning_rate=0.01,
+        adam_learning_rate=0.003,
+        schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
+    ),
+    objective=SFT(chunk_tokens=256),
+    checkpoint=CheckpointConfig(every=150),
+    evaluators=(ValidationLoss(every=150), ANSWERS),
+)

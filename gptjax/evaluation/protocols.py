@@ -1,0 +1,222 @@
+"""Protocols: how a text becomes windows. The presets are those of others, each equal to its original.
+
+The same weights have many perplexities: split, unit, window and context decide. So a protocol says all of it in words.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.evaluation.windows import Ids, Window, disjoint_windows, rolling_windows, strided_windows
+
+FirstToken = Literal["context", "end-of-text"]
+Documents = Literal["together", "alone"]
+Words = Literal["words", "line-ends", "split"]
+PRESETS = ("gptjax", "nanogpt", "modded-nanogpt", "hf-stride-512", "harness", "wikitext2-rows")
+MODDED_TOKENS = 10_485_760
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which tokens are read together, and which are scored."""
+
+    name: str = "gptjax"
+    window: int | None = None
+    """Tokens that a row reads. None: the model's context."""
+    stride: int | None = None
+    """Tokens between the starts of windows. None: as many as a window has, so that no token is read twice."""
+    first_token: FirstToken = "end-of-text"
+    """`end-of-text` puts that token before each document, so that its first token is predicted, too; `context` adds
+    nothing, and what opens a text is not predicted. Shards are taken as they are stored."""
+    documents: Documents = "together"
+    """`together` runs documents into one text; `alone` begins a text with each."""
+    full_windows: bool = False
+    """What is left at the end, shorter than a window, is not scored."""
+    whole_rows: bool = False
+    """Documents are cut after one window; the rest is not scored (truncation)."""
+    ends_with_text: bool = False
+    """The last window is moved back to end with the text, so that it sees all that fits."""
+    label_shift: bool = False
+    """Weights of windows are as transformers' page has them: each window counts a token less than it scores."""
+    tokens: int | None = None
+    """Predictions, from the start. None: all."""
+    max_documents: int | None = None
+    """Documents, from the start. None: all."""
+    rows: bool = False
+    """Each line of a text file that is not blank is a document, with its line end."""
+    words: Words = "words"
+    """What word perplexity counts in the original text: words between blanks; `line-ends` counts those, too; `split` is
+    the harness' count, which blanks at the ends of a document raise."""
+
+    def resolve(self, context_length: int) -> "Protocol":
+        """With numbers for window and stride. Raises `UserError` if they do not fit."""
+        window = self.window or context_length
+        stride = self.stride or window
+        for name, value, most in (("window", window, context_length), ("stride", stride, window)):
+            if not 1 <= value <= most:
+                limit = "the model's context" if name == "window" else "the window"
+                raise UserError(f"--{name} is {value}; it lies between 1 and {limit} of {most} tokens.")
+        return replace(self, window=window, stride=stride)
+
+    def cut(self, tokens: Ids, *, first: int | None = None) -> Iterator[Window]:
+        """The windows of a text. The protocol is resolved.
+
+        Args:
+            first: an id that stands before the text and opens its first window; None: the text opens it.
+        """
+        assert self.window is not None
+        assert self.stride is not None
+        if self.whole_rows:
+            tokens = tokens[: self.window]
+        if first is not None and self.ends_with_text:
+            yield from rolling_windows(tokens, self.window, first=first)
+            return
+        if first is not None:
+            tokens = np.concatenate([np.array([first], tokens.dtype), tokens])
+        if self.stride < self.window or self.label_shift:
+            windows = strided_windows(tokens, self.window, stride=self.stride)
+        else:
+            windows = disjoint_windows(tokens, self.window)
+        yield from (w for w in windows if not self.full_windows or len(w.inputs) == self.window)
+
+    def describe(self, *, has_end_of_text: bool = True, is_stored: bool = False) -> str:
+        """The protocol in words, for a tokenizer with an end of text or without, and for shards."""
+        together = {"together": "documents run together", "alone": "each document by itself"}[self.documents]
+        apart = "without overlap" if self.stride == self.window else f"{self.stride} apart"
+        adds = self.first_token == "end-of-text" and has_end_of_text
+        first = "documents follow an end of text" if adds else "the first token is context"
+        first = "tokens as they are stored" if is_stored else first
+        parts = [f"{self.name}: windows of {self.window} {apart}", together, first]
+        if self.whole_rows:
+            parts.append("longer documents are cut")
+        if self.full_windows:
+            parts.append("full windows only")
+        if self.ends_with_text:
+            parts.append("the last window ends with its document")
+        if self.label_shift:
+            parts.append("a window of n scored tokens has the weight n - 1, as on transformers' page")
+        if self.rows:
+            parts.append("each line that is not blank is a document")
+        if self.max_documents is not None:
+            parts.append(f"the first {self.max_documents} documents")
+        if self.tokens is not None:
+            parts.append(f"the first {self.tokens:,} tokens")
+        return ", ".join(parts)
+
+
+def find_protocol(name: str) -> Protocol:
+    """A preset by name.
+
+    - `gptjax`: windows side by side over the text, as `ValidationLoss` has them.
+    - `nanogpt`: its `estimate_loss`, over all windows instead of random ones (`nanogpt_windows` takes offsets).
+    - `modded-nanogpt`: the first 10,485,760 tokens of FineWeb's validation shard, side by side.
+    - `hf-stride-512`: transformers' page on perplexity, windows 512 apart.
+    - `harness`: lm-evaluation-harness' rolling log-likelihood.
+    - `wikitext2-rows`: the first 100 rows of WikiText-2's validation text, each alone, cut at 512 tokens.
+    """
+    presets = {
+        "gptjax": Protocol(),
+        "nanogpt": Protocol("nanogpt", first_token="context", full_windows=True),
+        "modded-nanogpt": Protocol("modded-nanogpt", full_windows=True, tokens=MODDED_TOKENS),
+        "hf-stride-512": Protocol("hf-stride-512", stride=512, first_token="context", label_shift=True),
+        "harness": Protocol("harness", documents="alone", ends_with_text=True, words="split"),
+        "wikitext2-rows": Protocol(
+            "wikitext2-rows",
+            window=512,
+            first_token="context",
+            documents="alone",
+            whole_rows=True,
+            max_documents=100,
+            rows=True,
+        ),
+    }
+    if name not in presets:
+        raise UserError(f"--protocol={name} is unknown; wanted one of {', '.join(presets)}.")
+    return presets[name]
+
+
+class PlacedWindow(NamedTuple):
+    """A window, and which document each of its scored tokens belongs to; -1: the token does not count."""
+
+    window: Window
+    documents: np.ndarray
+    weight: float
+    """Factor on its log-probabilities and on its count of tokens in figures per token."""
+
+
+def place_windows(
+    protocol: Protocol,
+    documents: Sequence[Ids],
+    *,
+    end_of_text: int | None = None,
+    offsets: Sequence[int] | None = None,
+    masks: Sequence[np.ndarray] | None = None,
+) -> list[PlacedWindow]:
+    """The windows of all documents under a resolved protocol.
+
+    Args:
+        end_of_text: goes before each document if the protocol wants it; None: documents are taken as they are.
+        offsets: starts of nanoGPT's random windows, instead of all windows. They may overlap.
+        masks: for each token whether its prediction counts; for documents that are taken as they are.
+
+    Raises:
+        UserError: nothing is left to be predicted, or an offset lies outside the text.
+    """
+    if protocol.max_documents is not None:
+        documents = documents[: protocol.max_documents]
+    first = end_of_text if protocol.first_token == "end-of-text" else None
+    owners = [np.full(len(tokens), number) for number, tokens in enumerate(documents)]
+    if masks is not None:
+        owners = [np.where(mask, owner, -1) for owner, mask in zip(owners, masks, strict=False)]
+    if protocol.documents == "alone":
+        placed = _place_documents(protocol, documents, owners, first=first)
+    else:
+        if first is not None:
+            documents = [np.concatenate([np.array([first], np.int32), tokens]) for tokens in documents]
+            owners = [np.concatenate([owner[:1], owner]) for owner in owners]
+        text = np.concatenate([*documents, np.zeros(0, np.int32)])
+        if protocol.tokens is not None:
+            text = text[: protocol.tokens + 1]
+        placed = _place_text(protocol, text, np.concatenate([*owners, np.zeros(0, np.int64)]), offsets=offsets)
+    if not placed:
+        least = f"{(protocol.window or 0) + 1} are needed for a window" if protocol.full_windows else "2 are needed"
+        raise UserError(f"the text has too few tokens to predict one; at least {least}.")
+    return placed
+
+
+def _place_documents(
+    protocol: Protocol, documents: Sequence[Ids], owners: Sequence[Ids], *, first: int | None
+) -> list[PlacedWindow]:
+    placed, predicted = [], 0
+    for tokens, owner in zip(documents, owners, strict=True):
+        seen = int(first is None)
+        for window in protocol.cut(tokens, first=first):
+            if protocol.tokens is not None and predicted >= protocol.tokens:
+                return placed
+            placed.append(_place(protocol, window, owner[seen : seen + window.scored]))
+            seen, predicted = seen + window.scored, predicted + window.scored
+    return placed
+
+
+def _place_text(protocol: Protocol, text: Ids, owner: Ids, *, offsets: Sequence[int] | None) -> list[PlacedWindow]:
+    """The windows of a text whose tokens belong to the documents `owner`."""
+    length = protocol.window or 1
+    if offsets is not None:
+        if wrong := [i for i in offsets if not 0 <= i < len(text) - length]:
+            raise UserError(f"--offsets: {wrong[0]} is outside the text; wanted 0 to {len(text) - length - 1}.")
+        windows = [Window(text[i : i + length + 1], length) for i in offsets]
+        return [_place(protocol, w, owner[i + 1 : i + 1 + length]) for w, i in zip(windows, offsets, strict=True)]
+    placed, seen = [], 1
+    for window in protocol.cut(text):
+        placed.append(_place(protocol, window, owner[seen : seen + window.scored]))
+        seen += window.scored
+    return placed
+
+
+def _place(protocol: Protocol, window: Window, documents: np.ndarray) -> PlacedWindow:
+    overlaps = window.scored < len(window.inputs)
+    weight = (window.scored - 1) / window.scored if protocol.label_shift and overlaps else 1.0
+    return PlacedWindow(window, documents, weight)

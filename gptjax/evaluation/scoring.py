@@ -1,0 +1,208 @@
+"""Log-probabilities of the scored tokens of windows, in batches of like length.
+
+Only the hidden states of scored positions meet the output head. On one device nothing of size tokens × vocabulary
+exists beyond a block of positions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Float32, Int
+
+from gptjax.core.errors import UserError
+from gptjax.data.readers import check_token_ids
+from gptjax.evaluation.windows import Window
+from gptjax.model.gpt import GPT, DocumentIds
+from gptjax.sharding.axes import BT, BTD
+from gptjax.sharding.mesh import MeshConfig, reshard
+
+HEAD_BLOCK = 512
+"""Most positions whose logits exist at a time."""
+MIN_LENGTH = 16
+"""Rows are filled up to at least this many tokens."""
+
+
+class TokenScores(NamedTuple):
+    """Scores of a window's scored tokens."""
+
+    log_probabilities: Float32[np.ndarray, "_"]
+    """Natural logarithms."""
+    greedy: Bool[np.ndarray, "_"]
+    """Whether the token was the likeliest one."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How windows are batched. None of it changes a score beyond rounding."""
+
+    batch_size: int = 16
+    """Rows per batch."""
+    end_of_text: int | None = None
+    """The id that begins a document, for models whose attention stays inside documents."""
+    progress: Callable[[int], object] | None = None
+    """Called with the number of windows that are done."""
+
+
+DEFAULTS = ScoringOptions()
+
+
+def score_windows(model: GPT, windows: Sequence[Window], *, options: ScoringOptions = DEFAULTS) -> list[TokenScores]:
+    """The scores of each window, in order. Call it under the model's mesh.
+
+    Raises:
+        UserError: a window is longer than the model's context, or has ids outside the vocabulary.
+    """
+    check_windows(model, windows)
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
+    scores: list[TokenScores] = [TokenScores(np.zeros(0, np.float32), np.zeros(0, bool))] * len(windows)
+    rows = round_up_rows(options.batch_size, model.mesh)
+    pending: list[tuple[list[int], tuple[Array, Array]]] = []
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        pending.append((chosen, _score_batch(model, [windows[i] for i in chosen], rows=rows, options=options)))
+        if len(pending) > 1:  # one batch is computed while the next is prepared
+            _collect(pending.pop(0), windows, scores)
+            if options.progress is not None:
+                options.progress(start)
+    for batch in pending:
+        _collect(batch, windows, scores)
+    return scores
+
+
+def check_windows(model: GPT, windows: Sequence[Window]) -> None:
+    """Raise `UserError` unless every window fits the model's context and vocabulary."""
+    limit, vocabulary = model.config.context_length, model.config.resolved_vocab_size
+    for window in windows:
+        if len(window.tokens) - 1 > limit:
+            raise UserError(
+                f"a window of {len(window.tokens) - 1} tokens does not fit model.context_length {limit}. Use a shorter "
+                "window."
+            )
+        if not 0 <= window.scored < len(window.tokens):
+            raise ValueError(f"{window.scored} scored tokens of a window of {len(window.tokens)}")
+        check_token_ids(window.tokens, vocabulary, source="the text")
+
+
+def round_up_rows(rows: int, mesh: MeshConfig) -> int:
+    """The least multiple of the devices that share the rows."""
+    return -(-rows // mesh.num_batch_shards) * mesh.num_batch_shards
+
+
+def round_up_length(length: int, limit: int) -> int:
+    """A quarter of a power of two, or `limit`: few programs serve all lengths, and little of a row is padding."""
+    if length <= MIN_LENGTH:
+        return min(MIN_LENGTH, limit)
+    step = max(4, 1 << (length - 1).bit_length() - 3)
+    return min(limit, -(-length // step) * step)
+
+
+def _score_batch(model: GPT, windows: Sequence[Window], *, rows: int, options: ScoringOptions) -> tuple[Array, Array]:
+    """Log-probabilities and greediness: of the scored tokens (M,) on one device, else of all positions (B, T)."""
+    longest = max(len(window.inputs) for window in windows)
+    length = round_up_length(longest, model.config.context_length)
+    rows = rows if len(windows) > rows // 2 else round_up_rows(1 << (len(windows) - 1).bit_length(), model.mesh)
+    inputs, targets = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
+    for row, window in enumerate(windows):
+        inputs[row, : len(window.inputs)] = window.inputs
+        targets[row, : len(window.inputs)] = window.tokens[1:]
+    end_of_text = -1 if options.end_of_text is None else options.end_of_text
+    if model.mesh.is_sharded:
+        return score_all(model, inputs, targets, end_of_text)
+    row, column = find_scored(windows)
+    return score_places(model, inputs, (row, column), targets[row, column], end_of_text)
+
+
+def find_scored(windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of each scored prediction, filled up with the first to one of few numbers."""
+    rows = np.repeat(np.arange(len(windows)), [window.scored for window in windows])
+    starts = [np.arange(len(w.inputs) - w.scored, len(w.inputs)) for w in windows]
+    columns = np.concatenate(starts)
+    count = len(rows)
+    size = max(8, 1 << max(0, count - 1).bit_length()) if count < HEAD_BLOCK else -(-count // HEAD_BLOCK) * HEAD_BLOCK
+    fill = lambda x: np.concatenate([x, np.zeros(size - count, x.dtype)]).astype(np.int32)
+    return fill(rows), fill(columns)
+
+
+def _collect(
+    batch: tuple[list[int], tuple[Array, Array]], windows: Sequence[Window], scores: list[TokenScores]
+) -> None:
+    """Copy a batch's results to the host, each to its window."""
+    chosen, found = batch
+    log_probabilities, greedy = np.asarray(found[0]), np.asarray(found[1])
+    start = 0
+    for row, i in enumerate(chosen):
+        window = windows[i]
+        if log_probabilities.ndim == 2:
+            place = (row, slice(len(window.inputs) - window.scored, len(window.inputs)))
+        else:
+            place = slice(start, start + window.scored)
+            start += window.scored
+        scores[i] = TokenScores(log_probabilities[place].copy(), greedy[place].copy())
+
+
+@jax.jit
+def score_places(
+    model: GPT,
+    inputs: BT,
+    places: tuple[Int[Array, " M"], Int[Array, " M"]],
+    targets: Int[Array, " M"],
+    end_of_text: int | Int[Array, ""],
+) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
+    """Scores of the tokens after these places (row, column)."""
+    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, end_of_text))
+    return score_hidden(model, hidden[places], targets)
+
+
+def score_hidden(
+    model: GPT, hidden: Float[Array, "M D"], targets: Int[Array, " M"]
+) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
+    """Log-probability of each target, and whether it is the likeliest token, from what the head reads."""
+    block = min(HEAD_BLOCK, len(hidden))
+
+    def score_block(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = model.unembed(part[0][None])[0]
+        chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == part[1]
+
+    if block == len(hidden):
+        return score_block((hidden, targets))
+    parts = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
+    log_probabilities, greedy = jax.lax.map(score_block, parts)
+    return log_probabilities.reshape(-1), greedy.reshape(-1)
+
+
+@jax.jit
+def score_all(
+    model: GPT, inputs: BT, targets: BT, end_of_text: int | Int[Array, ""]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Scores of all positions of rows that are divided over devices. The result is whole on every device."""
+    mesh = model.mesh
+    inputs, targets = (reshard(jnp.asarray(x), mesh.activation_spec("BT")) for x in (inputs, targets))
+    hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, end_of_text))
+    size = max(1, HEAD_BLOCK // inputs.shape[0])
+    blocks = [_score_columns(model, hidden, targets, slice(i, i + size)) for i in range(0, inputs.shape[1], size)]
+    whole = lambda parts: reshard(jnp.concatenate(parts, axis=1), mesh.activation_spec("__"))
+    log_probabilities, greedy = zip(*blocks, strict=True)
+    return whole(log_probabilities), whole(greedy)
+
+
+def _score_columns(model: GPT, hidden: BTD, targets: BT, columns: slice) -> tuple[Array, Array]:
+    logits, wanted = model.unembed(hidden[:, columns]), targets[:, columns]
+    is_target = jnp.arange(logits.shape[-1])[None, None] == wanted[..., None]
+    chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == wanted
+
+
+def find_documents(model: GPT, inputs: BT, end_of_text: int | Int[Array, ""]) -> DocumentIds | None:
+    """Where documents begin, for models whose attention stays inside them: with each `end_of_text`."""
+    if not model.config.intra_document_mask:
+        return None
+    begins = inputs == end_of_text
+    places = jnp.arange(inputs.shape[1])[None]
+    last = jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    return DocumentIds(jnp.cumsum(begins, axis=1, dtype=jnp.int32), (places - last).astype(jnp.int32))

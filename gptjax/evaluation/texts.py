@@ -1,0 +1,164 @@
+"""Texts that are scored: documents as tokens, with the words and bytes that figures are divided by."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.data.token_stream import TokenStream
+from gptjax.evaluation.figures import DocumentSums
+from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
+from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
+from gptjax.evaluation.windows import Ids
+from gptjax.model.gpt import GPT
+from gptjax.tokenization.tokenizer import Tokenizer
+
+PARTS = 50
+"""Parts of a single document that are drawn for its interval."""
+COUNT_WORDS: dict[Words, Callable[[str], int]] = {
+    "words": lambda text: len(text.split()),
+    "line-ends": lambda text: len(text.split()) + text.count("\n"),
+    "split": lambda text: len(re.split(r"\s+", text)),
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents in tokens. Shards are taken as they are stored, with their ends of text."""
+
+    name: str
+    documents: Sequence[Ids]
+    words: Sequence[int] | None
+    """Words of each document; None if its text is unknown."""
+    tokenizer: Tokenizer | None
+    is_stored: bool = False
+    """Whether the tokens hold their own ends of text, as shards do."""
+    masks: Sequence[np.ndarray] | None = None
+    """For each token whether its prediction counts; None: all count."""
+
+
+def read_documents(path: Path, *, rows: bool = False) -> list[str]:
+    """The documents of a file: one of plain text, each line of JSON Lines (`text` or `page`), or each row.
+
+    Args:
+        rows: each line of plain text that is not blank is a document, with its line end.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, or is empty.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
+    if path.suffix in (".jsonl", ".ndjson"):
+        return [_read_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if rows:
+        return [line for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()]
+    return [text]
+
+
+def _read_json_line(path: Path, number: int, line: str) -> str:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--text={path}, line {number}, is not JSON: {error}.") from None
+    found = [content[key] for key in ("text", "page") if isinstance(content, dict) and key in content]
+    if not found or not isinstance(found[0], str):
+        raise UserError(f"--text={path}, line {number}: wanted an object with a text under `text` or `page`.")
+    return found[0]
+
+
+def encode_text(path: Path, tokenizer: Tokenizer, protocol: Protocol) -> Text:
+    """A file's documents, with the tokenizer."""
+    documents = read_documents(path, rows=protocol.rows)
+    count = COUNT_WORDS[protocol.words]
+    return Text(str(path), [tokenizer.encode(d) for d in documents], [count(d) for d in documents], tokenizer)
+
+
+def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol: Protocol) -> Text:
+    """The documents of a split: where its index says, else where an end of text stands, else one."""
+    limit = len(stream) if protocol.tokens is None else min(len(stream), protocol.tokens + 1)
+    tokens = stream.read(0, limit).astype(np.int32)
+    end = None if tokenizer is None else tokenizer.end_of_text
+    starts = stream.document_starts
+    if starts is None:
+        starts = np.zeros(0, np.int64) if end is None else np.flatnonzero(tokens == end)
+    starts = np.unique(np.concatenate([[0], starts[starts < limit]]))
+    documents = [part for part in np.split(tokens, starts[1:]) if len(part)]
+    mask = stream.loss_mask
+    masks = None if mask is None else np.split(np.asarray(mask[:limit]) == 1, starts[1:])
+    words = None
+    if tokenizer is not None and int(tokens.max()) < tokenizer.vocab_size:
+        count, special = COUNT_WORDS[protocol.words], np.array([*tokenizer.specials.values(), -1])
+        words = [count(tokenizer.decode(part[~np.isin(part, special)])) for part in documents]
+    return Text(stream.name, documents, words, tokenizer, is_stored=True, masks=masks)
+
+
+def score_text(
+    model: GPT,
+    text: Text,
+    protocol: Protocol,
+    *,
+    options: ScoringOptions = DEFAULTS,
+    offsets: Sequence[int] | None = None,
+) -> DocumentSums:
+    """The sums of each document under a resolved protocol. Call it under the model's mesh."""
+    end = None if text.is_stored or text.tokenizer is None else text.tokenizer.end_of_text
+    placed = place_windows(protocol, text.documents, end_of_text=end, offsets=offsets, masks=text.masks)
+    scores = score_windows(model, [p.window for p in placed], options=options)
+    nats = [-score.log_probabilities.astype(np.float64) for score in scores]
+    return sum_documents(text, placed, nats)
+
+
+def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Sequence[np.ndarray]) -> DocumentSums:
+    """Sums over each document that has a scored token. One document alone is divided into parts."""
+    owner = np.concatenate([p.documents for p in placed])
+    weights = np.concatenate([np.full(p.window.scored, p.weight) for p in placed])
+    values, tokens = np.concatenate(nats), np.concatenate([p.window.targets for p in placed])
+    counts = owner >= 0
+    if not counts.any():
+        raise UserError(f"{text.name}: none of its next tokens is scored. Take more.")
+    owner, weights, values, tokens = owner[counts], weights[counts], values[counts], tokens[counts]
+    sizes = count_bytes(tokens, text.tokenizer)
+    known = np.unique(owner)
+    if len(known) == 1 and len(owner) >= 2 * PARTS:
+        group, unit = divide_evenly(sizes), "equal parts of the one document"
+        words = np.full(PARTS, _count_scored_words(text, int(known[0]), len(owner)) / PARTS)
+    else:
+        group, unit = np.searchsorted(known, owner), "documents"
+        scored = np.bincount(group)
+        words = np.array(
+            [_count_scored_words(text, d, n) for d, n in zip(known.tolist(), scored.tolist(), strict=True)]
+        )
+    add = lambda x: np.bincount(group, x).astype(np.float64)
+    ones = np.ones(len(owner))
+    return DocumentSums(add(values), add(values * weights), add(weights), add(ones), add(sizes), words, unit)
+
+
+def divide_evenly(sizes: np.ndarray) -> np.ndarray:
+    """The part of each token of a document, as equal in bytes as tokens allow: the same parts for any tokenizer."""
+    sizes = sizes if sizes.sum() else np.ones(len(sizes))
+    ends = np.cumsum(sizes)
+    return np.minimum(PARTS - 1, ((ends - sizes / 2) * PARTS // ends[-1]).astype(np.int64))
+
+
+def _count_scored_words(text: Text, document: int, scored: int) -> float:
+    """The words of a document; of one that was scored in part, or several times, as large a share."""
+    if text.words is None:
+        return 0.0
+    length = len(text.documents[document])
+    whole = length - 1 <= scored <= length + (0 if text.is_stored else 1)
+    return float(text.words[document]) * (1.0 if whole else scored / max(1, length))
+
+
+def count_bytes(tokens: Ids, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Bytes of text behind each token; zeros if they are unknown."""
+    if tokenizer is None or int(tokens.max()) >= tokenizer.vocab_size:
+        return np.zeros(len(tokens))
+    return tokenizer.bytes_per_token[tokens].astype(np.float64)

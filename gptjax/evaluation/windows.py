@@ -1,0 +1,77 @@
+"""Windows: which tokens a model reads together, and which of them are scored.
+
+Every protocol is a list of windows. All figures follow from the log-probabilities of their scored tokens.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from gptjax.core.errors import UserError
+
+Ids = Int[np.ndarray, "_"]
+
+
+class Window(NamedTuple):
+    """Tokens that a model reads in one row. It reads all but the last, and predicts all but the first."""
+
+    tokens: Ids
+    scored: int
+    """How many of the last predictions count."""
+
+    @property
+    def inputs(self) -> Ids:
+        return self.tokens[:-1]
+
+    @property
+    def targets(self) -> Ids:
+        """The scored tokens."""
+        return self.tokens[len(self.tokens) - self.scored :]
+
+
+def disjoint_windows(tokens: Ids, length: int) -> Iterator[Window]:
+    """Windows of `length` predictions side by side; the last may be shorter. Each predicts all but its first token.
+
+    The first token of each window is the last of the one before, so all tokens but the very first are scored once.
+    """
+    for start in range(0, len(tokens) - 1, length):
+        part = tokens[start : start + length + 1]
+        yield Window(part, len(part) - 1)
+
+
+def strided_windows(tokens: Ids, length: int, *, stride: int) -> Iterator[Window]:
+    """Windows of at most `length` tokens, `stride` apart; each scores the tokens that no earlier one has seen.
+
+    This is the sliding window of transformers' page on perplexity: a token that opens a row is never predicted, and the
+    last window ends with the text.
+
+    Raises:
+        UserError: the stride is not between 1 and `length`.
+    """
+    if not 1 <= stride <= length:
+        raise UserError(f"stride is {stride}; it lies between 1 and the window of {length} tokens.")
+    seen = 0
+    for start in range(0, len(tokens), stride):
+        end = min(start + length, len(tokens))
+        scored = min(end - seen, end - start - 1)
+        if scored > 0:
+            yield Window(tokens[start:end], scored)
+        seen = end
+        if end == len(tokens):
+            return
+
+
+def rolling_windows(tokens: Ids, length: int, *, first: int) -> Iterator[Window]:
+    """The windows of lm-evaluation-harness (`get_rolling_token_windows`, context 1): every token is scored once.
+
+    A window reads at most `length` tokens. The first begins with the id `first`, which stands for nothing. Each other
+    one begins with the last token of the one before. The last is moved back to end with the text, and so sees all that
+    fits before its first scored token.
+    """
+    for start in range(0, len(tokens), length):
+        end = min(start + length, len(tokens))
+        begin = end - length - 1
+        before = tokens[max(0, begin) : start] if start else np.array([first], tokens.dtype)
+        yield Window(np.concatenate([before, tokens[start:end]]), end - start)

@@ -1,0 +1,62 @@
+"""Log-probabilities of tokens, chunk by chunk: nothing of the size of a batch's logits is kept."""
+
+from functools import partial
+
+import jax
+from jax import Array
+from jaxtyping import Float
+
+from gptjax.core.constants import IGNORE_INDEX
+from gptjax.model.loss import Head, LossOptions, accumulate_gradients, gather_head, score_chunk, split_into_chunks
+from gptjax.sharding.axes import BT, BTD
+
+
+@jax.named_scope("loss")
+def token_log_probs(hidden: BTD, head: Head, targets: BT, *, options: LossOptions) -> Float[Array, "B T"]:
+    """The log-probability of each target in nats; 0 where the target is `IGNORE_INDEX`.
+
+    The backward pass computes the logits of a chunk once more.
+    """
+    return _log_probs(options, hidden, head, targets)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Float[Array, "B T"]:
+    mesh = options.mesh
+    in_specs = (mesh.activation_spec("BTD"), options.head_specs(head), mesh.activation_spec("BT"))
+    local = mesh.shard_map(partial(_local_log_probs, options), in_specs, mesh.activation_spec("BT"))
+    return local(hidden, head, targets)
+
+
+def _local_log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Float[Array, "B T"]:
+    """The log-probabilities of this device's rows."""
+    gathered = gather_head(options, head)
+    chunks = split_into_chunks(options, hidden), split_into_chunks(options, targets, fill=IGNORE_INDEX)
+    score = lambda chunk: -score_chunk(options, chunk[0], chunk[1], gathered)[0]
+    return jax.lax.map(score, chunks).reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+def _log_probs_forward(
+    options: LossOptions, hidden: BTD, head: Head, targets: BT
+) -> tuple[Float[Array, "B T"], tuple[BTD, Head, BT]]:
+    return _log_probs(options, hidden, head, targets), (hidden, head, targets)
+
+
+def _log_probs_backward(
+    options: LossOptions, saved: tuple[BTD, Head, BT], d_log_probs: Float[Array, "B T"]
+) -> tuple[BTD, Head, None]:
+    mesh, head_specs = options.mesh, options.head_specs(saved[1])
+    rows = mesh.activation_spec("BT")
+
+    def local(hidden: BTD, head: Head, targets: BT, weights: Float[Array, "B T"]) -> tuple[BTD, Head]:
+        def score(h: Array, y: Array, weight: Array, *, head: Head) -> tuple[tuple[()], Array]:
+            return (), -weight[:, None] * score_chunk(options, h, y, head)[1]
+
+        return accumulate_gradients(options, score, hidden, head, rows=(targets, weights))[1:]
+
+    in_specs = (mesh.activation_spec("BTD"), head_specs, rows, rows)
+    out_specs = (mesh.activation_spec("BTD"), head_specs)
+    return *mesh.shard_map(local, in_specs, out_specs)(*saved, d_log_probs), None
+
+
+_log_probs.defvjp(_log_probs_forward, _log_probs_backward)

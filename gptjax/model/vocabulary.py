@@ -1,0 +1,45 @@
+"""More tokens for trained weights, such as the special tokens of a chat."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT, abstract_model, with_static
+from gptjax.sharding.mesh import reshard
+
+
+def grow_vocabulary(model: GPT, vocab_size: int) -> GPT:
+    """The model with this many tokens. Each new row is the mean of the trained ones, so no new token stands out.
+
+    The rows exist already where the stored vocabulary was padded; they were not trained. Call it under
+    `mesh.activate()`. A model with as many tokens is returned as it is.
+    """
+    old = model.config.resolved_vocab_size
+    if vocab_size == old:
+        return model
+    config = replace(model.config, vocab_size=vocab_size)
+    return jax.jit(lambda model: _grow(model, config))(model)
+
+
+def _grow(model: GPT, config: GPTConfig) -> GPT:
+    old, mesh = model.config.resolved_vocab_size, model.mesh
+    wanted = abstract_model(config, mesh)
+
+    def grow(parameter: nnx.Param[Array], target: nnx.Param[Array]) -> nnx.Variable[Array]:
+        names = parameter.axis_names
+        if "V" not in names:
+            return parameter
+        axis = names.index("V") - len(names)
+        table = reshard(parameter[...], None if not mesh.is_sharded else jax.sharding.PartitionSpec())
+        known = jax.lax.slice_in_dim(table, 0, old, axis=axis)
+        mean = jnp.mean(known, axis=axis, keepdims=True)
+        missing = target.get_value().shape[axis] - old
+        grown = jnp.concatenate([known, jnp.repeat(mean, missing, axis=axis)], axis=axis)
+        return parameter.replace(reshard(grown, mesh.weight_spec(names)))
+
+    grown = jax.tree.map(grow, model, wanted, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+    return with_static(grown, config=config)

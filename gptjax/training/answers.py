@@ -1,0 +1,108 @@
+"""An evaluator of chats: questions are answered greedily, and answers compared with those that are right."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
+from gptjax.tokenization.chat import ChatEncoder, read_messages
+from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
+
+if TYPE_CHECKING:
+    from gptjax.model import generation, gpt
+else:
+    generation = LazyModule("gptjax.model.generation")  # imports flax
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Share of questions that are answered exactly, and the length of the answers.
+
+    A line of the file is `{"messages": [...], "answers": ["...", ...]}`: a conversation that the user ends, and all
+    answers that are right.
+    """
+
+    path: str
+    """JSONL file with the questions."""
+    every: int = 1000
+    """Steps between evaluations. The start and the end are evaluated too."""
+    max_new_tokens: int = 32
+    """Longest answer, in tokens."""
+    opening: str | None = None
+    """Also measure the share of answers that begin with this text."""
+    batch_size: int = 32
+    """Questions that are answered at a time."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "max_new_tokens", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return step % self.every == 0 or step == steps
+
+    def open(self, context: EvalContext) -> OpenEvaluator | None:
+        """None without a tokenizer."""
+        tokenizer = context.tokenizer
+        if tokenizer is None:
+            return None
+        encoder, questions = ChatEncoder(tokenizer), list(read_questions(Path(self.path).expanduser()))
+        prompts = [encoder.encode_prompt(messages) for messages, _ in questions]
+        room = context.model.context_length - max(map(len, prompts))
+        if room < 1:
+            raise UserError(
+                f"{self.path}: a question leaves no room for an answer in {context.model.context_length} tokens."
+            )
+        length = min(self.max_new_tokens, room)
+
+        def answer(model: "gpt.GPT") -> list[str]:
+            texts = []
+            for begin in range(0, len(prompts), self.batch_size):
+                batch = prompts[begin : begin + self.batch_size]
+                filled = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
+                ids = generation.generate(
+                    model, filled, max_new_tokens=length, temperature=0.0, end_of_text=encoder.end
+                )
+                for prompt, row in zip(batch, ids, strict=False):
+                    texts.append(tokenizer.decode(_until(row[len(prompt) : len(prompt) + length], encoder.end)))
+            return texts
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            texts = answer(model)
+            right = [text in known for text, (_, known) in zip(texts, questions, strict=True)]
+            found: Metrics = {"exact_match": float(np.mean(right)), "answer_length": float(np.mean([*map(len, texts)]))}
+            if self.opening is not None:
+                found["opening_share"] = float(np.mean([text.startswith(self.opening) for text in texts]))
+            return found
+
+        return evaluate
+
+
+def _until(ids: np.ndarray, end: int) -> np.ndarray:
+    """The ids before the first `end`."""
+    ends = np.flatnonzero(ids == end)
+    return ids[: ends[0]] if len(ends) else ids
+
+
+def read_questions(path: Path) -> Any:
+    """Yield (messages, answers) of each line; a `UserError` names a line that has none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"evaluators: {path} cannot be read: {error.strerror}.") from None
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise UserError(f"{where}: not JSON.") from None
+        answers = record.get("answers") if isinstance(record, dict) else None
+        if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
+            raise UserError(f'{where}: wanted "answers", a list of texts.')
+        yield read_messages(record.get("messages"), where=f'{where}: "messages"'), answers
+    if not lines:
+        raise UserError(f"evaluators: {path} has no questions.")

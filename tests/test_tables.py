@@ -1,0 +1,182 @@
+"""Shapes of text that people bring: arrays, tables, nested fields, Arrow, separators, splits in names."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from texts import documents_in
+
+from data_pipelines.prepare import Prepare, prepare
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.files import open_files
+from data_pipelines.readers.paths import find_split
+from gptjax.core.errors import UserError
+
+RECORDS = [
+    {
+        "id": i,
+        "content": {"title": f"t{i}", "text": f"nested {i}"},
+        "parts": [f"one {i}", f"two {i}"],
+        "text": f"text {i}",
+    }
+    for i in range(3)
+]
+
+
+def read(path: Path, context: ReadContext | None = None) -> list[str]:
+    return [str(document, "utf-8") for document in documents_in(open_files(str(path)), context or ReadContext())]
+
+
+def write_records(path: Path) -> Path:
+    """The records in the format that the name says."""
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+        case ".json":
+            path.write_text(json.dumps(RECORDS, indent=1))
+        case ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+        case ".arrow":
+            table = pyarrow.Table.from_pylist(RECORDS)
+            with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table, max_chunksize=2)
+        case ".feather":
+            table = pyarrow.Table.from_pylist(RECORDS)
+            with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow", "feather"])
+@pytest.mark.parametrize(
+    ("field", "expected"), [("text", "text 1"), ("content.text", "nested 1"), ("parts", "one 1\n\ntwo 1")]
+)
+def test_the_text_of_a_record_is_found_in_every_format(kind: str, field: str, expected: str, tmp_path: Path):
+    path = write_records(tmp_path / f"records.{kind}")
+    assert read(path, ReadContext(field))[1:2] == [expected]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow"])
+@pytest.mark.parametrize("field", ["body", "content", "content.body", "id.text"])
+def test_a_field_without_text_is_told_with_those_that_have_it(kind: str, field: str, tmp_path: Path):
+    path = write_records(tmp_path / f"records.{kind}")
+    with pytest.raises(UserError, match=r"content\.title|content") as caught:
+        read(path, ReadContext(field, strict=True))
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_a_table_with_a_header_is_records(name: str, mark: str, tmp_path: Path):
+    rows = [["id", "text"], ["1", f'"a ""quoted""{mark} text\nof two lines"'], ["2", "é"], ["3"]]
+    (tmp_path / name).write_text("\ufeff" + "".join(mark.join(row) + "\r\n" for row in rows))
+    context = ReadContext()
+    assert read(tmp_path / name, context) == [f'a "quoted"{mark} text\nof two lines', "é", ""]
+    with pytest.raises(UserError, match='row 1: wanted text in "body"; there is id, text'):
+        read(tmp_path / name, ReadContext("body", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}', "holds an object; wanted an array of objects"),
+        ('["a", "b"]', "holds no array of objects"),
+        ("3", "holds no array of objects"),
+        ("[", "is neither JSON nor JSON lines"),
+        ("", "is neither JSON nor JSON lines"),
+    ],
+)
+def test_other_json_is_refused(content: str, message: str, tmp_path: Path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "x.json")
+
+
+def test_json_lines_are_read_under_the_name_json(tmp_path: Path):
+    (tmp_path / "x.json").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert read(tmp_path / "x.json") == ["a", "b"]
+
+
+def test_json_beside_other_formats_is_left_out(tmp_path: Path):
+    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("a")
+    assert read(tmp_path) == ["a"]
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "settings.json").write_text('[{"text": "b"}]')
+    assert read(tmp_path) == ["b"]
+
+
+def test_a_separator_cuts_text_files_and_is_counted_without(tmp_path: Path):
+    (tmp_path / "stories.txt").write_text("one\n<|endoftext|>\ntwo\n\nlines\n<|endoftext|>\n")
+    context = ReadContext()
+    assert len(read(tmp_path / "stories.txt", context)) == 1
+    assert context.notes.lines()[0].startswith("2 times <|endoftext|> stands in text")
+    assert read(tmp_path / "stories.txt", ReadContext(separator="<|endoftext|>")) == ["one", "two\n\nlines"]
+    request = Prepare(
+        source=str(tmp_path / "stories.txt"),
+        tokenizer="bytes",
+        output=tmp_path / "out",
+        separator=r"\n\n",
+        split="none",
+    )
+    assert prepare(request).splits["train"].documents == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00001.parquet", "train"),
+        ("c4-train.00000-of-01024.json.gz", "train"),
+        ("data/validation/part.jsonl", "validation"),
+        ("dev.jsonl", "validation"),
+        ("test/train.jsonl", "train"),
+        ("trains.txt", None),
+        ("train_test.txt", None),
+        ("book.txt", None),
+    ],
+)
+def test_the_split_is_read_from_the_name(name: str, split: str | None):
+    assert find_split(name) == split
+
+
+@pytest.mark.parametrize("spec", ["", "*.txt"])
+def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("train-0", "train-1", "validation-0", "test-0"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert read(tmp_path / spec) == ["train-0", "train-1"]
+    told = capsys.readouterr().err
+    assert "2 files of other splits are not read" in told
+    assert f"--validation-source={tmp_path}/validation-0.txt" in told
+    assert read(tmp_path / "validation*") == ["validation-0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "é".encode("utf-16"), "UTF-16, wanted UTF-8. Convert it: iconv"),
+        ("a.jsonl", '{"text": "é"}'.encode("utf-16"), "UTF-16"),
+        ("a.csv", "text\né".encode("utf-16"), "UTF-16"),
+        ("a.jsonl.xz", b"\xfd7zXZ", "Unpack it first: xz -dk a.jsonl.xz"),
+        ("a.tar.gz", b"\x1f\x8b", "Unpack it first: tar xzf a.tar.gz"),
+        ("a.arrow", b"nothing", "cannot be read as Arrow"),
+        ("a.csv", b"text,text\n1,2\n", "no header of different names"),
+    ],
+)
+def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_chats_are_read_from_an_array(tmp_path: Path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "chats.json").write_text(json.dumps([{"messages": turns}] * 3, indent=1))
+    words = "the end of the end, and the rest"
+    (tmp_path / "text.txt").write_text(words * 9)
+    prepare(Prepare(source=str(tmp_path / "text.txt"), tokenizer="bpe:265", output=tmp_path / "text", split="none"))
+    request = PrepareChat(
+        source=str(tmp_path / "chats.json"), tokenizer=str(tmp_path / "text"), output=tmp_path / "out", split="none"
+    )
+    assert prepare_chat(request).splits["train"].documents == 3
