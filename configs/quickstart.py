@@ -35,5 +35,5 @@ config = TrainConfig(
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     checkpoint=CheckpointConfig(every=300),
-    evaluators=(BigramBaseline(), ValidationLoss(every=300), Samples(every=600, prompt="def ", max_new_tokens=80)),
+    evaluators=(BigramBaseline(), ValidationLoss(every=300), Samples(every=600, prompt="    def", max_new_tokens=80)),
 )

@@ -31,6 +31,6 @@ config = replace(
     evaluators=(
         BigramBaseline(),
         ValidationLoss(every=50, tokens=8192),
-        Samples(every=100, prompt="def ", max_new_tokens=40),
+        Samples(every=100, prompt="def", max_new_tokens=40),
     ),
 )

@@ -60,7 +60,7 @@ def _read_array(path: Path) -> Iterator[np.ndarray]:
     if is_npy:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # a header is parsed as Python's literals, with errors of many classes
             raise UserError(f"{path}: cannot be read as an array of NumPy: {quote(str(error))}.") from None
         if array.dtype.kind not in "iu" or not array.flags.c_contiguous:
             raise UserError(f"{path}: holds {array.dtype} values; wanted rows of whole numbers.")

@@ -10,7 +10,6 @@ request again finds it and stops. After a kill the same command continues, to th
 """
 
 import contextlib
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +158,7 @@ def _write_shards(
     context = replace(options.make_context(), block_bytes=limits.batch_bytes)
     chunks, encoder = corpus.iter_chunks(context), Encoder(tokenizer, context.fresh_copy(), options.max_document_tokens)
     batches = iter_batches(chunks, context, tokenizer=tokenizer, limits=limits, start=done.units)
-    encoded = encode_batches(batches, encoder, processes=options.processes or _count_cores(), limits=limits)
+    encoded = encode_batches(batches, encoder, processes=options.processes, limits=limits)
     with (
         open_split_writers(directory, options, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line("encoding") as show,
@@ -180,10 +179,6 @@ def _write_shards(
     if documents > 1 and tokenizer.specials and (problem := tokenizer.explain_no_end_of_text()):
         lines.append(problem)
     return {name: writer.counts for name, writer in writers.items()}, tokenizer, lines
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

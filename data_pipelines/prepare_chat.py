@@ -2,27 +2,38 @@
 
     python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
 
-A line is `{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}`, with at
-most one system message, the first. Each conversation becomes a document in the chat template, which is saved beside the
-tokenizer. Scored are the assistant's messages and their ends. A tokenizer without the template's tokens gets them.
+A record is one of these, in JSON lines, a JSON array (.json) or Parquet:
+
+    {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}     OpenAI
+    [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]                   a bare list
+    {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}         ShareGPT
+    {"instruction": "Add.", "input": "2+2", "output": "4"}                                         Alpaca
+    {"prompt": "2+2?", "completion": "4"}                                                          pairs
+
+There is at most one system message, the first. Each conversation becomes a document in the chat template, which is
+saved beside the tokenizer. Scored are the assistant's messages and their ends. A tokenizer without the template's
+tokens gets them.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from data_pipelines.chat_formats import FIELDS, parse_conversation
+from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored
 from gptjax.data.manifest import Manifest
-from gptjax.tokenization.chat import ChatEncoder, check_turns, read_messages
+from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHATML, NANOCHAT
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
+EMPTY_MESSAGE = "conversations have an empty message, which was kept"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareChat(PrepareScored):
-    """Tokenise conversations into shards, in one process. After a kill the same command begins again."""
+    """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
     template: Literal["chatml", "nanochat"] | None = None
     """Chat template. By default the tokenizer's own, or else chatml."""
@@ -30,7 +41,19 @@ class PrepareChat(PrepareScored):
     """System message of conversations that have none. It becomes part of the template."""
 
 
-def prepare_chat(request: PrepareChat) -> Manifest:
+@dataclass(frozen=True)
+class EncodeConversation:
+    """A record as a document."""
+
+    encoder: ChatEncoder
+
+    def __call__(self, record: Any, where: str) -> Example:
+        messages, unscored = parse_conversation(record, where=where)
+        notes = () if all(message.content.strip() for message in messages) else (EMPTY_MESSAGE,)
+        return Example(repr(messages), [self.encoder.encode_conversation(messages, unscored=unscored)], notes)
+
+
+def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     given = load_tokenizer(request.tokenizer)
     own = given.chat_template or CHATML
@@ -38,14 +61,8 @@ def prepare_chat(request: PrepareChat) -> Manifest:
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
     tokenizer = given.with_special_tokens(template.special_tokens).with_chat_template(template)
-    encoder = ChatEncoder(tokenizer)
-
-    def encode(record: dict[str, Any], where: str) -> Example:
-        messages = read_messages(record.get("messages"), where=f'{where}: "messages"')
-        check_turns(messages, where=where)
-        return Example(repr(messages), [encoder.encode_conversation(messages)])
-
-    manifest = prepare_scored(request, ExampleKind("chat", "conversations", tokenizer, encode))
+    encode = EncodeConversation(ChatEncoder(tokenizer))
+    manifest = prepare_scored(request, ExampleKind("chat", "conversations", tokenizer, encode, FIELDS), limits=limits)
     if tokenizer.vocab_size > given.vocab_size:
         tokens = " and ".join(template.special_tokens)
         print(f"note: {tokens} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.")

@@ -2,92 +2,78 @@
 
     python -m data_pipelines.prepare_preferences --source=pairs.jsonl --tokenizer=data/chat --output=data/pairs
 
-A line is `{"prompt": ..., "chosen": ..., "rejected": ...}`. Three lists of messages become conversations in the
-template of `gptjax.tokenization.chat`; scored are the assistant's messages in the completion; the tokenizer needs the
-template's special tokens. Three strings become `<|endoftext|>`, prompt and completion, `<|endoftext|>`; scored are
-the completion and the end, and a token that straddles the border. `gptjax.data.preferences` reads the pairs.
+A record is one of these, in JSON lines, a JSON array (.json) or Parquet; LIST is a list of messages:
+
+    {"prompt": LIST, "chosen": LIST, "rejected": LIST}           messages
+    {"chosen": LIST, "rejected": LIST}                           the messages that both begin with are the prompt
+    {"prompt": "2+2?", "chosen": LIST, "rejected": LIST}         UltraFeedback, binarized
+    {"chosen": "\\n\\nHuman: 2+2?\\n\\nAssistant: 4", "rejected": …}  HH-RLHF
+    {"prompt": "2+2=", "chosen": "4", "rejected": "5"}           plain text
+
+Messages become conversations in the tokenizer's chat template; scored are the assistant's messages in the completion.
+Plain text becomes `<|endoftext|>`, prompt and completion, `<|endoftext|>`; scored are the completion and the end, and a
+token that straddles the border. `gptjax.data.preferences` reads the pairs.
 """
 
 import functools
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, UselessRecord, prepare_scored
-from gptjax.core.errors import UserError
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
-from gptjax.tokenization.chat import (
-    CHAT_TOKENS,
-    ChatEncoder,
-    MaskedTokens,
-    Message,
-    check_turns,
-    check_utf8,
-    encode_together,
-    mark,
-    read_messages,
-    to_ids,
-)
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, MaskedTokens, encode_together, mark, to_ids
 from gptjax.tokenization.chat_template import CHATML
-from gptjax.tokenization.tokenizer import load_tokenizer
+from gptjax.tokenization.messages import UselessRecord
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
-FIELDS = ("prompt", "chosen", "rejected")
+TEXT_FOR_CHATS = "pairs are plain text, though the tokenizer is for chats: they were not written as turns"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparePreferences(PrepareScored):
-    """Tokenise pairs of completions into shards, in one process; pairs with equal prompts are in the same split.
+    """Tokenise pairs of completions into shards, on all cores; pairs with equal prompts are in the same split.
 
-    After a kill the same command begins again."""
+    After a kill the same command continues."""
 
 
-def prepare_preferences(request: PreparePreferences) -> Manifest:
+@dataclass(frozen=True)
+class EncodePair:
+    """A record as two documents."""
+
+    tokenizer: Tokenizer
+
+    @functools.cached_property
+    def chat(self) -> ChatEncoder:
+        """Made when it is needed: plain text needs no special tokens of a chat."""
+        return ChatEncoder(self.tokenizer)
+
+    def __call__(self, record: Any, where: str) -> Example:
+        prompt, *completions = parse_pair(record, where=where)
+        documents = [self._encode(prompt, completion) for completion in completions]
+        if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
+            raise UselessRecord(EQUAL)
+        is_odd = isinstance(prompt, str) and self.tokenizer.chat_template is not None
+        return Example(repr(prompt), documents, (TEXT_FOR_CHATS,) if is_odd else ())
+
+    def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
+        if isinstance(prompt, list):
+            return self.chat.encode_conversation([*prompt, *completion], scored_from=len(prompt))
+        end = to_ids(self.tokenizer.end_of_text)
+        text = encode_together(self.tokenizer, prompt, completion)
+        return MaskedTokens.concatenate([mark(end, False), text, mark(end, True)])
+
+
+def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     tokenizer = load_tokenizer(request.tokenizer)
     if tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials):
         tokenizer = tokenizer.with_chat_template(CHATML)
-    encoder = functools.cache(lambda: ChatEncoder(tokenizer))  # plain text needs no special tokens of a chat
-    end = to_ids(tokenizer.end_of_text)
-
-    def encode_document(prompt: Any, completion: Any) -> MaskedTokens:
-        if isinstance(prompt, list):
-            return encoder().encode_conversation([*prompt, *completion], scored_from=len(prompt))
-        text = encode_together(tokenizer, prompt, completion)
-        return MaskedTokens.concatenate([mark(end, False), text, mark(end, True)])
-
-    def encode(record: dict[str, Any], where: str) -> Example:
-        prompt, *completions = _parse(record, where)
-        return Example(repr(prompt), [encode_document(prompt, completion) for completion in completions])
-
-    return prepare_scored(request, ExampleKind(KIND, "pairs", tokenizer, encode))
-
-
-def _parse(record: dict[str, Any], where: str) -> list[str] | list[list[Message]]:
-    """The three fields of a record; raises `UserError` for an invalid preference."""
-    values: dict[str, Any] = {field: record.get(field) for field in FIELDS}
-    kinds = {type(value) for value in values.values()}
-    if kinds not in ({str}, {list}):
-        found = ", ".join("none" if value is None else type(value).__name__ for value in values.values())
-        raise UserError(f'{where}: wanted "prompt", "chosen", "rejected" as three strings or three lists, got {found}.')
-    if values["chosen"] == values["rejected"]:
-        raise UselessRecord("pairs skipped: chosen and rejected are equal")
-    if kinds == {list}:
-        return _parse_messages(values, where)
-    for field, text in values.items():
-        if not text.strip():
-            raise UserError(f'{where}: "{field}" is blank.')
-    return [check_utf8(text, where=f'{where}: "{field}"') for field, text in values.items()]
-
-
-def _parse_messages(values: dict[str, Any], where: str) -> list[list[Message]]:
-    parsed = {field: read_messages(value, where=f'{where}: "{field}"') for field, value in values.items()}
-    prompt = parsed["prompt"]
-    for field in FIELDS[1:]:
-        check_turns([*prompt, *parsed[field]], where=f'{where}: "prompt" with "{field}"')
-        if prompt[-1].role != "user" or parsed[field][-1].role != "assistant":
-            raise UserError(f'{where}: wanted a "prompt" that the user ends, and a "{field}" that the assistant ends.')
-    return list(parsed.values())
+    kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)
+    return prepare_scored(request, kind, limits=limits)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 An example becomes one or more documents of (tokens, marks), which are for the same split. Beside the shards of a split
 are its sidecars `SPLIT.documents` and `SPLIT.scored`. Invalid records are skipped and counted.
+
+Blocks of records are parsed and encoded on all cores. A killed command continues behind the last recorded block.
 """
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +15,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.encode.splits import AllTo, HashFraction, SplitRule, parse_split
+from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.encode.splits import AllTo, HashFraction, Split, SplitRule, parse_split
+from data_pipelines.encode.worker_pool import map_on_cores, refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
-from data_pipelines.output.journal import Journal
+from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
-from data_pipelines.readers.documents import ReadContext
-from data_pipelines.readers.json_lines import find_json_lines, iter_lines, parse_object
+from data_pipelines.readers.documents import Notes, ReadContext
 from data_pipelines.readers.paths import identify_files
-from data_pipelines.runtime.options import ShardOptions
+from data_pipelines.readers.records import RecordBlock, find_record_files, iter_blocks
+from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
+from gptjax.data.shards import token_dtype
 from gptjax.tokenization.chat import MaskedTokens
+from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer
+
+RECORDS_VERSION = 2
+"""Increase it whenever the same records become other tokens."""
+SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
+"""Sources of fewer bytes have another split by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,42 +45,141 @@ class PrepareScored(ShardOptions):
 
     tokenizer: str
     """`gpt2`, `gpt2:DIR`, a tokenizer.json or a directory with one."""
+    processes: int | None = None
+    """Worker processes; by default one for each core. Small sources need none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(parse_split(self.effective_split), HashFraction | AllTo):
+        require_at_least(1, processes=self.processes)
+        if self.split is not None and not isinstance(parse_split(self.split), HashFraction | AllTo):
             raise UserError(f"--split={self.split}: wanted hash:F or none.")
+
+    @property
+    def effective_split(self) -> str:
+        """As given; by default a larger part of a small source, so that it has a validation split."""
+        if self.split is not None or self.validation_source is not None:
+            return super().effective_split
+        size = sum(path.stat().st_size for path in find_record_files(self.source))
+        return SMALL_SPLIT if size < SMALL_BYTES else super().effective_split
+
+    @property
+    def other_splits(self) -> str:
+        return "--split=hash:0.3, --split=none or a --validation-source"
 
 
 class Example(NamedTuple):
-    """Documents that belong together; examples with the same key are for the same split."""
+    """Documents that belong together; examples with the same key are for the same split. `notes` are counted."""
 
     key: str
     documents: list[MaskedTokens]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ExampleKind:
     """A kind of examples: its name, its plural, whose tokens it has, and how a record becomes an example.
 
-    `encode` gets the record at FILE:LINE; it raises `UserError` for an invalid one and `UselessRecord`.
+    `encode` gets the record and its place; it raises `UserError` for an invalid one and `UselessRecord`. It can be
+    pickled. `fields` are the columns of Parquet that it reads.
     """
 
     name: str
     plural: str
     tokenizer: Tokenizer
-    encode: Callable[[dict[str, Any], str], Example]
+    encode: Callable[[Any, str], Example]
+    fields: tuple[str, ...]
 
 
-class UselessRecord(UserError):
-    """A valid record from which nothing can be learned; it is skipped in strict mode, too. The text is the note."""
+class Task(NamedTuple):
+    """A block of records and the rule of its split."""
+
+    rule: SplitRule
+    block: RecordBlock
 
 
-def prepare_scored(request: PrepareScored, kind: ExampleKind) -> Manifest:
+class EncodedSplit(NamedTuple):
+    """Documents of a split, one after another."""
+
+    tokens: np.ndarray
+    scored: np.ndarray
+    starts: np.ndarray
+    size: int
+    """Bytes of text."""
+
+
+class EncodedBlock(NamedTuple):
+    """What a block gave."""
+
+    splits: dict[Split, EncodedSplit]
+    examples: int
+    notes: Notes
+
+
+@dataclass(frozen=True)
+class BlockEncoder:
+    """Parses and encodes a block, in any process."""
+
+    kind: ExampleKind
+    strict: bool
+    max_tokens: int | None
+
+    def __call__(self, task: Task) -> EncodedBlock:
+        context, documents, count = ReadContext(strict=self.strict), dict[Split, list[MaskedTokens]](), 0
+        for where, record in task.block.read():
+            try:
+                if isinstance(record, UserError):
+                    raise record
+                key, encoded, notes = self._fit(self.kind.encode(record, where))
+            except UselessRecord as error:
+                add_note(context.notes, str(error), where)
+                continue
+            except UserError as error:
+                context.skip_record(str(error))
+                continue
+            for note in notes:
+                add_note(context.notes, note, where)
+            documents.setdefault(task.rule.choose_split(key.encode()), []).extend(encoded)
+            count += 1
+        return EncodedBlock({side: self._join(each) for side, each in documents.items()}, count, context.notes)
+
+    def _fit(self, example: Example) -> Example:
+        """Cut off behind `max_tokens`; raises `UselessRecord` where nothing scored or no difference is left."""
+        limit, plural = self.max_tokens, self.kind.plural
+        documents, notes = example.documents, example.notes
+        if limit is not None and any(len(document.tokens) > limit for document in documents):
+            documents = [MaskedTokens(document.tokens[:limit], document.loss_mask[:limit]) for document in documents]
+            if len({document.tokens.tobytes() for document in documents}) < len(documents) or not all(
+                document.loss_mask.any() for document in documents
+            ):
+                raise UselessRecord(f"{plural} skipped: nothing scored is left at --max-document-tokens={limit}")
+            notes = (*notes, f"{plural} cut off at --max-document-tokens={limit}")
+        return Example(example.key, documents, notes)
+
+    def _join(self, documents: list[MaskedTokens]) -> EncodedSplit:
+        tokenizer = self.kind.tokenizer
+        tokens = np.concatenate([document.tokens for document in documents])
+        lengths = np.array([len(document.tokens) for document in documents])
+        return EncodedSplit(
+            tokens.astype(token_dtype(tokenizer.vocab_size)),
+            np.concatenate([document.loss_mask for document in documents]),
+            np.cumsum(lengths) - lengths,
+            int(tokenizer.bytes_per_token[tokens].sum()),
+        )
+
+
+def add_note(notes: Notes, note: str, where: str) -> None:
+    """Count a note, with the place where it is first true."""
+    notes[note] += 1
+    notes.first.setdefault(note, where)
+
+
+def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
+    refuse_in_worker()
 
     def compute_identity() -> dict[str, Any]:
         sources = {"source": request.source, "validation_source": request.validation_source}
+        files = {name: identify_files(spec, find_record_files(spec)) for name, spec in sources.items() if spec}
         return {
             "kind": kind.name,
             "tokenizer": kind.tokenizer.fingerprint,
@@ -77,57 +189,50 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind) -> Manifest:
             "max_document_tokens": request.max_document_tokens,
             "strict": request.strict,
             "format": MANIFEST_VERSION,
-            **{name: identify_files(spec, find_json_lines(spec)) for name, spec in sources.items() if spec is not None},
+            "records": RECORDS_VERSION,
+            **files,
         }
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
-        Journal(directory, identity)  # empties what a killed command left
-        return _write_shards(directory, request, kind)
+        journal = Journal(directory, identity, seconds=limits.record_seconds)
+        return _write_shards(directory, request, kind, journal=journal, limits=limits)
 
     return build_shards(request, compute_identity, write=write, what=f"usable {kind.plural}")
 
 
-def _write_shards(directory: Path, request: PrepareScored, kind: ExampleKind) -> ShardContents:
-    context, tokenizer = ReadContext(strict=request.strict), kind.tokenizer
+def _write_shards(
+    directory: Path, request: PrepareScored, kind: ExampleKind, *, journal: Journal, limits: Limits
+) -> ShardContents:
+    """Write what is not written yet."""
+    tokenizer, done = kind.tokenizer, journal.progress
+    units, examples, notes = done.units, done.documents, done.notes
+    encoder = BlockEncoder(kind, request.strict, request.max_document_tokens)
+    tasks = itertools.islice(_iter_tasks(request, kind, limits), units, None)
+    size = lambda task: task.block.size
+    encoded = map_on_cores(encoder, tasks, processes=request.processes, size=size, pool_size=limits.pool_bytes)
     with (
-        open_split_writers(directory, request, vocab_size=tokenizer.vocab_size) as writers,
+        open_split_writers(directory, request, vocab_size=tokenizer.vocab_size, states=done.splits) as writers,
         progress_line(f"reading {request.source}") as show,
+        contextlib.closing(encoded),
     ):
-        for number, (split, documents) in enumerate(_iter_examples(request, kind, context=context), start=1):
-            for document in documents:
-                size = int(tokenizer.bytes_per_token[document.tokens].sum())
-                writers[split].append(document.tokens, np.array([0]), scored=document.loss_mask, size=size)
-            show(f"{number:,} {kind.plural}")
-    return {name: writer.counts for name, writer in writers.items()}, tokenizer, context.notes.lines()
+        for block in encoded:
+            for split, part in block.splits.items():
+                writers[split].append(part.tokens, part.starts, scored=part.scored, size=part.size)
+            units, examples = units + 1, examples + block.examples
+            notes.add(block.notes)
+            if journal.is_due():
+                states = {name: writer.sync() for name, writer in writers.items()}
+                journal.record(Progress(units, examples, states, notes))
+            show(f"{examples:,} {kind.plural}")
+    return {name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines()
 
 
-def _iter_examples(
-    request: PrepareScored, kind: ExampleKind, *, context: ReadContext
-) -> Iterator[tuple[str, list[MaskedTokens]]]:
-    """Yield the split and the documents of every usable example, in the order of the source."""
-    limit = request.max_document_tokens
+def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> Iterator[Task]:
     for spec, rule in [
         (request.source, parse_split(request.effective_split)),
         (request.validation_source, AllTo("val")),
     ]:
         assert isinstance(rule, SplitRule)
-        for where, line in iter_lines(find_json_lines(spec)) if spec is not None else ():
-            try:
-                key, documents = kind.encode(parse_object(line, where=where), where)
-                if limit is not None and any(len(document.tokens) > limit for document in documents):
-                    documents = _cut_documents(documents, limit, plural=kind.plural)
-                    context.notes[f"{kind.plural} cut off at --max-document-tokens={limit}"] += 1
-                yield rule.choose_split(key.encode()), documents
-            except UselessRecord as error:
-                context.notes[str(error)] += 1
-            except UserError as error:
-                context.skip_record(str(error))
-
-
-def _cut_documents(documents: list[MaskedTokens], limit: int, *, plural: str) -> list[MaskedTokens]:
-    """Cut off behind `limit` tokens; raises `UselessRecord` where nothing scored or no difference is left."""
-    short = [MaskedTokens(document.tokens[:limit], document.loss_mask[:limit]) for document in documents]
-    differ = len({document.tokens.tobytes() for document in short}) == len(short)
-    if not differ or not all(document.loss_mask.any() for document in short):
-        raise UselessRecord(f"{plural} skipped: nothing scored is left at --max-document-tokens={limit}")
-    return short
+        for path in find_record_files(spec) if spec is not None else ():
+            for block in iter_blocks(path, fields=kind.fields, block_bytes=limits.batch_bytes):
+                yield Task(rule, block)

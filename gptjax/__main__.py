@@ -66,7 +66,7 @@ def format_usage() -> str:
             "",
             "examples:",
             "  gptjax train quickstart",
-            "  gptjax sample --checkpoint=runs/quickstart --prompt='def '",
+            "  gptjax sample --checkpoint=runs/quickstart --prompt='    def'",
             "  gptjax prepare --source=books.jsonl --tokenizer=gpt2 --output=data/books",
             "  gptjax --version",
             "",

@@ -59,6 +59,23 @@ class Evaluate:
     """Tokens to predict, from the start. Default: the protocol's, or all."""
     offsets: str | None = None
     """File with the starts of windows, a number in each line: nanoGPT's random ones instead of all."""
+    tasks: str | None = None
+    """Tasks of lm-evaluation-harness, separated by commas: names, groups, or YAML files. Then no text is scored, unless
+    --text or --data is given, too."""
+    include_path: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Directory with further tasks of the harness."""
+    task_data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Local file of a task, TASK=FILE, or a directory with TASK.jsonl files. May be given several times."""
+    limit: int | None = None
+    """Items of each task, from the start. Default: all."""
+    num_fewshot: int | None = None
+    """Examples in each prompt of the tasks. Default: as they say."""
+    apply_chat_template: bool = False
+    """Ask the tasks as in a chat; examples become turns."""
+    responses: str | None = None
+    """File (JSON Lines) for every item of the tasks with prompts and answers."""
+    core: str | None = None
+    """CORE from this local copy of its bundle (eval_bundle)."""
     context_length: int | None = None
     """The model's context, instead of the whole."""
     dtype: DType | None = None
@@ -78,17 +95,24 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.data is not None and self.text is not None:
             raise UserError("--data and --text are both given: choose one.")
-        for name in ("tokens", "context_length", "batch_size"):
+        for name in ("tokens", "context_length", "batch_size", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
         if self.protocol not in PRESETS:
             find_protocol(self.protocol)
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"--num-fewshot is {self.num_fewshot}; it must not be negative.")
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """All checkpoints, the baseline first unless it is among them."""
         own = tuple(dict.fromkeys(self.checkpoint))
         return own if self.baseline is None or self.baseline in own else (self.baseline, *own)
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether a text is scored: one that is named, or the run's own data if nothing else is asked for."""
+        return self.text is not None or self.data is not None or (self.tasks is None and self.core is None)
 
     def resolve_protocol(self) -> Protocol:
         """The preset with the options that were given."""
@@ -135,8 +159,53 @@ def evaluate_checkpoint(spec: str, options: Evaluate) -> Evaluation:
         weights = "average" if options.ema and run.has_ema(step) else "last"
         evaluation = Evaluation(spec, {}, about={"step": step, "weights": weights})
         evaluation.tokenizer = None if run.tokenizer is None else run.tokenizer.fingerprint
-        add_text(evaluation, options, run, model)
+        if options.scores_text:
+            add_text(evaluation, options, run, model)
+        if options.tasks is not None:
+            add_tasks(evaluation, options, run, model)
+        if options.core is not None:
+            add_core(evaluation, options, run, model)
     return evaluation
+
+
+def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:
+    """Run the harness' tasks, and add their figures, items and controls."""
+    from gptjax.evaluation import harness
+
+    harness.require_lm_eval()
+    from gptjax.evaluation.harness_model import HarnessModel  # imports lm_eval
+    from gptjax.tokenization.chat_template import read_chat_template
+
+    names = tuple(name.strip() for name in (options.tasks or "").split(",") if name.strip())
+    request = harness.TaskRequest(
+        names,
+        include_path=options.include_path,
+        task_data=options.task_data,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+    )
+    template = read_chat_template(run.directory) if options.apply_chat_template else None
+    adapter = HarnessModel(model, run.require_tokenizer(), batch_size=options.batch_size, chat_template=template)
+    results = harness.run_tasks(adapter, request)
+    evaluation.figures |= results.figures
+    evaluation.items |= results.items
+    evaluation.about["harness"] = results.about
+    if options.responses is not None:
+        mode = "w" if evaluation.name == options.checkpoints[0] else "a"
+        path = Path(options.responses).expanduser()
+        harness.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
+
+
+def add_core(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:
+    """Score CORE's tasks."""
+    from gptjax.evaluation.core_bundle import read_bundle, score_core
+
+    tasks = read_bundle(Path(options.core or "").expanduser())
+    tokenizer = run.require_tokenizer()
+    figures, items = score_core(model, tokenizer, tasks, limit=options.limit, batch_size=options.batch_size)
+    evaluation.figures |= figures
+    evaluation.items |= items
 
 
 def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:
@@ -207,10 +276,18 @@ def describe(evaluations: list[Evaluation], options: Evaluate) -> str:
         if "protocol" in e.about:
             counts = ", ".join(f"{e.about[name]:,} {name}" for name in ("tokens", "words", "bytes", "documents"))
             lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
+        if "harness" in e.about:
+            lines.append(f"lm-evaluation-harness {e.about['harness']['lm_eval']}: {describe_tasks(e.about['harness'])}")
         if "val_loss_quantized" in e.about:
             rounded, loss = e.about["val_loss_quantized"], e.figures["nats_per_token"].value
             lines.append(f"weights in {options.quantize}: {rounded:.4f} nats per token, {rounded - loss:+.4f}")
     return "\n".join([*lines, "", format_table(evaluations, find_baseline(evaluations, options))])
+
+
+def describe_tasks(about: dict[str, Any]) -> str:
+    """Items and examples of each task."""
+    shots = about["num_fewshot"]
+    return ", ".join(f"{task}: {count} items, {shots.get(task, 0)} examples" for task, count in about["items"].items())
 
 
 def find_baseline(evaluations: list[Evaluation], options: Evaluate) -> Evaluation | None:

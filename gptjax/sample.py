@@ -226,6 +226,8 @@ def print_speed(speed: "DecodingSpeed") -> None:
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> Prompt:
     """The prompt's tokens. An empty prompt stands for the start of a document: an end of text, or else a line end."""
     if prompt:
+        if tokenizer.kind == "bpe" and prompt.endswith(" "):
+            print("note: the prompt ends with a blank, but words begin with theirs: leave it out.", file=sys.stderr)
         return Prompt(tokenizer.encode(prompt))
     if tokenizer.end_of_text is not None:
         return Prompt(np.array([tokenizer.end_of_text]), hidden=1)

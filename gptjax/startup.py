@@ -8,13 +8,12 @@ from typing import Any
 
 import jax
 
-from gptjax.config import TrainConfig, compare_configs
+from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
-from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
@@ -24,9 +23,9 @@ from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT
-from gptjax.resume import adopt_history, describe_rate_change, read_saved_config
-from gptjax.run_dir import ENVIRONMENT, METRICS, RunDir
-from gptjax.sharding.devices import get_peak_flops, has_units_for, list_device_kinds, preferred_dtype, target_device
+from gptjax.resume import Fingerprints, adopt_history
+from gptjax.run_dir import CHECKPOINTS, METRICS, RunDir
+from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -37,8 +36,6 @@ from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
 from gptjax.training.stopping import list_losses
-
-Fingerprints = dict[str, str | None]
 
 
 def prepare_config(
@@ -224,62 +221,9 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     return begin(load_start(config, mesh))
 
 
-def restore_state(
-    config: TrainConfig,
-    checkpoints: CheckpointManager,
-    fingerprints: Fingerprints,
-    mesh: MeshConfig,
-    modules: Modules | None = None,
-) -> TrainState | None:
-    """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step(config.resume if isinstance(config.resume, int) else None)
-    if step is None:
-        return None
-    if config.resume == "never":
-        raise UserError(
-            f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name."
-        )
-    if step > config.steps:
-        raise UserError(
-            f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
-        )
-    metadata = checkpoints.read_metadata(step)
-    saved = read_saved_config(metadata.get("config", {}), config, step, modules=modules)
-    reported, refused = compare_configs(saved, config)
-    refused += _compare_history(saved, config, step)
-    for name, mark in fingerprints.items():
-        old = metadata.get("fingerprints", {}).get(name)
-        if old != mark and not (name == "validation" and None in (old, mark)):  # evaluators come and go
-            refused.append(f"{name}: {_shorten(old)} → {_shorten(mark)}")
-    if refused and config.resume != "force":
-        raise UserError(
-            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force. Stages "
-            "(docs/resume.md) change the batch, the windows or the rate from a step on."
-        )
-    print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    print_once(*describe_rate_change(saved, config, step))
-    if changes := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
-        print_once(f"  not bit for bit from here on: {changes}")
-    optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
-    wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
-    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=wanted and there)
-    found = checkpoints.restore(target, step)
-    if wanted and not there:
-        print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
-        return replace(found, ema=training_state.copy_arrays(found.model))
-    return found
-
-
-def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
-    """Differences in what the steps so far learned that a comparison of fields does not show."""
-    histories = {"data": [one.data.history_until(step) for one in (saved, wanted)]}
-    histories["stages"] = [one.history_until(step) for one in (saved, wanted)]
-    return [f"{name} until step {step}: {old} → {new}" for name, (old, new) in histories.items() if old != new]
-
-
-def _shorten(fingerprint: str | None) -> str:
-    return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+def open_checkpoints(config: TrainConfig) -> CheckpointManager:
+    """The checkpoints of a run, whose metrics.jsonl reaches the disk before one of them counts."""
+    return CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS)
 
 
 def read_losses(config: TrainConfig, *, before: int) -> list[float]:

@@ -33,10 +33,10 @@ class GenerationOptions:
 
     checkpoint: str
     """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
-    temperature: float = 1.0
-    """Divides the logits. 0 always takes the likeliest token."""
-    top_k: int | None = None
-    """Sample among this many likeliest tokens only."""
+    temperature: float = 0.8
+    """Divides the logits. 0 always takes the likeliest token; 1 draws as the model predicts."""
+    top_k: int | None = 200
+    """Sample among this many likeliest tokens only. --top-k=none takes all."""
     top_p: float | None = None
     """Sample among the fewest tokens with this much probability together."""
     min_p: float | None = None

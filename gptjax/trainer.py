@@ -14,8 +14,8 @@ from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.reference import prepare_second_model
-from gptjax.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, run_lock, write_run_files
-from gptjax.training.checkpoint import CheckpointManager
+from gptjax.resume import restore_state
+from gptjax.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
 from gptjax.training.saver import Saver
@@ -73,9 +73,7 @@ def _train(
     with (
         mesh.activate(),
         run_lock(config.directory),
-        CheckpointManager(
-            config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
-        ) as checkpoints,
+        startup.open_checkpoints(config) as checkpoints,
     ):
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
@@ -84,41 +82,29 @@ def _train(
             read_spec, reader = second.read_spec, config.data.open(second.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
-        state = startup.restore_state(config, checkpoints, fingerprints, mesh, modules)
+        state = restore_state(config, checkpoints, fingerprints, mesh, modules)
         state = state or startup.initialize_state(config, mesh)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, tokenizer, source=source)
         batches = BatchLoader(reader, read_spec, mesh=mesh)
         report.describe_run(config, mesh, batches, evaluators)
         with startup.open_logger(config, mesh, int(state.step)) as log:
+            start = int(state.step)
             with log.measure("compile"):
-                start = int(state.step)
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
             saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-            loop = _Loop(
-                config=config,
-                evaluators=evaluators,
-                batches=batches,
-                train_step=train_step,
-                log=log,
-                saver=saver,
-                guard=guard,
-            )
-            shutdown.begin_training()
+            history = startup.read_losses(config, before=start)
             rules = StopRules(
-                shutdown,
-                max_seconds=config.max_seconds,
-                patience=config.patience,
-                history=startup.read_losses(config, before=int(state.step)),
-                began_at=began_at,
+                shutdown, max_seconds=config.max_seconds, patience=config.patience, history=history, began_at=began_at
             )
-            stopped = loop.run(state, shutdown, rules)
-    return config, stopped
+            loop = _Loop(config, evaluators, batches, train_step, log, saver, guard)
+            shutdown.begin_training()
+            return config, loop.run(state, shutdown, rules)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Loop:
     """What the steps of a run need."""
 

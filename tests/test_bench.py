@@ -21,10 +21,10 @@ from gptjax.benchmark.peers.work import (
     PeerModel,
     TorchPeer,
     TrainingWork,
-    work_from_json,
-    work_to_json,
+    Work,
 )
 from gptjax.core.errors import UserError
+from gptjax.core.serialization import from_json, to_json
 
 SHORT = ("--rounds=2", "--round-seconds=0.001", "--warmup=1")
 
@@ -210,7 +210,7 @@ def start_worker(monkeypatch: pytest.MonkeyPatch, code: str) -> TorchContestant:
 
 @pytest.mark.parametrize("work", [WORK, DecodingWork(PEER_MODEL, rows=2, prompt_tokens=4, new_tokens=3)])
 def test_work_survives_json(work: TrainingWork | DecodingWork) -> None:
-    assert work_from_json(json.loads(json.dumps(work_to_json(work)))) == work
+    assert from_json(json.loads(json.dumps(to_json(work))), Work) == work
 
 
 def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import pickle
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import tokenizers
 
 from data_pipelines.encode.bpe_trainer import PatternName, train_bpe
 from gptjax.core.errors import UserError
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, check_turns, read_messages, render_jinja
+from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, render_jinja
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, NANOCHAT, ChatTemplate, Message
 from gptjax.tokenization.tokenizer import BPE, Bytes, load_tokenizer
 
@@ -186,56 +185,3 @@ def test_a_tokenizer_without_end_of_text_or_without_chat_tokens(tok: BPE):
     assert tok.pattern is not None
     no_end = BPE(tok.tokens, dict(zip(CHAT_TOKENS, (280, 281), strict=True)), merges=tok.merges, pattern=tok.pattern)
     assert ChatEncoder(no_end).encode_prompt([USER])[0] == 280
-
-
-def test_messages_out_of_json():
-    given = [{"role": "user", "content": "Hi", "id": 7}, {"role": "assistant", "content": " Ho\n"}]
-    assert read_messages(given, where="x.jsonl:1") == [Message("user", "Hi"), Message("assistant", " Ho\n")]
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "wanted a list of messages, got None"),
-        ([], "wanted a list of messages"),
-        ({"role": "user"}, "wanted a list of messages"),
-        (["Hi"], 'message 1: wanted an object with "role" and "content"'),
-        ([{"role": "human", "content": "Hi"}], "message 1: its role is 'human'; wanted system, user, assistant"),
-        ([{"content": "Hi"}], "message 1: its role is None"),
-        ([{"role": ["user"], "content": "Hi"}], r"message 1: its role is \['user'\]"),
-        ([{"role": "user", "content": None}], "message 1: its content is None"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "message 1: its content is"),
-        ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " \n"}], "message 2: its content is"),
-    ],
-)
-def test_wrong_messages_are_named(value: Any, message: str):
-    with pytest.raises(UserError, match=message) as caught:
-        read_messages(value, where="x.jsonl:3")
-    assert str(caught.value).startswith("x.jsonl:3: ")
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([USER], "the assistant says nothing"),
-        ([SYSTEM, USER], "the assistant says nothing"),
-        ([SYSTEM], "the assistant says nothing"),
-        ([], "the assistant says nothing"),
-        ([ANSWER, USER], "message 1 is of the assistant, wanted user"),
-        ([SYSTEM, ANSWER], "message 2 is of the assistant, wanted user"),
-        ([USER, USER, ANSWER], "message 2 is of the user, wanted assistant"),
-        ([USER, ANSWER, PREPARE_AGAIN], "message 3 is of the assistant, wanted user"),
-        ([USER, SYSTEM, ANSWER], "message 2 is of the system, wanted assistant"),
-        ([SYSTEM, SYSTEM, USER, ANSWER], "message 2 is of the system, wanted user"),
-    ],
-)
-def test_turns_alternate(messages: list[Message], message: str):
-    with pytest.raises(UserError, match=message):
-        check_turns(messages, where="x.jsonl:3")
-
-
-def test_turns_that_are_right():
-    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, PREPARE_AGAIN]):
-        check_turns(messages, where="x")
-        with pytest.raises(UserError, match=f"message {len(messages) + 1} is of the {messages[-1].role}"):
-            check_turns([*messages, messages[-1]], where="x")

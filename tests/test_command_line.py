@@ -133,7 +133,14 @@ def test_help_with_config_shows_fields_and_values(capfd: pytest.CaptureFixture[s
         parse("--config=quickstart", "--help")
     printed = capfd.readouterr().out
     assert stopped.value.code == 0
-    for part in ("The name of the run.", "(default: quick)", "--optimizer.learning-rate", "Train."):
+    for part in (
+        "The name of the run.",
+        "(default: quick)",
+        "--optimizer.learning-rate",
+        "Train.",
+        "--config=FILE",
+        "--import=FILE.py",
+    ):
         assert part in printed
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from chat_models import TOKENIZER, Echo
 
+from data_pipelines.chat_formats import parse_conversation
 from gptjax.assistant.conversation import Conversation
 from gptjax.core.errors import UserError
-from gptjax.tokenization.chat import check_turns, read_messages
 
 
 def talk(echo: Echo, **options: Any) -> Conversation:
@@ -72,8 +72,7 @@ def test_answers_take_the_room_that_is_left():
 def test_saved_conversation_is_read_by_preparation():
     conversation = talk(Echo(context_length=200), system_prompt="Sé brief.")
     list(conversation.answer("a\nb"))
-    messages = read_messages(json.loads(conversation.to_json_line())["messages"], where="x")
-    check_turns(messages, where="x")
+    messages, _ = parse_conversation(json.loads(conversation.to_json_line()), where="x")
     assert [message.content for message in messages] == ["Sé brief.", "a\nb", "a\nb"]
 
 

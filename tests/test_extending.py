@@ -7,13 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import read_lines, start_entry_point, tiny_config, write_config, write_text_shards
 
-from gptjax import convert, evaluate, sample, train
+from gptjax import convert, evaluate, generate, sample, train
 from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
+from gptjax.model.layers import ACTIVATIONS
+from gptjax.model.positions import POSITIONS, LearnedPositions
 from gptjax.run_dir import RunDir
+from gptjax.trainer import train as train_config
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "extending.md"
 STEPS = 6
@@ -180,3 +186,27 @@ def test_fields_of_own_classes_are_flags(folder: Path, monkeypatch: pytest.Monke
     [config] = configs
     assert (config.optimizer.learning_rate, config.optimizer.schedule.warmup_steps) == (3e-4, 20)  # pyright: ignore[reportAttributeAccessIssue]
     assert (config.objective.share, config.evaluators[0].every) == (0.2, 7)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_own_activation_and_positions_are_trained_and_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ACTIVATIONS, "mish", jax.nn.relu)  # the file sets both; the end of the test takes them out
+    monkeypatch.setitem(POSITIONS, "sinusoids", LearnedPositions)
+    (tmp_path / "own_model.py").write_text(read_example("own_model.py"))
+    own = load_config(tmp_path / "own_model.py").model
+    shards = write_text_shards(tmp_path / "shards")
+    changes = {"activation": own.activation, "positions": own.positions}
+    config = tiny_config(shards, steps=2, model=changes)
+    assert train_config(config) == 0
+    monkeypatch.delitem(ACTIVATIONS, "mish")
+    monkeypatch.delitem(POSITIONS, "sinusoids")
+    with pytest.raises(UserError, match=r"activation is 'mish'; it must be one of .*--import"):
+        _ = RunDir.open(config.directory).model_config
+    model = RunDir.open(config.directory, imports=[str(tmp_path / "own_model.py")]).load_model()
+    assert model.positions is None
+    prompt = np.arange(9)[None] % 5
+    ids = generate(model, prompt, max_new_tokens=3, temperature=0.0)
+    np.testing.assert_array_equal(ids[0, 9:], np.argmax(model(jnp.asarray(ids[:, :-1])), axis=-1)[0, 8:])
+    one, other = (model(jnp.asarray(prompt[:, order]))[0, -1] for order in (np.arange(9), [1, 0, *range(2, 9)]))
+    assert not np.allclose(one, other), "the order of earlier tokens counts"

@@ -125,7 +125,7 @@ def test_index_shards_refuses_other_directories(foreign, tokenizer, tmp_path):
         index_shards(tmp_path / "own", tokenizer)
 
 
-def test_command_indexes(foreign, tokenizer):
+def test_index_shards_command_writes_a_manifest(foreign, tokenizer):
     command = [sys.executable, "-m", "data_pipelines.index_shards", str(foreign)]
     where = tokenizer.save(foreign / "tokenizer")
     done = subprocess.run([*command, f"--tokenizer={where}"], capture_output=True, text=True, check=False)

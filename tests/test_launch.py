@@ -61,6 +61,6 @@ def test_gpu_node_keeps_variables_that_are_set(launch: Launch):
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_passes():
+def test_launch_scripts_pass_shellcheck():
     done = subprocess.run(["shellcheck", *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.model.config import REQUIREMENTS, ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.requirements import REQUIREMENTS
 
 SMALL = GPTConfig(num_layers=2, embed_dim=32, num_heads=4, context_length=16, vocab_size=128)
 
@@ -24,7 +25,10 @@ SMALL = GPTConfig(num_layers=2, embed_dim=32, num_heads=4, context_length=16, vo
         ({"window_pattern": "SL"}, r"model\.short_window is not given"),
         ({"num_sinks": -1}, r"model\.num_sinks is -1; it must not be negative"),
         ({"activation": "mish"}, r"model\.activation is 'mish'; it must be one of gelu_tanh, gelu, relu"),
-        ({"positions": "alibi"}, r"model\.positions is 'alibi'; it must be one of learned, rotary"),
+        (
+            {"positions": "alibi"},
+            r"model\.positions is 'alibi'; it must be one of learned, rotary, or of a file that you --import",
+        ),
         ({"norm_epsilon": 0.0}, r"model\.norm_epsilon is 0.0; it must be positive and finite"),
         (
             {"compute": ComputeConfig(scan_layers="on"), "unet_skips": "plain"},

@@ -15,7 +15,7 @@ import gptjax
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("gptjax", "configs", "data_pipelines")
-DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "orbax": "orbax-checkpoint"}
 """Distributions whose name differs from their module's."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.metrics.plots import plot_losses
+from gptjax.metrics.plots import list_evaluations, plot_losses
 
 
 def test_plot_losses_writes_an_image_and_keeps_settings(tmp_path: Path):
@@ -20,6 +20,13 @@ def test_plot_losses_writes_an_image_and_keeps_settings(tmp_path: Path):
     assert image == tmp_path / "loss.png"
     assert image.read_bytes().startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == settings
+
+
+def test_evaluations_of_texts_and_tasks_have_panels(tmp_path: Path):
+    records = [{"step": n, "eval_text_bits_per_byte": 1.0 / (n + 1), "eval_x_error": "no"} for n in range(4)]
+    assert list_evaluations(records) == ["eval_text_bits_per_byte"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert plot_losses(tmp_path).exists()
 
 
 @pytest.mark.parametrize("text", ["", '{"step": 0, "val_loss": 9.0}\n', '{"step": 1, "loss": null}\n'])

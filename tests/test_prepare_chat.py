@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from data_pipelines import scored_shards
 from data_pipelines.encode.bpe_trainer import train_bpe
-from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.prepare_chat import EMPTY_MESSAGE, PrepareChat, prepare_chat
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
@@ -56,11 +59,10 @@ def plain(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, plain):
-    def run(source, name="out", **options):
+    def run(source, name="out", *, limits=DEFAULT_LIMITS, **options):
         options = {"split": None if "validation_source" in options else "none", **options}
-        return prepare_chat(
-            PrepareChat(**{"source": source, "tokenizer": str(plain), "output": tmp_path / name, **options})
-        )
+        request = {"source": source, "tokenizer": str(plain), "output": tmp_path / name, **options}
+        return prepare_chat(PrepareChat(**request), limits=limits)
 
     return run
 
@@ -174,9 +176,9 @@ def test_long_conversations_are_cut_off(tmp_path, run, capsys):
 
 INVALID = [
     ('{"messages": [{"role": "user"', "not a line of JSON"),
-    ('["messages"]', "wanted a JSON object"),
-    ('{"conversations": []}', '"messages": wanted a list of messages, got None'),
-    (line([("human", "Hi"), ("assistant", "Ho")]), "message 1: its role is 'human'"),
+    ('["messages"]', "message 1: wanted an object"),
+    ('{"conversations": []}', "wanted a list of messages, got []"),
+    (line([("robot", "Hi"), ("assistant", "Ho")]), "message 1: its role is 'robot'"),
     (line([("user", "Hi"), ("assistant", None)]), "message 2: its content is None"),
     (line([("user", "Hi")]), "the assistant says nothing"),
     (line([("user", "Hi"), ("user", "Ho"), ("assistant", "Ha")]), "message 2 is of the user, wanted assistant"),
@@ -279,3 +281,90 @@ def test_command_skips_or_stops(tmp_path, plain):
     assert "1 documents" in done.stdout
     assert f"{source}:2: message 1 is of the assistant" in done.stdout
     assert set(CHAT_TOKENS) < set(load_tokenizer(tmp_path / "out").specials)
+
+
+def test_formats_give_the_same_documents(tmp_path, run):
+    """JSON lines, a JSON array and Parquet, as messages and as fields."""
+    turns = many(5)
+    records = [json.loads(line(each))["messages"] for each in turns]
+    fields = [{"instruction": each[0][1], "input": "", "output": each[1][1]} for each in turns]
+    (tmp_path / "a.json").write_text(json.dumps(fields, indent=1))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    (tmp_path / "c.json").write_text("".join(json.dumps({"messages": each}) + "\n" for each in records))
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
+    table = pyarrow.Table.from_pylist([{"messages": each, "other": 1} for each in records])
+    parquet.write_table(table, tmp_path / "e.parquet", row_group_size=3)
+    found = []
+    for name in ("a.json", "b.jsonl", "c.json", "d.json.gz", "e.parquet"):
+        run(str(tmp_path / name), f"{name}.out")
+        found.append(documents(tmp_path / f"{name}.out"))
+    assert len(found[0]) == 5
+    assert all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", '{\n"data": []}', "holds one object .'data'.*wanted an array"),
+        ("x.json", '[{"a":', "neither JSON nor JSON lines"),
+        ("x.json", "", "neither JSON nor JSON lines"),
+        ("x.json", '[{"instruction": "a", "output": "b"}, 3]', r"x\.json: item 2: wanted a list of messages"),
+    ],
+)
+def test_other_json_is_refused(tmp_path, run, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        run(str(tmp_path / name), strict=True)
+
+
+def test_parquet_without_known_columns_is_refused(tmp_path, run):
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet: has the columns 'text'; wanted some of messages"):
+        run(str(tmp_path / "x.parquet"))
+
+
+def test_empty_messages_are_kept_and_told(tmp_path, run, capsys):
+    run(write(tmp_path / "chat.jsonl", [line([("user", "Hi"), ("assistant", "")]), line(SUMS)]))
+    assert f"1 {EMPTY_MESSAGE}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
+    assert sum(documents(tmp_path / "out")[0][1]) == 1
+
+
+SMALL = Limits(batch_bytes=500, pool_bytes=2000, record_seconds=0.0)
+
+
+def test_several_processes_write_the_same_bytes(tmp_path, run):
+    """Also after a kill at any record of progress, and with notes of every block."""
+    lines = list(map(line, many(60)))
+    lines[40] = "{"
+    source = write(tmp_path / "chat.jsonl", lines)
+    request = {"split": "hash:0.3", "shard_tokens": 300}
+    alone = run(source, "one", processes=1, **request)
+    both = run(source, "two", processes=2, limits=SMALL, **request)
+    assert (both.files, both.sidecars, both.notes) == (alone.files, alone.sidecars, alone.notes)
+
+
+def test_after_a_kill_the_same_command_continues(tmp_path, run, monkeypatch, capsys):
+    source = write(tmp_path / "chat.jsonl", [*map(line, many(60)), "{"])
+    whole = run(source, "whole", processes=1)
+    join, calls = scored_shards.BlockEncoder._join, itertools.count()
+
+    def fail_later(self, documents):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return join(self, documents)
+
+    monkeypatch.setattr(scored_shards.BlockEncoder, "_join", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, processes=1, limits=SMALL)
+    monkeypatch.setattr(scored_shards.BlockEncoder, "_join", join)
+    continued = run(source, processes=1, limits=SMALL)
+    assert re.search(r"continuing after [1-9]\d* documents", capsys.readouterr().err)
+    assert (continued.files, continued.sidecars, continued.notes) == (whole.files, whole.sidecars, whole.notes)
+
+
+def test_small_sources_have_a_larger_validation_split(tmp_path, run):
+    source = write(tmp_path / "chat.jsonl", map(line, many(200)))
+    counts = run(source, split=None).splits
+    assert 1 < counts["val"].documents < 30
+    with pytest.raises(UserError, match=r"leaves no usable conversations for val.*Use --split=hash:0.3"):
+        run(write(tmp_path / "few.jsonl", map(line, many(2))), "few", split=None)

@@ -146,7 +146,7 @@ def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
         ({"prompt": "x", "chosen": "y"}, "got str, str, none"),
         (
             {**TEXT, "chosen": CHAT["chosen"]},
-            "as three strings or three lists, got str, list, str",
+            "got str, list, str in an object with prompt, chosen, rejected",
         ),
         ({**TEXT, "prompt": " "}, '"prompt" is blank'),
         ({**TEXT, "rejected": ""}, '"rejected" is blank'),
@@ -190,3 +190,78 @@ def test_command_skips_invalid_pairs(tmp_path, chat):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "4 documents" in done.stdout
     assert f'{source}:3: wanted "prompt", "chosen", "rejected"' in done.stdout
+
+
+def dialogue(*turns):
+    names = {"user": "Human", "assistant": "Assistant"}
+    return "".join(f"\n\n{names[role]}: {content}" for role, content in turns)
+
+
+GOOD, BAD = [*ASKED, ("assistant", "4.")], [*ASKED, ("assistant", "5.")]
+SAME = {"prompt": messages(*ASKED), "chosen": messages(GOOD[-1]), "rejected": messages(BAD[-1])}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"chosen": messages(*GOOD), "rejected": messages(*BAD)},
+        {"prompt": "2+2?", "chosen": messages(*GOOD), "rejected": messages(*BAD), "score_chosen": 8.0},
+        {"chosen": dialogue(*GOOD), "rejected": dialogue(*BAD)},
+        {
+            "input": {"messages": messages(*ASKED)},
+            "preferred_output": messages(GOOD[-1]),
+            "non_preferred_output": messages(BAD[-1]),
+        },
+    ],
+)
+def test_public_forms_become_the_same_pair(tmp_path, run, record):
+    run(write(tmp_path / "a.jsonl", [SAME]), "a", strict=True)
+    run(write(tmp_path / "b.jsonl", [record]), "b", strict=True)
+    for ours, wanted in zip(*(open_preferences(tmp_path / name, "train")[0] for name in "ba"), strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+
+
+def test_prompt_string_begins_answers_without_a_question(tmp_path, run):
+    rated = [{"response": text, "overall_score": score} for text, score in (("5.", 2), ("4.", 9.5), ("6.", 3))]
+    records = [
+        {"prompt": "2+2?", "chosen": messages(("assistant", "4.")), "rejected": messages(("assistant", "5."))},
+        {"instruction": "2+2?", "completions": rated},
+        {"instruction": "2+2?", "completions": [{"response": "a", "overall_score": 1}] * 2},
+    ]
+    run(write(tmp_path / "x.jsonl", records), strict=True)
+    pairs = open_preferences(tmp_path / "out", "train")
+    assert len(pairs) == 2
+    np.testing.assert_array_equal(pairs[0].chosen, pairs[1].chosen)
+    np.testing.assert_array_equal(pairs[0].rejected, pairs[1].rejected)
+
+
+def test_texts_without_a_prompt_begin_alike(tmp_path, run):
+    """The prompt ends before the white space where a word differs."""
+    tok = load_tokenizer(
+        run(write(tmp_path / "a.jsonl", [{"chosen": "Say it so", "rejected": "Say it soon"}])) and tmp_path / "out"
+    )
+    pair = open_preferences(tmp_path / "out", "train")[0]
+    assert tok.decode(pair.chosen[pair.chosen_loss_mask == 1]) == " so<|endoftext|>"
+    assert tok.decode(pair.rejected[pair.rejected_loss_mask == 1]) == " soon<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"chosen": "yes ", "rejected": "no"}, "have no common beginning"),
+        ({"chosen": messages(*GOOD), "rejected": messages(("user", "x"), GOOD[-1])}, "begin with different messages"),
+        ({"chosen": dialogue(*GOOD), "rejected": dialogue(("user", "x"), GOOD[-1])}, "begin with different messages"),
+        ([1], "wanted an object with"),
+    ],
+)
+def test_pairs_with_nothing_in_common_are_named(tmp_path, run, record, message):
+    source = write(tmp_path / "x.jsonl", [SAME, record])
+    with pytest.raises(UserError, match=message) as caught:
+        run(source, strict=True)
+    assert str(caught.value).startswith(f"{source}:2: ")
+
+
+def test_pairs_that_are_equal_without_a_prompt_are_counted(tmp_path, run, capsys):
+    same = [{"chosen": value, "rejected": value} for value in ("a b", messages(*GOOD))]
+    run(write(tmp_path / "x.jsonl", [*same, SAME]), strict=True)
+    assert "2 pairs skipped: chosen and rejected are equal; the first:" in capsys.readouterr().out

@@ -29,7 +29,7 @@ NAMES = [
 ]
 
 
-def test_recipe_names():
+def test_recipes_have_the_documented_names():
     assert sorted(RECIPES) == NAMES
 
 

@@ -14,6 +14,7 @@ from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.files import open_files
 from data_pipelines.readers.paths import find_split
 from gptjax.core.errors import UserError
+from gptjax.evaluation.texts import read_documents
 
 RECORDS = [
     {
@@ -168,6 +169,21 @@ def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, mess
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "arrow", "feather"])
+def test_evaluate_reads_what_prepare_reads(kind: str, tmp_path: Path):
+    path = write_records(tmp_path / f"records.{kind}")
+    assert read_documents(path) == read(path) == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.xz", "Unpack it first: xz -dk a.xz"), ("a.txt", "iconv -f UTF-16 -t UTF-8")]
+)
+def test_evaluate_refuses_with_the_same_advice(name: str, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes("é".encode("utf-16"))
+    with pytest.raises(UserError, match=message):
+        read_documents(tmp_path / name)
 
 
 def test_chats_are_read_from_an_array(tmp_path: Path):

@@ -100,7 +100,7 @@ def test_saved_and_pickled_tokenizers_are_the_same(tok: Tokenizer, tmp_path: Pat
         np.testing.assert_array_equal(again.encode(TEXTS[1]), tok.encode(TEXTS[1]))
 
 
-def test_fingerprints_differ(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
+def test_fingerprint_of_other_ids_is_another(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     others = [train_bpe(tmp_path / "x", vocab_size=399), Chars.from_text("abc"), Chars.from_text("abd")]
     others += [trained["gpt2-pattern"].with_special_tokens([name]) for name in ("<|user|>", "<|assistant|>")]
     assert len({tok.fingerprint for tok in [*trained.values(), *others]}) == 9

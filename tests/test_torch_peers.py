@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from gptjax.benchmark.peers.work import (
     TorchPeer,
     TrainingWork,
     Work,
-    work_to_json,
 )
+from gptjax.core.serialization import to_json
 
 pytestmark = pytest.mark.parity
 
@@ -75,7 +75,7 @@ class GPT(nn.Module):
 
 def ask(peer: TorchPeer, work: Work, *counts: int) -> list[dict[str, Any]]:
     """The answers of a worker to these requests, without a process."""
-    requests = [{"peer": asdict(peer), "work": work_to_json(work)}, *({"count": count} for count in counts)]
+    requests = [{"peer": to_json(peer), "work": to_json(work)}, *({"count": count} for count in counts)]
     answers: list[str] = []
     torch_worker.serve(map(json.dumps, requests), answers.append)
     return [json.loads(line) for line in answers]

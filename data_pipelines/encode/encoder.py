@@ -15,9 +15,8 @@ import numpy as np
 
 from data_pipelines.encode.pieces import Piece, iter_pieces
 from data_pipelines.encode.splits import AllTo, SplitRule
-from data_pipelines.encode.worker_pool import WorkerDied, map_in_processes
+from data_pipelines.encode.worker_pool import map_on_cores
 from data_pipelines.readers.documents import EMPTY, Block, Chunk, Notes, ReadContext, is_blank, iter_documents
-from gptjax.core.errors import UserError
 from gptjax.data.shards import token_dtype
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -164,23 +163,8 @@ def _iter_documents(batch: UnitBatch, context: ReadContext) -> Iterator[Piece]:
 
 
 def encode_batches(
-    batches: Iterator[UnitBatch], encoder: Encoder, *, processes: int, limits: Limits
+    batches: Iterator[UnitBatch], encoder: Encoder, *, processes: int | None, limits: Limits
 ) -> Generator[EncodedBatch, None, None]:
     """Encode all batches in order, in this process where there is little text."""
-    first, size = list[UnitBatch](), 0
-    while processes > 1 and (size < limits.pool_bytes or len(first) < processes):
-        if (batch := next(batches, None)) is None:
-            break
-        first.append(batch)
-        size += sum(unit.size for unit in batch.units)
-    everything = itertools.chain(first, batches)
-    if size < limits.pool_bytes:
-        yield from map(encoder, everything)
-        return
-    try:
-        yield from map_in_processes(encoder, everything, processes=min(processes, len(first)))
-    except WorkerDied:
-        raise UserError(
-            f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
-            'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
-        ) from None
+    size = lambda batch: sum(unit.size for unit in batch.units)
+    return map_on_cores(encoder, batches, processes=processes, size=size, pool_size=limits.pool_bytes)

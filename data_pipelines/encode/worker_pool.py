@@ -17,7 +17,7 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -56,6 +56,42 @@ def map_in_processes(function: Callable[[T], R], arguments: Iterable[T], *, proc
             for process, pipe in workers:
                 process.join()
                 pipe.close()
+
+
+def map_on_cores(
+    function: Callable[[T], R],
+    arguments: Iterator[T],
+    *,
+    processes: int | None,
+    size: Callable[[T], int],
+    pool_size: int,
+) -> Generator[R, None, None]:
+    """Yield the results in order: from `processes`, by default one for each core, or from this one for little work.
+
+    Little is less than `pool_size` together. Raises `UserError` where a worker dies.
+    """
+    first, total, processes = list[T](), 0, processes or count_cores()
+    while processes > 1 and (total < pool_size or len(first) < processes):
+        if (argument := next(arguments, None)) is None:
+            break
+        first.append(argument)
+        total += size(argument)
+    everything = itertools.chain(first, arguments)
+    if total < pool_size:
+        yield from map(function, everything)
+        return
+    try:
+        yield from map_in_processes(function, everything, processes=min(processes, len(first)))
+    except WorkerDied:
+        raise UserError(
+            f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
+            'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
+        ) from None
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> tuple[SpawnProcess, Connection]:

@@ -22,7 +22,7 @@ def read_arrow(path: Path, context: ReadContext) -> Iterator[Document]:
             schema, batches = _open(pyarrow, source)
             check_column(path, context.text_field, schema)
             for batch in batches:
-                for value in join_values(find_column(batch, context.text_field)):
+                for value in join_values(_check_values(find_column(batch, context.text_field))):
                     row += 1
                     where = f"{path}: row {row}"
                     if value is None:
@@ -31,6 +31,19 @@ def read_arrow(path: Path, context: ReadContext) -> Iterator[Document]:
                         yield validate_utf8(value, context, where=where)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Arrow: {quote(str(error)).rstrip('.')}.") from None
+
+
+def _check_values(values: Any) -> Any:
+    """The values once their offsets are known to lie inside their buffers, beyond which the library would read.
+
+    Strings are taken as bytes, so that one which is not UTF-8 does not count as damage.
+    """
+    import pyarrow
+
+    same_layout = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    values = values.view(same_layout[values.type]) if values.type in same_layout else values
+    values.validate(full=True)
+    return values
 
 
 def _open(pyarrow: Any, source: Any) -> tuple[Any, Iterator[Any]]:

@@ -48,6 +48,11 @@ class ShardOptions:
         return self.split or (DEFAULT_SPLIT if self.validation_source is None else "none")
 
     @property
+    def other_splits(self) -> str:
+        """What to use where a split gets nothing."""
+        return "another fraction, tail:0.1 or none"
+
+    @property
     def split_names(self) -> tuple[str, ...]:
         """The splits that get text."""
         return ("train",) if self.validation_source is None and self.effective_split == "none" else ("train", "val")
@@ -59,7 +64,7 @@ class ShardOptions:
             if count.tokens == 0 and total > 0 and self.validation_source is None:
                 raise UserError(
                     f"--split={self.effective_split} leaves no {what} for {name} (of {total} documents). "
-                    f"Use another fraction, tail:0.1 or none. {notes}".strip()
+                    f"Use {self.other_splits}. {notes}".strip()
                 )
             if count.tokens == 0:
                 source = self.validation_source if total and name == "val" else self.source

@@ -139,13 +139,4 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        parts = {name: getattr(self, name) for name in ("environment", "own", "breakdown")}
-        return {
-            "version": FORMAT_VERSION,
-            "kind": self.kind,
-            "command": self.command,
-            "notes": list(self.notes),
-            "comparisons": [asdict(comparison) for comparison in self.comparisons],
-            **{name: None if value is None else asdict(value) for name, value in parts.items()},
-            "config": to_json(self.config),
-        }
+        return {"version": FORMAT_VERSION} | asdict(self) | {"config": to_json(self.config)}

@@ -27,6 +27,9 @@ Imports = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(na
 """Modules or Python files that define a user's own classes."""
 
 
+IMPORT_HELP = "--import=MODULE or --import=FILE.py imports your own classes, for a saved run that uses them."
+
+
 @dataclass(frozen=True)
 class ConfigRequest(Generic[T]):
     """A command line that names a config file."""
@@ -182,7 +185,8 @@ def _format_common_flags(config: Any, prog: str) -> str:
         f"  --{f'{name}={flags[name].default}':<36} {text}" for name, text in COMMON_FLAGS.items() if name in flags
     ]
     example = f"  {prog} --{next((name for name in COMMON_FLAGS if name in flags), 'help')}=…"
-    return "\n".join(["often given, with the values of this config:", *lines, "", "example:", example, ""])
+    forms = ["--config=NAME or --config=FILE chooses the config.", IMPORT_HELP]
+    return "\n".join(["often given, with the values of this config:", *lines, "", "example:", example, "", *forms, ""])
 
 
 def _usage(prog: str, description: str) -> str:
@@ -202,7 +206,7 @@ def _usage(prog: str, description: str) -> str:
         *(f"  --{name:<24} {text}" for name, text in COMMON_FLAGS.items()),
         "",
         f"Every field of a config is a flag; {prog} --config=NAME --help shows them all.",
-        "--import=MODULE or --import=FILE.py imports your own classes, for a saved run that uses them.",
+        IMPORT_HELP,
         "",
         "installed configs:" if configs else "No configs are installed.",
         *(f"  {name:<{width}}  {line}" for name, line in configs.items()),

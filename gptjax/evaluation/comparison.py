@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.evaluation.figures import DRAWS, LEVEL, DocumentSums, Figure, compare_figures, draw_totals
+from gptjax.evaluation.figures import DocumentSums, Figure, ItemScores, compare_figures, item_figure
 
 PER_TOKEN = ("nats_per_token", "token_perplexity")
 """Figures that depend on the tokenizer."""
@@ -25,8 +25,8 @@ class Evaluation:
     """Sums over the documents of the text, if one was scored."""
     tokenizer: str | None = None
     """Fingerprint of the tokenizer."""
-    items: dict[str, np.ndarray] = field(default_factory=dict)
-    """Scores of a task's items, by the figure that is their mean."""
+    items: dict[str, ItemScores] = field(default_factory=dict)
+    """Scores of tasks' items, by the figure that they give."""
     about: dict[str, Any] = field(default_factory=dict)
     """Step, protocol and counts, for the JSON file."""
 
@@ -41,19 +41,9 @@ def compare(evaluation: Evaluation, baseline: Evaluation) -> dict[str, Figure]:
         differences |= {name: figure for name, figure in found.items() if same or name not in PER_TOKEN}
     for name, items in evaluation.items.items():
         others = baseline.items.get(name)
-        if others is not None and len(others) == len(items):
-            differences[name] = mean_figure(items - others)
+        if others is not None and len(others.pairs) == len(items.pairs):
+            differences[name] = item_figure(items, others)
     return differences
-
-
-def mean_figure(items: np.ndarray) -> Figure:
-    """The mean of a task's items with its bootstrap interval."""
-    arrays = np.stack([items, np.ones(len(items))], axis=1).astype(np.float64)
-    totals = draw_totals(arrays, draws=DRAWS, seed=0)
-    if not len(totals):
-        return Figure(float(items.mean()), math.nan, math.nan)
-    low, high = np.quantile(totals[:, 0] / totals[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Figure(float(items.mean()), float(low), float(high))
 
 
 def format_table(evaluations: Sequence[Evaluation], baseline: Evaluation | None = None) -> str:

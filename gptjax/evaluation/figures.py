@@ -94,6 +94,36 @@ def draw_totals(
     return np.concatenate([random.multinomial(documents, share, size=size) @ arrays for size in sizes])
 
 
+@dataclass(frozen=True)
+class ItemScores:
+    """A task's items as pairs, whose sums give its metric."""
+
+    pairs: Float64[np.ndarray, "items 2"]
+    """Score and weight of each item."""
+    transform: str
+    """`mean`: Σ scores / Σ weights; `perplexity`: exp(-mean); `bits`: -mean / ln 2."""
+
+    @property
+    def value(self) -> float:
+        """The metric of all items."""
+        return float(self.compute(self.pairs.sum(axis=0, keepdims=True))[0])
+
+    def compute(self, totals: Float64[np.ndarray, "draws 2"]) -> Float64[np.ndarray, " draws"]:
+        """The metric of sums of pairs."""
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            quotient = totals[..., 0] / totals[..., 1]
+            return {"mean": quotient, "perplexity": np.exp(-quotient), "bits": -quotient / math.log(2)}[self.transform]
+
+
+def item_figure(scores: ItemScores, baseline: ItemScores | None = None) -> Figure:
+    """A task's metric, or its paired difference from a baseline's, with its interval over items."""
+    value, values = scores.value, scores.compute(draw_totals(scores.pairs, draws=DRAWS, seed=0))
+    if baseline is not None:
+        value = value - baseline.value
+        values = values - baseline.compute(draw_totals(baseline.pairs, draws=DRAWS, seed=0))
+    return Figure(value, *_interval(values))
+
+
 def _interval(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if not len(values):

@@ -113,11 +113,11 @@ def _score_batch(model: GPT, windows: Sequence[Window], *, rows: int, options: S
     end_of_text = -1 if options.end_of_text is None else options.end_of_text
     if model.mesh.is_sharded:
         return score_all(model, inputs, targets, end_of_text)
-    row, column = find_scored(windows)
+    row, column = find_places(windows)
     return score_places(model, inputs, (row, column), targets[row, column], end_of_text)
 
 
-def find_scored(windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
+def find_places(windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of each scored prediction, filled up with the first to one of few numbers."""
     rows = np.repeat(np.arange(len(windows)), [window.scored for window in windows])
     starts = [np.arange(len(w.inputs) - w.scored, len(w.inputs)) for w in windows]

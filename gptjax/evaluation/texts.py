@@ -1,9 +1,11 @@
 """Texts that are scored: documents as tokens, with the words and bytes that figures are divided by."""
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,13 @@ COUNT_WORDS: dict[Words, Callable[[str], int]] = {
     "line-ends": lambda text: len(text.split()) + text.count("\n"),
     "split": lambda text: len(re.split(r"\s+", text)),
 }
+
+
+READ_AS_PREPARE = (
+    *(".gz", ".zst", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".array_record"),
+    *(".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz"),
+)
+"""Endings of files that are no plain text: the readers of `prepare` read or refuse them."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +59,30 @@ def read_documents(path: Path, *, rows: bool = False) -> list[str]:
     Raises:
         UserError: the file cannot be read, is not UTF-8, or is empty.
     """
+    if path.name.lower().endswith(READ_AS_PREPARE):
+        return _read_as_prepare(path)
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
+        is_utf16 = path.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        advice = "iconv -f UTF-16 -t UTF-8 converts it" if is_utf16 else "Convert it first"
+        raise UserError(f"--text={path} is not UTF-8: {error}. {advice}.") from None
     if path.suffix in (".jsonl", ".ndjson"):
         return [_read_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if rows:
         return [line for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()]
     return [text]
+
+
+def _read_as_prepare(path: Path) -> list[str]:
+    """The documents that `data_pipelines.prepare` finds in a file; it refuses with the same advice."""
+    # By name, for gptjax imports nothing of data_pipelines; both are installed together.
+    sources, documents = (import_module(f"data_pipelines.readers.{name}") for name in ("sources", "documents"))
+    context = documents.ReadContext(strict=True)
+    chunks = sources.open_source(str(path)).chunks(context)
+    return [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
 
 
 def _read_json_line(path: Path, number: int, line: str) -> str:

@@ -13,7 +13,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from gptjax.model.config import GATE_CHANNELS, GPTConfig
+from gptjax.model.config import GPTConfig
+from gptjax.model.requirements import GATE_CHANNELS
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

@@ -148,20 +148,10 @@ class MLP(Module):
         return self.linear("BTF,FD->BTD", h, self.down, self.down_bias)
 
 
-def light_remat(*saved: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a method of `Block`: `remat=light` computes it again in the backward pass, except for `saved` names."""
-    policy = jax.checkpoint_policies.save_only_these_names(*saved) if saved else None
-
-    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        rematerialized = jax.checkpoint(method, policy=policy)
-
-        @functools.wraps(method)
-        def call(self: Module, *args: Any) -> Any:
-            return (rematerialized if self.config.compute.remat == "light" else method)(self, *args)
-
-        return call
-
-    return decorate
+@functools.cache
+def rematerialize(method: Callable[..., Any], *saved: str) -> Callable[..., Any]:
+    """The method, computed again in the backward pass except for the values of these names."""
+    return jax.checkpoint(method, policy=jax.checkpoint_policies.save_only_these_names(*saved))
 
 
 class Block(Module):
@@ -193,18 +183,19 @@ class Block(Module):
         extra_values: BTJK | None = None,
     ) -> tuple[BTD, BTJK, Any]:
         """The residual stream → the next layer's, this layer's values, and the cache."""
-        x, heads = self.before_attention(x, inputs, extra_values)
+        before, after = Block.before_attention, Block.after_attention
+        if self.config.compute.remat == "light":
+            before, after = rematerialize(before), rematerialize(after, "mid", "up", "gate")
+        x, heads = before(self, x, inputs, extra_values)
         y, cache = attend(heads, layer, cache)
-        return self.after_attention(x, y, fold_in_rows(inputs.dropout_keys, layer)), heads.v, cache
+        return after(self, x, y, fold_in_rows(inputs.dropout_keys, layer)), heads.v, cache
 
-    @light_remat()
     def before_attention(self, x: BTD, inputs: LayerInputs, extra_values: BTJK | None) -> tuple[BTD, AttentionInputs]:
         """The residual stream as this block reads it, and q, k, v of norm(x)."""
         x = x if self.mix is None else self.mix(x, inputs.embeddings)
         qkv = self.attention.project_in(self.attention_norm(x), inputs.positions, extra_values=extra_values)
         return x, qkv
 
-    @light_remat("mid", "up", "gate")
     def after_attention(self, x: BTD, y: BTHK, dropout_keys: DropoutKeys | None) -> BTD:
         """x + attention, and to that + mlp(norm(x))."""
         dropout_rate = self.config.dropout

@@ -5,7 +5,7 @@ Each field is one idea and combines with all others. Combinations that cannot wo
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Any, Literal
@@ -15,12 +15,11 @@ import tyro
 from gptjax.core.errors import UserError
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.model.positions import POSITIONS, PositionScheme
+from gptjax.model.requirements import REQUIREMENTS
 from gptjax.sharding.devices import DType
 
 VOCABULARY_MULTIPLE = 128
 """The stored vocabulary is a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
-GATE_CHANNELS = 12
-"""Channels of the residual stream from which the gates of value embeddings are computed (nanochat)."""
 
 AttentionImpl = Literal["auto", "cudnn", "xla"]
 
@@ -173,7 +172,10 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name, known in (("activation", ACTIVATIONS), ("positions", POSITIONS)):
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"model.{name} is {value!r}; it must be one of {', '.join(known)}.")
+                names = ", ".join(known)
+                raise UserError(
+                    f"model.{name} is {value!r}; it must be one of {names}, or of a file that you --import."
+                )
         self._check_numbers()
         self._check_windows()
         _ = self.position_scheme  # checks its own fields
@@ -324,28 +326,3 @@ class GPTConfig:
         windows = [float(self.window(layer) or length) if causal else length for layer in layers]
         # The first `window` tokens see 1, 2, … of them, the others all.
         return [window - causal * window * (window - 1) / (2 * length) for window in windows]
-
-
-REQUIREMENTS: tuple[tuple[str, str, str, Callable[[GPTConfig], Any]], ...] = (
-    ("rotary_base", "positions", "rotary", lambda c: hasattr(c.position_scheme, "rotary_base")),
-    ("rotary_fraction", "positions", "rotary", lambda c: hasattr(c.position_scheme, "rotary_fraction")),
-    ("long_window", "window_pattern", "a pattern with an L", lambda c: "L" in c.window_pattern),
-    ("short_window", "window_pattern", "a pattern with an S", lambda c: "S" in c.window_pattern),
-    ("unet_skips", "num_layers", "at least 2", lambda c: c.num_layers > 1),
-    ("init.residual_mix", "x0_mix", "True", lambda c: c.x0_mix),
-    ("init.x0_mix", "x0_mix", "True", lambda c: c.x0_mix),
-    ("value_residual", "num_layers", "at least 2", lambda c: c.num_layers > 1),
-    (
-        "value_residual",
-        "value_embeddings",
-        "a pattern with a dot for a later layer",
-        lambda c: None in map(c.value_table_index, range(1, c.num_layers)),
-    ),
-    ("value_embeddings", "num_layers", "enough for a layer with a table", lambda c: c.value_table_names),
-    ("value_gate", "value_embeddings", "given", lambda c: c.value_embeddings),
-    ("value_gate", "embed_dim", f"at least {GATE_CHANNELS}", lambda c: c.embed_dim >= GATE_CHANNELS),
-    ("logit_softcap_curve", "logit_softcap", "given", lambda c: c.logit_softcap is not None),
-    ("init.head_std", "tie_embeddings", "False", lambda c: not c.tie_embeddings),
-)
-"""(field, other field, what the other must be, predicate): without it the field would change nothing. A field at its
-default requires nothing."""

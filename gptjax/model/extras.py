@@ -6,10 +6,11 @@ from flax import nnx
 from jax import Array
 
 from gptjax.model.attention import Sinks
-from gptjax.model.config import GATE_CHANNELS, GPTConfig
+from gptjax.model.config import GPTConfig
 from gptjax.model.module import Module
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
 from gptjax.model.products import activation_dtype
+from gptjax.model.requirements import GATE_CHANNELS
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, Scalar
 from gptjax.sharding.mesh import MeshConfig, reshard
 

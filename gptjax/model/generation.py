@@ -164,10 +164,9 @@ def _stream(
     if options.temperature > 0 and key is None:
         raise ValueError("generate draws at random when temperature > 0: pass key=jax.random.key(seed).")
     lengths = np.array([len(row) for row in prompt], np.int32)
-    longest = int(lengths.max())
     request = Request(
         # Rows that are equally long write one slice of the cache, not one each.
-        lengths=np.int32(longest) if (lengths == longest).all() else lengths,
+        lengths=lengths[0] if (lengths == lengths[0]).all() else lengths,
         max_new_tokens=0,
         ends=np.array(ends or [-1], np.int32),
         key=None if options.temperature == 0 else key,

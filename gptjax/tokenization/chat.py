@@ -8,14 +8,14 @@ the model learns: the assistant's content and the token that ends it. A token th
 and content counts as the assistant's. Contents are ordinary text: one that spells a role token never acts as one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from gptjax.core.errors import UserError
-from gptjax.tokenization.chat_template import CHATML, ROLES, ChatTemplate, Message, RoleFormat
+from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, RoleFormat
 from gptjax.tokenization.tokenizer import Tokenizer, replace_surrogates
 
 CHAT_TOKENS = CHATML.special_tokens
@@ -57,15 +57,18 @@ class ChatEncoder:
         self._first = to_ids(tokenizer.end_of_text)
         self._after = {text: tokenizer.encode(text) for text in {style.after for style in self._formats()}}
 
-    def encode_conversation(self, messages: Sequence[Message], *, scored_from: int = 0) -> MaskedTokens:
-        """All messages. Of those from number `scored_from` on, the assistant's are scored."""
+    def encode_conversation(
+        self, messages: Sequence[Message], *, scored_from: int = 0, unscored: Collection[int] = ()
+    ) -> MaskedTokens:
+        """All messages. Of those from number `scored_from` on, the assistant's are scored, but not the `unscored`."""
         parts = [mark(self._first, False)]
-        answers = [message.role == "assistant" and number >= scored_from for number, message in enumerate(messages)]
+        is_scored = lambda number: messages[number].role == "assistant" and number not in unscored
+        answers = [number >= scored_from and is_scored(number) for number in range(len(messages))]
         turns = list(self.template.iter_turns(messages))
         # A system message that is added or merged stands at the beginning, where nothing is scored.
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
-        for (style, message), is_scored in zip(turns, scored, strict=True):
-            parts += self._encode_turn(style, message.content, scored=is_scored)
+        for (style, message), is_learned in zip(turns, scored, strict=True):
+            parts += self._encode_turn(style, message.content, scored=is_learned)
         return MaskedTokens.concatenate(parts)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
@@ -109,50 +112,3 @@ def mark(tokens: Ids, scored: bool) -> ScoredIds:
 def to_ids(token: int | None) -> Ids:
     """An array of one id; an empty one for None."""
     return np.array([] if token is None else [token], np.int32)
-
-
-def read_messages(value: Any, *, where: str) -> list[Message]:
-    """Messages from JSON: a list of `{"role": ..., "content": ...}`; other fields of a message are not read.
-
-    Raises `UserError`, beginning with `where`, for an empty list, an unknown role and blank content.
-    """
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: wanted a list of messages, got {_short(value)}.")
-    return [_read_message(item, where=f"{where}: message {number}") for number, item in enumerate(value, start=1)]
-
-
-def _read_message(item: Any, *, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise UserError(f'{where}: wanted an object with "role" and "content", got {_short(item)}.')
-    role, content = item.get("role"), item.get("content")
-    if role not in ROLES:
-        raise UserError(f"{where}: its role is {_short(role)}; wanted {', '.join(ROLES)}.")
-    if not isinstance(content, str) or not content.strip():
-        raise UserError(f"{where}: its content is {_short(content)}; wanted a string that is not blank.")
-    return Message(role, check_utf8(content, where=where))
-
-
-def check_utf8(text: str, *, where: str) -> str:
-    """The text, with pairs of surrogates as their character. A surrogate without a partner is a `UserError`."""
-    whole = replace_surrogates(text)
-    if whole.count("\ufffd") > text.count("\ufffd"):
-        raise UserError(f"{where}: has a surrogate without a partner, which UTF-8 cannot represent.")
-    return whole
-
-
-def check_turns(messages: Sequence[Message], *, where: str) -> None:
-    """Raise unless, after at most one system message, user and assistant take turns and the assistant has one."""
-    first = 1 if messages and messages[0].role == "system" else 0
-    for number, message in enumerate(messages[first:]):
-        wanted = ("user", "assistant")[number % 2]
-        if message.role != wanted:
-            raise UserError(
-                f"{where}: message {first + number + 1} is of the {message.role}, wanted {wanted}: after at most one "
-                "system message, user and assistant take turns."
-            )
-    if len(messages) < first + 2:
-        raise UserError(f"{where}: the assistant says nothing, so there is nothing to learn.")
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]

@@ -9,7 +9,8 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
-from gptjax.tokenization.chat import ChatEncoder, read_messages
+from gptjax.tokenization.chat import ChatEncoder
+from gptjax.tokenization.messages import read_messages
 from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
 
 if TYPE_CHECKING:

@@ -65,20 +65,13 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: GPT | None = None) -> tuple[TrainState, StepMetrics]:
         model_config = config.model or state.model.config
-        dropout_keys = None
+        keys = None
         if model_config.dropout > 0:
-            dropout_keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
+            keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)
         sums, gradients = _compute_gradients(
-            sum_loss,
-            state.model,
-            batch=batch,
-            dropout_keys=dropout_keys,
-            frozen=frozen,
-            loss_scale=state.loss_scale,
-            mesh=mesh,
+            sum_loss, state.model, batch=batch, dropout_keys=keys, frozen=frozen, loss_scale=state.loss_scale, mesh=mesh
         )
-        scored = jnp.maximum(sums.scored, 1)
-        loss = sums.loss / scored
+        loss = sums.loss / jnp.maximum(sums.scored, 1)
         norm = in_optimizer(optax.tree.norm)(gradients)
         updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
@@ -98,15 +91,17 @@ def make_train_step(
         )
         learning_rate = factor * optimizer.learning_rate_at(state.step, steps=config.steps)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate}
-        metrics |= {name: value / scored for name, value in sums.metrics.items()}
-        metrics |= {} if get_row_kind(objective) == "text" else {"scored": sums.scored}
-        metrics |= {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale}
-        return next_state, metrics | {
-            "skipped": next_state.skipped,
-            "consecutive_skips": next_state.consecutive_skips,
-        }
+        return next_state, metrics | _collect_metrics(objective, sums, before=state, after=next_state)
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _collect_metrics(objective: Objective, sums: LossSums, *, before: TrainState, after: TrainState) -> StepMetrics:
+    """The objective's own metrics, and the state's."""
+    metrics = {name: value / jnp.maximum(sums.scored, 1) for name, value in sums.metrics.items()}
+    metrics |= {} if get_row_kind(objective) == "text" else {"scored": sums.scored}
+    metrics |= {} if before.loss_scale is None else {"loss_scale": before.loss_scale.scale}
+    return metrics | {"skipped": after.skipped, "consecutive_skips": after.consecutive_skips}
 
 
 def make_eval_step(objective: Objective) -> Callable[..., LossSums]:

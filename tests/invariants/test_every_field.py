@@ -44,9 +44,9 @@ from gptjax.optim import (
     Optimizer,
     Schedule,
 )
+from gptjax.resume import restore_state as restore_run_state
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
-from gptjax.startup import restore_state as restore_run_state
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import evaluators
 from gptjax.training.checkpoint import CheckpointManager

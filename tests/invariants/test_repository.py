@@ -23,6 +23,7 @@ from gptjax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]
 MODULES = [path for folder in ("gptjax", "configs", "data_pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:.* && )?python -m (\S+) *(.*)$", README, re.MULTILINE)
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
@@ -54,6 +55,27 @@ def test_config_loads_and_can_be_built(name: str) -> None:
 def test_module_has_a_docstring(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not tree.body or (ast.get_docstring(tree) or "").strip()
+
+
+def count_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    [first, *_] = function.body
+    docstring = ast.get_docstring(function) is not None
+    return len(range(function.lineno, (function.end_lineno or 0) + 1)) - docstring * len(
+        range(first.lineno, (first.end_lineno or 0) + 1)
+    )
+
+
+def test_files_and_functions_keep_the_limits_of_contributing() -> None:
+    """CONTRIBUTING.md gives the limits; the median keeps most functions short."""
+    texts = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in [*MODULES, *BENCHMARKS]}
+    assert {path: size for path, text in texts.items() if (size := len(text.splitlines())) > 350} == {}
+    nodes = [(path, node) for path, text in texts.items() for node in ast.walk(ast.parse(text))]
+    functions = [(str(path), node.name, count_lines(node)) for path, node in nodes if isinstance(node, ast.FunctionDef)]
+    assert [row for row in functions if row[-1] > 45] == []
+    sizes = sorted(size for *_, size in functions)
+    assert sizes[len(sizes) // 2] <= 8
+    assert sizes[len(sizes) * 9 // 10] <= 22
 
 
 # ------------------------------------------------------------------------------------------------------ documents
@@ -122,7 +144,7 @@ def test_readme_python_runs_on_a_run(
     write_imported_run(tmp_path / "runs" / "quickstart", model=model, tokenizer=tokenizer())
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out) == len("import ") + 50 + 1
+    assert len(capsys.readouterr().out) == len("    def") + 50 + 1
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], "quickstart"), (["--config=smoke"], "--optimizer.momentum")])

@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from typing import Any
 
-from gptjax.benchmark.peers.work import TorchPeer, Work, work_to_json
+from gptjax.benchmark.peers.work import TorchPeer, Work
 from gptjax.core.errors import UserError
+from gptjax.core.serialization import to_json
 
 COMMAND = (sys.executable, "-m", "gptjax.benchmark.peers.torch_worker")
 SHOWN_LINES = 15
@@ -35,7 +35,7 @@ class TorchContestant:
         self._process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, bufsize=1
         )
-        self.software = self._ask({"peer": asdict(peer), "work": work_to_json(work)})
+        self.software = self._ask({"peer": to_json(peer), "work": to_json(work)})
 
     def run(self, count: int) -> float:
         return float(self._ask({"count": count})["seconds"])

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gptjax.benchmark.peers.work import TorchPeer, work_from_json
+from gptjax.benchmark.peers.work import TorchPeer, Work
+from gptjax.core.serialization import from_json
 
 
 def serve(lines: Iterable[str], write: Callable[[str], object]) -> None:
@@ -32,8 +33,8 @@ def serve(lines: Iterable[str], write: Callable[[str], object]) -> None:
 def start_peer(request: dict[str, Any]) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
     from gptjax.benchmark.peers import torch_models  # imports torch
 
-    run = torch_models.open_work(TorchPeer(**request["peer"]), work_from_json(request["work"]))
-    return run, torch_models.describe()
+    peer, work = from_json(request["peer"], TorchPeer), from_json(request["work"], Work)
+    return torch_models.open_work(peer, work), torch_models.describe()
 
 
 def classify(error: Exception) -> str:

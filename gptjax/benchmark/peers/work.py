@@ -94,23 +94,3 @@ class TorchPeer:
 
 
 Work = TrainingWork | DecodingWork
-WORK_KINDS: dict[str, type[TrainingWork] | type[DecodingWork]] = {"train": TrainingWork, "decode": DecodingWork}
-
-
-def work_to_json(work: Work) -> dict[str, object]:
-    """The work as JSON values. `work_from_json` is the inverse."""
-    fields = {name: getattr(work, name) for name in work.__dataclass_fields__}
-    parts = {
-        name: dict(vars(value)) if hasattr(value, "__dataclass_fields__") else value for name, value in fields.items()
-    }
-    return {"kind": "train" if isinstance(work, TrainingWork) else "decode", **parts}
-
-
-def work_from_json(values: dict) -> Work:
-    """Read what `work_to_json` has written."""
-    rest = dict(values)
-    kind = WORK_KINDS[rest.pop("kind")]
-    rest["model"] = PeerModel(**rest["model"])
-    if "optimizer" in rest:
-        rest["optimizer"] = AdamWSettings(**rest["optimizer"])
-    return kind(**rest)

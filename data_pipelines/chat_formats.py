@@ -1,0 +1,81 @@
+"""Conversations as people keep them, as messages: OpenAI's and ShareGPT's lists, bare lists, Alpaca's fields, pairs."""
+
+from typing import Any, NamedTuple
+
+from gptjax.core.errors import UserError, quote
+from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.messages import UselessRecord, check_turns, check_utf8, read_messages
+
+LISTS = ("messages", "conversations", "conversation")
+"""Fields that hold a list of messages."""
+QUESTIONS = ("prompt", "instruction", "question")
+ANSWERS = ("completion", "response", "output", "answer")
+FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, "input", "system", "system_prompt", "history")
+FORMS = 'a list of messages, an object with "messages" or "conversations", or "instruction" with "output"'
+
+
+class Conversation(NamedTuple):
+    """Messages, and the numbers of those of the assistant that are not scored (OpenAI's `weight` 0)."""
+
+    messages: list[Message]
+    unscored: frozenset[int] = frozenset()
+
+
+def parse_conversation(record: Any, *, where: str) -> Conversation:
+    """The messages of a record, in any of the known forms. The assistant has at least one, and turns alternate.
+
+    Raises `UserError`, beginning with `where`, and `UselessRecord`.
+    """
+    found = _find_messages(record, where=where)
+    messages = read_messages(found, where=where)
+    if isinstance(record, dict) and messages[0].role != "system":
+        system = next((value for key in ("system", "system_prompt") if (value := record.get(key))), None)
+        if isinstance(system, str) and system.strip():
+            messages = [Message("system", check_utf8(system, where=where)), *messages]
+            found = [None, *found]
+    check_turns(messages, where=where)
+    unscored = {number for number, item in enumerate(found) if isinstance(item, dict) and item.get("weight") == 0}
+    if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
+        raise UselessRecord("conversations skipped: all answers have weight 0")
+    return Conversation(messages, frozenset(unscored))
+
+
+def _find_messages(record: Any, *, where: str) -> list[Any]:
+    if isinstance(record, list):
+        return record
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
+    for key in LISTS:
+        if record.get(key) is not None:
+            if not isinstance(record[key], list):
+                raise UserError(
+                    f'{where}: "{key}": wanted a list of messages, got {quote(repr(record[key]), limit=80)}.'
+                )
+            return record[key]
+    question = next((key for key in QUESTIONS if record.get(key) is not None), None)
+    answer = next((key for key in ANSWERS if record.get(key) is not None), None)
+    if question is None or answer is None:
+        raise UserError(f"{where}: wanted {FORMS}, got an object with {describe(record)}.")
+    return _join_turns(record, record[question], record[answer])
+
+
+def _join_turns(record: dict[str, Any], question: Any, answer: Any) -> list[Any]:
+    """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
+    if isinstance(question, list) or isinstance(answer, list):  # TRL's prompt and completion
+        as_list = lambda value, role: value if isinstance(value, list) else [{"role": role, "content": value}]
+        return [*as_list(question, "user"), *as_list(answer, "assistant")]
+    given = record.get("input")
+    if isinstance(given, str) and given.strip():
+        question = f"{question}\n\n{given}"
+    history = record.get("history") or []
+    pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2] if isinstance(history, list) else []
+    return [
+        {"role": role, "content": text}
+        for pair in [*pairs, [question, answer]]
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The keys of a record, for messages."""
+    return quote(", ".join(map(str, record)), limit=80) or "no keys"

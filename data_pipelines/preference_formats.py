@@ -1,0 +1,137 @@
+"""Preference pairs as people keep them: with or without a prompt, as strings, messages or dialogue text."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from data_pipelines.chat_formats import QUESTIONS, describe
+from gptjax.core.errors import UserError
+from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.messages import UselessRecord, check_turns, check_utf8, read_messages
+
+SIDES = ("chosen", "rejected")
+FIELDS = ("prompt", *SIDES, *QUESTIONS, "system", "input", "preferred_output", "non_preferred_output", "completions")
+EQUAL = "pairs skipped: chosen and rejected are equal"
+FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+
+
+class Pair(NamedTuple):
+    """A prompt and two completions: three strings, or three lists of messages."""
+
+    prompt: Any
+    chosen: Any
+    rejected: Any
+
+
+def parse_pair(record: Any, *, where: str) -> Pair:
+    """The pair of a record in any of the known forms (docs/chat.md).
+
+    Raises `UserError`, beginning with `where`, and `UselessRecord`.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: wanted an object with {FORMS}.")
+    prompt, chosen, rejected = _find_sides(record)
+    if chosen is not None and chosen == rejected:
+        raise UselessRecord(EQUAL)
+    match prompt, chosen, rejected:
+        case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
+            return _split_by_common_turns(_parse_dialogue(chosen), _parse_dialogue(rejected), where=where)
+        case list(), list(), list():
+            return _split_lists(prompt, chosen, rejected, where=where)
+        case str(), list(), list() if not _begins_with_user(chosen):
+            return _split_lists([{"role": "user", "content": prompt}], chosen, rejected, where=where)
+        case str() | None, list(), list():
+            return _split_by_common_turns(chosen, rejected, where=where)
+        case str() | None, str(), str():
+            return _check_strings(prompt, chosen, rejected, where=where)
+    found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
+    raise UserError(f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}.")
+
+
+def _find_sides(record: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(prompt, chosen, rejected) under the names of public sets."""
+    if "preferred_output" in record:  # OpenAI's
+        given = record.get("input")
+        messages = given.get("messages") if isinstance(given, dict) else given
+        return messages, record["preferred_output"], record.get("non_preferred_output")
+    prompt = next((record[key] for key in ("prompt", *QUESTIONS) if record.get(key) is not None), None)
+    completions = record.get("completions")
+    if "chosen" in record or not isinstance(completions, list):
+        return prompt, record.get("chosen"), record.get("rejected")
+    rated = [one for one in completions if isinstance(one, dict) and isinstance(one.get("overall_score"), int | float)]
+    if len(rated) < 2:
+        return prompt, None, None
+    best, worst = (choose(rated, key=lambda one: one["overall_score"]) for choose in (max, min))
+    if best["overall_score"] == worst["overall_score"]:
+        raise UselessRecord("pairs skipped: all completions have one score")
+    chosen, rejected = ([{"role": "assistant", "content": one.get("response")}] for one in (best, worst))
+    return [{"role": "user", "content": prompt}], chosen, rejected
+
+
+def _begins_with_user(messages: list[Any]) -> bool:
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    return first.get("role", first.get("from")) not in ("assistant", "gpt")
+
+
+def _parse_dialogue(text: str) -> list[dict[str, str]]:
+    """Messages of HH-RLHF's text: `\\n\\nHuman: …\\n\\nAssistant: …`."""
+    _, *parts = _SPEAKER.split(text)
+    names = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": names[speaker], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _split_by_common_turns(chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:
+    """The messages that both begin with are the prompt."""
+    sides = zip(SIDES, (chosen, rejected), strict=True)
+    first, second = (read_messages(side, where=f'{where}: "{name}"') for name, side in sides)
+    if first == second:
+        raise UselessRecord(EQUAL)
+    count = count_common(first, second)
+    # The prompt ends with the user: a longer common beginning is part of both completions.
+    while count and first[count - 1].role != "user":
+        count -= 1
+    if count == 0:
+        raise UserError(f'{where}: "chosen" and "rejected" begin with different messages, so there is no prompt.')
+    return _check_messages(Pair(first[:count], first[count:], second[count:]), where=where)
+
+
+def count_common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many items both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+def _split_lists(prompt: list[Any], chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:
+    sides = zip(("prompt", *SIDES), (prompt, chosen, rejected), strict=True)
+    return _check_messages(
+        Pair(*(read_messages(side, where=f'{where}: "{name}"') for name, side in sides)), where=where
+    )
+
+
+def _check_messages(pair: Pair, *, where: str) -> Pair:
+    for name in SIDES:
+        completion: list[Message] = getattr(pair, name)
+        check_turns([*pair.prompt, *completion], where=f'{where}: "prompt" with "{name}"')
+        if pair.prompt[-1].role != "user" or completion[-1].role != "assistant":
+            raise UserError(f'{where}: wanted a "prompt" that the user ends, and a "{name}" that the assistant ends.')
+    return pair
+
+
+def _check_strings(prompt: str | None, chosen: str, rejected: str, *, where: str) -> Pair:
+    """Without a prompt, it is what both begin with, up to the last white space."""
+    if prompt is None:
+        common = chosen[: count_common(chosen, rejected)]
+        length = max((found.end() for found in re.finditer(r"\s(?=\S)", common)), default=0)
+        prompt = common[: max(0, length - 1)]
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        if not prompt.strip():
+            raise UserError(f'{where}: "chosen" and "rejected" have no common beginning, and there is no "prompt".')
+    for field, text in zip(("prompt", *SIDES), (prompt, chosen, rejected), strict=True):
+        if not text.strip():
+            raise UserError(f'{where}: "{field}" is blank.')
+        check_utf8(text, where=f'{where}: "{field}"')
+    return Pair(*(check_utf8(text, where=where) for text in (prompt, chosen, rejected)))

@@ -1,0 +1,159 @@
+"""CORE: 22 tasks of DCLM (arXiv:2406.11794) from a local copy of its evaluation bundle, centred and averaged.
+
+The bundle is the directory `eval_bundle` that nanochat fetches: `core.yaml`, `eval_meta_data.csv` and the items as JSON
+Lines under `eval_data`. Prompts, order of items and examples are nanochat's, so scores are comparable with its tables.
+"""
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.evaluation.figures import Figure, ItemScores, item_figure
+from gptjax.evaluation.prefixes import score_with_shared_prefixes
+from gptjax.evaluation.scoring import ScoringOptions
+from gptjax.evaluation.windows import Window
+from gptjax.model.gpt import GPT
+from gptjax.tokenization.tokenizer import Tokenizer
+
+ORDER_SEED, EXAMPLES_SEED = 1337, 1234
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CoreTask:
+    """One task of the bundle."""
+
+    name: str
+    kind: str
+    """multiple_choice, schema or language_modeling."""
+    items: list[Item]
+    num_fewshot: int
+    delimiter: str
+    """What stands between a context and its continuation."""
+    chance: float
+    """Accuracy of guessing, in percent."""
+
+
+def read_bundle(directory: Path) -> list[CoreTask]:
+    """The tasks of a bundle, their items in nanochat's order.
+
+    Raises:
+        UserError: a file is missing, or does not hold what its name says.
+    """
+    import yaml  # of the extra `eval`
+
+    try:
+        config = yaml.safe_load((directory / "core.yaml").read_text(encoding="utf-8"))
+        with (directory / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
+            chances = {row["Eval Task"]: float(row["Random baseline"]) for row in csv.DictReader(file)}
+        return [_read_task(directory, entry, chances) for entry in config["icl_tasks"]]
+    except OSError as error:
+        raise UserError(f"--core={directory} is not CORE's bundle: {error}. Give its directory.") from None
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"--core={directory} does not hold CORE's bundle: {error!r}. Fetch it again.") from None
+
+
+def _read_task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> CoreTask:
+    lines = (directory / "eval_data" / entry["dataset_uri"]).read_text(encoding="utf-8").split("\n")
+    items = [json.loads(line) for line in lines if line.strip()]
+    random.Random(ORDER_SEED).shuffle(items)
+    shots = entry["num_fewshot"][0] if isinstance(entry["num_fewshot"], list) else int(entry["num_fewshot"])
+    delimiter = entry.get("continuation_delimiter", " ")
+    return CoreTask(entry["label"], entry["icl_task_type"], items, shots, delimiter, chances[entry["label"]])
+
+
+def score_core(
+    model: GPT, tokenizer: Tokenizer, tasks: Sequence[CoreTask], *, limit: int | None = None, batch_size: int = 16
+) -> tuple[dict[str, Figure], dict[str, ItemScores]]:
+    """Accuracy of each task, and `CORE`: the mean of (accuracy - chance) / (1 - chance). Call it under the mesh.
+
+    Args:
+        limit: items of each task, from the start of its order. nanochat takes 500 during training and all at the end.
+    """
+    figures, items, centred = {}, {}, []
+    options = ScoringOptions(batch_size=batch_size, end_of_text=tokenizer.end_of_text)
+    for task in tasks:
+        right = score_task(model, tokenizer, task, limit=limit, options=options)
+        scores = ItemScores(np.stack([right, np.ones(len(right))], axis=1), "mean")
+        figures[f"core {task.name}"] = item_figure(scores)
+        items[f"core {task.name}"] = scores
+        chance = task.chance / 100
+        centred.append((float(right.mean()) - chance) / (1 - chance))
+    figures["CORE"] = Figure(float(np.mean(centred)), float("nan"), float("nan"))
+    return figures, items
+
+
+def score_task(
+    model: GPT, tokenizer: Tokenizer, task: CoreTask, *, limit: int | None, options: ScoringOptions
+) -> np.ndarray:
+    """For each item 1 if the model's answer is right, else 0."""
+    task = replace(task, items=task.items[:limit])  # examples come from these, too, as in nanochat
+    length = model.config.context_length
+    windows = [make_windows(tokenizer, task, i, length=length) for i in range(len(task.items))]
+    scores = iter(score_with_shared_prefixes(model, [w for item in windows for w in item], options=options))
+    right = np.zeros(len(task.items))
+    for i, item in enumerate(windows):
+        found = [next(scores) for _ in item]
+        if task.kind == "language_modeling":
+            right[i] = found[0].greedy.all()
+        else:
+            best = int(np.argmin([-score.log_probabilities.mean(dtype=np.float64) for score in found]))
+            right[i] = best == task.items[i]["gold"]
+    return right
+
+
+def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: int) -> list[Window]:
+    """The prompts of an item as windows: one for each choice or context."""
+    item = task.items[index]
+    shots: list[Item] = []
+    if task.num_fewshot > 0:
+        others = [i for i in range(len(task.items)) if i != index]
+        drawn = random.Random(EXAMPLES_SEED + index).sample(others, task.num_fewshot)
+        shots = [task.items[i] for i in drawn]
+    prompts = render_prompts(task, item, shots)
+    first = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    rows = [np.array([*first, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
+    if task.kind == "language_modeling":
+        before, whole = rows
+        start = len(before)
+        rows, starts = [whole], [start]
+    elif task.kind == "multiple_choice":
+        starts = [count_common(rows)] * len(rows)
+    else:
+        tail = count_common([row[::-1] for row in rows])
+        starts = [len(row) - tail for row in rows]
+    # A row keeps its last `length` tokens. What is scored has at least one token before it.
+    return [
+        Window(row[-length:], max(1, min(len(row) - start, min(len(row), length) - 1)))
+        for row, start in zip(rows, starts, strict=True)
+    ]
+
+
+def count_common(rows: Sequence[np.ndarray]) -> int:
+    """Tokens with which all rows begin."""
+    length = min(map(len, rows))
+    same = np.all([row[:length] == rows[0][:length] for row in rows], axis=0)
+    return length if same.all() else int(np.argmin(same))
+
+
+def render_prompts(task: CoreTask, item: Item, shots: Sequence[Item]) -> list[str]:
+    """The texts of an item after its examples: one for each choice or context, or without and with the continuation."""
+    d = task.delimiter
+    if task.kind == "multiple_choice":
+        before = "".join(f"{s['query']}{d}{s['choices'][s['gold']]}\n\n" for s in shots)
+        return [f"{before}{item['query']}{d}{choice}" for choice in item["choices"]]
+    if task.kind == "schema":
+        before = "".join(f"{s['context_options'][s['gold']]}{d}{s['continuation']}\n\n" for s in shots)
+        return [f"{before}{context}{d}{item['continuation']}" for context in item["context_options"]]
+    if task.kind == "language_modeling":
+        before = "".join(f"{s['context'].strip()}{d}{s['continuation']}\n\n" for s in shots)
+        asked = f"{before}{item['context'].strip()}{d}"
+        return [asked.strip(), f"{asked}{item['continuation']}"]
+    raise UserError(f"CORE's task {task.name} is of an unknown kind, {task.kind!r}.")

@@ -1,0 +1,159 @@
+"""Texts, tasks and CORE as evaluators of a run. A failing one is logged and does not end the run.
+
+What is wrong at once, such as a file that does not exist, is refused before the first step.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
+from gptjax.evaluation.figures import Figure, compute_figures
+from gptjax.evaluation.protocols import find_protocol
+from gptjax.metrics.plots import EVALUATION_PREFIX
+from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
+
+if TYPE_CHECKING:
+    from gptjax.evaluation import core_bundle, harness, harness_model, scoring, texts
+    from gptjax.model import gpt
+else:
+    # A config needs none of these, which import flax.
+    core_bundle = LazyModule("gptjax.evaluation.core_bundle")
+    harness = LazyModule("gptjax.evaluation.harness")
+    harness_model = LazyModule("gptjax.evaluation.harness_model")
+    scoring = LazyModule("gptjax.evaluation.scoring")
+    texts = LazyModule("gptjax.evaluation.texts")
+
+
+@dataclass(frozen=True)
+class _Scheduled:
+    every: int = 1000
+    """Steps between evaluations. The end is evaluated too."""
+    batch_size: int = 16
+    """Rows per batch. Does not change the result."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "batch_size", "limit"):
+            if (value := getattr(self, name, None)) is not None and value < 1:
+                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        """After every so many steps, and at the end."""
+        return step > 0 and (step % self.every == 0 or step == steps)
+
+
+@dataclass(frozen=True)
+class TextProtocol(_Scheduled):
+    """Figures of a text by a protocol (`protocols.find_protocol`), as `evaluate --text` gives them."""
+
+    name: str = "text"
+    """Metrics are called `eval_NAME_nats_per_token` and so on."""
+    text: str | None = None
+    """A file, as `evaluate --text` takes. None: the validation split of the run."""
+    protocol: str = "gptjax"
+    tokens: int | None = None
+    """Tokens to predict, from the start. None: the protocol's, or all."""
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        """Raises `UserError` for a text that cannot be read."""
+        protocol = find_protocol(self.protocol).resolve(context.model.context_length)
+        if self.tokens is not None:
+            protocol = replace(protocol, tokens=self.tokens)
+        if self.text is None:
+            text = texts.open_stored_text(context.validation, context.tokenizer, protocol)
+        else:
+            text = texts.encode_text(Path(self.text).expanduser(), _require_tokenizer(context), protocol)
+        end = None if context.tokenizer is None else context.tokenizer.end_of_text
+        options = scoring.ScoringOptions(batch_size=self.batch_size, end_of_text=end)
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            sums = texts.score_text(model, text, protocol, options=options)
+            return name_metrics({f"{self.name} {key}": value for key, value in compute_figures(sums).items()})
+
+        return guard(evaluate, self.name)
+
+
+@dataclass(frozen=True)
+class HarnessTasks(_Scheduled):
+    """Tasks of lm-evaluation-harness (the extra `eval`), as `evaluate --tasks` runs them."""
+
+    tasks: tuple[str, ...] = ("lambada_openai",)
+    limit: int | None = 500
+    """Items of each task, from the start."""
+    num_fewshot: int | None = None
+    include_path: tuple[str, ...] = ()
+    """Directories with further tasks."""
+    task_data: tuple[str, ...] = ()
+    """Local files, as TASK=FILE, or directories of them."""
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        """Raises `UserError` if the harness is not installed, or a file does not exist."""
+        harness.require_lm_eval()
+        harness.check_files(self.task_data)
+        tokenizer = _require_tokenizer(context)
+        request = harness.TaskRequest(
+            self.tasks,
+            include_path=self.include_path,
+            task_data=self.task_data,
+            limit=self.limit,
+            num_fewshot=self.num_fewshot,
+        )
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
+            return name_metrics(harness.run_tasks(adapter, request).figures)
+
+        return guard(evaluate, " ".join(self.tasks))
+
+
+@dataclass(frozen=True)
+class Core(_Scheduled):
+    """CORE from a local copy of its bundle, as `evaluate --core` scores it."""
+
+    bundle: str = "eval_bundle"
+    limit: int | None = 500
+    """Items of each task. nanochat takes 500 during training."""
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        """Raises `UserError` for a directory that is no bundle."""
+        tokenizer, tasks = _require_tokenizer(context), core_bundle.read_bundle(Path(self.bundle).expanduser())
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            figures, _ = core_bundle.score_core(model, tokenizer, tasks, limit=self.limit, batch_size=self.batch_size)
+            return name_metrics(figures)
+
+        return guard(evaluate, "core")
+
+
+def guard(evaluate: OpenEvaluator, name: str) -> OpenEvaluator:
+    """The evaluator, with any exception as a metric `eval_NAME_error` and a line on stderr instead."""
+
+    def run(model: "gpt.GPT") -> Metrics:
+        try:
+            return evaluate(model)
+        except Exception as error:  # whatever it is, the run is worth more
+            message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            print(f"note: the evaluation {name} failed, and training goes on: {message}", file=sys.stderr)
+            return {name_metric(f"{name} error"): message}
+
+    return run
+
+
+def name_metrics(figures: dict[str, Figure]) -> Metrics:
+    """The figures' values by their names as metrics."""
+    return {name_metric(name): figure.value for name, figure in figures.items()}
+
+
+def name_metric(name: str) -> str:
+    """Such as `eval_lambada_openai_acc`."""
+    return EVALUATION_PREFIX + re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
+def _require_tokenizer(context: EvalContext) -> Tokenizer:
+    if context.tokenizer is None:
+        raise UserError("evaluators: texts and tasks need a tokenizer, and the data has none beside it.")
+    return context.tokenizer

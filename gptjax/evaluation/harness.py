@@ -1,0 +1,269 @@
+"""Runs tasks of lm-evaluation-harness: figures with intervals, controls beside them, and every response."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.evaluation.figures import Figure, ItemScores, item_figure
+from gptjax.evaluation.task_data import find_task_files, read_rows
+
+if TYPE_CHECKING:
+    from gptjax.evaluation.harness_model import HarnessModel
+
+OWN_TASKS = Path(__file__).parent / "tasks"
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """Which tasks are run, and how."""
+
+    tasks: tuple[str, ...]
+    """Names of tasks, groups and tags, or YAML files."""
+    include_path: tuple[str, ...] = ()
+    """Directories with further tasks."""
+    task_data: tuple[str, ...] = ()
+    """Local files in place of a task's own data; see `task_data.find_task_files`."""
+    limit: int | None = None
+    """Items of each task, from the start. None: all."""
+    num_fewshot: int | None = None
+    """Examples in each prompt. None: as the task says."""
+    apply_chat_template: bool = False
+    """Ask as in a chat; examples become turns."""
+
+
+@dataclass
+class TaskResults:
+    """What tasks gave."""
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+    items: dict[str, ItemScores] = field(default_factory=dict)
+    """The scores behind those figures that are sums over items."""
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Every item with its prompts and responses, by task."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Versions, few-shot examples and counts, for the record."""
+
+
+def require_lm_eval() -> None:
+    """Raise `UserError` unless the harness is installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("tasks need lm-evaluation-harness. pip install 'gptjax[eval]'.")
+
+
+def check_files(task_data: Sequence[str]) -> None:
+    """Raise `UserError` for local files that do not exist."""
+    find_task_files(task_data)
+
+
+def run_tasks(model: "HarnessModel", request: TaskRequest) -> TaskResults:
+    """Run the tasks. Nothing is sent anywhere; data sets come from the hub, its cache or local files.
+
+    Raises:
+        UserError: a task is unknown, or its data cannot be loaded.
+    """
+    require_lm_eval()
+    with tempfile.TemporaryDirectory() as scratch, quiet_harness():
+        manager, names = load_tasks(request, Path(scratch))
+        try:
+            found = import_module("lm_eval").simple_evaluate(
+                model=model,
+                tasks=names,
+                task_manager=manager,
+                num_fewshot=request.num_fewshot,
+                limit=request.limit,
+                bootstrap_iters=0,
+                apply_chat_template=request.apply_chat_template,
+                fewshot_as_multiturn=request.apply_chat_template,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"the tasks {', '.join(request.tasks)} cannot be run: {type(error).__name__}: {reason}. Without a "
+                "network, give local files with --task-data=TASK=FILE."
+            ) from error
+    assert found is not None
+    return collect_results(model, dict(found))
+
+
+def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
+    """The harness' task manager and the names to run. Its own thousands of files are read only if needed."""
+    task_manager: Any = import_module("lm_eval.tasks").TaskManager
+    files = find_task_files(request.task_data)
+    paths = [str(OWN_TASKS), *(str(Path(path).expanduser()) for path in request.include_path)]
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UserError(f"--include-path={path} is no directory.")
+    names = [str(Path(name).absolute()) if Path(name).is_file() else name for name in request.tasks]
+    manager = task_manager(include_path=paths, include_defaults=False)
+    known = lambda: all(name in manager.task_index or Path(name).is_file() for name in names)
+    if not known() or any(task not in manager.task_index for task in files):
+        manager = task_manager(include_path=paths)
+    if not known():
+        unknown = next(name for name in names if name not in manager.task_index)
+        raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.")
+    local = {
+        task: str(write_local_task(manager, task, parts=parts, directory=scratch))
+        for task, parts in files.items()
+        if task in manager.task_index and "test" in parts
+    }
+    if local:
+        names = [local.get(name, name) for name in _expand_groups(manager, names)]
+    return manager, list(dict.fromkeys(names))
+
+
+def _expand_groups(manager: Any, names: Sequence[str]) -> Iterator[str]:
+    """The names with groups replaced by what is in them."""
+    for name in names:
+        entry = manager.task_index.get(name)
+        members = (entry.cfg or {}).get("task") if entry is not None and entry.kind.name == "GROUP" else None
+        if isinstance(members, list) and all(isinstance(member, str) for member in members):
+            yield from _expand_groups(manager, members)
+        else:
+            yield name
+
+
+def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directory: Path) -> Path:
+    """A task of the same name that reads local files. They are converted, so that no row can surprise a reader."""
+    dataset: Any = import_module("datasets").Dataset
+    entry = manager.task_index[task]
+    config = entry.cfg or {}
+    scored = config.get("test_split") or config.get("validation_split") or "test"
+    splits = {scored: "test"} | ({"train": "train"} if "train" in parts else {})
+    files = {}
+    for split, part in splits.items():
+        file = directory / f"{task}.{split}.parquet"
+        dataset.from_list(read_rows(task, parts[part])).to_parquet(file)
+        files[split] = str(file)
+    own = {split: split if split in files else None for split in ("test", "validation", "train")}
+    changes = {
+        "include": str(entry.yaml_path),
+        "task": task,
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        "test_split": scored if config.get("test_split") else None,
+        "validation_split": None if config.get("test_split") else scored,
+        "training_split": own["train"],
+        "fewshot_split": own["train"] if config.get("fewshot_split") or own["train"] else None,
+    }
+    path = directory / f"{task}.yaml"
+    path.write_text(json.dumps(changes, indent=1), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def collect_results(model: "HarnessModel", found: dict[str, Any]) -> TaskResults:
+    """Figures of each task and metric, with intervals where the metric is a sum over items, and controls."""
+    results = TaskResults(samples=found.get("samples") or {})
+    for task, values in found["results"].items():
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if not isinstance(value, float) or metric.endswith("_stderr") or not filter_name:
+                continue
+            name = f"{task} {metric}" if filter_name == "none" else f"{task} {metric} ({filter_name})"
+            samples = [s for s in results.samples.get(task, []) if s["filter"] == filter_name]
+            scores = find_item_scores([s.get(metric) for s in samples], value)
+            results.figures[name] = Figure(value, math.nan, math.nan) if scores is None else item_figure(scores)
+            if scores is not None:
+                results.items[name] = scores
+        for control, value in measure_controls(model, results.samples.get(task, [])).items():
+            results.figures[f"{task} {control}"] = Figure(value, math.nan, math.nan)
+    results.about = {
+        "versions": found.get("versions", {}),
+        "num_fewshot": found.get("n-shot", {}),
+        "items": {task: counts.get("effective") for task, counts in (found.get("n-samples") or {}).items()},
+        "lm_eval": found.get("lm_eval_version"),
+    }
+    return results
+
+
+def find_item_scores(values: Sequence[Any], value: float) -> ItemScores | None:
+    """The items' scores as sums whose quotient gives the metric; None for a metric that is no such thing."""
+    if not values or any(v is None for v in values):
+        return None
+    try:
+        pairs = np.array([v if isinstance(v, tuple | list) else (v, 1.0) for v in values], np.float64)
+    except (TypeError, ValueError):
+        return None
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        return None
+    for transform in ("mean", "perplexity", "bits"):
+        scores = ItemScores(pairs, transform)
+        if math.isclose(scores.value, value, rel_tol=1e-6, abs_tol=1e-9):
+            return scores
+    return None
+
+
+def measure_controls(model: "HarnessModel", samples: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What a multiple choice gives without reading: chance, the most frequent answer, the answers by themselves."""
+    golds, choices = [], []
+    for sample in samples:
+        answers = [arguments[1] for arguments in sample["arguments"] if len(arguments) == 2]
+        gold = _find_gold(sample.get("target"), answers)
+        if "acc" not in sample or gold is None or len(answers) < 2:
+            return {}
+        golds.append(gold)
+        choices.append(answers)
+    if not choices:
+        return {}
+    controls = {"chance": float(np.mean([1 / len(answers) for answers in choices]))}
+    controls["majority class"] = max(Counter(golds).values()) / len(golds)
+    if all(len(set(answers)) > 1 for answers in choices):
+        first = model.prefix_token_id
+        requests = [(None, [first], model.tok_encode(answer)) for answers in choices for answer in answers]
+        likelihoods = iter(model._loglikelihood_tokens(requests))
+        best = [int(np.argmax([next(likelihoods)[0] for _ in answers])) for answers in choices]
+        controls["answer without question"] = float(np.mean([b == g for b, g in zip(best, golds, strict=True)]))
+    return controls
+
+
+def _find_gold(target: Any, answers: Sequence[str]) -> int | None:
+    """The index of the right answer; None for several, or for a target of another kind."""
+    if isinstance(target, int | np.integer) and not isinstance(target, bool):
+        return int(target) if 0 <= target < len(answers) else None
+    if isinstance(target, str):
+        if target.isdigit() and int(target) < len(answers):
+            return int(target)
+        stripped = [answer.strip() for answer in answers]
+        return stripped.index(target.strip()) if target.strip() in stripped else None
+    return None
+
+
+def write_responses(path: Path, samples: dict[str, list[dict[str, Any]]], *, checkpoint: str, mode: str = "w") -> None:
+    """Every item as a line of JSON: the document, what the model read, what it answered, and how it was judged."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            for task, items in samples.items():
+                for item in items:
+                    line = {"checkpoint": checkpoint, "task": task, **item}
+                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    except OSError as error:
+        raise UserError(f"--responses={path} cannot be written: {error.strerror}.") from None
+
+
+@contextlib.contextmanager
+def quiet_harness() -> Iterator[None]:
+    """The harness' and datasets' messages below errors, and progress bars, are not shown."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval")]
+    levels = [logger.level for logger in loggers]
+    progress: Any = import_module("datasets.utils.logging")
+    progress.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        progress.enable_progress_bar()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

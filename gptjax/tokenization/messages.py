@@ -1,0 +1,77 @@
+"""Messages out of JSON, under the names that OpenAI, ShareGPT and others use, and what is refused."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gptjax.core.errors import UserError, quote
+from gptjax.tokenization.chat_template import ROLES, Message
+from gptjax.tokenization.tokenizer import replace_surrogates
+
+ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+ROLE_NAMES |= {"model": "assistant", "developer": "system"} | {role: role for role in ROLES}
+"""Names of roles in public sets, and those here."""
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+TOOLS = "skipped: they call tools, for which the chat template has no place"
+OTHER_PARTS = "skipped: they have images or other parts that are no text"
+
+
+class UselessRecord(UserError):
+    """A valid record from which nothing can be learned; it is skipped in strict mode, too. The text is the note."""
+
+
+def read_messages(value: Any, *, where: str) -> list[Message]:
+    """Messages from a list of objects with a role and a content, under the names of OpenAI or of ShareGPT.
+
+    Raises `UserError`, beginning with `where`, for an empty list, an unknown role and a content that is no text.
+    """
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: wanted a list of messages, got {quote(repr(value), limit=80)}.")
+    return [_read_message(item, where=f"{where}: message {number}") for number, item in enumerate(value, start=1)]
+
+
+def _read_message(item: Any, *, where: str) -> Message:
+    if not isinstance(item, dict):
+        raise UserError(f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.')
+    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    if item.get("tool_calls") or item.get("function_call") or role in TOOL_ROLES:
+        raise UselessRecord(f"conversations {TOOLS}")
+    name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
+    if name is None:
+        raise UserError(f"{where}: its role is {quote(repr(role), limit=80)}; wanted {', '.join(ROLES)}.")
+    if isinstance(content, list):
+        content = _join_parts(content)
+    if not isinstance(content, str):
+        raise UserError(f"{where}: its content is {quote(repr(content), limit=80)}; wanted a string.")
+    return Message(name, check_utf8(content, where=where))
+
+
+def _join_parts(parts: list[Any]) -> str | None:
+    """The texts of OpenAI's parts; None for what is none. Images and the like are a `UselessRecord`."""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    kinds = {part.get("type", "text") for part in parts if isinstance(part, dict)}
+    if not kinds <= {"text", "input_text", "output_text"}:
+        raise UselessRecord(f"conversations {OTHER_PARTS}")
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if texts and len(known) == len(texts) else None
+
+
+def check_utf8(text: str, *, where: str) -> str:
+    """The text, with pairs of surrogates as their character. A surrogate without a partner is a `UserError`."""
+    whole = replace_surrogates(text)
+    if whole.count("\ufffd") > text.count("\ufffd"):
+        raise UserError(f"{where}: has a surrogate without a partner, which UTF-8 cannot represent.")
+    return whole
+
+
+def check_turns(messages: Sequence[Message], *, where: str) -> None:
+    """Raise unless, after at most one system message, user and assistant take turns and the assistant has one."""
+    first = 1 if messages and messages[0].role == "system" else 0
+    for number, message in enumerate(messages[first:]):
+        wanted = ("user", "assistant")[number % 2]
+        if message.role != wanted:
+            raise UserError(
+                f"{where}: message {first + number + 1} is of the {message.role}, wanted {wanted}: after at most one "
+                "system message, user and assistant take turns."
+            )
+    if len(messages) < first + 2:
+        raise UserError(f"{where}: the assistant says nothing, so there is nothing to learn.")

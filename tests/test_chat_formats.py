@@ -1,0 +1,145 @@
+"""Conversations as people keep them, and those that are refused."""
+
+from typing import Any
+
+import pytest
+
+from data_pipelines.chat_formats import parse_conversation
+from gptjax.core.errors import UserError
+from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.messages import UselessRecord, check_turns, read_messages
+
+SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
+ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
+
+
+def test_messages_out_of_json():
+    given = [{"role": "user", "content": "Hi", "id": 7}, {"role": "assistant", "content": " Ho\n"}]
+    assert read_messages(given, where="x.jsonl:1") == [Message("user", "Hi"), Message("assistant", " Ho\n")]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "wanted a list of messages, got None"),
+        ([], "wanted a list of messages"),
+        ({"role": "user"}, "wanted a list of messages"),
+        (["Hi"], 'message 1: wanted an object with "role" and "content"'),
+        ([{"role": "robot", "content": "Hi"}], "message 1: its role is 'robot'; wanted system, user, assistant"),
+        ([{"role": "a\nerror: b", "content": "Hi"}], r"its role is 'a\\nerror: b'"),
+        ([{"content": "Hi"}], "message 1: its role is None"),
+        ([{"role": ["user"], "content": "Hi"}], r"message 1: its role is \['user'\]"),
+        ([{"role": "user", "content": None}], "message 1: its content is None"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "message 1: its content is"),
+        ([{"role": "user", "content": []}], "message 1: its content is"),
+        ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 4}], "message 2: its content is 4"),
+    ],
+)
+def test_wrong_messages_are_named(value: Any, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        read_messages(value, where="x.jsonl:3")
+    assert str(caught.value).startswith("x.jsonl:3: ")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER], "the assistant says nothing"),
+        ([SYSTEM, USER], "the assistant says nothing"),
+        ([SYSTEM], "the assistant says nothing"),
+        ([], "the assistant says nothing"),
+        ([ANSWER, USER], "message 1 is of the assistant, wanted user"),
+        ([SYSTEM, ANSWER], "message 2 is of the assistant, wanted user"),
+        ([USER, USER, ANSWER], "message 2 is of the user, wanted assistant"),
+        ([USER, ANSWER, PREPARE_AGAIN], "message 3 is of the assistant, wanted user"),
+        ([USER, SYSTEM, ANSWER], "message 2 is of the system, wanted assistant"),
+        ([SYSTEM, SYSTEM, USER, ANSWER], "message 2 is of the system, wanted user"),
+    ],
+)
+def test_turns_out_of_order_are_refused(messages: list[Message], message: str):
+    with pytest.raises(UserError, match=message):
+        check_turns(messages, where="x.jsonl:3")
+
+
+def test_turns_in_order_are_accepted():
+    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, PREPARE_AGAIN]):
+        check_turns(messages, where="x")
+        with pytest.raises(UserError, match=f"message {len(messages) + 1} is of the {messages[-1].role}"):
+            check_turns([*messages, messages[-1]], where="x")
+
+
+WANTED = [USER, ANSWER]
+LISTS = [
+    [{"role": "user", "content": USER.content}, {"role": "assistant", "content": ANSWER.content}],
+    [{"from": "human", "value": USER.content}, {"from": "gpt", "value": ANSWER.content}],
+    [
+        {"role": "User", "content": [{"type": "text", "text": "Two and "}, {"type": "input_text", "text": "two?"}]},
+        {"role": "model", "content": ["Four."]},
+    ],
+]
+FIELDS = [
+    {"instruction": "Two and two?", "input": "", "output": "Four."},
+    {"prompt": "Two and two?", "completion": "Four."},
+    {"prompt": LISTS[0][:1], "completion": LISTS[0][1:]},
+    {"question": "Two and two?", "answer": "Four."},
+]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [*LISTS, *({key: value} for key in ("messages", "conversations") for value in LISTS), *FIELDS],
+)
+def test_record_in_any_form_is_the_same_conversation(record: Any):
+    assert parse_conversation(record, where="x").messages == WANTED
+
+
+def test_fields_beside_the_messages():
+    record = {"system": "Be brief.", "instruction": "Add.", "input": "2+2", "output": "4", "history": [["Hi", "Ho"]]}
+    assert parse_conversation(record, where="x").messages == [
+        SYSTEM,
+        Message("user", "Hi"),
+        Message("assistant", "Ho"),
+        Message("user", "Add.\n\n2+2"),
+        Message("assistant", "4"),
+    ]
+    developer = [{"role": "developer", "content": "Be brief."}, *LISTS[0]]
+    assert parse_conversation({"messages": developer, "system": "x"}, where="x").messages[0] == SYSTEM
+
+
+def test_answers_of_weight_0_are_not_scored():
+    first, second = ({"role": "assistant", "content": "a", "weight": weight} for weight in (0, 1))
+    user = {"role": "user", "content": "u"}
+    record = {"system": "s", "messages": [user, first, user, second]}
+    assert parse_conversation(record, where="x").unscored == {2}
+    with pytest.raises(UselessRecord, match="all answers have weight 0"):
+        parse_conversation([user, first], where="x")
+
+
+@pytest.mark.parametrize(
+    ("message", "note"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}, "they call tools"),
+        ({"role": "tool", "content": "shelf 9"}, "they call tools"),
+        ({"from": "function_call", "value": "{}"}, "they call tools"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "images or other parts"),
+    ],
+)
+def test_conversations_that_the_template_cannot_hold_are_told(message: dict[str, Any], note: str):
+    with pytest.raises(UselessRecord, match=note):
+        parse_conversation([LISTS[0][0], message, *LISTS[0]], where="x")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("text", "wanted a list of messages, an object"),
+        ({"text": "x", "\x1b[2J": 1}, r"got an object with text, \\x1b"),
+        ({"instruction": "x"}, "got an object with instruction"),
+        ({"messages": "x"}, '"messages": wanted a list'),
+        ({}, "no keys"),
+    ],
+)
+def test_records_of_another_form_are_named(record: Any, message: str):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_conversation(record, where="x.jsonl:3")
+    assert str(caught.value).startswith("x.jsonl:3: ")

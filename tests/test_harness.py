@@ -1,0 +1,188 @@
+"""Tasks of lm-evaluation-harness: the native model beside `lm_eval --model hf` on an export, and local files."""
+
+import json
+import random
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from gptjax.checkpoint_source import open_checkpoint
+from gptjax.convert import main as convert
+from gptjax.core.errors import UserError
+from gptjax.evaluate import main
+from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.gpt import GPT
+from gptjax.run_dir import write_imported_run
+from gptjax.tokenization.chat_template import CHATML
+from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore"),  # of the harness and of what it imports
+]
+TOKENIZER = BPE(
+    {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257},
+    {END_OF_TEXT: 258, "<|im_start|>": 259, "<|im_end|>": 260},
+    merges=[(b"t", b"h"), (b"th", b"e")],
+    pattern=GPT2_PATTERN,
+)
+WORDS = tuple("the other theme then was in that house by the lake, with a boat and two cats".split())  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = GPTConfig(
+        num_layers=2,
+        embed_dim=32,
+        num_heads=4,
+        context_length=96,
+        vocab_size=261,
+        compute=ComputeConfig(dtype="float32"),
+        init=InitConfig(std=0.3),
+    )
+    directory = tmp_path_factory.mktemp("harness") / "run"
+    model = jax.jit(lambda key: GPT(config, key=key))(jax.random.key(0))
+    write_imported_run(directory, model=model, tokenizer=TOKENIZER)
+    CHATML.save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def models(run: Path) -> tuple[Any, Any]:
+    """The harness' own model class on an export, and the native one."""
+    pytest.importorskip("lm_eval")
+    from gptjax.evaluation.harness_model import HarnessModel
+
+    export = run.parent / "export"
+    convert(["to-hf", f"--checkpoint={run}", f"--output={export}", "--no-verify"])
+    theirs = import_module("lm_eval.models.huggingface").HFLM(
+        pretrained=str(export), dtype="float32", batch_size=4, device="cpu"
+    )
+    return theirs, HarnessModel(open_checkpoint(run).load_model(), TOKENIZER, batch_size=4)
+
+
+def write_text(random_: random.Random, words: int) -> str:
+    return " ".join(random_.choices(WORDS, k=words))
+
+
+def make_requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+    instance = import_module("lm_eval.api.instance").Instance
+    return [instance(kind, {}, args, 0) for args in arguments]
+
+
+def test_log_likelihoods_equal_those_of_the_export(models: tuple[Any, Any]) -> None:
+    """Contexts that end in blanks and line ends, are empty, too long, or spell a special token."""
+    draw = random.Random(0)
+    ends = ["", "\n", " ", "\n\n", " \n"]
+    questions = [write_text(draw, 3 + i) + ends[i % 5] for i in range(9)]
+    pairs = [(question, f"{draw.choice(['', ' '])}{write_text(draw, 2)}") for question in questions for _ in range(3)]
+    pairs += [("", "the end"), (write_text(draw, 90), " end"), ("A:\n", "<|im_end|>"), ("<|endoftext|>the", " cat")]
+    theirs, ours = (model.loglikelihood(make_requests("loglikelihood", pairs), disable_tqdm=True) for model in models)
+    for left, right in zip(theirs, ours, strict=True):
+        assert right[0] == pytest.approx(left[0], abs=1e-3)
+        assert right[1] == left[1]
+
+
+def test_rolling_log_likelihoods_equal_those_of_the_export(models: tuple[Any, Any]) -> None:
+    draw = random.Random(1)
+    texts = [(write_text(draw, words),) for words in (1, 30, 200)] + [("\n",), ("x" * 96,), ("x" * 97,)]
+    requests = make_requests("loglikelihood_rolling", texts)
+    theirs, ours = (model.loglikelihood_rolling(requests, disable_tqdm=True) for model in models)
+    assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_generated_texts_equal_those_of_the_export(models: tuple[Any, Any]) -> None:
+    draw, settings = random.Random(2), {"until": ["\n", "zz"], "max_gen_toks": 40, "do_sample": False}
+    prompts = [(write_text(draw, words), settings) for words in (1, 2, 5, 8, 40)]
+    requests = make_requests("generate_until", prompts)
+    theirs, ours = (model.generate_until(requests, disable_tqdm=True) for model in models)
+    assert ours == theirs
+
+
+def test_chats_are_written_as_in_training(models: tuple[Any, Any]) -> None:
+    _, ours = models
+    history = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "a boat"}]
+    with pytest.raises(UserError, match="has no chat template"):
+        ours.apply_chat_template(history)
+    ours.template = CHATML
+    text = ours.apply_chat_template([*history, {"role": "user", "content": "then"}])
+    assert text == (
+        "<|endoftext|><|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\na boat<|im_end|>\n"
+        "<|im_start|>user\nthen<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert ours.tok_encode(text)[:2] == [258, 259]
+    ours.template = None
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Made files of the model card's tasks, in the formats of the sets."""
+    draw = random.Random(3)
+    dump = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)
+    files = {
+        "lambada_openai.jsonl": dump({"text": write_text(draw, 12)} for _ in range(3)),
+        "wikitext.txt": "".join(f" = Page {i} = \n \n {write_text(draw, 40)} @-@ x \n" for i in range(3)),
+        "enwik8.txt": f"<page>{write_text(draw, 60)}</page>\n",
+        "text8.txt": write_text(draw, 50).replace(",", ""),
+        "ptb.txt": "".join(f" {write_text(draw, 9)} \n" for _ in range(4)),
+        "one_billion_words.txt": "".join(f"{write_text(draw, 9)} .\n" for _ in range(4)),
+        "sst2_few_shot.tsv": "sentence\tlabel\nbad \t0\ngood \t1\n",
+        "gsm8k_step_by_step.jsonl": dump({"question": "how many?", "answer": f"so #### {i}"} for i in range(2)),
+    }
+    options = "|".join(WORDS[:10])
+    for name in ("cbt_cn", "cbt_ne"):
+        items = ["".join(f"{n} {write_text(draw, 2)} .\n" for n in range(1, 21)) for _ in range(3)]
+        files[f"{name}.txt"] = "\n".join(f"{item}21 the XXXXX was\t{WORDS[2]}\t\t{options}\n" for item in items)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def test_one_command_gives_the_table_of_the_model_card(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file, responses = tmp_path / "result.json", tmp_path / "responses.jsonl"
+    words = [f"--checkpoint={run}", "--tasks=gpt2_model_card,sst2_few_shot", f"--task-data={data}", "--mesh=single"]
+    main([*words, f"--json={file}", f"--responses={responses}"])
+    figures = json.loads(file.read_text())["figures"]
+    card = ["lambada_openai acc", "lambada_openai perplexity", "wikitext word_perplexity", "wikitext bits_per_byte"]
+    card += ["cbt_cn acc", "cbt_ne acc", "enwik8 bits_per_byte", "text8 bits_per_byte", "ptb word_perplexity"]
+    for name in [*card, "one_billion_words word_perplexity", "sst2_few_shot acc"]:
+        assert figures[name]["value"] is not None
+    assert figures["cbt_cn chance"]["value"] == pytest.approx(0.1)
+    assert figures["cbt_cn majority class"]["value"] == 1.0
+    assert {"low", "high"} <= figures["wikitext word_perplexity"].keys()
+    lines = [json.loads(line) for line in responses.read_text().splitlines()]
+    assert {line["task"] for line in lines} >= {"cbt_cn", "enwik8", "lambada_openai"}
+    assert all(line["resps"] for line in lines)
+
+
+def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
+    message = read_error(
+        capsys, f"--checkpoint={run}", "--tasks=gsm8k_step_by_step", f"--task-data={data}", "--mesh=single"
+    )
+    assert "256 new tokens leave no room" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks=no_such_task"], "'no_such_task' is unknown to the harness"),
+        (["--tasks=cbt_cn", "--task-data=cbt_cn=/nowhere"], "there is no file /nowhere"),
+        (["--tasks=cbt_cn", "--include-path=/nowhere"], "--include-path=/nowhere is no directory"),
+        (["--tasks=cbt_cn", "--limit=0"], "--limit is 0"),
+    ],
+)
+def test_mistakes_are_named(run: Path, capsys: pytest.CaptureFixture, words: list[str], message: str) -> None:
+    assert message in read_error(capsys, f"--checkpoint={run}", "--mesh=single", *words)
+
+
+def read_error(capsys: pytest.CaptureFixture, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*words])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
