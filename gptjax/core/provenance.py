@@ -27,7 +27,7 @@ def collect_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
 
 def collect_versions() -> dict[str, str | None]:
     """Versions of the packages that numbers depend on."""
-    return {name: _find_version(name) for name in _PACKAGES}
+    return {name: find_version(name) for name in _PACKAGES}
 
 
 def count_cores() -> int:
@@ -56,10 +56,10 @@ def _shorten(value: Any) -> str:
 
 def print_versions() -> None:
     """Print the versions of gptjax, Python, the main packages and, last, the devices that JAX finds."""
-    print(f"gptjax {_find_version('gptjax') or '(not installed; this is its source tree)'}")
+    print(f"gptjax {find_version('gptjax') or '(not installed; this is its source tree)'}")
     print(f"python {platform.python_version()}")
     for name in _PACKAGES[1:]:
-        print(f"{name} {_find_version(name) or '(not installed)'}")
+        print(f"{name} {find_version(name) or '(not installed)'}")
     import jax  # starts a backend
 
     kinds = Counter(device.device_kind for device in jax.devices())
@@ -76,7 +76,8 @@ def read_git_state(file: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(_run_git(file, "status", "--porcelain", "--untracked-files=no"))}
 
 
-def _find_version(package: str) -> str | None:
+def find_version(package: str) -> str | None:
+    """Version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
