@@ -25,7 +25,7 @@ from gptjax.training.objective import NextToken
 
 config = TrainConfig(
     name="chat_cpu",
-    steps=900,
+    steps=500,
     batch_size=16,
     model=GPTConfig(
         num_layers=4,
@@ -46,6 +46,6 @@ config = TrainConfig(
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     objective=NextToken(chunk_tokens=256),
-    checkpoint=CheckpointConfig(every=300),
-    evaluators=(ValidationLoss(every=300),),
+    checkpoint=CheckpointConfig(every=250),
+    evaluators=(ValidationLoss(every=250),),
 )

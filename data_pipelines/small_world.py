@@ -40,7 +40,7 @@ class SmallWorld:
     words: int = 60
     largest: int = 9
     """Largest number of a sum."""
-    copies: int = 12
+    copies: int = 100
     """Times that everything is told, each in another order and with other wordings next to it."""
 
 
@@ -89,8 +89,11 @@ def tell(facts: list[Fact], rng: random.Random, *, copies: int) -> Iterator[dict
     """Documents of a few statements, in which every fact is told so many times."""
     for _ in range(copies):
         rng.shuffle(facts)
-        for begin in range(0, len(facts), 4):
-            yield {"text": " ".join(rng.choice(fact.statements) for fact in facts[begin : begin + 4])}
+        left = list(facts)
+        while left:
+            count = rng.randint(1, 4)
+            told, left = left[:count], left[count:]
+            yield {"text": " ".join(rng.choice(fact.statements) for fact in told)}
 
 
 def make_names(count: int, rng: random.Random, *, syllables: int) -> list[str]:

@@ -45,6 +45,8 @@ class TrainConfig:
     """Gradient accumulation: micro-batches into which a batch is divided. Gradients of one at a time are in memory."""
     init_from: str | None = None
     """Run directory whose weights (their average, if it keeps one) and model shape a new run starts from."""
+    init_layers: tuple[int, ...] = ()
+    """Layers of `init_from` that the model takes, counted from 0: a student with fewer layers. Empty: all."""
     resume: Literal["auto", "force", "never"] | int = "auto"
     """`auto` resumes if nothing that matters has changed; `force` resumes in any case; `never` refuses to touch a run
     that exists; a number goes back to the checkpoint of that step, once, and keeps the later ones aside."""
@@ -79,6 +81,8 @@ class TrainConfig:
                 "for example, and give the path of the mount."
             )
         _ = self.max_seconds
+        if self.init_layers and self.init_from is None:
+            raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
         if (rows := get_row_kind(self.objective)) != "text" and not self.model.intra_document_mask:
             raise UserError(
                 f"objective is {type(self.objective).__name__}, whose rows hold several {rows} that must not see each "
@@ -191,6 +195,7 @@ RESUME_MAY_CHANGE = (
     "resume",
     "max_consecutive_skips",
     "init_from",
+    "init_layers",
     "objective.chunk_tokens",
     "model.compute.remat",
     "model.compute.scan_layers",

@@ -13,11 +13,12 @@ from gptjax.core.command_line import Imports, parse_options, print_versions_if_a
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 from gptjax.core.files import atomic_directory, check_free, expand_path
+from gptjax.huggingface.form import Form
 from gptjax.huggingface.forms import FormName, choose_form
 from gptjax.huggingface.model_export import HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.huggingface.weight_map import DTypeName
-from gptjax.run_dir import write_imported_run
+from gptjax.run_dir import RunDir, write_imported_run
 
 PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
@@ -49,6 +50,12 @@ class ToHf:
     """Type of the tensors. Default: the type that the model was imported in, else float32."""
     verify: bool = True
     """Compare logits with transformers (needs torch and transformers) before the directory appears."""
+    evaluation: tuple[str, ...] = ()
+    """Result of `evaluate --json` for the model card. May be given several times."""
+    push_to: str | None = None
+    """Also upload the directory to this model repository on the hub, OWNER/REPO. It is made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
     imports: Imports = ()
     """Module or Python file with classes that the run's config uses. May be given several times."""
 
@@ -85,27 +92,43 @@ def main(argv: list[str] | None = None) -> None:
 
 def export_model(options: ToHf) -> None:
     """Write the directory, verify it, and print a summary."""
-    from gptjax.huggingface.model_dir import compare_with_transformers, write_model  # imports flax
+    from gptjax.huggingface import hub_upload, model_card, model_dir, tokenizer_files  # these import flax
 
     enable_compile_cache()
     run = open_checkpoint(options.checkpoint, imports=options.imports)
-    form = choose_form(run.model_config, options.form)
-    with atomic_directory(expand_path(options.output)) as directory:
+    form, evaluations = choose_form(run.model_config, options.form), model_card.read_evaluations(options.evaluation)
+    losses = form.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
+    if options.push_to is not None:
+        hub_upload.check_upload(options.push_to)
+    output = expand_path(options.output)
+    with atomic_directory(output) as directory:
         model, origin = load_with_origin(run, options)
         dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
-        write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
+        model_dir.write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
+        facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
+        if isinstance(run, RunDir):
+            facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
+        model_card.write_model_card(directory, model.config, form=form, dtype=dtype, facts=facts)
         result = "not verified: --no-verify"
         if options.verify:
-            result = compare_with_transformers(directory, model, dtype=dtype)
+            result = model_dir.compare_with_transformers(directory, model, dtype=dtype)
+    print(
+        *_describe_export(options, run, form=form, dtype=dtype), result, *(f"note: {one}" for one in losses), sep="\n"
+    )
+    if options.push_to is not None:
+        print(hub_upload.upload_directory(output, options.push_to, private=options.private))
+
+
+def _describe_export(options: ToHf, run: Checkpoint, *, form: Form, dtype: DTypeName) -> list[str]:
     weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
     tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
     if run.tokenizer and run.tokenizer.end_of_text is None:
         print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
     step = run.find_step(options.step)
-    print(
+    return [
         f"{options.output}: {weights} of {run.directory.name} at step {step} as {form.architecture} in {dtype}, "
-        f"{tokenizer}\n{result}"
-    )
+        f"{tokenizer}"
+    ]
 
 
 def import_model(options: FromHf) -> None:

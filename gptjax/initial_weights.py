@@ -1,10 +1,10 @@
 """The weights that a run starts from, and those of its objective's second model."""
 
-from dataclasses import replace
-
+from gptjax.checkpoint_source import open_checkpoint
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.model.gpt import GPT, with_static
+from gptjax.model.finetuning import merge_model_config
+from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
@@ -15,10 +15,26 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     if config.init_from is None:
         raise UserError("the run starts from new weights: give --init-from=RUN.")
     weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
+    weights = take_layers(weights, config.init_layers)
     weights = grow_vocabulary(weights, config.model.resolved_vocab_size)
     return with_static(weights, config=config.model)
 
 
-def load_weights(config: TrainConfig, mesh: MeshConfig, run: str | None) -> GPT:
-    """The weights of a run directory; None stands for the weights that this run starts from."""
-    return load_start(config if run is None else replace(config, init_from=run), mesh)
+def load_weights(config: TrainConfig, mesh: MeshConfig, source: str | None) -> GPT:
+    """The weights of a run or of a saved model, to compare with; None stands for those that this run starts from.
+
+    They compute as the run does: its dtype, context length and document mask. Call it under `mesh.activate()`.
+    """
+    if source is None:
+        return load_start(config, mesh)
+    model = open_checkpoint(source).load_model(mesh=mesh)
+    found, wanted = model.config.resolved_vocab_size, config.model.resolved_vocab_size
+    if found != wanted:
+        raise UserError(f"{source} has {found:,} tokens, the model that is trained {wanted:,}. Use the same tokenizer.")
+    own = merge_model_config(model.config, config.model)
+    if own.context_length < config.model.context_length:
+        raise UserError(
+            f"{source} has {own.context_length} positions, and rows have {config.model.context_length} tokens. "
+            f"Give --model.context-length={own.context_length}."
+        )
+    return with_static(with_context_length(model, own.context_length), config=own)

@@ -21,7 +21,7 @@ from gptjax.initial_weights import load_start
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
-from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
+from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.resume import Fingerprints, adopt_history
 from gptjax.run_dir import CHECKPOINTS, METRICS, RunDir
@@ -48,14 +48,15 @@ def prepare_config(
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
-    source = None
+    source, exists = None, False
     if config.init_from is not None:  # once this run exists, its own directory says as much
         exists = (config.directory / "config.json").is_file()
         source = RunDir.open(config.directory if exists else config.init_from, imports=modules or {})
     tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
     model = config.model
     if source is not None:
-        model = merge_model_config(source.model_config, config.model)
+        layers = () if exists else config.init_layers
+        model = merge_model_config(select_layers(source.model_config, layers), config.model)
         _report_merge(source, config, model, typed=typed)
         if source.tokenizer and tokenizer and tokenizer.extends(source.tokenizer):
             model = replace(model, vocab_size=max(source.model_config.resolved_vocab_size, tokenizer.vocab_size))

@@ -1,5 +1,7 @@
-"""A local stand-in for the Hugging Face hub, as far as `huggingface_hub` needs it to list and fetch a data set."""
+"""A local stand-in for the Hugging Face hub, as far as `huggingface_hub` needs it to list and fetch a data set, and to
+upload a model."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -30,6 +32,12 @@ class Hub:
     """Every request: paths of files for their content, other addresses with their method."""
     tokens: set[str | None] = field(default_factory=set)
     """Authorization headers seen."""
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+    """Files of commits to the model repository of this name."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """LFS objects by SHA-256."""
+    refused: str | None = None
+    """A path that is answered with 403."""
 
     def describe(self) -> dict[str, object]:
         siblings: list[dict[str, object]] = []
@@ -63,10 +71,52 @@ def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
                 self.answer(200, json.dumps(hub.describe()).encode())
             elif path.startswith(files) and path.removeprefix(files) in hub.files:
                 self.answer_file(path.removeprefix(files))
+            elif path == "/api/whoami-v2" and path != hub.refused:
+                self.answer(200, b'{"name": "someone", "type": "user", "orgs": []}')
             else:
                 self.answer(404, **{"X-Error-Code": "RepoNotFound"})  # pyright: ignore[reportArgumentType]
 
         do_HEAD = do_GET
+
+        def do_PUT(self) -> None:
+            hub.objects[self.path.removeprefix("/object/")] = self.read_body()
+            self.answer(200)
+
+        def do_POST(self) -> None:
+            path, body = urllib.parse.urlsplit(self.path).path, self.read_body()
+            hub.requests.append(path)
+            hub.tokens.add(self.headers["Authorization"])
+            respond = {
+                "/api/repos/create": lambda: {"url": f"{hub.endpoint}/{hub.repository}"},
+                "/api/validate-yaml": lambda: {"warnings": [], "errors": []},
+                f"/api/models/{hub.repository}/preupload/main": lambda: self.choose_uploads(json.loads(body)),
+                f"/{hub.repository}.git/info/lfs/objects/batch": lambda: self.locate_objects(json.loads(body)),
+                f"/api/models/{hub.repository}/commit/main": lambda: self.commit(body),
+            }
+            if path == hub.refused or path not in respond:
+                self.answer(403, b'{"error": "not yours"}')
+            else:
+                self.answer(200, json.dumps(respond[path]()).encode())
+
+        def read_body(self) -> bytes:
+            return self.rfile.read(int(self.headers["Content-Length"] or 0))
+
+        def choose_uploads(self, request: dict[str, list[dict[str, str]]]) -> dict[str, object]:
+            mode = lambda path: "lfs" if path.endswith(".safetensors") else "regular"
+            chosen = [{"path": f["path"], "uploadMode": mode(f["path"])} for f in request["files"]]
+            return {"files": [file | {"shouldIgnore": False} for file in chosen]}
+
+        def locate_objects(self, request: dict[str, list[dict[str, object]]]) -> dict[str, object]:
+            upload = lambda one: {"upload": {"href": f"{hub.endpoint}/object/{one['oid']}"}}
+            return {"transfer": "basic", "objects": [one | {"actions": upload(one)} for one in request["objects"]]}
+
+        def commit(self, body: bytes) -> dict[str, object]:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    hub.uploaded[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "lfsFile":
+                    hub.uploaded[line["value"]["path"]] = hub.objects[line["value"]["oid"]]
+            return {"commitOid": hub.commit, "commitUrl": f"{hub.endpoint}/{hub.repository}/commit/{hub.commit}"}
 
         def answer_file(self, path: str) -> None:
             content = hub.served.get(path, hub.files[path])
@@ -82,7 +132,7 @@ def serving(hub: Hub, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -109,6 +159,7 @@ def connect(endpoint: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_CACHE": cache,
         "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,  # the client asks for a token of that store first
     }
     for name, value in constants.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)

@@ -79,18 +79,22 @@ def test_export_writes_all_files_of_transformers(
     output = tmp_path / "out"
     export_run(run, output)
     assert sorted(path.name for path in output.iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
+        "merges.txt",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
+        "vocab.json",
     ]
     config, generation = read_json(output / "config.json"), read_json(output / "generation_config.json")
     assert (config["vocab_size"], config["n_positions"], config["dtype"]) == (259, 12, "float32")
     assert config["bos_token_id"] == config["eos_token_id"] == generation["eos_token_id"] == 258
+    assert (config["n_ctx"], generation["max_length"]) == (12, 12)
     settings = read_json(output / "tokenizer_config.json")
     assert (settings["tokenizer_class"], settings["model_max_length"]) == ("PreTrainedTokenizerFast", 12)
-    assert settings["eos_token"] == END_OF_TEXT
+    assert settings["eos_token"] == settings["unk_token"] == END_OF_TEXT
     assert are_identical(to_hf(from_hf(output)[1]), to_hf(model))
     assert capsys.readouterr().out.splitlines() == [
         f"{output}: weights of tiny at step 0 as GPT2LMHeadModel in float32, with its tokenizer",
@@ -148,7 +152,7 @@ def test_tokenizer_without_end_of_text_omits_its_ids(tmp_path: Path, model: GPT)
     write_imported_run(tmp_path / "run", model=model, tokenizer=Bytes())
     export_run(tmp_path / "run", tmp_path / "out", "--no-verify")
     assert read_json(tmp_path / "out" / "config.json")["eos_token_id"] is None
-    assert read_json(tmp_path / "out" / "generation_config.json") == {}
+    assert read_json(tmp_path / "out" / "generation_config.json") == {"max_length": 12}
     assert "eos_token" not in read_json(tmp_path / "out" / "tokenizer_config.json")
 
 

@@ -102,6 +102,10 @@ class CustomForm(Form):
     def code(self) -> Path:
         return Path(__file__).with_name(CODE_FILE)
 
+    def list_losses(self, config: GPTConfig) -> list[str]:
+        only = f"transformers alone reads it, with trust_remote_code=True: {CODE_FILE} beside the weights computes it."
+        return [*super().list_losses(config), only]
+
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
         module = CODE_FILE.removesuffix(".py")
         names = {"AutoConfig": "GPTJaxConfig", "AutoModelForCausalLM": self.architecture}

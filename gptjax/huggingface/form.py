@@ -92,6 +92,12 @@ class Form:
         found = next(hf_name for hf_name, name in self.activations.items() if name == config.activation)
         return content | {self.activation_field: found}
 
+    def list_losses(self, config: GPTConfig) -> list[str]:
+        """What the export, or another program that reads it, leaves out of this model; one sentence each."""
+        if config.intra_document_mask:
+            return ["The model was trained with documents hidden from each other. There, a text is one document."]
+        return []
+
     # --- import ---
 
     def read_config(self, content: Mapping[str, Any], *, path: Path) -> GPTConfig:

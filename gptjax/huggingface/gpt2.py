@@ -63,6 +63,20 @@ class GPT2Form(Form):
         # Older programs, such as the converters of llama.cpp and MLX, read the context length by this name.
         return content | {"n_ctx": config.context_length}
 
+    def list_losses(self, config: GPTConfig) -> list[str]:
+        losses = super().list_losses(config)
+        if not (config.bias and config.norm_scale):
+            losses.append("GPT-2's class has biases and gains. Those that the model lacks are zeros and ones.")
+        if config.norm_epsilon != GPTConfig.norm_epsilon:
+            losses.append("ctranslate2 and keras-hub ignore layer_norm_epsilon and compute with 1e-5.")
+        if config.activation != GPTConfig.activation:
+            losses.append(f"keras-hub computes gelu_new in place of {config.activation}.")
+        if not config.tie_embeddings:
+            losses.append("keras-hub takes the embedding in place of the untied head.")
+        if config.hidden_dim != 4 * config.embed_dim:
+            losses.append("keras-hub cannot load an MLP of another width than 4 n_embd.")
+        return losses
+
 
 GPT2 = GPT2Form(
     model_type="gpt2",

@@ -85,6 +85,15 @@ class RotaryForm(Form):
         base = read_rotary_base(content, path=path)
         return drop_ineffective(replace(config, rotary_base=None if base == DEFAULT_ROTARY_BASE else base))
 
+    def list_losses(self, config: GPTConfig) -> list[str]:
+        losses = super().list_losses(config)
+        for program, epsilon in (("ctranslate2", 1e-5), ("keras-hub", 1e-6)):
+            if config.norm_epsilon != epsilon:
+                losses.append(f"{program} ignores rms_norm_eps and computes with {epsilon:g}.")
+        if config.activation != "silu":
+            losses.append(f"ctranslate2 and keras-hub compute silu in place of {config.activation}.")
+        return losses
+
 
 def read_rotary_base(content: Mapping[str, Any], *, path: Path) -> float:
     """The base of rotary positions, as transformers 4 and 5 store it. Raises `UserError` for positions that scale."""

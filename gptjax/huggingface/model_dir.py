@@ -15,6 +15,7 @@ from gptjax.core.files import expand_path
 from gptjax.huggingface.form import CONFIG_FILE, Form
 from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
+from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer
 from gptjax.huggingface.weight_map import DTypeName
 from gptjax.model.gpt import GPT, with_static
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -49,18 +50,14 @@ def write_model(
     end = end if end is not None and end < model.config.resolved_vocab_size else None
     config = to_hf_config(model.config, form=form, dtype=dtype, end_of_text=end, origin=origin)
     write_json(directory / CONFIG_FILE, config)
-    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
-    write_json(directory / "generation_config.json", ends)
+    length = model.config.context_length
+    generation = make_generation_config(tokenizer, context_length=length, end_of_text=config.get("eos_token_id"))
+    write_json(directory / "generation_config.json", generation)
     write_tensors(directory, to_hf(model, form=form, dtype=dtype))
     if form.code is not None:
         shutil.copyfile(form.code, directory / form.code.name)
     if tokenizer is not None:
-        tokenizer.save(directory)
-        name = tokenizer.end_of_text_name
-        specials = {} if name is None else {"bos_token": name, "eos_token": name}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context_length}
-        settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
-        write_json(directory / "tokenizer_config.json", settings | specials)
+        write_tokenizer(directory, tokenizer, context_length=length)
 
 
 def compare_with_transformers(directory: Path, model: GPT, *, dtype: DTypeName) -> str:

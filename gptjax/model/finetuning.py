@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 
 RUN_FIELDS = ("dropout", "intra_document_mask", "compute")
@@ -25,3 +26,14 @@ def merge_model_config(source: GPTConfig, wanted: GPTConfig) -> GPTConfig:
     if wanted.rotary_base is not None and hasattr(scheme, "rotary_base"):
         fields["rotary_base"] = wanted.rotary_base
     return replace(source, **fields)
+
+
+def select_layers(source: GPTConfig, layers: tuple[int, ...]) -> GPTConfig:
+    """The config of a model with these layers of another, counted from 0; no layers stand for all."""
+    if not layers:
+        return source
+    if wrong := [layer for layer in layers if not 0 <= layer < source.num_layers]:
+        raise UserError(f"init_layers has {wrong[0]}; the layers of the weights are 0 to {source.num_layers - 1}.")
+    if not source.layers_are_identical:
+        raise UserError("init_layers needs weights whose layers are alike; here windows or extras differ by layer.")
+    return replace(source, num_layers=len(layers))

@@ -266,3 +266,12 @@ def with_context_length(model: GPT, context_length: int) -> GPT:
     if model.positions is not None:
         changed.positions = nnx.Param(model.positions[...][:context_length], axis_names="TD")
     return changed
+
+
+def take_layers(model: GPT, layers: tuple[int, ...]) -> GPT:
+    """The model with these of its layers, counted from 0; no layers stand for all."""
+    if not layers:
+        return model
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    copy.blocks = jax.tree.map(lambda leaf: jnp.stack([leaf[layer] for layer in layers]), model.blocks)
+    return with_static(copy, config=replace(model.config, num_layers=len(layers)))

@@ -145,6 +145,16 @@ def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> Token
     return _make_bpe(ids, pairs, specials, pattern=GPT2_PATTERN, where=where)
 
 
+def write_vocab_and_merges(
+    directory: Path, *, tokens: Mapping[bytes, int], specials: Mapping[str, int], merges: Merges
+) -> None:
+    """Write vocab.json and merges.txt, as GPT-2's original pair is called in Hugging Face's directories."""
+    vocab = {_to_letters(token): i for token, i in tokens.items()} | dict(specials)
+    lines = [f"{_to_letters(left)} {_to_letters(right)}" for left, right in merges]
+    (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
+
+
 def _check_ids(ids: Mapping[str, Any], where: Path) -> Mapping[str, int]:
     """Raise for what is no id, and for ids so large that tables would waste memory."""
     for token, i in ids.items():

@@ -221,6 +221,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "output_dir": ("elsewhere", "directory"),
         "evaluators": ((BigramBaseline(),), "evaluators"),
         "init_from": ("/nowhere", "data"),
+        "init_layers": ((0,), "data"),
         "max_consecutive_skips": (4, "skips"),
         "resume": ("never", "resume"),
         "max_time": ("1s", "stop"),
@@ -273,6 +274,11 @@ NEEDS: dict[tuple[type, str], Callable[[TrainConfig], TrainConfig]] = {
     (ComputeConfig, "scan_layers"): replace_model(window_pattern="L", short_window=None, value_embeddings=""),
 }
 """Changes of the base without which a field has no effect."""
-REFUSED = {(ComputeConfig, "attention_impl"), (TrainConfig, "init_from"), (TrainConfig, "max_consecutive_skips")}
+REFUSED = {
+    (ComputeConfig, "attention_impl"),
+    (TrainConfig, "init_from"),
+    (TrainConfig, "init_layers"),
+    (TrainConfig, "max_consecutive_skips"),
+}
 REFUSED |= {(TokenShards, "path"), (TokenShards, "format"), (TokenShards, "tokenizer"), (Mixture, "components")}
 """Fields whose other value cannot run here. The refusal shows that they are read."""

@@ -1,0 +1,183 @@
+"""The model card (README.md) of an export, written from the run: architecture, data, recipe, losses, how to load."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
+from gptjax.huggingface.form import Form
+from gptjax.huggingface.safetensors_dir import read_json
+from gptjax.huggingface.weight_map import DTypeName
+from gptjax.metrics.metrics_file import read_metrics
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import count_parameters
+
+CARD_FILE, PICTURE = "README.md", "loss.png"
+MAX_ROWS = 12
+"""Evaluations during training that the card lists; the others are in the picture."""
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says besides the architecture. A model that was not trained here has only a name."""
+
+    name: str
+    run: Facts = field(default_factory=dict)
+    """The run's config.json."""
+    evaluations: tuple[Facts, ...] = ()
+    """Results of `evaluate --json`."""
+    validation: tuple[Facts, ...] = ()
+    """Records of metrics.jsonl with a validation loss."""
+    versions: Facts = field(default_factory=dict)
+    picture: Path | None = None
+    """The losses, drawn."""
+    losses_elsewhere: tuple[str, ...] = ()
+    """What the export leaves out, or other programs do."""
+
+    def with_run(self, directory: Path, content: Facts, *, step: int) -> "CardFacts":
+        """These facts and those of a run directory up to a step."""
+        metrics, environment, picture = (directory / name for name in ("metrics.jsonl", "environment.json", PICTURE))
+        if not metrics.is_file():  # an imported model
+            return self
+        validation = [one for one in read_metrics(metrics) if one.get("val_loss") is not None and one["step"] <= step]
+        return replace(
+            self,
+            run=content,
+            validation=tuple(validation),
+            versions=read_json(environment).get("packages", {}) if environment.is_file() else {},
+            picture=picture if picture.is_file() else None,
+        )
+
+
+def read_evaluations(paths: Iterable[str]) -> tuple[Facts, ...]:
+    """The results in files that `evaluate --json` wrote. Raises `UserError` for another file."""
+    out: list[Facts] = []
+    for path in paths:
+        content = read_json(expand_path(path))
+        if "protocol" not in content:
+            raise UserError(f"--evaluation={path} holds no protocol. Give a file that evaluate --json wrote.")
+        out.append(content)
+    return tuple(out)
+
+
+def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> None:
+    """Write README.md and, if the run has drawn its losses, the picture."""
+    card = make_model_card(config, form=form, dtype=dtype, facts=facts)
+    (directory / CARD_FILE).write_text(card, encoding="utf-8")
+    if facts.picture is not None:
+        shutil.copyfile(facts.picture, directory / PICTURE)
+
+
+def make_model_card(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> str:
+    """The card in Markdown."""
+    tags = ["gptjax", "text-generation", *(["custom_code"] if form.code else [])]
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]", "---"]
+    run, rows = facts.run, _list_recipe(facts.run)
+    losses = "\n".join(f"- {loss}" for loss in facts.losses_elsewhere)
+    parts = [
+        "\n".join(head),
+        f"# {_plain(facts.name)}",
+        _introduce(config, form=form, dtype=dtype, facts=facts),
+        "## How to load",
+        "\n".join(["```python", *_show_loading(form), "```"]),
+        "## Architecture",
+        _table(("field", "value"), _list_architecture(config)),
+        *(["## Data", _table(("field", "value"), _flatten(run["data"], "data"))] if run.get("data") else []),
+        *(["## Recipe", _table(("field", "value"), rows)] if rows else []),
+        *_describe_losses(facts),
+        *_describe_evaluations(facts.evaluations),
+        *(
+            ["## What is left out", "\n".join(f"- {loss}" for loss in losses)]
+            if (losses := facts.losses_elsewhere)
+            else []
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduce(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> str:
+    size = f"{count_parameters(config):,} parameters in {dtype}, written as {form.architecture}"
+    made = "Trained with gptjax" if facts.run else "Written by gptjax"
+    versions = ", ".join(f"{name} {facts.versions[name]}" for name in ("jax", "flax") if name in facts.versions)
+    return f"{made}{f' ({versions})' if versions else ''}: {size}. The context is {config.context_length:,} tokens."
+
+
+def _show_loading(form: Form) -> list[str]:
+    trust = ", trust_remote_code=True" if form.code else ""
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'path = "."  # this directory, or OWNER/REPO',
+        f"model = AutoModelForCausalLM.from_pretrained(path{trust})",
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        'ids = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=50)',
+        "print(tokenizer.decode(ids[0]))",
+    ]
+
+
+def _list_architecture(config: GPTConfig) -> Iterator[tuple[str, Any]]:
+    """The sizes, and every other field that is not its default."""
+    sizes = ("num_layers", "embed_dim", "num_heads", "context_length", "vocab_size")
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.name in sizes or (value != one.default and one.name not in ("init", "compute")):
+            yield one.name, value
+
+
+def _list_recipe(run: Facts) -> list[tuple[str, Any]]:
+    """The recipe in the run's config.json."""
+    top = [(name, run[name]) for name in ("steps", "batch_size", "grad_accum", "seed") if name in run]
+    return top + [row for name in ("optimizer", "ema", "stages") for row in _flatten(run.get(name), name)]
+
+
+def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Rows of a section of config.json. Of a path only the last part is told."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flatten(item, name if key == "class" else f"{name}.{key}")
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from _flatten(item, f"{name}[{number}]")
+    elif value not in (None, []):
+        is_path = isinstance(value, str) and PurePath(value).is_absolute()
+        yield name, PurePath(value).name if is_path else value
+
+
+def _describe_losses(facts: CardFacts) -> list[str]:
+    if not facts.validation:
+        return []
+    last = len(facts.validation) - 1
+    shown = sorted({round(i * last / max(min(last, MAX_ROWS - 1), 1)) for i in range(min(last + 1, MAX_ROWS))})
+    names = [name for name in ("step", "tokens", "val_loss", "val_bpb") if name in facts.validation[-1]]
+    rows = [tuple(facts.validation[i].get(name, "") for name in names) for i in shown]
+    picture = [f"![Losses]({PICTURE})"] if facts.picture else []
+    return ["## Losses during training", *picture, _table(names, rows)]
+
+
+def _describe_evaluations(evaluations: Iterable[Facts]) -> list[str]:
+    rows = [
+        (one["protocol"], metric, value)
+        for one in evaluations
+        for metric, value in one.items()
+        if isinstance(value, float)
+    ]
+    return ["## Evaluation", _table(("protocol", "metric", "value"), rows)] if rows else []
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    names = list(names)
+    lines = [names, ["---"] * len(names), *([_plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(value: Any) -> str:
+    """A value in one cell of a table."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

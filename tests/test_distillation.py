@@ -1,0 +1,107 @@
+"""Distillation: loss and gradient by the formula in float64, on any mesh; students of some of a teacher's layers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from formula import compute_logits, softmax
+from models import make_model, place_model
+from test_preference import shift_weights
+from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
+
+from gptjax.core.errors import UserError
+from gptjax.data.loader import put_on_devices
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT, take_layers
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.trainer import train
+from gptjax.training.distillation import Distillation
+from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.objective import compute_sums
+
+STUDENT = replace(MODEL, num_layers=1, logit_softcap=8.0)
+TEACHER = replace(MODEL, embed_dim=48, num_heads=2)
+OBJECTIVE = Distillation(temperature=2.0, kl_weight=5.0, cross_entropy_weight=2.0, cosine_weight=0.0, chunk_tokens=24)
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, MODEL.resolved_vocab_size, (1, 4, 16)).astype(np.int32)
+    targets[0, 1, 5:] = -1
+    return {"tokens": rng.integers(0, MODEL.resolved_vocab_size, (1, 4, 16)).astype(np.int32), "targets": targets}
+
+
+def compute_loss(student: GPT, teacher: GPT, batch: dict[str, np.ndarray]) -> float:
+    """5 T² KL(teacher ‖ student) at T = 2, plus 2 cross-entropies: the mean over scored tokens, in float64."""
+    tokens, targets = batch["tokens"][0], batch["targets"][0]
+    z, target = compute_logits(student, tokens), compute_logits(teacher, tokens)
+    p, q = softmax(target / 2), softmax(z / 2)
+    kl = (p * (np.log(p) - np.log(q))).sum(axis=-1)
+    nats = -np.log(np.take_along_axis(softmax(z), np.maximum(targets, 0)[..., None], axis=-1)[..., 0])
+    return float((5 * 4 * kl + 2 * nats)[targets >= 0].mean())
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+def test_loss_and_gradient_equal_the_formula_in_float64(mesh: MeshConfig) -> None:
+    student, teacher, batch = make_model(STUDENT, seed=1), make_model(TEACHER, seed=2), make_batch()
+
+    def mean(model: GPT, teacher: GPT, batch: dict[str, jax.Array]) -> jax.Array:
+        sums = compute_sums(OBJECTIVE, model, {name: array[0] for name, array in batch.items()}, frozen=teacher)
+        return sums.loss / sums.scored
+
+    with mesh.activate():
+        placed = place_model(student, mesh), place_model(teacher, mesh), put_on_devices(batch, mesh)
+        loss, gradient = jax.jit(jax.value_and_grad(mean))(*placed)
+    wanted = lambda model: compute_loss(model, teacher, batch)
+    assert float(loss) == pytest.approx(wanted(student), rel=1e-5)
+    (ahead, forth), (behind, back) = (shift_weights(student, by=by) for by in (3e-5, -3e-5))
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
+    product = sum((leaf * (forth[i] - back[i])).sum() for i, leaf in enumerate(leaves))
+    assert product == pytest.approx(wanted(ahead) - wanted(behind), rel=1e-4)
+
+
+def test_cosine_is_that_of_the_final_hidden_states() -> None:
+    student, teacher, batch = make_model(STUDENT, seed=1), make_model(MODEL, seed=2), make_batch()
+    rows = {name: jnp.asarray(array[0]) for name, array in batch.items()}
+    objective = replace(OBJECTIVE, cosine_weight=1.0)
+    sums = compute_sums(objective, student, rows, frozen=teacher)
+    one, other = (np.asarray(model.hidden_states(rows["tokens"]), np.float64) for model in (student, teacher))
+    cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+    wanted = (1 - cosine)[batch["targets"][0] >= 0].sum()
+    assert float(sums.metrics["cosine"]) == pytest.approx(wanted, rel=1e-5)
+    without = compute_sums(OBJECTIVE, student, rows, frozen=teacher)
+    assert float(sums.loss - without.loss) == pytest.approx(wanted, rel=1e-3)
+    with pytest.raises(UserError, match="the student has 32 channels and the teacher 48"):
+        compute_sums(objective, student, rows, frozen=make_model(TEACHER))
+
+
+def write_teacher(directory: Path, config: GPTConfig) -> str:
+    write_imported_run(directory, model=make_model(config, seed=4), tokenizer=tokenizer())
+    return str(directory)
+
+
+def test_student_of_some_layers_trains_and_resumes(tmp_path: Path) -> None:
+    teacher = write_teacher(tmp_path / "teacher", replace(MODEL, num_layers=3))
+    config = tiny_config(
+        write_text_shards(tmp_path / "shards"),
+        steps=2,
+        objective=Distillation(teacher=teacher, chunk_tokens=64),
+        init_from=teacher,
+        init_layers=(0, 2),
+        evaluators=(ValidationLoss(every=2, tokens=64),),
+    )
+    assert train(config) == 0
+    for name in ("loss", "kl", "cross_entropy", "cosine"):
+        assert [step for step, _ in read_lines(config.directory, name)] == [1, 2]
+    assert RunDir.open(config.directory).model_config.num_layers == 2
+    assert train(replace(config, steps=3)) == 0
+    kept = take_layers(make_model(replace(MODEL, num_layers=3), seed=4), (0, 2))
+    assert kept.blocks.mlp.up[...].shape[0] == 2
+    with pytest.raises(UserError, match="init_layers has 3; the layers of the weights are 0 to 2"):
+        train(replace(config, name="other", init_layers=(0, 3)))
+    with pytest.raises(UserError, match="no init_from is given"):
+        replace(config, init_from=None)

@@ -1,0 +1,119 @@
+"""Uploads to a local stand-in for the hub, and the model card that goes with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_forms import EVERYTHING, GPT2_CONFIG, draw_model
+from hub_server import Hub, serving
+
+from gptjax.convert import main
+from gptjax.core.errors import UserError
+from gptjax.huggingface.forms import FORMS, choose_form
+from gptjax.huggingface.model_card import CardFacts, make_model_card, read_evaluations
+from gptjax.model.config import GPTConfig
+from gptjax.run_dir import write_imported_run
+
+METRICS = [
+    {"step": 0, "tokens": 0, "val_loss": 6.5, "val_bpb": 3.0},
+    {"step": 5, "tokens": 500, "loss": 5.0},
+    {"step": 10, "tokens": 1000, "val_loss": 4.25, "val_bpb": 2.0},
+    {"step": 20, "tokens": 2000, "val_loss": 4.0, "val_bpb": 1.875},
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a record and a picture, as if it had been trained."""
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    write_imported_run(directory, model=draw_model(GPT2_CONFIG), tokenizer=None)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in METRICS))
+    (directory / "loss.png").write_bytes(b"a picture")
+    return directory
+
+
+def export(run: Path, output: Path, *options: str) -> None:
+    main(["to-hf", f"--checkpoint={run}", f"--output={output}", "--no-verify", *options])
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    with pytest.raises(SystemExit) as stop:
+        export(*arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # huggingface_hub 2.4 and its HTTP client
+def test_push_uploads_every_file_of_the_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving(Hub("someone/tiny", {}), tmp_path / "cache", monkeypatch) as hub:
+        export(run, tmp_path / "out", "--push-to=someone/tiny", "--private")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert hub.uploaded == written
+    assert {"README.md", "loss.png", "config.json", "model.safetensors"} <= written.keys()
+    assert "Bearer hf_secret" in hub.tokens
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/someone/tiny")
+
+
+def test_push_that_the_hub_refuses_keeps_the_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub = Hub("someone/tiny", {}, refused="/api/repos/create")
+    with serving(hub, tmp_path / "cache", monkeypatch):
+        message = fail(capsys, run, tmp_path / "out", "--push-to=someone/tiny")
+    assert "--push-to=someone/tiny: the hub failed" in message
+    assert f"hf upload someone/tiny {tmp_path / 'out'} tries again" in message
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_push_without_access_writes_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Hub("someone/tiny", {}, refused="/api/whoami-v2"), tmp_path / "cache", monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        assert "hf auth login" in fail(capsys, run, tmp_path / "out", "--push-to=someone/tiny")
+    assert "wanted: OWNER/REPO" in fail(capsys, run, tmp_path / "out", "--push-to=tiny")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the card ---
+
+
+def test_card_tells_recipe_losses_and_evaluations(run: Path, tmp_path: Path) -> None:
+    result = {"protocol": "all of val, 16 tokens | no stride", "val_loss": 3.5, "step": 10}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    export(run, tmp_path / "out", f"--evaluation={tmp_path / 'result.json'}")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "| optimizer | gptjax.optim.adamw:AdamW |" in card
+    assert "| step | tokens | val_loss | val_bpb |" in card
+    assert r"| all of val, 16 tokens \| no stride | val_loss | 3.5 |" in card
+    assert "![Losses](loss.png)" in card
+    assert str(run.parent) not in card, "paths of the machine are not told"
+
+
+def test_card_stops_at_the_exported_step(run: Path) -> None:
+    facts = CardFacts("tiny").with_run(run, {"steps": 20}, step=10)
+    assert [one["step"] for one in facts.validation] == [0, 10]
+
+
+def test_card_of_the_custom_form_says_how_to_load_it() -> None:
+    config = GPTConfig(**{**vars(GPT2_CONFIG), **EVERYTHING})
+    losses = tuple(FORMS["gptjax"].list_losses(config))
+    card = make_model_card(
+        config, form=choose_form(config), dtype="float32", facts=CardFacts("x", losses_elsewhere=losses)
+    )
+    assert "from_pretrained(path, trust_remote_code=True)" in card
+    assert "custom_code" in card
+    assert "transformers alone reads it" in card
+    assert "| logit_softcap | 4 |" in card
+
+
+def test_evaluation_without_protocol_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds no protocol\. Give a file that evaluate --json wrote"):
+        read_evaluations([str(tmp_path / "result.json")])
