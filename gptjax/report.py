@@ -17,7 +17,7 @@ from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.run_dir import CHECKPOINTS, TOKENIZER_FILE
-from gptjax.sharding.devices import describe_devices, describe_unused_gpu
+from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import Evaluators
 from gptjax.training.checkpoint_integrity import list_steps

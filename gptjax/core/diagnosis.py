@@ -14,18 +14,25 @@ SHOW_VARIABLE = "GPTJAX_TRACEBACK"
 _EXPLANATIONS = (
     (
         ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY"),
-        "the device is out of memory. Raise --grad-accum, lower --batch-size, give --model.compute.remat=full, or divide "
-        "the model: --mesh=fsdp",
+        "the device is out of memory. Raise --grad-accum, lower --batch-size, give --model.compute.remat=full, or "
+        "divide the model: --mesh=fsdp",
     ),
     (
         ("Unable to initialize backend", "Unknown backend", "No visible GPU", "CUDA_ERROR_NO_DEVICE"),
-        "JAX cannot use the device that JAX_PLATFORMS asks for. Unset JAX_PLATFORMS, or install the plugin of the device, "
+        "JAX cannot use the device that JAX_PLATFORMS asks for. Unset JAX_PLATFORMS, or install the device's plugin, "
         "such as 'gptjax[cuda12]', in the version of jaxlib",
     ),
     (
-        ("Barrier timed out", "DEADLINE_EXCEEDED", "Connection closed by peer", "heartbeat", "UNAVAILABLE", "Connection re"),
-        "another process of this run has ended or does not answer. Look for the reason in its output, and give the same "
-        "command again on all",
+        (
+            "Barrier timed out",
+            "DEADLINE_EXCEEDED",
+            "Connection closed by peer",
+            "heartbeat",
+            "UNAVAILABLE",
+            "Connection re",
+        ),
+        "another process of this run has ended or does not answer. Look for the reason in its output, and give the "
+        "same command again on all",
     ),
 )
 

@@ -135,6 +135,6 @@ def describe_unused_gpu(environment: Mapping[str, str] = os.environ, *, root: Pa
     versions = [f"{name} {version}" for name in names if (version := find_version(name))]
     return (
         f"WARNING: this machine has {len(gpus)} GPU(s), and JAX does not use them: the run is on the CPU. Installed: "
-        f"{', '.join(versions)}. The plugin must have jaxlib's version: pip install -U 'jax[cuda12]'. JAX_PLATFORMS=cpu "
-        "hides this warning."
+        f"{', '.join(versions)}. The plugin must have jaxlib's version: pip install -U 'jax[cuda12]'. "
+        "JAX_PLATFORMS=cpu hides this warning."
     )

@@ -10,7 +10,7 @@ import jax
 from gptjax.core.errors import UserError
 
 WAIT_SECONDS = 300
-"""Time in which all processes of a run must have started."""
+"""Time in which all processes of a run must have started, by JAX's default."""
 
 
 def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
@@ -49,12 +49,11 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
             coordinator_address=address,
             num_processes=count,
             process_id=process,
-            initialization_timeout=WAIT_SECONDS,
         )
     except RuntimeError as error:
         message = str(error).splitlines()[0][:200]
         raise UserError(
-            f"not all {total or ''} processes came within {WAIT_SECONDS} s ({message}). Start the command once for each, "
+            f"not all {total or ''} processes came within {WAIT_SECONDS} s ({message}). Start the command once each, "
             "or, for a single process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
         ) from error
     except ValueError as error:
