@@ -19,17 +19,23 @@ from gptjax.huggingface.model_export import HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.huggingface.weight_map import DTypeName
 from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
 """File of an imported run with the model's own config.json and type, which a later export restores."""
 USAGE = f"""usage: {PROG} to-hf --checkpoint=RUN --output=DIRECTORY [...]
        {PROG} from-hf --model=DIRECTORY_OR_HUB_ID --output=RUN [...]
+       {PROG} from-nanogpt|from-llmc|from-nanochat|from-modded CHECKPOINT --output=RUN [...]
 
 to-hf    write a run's weights and tokenizer as a directory that transformers loads
-from-hf  make a run directory from a saved GPT-2 or Llama, to evaluate, sample or train it
+from-hf  make a run directory from a model in Hugging Face's format, to evaluate, sample or train it
+from-nanogpt, from-llmc, from-nanochat, from-modded
+         make a run directory from a checkpoint of that program
 
-{PROG} to-hf --help and {PROG} from-hf --help explain the options."""
+{PROG} to-hf --help and so on explain the options."""
+PROGRAMS = ("nanogpt", "llmc", "nanochat", "modded")
+"""Training programs whose checkpoints can be read."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,22 @@ class FromHf:
     """Run directory to make. It must be empty or not exist."""
 
 
+@dataclass(frozen=True)
+class FromCheckpoint:
+    """Make a run directory, with weights at step 0, from a checkpoint of another training program."""
+
+    model: str
+    """The file or directory of the checkpoint. It may also come first, without the flag."""
+    output: str
+    """Run directory to make. It must be empty or not exist."""
+    tokenizer: str | None = None
+    """Tokenizer of the model: gpt2, or a tokenizer.json. Default: none, for these checkpoints hold none."""
+    num_heads: int | None = None
+    """from-modded: attention heads. Default: heads of 128 channels."""
+    context_length: int = 1024
+    """from-modded: the longest text, in tokens."""
+
+
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     with exit_on_user_error():
@@ -80,13 +102,17 @@ def main(argv: list[str] | None = None) -> None:
                 export_model(parse_options(ToHf, options, prog=f"{PROG} to-hf"))
             case ["from-hf", *options]:
                 import_model(parse_options(FromHf, options, prog=f"{PROG} from-hf"))
+            case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
+                options = [f"--model={options[0]}", *options[1:]] if options and options[0][0] != "-" else options
+                import_checkpoint(word, parse_options(FromCheckpoint, options, prog=f"{PROG} {word}"))
             case ["-h" | "--help", *_]:
                 print(USAGE)
             case []:
                 raise UserError(USAGE)
             case _:
                 raise UserError(
-                    f"the first word is {quote(argv[0])}; wanted: to-hf or from-hf. {PROG} --help explains them."
+                    f"the first word is {quote(argv[0])}; wanted: to-hf, from-hf or from-{', from-'.join(PROGRAMS)}. "
+                    f"{PROG} --help explains them."
                 )
 
 
@@ -148,6 +174,34 @@ def import_model(options: FromHf) -> None:
     found = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
     parameters = f"{count_parameters(config):,} parameters in {origin.dtype}"
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")
+
+
+def import_checkpoint(word: str, options: FromCheckpoint) -> None:
+    """Write the run directory and print a summary."""
+    from gptjax.importers import llmc, modded, nanochat, nanogpt
+    from gptjax.model.gpt import count_parameters
+
+    enable_compile_cache()
+    output, path = expand_path(options.output).absolute(), expand_path(options.model)
+    check_free(output)
+    match word.removeprefix("from-"):
+        case "nanogpt":
+            found = nanogpt.read_nanogpt(path)
+        case "llmc":
+            found = llmc.read_llmc(path)
+        case "nanochat":
+            found = nanochat.read_nanochat(path)
+        case _:
+            found = modded.read_modded(path, num_heads=options.num_heads, context_length=options.context_length)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    if tokenizer is not None and tokenizer.vocab_size > found.config.resolved_vocab_size:
+        raise UserError(
+            f"--tokenizer={options.tokenizer} has {tokenizer.vocab_size} ids, but the model only "
+            f"{found.config.resolved_vocab_size}. Give the tokenizer that the model was trained with."
+        )
+    write_imported_run(output, model=found.load(), tokenizer=tokenizer)
+    with_tokenizer = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
+    print(f"{output}: {count_parameters(found.config):,} parameters, {with_tokenizer}")
 
 
 def load_with_origin(run: Checkpoint, options: ToHf) -> tuple[Any, HFOrigin | None]:

@@ -14,9 +14,13 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     """The weights of `init_from`, with a row for each token that the data's tokenizer has added."""
     if config.init_from is None:
         raise UserError("the run starts from new weights: give --init-from=RUN.")
-    weights = RunDir.open(config.init_from).load_model(mesh=mesh, context_length=config.model.context_length)
+    source = RunDir.open(config.init_from)
+    weights = source.load_model(mesh=mesh, context_length=config.model.context_length)
     weights = take_layers(weights, config.init_layers)
-    weights = grow_vocabulary(weights, config.model.resolved_vocab_size)
+    own, known = config.data.load_tokenizer(), None
+    if own is not None and source.tokenizer is not None and own.extends(source.tokenizer):
+        known = source.tokenizer.vocab_size  # weights may have spare rows, which the new tokens take first
+    weights = grow_vocabulary(weights, config.model.resolved_vocab_size, known=known)
     return with_static(weights, config=config.model)
 
 

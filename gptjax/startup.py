@@ -11,7 +11,7 @@ import jax
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
@@ -21,6 +21,7 @@ from gptjax.initial_weights import load_start
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
+from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.resume import Fingerprints, adopt_history
@@ -58,15 +59,8 @@ def prepare_config(
         layers = () if exists else config.init_layers
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
         _report_merge(source, config, model, typed=typed)
-        if source.tokenizer and tokenizer and tokenizer.extends(source.tokenizer):
-            model = replace(model, vocab_size=max(source.model_config.resolved_vocab_size, tokenizer.vocab_size))
-            added = tokenizer.vocab_size - source.tokenizer.vocab_size
-            print_once(f"  {added} tokens are added: {tokenizer.name} extends {source.tokenizer.name}")
-        elif source.tokenizer and tokenizer and source.tokenizer.fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"{_name_data(config)} was made with {tokenizer.name}, but {source.directory} was trained with "
-                f"{source.tokenizer.name}. Prepare the text with {source.directory}/tokenizer.json."
-            )
+        if source.tokenizer and tokenizer:
+            model, tokenizer = _join_vocabularies(source, model, tokenizer, name=_name_data(config))
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
         # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
         padded = replace(model, vocab_size=tokenizer.vocab_size).padded_vocab_size
@@ -78,6 +72,32 @@ def prepare_config(
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+
+
+def _join_vocabularies(
+    source: RunDir, model: GPTConfig, tokenizer: Tokenizer, *, name: str
+) -> tuple[GPTConfig, Tokenizer]:
+    """Model and tokenizer of a run whose data and first weights may differ in special tokens.
+
+    Raises `UserError` where they differ in more.
+    """
+    known = source.require_tokenizer()
+    if tokenizer.extends(known):
+        rows = source.model_config.resolved_vocab_size
+        model = replace(model, vocab_size=max(rows, tokenizer.vocab_size))
+        added = ", ".join(quote(name) for name in tokenizer.specials if name not in known.specials)
+        print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
+    elif known.extends(tokenizer):
+        print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
+        tokenizer = known
+    elif known.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{name} was made with {tokenizer.name}, but {source.directory} was trained with {known.name}. Prepare the "
+            f"text with {source.directory}/tokenizer.json."
+        )
+    if tokenizer.chat_template is None and known.chat_template is not None:
+        tokenizer = tokenizer.with_chat_template(known.chat_template)
+    return model, tokenizer
 
 
 def prepare_device(config: TrainConfig) -> TrainConfig:

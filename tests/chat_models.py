@@ -17,16 +17,9 @@ from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.text_stream import TextStream
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Tokenizer
 
-TOKENIZER = (
-    BPE(
-        {bytes([b]): b for b in range(256)} | {b"th": 256},
-        {END_OF_TEXT: 257},
-        merges=[(b"t", b"h")],
-        pattern=GPT2_PATTERN,
-    )
-    .with_special_tokens(CHAT_TOKENS)
-    .with_chat_template(CHATML)
-)
+TOKENS = {bytes([b]): b for b in range(256)} | {b"th": 256}
+PLAIN = BPE(TOKENS, {END_OF_TEXT: 257}, merges=[(b"t", b"h")], pattern=GPT2_PATTERN)
+TOKENIZER = PLAIN.with_special_tokens(CHAT_TOKENS).with_chat_template(CHATML)
 
 
 def write_chat_run(directory: Path, *, tokenizer: Tokenizer = TOKENIZER, context_length: int = 64) -> Path:

@@ -36,10 +36,24 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "gelu_without_gain": {"activation": "gelu_tanh", "norm_scale": False, "dropout": 0.1},
     "windows_without_effect": {"window_pattern": "SL", "short_window": 16, "attention_scale": 8**-0.5},
 }
+NANOCHAT_OPTIONS: dict[str, Any] = {
+    "mlp_dim": 52,
+    "bias": False,
+    "tie_embeddings": False,
+    "activation": "relu2",
+    "positions": "rotary",
+    "norm": "rms",
+    "norm_scale": False,
+    "qk_norm": True,
+    "embedding_norm": True,
+    "logit_softcap": 15.0,
+}
 MODELS = {
     "gpt2": GPT2_CONFIG,
     "gpt2_untied_without_gain": replace(GPT2_CONFIG, tie_embeddings=False, norm_scale=False, activation="gelu"),
     **{f"llama_{name}": replace(LLAMA_CONFIG, **changes) for name, changes in LLAMAS.items()},
+    "nanochat_plain": replace(GPT2_CONFIG, **NANOCHAT_OPTIONS),
+    "nanochat_grouped": replace(GPT2_CONFIG, **NANOCHAT_OPTIONS, num_kv_heads=2, rotary_base=500.0),
     "gptjax_everything": replace(GPT2_CONFIG, **EVERYTHING),
     "gptjax_tied": replace(GPT2_CONFIG, head_bias=True, value_embeddings="0.0.", value_gate=True, bias=False),
 }
@@ -60,7 +74,9 @@ def test_auto_takes_the_first_form_that_can_express_the_model(name: str) -> None
     assert choose_form(MODELS[name]).model_type == name.partition("_")[0]
 
 
-@pytest.mark.parametrize("name", ["llama_plain", "llama_one_kv_head_tied", "gptjax_everything", "gptjax_tied"])
+@pytest.mark.parametrize(
+    "name", ["llama_plain", "llama_one_kv_head_tied", "nanochat_grouped", "gptjax_everything", "gptjax_tied"]
+)
 def test_exported_model_returns_bit_for_bit(tmp_path: Path, name: str) -> None:
     model = save(tmp_path / "out", MODELS[name])
     config, imported, origin = from_hf(tmp_path / "out")
@@ -188,7 +204,7 @@ def test_llama_without_prefix_and_with_buffers_is_read(tmp_path: Path) -> None:
 
 def test_unknown_model_type_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": ["llama"]})
-    with pytest.raises(UserError, match=r"model_type is \['llama'\]; wanted: gpt2, llama, gptjax"):
+    with pytest.raises(UserError, match=r"model_type is \['llama'\]; wanted: gpt2, llama, nanochat, gptjax"):
         from_hf(tmp_path)
 
 

@@ -7,10 +7,11 @@ from gptjax.huggingface.custom import CUSTOM
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.gpt2 import GPT2
 from gptjax.huggingface.llama import LLAMA
+from gptjax.huggingface.nanochat import NANOCHAT
 from gptjax.model.config import GPTConfig
 
-FORMS = {form.model_type: form for form in (GPT2, LLAMA, CUSTOM)}
-FormName = Literal["auto", "gpt2", "llama", "gptjax"]
+FORMS = {form.model_type: form for form in (GPT2, LLAMA, NANOCHAT, CUSTOM)}
+FormName = Literal["auto", "gpt2", "llama", "nanochat", "gptjax"]
 """`auto` takes the first form that can express the model."""
 
 

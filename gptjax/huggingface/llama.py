@@ -35,9 +35,8 @@ ACTIVATIONS = {
 }
 
 
-def map_attention(layer: str, *, head_order: HeadOrder = "halves") -> tuple[WeightMapping, ...]:
-    """The projections of attention by Llama's names, from one matrix here or, for grouped queries, from two."""
-    names = {name: f"{layer}.self_attn.{name}_proj.weight" for name in "qkvo"}
+def map_projections(names: Mapping[str, str], *, head_order: HeadOrder = "halves") -> tuple[WeightMapping, ...]:
+    """The projections to q, k and v, by their tensors' names: one matrix here or, for grouped queries, two."""
     turned: dict[str, HeadOrder] = {"q": head_order, "k": head_order, "v": "halves"}
     joint = [
         WeightMapping(names[name], "blocks.attention.qkv", "HK D", entry=entry, head_order=turned[name])
@@ -47,8 +46,13 @@ def map_attention(layer: str, *, head_order: HeadOrder = "halves") -> tuple[Weig
         WeightMapping(names[name], "blocks.attention.kv", "JK D", entry=entry, head_order=turned[name])
         for entry, name in enumerate("kv")
     ]
-    queries = WeightMapping(names["q"], "blocks.attention.q", "HK D", head_order=head_order)
-    return *joint, queries, *grouped, WeightMapping(names["o"], "blocks.attention.out", "D HK")
+    return *joint, WeightMapping(names["q"], "blocks.attention.q", "HK D", head_order=head_order), *grouped
+
+
+def map_attention(layer: str, *, head_order: HeadOrder = "halves") -> tuple[WeightMapping, ...]:
+    """The projections of attention by Llama's names."""
+    inputs = map_projections({name: f"{layer}.self_attn.{name}_proj.weight" for name in "qkv"}, head_order=head_order)
+    return *inputs, WeightMapping(f"{layer}.self_attn.o_proj.weight", "blocks.attention.out", "D HK")
 
 
 WEIGHTS = (

@@ -12,22 +12,25 @@ from gptjax.model.gpt import GPT, abstract_model, with_static
 from gptjax.sharding.mesh import reshard
 
 
-def grow_vocabulary(model: GPT, vocab_size: int) -> GPT:
+def grow_vocabulary(model: GPT, vocab_size: int, *, known: int | None = None) -> GPT:
     """The model with this many tokens. Each new row is the mean of the trained ones, so no new token stands out.
 
     The rows exist already where the stored vocabulary was padded; they were not trained. Call it under
-    `mesh.activate()`. A model with as many tokens is returned as it is.
+    `mesh.activate()`. A model with as many known tokens is returned as it is.
+
+    Args:
+        known: the first so many rows belong to tokens; by default all that are no padding.
     """
-    old = model.config.resolved_vocab_size
-    if vocab_size == old:
+    known = model.config.resolved_vocab_size if known is None else known
+    if vocab_size == known:
         return model
     config = replace(model.config, vocab_size=vocab_size)
-    return jax.jit(lambda model: _grow(model, config))(model)
+    return jax.jit(lambda model: _grow(model, config, known))(model)
 
 
-def _grow(model: GPT, config: GPTConfig) -> GPT:
-    old, mesh = model.config.resolved_vocab_size, model.mesh
-    wanted = abstract_model(config, mesh)
+def _grow(model: GPT, config: GPTConfig, old: int) -> GPT:
+    mesh = model.mesh
+    wanted = with_static(abstract_model(config, mesh), config=model.config, mesh=mesh)
 
     def grow(parameter: nnx.Param[Array], target: nnx.Param[Array]) -> nnx.Variable[Array]:
         names = parameter.axis_names

@@ -1,0 +1,121 @@
+"""A model of another training program: its config, its tensors, and their counterparts here.
+
+No pickle is executed: files of PyTorch are read by `torch.load(weights_only=True)`, which knows a closed list of types.
+"""
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.core.errors import UserError, quote
+from gptjax.huggingface.model_import import load_weights, select_rows
+from gptjax.huggingface.weight_map import WeightMapping, get_shapes
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT
+
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
+"""Prefixes of names that `torch.compile` and `DistributedDataParallel` add."""
+
+
+@dataclass(frozen=True)
+class ForeignTensor:
+    """A tensor of numpy or PyTorch, whose values are read when they are needed."""
+
+    values: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def read(self) -> np.ndarray:
+        """The values in float32. Raises `UserError` if one is not finite."""
+        array = np.asarray(self.values.float() if hasattr(self.values, "float") else self.values, np.float32)
+        if not np.isfinite(array).all():
+            raise UserError("a weight holds values that are not finite (NaN or infinity).")
+        return array
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """What a reader found in a file."""
+
+    path: Path
+    config: GPTConfig
+    tensors: Mapping[str, ForeignTensor]
+    rows: Sequence[WeightMapping]
+    buffers: re.Pattern[str] = field(default=re.compile(r"(?!)"))
+    """Names of tensors that are no weights."""
+
+    def load(self) -> GPT:
+        """The model. Raises `UserError` with tensors that are missing, not understood, or of another shape."""
+        expected = get_shapes(select_rows(self.rows, self.config), self.config)
+        found = {name: tensor for name, tensor in self.tensors.items() if not self.buffers.search(name)}
+        if unknown := [name for name in found if name not in expected]:
+            raise UserError(f"{self.path} holds {_list(unknown)}, which is not understood.")
+        if missing := [name for name in expected if name not in found]:
+            raise UserError(f"{self.path} lacks {_list(missing)}.")
+        for name, shape in expected.items():
+            if found[name].shape != shape:
+                raise UserError(f"{self.path}: {name} has shape {found[name].shape}; wanted: {shape}.")
+        return load_weights(self.config, found, rows=self.rows)
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """The dictionary in a file that `torch.save` wrote.
+
+    Raises:
+        UserError: torch is missing, the file is damaged, or it holds more than tensors, numbers, texts and containers.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{path} is a file of PyTorch. To read it, pip install 'gptjax[hf]'.")
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Give the file of a checkpoint.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch have errors of their own
+        reason = quote(str(error).strip().partition("\n")[0])
+        raise UserError(f"{path} cannot be read without executing what it holds: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; wanted: a dictionary of tensors.")
+    return content
+
+
+def collect_tensors(state: Any, path: Path) -> dict[str, ForeignTensor]:
+    """The tensors of a state dictionary by name, without the prefixes of wrappers."""
+    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
+        raise UserError(f"{path} holds no dictionary of tensors where its weights should be.")
+    return {WRAPPERS.sub("", str(name)): ForeignTensor(value) for name, value in state.items()}
+
+
+def count_layers(tensors: Mapping[str, ForeignTensor], pattern: str) -> int:
+    """Layers in the names of tensors; `pattern` has the number as its group."""
+    numbers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    return 1 + max(numbers, default=-1)
+
+
+def read_number(settings: Any, name: str, path: Path) -> int:
+    """A positive number in a dictionary of settings."""
+    value = settings.get(name) if isinstance(settings, dict) else None
+    if type(value) is not int or not 0 < value < 2**31:
+        raise UserError(f"{path}: its setting {name} is {quote(repr(value))}; wanted: a positive number.")
+    return value
+
+
+def check_tied(tensors: dict[str, ForeignTensor], path: Path, *, head: str, embedding: str) -> dict[str, ForeignTensor]:
+    """The tensors without a head that equals the embedding. Raises `UserError` if it does not."""
+    if head not in tensors or embedding not in tensors:
+        return tensors
+    if not np.array_equal(tensors[head].read(), tensors[embedding].read()):
+        raise UserError(f"{path}: {head} differs from {embedding}, though they are tied in this program.")
+    return {name: tensor for name, tensor in tensors.items() if name != head}
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(quote, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

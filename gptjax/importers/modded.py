@@ -1,0 +1,81 @@
+"""Checkpoints of modded-nanogpt's record 11 (2024-11-10, U-Net and doubled rates): `state_stepNNNNNN.pt`.
+
+Rotary positions turn the other way, so the halves of each head of q and k are exchanged. Its numbers lie otherwise than
+here: `lamb` mixes the first layer's values in, `lambdas` are α and β, and the skip weights begin at the innermost pair.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.core.errors import UserError
+from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.importers.foreign import ForeignModel, ForeignTensor, collect_tensors, count_layers, read_torch_file
+from gptjax.importers.nanochat import LAYER
+from gptjax.importers.nanochat import ROWS as NANOCHAT_ROWS
+from gptjax.model.config import GPTConfig
+
+ROWS = [
+    *NANOCHAT_ROWS,
+    WeightMapping(f"{LAYER}.attn.mix", "blocks.attention.value_mix.mix", "C"),
+    WeightMapping(f"{LAYER}.residual_mix", "blocks.mix.residual_mix", ""),
+    WeightMapping(f"{LAYER}.x0_mix", "blocks.mix.x0_mix", ""),
+    WeightMapping("skip_weights", "unet.skip_weights", "N"),
+]
+HEAD_DIM = 128
+
+
+def read_modded(path: Path, *, num_heads: int | None, context_length: int) -> ForeignModel:
+    """The model of a `state_step….pt`. The file does not say how many heads there are, nor the context.
+
+    Args:
+        num_heads: None takes heads of 128 channels, as the records have.
+    """
+    tensors = _translate(collect_tensors(read_torch_file(path).get("model"), path))
+    embedding = tensors.get("transformer.wte.weight")
+    layers = count_layers(tensors, r"transformer\.h\.(\d+)\.")
+    if embedding is None or len(embedding.shape) != 2 or layers < 2:
+        raise UserError(f"{path} is not of record 11: it has no transformer.wte.weight or no layers.")
+    vocab, width = embedding.shape
+    config = GPTConfig(
+        num_layers=layers,
+        num_heads=num_heads or max(width // HEAD_DIM, 1),
+        embed_dim=width,
+        context_length=context_length,
+        vocab_size=vocab,
+        bias=False,
+        tie_embeddings=False,
+        activation="relu2",
+        positions="rotary",
+        norm="rms",
+        norm_scale=False,
+        norm_epsilon=float(np.finfo(np.float32).eps),
+        qk_norm=True,
+        embedding_norm=True,
+        unet_skips="learned",
+        x0_mix=True,
+        value_residual=True,
+        logit_softcap=30.0,
+    )
+    return ForeignModel(path, config, tensors, ROWS)
+
+
+def _translate(tensors: Mapping[str, ForeignTensor]) -> dict[str, ForeignTensor]:
+    """The tensors with the learned numbers as here."""
+    out: dict[str, ForeignTensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        size = math.prod(tensor.shape)
+        if kind == "lamb" and size == 1:
+            share = tensor.read().reshape(())
+            out[f"{layer}.mix"] = ForeignTensor(np.stack([1 - share, share]))
+        elif kind == "lambdas" and size == 2:
+            residual, x0 = tensor.read()
+            out |= {f"{layer}.residual_mix": ForeignTensor(residual), f"{layer}.x0_mix": ForeignTensor(x0)}
+        elif name == "skip_weights":
+            out[name] = ForeignTensor(tensor.read()[::-1])
+        else:
+            out[name] = tensor
+    return out

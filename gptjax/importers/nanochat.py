@@ -1,0 +1,63 @@
+"""Checkpoints of nanochat's first form: a directory with `model_STEP.pt` and `meta_STEP.json`.
+
+Its rotary positions turn the other way, so the halves of each head of q and k are exchanged. Its norms have no gain
+and take the smallest epsilon of float32.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.core.errors import UserError, quote
+from gptjax.huggingface.llama import map_projections
+from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.importers.foreign import ForeignModel, collect_tensors, read_number, read_torch_file
+from gptjax.model.config import GPTConfig
+
+LAYER = "transformer.h.{}"
+ROWS = [
+    WeightMapping("transformer.wte.weight", "tokens", "V D"),
+    *map_projections({name: f"{LAYER}.attn.c_{name}.weight" for name in "qkv"}, head_order="swapped"),
+    WeightMapping(f"{LAYER}.attn.c_proj.weight", "blocks.attention.out", "D HK"),
+    WeightMapping(f"{LAYER}.mlp.c_fc.weight", "blocks.mlp.up", "F D"),
+    WeightMapping(f"{LAYER}.mlp.c_proj.weight", "blocks.mlp.down", "D F"),
+    WeightMapping("lm_head.weight", "head", "V D"),
+]
+
+
+def read_nanochat(directory: Path) -> ForeignModel:
+    """The model of the last step in a directory.
+
+    Raises:
+        UserError: also for a later form, whose weights (such as `resid_lambdas`) are named.
+    """
+    files = sorted(directory.glob("model_*.pt"))
+    if not files:
+        raise UserError(f"{directory} has no model_STEP.pt. Give a directory of nanochat's checkpoints.")
+    path = files[-1]
+    meta = path.with_name(path.name.replace("model_", "meta_")).with_suffix(".json")
+    try:
+        settings = json.loads(meta.read_text(encoding="utf-8"))["model_config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{meta} cannot be read: {quote(repr(error))}. It belongs to {path.name}.") from None
+    number = lambda name: read_number(settings, name, meta)
+    config = GPTConfig(
+        num_layers=number("n_layer"),
+        num_heads=number("n_head"),
+        num_kv_heads=None if number("n_kv_head") == number("n_head") else number("n_kv_head"),
+        embed_dim=number("n_embd"),
+        context_length=number("sequence_len"),
+        vocab_size=number("vocab_size"),
+        bias=False,
+        tie_embeddings=False,
+        activation="relu2",
+        positions="rotary",
+        norm="rms",
+        norm_scale=False,
+        norm_epsilon=float(np.finfo(np.float32).eps),
+        qk_norm=True,
+        embedding_norm=True,
+        logit_softcap=15.0,
+    )
+    return ForeignModel(path, config, collect_tensors(read_torch_file(path), path), ROWS)
