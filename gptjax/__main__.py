@@ -18,6 +18,7 @@ COMMANDS = {
     "prepare": ("data_pipelines.prepare", "tokenise text into shards"),
     "prepare_chat": ("data_pipelines.prepare_chat", "tokenise conversations"),
     "prepare_preferences": ("data_pipelines.prepare_preferences", "tokenise pairs of completions"),
+    "preview": ("data_pipelines.preview", "show what a model reads of prepared data"),
     "train_tokenizer": ("data_pipelines.train_tokenizer", "learn a byte-level BPE"),
     "fetch": ("data_pipelines.fetch", "fetch published shards"),
     "index_shards": ("data_pipelines.index_shards", "record shards of another project"),

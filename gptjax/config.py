@@ -14,6 +14,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
+from gptjax.model.lora import LoRA
 from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig
@@ -62,6 +63,7 @@ class TrainConfig:
     """Evaluations during training."""
     log: LogConfig = LogConfig()
     ema: EMA = EMA()
+    lora: LoRA = LoRA()
     stages: tuple[Stage, ...] = ()
     """Changes of batch, attention windows or learning rate from a step on. A later stage may be added on resume."""
     max_consecutive_skips: int = 10
@@ -83,6 +85,8 @@ class TrainConfig:
         _ = self.max_seconds
         if self.init_layers and self.init_from is None:
             raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
+        if self.lora.enabled and self.init_from is None:
+            raise UserError(f"lora.rank is {self.lora.rank}, but adapters need trained weights. Give --init-from=RUN.")
         if (rows := get_row_kind(self.objective)) != "text" and not self.model.intra_document_mask:
             raise UserError(
                 f"objective is {type(self.objective).__name__}, whose rows hold several {rows} that must not see each "

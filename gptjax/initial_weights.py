@@ -2,8 +2,11 @@
 
 from gptjax.checkpoint_source import open_checkpoint
 from gptjax.config import TrainConfig
+from gptjax.core.console import print_once
+from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
-from gptjax.model.finetuning import merge_model_config
+from gptjax.model.config import GPTConfig
+from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.run_dir import RunDir
@@ -42,3 +45,12 @@ def load_weights(config: TrainConfig, mesh: MeshConfig, source: str | None) -> G
             f"Give --model.context-length={own.context_length}."
         )
     return with_static(with_context_length(model, own.context_length), config=own)
+
+
+def report_merge(source: RunDir, config: TrainConfig, model: GPTConfig) -> None:
+    settled = diff_configs(config.model, model)
+    print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
+    changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
+    print_once(
+        *(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed)
+    )

@@ -58,7 +58,8 @@ def restore_state(
         print_once(f"  not bit for bit from here on: {changes}")
     optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
-    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=wanted and there)
+    has_ema = wanted and there
+    target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema, lora=config.lora)
     found = checkpoints.restore(target, step)
     if wanted and not there:
         print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")

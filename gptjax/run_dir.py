@@ -24,6 +24,7 @@ from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
+from gptjax.model.lora import LoRA
 from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
@@ -31,8 +32,9 @@ from gptjax.training.checkpoint import restore_model, save_model
 from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
 
 if TYPE_CHECKING:
-    from gptjax.model import gpt
+    from gptjax.model import adapters, gpt
 else:
+    adapters = LazyModule("gptjax.model.adapters")
     gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 T = TypeVar("T")
@@ -124,7 +126,7 @@ class RunDir:
         ema: bool = True,
         dtype: DType | None = None,
     ) -> "gpt.GPT":
-        """The weights of a checkpoint, sharded over `mesh`. Call it under `mesh.activate()`.
+        """The weights of a checkpoint, sharded over `mesh`, with adapters merged. Call it under `mesh.activate()`.
 
         Args:
             context_length: a shorter one keeps the first position embeddings; a longer one needs rotary positions.
@@ -136,7 +138,10 @@ class RunDir:
         config = self.model_config
         if dtype is not None:
             config = replace(config, compute=replace(config.compute, dtype=dtype, head_dtype=None))
-        model = restore_model(self.directory / CHECKPOINTS, gpt.abstract_model(config, mesh), step=step, item=item)
+        lora = self._read_section("lora", LoRA)
+        target = adapters.abstract_adapted_model(config, lora, mesh=mesh)
+        model = restore_model(self.directory / CHECKPOINTS, target, step=step, item=item)
+        model = adapters.merge_adapters(model)
         return model if context_length is None else gpt.with_context_length(model, context_length)
 
     def _check_tokenizer(self, step: int) -> None:

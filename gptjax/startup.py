@@ -17,12 +17,13 @@ from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.initial_weights import load_start
+from gptjax.initial_weights import load_start, report_merge
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
+from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
-from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config, select_layers
+from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.resume import Fingerprints, adopt_history
 from gptjax.run_dir import CHECKPOINTS, METRICS, RunDir
@@ -49,7 +50,7 @@ def prepare_config(
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
-    source, exists = None, False
+    source, exists, new_tokens = None, False, config.lora.new_tokens
     if config.init_from is not None:  # once this run exists, its own directory says as much
         exists = (config.directory / "config.json").is_file()
         source = RunDir.open(config.directory if exists else config.init_from, imports=modules or {})
@@ -57,9 +58,13 @@ def prepare_config(
     model = config.model
     if source is not None:
         layers = () if exists else config.init_layers
+        new_tokens = source.config.lora.new_tokens if exists else new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
-        _report_merge(source, config, model, typed=typed)
+        _check_typed(source, config, model, typed=typed)
+        report_merge(source, config, model)
         if source.tokenizer and tokenizer:
+            if tokenizer.extends(source.tokenizer):
+                new_tokens = tuple(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
             model, tokenizer = _join_vocabularies(source, model, tokenizer, name=_name_data(config))
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
         # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
@@ -71,7 +76,8 @@ def prepare_config(
                 f"has {tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
-    return replace(config, model=replace(model, vocab_size=vocab_size)), tokenizer
+    lora = replace(config.lora, new_tokens=new_tokens) if config.lora.enabled else config.lora
+    return replace(config, model=replace(model, vocab_size=vocab_size), lora=lora), tokenizer
 
 
 def _join_vocabularies(
@@ -139,19 +145,13 @@ def check_restorable(config: TrainConfig, modules: Modules | None = None) -> Non
         )
 
 
-def _report_merge(source: RunDir, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
-    settled = diff_configs(config.model, model)
-    for field, wanted, has in settled:
+def _check_typed(source: RunDir, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
+    for field, wanted, has in diff_configs(config.model, model):
         if f"model.{field}" in typed:
             raise UserError(
                 f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
                 f"{has}. Leave it out, or train a new model."
             )
-    print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
-    changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
-    print_once(
-        *(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed)
-    )
 
 
 def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
@@ -211,10 +211,10 @@ def open_evaluators(
 
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:
     """Metrics of the evaluated weights; `val_loss_last` is the raw weights' loss once an average differs from them."""
-    metrics = evaluate(state.eval_model)
+    metrics = evaluate(merge_adapters(state.eval_model))
     compares = getattr(evaluate, "compares_raw_weights", False)
     if compares and config.ema.has_started(int(state.step), steps=config.schedule_length):
-        metrics |= {"val_loss_last": evaluate(state.model)["val_loss"]}
+        metrics |= {"val_loss_last": evaluate(merge_adapters(state.model))["val_loss"]}
     return metrics
 
 
@@ -238,7 +238,9 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     has_ema = config.ema.enabled
     if config.init_from is None:
         return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
-    begin = jax.jit(lambda model: training_state.init_state(model, optimizer, has_ema=has_ema))
+    key = jax.random.key(config.seed)
+    adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
+    begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
     return begin(load_start(config, mesh))
 
 

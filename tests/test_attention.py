@@ -18,9 +18,9 @@ from gptjax.model.attention import (
     Sinks,
     attend,
     causal_attention,
-    cudnn_attention,
 )
 from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.model.flash_attention import cudnn_attention
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
@@ -140,9 +140,9 @@ GPU = SimpleNamespace(platform="gpu", compute_capability="9.0")
         ("cudnn", {}),
         ("xla", {"dropout": 0.1}),
         ("xla", {"num_heads": 64}),
-        ("xla", {"intra_document_mask": True}),
         ("xla", {"num_sinks": 4, "long_window": 128}),
-        ("xla", {"num_sinks": 4, "num_heads": 6}),  # twice 128 channels
+        ("cudnn", {"num_sinks": 4, "num_heads": 6}),  # twice 128 channels
+        ("xla", {"num_sinks": 4, "num_heads": 3}),
         ("cudnn", {"num_sinks": 4, "num_kv_heads": 4}),
         ("cudnn", {"window_pattern": "SL", "short_window": 128}),
         ("xla", {"compute": ComputeConfig(dtype="float32")}),
@@ -180,7 +180,7 @@ def test_kernel_is_selected_for_the_mesh_that_is_compiled_for() -> None:
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA A100-SXM4-80GB", num_cores=108, platform="gpu")
     mesh = AbstractMesh((8,), ("data",), axis_types=(AxisType.Explicit,), abstract_device=gpu)
     assert target_device() == jax.devices()[0]
-    assert why_not_flash(GPTConfig()) == "the device is a cpu, not an NVIDIA GPU"
+    assert why_not_flash(GPTConfig()) == "the device is a cpu, neither an NVIDIA GPU nor a TPU"
     with jax.sharding.use_abstract_mesh(mesh):
         assert target_device() == gpu
         assert select_kernel(GPTConfig()) == "cudnn"

@@ -1,11 +1,13 @@
 """Errors of a user become a message on stderr and an exit code; bugs keep their traceback."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError, exit_on_user_error, format_message, quote
 
 
 def exit_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -62,3 +64,32 @@ def test_exit_on_user_error_passes_results_and_exits_through():
     with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         raise SystemExit(75)
     assert stopped.value.code == 75
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    code = "from gptjax.__main__ import main; import sys; sys.argv[1:] = ['--version']; main()"
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é", "plain é"),
+        ("a\nerror: b", r"a\nerror: b"),
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\u202e\ud800", r"\u202e\ud800"),
+        ("a" * 300, "a" * 200 + "…"),
+    ],
+)
+def test_text_of_strangers_stays_on_one_line(text: str, shown: str):
+    assert quote(text) == shown
+
+
+def test_no_line_of_a_message_but_the_first_begins_at_the_margin():
+    assert format_message("error: a\nerror: b\n\x1b[0m") == "error: a\n  error: b\n  \\x1b[0m"

@@ -8,7 +8,8 @@ import pytest
 from texts import documents_by, write_compressed
 
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
-from data_pipelines.readers.json_lines import find_json_lines, iter_lines, parse_object, parse_text, read_json_lines
+from data_pipelines.readers.json_lines import parse_text, read_json_lines
+from data_pipelines.readers.records import find_record_files, iter_blocks
 from gptjax.core.errors import UserError
 
 INVALID_LINES = [
@@ -112,26 +113,24 @@ def test_records_come_from_files_directories_and_patterns(tmp_path):
     (tmp_path / "sub/c.JSONL.gz").write_bytes(gzip.compress(b'\xef\xbb\xbf{"n": 3}\n'))
     with pyarrow.CompressedOutputStream(str(tmp_path / "sub/d.ndjson.zst"), "zstd") as file:
         file.write(b'{"n": 4}\n{"n": 5}\n')
-    for name in ("readme.md", "package.json"):
-        (tmp_path / name).write_text("not data")
-    found = [
-        (where, parse_object(line, where=where)["n"]) for where, line in iter_lines(find_json_lines(str(tmp_path)))
-    ]
+    (tmp_path / "readme.md").write_text("not data")
+    blocks = [block for path in find_record_files(str(tmp_path)) for block in iter_blocks(path, fields=())]
+    found = [(where, record["n"]) for block in blocks for where, record in block.read()]
     places = ["b.jsonl:1", "b.jsonl:4", "sub/c.JSONL.gz:1", "sub/d.ndjson.zst:1", "sub/d.ndjson.zst:2"]
     assert found == [(f"{tmp_path}/{place}", number) for number, place in enumerate(places, start=1)]
-    assert [path.name for path in find_json_lines(f"{tmp_path}/**/*.gz")] == ["c.JSONL.gz"]
+    assert [path.name for path in find_record_files(f"{tmp_path}/**/*.gz")] == ["c.JSONL.gz"]
     (tmp_path / "empty").mkdir()
     for spec, message in [
         ("empty", "the directory holds no"),
         ("absent", "no such file"),
         ("*.json.gz", "no such file"),
     ]:
-        with pytest.raises(UserError, match=rf"{message}.* \.jsonl \(also \.gz, \.zst\)"):
-            find_json_lines(f"{tmp_path}/{spec}")
+        with pytest.raises(UserError, match=rf"{message}.* \.jsonl, "):
+            find_record_files(f"{tmp_path}/{spec}")
 
 
 def test_damaged_file_is_explained(tmp_path):
     whole = gzip.compress(b'{"n": 1}\n' * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cut\.jsonl\.gz: cannot be read"):
-        list(iter_lines([tmp_path / "cut.jsonl.gz"]))
+        list(documents_by(read_json_lines, tmp_path / "cut.jsonl.gz", ReadContext()))

@@ -55,6 +55,24 @@ def test_loss_and_gradients_do_not_depend_on_the_chunk(chunk_tokens: int) -> Non
     np.testing.assert_allclose(jax.jit(run)(HIDDEN, head), expected[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_tokens", [64, 512])
+def test_bfloat16_gradients_compile_in_full_optimization(chunk_tokens: int) -> None:
+    """XLA on CPU cannot multiply bfloat16 matrices if the transposition of the result moves into their product.
+
+    Other tests compile without optimizations, where nothing moves.
+    """
+    hidden = jnp.tile(jax.random.normal(jax.random.key(0), (8, 1, 64)), (1, 64, 1))
+    targets, head = jnp.zeros((8, 64), jnp.int32), Head(jax.random.normal(jax.random.key(1), (256, 64)))
+    run = partial(sum_nats, targets=targets, dtype="bfloat16", chunk_tokens=chunk_tokens, vocab_size=256)
+    options = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+    compiled = jax.jit(jax.value_and_grad(run, (0, 1))).lower(hidden, head).compile(options)
+    nats, gradients = compiled(hidden, head)
+    exact = jax.jit(jax.value_and_grad(partial(run, dtype="float32"), (0, 1)))(hidden, head)
+    np.testing.assert_allclose(nats, exact[0], rtol=1e-2)
+    for found, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact[1]), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=0.02 * float(jnp.abs(wanted).max()))
+
+
 @pytest.mark.parametrize("curve", ["tanh", "sqrt"])
 def test_softcap_bias_and_z_loss_equal_the_formula(curve: str) -> None:
     """z-loss (arXiv:2204.02311) is only in the gradient: reported losses stay comparable."""
@@ -118,3 +136,21 @@ def test_every_mesh_gives_the_same_loss_and_gradients(mesh: MeshConfig) -> None:
 def test_bfloat16_operands_stay_close() -> None:
     head = Head(WEIGHT)
     np.testing.assert_allclose(sum_nats(HIDDEN, head, dtype="bfloat16"), reference(HIDDEN, head), rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_a_single_chunk_in_16_bits_equal_those_of_float32(dtype: str) -> None:
+    """A loop of one round is unrolled, and XLA may then turn a product into a form that CPUs lack."""
+    hidden, weight = (
+        jax.random.normal(jax.random.key(0), (2, 64, 128)),
+        0.1 * jax.random.normal(jax.random.key(1), (128, 128)),
+    )
+    targets = jnp.arange(128).reshape(2, 64) % 65
+
+    def sum_nats(hidden: Array, weight: Array, dtype: str) -> Array:
+        options = LossOptions(vocab_size=65, chunk_tokens=8192, dtype=dtype, mesh=MeshConfig())
+        return next_token_loss(hidden, Head(weight), targets, options=options)[0]
+
+    gradients = jax.jit(jax.grad(sum_nats, argnums=(0, 1)), static_argnums=2)
+    for found, wanted in zip(gradients(hidden, weight, dtype), gradients(hidden, weight, "float32"), strict=True):
+        assert jnp.abs(found - wanted).max() < 0.02 * jnp.abs(wanted).max()

@@ -13,6 +13,7 @@ from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.files import open_files
 from data_pipelines.readers.paths import find_split
+from data_pipelines.readers.records import iter_blocks
 from gptjax.core.errors import UserError
 from gptjax.evaluation.texts import read_documents
 
@@ -82,7 +83,7 @@ def test_a_table_with_a_header_is_records(name: str, mark: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"a": 1}', "holds an object; wanted an array of objects"),
+        ('{\n"a": 1}', "holds an object; wanted an array of objects"),
         ('["a", "b"]', "holds no array of objects"),
         ("3", "holds no array of objects"),
         ("[", "is neither JSON nor JSON lines"),
@@ -196,3 +197,10 @@ def test_chats_are_read_from_an_array(tmp_path: Path):
         source=str(tmp_path / "chats.json"), tokenizer=str(tmp_path / "text"), output=tmp_path / "out", split="none"
     )
     assert prepare_chat(request).splits["train"].documents == 3
+
+
+def test_chats_are_read_from_a_table(tmp_path: Path):
+    (tmp_path / "pairs.csv").write_text('prompt,completion\n"2+2?","4"\n"3+3?","6"\n')
+    blocks = iter_blocks(tmp_path / "pairs.csv", fields=())
+    records = [record for block in blocks for _, record in block.read()]
+    assert records == [{"prompt": "2+2?", "completion": "4"}, {"prompt": "3+3?", "completion": "6"}]

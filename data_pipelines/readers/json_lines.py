@@ -1,22 +1,14 @@
 """JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records with their places."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text
-from data_pipelines.readers.paths import find_files
-from data_pipelines.readers.tables import (
-    JSON_SUFFIX,
-    TABLE_SUFFIXES,
-    is_json_array,
-    iter_array,
-    iter_rows,
-    read_json_array,
-)
+from data_pipelines.readers.tables import is_json_array, read_json_array
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError, quote
 
@@ -68,30 +60,3 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.")
     return value
-
-
-def iter_lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield (FILE:NUMBER, content) of every line that is not blank; numbers count from 1.
-
-    The objects of a .json array and the rows of a table come as lines of JSON.
-    """
-    for path in paths:
-        name = path.name.lower()
-        if name.endswith(TABLE_SUFFIXES) or (name.endswith(JSON_SUFFIX) and is_json_array(path)):
-            records = iter_rows(path) if name.endswith(TABLE_SUFFIXES) else iter_array(path)
-            yield from ((where, json.dumps(record).encode()) for where, record in records)
-            continue
-        with open_file(path) as file:
-            for number, content in enumerate(file, start=1):
-                if content.strip():
-                    yield f"{path}:{number}", content
-
-
-def find_json_lines(spec: str) -> tuple[Path, ...]:
-    """A file, the JSON lines files and tables in a directory, or the files of a pattern.
-
-    Where names tell splits, only those of training are taken.
-    """
-    known = ".jsonl (also .gz, .zst), .csv or .tsv"
-    is_known = lambda name: name.lower().endswith((*SUFFIXES, *TABLE_SUFFIXES))
-    return find_files(spec, is_known, known=known, otherwise=f" Wanted {known}.")

@@ -1,4 +1,4 @@
-"""Records, such as conversations, in blocks that another process can read: JSON lines, JSON arrays and Parquet.
+"""Records, such as conversations, in blocks that another process can read: JSON lines, arrays, tables and Parquet.
 
 A record is a JSON value with its place: FILE:LINE, or FILE: item or row NUMBER. What is wrong with one stands in its
 place as a `UserError`.
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from data_pipelines.readers.json_lines import SUFFIXES
 from data_pipelines.readers.parquet import _open_parquet as open_parquet
 from data_pipelines.readers.paths import find_files
+from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_rows
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError
 
@@ -24,7 +25,7 @@ ITEMS = 1000
 """Items of an array in a block, and at least as many rows of Parquet."""
 RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
-_KNOWN = ".jsonl, .json (also .gz, .zst) or .parquet"
+_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet"
 
 Record = tuple[str, Any]
 """A place and a JSON value, or the `UserError` that says what is wrong there."""
@@ -39,7 +40,7 @@ class RecordBlock(NamedTuple):
 
 def find_record_files(spec: str) -> tuple[Path, ...]:
     """A file, the files of known formats in a directory, or the files of a pattern."""
-    is_known = lambda name: name.lower().endswith((*SUFFIXES, *ARRAY_SUFFIXES, PARQUET_SUFFIX))
+    is_known = lambda name: name.lower().endswith((*SUFFIXES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX))
     return find_files(spec, is_known, known=_KNOWN, otherwise=f" Wanted {_KNOWN}.")
 
 
@@ -48,7 +49,9 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
     name = path.name.lower()
     if name.endswith(PARQUET_SUFFIX):
         return _iter_row_groups(path, fields)
-    if name.endswith(ARRAY_SUFFIXES) and _is_array(path):
+    if name.endswith(TABLE_SUFFIXES):
+        return _iter_table(path)
+    if name.endswith(ARRAY_SUFFIXES) and is_json_array(path):
         return _iter_items(path)
     return _iter_lines(path, block_bytes)
 
@@ -71,15 +74,10 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]
                 yield where, UserError(f"{where}: not a line of JSON in UTF-8: {error}.")
 
 
-def _is_array(path: Path) -> bool:
-    """Whether a .json file is read whole: it does not hold a JSON value on each of several lines."""
-    with open_file(path) as file:
-        lines = [line for line in itertools.islice(file, 1000) if line.strip()][:2]
-    try:
-        json.loads(lines[0].decode("utf-8-sig"))
-    except (ValueError, RecursionError, IndexError):
-        return True
-    return len(lines) == 1 and not lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
+def _iter_table(path: Path) -> Iterator[RecordBlock]:
+    rows = iter_rows(path)
+    while block := list(itertools.islice(rows, ITEMS)):
+        yield RecordBlock(sum(len(cell or "") for _, row in block for cell in row.values()), partial(iter, block))
 
 
 def _iter_items(path: Path) -> Iterator[RecordBlock]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,14 +75,11 @@ def iter_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def is_json_array(path: Path) -> bool:
-    """Whether a file of the name .json is read whole: it is an array, or no JSON lines."""
+    """Whether a .json file is read whole: it does not hold a JSON value on each of several lines."""
     with open_file(path) as file:
-        first = file.readline(2**20).strip().removeprefix(b"\xef\xbb\xbf")
-    if first[:1] != b"{":
-        return True
+        lines = [line for line in itertools.islice(file, 1000) if line.strip()][:2]
     try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return True  # an object over several lines
-    with open_file(path) as file:
-        return not any(line.strip() for line in list(file.readlines(2**20))[1:2]) and path.stat().st_size < 2**20
+        json.loads(lines[0].decode("utf-8-sig"))
+    except (ValueError, RecursionError, IndexError):
+        return True
+    return len(lines) == 1 and not lines[0].lstrip(b"\xef\xbb\xbf \t").startswith(b"{")

@@ -79,11 +79,12 @@ def require_at_least(minimum: int, **options: int | None) -> None:
 
 
 def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
-    """Call the function of a command with the options from the command line. Help begins with the module's examples."""
+    """Call the function of a command with the options that are typed. Its docstring begins the help."""
     module = Path(sys.argv[0]).stem
-    text = sys.modules[function.__module__].__doc__ or ""
-    examples = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+    introduction = sys.modules[function.__module__].__doc__ or ""
     with exit_on_user_error():
         function(
-            parse_options(options_type, sys.argv[1:], prog=f"python -m data_pipelines.{module}", examples=examples)
+            parse_options(
+                options_type, sys.argv[1:], prog=f"python -m data_pipelines.{module}", introduction=introduction
+            )
         )

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +89,16 @@ def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:
     return specs[0]
 
 
-def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str, examples: str = "") -> T:
+def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str, introduction: str = "") -> T:
     """Read the options of an entry point into a frozen dataclass, whose docstrings are the help texts.
 
-    `examples` are command lines that begin the help.
+    `introduction` begins the help: examples, and what files look like.
 
     Raises:
         UserError: a word is wrong; the message shows the right one.
     """
-    if examples and {"-h", "--help"} & set(argv):
-        print(f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}\n")
+    if introduction and {"-h", "--help"} & set(argv):
+        print(f"{introduction.strip()}\n")
     return _parse(options_type, argv, prog=prog)
 
 

@@ -17,6 +17,8 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
 
 
+BROKEN_PIPE_STATUS = 141
+"""Exit code of a process whose output nobody reads any more, as a shell gives it: 128 + SIGPIPE."""
 SHOWN_CHARACTERS = 200
 """Characters of a stranger's text that a message shows."""
 
@@ -60,6 +62,9 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     except UserError as error:
         print(format_message(f"error: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(BROKEN_PIPE_STATUS) from None
     except OSError as error:
         if error.errno in DISK_FULL_ERRNOS:
             where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "

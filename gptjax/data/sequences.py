@@ -55,6 +55,10 @@ class Sequences(ABC):
     def read(self, rows: Numbers, *, with_documents: bool = False) -> Rows:
         """The rows of these numbers, in this order, with the arrays that `source.RowReader.read` lists."""
 
+    @abstractmethod
+    def locate_tokens(self, rows: Numbers) -> Int[np.ndarray, "n T"]:
+        """Where the tokens of these rows are in the stream; -1 for padding."""
+
     @functools.cached_property
     def _document_starts(self) -> Numbers:
         """As the pipeline recorded them, else where the end-of-text id is."""
@@ -91,6 +95,9 @@ class _ContiguousSequences(Sequences):
             targets = np.where(scored, targets, np.int32(IGNORE_INDEX))
         found = {"tokens": tokens[:, :-1], "targets": targets}
         return found | self.locate_documents(starts) if with_documents else found
+
+    def locate_tokens(self, rows: Numbers) -> Int[np.ndarray, "n T"]:
+        return self._find_starts(rows)[:, None] + np.arange(self.context_length)
 
     def locate_documents(self, starts: Numbers) -> Rows:
         """`segments` and `positions` of rows of T tokens that start at these places of the stream."""
@@ -174,6 +181,12 @@ class BestFitSequences(Sequences):
             values |= {"segments": (at.segment, 0), "positions": (at.position, 0)}
         values |= self._read_more(at.source, scored)
         return {name: self._place(array, at.place, len(rows), padding) for name, (array, padding) in values.items()}
+
+    def locate_tokens(self, rows: Numbers) -> Int[np.ndarray, "n T"]:
+        at = self._locate(rows)
+        filled = np.full(len(rows) * self.context_length, -1)
+        filled[at.place] = at.source
+        return filled.reshape(len(rows), self.context_length)
 
     def _read_more(self, source: Numbers, scored: Bool[np.ndarray, " n"]) -> dict[str, tuple[np.ndarray, int]]:
         """Further arrays of the tokens at these places of the stream, and what fills their padding."""

@@ -1,26 +1,27 @@
-"""Causal attention by either kernel (`kernels.py` chooses).
+"""Causal attention by one of several kernels (`kernels.py` chooses).
 
-`cudnn` is NVIDIA's flash attention: 16-bit only, and scores are never in memory. `xla` is the textbook formula with a
-float32 softmax and runs everywhere. Both run inside shard_map: rows and heads are independent, and the compiler cannot
-partition a custom kernel.
+`xla` is the textbook formula with a float32 softmax, and runs everywhere. The others are in `flash_attention.py`. All
+run inside shard_map: rows and heads are independent, and the compiler cannot partition a custom kernel.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float, Int, Key, Shaped
+from jaxtyping import Bool, Key, Shaped
 
+from gptjax.model import flash_attention
+from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions, Sinks, causal_mask, same_document_mask
 from gptjax.model.config import GPTConfig
 from gptjax.model.kernels import Kernel
 from gptjax.model.layers import fold_in_rows
 from gptjax.model.products import multiply
-from gptjax.sharding.axes import BS, BSJK, BT, BTHK, BTJK, DropoutKeys
+from gptjax.sharding.axes import BSJK, BT, BTHK, DropoutKeys
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 
@@ -32,53 +33,6 @@ PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
 HeadDropoutKeys = Key[Array, "B H"]
-
-
-class Sinks(NamedTuple):
-    """Learned keys and values that every token sees besides the text, as attention biases (arXiv:2402.17762, §4.2).
-
-    They give the softmax somewhere to go when nothing in the text matters, as the first tokens do otherwise
-    (StreamingLLM, arXiv:2309.17453). They have no position, so queries meet them before their rotation: a sink is as
-    near in a long text as in training.
-    """
-
-    queries: BTHK
-    keys: Float[Array, "I J K"]
-    values: Float[Array, "I J K"]
-
-
-class AttentionInputs(NamedTuple):
-    """Queries, keys and values of one layer. Query head h reads key head h // (H / J)."""
-
-    q: BTHK
-    k: BTJK
-    v: BTJK
-    sinks: Sinks | None = None
-
-
-class AttentionOptions(NamedTuple):
-    """Static options of attention."""
-
-    scale: float
-    """Factor on q kᵀ."""
-    window: int | None = None
-    """Tokens that each token sees, its own included; None: all."""
-    dropout: float = 0.0
-    """Share of probabilities that dropout keys drop."""
-    query_block: int | None = None
-    """Queries that the xla kernel computes at a time in longer rows: no array of size T × T exists. None: as many as
-    are fastest on the device."""
-    dtype: str = "float32"
-    """Type of the products' operands."""
-    max_unrolled: int = 16
-    """Blocks of queries that are compiled one by one. More are mapped over, which compiles one."""
-
-    @classmethod
-    def from_config(cls, config: GPTConfig, *, layer: int | Array) -> "AttentionOptions":
-        """The options of a layer. The number of a scanned layer is traced; layer 0 stands for it, for all are alike."""
-        window = config.window(layer if isinstance(layer, int) else 0)
-        compute = config.compute
-        return cls(config.resolved_attention_scale, window, config.dropout, compute.query_block, compute.dtype)
 
 
 @dataclass(frozen=True)
@@ -135,9 +89,20 @@ def attend(
     )
 
     def attend_locally(inputs: AttentionInputs, segments: BT | None, dropout_keys: HeadDropoutKeys | None) -> BTHK:
-        if kernel == "cudnn":
-            return cudnn_attention(inputs, options)
-        return causal_attention(inputs, options, segments=segments, dropout_keys=dropout_keys)
+        formula = partial(causal_attention, inputs, options, segments=segments, dropout_keys=dropout_keys)
+        match kernel:
+            case "cudnn":
+                return flash_attention.cudnn_attention(inputs, options)
+            case "cudnn_bias":
+                assert segments is not None
+                return flash_attention.cudnn_bias_attention(inputs, options, segments=segments)
+            case "cudnn_packed":
+                assert segments is not None
+                return flash_attention.cudnn_packed_attention(inputs, options, segments=segments, otherwise=formula)
+            case "splash":
+                return flash_attention.splash_attention(inputs, options, segments=segments)
+            case "xla":
+                return formula()
 
     return mesh.shard_map(attend_locally, specs, mesh.activation_spec("BTHK"))(inputs, segments, head_dropout_keys)
 
@@ -147,26 +112,6 @@ def attention_specs(inputs: AttentionInputs, mesh: MeshConfig) -> Any:
     rows, shared, learned = mesh.activation_spec("BTHK"), mesh.activation_spec("BTJK"), mesh.unsharded_spec("IJK")
     sinks: Any = None if inputs.sinks is None else (rows, learned, learned)
     return AttentionInputs(rows, shared, shared, sinks and Sinks(*sinks))  # pyright: ignore[reportArgumentType]
-
-
-def cudnn_attention(inputs: AttentionInputs, options: AttentionOptions) -> BTHK:
-    """NVIDIA's kernel. Sinks are tokens before the text, with channels in which only they have keys."""
-    q, k, v, sinks = inputs
-    run = partial(jax.nn.dot_product_attention, scale=options.scale, is_causal=True, implementation="cudnn")
-    if sinks is None:
-        return run(q, k, v, local_window_size=None if options.window is None else (options.window - 1, 0))
-    count, (rows, width) = sinks.keys.shape[0], (q.shape[0], q.shape[-1])
-    repeat = lambda x: jnp.broadcast_to(x[None], (rows, *x.shape))
-    join_channels = lambda x, y: jnp.concatenate([x, y], axis=-1)
-    join_tokens = lambda sink, text: jnp.concatenate([sink, text], axis=1)
-    sink_keys, sink_values = repeat(sinks.keys), repeat(sinks.values)
-    queries = jnp.pad(join_channels(q, sinks.queries), ((0, 0), (count, 0), (0, 0), (0, 0)))
-    keys = join_tokens(
-        join_channels(jnp.zeros_like(sink_keys), sink_keys),
-        join_channels(k, jnp.zeros_like(k)),
-    )
-    values = jnp.pad(join_tokens(sink_values, v), ((0, 0), (0, 0), (0, 0), (0, width)))
-    return run(queries, keys, values)[:, count:, :, :width]
 
 
 def causal_attention(
@@ -270,17 +215,6 @@ def split_into_blocks(x: Shaped[Array, "B T ..."], *, size: int) -> Shaped[Array
     a softmax over nothing would be 0 / 0."""
     filled = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)), mode="edge")
     return jnp.moveaxis(filled.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-
-
-def causal_mask(queries: Int[Array, " T"], keys: Int[Array, " S"], *, window: int | None) -> Bool[Array, "1 T S"]:
-    """Keys that each query may see, by their positions in the text."""
-    distance = queries[None, :, None] - keys[None, None, :]
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-
-
-def same_document_mask(queries: BT, keys: BS) -> Bool[Array, "B T S"]:
-    """Keys of the query's own document."""
-    return queries[:, :, None] == keys[:, None, :]
 
 
 def dot_product_attention(

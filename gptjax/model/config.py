@@ -3,10 +3,9 @@
 Each field is one idea and combines with all others. Combinations that cannot work are refused on construction.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ from gptjax.sharding.devices import DType
 VOCABULARY_MULTIPLE = 128
 """The stored vocabulary is a multiple of this: GPT-2's 50,257 rows multiply far slower than 50,304."""
 
-AttentionImpl = Literal["auto", "cudnn", "xla"]
+AttentionImpl = Literal["auto", "cudnn", "splash", "xla"]
 
 
 def _choices(names: Iterable[str]) -> Any:
@@ -69,7 +68,7 @@ class ComputeConfig:
     head_dtype: DType | None = None
     """Type of the head's operands in the loss. None: `dtype`. bfloat16 is faster on CPUs with units for it."""
     attention_impl: AttentionImpl = "auto"
-    """Attention kernel: `cudnn` (NVIDIA, 16-bit) or `xla`. `auto` takes the fastest that can run; the log names it."""
+    """Attention kernel: `cudnn` (NVIDIA), `splash` (TPU) or `xla`. `auto` takes the fastest that can run and tells."""
     query_block: int | None = None
     """Queries that the `xla` kernel computes at a time in longer rows. None: 128 on CPUs, 512 elsewhere."""
     remat: Literal["none", "light", "full"] = "light"
@@ -259,7 +258,7 @@ class GPTConfig:
     def position_scheme(self) -> PositionScheme:
         """The positional scheme, made from the fields of its own names."""
         scheme = POSITIONS[self.positions]
-        return scheme(**{field.name: getattr(self, field.name) for field in dataclasses.fields(scheme)})
+        return scheme(**{field.name: getattr(self, field.name) for field in fields(scheme)})
 
     @property
     def layers_are_identical(self) -> bool:

@@ -62,16 +62,18 @@ def _prepare(model: GPT, quantize: Quantize | None) -> GPT:
 def round_weights(model: GPT, quantize: Quantize) -> GPT:
     """The model with its float32 weights rounded as decoding rounds them, to measure what that costs. Any mesh."""
 
-    def rounded(w: Array, inputs: tuple[int, ...]) -> Array:
+    def round_matrix(w: Array, inputs: tuple[int, ...]) -> Array:
         return store_matrix(w, inputs, dtype=model.config.compute.dtype, quantize=quantize).dequantize()
 
     def round_parameter(parameter: nnx.Param[Array]) -> nnx.Variable[Array]:
         names = parameter.axis_names
         if weight_role(names) not in ("matrix", "head"):
             return parameter
-        return parameter.replace(rounded(parameter[...], tuple(axis - len(names) for axis in matrix_axes(names)[0])))
+        return parameter.replace(
+            round_matrix(parameter[...], tuple(axis - len(names) for axis in matrix_axes(names)[0]))
+        )
 
     result = jax.tree.map(round_parameter, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     if model.head is None:
-        result.head = nnx.data(nnx.Param(rounded(model.tokens[...].T, (0,)), axis_names="DV"))
+        result.head = nnx.data(nnx.Param(round_matrix(model.tokens[...].T, (0,)), axis_names="DV"))
     return result

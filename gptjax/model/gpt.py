@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from gptjax.model.products import StoredMatrix, activation_dtype, multiply, mult
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions
 from gptjax.sharding.devices import preferred_dtype
 from gptjax.sharding.mesh import MeshConfig, reshard
+
+AnyModule = TypeVar("AnyModule", bound=Module)
 
 
 class DocumentIds(NamedTuple):
@@ -55,6 +57,9 @@ class LayerState(NamedTuple):
 
 class GPT(Module):
     """A language model: token ids (B, T) → logits (B, T, V) of the token that follows each."""
+
+    adapters: Any = None
+    """`adapters.Adapters` while they are trained beside frozen weights."""
 
     def __init__(self, config: GPTConfig, *, key: Array, mesh: MeshConfig | None = None) -> None:
         """Draw new weights. With a sharded mesh call it inside `jax.jit` and `mesh.activate()`."""
@@ -101,7 +106,7 @@ class GPT(Module):
         attend = SequenceAttention(
             config,
             self.mesh,
-            kernel=select_kernel(config),
+            kernel=select_kernel(config, length=length),
             segments=None if documents is None else documents.segments,
             dropout_keys=dropout_keys,
         )
@@ -241,7 +246,7 @@ def count_parameters(config: GPTConfig) -> int:
     return stored - (config.padded_vocab_size - config.resolved_vocab_size) * per_token
 
 
-def with_static(model: GPT, *, config: GPTConfig | None = None, mesh: MeshConfig | None = None) -> GPT:
+def with_static(model: AnyModule, *, config: GPTConfig | None = None, mesh: MeshConfig | None = None) -> AnyModule:
     """The same arrays in a model with another static config or mesh: other dropout, or inside a manual region."""
     copy = jax.tree.map(lambda leaf: leaf, model)
     for _, part in nnx.iter_modules(copy):

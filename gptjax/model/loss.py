@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.model.config import GPTConfig
 from gptjax.model.layers import apply_softcap
+from gptjax.model.products import finish_product
 from gptjax.sharding.axes import BT, BTD, Count, Scalar
+from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 
 FLOAT16_FACTOR = 2.0**10
@@ -157,8 +159,8 @@ def accumulate_gradients(
         sums, d_logits = score(h, *own, head=gathered)
         d_bias = None if d_head.bias is None else d_head.bias + d_logits.sum(axis=0)
         d_logits = (d_logits * factor).astype(options.dtype)
-        d_weight = d_head.weight + jnp.einsum("dm,mv->dv", h_transposed, d_logits, preferred_element_type=jnp.float32)
-        d_h = jnp.einsum("mv,vd->md", d_logits, gathered.weight, preferred_element_type=jnp.float32)
+        d_weight = d_head.weight + _multiply("dm,mv->dv", h_transposed, d_logits)
+        d_h = _multiply("mv,vd->md", d_logits, gathered.weight)
         total = jax.tree.map(jnp.add, total, sums)
         return (total, Head(d_weight, d_bias)), options.sum_over(d_h / factor, "tensor").astype(h.dtype)
 
@@ -168,13 +170,19 @@ def accumulate_gradients(
     )
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     (total, d_head), d_chunks = jax.lax.scan(add_chunk, (zero, zeros), (chunks, transposed, *split))
-    d_weight = d_head.weight.T / factor
+    d_weight = finish_product(d_head.weight).T / factor
     d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: rows[0].size].reshape(hidden.shape)
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
     d_weight = options.sum_over(d_weight, "data")
     d_bias = None if d_head.bias is None else options.sum_over(d_head.bias, "data", "fsdp")
     return total, d_hidden, Head(d_weight, d_bias)
+
+
+def _multiply(axis_names: str, x: Array, y: Array) -> Array:
+    """The float32 product of two matrices. On CPUs nothing moves into it (`products.py` says why)."""
+    product = jnp.einsum(axis_names, x, y, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(product) if target_device().platform == "cpu" else product
 
 
 class ChunkLogits(NamedTuple):
@@ -192,7 +200,7 @@ class ChunkLogits(NamedTuple):
 def compute_logits(options: LossOptions, h: Float[Array, "M D"], head: Head) -> ChunkLogits:
     """The logits of M tokens from a gathered head."""
     rows = head.weight.shape[0]
-    logits = jnp.einsum("md,vd->mv", h.astype(options.dtype), head.weight, preferred_element_type=jnp.float32)
+    logits = _multiply("md,vd->mv", h.astype(options.dtype), head.weight)
     logits = logits if head.bias is None else logits + head.bias[None]
     first = jax.lax.axis_index("tensor") * rows if options.mesh.axis_sizes["tensor"] > 1 else 0
     column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) + first

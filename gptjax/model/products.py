@@ -12,7 +12,7 @@ is read fastest, and `multiply_stored` reads it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -54,6 +54,26 @@ class StoredMatrix:
         """The float32 weight."""
         assert self.scale is not None
         return self.values.astype(jnp.float32) * self.scale
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRankMatrix:
+    """A weight with an adapter: W + scale · A B. `project` multiplies with W and with A, B, and adds the results."""
+
+    weight: Array
+    a: Array
+    """The axes of the weight's inputs, then the rank."""
+    b: Array
+    """The rank, then the axes of the weight's outputs."""
+    scale: float = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    def __getitem__(self, index: Any) -> "LowRankMatrix":
+        return jax.tree.map(lambda array: array[index], self)
 
 
 def store_matrix(w: Array, inputs: tuple[int, ...], *, dtype: str, quantize: Quantize | None = None) -> StoredMatrix:
@@ -122,13 +142,22 @@ def activation_dtype(dtype: str) -> str:
     return "float32" if target_device().platform == "cpu" else dtype
 
 
-def project(axis_names: str, x: Array, w: Array | StoredMatrix, *, dtype: str, mesh: MeshConfig) -> Array:
+def project(
+    axis_names: str, x: Array, w: Array | StoredMatrix | LowRankMatrix, *, dtype: str, mesh: MeshConfig
+) -> Array:
     """`einsum` of activations (B, T, …) with a stored weight, such as "BTD,DF->BTF". The result has `x`'s dtype.
 
     The weight is float32 as stored, or already cast. It is cast to `dtype` and gathered over fsdp here. B and T are one
     axis meanwhile, which saves CPUs about a quarter of a training step (LAB.md).
     """
     ins, out = axis_names.split("->")
+    if isinstance(w, LowRankMatrix):
+        activation, weight = ins.split(",")
+        inputs = activation.removeprefix("BT")
+        multiply_by = partial(project, dtype=dtype, mesh=mesh)
+        reduced = multiply_by(f"{activation},{inputs}R->BTR", x, w.a)
+        correction = multiply_by(f"BTR,R{weight.removeprefix(inputs)}->{out}", reduced, w.b)
+        return multiply_by(axis_names, x, w.weight) + (w.scale * correction).astype(x.dtype)
     activation, weight = ins.replace("BT", "M").split(",")
     rows = jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=mesh.activation_spec(activation))
     sizes = dict(zip(ins.replace(",", ""), (*x.shape, *w.shape), strict=True))
@@ -247,9 +276,13 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _plain_dot(x: Array, y: Array, transposed: bool) -> Array:
-    """`_dot`. On CPUs nothing moves into it: a transposed result would be a form that fails at run time."""
-    product = _dot(x, y, transposed)
-    return jax.lax.optimization_barrier(_separate(product, x)) if target_device().platform == "cpu" else product
+    """`_dot`, on CPUs apart from what follows."""
+    return finish_product(_separate(_dot(x, y, transposed), x))
+
+
+def finish_product(x: Array) -> Array:
+    """A product into which nothing that follows can move on CPUs: with its result transposed, it fails at run time."""
+    return jax.lax.optimization_barrier(x) if target_device().platform == "cpu" else x
 
 
 def _cast_operand(x: Array, dtype: str) -> Array:

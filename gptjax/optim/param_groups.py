@@ -126,7 +126,7 @@ class GroupedOptimizer:
     def apply_groups(self, base: ParamHyperparams, path: str, *, axis_names: str) -> ParamHyperparams:
         """`base`, overridden by the group of the parameter's role and then by each named group that matches."""
         role = weight_role(axis_names)
-        groups = [] if role == "matrix" else [getattr(self, role)]
+        groups = [] if role in ("matrix", "adapter") else [getattr(self, role)]
         groups += [named.group for named in self.named_groups if named.matches(path)]
         for group in groups:
             base = base._replace(**group.overrides())

@@ -6,7 +6,7 @@
     J  heads of keys and values     E  dimension of value embeddings (J × K)
     C  q, k, v; k, v; or a pair     I  attention sinks
     G  micro-batches                M  tokens of a batch in a row (B × T)
-    P  input channels of a gate
+    P  input channels of a gate     R  rank of an adapter, or added tokens
 
 An alias such as `BTD` is the type of an array of that shape; the tests check every signature against real arrays
 (jaxtyping and beartype). A parameter carries its axis names as metadata. They decide how it is sharded
@@ -35,15 +35,17 @@ Count = Int[Array, ""]
 DropoutKeys = Key[Array, " B"]
 """A dropout key for each sequence of a batch, so that its mask depends neither on the device nor on the other ones."""
 
-Role = Literal["matrix", "embedding", "value_embedding", "head", "vector"]
+Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "adapter"]
 
 
 def weight_role(axis_names: str) -> Role:
     """The role of a parameter: `VD` is an embedding, `DV` the head, `DF` a matrix.
 
     Everything else with one axis, or without `D`, is a vector: norm scales, biases (`V` of the head), scalars of a
-    layer (no axis names) and attention sinks (`IJK`).
+    layer (no axis names) and attention sinks (`IJK`). `DR` and `RD` are parts of an adapter.
     """
+    if "R" in axis_names:
+        return "adapter"
     if axis_names == "VE":
         return "value_embedding"
     if axis_names in ("VD", "TD"):

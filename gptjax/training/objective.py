@@ -13,8 +13,9 @@ from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BTD, Count, DropoutKeys, Scalar
 
 if TYPE_CHECKING:
-    from gptjax.model import gpt
+    from gptjax.model import adapters, gpt
 else:
+    adapters = LazyModule("gptjax.model.adapters")
     gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 MicroBatch = dict[str, Any]
@@ -80,7 +81,7 @@ def compute_sums(
 ) -> LossSums:
     """The sums of any objective; one that returns a pair has no other metrics."""
     extra: dict[str, Any] = {"frozen": frozen} if isinstance(objective, FrozenModelObjective) else {}
-    found = objective.sum_loss(model, batch, dropout_keys, **extra)
+    found = objective.sum_loss(adapters.apply_adapters(model), batch, dropout_keys, **extra)
     sums = found if isinstance(found, LossSums) else LossSums(found[0], found[1])
     return sums._replace(metrics=dict(sums.metrics))
 

@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from gptjax.model.adapters import add_adapters, get_trainable
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.model.lora import LoRA
 from gptjax.sharding.axes import Count
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale, create_loss_scale
+
+NO_ADAPTERS = LoRA()
 
 Counter = Count | Any
 """A count, or a stand-in for one while JAX lowers a program or a checkpoint is restored."""
@@ -56,10 +60,16 @@ def create_state(
 
 
 def abstract_state(
-    config: GPTConfig, optimizer: optax.GradientTransformation, *, mesh: MeshConfig, has_ema: bool = False
+    config: GPTConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: MeshConfig,
+    has_ema: bool = False,
+    lora: LoRA = NO_ADAPTERS,
 ) -> TrainState:
     """Return the state with shapes, types and shardings in place of arrays. Call it under `mesh.activate()`."""
-    shapes = jax.eval_shape(lambda: _draw_state(config, optimizer, seed=0, mesh=mesh, has_ema=has_ema))
+    draw = lambda: _draw_state(config, optimizer, seed=0, mesh=mesh, has_ema=has_ema, lora=lora)
+    shapes = jax.eval_shape(draw)
     return jax.tree.map(with_sharding, shapes)
 
 
@@ -69,7 +79,7 @@ def init_state(model: GPT, optimizer: optax.GradientTransformation, *, has_ema: 
     return TrainState(
         step=zero,
         model=model,
-        optimizer=optimizer.init(model),  # pyright: ignore[reportArgumentType]
+        optimizer=optimizer.init(get_trainable(model)),  # pyright: ignore[reportArgumentType]
         skipped=zero,
         consecutive_skips=zero,
         ema=copy_arrays(model) if has_ema else None,
@@ -93,6 +103,13 @@ def with_sharding(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _draw_state(
-    config: GPTConfig, optimizer: optax.GradientTransformation, *, seed: int, mesh: MeshConfig, has_ema: bool
+    config: GPTConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    mesh: MeshConfig,
+    has_ema: bool,
+    lora: LoRA = NO_ADAPTERS,
 ) -> TrainState:
-    return init_state(GPT(config, key=jax.random.key(seed), mesh=mesh), optimizer, has_ema=has_ema)
+    key = jax.random.key(seed)
+    return init_state(add_adapters(GPT(config, key=key, mesh=mesh), lora, key=key), optimizer, has_ema=has_ema)

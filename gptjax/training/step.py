@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
+from gptjax.model.adapters import get_trainable, replace_trainable
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.optim import EMA, Optimizer
@@ -73,12 +74,14 @@ def make_train_step(
         )
         loss = sums.loss / jnp.maximum(sums.scored, 1)
         norm = in_optimizer(optax.tree.norm)(gradients)
-        updates, moments = update(gradients, state.optimizer, state.model, step=state.step)  # pyright: ignore[reportArgumentType]
+        trainable = get_trainable(state.model)
+        updates, moments = update(gradients, state.optimizer, trainable, step=state.step)  # pyright: ignore[reportArgumentType]
         factor = lr_scale_at(state.step, config.lr_scales)
         updates = jax.tree.map(lambda update: factor * update, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(in_optimizer(optax.tree.norm)(updates))
         select = in_optimizer(partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old)))
-        model = select(apply_updates(state.model, updates), state.model)  # pyright: ignore[reportArgumentType]
+        trainable = select(apply_updates(trainable, updates), trainable)  # pyright: ignore[reportArgumentType]
+        model = replace_trainable(state.model, trainable)
         ema = config.ema.update(state.ema, model, step=state.step, steps=config.steps) if config.ema.enabled else None
         next_state = TrainState(
             step=state.step + 1,
@@ -149,8 +152,10 @@ def _compute_gradients(
     frozen: GPT | None,
     loss_scale: LossScale | None,
     mesh: MeshConfig,
-) -> tuple[LossSums, GPT]:
-    """Sums over the whole batch, and the gradient of the mean loss, computed times the scale if there is one.
+) -> tuple[LossSums, Any]:
+    """Sums over the whole batch, and the gradient of the mean loss for what is trained.
+
+    The gradient is computed times the scale if there is one.
 
     Where devices share the bytes of a weight, the compiler reduces gradients in every micro-batch, because no device
     has memory for a whole gradient. Where each device has whole weights, it sums the gradients of its own rows in a
@@ -164,7 +169,7 @@ def _compute_gradients(
 
     def sum_local_rows(
         model: GPT, batch: Batch, dropout_keys: jax.Array | None, frozen: GPT | None, factor: Scalar
-    ) -> tuple[LossSums, GPT]:
+    ) -> tuple[LossSums, Any]:
         local_frozen = None if frozen is None else with_static(frozen, mesh=local_mesh)
         sums, gradients = accumulate(
             with_static(model, mesh=local_mesh), batch, dropout_keys=dropout_keys, frozen=local_frozen, factor=factor
@@ -190,18 +195,19 @@ def _accumulate_gradients(
     dropout_keys: jax.Array | None,
     frozen: GPT | None,
     factor: Scalar,
-) -> tuple[LossSums, GPT]:
+) -> tuple[LossSums, Any]:
     """Scan over the micro-batches, and add up their sums and the gradients of the loss times `factor`."""
 
-    def compute(model: GPT, micro_batch: MicroBatch, dropout_keys: Any) -> tuple[Scalar, LossSums]:
-        sums = sum_loss(model, micro_batch, dropout_keys, frozen)
+    def compute(trainable: Any, micro_batch: MicroBatch, dropout_keys: Any) -> tuple[Scalar, LossSums]:
+        sums = sum_loss(replace_trainable(model, trainable), micro_batch, dropout_keys, frozen)
         return factor * sums.loss, sums
 
-    def add(total: tuple[LossSums, GPT], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, GPT], None]:
-        (_, sums), gradients = jax.value_and_grad(compute, has_aux=True)(model, *inputs)
+    def add(total: tuple[LossSums, Any], inputs: tuple[MicroBatch, Any]) -> tuple[tuple[LossSums, Any], None]:
+        (_, sums), gradients = jax.value_and_grad(compute, has_aux=True)(trainable, *inputs)
         with jax.named_scope("accumulate"):
             return jax.tree.map(jnp.add, total, (sums, gradients)), None
 
+    trainable = get_trainable(model)
     first_keys = None if dropout_keys is None else dropout_keys[0]
-    zero_sums = _zero_sums(lambda micro_batch: compute(model, micro_batch, first_keys)[1], batch)
-    return jax.lax.scan(add, (zero_sums, jax.tree.map(jnp.zeros_like, model)), (batch, dropout_keys))[0]
+    zero_sums = _zero_sums(lambda micro_batch: compute(trainable, micro_batch, first_keys)[1], batch)
+    return jax.lax.scan(add, (zero_sums, jax.tree.map(jnp.zeros_like, trainable)), (batch, dropout_keys))[0]

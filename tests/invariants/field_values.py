@@ -10,6 +10,7 @@ from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger, WandbLogger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.model.lora import LoRA
 from gptjax.optim import (
     EMA,
     AdamW,
@@ -56,6 +57,7 @@ SECTIONS: dict[type, Callable[[TrainConfig], Any]] = {
     MixtureComponent: lambda base: make_mixture(base).components[0],
     NextToken: lambda base: base.objective,
     SFT: lambda base: SFT(),
+    LoRA: lambda base: LoRA(),
     AdamW: lambda base: base.optimizer,
     Muon: lambda base: Muon(
         schedule=Constant(), momentum_schedule=Constant(warmup_steps=2), ns_dtype="float32", weight_decay=0.1
@@ -104,7 +106,14 @@ def place_section(base: TrainConfig, section: Any) -> TrainConfig:
             return replace(base, log=LogConfig(loggers=(section,)))
         case Constant() | Cosine() | Linear() | WarmupStableDecay():
             return replace(base, optimizer=replace(base.optimizer, schedule=section))
-    names = {GPTConfig: "model", MeshConfig: "mesh", CheckpointConfig: "checkpoint", LogConfig: "log", EMA: "ema"}
+    names = {
+        LoRA: "lora",
+        GPTConfig: "model",
+        MeshConfig: "mesh",
+        CheckpointConfig: "checkpoint",
+        LogConfig: "log",
+        EMA: "ema",
+    }
     names |= dict.fromkeys((TokenShards, Mixture), "data") | dict.fromkeys((AdamW, Muon), "optimizer")
     return replace(base, **{(names | {NextToken: "objective"})[type(section)]: section})
 
@@ -227,6 +236,12 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "max_time": ("1s", "stop"),
         "patience": (2, "stop"),
     },
+    LoRA: {
+        "rank": (2, "adapters"),
+        "alpha": (3.0, "adapters"),
+        "targets": (("qkv",), "adapters"),
+        "new_tokens": ((1,), "adapters"),
+    },
     TokenShards: {
         "path": ("/nowhere", "data"),
         "format": ("raw-uint16", "data"),
@@ -280,5 +295,11 @@ REFUSED = {
     (TrainConfig, "init_layers"),
     (TrainConfig, "max_consecutive_skips"),
 }
-REFUSED |= {(TokenShards, "path"), (TokenShards, "format"), (TokenShards, "tokenizer"), (Mixture, "components")}
+REFUSED |= {
+    (LoRA, "rank"),
+    (TokenShards, "path"),
+    (TokenShards, "format"),
+    (TokenShards, "tokenizer"),
+    (Mixture, "components"),
+}
 """Fields whose other value cannot run here. The refusal shows that they are read."""

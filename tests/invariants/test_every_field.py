@@ -36,6 +36,7 @@ from gptjax.data.source import DataSource
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.loggers import Logger
 from gptjax.metrics.throughput import RunCost
+from gptjax.model.adapters import add_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.optim import (
@@ -261,6 +262,15 @@ def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     return str(refused.value).replace(str(directory), "")
 
 
+def describe_adapters(config: TrainConfig) -> str:
+    """The adapters, and the factor with which they are merged."""
+    lora = replace(config.lora, rank=config.lora.rank or 1)
+    shapes = jax.eval_shape(
+        lambda: add_adapters(GPT(config.model, key=jax.random.key(0)), lora, key=jax.random.key(0)).adapters
+    )
+    return f"{jax.tree.map(lambda leaf: leaf.shape, shapes)} {lora.scale}"
+
+
 OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "directory": lambda config, *_: config.directory,
     "program": lambda config, *_: trace_program(config),
@@ -278,6 +288,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "skips": lambda config, directory, _: count_skips(config, directory),
     "resume": lambda config, directory, _: resume_with_other_seed(config, directory),
     "evaluators": lambda config, *_: len(config.evaluators),
+    "adapters": lambda config, *_: describe_adapters(config),
 }
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from jax import Array
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
 from gptjax.model.attention import AttentionInputs, AttentionOptions, Sinks, attend
-from gptjax.model.config import ComputeConfig
+from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.model.kernels import Kernel
+from gptjax.model.kernels import KERNELS, Kernel, why_not, why_not_flash
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.trainer import train
 
@@ -21,19 +22,25 @@ pytestmark = pytest.mark.gpu
 
 
 def compute_attention(
-    kernel: Kernel, dtype: str, *, kv_heads: int, num_sinks: int, window: int | None
+    kernel: Kernel, dtype: str, *, kv_heads: int, num_sinks: int, window: int | None, documents: int, width: int
 ) -> list[np.ndarray]:
-    """Attention of 2 × 256 positions and 4 heads of 64 channels, and the gradients of a weighted sum of it."""
-    shapes = {"q": (2, 256, 4, 64), "k": (2, 256, kv_heads, 64), "v": (2, 256, kv_heads, 64)}
-    shapes |= {name: (num_sinks, kv_heads, 64) for name in ("sink_keys", "sink_values") if num_sinks}
+    """Attention of 2 × 256 positions and 4 heads, and the gradients of a weighted sum of it.
+
+    The first row has `documents` documents, unless that is 0; the second one has two.
+    """
+    shapes = {"q": (2, 256, 4, width), "k": (2, 256, kv_heads, width), "v": (2, 256, kv_heads, width)}
+    shapes |= {name: (num_sinks, kv_heads, width) for name in ("sink_keys", "sink_values") if num_sinks}
     arrays = {name: jax.random.normal(jax.random.key(i), shape) for i, (name, shape) in enumerate(shapes.items())}
     weights = jax.random.normal(jax.random.key(9), shapes["q"])
+    places = jnp.arange(256)
+    segments = jnp.stack([places * documents // 256, places // 200]) if documents else None
 
     def sum_weighted(arrays: dict[str, Array]) -> tuple[Array, Array]:
         x = {name: array.astype(dtype) for name, array in arrays.items()}
         sinks = Sinks(x["q"], x["sink_keys"], x["sink_values"]) if num_sinks else None
-        inputs, options = AttentionInputs(x["q"], x["k"], x["v"], sinks), AttentionOptions(64**-0.5, window)
-        y = attend(inputs, options, kernel=kernel, mesh=MeshConfig())
+        inputs = AttentionInputs(x["q"], x["k"], x["v"], sinks)
+        options = AttentionOptions(width**-0.5, window, dtype=dtype)
+        y = attend(inputs, options, kernel=kernel, segments=segments, mesh=MeshConfig())
         return jnp.sum(y.astype(jnp.float32) * weights), y
 
     with MeshConfig().activate():
@@ -42,15 +49,40 @@ def compute_attention(
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "num_sinks", "window"),
-    [(4, 0, None), (2, 0, None), (4, 0, 100), (2, 4, None)],
-    ids=["plain", "GQA", "window", "GQA with sinks"],
-)
-def test_flash_kernel_equals_the_formula_within_bfloat16(kv_heads: int, num_sinks: int, window: int | None) -> None:
-    options = {"kv_heads": kv_heads, "num_sinks": num_sinks, "window": window}
-    expected = compute_attention("xla", "float32", **options)
-    for actual, exact in zip(compute_attention("cudnn", "bfloat16", **options), expected, strict=True):
-        assert np.abs(actual - exact).max() < 0.03 * np.abs(exact).max()
+    ("kv_heads", "num_sinks", "window", "documents", "width"),
+    [
+        (4, 0, None, 0, 64),
+        (2, 0, None, 0, 64),
+        (4, 0, 100, 0, 64),
+        (2, 4, None, 0, 64),
+        (4, 0, None, 0, 256),
+        (4, 0, None, 5, 64),
+        (2, 0, 100, 5, 128),
+        (4, 0, None, 64, 64),
+    ],
+    ids=[
+        "plain", "GQA", "window", "GQA with sinks", "wide heads", "documents", "GQA, documents, window",
+        "too many documents to pack",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_flash_kernels_equal_the_formula(
+    dtype: str, kv_heads: int, num_sinks: int, window: int | None, documents: int, width: int
+) -> None:
+    """Every kernel that this GPU has for the case."""
+    options: dict[str, Any] = {"num_sinks": num_sinks, "window": window, "documents": documents, "width": width}
+    config = GPTConfig(
+        num_heads=4, embed_dim=4 * width, num_kv_heads=kv_heads, num_sinks=num_sinks, long_window=window,
+        intra_document_mask=documents > 0, compute=ComputeConfig(dtype=dtype),
+    )  # fmt: skip
+    own = [kernel for kernel in KERNELS if why_not(kernel, config, length=256) is None]
+    if not own:
+        pytest.skip(f"no kernel of this GPU can: {why_not_flash(config)}")
+    expected = compute_attention("xla", "float32", kv_heads=kv_heads, **options)
+    for kernel in own:
+        found = compute_attention(kernel, dtype, kv_heads=kv_heads, **options)
+        for actual, exact in zip(found, expected, strict=True):
+            assert np.abs(actual - exact).max() < 0.03 * np.abs(exact).max(), kernel
 
 
 def test_float32_products_are_not_tf32() -> None:
@@ -72,11 +104,12 @@ def test_logits_equal_those_of_the_cpu() -> None:
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-5)
 
 
-def test_bfloat16_run_uses_flash_and_learns_like_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_16_bits_use_flash_and_learn_like_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = write_text_shards(tmp_path / "shards")
     model = {"embed_dim": 64, "num_heads": 4, "context_length": 64}
     losses = {}
-    for dtype, compute in (("bfloat16", ComputeConfig()), ("float32", ComputeConfig(dtype="float32"))):
+    for dtype in ("bfloat16", "float16", "float32"):
+        compute = ComputeConfig(dtype=dtype)
         own = model | {"compute": replace(compute, remat="none")}
         config = tiny_config(shards, name=dtype, steps=100, model=own, mesh=MeshConfig())
         assert train(config) == 0
@@ -85,3 +118,4 @@ def test_bfloat16_run_uses_flash_and_learns_like_float32(tmp_path: Path, capsys:
     assert "attention cudnn" in printed
     assert "Peak memory of a device" in printed
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.05)
+    assert losses["float16"] == pytest.approx(losses["float32"], abs=0.05)

@@ -75,7 +75,7 @@ TRAINING = (
         "gptjax/training/step.py",
         "invariants/test_layout.py::test_scored_tokens_weigh_the_same_in_every_micro_batch",
         # The loss is divided by all tokens, scored or not.
-        ('scored = jnp.sum(batch["targets"] != IGNORE_INDEX)', 'scored = jnp.int32(batch["targets"].size)'),
+        ("jnp.maximum(sums.scored, 1)\n    return", 'jnp.int32(batch["targets"].size)\n    return'),
     ),
     *mutate(
         "gptjax/training/step.py",

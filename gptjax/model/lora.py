@@ -1,0 +1,35 @@
+"""LoRA: which matrices get adapters, and of which size (arXiv:2106.09685)."""
+
+import math
+from dataclasses import dataclass
+
+from gptjax.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Train low-rank adapters beside frozen matrices: W + alpha / rank · A B. Only they have moments."""
+
+    rank: int = 0
+    """Columns of A and rows of B. 0: no adapters, all weights are trained."""
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("matrix",)
+    """Matrices with adapters: names such as `qkv` or `mlp.up`, or `matrix` for all of the blocks."""
+    new_tokens: tuple[int, ...] = ()
+    """Tokens whose rows of the embedding, and of an untied head, are trained, too. A run fills it with the tokens that
+    its data adds to those of `init_from`."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"lora.rank is {self.rank}; it must not be negative.")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"lora.alpha is {self.alpha}; it must be above 0 and finite.")
+
+    @property
+    def enabled(self) -> bool:
+        return self.rank > 0
+
+    @property
+    def scale(self) -> float:
+        """The factor on A B."""
+        return self.alpha / self.rank

@@ -1,0 +1,94 @@
+"""LoRA: frozen weights without moments, adapters that can be merged, and rows of added tokens."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import make_model, make_tokens, place_model
+from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
+
+from gptjax.core.errors import UserError
+from gptjax.model.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import GPT
+from gptjax.model.lora import LoRA
+from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.trainer import train
+from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.state import init_state
+
+GROUPED = replace(MODEL, num_kv_heads=2, gated_mlp=True, tie_embeddings=False)
+
+
+def make_adapted(config: GPTConfig, lora: LoRA, mesh: MeshConfig) -> GPT:
+    """A model with adapters that are far from zero."""
+    add = jax.jit(lambda model: add_adapters(model, lora, key=jax.random.key(1)))
+    adapted = add(place_model(make_model(config), mesh))
+    noise = lambda leaf: np.random.default_rng(leaf.size).normal(0.0, 0.1, leaf.shape).astype(np.float32)
+    draw = lambda leaf: jax.device_put(np.asarray(leaf) + noise(leaf), leaf.sharding)
+    return replace_trainable(adapted, jax.tree.map(draw, get_trainable(adapted)))
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
+    lora, tokens = LoRA(rank=3, alpha=6.0, new_tokens=(1, 5)), make_tokens(4, 16, vocab_size=48)
+    with mesh.activate():
+        model = make_adapted(GROUPED, lora, mesh)
+        logits = jax.jit(lambda model: apply_adapters(model)(tokens))
+        merged = merge_adapters(model)
+        assert merged.adapters is None
+        beside, inside = np.asarray(logits(model)), np.asarray(logits(merged))
+    np.testing.assert_allclose(beside, inside, atol=2e-5)
+    weights, plain = flatten_by_name(merged), flatten_by_name(make_model(GROUPED))
+    a, b = (np.asarray(x[...], np.float64) for x in model.adapters.get_pair("blocks.attention.q"))
+    wanted = np.asarray(plain["blocks.attention.q"]) + 2.0 * np.einsum("ndr,nrhk->ndhk", a, b)
+    np.testing.assert_allclose(np.asarray(weights["blocks.attention.q"]), wanted, atol=1e-5)
+    changed = np.flatnonzero((np.asarray(weights["tokens"]) != np.asarray(plain["tokens"])).any(axis=1))
+    assert changed.tolist() == [1, 5]
+
+
+def test_frozen_weights_have_no_moments_and_stay(tmp_path: Path) -> None:
+    """A run with adapters trains, resumes, and is read with the adapters merged."""
+    start = tmp_path / "start"
+    write_imported_run(start, model=make_model(MODEL), tokenizer=tokenizer())
+    config = tiny_config(
+        write_text_shards(tmp_path / "shards"),
+        steps=4,
+        init_from=str(start),
+        lora=LoRA(rank=2, alpha=4.0, targets=("qkv", "mlp.up")),
+        evaluators=(ValidationLoss(every=4, tokens=64),),
+    )
+    assert train(replace(config, steps=3)) == train(config) == 0
+    assert [step for step, _ in read_lines(config.directory)] == [1, 2, 3, 4]
+    merged = flatten_by_name(RunDir.open(config.directory).load_model())
+    changed = [
+        name
+        for name, weight in flatten_by_name(make_model(MODEL)).items()
+        if (np.asarray(weight) != merged[name]).any()
+    ]
+    assert changed == ["blocks.attention.qkv", "blocks.mlp.up"]
+
+
+def test_state_of_adapters_is_small() -> None:
+    optimizer = tiny_config(Path("shards")).optimizer.build(steps=4, mesh=MeshConfig())
+    state = init_state(make_adapted(MODEL, LoRA(rank=2), MeshConfig()), optimizer)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.optimizer))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(make_model(MODEL)))
+    assert moments < 0.3 * weights
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(("tokens",), "the embedding and the head are tied"), (("nothing",), "wanted `matrix`, or the last parts of")],
+)
+def test_targets_that_cannot_be_adapted_are_refused(targets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        add_adapters(make_model(MODEL), LoRA(rank=2, targets=targets), key=jax.random.key(0))
+    with pytest.raises(UserError, match="adapters need trained weights"):
+        tiny_config(Path("shards"), lora=LoRA(rank=2))
+    assert jnp.isfinite(LoRA(rank=2).scale)
