@@ -93,7 +93,9 @@ def _train(
             with log.measure("compile"):
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
-            saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
+            saver = Saver(
+                checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=config.data.check
+            )
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             history = startup.read_losses(config, before=start)
             rules = StopRules(

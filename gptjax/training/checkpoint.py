@@ -5,7 +5,7 @@ one that is being written. `gptjax.training.checkpoint_format` describes what is
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -120,13 +120,11 @@ class CheckpointManager:
         *,
         metadata: dict[str, Any],
         val_loss: float | None,
-        before_commit: Callable[[], None] | None = None,
     ) -> None:
         """Save in the background. Returns once `state` may be donated; a step that exists already is not saved again.
 
-        `metadata` is JSON. `val_loss` is the value of `best_metric`. `before_commit` runs in the background before the
-        checkpoint counts; if it raises, the checkpoint does not count. Raises a UserError if the previous save failed,
-        or if a later step exists.
+        `metadata` is JSON. `val_loss` is the value of `best_metric`. Raises a UserError if the previous save
+        failed, or if a later step exists.
         """
         self.wait()
         existing = self.steps
@@ -146,7 +144,7 @@ class CheckpointManager:
             self._checkpointer.save(path.with_name(path.name + UNFINISHED), args=args, force=True)
         is_recorded = self._record is not None and self._record.is_file()
         records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
-        self._pending = self._background.submit(self._finish, path, records, before_commit)
+        self._pending = self._background.submit(self._finish, path, records)
 
     def wait(self) -> None:
         """Wait until all saves are on disk. Raises a UserError if one could not be written."""
@@ -160,10 +158,8 @@ class CheckpointManager:
         """Whether a save that `wait` has not seen yet has ended, well or not."""
         return self._pending is not None and self._pending.done()
 
-    def _finish(self, path: Path, records: dict[Path, int], before_commit: Callable[[], None] | None) -> None:
+    def _finish(self, path: Path, records: dict[Path, int]) -> None:
         self._checkpointer.wait_until_finished()
-        if before_commit is not None:
-            before_commit()
         if jax.process_index() == 0:
             commit_checkpoint(path, records=records)
             config = self._config
