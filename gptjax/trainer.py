@@ -16,6 +16,7 @@ from gptjax.metrics.logger import MetricLogger
 from gptjax.reference import prepare_second_model
 from gptjax.resume import restore_state
 from gptjax.run_dir import CONSOLE_LOG, run_lock, write_run_files
+from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
 from gptjax.training.saver import Saver
@@ -70,11 +71,7 @@ def _train(
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config)
     config.check_mesh(mesh)
-    with (
-        mesh.activate(),
-        run_lock(config.directory),
-        startup.open_checkpoints(config) as checkpoints,
-    ):
+    with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
         second = prepare_second_model(config, read_spec, mesh)
@@ -93,17 +90,28 @@ def _train(
             with log.measure("compile"):
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
-            saver = Saver(
-                checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=config.data.check
-            )
+            saver = _make_saver(config, checkpoints, metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-            history = startup.read_losses(config, before=start)
-            rules = StopRules(
-                shutdown, max_seconds=config.max_seconds, patience=config.patience, history=history, began_at=began_at
-            )
+            rules = _make_rules(config, shutdown, start=start, began_at=began_at)
             loop = _Loop(config, evaluators, batches, train_step, log, saver, guard)
             shutdown.begin_training()
             return config, loop.run(state, shutdown, rules)
+
+
+def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
+    check = config.data.check
+    return Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=check)
+
+
+def _make_rules(config: TrainConfig, shutdown: GracefulShutdown, *, start: int, began_at: float) -> StopRules:
+    """The reasons to stop early; evaluations before `start` count."""
+    return StopRules(
+        shutdown,
+        max_seconds=config.max_seconds,
+        patience=config.patience,
+        history=startup.read_losses(config, before=start),
+        began_at=began_at,
+    )
 
 
 @dataclass(frozen=True)
