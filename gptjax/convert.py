@@ -25,10 +25,14 @@ PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
 """File of an imported run with the model's own config.json and type, which a later export restores."""
 USAGE = f"""usage: {PROG} to-hf --checkpoint=RUN --output=DIRECTORY [...]
+       {PROG} to-peft --checkpoint=RUN --output=DIRECTORY [...]
+       {PROG} to-gguf --checkpoint=RUN --output=FILE [...]
        {PROG} from-hf --model=DIRECTORY_OR_HUB_ID --output=RUN [...]
        {PROG} from-nanogpt|from-llmc|from-nanochat|from-modded CHECKPOINT --output=RUN [...]
 
 to-hf    write a run's weights and tokenizer as a directory that transformers loads
+to-peft  write a run's adapters (lora.rank) as a directory that PEFT loads beside their base
+to-gguf  write a run's weights and tokenizer as one file for llama.cpp
 from-hf  make a run directory from a model in Hugging Face's format, to evaluate, sample or train it
 from-nanogpt, from-llmc, from-nanochat, from-modded
          make a run directory from a checkpoint of that program
@@ -67,6 +71,24 @@ class ToHf:
 
 
 @dataclass(frozen=True)
+class ToPeft:
+    """Write a run's adapters as a directory that PEFT loads beside a GPT-2 in transformers' format."""
+
+    checkpoint: str
+    """A run directory, trained with `lora.rank`."""
+    output: str
+    """Directory to make. It must be empty or not exist."""
+    base: str | None = None
+    """Name or directory of the model that the adapters belong to, for PEFT to find it."""
+    step: str = "latest"
+    """Checkpoint: a number, `latest` or `best`."""
+    ema: bool = True
+    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    imports: Imports = ()
+    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+@dataclass(frozen=True)
 class FromHf:
     """Make a run directory, with weights at step 0, from a model in Hugging Face's format."""
 
@@ -75,6 +97,24 @@ class FromHf:
     that name is here."""
     output: str
     """Run directory to make. It must be empty or not exist."""
+
+
+@dataclass(frozen=True)
+class ToGGUF:
+    """Write weights and tokenizer as one file for llama.cpp. It holds the shapes of GPT-2 and Llama."""
+
+    checkpoint: str
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
+    output: str
+    """File to make, such as model.gguf."""
+    step: str = "latest"
+    """Checkpoint: a number, `latest` or `best`."""
+    ema: bool = True
+    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    dtype: DTypeName = "float16"
+    """Type of the matrices. Vectors are float32."""
+    imports: Imports = ()
+    """Module or Python file with classes that the run's config uses. May be given several times."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +140,10 @@ def main(argv: list[str] | None = None) -> None:
         match [argv[0].replace("_", "-"), *argv[1:]] if argv else []:
             case ["to-hf", *options]:
                 export_model(parse_options(ToHf, options, prog=f"{PROG} to-hf"))
+            case ["to-peft", *options]:
+                export_adapters(parse_options(ToPeft, options, prog=f"{PROG} to-peft"))
+            case ["to-gguf", *options]:
+                export_gguf(parse_options(ToGGUF, options, prog=f"{PROG} to-gguf"))
             case ["from-hf", *options]:
                 import_model(parse_options(FromHf, options, prog=f"{PROG} from-hf"))
             case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
@@ -111,8 +155,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise UserError(USAGE)
             case _:
                 raise UserError(
-                    f"the first word is {quote(argv[0])}; wanted: to-hf, from-hf or from-{', from-'.join(PROGRAMS)}. "
-                    f"{PROG} --help explains them."
+                    f"the first word is {quote(argv[0])}; wanted: to-hf, to-gguf, to-peft, from-hf or "
+                    f"from-{', from-'.join(PROGRAMS)}. {PROG} --help explains them."
                 )
 
 
@@ -155,6 +199,31 @@ def _describe_export(options: ToHf, run: Checkpoint, *, form: Form, dtype: DType
         f"{options.output}: {weights} of {run.directory.name} at step {step} as {form.architecture} in {dtype}, "
         f"{tokenizer}"
     ]
+
+
+def export_adapters(options: ToPeft) -> None:
+    """Write the directory, and print a summary."""
+    from gptjax.huggingface.peft_export import write_adapters  # imports flax
+
+    run = RunDir.open(options.checkpoint, imports=options.imports)
+    with atomic_directory(Path(options.output).expanduser()) as directory:
+        write_adapters(directory, run.load_adapted_model(options.step, ema=options.ema), base=options.base)
+        if run.tokenizer is not None:
+            run.tokenizer.save(directory)
+    print(f"{options.output}: adapters of {run.directory.name} at step {run.find_step(options.step)} in PEFT's format")
+
+
+def export_gguf(options: ToGGUF) -> None:
+    """Write the file and print a summary."""
+    from gptjax.huggingface.gguf_export import choose_gguf_form, write_gguf
+
+    enable_compile_cache()
+    run, output = open_checkpoint(options.checkpoint, imports=options.imports), expand_path(options.output)
+    form = choose_gguf_form(run.model_config, run.tokenizer)
+    model, step = run.load_model(options.step, ema=options.ema), run.find_step(options.step)
+    name, tokenizer = run.directory.name, run.require_tokenizer()
+    write_gguf(output, model, form=form, tokenizer=tokenizer, name=name, dtype=options.dtype)
+    print(f"{output}: {name} at step {step} as {form.model_type} in {options.dtype}, with its tokenizer")
 
 
 def import_model(options: FromHf) -> None:

@@ -25,7 +25,7 @@ from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
 from gptjax.model.lora import LoRA
-from gptjax.sharding.devices import DType
+from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.training.checkpoint import restore_model, save_model
@@ -41,6 +41,7 @@ T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONSOLE_LOG = "console.log"
+ENVIRONMENT = "environment.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -132,16 +133,25 @@ class RunDir:
             ema: take the average of the weights where the run keeps one; otherwise the raw weights.
             dtype: type of activations; None: as trained.
         """
+        model = adapters.merge_adapters(self.load_adapted_model(which, mesh=mesh, ema=ema, dtype=dtype))
+        return model if context_length is None else gpt.with_context_length(model, context_length)
+
+    def load_adapted_model(
+        self,
+        which: str | int = "latest",
+        *,
+        mesh: MeshConfig | None = None,
+        ema: bool = True,
+        dtype: DType | None = None,
+    ) -> "gpt.GPT":
+        """The same as `load_model`, with the adapters beside the weights if the run has any."""
         step, item = self.find_step(which), EMA_ITEM if ema and self.has_ema(which) else MODEL
         self._check_tokenizer(step)
         config = self.model_config
         if dtype is not None:
             config = replace(config, compute=replace(config.compute, dtype=dtype, head_dtype=None))
-        lora = self._read_section("lora", LoRA)
-        target = adapters.abstract_adapted_model(config, lora, mesh=mesh)
-        model = restore_model(self.directory / CHECKPOINTS, target, step=step, item=item)
-        model = adapters.merge_adapters(model)
-        return model if context_length is None else gpt.with_context_length(model, context_length)
+        target = adapters.abstract_adapted_model(config, self._read_section("lora", LoRA), mesh=mesh)
+        return restore_model(self.directory / CHECKPOINTS, target, step=step, item=item)
 
     def _check_tokenizer(self, step: int) -> None:
         """Raise if tokenizer.json is not the one that the weights were trained with."""
@@ -178,7 +188,7 @@ def write_run_files(
     `checksums.json` lists them.
     """
     make_directories(directory)
-    contents = {"environment.json": json.dumps(collect_environment(), indent=2) + "\n", **(others or {})}
+    contents = {ENVIRONMENT: json.dumps(collect_environment(list_device_kinds()), indent=2) + "\n", **(others or {})}
     if source is not None:
         contents["config.py"] = source
     if tokenizer is not None:

@@ -11,6 +11,9 @@ from models import make_model, make_tokens, place_model
 from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
 
 from gptjax.core.errors import UserError
+from gptjax.huggingface.forms import FORMS
+from gptjax.huggingface.model_dir import write_model
+from gptjax.huggingface.peft_export import write_adapters
 from gptjax.model.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
@@ -92,3 +95,23 @@ def test_targets_that_cannot_be_adapted_are_refused(targets: tuple[str, ...], me
     with pytest.raises(UserError, match="adapters need trained weights"):
         tiny_config(Path("shards"), lora=LoRA(rank=2))
     assert jnp.isfinite(LoRA(rank=2).scale)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path) -> None:
+    """Base and adapters, exported apart: PEFT puts them together, with the rows of added tokens."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    lora = LoRA(rank=3, alpha=6.0, targets=("qkv", "attention.out", "mlp.down"), new_tokens=(2, 7))
+    model = make_adapted(MODEL, lora, MeshConfig())
+    base, exported = tmp_path / "base", tmp_path / "adapters"
+    for directory in (base, exported):
+        directory.mkdir()
+    write_model(base, make_model(MODEL), form=FORMS["gpt2"], dtype="float32", origin=None, tokenizer=None)
+    write_adapters(exported, model, base=str(base))
+    loaded = peft.PeftModel.from_pretrained(transformers.GPT2LMHeadModel.from_pretrained(base), str(exported)).eval()
+    tokens = make_tokens(4, 16, vocab_size=48)
+    with torch.no_grad():
+        theirs = loaded(input_ids=torch.tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(np.asarray(merge_adapters(model)(tokens)), theirs, atol=1e-4)
