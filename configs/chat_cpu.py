@@ -25,11 +25,11 @@ from gptjax.training.objective import NextToken
 
 config = TrainConfig(
     name="chat_cpu",
-    steps=500,
-    batch_size=16,
+    steps=400,
+    batch_size=8,
     model=GPTConfig(
-        num_layers=4,
-        embed_dim=128,
+        num_layers=3,
+        embed_dim=96,
         num_heads=4,
         context_length=128,
         vocab_size=None,
@@ -46,6 +46,6 @@ config = TrainConfig(
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     objective=NextToken(chunk_tokens=256),
-    checkpoint=CheckpointConfig(every=250),
-    evaluators=(ValidationLoss(every=250),),
+    checkpoint=CheckpointConfig(every=200),
+    evaluators=(ValidationLoss(every=200),),
 )
