@@ -161,10 +161,12 @@ def count_attention_calls(
 ) -> tuple[list[int], list[int]]:
     """Calls of fused attention (forward, backward): those in a program, and those that it should have."""
     with mesh.activate(target.list_devices()):
-        is_fused = select_kernel(model).startswith("cudnn")
-    layers = (1 if model.scans_layers else model.num_layers) * is_fused
-    wanted = [layers * (2 if model.compute.remat == "full" else 1), layers]
-    return [len(re.findall(rf"__cudnn\$fmha{call}\W", text)) for call in ("Softmax", "SoftmaxBackward")], wanted
+        kernel = select_kernel(model)
+    layers = (1 if model.scans_layers else model.num_layers) * (kernel != "xla")
+    wanted = [layers * (2 if model.compute.remat == "full" or kernel == "cudnn_packed" else 1), layers]
+    cudnn = [rf"__cudnn\$fmha(ScaleBias)?{call}\W" for call in ("Softmax", "SoftmaxBackward")]
+    calls = [r"%splash_mha_fwd\S* =", r"%splash_mha_dkv\S* ="] if target.platform == "tpu" else cudnn
+    return [len(re.findall(call, text)) for call in calls], wanted
 
 
 def compare_muon_flops(muon: Muon, compiled: Compiled, *, mesh: MeshConfig) -> tuple[float, float]:

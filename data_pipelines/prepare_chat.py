@@ -2,7 +2,7 @@
 
     python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
 
-A record is one of these, in JSON lines, a JSON array (.json) or Parquet:
+A record is one of these, in JSON lines, a JSON array (.json), Parquet or a table:
 
     {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}     OpenAI
     [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]                   a bare list

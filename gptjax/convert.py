@@ -26,11 +26,13 @@ ORIGIN_FILE = "hf_config.json"
 """File of an imported run with the model's own config.json and type, which a later export restores."""
 USAGE = f"""usage: {PROG} to-hf --checkpoint=RUN --output=DIRECTORY [...]
        {PROG} to-peft --checkpoint=RUN --output=DIRECTORY [...]
+       {PROG} to-gguf --checkpoint=RUN --output=FILE [...]
        {PROG} from-hf --model=DIRECTORY_OR_HUB_ID --output=RUN [...]
        {PROG} from-nanogpt|from-llmc|from-nanochat|from-modded CHECKPOINT --output=RUN [...]
 
 to-hf    write a run's weights and tokenizer as a directory that transformers loads
 to-peft  write a run's adapters (lora.rank) as a directory that PEFT loads beside their base
+to-gguf  write a run's weights and tokenizer as one file for llama.cpp
 from-hf  make a run directory from a model in Hugging Face's format, to evaluate, sample or train it
 from-nanogpt, from-llmc, from-nanochat, from-modded
          make a run directory from a checkpoint of that program
@@ -98,6 +100,24 @@ class FromHf:
 
 
 @dataclass(frozen=True)
+class ToGGUF:
+    """Write weights and tokenizer as one file for llama.cpp. It holds the shapes of GPT-2 and Llama."""
+
+    checkpoint: str
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
+    output: str
+    """File to make, such as model.gguf."""
+    step: str = "latest"
+    """Checkpoint: a number, `latest` or `best`."""
+    ema: bool = True
+    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    dtype: DTypeName = "float16"
+    """Type of the matrices. Vectors are float32."""
+    imports: Imports = ()
+    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+@dataclass(frozen=True)
 class FromCheckpoint:
     """Make a run directory, with weights at step 0, from a checkpoint of another training program."""
 
@@ -122,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
                 export_model(parse_options(ToHf, options, prog=f"{PROG} to-hf"))
             case ["to-peft", *options]:
                 export_adapters(parse_options(ToPeft, options, prog=f"{PROG} to-peft"))
+            case ["to-gguf", *options]:
+                export_gguf(parse_options(ToGGUF, options, prog=f"{PROG} to-gguf"))
             case ["from-hf", *options]:
                 import_model(parse_options(FromHf, options, prog=f"{PROG} from-hf"))
             case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
@@ -133,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise UserError(USAGE)
             case _:
                 raise UserError(
-                    f"the first word is {quote(argv[0])}; wanted: to-hf, to-peft, from-hf or "
+                    f"the first word is {quote(argv[0])}; wanted: to-hf, to-gguf, to-peft, from-hf or "
                     f"from-{', from-'.join(PROGRAMS)}. {PROG} --help explains them."
                 )
 
@@ -189,6 +211,19 @@ def export_adapters(options: ToPeft) -> None:
         if run.tokenizer is not None:
             run.tokenizer.save(directory)
     print(f"{options.output}: adapters of {run.directory.name} at step {run.find_step(options.step)} in PEFT's format")
+
+
+def export_gguf(options: ToGGUF) -> None:
+    """Write the file and print a summary."""
+    from gptjax.huggingface.gguf_export import choose_gguf_form, write_gguf
+
+    enable_compile_cache()
+    run, output = open_checkpoint(options.checkpoint, imports=options.imports), expand_path(options.output)
+    form = choose_gguf_form(run.model_config, run.tokenizer)
+    model, step = run.load_model(options.step, ema=options.ema), run.find_step(options.step)
+    name, tokenizer = run.directory.name, run.require_tokenizer()
+    write_gguf(output, model, form=form, tokenizer=tokenizer, name=name, dtype=options.dtype)
+    print(f"{output}: {name} at step {step} as {form.model_type} in {options.dtype}, with its tokenizer")
 
 
 def import_model(options: FromHf) -> None:

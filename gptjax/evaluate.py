@@ -174,7 +174,6 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
 
     harness.require_lm_eval()
     from gptjax.evaluation.harness_model import HarnessModel  # imports lm_eval
-    from gptjax.tokenization.chat_template import read_chat_template
 
     names = tuple(name.strip() for name in (options.tasks or "").split(",") if name.strip())
     request = harness.TaskRequest(
@@ -185,8 +184,9 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
         num_fewshot=options.num_fewshot,
         apply_chat_template=options.apply_chat_template,
     )
-    template = read_chat_template(run.directory) if options.apply_chat_template else None
-    adapter = HarnessModel(model, run.require_tokenizer(), batch_size=options.batch_size, chat_template=template)
+    tokenizer = run.require_tokenizer()
+    template = read_jinja_template(run.directory) if tokenizer.chat_template is None else None
+    adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)
     results = harness.run_tasks(adapter, request)
     evaluation.figures |= results.figures
     evaluation.items |= results.items
@@ -195,6 +195,19 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
         mode = "w" if evaluation.name == options.checkpoints[0] else "a"
         path = Path(options.responses).expanduser()
         harness.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
+
+
+def read_jinja_template(directory: Path) -> str | None:
+    """The chat template that transformers stores beside a model; None without one."""
+    if (file := directory / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    if not (settings := directory / "tokenizer_config.json").is_file():
+        return None
+    try:
+        template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return template if isinstance(template, str) else None
 
 
 def add_core(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:

@@ -129,7 +129,7 @@ def test_run_evaluates_the_average_and_the_last_weights(run: TrainConfig):
     assert averaged.keys() == {0, 5, 10, 15, 20}
     assert last.keys() == {15, 20}, "before the average starts, both are the same"
     assert averaged[20] > last[20] + 0.01, "while the loss falls this fast, a mean lags behind"
-    found = [evaluate(Evaluate(str(run.directory), mesh=SINGLE, ema=choice)) for choice in (True, False)]
+    found = [evaluate(Evaluate((str(run.directory),), mesh=SINGLE, ema=choice)) for choice in (True, False)]
     assert [one["val_loss"] for one in found] == pytest.approx([averaged[20], last[20]], abs=1e-6)
     assert found[0]["weights"] != found[1]["weights"]
 

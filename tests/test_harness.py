@@ -46,7 +46,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("harness") / "run"
     model = jax.jit(lambda key: GPT(config, key=key))(jax.random.key(0))
     write_imported_run(directory, model=model, tokenizer=TOKENIZER)
-    CHATML.save(directory)
     return directory
 
 
@@ -107,7 +106,7 @@ def test_chats_are_written_as_in_training(models: tuple[Any, Any]) -> None:
     history = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "a boat"}]
     with pytest.raises(UserError, match="has no chat template"):
         ours.apply_chat_template(history)
-    ours.template = CHATML
+    ours.template = CHATML.to_jinja(begin=END_OF_TEXT)
     text = ours.apply_chat_template([*history, {"role": "user", "content": "then"}])
     assert text == (
         "<|endoftext|><|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\na boat<|im_end|>\n"

@@ -25,7 +25,7 @@ ROWS = 16
 def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the strings of the column of text, in order. A null is an invalid record."""
     row = 0
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         check_column(path, context.text_field, file.schema_arrow)
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
@@ -40,7 +40,7 @@ def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
 def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> Iterator[Document]:
     """The rows of a group by its number; the file has `row` rows before them."""
     column = context.text_field
-    with _open_parquet(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column], use_threads=False):
             for value in join_values(find_column(batch, column)):
                 row += 1
@@ -84,7 +84,7 @@ def join_values(values: Any) -> Iterator[Document | None]:
 
 
 @contextlib.contextmanager
-def _open_parquet(path: Path) -> Iterator[Any]:
+def open_parquet(path: Path) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; errors of reading it become a `UserError`."""
     pyarrow = import_pyarrow(what=f"{path}: reading Parquet")
     import pyarrow.parquet as parquet

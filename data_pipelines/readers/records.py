@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.json_lines import SUFFIXES
-from data_pipelines.readers.parquet import _open_parquet as open_parquet
+from data_pipelines.readers.parquet import open_parquet
 from data_pipelines.readers.paths import find_files
 from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_rows
 from data_pipelines.readers.text_files import COMPRESSED, open_file

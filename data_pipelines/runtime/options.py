@@ -19,7 +19,7 @@ class ShardOptions:
     """Options of every command that writes a directory of shards."""
 
     source: str
-    """A .jsonl file (plain, .gz or .zst), a directory of them or a quoted pattern."""
+    """A .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a directory of them or a quoted pattern."""
     output: Path
     """Directory to create."""
     split: str | None = None

@@ -210,8 +210,9 @@ def measure_controls(model: "HarnessModel", samples: Sequence[dict[str, Any]]) -
     golds, choices = [], []
     for sample in samples:
         answers = [arguments[1] for arguments in sample["arguments"] if len(arguments) == 2]
-        gold = _find_gold(sample.get("target"), answers)
-        if "acc" not in sample or gold is None or len(answers) < 2:
+        if "acc" not in sample or len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
+            return {}
+        if (gold := _find_gold(sample.get("target"), answers)) is None:
             return {}
         golds.append(gold)
         choices.append(answers)

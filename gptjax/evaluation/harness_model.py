@@ -20,13 +20,14 @@ from gptjax.evaluation.windows import Window, rolling_windows
 from gptjax.model.decoding import prepare_for_decoding
 from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT
-from gptjax.tokenization.chat_template import ChatTemplate
 from gptjax.tokenization.tokenizer import Tokenizer
 
 # Of an extra, which type checkers may not find.
 TemplateLM: Any = import_module("lm_eval.api.model").TemplateLM
 lm_eval_utils: Any = import_module("lm_eval.models.utils")
 
+MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+"""Marks of what is scored in training; they write nothing."""
 FIRST_NEW_TOKENS = 32
 """Tokens that are written before the first look for a stop; then twice as many each time."""
 
@@ -37,11 +38,14 @@ class HarnessModel(TemplateLM):
     backend = "causal"
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, *, batch_size: int = 16, chat_template: ChatTemplate | None = None
+        self, model: GPT, tokenizer: Tokenizer, *, batch_size: int = 16, chat_template: str | None = None
     ) -> None:
+        """`chat_template` is Jinja, as transformers stores it. By default it is the tokenizer's own, if it has one."""
         super().__init__()
-        self.model, self.batch_size, self.template = model, batch_size, chat_template
-        self.text_tokenizer = tokenizer
+        self.model, self.batch_size = model, batch_size
+        self.text_tokenizer, self.template = tokenizer, chat_template
+        if chat_template is None and tokenizer.chat_template is not None:
+            self.template = tokenizer.chat_template.to_jinja(begin=self._end_name)
         names = sorted(tokenizer.specials, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names))) if names else None
         self.max_length, self.max_gen_toks = model.config.context_length, 256
@@ -171,21 +175,34 @@ class HarnessModel(TemplateLM):
         """A conversation as the model was trained on it, up to where it answers."""
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        template, end = self._require_template(), self.text_tokenizer.end_of_text
-        source = template.to_jinja(begin=None if end is None else self.text_tokenizer.decode([end]))
-        source = source.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-        return (
-            ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-            .from_string(source)
-            .render(messages=chat_history, add_generation_prompt=add_generation_prompt)
+        source = MARKERS.sub("", self._require_template())
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _refuse
+        return environment.from_string(source).render(
+            messages=chat_history,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self._end_name or "",
+            eos_token=self._end_name or "",
         )
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return self._require_template().to_jinja(begin=None) if chat_template else None
+        return self._require_template() if chat_template else None
 
-    def _require_template(self) -> ChatTemplate:
+    @property
+    def _end_name(self) -> str | None:
+        end = self.text_tokenizer.end_of_text
+        return None if end is None else self.text_tokenizer.decode([end])
+
+    def _require_template(self) -> str:
         if self.template is None:
             raise UserError(
                 "--apply-chat-template: the checkpoint has no chat template. Use a model that was trained on chats."
             )
         return self.template
+
+
+def _refuse(message: str) -> None:
+    """What a template calls for a conversation that it cannot write."""
+    raise UserError(f"the chat template refuses the conversation: {message}")

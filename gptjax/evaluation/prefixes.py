@@ -21,6 +21,7 @@ from gptjax.evaluation.scoring import (
     TokenScores,
     check_windows,
     find_places,
+    round_up,
     round_up_length,
     score_hidden,
     score_windows,
@@ -96,9 +97,9 @@ def plan_batches(groups: Sequence[Group], windows: Sequence[Window], *, options:
     tail = lambda g: max(len(windows[i].inputs) for i in g.members) - g.prefix
     batches: list[list[Group]] = []
     rows = longest = 0
-    for group in sorted(groups, key=lambda g: (-g.prefix, -tail(g))):
+    for group in sorted(groups, key=lambda g: (-round_up(g.prefix), -tail(g))):
         rows, longest = rows + len(group.members), max(longest, tail(group))
-        first = batches[-1][0].prefix if batches else 0
+        first = round_up(batches[-1][0].prefix) if batches else 0
         fits = rows <= ROWS_PER_BATCH * options.batch_size and len(batches[-1] if batches else []) < options.batch_size
         if not batches or not fits or rows * longest * (first + longest) > MAX_SCORES:
             batches.append([])
@@ -114,8 +115,8 @@ def _score_groups(model: GPT, groups: Sequence[Group], windows: Sequence[Window]
     owner = np.repeat(np.arange(len(groups)), [len(group.members) for group in groups])
     starts = np.array([groups[g].prefix for g in owner.tolist()])
     tails = [Window(windows[i].tokens[start:], windows[i].scored) for i, start in zip(members, starts, strict=True)]
-    length = _power_of_two(max(len(tail.inputs) for tail in tails), least=8)
-    rows, count = _power_of_two(len(members), least=4), _power_of_two(len(groups), least=1)
+    length = min(limit, round_up(max(len(tail.inputs) for tail in tails), least=4))
+    rows, count = round_up(len(members), least=4), round_up(len(groups), least=1)
     prefixes = np.zeros((count, round_up_length(max(group.prefix for group in groups), limit)), np.int32)
     for row, group in enumerate(groups):
         prefixes[row, : group.prefix] = windows[group.members[0]].inputs[: group.prefix]
@@ -129,10 +130,6 @@ def _score_groups(model: GPT, groups: Sequence[Group], windows: Sequence[Window]
     ends = np.cumsum([tail.scored for tail in tails])
     spans = [slice(end - tail.scored, end) for end, tail in zip(ends.tolist(), tails, strict=True)]
     return {i: TokenScores(log_probabilities[s].copy(), greedy[s].copy()) for i, s in zip(members, spans, strict=True)}
-
-
-def _power_of_two(number: int, *, least: int) -> int:
-    return max(least, 1 << (number - 1).bit_length())
 
 
 class Tails(NamedTuple):

@@ -94,11 +94,14 @@ def round_up_rows(rows: int, mesh: MeshConfig) -> int:
 
 
 def round_up_length(length: int, limit: int) -> int:
-    """A quarter of a power of two, or `limit`: few programs serve all lengths, and little of a row is padding."""
-    if length <= MIN_LENGTH:
-        return min(MIN_LENGTH, limit)
-    step = max(4, 1 << (length - 1).bit_length() - 3)
-    return min(limit, -(-length // step) * step)
+    """A length of rows that holds `length` tokens: few programs serve all lengths, and little of a row is padding."""
+    return min(limit, round_up(length, least=MIN_LENGTH))
+
+
+def round_up(number: int, *, least: int = 1) -> int:
+    """The next multiple of a quarter of its power of two, and at least `least`."""
+    step = max(1, 1 << max(0, (number - 1).bit_length() - 3))
+    return max(least, -(-number // step) * step)
 
 
 def _score_batch(model: GPT, windows: Sequence[Window], *, rows: int, options: ScoringOptions) -> tuple[Array, Array]:

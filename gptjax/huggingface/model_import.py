@@ -1,5 +1,6 @@
 """Import of a model in any of the forms from safetensors. Pickles are never read."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -151,12 +152,20 @@ def load_weights(
 
     def load(path: Any, parameter: nnx.Param[Any]) -> nnx.Variable[Array]:
         target: jax.ShapeDtypeStruct = parameter.get_value()
-        weight = np.zeros(target.shape, np.float32)
+        weight = allocate(target.shape)
         for row in by_path[format_path(path)]:
             for layer, name in enumerate(row.list_names(config)):
                 out = weight[layer, ...] if row.is_stacked else weight
                 row.from_hf(tensors[name].read(), out=out, axis_names=parameter.axis_names, config=config)
         sharding = None if device_mesh is None else NamedSharding(device_mesh, target.sharding.spec)
-        return parameter.replace(jax.device_put(weight, sharding))
+        return parameter.replace(jax.device_put(weight, sharding, may_alias=True))
 
     return jax.tree.map_with_path(load, abstract_model(config, mesh), is_leaf=is_param)
+
+
+def allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in float32 that begin where JAX on a CPU can take them without a copy: at a multiple of 64 bytes."""
+    size = 4 * math.prod(shape)
+    memory = np.zeros(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(np.float32).reshape(shape)

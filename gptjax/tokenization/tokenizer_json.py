@@ -49,8 +49,8 @@ def to_json(table: TokenTable) -> dict[str, Any]:
         written.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         written.decoder = decoders.Fuse()
     else:
-        vocab = {_to_letters(token): i for token, i in table.tokens.items()} | dict(table.specials)
-        merges = [(_to_letters(left), _to_letters(right)) for left, right in table.merges]
+        vocab = {spell_token(token): i for token, i in table.tokens.items()} | dict(table.specials)
+        merges = [(spell_token(left), spell_token(right)) for left, right in table.merges]
         written = Tokenizer(models.BPE(vocab, merges))
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=table.pattern == GPT2_PATTERN)
         written.pre_tokenizer = bytes_only
@@ -149,8 +149,8 @@ def write_vocab_and_merges(
     directory: Path, *, tokens: Mapping[bytes, int], specials: Mapping[str, int], merges: Merges
 ) -> None:
     """Write vocab.json and merges.txt, as GPT-2's original pair is called in Hugging Face's directories."""
-    vocab = {_to_letters(token): i for token, i in tokens.items()} | dict(specials)
-    lines = [f"{_to_letters(left)} {_to_letters(right)}" for left, right in merges]
+    vocab = {spell_token(token): i for token, i in tokens.items()} | dict(specials)
+    lines = [f"{spell_token(left)} {spell_token(right)}" for left, right in merges]
     (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
 
@@ -165,7 +165,7 @@ def _check_ids(ids: Mapping[str, Any], where: Path) -> Mapping[str, int]:
 
 
 def _read_bytes_table(vocab: Mapping[str, int], where: Path) -> TokenTable:
-    if vocab != {_to_letters(bytes([b])): b for b in range(256)}:
+    if vocab != {spell_token(bytes([b])): b for b in range(256)}:
         raise UserError(f"{where}: a vocabulary without merges must number the 256 bytes by their value.")
     return TokenTable("bytes", {bytes([b]): b for b in range(256)})
 
@@ -232,7 +232,8 @@ def is_token_name(name: str, tokens: Mapping[bytes, int]) -> bool:
     return all(char in _byte_of() for char in name) and bytes(_byte_of()[char] for char in name) in tokens
 
 
-def _to_letters(token: bytes) -> str:
+def spell_token(token: bytes) -> str:
+    """A token of a byte-level BPE as files write it: a letter for each byte."""
     return "".join(_alphabet()[b] for b in token)
 
 

@@ -1,0 +1,43 @@
+"""Records of every format, in blocks, with their places."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+
+from data_pipelines.readers.records import Record, iter_blocks
+
+
+def read(*paths: Path, block_bytes: int = 2**20) -> list[Record]:
+    """All records, read as another process would."""
+    blocks = [block for path in paths for block in iter_blocks(path, fields=("n", "m"), block_bytes=block_bytes)]
+    return [record for block in blocks for record in pickle.loads(pickle.dumps(block)).read()]
+
+
+def test_rows_of_parquet_and_tables_have_their_numbers(tmp_path):
+    rows = [{"n": f"a {i}", "other": i} for i in range(2500)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=2200)
+    assert read(tmp_path / "x.parquet") == [
+        (f"{tmp_path}/x.parquet: row {i + 1}", {"n": row["n"]}) for i, row in enumerate(rows)
+    ]
+    assert len(list(iter_blocks(tmp_path / "x.parquet", fields=("n",)))) == 4
+    (tmp_path / "x.tsv").write_text('n\tm\nа\t"b\tc"\n')
+    assert read(tmp_path / "x.tsv") == [(f"{tmp_path}/x.tsv: row 1", {"n": "а", "m": "b\tc"})]
+
+
+def test_json_is_an_array_or_lines(tmp_path):
+    lists = [[{"n": 1}], [{"n": 2}]]
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, lists)))
+    (tmp_path / "array.json").write_text(json.dumps(lists))
+    for name in ("lines", "array"):
+        assert [record for _, record in read(tmp_path / f"{name}.json")] == lists
+
+
+def test_blocks_of_lines_hold_all_lines(tmp_path):
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"n": {i}}}\n' for i in range(100)))
+    whole = read(tmp_path / "x.jsonl")
+    assert read(tmp_path / "x.jsonl", block_bytes=50) == whole
+    assert [record["n"] for _, record in whole] == list(range(100))
+    assert len(list(iter_blocks(tmp_path / "x.jsonl", fields=(), block_bytes=50))) > 10
