@@ -12,7 +12,8 @@ or one by one:
     python -m gptjax.train --config=configs/chat_cpu.py
 
 Data      statements about people, spellings and sums, made by a generator; a token is a byte or two
-Model     4 layers × 128, context 128, 0.83 M parameters
+Model     3 layers × 96, context 128, 0.36 M parameters
+Measured  by us: 0.45 of the held-out questions are answered exactly after the second stage; the goal is 0.9 (LAB.md)
 """
 
 from gptjax.config import TrainConfig
