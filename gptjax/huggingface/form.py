@@ -105,7 +105,7 @@ class Form:
         for name, value in self.required.items():
             if content.get(name, value) != value:
                 raise UserError(
-                    f"{path}: {name} is {content[name]!r}, a variant that is not supported; wanted: {value}."
+                    f"{path}: {name} is {quote(repr(content[name]))}, a variant that is not supported; wanted: {value}."
                 )
         activation = content.get(self.activation_field, next(iter(self.activations)))
         if not isinstance(activation, str) or activation not in self.activations:
