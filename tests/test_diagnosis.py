@@ -41,6 +41,24 @@ def test_known_errors_are_explained_in_one_line(
     assert type(error).__name__ in file.read_text()
 
 
+NO_BACKEND = """
+from gptjax.core.errors import exit_on_user_error
+with exit_on_user_error():
+    import jax
+    jax.devices()
+"""
+
+
+def test_platform_without_a_device_is_one_line(tmp_path: Path):
+    variables = {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cuda"}
+    child = subprocess.run(
+        [sys.executable, "-c", NO_BACKEND], capture_output=True, text=True, check=False, env=variables
+    )
+    assert child.returncode == 2
+    assert "Unset JAX_PLATFORMS" in child.stderr
+    assert "Traceback" not in child.stderr
+
+
 def test_unknown_errors_are_left():
     assert explain_error(ValueError("Out of memory")) is None
     with pytest.raises(RuntimeError, match="a bug"), exit_on_user_error():

@@ -41,6 +41,9 @@ def explain_error(error: BaseException) -> str | None:
     """The cause of an error of JAX or of memory in one sentence, with what to do; None if it is not known."""
     if isinstance(error, MemoryError):
         return "the machine is out of memory. Lower --batch-size, or raise --grad-accum"
+    places = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and places and places[-1].filename.endswith("xla_bridge.py"):
+        return _EXPLANATIONS[1][1]  # jax 0.10.2 asserts that it has found a backend
     if not isinstance(error, RuntimeError):  # JaxRuntimeError is one, and so are the errors of a backend's start
         return None
     text = str(error)

@@ -78,7 +78,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, AssertionError) as error:
         if (meaning := explain_error(error)) is None:
             raise
         print(format_message(f"error: {meaning}\n{keep_traceback(error)}"), file=sys.stderr)
