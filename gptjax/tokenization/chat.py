@@ -83,8 +83,10 @@ class ChatEncoder:
     def _encode_turn(self, style: RoleFormat, content: str, *, scored: bool) -> Iterator[ScoredIds]:
         specials = self._tokenizer.specials
         yield mark(to_ids(specials[style.start]), False)
-        text, marks = encode_together(self._tokenizer, style.header, content)
-        yield text, marks * np.uint8(scored)
+        if scored:
+            yield encode_together(self._tokenizer, style.header, content)
+        else:
+            yield mark(self._tokenizer.encode(style.header + content), False)
         yield mark(to_ids(specials[style.end]), scored)
         yield mark(self._after[style.after], False)
 
@@ -106,7 +108,7 @@ def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTo
 
 def mark(tokens: Ids, scored: bool) -> ScoredIds:
     """Tokens that are all scored, or all not."""
-    return tokens, np.full(len(tokens), scored, np.uint8)
+    return tokens, (np.ones if scored else np.zeros)(len(tokens), np.uint8)
 
 
 def to_ids(token: int | None) -> Ids:
