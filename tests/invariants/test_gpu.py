@@ -15,6 +15,7 @@ from gptjax.model.attention import AttentionInputs, AttentionOptions, Sinks, att
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.kernels import KERNELS, Kernel, why_not, why_not_flash
+from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.trainer import train
 
@@ -67,7 +68,7 @@ def compute_attention(
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_flash_kernels_equal_the_formula(
-    dtype: str, kv_heads: int, num_sinks: int, window: int | None, documents: int, width: int
+    dtype: DType, kv_heads: int, num_sinks: int, window: int | None, documents: int, width: int
 ) -> None:
     """Every kernel that this GPU has for the case."""
     options: dict[str, Any] = {"num_sinks": num_sinks, "window": window, "documents": documents, "width": width}
@@ -75,7 +76,7 @@ def test_flash_kernels_equal_the_formula(
         num_heads=4, embed_dim=4 * width, num_kv_heads=kv_heads, num_sinks=num_sinks, long_window=window,
         intra_document_mask=documents > 0, compute=ComputeConfig(dtype=dtype),
     )  # fmt: skip
-    own = [kernel for kernel in KERNELS if why_not(kernel, config, length=256) is None]
+    own: list[Kernel] = [kernel for kernel in KERNELS if why_not(kernel, config, length=256) is None]
     if not own:
         pytest.skip(f"no kernel of this GPU can: {why_not_flash(config)}")
     expected = compute_attention("xla", "float32", kv_heads=kv_heads, **options)
