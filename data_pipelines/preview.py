@@ -83,8 +83,8 @@ def preview(request: Preview) -> None:
     """Print the rows."""
     is_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     painter = Painter(request.color == "always" or (request.color == "auto" and is_terminal))
-    legend = [painter.paint(text, kind) for text, kind in (("context", "context"), ("trained on", "trained"))]
-    print(f"{', '.join(legend)}, {painter.paint('special token', 'special')}, {painter.paint('cut', 'cut')}")
+    legend: dict[Kind, str] = {"context": "context", "trained": "trained on", "special": "special token", "cut": "cut"}
+    print(", ".join(painter.paint(text, kind) for kind, text in legend.items()))
     manifest = read_manifest(request.data)
     is_pairs = manifest is not None and manifest.request.get("kind") == KIND
     for line in (iter_pairs if is_pairs else iter_rows)(request, painter):
@@ -162,7 +162,11 @@ def paint_tokens(tokens: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer, 
         (True, True): "trained_special",
     }
     marked = zip(tokens.tolist(), trained.tolist(), strict=True)
-    groups = itertools.groupby(marked, key=lambda one: kinds[bool(one[1]), one[0] in specials])
+
+    def find_kind(one: tuple[int, bool]) -> Kind:
+        return kinds[bool(one[1]), one[0] in specials]
+
+    groups = itertools.groupby(marked, key=find_kind)
     return "".join(painter.paint(tokenizer.decode([token for token, _ in group]), kind) for kind, group in groups)
 
 

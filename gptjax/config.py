@@ -34,6 +34,12 @@ class TrainConfig:
     """Directory that holds runs."""
     steps: int = 1000
     """Optimizer steps in all. A resumed run goes on to this number."""
+    schedule_steps: int | None = None
+    """Length of the schedules. None: `steps` at the run's first start; a later `steps` does not move it."""
+    max_time: str | None = None
+    """Save and stop this long after the start of the command, with status 75: `90m`, `11.5h` or `11:30:00`."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a lower `checkpoint.best_metric`. None: never."""
     batch_size: int = 8
     """Sequences per optimizer step, over all devices and micro-batches."""
     grad_accum: int = 1
@@ -42,9 +48,9 @@ class TrainConfig:
     """Run directory whose weights (their average, if it keeps one) and model shape a new run starts from."""
     init_layers: tuple[int, ...] = ()
     """Layers of `init_from` that the model takes, counted from 0: a student with fewer layers. Empty: all."""
-    resume: Literal["auto", "force", "never"] = "auto"
+    resume: Literal["auto", "force", "never"] | int = "auto"
     """`auto` resumes if nothing that matters has changed; `force` resumes in any case; `never` refuses to touch a run
-    that exists."""
+    that exists; a number goes back to the checkpoint of that step, once, and keeps the later ones aside."""
     seed: int = 1337
     """Seed of initial weights, order of the data and dropout."""
     model: GPTConfig = GPTConfig()
@@ -68,9 +74,15 @@ class TrainConfig:
             raise UserError(f"name is {self.name!r}; it names a directory inside output_dir, so it has no slash.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
-        for field in ("steps", "max_consecutive_skips"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        for field in ("steps", "max_consecutive_skips", "schedule_steps", "patience"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise UserError(f"{field} is {value}; it must be at least 1.")
+        if "://" in self.output_dir:
+            raise UserError(
+                f"output_dir is {self.output_dir!r}: a run directory is a local path. Mount the bucket, with gcsfuse "
+                "for example, and give the path of the mount."
+            )
+        _ = self.max_seconds
         if self.init_layers and self.init_from is None:
             raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
         if self.lora.enabled and self.init_from is None:
@@ -85,6 +97,16 @@ class TrainConfig:
     @property
     def directory(self) -> Path:
         return expand_path(self.output_dir).absolute() / self.name
+
+    @property
+    def schedule_length(self) -> int:
+        """Steps in which schedules end."""
+        return self.steps if self.schedule_steps is None else self.schedule_steps
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds."""
+        return None if self.max_time is None else parse_duration(self.max_time, where="max_time")
 
     @property
     def batch(self) -> BatchSize:
@@ -139,6 +161,23 @@ class TrainConfig:
                 )
 
 
+def parse_duration(text: str, *, where: str) -> float:
+    """Seconds of `90s`, `90m`, `11.5h`, `2d`, `MM:SS`, `HH:MM:SS`; `where` begins the error."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    try:
+        if ":" in text:
+            parts = [float(part) for part in text.split(":")]
+            seconds = sum(part * 60**index for index, part in enumerate(reversed(parts)))
+            valid = len(parts) <= 3
+        else:
+            seconds, valid = float(text[:-1]) * units[text[-1:]], True
+    except (ValueError, KeyError):
+        seconds, valid = 0.0, False
+    if not valid or not 0 < seconds < float("inf"):
+        raise UserError(f"{where} is {text!r}; wanted a time such as 90m, 11.5h or 11:30:00.")
+    return seconds
+
+
 def load_config(spec: str | Path) -> TrainConfig:
     """The config in the file of this name: `quickstart`, `configs/quickstart.py` or any path."""
     return config_files.load_config_file(spec, TrainConfig)[0]
@@ -146,6 +185,9 @@ def load_config(spec: str | Path) -> TrainConfig:
 
 RESUME_MAY_CHANGE = (
     "steps",
+    "schedule_steps",
+    "max_time",
+    "patience",
     "mesh",
     "grad_accum",
     "evaluators",

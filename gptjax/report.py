@@ -11,16 +11,18 @@ from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.data.loader import BatchLoader
+from gptjax.huggingface.forms import choose_form
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
-from gptjax.run_dir import CHECKPOINTS
+from gptjax.run_dir import CHECKPOINTS, TOKENIZER_FILE
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.startup import Evaluators
 from gptjax.training.checkpoint_integrity import list_steps
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.stopping import Stop
 
 
 def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, evaluators: Evaluators) -> None:
@@ -44,7 +46,9 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         *(f"evaluated {protocol}" for protocol in evaluators.describe()),
     )
     if config.ema.enabled:
-        print_once(f"average   {config.ema.describe(steps=config.steps)}; it is evaluated, sampled and exported")
+        print_once(
+            f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
+        )
     print_once(*_describe_unjudged(config))
     if config.steps > 1 and _is_rising(config):
         print_once(f"note: the learning rate still rises at the last of {config.steps:,} steps: shorten its warm-up")
@@ -66,13 +70,13 @@ def _describe_unjudged(config: TrainConfig) -> list[str]:
 
 def _is_rising(config: TrainConfig) -> bool:
     before, last = (
-        float(config.optimizer.learning_rate_at(step, steps=config.steps))
+        float(config.optimizer.learning_rate_at(step, steps=config.schedule_length))
         for step in (config.steps - 2, config.steps - 1)
     )
     return last > before
 
 
-def print_summary(config: TrainConfig, command: str, *, stopped: int | None) -> None:
+def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) -> None:
     """Plot the losses, sum up, and print commands to type next."""
     if jax.process_index() != 0:
         return
@@ -100,7 +104,10 @@ def _print_results(config: TrainConfig) -> None:
     print_once(f"losses plotted in {picture}")
 
 
-def _print_commands(config: TrainConfig, command: str, *, stopped: int | None) -> None:
+def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) -> None:
+    if "--config" not in command:  # trained from Python
+        print_once(f"the run is in {config.directory}; train() with the same config resumes it")
+        return
     if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return
@@ -108,10 +115,17 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: int | None) -
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     longer = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
-    print_once(
-        "next:",
-        f"  {more}",
-        f"  sample    python -m gptjax.sample --checkpoint={run}",
-        f"  evaluate  python -m gptjax.evaluate --checkpoint={run}",
-        f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}",
-    )
+    lines = [f"  {more}", f"  evaluate  python -m gptjax.evaluate --checkpoint={run}"]
+    if (config.directory / TOKENIZER_FILE).is_file():
+        lines.insert(1, f"  sample    python -m gptjax.sample --checkpoint={run}")
+    if _is_exportable(config):
+        lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}")
+    print_once("next:", *lines)
+
+
+def _is_exportable(config: TrainConfig) -> bool:
+    try:
+        choose_form(config.model)
+    except UserError:
+        return False
+    return True

@@ -1,14 +1,21 @@
-"""Restores the state of a run, unless the run would learn something else from there on."""
+"""What a run that resumes takes over, and whether it would learn something else from there on."""
 
 from dataclasses import replace
+from typing import Any
 
 from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
+from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
+from gptjax.run_dir import CHECKPOINTS, ENVIRONMENT
+from gptjax.sharding.devices import list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
+from gptjax.training.checkpoint_format import read_metadata
+from gptjax.training.checkpoint_integrity import list_steps
+from gptjax.training.stages import Stage
 from gptjax.training.state import TrainState
 
 Fingerprints = dict[str, str | None]
@@ -23,7 +30,7 @@ def restore_state(
     modules: Modules | None = None,
 ) -> TrainState | None:
     """The state of the newest checkpoint; None if there is none. Raises where it would not be the same run."""
-    step = checkpoints.choose_step()
+    step = checkpoints.choose_step(config.resume if isinstance(config.resume, int) else None)
     if step is None:
         return None
     if config.resume == "never":
@@ -35,23 +42,21 @@ def restore_state(
             f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
         )
     metadata = checkpoints.read_metadata(step)
-    try:
-        saved = from_json(metadata.get("config", {}), TrainConfig, modules=modules, trusted=config, where="its config")
-    except UserError as error:
-        raise UserError(
-            f"{config.directory} cannot be resumed from step {step}: {error} "
-            "Or resume with the config file of this run, if that defines it."
-        ) from None
+    saved = read_saved_config(metadata.get("config", {}), config, step, modules=modules)
     reported, refused = compare_configs(saved, config)
     refused += _compare_history(saved, config, step)
     refused += _compare_fingerprints(metadata.get("fingerprints", {}), fingerprints)
     if refused and config.resume != "force":
         raise UserError(
             f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force."
+            "Undo the change, choose another --name, or resume in any case with --resume=force. Stages "
+            "(docs/resume.md) change the batch, the windows or the rate from a step on."
         )
     print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    print_once(*describe_rate_change(saved, config, step))
+    if changes := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
+        print_once(f"  not bit for bit from here on: {changes}")
+    optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
     has_ema = wanted and there
     target = training_state.abstract_state(config.model, optimizer, mesh=mesh, has_ema=has_ema, lora=config.lora)
@@ -78,3 +83,83 @@ def _compare_fingerprints(saved: Fingerprints, found: Fingerprints) -> list[str]
 
 def _shorten(fingerprint: str | None) -> str:
     return "none" if fingerprint is None else f"{fingerprint[:12]}…"
+
+
+def read_saved_config(content: Any, config: TrainConfig, step: int, *, modules: Modules | None) -> TrainConfig:
+    """The config of a checkpoint. A `UserError` says which class is missing."""
+    try:
+        return from_json(content, TrainConfig, modules=modules, trusted=config, where="its config")
+    except UserError as error:
+        raise UserError(
+            f"{config.directory} cannot be resumed from step {step}: {error} "
+            "Or resume with the config file of this run, if that defines it."
+        ) from None
+
+
+def find_saved_config(config: TrainConfig, modules: Modules | None = None) -> tuple[int, TrainConfig] | None:
+    """(step, config) of the checkpoint that a run will go on from, if it can be read; damage is reported later."""
+    for step in reversed(list_steps(config.directory / CHECKPOINTS)):
+        if isinstance(config.resume, int) and step != config.resume:
+            continue
+        try:
+            content = read_metadata(config.directory / CHECKPOINTS, step).get("config", {})
+            return step, read_saved_config(content, config, step, modules=modules)
+        except UserError:
+            continue
+    return None
+
+
+def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
+    """The config with the length of its schedules, and with the batches of the steps so far where a resume is forced.
+
+    A schedule is as long as the steps at the run's first start, unless `schedule_steps` says otherwise. With
+    `--resume=force` and another batch size, the steps so far become stages, so that no row is skipped or repeated.
+    """
+    found = find_saved_config(config, modules)
+    if found is None:
+        return replace(config, schedule_steps=config.schedule_length)
+    step, saved = found
+    if config.schedule_steps is None:
+        config = replace(config, schedule_steps=saved.schedule_length)
+    if config.resume == "force" and saved.history_until(step) != config.history_until(step):
+        config = _keep_batches(saved, config, step)
+    return config
+
+
+def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainConfig:
+    """The wanted config from this step on, with the saved batches before it."""
+    before = tuple(stage for stage in saved.stages if stage.begin < step)
+    now = next(phase for phase in reversed(wanted.phases) if phase.begin <= step)
+    change = Stage(
+        step,
+        batch_size=now.batch.size,
+        grad_accum=now.batch.grad_accum,
+        long_window=now.model.long_window,
+        short_window=now.model.short_window,
+        lr_scale=now.lr_scale,
+    )
+    later = tuple(stage for stage in wanted.stages if stage.begin > step)
+    # Stages that leave the batch unset take the config's, which is the saved one from now on.
+    later = tuple(
+        replace(
+            stage,
+            batch_size=wanted.batch_size if stage.batch_size is None else stage.batch_size,
+            grad_accum=wanted.grad_accum if stage.grad_accum is None else stage.grad_accum,
+        )
+        for stage in later
+    )
+    print_once(f"  --resume=force: the first {step:,} steps keep their batches; what follows reads the rows after them")
+    return replace(wanted, batch_size=saved.batch_size, grad_accum=saved.grad_accum, stages=(*before, change, *later))
+
+
+def describe_rate_change(saved: TrainConfig, config: TrainConfig, step: int) -> list[str]:
+    """A line if the learning rate of the next step is not what it would have been."""
+    old, new = (_rate_at(one, step) for one in (saved, config))
+    if abs(old - new) <= 1e-6 * max(abs(old), abs(new)):
+        return []
+    return [f"  the learning rate of step {step + 1:,} is {new:.3e}; without the change it would be {old:.3e}"]
+
+
+def _rate_at(config: TrainConfig, step: int) -> float:
+    scale = next(phase.lr_scale for phase in reversed(config.phases) if phase.begin <= step)
+    return scale * float(config.optimizer.learning_rate_at(step, steps=config.schedule_length))

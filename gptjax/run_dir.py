@@ -25,7 +25,7 @@ from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
 from gptjax.model.lora import LoRA
-from gptjax.sharding.devices import DType
+from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gptjax.training.checkpoint import restore_model, save_model
@@ -41,6 +41,7 @@ T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONSOLE_LOG = "console.log"
+ENVIRONMENT = "environment.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -187,7 +188,7 @@ def write_run_files(
     `checksums.json` lists them.
     """
     make_directories(directory)
-    contents = {"environment.json": json.dumps(collect_environment(), indent=2) + "\n", **(others or {})}
+    contents = {ENVIRONMENT: json.dumps(collect_environment(list_device_kinds()), indent=2) + "\n", **(others or {})}
     if source is not None:
         contents["config.py"] = source
     if tokenizer is not None:

@@ -1,7 +1,7 @@
 """Everything before the first step: config, data, state, evaluators and compiled programs, each opened once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,28 +19,37 @@ from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.initial_weights import load_start, report_merge
 from gptjax.metrics.logger import MetricLogger
+from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
-from gptjax.resume import Fingerprints
-from gptjax.run_dir import RunDir
+from gptjax.resume import Fingerprints, adopt_history
+from gptjax.run_dir import CHECKPOINTS, METRICS, RunDir
 from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
+from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
 from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
+from gptjax.training.stopping import list_losses
 
 
-def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple[TrainConfig, Tokenizer | None]:
-    """The config with its data prepared and its model's shape known, and the data's tokenizer."""
+def prepare_config(
+    config: TrainConfig, modules: Modules | None = None, *, typed: Collection[str] = ()
+) -> tuple[TrainConfig, Tokenizer | None]:
+    """The config with its data prepared, its history and its model's shape known, and the data's tokenizer.
+
+    `typed` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
+    """
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
+    config = adopt_history(config, modules)
     source, exists, new_tokens = None, False, config.lora.new_tokens
     if config.init_from is not None:  # once this run exists, its own directory says as much
         exists = (config.directory / "config.json").is_file()
@@ -51,6 +60,7 @@ def prepare_config(config: TrainConfig, modules: Modules | None = None) -> tuple
         layers = () if exists else config.init_layers
         new_tokens = source.config.lora.new_tokens if exists else new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
+        _check_typed(source, config, model, typed=typed)
         report_merge(source, config, model)
         if source.tokenizer and tokenizer:
             if tokenizer.extends(source.tokenizer):
@@ -135,6 +145,15 @@ def check_restorable(config: TrainConfig, modules: Modules | None = None) -> Non
         )
 
 
+def _check_typed(source: RunDir, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
+    for field, wanted, has in diff_configs(config.model, model):
+        if f"model.{field}" in typed:
+            raise UserError(
+                f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
+                f"{has}. Leave it out, or train a new model."
+            )
+
+
 def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
     """What the run asks of its data source."""
     return ReadSpec(
@@ -194,7 +213,7 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
     """Metrics of the evaluated weights; `val_loss_last` is the raw weights' loss once an average differs from them."""
     metrics = evaluate(merge_adapters(state.eval_model))
     compares = getattr(evaluate, "compares_raw_weights", False)
-    if compares and config.ema.has_started(int(state.step), steps=config.steps):
+    if compares and config.ema.has_started(int(state.step), steps=config.schedule_length):
         metrics |= {"val_loss_last": evaluate(merge_adapters(state.model))["val_loss"]}
     return metrics
 
@@ -215,7 +234,7 @@ def collect_fingerprints(
 
 def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     """A state at step 0: new weights, or those of `init_from`."""
-    optimizer = config.optimizer.build(steps=config.steps, mesh=mesh)
+    optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     has_ema = config.ema.enabled
     if config.init_from is None:
         return training_state.create_state(config.model, optimizer, seed=config.seed, mesh=mesh, has_ema=has_ema)
@@ -223,6 +242,20 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
     begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
     return begin(load_start(config, mesh))
+
+
+def open_checkpoints(config: TrainConfig) -> CheckpointManager:
+    """The checkpoints of a run, whose metrics.jsonl reaches the disk before one of them counts."""
+    return CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS)
+
+
+def read_losses(config: TrainConfig, *, before: int) -> list[float]:
+    """The losses of the evaluations so far, by the metric that judges weights; [] where the record is lost."""
+    try:
+        records = read_metrics(config.directory / METRICS)
+    except (UserError, OSError):
+        return []
+    return list_losses(records, config.checkpoint.best_metric, before=before)
 
 
 def compile_steps(
@@ -276,7 +309,7 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
         config.objective,
         config.optimizer,
         config=StepConfig(
-            steps=config.steps,
+            steps=config.schedule_length,
             seed=config.seed,
             ema=config.ema,
             model=phase.model,

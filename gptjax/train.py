@@ -41,7 +41,8 @@ def run(words: list[str]) -> int:
         from gptjax.trainer import train
     source = request.path.read_text(encoding="utf-8")
     command = shlex.join([*PROG.split(), *words])
-    return train(request.config, modules=request.modules, source=source, command=command)
+    typed = [path for path, _, _ in changes]
+    return train(request.config, modules=request.modules, source=source, command=command, typed=typed)
 
 
 if __name__ == "__main__":

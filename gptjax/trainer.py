@@ -1,6 +1,7 @@
 """The training loop."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.reference import prepare_second_model
 from gptjax.resume import restore_state
-from gptjax.run_dir import CHECKPOINTS, CONSOLE_LOG, METRICS, run_lock, write_run_files
+from gptjax.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
+from gptjax.training.stopping import Stop, StopRules
 
 
 def train(
@@ -28,6 +30,7 @@ def train(
     modules: Modules | None = None,
     source: str | None = None,
     command: str = "python -m gptjax.train",
+    typed: Collection[str] = (),
 ) -> int:
     """Train to the last step, or until a signal. Everything is saved in either case.
 
@@ -35,37 +38,40 @@ def train(
         modules: where a saved config of this run finds classes of the user's own, besides those of `config`.
         source: text of the config file, kept with the run.
         command: what a person typed, for the summary.
+        typed: paths of fields that the command line has set, such as `model.context_length`.
 
     Returns:
         0, or the status of `stop_status` after a signal: 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1.
     """
     with GracefulShutdown() as shutdown:
         try:
-            config, stopped = _train(config, modules, source=source, shutdown=shutdown)
+            config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown)
         except StopRequested as stop:
             print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
             return stop_status(stop.number)
+    if stopped is not None and stopped.signal is None:
+        print_once(f"stopped: {stopped.reason}")
     report.print_summary(config, command, stopped=stopped)
-    return stop_status(stopped) if stopped else 0
+    return 0 if stopped is None else stopped.status
 
 
 def _train(
-    config: TrainConfig, modules: Modules | None, *, source: str | None, shutdown: GracefulShutdown
-) -> tuple[TrainConfig, int | None]:
-    """Train, and return the config with everything resolved and the signal that ended the run."""
-    config, tokenizer = startup.prepare_config(config, modules)
+    config: TrainConfig,
+    modules: Modules | None,
+    *,
+    source: str | None,
+    typed: Collection[str],
+    shutdown: GracefulShutdown,
+) -> tuple[TrainConfig, Stop | None]:
+    """Train, and return the config with everything resolved and why the run ended early, if it did."""
+    began_at = time.monotonic()
+    config, tokenizer = startup.prepare_config(config, modules, typed=typed)
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
     config = startup.prepare_device(config)
     config.check_mesh(mesh)
-    with (
-        mesh.activate(),
-        run_lock(config.directory),
-        CheckpointManager(
-            config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS
-        ) as checkpoints,
-    ):
+    with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
         second = prepare_second_model(config, read_spec, mesh)
@@ -80,16 +86,32 @@ def _train(
         batches = BatchLoader(reader, read_spec, mesh=mesh)
         report.describe_run(config, mesh, batches, evaluators)
         with startup.open_logger(config, mesh, int(state.step)) as log:
+            start = int(state.step)
             with log.measure("compile"):
-                start = int(state.step)
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
-            saver = Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata)
+            saver = _make_saver(config, checkpoints, metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
+            rules = _make_rules(config, shutdown, start=start, began_at=began_at)
             loop = _Loop(config, evaluators, batches, train_step, log, saver, guard)
             shutdown.begin_training()
-            stopped = loop.run(state, shutdown)
-    return config, stopped
+            return config, loop.run(state, shutdown, rules)
+
+
+def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
+    check = config.data.check
+    return Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=check)
+
+
+def _make_rules(config: TrainConfig, shutdown: GracefulShutdown, *, start: int, began_at: float) -> StopRules:
+    """The reasons to stop early; evaluations before `start` count."""
+    return StopRules(
+        shutdown,
+        max_seconds=config.max_seconds,
+        patience=config.patience,
+        history=startup.read_losses(config, before=start),
+        began_at=began_at,
+    )
 
 
 @dataclass(frozen=True)
@@ -104,14 +126,15 @@ class _Loop:
     saver: Saver
     guard: NonFiniteGuard
 
-    def run(self, state: TrainState, shutdown: GracefulShutdown) -> int | None:
-        """Train from `state` to the last step, or until a signal, which is returned. The end is saved."""
+    def run(self, state: TrainState, shutdown: GracefulShutdown, rules: StopRules) -> Stop | None:
+        """Train from `state` to the last step, or until there is a reason to stop. The end is saved."""
         start, steps = int(state.step), self.config.steps
         batch_iterator = self.batches.iterate_from(start)
         for step in range(start, steps + 1):  # one more turn, to evaluate and save the last weights
-            loss, stopped = None, shutdown.get_signal(step)
-            if not stopped:
+            loss, stopped = None, rules.check(step)
+            if stopped is None:
                 loss, stopped = self._evaluate(step, state, shutdown)
+                stopped = stopped or rules.check_loss(loss)
             if step > start and (stopped or self._should_save(step, state)):
                 with self.log.measure("checkpoint"):
                     self.saver.save(step, state, loss=loss)
@@ -127,7 +150,7 @@ class _Loop:
             self.guard.check(step, metrics)
         return None
 
-    def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, int | None]:
+    def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, Stop | None]:
         """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
         loss = None
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
@@ -135,7 +158,7 @@ class _Loop:
                 with self.log.measure("evaluate"), shutdown.interruptible():
                     found = startup.evaluate_state(evaluator, state, self.config)
             except StopRequested as stop:
-                return loss, stop.number
+                return loss, Stop.by_signal(stop.number)
             self.log.write(step, found)
             value = found.get(self.config.checkpoint.best_metric)
             loss = value if isinstance(value, float) else loss

@@ -63,3 +63,40 @@ def test_incomplete_environment_is_explained(monkeypatch: pytest.MonkeyPatch):
 def test_variable_that_is_no_number_is_named(calls: list[dict]):
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
         initialize_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"})
+
+
+def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}
+    with pytest.raises(UserError, match="torchrun has started 8 processes"):
+        initialize_distributed(torchrun)
+    initialize_distributed(torchrun | {"WORLD_SIZE": "1"})
+    assert calls == []
+
+
+def test_double_precision_is_refused(calls: list[dict]):
+    with pytest.raises(UserError, match="JAX_ENABLE_X64 is set"):
+        initialize_distributed({"JAX_ENABLE_X64": "1"})
+    initialize_distributed({"JAX_ENABLE_X64": "0"})
+
+
+def test_node_list_with_text_behind_its_bracket_names_the_first_node(calls: list[dict]):
+    environment = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "5000"}
+    initialize_distributed(environment | {"SLURM_STEP_NODELIST": "node[3-4]-ib"})
+    (arguments,) = calls
+    assert arguments["coordinator_address"] == f"node3-ib:{5000 % 4096 + 61440}"
+    assert (arguments["num_processes"], arguments["process_id"]) == (2, 1)
+
+
+def test_waiting_says_for_whom_and_how_long(calls: list[dict], capsys: pytest.CaptureFixture[str]):
+    initialize_distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"})
+    assert "process 2 of 4: waiting for all of them at a:1, for up to 300 s" in capsys.readouterr().err
+
+
+def test_process_that_does_not_come_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def initialize(**_: object) -> None:
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
+    with pytest.raises(UserError, match=r"not all 4 processes came within 300 s \(DEADLINE_EXCEEDED"):
+        initialize_distributed(environment)

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,11 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     turns[0][1] = ("assistant", "red \x1b[31m")
     lines = [json.dumps([{"role": role, "content": text} for role, text in each]) for each in turns]
     (directory / "chat.jsonl").write_text("\n".join(lines))
-    request = {"source": str(directory / "chat.jsonl"), "tokenizer": str(directory / "plain"), "split": "none"}
+    request: dict[str, Any] = {
+        "source": str(directory / "chat.jsonl"),
+        "tokenizer": str(directory / "plain"),
+        "split": "none",
+    }
     prepare_chat(PrepareChat(**request, output=directory / "chat"))
     return directory / "chat"
 
@@ -57,7 +62,11 @@ def test_colors_are_those_of_the_kinds(chat: Path, capsys: pytest.CaptureFixture
 def test_pairs_are_shown_and_cut_at_the_context(chat: Path, capsys: pytest.CaptureFixture) -> None:
     pair = {"prompt": "say ", "chosen": "this and that", "rejected": "no"}
     (chat.parent / "pairs.jsonl").write_text(json.dumps(pair))
-    request = {"source": str(chat.parent / "pairs.jsonl"), "tokenizer": str(chat.parent / "plain"), "split": "none"}
+    request: dict[str, Any] = {
+        "source": str(chat.parent / "pairs.jsonl"),
+        "tokenizer": str(chat.parent / "plain"),
+        "split": "none",
+    }
     prepare_preferences(PreparePreferences(**request, output=chat.parent / "pairs"))
     preview(Preview(data=chat.parent / "pairs", context_length=8))
     out = capsys.readouterr().out

@@ -12,6 +12,7 @@ from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
 from gptjax.training.evaluators import BigramBaseline, ValidationLoss
 from gptjax.training.stages import Stage
+from gptjax.training.stopping import Stop
 
 COMMAND = "python -m gptjax.train --config=my.py"
 
@@ -70,7 +71,7 @@ def test_summary_without_checkpoint_names_the_command(
 ) -> None:
     config = replace(config, output_dir=str(tmp_path))
     write_metrics(config)
-    report.print_summary(config, COMMAND, stopped=2)
+    report.print_summary(config, COMMAND, stopped=Stop.by_signal(2))
     assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in capsys.readouterr().out
 
 
@@ -83,13 +84,14 @@ def test_summary_compares_with_bigram_and_names_commands(
     (step / "metadata").mkdir(parents=True)
     (step / "metadata" / "metadata").touch()
     (step / "commit_success.txt").touch()
+    (config.directory / "tokenizer.json").touch()
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=None)
     printed = capsys.readouterr().out
     assert "validation 3.0000 bits per byte; a bigram has 4.0000 (ratio 0.750)" in printed
     assert f"train on  {COMMAND} --steps=120" in printed
     assert "python -m gptjax.sample --checkpoint='" in printed
     assert (config.directory / "loss.png").is_file()
-    report.print_summary(config, f"{COMMAND} --steps=60", stopped=2)
+    report.print_summary(config, f"{COMMAND} --steps=60", stopped=Stop.by_signal(2))
     assert f"resume    {COMMAND} --steps=60" in capsys.readouterr().out
     report.print_summary(replace(config, evaluators=(ValidationLoss(tokens=9),)), COMMAND, stopped=None)
     assert "bits per byte" not in capsys.readouterr().out, "a part of the split is not comparable"

@@ -1,11 +1,14 @@
 """Saves by number and by time; a failed save is reported once, tried again, and ends no training."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoint_states import make_state
+from tiny import write_text_shards
 
 from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.saver import RETRY_SECONDS, Saver
 
@@ -95,3 +98,19 @@ def test_last_step_that_cannot_be_saved_is_an_error():
     checkpoints.full = False
     saver.finish(100, make_state(), loss=None)
     assert checkpoints.saved == [60, 100]
+
+
+def test_data_that_has_changed_ends_the_run_before_a_save(tmp_path: Path):
+    shards = write_text_shards(tmp_path / "shards")
+    data = TokenShards(path=str(shards))
+    data.open_stream("train")
+    checkpoints = FakeCheckpoints()
+    saver = Saver(checkpoints, CheckpointConfig(), steps=9, metadata={}, check_data=data.check)
+    saver.save(1, make_state(), loss=None)
+    file = shards / "train_000001.bin"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file}: its SHA-256 differs"):
+        saver.save(2, make_state(), loss=None)
+    assert checkpoints.attempts == [1]

@@ -35,18 +35,6 @@ READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
 # ArrayRecord's own tools number the files of a set behind the suffix.
 _NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
 _KNOWN = ".txt, .md, .rst, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
-PACKED = {
-    ".bz2": "bzip2 -dk",
-    ".xz": "xz -dk",
-    ".lz4": "lz4 -dk",
-    ".zip": "unzip",
-    ".7z": "7z x",
-    ".tar": "tar xf",
-    ".tgz": "tar xzf",
-    ".tar.gz": "tar xzf",
-    ".rar": "unrar x",
-}
-"""Endings of files to unpack first, and the command."""
 
 
 def find_reader(name: str) -> DocumentReader | None:
@@ -93,9 +81,6 @@ class Files:
 
 
 def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
-    for ending, command in sorted(PACKED.items(), key=lambda item: -len(item[0])):
-        if path.name.lower().endswith(ending):
-            raise UserError(f"{path}: is packed in a way that is not read here. Unpack it first: {command} {path.name}")
     with path.open("rb") as file:
         if b"\0" in file.read(2**16):
             raise UserError(

@@ -12,6 +12,19 @@ from typing import Any
 from gptjax.core.errors import UserError, format_message
 from gptjax.core.files import expand_path, hash_json
 
+PACKED = {
+    ".bz2": "bzip2 -dk",
+    ".xz": "xz -dk",
+    ".lz4": "lz4 -dk",
+    ".zip": "unzip",
+    ".7z": "7z x",
+    ".tar": "tar xf",
+    ".tgz": "tar xzf",
+    ".tar.gz": "tar xzf",
+    ".rar": "unrar x",
+}
+"""Endings of files to unpack first, and the command."""
+
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
@@ -36,7 +49,15 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     for file in found:
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
+        check_unpacked(file)
     return keep_training(spec, tuple(sorted(found)))
+
+
+def check_unpacked(file: Path) -> None:
+    """Raise `UserError`, with the command that unpacks it, for a file in a compression that is not read here."""
+    for ending, command in sorted(PACKED.items(), key=lambda item: -len(item[0])):
+        if file.name.lower().endswith(ending):
+            raise UserError(f"{file}: is packed in a way that is not read here. Unpack it first: {command} {file.name}")
 
 
 def keep_training(spec: str, paths: tuple[Path, ...]) -> tuple[Path, ...]:

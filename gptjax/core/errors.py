@@ -1,7 +1,7 @@
 """`UserError`, the exception for faults that a user can correct, and its exit code.
 
 It is raised wherever outside input (a config, a file, a command line) is wrong. Entry points turn it into a short
-message and exit code 2. Any other exception that escapes is a bug in gptjax and keeps its traceback.
+message and exit code 2. Any other exception that escapes is a bug in gptjax. It is one line and a traceback in a file.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from gptjax.core.diagnosis import explain_error, keep_traceback, report_bug
 from gptjax.core.early_exit import remove_early_handler
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -54,6 +55,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     """
     if not keeps_early_handler:
         remove_early_handler()
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = report_bug
     try:
         yield
     except UserError as error:
@@ -75,3 +78,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except (RuntimeError, MemoryError, AssertionError) as error:
+        if (meaning := explain_error(error)) is None:
+            raise
+        print(format_message(f"error: {meaning}\n{keep_traceback(error)}"), file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,31 +1,65 @@
 """Records the versions and the git commit that a run was made with."""
 
 import importlib.metadata
+import json
+import os
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("gptjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def collect_environment() -> dict[str, Any]:
-    """Return the git commit of this source tree (None outside one), the package versions and the platform, as JSON."""
+def collect_environment(devices: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the git commit of this source tree (None outside one), package versions, platform and devices, as JSON."""
     return {
         "git": read_git_state(Path(__file__)),
         "python": platform.python_version(),
-        "packages": {name: _find_version(name) for name in _PACKAGES},
+        "packages": collect_versions(),
         "platform": platform.platform(),
+        "cores": count_cores(),
+        "devices": list(devices),
     }
+
+
+def collect_versions() -> dict[str, str | None]:
+    """Versions of the packages that numbers depend on."""
+    return {name: find_version(name) for name in _PACKAGES}
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_environment_change(path: Path, devices: Sequence[str]) -> str | None:
+    """How versions, cores and devices differ from those in an environment.json, in words; None if they do not."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        packages = dict(old["packages"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    new = collect_versions()
+    changes = [f"{name} {packages[name]} → {new[name]}" for name in new if packages.get(name) not in (None, new[name])]
+    for name, now in (("cores", count_cores()), ("devices", list(devices))):
+        if old.get(name) not in (None, now):
+            changes.append(f"{name} {_shorten(old[name])} → {_shorten(now)}")
+    return ", ".join(changes) or None
+
+
+def _shorten(value: Any) -> str:
+    return f"{len(value)} × {value[0]}" if isinstance(value, list) and value else str(value)
 
 
 def print_versions() -> None:
     """Print the versions of gptjax, Python, the main packages and, last, the devices that JAX finds."""
-    print(f"gptjax {_find_version('gptjax') or '(not installed; this is its source tree)'}")
+    print(f"gptjax {find_version('gptjax') or '(not installed; this is its source tree)'}")
     print(f"python {platform.python_version()}")
     for name in _PACKAGES[1:]:
-        print(f"{name} {_find_version(name) or '(not installed)'}")
+        print(f"{name} {find_version(name) or '(not installed)'}")
     import jax  # starts a backend
 
     kinds = Counter(device.device_kind for device in jax.devices())
@@ -42,7 +76,8 @@ def read_git_state(file: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(_run_git(file, "status", "--porcelain", "--untracked-files=no"))}
 
 
-def _find_version(package: str) -> str | None:
+def find_version(package: str) -> str | None:
+    """Version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -29,6 +29,9 @@ REPORT_BYTES = 2 * 10**9
 FileStates = dict[str, list[int | str]]
 """[size, time of change, ctime, wanted SHA-256] by file name."""
 
+_checked: dict[Path, FileStates] = {}
+"""States that this process has checked, by directory: a read-only one keeps none."""
+
 
 def check_unchanged(directory: AnyPath, *, read_all: bool = False) -> None:
     """Raise a `UserError` that names the first file whose content is not what the manifest says.
@@ -40,7 +43,8 @@ def check_unchanged(directory: AnyPath, *, read_all: bool = False) -> None:
     if manifest is None:
         return
     listed, states = manifest.files | manifest.sidecars, _stat_files(folder, manifest)
-    known = {} if read_all else _read_states(folder)
+    is_kept = (folder / VERIFIED_FILE).is_file()
+    known = {} if read_all else _read_states(folder) if is_kept else _checked.get(folder.absolute(), {})
     new = [name for name, state in states.items() if known.get(name) != state]
     size = sum((folder / name).stat().st_size for name in new)
     if size > REPORT_BYTES:
@@ -50,6 +54,7 @@ def check_unchanged(directory: AnyPath, *, read_all: bool = False) -> None:
             if found != listed[name].sha256:
                 what = f"its SHA-256 differs from {MANIFEST_NAME}; the content has changed"
                 raise UserError(f"{folder / name}: {what}. {PREPARE_AGAIN}")
+    _checked[folder.absolute()] = states
     if new:
         with suppress(OSError):  # the directory may be read-only
             write_atomically(folder / VERIFIED_FILE, json.dumps(states))

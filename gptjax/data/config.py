@@ -87,6 +87,9 @@ class TokenShards(DataSource):
         check_unchanged(self._directory)
         return stream
 
+    def check(self) -> None:
+        check_unchanged(self._directory)
+
     @property
     def _directory(self) -> str:
         path = self.resolve().path
@@ -131,6 +134,10 @@ class Mixture(DataSource):
                 f"data: a mixture of {len(self.components)} components with validation = {self.validation}; wanted at "
                 "least one component, and the number of one of them, counted from 0."
             )
+
+    def check(self) -> None:
+        for one in self.components:
+            one.data.check()
 
     def resolve(self) -> "Mixture":
         return replace(self, components=tuple(replace(one, data=one.data.resolve()) for one in self.components))

@@ -117,6 +117,9 @@ class DataSource(Protocol):
         """The rows of a split in their order, of the kind `spec.rows`, for objectives that read whole documents."""
         return None
 
+    def check(self) -> None:
+        """Raise a `UserError` that names what has changed since the run opened the data. Called at every save."""
+
     def history_until(self, step: int) -> str:
         """What the steps before this one read, as far as the config decides it; compared when a run resumes."""
         return ""

@@ -144,8 +144,8 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         for number, item in enumerate(value):
             yield from _flatten(item, f"{name}[{number}]")
     elif value not in (None, []):
-        is_path = isinstance(value, str) and PurePath(value).is_absolute()
-        yield name, PurePath(value).name if is_path else value
+        path = PurePath(value) if isinstance(value, str) else None
+        yield name, path.name if path is not None and path.is_absolute() else value
 
 
 def _describe_losses(facts: CardFacts) -> list[str]:

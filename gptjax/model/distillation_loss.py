@@ -62,7 +62,8 @@ def distillation_loss(
     options: DistillationOptions,
 ) -> DistillationSums:
     """The summed loss and its terms. Only `loss` has a gradient, for `hidden` and `head`."""
-    loss, terms = _sum_loss(options, hidden, head, targets, teacher_hidden, teacher_head)
+    result: Any = _sum_loss(options, hidden, head, targets, teacher_hidden, teacher_head)
+    loss, terms = result
     return DistillationSums(loss, *terms)
 
 

@@ -3,13 +3,17 @@
 The peak of a device that is not in the table is None, and then no MFU is logged: no figure is better than a wrong one.
 """
 
+import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from gptjax.core.provenance import find_version
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 """The names of a GPU's platform."""
@@ -114,3 +118,23 @@ def target_device() -> Any:
     """The device that is compiled for: one of the active mesh, which need not be here, or else the default one."""
     here, target = jax.devices()[0], jax.sharding.get_abstract_mesh().abstract_device
     return here if target is None or target.platform == here.platform else target
+
+
+def list_device_kinds() -> list[str]:
+    """The kind of each device of all processes, such as `NVIDIA H200`."""
+    return [device.device_kind for device in jax.devices()]
+
+
+def describe_unused_gpu(environment: Mapping[str, str] = os.environ, *, root: Path = Path("/dev")) -> str | None:
+    """A warning if this machine has an NVIDIA GPU and JAX computes on the CPU though nobody asked for that."""
+    gpus = sorted(root.glob("nvidia[0-9]*"))
+    asked = environment.get("JAX_PLATFORMS", "").startswith("cpu") or environment.get("CUDA_VISIBLE_DEVICES") == ""
+    if not gpus or asked or jax.default_backend() != "cpu":
+        return None
+    names = ("jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin")
+    versions = [f"{name} {version}" for name in names if (version := find_version(name))]
+    return (
+        f"WARNING: this machine has {len(gpus)} GPU(s), and JAX does not use them: the run is on the CPU. Installed: "
+        f"{', '.join(versions)}. The plugin must have jaxlib's version: pip install -U 'jax[cuda12]'. "
+        "JAX_PLATFORMS=cpu hides this warning."
+    )

@@ -1,11 +1,16 @@
 """Join the processes of a run over several hosts."""
 
 import os
+import re
+import sys
 from collections.abc import Mapping
 
 import jax
 
 from gptjax.core.errors import UserError
+
+WAIT_SECONDS = 300
+"""Time in which all processes of a run must have started, by JAX's default."""
 
 
 def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
@@ -22,19 +27,64 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
 
     Otherwise this does nothing. Raises a UserError for an incomplete or invalid description.
     """
+    check_environment(environment)
     if not _has_several_processes(environment) or jax.distributed.is_initialized():
         return
+    address, count, process = _read_slurm(environment) or (
+        environment.get("JAX_COORDINATOR_ADDRESS"),
+        _read_integer(environment, "JAX_NUM_PROCESSES"),
+        _read_integer(environment, "JAX_PROCESS_ID"),
+    )
+    total = count or environment.get("SLURM_NTASKS")
+    if total is not None:
+        rank = process if process is not None else environment.get("SLURM_PROCID", "?")
+        print(
+            f"process {rank} of {total}: waiting for all of them at {address or 'the coordinator'}, for up to "
+            f"{WAIT_SECONDS} s",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         jax.distributed.initialize(
-            coordinator_address=environment.get("JAX_COORDINATOR_ADDRESS"),
-            num_processes=_read_integer(environment, "JAX_NUM_PROCESSES"),
-            process_id=_read_integer(environment, "JAX_PROCESS_ID"),
+            coordinator_address=address,
+            num_processes=count,
+            process_id=process,
         )
+    except RuntimeError as error:
+        message = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"not all {total or ''} processes came within {WAIT_SECONDS} s ({message}). Start the command once each, "
+            "or, for a single process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
+        ) from error
     except ValueError as error:
         raise UserError(
             f"The environment asks for several processes, but describes them incompletely: {error} "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset the variable that asks."
         ) from error
+
+
+def check_environment(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise a UserError for variables with which a run would go wrong."""
+    if environment.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on"):
+        raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
+    workers = environment.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in environment and workers != "1" and "JAX_COORDINATOR_ADDRESS" not in environment:
+        raise UserError(
+            f"torchrun has started {workers} processes, but one process of JAX uses all devices of a machine. Start "
+            "python -m gptjax.train without torchrun. Several machines: launch/README.md."
+        )
+
+
+def _read_slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """(coordinator, processes, number of this one) for a list of nodes that JAX reads wrongly, such as `n[3-4]-ib`."""
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
+    found = re.match(r"([^\[,]*)\[(\d+)[^\]]*\]([^,\[]+)", nodes)
+    count, process = _read_integer(environment, "SLURM_NTASKS"), _read_integer(environment, "SLURM_PROCID")
+    if found is None or count is None or process is None or "JAX_COORDINATOR_ADDRESS" in environment:
+        return None
+    # The port that JAX derives from the job's number, too.
+    port = int(environment.get("SLURM_JOB_ID", "0")) % 2**12 + (65535 - 2**12 + 1)
+    return f"{found[1]}{found[2]}{found[3]}:{port}", count, process
 
 
 def _has_several_processes(environment: Mapping[str, str]) -> bool:

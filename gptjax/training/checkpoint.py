@@ -5,8 +5,7 @@ one that is being written. `gptjax.training.checkpoint_format` describes what is
 """
 
 import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.experimental import multihost_utils
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
-from gptjax.core.files import make_directories, sync_path
+from gptjax.core.files import make_directories
 from gptjax.core.lazy import LazyModule
 from gptjax.training.checkpoint_format import (
     COUNTERS,
@@ -38,14 +36,8 @@ from gptjax.training.checkpoint_format import (
     report_write_errors,
     unflatten_by_name,
 )
-from gptjax.training.checkpoint_integrity import (
-    UNFINISHED,
-    commit_checkpoint,
-    complete_steps,
-    describe_incomplete,
-    find_damage_once,
-    list_steps,
-)
+from gptjax.training.checkpoint_integrity import UNFINISHED, commit_checkpoint, complete_steps
+from gptjax.training.checkpoint_rotation import ALL_DAMAGED, choose_step, clear_unfinished, go_back, prune
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -59,10 +51,6 @@ else:
     gpt = LazyModule("gptjax.model.gpt")
     loss_scale = LazyModule("gptjax.training.loss_scale")
     training_state = LazyModule("gptjax.training.state")
-
-_ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
-_ALL_DAMAGED = -2
-_DELETED = ".deleted"
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ class CheckpointManager:
         self._record = record
         if jax.process_index() == 0:
             make_directories(self._directory)
-            _clear_unfinished(self._directory)
+            clear_unfinished(self._directory)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints cleared")
         self._config = config
@@ -132,13 +120,11 @@ class CheckpointManager:
         *,
         metadata: dict[str, Any],
         val_loss: float | None,
-        before_commit: Callable[[], None] | None = None,
     ) -> None:
         """Save in the background. Returns once `state` may be donated; a step that exists already is not saved again.
 
-        `metadata` is JSON. `val_loss` is the value of `best_metric`. `before_commit` runs in the background before the
-        checkpoint counts; if it raises, the checkpoint does not count. Raises a UserError if the previous save failed,
-        or if a later step exists.
+        `metadata` is JSON. `val_loss` is the value of `best_metric`. Raises a UserError if the previous save
+        failed, or if a later step exists.
         """
         self.wait()
         existing = self.steps
@@ -158,7 +144,7 @@ class CheckpointManager:
             self._checkpointer.save(path.with_name(path.name + UNFINISHED), args=args, force=True)
         is_recorded = self._record is not None and self._record.is_file()
         records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
-        self._pending = self._background.submit(self._finish, path, records, before_commit)
+        self._pending = self._background.submit(self._finish, path, records)
 
     def wait(self) -> None:
         """Wait until all saves are on disk. Raises a UserError if one could not be written."""
@@ -172,13 +158,12 @@ class CheckpointManager:
         """Whether a save that `wait` has not seen yet has ended, well or not."""
         return self._pending is not None and self._pending.done()
 
-    def _finish(self, path: Path, records: dict[Path, int], before_commit: Callable[[], None] | None) -> None:
+    def _finish(self, path: Path, records: dict[Path, int]) -> None:
         self._checkpointer.wait_until_finished()
-        if before_commit is not None:
-            before_commit()
         if jax.process_index() == 0:
             commit_checkpoint(path, records=records)
-            _prune(self._directory, self._config)
+            config = self._config
+            prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
 
     @contextmanager
     def _report_failed_save(self) -> Iterator[None]:
@@ -191,22 +176,27 @@ class CheckpointManager:
                 self._checkpointer.wait_until_finished()
             with suppress(OSError):
                 if jax.process_index() == 0:
-                    _clear_unfinished(self._directory)
+                    clear_unfinished(self._directory)
             raise
 
-    def choose_step(self) -> int | None:
+    def choose_step(self, back_to: int | None = None) -> int | None:
         """The newest step to go on from, agreed on by all processes; None if nothing was saved.
+
+        With `back_to` the steps after that one are kept as `STEP.after_BACK_TO`. That happens once: where such a
+        directory exists, the run has gone back already and goes on.
 
         Damaged ones are passed over with a warning and kept as `STEP.damaged`. Reads every byte of the chosen step.
 
         Raises:
             UserError: there are checkpoints, and all are damaged.
         """
-        chosen = _choose_step(self._directory) if jax.process_index() == 0 else None
+        if jax.process_index() == 0 and back_to is not None:
+            go_back(self._directory, back_to)
+        chosen = choose_step(self._directory) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             chosen = int(multihost_utils.broadcast_one_to_all(-1 if chosen is None else chosen))
             chosen = None if chosen == -1 else chosen
-        if chosen == _ALL_DAMAGED:
+        if chosen == ALL_DAMAGED:
             raise UserError(f"{self._directory} has no undamaged checkpoint left. Move it away to begin anew.")
         return chosen
 
@@ -298,48 +288,3 @@ def _begin_loss_scale(abstract: "loss_scale.LossScale | None") -> "loss_scale.Lo
         return None
     place = lambda array, target: jax.device_put(array, target.sharding)
     return jax.tree.map(place, loss_scale.LossScale.create(), abstract)
-
-
-def _prune(directory: Path, config: CheckpointConfig) -> None:
-    """Delete the checkpoints that need not be kept.
-
-    Each is renamed first: a deletion in place that is killed would leave a directory that looks complete.
-    """
-    steps = complete_steps(directory)
-    kept = {*steps[-config.keep :], *([find_best_step(directory)] if config.keep_best else [])}
-    if config.keep_every is not None:
-        kept |= {step for step in steps if step % config.keep_every == 0}
-    for step in set(steps) - kept:
-        renamed = directory / f"{step}{_DELETED}"
-        (directory / str(step)).rename(renamed)
-        sync_path(directory)
-        shutil.rmtree(renamed)
-
-
-def _clear_unfinished(directory: Path) -> None:
-    """Delete the remains of killed saves and deletions; rename an incomplete step, such as an unfinished copy."""
-    for path in directory.iterdir():
-        if _ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED)):
-            shutil.rmtree(path)
-        elif path.name.isdecimal() and (problem := describe_incomplete(path)):
-            print_once(f"warning: {problem}. This checkpoint is passed over and kept as {path.name}.incomplete.")
-            _set_aside(path, "incomplete")
-
-
-def _choose_step(directory: Path) -> int | None:
-    existing = list_steps(directory)
-    for step in reversed(existing):
-        if not (damage := find_damage_once(directory / str(step))):
-            return step
-        for line in damage:
-            print_once(f"warning: {line}. Checkpoint {step} is passed over and kept as {step}.damaged.")
-        _set_aside(directory / str(step), "damaged")
-    aside = [path for path in directory.iterdir() if path.name.endswith((".incomplete", ".damaged"))]
-    return _ALL_DAMAGED if aside else None
-
-
-def _set_aside(path: Path, why: str) -> None:
-    renamed = path.with_name(f"{path.name}.{why}")
-    shutil.rmtree(renamed, ignore_errors=True)
-    path.rename(renamed)
-    sync_path(path.parent)

@@ -29,15 +29,15 @@ class Saver:
         *,
         steps: int,
         metadata: dict[str, Any],
-        before_commit: Callable[[], None] | None = None,
+        check_data: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`steps` is the length of the run, `metadata` is saved with each checkpoint, `clock` returns seconds.
 
-        `before_commit` is that of `CheckpointManager.save`.
+        `check_data` raises a UserError if the data has changed since the run began to read it.
         """
         self._checkpoints, self._config, self._steps, self._metadata = checkpoints, config, steps, metadata
-        self._before_commit, self._clock = before_commit, clock
+        self._check_data, self._clock = check_data, clock
         self._saved_at = clock()
         self._saving: int | None = None
         self._failed_at: float | None = None
@@ -56,14 +56,14 @@ class Saver:
     def save(self, step: int, state: TrainState, *, loss: float | None) -> None:
         """Save in the background; `loss` is that of these weights by the config's `best_metric`, if it was measured.
 
-        What cannot be written is reported, and training may go on.
+        What cannot be written is reported, and training may go on. Raises a UserError for data that has changed.
         """
         self._wait()
+        if self._check_data is not None:
+            self._check_data()
         self._saved_at, self._saving = self._clock(), step
         try:
-            self._checkpoints.save(
-                step, state, metadata=self._metadata, val_loss=loss, before_commit=self._before_commit
-            )
+            self._checkpoints.save(step, state, metadata=self._metadata, val_loss=loss)
         except UserError as error:
             self._report(error)
 

@@ -119,7 +119,14 @@ def place_section(base: TrainConfig, section: Any) -> TrainConfig:
 
 
 PROGRAM: dict[type, dict[str, Any]] = {
-    TrainConfig: {"seed": 1, "steps": 20, "batch_size": 16, "grad_accum": 2, "stages": (Stage(1, batch_size=16),)},
+    TrainConfig: {
+        "seed": 1,
+        "steps": 20,
+        "schedule_steps": 20,
+        "batch_size": 16,
+        "grad_accum": 2,
+        "stages": (Stage(1, batch_size=16),),
+    },
     Stage: {"begin": 2, "batch_size": 32, "grad_accum": 2, "long_window": 7, "short_window": 5, "lr_scale": 3.0},
     GPTConfig: {
         "num_layers": 3,
@@ -226,6 +233,8 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "init_layers": ((0,), "data"),
         "max_consecutive_skips": (4, "skips"),
         "resume": ("never", "resume"),
+        "max_time": ("1s", "stop"),
+        "patience": (2, "stop"),
     },
     LoRA: {
         "rank": (2, "adapters"),

@@ -55,8 +55,10 @@ from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.evaluators import EvalContext, Evaluator
 from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.objective import Objective
+from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState, abstract_state, create_state
+from gptjax.training.stopping import StopRules
 
 from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
@@ -210,6 +212,19 @@ def list_steps_by_time(config: TrainConfig, directory: Path) -> list[int]:
         return [step for step in range(1, 12) if saver.is_due(step)]
 
 
+def find_stop(config: TrainConfig) -> int | None:
+    """The evaluation after which a run stops whose loss rises and whose evaluations take ten minutes."""
+    seconds = itertools.count(step=600.0)
+    rules = StopRules(
+        GracefulShutdown(),
+        max_seconds=config.max_seconds,
+        patience=config.patience,
+        began_at=0.0,
+        clock=lambda: next(seconds),
+    )
+    return next((n for n in range(9) if rules.check(n) or rules.check_loss(float(n))), None)
+
+
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
     """Printed lines and written files of twelve steps, and the arguments of Weights & Biases."""
     calls = []
@@ -265,6 +280,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "data": lambda config, *_: identify_data(config),
     "rows": lambda config, *_: read_rows(config),
     "prefetch": lambda config, *_: record_prefetch(config),
+    "stop": lambda config, *_: find_stop(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
     "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),

@@ -18,12 +18,12 @@ TRAINING = (
         ('steps[::-1] if which == "latest"', 'steps if which == "latest"'),
     ),
     *mutate(
-        "gptjax/training/checkpoint.py",
+        "gptjax/training/checkpoint_rotation.py",
         "test_checkpoint.py::test_prune_keeps_the_newest_and_the_best",
         # One checkpoint too many is kept.
-        ("steps[-config.keep :]", "steps[-config.keep - 1 :]"),
+        ("steps[-keep:]", "steps[-keep - 1 :]"),
         # The best is kept where it should not be.
-        ("if config.keep_best else []", "if not config.keep_best else []"),
+        ("if keep_best else []", "if not keep_best else []"),
     ),
     *mutate(
         "gptjax/training/checkpoint.py",

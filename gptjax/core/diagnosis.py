@@ -1,0 +1,91 @@
+"""What errors of JAX and of the system mean, and where their tracebacks go."""
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from gptjax.core.console import console_log_directory
+
+SHOW_VARIABLE = "GPTJAX_TRACEBACK"
+_EXPLANATIONS = (
+    (
+        ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY"),
+        "the device is out of memory. Raise --grad-accum, lower --batch-size, give --model.compute.remat=full, or "
+        "divide the model: --mesh=fsdp",
+    ),
+    (
+        ("Unable to initialize backend", "Unknown backend", "No visible GPU", "CUDA_ERROR_NO_DEVICE"),
+        "JAX cannot use the device that JAX_PLATFORMS asks for. Unset JAX_PLATFORMS, or install the device's plugin, "
+        "such as 'gptjax[cuda12]', in the version of jaxlib",
+    ),
+    (
+        (
+            "Barrier timed out",
+            "DEADLINE_EXCEEDED",
+            "Connection closed by peer",
+            "heartbeat",
+            "UNAVAILABLE",
+            "Connection re",
+        ),
+        "another process of this run has ended or does not answer. Look for the reason in its output, and give the "
+        "same command again on all",
+    ),
+)
+
+
+def explain_error(error: BaseException) -> str | None:
+    """The cause of an error of JAX or of memory in one sentence, with what to do; None if it is not known."""
+    if isinstance(error, MemoryError):
+        return "the machine is out of memory. Lower --batch-size, or raise --grad-accum"
+    places = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and places and places[-1].filename.endswith("xla_bridge.py"):
+        return _EXPLANATIONS[1][1]  # jax 0.10.2 asserts that it has found a backend
+    if not isinstance(error, RuntimeError):  # JaxRuntimeError is one, and so are the errors of a backend's start
+        return None
+    text = str(error)
+    for signs, meaning in _EXPLANATIONS:
+        if any(sign in text for sign in signs):
+            first = text.strip().splitlines()[0] if text.strip() else ""
+            return f"{meaning}. ({first[:160]})"
+    return None
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _EXPLANATIONS[2][0])
+
+
+def shows_tracebacks() -> bool:
+    """Whether tracebacks go to the terminal: `GPTJAX_TRACEBACK=1`."""
+    return os.environ.get(SHOW_VARIABLE, "0") not in ("", "0")
+
+
+def keep_traceback(error: BaseException) -> str:
+    """Write the traceback into a file of the run directory, or else of the system's temporary directory; say where."""
+    lines = "".join(traceback.format_exception(error))
+    if shows_tracebacks():
+        print(lines, file=sys.stderr)
+        return "its traceback is above"
+    name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for directory in (console_log_directory(), Path(tempfile.gettempdir())):
+        if directory is None:
+            continue
+        try:
+            (directory / name).write_text(lines, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return f"traceback: {directory / name} ({SHOW_VARIABLE}=1 shows it here)"
+    return f"{SHOW_VARIABLE}=1 shows its traceback"
+
+
+def report_bug(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """A `sys.excepthook`: one line for an error that nobody expected, and its traceback in a file."""
+    if shows_tracebacks() or not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, place)
+        return
+    first = str(error).strip().splitlines()[:1] or [""]
+    print(f"error: {kind.__name__}: {first[0][:300]}\n  {keep_traceback(error)}", file=sys.stderr)

@@ -1,0 +1,95 @@
+"""Errors of JAX and of the system are one line with what to do; a traceback goes to a file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptjax.core.console import keep_console_log, safe_console
+from gptjax.core.diagnosis import explain_error, keep_traceback
+from gptjax.core.errors import exit_on_user_error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("Unable to initialize backend 'cuda': no plugin\nmore"), "Unset JAX_PLATFORMS"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "Raise --grad-accum"),
+        (MemoryError(), "the machine is out of memory"),
+        (RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [1.2.3.4]"), "another process"),
+    ],
+)
+def test_known_errors_are_explained_in_one_line(
+    error: Exception, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("GPTJAX_TRACEBACK", raising=False)
+
+    def fail() -> None:
+        with safe_console(), exit_on_user_error():
+            keep_console_log(tmp_path / "console.log")
+            raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        fail()
+    assert stopped.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert words in first
+    (file,) = tmp_path.glob("traceback-*.txt")
+    assert str(file) in second
+    assert type(error).__name__ in file.read_text()
+
+
+NO_BACKEND = """
+from gptjax.core.errors import exit_on_user_error
+with exit_on_user_error():
+    import jax
+    jax.devices()
+"""
+
+
+def test_platform_without_a_device_is_one_line(tmp_path: Path):
+    variables = {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cuda"}
+    child = subprocess.run(
+        [sys.executable, "-c", NO_BACKEND], capture_output=True, text=True, check=False, env=variables
+    )
+    assert child.returncode == 2
+    assert "Unset JAX_PLATFORMS" in child.stderr
+    assert "Traceback" not in child.stderr
+
+
+def test_unknown_errors_are_left():
+    assert explain_error(ValueError("Out of memory")) is None
+    with pytest.raises(RuntimeError, match="a bug"), exit_on_user_error():
+        raise RuntimeError("a bug")
+
+
+BUG = """
+from gptjax.core.errors import exit_on_user_error
+with exit_on_user_error():
+    raise ZeroDivisionError("nobody expected this")
+"""
+
+
+def test_bug_is_one_line_and_a_file(tmp_path: Path):
+    run = lambda **variables: subprocess.run(
+        [sys.executable, "-c", BUG],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"TMPDIR": str(tmp_path), **variables},
+    )
+    child = run(PYTHONPATH=":".join(sys.path))
+    first, second = child.stderr.splitlines()
+    assert (child.returncode, first) == (1, "error: ZeroDivisionError: nobody expected this")
+    (file,) = tmp_path.glob("traceback-*.txt")
+    assert str(file) in second
+    assert "Traceback" in file.read_text()
+    assert "Traceback" in run(PYTHONPATH=":".join(sys.path), GPTJAX_TRACEBACK="1").stderr
+
+
+def test_traceback_goes_to_the_terminal_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("GPTJAX_TRACEBACK", "1")
+    assert keep_traceback(ValueError("shown")) == "its traceback is above"
+    assert "ValueError: shown" in capsys.readouterr().err

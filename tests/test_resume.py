@@ -1,0 +1,74 @@
+"""What a run that resumes takes over: the length of its schedules, and the batches of a forced resume."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from checkpoint_states import make_state, save_steps
+from tiny import tiny_config
+
+from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
+from gptjax.core.serialization import to_json
+from gptjax.resume import adopt_history, describe_rate_change
+from gptjax.run_dir import CHECKPOINTS
+from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.training.stages import Stage
+
+
+def save(config: TrainConfig, step: int) -> None:
+    with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        checkpoints.save(step, make_state(), metadata={"config": to_json(config)}, val_loss=None)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return tiny_config(tmp_path / "shards", steps=100)
+
+
+def test_schedules_are_as_long_as_the_steps_of_the_first_start(config: TrainConfig):
+    assert adopt_history(config).schedule_steps == 100
+    save(adopt_history(config), 50)
+    longer = replace(config, steps=200)
+    assert adopt_history(longer) == replace(longer, schedule_steps=100)
+    assert describe_rate_change(adopt_history(config), adopt_history(longer), 50) == []
+    stretched = replace(longer, schedule_steps=200)
+    assert adopt_history(stretched) == stretched
+    (line,) = describe_rate_change(adopt_history(config), stretched, 50)
+    assert "the learning rate of step 51 is 2.6" in line
+    assert "without the change it would be 1.6" in line
+
+
+def test_run_without_a_schedule_length_has_that_of_its_steps(config: TrainConfig):
+    """As an earlier gptjax saved it."""
+    save(config, 50)
+    assert adopt_history(replace(config, steps=200)).schedule_steps == 100
+
+
+def test_forced_resume_with_another_batch_reads_on_where_the_run_was(config: TrainConfig):
+    begun = replace(adopt_history(config), stages=(Stage(20, batch_size=4),))
+    save(begun, 50)
+    forced = adopt_history(replace(config, batch_size=16, stages=(Stage(70, lr_scale=0.5),), resume="force"))
+    assert forced.tokens(50) == begun.tokens(50)
+    assert [(phase.begin, phase.batch.size, phase.lr_scale) for phase in forced.phases] == [
+        (0, 8, 1.0),
+        (20, 4, 1.0),
+        (50, 16, 1.0),
+        (70, 16, 0.5),
+    ]
+    save(forced, 60)
+    again = adopt_history(replace(config, batch_size=16, stages=(Stage(70, lr_scale=0.5),), resume="force"))
+    assert again.history_until(100) == forced.history_until(100)
+
+
+def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_steps(tmp_path, 10, 20, 30)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        with pytest.raises(UserError, match=r"--resume=15: .* There are: 10, 20, 30"):
+            checkpoints.choose_step(15)
+        assert checkpoints.choose_step(10) == 10
+        assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10"}
+        checkpoints.save(20, make_state(), metadata={}, val_loss=None)
+        checkpoints.wait()
+        assert checkpoints.choose_step(10) == 20
+        assert "has gone back to step 10 before" in capsys.readouterr().out
