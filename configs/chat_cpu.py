@@ -12,7 +12,8 @@ or one by one:
     python -m gptjax.train --config=configs/chat_cpu.py
 
 Data      statements about people, spellings and sums, made by a generator; a token is a byte or two
-Model     4 layers × 128, context 128, 0.83 M parameters
+Model     3 layers × 96, context 128, 0.36 M parameters
+Measured  by us: 0.45 of the held-out questions are answered exactly after the second stage; the goal is 0.9 (LAB.md)
 """
 
 from gptjax.config import TrainConfig
@@ -25,11 +26,11 @@ from gptjax.training.objective import NextToken
 
 config = TrainConfig(
     name="chat_cpu",
-    steps=500,
-    batch_size=16,
+    steps=400,
+    batch_size=8,
     model=GPTConfig(
-        num_layers=4,
-        embed_dim=128,
+        num_layers=3,
+        embed_dim=96,
         num_heads=4,
         context_length=128,
         vocab_size=None,
@@ -46,6 +47,6 @@ config = TrainConfig(
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     objective=NextToken(chunk_tokens=256),
-    checkpoint=CheckpointConfig(every=250),
-    evaluators=(ValidationLoss(every=250),),
+    checkpoint=CheckpointConfig(every=200),
+    evaluators=(ValidationLoss(every=200),),
 )

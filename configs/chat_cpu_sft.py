@@ -18,13 +18,13 @@ from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import SFT
 
-ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=100, max_new_tokens=24, opening="Sure: ")
+ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=75, max_new_tokens=24, opening="Sure: ")
 
 config = replace(
     base,
     name="chat_cpu_sft",
     init_from="runs/chat_cpu",
-    steps=200,
+    steps=150,
     data=TokenShards(path="data/small_world/chat", packing="best_fit_truncate"),
     optimizer=Muon(
         learning_rate=0.01,
@@ -32,6 +32,6 @@ config = replace(
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     objective=SFT(chunk_tokens=256),
-    checkpoint=CheckpointConfig(every=100),
-    evaluators=(ValidationLoss(every=100), ANSWERS),
+    checkpoint=CheckpointConfig(every=75),
+    evaluators=(ValidationLoss(every=75), ANSWERS),
 )

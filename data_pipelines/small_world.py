@@ -36,9 +36,9 @@ class SmallWorld:
     """Directory that receives the four files."""
     seed: int = 0
     """Decides names, facts and which questions are held out."""
-    people: int = 40
-    words: int = 60
-    largest: int = 9
+    people: int = 12
+    words: int = 12
+    largest: int = 4
     """Largest number of a sum."""
     copies: int = 100
     """Times that everything is told, each in another order and with other wordings next to it."""

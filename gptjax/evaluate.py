@@ -300,7 +300,8 @@ def describe(evaluations: list[Evaluation], options: Evaluate) -> str:
 def describe_tasks(about: dict[str, Any]) -> str:
     """Items and examples of each task."""
     shots = about["num_fewshot"]
-    return ", ".join(f"{task}: {count} items, {shots.get(task, 0)} examples" for task, count in about["items"].items())
+    lines = [", ".join(f"{task}: {n} items, {shots.get(task, 0)} examples" for task, n in about["items"].items())]
+    return "\n".join([*lines, *(f"not run: {task}: {reason}" for task, reason in about["not_run"].items())])
 
 
 def find_baseline(evaluations: list[Evaluation], options: Evaluate) -> Evaluation | None:

@@ -146,7 +146,8 @@ def test_one_command_gives_the_table_of_the_model_card(
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     file, responses = tmp_path / "result.json", tmp_path / "responses.jsonl"
     words = [f"--checkpoint={run}", "--tasks=gpt2_model_card,sst2_few_shot", f"--task-data={data}", "--mesh=single"]
-    main([*words, f"--json={file}", f"--responses={responses}"])
+    (data / "ptb.txt").rename(tmp_path / "elsewhere")
+    main([*words, f"--task-data=ptb={tmp_path / 'elsewhere'}", f"--json={file}", f"--responses={responses}"])
     figures = json.loads(file.read_text())["figures"]
     card = ["lambada_openai acc", "lambada_openai perplexity", "wikitext word_perplexity", "wikitext bits_per_byte"]
     card += ["cbt_cn acc", "cbt_ne acc", "enwik8 bits_per_byte", "text8 bits_per_byte", "ptb word_perplexity"]
@@ -158,6 +159,15 @@ def test_one_command_gives_the_table_of_the_model_card(
     lines = [json.loads(line) for line in responses.read_text().splitlines()]
     assert {line["task"] for line in lines} >= {"cbt_cn", "enwik8", "lambada_openai"}
     assert all(line["resps"] for line in lines)
+
+
+def test_tasks_without_data_are_marked_as_not_run(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
+    words = [f"--checkpoint={run}", "--mesh=single", "--tasks=enwik8,text8"]
+    main([*words, f"--task-data=enwik8={data / 'enwik8.txt'}"])
+    printed = capsys.readouterr().out
+    assert "| enwik8 bits_per_byte |" in printed
+    assert "\nnot run: text8: " in printed
+    assert "no task can be run: enwik8: " in read_error(capsys, *words)
 
 
 def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:

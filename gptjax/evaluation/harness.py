@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
 from gptjax.evaluation.task_data import find_task_files, read_rows
 
@@ -76,10 +76,11 @@ def run_tasks(model: "HarnessModel", request: TaskRequest) -> TaskResults:
     require_lm_eval()
     with tempfile.TemporaryDirectory() as scratch, quiet_harness():
         manager, names = load_tasks(request, Path(scratch))
+        tasks, not_run = open_tasks(manager, names)
         try:
             found = import_module("lm_eval").simple_evaluate(
                 model=model,
-                tasks=names,
+                tasks=tasks,
                 task_manager=manager,
                 num_fewshot=request.num_fewshot,
                 limit=request.limit,
@@ -94,7 +95,32 @@ def run_tasks(model: "HarnessModel", request: TaskRequest) -> TaskResults:
                 "network, give local files with --task-data=TASK=FILE."
             ) from error
     assert found is not None
-    return collect_results(model, dict(found))
+    results = collect_results(model, dict(found))
+    results.about["not_run"] = not_run
+    return results
+
+
+def open_tasks(manager: Any, names: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+    """The tasks with their data, and why each of the others has none.
+
+    Raises:
+        UserError: none can be run.
+    """
+    tasks: list[Any] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # of any library that reads data
+            missing[name] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
+        else:
+            tasks += (loaded["groups"] or loaded["tasks"]).values()
+    if not tasks:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise UserError(
+            f"no task can be run: {reasons}. Without a network, give local files with --task-data=TASK=FILE."
+        )
+    return tasks, missing
 
 
 def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
@@ -118,9 +144,15 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         for task, parts in files.items()
         if task in manager.task_index and "test" in parts
     }
-    if local:
+    if local or any(name in manager.task_index and is_own(manager, name) for name in names):
         names = [local.get(name, name) for name in _expand_groups(manager, names)]
     return manager, list(dict.fromkeys(names))
+
+
+def is_own(manager: Any, name: str) -> bool:
+    """Whether a task is one of ours."""
+    path = manager.task_index[name].yaml_path
+    return path is not None and Path(path).parent == OWN_TASKS
 
 
 def _expand_groups(manager: Any, names: Sequence[str]) -> Iterator[str]:
