@@ -106,6 +106,8 @@ def embedding(value: float, dtype: Any = np.float32) -> np.ndarray:
 MAP = dict.fromkeys(draw_tensors(CONFIG), "model-1.safetensors")
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a million layers": set_config(n_layer=10**6),
+    "more layers than can be counted": set_config(n_layer=10**12),
+    "an epsilon beyond floats": set_config(layer_norm_epsilon=10**400),
     "a wide claim": set_config(n_embd=10**12, n_head=10),
     "a wide MLP": set_config(n_inner=2**63),
     "a large vocabulary": set_config(vocab_size=10**40),

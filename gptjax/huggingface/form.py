@@ -124,7 +124,7 @@ class Form:
         if hf_field not in content and hf_field not in self.defaults:
             raise UserError(f"{path} lacks {hf_field}. Give the config of a saved {self.model_type} model.")
         value, hint = content.get(hf_field, self.defaults.get(hf_field)), HINTS[self.fields[hf_field]]
-        if type(value) is int and not fits(value, hint) and fits(float(value), hint):
+        if type(value) is int and abs(value) < 2**53 and not fits(value, hint) and fits(float(value), hint):
             return float(value)
         if not fits(value, hint):
             wanted = getattr(hint, "__name__", str(hint))

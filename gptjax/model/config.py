@@ -83,6 +83,10 @@ class ComputeConfig:
             raise UserError(f"model.compute.query_block is {self.query_block}; it must be at least 1.")
 
 
+MAX_LAYERS = 10_000
+"""Far more layers than any model has."""
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Architecture of a GPT and how it computes; the defaults are GPT-2 124M."""
@@ -195,6 +199,8 @@ class GPTConfig:
         for name in (*counts, "num_kv_heads", "long_window", "short_window"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"model.{name} is {value}; it must be at least 1.")
+        if self.num_layers > MAX_LAYERS:  # or listing them for a check would not end
+            raise UserError(f"model.num_layers is {self.num_layers}; at most {MAX_LAYERS:,} can be.")
         for name in ("rotary_base", "logit_softcap", "attention_scale", "norm_epsilon"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}; it must be positive and finite.")
