@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from gptjax.core.diagnosis import explain_error, keep_traceback, report_bug
+from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug
 from gptjax.core.early_exit import remove_early_handler
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -82,4 +82,4 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         if (meaning := explain_error(error)) is None:
             raise
         print(format_message(f"error: {meaning}\n{keep_traceback(error)}"), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(75 if is_lost_peer(error) else 2) from None  # EX_TEMPFAIL: the same command resumes
