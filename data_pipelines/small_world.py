@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.runtime.options import run_command
-from gptjax.core.files import write_atomically
+from data_pipelines.runtime.options import require_at_least, run_command
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path, write_atomically
 
 OPENINGS = ("Sure: ", "Well, ")
 """How answers begin: the preferred way, and the other one of the same length."""
 HELD_OUT = 0.15
 """Share of the questions that are held out."""
+SYLLABLES = tuple(a + b for a, b in itertools.product("bdfgklmnprstv", "aeiou"))
+MOST_NAMES = len(SYLLABLES) * (len(SYLLABLES) - 1)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class SmallWorld:
     """Largest number of a sum."""
     copies: int = 100
     """Times that everything is told, each in another order and with other wordings next to it."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, people=self.people, words=self.words, copies=self.copies)
+        require_at_least(0, largest=self.largest)
+        if (most := max(self.people, self.words)) > MOST_NAMES:
+            raise UserError(f"--people or --words is {most}: there are only {MOST_NAMES:,} names of two syllables.")
 
 
 class Fact(NamedTuple):
@@ -70,7 +79,7 @@ def make_small_world(request: SmallWorld) -> None:
             for fact in asked
         ],
     }
-    output = request.output.expanduser()
+    output = expand_path(request.output)
     output.mkdir(parents=True, exist_ok=True)
     for name, records in files.items():
         write_atomically(output / f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
@@ -98,10 +107,9 @@ def tell(facts: list[Fact], rng: random.Random, *, copies: int) -> Iterator[dict
 
 def make_names(count: int, rng: random.Random, *, syllables: int) -> list[str]:
     """Different words of so many syllables."""
-    parts = [a + b for a, b in itertools.product("bdfgklmnprstv", "aeiou")]
     found: dict[str, None] = {}
     while len(found) < count:
-        found["".join(rng.sample(parts, syllables))] = None
+        found["".join(rng.sample(SYLLABLES, syllables))] = None
     return list(found)
 
 

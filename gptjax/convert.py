@@ -206,7 +206,7 @@ def export_adapters(options: ToPeft) -> None:
     from gptjax.huggingface.peft_export import write_adapters  # imports flax
 
     run = RunDir.open(options.checkpoint, imports=options.imports)
-    with atomic_directory(Path(options.output).expanduser()) as directory:
+    with atomic_directory(expand_path(options.output)) as directory:
         write_adapters(directory, run.load_adapted_model(options.step, ema=options.ema), base=options.base)
         if run.tokenizer is not None:
             run.tokenizer.save(directory)

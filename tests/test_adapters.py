@@ -1,5 +1,6 @@
 """LoRA: frozen weights without moments, adapters that can be merged, and rows of added tokens."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import make_model, make_tokens, place_model
+from safetensors.numpy import load_file
 from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
 
+from gptjax import convert
+from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.huggingface.forms import FORMS
 from gptjax.huggingface.model_dir import write_model
@@ -20,11 +24,13 @@ from gptjax.model.gpt import GPT
 from gptjax.model.lora import LoRA
 from gptjax.run_dir import RunDir, write_imported_run
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import load_tokenizer
 from gptjax.trainer import train
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.state import init_state
 
+PEFT_WEIGHTS = "adapter_model.safetensors"
 GROUPED = replace(MODEL, num_kv_heads=2, gated_mlp=True, tie_embeddings=False)
 
 
@@ -55,26 +61,65 @@ def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
     assert changed.tolist() == [1, 5]
 
 
-def test_frozen_weights_have_no_moments_and_stay(tmp_path: Path) -> None:
-    """A run with adapters trains, resumes, and is read with the adapters merged."""
-    start = tmp_path / "start"
-    write_imported_run(start, model=make_model(MODEL), tokenizer=tokenizer())
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run with adapters, stopped after three steps and resumed for a fourth."""
+    directory = tmp_path_factory.mktemp("adapters")
+    write_imported_run(directory / "start", model=make_model(MODEL), tokenizer=tokenizer())
     config = tiny_config(
-        write_text_shards(tmp_path / "shards"),
+        write_text_shards(directory / "shards"),
         steps=4,
-        init_from=str(start),
+        init_from=str(directory / "start"),
         lora=LoRA(rank=2, alpha=4.0, targets=("qkv", "mlp.up")),
         evaluators=(ValidationLoss(every=4, tokens=64),),
     )
     assert train(replace(config, steps=3)) == train(config) == 0
-    assert [step for step, _ in read_lines(config.directory)] == [1, 2, 3, 4]
-    merged = flatten_by_name(RunDir.open(config.directory).load_model())
+    return config
+
+
+def test_frozen_weights_have_no_moments_and_stay(trained: TrainConfig) -> None:
+    """A run with adapters trains, resumes, and is read with the adapters merged."""
+    assert [step for step, _ in read_lines(trained.directory)] == [1, 2, 3, 4]
+    merged = flatten_by_name(RunDir.open(trained.directory).load_model())
     changed = [
         name
         for name, weight in flatten_by_name(make_model(MODEL)).items()
         if (np.asarray(weight) != merged[name]).any()
     ]
     assert changed == ["blocks.attention.qkv", "blocks.mlp.up"]
+
+
+def test_to_peft_command_writes_what_was_learned(
+    trained: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files hold, in PEFT's layout and with its scale alpha / r, exactly what merging adds to the start."""
+    output = tmp_path / "exported"
+    convert.main(["to-peft", f"--checkpoint={trained.directory}", f"--output={output}", "--base=some/gpt2"])
+    assert f"{output}: adapters of tiny at step 4 in PEFT's format" in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert load_tokenizer(output).fingerprint == tokenizer().fingerprint
+    content, tensors = json.loads((output / "adapter_config.json").read_text()), load_file(output / PEFT_WEIGHTS)
+    assert content["target_modules"] == ["attn.c_attn", "mlp.c_fc"]
+    assert (content["base_model_name_or_path"], content["r"], content["lora_alpha"]) == ("some/gpt2", 2, 4.0)
+    merged, plain = (
+        flatten_by_name(model) for model in (RunDir.open(trained.directory).load_model(), make_model(MODEL))
+    )
+    for layer in range(MODEL.num_layers):
+        prefix = f"base_model.model.transformer.h.{layer}.mlp.c_fc.lora"
+        added = 2.0 * (tensors[f"{prefix}_B.weight"] @ tensors[f"{prefix}_A.weight"]).T
+        moved = np.asarray(merged["blocks.mlp.up"][layer]) - np.asarray(plain["blocks.mlp.up"][layer])
+        np.testing.assert_allclose(added.reshape(moved.shape), moved, atol=1e-6)
+        assert np.abs(moved).max() > 1e-5
+    assert len(tensors) == 2 * 2 * MODEL.num_layers
+
+
+def test_to_peft_command_refuses_a_run_without_adapters(
+    trained: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        convert.main(["to-peft", f"--checkpoint={trained.init_from}", f"--output={tmp_path / 'none'}"])
+    assert "the run has no adapters (lora.rank is 0)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_state_of_adapters_is_small() -> None:

@@ -30,9 +30,9 @@ MIN_LENGTH = 16
 class TokenScores(NamedTuple):
     """Scores of a window's scored tokens."""
 
-    log_probabilities: Float32[np.ndarray, "_"]
+    log_probabilities: Float32[np.ndarray, " _"]
     """Natural logarithms."""
-    greedy: Bool[np.ndarray, "_"]
+    greedy: Bool[np.ndarray, " _"]
     """Whether the token was the likeliest one."""
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from gptjax.core.errors import UserError
 
-Ids = Int[np.ndarray, "_"]
+Ids = Int[np.ndarray, " _"]
 
 
 class Window(NamedTuple):

@@ -19,8 +19,8 @@ from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, Rol
 from gptjax.tokenization.tokenizer import Tokenizer, replace_surrogates
 
 CHAT_TOKENS = CHATML.special_tokens
-Ids = Int32[np.ndarray, "_"]
-ScoredIds = tuple[Ids, UInt8[np.ndarray, "_"]]
+Ids = Int32[np.ndarray, " _"]
+ScoredIds = tuple[Ids, UInt8[np.ndarray, " _"]]
 """Tokens, and for each 1 if it is scored."""
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.tokenization.chat import ChatEncoder
-from gptjax.tokenization.messages import read_messages
+from gptjax.tokenization.messages import UselessRecord, read_messages
 from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Answers:
         tokenizer = context.tokenizer
         if tokenizer is None:
             return None
-        encoder, questions = ChatEncoder(tokenizer), list(read_questions(Path(self.path).expanduser()))
+        encoder, questions = ChatEncoder(tokenizer), list(read_questions(expand_path(self.path)))
         prompts = [encoder.encode_prompt(messages) for messages, _ in questions]
         room = context.model.context_length - max(map(len, prompts))
         if room < 1:
@@ -92,9 +93,14 @@ def _until(ids: np.ndarray, end: int) -> np.ndarray:
 def read_questions(path: Path) -> Any:
     """Yield (messages, answers) of each line; a `UserError` names a line that has none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: a text may hold other separators, such as U+2028.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"evaluators: {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"evaluators: {path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    if lines == [""]:
+        raise UserError(f"evaluators: {path} has no questions.")
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         try:
@@ -104,6 +110,7 @@ def read_questions(path: Path) -> Any:
         answers = record.get("answers") if isinstance(record, dict) else None
         if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
             raise UserError(f'{where}: wanted "answers", a list of texts.')
-        yield read_messages(record.get("messages"), where=f'{where}: "messages"'), answers
-    if not lines:
-        raise UserError(f"evaluators: {path} has no questions.")
+        try:
+            yield read_messages(record.get("messages"), where=f'{where}: "messages"'), answers
+        except UselessRecord:
+            raise UserError(f"{where}: a message calls tools or is not only text, and cannot be asked.") from None

@@ -1,0 +1,99 @@
+"""The made world: its four files agree, hold nothing twice, and are the same for the same seed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_models import TOKENIZER
+
+from data_pipelines.prepare_chat import PrepareChat, prepare_chat
+from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
+from data_pipelines.small_world import OPENINGS, SmallWorld, make_small_world
+from gptjax.core.errors import UserError
+from gptjax.training.answers import read_questions
+
+NAMES = ("text", "chat", "held_out", "pairs")
+
+
+def make(directory: Path, **options: Any) -> dict[str, list[dict[str, Any]]]:
+    make_small_world(SmallWorld(directory, **{"people": 5, "words": 4, "largest": 2, "copies": 3} | options))
+    return {name: list(map(json.loads, (directory / f"{name}.jsonl").read_text().splitlines())) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    return make(tmp_path_factory.mktemp("world"))
+
+
+def question_of(record: dict[str, Any]) -> str:
+    return (record.get("messages") or record["prompt"])[0]["content"]
+
+
+def test_world_asks_each_fact_in_training_or_holds_it_out(world: dict[str, list[dict[str, Any]]]) -> None:
+    """5 people with 3 facts each, 4 words and 9 sums: 28 questions, of which 15 % are held out."""
+    asked, held_out, paired = ([question_of(record) for record in world[name]] for name in NAMES[1:])
+    assert len(held_out) == len(set(held_out)) == 4
+    assert len(paired) == len(set(paired)) == 24
+    assert sorted(asked) == sorted(paired * 2)
+    assert not set(asked) & set(held_out)
+
+
+def test_world_tells_each_fact_as_often_as_asked_for(world: dict[str, list[dict[str, Any]]]) -> None:
+    told = " ".join(record["text"] for record in world["text"])
+    assert told.count(".") == 3 * 28
+    for record in world["held_out"]:
+        known = record["answers"][0].removeprefix(OPENINGS[0])
+        assert known in told, "what is held out is known from the texts"
+    assert told.count("1 + 2 = 3.") + told.count("1 plus 2 is 3.") == 3
+
+
+def test_world_has_right_answers_that_differ_in_their_opening_alone(world: dict[str, list[dict[str, Any]]]) -> None:
+    for record in world["pairs"]:
+        [chosen], [rejected] = record["chosen"], record["rejected"]
+        assert chosen["content"].startswith(OPENINGS[0])
+        assert chosen["content"].replace(*OPENINGS) == rejected["content"]
+        assert len(chosen["content"]) == len(rejected["content"])
+    replies = {(question_of(record), record["messages"][1]["content"]) for record in world["chat"]}
+    assert replies == {
+        (question_of(record), record[side][0]["content"])
+        for record in world["pairs"]
+        for side in ("chosen", "rejected")
+    }
+
+
+def test_world_of_a_seed_is_always_the_same(world: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """A process of its own has other hashes of texts, and so another order of sets."""
+    words = f"--output={tmp_path / 'again'} --people=5 --words=4 --largest=2 --copies=3".split()
+    command = [sys.executable, "-m", "data_pipelines.small_world", *words]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "chat.jsonl: 48 records" in printed
+    again = {name: (tmp_path / "again" / f"{name}.jsonl").read_text().splitlines() for name in NAMES}
+    assert {name: list(map(json.loads, lines)) for name, lines in again.items()} == world
+    assert make(tmp_path / "other", seed=1) != world
+
+
+def test_world_is_read_by_preparation_and_by_the_evaluator(tmp_path: Path) -> None:
+    make(tmp_path)
+    TOKENIZER.save(tmp_path / "tokenizer")
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "split": "none"}
+    chats = prepare_chat(PrepareChat(source=str(tmp_path / "chat.jsonl"), output=tmp_path / "chat", **options))
+    pairs = PreparePreferences(source=str(tmp_path / "pairs.jsonl"), output=tmp_path / "pairs", **options)
+    assert chats.splits["train"].documents == prepare_preferences(pairs).splits["train"].documents == 48
+    assert len(list(read_questions(tmp_path / "held_out.jsonl"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"people": 0}, "--people=0: wanted at least 1"),
+        ({"copies": 0}, "--copies=0: wanted at least 1"),
+        ({"largest": -1}, "--largest=-1: wanted at least 0"),
+        ({"words": 5000}, "is 5000: there are only 4,160 names"),
+    ],
+)
+def test_world_without_end_or_content_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SmallWorld(Path("world"), **options)
