@@ -97,6 +97,11 @@ def test_student_of_some_layers_trains_and_resumes(tmp_path: Path) -> None:
     assert train(config) == 0
     for name in ("loss", "kl", "cross_entropy", "cosine"):
         assert [step for step, _ in read_lines(config.directory, name)] == [1, 2]
+        assert [step for step, _ in read_lines(config.directory, f"val_{name}")] == [0, 2]
+    [*_, (_, nats)], [*_, (_, perplexity)] = (
+        read_lines(config.directory, name) for name in ("val_cross_entropy", "val_perplexity")
+    )
+    assert perplexity == pytest.approx(np.exp(nats)), "of the text, not of the weighted sum"
     assert RunDir.open(config.directory).model_config.num_layers == 2
     assert train(replace(config, steps=3)) == 0
     kept = take_layers(make_model(replace(MODEL, num_layers=3), seed=4), (0, 2))

@@ -130,13 +130,19 @@ def test_validation_loss_without_tokenizer_has_no_bits_per_byte(shards: Path, mo
     assert "no bits per byte" in evaluate.describe()
 
 
+def test_to_metrics_of_a_loss_with_other_terms_has_perplexity_and_bits_of_the_cross_entropy() -> None:
+    alone = to_metrics({"loss": 20.0}, 10, 5)
+    beside = to_metrics({"loss": 90.0, "kl": 10.0, "cross_entropy": 20.0}, 10, 5)
+    assert beside == alone | {"val_loss": 9.0, "val_kl": 1.0, "val_cross_entropy": 2.0}
+
+
 def test_to_metrics_gives_loss_perplexity_and_bits() -> None:
-    assert to_metrics(20.0, 10, 5) == {
+    assert to_metrics({"loss": 20.0}, 10, 5) == {
         "val_loss": 2.0,
         "val_perplexity": pytest.approx(math.e**2),
         "val_bpb": pytest.approx(4 / math.log(2)),
     }
-    perplexity = to_metrics(1e9, 10, None)["val_perplexity"]
+    perplexity = to_metrics({"loss": 1e9}, 10, None)["val_perplexity"]
     assert isinstance(perplexity, float)
     assert math.isfinite(perplexity)
 

@@ -59,12 +59,15 @@ class StoredMatrix:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LowRankMatrix:
-    """A weight with an adapter: W + scale · A B. `project` multiplies with W and with A, B, and adds the results."""
+    """A weight with an adapter: W + scale · A B. `project` multiplies with W and with A, B, and adds the results.
 
-    weight: Array
-    a: Array
+    Its fields are `Any`, because the gradient of layers that are not scanned makes one of placeholders.
+    """
+
+    weight: Any
+    a: Any
     """The axes of the weight's inputs, then the rank."""
-    b: Array
+    b: Any
     """The rank, then the axes of the weight's outputs."""
     scale: float = field(metadata={"static": True})
 

@@ -171,20 +171,31 @@ class ValidationEvaluator:
             tokens=self.predicted,
             documents=self._documents,
         )
-        sums: deque[jax.Array] = deque()
-        nats: list[float] = []
+        sums: deque[dict[str, jax.Array]] = deque()
+        found: dict[str, list[float]] = defaultdict(list)
+
+        def add(values: dict[str, jax.Array]) -> None:
+            for name, value in values.items():
+                found[name].append(float(value))
+
         for rows in batches:
-            sums.append(self._step(model, put_on_devices(rows, mesh), self.context.frozen).loss)
+            one = self._step(model, put_on_devices(rows, mesh), self.context.frozen)
+            sums.append({"loss": one.loss, **one.metrics})
             if len(sums) > 2:  # a few in flight keep the device busy without queueing a whole split's rows on it
-                nats.append(float(sums.popleft()))
-        nats.extend(map(float, sums))
-        return to_metrics(math.fsum(nats), self.scored, self.bytes)
+                add(sums.popleft())
+        for values in sums:
+            add(values)
+        return to_metrics({name: math.fsum(each) for name, each in found.items()}, self.scored, self.bytes)
 
 
-def to_metrics(nats: float, tokens: int, text_bytes: int | None) -> Metrics:
-    """Summed nats as loss per token, perplexity and, where bytes are known, bits per byte."""
-    loss = nats / tokens
-    values: Metrics = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0))}
+def to_metrics(sums: dict[str, float], tokens: int, text_bytes: int | None) -> Metrics:
+    """Sums over tokens as their means. The nats are `loss`, or `cross_entropy` where the loss has other terms, too.
+
+    They are also given as perplexity and, where bytes are known, as bits per byte.
+    """
+    values: Metrics = {f"val_{name}": value / tokens for name, value in sums.items()}
+    nats = sums.get("cross_entropy", sums["loss"])
+    values["val_perplexity"] = math.exp(min(nats / tokens, 700.0))
     return values | ({"val_bpb": nats / math.log(2) / text_bytes} if text_bytes else {})
 
 
