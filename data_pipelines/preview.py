@@ -1,6 +1,6 @@
 """What a model will read of prepared data, in the terminal: `python -m data_pipelines.preview DATA`.
 
-    python -m data_pipelines.preview data/chat --context-length=1024 --packing=best_fit
+    python -m data_pipelines.preview data/chat --context-length=1024
     python -m data_pipelines.preview data/pairs --rows=2
 
 Context is dim, and what is trained on is green; special tokens stand out. Red lines say where a row cuts a document.
@@ -54,8 +54,8 @@ class Preview:
     """Number of the first one."""
     context_length: int = 1024
     """Tokens of a row: model.context_length of the run."""
-    packing: Packing = "best_fit"
-    """How documents become rows: data.packing of the run."""
+    packing: Packing | None = None
+    """How documents become rows: data.packing of the run. Default: best_fit_truncate for chats, else concat."""
     color: Literal["auto", "always", "never"] = "auto"
     """Colours: by default in a terminal, unless NO_COLOR is set."""
 
@@ -93,9 +93,10 @@ def preview(request: Preview) -> None:
 
 def iter_rows(request: Preview, painter: Painter) -> Iterator[str]:
     """Yield a heading and the text of each row."""
-    shards = TokenShards(path=str(request.data), packing=request.packing)
+    shards = TokenShards(path=str(request.data))
     tokenizer, stream = _require_tokenizer(shards), shards.open_stream(request.split)
-    sequences = open_sequences(stream, request.context_length, request.packing, end_of_text=tokenizer.end_of_text)
+    packing = request.packing or ("concat" if stream.loss_mask is None else "best_fit_truncate")
+    sequences = open_sequences(stream, request.context_length, packing, end_of_text=tokenizer.end_of_text)
     for note in sequences.notes:
         yield f"note: {note}"
     if request.first >= len(sequences):

@@ -109,6 +109,7 @@ class TerminalChat:
                 return False
             case "reset":
                 self.conversation.reset()
+                self._saved_to = None  # what is said from now on is another conversation
                 print("(a new conversation)", file=sys.stderr)
             case "save":
                 print(f"(saved as {self.save(argument.strip())})", file=sys.stderr)

@@ -113,11 +113,15 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
         return
     run = os.path.relpath(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
-    longer = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}"
+    # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
+    longer = re.sub(r" --(schedule-)?steps[= ]\S+", "", command)
+    longer += f" --steps={2 * config.steps} --schedule-steps={2 * config.schedule_length}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
     lines = [f"  {more}", f"  evaluate  python -m gptjax.evaluate --checkpoint={run}"]
     if (config.directory / TOKENIZER_FILE).is_file():
-        lines.insert(1, f"  sample    python -m gptjax.sample --checkpoint={run}")
+        is_chat = getattr(config.objective, "rows", "text") != "text"
+        name = "chat" if is_chat else "sample"
+        lines.insert(1, f"  {name:<10}python -m gptjax.{name} --checkpoint={run}")
     if _is_exportable(config):
         lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}")
     print_once("next:", *lines)

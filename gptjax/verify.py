@@ -13,7 +13,7 @@ import tyro
 
 from gptjax.core.command_line import parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.file_sums import DamagedFileError, FileSum, find_damage, read_sums, sum_file
+from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_damage, read_sums, sum_file
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
@@ -53,7 +53,7 @@ def verify(directory: Path) -> list[str]:
             return [str(error)]
         print(f"{directory}: {len(manifest.files)} shards of {manifest.tokenizer} are unchanged")
         return []
-    if (directory / CHECKPOINTS).is_dir() or (directory / "config.json").is_file():
+    if (directory / CHECKPOINTS).is_dir() or (directory / SUMS_FILE).is_file():
         return [*_verify_run_files(directory), *_verify_checkpoints(directory)]
     raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
 

@@ -207,9 +207,9 @@ def test_every_preset_describes_itself(name: str) -> None:
 
 
 def test_protocols_that_do_not_fit_are_refused(model: GPT, file: Path) -> None:
-    with pytest.raises(UserError, match=r"--window is 25; it lies between 1 and the model's context of 24"):
+    with pytest.raises(UserError, match=r"the window of .* is 25 tokens; it .* 1 and the model's context of 24"):
         Protocol(window=25).resolve(CONTEXT)
-    with pytest.raises(UserError, match=r"--stride is 9; it lies between 1 and the window of 8"):
+    with pytest.raises(UserError, match=r"the stride of .* is 9 tokens; it lies between 1 and the window of 8"):
         Protocol(window=8, stride=9).resolve(CONTEXT)
     with pytest.raises(UserError, match=r"--protocol=gpt2 is unknown; wanted one of gptjax"):
         find_protocol("gpt2")

@@ -88,7 +88,7 @@ def test_summary_compares_with_bigram_and_names_commands(
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=None)
     printed = capsys.readouterr().out
     assert "validation 3.0000 bits per byte; a bigram has 4.0000 (ratio 0.750)" in printed
-    assert f"train on  {COMMAND} --steps=120" in printed
+    assert f"train on  {COMMAND} --steps=120 --schedule-steps=120" in printed
     assert "python -m gptjax.sample --checkpoint='" in printed
     assert (config.directory / "loss.png").is_file()
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=Stop.by_signal(2))

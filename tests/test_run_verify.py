@@ -61,6 +61,12 @@ def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsy
         assert str(path) in error
 
 
+def test_verify_refuses_what_is_no_run(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="neither a run"):
+        verify(tmp_path)
+
+
 def test_verify_says_what_is_missing(run: Path):
     (run / METRICS).unlink()
     (run / "config.json").unlink()

@@ -58,7 +58,10 @@ class Protocol:
         for name, value, most in (("window", window, context_length), ("stride", stride, window)):
             if not 1 <= value <= most:
                 limit = "the model's context" if name == "window" else "the window"
-                raise UserError(f"--{name} is {value}; it lies between 1 and {limit} of {most} tokens.")
+                raise UserError(
+                    f"the {name} of --protocol={self.name} is {value} tokens; it lies between 1 and {limit} of {most}. "
+                    f"Give --{name}=N."
+                )
         return replace(self, window=window, stride=stride)
 
     def cut(self, tokens: Ids, *, first: int | None = None) -> Iterator[Window]:

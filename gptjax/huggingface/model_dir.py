@@ -89,7 +89,9 @@ def compute_jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DTypeName) -> n
     """Logits of the exported weights, which are rounded to `dtype`, computed in full float32."""
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), model)
     compute = replace(model.config.compute, attention_impl="xla", dtype="float32")
-    float32_model = with_static(rounded, config=replace(model.config, compute=compute))
+    # The tokens are one document, which is what a model sees that knows of none.
+    config = replace(model.config, compute=compute, intra_document_mask=False)
+    float32_model = with_static(rounded, config=config)
     with jax.default_matmul_precision("highest"):
         return np.asarray(jax.jit(GPT.__call__)(float32_model, jnp.asarray(tokens)))
 
