@@ -248,7 +248,11 @@ def test_missing_paths_are_not_fetched_from_the_hub(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [([], "usage:"), (["to-onnx"], "to-onnx; wanted: to-hf, to-gguf, from-hf"), (["--checkpoint=x"], "wanted: to-hf")],
+    [
+        ([], "usage:"),
+        (["to-onnx"], "to-onnx; wanted: to-hf, to-gguf, to-peft, from-hf"),
+        (["--checkpoint=x"], "wanted: to-hf"),
+    ],
 )
 def test_missing_direction_is_explained(capsys: pytest.CaptureFixture[str], argv: list[str], message: str):
     assert message in run_and_fail(capsys, *argv)
