@@ -13,9 +13,8 @@ from gptjax.core.command_line import Imports, parse_options, print_versions_if_a
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 from gptjax.core.files import atomic_directory, check_free, expand_path
-from gptjax.huggingface.form import Form
+from gptjax.huggingface.form import Form, HFOrigin
 from gptjax.huggingface.forms import FormName, choose_form
-from gptjax.huggingface.model_export import HFOrigin
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.huggingface.weight_map import DTypeName
 from gptjax.run_dir import RunDir, write_imported_run

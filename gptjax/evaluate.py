@@ -193,7 +193,7 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
     evaluation.about["harness"] = results.about
     if options.responses is not None:
         mode = "w" if evaluation.name == options.checkpoints[0] else "a"
-        path = Path(options.responses).expanduser()
+        path = expand_path(options.responses)
         harness.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
 
 
@@ -214,7 +214,7 @@ def add_core(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     """Score CORE's tasks."""
     from gptjax.evaluation.core_bundle import read_bundle, score_core
 
-    tasks = read_bundle(Path(options.core or "").expanduser())
+    tasks = read_bundle(expand_path(options.core or ""))
     tokenizer = run.require_tokenizer()
     figures, items = score_core(model, tokenizer, tasks, limit=options.limit, batch_size=options.batch_size)
     evaluation.figures |= figures

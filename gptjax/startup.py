@@ -283,7 +283,7 @@ def compile_steps(
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)
         program = programs[phase.batch, phase.model]
-        return lambda state, batch: program(state, batch, frozen)
+        return program if frozen is None else lambda state, batch: program(state, batch, frozen)
 
     return train_step
 
@@ -300,7 +300,8 @@ def compile_step(
     """The training step of a phase (the first by default), compiled before a batch is read."""
     phase = phase or config.phases[0]
     batch = batches.abstract_batch(phase.begin)
-    return make_phase_step(config, mesh, phase).lower(state, batch, frozen).compile()
+    arguments = (state, batch) if frozen is None else (state, batch, frozen)
+    return make_phase_step(config, mesh, phase).lower(*arguments).compile()
 
 
 def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.stages.Wrapped:

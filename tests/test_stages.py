@@ -123,7 +123,8 @@ def record_compilations(monkeypatch: pytest.MonkeyPatch, *, compile_step: Callab
     """Compile by `compile_step` from now on; return the growing list of batch sizes that it is called for."""
     batches: list[BatchSize] = []
 
-    def record(*arguments: Any) -> Any:
+    def record(*arguments: Any, frozen: Any) -> Any:
+        assert frozen is None
         batches.append(arguments[-1].batch)
         return compile_step(*arguments)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import AnyPath
+from gptjax.core.files import AnyPath, expand_path
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import PackingPlan, pack_units
@@ -107,7 +107,7 @@ class PreferenceShards(DataSource):
     def resolve(self) -> "PreferenceShards":
         if self.path is None:
             raise UserError("data.path is not given. Point it at a directory of preference pairs: --data.path=DIR.")
-        return replace(self, path=str(Path(self.path).expanduser().absolute()))
+        return replace(self, path=str(expand_path(self.path).absolute()))
 
     def load_tokenizer(self) -> Tokenizer | None:
         return load_tokenizer(Path(self._directory) / "tokenizer.json")

@@ -6,10 +6,10 @@ What is wrong at once, such as a file that does not exist, is refused before the
 import re
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import find_protocol
@@ -66,7 +66,7 @@ class TextProtocol(_Scheduled):
         if self.text is None:
             text = texts.open_stored_text(context.validation, context.tokenizer, protocol)
         else:
-            text = texts.encode_text(Path(self.text).expanduser(), _require_tokenizer(context), protocol)
+            text = texts.encode_text(expand_path(self.text), _require_tokenizer(context), protocol)
         end = None if context.tokenizer is None else context.tokenizer.end_of_text
         options = scoring.ScoringOptions(batch_size=self.batch_size, end_of_text=end)
 
@@ -120,7 +120,7 @@ class Core(_Scheduled):
 
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` for a directory that is no bundle."""
-        tokenizer, tasks = _require_tokenizer(context), core_bundle.read_bundle(Path(self.bundle).expanduser())
+        tokenizer, tasks = _require_tokenizer(context), core_bundle.read_bundle(expand_path(self.bundle))
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             figures, _ = core_bundle.score_core(model, tokenizer, tasks, limit=self.limit, batch_size=self.batch_size)

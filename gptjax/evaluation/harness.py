@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.files import expand_path
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
 from gptjax.evaluation.task_data import find_task_files, read_rows
 
@@ -127,7 +128,7 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     """The harness' task manager and the names to run. Its own thousands of files are read only if needed."""
     task_manager: Any = import_module("lm_eval.tasks").TaskManager
     files = find_task_files(request.task_data)
-    paths = [str(OWN_TASKS), *(str(Path(path).expanduser()) for path in request.include_path)]
+    paths = [str(OWN_TASKS), *(str(expand_path(path)) for path in request.include_path)]
     for path in paths:
         if not Path(path).is_dir():
             raise UserError(f"--include-path={path} is no directory.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 
 Row = dict[str, Any]
 PAGE = re.compile(r"^ = [^=\n].*[^=\n] = *$", re.MULTILINE)
@@ -28,7 +29,7 @@ def find_task_files(specs: Sequence[str]) -> dict[str, dict[str, Path]]:
     found: dict[str, dict[str, Path]] = {}
     for spec in specs:
         task, equals, name = spec.partition("=")
-        path = Path(name if equals else spec).expanduser().absolute()
+        path = expand_path(name if equals else spec).absolute()
         if not equals:
             if not path.is_dir():
                 raise UserError(f"--task-data={spec} is no directory. Give one with TASK.jsonl files, or TASK=FILE.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.huggingface.weight_map import DTypeName, WeightMapping
 from gptjax.model.config import GPTConfig
 
 CONFIG_FILE = "config.json"
@@ -22,6 +22,16 @@ HEAD, EMBEDDING = "head", "tokens"
 """Paths of the output head and of the embedding, which may be tied."""
 NOT_COMPUTED = frozenset({"init", "compute", "dropout", "intra_document_mask"})
 """Fields of `GPTConfig` that do not change what given weights compute for one text."""
+
+
+@dataclass(frozen=True)
+class HFOrigin:
+    """Facts that an import keeps for a later export."""
+
+    config: dict[str, Any]
+    """The content of config.json."""
+    dtype: DTypeName
+    """Type of the tensors; float32 if they were of several."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
 from gptjax.core.files import expand_path
-from gptjax.huggingface.form import CONFIG_FILE, Form
-from gptjax.huggingface.model_export import HFOrigin, to_hf, to_hf_config
+from gptjax.huggingface.form import CONFIG_FILE, Form, HFOrigin
+from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer
 from gptjax.huggingface.weight_map import DTypeName

@@ -1,26 +1,15 @@
 """Export of a model: tensors and config.json in one of the forms."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.form import Form
+from gptjax.huggingface.form import Form, HFOrigin
 from gptjax.huggingface.forms import choose_form
 from gptjax.huggingface.weight_map import DTYPES, DTypeName, WeightMapping, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-
-
-@dataclass(frozen=True)
-class HFOrigin:
-    """Facts that an import keeps for a later export."""
-
-    config: dict[str, Any]
-    """The content of config.json."""
-    dtype: DTypeName
-    """Type of the tensors; float32 if they were of several."""
 
 
 def to_hf(model: GPT, *, form: Form | None = None, dtype: DTypeName = "float32") -> dict[str, np.ndarray]:

@@ -13,9 +13,8 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.form import CONFIG_FILE, EMBEDDING, HEAD, Form
+from gptjax.huggingface.form import CONFIG_FILE, EMBEDDING, HEAD, Form, HFOrigin
 from gptjax.huggingface.forms import find_form
-from gptjax.huggingface.model_export import HFOrigin
 from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_tensors, read_json
 from gptjax.huggingface.weight_map import DTypeName, WeightMapping, format_path, get_shapes, is_param, list_parameters
 from gptjax.model.config import GPTConfig

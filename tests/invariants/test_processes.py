@@ -171,7 +171,7 @@ def check_same(run: TrainConfig, whole: TrainConfig) -> None:
     assert read_lines(run.directory, "sample")[-1:] == read_lines(whole.directory, "sample")[-1:]
     files = [{path.name for path in (one.directory / "checkpoints").iterdir()} for one in (run, whole)]
     assert files[0] == files[1]
-    files = [{path.name for path in one.directory.iterdir()} - {"config.py"} for one in (run, whole)]
+    files = [{path.name for path in one.directory.iterdir()} - {"config.py", "console.log"} for one in (run, whole)]
     assert files[0] == files[1]
 
 
