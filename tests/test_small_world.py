@@ -78,7 +78,7 @@ def test_world_of_a_seed_is_always_the_same(world: dict[str, list[dict[str, Any]
 def test_world_is_read_by_preparation_and_by_the_evaluator(tmp_path: Path) -> None:
     make(tmp_path)
     TOKENIZER.save(tmp_path / "tokenizer")
-    options = {"tokenizer": str(tmp_path / "tokenizer"), "split": "none"}
+    options: dict[str, Any] = {"tokenizer": str(tmp_path / "tokenizer"), "split": "none"}
     chats = prepare_chat(PrepareChat(source=str(tmp_path / "chat.jsonl"), output=tmp_path / "chat", **options))
     pairs = PreparePreferences(source=str(tmp_path / "pairs.jsonl"), output=tmp_path / "pairs", **options)
     assert chats.splits["train"].documents == prepare_preferences(pairs).splits["train"].documents == 48
