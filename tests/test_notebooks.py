@@ -29,6 +29,7 @@ def run_notebook(path: Path, directory: Path, *, shorter: dict[str, str]) -> str
     return "".join(output.get("text") or json.dumps(output.get("data")) for output in outputs)
 
 
+@pytest.mark.slow
 def test_tour_trains_samples_and_exports(tmp_path: Path) -> None:
     output = run_notebook(NOTEBOOKS / "tour.ipynb", tmp_path, shorter={"steps=300": "steps=20"})
     for text in (

@@ -117,7 +117,11 @@ def start(config: TrainConfig, mesh: MeshConfig) -> tuple[TrainState, Callable[.
     return state, advance
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SLOW = {"speedrun_windows", "speedrun_track3", "speedrun_unet"}
+"""Recipes of many parts, which compile for longest; `speedrun_162m` and `nanochat_d12` have most of the parts."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in RECIPES])
 def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_path: Path, name: str) -> None:
     config = shrink_config(name, shards)
     with SINGLE.activate():
