@@ -135,6 +135,7 @@ def test_model_changes_are_refused_unless_they_only_compute_otherwise() -> None:
         norm="rms",
         norm_scale=False,
         qk_norm=True,
+        qk_norm_scale=True,
         attention_scale=0.1,
         gated_mlp=True,
         embedding_norm=True,
