@@ -148,6 +148,7 @@ def test_opened_run_and_export_use_the_average(run: TrainConfig, tmp_path: Path)
     assert files[0] != files[1]
 
 
+@pytest.mark.slow
 def test_resumed_run_may_turn_the_average_on_and_off(shards: Path, capsys: pytest.CaptureFixture[str]):
     """A checkpoint without an average starts it from its weights; training itself is unchanged."""
     optimizer = AdamW(learning_rate=0.02, schedule=Constant())

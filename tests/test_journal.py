@@ -128,7 +128,7 @@ def check_kills(tmp_path, source, *, kills, processes):
     assert {path.name for path in tmp_path.iterdir()} - {"worker"} == left
 
 
-@pytest.mark.parametrize(("kills", "processes"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("kills", "processes"), [pytest.param(2, 1, marks=pytest.mark.slow), (1, 2)])
 def test_prepare_after_kills_writes_the_same_bytes(tmp_path, source, kills, processes):
     check_kills(tmp_path, source, kills=kills, processes=processes)
 

@@ -108,6 +108,7 @@ def test_scale_is_saved_and_restored(tmp_path: Path) -> None:
         assert checkpoints.restore(replace(abstract, loss_scale=None), 1).loss_scale is None
 
 
+@pytest.mark.slow
 def test_resumed_float16_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     shards = write_text_shards(tmp_path / "shards")
     config = tiny_config(shards, steps=4, model={"compute": FLOAT16.compute}, optimizer=OPTIMIZER)

@@ -129,6 +129,7 @@ def check_epochs(reading: Reading, batches: dict[str, np.ndarray]) -> None:
             assert set(epoch) <= wanted
 
 
+@pytest.mark.slow
 def test_one_two_and_four_processes_read_one_sequence(readings: dict[str, Reading], tmp_path: Path) -> None:
     """Their devices hold the same batches, also where a run continues on another number of processes."""
     file = tmp_path / "readings.pickle"

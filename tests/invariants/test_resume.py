@@ -121,6 +121,7 @@ def read_losses(config: TrainConfig) -> np.ndarray:
 # Resuming
 
 
+@pytest.mark.slow
 def test_run_stopped_twice_equals_the_whole_run(whole: TrainConfig, capsys: pytest.CaptureFixture[str]):
     """Stopped where a stage begins and in the middle of one; equal to the bit."""
     config = replace(whole, name="stopped")
