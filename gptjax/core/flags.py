@@ -168,9 +168,13 @@ def _normalize_value(value: str, flag: Flag) -> str:
 
 def explain_words(words: Sequence[str], flags: Flags) -> str | None:
     """Why tyro refused these normalized words, and the right form of the first wrong one; None if nothing is found."""
+    positional = [flag for flag in flags.values() if flag.positional]
+    most = len(words) if any(map(_takes_several, positional)) else len(positional)
     for word, following in _pair(words):
         if not _is_flag(word):
-            return _explain_bare(word, flags)
+            if beyond := [word, *following][most:]:
+                return _explain_bare(beyond[0], flags)
+            continue
         name, value = _split(word if word.startswith("--") else f"-{word}")
         known, _ = _find(name, flags)
         values = following if value is None else [value]
@@ -180,8 +184,8 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
             return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
         problem = _explain_value(known, values, flags[known])
         stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
-        if problem is None and stray and not _takes_several(flags[known]):
-            problem = _explain_bare(stray[0], flags)
+        if problem is None and stray[most:] and not _takes_several(flags[known]):
+            problem = _explain_bare(stray[most], flags)
         if problem is not None:
             return problem
     given = {known for word, _ in _pair(words) if (known := _find(_split(word)[0], flags)[0])}
