@@ -73,7 +73,8 @@ def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str) -> N
     tensors: dict[str, Any] = {tensor.name: tensor.data for tensor in reader.tensors}
     np.testing.assert_array_equal(tensors["token_embd.weight"], np.asarray(model.tokens[...])[:264])
     if name == "llama":
-        key = np.asarray(model.blocks.attention.kv[...])[1, :, 0].reshape(32, 2, 2, 4).transpose(1, 3, 2, 0)
+        attention: Any = model.blocks.attention
+        key = np.asarray(attention.kv[...])[1, :, 0].reshape(32, 2, 2, 4).transpose(1, 3, 2, 0)
         np.testing.assert_array_equal(tensors["blk.1.attn_k.weight"], key.reshape(16, 32))
     with pytest.raises(SystemExit):
         main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'x.gguf'}"])

@@ -173,7 +173,7 @@ class HarnessModel(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the model was trained on it, up to where it answers."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # pyright: ignore[reportMissingImports]
 
         source = MARKERS.sub("", self._require_template())
         environment = ImmutableSandboxedEnvironment(

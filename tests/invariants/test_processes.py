@@ -254,7 +254,7 @@ def test_signal_stops_both_processes_after_the_same_step(
     for i in signaled:
         processes[i].send_signal(number)
     codes, outputs = wait_for(processes)
-    assert codes == [143, 143], outputs
+    assert codes == [128 + number] * 2, outputs
     stopped = RunDir.open(long.directory).find_step("latest")
     assert stopped >= 20
     codes, outputs = wait_for(start_training(file, f"--steps={stopped + 2}"))
