@@ -210,6 +210,24 @@ def test_unknown_model_type_is_refused_before_weights_are_read(tmp_path: Path) -
         from_hf(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (replace(GPT2_CONFIG, norm_epsilon=1e-3), "keras-hub ignore layer_norm_epsilon and compute with 1e-5."),
+        (replace(GPT2_CONFIG, tie_embeddings=False), "keras-hub takes the embedding in place of the untied head."),
+        (replace(LLAMA_CONFIG, norm_epsilon=1e-5), "keras-hub ignores rms_norm_eps and computes with 1e-06."),
+    ],
+)
+def test_export_says_what_other_programs_ignore(config: GPTConfig, expected: str) -> None:
+    """What they do is seen in findings/ctranslate2_gpt2_epsilon.sh and findings/keras_hub_ignored_fields.sh."""
+    assert any(expected in loss for loss in choose_form(config).list_losses(config))
+
+
+def test_export_of_a_plain_gpt2_loses_nothing() -> None:
+    config = GPTConfig(vocab_size=32, num_layers=1, num_heads=2, embed_dim=16)
+    assert choose_form(config).list_losses(config) == []
+
+
 # --- with transformers ---
 
 RECIPES = {path.stem for path in Path(configs.__path__[0]).glob("*.py")} - {"__init__"}
