@@ -91,9 +91,8 @@ class RotaryForm(Form):
 
     def list_losses(self, config: GPTConfig) -> list[str]:
         losses = super().list_losses(config)
-        for program, epsilon in (("ctranslate2", 1e-5), ("keras-hub", 1e-6)):
-            if config.norm_epsilon != epsilon:
-                losses.append(f"{program} ignores rms_norm_eps and computes with {epsilon:g}.")
+        if config.norm_epsilon != 1e-6:
+            losses.append("keras-hub ignores rms_norm_eps and computes with 1e-06.")
         if config.activation != "silu":
             losses.append(f"ctranslate2 and keras-hub compute silu in place of {config.activation}.")
         return losses
