@@ -27,7 +27,7 @@ from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.resume import Fingerprints, adopt_history
 from gptjax.run_dir import CHECKPOINTS, METRICS, RunDir
-from gptjax.sharding.devices import get_peak_flops, has_units_for, preferred_dtype, target_device
+from gptjax.sharding.devices import describe_unused_gpu, get_peak_flops, has_units_for, preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -113,6 +113,8 @@ def prepare_device(config: TrainConfig) -> TrainConfig:
     """
     if target_device().platform == "cpu":
         keep_freed_memory()
+    if (warning := describe_unused_gpu()) is not None:
+        print_once(warning)
     model = config.model
     if model.compute.dtype != "auto":
         if not has_units_for(model.compute.dtype):

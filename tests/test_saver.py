@@ -71,6 +71,18 @@ def test_saver_saves_by_number_and_by_time():
     assert checkpoints.saved == [6, 12, 18, 24, 25]
 
 
+def test_several_processes_without_a_clock_are_not_asked(monkeypatch: pytest.MonkeyPatch):
+    """Asking waits for what is dispatched, in every process."""
+    asked: list[int] = []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("gptjax.training.saver.agree", lambda step, answer: asked.append(step) or answer)
+    for minutes, wanted in ((None, []), (1.0, [10])):
+        config = CheckpointConfig(every=100, every_minutes=minutes)
+        saver = Saver(FakeCheckpoints(), config, steps=1000, metadata={}, clock=Clock())
+        assert not saver.is_due(10)
+        assert asked == wanted
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_failed_save_is_tried_again_with_one_warning(later: bool, capsys: pytest.CaptureFixture[str]):
     saver, checkpoints, clock = make_saver(every=50)

@@ -200,3 +200,9 @@ def test_dtype_that_the_device_only_emulates_is_told(
         prepare_device(tiny_config(shards, model={"compute": compute}, output_dir=str(tmp_path)))
         assert bool(printed := capsys.readouterr().out) == bool(words)
         assert re.search(words, printed)
+
+
+def test_gpu_that_jax_does_not_use_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("gptjax.startup.describe_unused_gpu", lambda: "WARNING: this machine has 1 GPU(s)")
+    prepare_device(TrainConfig())
+    assert "WARNING: this machine has 1 GPU(s)" in capsys.readouterr().out

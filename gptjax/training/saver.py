@@ -46,7 +46,10 @@ class Saver:
     def is_due(self, step: int) -> bool:
         """Whether to save after `step`: by number, by time, or because the save before has failed."""
         self._notice_failure()
-        return self._config.should_save(step, steps=self._steps) or agree(step, self._is_time())
+        if self._config.should_save(step, steps=self._steps):
+            return True
+        # Asking the other processes waits for the devices. Without a clock they try a failed save again by number.
+        return (self._config.every_minutes is not None or jax.process_count() == 1) and agree(step, self._is_time())
 
     def _is_time(self) -> bool:
         minutes, now = self._config.every_minutes, self._clock()

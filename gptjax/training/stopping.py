@@ -51,7 +51,9 @@ class StopRules:
         """Before an evaluation: a signal, or the time."""
         if (number := self._shutdown.get_signal(step)) is not None:
             return Stop.by_signal(number)
-        is_over = self._max_seconds is not None and self._clock() - self._began_at >= self._max_seconds
+        if self._max_seconds is None:  # asking the other processes would wait for the devices
+            return None
+        is_over = self._clock() - self._began_at >= self._max_seconds
         return Stop(REQUEUE_STATUS, "max_time is over") if agree(step, is_over) else None
 
     def check_loss(self, loss: float | None) -> Stop | None:
