@@ -44,8 +44,8 @@ from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel
 from gptjax.optim import Muon
 from gptjax.optim.orthogonalize import count_muon_flops
+from gptjax.runs.startup import make_phase_step, make_read_spec
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import make_phase_step, make_read_spec
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState, abstract_state
 

@@ -28,7 +28,6 @@ import jax
 import tyro
 from ingredients import WITH, WITHOUT, change_muon
 
-from gptjax import startup
 from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.serialization import from_json, to_json
@@ -37,8 +36,9 @@ from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.gpt import count_parameters
 from gptjax.optim import AdamW, Muon
+from gptjax.runs import startup
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 
 

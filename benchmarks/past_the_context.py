@@ -25,7 +25,7 @@ from gptjax.core.errors import exit_on_user_error
 from gptjax.data.splits import open_split
 from gptjax.model.gpt import GPT
 from gptjax.model.kv_cache import Cache, extend_cache
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
     from gptjax.optim import AdamW, Muon
-    from gptjax.run_dir import RunDir
+    from gptjax.runs.run_dir import RunDir
     from gptjax.training.state import TrainState
 
 if is_module_run():
@@ -33,7 +33,7 @@ _MODULES = {
     "AdamW": "optim",
     "Muon": "optim",
     "TrainState": "training.state",
-    "RunDir": "run_dir",
+    "RunDir": "runs.run_dir",
     "generate": "model.generation",
     "from_hf": "huggingface.model_import",
     "to_hf": "huggingface.model_export",

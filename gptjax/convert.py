@@ -8,7 +8,6 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptjax.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
@@ -17,7 +16,8 @@ from gptjax.huggingface.form import Form, HFOrigin
 from gptjax.huggingface.forms import FormName, choose_form
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.huggingface.weight_map import DTypeName
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
+from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 PROG = "python -m gptjax.convert"

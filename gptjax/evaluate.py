@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from gptjax.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
@@ -20,6 +19,7 @@ from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_
 from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import PRESETS, Documents, FirstToken, Protocol, Words, find_protocol
 from gptjax.model.products import Quantize
+from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer

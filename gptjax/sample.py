@@ -13,8 +13,8 @@ from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import expand_path, write_atomically
+from gptjax.inference.text_generation import Completion, GenerationOptions, TextGenerator
 from gptjax.sharding.devices import measure_copy_bandwidth
-from gptjax.text_generation import Completion, GenerationOptions, TextGenerator
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer

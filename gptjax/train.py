@@ -38,7 +38,7 @@ def run(words: list[str]) -> int:
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()
-        from gptjax.trainer import train
+        from gptjax.runs.trainer import train
     source = request.path.read_text(encoding="utf-8")
     command = shlex.join([*PROG.split(), *words])
     typed = [path for path, _, _ in changes]

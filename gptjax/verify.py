@@ -17,7 +17,7 @@ from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_dam
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
-from gptjax.run_dir import CHECKPOINTS
+from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.checkpoint_integrity import find_checkpoint_damage, list_steps
 
 

@@ -22,10 +22,10 @@ from gptjax.model.adapters import add_adapters, apply_adapters, get_trainable, m
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.lora import LoRA
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import load_tokenizer
-from gptjax.trainer import train
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.state import init_state

@@ -12,7 +12,7 @@ from tiny import ALPHABET, MODEL, SINGLE, python, text_of, tiny_config, tokenize
 from data_pipelines.encode.bpe_trainer import train_bpe
 from gptjax.model.gpt import GPT, count_parameters
 from gptjax.optim import Muon
-from gptjax.run_dir import write_imported_run
+from gptjax.runs.run_dir import write_imported_run
 
 pytestmark = pytest.mark.slow
 

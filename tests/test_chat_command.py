@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import pytest
 from chat_models import Echo, write_chat_run
 
-from gptjax.assistant.conversation import Conversation
 from gptjax.chat import TerminalChat, main
+from gptjax.inference.conversation import Conversation
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 Patch: TypeAlias = pytest.MonkeyPatch

@@ -9,13 +9,13 @@ import pytest
 from hf_models import draw_tensors, make_hf_config, write_model_dir
 from tiny import SINGLE
 
-from gptjax.checkpoint_source import SavedModel, open_checkpoint
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.huggingface import model_dir
 from gptjax.huggingface.model_import import from_hf
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.runs.checkpoint_source import SavedModel, open_checkpoint
+from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.sample import Sample, sample
 from gptjax.tokenization.tokenizer import Chars
 

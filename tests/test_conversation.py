@@ -7,8 +7,8 @@ import pytest
 from chat_models import TOKENIZER, Echo
 
 from data_pipelines.chat_formats import parse_conversation
-from gptjax.assistant.conversation import Conversation
 from gptjax.core.errors import UserError
+from gptjax.inference.conversation import Conversation
 
 
 def talk(echo: Echo, **options: Any) -> Conversation:

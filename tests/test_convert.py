@@ -21,7 +21,7 @@ from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import from_hf
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars, Tokenizer
 
 TOKENIZER = BPE(

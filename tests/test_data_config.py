@@ -12,9 +12,9 @@ from gptjax.core.serialization import from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.trainer import train
 from gptjax.training.evaluators import BigramBaseline
 
 COUNT = 45

@@ -16,9 +16,9 @@ from gptjax.core.errors import UserError
 from gptjax.data.loader import put_on_devices
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, take_layers
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.trainer import train
 from gptjax.training.distillation import Distillation
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import compute_sums

@@ -15,8 +15,8 @@ from gptjax.convert import ToHf, export_model
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.optim import EMA, AdamW, Constant
-from gptjax.run_dir import RunDir
-from gptjax.trainer import train
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train
 from gptjax.training import state
 from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.training.evaluators import ValidationLoss

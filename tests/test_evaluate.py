@@ -18,10 +18,10 @@ from tiny import (
 
 from gptjax.config import TrainConfig
 from gptjax.evaluate import Evaluate, evaluate, main
-from gptjax.run_dir import RunDir, write_imported_run
+from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 
 

@@ -11,7 +11,7 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.evaluation import evaluators
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
-from gptjax.trainer import train
+from gptjax.runs.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 
 

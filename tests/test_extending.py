@@ -18,8 +18,8 @@ from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.model.positions import POSITIONS, LearnedPositions
-from gptjax.run_dir import RunDir
-from gptjax.trainer import train as train_config
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train as train_config
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "extending.md"
 STEPS = 6
@@ -180,7 +180,7 @@ def test_class_inside_a_function_is_refused_before_training(folder: Path, capsys
 
 def test_fields_of_own_classes_are_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[TrainConfig] = []
-    monkeypatch.setattr("gptjax.trainer.train", lambda config, **_: configs.append(config) or 0)
+    monkeypatch.setattr("gptjax.runs.trainer.train", lambda config, **_: configs.append(config) or 0)
     flags = ["--optimizer.learning-rate=3e-4", "--optimizer.schedule.warmup-steps=20", "--objective.share=0.2"]
     assert run_train(folder, *flags, "--evaluators.0.every=7") == 0
     [config] = configs

@@ -13,7 +13,7 @@ from gptjax.convert import main
 from gptjax.core.errors import UserError
 from gptjax.huggingface.gguf_export import choose_gguf_form
 from gptjax.model.config import GPTConfig
-from gptjax.run_dir import write_imported_run
+from gptjax.runs.run_dir import write_imported_run
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Tokenizer
 
 TOKENIZER = BPE(

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import pytest
 
-from gptjax.checkpoint_source import open_checkpoint
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import main
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
-from gptjax.run_dir import write_imported_run
+from gptjax.runs.checkpoint_source import open_checkpoint
+from gptjax.runs.run_dir import write_imported_run
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN
 

@@ -13,7 +13,7 @@ from gptjax.core.errors import UserError
 from gptjax.huggingface.forms import FORMS, choose_form
 from gptjax.huggingface.model_card import CardFacts, make_model_card, read_evaluations
 from gptjax.model.config import GPTConfig
-from gptjax.run_dir import write_imported_run
+from gptjax.runs.run_dir import write_imported_run
 
 METRICS = [
     {"step": 0, "tokens": 0, "val_loss": 6.5, "val_bpb": 3.0},

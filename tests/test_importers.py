@@ -16,7 +16,7 @@ from gptjax.core.errors import UserError
 from gptjax.huggingface.model_export import export_tensors
 from gptjax.importers.llmc import read_llmc
 from gptjax.importers.nanogpt import ROWS
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
 
 GPT2_ORDER = [
     "ln_1.weight",

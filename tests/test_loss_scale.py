@@ -14,8 +14,8 @@ from tiny import MODEL, read_lines, tiny_config, write_text_shards
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, MAX_SCALE, LossScale
 from gptjax.training.objective import NextToken

@@ -17,10 +17,10 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.model.gpt import GPT
 from gptjax.optim import AdamW, Constant
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.startup import make_phase_step, make_read_spec, open_evaluators, open_loader
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import make_phase_step, make_read_spec, open_evaluators, open_loader
-from gptjax.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import SFT
 from gptjax.training.state import init_state

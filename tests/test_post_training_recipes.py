@@ -34,8 +34,8 @@ from gptjax.data.preferences import PreferenceShards
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.lora import LoRA
 from gptjax.optim import AdamW, Constant
-from gptjax.run_dir import RunDir
-from gptjax.trainer import train
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train
 from gptjax.training.answers import Answers
 from gptjax.training.evaluators import ValidationLoss
 

@@ -19,9 +19,9 @@ from gptjax.data.config import TokenShards
 from gptjax.data.loader import Batch, put_on_devices
 from gptjax.data.preferences import PreferenceShards, cut_pairs
 from gptjax.model.gpt import GPT
+from gptjax.runs.startup import make_read_spec, open_loader
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import make_read_spec, open_loader
-from gptjax.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import SFT, NextToken, Objective, compute_sums
 from gptjax.training.preference import DPO, IPO, ORPO, PairObjective, ReferenceObjective, SimPO

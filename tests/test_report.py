@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from tiny import SINGLE, tiny_config, write_text_shards
 
-from gptjax import report, startup
 from gptjax.config import TrainConfig
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
+from gptjax.runs import report, startup
 from gptjax.training.evaluators import BigramBaseline, ValidationLoss
 from gptjax.training.stages import Stage
 from gptjax.training.stopping import Stop

@@ -10,8 +10,8 @@ from tiny import tiny_config
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
-from gptjax.resume import adopt_history, describe_rate_change
-from gptjax.run_dir import CHECKPOINTS
+from gptjax.runs.resume import adopt_history, describe_rate_change
+from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.stages import Stage
 

@@ -13,7 +13,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.run_dir import CHECKPOINTS, RunDir, run_lock, write_imported_run, write_run_files
+from gptjax.runs.run_dir import CHECKPOINTS, RunDir, run_lock, write_imported_run, write_run_files
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.training.checkpoint import save_model

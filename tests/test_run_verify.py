@@ -7,7 +7,7 @@ from checkpoint_states import make_state
 from tiny import tiny_config, tokenizer, write_text_shards
 
 from gptjax.core.errors import UserError
-from gptjax.run_dir import CHECKPOINTS, METRICS, write_run_files
+from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.verify import main, verify
 

@@ -15,8 +15,8 @@ from gptjax.benchmark.sizing import (
     plan_memory,
 )
 from gptjax.model.gpt import count_parameters
+from gptjax.runs.startup import initialize_state
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import initialize_state
 
 GPT2 = GPTConfig(bias=False)
 """nanoGPT's notebook on sizes counts GPT-2 124M without biases."""

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tiny import MODEL, SINGLE, read_lines, tiny_config, write_text_shards
 
-from gptjax import startup
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
@@ -19,9 +18,10 @@ from gptjax.data.loader import BatchLoader
 from gptjax.model.gpt import with_static
 from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant, Cosine
+from gptjax.runs import startup
+from gptjax.runs.startup import compile_steps, initialize_state, make_read_spec
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import compile_steps, initialize_state, make_read_spec
-from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.stages import Phase, Stage, resolve_phases

@@ -15,9 +15,8 @@ from gptjax.data.shards import write_shard
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
 from gptjax.optim import AdamW
-from gptjax.run_dir import RunDir, write_imported_run, write_run_files
-from gptjax.sharding.devices import preferred_dtype
-from gptjax.startup import (
+from gptjax.runs.run_dir import RunDir, write_imported_run, write_run_files
+from gptjax.runs.startup import (
     check_restorable,
     initialize_state,
     make_read_spec,
@@ -25,6 +24,7 @@ from gptjax.startup import (
     prepare_config,
     prepare_device,
 )
+from gptjax.sharding.devices import preferred_dtype
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import Samples, ValidationLoss
@@ -203,6 +203,6 @@ def test_dtype_that_the_device_only_emulates_is_told(
 
 
 def test_gpu_that_jax_does_not_use_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("gptjax.startup.describe_unused_gpu", lambda: "WARNING: this machine has 1 GPU(s)")
+    monkeypatch.setattr("gptjax.runs.startup.describe_unused_gpu", lambda: "WARNING: this machine has 1 GPU(s)")
     prepare_device(TrainConfig())
     assert "WARNING: this machine has 1 GPU(s)" in capsys.readouterr().out

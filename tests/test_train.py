@@ -11,7 +11,7 @@ import pytest
 from tiny import start_entry_point, tiny_config, write_config, write_shards, write_text_shards
 
 from gptjax.data.config import TokenShards
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
 from gptjax.train import main
 
 
@@ -46,7 +46,7 @@ def test_main_prints_changes_and_trains(config_file: Path, capsys: pytest.Captur
 
 
 def test_main_exits_with_the_code_of_train(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptjax.trainer.train", lambda config, **_: 143)
+    monkeypatch.setattr("gptjax.runs.trainer.train", lambda config, **_: 143)
     assert run_main(f"--config={config_file}") == 143
 
 

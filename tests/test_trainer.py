@@ -11,9 +11,9 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.optim import AdamW, Constant
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 

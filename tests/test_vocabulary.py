@@ -10,12 +10,12 @@ from chat_models import PLAIN, TOKENIZER
 from tiny import MODEL, SINGLE, tiny_config, write_shards
 
 from gptjax.core.errors import UserError
-from gptjax.initial_weights import load_start
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.vocabulary import grow_vocabulary
-from gptjax.run_dir import write_imported_run
-from gptjax.startup import prepare_config
+from gptjax.runs.initial_weights import load_start
+from gptjax.runs.run_dir import write_imported_run
+from gptjax.runs.startup import prepare_config
 from gptjax.tokenization.tokenizer import BPE
 
 

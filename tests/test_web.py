@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from chat_models import Echo
 
-from gptjax.assistant.conversation import Conversation
-from gptjax.assistant.web import MAX_CONVERSATIONS, ChatServer, serve
 from gptjax.core.errors import UserError
+from gptjax.inference.conversation import Conversation
+from gptjax.inference.web import MAX_CONVERSATIONS, ChatServer, serve
 
 TAB, OTHER = "a" * 32, "b" * 32
 

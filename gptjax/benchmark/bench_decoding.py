@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax import startup
 from gptjax.benchmark.bench_training import Report
 from gptjax.benchmark.hardware import READ, read_contestant
 from gptjax.benchmark.options import BenchOptions
@@ -24,6 +23,7 @@ from gptjax.core.serialization import Modules
 from gptjax.model.config import GPTConfig
 from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.runs import startup
 
 NEW_TOKENS = 128
 CACHED_BYTES = 2**26

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from gptjax import startup
 from gptjax.benchmark.breakdown import Breakdown, profile_step
 from gptjax.benchmark.hardware import PRODUCT, matmul_contestant
 from gptjax.benchmark.options import BenchOptions
@@ -37,6 +36,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules
 from gptjax.model.kernels import select_kernel, why_not_flash
+from gptjax.runs import startup
 from gptjax.sharding.devices import get_peak_flops, get_peak_memory
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer

@@ -16,8 +16,8 @@ from gptjax.config import TrainConfig
 from gptjax.data.loader import abstract_batch
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import abstract_model
+from gptjax.runs.startup import make_phase_step, make_read_spec, prepare_device
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import make_phase_step, make_read_spec, prepare_device
 from gptjax.training.state import abstract_state
 
 PARTS = {

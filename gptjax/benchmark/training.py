@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from gptjax import startup
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules
 from gptjax.data.loader import Batch, BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.logger import MetricLogger
+from gptjax.runs import startup
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.state import TrainState

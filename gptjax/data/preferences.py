@@ -85,7 +85,7 @@ def check_kind(directory: AnyPath, *, pairs: bool) -> None:
 
 
 def read_log_probs(directory: Path, split: str, stream: TokenStream) -> np.ndarray:
-    """The reference's log-probability of each token of a split, float32, as `gptjax.reference` stored it."""
+    """The reference's log-probability of each token of a split, float32, as `gptjax.runs.reference` stored it."""
     found = np.load(directory / f"{split}.npy", mmap_mode="r", allow_pickle=False)
     if found.shape != (len(stream),) or found.dtype != np.float32:
         raise UserError(f"{directory}/{split}.npy does not fit {stream.name}. Remove it; it is computed again.")

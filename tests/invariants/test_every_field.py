@@ -45,9 +45,9 @@ from gptjax.optim import (
     Optimizer,
     Schedule,
 )
-from gptjax.resume import restore_state as restore_run_state
+from gptjax.runs.resume import restore_state as restore_run_state
+from gptjax.runs.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import evaluators
 from gptjax.training.checkpoint import CheckpointManager

@@ -20,7 +20,7 @@ from configs import smoke
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.optim import AdamW, Cosine
-from gptjax.trainer import train
+from gptjax.runs.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 
 # fmt: off

@@ -15,9 +15,9 @@ from gptjax.model.attention import AttentionInputs, AttentionOptions, Sinks, att
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.kernels import KERNELS, Kernel, why_not, why_not_flash
+from gptjax.runs.trainer import train
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.trainer import train
 
 pytestmark = pytest.mark.gpu
 

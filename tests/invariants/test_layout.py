@@ -18,8 +18,8 @@ from gptjax.config import TrainConfig
 from gptjax.model.gpt import with_static
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim import EMA, AdamW, Constant, Linear, Muon, ParamGroup
+from gptjax.runs.startup import compile_step, initialize_state, open_loader
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import compile_step, initialize_state, open_loader
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.state import TrainState
 from gptjax.training.step import make_eval_step

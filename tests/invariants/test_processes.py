@@ -25,9 +25,9 @@ from gptjax.metrics.logger import LogConfig
 from gptjax.optim import Muon
 from gptjax.optim.ema import EMA
 from gptjax.optim.schedules import Constant
-from gptjax.run_dir import RunDir, run_lock
+from gptjax.runs.run_dir import RunDir, run_lock
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import Samples, ValidationLoss

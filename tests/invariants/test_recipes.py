@@ -19,8 +19,8 @@ from configs.nanochat_d12 import nanochat
 from gptjax.config import TrainConfig, load_config
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
+from gptjax.runs.startup import compile_steps, initialize_state, open_loader
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.startup import compile_steps, initialize_state, open_loader
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.state import TrainState
 

@@ -17,7 +17,7 @@ from tiny import start_entry_point, tiny_config, tokenizer
 from gptjax.config import load_config
 from gptjax.core.config_files import list_configs
 from gptjax.model.gpt import GPT, count_parameters
-from gptjax.run_dir import write_imported_run
+from gptjax.runs.run_dir import write_imported_run
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.state import abstract_state
 

@@ -27,11 +27,11 @@ from gptjax.data.shards import open_shard, write_shard
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import main
-from gptjax.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss

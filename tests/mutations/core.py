@@ -60,7 +60,7 @@ METRICS = (
 
 RUN_DIR = (
     *mutate(
-        "gptjax/run_dir.py",
+        "gptjax/runs/run_dir.py",
         "test_run_dir.py",
         # Weights are loaded with the tokenizer of another run.
         ("saved not in (None, self.tokenizer.fingerprint)", "saved is False"),
@@ -68,7 +68,7 @@ RUN_DIR = (
         ("self.tokenizer.vocab_size > vocab_size", "self.tokenizer.vocab_size >= vocab_size"),
     ),
     *mutate(
-        "gptjax/run_dir.py",
+        "gptjax/runs/run_dir.py",
         "test_ema.py::test_opened_run_and_export_use_the_average",
         # The raw weights are loaded though there is an average.
         ("EMA_ITEM if ema and self.has_ema(which) else MODEL", "MODEL"),

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import tyro
 
-from gptjax.checkpoint_source import open_checkpoint
 from gptjax.core.command_line import Imports
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
 from gptjax.model.products import Quantize
 from gptjax.model.sampling import SamplingOptions
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.text_stream import TextStream
 from gptjax.tokenization.tokenizer import Tokenizer

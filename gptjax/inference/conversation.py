@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.text_generation import Completion, TextGenerator
+from gptjax.inference.text_generation import Completion, TextGenerator
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
 

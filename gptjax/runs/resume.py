@@ -8,7 +8,7 @@ from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
-from gptjax.run_dir import CHECKPOINTS, ENVIRONMENT
+from gptjax.runs.run_dir import CHECKPOINTS, ENVIRONMENT
 from gptjax.sharding.devices import list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training import state as training_state

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from gptjax.assistant.conversation import Conversation
 from gptjax.core.errors import UserError
+from gptjax.inference.conversation import Conversation
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_CONVERSATIONS = 100

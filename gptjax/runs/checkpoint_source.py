@@ -13,7 +13,7 @@ from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
-from gptjax.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
