@@ -24,7 +24,7 @@ from data_pipelines.output.build import print_splits
 from data_pipelines.output.shard_writer import SplitWriter, write_manifest
 from data_pipelines.runtime.options import run_command
 from data_pipelines.runtime.progress import print_notes
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import check_free, expand_path, write_atomically
 from gptjax.data.manifest import Counts, Manifest, read_manifest
 from gptjax.data.shards import Format, guess_width, has_header, iter_chunks, open_shard, token_dtype
@@ -81,7 +81,11 @@ def index_shards(directory: Path, tokenizer: Tokenizer, *, format: Format = "sha
             if len(starts):
                 write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
             counts[split] = Counts(len(starts), len(streams[split]), size)
-            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with the end of text)"
+            known = (
+                f"{count_of(len(starts), 'documents')}"
+                if len(starts)
+                else "no index (does not begin with the end of text)"
+            )
             print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
         return write_manifest(
             directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop(), format=format
