@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 import types
@@ -109,7 +110,19 @@ def _explain(error: Exception, what: str, folder: Path) -> UserError:
     """The error of a user's file in one line, which begins with the place if it is known and with `what` otherwise."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     message = error.msg if isinstance(error, SyntaxError) else error
-    return UserError(f"{_locate(error, folder) or what}: {kind}{message}")
+    return UserError(f"{_locate(error, folder) or what}: {kind}{message}{_find_import(error)}")
+
+
+def _find_import(error: Exception) -> str:
+    """Where a class is that a user's file imports from another module of gptjax; empty for other errors."""
+    if not isinstance(error, ImportError) or not (error.name or "").startswith("gptjax"):
+        return ""
+    found = re.search(r"cannot import name '(\w+)'", str(error))
+    for path in sorted((PACKAGES / "gptjax").rglob("*.py")) if found else ():
+        if f"\nclass {found[1]}" in path.read_text(encoding="utf-8"):
+            module = ".".join(path.relative_to(PACKAGES).with_suffix("").parts)
+            return f". It is in {module}"
+    return ". docs/names.md has the names of earlier versions"
 
 
 def _locate(error: Exception, folder: Path) -> str | None:
