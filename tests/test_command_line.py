@@ -80,6 +80,7 @@ def test_import_may_be_given_several_times():
 def test_config_may_be_a_separate_word_anywhere():
     request = parse("--steps=3", "--config", "quickstart")
     assert (request.config.name, request.config.steps, request.path.name) == ("quick", 3, "quickstart.py")
+    assert parse("--steps=3", "quickstart").config == request.config, "nanoGPT's order"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +143,15 @@ def _parse(
         others = {} if options_type is None else list_flags(options_type)
         if stopped.code and (reason := explain_words(words, flags | others)):
             raise UserError(reason) from None
-        print(printed.getvalue(), file=sys.stderr, end="")
+        if stopped.code and printed.getvalue():
+            raise UserError(_join_lines(printed.getvalue())) from None
         raise
+
+
+def _join_lines(box: str) -> str:
+    """The sentences of tyro's message on one line, without the frame."""
+    lines = [line.strip(" │╭╮╰╯─|-") for line in box.splitlines()]
+    return ". ".join(line.rstrip(".") for line in lines if line) + "."
 
 
 def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]:
@@ -156,10 +162,16 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
     (specs, imports), rest = _take_flags(argv, "--config", "--import")
     if rest and not specs and not rest[0].startswith("-") and "=" not in rest[0]:
         specs, rest = [rest[0]], rest[1:]
-    for word in rest:
-        name, _, value = word.lstrip("-").partition("=")
+    for place, word in enumerate(rest):
+        name, equals, value = word.lstrip("-").partition("=")
         if not specs and name in CONFIG_WORDS:
-            raise UserError(explain_unknown(name, value, {"config": Flag(str)}))
+            value = value if equals else next(iter(rest[place + 1 :]), "")
+            raise UserError(explain_unknown(name.replace("_", "-"), value, {"config": Flag(str)}))
+    before = [None, *rest]
+    for place, word in enumerate(rest):  # nanoGPT's order: flags, then the config
+        is_value = place > 0 and before[place].startswith("--") and "=" not in before[place]
+        if not specs and not is_value and not word.startswith("-") and (word.endswith(".py") or word in list_configs()):
+            return ([word], imports), rest[:place] + rest[place + 1 :]
     return (specs, imports), rest
 
 

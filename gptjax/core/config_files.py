@@ -59,6 +59,7 @@ def find_config(spec: str | Path) -> Path:
     names = list(list_configs())
     close = difflib.get_close_matches(spec.stem, names, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
+    hint += "A config is a Python file. " if spec.suffix in (".yaml", ".yml", ".json", ".toml") else ""
     listed = f"Installed configs: {', '.join(names)}." if names else "No configs are installed."
     raise UserError(f"There is no config file {spec} (looked from {Path.cwd()}). {hint}{listed}")
 
