@@ -305,7 +305,7 @@ def test_formats_give_the_same_documents(tmp_path, run):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", '{\n"data": []}', "holds one object .'data'.*wanted an array"),
+        ("x.json", '{\n"data": []}', "holds one object .data.; wanted an array"),
         ("x.json", '[{"a":', "neither JSON nor JSON lines"),
         ("x.json", "", "neither JSON nor JSON lines"),
         ("x.json", '[{"instruction": "a", "output": "b"}, 3]', r"x\.json: item 2: wanted a list of messages"),
