@@ -166,6 +166,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         with_documents=config.model.intra_document_mask,
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
         rows=get_row_kind(config.objective),
+        epoch_seeds=config.epoch_seeds or "mixed",
     )
 
 
