@@ -114,7 +114,8 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     """The config with what a run keeps from its first start, and the batches of the steps so far if a resume is forced.
 
     A schedule is as long as the steps at the run's first start, unless `schedule_steps` says otherwise. Epochs have the
-    orders that they had. With `--resume=force` and another batch size, the steps so far become stages, so that no row is skipped or repeated.
+    orders that they had. With `--resume=force` and another batch size, the steps so far become stages, so that no row
+    is skipped or repeated.
     """
     found = find_saved_config(config, modules)
     if found is None:
