@@ -237,6 +237,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "max_time": ("1s", "stop"),
         "hang_timeout": ("1s", "watchdog"),
         "patience": (2, "stop"),
+        "epoch_seeds": ("added", "late rows"),
     },
     LoRA: {
         "rank": (2, "adapters"),
