@@ -29,6 +29,9 @@ SAVED = "attention"
 SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
 """Blocks of queries keep their output and the statistics of the softmax. The backward pass computes scores again."""
 
+KEPT_LENGTH = 512
+"""Rows of at most so many tokens keep their probabilities for the backward pass, in blocks of queries or whole."""
+
 PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
@@ -121,7 +124,7 @@ def causal_attention(
     segments: BT | None = None,
     dropout_keys: HeadDropoutKeys | None = None,
 ) -> BTHK:
-    """The textbook formula over whole rows. Long rows go by blocks of queries, recomputed in the backward pass."""
+    """The textbook formula over whole rows, or by blocks of queries. The backward pass computes long rows' again."""
     q, k, v, sinks = inputs
     length, size = q.shape[1], options.query_block or (128 if target_device().platform == "cpu" else 512)
     if size < length <= options.max_unrolled * size:
@@ -159,8 +162,9 @@ def _attend_unrolled(
             q[:, queries], k[:, keys], v[:, keys], options, mask=mask, sinks=sinks, dropout_keys=block_dropout_keys
         )
 
-    rematerialized = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
-    blocks = [rematerialized(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
+    if length > KEPT_LENGTH:
+        attend_block = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
+    blocks = [attend_block(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
     return jnp.concatenate(blocks, axis=1)
 
 
