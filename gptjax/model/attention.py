@@ -29,9 +29,6 @@ SAVED = "attention"
 SAVE_SMALL_ARRAYS = jax.checkpoint_policies.save_only_these_names(SAVED)
 """Blocks of queries keep their output and the statistics of the softmax. The backward pass computes scores again."""
 
-KEPT_LENGTH = 512
-"""Rows of at most so many tokens keep their probabilities for the backward pass, in blocks of queries or whole."""
-
 PROBABILITIES = 0
 """Dropout site of a layer that is folded into its keys; the others are in `block.py`."""
 
@@ -126,7 +123,7 @@ def causal_attention(
 ) -> BTHK:
     """The textbook formula over whole rows, or by blocks of queries. The backward pass computes long rows' again."""
     q, k, v, sinks = inputs
-    length, size = q.shape[1], options.query_block or (128 if target_device().platform == "cpu" else 512)
+    length, size = q.shape[1], options.query_block or _default_query_block(options, q.shape[1])
     if size < length <= options.max_unrolled * size:
         return _attend_unrolled(inputs, options, size=size, segments=segments, dropout_keys=dropout_keys)
     if size < length:
@@ -134,6 +131,13 @@ def causal_attention(
     mask = causal_mask(jnp.arange(length), jnp.arange(length), window=options.window)
     mask = mask if segments is None else mask & same_document_mask(segments, segments)
     return dot_product_attention(q, k, v, options, mask=mask, sinks=sinks, dropout_keys=dropout_keys)
+
+
+def _default_query_block(options: AttentionOptions, length: int) -> int:
+    """Queries that are computed at a time (benchmarks/RESULTS.md)."""
+    if target_device().platform != "cpu":
+        return 512
+    return 64 if length <= options.max_kept else 128
 
 
 def _attend_unrolled(
@@ -162,9 +166,9 @@ def _attend_unrolled(
             q[:, queries], k[:, keys], v[:, keys], options, mask=mask, sinks=sinks, dropout_keys=block_dropout_keys
         )
 
-    if length > KEPT_LENGTH:
-        attend_block = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
-    blocks = [attend_block(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
+    rematerialized = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
+    run_block = rematerialized if length > options.max_kept else attend_block
+    blocks = [run_block(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
     return jnp.concatenate(blocks, axis=1)
 
 
