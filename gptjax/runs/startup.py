@@ -24,8 +24,8 @@ from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
-from gptjax.runs.initial_weights import load_start, report_merge
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.initial_weights import load_start, report_merge
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
 from gptjax.sharding.devices import describe_unused_gpu, get_peak_flops, has_units_for, preferred_dtype, target_device
