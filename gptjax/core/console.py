@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+STDERR = 2
+"""The number of the last of the three streams that every process has."""
 MAX_PENDING = 2**20
 """Characters that are kept for the console log before its directory is known."""
 
@@ -23,6 +25,16 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
     jax = sys.modules.get("jax")  # processes that only tokenize never import it
     if jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def open_missing_streams() -> None:
+    """Open the null device where a process was started without stdin, stdout or stderr, as by `>&-`.
+
+    The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class ConsoleLog:

@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Iterator
 
+from gptjax.core.console import open_missing_streams
 from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug
-from gptjax.core.early_exit import remove_early_handler
+from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
@@ -53,6 +54,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     A `UserError`, a full disk and a file that cannot be opened or written count as such. Ctrl-C exits with code 130.
     With `keeps_early_handler` it goes on to end the process at once, until another handler is set.
     """
+    open_missing_streams()
     if not keeps_early_handler:
         remove_early_handler()
     if sys.excepthook is sys.__excepthook__:
@@ -75,6 +77,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         where = quote(os.fspath(error.filename))
         print(f"error: {where}: {error.strerror}. Choose another path.", file=sys.stderr)
         raise SystemExit(2) from None
+    except Terminated as stop:
+        raise SystemExit(stop_status(stop.number)) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -10,6 +10,7 @@ import jax
 from gptjax.runs import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.console import keep_console_log, print_once
+from gptjax.core.early_exit import stop_status
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
@@ -18,7 +19,7 @@ from gptjax.runs.resume import restore_state
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
-from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
+from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
 from gptjax.training.stopping import Stop, StopRules
@@ -94,7 +95,6 @@ def _train(
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             rules = _make_rules(config, shutdown, start=start, began_at=began_at)
             loop = _Loop(config, evaluators, batches, train_step, log, saver, guard)
-            shutdown.begin_training()
             return config, loop.run(state, shutdown, rules)
 
 
@@ -143,6 +143,8 @@ class _Loop:
                     with self.log.measure("checkpoint"):
                         self.saver.finish(step, state, loss=loss)
                 return stopped
+            if step == start:  # there was nothing to save before
+                shutdown.begin_training()
             with self.log.measure("data"):
                 batch = next(batch_iterator)
             state, metrics = self.train_step(step)(state, batch)  # dispatched, not awaited

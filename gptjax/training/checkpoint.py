@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.experimental import multihost_utils
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.files import make_directories
 from gptjax.core.lazy import LazyModule
@@ -163,7 +164,11 @@ class CheckpointManager:
         if jax.process_index() == 0:
             commit_checkpoint(path, records=records)
             config = self._config
-            prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+            try:
+                prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+            except OSError as error:  # the step is saved
+                where = error.filename or self._directory
+                print_once(f"warning: checkpoints older than {path.name} cannot be deleted: {where}: {error.strerror}")
 
     @contextmanager
     def _report_failed_save(self) -> Iterator[None]:
