@@ -11,6 +11,7 @@ from gptjax.core.files import expand_path
 from gptjax.core.serialization import class_name
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
 from gptjax.data.config import TokenShards
+from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
@@ -53,6 +54,9 @@ class TrainConfig:
     that exists; a number goes back to the checkpoint of that step, once, and keeps the later ones aside."""
     seed: int = 1337
     """Seed of initial weights, order of the data and dropout."""
+    epoch_seeds: EpochSeeds | None = None
+    """Orders of the epochs after the first: `mixed` gives each seed its own; with `added`, epoch e of seed s is that of
+    seed s + e. None: `mixed`, and `added` for a run that was begun before this option."""
     model: GPTConfig = GPTConfig()
     data: DataSource = TokenShards()
     optimizer: Optimizer = AdamW()

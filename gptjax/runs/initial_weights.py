@@ -1,6 +1,5 @@
 """The weights that a run starts from, and those of its objective's second model."""
 
-from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
@@ -9,6 +8,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 

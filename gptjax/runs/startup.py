@@ -17,7 +17,6 @@ from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.runs.initial_weights import load_start, report_merge
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
@@ -25,6 +24,7 @@ from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
+from gptjax.runs.initial_weights import load_start, report_merge
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
 from gptjax.sharding.devices import describe_unused_gpu, get_peak_flops, has_units_for, preferred_dtype, target_device
@@ -166,6 +166,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         with_documents=config.model.intra_document_mask,
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
         rows=get_row_kind(config.objective),
+        epoch_seeds=config.epoch_seeds or "mixed",
     )
 
 

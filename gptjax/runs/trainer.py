@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from gptjax.runs import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.early_exit import stop_status
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
+from gptjax.runs import report, startup
 from gptjax.runs.reference import prepare_second_model
 from gptjax.runs.resume import restore_state
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files

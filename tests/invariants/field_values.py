@@ -236,6 +236,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "resume": ("never", "resume"),
         "max_time": ("1s", "stop"),
         "patience": (2, "stop"),
+        "epoch_seeds": ("added", "late rows"),
     },
     LoRA: {
         "rank": (2, "adapters"),

@@ -173,6 +173,13 @@ def read_rows(config: TrainConfig) -> list[Any]:
     return [(batches.read(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
 
 
+def read_late_rows(config: TrainConfig) -> list[Any]:
+    """A batch of the second epoch."""
+    batches = open_batches(config, MeshConfig())
+    step = next(step for step in range(10_000) if batches.epochs(step)["epoch"] >= 1)
+    return batches.read(step)["tokens"].tolist()
+
+
 def record_prefetch(config: TrainConfig) -> list[dict[str, int]]:
     """The arguments with which Grain reads ahead."""
     calls, options = [], grain.ReadOptions
@@ -279,6 +286,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "sample": lambda config, *_: record_generation(config),
     "data": lambda config, *_: identify_data(config),
     "rows": lambda config, *_: read_rows(config),
+    "late rows": lambda config, *_: read_late_rows(config),
     "prefetch": lambda config, *_: record_prefetch(config),
     "stop": lambda config, *_: find_stop(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
