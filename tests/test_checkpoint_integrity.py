@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,26 @@ def test_older_step_that_cannot_be_deleted_does_not_fail_the_save(
         manager.wait()
         assert manager.steps == [2]
     assert "checkpoints older than 2 cannot be deleted" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `report_unraisable` is silent there
+def test_full_disk_is_one_error_without_tracebacks_of_threads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    """A limit of the size of files stands for the disk."""
+    state = save_steps(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as manager:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        try:
+            manager.save(2, state, metadata={}, val_loss=None)
+            with pytest.raises(UserError, match=rf"A checkpoint in {tmp_path} could not be written: File too large\."):
+                manager.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert manager.steps == [1]
+        manager.save(2, state, metadata={}, val_loss=None)
+        manager.wait()
+        assert manager.steps == [1, 2]
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert not caplog.records

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from gptjax.core.console import open_missing_streams
-from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug
+from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
 from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,6 +59,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         remove_early_handler()
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = report_bug
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = report_unraisable
     try:
         yield
     except UserError as error:

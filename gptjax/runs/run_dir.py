@@ -18,7 +18,6 @@ from gptjax.config import TrainConfig
 from gptjax.core.config_files import import_modules
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
-from gptjax.core.console import print_once
 from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_files, write_sums
 from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, sync_path, write_atomically
 from gptjax.core.lazy import LazyModule
