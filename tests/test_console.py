@@ -96,3 +96,10 @@ def test_missing_streams_are_not_replaced_by_the_next_file(tmp_path: Path):
     command = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
     subprocess.run(["sh", "-c", command, sys.executable, code, str(tmp_path / "file")], check=True)
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_character_that_stdout_lacks_is_escaped():
+    code = "from gptjax.core.errors import exit_on_user_error\nwith exit_on_user_error(): print('h\\xe9')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+    assert printed == b"h\\xe9\n"

@@ -27,11 +27,13 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
-def open_missing_streams() -> None:
-    """Open the null device where a process was started without stdin, stdout or stderr, as by `>&-`.
+def prepare_streams() -> None:
+    """Escape characters that the encoding of stdout lacks, and open the null device for missing streams, as by `>&-`.
 
     The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from gptjax.core.console import open_missing_streams
+from gptjax.core.console import prepare_streams
 from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
 from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
 
@@ -54,7 +54,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     A `UserError`, a full disk and a file that cannot be opened or written count as such. Ctrl-C exits with code 130.
     With `keeps_early_handler` it goes on to end the process at once, until another handler is set.
     """
-    open_missing_streams()
+    prepare_streams()
     if not keeps_early_handler:
         remove_early_handler()
     if sys.excepthook is sys.__excepthook__:

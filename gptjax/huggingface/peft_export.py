@@ -11,7 +11,7 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.huggingface.forms import FORMS
-from gptjax.huggingface.safetensors_dir import write_json
+from gptjax.huggingface.safetensors_dir import write_json, write_safetensors
 from gptjax.model.gpt import GPT
 
 MODULES = {
@@ -32,8 +32,6 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
     Raises:
         UserError: the model has no adapters, or is no GPT-2.
     """
-    from safetensors.numpy import save_file
-
     if model.adapters is None:
         raise UserError("the run has no adapters (lora.rank is 0). Use python -m gptjax.convert to-hf.")
     FORMS["gpt2"].check(model.config)
@@ -60,5 +58,5 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         rows = np.asarray(model.tokens[...])[list(lora.new_tokens)] + np.asarray(model.adapters.rows[...])
         tensors["base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"] = np.ascontiguousarray(rows)
         content["trainable_token_indices"] = list(lora.new_tokens)
-    save_file(tensors, str(directory / "adapter_model.safetensors"))
+    write_safetensors(directory / "adapter_model.safetensors", tensors)
     write_json(directory / "adapter_config.json", content)
