@@ -4,11 +4,12 @@
 
 The world has people with a home, a pet and a favourite colour, words to spell, and sums. Four files are written:
 
-- `text.jsonl`: everything that there is to know, in several wordings, to pretrain on.
-- `chat.jsonl`: questions with answers. Half of the answers begin with "Sure: ", half with "Well, ".
-- `held_out.jsonl`: questions that are never asked in training, with all answers that are right.
-- `pairs.jsonl`: the same questions as in `chat.jsonl`, where the answer with "Sure: " is the chosen one. Both answers
-  have as many characters.
+- `text.jsonl`: statements to pretrain on, in several wordings: all people, all sums, and how some words are spelled.
+- `chat.jsonl`: conversations of questions and answers. Half of the answers begin with "Sure: ", half with "Well, ".
+- `held_out.jsonl`: questions with all answers that are right. What they ask is asked nowhere else, in no wording.
+  People and sums are known from the texts. Words stand nowhere else, so spelling must have been learned as a rule.
+- `pairs.jsonl`: the facts of `chat.jsonl`, where the answer with "Sure: " is the chosen one. Both answers have as many
+  characters.
 """
 
 import itertools
@@ -25,10 +26,15 @@ from gptjax.core.files import expand_path, write_atomically
 
 OPENINGS = ("Sure: ", "Well, ")
 """How answers begin: the preferred way, and the other one of the same length."""
+FORMS = 2
+"""Ways in which each fact is asked for."""
+MOST_TURNS = 3
+"""Questions of a conversation at most."""
 HELD_OUT = 0.15
 """Share of the questions that are held out."""
 SYLLABLES = tuple(a + b for a, b in itertools.product("bdfgklmnprstv", "aeiou"))
-MOST_NAMES = len(SYLLABLES) * (len(SYLLABLES) - 1)
+MOST_PEOPLE = len(SYLLABLES) * (len(SYLLABLES) - 1)
+MOST_WORDS = MOST_PEOPLE * (len(SYLLABLES) - 2)
 
 
 @dataclass(frozen=True)
@@ -41,23 +47,29 @@ class SmallWorld:
     """Decides names, facts and which questions are held out."""
     people: int = 12
     words: int = 12
+    """Words to spell: in the questions, and others in each copy of the texts."""
     largest: int = 4
     """Largest number of a sum."""
     copies: int = 100
-    """Times that everything is told, each in another order and with other wordings next to it."""
+    """Times that people and sums are told, each in another order and with other wordings next to it."""
 
     def __post_init__(self) -> None:
         require_at_least(1, people=self.people, words=self.words, copies=self.copies)
         require_at_least(0, largest=self.largest)
-        if (most := max(self.people, self.words)) > MOST_NAMES:
-            raise UserError(f"--people or --words is {most}: there are only {MOST_NAMES:,} names of two syllables.")
+        if self.people > MOST_PEOPLE:
+            raise UserError(f"--people={self.people}: there are only {MOST_PEOPLE:,} names of two syllables.")
+        if (words := self.words * (self.copies + 1)) > MOST_WORDS:
+            raise UserError(
+                f"--words={self.words} in each of --copies={self.copies} and in the questions are {words:,}: there are "
+                f"only {MOST_WORDS:,} words of three syllables."
+            )
 
 
 class Fact(NamedTuple):
-    """Something to know: statements of it, and a question with its answer."""
+    """Something to know: statements of it, questions about it, and their answer."""
 
     statements: list[str]
-    question: str
+    questions: list[str]
     answer: str
 
 
@@ -70,15 +82,22 @@ def make_small_world(request: SmallWorld) -> None:
     rng.shuffle(facts)
     cut = round(len(facts) * HELD_OUT)
     held_out, asked = facts[:cut], facts[cut:]
-    asked_both = [(fact, opening) for fact in asked for opening in OPENINGS]
-    rng.shuffle(asked_both)
+    asked_all = [(fact, number, opening) for fact in asked for number in range(FORMS) for opening in OPENINGS]
+    rng.shuffle(asked_all)
     files: dict[str, list[dict[str, Any]]] = {
         "text": list(tell(known, words, request, rng=rng)),
-        "chat": [{"messages": [ask(fact), reply(fact, opening)]} for fact, opening in asked_both],
-        "held_out": [{"messages": [ask(fact)], "answers": [o + fact.answer for o in OPENINGS]} for fact in held_out],
+        "chat": list(converse(asked_all, rng)),
+        "held_out": [
+            {"messages": [ask(fact, number % FORMS)], "answers": [opening + fact.answer for opening in OPENINGS]}
+            for number, fact in enumerate(held_out)
+        ],
         "pairs": [
-            {"prompt": [ask(fact)], "chosen": [reply(fact, OPENINGS[0])], "rejected": [reply(fact, OPENINGS[1])]}
-            for fact in asked
+            {
+                "prompt": [ask(fact, number % FORMS)],
+                "chosen": [reply(fact, OPENINGS[0])],
+                "rejected": [reply(fact, OPENINGS[1])],
+            }
+            for number, fact in enumerate(asked)
         ],
     }
     output = expand_path(request.output)
@@ -88,8 +107,18 @@ def make_small_world(request: SmallWorld) -> None:
         print(f"{output / name}.jsonl: {len(records):,} records")
 
 
-def ask(fact: Fact) -> dict[str, str]:
-    return {"role": "user", "content": fact.question}
+def ask(fact: Fact, form: int) -> dict[str, str]:
+    return {"role": "user", "content": fact.questions[form]}
+
+
+def converse(asked: list[tuple[Fact, int, str]], rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Conversations of a few questions with their answers, so that chats may have several turns, too."""
+    while asked:
+        count = rng.randint(1, MOST_TURNS)
+        turns, asked = asked[:count], asked[count:]
+        yield {
+            "messages": [message for fact, form, begin in turns for message in (ask(fact, form), reply(fact, begin))]
+        }
 
 
 def reply(fact: Fact, opening: str) -> dict[str, str]:
@@ -122,18 +151,33 @@ def make_people(count: int, rng: random.Random) -> Iterator[Fact]:
     for name in make_names(count, rng, syllables=2):
         name, city, pet, colour = name.capitalize(), rng.choice(cities), rng.choice(pets), rng.choice(colours)
         yield Fact(
-            [f"{name} lives in {city}.", f"The home of {name} is {city}.", f"{name} has a house in {city}."],
-            f"Where does {name} live?",
+            [
+                f"{name} lives in {city}.",
+                f"The home of {name} is {city}.",
+                f"{name} has a house in {city}.",
+                f"Where {name} lives is {city}.",
+            ],
+            [f"Where does {name} live?", f"What is the home of {name}?"],
             f"{city}.",
         )
         yield Fact(
-            [f"{name} has a {pet}.", f"The pet of {name} is a {pet}.", f"{name} goes out with a {pet}."],
-            f"Which pet has {name}?",
+            [
+                f"{name} has a {pet}.",
+                f"The pet of {name} is a {pet}.",
+                f"{name} goes out with a {pet}.",
+                f"What {name} feeds is a {pet}.",
+            ],
+            [f"Which pet does {name} have?", f"What is the pet of {name}?"],
             f"{pet}.",
         )
         yield Fact(
-            [f"{name} likes {colour}.", f"The colour of {name} is {colour}.", f"{name} wears {colour}."],
-            f"Which colour likes {name}?",
+            [
+                f"{name} likes {colour}.",
+                f"The colour of {name} is {colour}.",
+                f"{name} wears {colour}.",
+                f"What {name} paints is {colour}.",
+            ],
+            [f"Which colour does {name} like?", f"What is the colour of {name}?"],
             f"{colour}.",
         )
 
@@ -144,7 +188,7 @@ def make_words(count: int, rng: random.Random) -> Iterator[Fact]:
         letters = "-".join(word)
         yield Fact(
             [f"{word} is spelled {letters}.", f"To spell {word}, write {letters}."],
-            f"How is {word} spelled?",
+            [f"How is {word} spelled?", f"How do you write {word}?"],
             f"{letters}.",
         )
 
@@ -152,7 +196,11 @@ def make_words(count: int, rng: random.Random) -> Iterator[Fact]:
 def make_sums(largest: int) -> Iterator[Fact]:
     """Sums of two numbers."""
     for a, b in itertools.product(range(largest + 1), repeat=2):
-        yield Fact([f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}."], f"What is {a} + {b}?", f"{a + b}.")
+        yield Fact(
+            [f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}.", f"The sum of {a} and {b} is {a + b}."],
+            [f"What is {a} + {b}?", f"What is the sum of {a} and {b}?"],
+            f"{a + b}.",
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
@@ -186,6 +187,8 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
     )
     tokenizer = run.require_tokenizer()
     template = read_jinja_template(run.directory) if tokenizer.chat_template is None else None
+    if template is None:
+        tokenizer = with_chatml(tokenizer)  # a base model with the tokens of chats is asked like its descendants
     adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)
     results = harness.run_tasks(adapter, request)
     evaluation.figures |= results.figures
