@@ -4,7 +4,8 @@
 
 The world has people with a home, a pet and a favourite colour, words to spell, and sums. Four files are written:
 
-- `text.jsonl`: statements to pretrain on, in several wordings: all people, all sums, and how some words are spelled.
+- `text.jsonl`: texts to pretrain on, in several wordings: all people, all sums, and how some words are spelled. A
+  third of the sentences are questions with their answers, but of what is held out there are statements only.
 - `chat.jsonl`: conversations of questions and answers. Half of the answers begin with "Sure: ", half with "Well, ".
 - `held_out.jsonl`: questions with all answers that are right. What they ask is asked nowhere else, in no wording.
   People and sums are known from the texts. Words stand nowhere else, so spelling must have been learned as a rule.
@@ -72,6 +73,11 @@ class Fact(NamedTuple):
     questions: list[str]
     answer: str
 
+    @property
+    def tellings(self) -> list[str]:
+        """The statements, and the questions with their answer."""
+        return [*self.statements, *(f"{question} {self.answer}" for question in self.questions)]
+
 
 def make_small_world(request: SmallWorld) -> None:
     """Write the files, and print what they hold."""
@@ -82,10 +88,11 @@ def make_small_world(request: SmallWorld) -> None:
     rng.shuffle(facts)
     cut = round(len(facts) * HELD_OUT)
     held_out, asked = facts[:cut], facts[cut:]
+    texts = [fact.statements if fact in held_out else fact.tellings for fact in known]
     asked_all = [(fact, number, opening) for fact in asked for number in range(FORMS) for opening in OPENINGS]
     rng.shuffle(asked_all)
     files: dict[str, list[dict[str, Any]]] = {
-        "text": list(tell(known, words, request, rng=rng)),
+        "text": list(tell(texts, words, request, rng=rng)),
         "chat": list(converse(asked_all, rng)),
         "held_out": [
             {"messages": [ask(fact, number % FORMS)], "answers": [opening + fact.answer for opening in OPENINGS]}
@@ -125,15 +132,15 @@ def reply(fact: Fact, opening: str) -> dict[str, str]:
     return {"role": "assistant", "content": opening + fact.answer}
 
 
-def tell(known: list[Fact], words: Iterator[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
-    """Documents of a few statements. Every known fact is told in each copy, beside other words each time."""
+def tell(known: list[list[str]], words: Iterator[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
+    """Documents of a few tellings. Every known fact is told in each copy, beside other words each time."""
     for _ in range(request.copies):
-        left = [*known, *itertools.islice(words, request.words)]
+        left = [*known, *(fact.tellings for fact in itertools.islice(words, request.words))]
         rng.shuffle(left)
         while left:
             count = rng.randint(1, 4)
             told, left = left[:count], left[count:]
-            yield {"text": " ".join(rng.choice(fact.statements) for fact in told)}
+            yield {"text": " ".join(map(rng.choice, told))}
 
 
 def make_names(count: int, rng: random.Random, *, syllables: int) -> list[str]:
