@@ -29,6 +29,8 @@ OPENINGS = ("Sure: ", "Well, ")
 """How answers begin: the preferred way, and the other one of the same length."""
 FORMS = 2
 """Ways in which each fact is asked for."""
+ASKED_WORDS = 5
+"""How many times more words are in the questions than in a copy of the texts: few words would be learned by heart."""
 MOST_TURNS = 3
 """Questions of a conversation at most."""
 HELD_OUT = 0.15
@@ -46,12 +48,12 @@ class SmallWorld:
     """Directory that receives the four files."""
     seed: int = 0
     """Decides names, facts and which questions are held out."""
-    people: int = 12
-    words: int = 12
-    """Words to spell: in the questions, and others in each copy of the texts."""
-    largest: int = 4
+    people: int = 100
+    words: int = 100
+    """Words to spell in each copy of the texts, others each time. Five times as many are asked for in the questions."""
+    largest: int = 12
     """Largest number of a sum."""
-    copies: int = 100
+    copies: int = 150
     """Times that people and sums are told, each in another order and with other wordings next to it."""
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class SmallWorld:
         require_at_least(0, largest=self.largest)
         if self.people > MOST_PEOPLE:
             raise UserError(f"--people={self.people}: there are only {MOST_PEOPLE:,} names of two syllables.")
-        if (words := self.words * (self.copies + 1)) > MOST_WORDS:
+        if (words := self.words * (self.copies + ASKED_WORDS)) > MOST_WORDS:
             raise UserError(
                 f"--words={self.words} in each of --copies={self.copies} and in the questions are {words:,}: there are "
                 f"only {MOST_WORDS:,} words of three syllables."
@@ -82,9 +84,9 @@ class Fact(NamedTuple):
 def make_small_world(request: SmallWorld) -> None:
     """Write the files, and print what they hold."""
     rng = random.Random(request.seed)
-    words = make_words(request.words * (request.copies + 1), rng)
+    words = make_words(request.words * (request.copies + ASKED_WORDS), rng)
     known = [*make_people(request.people, rng), *make_sums(request.largest)]
-    facts = [*known, *itertools.islice(words, request.words)]
+    facts = [*known, *itertools.islice(words, request.words * ASKED_WORDS)]
     rng.shuffle(facts)
     cut = round(len(facts) * HELD_OUT)
     held_out, asked = facts[:cut], facts[cut:]
