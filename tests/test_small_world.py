@@ -99,7 +99,7 @@ def test_world_is_read_by_preparation_and_by_the_evaluator(tmp_path: Path) -> No
         ({"copies": 0}, "--copies=0: wanted at least 1"),
         ({"largest": -1}, "--largest=-1: wanted at least 0"),
         ({"people": 5000}, "--people=5000: there are only 4,160 names"),
-        ({"words": 5000}, "are 525,000: there are only 262,080 words"),
+        ({"words": 5000}, "are 775,000: there are only 262,080 words"),
     ],
 )
 def test_world_without_end_or_content_is_refused(options: dict[str, int], message: str) -> None:
