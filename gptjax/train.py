@@ -34,14 +34,14 @@ def run(words: list[str]) -> int:
         from gptjax.config import TrainConfig
         from gptjax.sharding.distributed import initialize_distributed
 
-        initialize_distributed()
+        command = shlex.join([*PROG.split(), *words])
+        initialize_distributed(command=command)
         request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()
         from gptjax.runs.trainer import train
     source = request.path.read_text(encoding="utf-8")
-    command = shlex.join([*PROG.split(), *words])
     return train(request.config, modules=request.modules, source=source, command=command, typed=request.typed)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptjax.core.native_output import release_native_output
+
 STDERR = 2
 """The number of the last of the three streams that every process has."""
 MAX_PENDING = 2**20
@@ -114,6 +116,10 @@ class SafeStream(io.TextIOBase):
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
 
+    def redirect(self, stream: Any) -> None:
+        """Write to another stream from now on."""
+        self._stream = stream
+
     def release(self) -> Any:
         """The stream itself, with nothing left in its buffer that could fail later."""
         try:
@@ -159,6 +165,7 @@ def safe_console() -> Iterator[None]:
     try:
         yield
     finally:
+        release_native_output()
         for one in safe:
             one.release()
         sys.stdout, sys.stderr = streams

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.diagnosis import keep_reports_in
 from gptjax.core.early_exit import stop_status
+from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
@@ -54,6 +56,8 @@ def train(
             config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
         except StopRequested as stop:
             print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
+            if has_others():
+                leave(stop_status(stop.number), f"stopped before training by {signal.Signals(stop.number).name}")
             return stop_status(stop.number)
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")
