@@ -165,8 +165,11 @@ def compute_hidden(
     x0, first_values, skips = x, None, []
     for layer in range(layers):
         own = {name[7:]: array[layer] for name, array in weights.items() if name.startswith("blocks.")}
+        if config.unet_skips == "inputs" and layer < layers // 2:
+            skips.append(x)
         if config.unet_skips != "none" and layer >= layers - layers // 2:
-            strength = 1.0 if config.unet_skips == "plain" else weights["unet.skip_weights"][layers - 1 - layer]
+            is_learned = config.unet_skips == "learned"
+            strength = weights["unet.skip_weights"][layers - 1 - layer] if is_learned else 1.0
             x = x + strength * skips.pop()
         if config.x0_mix:
             x = own["mix.residual_mix"] * x + own["mix.x0_mix"] * x0
@@ -199,7 +202,7 @@ def compute_hidden(
         activation = ACTIVATIONS[config.activation]
         hidden = up * activation(h @ own["mlp.gate"]) if config.gated_mlp else activation(up)
         x = x + drop(hidden @ own["mlp.down"] + own.get("mlp.down_bias", 0), layer, 2)
-        if layer < layers // 2:
+        if config.unet_skips != "inputs" and layer < layers // 2:
             skips.append(x)
 
     return normalize(x, config, weights, name="norm")
