@@ -3,9 +3,9 @@
 import json
 from typing import Any, NamedTuple
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.messages import UselessRecord, check_turns, check_utf8, read_messages
+from gptjax.tokenization.messages import NO_LIST, InvalidRecord, UselessRecord, check_turns, check_utf8, read_messages
 
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
 """Fields that hold a list of messages."""
@@ -14,7 +14,10 @@ ANSWERS = ("completion", "response", "output", "answer", "assistant")
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
 FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, "system", "system_prompt", "history")
-FORMS = 'a list of messages, an object with "messages" or "conversations", or "instruction" with "output"'
+FORMS = (
+    'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
+    '"prompt" and "completion", or with "question" and "answer"'
+)
 
 
 class Conversation(NamedTuple):
@@ -25,9 +28,9 @@ class Conversation(NamedTuple):
 
 
 def parse_conversation(record: Any, *, where: str) -> Conversation:
-    """The messages of a record, in any of the known forms. The assistant has at least one, and turns alternate.
+    """The messages of a record, in any of the known forms. The user begins, and the assistant has at least one.
 
-    Raises `UserError`, beginning with `where`, and `UselessRecord`.
+    Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
@@ -47,18 +50,19 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if isinstance(record, list):
         return record
     if not isinstance(record, dict):
-        raise UserError(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
+        raise InvalidRecord(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
     for key in LISTS:
         if (value := record.get(key)) is not None:
             found = _parse_json(value)
             if not isinstance(found, list):
-                raise UserError(f'{where}: "{key}": wanted a list of messages, got {quote(repr(value), limit=80)}.')
+                shown = quote(repr(value), limit=80)
+                raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {shown}.', NO_LIST)
             return found
     question = next((key for key in (*QUESTIONS, "input") if record.get(key) is not None), None)
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
         plain = " Text without turns is for python -m data_pipelines.prepare." if set(record) & {"text"} else ""
-        raise UserError(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{plain}")
+        raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{plain}")
     return _join_turns(record, question, record[answer])
 
 

@@ -28,10 +28,10 @@ from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, pr
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, MaskedTokens, encode_together, mark, to_ids
+from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids, with_chatml
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.messages import UselessRecord
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer
 
 TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
 
@@ -72,9 +72,9 @@ class EncodePair:
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    given = load_tokenizer(request.tokenizer)
-    tokenizer = given
-    if given.chat_template is None and (set(CHAT_TOKENS) <= set(given.specials) or _begins_with_turns(request.source)):
+    given = request.load_tokenizer()
+    tokenizer = with_chatml(given)
+    if tokenizer.chat_template is None and _begins_with_turns(request.source):
         tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
     kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)
     manifest = prepare_scored(request, kind, limits=limits)

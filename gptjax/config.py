@@ -11,6 +11,7 @@ from gptjax.core.files import expand_path
 from gptjax.core.serialization import class_name
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
 from gptjax.data.config import TokenShards
+from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.source import DataSource
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
@@ -38,6 +39,9 @@ class TrainConfig:
     """Length of the schedules. None: `steps` at the run's first start; a later `steps` does not move it."""
     max_time: str | None = None
     """Save and stop this long after the start of the command, with status 75: `90m`, `11.5h` or `11:30:00`."""
+    hang_timeout: str | None = "30m"
+    """End with status 75 and the stacks of all threads in a file after this long without a step; four times as long
+    while starting, compiling, evaluating and saving. None: wait forever."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a lower `checkpoint.best_metric`. None: never."""
     batch_size: int = 8
@@ -45,7 +49,8 @@ class TrainConfig:
     grad_accum: int = 1
     """Gradient accumulation: micro-batches into which a batch is divided. Gradients of one at a time are in memory."""
     init_from: str | None = None
-    """Run directory whose weights (their average, if it keeps one) and model shape a new run starts from."""
+    """Run whose weights (their average, if it keeps one) and model shape a new run starts from. Or the directory of a
+    model that transformers saved, or hf:OWNER/REPO."""
     init_layers: tuple[int, ...] = ()
     """Layers of `init_from` that the model takes, counted from 0: a student with fewer layers. Empty: all."""
     resume: Literal["auto", "force", "never"] | int = "auto"
@@ -53,6 +58,9 @@ class TrainConfig:
     that exists; a number goes back to the checkpoint of that step, once, and keeps the later ones aside."""
     seed: int = 1337
     """Seed of initial weights, order of the data and dropout."""
+    epoch_seeds: EpochSeeds | None = None
+    """Orders of the epochs after the first: `mixed` gives each seed its own; with `added`, epoch e of seed s is that of
+    seed s + e. None: `mixed`, and `added` for a run that was begun before this option."""
     model: GPTConfig = GPTConfig()
     data: DataSource = TokenShards()
     optimizer: Optimizer = AdamW()
@@ -82,7 +90,7 @@ class TrainConfig:
                 f"output_dir is {self.output_dir!r}: a run directory is a local path. Mount the bucket, with gcsfuse "
                 "for example, and give the path of the mount."
             )
-        _ = self.max_seconds
+        _ = self.max_seconds, self.hang_seconds
         if self.init_layers and self.init_from is None:
             raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
         if self.lora.enabled and self.init_from is None:
@@ -107,6 +115,11 @@ class TrainConfig:
     def max_seconds(self) -> float | None:
         """`max_time` in seconds."""
         return None if self.max_time is None else parse_duration(self.max_time, where="max_time")
+
+    @property
+    def hang_seconds(self) -> float | None:
+        """`hang_timeout` in seconds."""
+        return None if self.hang_timeout is None else parse_duration(self.hang_timeout, where="hang_timeout")
 
     @property
     def batch(self) -> BatchSize:
@@ -187,6 +200,7 @@ RESUME_MAY_CHANGE = (
     "steps",
     "schedule_steps",
     "max_time",
+    "hang_timeout",
     "patience",
     "mesh",
     "grad_accum",

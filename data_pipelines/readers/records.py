@@ -17,10 +17,11 @@ from data_pipelines.readers.parquet import explain_columns, open_parquet
 from data_pipelines.readers.paths import find_files, keep_data
 from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
 from data_pipelines.readers.text_files import open_file
-from gptjax.core.errors import UserError
+from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"
 BLOCK_BYTES = 2**20
+NOT_JSON = f"{SKIPPED}not JSON"
 ITEMS = 1000
 """Items of an array in a block, and at least as many rows of Parquet."""
 RANGES = 16
@@ -74,7 +75,7 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]
             try:
                 yield where, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield where, UserError(f"{where}: {explain_line(line, error)}")
+                yield where, InvalidRecord(f"{where}: {explain_line(line, error)}", NOT_JSON)
 
 
 def _iter_given(records: Iterator[Record]) -> Iterator[RecordBlock]:
@@ -90,7 +91,7 @@ def _check_cells(rows: Iterator[Record]) -> Iterator[Record]:
             "".join(row.values() if isinstance(row, dict) else ()).encode()
         except UnicodeEncodeError:
             advice = "Convert the file, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
-            yield where, UserError(f"{where}: is not UTF-8. {advice}.")
+            yield where, InvalidRecord(f"{where}: is not UTF-8. {advice}.", f"{SKIPPED}not UTF-8")
         else:
             yield where, row
 

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptjax.core.native_output import release_native_output
+
+STDERR = 2
+"""The number of the last of the three streams that every process has."""
 MAX_PENDING = 2**20
 """Characters that are kept for the console log before its directory is known."""
 
@@ -25,6 +29,18 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
+def prepare_streams() -> None:
+    """Escape characters that the encoding of stdout lacks, and open the null device for missing streams, as by `>&-`.
+
+    The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 class ConsoleLog:
     """A file that receives what a run prints. Text that comes before the file is known is kept for it."""
 
@@ -33,11 +49,9 @@ class ConsoleLog:
         self._pending: list[str] = []
         self._length = 0
         self._after_bar = False
-        self.directory: Path | None = None
 
     def open(self, path: Path) -> None:
         """Append to this file from now on. A file that cannot be written is left."""
-        self.directory = path.parent
         with contextlib.suppress(OSError):
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         pending, self._pending = self._pending, []
@@ -102,6 +116,10 @@ class SafeStream(io.TextIOBase):
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
 
+    def redirect(self, stream: Any) -> None:
+        """Write to another stream from now on."""
+        self._stream = stream
+
     def release(self) -> Any:
         """The stream itself, with nothing left in its buffer that could fail later."""
         try:
@@ -147,6 +165,7 @@ def safe_console() -> Iterator[None]:
     try:
         yield
     finally:
+        release_native_output()
         for one in safe:
             one.release()
         sys.stdout, sys.stderr = streams
@@ -158,8 +177,3 @@ def keep_console_log(path: Path) -> None:
     """Append what is and was printed inside `safe_console` to this file; without that, do nothing."""
     if _log is not None:
         _log.open(path)
-
-
-def console_log_directory() -> Path | None:
-    """The directory of the run whose console is kept, if one is."""
-    return None if _log is None else _log.directory

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
 from gptjax.data.checksums import check_documents
+from gptjax.data.epoch_order import EpochOrder
 from gptjax.data.mixture import MixtureSchedule
 from gptjax.data.sequences import Sequences, check_documents_known
 from gptjax.data.source import ReadSpec, RowReader, Rows
@@ -21,17 +22,14 @@ class SequenceReader(RowReader):
     """The sequences of one split, without replacement, in an order of its own for each epoch."""
 
     def __init__(self, sequences: Sequences, spec: ReadSpec, *, packing: str, prefetch: int) -> None:
-        import grain  # slow to import
-
         self.sequences, self.prefetch = sequences, prefetch
         self.name = sequences.stream.paths[0].parent.name
         self.fingerprint = hash_json([sequences.stream.fingerprint, packing])
         self._with_documents = spec.with_documents
-        self._order = grain.MapDataset.range(len(sequences)).shuffle(seed=spec.seed).repeat()
+        self._order = EpochOrder(len(sequences), seed=spec.seed, epoch_seeds=spec.epoch_seeds)
 
     def read(self, rows: Int[np.ndarray, " n"]) -> Rows:
-        numbers = np.array([self._order[int(row)] for row in rows])
-        return self.sequences.read(numbers, with_documents=self._with_documents)
+        return self.sequences.read(self._order.locate(rows), with_documents=self._with_documents)
 
     def epochs(self, rows: int) -> dict[str, float]:
         return {"epoch": rows / len(self.sequences)}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gptjax.data.batch_size import BatchSchedule
+from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -48,6 +49,8 @@ class ReadSpec:
     """The kind of rows that the objective reads."""
     reference: Path | None = None
     """File with the reference's log-probabilities of the training tokens (`data.reference`), read as `reference`."""
+    epoch_seeds: EpochSeeds = "mixed"
+    """How seed and epoch give the order of an epoch after the first."""
 
 
 @runtime_checkable

@@ -22,8 +22,8 @@ from gptjax.core.files import write_atomically
 from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
 from gptjax.data.source import ReadSpec
-from gptjax.runs.initial_weights import load_weights
 from gptjax.model.gpt import GPT
+from gptjax.runs.initial_weights import load_weights
 from gptjax.sharding.mesh import MeshConfig, reshard
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.objective import FrozenModelObjective

@@ -17,9 +17,9 @@ from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
+from gptjax.runs.startup import Evaluators
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.runs.startup import Evaluators
 from gptjax.training.checkpoint_integrity import list_steps
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.stopping import Stop
@@ -51,7 +51,9 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         )
     print_once(*_describe_unjudged(config))
     if config.steps > 1 and _is_rising(config):
-        print_once(f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up")
+        print_once(
+            f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
+        )
 
 
 def _describe_unjudged(config: TrainConfig) -> list[str]:

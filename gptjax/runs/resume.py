@@ -88,12 +88,13 @@ def _shorten(fingerprint: str | None) -> str:
 def read_saved_config(content: Any, config: TrainConfig, step: int, *, modules: Modules | None) -> TrainConfig:
     """The config of a checkpoint. A `UserError` says which class is missing."""
     try:
-        return from_json(content, TrainConfig, modules=modules, trusted=config, where="its config")
+        saved = from_json(content, TrainConfig, modules=modules, trusted=config, where="its config")
     except UserError as error:
         raise UserError(
             f"{config.directory} cannot be resumed from step {step}: {error} "
             "Or resume with the config file of this run, if that defines it."
         ) from None
+    return replace(saved, epoch_seeds=saved.epoch_seeds or "added")
 
 
 def find_saved_config(config: TrainConfig, modules: Modules | None = None) -> tuple[int, TrainConfig] | None:
@@ -110,15 +111,17 @@ def find_saved_config(config: TrainConfig, modules: Modules | None = None) -> tu
 
 
 def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
-    """The config with the length of its schedules, and with the batches of the steps so far where a resume is forced.
+    """The config with what a run keeps from its first start, and the batches of the steps so far if a resume is forced.
 
-    A schedule is as long as the steps at the run's first start, unless `schedule_steps` says otherwise. With
-    `--resume=force` and another batch size, the steps so far become stages, so that no row is skipped or repeated.
+    A schedule is as long as the steps at the run's first start, unless `schedule_steps` says otherwise. Epochs have the
+    orders that they had. With `--resume=force` and another batch size, the steps so far become stages, so that no row
+    is skipped or repeated.
     """
     found = find_saved_config(config, modules)
     if found is None:
-        return replace(config, schedule_steps=config.schedule_length)
+        return replace(config, schedule_steps=config.schedule_length, epoch_seeds=config.epoch_seeds or "mixed")
     step, saved = found
+    config = replace(config, epoch_seeds=config.epoch_seeds or saved.epoch_seeds)
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
     if config.resume == "force" and saved.history_until(step) != config.history_until(step):

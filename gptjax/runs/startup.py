@@ -17,7 +17,6 @@ from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.runs.initial_weights import load_start, report_merge
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
@@ -25,6 +24,8 @@ from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
+from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.initial_weights import load_start, report_merge
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
 from gptjax.sharding.devices import describe_unused_gpu, get_peak_flops, has_units_for, preferred_dtype, target_device
@@ -50,15 +51,16 @@ def prepare_config(
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
-    source, exists, new_tokens = None, False, config.lora.new_tokens
+    source: Checkpoint | None = None
+    exists, new_tokens = (config.directory / "config.json").is_file(), config.lora.new_tokens
     if config.init_from is not None:  # once this run exists, its own directory says as much
-        exists = (config.directory / "config.json").is_file()
-        source = RunDir.open(config.directory if exists else config.init_from, imports=modules or {})
+        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
     model = config.model
     if source is not None:
         layers = () if exists else config.init_layers
-        new_tokens = source.config.lora.new_tokens if exists else new_tokens
+        if exists and isinstance(source, RunDir):
+            new_tokens = source.config.lora.new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
         _check_typed(source, config, model, typed=typed)
         report_merge(source, config, model)
@@ -81,7 +83,7 @@ def prepare_config(
 
 
 def _join_vocabularies(
-    source: RunDir, model: GPTConfig, tokenizer: Tokenizer, *, name: str
+    source: Checkpoint, model: GPTConfig, tokenizer: Tokenizer, *, name: str
 ) -> tuple[GPTConfig, Tokenizer]:
     """Model and tokenizer of a run whose data and first weights may differ in special tokens.
 
@@ -147,7 +149,7 @@ def check_restorable(config: TrainConfig, modules: Modules | None = None) -> Non
         )
 
 
-def _check_typed(source: RunDir, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
+def _check_typed(source: Checkpoint, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
     for field, wanted, has in diff_configs(config.model, model):
         if f"model.{field}" in typed:
             raise UserError(
@@ -166,6 +168,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         with_documents=config.model.intra_document_mask,
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
         rows=get_row_kind(config.objective),
+        epoch_seeds=config.epoch_seeds or "mixed",
     )
 
 

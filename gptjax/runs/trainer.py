@@ -1,27 +1,34 @@
 """The training loop."""
 
+import contextlib
+import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from gptjax.runs import report, startup
 from gptjax.config import TrainConfig
 from gptjax.core.console import keep_console_log, print_once
+from gptjax.core.diagnosis import keep_reports_in
+from gptjax.core.early_exit import stop_status
+from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
+from gptjax.runs import report, startup
 from gptjax.runs.reference import prepare_second_model
 from gptjax.runs.resume import restore_state
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
+from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
-from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
+from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
 from gptjax.training.stopping import Stop, StopRules
+from gptjax.training.watchdog import Watchdog
 
 
 def train(
@@ -43,11 +50,14 @@ def train(
     Returns:
         0, or the status of `stop_status` after a signal: 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1.
     """
-    with GracefulShutdown() as shutdown:
+    watchdog = Watchdog(config.hang_seconds, resume=command, process=name_process(), several=count_processes() > 1)
+    with GracefulShutdown() as shutdown, watchdog:
         try:
-            config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown)
+            config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
         except StopRequested as stop:
             print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
+            if has_others():
+                leave(stop_status(stop.number), f"stopped before training by {signal.Signals(stop.number).name}")
             return stop_status(stop.number)
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")
@@ -62,6 +72,7 @@ def _train(
     source: str | None,
     typed: Collection[str],
     shutdown: GracefulShutdown,
+    watchdog: Watchdog,
 ) -> tuple[TrainConfig, Stop | None]:
     """Train, and return the config with everything resolved and why the run ended early, if it did."""
     began_at = time.monotonic()
@@ -72,6 +83,7 @@ def _train(
     config = startup.prepare_device(config)
     config.check_mesh(mesh)
     with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
+        keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
         second = prepare_second_model(config, read_spec, mesh)
@@ -87,14 +99,13 @@ def _train(
         report.describe_run(config, mesh, batches, evaluators)
         with startup.open_logger(config, mesh, int(state.step)) as log:
             start = int(state.step)
-            with log.measure("compile"):
+            with log.measure("compile"), watchdog.doing("compile"):
                 train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
             metadata = {"config": to_json(config), "fingerprints": fingerprints}
             saver = _make_saver(config, checkpoints, metadata)
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             rules = _make_rules(config, shutdown, start=start, began_at=began_at)
-            loop = _Loop(config, evaluators, batches, train_step, log, saver, guard)
-            shutdown.begin_training()
+            loop = _Loop(config, evaluators, batches, train_step, log, saver, guard, watchdog)
             return config, loop.run(state, shutdown, rules)
 
 
@@ -125,6 +136,7 @@ class _Loop:
     log: MetricLogger
     saver: Saver
     guard: NonFiniteGuard
+    watchdog: Watchdog
 
     def run(self, state: TrainState, shutdown: GracefulShutdown, rules: StopRules) -> Stop | None:
         """Train from `state` to the last step, or until there is a reason to stop. The end is saved."""
@@ -136,26 +148,36 @@ class _Loop:
                 loss, stopped = self._evaluate(step, state, shutdown)
                 stopped = stopped or rules.check_loss(loss)
             if step > start and (stopped or self._should_save(step, state)):
-                with self.log.measure("checkpoint"):
+                with self._measure("checkpoint"):
                     self.saver.save(step, state, loss=loss)
             if stopped or step == steps:
+                self.watchdog.finish()
                 if step > start:
-                    with self.log.measure("checkpoint"):
+                    with self._measure("checkpoint"):
                         self.saver.finish(step, state, loss=loss)
                 return stopped
-            with self.log.measure("data"):
+            if step == start:  # there was nothing to save before
+                shutdown.begin_training()
+            with self._measure("data"):
                 batch = next(batch_iterator)
             state, metrics = self.train_step(step)(state, batch)  # dispatched, not awaited
             self.log.step(step + 1, metrics | self.batches.epochs(step + 1))  # writes the step before
             self.guard.check(step, metrics)
+            self.watchdog.begin_step(step + 1)
         return None
+
+    @contextlib.contextmanager
+    def _measure(self, kind: str) -> Iterator[None]:
+        """What the main thread does, for the log and for the watchdog."""
+        with self.log.measure(kind), self.watchdog.doing(kind):
+            yield
 
     def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, Stop | None]:
         """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
         loss = None
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
             try:
-                with self.log.measure("evaluate"), shutdown.interruptible():
+                with self._measure("evaluate"), shutdown.interruptible():
                     found = startup.evaluate_state(evaluator, state, self.config)
             except StopRequested as stop:
                 return loss, Stop.by_signal(stop.number)

@@ -235,7 +235,9 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "max_consecutive_skips": (4, "skips"),
         "resume": ("never", "resume"),
         "max_time": ("1s", "stop"),
+        "hang_timeout": ("1s", "watchdog"),
         "patience": (2, "stop"),
+        "epoch_seeds": ("added", "late rows"),
     },
     LoRA: {
         "rank": (2, "adapters"),

@@ -59,6 +59,7 @@ from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState, abstract_state, create_state
 from gptjax.training.stopping import StopRules
+from gptjax.training.watchdog import Watchdog
 
 from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
@@ -173,6 +174,13 @@ def read_rows(config: TrainConfig) -> list[Any]:
     return [(batches.read(step)["tokens"].tolist(), batches.epochs(step)) for step in range(3)]
 
 
+def read_late_rows(config: TrainConfig) -> list[Any]:
+    """A batch of the second epoch."""
+    batches = open_batches(config, MeshConfig())
+    step = next(step for step in range(10_000) if batches.epochs(step)["epoch"] >= 1)
+    return batches.read(step)["tokens"].tolist()
+
+
 def record_prefetch(config: TrainConfig) -> list[dict[str, int]]:
     """The arguments with which Grain reads ahead."""
     calls, options = [], grain.ReadOptions
@@ -223,6 +231,12 @@ def find_stop(config: TrainConfig) -> int | None:
         clock=lambda: next(seconds),
     )
     return next((n for n in range(9) if rules.check(n) or rules.check_loss(float(n))), None)
+
+
+def find_end(config: TrainConfig) -> int | None:
+    """The look, one every ten seconds, at which a watchdog ends a run that does not begin."""
+    watchdog = Watchdog(config.hang_seconds, resume="")
+    return next((n for n in range(1000) if watchdog.look(10.0)), None)
 
 
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
@@ -279,8 +293,10 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "sample": lambda config, *_: record_generation(config),
     "data": lambda config, *_: identify_data(config),
     "rows": lambda config, *_: read_rows(config),
+    "late rows": lambda config, *_: read_late_rows(config),
     "prefetch": lambda config, *_: record_prefetch(config),
     "stop": lambda config, *_: find_stop(config),
+    "watchdog": lambda config, *_: find_end(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
     "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),

@@ -49,6 +49,7 @@ def make_config(name: str, directory: Path) -> TrainConfig:
         optimizer=replace(smoke.config.optimizer, ns_dtype="float32"),
         output_dir=str(directory),
         steps=20,
+        epoch_seeds="added",  # as the curves were recorded: they go beyond an epoch
         data=TokenShards(path=str(write_text_shards(directory / "shards", lines=300))),
         mesh=SINGLE,
         evaluators=(ValidationLoss(every=20, tokens=8192),),

@@ -1,0 +1,115 @@
+"""Ends a process from any of its threads, whatever its main thread does: one line, stacks in a file, a status."""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NoReturn, Protocol, TextIO, runtime_checkable
+
+from gptjax.core.diagnosis import SHOW_VARIABLE, shows_tracebacks, write_report
+from gptjax.core.native_output import NativeOutput, read_native_output
+
+SAY_SECONDS = 10.0
+"""A disk or a terminal that hangs delays the end by no more than this."""
+
+
+@runtime_checkable
+class OtherProcesses(Protocol):
+    """The other processes of a run."""
+
+    def announce_end(self, status: int, message: str) -> None:
+        """Tell them that this process ends too early."""
+        ...
+
+    def wait_for_verdict(self, seconds: float) -> None:
+        """Wait until it is known which of them is gone. Then this process has ended; otherwise return."""
+        ...
+
+
+_others: OtherProcesses | None = None
+_ending = threading.Lock()
+
+
+def know_others(others: OtherProcesses | None) -> None:
+    """From now on this process is one of several."""
+    global _others
+    _others = others
+
+
+def has_others() -> bool:
+    return _others is not None
+
+
+def wait_for_verdict(seconds: float) -> None:
+    """After an error that another process may have caused: end with its name, or return."""
+    if _others is not None:
+        _others.wait_for_verdict(seconds)
+
+
+def leave(status: int, message: str) -> NoReturn:
+    """End with this status, after a message that was printed. The other processes of the run learn of it.
+
+    With others there is no orderly exit: JAX would wait for all of them.
+    """
+    if _others is None:
+        raise SystemExit(status)
+    _flush()
+    _others.announce_end(status, message)
+    os._exit(status)
+
+
+def end_process(message: str, *, status: int) -> NoReturn:
+    """Print the message, write the stacks of all threads into a file that it names, and end at once.
+
+    Of several threads that call it, one speaks.
+    """
+    if not _ending.acquire(blocking=False):
+        threading.Event().wait(3 * SAY_SECONDS)
+        os._exit(status)
+    announce = lambda: None if _others is None else _others.announce_end(status, message)
+    for act in (lambda: _say(message), announce):
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        thread.join(SAY_SECONDS)
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def end_at_abort(native: NativeOutput, message: str) -> Iterator[None]:
+    """Inside the block, in which no Python runs, an abort by a library ends the process with this message and 2."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if native.find_abort() is not None:
+                end_process(message, status=2)
+
+    threading.Thread(target=watch, daemon=True, name="abort").start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _say(message: str) -> None:
+    if shows_tracebacks():
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
+    file = write_report("stacks", lambda file: _dump_stacks(file, message))
+    where = "" if file is None else f"\nstacks of all threads: {file} ({SHOW_VARIABLE}=1 shows them here)"
+    print(f"error: {message}{where}".replace("\n", "\n  "), file=sys.stderr)
+    _flush()
+
+
+def _dump_stacks(file: TextIO, message: str) -> None:
+    main = threading.main_thread().ident or 0
+    if native := read_native_output():
+        print(f"{native}\n", file=file)
+    print(f"{message}\n\nThe main thread is 0x{main:016x}.\n", file=file, flush=True)
+    faulthandler.dump_traceback(file)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
