@@ -119,9 +119,10 @@ def _find_import(error: Exception) -> str:
     if not isinstance(error, ImportError) or not (error.name or "").startswith("gptjax"):
         return ""
     found = re.search(r"cannot import name '(\w+)'", str(error))
-    for path in sorted((PACKAGES / "gptjax").rglob("*.py")) if found else ():
-        if f"\nclass {found[1]}" in path.read_text(encoding="utf-8"):
-            module = ".".join(path.relative_to(PACKAGES).with_suffix("").parts)
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")) if found else ():
+        if re.search(rf"^class {found[1]}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+            module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
             return f". It is in {module}"
     return ". docs/names.md has the names of earlier versions"
 
