@@ -12,7 +12,7 @@ from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
-from gptjax.core.early_exit import remove_early_handler
+from gptjax.core.early_exit import exit_early, remove_early_handler
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
 from gptjax.core.restarts import follow_parent, is_supervised, run_with_restarts
@@ -26,8 +26,8 @@ DESCRIPTION = "Train a GPT, or resume its training."
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    # Until GracefulShutdown takes over, Ctrl-C ends the process where it is.
-    with safe_console(), exit_on_user_error(keeps_early_handler=True):
+    # Until GracefulShutdown takes over, Ctrl-C and SIGUSR1 end the process where it is.
+    with safe_console(), exit_on_user_error(keeps_early_handler=True), exit_early():
         code = run(words)
     raise SystemExit(code)
 
@@ -50,8 +50,7 @@ def run(words: list[str]) -> int:
         enable_compile_cache()
         from gptjax.runs.trainer import train
     source = request.path.read_text(encoding="utf-8")
-    typed = [path for path, _, _ in changes]
-    return train(request.config, modules=request.modules, source=source, command=command, typed=typed)
+    return train(request.config, modules=request.modules, source=source, command=command, typed=request.typed)
 
 
 def supervise(config: "TrainConfig", words: list[str]) -> int:

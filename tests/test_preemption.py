@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from gptjax.core.early_exit import stop_status
 from gptjax.core.errors import UserError
 from gptjax.training import preemption
-from gptjax.training.preemption import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals, stop_status
+from gptjax.training.preemption import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 
 
 def wait_for_output(capfd: pytest.CaptureFixture[str], words: str) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from gptjax.core.native_output import release_native_output
 
+STDERR = 2
+"""The number of the last of the three streams that every process has."""
 MAX_PENDING = 2**20
 """Characters that are kept for the console log before its directory is known."""
 
@@ -25,6 +27,18 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
     jax = sys.modules.get("jax")  # processes that only tokenize never import it
     if jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def prepare_streams() -> None:
+    """Escape characters that the encoding of stdout lacks, and open the null device for missing streams, as by `>&-`.
+
+    The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class ConsoleLog:

@@ -7,12 +7,14 @@ message and exit code 2. Any other exception that escapes is a bug in gptjax. It
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug
-from gptjax.core.early_exit import remove_early_handler
+from gptjax.core.console import prepare_streams
+from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
+from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
 from gptjax.core.process_end import has_others, leave, wait_for_verdict
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,10 +59,13 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     A `UserError`, a full disk and a file that cannot be opened or written count as such. Ctrl-C exits with code 130.
     With `keeps_early_handler` it goes on to end the process at once, until another handler is set.
     """
+    prepare_streams()
     if not keeps_early_handler:
         remove_early_handler()
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = report_bug
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = report_unraisable
     try:
         yield
     except UserError as error:
@@ -79,6 +84,8 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
             message = f"{where}{error.strerror}. Choose another path."
         print(f"error: {message}", file=sys.stderr)
         _exit(2, message)
+    except Terminated as stop:
+        _exit(stop_status(stop.number), signal.Signals(stop.number).name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _exit(130, "interrupted")

@@ -11,8 +11,6 @@ from typing import NoReturn, Protocol, TextIO, runtime_checkable
 from gptjax.core.diagnosis import SHOW_VARIABLE, shows_tracebacks, write_report
 from gptjax.core.native_output import NativeOutput, read_native_output
 
-REQUEUE_STATUS = 75
-"""The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
 SAY_SECONDS = 10.0
 """A disk or a terminal that hangs delays the end by no more than this."""
 

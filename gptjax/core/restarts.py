@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from gptjax.core.process_end import REQUEUE_STATUS
+from gptjax.core.early_exit import REQUEUE_STATUS
 
 SUPERVISED_VARIABLE = "GPTJAX_SUPERVISED"
 """In the child: the time, by `time.monotonic`, at which its parent began."""

@@ -1,13 +1,10 @@
 """Join the processes of a run over several hosts."""
 
-import contextlib
 import os
 import re
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 from jax._src import distributed  # its client and place are in no public module
@@ -61,7 +58,7 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
     )
     native = hold_native_output()
     try:
-        with _interruptible(), end_at_abort(native, refusal):
+        with end_at_abort(native, refusal):
             jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=count,
@@ -86,19 +83,6 @@ def _watch_others(native: NativeOutput, command: str) -> None:
         others = ProcessWatch(state.client, **place, resume=command, native=native)
         others.start()
         know_others(others)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Inside the block Ctrl-C ends the process even while no Python runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def count_processes() -> int:

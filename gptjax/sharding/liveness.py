@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.native_output import NativeOutput
-from gptjax.core.process_end import REQUEUE_STATUS, end_process
+from gptjax.core.process_end import end_process
 
 SILENCE_SECONDS = 35.0
 """A process that does not beat for so long is gone."""

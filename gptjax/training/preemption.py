@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gptjax.core.early_exit import stop_status
 from gptjax.core.errors import UserError
-from gptjax.core.process_end import REQUEUE_STATUS, has_others, leave
+from gptjax.core.process_end import has_others, leave
 from gptjax.sharding.distributed import count_processes
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
@@ -39,12 +40,6 @@ class StopRequested(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-def stop_status(number: int) -> int:
-    """The exit status after a signal: 75 where it asks to be started again later, else 128 + its number."""
-    requeues = number in (signal.SIGUSR1, signal.SIGUSR2)
-    return REQUEUE_STATUS if requeues else 128 + number
 
 
 def list_stop_signals(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
@@ -88,7 +83,7 @@ class GracefulShutdown:
             self._wakeup[1].close()  # ends the thread
 
     def begin_training(self) -> None:
-        """From now on a signal waits for the end of a step. Before, it ends the run where it is."""
+        """From now on a signal waits for the end of a step. Before the first step it ends the run where it is."""
         self._may_raise, self._is_training = False, True
         if self._received is not None:
             raise StopRequested(self._received)
