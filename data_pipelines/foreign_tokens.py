@@ -156,10 +156,13 @@ def _read_samples(
         if not begin <= end <= len(content) or len(heads) < 4 * len(variable):
             raise UserError(f"{path}: a sample lies outside of the file. Copy it again.")
         found = dict(zip(variable, heads.view("<u4").tolist(), strict=True))
-        lengths = [found.get(number, size) for number, size in enumerate(sizes)]
-        first = 4 * len(variable) + sum(lengths[:column])
-        datum = bytes(sample[first : first + lengths[column]])
-        values, width = _decode_mds(datum, str(encodings[column]), path=path, width=width)
+        try:
+            lengths = [found.get(number, size) for number, size in enumerate(sizes)]
+            first = 4 * len(variable) + sum(lengths[:column])
+            datum = bytes(sample[first : first + lengths[column]])
+            values, width = _decode_mds(datum, str(encodings[column]), path=path, width=width)
+        except (ValueError, IndexError, TypeError) as error:
+            raise UserError(f"{path}: a sample is damaged: {quote(str(error))}. Copy the file again.") from None
         yield values
 
 

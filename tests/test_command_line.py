@@ -155,6 +155,19 @@ class Options:
     imports: Imports = ()
 
 
+def test_help_ends_no_line_inside_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    @dataclass(frozen=True)
+    class Options:
+        text: str = ""
+        """Two lines of a docstring, of which
+        `the second` begins with a mark."""
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse_options(Options, ["--help"], prog="x")
+    assert "docstring, of which `the second` begins with a mark." in capsys.readouterr().out
+
+
 def test_parse_options_reads_words_and_repeated_imports():
     words = ["runs/x", "--step=5", "--import=one", "--import=./two.py"]
     assert parse_options(Options, words, prog="evaluate") == Options("runs/x", 5, ("one", "./two.py"))
