@@ -11,7 +11,7 @@ from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
-from gptjax.core.early_exit import exit_early
+from gptjax.core.early_exit import exit_early, leave_after_signal
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
 
@@ -46,4 +46,5 @@ def run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with leave_after_signal():
+        main()
