@@ -15,7 +15,7 @@ from gptjax.core.errors import UserError
 from gptjax.huggingface.custom import CUSTOM
 from gptjax.huggingface.form import EMBEDDING, HEAD, Form
 from gptjax.huggingface.forms import choose_form
-from gptjax.huggingface.safetensors_dir import write_json
+from gptjax.huggingface.safetensors_dir import write_json, write_safetensors
 from gptjax.huggingface.weight_map import WeightMapping, order_channels
 from gptjax.model.adapters import Adapters
 from gptjax.model.gpt import GPT
@@ -32,8 +32,6 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
     Raises:
         UserError: the model has no adapters, or is of no class that transformers knows.
     """
-    from safetensors.numpy import save_file
-
     if model.adapters is None:
         raise UserError("the run has no adapters (lora.rank is 0). Use python -m gptjax.convert to-hf.")
     form, lora = choose_form(model.config), model.adapters.lora
@@ -65,7 +63,7 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
     }
     if rows:
         content["trainable_token_indices"] = {module.rpartition(".")[2]: list(lora.new_tokens) for module in rows}
-    save_file(tensors, str(directory / "adapter_model.safetensors"))
+    write_safetensors(directory / "adapter_model.safetensors", tensors)
     write_json(directory / "adapter_config.json", content)
 
 
