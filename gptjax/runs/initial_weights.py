@@ -8,8 +8,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
-from gptjax.runs.checkpoint_source import open_checkpoint
-from gptjax.runs.run_dir import RunDir
+from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -17,7 +16,7 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     """The weights of `init_from`, with a row for each token that the data's tokenizer has added."""
     if config.init_from is None:
         raise UserError("the run starts from new weights: give --init-from=RUN.")
-    source = RunDir.open(config.init_from)
+    source = open_checkpoint(config.init_from)
     weights = source.load_model(mesh=mesh, context_length=config.model.context_length)
     weights = take_layers(weights, config.init_layers)
     own, known = config.data.load_tokenizer(), None
@@ -47,7 +46,7 @@ def load_weights(config: TrainConfig, mesh: MeshConfig, source: str | None) -> G
     return with_static(with_context_length(model, own.context_length), config=own)
 
 
-def report_merge(source: RunDir, config: TrainConfig, model: GPTConfig) -> None:
+def report_merge(source: Checkpoint, config: TrainConfig, model: GPTConfig) -> None:
     settled = diff_configs(config.model, model)
     print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
     changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]

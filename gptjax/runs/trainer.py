@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from typing import Any
 import jax
 
 from gptjax.config import TrainConfig
+from gptjax.core import restarts
 from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.diagnosis import keep_reports_in
+from gptjax.core.early_exit import stop_status
+from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
@@ -21,7 +25,7 @@ from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.nonfinite import NonFiniteGuard
-from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
+from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
 from gptjax.training.stopping import Stop, StopRules
@@ -53,6 +57,8 @@ def train(
             config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
         except StopRequested as stop:
             print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
+            if has_others():
+                leave(stop_status(stop.number), f"stopped before training by {signal.Signals(stop.number).name}")
             return stop_status(stop.number)
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")
@@ -70,7 +76,7 @@ def _train(
     watchdog: Watchdog,
 ) -> tuple[TrainConfig, Stop | None]:
     """Train, and return the config with everything resolved and why the run ended early, if it did."""
-    began_at = time.monotonic()
+    began_at = restarts.began_at() or time.monotonic()
     config, tokenizer = startup.prepare_config(config, modules, typed=typed)
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
@@ -101,7 +107,6 @@ def _train(
             guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
             rules = _make_rules(config, shutdown, start=start, began_at=began_at)
             loop = _Loop(config, evaluators, batches, train_step, log, saver, guard, watchdog)
-            shutdown.begin_training()
             return config, loop.run(state, shutdown, rules)
 
 
@@ -152,6 +157,8 @@ class _Loop:
                     with self._measure("checkpoint"):
                         self.saver.finish(step, state, loss=loss)
                 return stopped
+            if step == start:  # there was nothing to save before
+                shutdown.begin_training()
             with self._measure("data"):
                 batch = next(batch_iterator)
             state, metrics = self.train_step(step)(state, batch)  # dispatched, not awaited

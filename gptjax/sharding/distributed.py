@@ -9,13 +9,18 @@ from collections.abc import Mapping
 import jax
 from jax._src import distributed  # its client and place are in no public module
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
+from gptjax.core.native_output import NativeOutput, hold_native_output
+from gptjax.core.process_end import end_at_abort, know_others
+from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
-"""Time in which all processes of a run must have started, by JAX's default."""
+"""Time in which all processes of a run must have started, by JAX's default. `GPTJAX_JOIN_SECONDS` sets another."""
+HEARTBEAT_SECONDS = 300
+"""Later than `ProcessWatch`, JAX ends all processes by an abort."""
 
 
-def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
+def initialize_distributed(environment: Mapping[str, str] = os.environ, *, command: str = "the same command") -> None:
     """Call `jax.distributed.initialize` if the environment describes several processes; call this before any JAX work.
 
     Any one of these describes them:
@@ -38,31 +43,46 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
         _read_integer(environment, "JAX_PROCESS_ID"),
     )
     total = count or environment.get("SLURM_NTASKS")
+    seconds = _read_integer(environment, "GPTJAX_JOIN_SECONDS") or WAIT_SECONDS
     if total is not None:
         rank = process if process is not None else environment.get("SLURM_PROCID", "?")
         print(
             f"process {rank} of {total}: waiting for all of them at {address or 'the coordinator'}, for up to "
-            f"{WAIT_SECONDS} s",
+            f"{seconds} s",
             file=sys.stderr,
             flush=True,
         )
+    refusal = (
+        f"not all {total or ''} processes came within {seconds} s. Start the command once each, or, for a single "
+        "process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
+    )
+    native = hold_native_output()
     try:
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=count,
-            process_id=process,
-        )
+        with end_at_abort(native, refusal):
+            jax.distributed.initialize(
+                coordinator_address=address,
+                num_processes=count,
+                process_id=process,
+                initialization_timeout=seconds,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except RuntimeError as error:
-        message = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"not all {total or ''} processes came within {WAIT_SECONDS} s ({message}). Start the command once each, "
-            "or, for a single process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
-        ) from error
+        raise UserError(f"{refusal} ({str(error).splitlines()[0][:200]})") from error
     except ValueError as error:
         raise UserError(
             f"The environment asks for several processes, but describes them incompletely: {error} "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset the variable that asks."
         ) from error
+    _watch_others(native, command)
+
+
+def _watch_others(native: NativeOutput, command: str) -> None:
+    state = distributed.global_state
+    if state.num_processes > 1:
+        place = {"index": state.process_id, "count": state.num_processes}
+        others = ProcessWatch(state.client, **place, resume=command, native=native)
+        others.start()
+        know_others(others)
 
 
 def count_processes() -> int:
@@ -81,11 +101,20 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Raise a UserError for variables with which a run would go wrong."""
     if environment.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on"):
         raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
-    workers = environment.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in environment and workers != "1" and "JAX_COORDINATOR_ADDRESS" not in environment:
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    host, _, port = (address or "").rpartition(":")
+    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x
         raise UserError(
-            f"torchrun has started {workers} processes, but one process of JAX uses all devices of a machine. Start "
-            "python -m gptjax.train without torchrun. Several machines: launch/README.md."
+            f"JAX_COORDINATOR_ADDRESS is {quote(address)}; wanted HOST:PORT, the same for all processes, such as "
+            "node1:12355."
+        )
+    workers = environment.get("WORLD_SIZE", "1")
+    by_torch = "TORCHELASTIC_RUN_ID" in environment or {"RANK", "MASTER_ADDR"} <= environment.keys()
+    if by_torch and workers != "1" and "JAX_COORDINATOR_ADDRESS" not in environment:
+        raise UserError(
+            f"torchrun or a launcher like it has started {workers} processes, but one process of JAX uses all devices "
+            "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
+            "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
 
 
