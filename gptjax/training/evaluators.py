@@ -20,6 +20,8 @@ from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat import ChatEncoder
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
 from gptjax.training.objective import Objective, get_row_kind
@@ -282,7 +284,7 @@ class Samples:
     every: int = 1000
     """Steps between samples. One is drawn at the end too."""
     prompt: str = "\n"
-    """Text to continue."""
+    """Text to continue; in a run on chats or preferences, the user's message."""
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int | None = 200
@@ -303,7 +305,10 @@ class Samples:
         tokenizer = context.tokenizer
         if tokenizer is None:
             return None
-        prompt = tokenizer.encode(self.prompt).tolist()
+        chat = self._open_chat(context, tokenizer)
+        end = tokenizer.end_of_text if chat is None else chat.end
+        asked = tokenizer.encode(self.prompt) if chat is None else chat.encode_prompt([Message("user", self.prompt)])
+        prompt = asked.tolist()
         available = context.model.context_length - len(prompt)
         if not prompt or available < 1:
             raise UserError(
@@ -317,9 +322,24 @@ class Samples:
                 max_new_tokens=min(self.max_new_tokens, available),
                 temperature=self.temperature,
                 top_k=self.top_k,
-                end_of_text=tokenizer.end_of_text,
+                end_of_text=end,
                 key=jax.random.key(self.seed),
             )
-            return {"sample": tokenizer.decode(ids[0])}
+            if chat is None:
+                return {"sample": tokenizer.decode(ids[0])}
+            answer = tokenizer.decode(take_until(ids[0][len(prompt) :], chat.end))
+            return {"sample": f"user: {self.prompt}\nassistant: {answer}"}
 
         return evaluate
+
+    def _open_chat(self, context: EvalContext, tokenizer: Tokenizer) -> ChatEncoder | None:
+        """The writer of conversations, if the run learns from them: then the prompt is the user's message."""
+        if get_row_kind(context.objective) == "text" or tokenizer.chat_template is None:
+            return None
+        return ChatEncoder(tokenizer)
+
+
+def take_until(ids: np.ndarray, end: int) -> np.ndarray:
+    """The ids before the first `end`."""
+    ends = np.flatnonzero(ids == end)
+    return ids[: ends[0]] if len(ends) else ids
