@@ -134,15 +134,18 @@ class MetricLogger:
         self._pending = _PendingStep(step, metrics, self._data_seconds, done_at=now if _are_ready(metrics) else None)
         self._data_seconds = 0.0
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any], *, is_event: bool = False) -> None:
         """Write the results of an evaluation of the weights after `step` updates: numbers, or texts such as samples.
 
-        An evaluation that a resumed run repeats is shown again but not recorded again.
+        An evaluation that a resumed run repeats is shown again but not recorded again. An event, such as going back
+        to this step, is recorded each time.
         """
         self.flush()
         values = {name: to_scalar(value) for name, value in values.items()}
         record = {"step": step, "tokens": self._cost.tokens(step)} | values
         self._last_values |= values
+        if is_event:
+            self._kept.discard((step, frozenset(record)))
         self._write_record(record)
         if self._console:
             self._console.show_evaluation(record)

@@ -167,6 +167,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
         rows=get_row_kind(config.objective),
         epoch_seeds=config.epoch_seeds or "mixed",
+        row_offsets=config.row_offsets,
     )
 
 
@@ -252,13 +253,13 @@ def open_checkpoints(config: TrainConfig) -> CheckpointManager:
     return CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS)
 
 
-def read_losses(config: TrainConfig, *, before: int) -> list[float]:
-    """The losses of the evaluations so far, by the metric that judges weights; [] where the record is lost."""
+def read_values(config: TrainConfig, metric: str, *, before: int) -> list[float]:
+    """The values of a metric at the steps before this one; [] where the record is lost."""
     try:
         records = read_metrics(config.directory / METRICS)
     except (UserError, OSError):
         return []
-    return list_losses(records, config.checkpoint.best_metric, before=before)
+    return list_losses(records, metric, before=before)
 
 
 def compile_steps(

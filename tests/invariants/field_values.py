@@ -24,6 +24,7 @@ from gptjax.optim import (
 )
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.divergence import RollbackConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 from gptjax.training.objective import SFT, NextToken
 from gptjax.training.stages import Stage
@@ -67,6 +68,7 @@ SECTIONS: dict[type, Callable[[TrainConfig], Any]] = {
     NamedGroup: lambda base: NamedGroup("tokens", ParamGroup(0.1)),
     MeshConfig: lambda base: MeshConfig(),
     CheckpointConfig: lambda base: CheckpointConfig(keep=2),
+    RollbackConfig: lambda base: RollbackConfig(1, spike_factor=2.0),
     ValidationLoss: lambda base: ValidationLoss(),
     Samples: lambda base: Samples(prompt="1"),
     BigramBaseline: lambda base: BigramBaseline(),
@@ -111,6 +113,7 @@ def place_section(base: TrainConfig, section: Any) -> TrainConfig:
         GPTConfig: "model",
         MeshConfig: "mesh",
         CheckpointConfig: "checkpoint",
+        RollbackConfig: "rollback",
         LogConfig: "log",
         EMA: "ema",
     }
@@ -237,6 +240,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "max_time": ("1s", "stop"),
         "patience": (2, "stop"),
         "epoch_seeds": ("added", "late rows"),
+        "row_offsets": (((1, 3),), "rows"),
     },
     LoRA: {
         "rank": (2, "adapters"),
@@ -257,6 +261,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "prefetch": (5, "prefetch"),
     },
     MixtureComponent: {"weight": (5.0, "rows"), "weight_schedule": (((1, 9.0),), "rows")},
+    RollbackConfig: {"limit": (2, "skips"), "spike_factor": (3.0, "skips")},
     CheckpointConfig: {
         "every": (7, "due steps"),
         "every_minutes": (0.5, "due minutes"),

@@ -52,8 +52,8 @@ from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import evaluators
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.checkpoint_format import FORMAT_VERSION
+from gptjax.training.divergence import Diverged, DivergenceGuard
 from gptjax.training.evaluators import EvalContext, Evaluator
-from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.objective import Objective
 from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import Saver
@@ -247,12 +247,19 @@ def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixtu
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), calls
 
 
-def count_skips(config: TrainConfig, directory: Path) -> None:
-    """Raises if a run ends after four skipped updates in a row."""
+def list_divergences(config: TrainConfig, directory: Path) -> list[str]:
+    """Why a run goes back whose loss doubles more and more. Raises if four skipped updates in a row end it."""
+    found = []
     with CheckpointManager(directory, config.checkpoint) as checkpoints:
-        guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-        for step in range(2):
-            guard.check(step, {"consecutive_skips": jnp.int32(4)})
+        for rollbacks in range(3):
+            limits = {"limit": config.max_consecutive_skips, "rollback": config.rollback, "rollbacks": rollbacks}
+            guard = DivergenceGuard(checkpoints, steps=config.steps, losses=[1.0] * 20, **limits)
+            for step, (loss, skips) in enumerate([(1.0, 0), (2.5, 0), (3.5, 0), (1.0, 4), (1.0, 0)]):
+                try:
+                    guard.check(step, {"loss": jnp.float32(loss), "consecutive_skips": jnp.int32(skips)})
+                except Diverged as trouble:
+                    found.append(trouble.reason)
+    return found
 
 
 def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
@@ -293,7 +300,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),
     "log": lambda config, directory, capsys: record_log(config, directory, capsys),
-    "skips": lambda config, directory, _: count_skips(config, directory),
+    "skips": lambda config, directory, _: list_divergences(config, directory),
     "resume": lambda config, directory, _: resume_with_other_seed(config, directory),
     "evaluators": lambda config, *_: len(config.evaluators),
     "adapters": lambda config, *_: describe_adapters(config),
