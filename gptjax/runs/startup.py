@@ -324,8 +324,8 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
     )
 
 
-def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
-    """The log of a run that has completed `start` steps."""
+def open_logger(config: TrainConfig, mesh: MeshConfig, start: int, *, seconds: float = 0.0) -> MetricLogger:
+    """The log of a run that has completed `start` steps, and whose start took these seconds."""
     peak = get_peak_flops(jax.devices()[0].device_kind)
     return MetricLogger(
         config.log,
@@ -339,4 +339,5 @@ def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogg
             peak_flops=None if peak is None else peak * mesh.num_devices,
         ),
         config_json=to_json(config),
+        start_seconds=seconds,
     )

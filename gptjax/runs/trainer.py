@@ -111,11 +111,12 @@ class _Run:
     def train(
         self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None = None
     ) -> Stop | None:
-        """Train from the newest checkpoint or the start; returns why the run ends early, if it does.
+        """Train from the newest checkpoint or step 0; returns why the run ends early, if it does.
 
         `went_back` is recorded at the step from which the run goes on. Raises `Diverged` to go back.
         """
         mesh, checkpoints = self.mesh, self.checkpoints
+        began_at = self.began_at if went_back is None else time.monotonic()
         state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
         state = state or startup.initialize_state(config, mesh)
         start = int(state.step)
@@ -123,7 +124,7 @@ class _Run:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
         if went_back is None:
             report.describe_run(config, mesh, batches, self.evaluators)
-        with startup.open_logger(config, mesh, start) as log:
+        with startup.open_logger(config, mesh, start, seconds=time.monotonic() - began_at) as log:
             if went_back is not None:
                 log.write(start, went_back, is_event=True)
             with log.measure("compile"):

@@ -56,9 +56,6 @@ TRAINING = (
         ("if skips >= self._limit", "if skips > self._limit"),
         # A checkpoint whose next step was bad counts as good.
         ("last_good=first_bad - 2", "last_good=first_bad - 1"),
-            "            return median\n        self._losses.append(loss)",
-            "            self._losses.append(loss)\n            return median",
-        ),
         # Weights that may be bad are saved.
         ("step == self._steps or int(state.consecutive_skips) == 0", "True"),
     ),
