@@ -218,6 +218,7 @@ RESUME_MAY_CHANGE = (
     "model.compute.scan_layers",
     "model.compute.attention_impl",
     "model.compute.query_block",
+    "model.compute.deterministic",
     "stages",  # compared by `history_until`
     "data",  # compared by its fingerprint and `history_until`
 )

@@ -63,7 +63,7 @@ def test_run_that_goes_back_learns_as_if_told_so_from_the_start(config: TrainCon
     (event,) = [record for record in read_metrics(config.directory / "metrics.jsonl") if "row_offset" in record]
     assert (event["step"], event["rolled_back_from"], event["row_offset"]) == (24, 26, 16)
     assert "more than 1.5 times its median" in event["reason"]
-    assert RunDir.open(config.directory).config.row_offsets == offsets
+    assert RunDir.open(config.directory).content["row_offsets"] == [list(one) for one in offsets]
     losses = read_lines(config.directory)
     assert [step for step, _ in losses] == list(range(1, 33))
     told = replace(config, name="told", row_offsets=offsets, rollback=RollbackConfig())

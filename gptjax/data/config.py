@@ -87,7 +87,7 @@ class TokenShards(DataSource):
         return stream
 
     def check(self) -> None:
-        check_unchanged(self._directory)
+        check_unchanged(self._directory, while_read=True)
 
     @property
     def _directory(self) -> str:

@@ -144,7 +144,7 @@ class MetricLogger:
         """Write the results of an evaluation of the weights after `step` updates: numbers, or texts such as samples.
 
         An evaluation that a resumed run repeats is shown again but not recorded again. An event, such as going back
-        to this step, is recorded each time.
+        to this step, is recorded each time, and not shown.
         """
         self.flush()
         values = {name: to_scalar(value) for name, value in values.items()}
@@ -153,7 +153,7 @@ class MetricLogger:
         if is_event:
             self._kept.discard((step, frozenset(record)))
         self._write_record(record)
-        if self._console:
+        if self._console and not is_event:
             self._console.show_evaluation(record)
 
     def flush(self) -> None:

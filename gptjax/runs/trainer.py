@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -107,6 +107,7 @@ class _Run:
     began_at: float
     modules: Modules | None
     source: str | None
+    programs: startup.Programs = field(default_factory=dict)
 
     def train(
         self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None = None
@@ -128,8 +129,9 @@ class _Run:
             if went_back is not None:
                 log.write(start, went_back, is_event=True)
             with log.measure("compile"):
-                frozen = self.second.model
-                train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=frozen)
+                train_step = startup.compile_steps(
+                    config, mesh, state, batches, start=start, frozen=self.second.model, programs=self.programs
+                )
             metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
             saver = _make_saver(config, checkpoints, metadata)
             guard = _make_guard(config, checkpoints, start=start)

@@ -242,6 +242,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "epoch_seeds": ("added", "late rows"),
         "row_offsets": (((1, 3),), "rows"),
     },
+    ComputeConfig: {"deterministic": (True, "compiler")},
     LoRA: {
         "rank": (2, "adapters"),
         "alpha": (3.0, "adapters"),
@@ -270,7 +271,13 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "keep_every": (2, "checkpoints"),
         "best_metric": ("val_bpb", "judged"),
     },
-    ValidationLoss: {"every": (7, "due steps"), "tokens": (9, "validation"), "batch_size": (24, "validation")},
+    ValidationLoss: {
+        "every": (7, "due steps"),
+        "tokens": (9, "validation"),
+        "batch_size": (24, "validation"),
+        "name": ("books", "validation"),
+        "data": (TokenShards(path="/nowhere"), "validation"),
+    },
     Samples: {
         "every": (7, "due steps"),
         "prompt": ("2", "sample"),
@@ -278,6 +285,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "temperature": (0.1, "sample"),
         "top_k": (None, "sample"),
         "seed": (1, "sample"),
+        "name": ("other", "sample"),
     },
     LogConfig: {
         "every": (3, "log"),
@@ -305,6 +313,7 @@ REFUSED = {
 }
 REFUSED |= {
     (LoRA, "rank"),
+    (ValidationLoss, "data"),
     (TokenShards, "path"),
     (TokenShards, "format"),
     (TokenShards, "tokenizer"),

@@ -45,6 +45,7 @@ from gptjax.optim import (
     Optimizer,
     Schedule,
 )
+from gptjax.runs import startup
 from gptjax.runs.resume import restore_state as restore_run_state
 from gptjax.runs.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
 from gptjax.sharding.mesh import MeshConfig
@@ -139,9 +140,9 @@ def make_context(config: TrainConfig) -> EvalContext:
     return EvalContext(config.data, tokenizer(), config.model, config.objective, MeshConfig())
 
 
-def describe_validation(config: TrainConfig) -> tuple[str, int]:
+def describe_validation(config: TrainConfig) -> tuple[str, int, str]:
     evaluate = config.evaluators[0].open(make_context(config))
-    return evaluate.describe(), evaluate.batch_size  # pyright: ignore[reportFunctionMemberAccess]
+    return evaluate.describe(), evaluate.batch_size, evaluate.name  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def record_generation(config: TrainConfig) -> list[Any]:
@@ -155,8 +156,8 @@ def record_generation(config: TrainConfig) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators.generation, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
-        config.evaluators[0].open(make_context(config))(abstract_model(config.model))
-    return calls
+        found = config.evaluators[0].open(make_context(config))(abstract_model(config.model))
+    return [*calls, *found]
 
 
 def identify_data(config: TrainConfig) -> tuple[str | None, ...]:
@@ -276,6 +277,15 @@ def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     return str(refused.value).replace(str(directory), "")
 
 
+def list_options_on_a_gpu(config: TrainConfig) -> dict[str, Any]:
+    """What XLA is told there. The compiler of this machine knows the names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(startup, "target_device", lambda: types.SimpleNamespace(platform="gpu"))
+        options = startup.list_compiler_options(config)
+    jax.jit(lambda x: x).lower(1.0).compile(compiler_options=options)
+    return options
+
+
 def describe_adapters(config: TrainConfig) -> str:
     """The adapters, and the factor with which they are merged."""
     lora = replace(config.lora, rank=config.lora.rank or 1)
@@ -302,6 +312,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "log": lambda config, directory, capsys: record_log(config, directory, capsys),
     "skips": lambda config, directory, _: list_divergences(config, directory),
     "resume": lambda config, directory, _: resume_with_other_seed(config, directory),
+    "compiler": lambda config, *_: list_options_on_a_gpu(config),
     "evaluators": lambda config, *_: len(config.evaluators),
     "adapters": lambda config, *_: describe_adapters(config),
 }
