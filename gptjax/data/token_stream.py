@@ -4,7 +4,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ class TokenStream:
         Raises `UserError` for a file that was cut since it was opened, as do the other ways to read.
         """
         first, last = np.searchsorted(self._ends, [start, max(start, start + length - 1)], side="right")
-        self._check_sizes(range(first, last + 1))
+        self._check_sizes(np.arange(first, last + 1))
         return self._read(start, length)
 
     def _read(self, start: int, length: int) -> Tokens:
@@ -115,7 +115,7 @@ class TokenStream:
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
         """The tokens at these positions, in their order."""
         if len(self._shards) == 1:
-            self._check_sizes([0])
+            self._check_sizes(np.zeros(1, int))
             return self._shards[0][positions]
         tokens = np.empty(len(positions), self.dtype)
         shards = np.searchsorted(self._ends, positions, side="right")
@@ -126,12 +126,12 @@ class TokenStream:
             tokens[here] = content[positions[here] - (self._ends[shard] - len(content))]
         return tokens
 
-    def _check_sizes(self, shards: Iterable[int]) -> None:
+    def _check_sizes(self, shards: Int[np.ndarray, " n"]) -> None:
         """Raise if one of these files, or one beside them, has fewer bytes than when it was opened.
 
         To read what a mapped file has lost would end the process with SIGBUS.
         """
-        paths = [self.paths[shard] for shard in shards if shard < len(self.paths)]
+        paths = [self.paths[shard] for shard in shards.tolist() if shard < len(self.paths)]
         for path in (*paths, *self.sidecars.values()):
             with contextlib.suppress(FileNotFoundError):  # what is deleted stays mapped, and a save notices it
                 if (size := os.stat(path).st_size) < (before := self._sizes.get(path, 0)):

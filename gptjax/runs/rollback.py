@@ -43,8 +43,8 @@ def go_back(
         f"({len(offsets)} of at most {config.rollback.limit} times)"
     )
     record = {"rolled_back_from": trouble.step, "row_offset": rows, "reason": trouble.reason}
-    # A number given for `resume` went back once, at the start.
-    resume = "auto" if isinstance(config.resume, int) else config.resume
+    # `never` and a step to go back to are about the start of the command.
+    resume = "force" if config.resume == "force" else "auto"
     return replace(config, row_offsets=offsets, resume=resume), record
 
 
