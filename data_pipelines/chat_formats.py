@@ -2,16 +2,19 @@
 
 from typing import Any, NamedTuple
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.messages import UselessRecord, check_turns, check_utf8, read_messages
+from gptjax.tokenization.messages import NO_LIST, InvalidRecord, UselessRecord, check_turns, check_utf8, read_messages
 
 LISTS = ("messages", "conversations", "conversation")
 """Fields that hold a list of messages."""
 QUESTIONS = ("prompt", "instruction", "question")
 ANSWERS = ("completion", "response", "output", "answer")
 FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, "input", "system", "system_prompt", "history")
-FORMS = 'a list of messages, an object with "messages" or "conversations", or "instruction" with "output"'
+FORMS = (
+    'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
+    '"prompt" and "completion", or with "question" and "answer"'
+)
 
 
 class Conversation(NamedTuple):
@@ -22,9 +25,9 @@ class Conversation(NamedTuple):
 
 
 def parse_conversation(record: Any, *, where: str) -> Conversation:
-    """The messages of a record, in any of the known forms. The assistant has at least one, and turns alternate.
+    """The messages of a record, in any of the known forms. The user begins, and the assistant has at least one.
 
-    Raises `UserError`, beginning with `where`, and `UselessRecord`.
+    Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
@@ -44,18 +47,17 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if isinstance(record, list):
         return record
     if not isinstance(record, dict):
-        raise UserError(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
+        raise InvalidRecord(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
     for key in LISTS:
         if record.get(key) is not None:
             if not isinstance(record[key], list):
-                raise UserError(
-                    f'{where}: "{key}": wanted a list of messages, got {quote(repr(record[key]), limit=80)}.'
-                )
+                found = quote(repr(record[key]), limit=80)
+                raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {found}.', NO_LIST)
             return record[key]
     question = next((key for key in QUESTIONS if record.get(key) is not None), None)
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
-        raise UserError(f"{where}: wanted {FORMS}, got an object with {describe(record)}.")
+        raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.")
     return _join_turns(record, record[question], record[answer])
 
 

@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.chat_formats import QUESTIONS, describe
-from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.messages import UselessRecord, check_turns, check_utf8, read_messages
+from gptjax.tokenization.messages import (
+    SKIPPED,
+    WRONG_TURNS,
+    InvalidRecord,
+    UselessRecord,
+    check_turns,
+    check_utf8,
+    read_messages,
+)
 
 SIDES = ("chosen", "rejected")
 FIELDS = ("prompt", *SIDES, *QUESTIONS, "system", "input", "preferred_output", "non_preferred_output", "completions")
 EQUAL = "pairs skipped: chosen and rejected are equal"
+NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
@@ -27,10 +35,10 @@ class Pair(NamedTuple):
 def parse_pair(record: Any, *, where: str) -> Pair:
     """The pair of a record in any of the known forms (docs/chat.md).
 
-    Raises `UserError`, beginning with `where`, and `UselessRecord`.
+    Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: wanted an object with {FORMS}.")
+        raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     prompt, chosen, rejected = _find_sides(record)
     if chosen is not None and chosen == rejected:
         raise UselessRecord(EQUAL)
@@ -46,7 +54,7 @@ def parse_pair(record: Any, *, where: str) -> Pair:
         case str() | None, str(), str():
             return _check_strings(prompt, chosen, rejected, where=where)
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
-    raise UserError(f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}.")
+    raise InvalidRecord(f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}.")
 
 
 def _find_sides(record: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -95,7 +103,9 @@ def _split_by_common_turns(chosen: list[Any], rejected: list[Any], *, where: str
     while count and first[count - 1].role != "user":
         count -= 1
     if count == 0:
-        raise UserError(f'{where}: "chosen" and "rejected" begin with different messages, so there is no prompt.')
+        raise InvalidRecord(
+            f'{where}: "chosen" and "rejected" begin with different messages, so there is no prompt.', NO_PROMPT
+        )
     return _check_messages(Pair(first[:count], first[count:], second[count:]), where=where)
 
 
@@ -117,7 +127,9 @@ def _check_messages(pair: Pair, *, where: str) -> Pair:
         completion: list[Message] = getattr(pair, name)
         check_turns([*pair.prompt, *completion], where=f'{where}: "prompt" with "{name}"')
         if pair.prompt[-1].role != "user" or completion[-1].role != "assistant":
-            raise UserError(f'{where}: wanted a "prompt" that the user ends, and a "{name}" that the assistant ends.')
+            raise InvalidRecord(
+                f'{where}: wanted a "prompt" that the user ends, and a "{name}" that the assistant ends.', WRONG_TURNS
+            )
     return pair
 
 
@@ -129,9 +141,11 @@ def _check_strings(prompt: str | None, chosen: str, rejected: str, *, where: str
         prompt = common[: max(0, length - 1)]
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         if not prompt.strip():
-            raise UserError(f'{where}: "chosen" and "rejected" have no common beginning, and there is no "prompt".')
+            raise InvalidRecord(
+                f'{where}: "chosen" and "rejected" have no common beginning, and there is no "prompt".', NO_PROMPT
+            )
     for field, text in zip(("prompt", *SIDES), (prompt, chosen, rejected), strict=True):
         if not text.strip():
-            raise UserError(f'{where}: "{field}" is blank.')
+            raise InvalidRecord(f'{where}: "{field}" is blank.', BLANK)
         check_utf8(text, where=f'{where}: "{field}"')
     return Pair(*(check_utf8(text, where=where) for text in (prompt, chosen, rejected)))

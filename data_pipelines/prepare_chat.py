@@ -10,11 +10,12 @@ A record is one of these, in JSON lines, a JSON array (.json), Parquet or a tabl
     {"instruction": "Add.", "input": "2+2", "output": "4"}                                         Alpaca
     {"prompt": "2+2?", "completion": "4"}                                                          pairs
 
-There is at most one system message, the first. Each conversation becomes a document in the chat template, which is
-saved beside the tokenizer. Scored are the assistant's messages and their ends. A tokenizer without the template's
-tokens gets them.
+There is at most one system message, the first; the user follows. Two messages of one role in a row stay two turns.
+Each conversation becomes a document in the chat template, which is saved beside the tokenizer. Scored are the
+assistant's messages and their ends. A tokenizer without the template's tokens gets them.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,10 +26,10 @@ from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, pr
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHATML, NANOCHAT
-from gptjax.tokenization.tokenizer import load_tokenizer
 
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 EMPTY_MESSAGE = "conversations have an empty message, which was kept"
+REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,17 @@ class EncodeConversation:
 
     def __call__(self, record: Any, where: str) -> Example:
         messages, unscored = parse_conversation(record, where=where)
-        notes = () if all(message.content.strip() for message in messages) else (EMPTY_MESSAGE,)
-        return Example(repr(messages), [self.encoder.encode_conversation(messages, unscored=unscored)], notes)
+        found = {
+            EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
+            REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
+        }
+        document = self.encoder.encode_conversation(messages, unscored=unscored)
+        return Example(repr(messages), [document], tuple(note for note, is_true in found.items() if is_true))
 
 
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    given = load_tokenizer(request.tokenizer)
+    given = request.load_tokenizer()
     own = given.chat_template or CHATML
     template = own if request.template is None else TEMPLATES[request.template]
     if request.system_prompt is not None:

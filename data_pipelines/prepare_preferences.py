@@ -28,7 +28,7 @@ from gptjax.data.preferences import KIND
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, MaskedTokens, encode_together, mark, to_ids
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.messages import UselessRecord
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import Tokenizer
 
 TEXT_FOR_CHATS = "pairs are plain text, though the tokenizer is for chats: they were not written as turns"
 
@@ -69,7 +69,7 @@ class EncodePair:
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    tokenizer = load_tokenizer(request.tokenizer)
+    tokenizer = request.load_tokenizer()
     if tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials):
         tokenizer = tokenizer.with_chat_template(CHATML)
     kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)

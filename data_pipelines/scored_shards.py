@@ -1,7 +1,7 @@
 """Documents of which only a part is scored, as shards: shared by conversations and preferences.
 
 An example becomes one or more documents of (tokens, marks), which are for the same split. Beside the shards of a split
-are its sidecars `SPLIT.documents` and `SPLIT.scored`. Invalid records are skipped and counted.
+are its sidecars `SPLIT.documents` and `SPLIT.scored`. Invalid records are skipped and counted, each kind by itself.
 
 Blocks of records are parsed and encoded on all cores. A killed command continues behind the last recorded block.
 """
@@ -21,7 +21,7 @@ from data_pipelines.encode.worker_pool import map_on_cores, refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
-from data_pipelines.readers.documents import Notes, ReadContext
+from data_pipelines.readers.documents import INVALID, Notes, ReadContext
 from data_pipelines.readers.paths import identify_files
 from data_pipelines.readers.records import RecordBlock, find_record_files, iter_blocks
 from data_pipelines.runtime.options import ShardOptions, require_at_least
@@ -30,8 +30,8 @@ from gptjax.core.errors import UserError
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.data.shards import token_dtype
 from gptjax.tokenization.chat import MaskedTokens
-from gptjax.tokenization.messages import UselessRecord
-from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.tokenization.messages import InvalidRecord, UselessRecord
+from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 RECORDS_VERSION = 2
 """Increase it whenever the same records become other tokens."""
@@ -45,6 +45,9 @@ class PrepareScored(ShardOptions):
 
     tokenizer: str
     """`gpt2`, `gpt2:DIR`, a tokenizer.json or a directory with one."""
+    end_of_text: str | None = None
+    """The special token that begins documents, such as `</s>`. Default: as in `prepare`, what the files beside the
+    tokenizer say, else `<|endoftext|>`, if the tokenizer has it."""
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
 
@@ -53,6 +56,10 @@ class PrepareScored(ShardOptions):
         require_at_least(1, processes=self.processes)
         if self.split is not None and not isinstance(parse_split(self.split), HashFraction | AllTo):
             raise UserError(f"--split={self.split}: wanted hash:F or none.")
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, with the end of text that was asked for."""
+        return load_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
 
     @property
     def effective_split(self) -> str:
@@ -134,7 +141,7 @@ class BlockEncoder:
                 add_note(context.notes, str(error), where)
                 continue
             except UserError as error:
-                context.skip_record(str(error))
+                context.skip_record(str(error), note=error.note if isinstance(error, InvalidRecord) else INVALID)
                 continue
             for note in notes:
                 add_note(context.notes, note, where)

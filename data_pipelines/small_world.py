@@ -64,14 +64,16 @@ class Fact(NamedTuple):
 def make_small_world(request: SmallWorld) -> None:
     """Write the files, and print what they hold."""
     rng = random.Random(request.seed)
-    facts = [*make_people(request.people, rng), *make_words(request.words, rng), *make_sums(request.largest)]
+    words = make_words(request.words * (request.copies + 1), rng)
+    known = [*make_people(request.people, rng), *make_sums(request.largest)]
+    facts = [*known, *itertools.islice(words, request.words)]
     rng.shuffle(facts)
     cut = round(len(facts) * HELD_OUT)
     held_out, asked = facts[:cut], facts[cut:]
     asked_both = [(fact, opening) for fact in asked for opening in OPENINGS]
     rng.shuffle(asked_both)
     files: dict[str, list[dict[str, Any]]] = {
-        "text": list(tell(facts, rng, copies=request.copies)),
+        "text": list(tell(known, words, request, rng=rng)),
         "chat": [{"messages": [ask(fact), reply(fact, opening)]} for fact, opening in asked_both],
         "held_out": [{"messages": [ask(fact)], "answers": [o + fact.answer for o in OPENINGS]} for fact in held_out],
         "pairs": [
@@ -94,11 +96,11 @@ def reply(fact: Fact, opening: str) -> dict[str, str]:
     return {"role": "assistant", "content": opening + fact.answer}
 
 
-def tell(facts: list[Fact], rng: random.Random, *, copies: int) -> Iterator[dict[str, str]]:
-    """Documents of a few statements, in which every fact is told so many times."""
-    for _ in range(copies):
-        rng.shuffle(facts)
-        left = list(facts)
+def tell(known: list[Fact], words: Iterator[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
+    """Documents of a few statements. Every known fact is told in each copy, beside other words each time."""
+    for _ in range(request.copies):
+        left = [*known, *itertools.islice(words, request.words)]
+        rng.shuffle(left)
         while left:
             count = rng.randint(1, 4)
             told, left = left[:count], left[count:]
@@ -138,7 +140,7 @@ def make_people(count: int, rng: random.Random) -> Iterator[Fact]:
 
 def make_words(count: int, rng: random.Random) -> Iterator[Fact]:
     """How words are spelled."""
-    for word in make_names(count, rng, syllables=2):
+    for word in make_names(count, rng, syllables=3):
         letters = "-".join(word)
         yield Fact(
             [f"{word} is spelled {letters}.", f"To spell {word}, write {letters}."],

@@ -40,6 +40,9 @@ class TrainConfig:
     """Length of the schedules. None: `steps` at the run's first start; a later `steps` does not move it."""
     max_time: str | None = None
     """Save and stop this long after the start of the command, with status 75: `90m`, `11.5h` or `11:30:00`."""
+    hang_timeout: str | None = "30m"
+    """End with status 75 and the stacks of all threads in a file after this long without a step; four times as long
+    while starting, compiling, evaluating and saving. None: wait forever."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a lower `checkpoint.best_metric`. None: never."""
     batch_size: int = 8
@@ -93,7 +96,7 @@ class TrainConfig:
         steps = [step for step, _ in self.row_offsets]
         if steps != sorted(steps) or min((number for one in self.row_offsets for number in one), default=0) < 0:
             raise UserError(f"row_offsets are {self.row_offsets}; wanted (step, rows) with ascending steps from 0 on.")
-        _ = self.max_seconds
+        _ = self.max_seconds, self.hang_seconds
         if self.init_layers and self.init_from is None:
             raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
         if self.lora.enabled and self.init_from is None:
@@ -118,6 +121,11 @@ class TrainConfig:
     def max_seconds(self) -> float | None:
         """`max_time` in seconds."""
         return None if self.max_time is None else parse_duration(self.max_time, where="max_time")
+
+    @property
+    def hang_seconds(self) -> float | None:
+        """`hang_timeout` in seconds."""
+        return None if self.hang_timeout is None else parse_duration(self.hang_timeout, where="hang_timeout")
 
     @property
     def batch(self) -> BatchSize:
@@ -198,6 +206,7 @@ RESUME_MAY_CHANGE = (
     "steps",
     "schedule_steps",
     "max_time",
+    "hang_timeout",
     "patience",
     "mesh",
     "grad_accum",

@@ -1,10 +1,12 @@
 """The whole model in numpy and float64, option by option as in the papers: the reference of the tests."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -28,6 +30,19 @@ def read_weights(model: GPT) -> dict[str, np.ndarray]:
     leaves = jax.tree.leaves_with_path(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
     return {name(path): np.asarray(parameter[...], np.float64) for path, parameter in leaves}
+
+
+@contextlib.contextmanager
+def traced_by_jax(weights: Arrays) -> Iterator[None]:
+    """Within it the formula computes with these weights, of whatever model, in JAX: it can be differentiated."""
+    global np, read_weights
+    given = np, read_weights
+    np, read_weights = jnp, lambda model: weights
+    try:
+        with jax.numpy_rank_promotion("allow"):
+            yield
+    finally:
+        np, read_weights = given
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -106,7 +121,18 @@ def mix_values(v: np.ndarray, extra: np.ndarray | None, h: np.ndarray, config: G
     return own * v + other * extra
 
 
-def compute_logits(
+def compute_logits(model: GPT, tokens: Any, **given: Any) -> np.ndarray:
+    """(B, T, V) of a GPT; `given` is for `compute_hidden`."""
+    config, weights = model.config, read_weights(model)
+    x = compute_hidden(model, tokens, **given)
+    z = x @ (weights["tokens"].T if config.tie_embeddings else weights["head"])
+    z = z + weights.get("head_bias", 0)
+    if (cap := config.logit_softcap) is not None:
+        z = cap * np.tanh(z / cap) if config.logit_softcap_curve == "tanh" else z / np.sqrt(1 + (z / cap) ** 2)
+    return z[..., : config.vocab_size]
+
+
+def compute_hidden(
     model: GPT,
     tokens: Any,
     *,
@@ -114,7 +140,7 @@ def compute_logits(
     positions: np.ndarray | None = None,
     drop: Dropout = lambda x, *site: x,
 ) -> np.ndarray:
-    """(B, T, V) of a GPT.
+    """The final hidden states (B, T, D) of a GPT.
 
     `drop(x, layer, site)` returns x after dropout: site 0 is a layer's probabilities, 1 and 2 its branches' outputs.
     `drop(x, num_layers)` is for the embeddings.
@@ -171,12 +197,7 @@ def compute_logits(
         if layer < layers // 2:
             skips.append(x)
 
-    x = normalize(x, config, weights, name="norm")
-    z = x @ (weights["tokens"].T if config.tie_embeddings else weights["head"])
-    z = z + weights.get("head_bias", 0)
-    if (cap := config.logit_softcap) is not None:
-        z = cap * np.tanh(z / cap) if config.logit_softcap_curve == "tanh" else z / np.sqrt(1 + (z / cap) ** 2)
-    return z[..., : config.vocab_size]
+    return normalize(x, config, weights, name="norm")
 
 
 def compute_loss(model: GPT, batch: Mapping[str, Any]) -> float:
@@ -186,3 +207,13 @@ def compute_loss(model: GPT, batch: Mapping[str, Any]) -> float:
     targets = flat["targets"]
     picked = np.take_along_axis(softmax(z), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return -np.log(picked)[targets >= 0].mean()
+
+
+def assert_gradient_equals(gradient: GPT, wanted: Arrays) -> None:
+    """All gradients, each weight's difference to 1e-5 of the norm of all."""
+    found = read_weights(gradient)
+    assert found.keys() == wanted.keys()
+    norm = math.sqrt(sum(float((array**2).sum()) for array in wanted.values()))
+    assert norm > 1e-2, "small gradients would prove little"
+    for name, array in wanted.items():
+        assert math.sqrt(((found[name] - array) ** 2).sum()) < 1e-5 * norm, name

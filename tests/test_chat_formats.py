@@ -50,9 +50,8 @@ def test_wrong_messages_are_named(value: Any, message: str):
         ([], "the assistant says nothing"),
         ([ANSWER, USER], "message 1 is of the assistant, wanted user"),
         ([SYSTEM, ANSWER], "message 2 is of the assistant, wanted user"),
-        ([USER, USER, ANSWER], "message 2 is of the user, wanted assistant"),
-        ([USER, ANSWER, PREPARE_AGAIN], "message 3 is of the assistant, wanted user"),
-        ([USER, SYSTEM, ANSWER], "message 2 is of the system, wanted assistant"),
+        ([USER, USER], "the assistant says nothing"),
+        ([USER, SYSTEM, ANSWER], "message 2 is of the system, wanted user or assistant"),
         ([SYSTEM, SYSTEM, USER, ANSWER], "message 2 is of the system, wanted user"),
     ],
 )
@@ -62,10 +61,11 @@ def test_turns_out_of_order_are_refused(messages: list[Message], message: str):
 
 
 def test_turns_in_order_are_accepted():
-    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, ANSWER, MORE, PREPARE_AGAIN]):
+    """Several messages of one role in a row are turns of their own."""
+    for messages in ([USER, ANSWER], [SYSTEM, USER, ANSWER], [USER, ANSWER, MORE], [USER, USER, ANSWER, MORE, MORE]):
         check_turns(messages, where="x")
-        with pytest.raises(UserError, match=f"message {len(messages) + 1} is of the {messages[-1].role}"):
-            check_turns([*messages, messages[-1]], where="x")
+        with pytest.raises(UserError, match=f"message {len(messages) + 1} is of the system"):
+            check_turns([*messages, SYSTEM], where="x")
 
 
 WANTED = [USER, ANSWER]
@@ -132,7 +132,7 @@ def test_conversations_that_the_template_cannot_hold_are_told(message: dict[str,
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("text", "wanted a list of messages, an object"),
+        ("text", "wanted a list of messages, or an object"),
         ({"text": "x", "\x1b[2J": 1}, r"got an object with text, \\x1b"),
         ({"instruction": "x"}, "got an object with instruction"),
         ({"messages": "x"}, '"messages": wanted a list'),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core.console import keep_console_log, safe_console
-from gptjax.core.diagnosis import explain_error, keep_traceback
+from gptjax.core.console import safe_console
+from gptjax.core.diagnosis import explain_error, keep_reports_in, keep_traceback
 from gptjax.core.errors import exit_on_user_error
 
 
@@ -27,7 +27,7 @@ def test_known_errors_are_explained_in_one_line(
 
     def fail() -> None:
         with safe_console(), exit_on_user_error():
-            keep_console_log(tmp_path / "console.log")
+            keep_reports_in(tmp_path)
             raise error
 
     with pytest.raises(SystemExit) as stopped:

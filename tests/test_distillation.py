@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from formula import compute_logits, softmax
+from formula import assert_gradient_equals, compute_hidden, compute_logits, read_weights, softmax, traced_by_jax
 from models import make_model, place_model
-from test_preference import shift_weights
 from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
 
 from gptjax.core.errors import UserError
@@ -35,33 +34,52 @@ def make_batch() -> dict[str, np.ndarray]:
     return {"tokens": rng.integers(0, MODEL.resolved_vocab_size, (1, 4, 16)).astype(np.int32), "targets": targets}
 
 
-def compute_loss(student: GPT, teacher: GPT, batch: dict[str, np.ndarray]) -> float:
-    """5 T² KL(teacher ‖ student) at T = 2, plus 2 cross-entropies: the mean over scored tokens, in float64."""
-    tokens, targets = batch["tokens"][0], batch["targets"][0]
-    z, target = compute_logits(student, tokens), compute_logits(teacher, tokens)
-    p, q = softmax(target / 2), softmax(z / 2)
-    kl = (p * (np.log(p) - np.log(q))).sum(axis=-1)
-    nats = -np.log(np.take_along_axis(softmax(z), np.maximum(targets, 0)[..., None], axis=-1)[..., 0])
-    return float((5 * 4 * kl + 2 * nats)[targets >= 0].mean())
+def compute_exactly(student: GPT, teacher: GPT, *, cosine_weight: float) -> tuple[float, dict[str, np.ndarray]]:
+    """5 T² KL(teacher ‖ student) at T = 2, 2 cross-entropies, and the cosine distance: the mean over scored tokens.
+
+    In float64, with the gradient by each weight.
+    """
+    tokens, targets = (make_batch()[name][0] for name in ("tokens", "targets"))
+    p, other = softmax(compute_logits(teacher, tokens) / 2), compute_hidden(teacher, tokens)
+
+    @jax.jit
+    @jax.value_and_grad
+    def compute(weights: dict[str, jax.Array]) -> jax.Array:
+        with traced_by_jax(weights):
+            z, hidden = compute_logits(student, tokens), compute_hidden(student, tokens)
+            kl = (p * (jnp.log(p) - jnp.log(softmax(z / 2)))).sum(axis=-1)
+            picked = jnp.take_along_axis(softmax(z), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+            losses = 5 * 4 * kl - 2 * jnp.log(picked)
+            if cosine_weight:
+                lengths = jnp.linalg.norm(hidden, axis=-1) * jnp.linalg.norm(other, axis=-1)
+                losses += cosine_weight * (1 - (hidden * other).sum(axis=-1) / lengths)
+        return jnp.where(targets >= 0, losses, 0).sum() / (targets >= 0).sum()
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, compute(read_weights(student)))
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
-def test_loss_and_gradient_equal_the_formula_in_float64(mesh: MeshConfig) -> None:
-    student, teacher, batch = make_model(STUDENT, seed=1), make_model(TEACHER, seed=2), make_batch()
+@pytest.mark.parametrize(
+    ("mesh", "teacher_config", "cosine_weight"),
+    [(MeshConfig(), TEACHER, 0.0), (MeshConfig(data=2, fsdp=2, tensor=2), MODEL, 1.5)],
+    ids=["one", "eight"],
+)
+def test_loss_and_gradient_equal_the_formula_in_float64(
+    mesh: MeshConfig, teacher_config: GPTConfig, cosine_weight: float
+) -> None:
+    student, teacher, batch = make_model(STUDENT, seed=1), make_model(teacher_config, seed=2), make_batch()
+    objective = replace(OBJECTIVE, cosine_weight=cosine_weight)
 
     def mean(model: GPT, teacher: GPT, batch: dict[str, jax.Array]) -> jax.Array:
-        sums = compute_sums(OBJECTIVE, model, {name: array[0] for name, array in batch.items()}, frozen=teacher)
+        sums = compute_sums(objective, model, {name: array[0] for name, array in batch.items()}, frozen=teacher)
         return sums.loss / sums.scored
 
     with mesh.activate():
         placed = place_model(student, mesh), place_model(teacher, mesh), put_on_devices(batch, mesh)
         loss, gradient = jax.jit(jax.value_and_grad(mean))(*placed)
-    wanted = lambda model: compute_loss(model, teacher, batch)
-    assert float(loss) == pytest.approx(wanted(student), rel=1e-5)
-    (ahead, forth), (behind, back) = (shift_weights(student, by=by) for by in (3e-5, -3e-5))
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
-    product = sum((leaf * (forth[i] - back[i])).sum() for i, leaf in enumerate(leaves))
-    assert product == pytest.approx(wanted(ahead) - wanted(behind), rel=1e-4)
+    wanted, wanted_gradient = compute_exactly(student, teacher, cosine_weight=cosine_weight)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    assert_gradient_equals(gradient, wanted_gradient)
 
 
 def test_cosine_is_that_of_the_final_hidden_states() -> None:

@@ -112,7 +112,7 @@ def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch):
 def test_one_of_several_processes_passes_the_signal_on(monkeypatch: pytest.MonkeyPatch):
     """It becomes a SIGTERM, on which JAX makes all processes agree on a step."""
     raised: list[int] = []
-    monkeypatch.setattr(preemption, "_count_processes", lambda: 2)
+    monkeypatch.setattr(preemption, "count_processes", lambda: 2)
     monkeypatch.setattr(signal, "raise_signal", raised.append)
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 5)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.stack([value, value * 0]))

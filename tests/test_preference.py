@@ -1,14 +1,16 @@
 """Objectives over pairs: their formulas in float64, on one device and on eight, and the reference that is stored."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from formula import compute_logits, softmax
+from formula import assert_gradient_equals, compute_logits, read_weights, softmax, traced_by_jax
 from models import make_model, place_model
 from scored import draw_documents, draw_pairs, write_documents
 from tiny import MODEL, read_lines, tiny_config
@@ -58,51 +60,63 @@ def read_batch(config: TrainConfig, rows: int = 8) -> dict[str, np.ndarray]:
     return {name: array[None] for name, array in reader.read(np.arange(rows)).items()}
 
 
-def log_probs_of(model: GPT, batch: dict[str, np.ndarray]) -> list[tuple[float, int]]:
-    """(log-probability, length) of the scored tokens of every document of the rows, in order, in float64."""
+class Exact(NamedTuple):
+    """What the models of the tests compute in float64."""
+
+    batch: dict[str, np.ndarray]
+    policy: np.ndarray
+    """Log-probability of the scored tokens of each document of the rows, in order."""
+    reference: np.ndarray
+    lengths: np.ndarray
+    pull_back: Callable[[np.ndarray], dict[str, np.ndarray]]
+    """A gradient by the policy's log-probabilities → the gradient by each weight."""
+
+
+@pytest.fixture(scope="module")
+def exact(config: TrainConfig) -> Exact:
+    batch, policy = read_batch(config), make_model(CONFIG, seed=1)
     tokens, targets, segments, positions = (batch[name][0] for name in ("tokens", "targets", "segments", "positions"))
-    logits = compute_logits(model, tokens, segments=segments, positions=positions)
-    picked = np.log(np.take_along_axis(softmax(logits), np.maximum(targets, 0)[..., None], axis=-1)[..., 0])
-    found = []
-    for row, numbers in enumerate(segments):
-        for number in range(1, numbers.max() + 1):
-            here = (numbers == number) & (targets[row] >= 0)
-            found.append((picked[row][here].sum(), int(here.sum())))
-    return found
+    documents = [(row, number) for row, last in enumerate(segments.max(axis=1)) for number in range(1, last + 1)]
+    rows = np.arange(len(segments))[:, None]
+    chosen = np.array([(rows == row) & (segments == number) & (targets >= 0) for row, number in documents])
+
+    def sum_log_probs(weights: dict[str, jax.Array]) -> jax.Array:
+        with traced_by_jax(weights):
+            logits = compute_logits(policy, tokens, segments=segments, positions=positions)
+            picked = jnp.take_along_axis(jnp.log(softmax(logits)), np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+        return jnp.einsum("nbt,bt->n", chosen.astype(np.float64), picked)
+
+    @jax.jit
+    def compute(weights: dict[str, jax.Array], gradient: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
+        log_probs, pull_back = jax.vjp(sum_log_probs, weights)
+        return log_probs, pull_back(gradient)[0]
+
+    def run(model: GPT, gradient: np.ndarray) -> Any:
+        with jax.enable_x64(True):
+            return jax.tree.map(np.asarray, compute(read_weights(model), gradient))
+
+    zeros = np.zeros(len(documents))
+    own, other = (run(model, zeros)[0] for model in (policy, make_model(CONFIG, seed=2)))
+    assert own.dtype == np.float64
+    return Exact(batch, own, other, chosen.sum(axis=(1, 2)), lambda gradient: run(policy, gradient)[1])
 
 
-def compute_loss(name: str, objective: PairObjective, model: GPT, *, reference: GPT, batch: dict) -> float:
-    """The mean loss by the formulas of the papers, in float64."""
-    policy, frozen = log_probs_of(model, batch), log_probs_of(reference, batch)
-    sigmoid, losses, beta = lambda x: 1 / (1 + np.exp(-x)), [], objective.beta
-    for pair in range(0, len(policy), 2):
-        (chosen, m), (rejected, n) = policy[pair], policy[pair + 1]
-        ratios = chosen - frozen[pair][0], rejected - frozen[pair + 1][0]
-        if name == "dpo":
-            h, wrong = beta * (ratios[0] - ratios[1]), objective.label_smoothing  # pyright: ignore[reportAttributeAccessIssue]
-            losses.append(-(1 - wrong) * np.log(sigmoid(h)) - wrong * np.log(sigmoid(-h)))
-        elif name == "ipo":
-            losses.append((ratios[0] / m - ratios[1] / n - 1 / (2 * beta)) ** 2)
-        elif name == "simpo":
-            losses.append(-np.log(sigmoid(beta * (chosen / m - rejected / n) - objective.margin)))  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            odds = [np.exp(x) / (1 - np.exp(x)) for x in (chosen / m, rejected / n)]
-            losses.append(-chosen / m - beta * np.log(sigmoid(np.log(odds[0] / odds[1]))))
-    return float(np.mean(losses))
-
-
-def shift_weights(model: GPT, *, by: float) -> tuple[GPT, dict[int, np.ndarray]]:
-    """The model with each weight moved along a made direction, and how far each really moved."""
-    moved = {}
-
-    def move(number: int, leaf: jax.Array) -> jax.Array:
-        direction = np.random.default_rng(number).standard_normal(leaf.shape).astype(np.float32)
-        new = jnp.asarray(np.asarray(leaf) + np.float32(by) * direction)
-        moved[number] = np.asarray(new, np.float64) - np.asarray(leaf, np.float64)
-        return new
-
-    leaves, structure = jax.tree.flatten(model)
-    return jax.tree.unflatten(structure, [move(i, leaf) for i, leaf in enumerate(leaves)]), moved
+def mean_loss(objective: PairObjective, policy: jax.Array, *, exact: Exact) -> jax.Array:
+    """The mean loss by the formulas of the papers; documents are chosen and rejected ones in turn."""
+    beta, ratios, means = objective.beta, policy - exact.reference, policy / exact.lengths
+    log_sigmoid = lambda x: -jnp.log1p(jnp.exp(-x))
+    if isinstance(objective, DPO):
+        h, wrong = beta * (ratios[::2] - ratios[1::2]), objective.label_smoothing
+        losses = -(1 - wrong) * log_sigmoid(h) - wrong * log_sigmoid(-h)
+    elif isinstance(objective, IPO):
+        ratios = ratios / exact.lengths
+        losses = (ratios[::2] - ratios[1::2] - 1 / (2 * beta)) ** 2
+    elif isinstance(objective, SimPO):
+        losses = -log_sigmoid(beta * (means[::2] - means[1::2]) - objective.margin)
+    else:
+        odds = jnp.exp(means) / (1 - jnp.exp(means))
+        losses = -means[::2] - beta * log_sigmoid(jnp.log(odds[::2] / odds[1::2]))
+    return losses.mean()
 
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -116,10 +130,8 @@ EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
         *(pytest.param(name, EIGHT, marks=pytest.mark.slow) for name in ("ipo", "simpo", "orpo")),
     ],
 )
-def test_loss_and_gradient_equal_the_formula_in_float64(config: TrainConfig, name: str, mesh: MeshConfig) -> None:
-    """The gradient by its product with a direction: the loss that far along it, and that far back."""
-    objective, batch = OBJECTIVES[name], read_batch(config)
-    policy, reference = make_model(CONFIG, seed=1), make_model(CONFIG, seed=2)
+def test_loss_and_gradient_equal_the_formula_in_float64(exact: Exact, name: str, mesh: MeshConfig) -> None:
+    objective, policy, reference = OBJECTIVES[name], make_model(CONFIG, seed=1), make_model(CONFIG, seed=2)
     frozen = {"frozen": None} if not isinstance(objective, ReferenceObjective) else {}
 
     def mean(model: GPT, reference: GPT, batch: Batch) -> jax.Array:
@@ -128,15 +140,13 @@ def test_loss_and_gradient_equal_the_formula_in_float64(config: TrainConfig, nam
         return sums.loss / sums.scored
 
     with mesh.activate():
-        placed = place_model(policy, mesh), place_model(reference, mesh), put_on_devices(batch, mesh)
+        placed = place_model(policy, mesh), place_model(reference, mesh), put_on_devices(exact.batch, mesh)
         loss, gradient = jax.jit(jax.value_and_grad(mean))(*placed)
-    wanted = lambda model: compute_loss(name, objective, model, reference=reference, batch=batch)
-    assert float(loss) == pytest.approx(wanted(policy), rel=1e-5)
-    (ahead, forth), (behind, back) = (shift_weights(policy, by=by) for by in (3e-5, -3e-5))
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradient)]
-    product = sum((leaf * (forth[i] - back[i])).sum() for i, leaf in enumerate(leaves))
-    assert abs(product) > 1e-5, "a direction along which nothing changes would prove little"
-    assert product == pytest.approx(wanted(ahead) - wanted(behind), rel=1e-4)
+    with jax.enable_x64(True):
+        by_formula = jax.value_and_grad(lambda log_probs: mean_loss(objective, log_probs, exact=exact))
+        wanted, by_log_probs = jax.tree.map(np.asarray, by_formula(jnp.asarray(exact.policy)))
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    assert_gradient_equals(gradient, exact.pull_back(by_log_probs))
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_prepare_notes_a_split_of_few_tokens(tmp_path, capsys):
     counts = read_manifest(tmp_path / "out").splits
     assert (counts["train"].tokens, counts["val"].tokens) == (2504, 3)
     printed = capsys.readouterr().out
-    assert "note: val has only 3 tokens, less than a row of 1,024" in printed
+    assert "note: val has only 3 tokens: no row for a longer context" in printed
     assert "train has only" not in printed
 
 

@@ -17,7 +17,8 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.prepare_chat import EMPTY_MESSAGE, PrepareChat, prepare_chat
+from data_pipelines.prepare_chat import EMPTY_MESSAGE, REPEATED_ROLE, PrepareChat, prepare_chat
+from data_pipelines.readers.records import NOT_JSON
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
@@ -25,6 +26,7 @@ from gptjax.data.sequences import open_sequences
 from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.messages import NO_ANSWER, NO_LIST, NO_ROLE, NO_TEXT, WRONG_TURNS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 GREETING = [("system", "Be brief."), ("user", "Hi <|im_end|>"), ("assistant", "Hello.")]
@@ -175,19 +177,20 @@ def test_long_conversations_are_cut_off(tmp_path, run, capsys):
 
 
 INVALID = [
-    ('{"messages": [{"role": "user"', "not a line of JSON"),
-    ('["messages"]', "message 1: wanted an object"),
-    ('{"conversations": []}', "wanted a list of messages, got []"),
-    (line([("robot", "Hi"), ("assistant", "Ho")]), "message 1: its role is 'robot'"),
-    (line([("user", "Hi"), ("assistant", None)]), "message 2: its content is None"),
-    (line([("user", "Hi")]), "the assistant says nothing"),
-    (line([("user", "Hi"), ("user", "Ho"), ("assistant", "Ha")]), "message 2 is of the user, wanted assistant"),
-    ("[" * 100_000, "not a line of JSON"),
+    ('{"messages": [{"role": "user"', NOT_JSON, "not a line of JSON"),
+    ('["messages"]', NO_LIST, "message 1: wanted an object"),
+    ('{"conversations": []}', NO_LIST, "wanted a list of messages, got []"),
+    (line([("robot", "Hi"), ("assistant", "Ho")]), NO_ROLE, "message 1: its role is 'robot'"),
+    (line([("user", "Hi"), ("assistant", None)]), NO_TEXT, "message 2: its content is None"),
+    (line([("user", "Hi")]), NO_ANSWER, "the assistant says nothing"),
+    (line([("assistant", "Hi"), ("user", "Ho")]), WRONG_TURNS, "message 1 is of the assistant, wanted user"),
+    ('{"text": "Hi"}', "invalid records skipped: of another form", '"prompt" and "completion"'),
+    ("[" * 100_000, NOT_JSON, "not a line of JSON"),
 ]
 
 
-@pytest.mark.parametrize(("invalid", "message"), INVALID)
-def test_invalid_records_are_skipped_and_named(tmp_path, run, capsys, invalid, message):
+@pytest.mark.parametrize(("invalid", "note", "message"), INVALID)
+def test_invalid_records_are_skipped_and_named(tmp_path, run, capsys, invalid, note, message):
     source = write(tmp_path / "chat.jsonl", [line(GREETING), "", invalid, line(SUMS)])
     with pytest.raises(UserError) as caught:
         run(source, strict=True)
@@ -196,9 +199,9 @@ def test_invalid_records_are_skipped_and_named(tmp_path, run, capsys, invalid, m
     assert not (tmp_path / "out").exists()
     assert run(source).splits["train"].documents == 2
     printed = capsys.readouterr().out
-    assert f"note: 1 invalid records skipped; the first: {caught.value}\n" in printed
+    assert f"note: 1 {note}; the first: {caught.value}\n" in printed
     run(source)
-    assert f"note: 1 invalid records skipped; the first: {caught.value}\n" in capsys.readouterr().out
+    assert f"note: 1 {note}; the first: {caught.value}\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds no usable conversations") as caught:
         run(write(tmp_path / "all.jsonl", [invalid]), "none")
     assert f"{tmp_path}/all.jsonl:1: " in str(caught.value)
@@ -327,6 +330,25 @@ def test_empty_messages_are_kept_and_told(tmp_path, run, capsys):
     run(write(tmp_path / "chat.jsonl", [line([("user", "Hi"), ("assistant", "")]), line(SUMS)]))
     assert f"1 {EMPTY_MESSAGE}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
     assert sum(documents(tmp_path / "out")[0][1]) == 1
+
+
+def test_two_messages_of_one_role_stay_two_turns(tmp_path, run, capsys):
+    run(write(tmp_path / "chat.jsonl", [line([("user", "Hi"), ("user", "Ho"), ("assistant", "Ha")])]))
+    assert f"1 {REPEATED_ROLE}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
+    text = load_tokenizer(tmp_path / "out").decode(documents(tmp_path / "out")[0][0])
+    assert "user\nHi<|im_end|>\n<|im_start|>user\nHo<|im_end|>\n<|im_start|>assistant" in text
+
+
+def test_end_of_text_may_be_chosen(tmp_path, run, plain):
+    load_tokenizer(plain).with_special_tokens(["</s>"]).save(tmp_path / "other")
+    source, options = write(tmp_path / "chat.jsonl", [line(SUMS)]), {"tokenizer": str(tmp_path / "other")}
+    run(source, **options)
+    run(source, "chosen", end_of_text="</s>", **options)
+    usual, chosen = (load_tokenizer(tmp_path / name) for name in ("out", "chosen"))
+    assert (usual.end_of_text_name, chosen.end_of_text_name) == ("<|endoftext|>", "</s>")
+    assert documents(tmp_path / "chosen")[0][0][0] == chosen.specials["</s>"]
+    with pytest.raises(UserError, match="--end-of-text=</pad> is no special token"):
+        run(source, "wrong", end_of_text="</pad>", **options)
 
 
 SMALL = Limits(batch_bytes=500, pool_bytes=2000, record_seconds=0.0)

@@ -152,8 +152,9 @@ def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
         ({**TEXT, "rejected": ""}, '"rejected" is blank'),
         ({**CHAT, "chosen": []}, '"chosen": wanted a list of messages'),
         ({**CHAT, "rejected": messages(("robot", "x"))}, "\"rejected\": message 1: its role is 'robot'"),
-        ({**CHAT, "chosen": messages(("user", "x"))}, '"prompt" with "chosen": message 4 is of the user'),
-        ({**CHAT, "prompt": messages(*ASKED[:2])}, "message 3 is of the assistant, wanted user"),
+        ({**CHAT, "chosen": messages(("user", "x"))}, 'a "chosen" that the assistant ends'),
+        ({**CHAT, "prompt": messages(*ASKED[:2])}, 'a "prompt" that the user ends'),
+        ({**CHAT, "prompt": messages(ASKED[1])}, '"prompt" with "chosen": message 1 is of the assistant'),
         ({**CHAT, "rejected": CHAT["rejected"][:2]}, 'a "rejected" that the assistant ends'),
         (
             {**CHAT, "prompt": messages(*ASKED[:2]), "chosen": messages(ASKED[2], ("assistant", "4."))},

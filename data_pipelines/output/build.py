@@ -16,7 +16,7 @@ from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Tokenizer
 
 ROW_TOKENS = 1024
-"""A row of GPT-2; a split with fewer tokens gets a note."""
+"""A split of texts with fewer tokens gets a note: many a model reads as many at once."""
 
 
 ShardContents = tuple[dict[str, Counts], Tokenizer, list[str]]
@@ -58,6 +58,6 @@ def print_splits(directory: Path, manifest: Manifest) -> None:
         ratio = f"{count.bytes / count.tokens:.3f} bytes/token" if scored is None else f"{scored.mean():.1%} scored"
         sizes = f"{count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
-        if count.tokens < ROW_TOKENS:
-            print(f"note: {name} has only {count.tokens:,} tokens, less than a row of {ROW_TOKENS:,}; see --split.")
+        if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
+            print(f"note: {name} has only {count.tokens:,} tokens: no row for a longer context; see --split.")
     print_notes(manifest.notes)

@@ -81,9 +81,9 @@ class ReadContext:
         self.notes[note] += 1
         self.notes.first.setdefault(note, replace_surrogates(problem))  # it may quote a name that cannot be printed
 
-    def skip_record(self, problem: str) -> None:
+    def skip_record(self, problem: str, *, note: str = INVALID) -> None:
         """Report a record that gives no document."""
-        self.report_problem(INVALID, problem)
+        self.report_problem(note, problem)
 
 
 @dataclass(frozen=True)

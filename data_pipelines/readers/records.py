@@ -17,10 +17,12 @@ from data_pipelines.readers.paths import find_files
 from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_rows
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError
+from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 ARRAY_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
 PARQUET_SUFFIX = ".parquet"
 BLOCK_BYTES = 2**20
+NOT_JSON = f"{SKIPPED}not JSON"
 ITEMS = 1000
 """Items of an array in a block, and at least as many rows of Parquet."""
 RANGES = 16
@@ -71,7 +73,7 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]
             try:
                 yield where, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield where, UserError(f"{where}: not a line of JSON in UTF-8: {error}.")
+                yield where, InvalidRecord(f"{where}: not a line of JSON in UTF-8: {error}.", NOT_JSON)
 
 
 def _iter_table(path: Path) -> Iterator[RecordBlock]:

@@ -33,11 +33,9 @@ class ConsoleLog:
         self._pending: list[str] = []
         self._length = 0
         self._after_bar = False
-        self.directory: Path | None = None
 
     def open(self, path: Path) -> None:
         """Append to this file from now on. A file that cannot be written is left."""
-        self.directory = path.parent
         with contextlib.suppress(OSError):
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         pending, self._pending = self._pending, []
@@ -158,8 +156,3 @@ def keep_console_log(path: Path) -> None:
     """Append what is and was printed inside `safe_console` to this file; without that, do nothing."""
     if _log is not None:
         _log.open(path)
-
-
-def console_log_directory() -> Path | None:
-    """The directory of the run whose console is kept, if one is."""
-    return None if _log is None else _log.directory

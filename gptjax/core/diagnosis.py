@@ -5,12 +5,13 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-
-from gptjax.core.console import console_log_directory
+from typing import TextIO
 
 SHOW_VARIABLE = "GPTJAX_TRACEBACK"
+_directory: Path | None = None
 _EXPLANATIONS = (
     (
         ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY"),
@@ -64,22 +65,39 @@ def shows_tracebacks() -> bool:
     return os.environ.get(SHOW_VARIABLE, "0") not in ("", "0")
 
 
+def keep_reports_in(directory: Path | None) -> None:
+    """Write tracebacks and stacks into this directory, that of the run; None: into the system's temporary one."""
+    global _directory
+    _directory = directory
+
+
 def keep_traceback(error: BaseException) -> str:
     """Write the traceback into a file of the run directory, or else of the system's temporary directory; say where."""
     lines = "".join(traceback.format_exception(error))
     if shows_tracebacks():
         print(lines, file=sys.stderr)
         return "its traceback is above"
-    name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for directory in (console_log_directory(), Path(tempfile.gettempdir())):
+    file = write_report("traceback", lambda file: print(lines, file=file, end=""))
+    return (
+        f"{SHOW_VARIABLE}=1 shows its traceback"
+        if file is None
+        else f"traceback: {file} ({SHOW_VARIABLE}=1 shows it here)"
+    )
+
+
+def write_report(name: str, write: Callable[[TextIO], object]) -> Path | None:
+    """Let `write` fill a file whose name begins with `name`; None where no directory takes it."""
+    for directory in (_directory, Path(tempfile.gettempdir())):
         if directory is None:
             continue
+        path = directory / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
         try:
-            (directory / name).write_text(lines, encoding="utf-8", errors="backslashreplace")
+            with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                write(file)
         except OSError:
             continue
-        return f"traceback: {directory / name} ({SHOW_VARIABLE}=1 shows it here)"
-    return f"{SHOW_VARIABLE}=1 shows its traceback"
+        return path
+    return None
 
 
 def report_bug(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:

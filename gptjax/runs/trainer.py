@@ -1,7 +1,8 @@
 """The training loop."""
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 
 from gptjax.config import TrainConfig
 from gptjax.core.console import keep_console_log, print_once
+from gptjax.core.diagnosis import keep_reports_in
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
@@ -17,6 +19,7 @@ from gptjax.runs.reference import SecondModel, prepare_second_model
 from gptjax.runs.resume import Fingerprints, restore_state
 from gptjax.runs.rollback import go_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
+from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
@@ -25,6 +28,7 @@ from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_sta
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
 from gptjax.training.stopping import Stop, StopRules
+from gptjax.training.watchdog import Watchdog
 
 
 def train(
@@ -46,9 +50,10 @@ def train(
     Returns:
         0, or the status of `stop_status` after a signal: 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1.
     """
-    with GracefulShutdown() as shutdown:
+    watchdog = Watchdog(config.hang_seconds, resume=command, process=name_process(), several=count_processes() > 1)
+    with GracefulShutdown() as shutdown, watchdog:
         try:
-            config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown)
+            config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
         except StopRequested as stop:
             print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
             return stop_status(stop.number)
@@ -65,6 +70,7 @@ def _train(
     source: str | None,
     typed: Collection[str],
     shutdown: GracefulShutdown,
+    watchdog: Watchdog,
 ) -> tuple[TrainConfig, Stop | None]:
     """Train, and return the config with everything resolved and why the run ended early, if it did."""
     began_at = time.monotonic()
@@ -75,6 +81,7 @@ def _train(
     config = startup.prepare_device(config)
     config.check_mesh(mesh)
     with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
+        keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
         second = prepare_second_model(config, read_spec, mesh)
@@ -82,13 +89,15 @@ def _train(
             read_spec, reader = second.read_spec, config.data.open(second.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
-        run = _Run(mesh, tokenizer, evaluators, second, fingerprints, checkpoints, shutdown, began_at, modules, source)
+        parts = evaluators, second, fingerprints, checkpoints
+        run = _Run(mesh, tokenizer, *parts, shutdown, watchdog, began_at, modules, source)
         record: dict[str, Any] | None = None
         while True:
             try:
                 return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
             except Diverged as trouble:
-                config, record = go_back(config, checkpoints, trouble)
+                with watchdog.doing("start"):
+                    config, record = go_back(config, checkpoints, trouble)
             read_spec = replace(read_spec, row_offsets=config.row_offsets)
             reader = config.data.open(read_spec)
 
@@ -104,6 +113,7 @@ class _Run:
     fingerprints: Fingerprints
     checkpoints: CheckpointManager
     shutdown: GracefulShutdown
+    watchdog: Watchdog
     began_at: float
     modules: Modules | None
     source: str | None
@@ -118,8 +128,9 @@ class _Run:
         """
         mesh, checkpoints = self.mesh, self.checkpoints
         began_at = self.began_at if went_back is None else time.monotonic()
-        state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
-        state = state or startup.initialize_state(config, mesh)
+        with self.watchdog.doing("start"):
+            state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
+            state = state or startup.initialize_state(config, mesh)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
@@ -128,7 +139,7 @@ class _Run:
         with startup.open_logger(config, mesh, start, seconds=time.monotonic() - began_at) as log:
             if went_back is not None:
                 log.write(start, went_back, is_event=True)
-            with log.measure("compile"):
+            with log.measure("compile"), self.watchdog.doing("compile"):
                 train_step = startup.compile_steps(
                     config, mesh, state, batches, start=start, frozen=self.second.model, programs=self.programs
                 )
@@ -136,7 +147,7 @@ class _Run:
             saver = _make_saver(config, checkpoints, metadata)
             guard = _make_guard(config, checkpoints, start=start)
             rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
-            loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard)
+            loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
             self.shutdown.begin_training()
             return loop.run(state, self.shutdown, rules)
 
@@ -181,6 +192,7 @@ class _Loop:
     log: MetricLogger
     saver: Saver
     guard: DivergenceGuard
+    watchdog: Watchdog
 
     def run(self, state: TrainState, shutdown: GracefulShutdown, rules: StopRules) -> Stop | None:
         """Train from `state` to the last step, or until there is a reason to stop. The end is saved."""
@@ -192,26 +204,34 @@ class _Loop:
                 loss, stopped = self._evaluate(step, state, shutdown)
                 stopped = stopped or rules.check_loss(loss)
             if step > start and (stopped or self._should_save(step, state)):
-                with self.log.measure("checkpoint"):
+                with self._measure("checkpoint"):
                     self.saver.save(step, state, loss=loss)
             if stopped or step == steps:
+                self.watchdog.finish()
                 if step > start:
-                    with self.log.measure("checkpoint"):
+                    with self._measure("checkpoint"):
                         self.saver.finish(step, state, loss=loss)
                 return stopped
-            with self.log.measure("data"):
+            with self._measure("data"):
                 batch = next(batch_iterator)
             state, metrics = self.train_step(step)(state, batch)  # dispatched, not awaited
             self.log.step(step + 1, metrics | self.batches.epochs(step + 1))  # writes the step before
             self.guard.check(step, metrics)
+            self.watchdog.begin_step(step + 1)
         return None
+
+    @contextlib.contextmanager
+    def _measure(self, kind: str) -> Iterator[None]:
+        """What the main thread does, for the log and for the watchdog."""
+        with self.log.measure(kind), self.watchdog.doing(kind):
+            yield
 
     def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, Stop | None]:
         """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
         loss = None
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
             try:
-                with self.log.measure("evaluate"), shutdown.interruptible():
+                with self._measure("evaluate"), shutdown.interruptible():
                     found = startup.evaluate_state(evaluator, state, self.config)
             except StopRequested as stop:
                 return loss, Stop.by_signal(stop.number)

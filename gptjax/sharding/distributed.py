@@ -2,10 +2,12 @@
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Mapping
 
 import jax
+from jax._src import distributed  # its client and place are in no public module
 
 from gptjax.core.errors import UserError
 
@@ -61,6 +63,18 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
             f"The environment asks for several processes, but describes them incompletely: {error} "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset the variable that asks."
         ) from error
+
+
+def count_processes() -> int:
+    """Processes of the run. Starts no JAX backend: a config may be wrong, and its error should come first."""
+    return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+
+
+def name_process() -> str:
+    """This process, as the others would call it."""
+    if count_processes() == 1:
+        return "this process"
+    return f"process {distributed.global_state.process_id} of {count_processes()} on {socket.gethostname()}"
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:

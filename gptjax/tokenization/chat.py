@@ -55,21 +55,30 @@ class ChatEncoder:
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
         self._first = to_ids(tokenizer.end_of_text)
-        self._after = {text: tokenizer.encode(text) for text in {style.after for style in self._formats()}}
+        self._borders = {style: self._encode_border(style) for style in self._formats()}
 
     def encode_conversation(
         self, messages: Sequence[Message], *, scored_from: int = 0, unscored: Collection[int] = ()
     ) -> MaskedTokens:
         """All messages. Of those from number `scored_from` on, the assistant's are scored, but not the `unscored`."""
-        parts = [mark(self._first, False)]
         is_scored = lambda number: messages[number].role == "assistant" and number not in unscored
         answers = [number >= scored_from and is_scored(number) for number in range(len(messages))]
         turns = list(self.template.iter_turns(messages))
         # A system message that is added or merged stands at the beginning, where nothing is scored.
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
+        parts, spans, length = [self._first], list[slice](), len(self._first)
         for (style, message), is_learned in zip(turns, scored, strict=True):
-            parts += self._encode_turn(style, message.content, scored=is_learned)
-        return MaskedTokens.concatenate(parts)
+            start, end = self._borders[style]
+            text = self._tokenizer.encode(style.header + message.content)
+            if is_learned:
+                first = length + len(start) + count_tokens_within(self._tokenizer, style.header, text)
+                spans.append(slice(first, length + len(start) + len(text) + 1))
+            parts += (start, text, end)
+            length += len(start) + len(text) + len(end)
+        marks = np.zeros(length, np.uint8)
+        for span in spans:
+            marks[span] = 1
+        return MaskedTokens(np.concatenate(parts), marks)
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
@@ -80,15 +89,10 @@ class ChatEncoder:
     def _formats(self) -> Iterator[RoleFormat]:
         yield from filter(None, (self.template.system, self.template.user, self.template.assistant))
 
-    def _encode_turn(self, style: RoleFormat, content: str, *, scored: bool) -> Iterator[ScoredIds]:
-        specials = self._tokenizer.specials
-        yield mark(to_ids(specials[style.start]), False)
-        if scored:
-            yield encode_together(self._tokenizer, style.header, content)
-        else:
-            yield mark(self._tokenizer.encode(style.header + content), False)
-        yield mark(to_ids(specials[style.end]), scored)
-        yield mark(self._after[style.after], False)
+    def _encode_border(self, style: RoleFormat) -> tuple[Ids, Ids]:
+        """What stands before the header, and what stands behind the content: the end, then ordinary text."""
+        start, end = (to_ids(self._tokenizer.specials[name]) for name in style.special_tokens)
+        return start, np.concatenate([end, self._tokenizer.encode(style.after)])
 
 
 def render_jinja(tokenizer: Tokenizer) -> str | None:
@@ -102,8 +106,19 @@ def render_jinja(tokenizer: Tokenizer) -> str | None:
 def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTokens:
     """Two texts as one. A token is scored if any of its bytes is of the second."""
     tokens = tokenizer.encode(context + scored)
-    ends = np.cumsum(tokenizer.bytes_per_token[tokens])
-    return MaskedTokens(tokens, (ends > len(replace_surrogates(context).encode())).astype(np.uint8))
+    marks = np.ones(len(tokens), np.uint8)
+    marks[: count_tokens_within(tokenizer, context, tokens)] = 0
+    return MaskedTokens(tokens, marks)
+
+
+def count_tokens_within(tokenizer: Tokenizer, beginning: str, tokens: Ids) -> int:
+    """How many of the tokens of a text lie wholly within this beginning of it."""
+    left = len(replace_surrogates(beginning).encode())
+    sizes = tokenizer.bytes_per_token[tokens[:left]].tolist()  # a token has at least one byte
+    for count, size in enumerate(sizes):
+        if (left := left - size) < 0:
+            return count
+    return len(sizes)
 
 
 def mark(tokens: Ids, scored: bool) -> ScoredIds:

@@ -15,33 +15,48 @@ TOOLS = "skipped: they call tools, for which the chat template has no place"
 OTHER_PARTS = "skipped: they have images or other parts that are no text"
 
 
+SKIPPED = "invalid records skipped: "
+NO_TEXT, SURROGATE = f"{SKIPPED}a content that is no text", f"{SKIPPED}a surrogate without a partner"
+NO_LIST, NO_ROLE = f"{SKIPPED}no list of messages", f"{SKIPPED}no known role"
+WRONG_TURNS, NO_ANSWER = f"{SKIPPED}turns out of order", f"{SKIPPED}the assistant says nothing"
+
+
 class UselessRecord(UserError):
     """A valid record from which nothing can be learned; it is skipped in strict mode, too. The text is the note."""
+
+
+class InvalidRecord(UserError):
+    """A record that is wrong. It is counted under `note`, one for each kind of fault."""
+
+    def __init__(self, problem: str, note: str = f"{SKIPPED}of another form") -> None:
+        super().__init__(problem)
+        self.note = note
 
 
 def read_messages(value: Any, *, where: str) -> list[Message]:
     """Messages from a list of objects with a role and a content, under the names of OpenAI or of ShareGPT.
 
-    Raises `UserError`, beginning with `where`, for an empty list, an unknown role and a content that is no text.
+    Raises `InvalidRecord`, beginning with `where`, for an empty list, an unknown role and a content that is no text.
     """
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: wanted a list of messages, got {quote(repr(value), limit=80)}.")
+        raise InvalidRecord(f"{where}: wanted a list of messages, got {quote(repr(value), limit=80)}.", NO_LIST)
     return [_read_message(item, where=f"{where}: message {number}") for number, item in enumerate(value, start=1)]
 
 
 def _read_message(item: Any, *, where: str) -> Message:
     if not isinstance(item, dict):
-        raise UserError(f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.')
+        problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.'
+        raise InvalidRecord(problem, NO_LIST)
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if item.get("tool_calls") or item.get("function_call") or role in TOOL_ROLES:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
     if name is None:
-        raise UserError(f"{where}: its role is {quote(repr(role), limit=80)}; wanted {', '.join(ROLES)}.")
+        raise InvalidRecord(f"{where}: its role is {quote(repr(role), limit=80)}; wanted {', '.join(ROLES)}.", NO_ROLE)
     if isinstance(content, list):
         content = _join_parts(content)
     if not isinstance(content, str):
-        raise UserError(f"{where}: its content is {quote(repr(content), limit=80)}; wanted a string.")
+        raise InvalidRecord(f"{where}: its content is {quote(repr(content), limit=80)}; wanted a string.", NO_TEXT)
     return Message(name, check_utf8(content, where=where))
 
 
@@ -56,22 +71,26 @@ def _join_parts(parts: list[Any]) -> str | None:
 
 
 def check_utf8(text: str, *, where: str) -> str:
-    """The text, with pairs of surrogates as their character. A surrogate without a partner is a `UserError`."""
+    """The text, with pairs of surrogates as their character. A surrogate without a partner is an `InvalidRecord`."""
     whole = replace_surrogates(text)
     if whole.count("\ufffd") > text.count("\ufffd"):
-        raise UserError(f"{where}: has a surrogate without a partner, which UTF-8 cannot represent.")
+        raise InvalidRecord(f"{where}: has a surrogate without a partner, which UTF-8 cannot represent.", SURROGATE)
     return whole
 
 
 def check_turns(messages: Sequence[Message], *, where: str) -> None:
-    """Raise unless, after at most one system message, user and assistant take turns and the assistant has one."""
+    """Raise unless, after at most one system message, the user begins and the assistant answers.
+
+    Two messages of one role in a row are two turns, as transformers' templates write them.
+    """
     first = 1 if messages and messages[0].role == "system" else 0
-    for number, message in enumerate(messages[first:]):
-        wanted = ("user", "assistant")[number % 2]
-        if message.role != wanted:
-            raise UserError(
-                f"{where}: message {first + number + 1} is of the {message.role}, wanted {wanted}: after at most one "
-                "system message, user and assistant take turns."
+    for number, message in enumerate(messages[first:], start=first):
+        wanted = ("user",) if number == first else ("user", "assistant")
+        if message.role not in wanted:
+            raise InvalidRecord(
+                f"{where}: message {number + 1} is of the {message.role}, wanted {' or '.join(wanted)}: after at most "
+                "one system message, the user begins.",
+                WRONG_TURNS,
             )
-    if len(messages) < first + 2:
-        raise UserError(f"{where}: the assistant says nothing, so there is nothing to learn.")
+    if all(message.role != "assistant" for message in messages):
+        raise InvalidRecord(f"{where}: the assistant says nothing, so there is nothing to learn.", NO_ANSWER)

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
+from gptjax.sharding.distributed import count_processes
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 REQUEUE_STATUS = 75
@@ -75,7 +75,7 @@ class GracefulShutdown:
             for number in list_stop_signals():
                 is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
                 # In several processes SIGTERM belongs to JAX.
-                if not is_ignored and (number != signal.SIGTERM or _count_processes() == 1):
+                if not is_ignored and (number != signal.SIGTERM or count_processes() == 1):
                     self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -89,13 +89,13 @@ class GracefulShutdown:
     def begin_training(self) -> None:
         """From now on a signal waits for the end of a step. Before, it ends the run where it is."""
         self._may_raise, self._is_training = False, True
-        if self._received is not None and _count_processes() == 1:
+        if self._received is not None and count_processes() == 1:
             raise StopRequested(self._received)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
         """Inside the block a signal of a single process raises `StopRequested`, to leave out what need not be done."""
-        if _count_processes() > 1:  # the others would wait
+        if count_processes() > 1:  # the others would wait
             yield
             return
         self._may_raise = True
@@ -108,7 +108,7 @@ class GracefulShutdown:
 
     def get_signal(self, step: int) -> int | None:
         """The signal to stop for before this step, agreed on by all processes; None if there is none."""
-        if _count_processes() == 1:
+        if count_processes() == 1:
             return self._received
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
@@ -119,7 +119,7 @@ class GracefulShutdown:
         """In the main thread, between two instructions of Python."""
         if self._received is None:
             self._received = number
-        if _count_processes() > 1:
+        if count_processes() > 1:
             signal.raise_signal(signal.SIGTERM)  # JAX passes it on to the other processes
         elif self._may_raise:
             self._may_raise = False
@@ -153,7 +153,7 @@ class GracefulShutdown:
             _write(f"{name}: saving after this step; send it again to stop at once\n")
             return
         _write(f"{name}: stopping; there is nothing to save yet\n")
-        if _count_processes() == 1:
+        if count_processes() == 1:
             leave = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))
             leave.daemon = True
             leave.start()
@@ -161,11 +161,6 @@ class GracefulShutdown:
     def _leave(self, number: int) -> None:
         if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
             os._exit(stop_status(number))
-
-
-def _count_processes() -> int:
-    """Starts no JAX backend: a config may be wrong, and its error should come first."""
-    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def _write(text: str) -> None:

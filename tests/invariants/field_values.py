@@ -238,6 +238,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "max_consecutive_skips": (4, "skips"),
         "resume": ("never", "resume"),
         "max_time": ("1s", "stop"),
+        "hang_timeout": ("1s", "watchdog"),
         "patience": (2, "stop"),
         "epoch_seeds": ("added", "late rows"),
         "row_offsets": (((1, 3),), "rows"),

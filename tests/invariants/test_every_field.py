@@ -60,6 +60,7 @@ from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState, abstract_state, create_state
 from gptjax.training.stopping import StopRules
+from gptjax.training.watchdog import Watchdog
 
 from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
@@ -233,6 +234,12 @@ def find_stop(config: TrainConfig) -> int | None:
     return next((n for n in range(9) if rules.check(n) or rules.check_loss(float(n))), None)
 
 
+def find_end(config: TrainConfig) -> int | None:
+    """The look, one every ten seconds, at which a watchdog ends a run that does not begin."""
+    watchdog = Watchdog(config.hang_seconds, resume="")
+    return next((n for n in range(1000) if watchdog.look(10.0)), None)
+
+
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
     """Printed lines and written files of twelve steps, and the arguments of Weights & Biases."""
     calls = []
@@ -306,6 +313,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "late rows": lambda config, *_: read_late_rows(config),
     "prefetch": lambda config, *_: record_prefetch(config),
     "stop": lambda config, *_: find_stop(config),
+    "watchdog": lambda config, *_: find_end(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
     "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),

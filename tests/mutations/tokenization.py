@@ -9,11 +9,11 @@ TOKENIZATION = (
         # The first answer of a completion is not scored.
         ("number >= scored_from", "number > scored_from"),
         # The end of an answer is not learned.
-        ("yield mark(to_ids(specials[style.end]), scored)", "yield mark(to_ids(specials[style.end]), False)"),
+        ("len(start) + len(text) + 1)", "len(start) + len(text))"),
         # The header of an answer is learned.
-        ("(ends > len(", "(ends > 0 * len("),
+        ("first = length + len(start) + count", "first = length + len(start) + 0 * count"),
         # A token across the border is context.
-        ("(ends > len(", "(ends - tokenizer.bytes_per_token[tokens] >= len("),
+        ("            return count\n", "            return count + (left > -size)\n"),
     ),
     *mutate(
         "gptjax/tokenization/tokenizer.py",

@@ -1,0 +1,119 @@
+"""A run that makes no progress ends with a line, the stacks of all threads in a file, and status 75."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gptjax.training import preemption
+from gptjax.training.watchdog import COLLECTIVE_SECONDS, LONG_FACTOR, Watchdog
+
+
+def count_looks(watchdog: Watchdog) -> int:
+    """The look, one each second, that ends the run."""
+    return next(n for n in range(1, 10_000) if watchdog.look(1.0))
+
+
+@pytest.mark.parametrize(("activity", "factor"), [("data", 1), ("evaluate", LONG_FACTOR), ("checkpoint", LONG_FACTOR)])
+def test_watchdog_waits_longer_for_what_is_long(activity: str, factor: int):
+    watchdog = Watchdog(60.0, resume="command")
+    assert count_looks(watchdog) == LONG_FACTOR * 60  # the start
+    for step in (1, 2):
+        watchdog.begin_step(step)
+        assert count_looks(watchdog) == 1 + (LONG_FACTOR if step == 1 else 1) * 60
+    with watchdog.doing(activity):
+        assert count_looks(watchdog) == 1 + factor * 60
+    assert count_looks(watchdog) == 1 + 60
+    watchdog.finish()
+    assert count_looks(watchdog) == 1 + LONG_FACTOR * 60
+
+
+def test_watchdog_names_the_process_what_it_waits_for_and_the_command():
+    watchdog = Watchdog(10.0, resume="gptjax train x", process="process 1 of 2", several=True)
+    watchdog.begin_step(1)
+    watchdog.begin_step(8)
+    watchdog.look(1.0)
+    for _ in range(10):
+        assert watchdog.look(1.0) is None
+    with watchdog.doing("data"):
+        watchdog.look(1.0)
+        said = [watchdog.look(1.0) for _ in range(10)]
+    assert said[-1] == (
+        "process 1 of 2 has made no progress for 10.0 s after step 8. It waits for data.\nResume with: gptjax train x"
+    )
+    # Whoever waits for others ends later than whoever keeps them waiting.
+    assert count_looks(watchdog) == 1 + 10 + COLLECTIVE_SECONDS
+    assert "for the devices or another process." in (watchdog.look(1.0) or "")
+
+
+def test_watchdog_does_not_count_the_time_in_which_the_process_was_stopped():
+    watchdog = Watchdog(60.0, resume="", poll=5.0)
+    watchdog.begin_step(1)
+    watchdog.begin_step(2)
+    assert [watchdog.look(5.0), watchdog.look(3600.0), watchdog.look(5.0)] == [None] * 3
+
+
+def test_watchdog_without_a_limit_starts_no_thread():
+    before = threading.active_count()
+    with Watchdog(None, resume=""):
+        assert threading.active_count() == before
+    with Watchdog(60.0, resume=""):
+        assert threading.active_count() == before + 1
+
+
+HANGING = """
+import sys
+from pathlib import Path
+from gptjax.core.diagnosis import keep_reports_in
+from gptjax.training.preemption import GracefulShutdown
+from gptjax.training.watchdog import Watchdog
+directory = Path(sys.argv[1])
+keep_reports_in(directory)
+def read_forever():
+    print("reading", flush=True)
+    (directory / "pipe").open().read()
+with GracefulShutdown() as shutdown, Watchdog(float(sys.argv[2]), resume="the same command") as watchdog:
+    shutdown.begin_training()
+    watchdog.begin_step(1)
+    with watchdog.doing("data"):
+        read_forever()
+"""
+
+
+def start_hanging(directory: Path, seconds: float) -> subprocess.Popen:
+    """A process whose main thread reads a pipe into which nobody writes."""
+    os.mkfifo(directory / "pipe")
+    words = [sys.executable, "-c", HANGING, str(directory), str(seconds)]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "reading\n"
+    return child
+
+
+def test_read_that_never_returns_ends_with_stacks_in_a_file(tmp_path: Path):
+    with start_hanging(tmp_path, 0.4) as child:
+        said, _ = child.communicate(timeout=60)
+        assert child.returncode == 75, said
+    (file,) = tmp_path.glob("stacks-*.txt")
+    first, second, third = said.splitlines()
+    assert first.startswith("error: this process has made no progress for 0.")
+    assert first.endswith("after step 1. It waits for data.")
+    assert second == "  Resume with: the same command"
+    assert str(file) in third
+    assert "in read_forever" in file.read_text()
+
+
+@pytest.mark.slow
+def test_two_signals_end_a_read_that_never_returns(tmp_path: Path):
+    with start_hanging(tmp_path, 3600.0) as child:
+        assert child.stdout is not None
+        child.send_signal(signal.SIGTERM)
+        assert "saving after this step" in child.stdout.readline()
+        time.sleep(preemption.REPEAT_SECONDS + 0.1)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=60) == 143
