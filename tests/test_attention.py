@@ -65,13 +65,14 @@ CASES: dict[str, dict[str, Any]] = {
 FORMS: dict[str, dict[str, Any]] = {
     "whole rows": {"query_block": 99},
     "blocks": {"query_block": 4},
+    "recomputed blocks": {"query_block": 4, "max_kept": 0},
     "mapped blocks": {"query_block": 4, "max_unrolled": 1},
 }
 """Blocks of 4 leave a last block of 2 queries of the rows of 6."""
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["whole rows", "blocks", "mapped blocks"])
 def test_attention_equals_numpy_formula(name: str, form: str) -> None:
     window, segments, sinks = (CASES[name].get(key) for key in ("window", "segments", "sinks"))
     options = AttentionOptions(0.3, window, **FORMS[form])
@@ -80,7 +81,7 @@ def test_attention_equals_numpy_formula(name: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["window of 3", "all"])
-@pytest.mark.parametrize("form", ["blocks", "mapped blocks"])
+@pytest.mark.parametrize("form", ["blocks", "recomputed blocks", "mapped blocks"])
 def test_blocks_have_the_gradients_of_whole_rows(name: str, form: str) -> None:
     window, segments, sinks = (CASES[name].get(key) for key in ("window", "segments", "sinks"))
 

@@ -121,9 +121,9 @@ def causal_attention(
     segments: BT | None = None,
     dropout_keys: HeadDropoutKeys | None = None,
 ) -> BTHK:
-    """The textbook formula over whole rows. Long rows go by blocks of queries, recomputed in the backward pass."""
+    """The textbook formula over whole rows, or by blocks of queries. The backward pass computes long rows' again."""
     q, k, v, sinks = inputs
-    length, size = q.shape[1], options.query_block or (128 if target_device().platform == "cpu" else 512)
+    length, size = q.shape[1], options.query_block or _default_query_block(options, q.shape[1])
     if size < length <= options.max_unrolled * size:
         return _attend_unrolled(inputs, options, size=size, segments=segments, dropout_keys=dropout_keys)
     if size < length:
@@ -131,6 +131,13 @@ def causal_attention(
     mask = causal_mask(jnp.arange(length), jnp.arange(length), window=options.window)
     mask = mask if segments is None else mask & same_document_mask(segments, segments)
     return dot_product_attention(q, k, v, options, mask=mask, sinks=sinks, dropout_keys=dropout_keys)
+
+
+def _default_query_block(options: AttentionOptions, length: int) -> int:
+    """Queries that are computed at a time (benchmarks/RESULTS.md)."""
+    if target_device().platform != "cpu":
+        return 512
+    return 64 if length <= options.max_kept else 128
 
 
 def _attend_unrolled(
@@ -160,7 +167,8 @@ def _attend_unrolled(
         )
 
     rematerialized = jax.checkpoint(attend_block, policy=SAVE_SMALL_ARRAYS, static_argnums=0)
-    blocks = [rematerialized(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
+    run_block = rematerialized if length > options.max_kept else attend_block
+    blocks = [run_block(first, inputs, segments, dropout_keys) for first in range(0, length, size)]
     return jnp.concatenate(blocks, axis=1)
 
 

@@ -47,6 +47,8 @@ class AttentionOptions(NamedTuple):
     """Type of the products' operands."""
     max_unrolled: int = 16
     """Blocks of queries that are compiled one by one. More are mapped over, which compiles one."""
+    max_kept: int = 512
+    """Rows of so many tokens or fewer keep the probabilities of such blocks for the backward pass."""
 
     @classmethod
     def from_config(cls, config: GPTConfig, *, layer: int | Array) -> "AttentionOptions":
