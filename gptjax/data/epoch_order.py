@@ -22,7 +22,8 @@ class EpochOrder:
     """A permutation of `length` rows for each epoch."""
 
     def __init__(self, length: int, *, seed: int, epoch_seeds: EpochSeeds) -> None:
-        self._length, self._seed, self._epoch_seeds = length, seed, epoch_seeds
+        self._length, self._seed = length, seed
+        self._epoch_seeds: EpochSeeds = epoch_seeds
         self._shuffle = functools.lru_cache(maxsize=8)(self._make_shuffle)
 
     def locate(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -89,9 +89,9 @@ class Evaluator(Protocol):
 
 def check_evaluator_names(evaluators: Sequence[Evaluator]) -> None:
     """Raise if two evaluators of a class have one name: one's metrics would stand for the other's."""
-    names = Counter((type(one).__name__, one.name) for one in evaluators if hasattr(one, "name"))
+    names = Counter((type(one).__name__, getattr(one, "name", None)) for one in evaluators)
     for (kind, name), count in names.items():
-        if count > 1:
+        if name is not None and count > 1:
             problem = f"{count} {kind} are named {name!r}, so their metrics have the same names"
             raise UserError(f'evaluators: {problem}. Give them names, as in {kind}(name="books").')
 
