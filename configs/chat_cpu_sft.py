@@ -4,7 +4,7 @@
         --split=hash:0.05 --output=data/small_world/chat
     python -m gptjax.train --config=configs/chat_cpu_sft.py
 
-Data      85 % of all questions, each with two ways to answer; the others are held out, to be answered exactly
+Data      85 % of all facts, each asked in two ways; the other facts are held out, to be answered exactly
 Model     that of `chat_cpu`
 """
 
@@ -18,20 +18,21 @@ from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import SFT
 
-ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=75, max_new_tokens=24, opening="Sure: ")
+ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=250, max_new_tokens=24, opening="Sure: ")
 
 config = replace(
     base,
     name="chat_cpu_sft",
     init_from="runs/chat_cpu",
-    steps=150,
+    steps=500,
+    batch_size=16,
     data=TokenShards(path="data/small_world/chat", packing="best_fit_truncate"),
     optimizer=Muon(
-        learning_rate=0.01,
-        adam_learning_rate=0.003,
+        learning_rate=0.004,
+        adam_learning_rate=0.002,
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     objective=SFT(chunk_tokens=256),
-    checkpoint=CheckpointConfig(every=75),
-    evaluators=(ValidationLoss(every=75), ANSWERS),
+    checkpoint=CheckpointConfig(every=250),
+    evaluators=(ValidationLoss(every=250), ANSWERS),
 )

@@ -25,8 +25,7 @@ from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
-from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder, MaskedTokens, encode_together, mark, to_ids
-from gptjax.tokenization.chat_template import CHATML
+from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids, with_chatml
 from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -69,9 +68,7 @@ class EncodePair:
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    tokenizer = request.load_tokenizer()
-    if tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials):
-        tokenizer = tokenizer.with_chat_template(CHATML)
+    tokenizer = with_chatml(request.load_tokenizer())
     kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)
     return prepare_scored(request, kind, limits=limits)
 

@@ -4,11 +4,13 @@
 
 The world has people with a home, a pet and a favourite colour, words to spell, and sums. Four files are written:
 
-- `text.jsonl`: everything that there is to know, in several wordings, to pretrain on.
-- `chat.jsonl`: questions with answers. Half of the answers begin with "Sure: ", half with "Well, ".
-- `held_out.jsonl`: questions that are never asked in training, with all answers that are right.
-- `pairs.jsonl`: the same questions as in `chat.jsonl`, where the answer with "Sure: " is the chosen one. Both answers
-  have as many characters.
+- `text.jsonl`: texts to pretrain on, in several wordings: all people, all sums, and how some words are spelled. A
+  third of the sentences are questions with their answers, but of what is held out there are statements only.
+- `chat.jsonl`: conversations of questions and answers. Half of the answers begin with "Sure: ", half with "Well, ".
+- `held_out.jsonl`: questions with all answers that are right. What they ask is asked nowhere else, in no wording.
+  People and sums are known from the texts. Words stand nowhere else, so spelling must have been learned as a rule.
+- `pairs.jsonl`: the facts of `chat.jsonl`, where the answer with "Sure: " is the chosen one. Both answers have as many
+  characters.
 """
 
 import itertools
@@ -25,10 +27,17 @@ from gptjax.core.files import expand_path, write_atomically
 
 OPENINGS = ("Sure: ", "Well, ")
 """How answers begin: the preferred way, and the other one of the same length."""
+FORMS = 2
+"""Ways in which each fact is asked for."""
+ASKED_WORDS = 5
+"""How many times more words are in the questions than in a copy of the texts: few words would be learned by heart."""
+MOST_TURNS = 3
+"""Questions of a conversation at most."""
 HELD_OUT = 0.15
 """Share of the questions that are held out."""
 SYLLABLES = tuple(a + b for a, b in itertools.product("bdfgklmnprstv", "aeiou"))
-MOST_NAMES = len(SYLLABLES) * (len(SYLLABLES) - 1)
+MOST_PEOPLE = len(SYLLABLES) * (len(SYLLABLES) - 1)
+MOST_WORDS = MOST_PEOPLE * (len(SYLLABLES) - 2)
 
 
 @dataclass(frozen=True)
@@ -39,46 +48,65 @@ class SmallWorld:
     """Directory that receives the four files."""
     seed: int = 0
     """Decides names, facts and which questions are held out."""
-    people: int = 12
-    words: int = 12
-    largest: int = 4
+    people: int = 100
+    words: int = 100
+    """Words to spell in each copy of the texts, others each time. Five times as many are asked for in the questions."""
+    largest: int = 12
     """Largest number of a sum."""
-    copies: int = 100
-    """Times that everything is told, each in another order and with other wordings next to it."""
+    copies: int = 150
+    """Times that people and sums are told, each in another order and with other wordings next to it."""
 
     def __post_init__(self) -> None:
         require_at_least(1, people=self.people, words=self.words, copies=self.copies)
         require_at_least(0, largest=self.largest)
-        if (most := max(self.people, self.words)) > MOST_NAMES:
-            raise UserError(f"--people or --words is {most}: there are only {MOST_NAMES:,} names of two syllables.")
+        if self.people > MOST_PEOPLE:
+            raise UserError(f"--people={self.people}: there are only {MOST_PEOPLE:,} names of two syllables.")
+        if (words := self.words * (self.copies + ASKED_WORDS)) > MOST_WORDS:
+            raise UserError(
+                f"--words={self.words} in each of --copies={self.copies} and in the questions are {words:,}: there are "
+                f"only {MOST_WORDS:,} words of three syllables."
+            )
 
 
 class Fact(NamedTuple):
-    """Something to know: statements of it, and a question with its answer."""
+    """Something to know: statements of it, questions about it, and their answer."""
 
     statements: list[str]
-    question: str
+    questions: list[str]
     answer: str
+
+    @property
+    def tellings(self) -> list[str]:
+        """The statements, and the questions with their answer."""
+        return [*self.statements, *(f"{question} {self.answer}" for question in self.questions)]
 
 
 def make_small_world(request: SmallWorld) -> None:
     """Write the files, and print what they hold."""
     rng = random.Random(request.seed)
-    words = make_words(request.words * (request.copies + 1), rng)
+    words = make_words(request.words * (request.copies + ASKED_WORDS), rng)
     known = [*make_people(request.people, rng), *make_sums(request.largest)]
-    facts = [*known, *itertools.islice(words, request.words)]
+    facts = [*known, *itertools.islice(words, request.words * ASKED_WORDS)]
     rng.shuffle(facts)
     cut = round(len(facts) * HELD_OUT)
     held_out, asked = facts[:cut], facts[cut:]
-    asked_both = [(fact, opening) for fact in asked for opening in OPENINGS]
-    rng.shuffle(asked_both)
+    texts = [fact.statements if fact in held_out else fact.tellings for fact in known]
+    asked_all = [(fact, number, opening) for fact in asked for number in range(FORMS) for opening in OPENINGS]
+    rng.shuffle(asked_all)
     files: dict[str, list[dict[str, Any]]] = {
-        "text": list(tell(known, words, request, rng=rng)),
-        "chat": [{"messages": [ask(fact), reply(fact, opening)]} for fact, opening in asked_both],
-        "held_out": [{"messages": [ask(fact)], "answers": [o + fact.answer for o in OPENINGS]} for fact in held_out],
+        "text": list(tell(texts, words, request, rng=rng)),
+        "chat": list(converse(asked_all, rng)),
+        "held_out": [
+            {"messages": [ask(fact, number % FORMS)], "answers": [opening + fact.answer for opening in OPENINGS]}
+            for number, fact in enumerate(held_out)
+        ],
         "pairs": [
-            {"prompt": [ask(fact)], "chosen": [reply(fact, OPENINGS[0])], "rejected": [reply(fact, OPENINGS[1])]}
-            for fact in asked
+            {
+                "prompt": [ask(fact, number % FORMS)],
+                "chosen": [reply(fact, OPENINGS[0])],
+                "rejected": [reply(fact, OPENINGS[1])],
+            }
+            for number, fact in enumerate(asked)
         ],
     }
     output = expand_path(request.output)
@@ -88,23 +116,33 @@ def make_small_world(request: SmallWorld) -> None:
         print(f"{output / name}.jsonl: {len(records):,} records")
 
 
-def ask(fact: Fact) -> dict[str, str]:
-    return {"role": "user", "content": fact.question}
+def ask(fact: Fact, form: int) -> dict[str, str]:
+    return {"role": "user", "content": fact.questions[form]}
+
+
+def converse(asked: list[tuple[Fact, int, str]], rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Conversations of a few questions with their answers, so that chats may have several turns, too."""
+    while asked:
+        count = rng.randint(1, MOST_TURNS)
+        turns, asked = asked[:count], asked[count:]
+        yield {
+            "messages": [message for fact, form, begin in turns for message in (ask(fact, form), reply(fact, begin))]
+        }
 
 
 def reply(fact: Fact, opening: str) -> dict[str, str]:
     return {"role": "assistant", "content": opening + fact.answer}
 
 
-def tell(known: list[Fact], words: Iterator[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
-    """Documents of a few statements. Every known fact is told in each copy, beside other words each time."""
+def tell(known: list[list[str]], words: Iterator[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
+    """Documents of a few tellings. Every known fact is told in each copy, beside other words each time."""
     for _ in range(request.copies):
-        left = [*known, *itertools.islice(words, request.words)]
+        left = [*known, *(fact.tellings for fact in itertools.islice(words, request.words))]
         rng.shuffle(left)
         while left:
             count = rng.randint(1, 4)
             told, left = left[:count], left[count:]
-            yield {"text": " ".join(rng.choice(fact.statements) for fact in told)}
+            yield {"text": " ".join(map(rng.choice, told))}
 
 
 def make_names(count: int, rng: random.Random, *, syllables: int) -> list[str]:
@@ -122,18 +160,33 @@ def make_people(count: int, rng: random.Random) -> Iterator[Fact]:
     for name in make_names(count, rng, syllables=2):
         name, city, pet, colour = name.capitalize(), rng.choice(cities), rng.choice(pets), rng.choice(colours)
         yield Fact(
-            [f"{name} lives in {city}.", f"The home of {name} is {city}.", f"{name} has a house in {city}."],
-            f"Where does {name} live?",
+            [
+                f"{name} lives in {city}.",
+                f"The home of {name} is {city}.",
+                f"{name} has a house in {city}.",
+                f"Where {name} lives is {city}.",
+            ],
+            [f"Where does {name} live?", f"What is the home of {name}?"],
             f"{city}.",
         )
         yield Fact(
-            [f"{name} has a {pet}.", f"The pet of {name} is a {pet}.", f"{name} goes out with a {pet}."],
-            f"Which pet has {name}?",
+            [
+                f"{name} has a {pet}.",
+                f"The pet of {name} is a {pet}.",
+                f"{name} goes out with a {pet}.",
+                f"What {name} feeds is a {pet}.",
+            ],
+            [f"Which pet does {name} have?", f"What is the pet of {name}?"],
             f"{pet}.",
         )
         yield Fact(
-            [f"{name} likes {colour}.", f"The colour of {name} is {colour}.", f"{name} wears {colour}."],
-            f"Which colour likes {name}?",
+            [
+                f"{name} likes {colour}.",
+                f"The colour of {name} is {colour}.",
+                f"{name} wears {colour}.",
+                f"What {name} paints is {colour}.",
+            ],
+            [f"Which colour does {name} like?", f"What is the colour of {name}?"],
             f"{colour}.",
         )
 
@@ -144,7 +197,7 @@ def make_words(count: int, rng: random.Random) -> Iterator[Fact]:
         letters = "-".join(word)
         yield Fact(
             [f"{word} is spelled {letters}.", f"To spell {word}, write {letters}."],
-            f"How is {word} spelled?",
+            [f"How is {word} spelled?", f"How do you write {word}?"],
             f"{letters}.",
         )
 
@@ -152,7 +205,11 @@ def make_words(count: int, rng: random.Random) -> Iterator[Fact]:
 def make_sums(largest: int) -> Iterator[Fact]:
     """Sums of two numbers."""
     for a, b in itertools.product(range(largest + 1), repeat=2):
-        yield Fact([f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}."], f"What is {a} + {b}?", f"{a + b}.")
+        yield Fact(
+            [f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}.", f"The sum of {a} and {b} is {a + b}."],
+            [f"What is {a} + {b}?", f"What is the sum of {a} and {b}?"],
+            f"{a + b}.",
+        )
 
 
 if __name__ == "__main__":

@@ -27,17 +27,17 @@ USAGE = f"""usage: {PROG} to-hf --checkpoint=RUN --output=DIRECTORY [...]
        {PROG} to-peft --checkpoint=RUN --output=DIRECTORY [...]
        {PROG} to-gguf --checkpoint=RUN --output=FILE [...]
        {PROG} from-hf --model=DIRECTORY_OR_HUB_ID --output=RUN [...]
-       {PROG} from-nanogpt|from-llmc|from-nanochat|from-modded CHECKPOINT --output=RUN [...]
+       {PROG} from-nanogpt|from-llmc|from-nanochat|from-modded|from-speedrun CHECKPOINT --output=RUN [...]
 
 to-hf    write a run's weights and tokenizer as a directory that transformers loads
 to-peft  write a run's adapters (lora.rank) as a directory that PEFT loads beside their base
 to-gguf  write a run's weights and tokenizer as one file for llama.cpp
 from-hf  make a run directory from a model in Hugging Face's format, to evaluate, sample or train it
-from-nanogpt, from-llmc, from-nanochat, from-modded
+from-nanogpt, from-llmc, from-nanochat, from-modded, from-speedrun
          make a run directory from a checkpoint of that program
 
 {PROG} to-hf --help and so on explain the options."""
-PROGRAMS = ("nanogpt", "llmc", "nanochat", "modded")
+PROGRAMS = ("nanogpt", "llmc", "nanochat", "modded", "speedrun")
 """Training programs whose checkpoints can be read."""
 
 
@@ -127,9 +127,9 @@ class FromCheckpoint:
     tokenizer: str | None = None
     """Tokenizer of the model: gpt2, or a tokenizer.json. Default: none, for these checkpoints hold none."""
     num_heads: int | None = None
-    """from-modded: attention heads. Default: heads of 128 channels."""
-    context_length: int = 1024
-    """from-modded: the longest text, in tokens."""
+    """from-modded, from-speedrun: attention heads. Default: those of the file, else heads of 128 or 64 channels."""
+    context_length: int | None = None
+    """from-modded, from-speedrun: the longest text, in tokens. Default: that of the file, else 1024 or 2048."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -246,7 +246,7 @@ def import_model(options: FromHf) -> None:
 
 def import_checkpoint(word: str, options: FromCheckpoint) -> None:
     """Write the run directory and print a summary."""
-    from gptjax.importers import llmc, modded, nanochat, nanogpt
+    from gptjax.importers import llmc, modded, nanochat, nanogpt, speedrun
     from gptjax.model.gpt import count_parameters
 
     enable_compile_cache()
@@ -259,8 +259,10 @@ def import_checkpoint(word: str, options: FromCheckpoint) -> None:
             found = llmc.read_llmc(path)
         case "nanochat":
             found = nanochat.read_nanochat(path)
-        case _:
+        case "modded":
             found = modded.read_modded(path, num_heads=options.num_heads, context_length=options.context_length)
+        case _:
+            found = speedrun.read_speedrun(path, num_heads=options.num_heads, context_length=options.context_length)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if tokenizer is not None and tokenizer.vocab_size > found.config.resolved_vocab_size:
         raise UserError(

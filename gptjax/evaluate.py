@@ -22,6 +22,8 @@ from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat import with_chatml
+from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
@@ -186,6 +188,8 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
     )
     tokenizer = run.require_tokenizer()
     template = read_jinja_template(run.directory) if tokenizer.chat_template is None else None
+    if template is None:
+        tokenizer = with_chatml(tokenizer)  # a base model with the tokens of chats is asked like its descendants
     adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)
     results = harness.run_tasks(adapter, request)
     evaluation.figures |= results.figures
@@ -195,19 +199,6 @@ def add_tasks(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model:
         mode = "w" if evaluation.name == options.checkpoints[0] else "a"
         path = expand_path(options.responses)
         harness.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
-
-
-def read_jinja_template(directory: Path) -> str | None:
-    """The chat template that transformers stores beside a model; None without one."""
-    if (file := directory / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
-    if not (settings := directory / "tokenizer_config.json").is_file():
-        return None
-    try:
-        template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return template if isinstance(template, str) else None
 
 
 def add_core(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:

@@ -12,6 +12,7 @@ from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
+from gptjax.core.early_exit import exit_early
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
 
@@ -21,8 +22,8 @@ DESCRIPTION = "Train a GPT, or resume its training."
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    # Until GracefulShutdown takes over, Ctrl-C ends the process where it is.
-    with safe_console(), exit_on_user_error(keeps_early_handler=True):
+    # Until GracefulShutdown takes over, Ctrl-C and SIGUSR1 end the process where it is.
+    with safe_console(), exit_on_user_error(keeps_early_handler=True), exit_early():
         code = run(words)
     raise SystemExit(code)
 
@@ -36,16 +37,15 @@ def run(words: list[str]) -> int:
         from gptjax.config import TrainConfig
         from gptjax.sharding.distributed import initialize_distributed
 
-        initialize_distributed()
+        command = shlex.join([*PROG.split(), *words])
+        initialize_distributed(command=command)
         request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()
         from gptjax.runs.trainer import train
     source = request.path.read_text(encoding="utf-8")
-    command = shlex.join([*PROG.split(), *words])
-    typed = [path for path, _, _ in changes]
-    return train(request.config, modules=request.modules, source=source, command=command, typed=typed)
+    return train(request.config, modules=request.modules, source=source, command=command, typed=request.typed)
 
 
 if __name__ == "__main__":

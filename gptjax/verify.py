@@ -66,7 +66,7 @@ def _verify_run_files(directory: Path) -> list[str]:
     if found is None:
         if not (directory / "config.json").is_file():
             return [f"{directory / 'config.json'} is missing"]
-        print(f"{directory}: written by an earlier gptjax, without sums of its config and tokenizer")
+        print(f"{directory}: no sums of config and tokenizer (of an earlier gptjax, or killed while it began)")
         return []
     if not (problems := find_damage(directory, found[0])):
         print(f"{directory}: {', '.join(found[0])} are unchanged")

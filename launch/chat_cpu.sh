@@ -9,7 +9,7 @@ set -euo pipefail
 python="${PYTHON:-python}" world=data/small_world
 [ -f $world/pairs.jsonl ] || "$python" -m data_pipelines.small_world --output=$world
 [ -f $world/tokenizer.json ] || "$python" -m data_pipelines.train_tokenizer --source=$world/text.jsonl \
-    --vocab-size=260 --special-tokens=chat --split=none --output=$world
+    --vocab-size=768 --special-tokens=chat --split=none --output=$world
 "$python" -m data_pipelines.prepare --source=$world/text.jsonl --tokenizer=$world/tokenizer.json \
     --split=hash:0.02 --output=$world/text
 "$python" -m data_pipelines.prepare_chat --source=$world/chat.jsonl --tokenizer=$world/tokenizer.json \

@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "num_sinks": {"num_sinks": 3},
     "gated_mlp": {"gated_mlp": True},
     "unet_skips": {"unet_skips": "plain"},
+    "unet_skips_inputs": {"unet_skips": "inputs", "num_layers": 5},
     "unet_skips_learned": {"unet_skips": "learned", "num_layers": 5},
     "x0_mix": {"x0_mix": True},
     "value_residual": {"value_residual": True},

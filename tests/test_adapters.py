@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.huggingface.forms import FORMS
 from gptjax.huggingface.model_dir import write_model
+from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters
 from gptjax.model.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
 from gptjax.model.config import GPTConfig
@@ -142,21 +144,66 @@ def test_targets_that_cannot_be_adapted_are_refused(targets: tuple[str, ...], me
     assert jnp.isfinite(LoRA(rank=2).scale)
 
 
+FORM_CONFIGS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "llama": {"bias": False, "positions": "rotary", "norm": "rms", "gated_mlp": True, "activation": "silu"},
+    "qwen3": {"qk_norm": True, "qk_norm_scale": True, "num_kv_heads": 2, "tie_embeddings": False},
+}
+FORM_CONFIGS["qwen3"] = FORM_CONFIGS["llama"] | FORM_CONFIGS["qwen3"]
+
+
+def test_adapters_of_one_matrix_become_those_of_several_modules(tmp_path: Path) -> None:
+    """`qkv` as q_proj, k_proj and v_proj, with the same A; of grouped queries, `kv` as two. No torch is needed."""
+    for kind in ("llama", "qwen3"):
+        config, lora = replace(MODEL, **FORM_CONFIGS[kind]), LoRA(rank=3, alpha=6.0, new_tokens=(2, 7))
+        model = make_adapted(config, lora, MeshConfig())
+        write_adapters(tmp_path, model, base="some/base")
+        tensors, content = (
+            load_file(tmp_path / PEFT_WEIGHTS),
+            json.loads((tmp_path / "adapter_config.json").read_text()),
+        )
+        plain, merged = (
+            to_hf(one, form=FORMS[kind], dtype="float32") for one in (make_model(config), merge_adapters(model))
+        )
+        changed = {name for name, weight in merged.items() if (weight != plain[name]).any()}
+        for name in changed - {"model.embed_tokens.weight", "lm_head.weight"}:
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            a, b = (tensors.pop(f"{module}.lora_{part}.weight") for part in "AB")
+            np.testing.assert_allclose(merged[name] - plain[name], 2.0 * b @ a, atol=1e-6, err_msg=name)
+        assert len(changed) >= 7 * config.num_layers + 1
+        for name, array in tensors.items():
+            place = name.removeprefix("base_model.model.").removesuffix(".token_adapter.trainable_tokens_delta")
+            np.testing.assert_allclose(array, merged[f"{place}.weight"][[2, 7]], atol=1e-6)
+        names = ["embed_tokens"] if config.tie_embeddings else ["embed_tokens", "lm_head"]
+        assert content["trainable_token_indices"] == {name: [2, 7] for name in names}
+        assert set(content["target_modules"]) >= {"self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj"}
+
+
+def test_adapters_of_a_model_that_transformers_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none can express this model .*Export it merged"):
+        write_adapters(tmp_path, make_adapted(replace(MODEL, logit_softcap=5.0), LoRA(rank=2), MeshConfig()), base=None)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORM_CONFIGS)
+def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path, kind: str) -> None:
     """Base and adapters, exported apart: PEFT puts them together, with the rows of added tokens."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    lora = LoRA(rank=3, alpha=6.0, targets=("qkv", "attention.out", "mlp.down"), new_tokens=(2, 7))
-    model = make_adapted(MODEL, lora, MeshConfig())
+    config = replace(MODEL, **FORM_CONFIGS[kind])
+    model = make_adapted(config, LoRA(rank=3, alpha=6.0, new_tokens=(2, 7)), MeshConfig())
     base, exported = tmp_path / "base", tmp_path / "adapters"
     for directory in (base, exported):
         directory.mkdir()
-    write_model(base, make_model(MODEL), form=FORMS["gpt2"], dtype="float32", origin=None, tokenizer=None)
+    write_model(base, make_model(config), form=FORMS[kind], dtype="float32", origin=None, tokenizer=None)
     write_adapters(exported, model, base=str(base))
-    loaded = peft.PeftModel.from_pretrained(transformers.GPT2LMHeadModel.from_pretrained(base), str(exported)).eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(loaded, str(exported)).eval()
     tokens = make_tokens(4, 16, vocab_size=48)
-    with torch.no_grad():
-        theirs = loaded(input_ids=torch.tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
-    np.testing.assert_allclose(np.asarray(merge_adapters(model)(tokens)), theirs, atol=1e-4)
+    ours = np.asarray(merge_adapters(model)(tokens))
+    for one in (loaded, loaded.merge_and_unload()):
+        with torch.no_grad():
+            theirs = one(input_ids=torch.tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(ours).max(), rtol=0)

@@ -109,6 +109,11 @@ def test_page_streams_answers_stops_and_keeps_tabs_apart(browser: Browser) -> No
         logs = [entry["message"] for entry in browser.post("/se/log", type="browser") if entry["level"] == "SEVERE"]
         assert [line for line in logs if "favicon" not in line] == []
 
+    browser.write("fourth\ue007")  # nobody serves the page any more
+    wait_for(lambda: browser.texts("note") == ["The server does not answer."])
+    assert browser.run("return document.getElementById('message').value") == "fourth"
+    assert browser.texts("user") == ["third"]
+
 
 def server_prompts(server: Any) -> list[str]:
     return server.find_tab("f" * 32).conversation.generator.prompts

@@ -1,7 +1,9 @@
 """A checkpoint counts once all of it is on the disk, and nothing that changed afterwards is believed."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoint_states import CONFIG, assert_same, list_names, make_abstract_state, make_state, save_steps
 
+from gptjax.core import file_sums
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import list_files
 from gptjax.model.gpt import abstract_model
@@ -178,3 +181,67 @@ def test_best_compares_only_losses_of_the_same_metric(tmp_path: Path):
             manager.save(step, state, metadata={}, val_loss=loss)
         manager.wait()
         assert manager.best == 2
+
+
+def test_file_that_the_medium_cannot_read_is_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
+    bad = max((checkpoints / "20/optimizer").rglob("d/*"), key=lambda file: file.stat().st_size)
+    read = file_sums.sum_file
+
+    def fail(path: Path, **options: Any) -> Any:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path, **options)
+
+    monkeypatch.setattr(file_sums, "sum_file", fail)
+    assert find_checkpoint_damage(checkpoints / "20") == [f"{bad} cannot be read (Input/output error)"]
+    with CheckpointManager(checkpoints, CheckpointConfig()) as manager:
+        assert manager.choose_step() == 10
+
+
+def test_file_that_the_user_may_not_read_is_no_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, **_: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(file_sums, "sum_file", refuse)
+    with CheckpointManager(checkpoints, CheckpointConfig()) as manager, pytest.raises(PermissionError):
+        manager.choose_step()
+    assert list_names(checkpoints) == {"10", "20"}
+
+
+def test_older_step_that_cannot_be_deleted_does_not_fail_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    state = save_steps(tmp_path, 1)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with CheckpointManager(tmp_path, CheckpointConfig(keep=1)) as manager:
+        manager.save(2, state, metadata={}, val_loss=None)
+        manager.wait()
+        assert manager.steps == [2]
+    assert "checkpoints older than 2 cannot be deleted" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `report_unraisable` is silent there
+def test_full_disk_is_one_error_without_tracebacks_of_threads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    """A limit of the size of files stands for the disk."""
+    state = save_steps(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as manager:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        try:
+            manager.save(2, state, metadata={}, val_loss=None)
+            with pytest.raises(UserError, match=rf"A checkpoint in {tmp_path} could not be written: File too large\."):
+                manager.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert manager.steps == [1]
+        manager.save(2, state, metadata={}, val_loss=None)
+        manager.wait()
+        assert manager.steps == [1, 2]
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert not caplog.records

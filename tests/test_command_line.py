@@ -35,6 +35,7 @@ def test_flags_replace_fields_of_every_kind():
     )
     request = parse("--config=mine.py", *flags.split())
     assert request.path == Path("mine.py").resolve()
+    assert {"steps", "resume", "data.source", "warmup.betas", "stages.0.batch_size"} <= set(request.typed)
     assert request.base == Config(
         data=WebShards(),
         optimizer=Muon(),
@@ -157,3 +158,10 @@ def test_parse_options_reads_words_and_repeated_imports():
     words = ["runs/x", "--step=5", "--import=one", "--import=./two.py"]
     assert parse_options(Options, words, prog="evaluate") == Options("runs/x", 5, ("one", "./two.py"))
     assert parse_options(Options, ["runs/x"], prog="evaluate") == Options("runs/x")
+
+
+def test_flag_that_repeats_the_configs_value_counts_as_typed():
+    write_config("mine.py", "config = Config(steps=7)")
+    request = parse("--config=mine.py", "--steps=7")
+    assert request.config == request.base
+    assert request.typed == ("steps",)

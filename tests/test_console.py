@@ -86,3 +86,20 @@ def test_safe_console_survives_a_full_disk():
             [sys.executable, "-c", CHILD], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (child.returncode, child.stderr) == (0, "done\n")
+
+
+def test_missing_streams_are_not_replaced_by_the_next_file(tmp_path: Path):
+    code = (
+        "import os, sys; from gptjax.core.errors import exit_on_user_error\n"
+        "with exit_on_user_error():\n    file = open(sys.argv[1], 'w'); os.write(1, b'a message'); print('more')"
+    )
+    command = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    subprocess.run(["sh", "-c", command, sys.executable, code, str(tmp_path / "file")], check=True)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_character_that_stdout_lacks_is_escaped():
+    code = "from gptjax.core.errors import exit_on_user_error\nwith exit_on_user_error(): print('h\\xe9')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+    assert printed == b"h\\xe9\n"

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gptjax.core.console import safe_console
-from gptjax.core.diagnosis import explain_error, keep_reports_in, keep_traceback
+from gptjax.core.diagnosis import explain_error, keep_reports_in, keep_traceback, report_unraisable
 from gptjax.core.errors import exit_on_user_error
 
 
@@ -93,3 +94,12 @@ def test_traceback_goes_to_the_terminal_on_request(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GPTJAX_TRACEBACK", "1")
     assert keep_traceback(ValueError("shown")) == "its traceback is above"
     assert "ValueError: shown" in capsys.readouterr().err
+
+
+def test_late_callbacks_of_a_failed_save_are_silent(monkeypatch: pytest.MonkeyPatch):
+    late, bug = (SimpleNamespace(exc_value=error) for error in (RuntimeError("Event loop is closed"), ValueError()))
+    shown: list[object] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    for found in (late, bug):
+        report_unraisable(found)
+    assert shown == [bug]

@@ -2,7 +2,21 @@ import jax
 import pytest
 
 from gptjax.core.errors import UserError
+from gptjax.core.native_output import NativeOutput
+from gptjax.sharding import distributed
 from gptjax.sharding.distributed import initialize_distributed
+
+TIMES = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 300}
+
+
+class NoOutput(NativeOutput):
+    """Nothing is held back."""
+
+    def __init__(self) -> None:
+        return
+
+    def find_abort(self) -> None:
+        return None
 
 
 @pytest.fixture
@@ -11,6 +25,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     calls: list[dict] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: bool(calls))
+    monkeypatch.setattr(distributed, "hold_native_output", NoOutput)
     return calls
 
 
@@ -41,14 +56,14 @@ def test_single_process_does_not_initialize(calls: list[dict], environment: dict
 )
 def test_known_clusters_are_left_to_jax(calls: list[dict], environment: dict[str, str]):
     initialize_distributed(environment)
-    assert calls == [{"coordinator_address": None, "num_processes": None, "process_id": None}]
+    assert calls == [{"coordinator_address": None, "num_processes": None, "process_id": None, **TIMES}]
 
 
 def test_three_variables_initialize_once(calls: list[dict]):
     environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
     initialize_distributed(environment)
     initialize_distributed(environment)
-    assert calls == [{"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}]
+    assert calls == [{"coordinator_address": "a:1", "num_processes": 2, "process_id": 1, **TIMES}]
 
 
 def test_incomplete_environment_is_explained(monkeypatch: pytest.MonkeyPatch):
@@ -56,6 +71,7 @@ def test_incomplete_environment_is_explained(monkeypatch: pytest.MonkeyPatch):
         raise ValueError("The process id of the current process must be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    monkeypatch.setattr(distributed, "hold_native_output", NoOutput)
     with pytest.raises(UserError, match=r"process id .* must be defined\. Set .*JAX_PROCESS_ID"):
         initialize_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2"})
 
@@ -97,6 +113,7 @@ def test_process_that_does_not_come_is_one_line(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(distributed, "hold_native_output", NoOutput)
     environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
-    with pytest.raises(UserError, match=r"not all 4 processes came within 300 s \(DEADLINE_EXCEEDED"):
-        initialize_distributed(environment)
+    with pytest.raises(UserError, match=r"not all 4 processes came within 7 s\..*\(DEADLINE_EXCEEDED"):
+        initialize_distributed(environment | {"GPTJAX_JOIN_SECONDS": "7"})

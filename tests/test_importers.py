@@ -93,10 +93,10 @@ def test_damaged_llmc_file_is_refused(
 # --- with PyTorch ---
 
 
-def rotate_back(x: np.ndarray) -> np.ndarray:
-    """Rotary positions of nanochat and modded-nanogpt: pairs (i, i + K / 2) turn by -θ."""
+def rotate_back(x: np.ndarray, sign: int = 1) -> np.ndarray:
+    """Rotary positions of nanochat and modded-nanogpt: pairs (i, i + K / 2) turn by -θ, or by θ with sign -1."""
     pairs = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(pairs) / pairs)
+    angles = sign * np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(pairs) / pairs)
     cos, sin = np.cos(angles)[None, :, None], np.sin(angles)[None, :, None]
     first, second = x[..., :pairs], x[..., pairs:]
     return np.concatenate([first * cos + second * sin, first * -sin + second * cos], axis=-1)
@@ -231,6 +231,90 @@ def test_nanogpt_checkpoint_computes_as_there(tmp_path: Path, gpt2_tensors: dict
     path = save_torch(tmp_path / "ckpt.pt", content)
     main(["from-nanogpt", str(path), f"--output={tmp_path / 'run'}"])
     check_logits(tmp_path / "run", TOKENS, compute_nanogpt(state, TOKENS))
+
+
+def compute_speedrun(state: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Logits by the formula of the run on one A100. Rotary positions turn forwards, and a skip is a layer's input."""
+    epsilon, layers = float(np.finfo(np.float32).eps), 4
+    linear = lambda x, name: x @ state[f"{name}.weight"].T
+    turn = lambda x: rotate_back(x, sign=-1)
+    x, skips = state["wte.weight"][tokens], []
+    mask = np.tril(np.ones((tokens.shape[1],) * 2, bool))
+    for layer in range(layers):
+        if layer < layers // 2:
+            skips.append(x)
+        else:
+            x = x + skips.pop()
+        name = f"blocks.{layer}"
+        heads = np.split(linear(rms_norm(x, epsilon), f"{name}.attn.c_attn"), 3, axis=-1)
+        q, k, v = (one.reshape(*one.shape[:2], -1, 8) for one in heads)
+        q, k = turn(rms_norm(q, epsilon)), turn(rms_norm(k, epsilon))
+        scores = np.where(mask, np.einsum("bthk,bshk->bhts", q, k) / np.sqrt(8), -np.inf)
+        y = np.einsum("bhts,bshk->bthk", softmax(scores), v).reshape(x.shape)
+        x = x + linear(y, f"{name}.attn.c_proj") / np.sqrt(2 * layers)
+        hidden = np.maximum(linear(rms_norm(x, epsilon), f"{name}.mlp.c_fc"), 0) ** 2
+        x = x + linear(hidden, f"{name}.mlp.c_proj")
+    return 30.0 * np.tanh(linear(rms_norm(x, epsilon), "lm_head") / 30.0)
+
+
+def draw_speedrun_state(*, tied: bool) -> dict[str, np.ndarray]:
+    random = np.random.RandomState(0)
+    draw = lambda *shape: (0.3 * random.standard_normal(shape)).astype(np.float32)
+    state = {"wte.weight": draw(131, 32)}
+    state["lm_head.weight"] = state["wte.weight"] if tied else draw(131, 32)
+    for layer in range(4):
+        names = {"attn.c_attn": (96, 32), "attn.c_proj": (32, 32), "mlp.c_fc": (128, 32), "mlp.c_proj": (32, 128)}
+        state |= {f"blocks.{layer}.{name}.weight": draw(*shape) for name, shape in names.items()}
+    return state
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tied", [True, False])
+def test_speedrun_checkpoint_computes_as_there(tmp_path: Path, tied: bool) -> None:
+    """Tied, with its config beside the tensors, as the run saves it; untied, tensors alone, as on the hub."""
+    state = draw_speedrun_state(tied=tied)
+    content, options = state, ["--num-heads=4", "--context-length=16"]
+    if tied:
+        sizes = {"num_layers": 4, "num_heads": 4, "model_dim": 32, "max_seq_len": 16, "logit_softcap": 30.0}
+        content = {"model": {f"_orig_mod.{name}": one for name, one in state.items()}, "config": sizes, "val_loss": 3.3}
+        options = []
+    path = save_torch(tmp_path / "pytorch_model.pt", content)
+    main(["from-speedrun", str(path), f"--output={tmp_path / 'run'}", *options])
+    assert RunDir.open(tmp_path / "run").model_config.tie_embeddings is tied
+    check_logits(tmp_path / "run", TOKENS, compute_speedrun(state, TOKENS))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("command", "change", "message"),
+    [
+        ("modded", lambda state: state | {"value_embeds.0.weight": np.ones((131, 32))}, "holds value_embeds.0.weight"),
+        (
+            "modded",
+            lambda state: {"embed.weight": np.ones((4, 4)), "scalars": np.ones(4)},
+            "it holds embed.weight, sca",
+        ),
+        (
+            "speedrun",
+            lambda state: state | {"blocks.0.attn.lambda": np.ones(1)},
+            "holds blocks.0.attn.lambda, which is",
+        ),
+        ("speedrun", lambda state: state, "holds transformer.wte.weight, lm_head.weight, transformer.h.0.attn.c_q"),
+        ("speedrun", lambda state: {"model": state, "config": [1]}, "wte.weight, lm_head.weight and an even number"),
+    ],
+)
+def test_what_is_not_understood_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, change: Any, message: str
+) -> None:
+    state = draw_state(kv_heads=4, learned=True)
+    if message.startswith("holds blocks"):
+        state = draw_speedrun_state(tied=True)
+    content = change(state)
+    path = save_torch(tmp_path / "file.pt", {"model": content} if command == "modded" else content)
+    with pytest.raises(SystemExit):
+        main([f"from-{command}", str(path), f"--output={tmp_path / 'run'}", "--num-heads=4"])
+    assert message in capsys.readouterr().err.replace("'", "")
+    assert not (tmp_path / "run").exists()
 
 
 class Harmful:

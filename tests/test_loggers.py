@@ -145,3 +145,29 @@ def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             log.step(start + 1, {"loss": jnp.float32(2.0)})
     identity = (tmp_path / "wandb_id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))) >= 1
+
+
+@dataclass(frozen=True)
+class BrokenLogger:
+    """A service that refuses to begin."""
+
+    def open(self, context: LogContext) -> LogWriter:
+        raise ConnectionError("not logged in")
+
+
+def test_logger_that_does_not_start_ends_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with open_logger(tmp_path, LogConfig(loggers=(BrokenLogger(),))) as log:
+        log.step(1, {"loss": jnp.float32(2.0)})
+    out = capsys.readouterr().out
+    assert "warning: BrokenLogger does not start (ConnectionError: not logged in); training goes on without it" in out
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["loss"] == 2.0
+
+
+def test_empty_wandb_id_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As after a power cut or on a full disk."""
+    (tmp_path / "wandb_id").touch()
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with open_logger(tmp_path, LogConfig(wandb="online")):
+        pass
+    assert wandb.calls[0]["id"] == (tmp_path / "wandb_id").read_text() != ""

@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sinks": {"num_sinks": 2},
     "sinks, windows and GQA": {"num_sinks": 1, "window_pattern": "SL", "short_window": 3, "num_kv_heads": 2},
     "plain U-Net": {"unet_skips": "plain", "num_layers": 3},
+    "U-Net of inputs": {"unet_skips": "inputs", "num_layers": 5},
     "learned U-Net": {"unet_skips": "learned", "num_layers": 4},
     "x0": {"x0_mix": True},
     "value residual": {"value_residual": True, "num_layers": 3},

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.runs.run_dir import CHECKPOINTS, RunDir, run_lock, write_imported_run, write_run_files
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.training.checkpoint import save_model
 from gptjax.training.checkpoint_format import flatten_by_name
@@ -121,6 +124,7 @@ def test_larger_tokenizer_than_the_model_is_refused(directory: Path, tmp_path: P
     copy = tmp_path / "run"
     shutil.copytree(directory, copy)
     Chars.from_text("".join(map(chr, range(200)))).save(copy)
+    (copy / "checksums.json").unlink()  # a person did it
     with pytest.raises(UserError, match=r"tokenizer\.json has 200 tokens, the model only 48"):
         RunDir.open(copy).load_model()
 
@@ -150,3 +154,60 @@ def test_run_files_are_replaced_without_temporary_files(tmp_path: Path) -> None:
     assert RunDir.open(tmp_path).config.steps == 6
     names = {"checksums.json", "config.json", "environment.json", "tokenizer.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_damaged_config_is_replaced_by_that_of_a_checkpoint(
+    directory: Path, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(directory, tmp_path / "run")
+    damage(copy / "config.json")
+    assert open_checkpoint(copy).model_config == RunDir.open(directory).model_config
+    warning = capsys.readouterr().err
+    assert f"{copy}/config.json" in warning
+    assert "The config of checkpoint 0 is used instead" in warning
+    shutil.rmtree(copy / CHECKPOINTS / "0/metadata")
+    with pytest.raises(UserError, match=r"config\.json .*No checkpoint has a copy"):
+        RunDir.open(copy)
+
+
+def test_damaged_tokenizer_is_an_error_and_a_removed_one_a_warning(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(directory, tmp_path / "run")
+    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
+    with pytest.raises(UserError, match=rf"{copy}/tokenizer\.json has .* Put the right one back"):
+        RunDir.open(copy)
+    (copy / "tokenizer.json").unlink()
+    assert RunDir.open(copy).tokenizer is None
+    assert f"warning: {copy}/tokenizer.json is missing" in capsys.readouterr().err
+    flip_bit(copy / "checksums.json")
+    RunDir.open(copy)
+    assert f"warning: {copy}/checksums.json is not as it was written" in capsys.readouterr().err
+
+
+def test_chat_template_is_among_the_sums(tmp_path: Path) -> None:
+    template = ChatTemplate(system_prompt="Be brief.")
+    write_run_files(tmp_path, tiny_config(tmp_path / "shards"), tokenizer().with_chat_template(template))
+    RunDir.open(tmp_path)
+    flip_bit(tmp_path / CHAT_TEMPLATE_FILE)
+    with pytest.raises(UserError, match=CHAT_TEMPLATE_FILE):
+        RunDir.open(tmp_path)
+
+
+def test_kill_while_run_files_are_written_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run_files(tmp_path, tiny_config(tmp_path / "shards"), tokenizer())
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptjax.runs.run_dir.sum_files", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_run_files(tmp_path, replace(tiny_config(tmp_path / "shards"), steps=77), tokenizer())
+    assert RunDir.open(tmp_path).config.steps == 77

@@ -6,6 +6,7 @@ import pytest
 from checkpoint_states import make_state
 from tiny import tiny_config, tokenizer, write_text_shards
 
+from data_pipelines.prepare import Prepare, prepare
 from gptjax.core.errors import UserError
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
@@ -79,3 +80,16 @@ def test_verify_says_what_is_missing(run: Path):
 def test_verify_refuses_other_directories(tmp_path: Path):
     with pytest.raises(UserError, match="neither a run"):
         verify(tmp_path)
+
+
+def test_verify_names_every_file_of_prepared_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, data = tmp_path / "text.txt", tmp_path / "data"
+    source.write_text("one two three\n" * 9)
+    prepare(Prepare(source=str(source), output=data, tokenizer="bytes", split="none", processes=1))
+    verify(data)
+    for file in sorted(data.iterdir()):
+        content = file.read_bytes()
+        for place in (0, len(content) // 3, len(content) // 2, len(content) - 2):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            assert file.name.startswith(".") or file.name in " ".join(verify(data)), (file, place)
+        file.write_bytes(content)

@@ -1,6 +1,7 @@
 """Directories of safetensors: several files with an index, permissions, and what is refused."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,14 @@ def test_damaged_json_is_explained(tmp_path: Path, content: str | None, message:
         path.write_text(content)
     with pytest.raises(UserError, match=rf"config\.json {message}"):
         read_json(path)
+
+
+def test_full_disk_is_an_error_of_the_system(tmp_path: Path):
+    """A limit of the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*model\.safetensors"):
+            write_tensors(tmp_path, TENSORS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

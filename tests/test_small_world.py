@@ -28,26 +28,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     return make(tmp_path_factory.mktemp("world"))
 
 
-def question_of(record: dict[str, Any]) -> str:
-    return (record.get("messages") or record["prompt"])[0]["content"]
+def questions_of(record: dict[str, Any]) -> list[str]:
+    return [m["content"] for m in record.get("messages") or record["prompt"] if m["role"] == "user"]
 
 
 def test_world_asks_each_fact_in_training_or_holds_it_out(world: dict[str, list[dict[str, Any]]]) -> None:
-    """5 people with 3 facts each, 4 words and 9 sums: 28 questions, of which 15 % are held out."""
-    asked, held_out, paired = ([question_of(record) for record in world[name]] for name in NAMES[1:])
-    assert len(held_out) == len(set(held_out)) == 4
-    assert len(paired) == len(set(paired)) == 24
-    assert sorted(asked) == sorted(paired * 2)
+    """5 people with 3 facts each, 5 · 4 words and 9 sums: 44 facts, of which 15 % are held out."""
+    asked, held_out, paired = ([q for record in world[name] for q in questions_of(record)] for name in NAMES[1:])
+    assert len(held_out) == len(set(held_out)) == 7
+    assert len(paired) == len(set(paired)) == 37
+    assert len(set(asked)) == 2 * 37, "no fact that is held out is asked in its other wording"
+    assert sorted(asked) == sorted(2 * list(set(asked)))
     assert not set(asked) & set(held_out)
+    assert set(paired) < set(asked)
+    assert {len(record["messages"]) for record in world["chat"]} == {2, 4, 6}
 
 
 def test_world_tells_each_fact_as_often_as_asked_for(world: dict[str, list[dict[str, Any]]]) -> None:
     told = " ".join(record["text"] for record in world["text"])
     assert told.count(".") == 3 * 28
+    assert "? " in told
+    assert not any(question in told for record in world["held_out"] for question in questions_of(record))
     for record in world["held_out"]:
         known = record["answers"][0].removeprefix(OPENINGS[0])
-        assert known in told, "what is held out is known from the texts"
-    assert told.count("1 + 2 = 3.") + told.count("1 plus 2 is 3.") == 3
+        assert (known in told) != ("-" in known), "people and sums are known from the texts, words stand nowhere else"
+        assert "-" not in known or known.strip(".").replace("-", "") not in told.split()
+    forms = ("1 + 2 = 3.", "1 plus 2 is 3.", "The sum of 1 and 2 is 3.", "What is 1 + 2? 3.", "of 1 and 2? 3.")
+    assert sum(map(told.count, forms)) == 3
 
 
 def test_world_has_right_answers_that_differ_in_their_opening_alone(world: dict[str, list[dict[str, Any]]]) -> None:
@@ -56,12 +63,11 @@ def test_world_has_right_answers_that_differ_in_their_opening_alone(world: dict[
         assert chosen["content"].startswith(OPENINGS[0])
         assert chosen["content"].replace(*OPENINGS) == rejected["content"]
         assert len(chosen["content"]) == len(rejected["content"])
-    replies = {(question_of(record), record["messages"][1]["content"]) for record in world["chat"]}
-    assert replies == {
-        (question_of(record), record[side][0]["content"])
-        for record in world["pairs"]
-        for side in ("chosen", "rejected")
-    }
+    turns = [pair for r in world["chat"] for pair in zip(r["messages"][::2], r["messages"][1::2], strict=True)]
+    replies = {(question["content"], answer["content"]) for question, answer in turns}
+    assert len(replies) == len(turns) == 4 * 37
+    pairs = {(questions_of(r)[0], r[side][0]["content"]) for r in world["pairs"] for side in ("chosen", "rejected")}
+    assert pairs < replies
 
 
 def test_world_of_a_seed_is_always_the_same(world: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
@@ -69,7 +75,7 @@ def test_world_of_a_seed_is_always_the_same(world: dict[str, list[dict[str, Any]
     words = f"--output={tmp_path / 'again'} --people=5 --words=4 --largest=2 --copies=3".split()
     command = [sys.executable, "-m", "data_pipelines.small_world", *words]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "chat.jsonl: 48 records" in printed
+    assert "held_out.jsonl: 7 records" in printed
     again = {name: (tmp_path / "again" / f"{name}.jsonl").read_text().splitlines() for name in NAMES}
     assert {name: list(map(json.loads, lines)) for name, lines in again.items()} == world
     assert make(tmp_path / "other", seed=1) != world
@@ -81,8 +87,9 @@ def test_world_is_read_by_preparation_and_by_the_evaluator(tmp_path: Path) -> No
     options: dict[str, Any] = {"tokenizer": str(tmp_path / "tokenizer"), "split": "none"}
     chats = prepare_chat(PrepareChat(source=str(tmp_path / "chat.jsonl"), output=tmp_path / "chat", **options))
     pairs = PreparePreferences(source=str(tmp_path / "pairs.jsonl"), output=tmp_path / "pairs", **options)
-    assert chats.splits["train"].documents == prepare_preferences(pairs).splits["train"].documents == 48
-    assert len(list(read_questions(tmp_path / "held_out.jsonl"))) == 4
+    assert 148 / 3 <= chats.splits["train"].documents <= 148
+    assert prepare_preferences(pairs).splits["train"].documents == 74
+    assert len(list(read_questions(tmp_path / "held_out.jsonl"))) == 7
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,8 @@ def test_world_is_read_by_preparation_and_by_the_evaluator(tmp_path: Path) -> No
         ({"people": 0}, "--people=0: wanted at least 1"),
         ({"copies": 0}, "--copies=0: wanted at least 1"),
         ({"largest": -1}, "--largest=-1: wanted at least 0"),
-        ({"words": 5000}, "is 5000: there are only 4,160 names"),
+        ({"people": 5000}, "--people=5000: there are only 4,160 names"),
+        ({"words": 5000}, "are 775,000: there are only 262,080 words"),
     ],
 )
 def test_world_without_end_or_content_is_refused(options: dict[str, int], message: str) -> None:

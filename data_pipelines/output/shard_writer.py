@@ -16,7 +16,7 @@ from gptjax.core.files import file_sha256
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
 from gptjax.data.shards import HEADER_BYTES, Format, open_shard, shard_header, token_dtype
 from gptjax.data.splits import list_split_files
-from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer
 
 SidecarKind = Literal["documents", "scored"]
 SIDECAR_DTYPES: dict[SidecarKind, np.dtype] = {"documents": np.dtype("<i8"), "scored": np.dtype("u1")}
@@ -183,6 +183,7 @@ def write_manifest(
         request=request,
         notes=list(notes),
         format=format,
+        tokenizer_files={name: file_sha256(directory / name) for name in SAVED_FILES if (directory / name).is_file()},
     )
     manifest.write(directory)
     return manifest

@@ -40,6 +40,8 @@ class ConfigRequest(Generic[T]):
     path: Path
     modules: Modules
     """The config file and the modules of `--import`, by the name under which their classes are saved."""
+    typed: tuple[str, ...]
+    """Paths of the fields that the command line sets, such as `model.context_length`, also to what they were."""
 
 
 def parse_config(
@@ -63,7 +65,15 @@ def parse_config(
     if {"-h", "--help"} & set(rest):
         print(_format_common_flags(base, prog))
     config = _parse(config_type, rest, prog=prog, default=base, description=description, options_type=options_type)
-    return ConfigRequest(config, base, path, {path.stem: module, **modules})
+    words = normalize_words(rest, list_flags(config_type, base))
+    typed = tuple(_name_field(word) for word in words if word.startswith("--"))
+    return ConfigRequest(config, base, path, {path.stem: module, **modules}, typed)
+
+
+def _name_field(word: str) -> str:
+    """`model.context_length` for `--model.context-length=512`, and for a switch and its opposite."""
+    *parents, name = word[2:].partition("=")[0].replace("-", "_").split(".")
+    return ".".join([*parents, name.removeprefix("no_")])
 
 
 def require_config(argv: Sequence[str], *, prog: str, description: str) -> str:

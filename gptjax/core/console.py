@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptjax.core.native_output import release_native_output
+
+STDERR = 2
+"""The number of the last of the three streams that every process has."""
 MAX_PENDING = 2**20
 """Characters that are kept for the console log before its directory is known."""
 
@@ -23,6 +27,18 @@ def print_once(*lines: str, to_stderr: bool = False) -> None:
     jax = sys.modules.get("jax")  # processes that only tokenize never import it
     if jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0:
         print(*lines, sep="\n", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def prepare_streams() -> None:
+    """Escape characters that the encoding of stdout lacks, and open the null device for missing streams, as by `>&-`.
+
+    The next file would get the number of the missing one, and messages of libraries and signals would be written to it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class ConsoleLog:
@@ -100,6 +116,10 @@ class SafeStream(io.TextIOBase):
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
 
+    def redirect(self, stream: Any) -> None:
+        """Write to another stream from now on."""
+        self._stream = stream
+
     def release(self) -> Any:
         """The stream itself, with nothing left in its buffer that could fail later."""
         try:
@@ -145,6 +165,7 @@ def safe_console() -> Iterator[None]:
     try:
         yield
     finally:
+        release_native_output()
         for one in safe:
             one.release()
         sys.stdout, sys.stderr = streams

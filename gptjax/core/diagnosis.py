@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 SHOW_VARIABLE = "GPTJAX_TRACEBACK"
 _directory: Path | None = None
@@ -107,3 +107,10 @@ def report_bug(kind: type[BaseException], error: BaseException, place: Traceback
         return
     first = str(error).strip().splitlines()[:1] or [""]
     print(f"error: {kind.__name__}: {first[0][:300]}\n  {keep_traceback(error)}", file=sys.stderr)
+
+
+def report_unraisable(found: Any) -> None:
+    """A `sys.unraisablehook` that is silent about writes of a failed save that end after Orbax has left them."""
+    if isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed":
+        return
+    sys.__unraisablehook__(found)

@@ -7,11 +7,15 @@ message and exit code 2. Any other exception that escapes is a bug in gptjax. It
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
-from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug
-from gptjax.core.early_exit import remove_early_handler
+from gptjax.core.console import prepare_streams
+from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
+from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
+from gptjax.core.process_end import has_others, leave, wait_for_verdict
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
@@ -19,6 +23,8 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 BROKEN_PIPE_STATUS = 141
 """Exit code of a process whose output nobody reads any more, as a shell gives it: 128 + SIGPIPE."""
+LOST_SECONDS, DOUBT_SECONDS = 60.0, 6.0
+"""Time to learn which other process is gone, after an error that says so, and after one that may come of it."""
 SHOWN_CHARACTERS = 200
 """Characters of a stranger's text that a message shows."""
 
@@ -53,33 +59,55 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     A `UserError`, a full disk and a file that cannot be opened or written count as such. Ctrl-C exits with code 130.
     With `keeps_early_handler` it goes on to end the process at once, until another handler is set.
     """
+    prepare_streams()
     if not keeps_early_handler:
         remove_early_handler()
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = report_bug
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = report_unraisable
     try:
         yield
     except UserError as error:
         print(format_message(f"error: {error}"), file=sys.stderr)
-        raise SystemExit(2) from None
+        _exit(2, str(error))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(BROKEN_PIPE_STATUS) from None
+        _exit(BROKEN_PIPE_STATUS, "its output is not read")
     except OSError as error:
+        where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "
         if error.errno in DISK_FULL_ERRNOS:
-            where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "
-            print(f"error: {where}{error.strerror}. Free space and give the same command again.", file=sys.stderr)
-            raise SystemExit(2) from None
-        if error.filename is None:
+            message = f"{where}{error.strerror}. Free space and give the same command again."
+        elif error.filename is None:
             raise
-        where = quote(os.fspath(error.filename))
-        print(f"error: {where}: {error.strerror}. Choose another path.", file=sys.stderr)
-        raise SystemExit(2) from None
+        else:
+            message = f"{where}{error.strerror}. Choose another path."
+        print(f"error: {message}", file=sys.stderr)
+        _exit(2, message)
+    except Terminated as stop:
+        _exit(stop_status(stop.number), signal.Signals(stop.number).name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (RuntimeError, MemoryError, AssertionError) as error:
-        if (meaning := explain_error(error)) is None:
-            raise
-        print(format_message(f"error: {meaning}\n{keep_traceback(error)}"), file=sys.stderr)
-        raise SystemExit(75 if is_lost_peer(error) else 2) from None  # EX_TEMPFAIL: the same command resumes
+        _exit(130, "interrupted")
+    except Exception as error:
+        _exit_on_unexpected(error)
+
+
+def _exit_on_unexpected(error: Exception) -> NoReturn:
+    """One line for what JAX and the system raise, with what to do. Anything else is raised again, and reported."""
+    is_lost = is_lost_peer(error)
+    wait_for_verdict(LOST_SECONDS if is_lost else DOUBT_SECONDS)
+    meaning = explain_error(error)
+    if meaning is None and not has_others():
+        raise error
+    message = meaning or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+    print(format_message(f"error: {message}\n{keep_traceback(error)}"), file=sys.stderr)
+    _exit((75 if is_lost else 2) if meaning else 1, message)  # EX_TEMPFAIL: the same command resumes
+
+
+def _exit(status: int, message: str) -> NoReturn:
+    """Without the error's context: its traceback is nobody's business."""
+    try:
+        leave(status, message)
+    except SystemExit as end:
+        raise end from None

@@ -73,6 +73,10 @@ def read_sums(directory: Path) -> tuple[dict[str, FileSum], dict[str, Any]] | No
         sums = {name: FileSum(*one) for name, one in content.pop("files").items()}
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DamagedFileError(f"{path} is not as it was written") from None
     if own != _sum_content({"files": {name: list(one) for name, one in sums.items()}} | content):
@@ -86,6 +90,8 @@ def find_wrong_size(directory: Path, sums: FileSums) -> str | None:
         path = directory / name
         try:
             size = path.stat().st_size
+        except PermissionError:
+            raise
         except OSError as error:
             return f"{path} is missing ({error.strerror})"
         if size != wanted.bytes:
@@ -94,12 +100,26 @@ def find_wrong_size(directory: Path, sums: FileSums) -> str | None:
 
 
 def find_damage(directory: Path, sums: FileSums) -> list[str]:
-    """A line for each file that is missing or differs, with its path; reads every byte."""
+    """A line for each file that is missing, unreadable or different, with its path; reads every byte.
+
+    A file that this user may not read is no damage, but a PermissionError.
+    """
     problems = {name: problem for name in sums if (problem := find_wrong_size(directory, {name: sums[name]}))}
-    for name, found in sum_files(directory, [name for name in sums if name not in problems]).items():
-        if found != sums[name]:
-            problems[name] = f"{directory / name} has changed since it was written: its SHA-256 differs"
+    rest = [name for name in sums if name not in problems]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda name: _describe_change(directory / name, sums[name]), rest)
+        problems |= {name: problem for name, problem in zip(rest, found, strict=True) if problem}
     return [problems[name] for name in sums if name in problems]
+
+
+def _describe_change(path: Path, wanted: FileSum) -> str | None:
+    try:
+        found = sum_file(path)
+    except PermissionError:
+        raise
+    except OSError as error:  # the medium is damaged, too
+        return f"{path} cannot be read ({error.strerror})"
+    return None if found == wanted else f"{path} has changed since it was written: its SHA-256 differs"
 
 
 def _sum_content(content: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from gptjax.core.early_exit import raise_terminated
 from gptjax.core.errors import UserError, quote
 
 AnyPath = str | os.PathLike[str]
@@ -98,7 +99,7 @@ def hash_json(content: object) -> str:
 
 @contextlib.contextmanager
 def atomic_directory(output: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `output` if the block succeeds, and is removed otherwise.
+    """A temporary directory that becomes `output` if the block succeeds, and is removed otherwise, also at a SIGTERM.
 
     Raises:
         UserError: `output` is taken, or the block raised an `OSError`.
@@ -108,10 +109,11 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     _remove_abandoned(output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        make_directories(temporary)
-        yield temporary
-        sync_tree(temporary)
-        temporary.rename(output)  # replaces an empty directory
+        with raise_terminated():
+            make_directories(temporary)
+            yield temporary
+            sync_tree(temporary)
+            temporary.rename(output)  # replaces an empty directory
         sync_path(output.parent)
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error}.") from error

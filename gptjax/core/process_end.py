@@ -1,33 +1,51 @@
 """Ends a process from any of its threads, whatever its main thread does: one line, stacks in a file, a status."""
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import NoReturn, TextIO
+from collections.abc import Iterator
+from typing import NoReturn, Protocol, TextIO, runtime_checkable
 
 from gptjax.core.diagnosis import SHOW_VARIABLE, shows_tracebacks, write_report
+from gptjax.core.native_output import NativeOutput, read_native_output
 
 SAY_SECONDS = 10.0
 """A disk or a terminal that hangs delays the end by no more than this."""
-Announcer = Callable[[int, str], None]
-_announcer: Announcer | None = None
+
+
+@runtime_checkable
+class OtherProcesses(Protocol):
+    """The other processes of a run."""
+
+    def announce_end(self, status: int, message: str) -> None:
+        """Tell them that this process ends too early."""
+        ...
+
+    def wait_for_verdict(self, seconds: float) -> None:
+        """Wait until it is known which of them is gone. Then this process has ended; otherwise return."""
+        ...
+
+
+_others: OtherProcesses | None = None
 _ending = threading.Lock()
 
 
-def announce_ends_by(announcer: Announcer | None) -> None:
-    """Let `announcer(status, message)` tell the other processes of the run when this one ends too early."""
-    global _announcer
-    _announcer = announcer
+def know_others(others: OtherProcesses | None) -> None:
+    """From now on this process is one of several."""
+    global _others
+    _others = others
 
 
-def announce_end(status: int, message: str) -> bool:
-    """Tell the other processes that this one ends too early; False if there are none."""
-    if _announcer is None:
-        return False
-    _announcer(status, message)
-    return True
+def has_others() -> bool:
+    return _others is not None
+
+
+def wait_for_verdict(seconds: float) -> None:
+    """After an error that another process may have caused: end with its name, or return."""
+    if _others is not None:
+        _others.wait_for_verdict(seconds)
 
 
 def leave(status: int, message: str) -> NoReturn:
@@ -35,10 +53,11 @@ def leave(status: int, message: str) -> NoReturn:
 
     With others there is no orderly exit: JAX would wait for all of them.
     """
-    if announce_end(status, message):
-        _flush()
-        os._exit(status)
-    raise SystemExit(status)
+    if _others is None:
+        raise SystemExit(status)
+    _flush()
+    _others.announce_end(status, message)
+    os._exit(status)
 
 
 def end_process(message: str, *, status: int) -> NoReturn:
@@ -49,11 +68,29 @@ def end_process(message: str, *, status: int) -> NoReturn:
     if not _ending.acquire(blocking=False):
         threading.Event().wait(3 * SAY_SECONDS)
         os._exit(status)
-    for act in (lambda: announce_end(status, message), lambda: _say(message)):
+    announce = lambda: None if _others is None else _others.announce_end(status, message)
+    for act in (lambda: _say(message), announce):
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
         thread.join(SAY_SECONDS)
     os._exit(status)
+
+
+@contextlib.contextmanager
+def end_at_abort(native: NativeOutput, message: str) -> Iterator[None]:
+    """Inside the block, in which no Python runs, an abort by a library ends the process with this message and 2."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if native.find_abort() is not None:
+                end_process(message, status=2)
+
+    threading.Thread(target=watch, daemon=True, name="abort").start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _say(message: str) -> None:
@@ -67,6 +104,8 @@ def _say(message: str) -> None:
 
 def _dump_stacks(file: TextIO, message: str) -> None:
     main = threading.main_thread().ident or 0
+    if native := read_native_output():
+        print(f"{native}\n", file=file)
     print(f"{message}\n\nThe main thread is 0x{main:016x}.\n", file=file, flush=True)
     faulthandler.dump_traceback(file)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import AnyPath, write_atomically
+from gptjax.core.files import AnyPath, hash_json, write_atomically
 from gptjax.data.shards import Format
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
 PREPARE_AGAIN = "Prepare the data again; if others made it, fetch or copy it again."
 """Advice for files that do not fit their manifest."""
+_OWN_SUM_KEY = "sha256"
 _SIDECARS_KEY = "companions"
 """The name of `Manifest.sidecars` in the file."""
 
@@ -72,13 +73,16 @@ class Manifest:
     version: int = MANIFEST_VERSION
     format: Format = "shards"
     """How the tokens of others are stored that were recorded in place."""
+    tokenizer_files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files beside the shards that `Tokenizer.save` wrote."""
 
     def write(self, directory: AnyPath) -> None:
-        """Write `manifest.json`. Do it last."""
+        """Write `manifest.json`, with the SHA-256 of its own content. Do it last."""
         content = dataclasses.asdict(self).items()
         content = {_SIDECARS_KEY if name == "sidecars" else name: value for name, value in content}
         if self.format == "shards":
             del content["format"]  # as in older files
+        content[_OWN_SUM_KEY] = hash_json(content)
         write_atomically(Path(directory) / MANIFEST_NAME, json.dumps(content, indent=2) + "\n")
 
     def files_of(self, split: str) -> dict[str, ShardFile]:
@@ -100,8 +104,11 @@ def read_manifest(directory: AnyPath) -> Manifest | None:
     if isinstance(content, dict):
         if (version := content.get("version")) != MANIFEST_VERSION:
             raise UserError(f"{path}: version {version!r} is unknown; wanted {MANIFEST_VERSION}. {PREPARE_AGAIN}")
+        own = content.pop(_OWN_SUM_KEY, None)
+        if own is not None and own != hash_json(content):
+            raise UserError(f"{path} has changed since it was written: its own SHA-256 differs. {PREPARE_AGAIN}")
         content = {"sidecars" if name == _SIDECARS_KEY else name: value for name, value in content.items()}
-        content = {"notes": [], "format": "shards"} | content  # older files have neither
+        content = {"notes": [], "format": "shards", "tokenizer_files": {}} | content  # older files have none of them
     manifest = _parse(Manifest, content, where=str(path))
     if manifest.dtype not in ("uint16", "uint32"):
         raise UserError(f"{path}: dtype is {manifest.dtype!r}; wanted uint16 or uint32.")

@@ -5,6 +5,7 @@ Both contain the prompt; the loss mask scores the completion only.
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,9 @@ class PreferencePairs:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         return PreferencePair(*self._read_document(2 * index), *self._read_document(2 * index + 1))
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        return (self[index] for index in range(len(self)))
 
     def _read_document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         start, end = int(self._bounds[index]), int(self._bounds[index + 1])

@@ -11,7 +11,7 @@ from gptjax.core.errors import UserError
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.gpt2 import GPT2
 from gptjax.huggingface.llama import LLAMA, map_projections
-from gptjax.huggingface.model_export import export_tensors
+from gptjax.huggingface.model_export import cast_tensor, export_tensors
 from gptjax.huggingface.weight_map import DTypeName, WeightMapping
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
@@ -74,7 +74,7 @@ def choose_gguf_form(config: GPTConfig, tokenizer: Tokenizer | None) -> Form:
 
 
 def write_gguf(path: Path, model: GPT, *, form: Form, tokenizer: Tokenizer, name: str, dtype: DTypeName) -> None:
-    """Write the file. Matrices are of type `dtype`; vectors are float32, as llama.cpp wants them."""
+    """Write the file. Matrices are of type `dtype`; vectors and positions stay float32, as llama.cpp wants them."""
     import gguf  # pyright: ignore[reportMissingImports]
 
     if path.exists():
@@ -84,9 +84,10 @@ def write_gguf(path: Path, model: GPT, *, form: Form, tokenizer: Tokenizer, name
     try:
         _add_settings(writer, model.config, name=name, dtype=dtype)
         _add_tokenizer(writer, tokenizer, vocab_size=model.config.resolved_vocab_size)
-        for tensor_name, tensor in export_tensors(model, WEIGHTS[form.model_type], title="GGUF", dtype=dtype).items():
-            if tensor.ndim == 1 or tensor_name == "position_embd.weight":
-                tensor = tensor.astype(np.float32)
+        tensors = export_tensors(model, WEIGHTS[form.model_type], title="GGUF", dtype="float32")
+        for tensor_name, tensor in tensors.items():
+            if tensor.ndim > 1 and tensor_name != "position_embd.weight":
+                tensor = cast_tensor(tensor, dtype, name=tensor_name)
             raw = gguf.GGMLQuantizationType.BF16 if tensor.dtype.name == "bfloat16" else None
             tensor = np.ascontiguousarray(tensor)
             writer.add_tensor(tensor_name, tensor.view(np.uint8) if raw else tensor, raw_dtype=raw)

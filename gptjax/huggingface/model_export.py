@@ -48,12 +48,13 @@ def _export_weight(row: WeightMapping, parameter: Any, *, config: GPTConfig, dty
     weights = np.asarray(parameter[...])
     layers = weights if row.is_stacked else weights[None]
     return {
-        name: _cast(row.to_hf(layers[i, ...], axis_names=parameter.axis_names, config=config), dtype, name=name)
+        name: cast_tensor(row.to_hf(layers[i, ...], axis_names=parameter.axis_names, config=config), dtype, name=name)
         for i, name in enumerate(names)
     }
 
 
-def _cast(values: np.ndarray, dtype: DTypeName, *, name: str) -> np.ndarray:
+def cast_tensor(values: np.ndarray, dtype: DTypeName, *, name: str) -> np.ndarray:
+    """The values in another type. Raises `UserError` for a number that is too large for float16."""
     # ml_dtypes and numpy round to nearest even, so values that came from this type get their own bits back.
     with np.errstate(over="ignore"):
         out = np.asarray(values, dtype=DTYPES[dtype])

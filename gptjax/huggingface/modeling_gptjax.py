@@ -289,6 +289,8 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
         rotation = self.compute_rotation(position_ids) if config.positions == "rotary" else None
         skips, first_values, context = [], None, (rotation, places, attention_mask, cache)
         for layer, block in enumerate(self.blocks):
+            if layer < half and config.unet_skips == "inputs":
+                skips.append(x)
             if config.unet_skips != "none" and layer >= layers - half:
                 weight = 1.0 if self.skip_weights is None else self.skip_weights[layers - 1 - layer]
                 x = (x.float() + weight * skips.pop().float()).to(x.dtype)
@@ -298,7 +300,7 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
                 extra_values = self.value_tables[table](ids).unflatten(-1, split).transpose(1, 2)
             x, values = block(x, x0, extra_values, context)
             first_values = values if first_values is None else first_values
-            if layer < half:
+            if layer < half and config.unet_skips != "inputs":
                 skips.append(x)
         return x
 

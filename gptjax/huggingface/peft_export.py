@@ -1,7 +1,9 @@
-"""Adapters in PEFT's format, beside a GPT-2 in Hugging Face's format: `adapter_model.safetensors` and its config.
+"""Adapters in PEFT's format: `adapter_model.safetensors` and its config, beside a model in Hugging Face's format.
 
-PEFT adds (B A)ᵀ · alpha / r to the weight of a Conv1D, whose inputs come first. Rows of added tokens are stored whole,
-under `trainable_token_indices`. A base that lacks the added tokens must be resized to the tokenizer's size first.
+PEFT adds B A · alpha / r to the weight of a linear layer, and its transpose to that of GPT-2's Conv1D, whose inputs
+come first. A matrix here may be several modules there: the adapter of `qkv` becomes those of q_proj, k_proj and v_proj,
+which share their A. Rows of added tokens are stored whole, under `trainable_token_indices`. A base that lacks the added
+tokens must be resized to the tokenizer's size first.
 """
 
 from pathlib import Path
@@ -10,17 +12,15 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.forms import FORMS
-from gptjax.huggingface.safetensors_dir import write_json
+from gptjax.huggingface.custom import CUSTOM
+from gptjax.huggingface.form import EMBEDDING, HEAD, Form
+from gptjax.huggingface.forms import choose_form
+from gptjax.huggingface.safetensors_dir import write_json, write_safetensors
+from gptjax.huggingface.weight_map import WeightMapping, order_channels
+from gptjax.model.adapters import Adapters
 from gptjax.model.gpt import GPT
 
-MODULES = {
-    "blocks.attention.qkv": "attn.c_attn",
-    "blocks.attention.out": "attn.c_proj",
-    "blocks.mlp.up": "mlp.c_fc",
-    "blocks.mlp.down": "mlp.c_proj",
-}
-"""Our name of a stack of weights → GPT-2's name in each layer."""
+Tensors = dict[str, np.ndarray]
 
 
 def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
@@ -30,20 +30,25 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         base: name or directory of the model that they belong to, for `base_model_name_or_path`.
 
     Raises:
-        UserError: the model has no adapters, or is no GPT-2.
+        UserError: the model has no adapters, or is of no class that transformers knows.
     """
-    from safetensors.numpy import save_file
-
     if model.adapters is None:
         raise UserError("the run has no adapters (lora.rank is 0). Use python -m gptjax.convert to-hf.")
-    FORMS["gpt2"].check(model.config)
-    lora, tensors = model.adapters.lora, {}
+    form, lora = choose_form(model.config), model.adapters.lora
+    if form is CUSTOM:
+        raise UserError(
+            "PEFT adapts the modules of classes that transformers knows, and none can express this model "
+            "(python -m gptjax.convert to-hf --form=llama names what it lacks). Export it merged, with to-hf."
+        )
+    tensors, modules = Tensors(), list[str]()
     for name in model.adapters.names:
-        a, b = (np.asarray(array[...], np.float32) for array in model.adapters.get_pair(name))
-        for layer in range(model.config.num_layers):
-            prefix = f"base_model.model.transformer.h.{layer}.{MODULES[name]}"
-            tensors[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(-1, lora.rank).T)
-            tensors[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(b[layer].reshape(lora.rank, -1).T)
+        rows = [row for row in form.weights if row.path == name]
+        for row in rows:
+            modules.append(_module(row).partition("{}.")[2])
+            tensors |= _split_adapter(row, model.adapters, name=name)
+    rows = _list_trained_rows(model, model.adapters, form=form) if lora.new_tokens else {}
+    for module, array in rows.items():
+        tensors[f"base_model.model.{module}.token_adapter.trainable_tokens_delta"] = array
     content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -52,13 +57,47 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": True,
-        "target_modules": [MODULES[name] for name in model.adapters.names],
+        "fan_in_fan_out": form.model_type == "gpt2",
+        "target_modules": modules,
         "inference_mode": True,
     }
-    if lora.new_tokens:
-        rows = np.asarray(model.tokens[...])[list(lora.new_tokens)] + np.asarray(model.adapters.rows[...])
-        tensors["base_model.model.transformer.wte.token_adapter.trainable_tokens_delta"] = np.ascontiguousarray(rows)
-        content["trainable_token_indices"] = list(lora.new_tokens)
-    save_file(tensors, str(directory / "adapter_model.safetensors"))
+    if rows:
+        content["trainable_token_indices"] = {module.rpartition(".")[2]: list(lora.new_tokens) for module in rows}
+    write_safetensors(directory / "adapter_model.safetensors", tensors)
     write_json(directory / "adapter_config.json", content)
+
+
+def _module(row: WeightMapping) -> str:
+    """The module that owns the tensor of a row."""
+    return row.hf_name.removesuffix(".weight")
+
+
+def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tensors:
+    """A and B of a row's module in each layer, (r, inputs) and (outputs, r)."""
+    a, b = adapters.get_pair(name)
+    config, words = adapters.config, row.hf_axes.split()
+    ins, outs = a.axis_names[:-1], b.axis_names[1:]
+    inputs = next(word for word in words if set(word) <= set(ins))
+    outputs = next(word for word in words if word != inputs)
+    a, b = np.asarray(a[...], np.float32), np.asarray(b[...], np.float32)
+    if row.entry is not None:
+        b, outs = b.take(row.entry, axis=2 + outs.index("C")), outs.replace("C", "")
+    if row.head_order != "halves":
+        b = b.take(order_channels(config.head_dim, row.head_order), axis=2 + outs.index("K"))
+    a = a.transpose(0, a.ndim - 1, *(1 + ins.index(axis) for axis in inputs))
+    b = b.transpose(0, *(2 + outs.index(axis) for axis in outputs), 1)
+    rank, found = adapters.lora.rank, Tensors()
+    for layer in range(config.num_layers):
+        module = f"base_model.model.{_module(row).format(layer)}"
+        found[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(rank, -1))
+        found[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].reshape(-1, rank))
+    return found
+
+
+def _list_trained_rows(model: GPT, adapters: Adapters, *, form: Form) -> Tensors:
+    """The rows of added tokens, by the module that has them: of the embedding and, if it is untied, of the head."""
+    tokens, module = list(adapters.lora.new_tokens), {row.path: _module(row) for row in form.weights}
+    rows = {module[EMBEDDING]: np.asarray(model.tokens[...])[tokens] + np.asarray(adapters.rows[...])}
+    if model.head is not None:
+        rows[module[HEAD]] = np.asarray(model.head[...]).T[tokens] + np.asarray(adapters.head_rows[...])
+    return {name: np.ascontiguousarray(array) for name, array in rows.items()}

@@ -5,6 +5,8 @@ files: types and sizes are checked before they are used, and names are quoted be
 """
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -158,8 +160,18 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], *, shard_byte
         mode = (directory / file).stat().st_mode
         # safetensors 0.8.0 writes arrays with another order of axes in memory wrongly, without a word.
         contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in shard.items()}
-        save_file(contiguous, directory / file, metadata={"format": "pt"})
+        write_safetensors(directory / file, contiguous, metadata={"format": "pt"})
         (directory / file).chmod(mode)
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *, metadata: dict[str, str] | None = None) -> None:
+    """Write one file. What the system refuses is an OSError, which safetensors hides in an error of its own."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,17 @@ from gptjax.model.gpt import GPT
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """Prefixes of names that `torch.compile` and `DistributedDataParallel` add."""
 
+MODERN: dict[str, Any] = {
+    "bias": False,
+    "activation": "relu2",
+    "positions": "rotary",
+    "norm": "rms",
+    "norm_scale": False,
+    "norm_epsilon": float(np.finfo(np.float32).eps),
+    "qk_norm": True,
+}
+"""Fields of the config that modded-nanogpt and the programs after it share. Their norms take PyTorch's epsilon."""
+
 
 @dataclass(frozen=True)
 class ForeignTensor:
@@ -56,9 +67,9 @@ class ForeignModel:
         expected = get_shapes(select_rows(self.rows, self.config), self.config)
         found = {name: tensor for name, tensor in self.tensors.items() if not self.buffers.search(name)}
         if unknown := [name for name in found if name not in expected]:
-            raise UserError(f"{self.path} holds {_list(unknown)}, which is not understood.")
+            raise UserError(f"{self.path} holds {list_names(unknown)}, which is not understood.")
         if missing := [name for name in expected if name not in found]:
-            raise UserError(f"{self.path} lacks {_list(missing)}.")
+            raise UserError(f"{self.path} lacks {list_names(missing)}.")
         for name, shape in expected.items():
             if found[name].shape != shape:
                 raise UserError(f"{self.path}: {name} has shape {found[name].shape}; wanted: {shape}.")
@@ -117,5 +128,6 @@ def check_tied(tensors: dict[str, ForeignTensor], path: Path, *, head: str, embe
     return {name: tensor for name, tensor in tensors.items() if name != head}
 
 
-def _list(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
+    """The first names of tensors, quoted, for a message."""
     return ", ".join(map(quote, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -12,7 +12,15 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.huggingface.weight_map import WeightMapping
-from gptjax.importers.foreign import ForeignModel, ForeignTensor, collect_tensors, count_layers, read_torch_file
+from gptjax.importers.foreign import (
+    MODERN,
+    ForeignModel,
+    ForeignTensor,
+    collect_tensors,
+    count_layers,
+    list_names,
+    read_torch_file,
+)
 from gptjax.importers.nanochat import LAYER
 from gptjax.importers.nanochat import ROWS as NANOCHAT_ROWS
 from gptjax.model.config import GPTConfig
@@ -27,37 +35,33 @@ ROWS = [
 HEAD_DIM = 128
 
 
-def read_modded(path: Path, *, num_heads: int | None, context_length: int) -> ForeignModel:
+def read_modded(path: Path, *, num_heads: int | None = None, context_length: int | None = None) -> ForeignModel:
     """The model of a `state_step….pt`. The file does not say how many heads there are, nor the context.
 
     Args:
         num_heads: None takes heads of 128 channels, as the records have.
+        context_length: None takes 1024.
     """
     tensors = _translate(collect_tensors(read_torch_file(path).get("model"), path))
     embedding = tensors.get("transformer.wte.weight")
     layers = count_layers(tensors, r"transformer\.h\.(\d+)\.")
     if embedding is None or len(embedding.shape) != 2 or layers < 2:
-        raise UserError(f"{path} is not of record 11: it has no transformer.wte.weight or no layers.")
+        found = list_names(list(tensors)) or "nothing"
+        raise UserError(f"{path} is not of record 11, with transformer.wte.weight and layers: it holds {found}.")
     vocab, width = embedding.shape
     config = GPTConfig(
         num_layers=layers,
         num_heads=num_heads or max(width // HEAD_DIM, 1),
         embed_dim=width,
-        context_length=context_length,
+        context_length=context_length or 1024,
         vocab_size=vocab,
-        bias=False,
         tie_embeddings=False,
-        activation="relu2",
-        positions="rotary",
-        norm="rms",
-        norm_scale=False,
-        norm_epsilon=float(np.finfo(np.float32).eps),
-        qk_norm=True,
         embedding_norm=True,
         unet_skips="learned",
         x0_mix=True,
         value_residual=True,
         logit_softcap=30.0,
+        **MODERN,
     )
     return ForeignModel(path, config, tensors, ROWS)
 

@@ -7,12 +7,10 @@ and take the smallest epsilon of float32.
 import json
 from pathlib import Path
 
-import numpy as np
-
 from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.llama import map_projections
 from gptjax.huggingface.weight_map import WeightMapping
-from gptjax.importers.foreign import ForeignModel, collect_tensors, read_number, read_torch_file
+from gptjax.importers.foreign import MODERN, ForeignModel, collect_tensors, read_number, read_torch_file
 from gptjax.model.config import GPTConfig
 
 LAYER = "transformer.h.{}"
@@ -49,15 +47,9 @@ def read_nanochat(directory: Path) -> ForeignModel:
         embed_dim=number("n_embd"),
         context_length=number("sequence_len"),
         vocab_size=number("vocab_size"),
-        bias=False,
         tie_embeddings=False,
-        activation="relu2",
-        positions="rotary",
-        norm="rms",
-        norm_scale=False,
-        norm_epsilon=float(np.finfo(np.float32).eps),
-        qk_norm=True,
         embedding_norm=True,
         logit_softcap=15.0,
+        **MODERN,
     )
     return ForeignModel(path, config, collect_tensors(read_torch_file(path), path), ROWS)

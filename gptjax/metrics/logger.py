@@ -125,8 +125,8 @@ class MetricLogger:
         self._kept = {(record["step"], frozenset(record)) for record in kept}
         self._seconds_before = max((record.get("seconds") or 0.0 for record in kept), default=0.0)
         context = LogContext(directory, directory.name, first_step=self._start_step + 1, config_json=config_json)
-        loggers = [logger.open(context) for logger in config.active_loggers]
-        self._writers = [MetricsFileWriter(directory / "metrics.jsonl"), *loggers]
+        opened = [_open_logger(logger, context) for logger in config.active_loggers]
+        self._writers = [MetricsFileWriter(directory / "metrics.jsonl"), *(one for one in opened if one is not None)]
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take the scalars of update number `step`, just dispatched, and write those of the step before."""
@@ -262,6 +262,21 @@ class MetricLogger:
             text += f" Peak memory of a device: {peak / 2**30:.1f} GiB."
         last = {name: self._last_values[name] for name in ("loss", "val_loss", "val_bpb") if name in self._last_values}
         return text + (f" Last values: {format_columns(last, ', ')}." if last else "")
+
+
+def _open_logger(logger: Logger, context: LogContext) -> LogWriter | None:
+    """The writer of a logger; None if it cannot begin, which is reported. A UserError asks for another config."""
+    try:
+        return logger.open(context)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [""]
+        print_once(
+            f"warning: {type(logger).__name__} does not start ({type(error).__name__}: {reason[0][:200]}); "
+            "training goes on without it"
+        )
+        return None
 
 
 def _are_ready(metrics: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
+from gptjax.core.files import write_atomically
 from gptjax.metrics.metrics_file import Record
 
 
@@ -100,8 +101,8 @@ class WandbLogger:
                 "--log.wandb=off."
             ) from None
         id_file = context.run_directory / "wandb_id"
-        if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
+        if not id_file.is_file() or not id_file.read_bytes().strip():
+            write_atomically(id_file, secrets.token_hex(4))
         mode = os.environ.get("WANDB_MODE") or self.mode
         try:
             run = self._start(wandb, context, run_id=id_file.read_text().strip(), mode=mode)

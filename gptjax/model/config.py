@@ -153,8 +153,9 @@ class GPTConfig:
     # The MLP, and connections around the blocks.
     gated_mlp: bool = False
     """Multiply the activation with a second projection: with `silu` this is SwiGLU."""
-    unet_skips: Literal["none", "plain", "learned"] = "none"
-    """Skips from the first half of the layers to the second, the last first: added as they are, or times a weight."""
+    unet_skips: Literal["none", "plain", "learned", "inputs"] = "none"
+    """Skips from the first half of the layers to the second, the last first: outputs of layers as they are, outputs
+    times a learned weight, or inputs as they are."""
     x0_mix: bool = False
     """Each block reads α x + β x0, with learned numbers α and β and the embeddings x0."""
     value_residual: bool = False

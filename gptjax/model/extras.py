@@ -85,7 +85,10 @@ class X0Mix(Module):
 
 
 class UNet(Module):
-    """Skips from the first half of the layers to the second, the last first, as they are or times a learned weight."""
+    """Skips from the first half of the layers to the second, the last first, as they are or times a learned weight.
+
+    A skip is what a layer put out or, with `inputs`, what it read.
+    """
 
     def __init__(self, config: GPTConfig, mesh: MeshConfig) -> None:
         self.half = config.num_layers // 2
@@ -95,11 +98,13 @@ class UNet(Module):
 
     def push(self, x: BTD, skips: tuple[BTD, ...], layer: int) -> tuple[BTD, ...]:
         """The skips after a layer with output x."""
-        return (*skips, x) if layer < self.half else skips
+        return (*skips, x) if layer < self.half and self.config.unet_skips != "inputs" else skips
 
     def pop(self, x: BTD, skips: tuple[BTD, ...], layer: int) -> tuple[BTD, tuple[BTD, ...]]:
-        """What a layer reads instead of x, and the skips that remain."""
+        """What a layer reads instead of x, and the skips from then on."""
         partner = self.config.num_layers - 1 - layer
+        if layer < self.half and self.config.unet_skips == "inputs":
+            return x, (*skips, x)
         if partner >= self.half:
             return x, skips
         if self.skip_weights is None:

@@ -13,7 +13,7 @@ from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.model.config import GPTConfig
-from gptjax.runs.run_dir import RunDir
+from gptjax.runs.run_dir import CHECKPOINTS, RunDir
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     if str(spec).startswith(HUB_PREFIX):
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
     directory = expand_path(spec).absolute()
-    if not (directory / "config.json").is_file():
+    if not (directory / "config.json").is_file() and not (directory / CHECKPOINTS).is_dir():
         raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
 

@@ -12,8 +12,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
-from gptjax.runs.checkpoint_source import open_checkpoint
-from gptjax.runs.run_dir import RunDir
+from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -22,7 +21,7 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     """The weights of `init_from`, with a row for each token that the data's tokenizer has added."""
     if config.init_from is None:
         raise UserError("the run starts from new weights: give --init-from=RUN.")
-    source = RunDir.open(config.init_from)
+    source = open_checkpoint(config.init_from)
     weights = source.load_model(mesh=mesh, context_length=config.model.context_length)
     weights = take_layers(weights, config.init_layers)
     own, known = config.data.load_tokenizer(), None
@@ -52,7 +51,7 @@ def load_weights(config: TrainConfig, mesh: MeshConfig, source: str | None) -> G
     return with_static(with_context_length(model, own.context_length), config=own)
 
 
-def report_merge(source: RunDir, config: TrainConfig, model: GPTConfig) -> None:
+def report_merge(source: Checkpoint, config: TrainConfig, model: GPTConfig) -> None:
     settled = diff_configs(config.model, model)
     print_once(*(f"  model.{field}: {old!r} → {new!r}, as the weights have it" for field, old, new in settled))
     changed = [change for change in diff_configs(source.model_config, model) if change[0] in EXTENDABLE_FIELDS]
@@ -62,7 +61,7 @@ def report_merge(source: RunDir, config: TrainConfig, model: GPTConfig) -> None:
 
 
 def join_vocabularies(
-    source: RunDir, model: GPTConfig, tokenizer: Tokenizer, *, name: str
+    source: Checkpoint, model: GPTConfig, tokenizer: Tokenizer, *, name: str
 ) -> tuple[GPTConfig, Tokenizer]:
     """Model and tokenizer of a run whose data and first weights may differ in special tokens.
 
@@ -87,7 +86,7 @@ def join_vocabularies(
     return model, tokenizer
 
 
-def check_typed(source: RunDir, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
+def check_typed(source: Checkpoint, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
     """Raise for a field of the model that was typed and that the weights of `source` do not have."""
     for field, wanted, has in diff_configs(config.model, model):
         if f"model.{field}" in typed:

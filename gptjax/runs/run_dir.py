@@ -16,9 +16,10 @@ from jax.experimental import multihost_utils
 
 from gptjax.config import TrainConfig
 from gptjax.core.config_files import import_modules
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import sum_files, write_sums
-from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, write_atomically
+from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_files, write_sums
+from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, sync_path, write_atomically
 from gptjax.core.lazy import LazyModule
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
@@ -27,9 +28,10 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.lora import LoRA
 from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer, load_tokenizer
 from gptjax.training.checkpoint import restore_model, save_model
 from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
+from gptjax.training.checkpoint_integrity import list_steps
 
 if TYPE_CHECKING:
     from gptjax.model import adapters, gpt
@@ -42,7 +44,10 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 CONSOLE_LOG = "console.log"
 ENVIRONMENT = "environment.json"
+CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+_READ_FILES = (CONFIG_FILE, *SAVED_FILES)
+"""The files beside the checkpoints on which what is read from them depends."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,9 @@ class RunDir:
             UserError: something is missing or is not a run's.
         """
         directory = expand_path(path).absolute()
-        file = directory / "config.json"
-        if not file.is_file():
-            raise UserError(f"{directory} is not a run directory: it has no config.json. Give the directory of a run.")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}: not JSON: {error}.") from None
-        if not isinstance(content, dict) or content.get("class") != "gptjax.config:TrainConfig":
-            earlier = isinstance(content, dict) and content.get("class") == "TrainConfig"
-            why = ": it is of an earlier gptjax, whose names are no longer read. Train it anew" if earlier else ""
-            raise UserError(f"{file}: does not hold the config of a run{why}.")
+        damaged = _find_damaged_files(directory)
+        content = _read_config(directory, damage=damaged.get(CONFIG_FILE))
+        _report_damaged_tokenizer(directory, damaged)
         has_tokenizer = (directory / TOKENIZER_FILE).is_file()
         tokenizer = load_tokenizer(directory / TOKENIZER_FILE) if has_tokenizer else None
         modules = import_modules(imports) if not isinstance(imports, dict) else imports
@@ -185,19 +182,74 @@ def write_run_files(
 ) -> None:
     """Write the files beside the checkpoints, each atomically: config, its source, versions, tokenizer, `others`.
 
-    `checksums.json` lists them.
+    `checksums.json` lists them. It is removed first: after a kill in between, the old sums would call the new files
+    damaged.
     """
     make_directories(directory)
+    (directory / SUMS_FILE).unlink(missing_ok=True)
+    sync_path(directory)
     contents = {ENVIRONMENT: json.dumps(collect_environment(list_device_kinds()), indent=2) + "\n", **(others or {})}
     if source is not None:
         contents["config.py"] = source
     if tokenizer is not None:
         tokenizer.save(directory)
-    contents["config.json"] = json.dumps(to_json(config), indent=2) + "\n"
+    contents[CONFIG_FILE] = json.dumps(to_json(config), indent=2) + "\n"
     for name, content in contents.items():
         write_atomically(directory / name, content)
-    names = [name for name in (*contents, TOKENIZER_FILE) if (directory / name).is_file()]
+    names = [name for name in (*contents, *SAVED_FILES) if (directory / name).is_file()]
     write_sums(directory, sum_files(directory, names))
+
+
+def _find_damaged_files(directory: Path) -> dict[str, str]:
+    """What is wrong with config and tokenizer, by name, as far as `checksums.json` lists them."""
+    try:
+        found = read_sums(directory)
+    except DamagedFileError as error:
+        print_once(f"warning: {error}. So changes of config and tokenizer do not show", to_stderr=True)
+        return {}
+    sums = {name: one for name, one in (found[0] if found else {}).items() if name in _READ_FILES}
+    return {name: lines[0] for name, one in sums.items() if (lines := find_damage(directory, {name: one}))}
+
+
+def _read_config(directory: Path, *, damage: str | None) -> dict[str, Any]:
+    """config.json; if it is damaged, the config of the newest checkpoint that can be read, with a warning."""
+    file = directory / CONFIG_FILE
+    content = None
+    if damage is None:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            damage = f"{directory} is not a run directory: it has no config.json"
+        except (ValueError, RecursionError) as error:
+            damage = f"{file}: not JSON: {error}"
+    if damage is not None:
+        content = _read_saved_config(directory, damage)
+    if not isinstance(content, dict) or content.get("class") != "gptjax.config:TrainConfig":
+        earlier = isinstance(content, dict) and content.get("class") == "TrainConfig"
+        why = ": it is of an earlier gptjax, whose names are no longer read. Train it anew" if earlier else ""
+        raise UserError(f"{file}: does not hold the config of a run{why}.")
+    return content
+
+
+def _read_saved_config(directory: Path, damage: str) -> Any:
+    for step in reversed(list_steps(directory / CHECKPOINTS)):
+        with contextlib.suppress(UserError, KeyError):
+            content = read_metadata(directory / CHECKPOINTS, step)["config"]
+            print_once(f"warning: {damage}. The config of checkpoint {step} is used instead", to_stderr=True)
+            return content
+    raise UserError(f"{damage}. No checkpoint has a copy of it. Give the directory of a run.")
+
+
+def _report_damaged_tokenizer(directory: Path, damaged: Mapping[str, str]) -> None:
+    """Warn of a file that was removed; raise a UserError for one that has changed, which nothing can replace."""
+    for name in SAVED_FILES:
+        if name not in damaged:
+            continue
+        if (directory / name).exists():
+            raise UserError(
+                f"{damaged[name]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
+            )
+        print_once(f"warning: {damaged[name]}", to_stderr=True)
 
 
 def write_imported_run(

@@ -25,6 +25,7 @@ from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
+from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.initial_weights import check_typed, join_vocabularies, load_start, report_merge
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
@@ -62,15 +63,16 @@ def prepare_config(
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
-    source, exists, new_tokens = None, False, config.lora.new_tokens
+    source: Checkpoint | None = None
+    exists, new_tokens = (config.directory / "config.json").is_file(), config.lora.new_tokens
     if config.init_from is not None:  # once this run exists, its own directory says as much
-        exists = (config.directory / "config.json").is_file()
-        source = RunDir.open(config.directory if exists else config.init_from, imports=modules or {})
+        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
     model = config.model
     if source is not None:
         layers = () if exists else config.init_layers
-        new_tokens = source.config.lora.new_tokens if exists else new_tokens
+        if exists and isinstance(source, RunDir):
+            new_tokens = source.config.lora.new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
         check_typed(source, config, model, typed=typed)
         report_merge(source, config, model)

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,8 @@ import jax
 from gptjax.config import TrainConfig
 from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.diagnosis import keep_reports_in
+from gptjax.core.early_exit import stop_status
+from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
@@ -24,7 +27,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.divergence import Diverged, DivergenceGuard
-from gptjax.training.preemption import GracefulShutdown, StopRequested, stop_status
+from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
 from gptjax.training.stopping import Stop, StopRules
@@ -56,6 +59,8 @@ def train(
             config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
         except StopRequested as stop:
             print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
+            if has_others():
+                leave(stop_status(stop.number), f"stopped before training by {signal.Signals(stop.number).name}")
             return stop_status(stop.number)
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")
@@ -148,7 +153,6 @@ class _Run:
             guard = _make_guard(config, checkpoints, start=start)
             rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
             loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
-            self.shutdown.begin_training()
             return loop.run(state, self.shutdown, rules)
 
 
@@ -212,6 +216,8 @@ class _Loop:
                     with self._measure("checkpoint"):
                         self.saver.finish(step, state, loss=loss)
                 return stopped
+            if step == start:  # there was nothing to save before
+                shutdown.begin_training()
             with self._measure("data"):
                 batch = next(batch_iterator)
             state, metrics = self.train_step(step)(state, batch)  # dispatched, not awaited

@@ -1,21 +1,29 @@
 """Join the processes of a run over several hosts."""
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 
 import jax
 from jax._src import distributed  # its client and place are in no public module
 
 from gptjax.core.errors import UserError
+from gptjax.core.native_output import NativeOutput, hold_native_output
+from gptjax.core.process_end import end_at_abort, know_others
+from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
-"""Time in which all processes of a run must have started, by JAX's default."""
+"""Time in which all processes of a run must have started, by JAX's default. `GPTJAX_JOIN_SECONDS` sets another."""
+HEARTBEAT_SECONDS = 300
+"""Later than `ProcessWatch`, JAX ends all processes by an abort."""
 
 
-def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
+def initialize_distributed(environment: Mapping[str, str] = os.environ, *, command: str = "the same command") -> None:
     """Call `jax.distributed.initialize` if the environment describes several processes; call this before any JAX work.
 
     Any one of these describes them:
@@ -38,31 +46,59 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
         _read_integer(environment, "JAX_PROCESS_ID"),
     )
     total = count or environment.get("SLURM_NTASKS")
+    seconds = _read_integer(environment, "GPTJAX_JOIN_SECONDS") or WAIT_SECONDS
     if total is not None:
         rank = process if process is not None else environment.get("SLURM_PROCID", "?")
         print(
             f"process {rank} of {total}: waiting for all of them at {address or 'the coordinator'}, for up to "
-            f"{WAIT_SECONDS} s",
+            f"{seconds} s",
             file=sys.stderr,
             flush=True,
         )
+    refusal = (
+        f"not all {total or ''} processes came within {seconds} s. Start the command once each, or, for a single "
+        "process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
+    )
+    native = hold_native_output()
     try:
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=count,
-            process_id=process,
-        )
+        with _interruptible(), end_at_abort(native, refusal):
+            jax.distributed.initialize(
+                coordinator_address=address,
+                num_processes=count,
+                process_id=process,
+                initialization_timeout=seconds,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except RuntimeError as error:
-        message = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"not all {total or ''} processes came within {WAIT_SECONDS} s ({message}). Start the command once each, "
-            "or, for a single process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
-        ) from error
+        raise UserError(f"{refusal} ({str(error).splitlines()[0][:200]})") from error
     except ValueError as error:
         raise UserError(
             f"The environment asks for several processes, but describes them incompletely: {error} "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset the variable that asks."
         ) from error
+    _watch_others(native, command)
+
+
+def _watch_others(native: NativeOutput, command: str) -> None:
+    state = distributed.global_state
+    if state.num_processes > 1:
+        place = {"index": state.process_id, "count": state.num_processes}
+        others = ProcessWatch(state.client, **place, resume=command, native=native)
+        others.start()
+        know_others(others)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside the block Ctrl-C ends the process even while no Python runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def count_processes() -> int:

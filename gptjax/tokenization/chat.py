@@ -103,6 +103,12 @@ def render_jinja(tokenizer: Tokenizer) -> str | None:
     return tokenizer.chat_template.to_jinja(begin=begin)
 
 
+def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, with ChatML as its template if it has none but has the tokens of ChatML."""
+    is_ready = tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials)
+    return tokenizer.with_chat_template(CHATML) if is_ready else tokenizer
+
+
 def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTokens:
     """Two texts as one. A token is scored if any of its bytes is of the second."""
     tokens = tokenizer.encode(context + scored)

@@ -148,6 +148,19 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
     return ChatTemplate(**cast(Any, roles), system_prompt=prompt)
 
 
+def read_jinja_template(directory: Path) -> str | None:
+    """The chat template that transformers stores beside a model; None without one."""
+    if (file := directory / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    if not (settings := directory / "tokenizer_config.json").is_file():
+        return None
+    try:
+        template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return template if isinstance(template, str) else None
+
+
 def _read_format(content: Any) -> RoleFormat | None:
     if content is None:
         return None

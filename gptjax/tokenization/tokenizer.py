@@ -53,6 +53,8 @@ _WITHOUT_BACKTRACKING = {
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|(?:[^\S\r\n]*+[\r\n]++)++|\s++$|\s+(?!\S)|\s"
     ),
 }
+SAVED_FILES = (FILE_NAME, CONFIG_FILES[0], CHAT_TEMPLATE_FILE)
+"""What `Tokenizer.save` may write."""
 GPT2_FINGERPRINT = "be16755c1087356077a870910d070d2dac44c85aa04ac85e0378883e794a97d1"
 
 

@@ -4,6 +4,7 @@ Orbax writes in the background. A kill or a power cut at any moment leaves compl
 one that is being written. `gptjax.training.checkpoint_format` describes what is on disk.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.experimental import multihost_utils
 
+from gptjax.core.console import print_once
+from gptjax.core.diagnosis import shows_tracebacks
 from gptjax.core.errors import UserError
 from gptjax.core.files import make_directories
 from gptjax.core.lazy import LazyModule
@@ -163,7 +166,11 @@ class CheckpointManager:
         if jax.process_index() == 0:
             commit_checkpoint(path, records=records)
             config = self._config
-            prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+            try:
+                prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+            except OSError as error:  # the step is saved
+                where = error.filename or self._directory
+                print_once(f"warning: checkpoints older than {path.name} cannot be deleted: {where}: {error.strerror}")
 
     @contextmanager
     def _report_failed_save(self) -> Iterator[None]:
@@ -269,7 +276,15 @@ def _make_checkpointer() -> "ocp.AsyncCheckpointer":
     handler = ocp.CompositeCheckpointHandler(**make_handlers())
     # In the background, a directory that cannot be created is noticed only after minutes of waiting for it.
     options = ocp.AsyncOptions(create_directories_asynchronously=False)
-    return ocp.AsyncCheckpointer(handler, async_options=options)
+    checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+    # absl's own class of logger, so only once Orbax has imported it. Adding a filter twice changes nothing.
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    return checkpointer
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """A filter of logs. Each of Orbax's threads logs a traceback of the error that `wait` raises, too."""
+    return "orbax" not in Path(record.pathname).parts or shows_tracebacks()
 
 
 def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:

@@ -12,6 +12,8 @@ of an earlier gptjax have no sums; they are complete if Orbax says so.
 """
 
 import json
+import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -255,11 +257,13 @@ def report_write_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"A checkpoint in {directory} could not be written: {_format_cause(error)}. Is the disk full?"
-        ) from error
+        raise UserError(f"A checkpoint in {directory} could not be written: {_format_cause(error)}.") from error
 
 
 def _format_cause(error: BaseException) -> str:
     cause = error.__cause__ or error
+    if found := re.search(r"os_error_code='(\d+)'", str(cause)):  # of tensorstore, behind several paths
+        return os.strerror(int(found[1]))
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"[:200]

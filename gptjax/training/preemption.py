@@ -8,24 +8,25 @@ the main thread cannot: at a second Ctrl-C or SIGTERM, and before training, when
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gptjax.core.early_exit import stop_status
 from gptjax.core.errors import UserError
+from gptjax.core.process_end import has_others, leave
 from gptjax.sharding.distributed import count_processes
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
-REQUEUE_STATUS = 75
-"""The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
 GRACE_SECONDS = 3.0
 """Time in which the main thread may end by itself when there is nothing to save."""
 REPEAT_SECONDS = 0.5
@@ -41,12 +42,6 @@ class StopRequested(BaseException):
         self.number = number
 
 
-def stop_status(number: int) -> int:
-    """The exit status after a signal: 75 where it asks to be started again later, else 128 + its number."""
-    requeues = number in (signal.SIGUSR1, signal.SIGUSR2)
-    return REQUEUE_STATUS if requeues else 128 + number
-
-
 def list_stop_signals(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
     """The signals that end a run, with those that `GPTJAX_STOP_SIGNALS` names."""
     names = environment.get("GPTJAX_STOP_SIGNALS", "").replace(",", " ").split()
@@ -58,7 +53,7 @@ def list_stop_signals(environment: Mapping[str, str] = os.environ) -> tuple[int,
 
 
 class GracefulShutdown:
-    """Catches the signals that end a run. In several processes, they agree on the step through JAX's SIGTERM."""
+    """Catches the signals that end a run. Several processes agree on the step through what JAX does at a SIGTERM."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -68,14 +63,15 @@ class GracefulShutdown:
         self._previous_handlers: dict[int, Any] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self._previous_wakeup = -1
+        self._tell_jax: Callable[[int], object] | None = None
 
     def __enter__(self) -> "GracefulShutdown":
         if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
+            self._tell_jax = take_jax_handler() if count_processes() > 1 else None
             self._start_thread()
             for number in list_stop_signals():
                 is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
-                # In several processes SIGTERM belongs to JAX.
-                if not is_ignored and (number != signal.SIGTERM or count_processes() == 1):
+                if not is_ignored:
                     self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -87,9 +83,9 @@ class GracefulShutdown:
             self._wakeup[1].close()  # ends the thread
 
     def begin_training(self) -> None:
-        """From now on a signal waits for the end of a step. Before, it ends the run where it is."""
+        """From now on a signal waits for the end of a step. Before the first step it ends the run where it is."""
         self._may_raise, self._is_training = False, True
-        if self._received is not None and count_processes() == 1:
+        if self._received is not None:
             raise StopRequested(self._received)
 
     @contextlib.contextmanager
@@ -110,6 +106,7 @@ class GracefulShutdown:
         """The signal to stop for before this step, agreed on by all processes; None if there is none."""
         if count_processes() == 1:
             return self._received
+        self._pass_on()
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
         received = multihost_utils.process_allgather(np.asarray(self._received or 0))
@@ -119,11 +116,15 @@ class GracefulShutdown:
         """In the main thread, between two instructions of Python."""
         if self._received is None:
             self._received = number
-        if count_processes() > 1:
-            signal.raise_signal(signal.SIGTERM)  # JAX passes it on to the other processes
-        elif self._may_raise:
+        if self._may_raise:
             self._may_raise = False
             raise StopRequested(number)
+
+    def _pass_on(self) -> None:
+        """Let JAX tell the other processes, once."""
+        if self._received is not None and self._tell_jax is not None and self._is_training:
+            tell, self._tell_jax = self._tell_jax, None
+            tell(signal.SIGTERM)
 
     def _start_thread(self) -> None:
         reader, writer = socket.socketpair()
@@ -142,6 +143,8 @@ class GracefulShutdown:
                     continue
                 if first is None:
                     first, self._received_at = number, time.monotonic()
+                    self._received = self._received or number
+                    self._pass_on()
                     self._announce(number)
                 elif number in _ENDS_AT_ONCE and time.monotonic() - self._received_at >= REPEAT_SECONDS:
                     _write(f"{signal.Signals(number).name} again: stopped at once\n")
@@ -153,14 +156,23 @@ class GracefulShutdown:
             _write(f"{name}: saving after this step; send it again to stop at once\n")
             return
         _write(f"{name}: stopping; there is nothing to save yet\n")
-        if count_processes() == 1:
-            leave = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))
-            leave.daemon = True
-            leave.start()
+        timer = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))
+        timer.daemon = True
+        timer.start()
 
     def _leave(self, number: int) -> None:
         if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
+            if has_others():
+                leave(stop_status(number), f"stopped before training by {signal.Signals(number).name}")
             os._exit(stop_status(number))
+
+
+def take_jax_handler() -> Callable[[int], object] | None:
+    """What JAX does at a SIGTERM, which Python does not know. The signal is left without it."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    address = libc.signal(signal.SIGTERM, None)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(address) if address not in (None, 0, 1) else None
 
 
 def _write(text: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptjax.training.preemption import REQUEUE_STATUS, GracefulShutdown, stop_status
+from gptjax.core.early_exit import REQUEUE_STATUS, stop_status
+from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import agree
 
 

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.process_end import end_process
 from gptjax.metrics.console import format_duration
-from gptjax.training.preemption import REQUEUE_STATUS
 
 LONG_FACTOR = 4
 """What is long by itself may take so many times as long as a step."""

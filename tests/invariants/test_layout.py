@@ -127,7 +127,7 @@ def replicated_fraction(tree: Any) -> float:
     ("name", "mesh"),
     [
         ("muon", MeshConfig(data=8)),
-        ("muon", MeshConfig(data=2, tensor=4)),
+        pytest.param("muon", MeshConfig(data=2, tensor=4), marks=pytest.mark.slow),
         ("all options", MeshConfig(fsdp=8)),
         ("all options", MeshConfig(data=2, fsdp=2, tensor=2)),
         ("adamw, modern model", MeshConfig(data=2, fsdp=4)),

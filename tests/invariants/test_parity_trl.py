@@ -108,7 +108,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Data:
     records = [{"messages": draw_messages(draw, turns=draw.randrange(1, 4))} for _ in range(60)]
     train_bpe(["the user and the assistant say\n\nfour  five\n"] * 20, vocab_size=285).save(directory)
     source, shards = write_records(directory, records), directory / "shards"
-    prepare_chat(PrepareChat(source=source, tokenizer=str(directory), output=str(shards), split="none"))
+    prepare_chat(PrepareChat(source=source, tokenizer=str(directory), output=shards, split="none"))
     return Data(records, shards, load_tokenizer(shards))
 
 
@@ -122,10 +122,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, chat: Data) -> Data:
         answers = [[{"role": "assistant", "content": f"{draw_text(draw)}{word}{number}"}] for word in ("yes", "no")]
         records.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
     made = directory / "tokenizer"
-    plain = {"source": write_records(directory, chat.records), "tokenizer": str(chat.shards), "output": str(made)}
-    prepare_chat(PrepareChat(**plain, split="none", template="nanochat"))
+    source = write_records(directory, chat.records)
+    prepare_chat(PrepareChat(source=source, tokenizer=str(chat.shards), output=made, split="none", template="nanochat"))
     source, shards = write_records(directory, records), directory / "shards"
-    prepare_preferences(PreparePreferences(source=source, tokenizer=str(made), output=str(shards), split="none"))
+    prepare_preferences(PreparePreferences(source=source, tokenizer=str(made), output=shards, split="none"))
     return Data(records, shards, load_tokenizer(shards))
 
 
@@ -143,7 +143,7 @@ def make_models(kind: str, data: Data, directory: Path, **changes: Any) -> tuple
 def read_all(source: DataSource, model: GPT, objective: Objective, data: Data) -> dict[str, jax.Array]:
     """All rows of the training split, (B, T)."""
     config, kind = model.config, get_row_kind(objective)
-    sizes = {"context_length": config.context_length, "vocab_size": config.resolved_vocab_size}
+    sizes: dict[str, Any] = {"context_length": config.context_length, "vocab_size": config.resolved_vocab_size}
     spec = ReadSpec(
         **sizes, seed=0, end_of_text=data.tokenizer.end_of_text, with_documents=True, batch_schedule=(), rows=kind
     )
@@ -233,11 +233,11 @@ def test_conversations_give_the_ids_marks_loss_and_gradients_of_sft_trainer(
     assert stream.document_starts is not None
     assert stream.loss_mask is not None
     bounds = np.append(stream.document_starts, len(stream))
+    assert len(trainer.train_dataset) == len(bounds) - 1
     for number, row in enumerate(trainer.train_dataset):
         start, end = map(int, bounds[number : number + 2])
         assert row["input_ids"] == stream.read(start, end - start).tolist()
         assert [int(label != -100) for label in row["labels"]] == stream.loss_mask[start:end].tolist()
-    assert number == len(bounds) - 2
 
     batch = read_all(source, model, SFT(), chat)
     assert len(batch["tokens"]) < len(chat.records) / 2
@@ -303,7 +303,7 @@ def test_pairs_give_the_ids_loss_rewards_and_gradients_of_dpo_trainer(
     """For IPO, TRL logs β times the summed log-ratios as rewards, though its loss takes means over tokens as ours."""
     model, reference = make_models(kind, pairs, tmp_path)
     trainer = prefer(pairs, tmp_path, **changes)
-    for pair, row in zip(list(open_preferences(pairs.shards, "train")), trainer.train_dataset, strict=True):
+    for pair, row in zip(open_preferences(pairs.shards, "train"), trainer.train_dataset, strict=True):
         assert pair.chosen.tolist() == row["prompt_ids"] + row["chosen_ids"]
         assert pair.rejected.tolist() == row["prompt_ids"] + row["rejected_ids"]
         assert pair.chosen_loss_mask.sum() == len(row["chosen_ids"])
@@ -334,11 +334,11 @@ def test_dpo_trainer_scores_what_a_template_writes_after_an_answer(tmp_path: Pat
     """ChatML's line end after the end of the turn is part of TRL's answer; here, as in SFT, it is not scored."""
     shards, source = tmp_path / "shards", write_records(tmp_path, pairs.records)
     tokenizer = str(chat.shards)
-    prepare_preferences(PreparePreferences(source=source, tokenizer=tokenizer, output=str(shards), split="none"))
+    prepare_preferences(PreparePreferences(source=source, tokenizer=tokenizer, output=shards, split="none"))
     make_models("gpt2", chat, tmp_path)
     trainer = prefer(chat._replace(records=pairs.records), tmp_path)
     after = chat.tokenizer.encode("\n").tolist()
-    for pair, row in zip(list(open_preferences(shards, "train")), trainer.train_dataset, strict=True):
+    for pair, row in zip(open_preferences(shards, "train"), trainer.train_dataset, strict=True):
         assert pair.chosen.tolist() == row["prompt_ids"] + row["chosen_ids"]
         assert row["chosen_ids"] == pair.chosen[pair.chosen_loss_mask == 1].tolist() + after
 
@@ -386,8 +386,8 @@ def test_pairs_give_the_loss_rewards_and_gradients_without_a_reference(tmp_path:
     theirs.eval()
     loss, logs = trainer.get_batch_loss_metrics(theirs, batch)
     if name == "orpo":
-        chosen = trainer.concatenated_forward(theirs, batch)[0]
-        loss = loss - trainer.concatenated_forward(theirs, batch)[4] - chosen.mean()
+        outputs: Any = trainer.concatenated_forward(theirs, batch)
+        loss = loss - outputs[4] - outputs[0].mean()
     loss.backward()
     gradients = {name: weight.grad.numpy() for name, weight in theirs.named_parameters()}
     ours = compute(objective, model, read_all(PreferenceShards(str(pairs.shards)), model, objective, pairs))

@@ -121,7 +121,7 @@ def test_gradients_of_16_bits_equal_those_of_float32(name: str, dtype: str, boun
     assert max(errors.values()) <= bound, errors
 
 
-@pytest.mark.parametrize("name", ["gpt2", "nanochat"])
+@pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.slow), "nanochat"])
 def test_bfloat16_gradients_over_a_mesh_equal_those_of_one_device(name: str) -> None:
     batch, config = make_batch(), with_dtype(CONFIGS[name], "bfloat16")
     wanted = compute_float32_gradients(name)

@@ -117,8 +117,8 @@ def start(config: TrainConfig, mesh: MeshConfig) -> tuple[TrainState, Callable[.
     return state, advance
 
 
-SLOW = {"speedrun_windows", "speedrun_track3", "speedrun_unet"}
-"""Recipes of many parts, which compile for longest; `speedrun_162m` and `nanochat_d12` have most of the parts."""
+SLOW = {"speedrun_windows", "speedrun_track3", "speedrun_unet", "chat_cpu", "ml_by_hand_124m"}
+"""Recipes whose parts others have, too: those of `speedrun_162m`, `nanochat_d12` or `modern_253m`."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in RECIPES])

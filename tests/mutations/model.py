@@ -105,7 +105,7 @@ MODEL = (
         "gptjax/model/extras.py",
         "test_model_extras.py::test_unet_returns_the_first_half_in_reverse",
         # The U-Net keeps one skip too many, and the second half reads the wrong ones.
-        ("if layer < self.half else skips", "if layer <= self.half else skips"),
+        ("layer < self.half and self.config.unet_skips !=", "layer <= self.half and self.config.unet_skips !="),
     ),
     *mutate(
         "gptjax/model/extras.py",

@@ -1,0 +1,162 @@
+"""Notices within a minute that another process of a run is gone, and ends this one with a line that names it.
+
+Each process writes a beat into the key-value store of JAX's coordination service, which process 0 runs, and reads those
+of the others. It is gone if it does not beat: killed, stopped, or its machine does not answer. A process that ends too
+early by itself writes why, and the others repeat it. JAX's own heartbeats would end all of them later by an abort.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gptjax.core.early_exit import REQUEUE_STATUS
+from gptjax.core.native_output import NativeOutput
+from gptjax.core.process_end import end_process
+
+SILENCE_SECONDS = 35.0
+"""A process that does not beat for so long is gone."""
+SUSPICION_SECONDS = 3.0
+"""The same, once an error or an abort says that some process is lost."""
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 8.0
+"""After another process has ended by itself, this one may end for the same reason, with its own message."""
+ROOT = "gptjax"
+
+
+class Liveness:
+    """Decides which process is gone, from the beats of all."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self._others = [i for i in range(count) if i != index]
+        self._beats: dict[int, str | None] = dict.fromkeys(self._others)
+        self._silent = dict.fromkeys(self._others, 0.0)
+
+    def look(self, beats: Mapping[int, str] | None, seconds: float, *, suspicious: bool = False) -> int | None:
+        """The process that is gone, if one is.
+
+        `beats` are those of the newest exchange; None if there was none in the `seconds` since the last look. Then
+        only process 0, which runs the store, is silent. Time in which this process was stopped itself does not count.
+        """
+        for i in self._others:
+            beat = None if beats is None else beats.get(i)
+            if beat is not None and beat != self._beats[i]:
+                self._beats[i], self._silent[i] = beat, 0.0
+            elif beats is not None or i == 0:
+                self._silent[i] += min(seconds, 2 * POLL_SECONDS)
+        most = max(self._others, key=self._silent.__getitem__)
+        return most if self._silent[most] >= (SUSPICION_SECONDS if suspicious else SILENCE_SECONDS) else None
+
+
+class ProcessWatch:
+    """The other processes of a run. Threads watch them from `start` to the end of this process."""
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        index: int,
+        count: int,
+        resume: str,
+        native: NativeOutput,
+        end: Callable[[str, int], object] = lambda message, status: end_process(message, status=status),
+    ) -> None:
+        """`client` is JAX's, `resume` the command that resumes the run. `end` ends the process: message, status."""
+        self._client, self._index, self._count, self._resume = client, index, count, resume
+        self._native, self._end = native, end
+        self._interval = max(POLL_SECONDS, count / 32)  # all read what all write
+        self._liveness = Liveness(index, count)
+        self._entries: dict[str, str] = {}
+        self._beat = self._exchanges = 0
+        self._suspicious = self._has_lost_store = False
+        self._judged = threading.Event()
+
+    def start(self) -> None:
+        self._client.key_value_set(f"{ROOT}/host/{self._index}", socket.gethostname())
+        threading.Thread(target=self._exchange_forever, daemon=True, name="beats").start()
+        threading.Thread(target=self.judge, daemon=True, name="liveness").start()
+
+    def announce_end(self, status: int, message: str) -> None:
+        """Tell the others that this process ends, and why. Process 0 waits until they have read it."""
+        if self._has_lost_store:
+            return
+        text = f"{status} {message.splitlines()[0] if message else ''}"
+        try:
+            self._client.key_value_set(f"{ROOT}/end/{self._index}", text, allow_overwrite=True)
+        except RuntimeError:  # process 0 is gone
+            return
+        if self._index == 0:
+            time.sleep(2 * self._interval + 2)
+
+    def wait_for_verdict(self, seconds: float) -> None:
+        """After an error that another process may have caused: end as soon as it is known which, or return."""
+        self._suspicious = True
+        if self._judged.wait(seconds):
+            threading.Event().wait()  # another thread ends the process
+
+    def name(self, index: int) -> str:
+        """A process with its host."""
+        host = self._entries.get(f"{ROOT}/host/{index}", "an unknown host")
+        return f"process {index} of {self._count} on {host}"
+
+    def exchange(self) -> None:
+        """Write a beat and read those of all; raises nothing if process 0 does not answer."""
+        self._beat += 1
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"{ROOT}/beat/{self._index}", str(self._beat), allow_overwrite=True)
+            self._entries = dict(self._client.key_value_dir_get(f"{ROOT}/"))
+            self._exchanges += 1
+
+    def _exchange_forever(self) -> None:
+        while True:
+            self.exchange()
+            time.sleep(self._interval)
+
+    def judge(self) -> None:
+        """Look at the others once a second, until one of them is gone."""
+        last, exchanges, ended_at = time.monotonic(), 0, None
+        while True:
+            time.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            abort = self._native.find_abort()
+            is_fresh, exchanges = self._exchanges != exchanges, self._exchanges
+            gone = self._look(is_fresh, now - last, suspicious=self._suspicious or abort is not None)
+            last, ended = now, self._find_ended()
+            ended_at = now if ended_at is None and ended else ended_at
+            if gone is not None and (ended is None or ended[0] != gone):
+                self._end_for_gone(gone)
+            elif ended and ended_at is not None and (gone is not None or now - ended_at >= GRACE_SECONDS):
+                self._end_as(*ended)
+            elif abort is None:
+                self._native.pass_on(now)
+
+    def _look(self, is_fresh: bool, seconds: float, *, suspicious: bool) -> int | None:
+        entries = self._entries
+        if (verdict := entries.get(f"{ROOT}/gone")) is not None and int(verdict) != self._index:
+            return int(verdict)
+        beats = {int(key.rpartition("/")[2]): beat for key, beat in entries.items() if key.startswith(f"{ROOT}/beat/")}
+        return self._liveness.look(beats if is_fresh else None, seconds, suspicious=suspicious)
+
+    def _find_ended(self) -> tuple[int, str] | None:
+        found = (key for key in sorted(self._entries) if key.startswith(f"{ROOT}/end/"))
+        others = [key for key in found if key != f"{ROOT}/end/{self._index}"]
+        return (int(others[0].rpartition("/")[2]), self._entries[others[0]]) if others else None
+
+    def _end_for_gone(self, gone: int) -> None:
+        self._judged.set()
+        self._has_lost_store = gone == 0
+        if gone != 0:
+            with contextlib.suppress(RuntimeError):  # another process was first
+                self._client.key_value_set(f"{ROOT}/gone", str(gone))
+        self._end(
+            f"{self.name(gone)} is gone: it was killed or stopped, or its machine does not answer.\n"
+            f"Resume with, on all: {self._resume}",
+            REQUEUE_STATUS,
+        )
+
+    def _end_as(self, index: int, text: str) -> None:
+        self._judged.set()
+        status, _, message = text.partition(" ")
+        self._end(f"{self.name(index)} has ended: {message}\nResume with, on all: {self._resume}", int(status))

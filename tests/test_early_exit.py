@@ -1,0 +1,51 @@
+"""Signals before a training has begun, and while a directory is written."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EARLY = """
+import hashlib, sys
+from gptjax.core.early_exit import exit_early
+with exit_early():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no Python runs, as in a wait for other processes
+"""
+WRITING = """
+import sys, time
+from pathlib import Path
+from gptjax.core.errors import exit_on_user_error
+from gptjax.core.files import atomic_directory
+with exit_on_user_error(), atomic_directory(Path(sys.argv[1])) as directory:
+    (directory / "weights").write_text("half")
+    print("ready", flush=True)
+    time.sleep(300)
+"""
+
+
+def send(code: str, number: signal.Signals, *words: str) -> tuple[int, str]:
+    """(status, what is printed) of a process that gets a signal when it is ready."""
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        status = child.wait(timeout=100)
+        return status, child.stdout.read() + child.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("number", "result"),
+    [(signal.SIGUSR1, (75, "SIGUSR1\n")), (signal.SIGINT, (130, "interrupted\n")), (signal.SIGTERM, (-15, ""))],
+)
+def test_signal_before_training_ends_in_one_line(number: signal.Signals, result: tuple[int, str]):
+    assert send(EARLY, number) == result
+
+
+def test_killed_export_leaves_nothing(tmp_path: Path):
+    assert send(WRITING, signal.SIGTERM, str(tmp_path / "export")) == (143, "")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,189 @@
+"""Of several processes, those that are left name the one that is gone, and end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptjax.core.native_output import NativeOutput
+from gptjax.sharding import liveness
+from gptjax.sharding.liveness import GRACE_SECONDS, ROOT, SILENCE_SECONDS, SUSPICION_SECONDS, Liveness, ProcessWatch
+
+
+def beat(silent: set[int], *, count: int = 4) -> Callable[[int], dict[int, str]]:
+    """The beats of all at each look; those in `silent` have stopped."""
+    return lambda look: {i: "1" if i in silent else str(look) for i in range(count)}
+
+
+def count_looks(beats: Callable[[int], dict[int, str] | None], **words: bool) -> tuple[int, int]:
+    """(look, one each second, process that is gone then) as process 1 of 4 sees it."""
+    watched = Liveness(1, 4)
+    for look in range(1, 1000):
+        gone = watched.look(beats(look), 1.0, **words)
+        if gone is not None:
+            return look, gone
+    raise AssertionError("nobody is gone")
+
+
+def test_process_that_does_not_beat_is_gone():
+    assert count_looks(beat({3})) == (1 + SILENCE_SECONDS, 3)
+    assert count_looks(beat({3}), suspicious=True) == (1 + SUSPICION_SECONDS, 3)
+
+
+def test_store_that_does_not_answer_says_that_process_0_is_gone():
+    assert count_looks(lambda look: None) == (SILENCE_SECONDS, 0)
+
+
+def test_process_that_was_stopped_itself_accuses_nobody():
+    watched = Liveness(0, 2)
+    assert watched.look({1: "1"}, 1.0) is None
+    assert watched.look({1: "1"}, 3600.0) is None
+
+
+class Store:
+    """What a process reads of the coordination service. Process 2 beats."""
+
+    def __init__(self, entries: dict[str, str]) -> None:
+        self.entries = {f"{ROOT}/host/{i}": f"node{i}" for i in range(3)} | entries
+        self.reads = 0
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        if key in self.entries and not allow_overwrite:
+            raise RuntimeError("ALREADY_EXISTS")
+        self.entries[key] = value
+
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        self.reads += 1
+        return [*self.entries.items(), (f"{ROOT}/beat/2", str(self.reads))]
+
+
+class NoOutput(NativeOutput):
+    """Libraries write nothing."""
+
+    def __init__(self) -> None:
+        return
+
+    def find_abort(self) -> None:
+        return None
+
+    def pass_on(self, now: float) -> None:
+        return None
+
+
+def watch(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """With what message and status process 0 of 3 ends; its seconds pass at once."""
+    seconds, ends = iter(range(10_000)), []
+
+    def end(message: str, status: int) -> None:
+        ends.append((message, status))
+        raise SystemExit
+
+    others = ProcessWatch(store, index=0, count=3, resume="gptjax train x", native=NoOutput(), end=end)
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(liveness.time, "sleep", lambda _: others.exchange())
+    with pytest.raises(SystemExit):
+        others.judge()
+    return ends
+
+
+def test_silent_process_is_named_with_its_host(monkeypatch: pytest.MonkeyPatch):
+    store = Store({f"{ROOT}/beat/1": "7"})
+    ((message, status),) = watch(store, monkeypatch)
+    assert message.startswith("process 1 of 3 on node1 is gone")
+    assert message.endswith("gptjax train x")
+    assert status == 75
+    assert store.entries[f"{ROOT}/gone"] == "1"
+
+
+@pytest.mark.parametrize("status", [2, 143])
+def test_process_that_ended_by_itself_is_repeated_with_its_status(status: int, monkeypatch: pytest.MonkeyPatch):
+    ((message, found),) = watch(Store({f"{ROOT}/end/2": f"{status} its data is missing"}), monkeypatch)
+    assert message.startswith("process 2 of 3 on node2 has ended: its data is missing\n")
+    assert found == status
+    assert GRACE_SECONDS < SILENCE_SECONDS
+
+
+MEMBER = """
+import sys, time
+from gptjax.core.console import safe_console
+from gptjax.core.errors import UserError, exit_on_user_error
+with safe_console(), exit_on_user_error():
+    from gptjax.sharding.distributed import initialize_distributed
+    initialize_distributed(command="the same command")
+    print("joined", flush=True)
+    if sys.argv[1:] == ["fails"]:
+        raise UserError("its data is missing")
+    time.sleep(300)
+"""
+
+
+def start_members(directory: Path, *roles: str) -> list[subprocess.Popen]:
+    """A process for each role, once all have joined."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        address = f"localhost:{found.getsockname()[1]}"
+    place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(roles)), "TMPDIR": str(directory)}
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, role],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | place | {"JAX_PROCESS_ID": str(i)},
+        )
+        for i, role in enumerate(roles)
+    ]
+    for member in members:
+        assert member.stdout is not None
+        assert "waiting for all of them" in member.stdout.readline()
+        assert member.stdout.readline() == "joined\n"
+    return members
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("count", "lost"), [(2, 0), (2, 1), (4, 0), (4, 2)])
+def test_lost_process_ends_the_others_in_a_line(count: int, lost: int, number: signal.Signals, tmp_path: Path):
+    members = start_members(tmp_path, *["waits"] * count)
+    time.sleep(4)
+    members[lost].send_signal(number)
+    try:
+        for i in sorted(set(range(count)) - {lost}):
+            said, _ = members[i].communicate(timeout=120)
+            first, second, third = said.splitlines()
+            assert first.startswith(f"error: process {lost} of {count} on {socket.gethostname()} is gone")
+            assert second.endswith("the same command")
+            assert "stacks-" in third
+            assert members[i].returncode == 75
+    finally:
+        for member in members:
+            member.kill()
+            member.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_user_error_of_one_process_ends_all(failing: int, tmp_path: Path):
+    members = start_members(tmp_path, *["fails" if i == failing else "waits" for i in range(3)])
+    for i, member in enumerate(members):
+        said, _ = member.communicate(timeout=120)
+        place = "" if i == failing else f"process {failing} of 3 on {socket.gethostname()} has ended: "
+        assert said.startswith(f"error: {place}its data is missing\n")
+        assert member.returncode == 2
+
+
+@pytest.mark.slow
+def test_process_that_waits_for_others_in_vain_is_a_line(tmp_path: Path):
+    place = {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "1"}
+    words = [sys.executable, "-c", MEMBER, "waits"]
+    environment = os.environ | place | {"GPTJAX_JOIN_SECONDS": "5", "TMPDIR": str(tmp_path)}
+    child = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert child.returncode == 2
+    assert "error: not all 4 processes came within 5 s." in child.stderr
+    assert len(child.stderr.splitlines()) <= 3
