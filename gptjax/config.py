@@ -43,6 +43,8 @@ class TrainConfig:
     hang_timeout: str | None = "30m"
     """End with status 75 and the stacks of all threads in a file after this long without a step; four times as long
     while starting, compiling, evaluating and saving. None: wait forever."""
+    max_restarts: int = 0
+    """Start again after a failure, at most so many times in a row without a newer checkpoint. 0: never."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a lower `checkpoint.best_metric`. None: never."""
     batch_size: int = 8
@@ -89,6 +91,8 @@ class TrainConfig:
         for field in ("steps", "max_consecutive_skips", "schedule_steps", "patience"):
             if (value := getattr(self, field)) is not None and value < 1:
                 raise UserError(f"{field} is {value}; it must be at least 1.")
+        if self.max_restarts < 0:
+            raise UserError(f"max_restarts is {self.max_restarts}; it must be at least 0.")
         if "://" in self.output_dir:
             raise UserError(
                 f"output_dir is {self.output_dir!r}: a run directory is a local path. Mount the bucket, with gcsfuse "
@@ -208,6 +212,7 @@ RESUME_MAY_CHANGE = (
     "schedule_steps",
     "max_time",
     "hang_timeout",
+    "max_restarts",
     "patience",
     "mesh",
     "grad_accum",

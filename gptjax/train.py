@@ -7,14 +7,19 @@ A worker process that prepares data imports this module and so does not pay for 
 import faulthandler
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
-from gptjax.core.early_exit import exit_early
+from gptjax.core.early_exit import exit_early, remove_early_handler
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
+from gptjax.core.restarts import follow_parent, is_supervised, run_with_restarts
+
+if TYPE_CHECKING:
+    from gptjax.config import TrainConfig
 
 PROG = "python -m gptjax.train"
 DESCRIPTION = "Train a GPT, or resume its training."
@@ -37,15 +42,33 @@ def run(words: list[str]) -> int:
         from gptjax.config import TrainConfig
         from gptjax.sharding.distributed import initialize_distributed
 
+        request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
+        if request.config.max_restarts and not is_supervised():
+            return supervise(request.config, words)
+        follow_parent()
         command = shlex.join([*PROG.split(), *words])
         initialize_distributed(command=command)
-        request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()
         from gptjax.runs.trainer import train
     source = request.path.read_text(encoding="utf-8")
     return train(request.config, modules=request.modules, source=source, command=command, typed=request.typed)
+
+
+def supervise(config: "TrainConfig", words: list[str]) -> int:
+    """Train in a process that is started again after a failure."""
+    from gptjax.runs.run_dir import CHECKPOINTS
+    from gptjax.training.checkpoint_integrity import list_steps
+
+    remove_early_handler()
+    limit, end = config.max_restarts, config.max_seconds
+    return run_with_restarts(
+        [sys.executable, *PROG.split()[1:], *words],
+        limit=limit,
+        find_step=lambda: max(list_steps(config.directory / CHECKPOINTS), default=None),
+        is_over=lambda seconds: end is not None and seconds >= end,
+    )
 
 
 if __name__ == "__main__":

@@ -83,9 +83,18 @@ def test_variable_that_is_no_number_is_named(calls: list[dict]):
 
 def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
     torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}
-    with pytest.raises(UserError, match="torchrun has started 8 processes"):
-        initialize_distributed(torchrun)
+    operator = {"MASTER_ADDR": "a", "WORLD_SIZE": "8", "RANK": "0"}
+    for environment in (torchrun, operator):
+        with pytest.raises(UserError, match="torchrun or a launcher like it has started 8 processes"):
+            initialize_distributed(environment)
     initialize_distributed(torchrun | {"WORLD_SIZE": "1"})
+    assert calls == []
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:22x", ":5", "localhost:70000"])
+def test_address_without_a_port_is_refused(calls: list[dict], address: str):
+    with pytest.raises(UserError, match=f"JAX_COORDINATOR_ADDRESS is {address}; wanted HOST:PORT"):
+        initialize_distributed({"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
     assert calls == []
 
 

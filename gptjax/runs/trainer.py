@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from gptjax.config import TrainConfig
+from gptjax.core import restarts
 from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.diagnosis import keep_reports_in
 from gptjax.core.early_exit import stop_status
@@ -78,7 +79,7 @@ def _train(
     watchdog: Watchdog,
 ) -> tuple[TrainConfig, Stop | None]:
     """Train, and return the config with everything resolved and why the run ended early, if it did."""
-    began_at = time.monotonic()
+    began_at = restarts.began_at() or time.monotonic()
     config, tokenizer = startup.prepare_config(config, modules, typed=typed)
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)

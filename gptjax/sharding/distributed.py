@@ -1,18 +1,15 @@
 """Join the processes of a run over several hosts."""
 
-import contextlib
 import os
 import re
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 from jax._src import distributed  # its client and place are in no public module
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.native_output import NativeOutput, hold_native_output
 from gptjax.core.process_end import end_at_abort, know_others
 from gptjax.sharding.liveness import ProcessWatch
@@ -61,7 +58,7 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
     )
     native = hold_native_output()
     try:
-        with _interruptible(), end_at_abort(native, refusal):
+        with end_at_abort(native, refusal):
             jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=count,
@@ -88,19 +85,6 @@ def _watch_others(native: NativeOutput, command: str) -> None:
         know_others(others)
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Inside the block Ctrl-C ends the process even while no Python runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def count_processes() -> int:
     """Processes of the run. Starts no JAX backend: a config may be wrong, and its error should come first."""
     return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
@@ -117,11 +101,20 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Raise a UserError for variables with which a run would go wrong."""
     if environment.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on"):
         raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
-    workers = environment.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in environment and workers != "1" and "JAX_COORDINATOR_ADDRESS" not in environment:
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    host, _, port = (address or "").rpartition(":")
+    if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x
         raise UserError(
-            f"torchrun has started {workers} processes, but one process of JAX uses all devices of a machine. Start "
-            "python -m gptjax.train without torchrun. Several machines: launch/README.md."
+            f"JAX_COORDINATOR_ADDRESS is {quote(address)}; wanted HOST:PORT, the same for all processes, such as "
+            "node1:12355."
+        )
+    workers = environment.get("WORLD_SIZE", "1")
+    by_torch = "TORCHELASTIC_RUN_ID" in environment or {"RANK", "MASTER_ADDR"} <= environment.keys()
+    if by_torch and workers != "1" and "JAX_COORDINATOR_ADDRESS" not in environment:
+        raise UserError(
+            f"torchrun or a launcher like it has started {workers} processes, but one process of JAX uses all devices "
+            "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
+            "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
 
 

@@ -239,6 +239,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "resume": ("never", "resume"),
         "max_time": ("1s", "stop"),
         "hang_timeout": ("1s", "watchdog"),
+        "max_restarts": (2, "restarts"),
         "patience": (2, "stop"),
         "epoch_seeds": ("added", "late rows"),
         "row_offsets": (((1, 3),), "rows"),

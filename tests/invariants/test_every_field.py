@@ -27,6 +27,7 @@ from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 import gptjax.data.config
 import gptjax.metrics.loggers
 import gptjax.optim
+import gptjax.train
 import gptjax.training.objective
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -240,6 +241,17 @@ def find_end(config: TrainConfig) -> int | None:
     return next((n for n in range(1000) if watchdog.look(10.0)), None)
 
 
+def is_restarted(config: TrainConfig) -> bool:
+    """Whether the command starts a parent that restarts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={})
+        patch.setattr(gptjax.train, "require_config", lambda *_, **__: "")
+        patch.setattr(gptjax.train, "parse_config", lambda *_, **__: request)
+        patch.setattr(gptjax.train, "supervise", lambda *_: 1)
+        patch.setattr("gptjax.runs.trainer.train", lambda *_, **__: 0)
+        return bool(gptjax.train.run([]))
+
+
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
     """Printed lines and written files of twelve steps, and the arguments of Weights & Biases."""
     calls = []
@@ -314,6 +326,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "prefetch": lambda config, *_: record_prefetch(config),
     "stop": lambda config, *_: find_stop(config),
     "watchdog": lambda config, *_: find_end(config),
+    "restarts": lambda config, directory, _: is_restarted(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
     "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),

@@ -1,0 +1,96 @@
+"""A command that fails is started again, a limited number of times without progress."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gptjax.core.restarts import should_restart
+
+
+@pytest.mark.parametrize("status", [1, 75, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS])
+def test_failure_is_restarted_unless_a_signal_asked_for_the_end(status: int):
+    assert should_restart(status, was_asked=False)
+    assert not should_restart(status, was_asked=True)
+
+
+@pytest.mark.parametrize("status", [0, 2, 130, 143, 129, 152, -signal.SIGTERM, -signal.SIGINT])
+def test_success_a_users_error_and_an_end_by_signal_are_not_restarted(status: int):
+    assert not should_restart(status, was_asked=False)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from gptjax.core.restarts import run_with_restarts
+steps = Path(sys.argv[1])
+read = lambda: int(steps.read_text()) if steps.exists() else None
+sys.exit(run_with_restarts([sys.executable, "-c", sys.argv[2], sys.argv[1]], limit=2, find_step=read, pause=0.0))
+"""
+CRASH = "import os; print('start', flush=True); os.abort()"
+"""Without any progress."""
+LEARN = """
+import os, sys
+from pathlib import Path
+steps = Path(sys.argv[1])
+step = int(steps.read_text()) + 1 if steps.exists() else 1
+steps.write_text(str(step))
+print("start", flush=True)
+sys.exit(0 if step == 7 else 75)
+"""
+"""A step each time, and complete after seven."""
+WAIT = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("start", flush=True)
+time.sleep(60)
+"""
+
+
+def start_parent(child: str, directory: Path) -> subprocess.Popen:
+    words = [sys.executable, "-c", PARENT, str(directory / "steps"), child]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_crash_loop_ends_after_the_limit(tmp_path: Path):
+    said, errors = start_parent(CRASH, tmp_path).communicate(timeout=60)
+    assert said.count("start") == 3
+    assert "restarts: the run ended by SIGABRT; nothing is saved yet. Restart 1 of 2" in errors
+    assert "It is not restarted: 2 restarts in a row have saved no newer step" in errors
+
+
+def test_progress_resets_the_count(tmp_path: Path):
+    parent = start_parent(LEARN, tmp_path)
+    said, errors = parent.communicate(timeout=60)
+    assert (parent.returncode, said.count("start")) == (0, 7)
+    assert errors.count("Restart 1 of 2") == 6
+
+
+def test_signal_reaches_the_child_and_ends_the_restarts(tmp_path: Path):
+    with start_parent(WAIT, tmp_path) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "start\n"
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(timeout=60) == 75
+        assert parent.stdout.read() == ""
+
+
+@pytest.mark.slow
+def test_child_ends_with_a_parent_that_is_killed(tmp_path: Path):
+    begin = "from gptjax.core.restarts import follow_parent; follow_parent(); print(os.getpid(), "
+    follower = WAIT.replace("print(", begin)
+    with start_parent(f"import os\n{follower}", tmp_path) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline().split()[0])
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the child goes on")
