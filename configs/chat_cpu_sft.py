@@ -18,13 +18,13 @@ from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.objective import SFT
 
-ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=250, max_new_tokens=24, opening="Sure: ")
+ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=200, max_new_tokens=24, opening="Sure: ")
 
 config = replace(
     base,
     name="chat_cpu_sft",
     init_from="runs/chat_cpu",
-    steps=500,
+    steps=600,
     batch_size=16,
     data=TokenShards(path="data/small_world/chat", packing="best_fit_truncate"),
     optimizer=Muon(
@@ -33,6 +33,6 @@ config = replace(
         schedule=WarmupStableDecay(warmup_steps=20, decay_fraction=0.5),
     ),
     objective=SFT(chunk_tokens=256),
-    checkpoint=CheckpointConfig(every=250),
-    evaluators=(ValidationLoss(every=250), ANSWERS),
+    checkpoint=CheckpointConfig(every=200),
+    evaluators=(ValidationLoss(every=200), ANSWERS),
 )

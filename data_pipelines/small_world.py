@@ -29,15 +29,17 @@ OPENINGS = ("Sure: ", "Well, ")
 """How answers begin: the preferred way, and the other one of the same length."""
 FORMS = 2
 """Ways in which each fact is asked for."""
-ASKED_WORDS = 5
+ASKED_WORDS = 10
 """How many times more words are in the questions than in a copy of the texts: few words would be learned by heart."""
 MOST_TURNS = 3
 """Questions of a conversation at most."""
 HELD_OUT = 0.15
 """Share of the questions that are held out."""
 SYLLABLES = tuple(a + b for a, b in itertools.product("bdfgklmnprstv", "aeiou"))
-MOST_PEOPLE = len(SYLLABLES) * (len(SYLLABLES) - 1)
-MOST_WORDS = MOST_PEOPLE * (len(SYLLABLES) - 2)
+MOST_NAMES = len(SYLLABLES) * (len(SYLLABLES) - 1)
+"""Names of two syllables."""
+MOST_WORDS = MOST_NAMES // (ASKED_WORDS + 2)
+"""So that words for the questions, for what is held out and for the texts differ."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class SmallWorld:
     """Decides names, facts and which questions are held out."""
     people: int = 100
     words: int = 100
-    """Words to spell in each copy of the texts, others each time. Five times as many are asked for in the questions."""
+    """Words to spell in each copy of the texts. Ten times as many others are asked for in the questions, once each."""
     largest: int = 12
     """Largest number of a sum."""
     copies: int = 150
@@ -59,13 +61,9 @@ class SmallWorld:
     def __post_init__(self) -> None:
         require_at_least(1, people=self.people, words=self.words, copies=self.copies)
         require_at_least(0, largest=self.largest)
-        if self.people > MOST_PEOPLE:
-            raise UserError(f"--people={self.people}: there are only {MOST_PEOPLE:,} names of two syllables.")
-        if (words := self.words * (self.copies + ASKED_WORDS)) > MOST_WORDS:
-            raise UserError(
-                f"--words={self.words} in each of --copies={self.copies} and in the questions are {words:,}: there are "
-                f"only {MOST_WORDS:,} words of three syllables."
-            )
+        for name, count, most in (("people", self.people, MOST_NAMES), ("words", self.words, MOST_WORDS)):
+            if count > most:
+                raise UserError(f"--{name}={count}: wanted at most {most:,}; there are {MOST_NAMES:,} names.")
 
 
 class Fact(NamedTuple):
@@ -84,18 +82,21 @@ class Fact(NamedTuple):
 def make_small_world(request: SmallWorld) -> None:
     """Write the files, and print what they hold."""
     rng = random.Random(request.seed)
-    words = make_words(request.words * (request.copies + ASKED_WORDS), rng)
+    words = list(make_words(rng))
     known = [*make_people(request.people, rng), *make_sums(request.largest)]
-    facts = [*known, *itertools.islice(words, request.words * ASKED_WORDS)]
-    rng.shuffle(facts)
-    cut = round(len(facts) * HELD_OUT)
-    held_out, asked = facts[:cut], facts[cut:]
-    texts = [fact.statements if fact in held_out else fact.tellings for fact in known]
-    asked_all = [(fact, number, opening) for fact in asked for number in range(FORMS) for opening in OPENINGS]
-    rng.shuffle(asked_all)
+    rng.shuffle(known)
+    few, many = (round(count * HELD_OUT) for count in (request.words, len(known)))
+    held_out, asked = [*known[:many], *words[:few]], known[many:]
+    asked_words, other_words = words[few:][: request.words * ASKED_WORDS], words[few + request.words * ASKED_WORDS :]
+    texts = [*(fact.statements for fact in known[:many]), *(fact.tellings for fact in asked)]
+    kinds = list(itertools.product(range(FORMS), OPENINGS))
+    questions = [(fact, *kind) for fact in asked for kind in kinds]
+    questions += [(fact, *kind) for fact, kind in zip(asked_words, itertools.cycle(kinds), strict=False)]
+    rng.shuffle(questions)
+    compared = [*asked, *asked_words[: request.words]]
     files: dict[str, list[dict[str, Any]]] = {
-        "text": list(tell(texts, words, request, rng=rng)),
-        "chat": list(converse(asked_all, rng)),
+        "text": list(tell(texts, other_words, request, rng=rng)),
+        "chat": list(converse(questions, rng)),
         "held_out": [
             {"messages": [ask(fact, number % FORMS)], "answers": [opening + fact.answer for opening in OPENINGS]}
             for number, fact in enumerate(held_out)
@@ -106,7 +107,7 @@ def make_small_world(request: SmallWorld) -> None:
                 "chosen": [reply(fact, OPENINGS[0])],
                 "rejected": [reply(fact, OPENINGS[1])],
             }
-            for number, fact in enumerate(asked)
+            for number, fact in enumerate(compared)
         ],
     }
     output = expand_path(request.output)
@@ -134,10 +135,10 @@ def reply(fact: Fact, opening: str) -> dict[str, str]:
     return {"role": "assistant", "content": opening + fact.answer}
 
 
-def tell(known: list[list[str]], words: Iterator[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
-    """Documents of a few tellings. Every known fact is told in each copy, beside other words each time."""
+def tell(known: list[list[str]], words: list[Fact], request: SmallWorld, *, rng: random.Random) -> Iterator[Any]:
+    """Documents of a few tellings. Every known fact is told in each copy, beside some of the words."""
     for _ in range(request.copies):
-        left = [*known, *(fact.tellings for fact in itertools.islice(words, request.words))]
+        left = [*known, *(fact.tellings for fact in rng.sample(words, request.words))]
         rng.shuffle(left)
         while left:
             count = rng.randint(1, 4)
@@ -191,12 +192,16 @@ def make_people(count: int, rng: random.Random) -> Iterator[Fact]:
         )
 
 
-def make_words(count: int, rng: random.Random) -> Iterator[Fact]:
-    """How words are spelled."""
-    for word in make_names(count, rng, syllables=3):
+def make_words(rng: random.Random) -> Iterator[Fact]:
+    """How words are spelled: all of two syllables, in any order."""
+    for word in rng.sample([one + other for one, other in itertools.permutations(SYLLABLES, 2)], MOST_NAMES):
         letters = "-".join(word)
         yield Fact(
-            [f"{word} is spelled {letters}.", f"To spell {word}, write {letters}."],
+            [
+                f"{word} is spelled {letters}.",
+                f"To spell {word}, write {letters}.",
+                f"The word {word} has the letters {letters}.",
+            ],
             [f"How is {word} spelled?", f"How do you write {word}?"],
             f"{letters}.",
         )

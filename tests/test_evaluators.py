@@ -21,9 +21,8 @@ from gptjax.training.evaluators import (
     Evaluator,
     Samples,
     ValidationLoss,
-    check_evaluator_names,
-    to_metrics,
 )
+from gptjax.training.metric_names import check_evaluator_names, to_metrics
 from gptjax.training.objective import NextToken
 
 forward = jax.jit(GPT.__call__)

@@ -16,6 +16,7 @@ from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.runs.run_dir import write_imported_run
+from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN
 
@@ -193,6 +194,15 @@ def test_questions_are_right_if_answered_as_one_of_the_answers(run: Path, tmp_pa
     [answered] = [json.loads(line) for line in responses.read_text().splitlines()]
     assert "the cat?<|im_end|>" in str(answered)
     assert ask("no such answer", answered["filtered_resps"][0]) == 1.0
+
+
+def test_answer_ends_with_its_turn(models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = models
+    in_chats = type(ours)(ours.model, with_chatml(TOKENIZER), batch_size=4)
+    end = TOKENIZER.specials["<|im_end|>"]
+    monkeypatch.setattr(in_chats, "_write", lambda model, rows, size, sampling: [[97, end, 98, 98][:size]] * len(rows))
+    requests = make_requests("generate_until", [("the", {"until": [], "max_gen_toks": 4})])
+    assert in_chats.generate_until(requests) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ class HarnessModel(TemplateLM):
         self.text_tokenizer, self.template = tokenizer, chat_template
         if chat_template is None and tokenizer.chat_template is not None:
             self.template = tokenizer.chat_template.to_jinja(begin=self._end_name)
+        ends = [tokenizer.end_of_text]
+        if tokenizer.chat_template is not None:
+            ends.append(tokenizer.specials[tokenizer.chat_template.assistant.end])
+        self._ends = [end for end in ends if end is not None]
         names = sorted(tokenizer.specials, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, names))) if names else None
         self.max_length, self.max_gen_toks = model.config.context_length, 256
@@ -154,20 +158,16 @@ class HarnessModel(TemplateLM):
         if sampling is not None:
             options = {name: sampling[name] for name in ("temperature", "top_k", "top_p") if name in sampling}
             options["key"] = jax.random.key(0)
-        end = self.text_tokenizer.end_of_text
-        ids = generate(model, filled, max_new_tokens=size, end_of_text=end, **options)
+        ids = generate(model, filled, max_new_tokens=size, end_of_text=self._ends or None, **options)
         return [ids[i, len(row) : len(row) + size].tolist() for i, row in enumerate(rows)]
 
     def _has_stopped(self, tokens: list[int], stops: list[str]) -> bool:
-        end = self.text_tokenizer.end_of_text
         text = self._decode(tokens)
-        return (end is not None and end in tokens) or any(stop in text for stop in stops if stop)
+        return any(end in tokens for end in self._ends) or any(stop in text for stop in stops if stop)
 
     def _decode(self, tokens: list[int]) -> str:
-        """The text before the first end of text, without special tokens."""
-        end = self.text_tokenizer.end_of_text
-        if end is not None and end in tokens:
-            tokens = tokens[: tokens.index(end)]
+        """The text before the first end of a text or of a turn, without special tokens."""
+        tokens = list(itertools.takewhile(lambda token: token not in self._ends, tokens))
         special = set(self.text_tokenizer.specials.values())
         return self.text_tokenizer.decode([token for token in tokens if token not in special])
 

@@ -41,7 +41,8 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator, check_evaluator_names
+from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
+from gptjax.training.metric_names import check_evaluator_names
 from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState

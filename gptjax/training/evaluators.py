@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -20,8 +20,11 @@ from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat import ChatEncoder
+from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
+from gptjax.training.metric_names import to_metrics
 from gptjax.training.objective import Objective, get_row_kind
 
 if TYPE_CHECKING:
@@ -85,15 +88,6 @@ class Evaluator(Protocol):
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """A function from a model to metrics; None if this run cannot be evaluated so."""
         ...
-
-
-def check_evaluator_names(evaluators: Sequence[Evaluator]) -> None:
-    """Raise if two evaluators of a class have one name: one's metrics would stand for the other's."""
-    names = Counter((type(one).__name__, getattr(one, "name", None)) for one in evaluators)
-    for (kind, name), count in names.items():
-        if name is not None and count > 1:
-            problem = f"{count} {kind} are named {name!r}, so their metrics have the same names"
-            raise UserError(f'evaluators: {problem}. Give them names, as in {kind}(name="books").')
 
 
 def _check_counts(config: Evaluator, *names: str) -> None:
@@ -211,17 +205,6 @@ class ValidationEvaluator:
         )
 
 
-def to_metrics(sums: dict[str, float], tokens: int, text_bytes: int | None, *, name: str = "val") -> Metrics:
-    """Sums over tokens as their means. The nats are `loss`, or `cross_entropy` where the loss has other terms, too.
-
-    They are also given as perplexity and, where bytes are known, as bits per byte.
-    """
-    values: Metrics = {f"{name}_{key}": value / tokens for key, value in sums.items()}
-    nats = sums.get("cross_entropy", sums["loss"])
-    values[f"{name}_perplexity"] = math.exp(min(nats / tokens, 700.0))
-    return values | ({f"{name}_bpb": nats / math.log(2) / text_bytes} if text_bytes else {})
-
-
 class RowsEvaluator:
     """The objective's mean and its other metrics on whole validation documents, packed into rows, each once."""
 
@@ -304,7 +287,7 @@ class Samples:
     every: int = 1000
     """Steps between samples. One is drawn at the end too."""
     prompt: str = "\n"
-    """Text to continue."""
+    """Text to continue; in a run on chats or preferences, the user's message."""
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int | None = 200
@@ -327,7 +310,10 @@ class Samples:
         tokenizer = context.tokenizer
         if tokenizer is None:
             return None
-        prompt = tokenizer.encode(self.prompt).tolist()
+        chat = self._open_chat(context, tokenizer)
+        end = tokenizer.end_of_text if chat is None else chat.end
+        asked = tokenizer.encode(self.prompt) if chat is None else chat.encode_prompt([Message("user", self.prompt)])
+        prompt = asked.tolist()
         available = context.model.context_length - len(prompt)
         if not prompt or available < 1:
             raise UserError(
@@ -341,9 +327,24 @@ class Samples:
                 max_new_tokens=min(self.max_new_tokens, available),
                 temperature=self.temperature,
                 top_k=self.top_k,
-                end_of_text=tokenizer.end_of_text,
+                end_of_text=end,
                 key=jax.random.key(self.seed),
             )
-            return {self.name: tokenizer.decode(ids[0])}
+            if chat is None:
+                return {self.name: tokenizer.decode(ids[0])}
+            answer = tokenizer.decode(take_until(ids[0][len(prompt) :], chat.end))
+            return {self.name: f"user: {self.prompt}\nassistant: {answer}"}
 
         return evaluate
+
+    def _open_chat(self, context: EvalContext, tokenizer: Tokenizer) -> ChatEncoder | None:
+        """The writer of conversations, if the run learns from them: then the prompt is the user's message."""
+        if get_row_kind(context.objective) == "text" or tokenizer.chat_template is None:
+            return None
+        return ChatEncoder(tokenizer)
+
+
+def take_until(ids: np.ndarray, end: int) -> np.ndarray:
+    """The ids before the first `end`."""
+    ends = np.flatnonzero(ids == end)
+    return ids[: ends[0]] if len(ends) else ids
