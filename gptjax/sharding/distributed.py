@@ -79,8 +79,8 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
 def _watch_others(native: NativeOutput, command: str) -> None:
     state = distributed.global_state
     if state.num_processes > 1:
-        place = {"index": state.process_id, "count": state.num_processes}
-        others = ProcessWatch(state.client, **place, resume=command, native=native)
+        index, count = state.process_id, state.num_processes
+        others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
         others.start()
         know_others(others)
 
