@@ -12,7 +12,7 @@ from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
-from gptjax.core.early_exit import exit_early, remove_early_handler
+from gptjax.core.early_exit import exit_early, leave_after_signal, remove_early_handler
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
 from gptjax.core.restarts import follow_parent, is_supervised, run_with_restarts
@@ -69,4 +69,5 @@ def supervise(config: "TrainConfig", words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with leave_after_signal():
+        main()
