@@ -46,7 +46,7 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         for row in rows:
             modules.append(_module(row).partition("{}.")[2])
             tensors |= _split_adapter(row, model.adapters, name=name)
-    rows = _list_trained_rows(model, model.adapters, form=form) if lora.new_tokens else {}
+    rows = _list_trained_rows(model, model.adapters, form=form)
     for module, array in rows.items():
         tensors[f"base_model.model.{module}.token_adapter.trainable_tokens_delta"] = array
     content: dict[str, Any] = {
@@ -85,7 +85,7 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
     if row.head_order != "halves":
         b = b.take(order_channels(config.head_dim, row.head_order), axis=2 + outs.index("K"))
     a = a.transpose(0, a.ndim - 1, *(1 + ins.index(axis) for axis in inputs))
-    b = b.transpose(0, *(2 + outs.index(axis) for axis in outputs), 1)
+    b = b.transpose([0, *(2 + outs.index(axis) for axis in outputs), 1])
     rank = adapters.lora.rank
     found: Tensors = {}
     for layer in range(config.num_layers):
