@@ -85,7 +85,7 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
     if row.head_order != "halves":
         b = b.take(order_channels(config.head_dim, row.head_order), axis=2 + outs.index("K"))
     a = a.transpose(0, a.ndim - 1, *(1 + ins.index(axis) for axis in inputs))
-    b = b.transpose([0, *(2 + outs.index(axis) for axis in outputs), 1])
+    b = np.transpose(b, [0, *(2 + outs.index(axis) for axis in outputs), 1])
     rank = adapters.lora.rank
     found: Tensors = {}
     for layer in range(config.num_layers):
