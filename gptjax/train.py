@@ -4,6 +4,7 @@ JAX is imported once the command names a config that exists. Everything that tra
 A worker process that prepares data imports this module and so does not pay for either.
 """
 
+import faulthandler
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
 def run(words: list[str]) -> int:
     """Train as the command line says, and return the exit status."""
     require_config(words, prog=PROG, description=DESCRIPTION)
+    # A crash of native code, such as SIGBUS from a data file that is cut while it is read, says where it was.
+    faulthandler.enable(sys.__stderr__ or 2, all_threads=False)
     with postpone_garbage_collection():
         from gptjax.config import TrainConfig
         from gptjax.sharding.distributed import initialize_distributed
