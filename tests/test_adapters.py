@@ -1,6 +1,8 @@
 """LoRA: frozen weights without moments, adapters that can be merged, and rows of added tokens."""
 
+import contextlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,12 +77,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         lora=LoRA(rank=2, alpha=4.0, targets=("qkv", "mlp.up")),
         evaluators=(ValidationLoss(every=4, tokens=64),),
     )
-    assert train(replace(config, steps=3)) == train(config) == 0
+    assert train(replace(config, steps=3)) == 0
+    with (directory / "printed.txt").open("w") as file, contextlib.redirect_stdout(file):
+        assert train(config) == 0
     return config
 
 
 def test_frozen_weights_have_no_moments_and_stay(trained: TrainConfig) -> None:
     """A run with adapters trains, resumes, and is read with the adapters merged."""
+    printed = (Path(trained.output_dir).parent / "printed.txt").read_text()
+    assert re.search(r"adapters  1,152 trained parameters \(\d\.\d\d% of the model's\), rank 2\n", printed)
     assert [step for step, _ in read_lines(trained.directory)] == [1, 2, 3, 4]
     merged = flatten_by_name(RunDir.open(trained.directory).load_model())
     changed = [

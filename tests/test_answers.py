@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chat_models import TOKENIZER
+from models import make_model
 
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
@@ -18,9 +19,9 @@ from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
-from gptjax.training import answers
+from gptjax.training import answers, evaluators
 from gptjax.training.answers import Answers, read_questions
-from gptjax.training.evaluators import EvalContext, Evaluator
+from gptjax.training.evaluators import EvalContext, Evaluator, Samples
 from gptjax.training.objective import SFT
 
 CONFIG = GPTConfig(
@@ -140,3 +141,15 @@ def test_questions_that_cannot_be_read_are_told(tmp_path: Path, content: bytes |
         (tmp_path / "q.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_answers(Answers(str(tmp_path / "q.jsonl")))
+
+
+def test_samples_of_a_run_on_chats_are_written_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(model: GPT, prompts: list[list[int]], *, end_of_text: int, **options: Any) -> np.ndarray:
+        assert prompts == [ENCODER.encode_prompt([Message("user", "2+2?")]).tolist()]
+        assert end_of_text == ENCODER.end
+        return np.array([[*prompts[0], *TOKENIZER.encode("4."), ENCODER.end, ENCODER.end]])
+
+    monkeypatch.setattr(evaluators, "generation", SimpleNamespace(generate=generate))
+    context = EvalContext(TokenShards(), TOKENIZER, CONFIG, SFT(), MeshConfig())
+    evaluate: Any = Samples(prompt="2+2?").open(context)
+    assert evaluate(make_model(CONFIG)) == {"sample": "user: 2+2?\nassistant: 4."}

@@ -108,3 +108,11 @@ def test_prepare_throughput_measures_text_and_memory(tmp_path: Path):
     assert find_numbers(r"text: +([\d.]+) MB", output) == [pytest.approx(source.stat().st_size / 1e6, abs=0.06)]
     assert 0.01 < find_numbers(r"tiktoken: ([\d.]+) MB per CPU second", output)[0] < 1000
     assert 10 < find_numbers(r"memory: +(\d+) MB", output)[0] < 4000
+
+
+def test_post_training_compares_each_way_of_trl_with_ours():
+    pytest.importorskip("trl", reason="needs trl: pip install -e '.[dev,parity]'")
+    size = ("--layers=1", "--embed-dim=32", "--context-length=256", "--vocab-size=600", "--rows=2")
+    output = run("post_training.py", *size, "--conversations=60", "--rounds=1", "--steps=1")
+    assert len(find_numbers(r"([\d.]+) a second", output)) == 7
+    assert all(0.01 < ratio < 1000 for ratio in find_numbers(r"([\d.]+) ×", output))

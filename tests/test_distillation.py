@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from formula import assert_gradient_equals, compute_hidden, compute_logits, read_weights, softmax, traced_by_jax
 from models import make_model, place_model
-from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
+from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer, write_text_shards
 
+from gptjax.benchmark.training import open_batches
 from gptjax.core.errors import UserError
 from gptjax.data.loader import put_on_devices
 from gptjax.model.config import GPTConfig
@@ -122,6 +123,10 @@ def test_student_of_some_layers_trains_and_resumes(tmp_path: Path) -> None:
     assert perplexity == pytest.approx(np.exp(nats)), "of the text, not of the weighted sum"
     assert RunDir.open(config.directory).model_config.num_layers == 2
     assert train(replace(config, steps=3)) == 0
+    with SINGLE.activate():
+        _, frozen = open_batches(replace(config, model=STUDENT), SINGLE, tokenizer=tokenizer())
+    assert frozen is not None, "a benchmark measures the teacher's work, too"
+    assert frozen.config.num_layers == 3
     kept = take_layers(make_model(replace(MODEL, num_layers=3), seed=4), (0, 2))
     assert kept.blocks.mlp.up[...].shape[0] == 2
     with pytest.raises(UserError, match="init_layers has 3; the layers of the weights are 0 to 2"):

@@ -13,8 +13,9 @@ import pytest
 from formula import assert_gradient_equals, compute_logits, read_weights, softmax, traced_by_jax
 from models import make_model, place_model
 from scored import draw_documents, draw_pairs, write_documents
-from tiny import MODEL, read_lines, tiny_config
+from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer
 
+from gptjax.benchmark.training import open_batches
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
@@ -170,6 +171,17 @@ def test_stored_reference_gives_the_run_of_a_computed_one(config: TrainConfig, t
     identity = json.loads((files / "reference.json").read_text())
     assert set(identity) == {"weights", "context_length", "splits"}
     assert set(identity["splits"]) == {"train", "val"}
+
+
+def test_benchmark_reads_a_stored_reference_of_zeros(config: TrainConfig) -> None:
+    """Nothing is computed or written for it."""
+    with SINGLE.activate():
+        batches, frozen = open_batches(config, SINGLE, tokenizer=tokenizer())
+        batch = next(batches.iterate_from(0))
+    assert frozen is None
+    assert batch["reference"].shape == batch["tokens"].shape == (1, 4, 16)
+    assert not np.asarray(batch["reference"]).any()
+    assert not (config.directory / "reference").exists()
 
 
 def _as_text(config: TrainConfig, directory: Path) -> TokenShards:

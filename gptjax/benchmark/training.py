@@ -4,8 +4,9 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from gptjax.core.serialization import Modules
 from gptjax.data.loader import Batch, BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.logger import MetricLogger
+from gptjax.model.gpt import GPT
 from gptjax.runs import startup
+from gptjax.runs.reference import prepare_second_model
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.training.preference import ReferenceObjective
 from gptjax.training.state import TrainState
 
 NUM_BATCHES = 4
@@ -99,20 +103,53 @@ class TrainingRun:
         scopes.
         """
         self.config, self.mesh = config, mesh
-        self.batches: BatchLoader = startup.open_loader(config, mesh, tokenizer=tokenizer)
+        self.batches, self.frozen = open_batches(config, mesh, tokenizer=tokenizer)
         self.state: TrainState = startup.initialize_state(config, mesh)
         self.compile_times: CompileTimes | None = None
+        compile_step = partial(startup.compile_step, config, mesh, self.state, self.batches, frozen=self.frozen)
         if times_compilation:
-            self.program, self.compile_times = compile_cold_and_cached(config, mesh, self.state, self.batches)
+            self.program, self.compile_times = compile_cold_and_cached(compile_step)
         else:
-            self.program = startup.compile_step(config, mesh, self.state, self.batches)
+            self.program = compile_step()
         self.iterator = self.batches.iterate_from(0)
         self.resident: list[Batch] = [next(self.iterator) for _ in range(NUM_BATCHES)]
         self.steps_run = 0
 
+    def step(self, batch: Batch) -> dict[str, jax.Array]:
+        """Train for a step, and return its metrics."""
+        frozen = () if self.frozen is None else (self.frozen,)
+        self.state, metrics = self.program(self.state, batch, *frozen)
+        return metrics
+
     def close(self) -> None:
         """Free the memory of the devices."""
-        jax.tree.map(lambda array: array.delete(), (self.state, self.resident))
+        jax.tree.map(lambda array: array.delete(), (self.state, self.resident, self.frozen))
+
+
+def open_batches(
+    config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None
+) -> tuple[BatchLoader, GPT | None]:
+    """The batches of a run, and the model that its objective compares with, if a step computes it.
+
+    Stored log-probabilities of a reference are zeros: the same work, and nothing is written.
+    """
+    spec, objective = startup.make_read_spec(config, tokenizer), config.objective
+    reader = config.data.open(spec)
+    if isinstance(objective, ReferenceObjective) and objective.store_reference:
+        reader, spec = ZeroReference(reader), replace(spec, reference=Path())
+        return BatchLoader(reader, spec, mesh=mesh), None
+    return BatchLoader(reader, spec, mesh=mesh), prepare_second_model(config, spec, mesh).model
+
+
+@dataclass(frozen=True)
+class ZeroReference(RowReader):
+    """Rows with log-probabilities of zero, as if a reference had been stored."""
+
+    reader: RowReader
+
+    def read(self, rows: np.ndarray) -> Rows:
+        found = self.reader.read(rows)
+        return found | {"reference": np.zeros(found["tokens"].shape, np.float32)}
 
 
 class StepContestant:
@@ -127,7 +164,7 @@ class StepContestant:
         training = self.training
         began_at = time.perf_counter()
         for index in range(count):
-            training.state, _ = training.program(training.state, training.resident[index % NUM_BATCHES])
+            training.step(training.resident[index % NUM_BATCHES])
         jax.block_until_ready(training.state)
         return time.perf_counter() - began_at
 
@@ -151,7 +188,7 @@ class LoopContestant:
                 with self.log.measure("data"):
                     batch = next(training.iterator)
                 waited += time.perf_counter() - asked_at
-                training.state, metrics = training.program(training.state, batch)
+                metrics = training.step(batch)
                 training.steps_run += 1
                 self.log.step(training.steps_run, metrics | training.batches.epochs(training.steps_run))
             self.log.flush()
@@ -188,7 +225,7 @@ def prepare_benchmark(
 
 
 def compile_cold_and_cached(
-    config: TrainConfig, mesh: MeshConfig, state: Any, batches: BatchLoader
+    compile_step: Callable[[], jax.stages.Compiled],
 ) -> tuple[jax.stages.Compiled, CompileTimes]:
     """Compile the step with an empty compilation cache, then with the cache that this has filled.
 
@@ -199,7 +236,7 @@ def compile_cold_and_cached(
         for _ in range(2):
             jax.clear_caches()
             began_at = time.perf_counter()
-            programs.append(startup.compile_step(config, mesh, state, batches))
+            programs.append(compile_step())
             times.append(time.perf_counter() - began_at)
     return programs[0], CompileTimes(*times)
 

@@ -1,5 +1,6 @@
 """Text that a run prints before its first step and after its last."""
 
+import math
 import os
 import re
 import shlex
@@ -12,8 +13,10 @@ from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.data.loader import BatchLoader
 from gptjax.huggingface.forms import choose_form
+from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
+from gptjax.model.adapters import abstract_adapted_model
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
@@ -39,6 +42,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); "
         f"{model.compute.dtype} products; attention {kernel}",
+        *_describe_adapters(config),
         *(f"data      {line}" for line in batches.reader.describe()),
         f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({epochs or 'unknown'} epochs)",
@@ -52,6 +56,18 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
     print_once(*_describe_unjudged(config))
     if config.steps > 1 and _is_rising(config):
         print_once(f"note: the learning rate still rises at the last of {config.steps:,} steps: shorten its warm-up")
+
+
+def _describe_adapters(config: TrainConfig) -> list[str]:
+    """What is trained, if that is not the whole model."""
+    lora = config.lora
+    if not lora.enabled:
+        return []
+    adapters = abstract_adapted_model(config.model, lora).adapters
+    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapters))
+    rows = f"; rows of {len(lora.new_tokens)} added tokens" if lora.new_tokens else ""
+    share = trained / count_parameters(config.model)
+    return [f"adapters  {trained:,} trained parameters ({share:.2%} of the model's), rank {lora.rank}{rows}"]
 
 
 def _describe_unjudged(config: TrainConfig) -> list[str]:
@@ -102,6 +118,8 @@ def _print_results(config: TrainConfig) -> None:
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
         )
     print_once(f"losses plotted in {picture}")
+    if line := describe_goodput(read_spans(config.directory)):
+        print_once(line)
 
 
 def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) -> None:

@@ -12,7 +12,7 @@ from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.messages import UselessRecord, read_messages
-from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
+from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator, take_until
 
 if TYPE_CHECKING:
     from gptjax.model import generation, gpt
@@ -70,7 +70,7 @@ class Answers:
                     model, filled, max_new_tokens=length, temperature=0.0, end_of_text=encoder.end
                 )
                 for prompt, row in zip(batch, ids, strict=False):
-                    texts.append(tokenizer.decode(_until(row[len(prompt) : len(prompt) + length], encoder.end)))
+                    texts.append(tokenizer.decode(take_until(row[len(prompt) : len(prompt) + length], encoder.end)))
             return texts
 
         def evaluate(model: "gpt.GPT") -> Metrics:
@@ -82,12 +82,6 @@ class Answers:
             return found
 
         return evaluate
-
-
-def _until(ids: np.ndarray, end: int) -> np.ndarray:
-    """The ids before the first `end`."""
-    ends = np.flatnonzero(ids == end)
-    return ids[: ends[0]] if len(ends) else ids
 
 
 def read_questions(path: Path) -> Any:
