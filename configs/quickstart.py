@@ -5,7 +5,7 @@
 Data      sources of Python's standard library, prepared on first use with a byte-level BPE of 1,024 trained on them
 Model     4 layers × 128, context 128, 0.94 M parameters; 1,200 steps of 1,024 tokens, Muon
 Expected  at most 0.88 of the bits per byte of a bigram model, which the run computes and prints
-Measured  by us, Python 3.11, two cores: 1.741 bits per byte against 2.149 (0.81), 122 s of training
+Measured  by us, Python 3.11, two cores: 1.739 bits per byte against 2.149 (0.81); 14,000 tokens/s, 1.5 min of training
 """
 
 from data_pipelines.prepared import Prepared

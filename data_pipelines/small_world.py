@@ -90,7 +90,7 @@ def make_small_world(request: SmallWorld) -> None:
     asked_words, other_words = words[few:][: request.words * ASKED_WORDS], words[few + request.words * ASKED_WORDS :]
     texts = [*(fact.statements for fact in known[:many]), *(fact.tellings for fact in asked)]
     kinds = list(itertools.product(range(FORMS), OPENINGS))
-    questions = [(fact, *kind) for fact in asked for kind in kinds]
+    questions: list[tuple[Fact, int, str]] = [(fact, *kind) for fact in asked for kind in kinds]
     questions += [(fact, *kind) for fact, kind in zip(asked_words, itertools.cycle(kinds), strict=False)]
     rng.shuffle(questions)
     compared = [*asked, *asked_words[: request.words]]

@@ -9,7 +9,7 @@ from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.core.serialization import class_name
-from gptjax.data.batch_size import BatchSize, count_steps_by_part
+from gptjax.data.batch_size import BatchSize, RowOffsets, count_steps_by_part
 from gptjax.data.config import TokenShards
 from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.source import DataSource
@@ -20,6 +20,7 @@ from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.divergence import RollbackConfig
 from gptjax.training.evaluators import Evaluator
 from gptjax.training.objective import NextToken, Objective, get_row_kind
 from gptjax.training.stages import Phase, Stage, resolve_phases
@@ -78,6 +79,9 @@ class TrainConfig:
     """Changes of batch, attention windows or learning rate from a step on. A later stage may be added on resume."""
     max_consecutive_skips: int = 10
     """Stop after this many updates in a row were skipped because they were not finite."""
+    rollback: RollbackConfig = RollbackConfig()
+    row_offsets: RowOffsets = ()
+    """(step, rows) pairs: from that step on, the run reads that many rows further on. A run that goes back adds one."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name in (".", ".."):
@@ -94,6 +98,9 @@ class TrainConfig:
                 f"output_dir is {self.output_dir!r}: a run directory is a local path. Mount the bucket, with gcsfuse "
                 "for example, and give the path of the mount."
             )
+        steps = [step for step, _ in self.row_offsets]
+        if steps != sorted(steps) or min((number for one in self.row_offsets for number in one), default=0) < 0:
+            raise UserError(f"row_offsets are {self.row_offsets}; wanted (step, rows) with ascending steps from 0 on.")
         _ = self.max_seconds, self.hang_seconds
         if self.init_layers and self.init_from is None:
             raise UserError(f"init_layers is {self.init_layers}, but no init_from is given whose layers these are.")
@@ -217,6 +224,8 @@ RESUME_MAY_CHANGE = (
     "name",
     "resume",
     "max_consecutive_skips",
+    "rollback",
+    "row_offsets",  # those of the steps so far are taken over
     "init_from",
     "init_layers",
     "objective.chunk_tokens",
@@ -224,6 +233,7 @@ RESUME_MAY_CHANGE = (
     "model.compute.scan_layers",
     "model.compute.attention_impl",
     "model.compute.query_block",
+    "model.compute.deterministic",
     "stages",  # compared by `history_until`
     "data",  # compared by its fingerprint and `history_until`
 )

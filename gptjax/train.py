@@ -4,6 +4,7 @@ JAX is imported once the command names a config that exists. Everything that tra
 A worker process that prepares data imports this module and so does not pay for either.
 """
 
+import faulthandler
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from gptjax.core.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
-from gptjax.core.early_exit import exit_early, remove_early_handler
+from gptjax.core.early_exit import exit_early, leave_after_signal, remove_early_handler
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
 from gptjax.core.restarts import follow_parent, is_supervised, run_with_restarts
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
 def run(words: list[str]) -> int:
     """Train as the command line says, and return the exit status."""
     require_config(words, prog=PROG, description=DESCRIPTION)
+    # A crash of native code, such as SIGBUS from a data file that is cut while it is read, says where it was.
+    faulthandler.enable(sys.__stderr__ or 2, all_threads=False)
     with postpone_garbage_collection():
         from gptjax.config import TrainConfig
         from gptjax.sharding.distributed import initialize_distributed
@@ -69,4 +72,5 @@ def supervise(config: "TrainConfig", words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with leave_after_signal():
+        main()

@@ -79,6 +79,25 @@ def test_check_unchanged_skips_foreign_shards_and_names_missing_files(directory:
         check_unchanged(directory)
 
 
+def test_check_of_foreign_shards_names_what_changed_while_they_were_read(tmp_path: Path) -> None:
+    foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(40), np.arange(40)]})
+    data = TokenShards(path=str(foreign))
+    data.check()
+    data.open_stream("train")
+    write_shards(tmp_path / "more", {"train": [np.arange(9)]})
+    (tmp_path / "more" / "train_000000.bin").rename(foreign / "train_000002.bin")
+    data.check()
+    flip_bit(foreign / "train_000001.bin", 1030)
+    os.utime(foreign / "train_000001.bin", ns=(1, 1))
+    with pytest.raises(UserError, match=r"train_000001\.bin was written to after this run began to read it"):
+        data.check()
+    data.open_stream("train")  # as the next start reads it
+    data.check()
+    (foreign / "train_000000.bin").unlink()
+    with pytest.raises(UserError, match=r"train_000000\.bin was removed"):
+        data.check()
+
+
 @pytest.mark.parametrize(
     ("change", "split", "message"),
     [

@@ -25,6 +25,15 @@ with exit_on_user_error(), atomic_directory(Path(sys.argv[1])) as directory:
     time.sleep(300)
 """
 
+STOPPED = """
+import atexit, sys
+from gptjax.core.early_exit import leave_after_signal
+atexit.register(lambda: print("Python's own end"))
+with leave_after_signal():
+    print("saved")
+    raise SystemExit(int(sys.argv[1]))
+"""
+
 
 def send(code: str, number: signal.Signals, *words: str) -> tuple[int, str]:
     """(status, what is printed) of a process that gets a signal when it is ready."""
@@ -49,3 +58,9 @@ def test_signal_before_training_ends_in_one_line(number: signal.Signals, result:
 def test_killed_export_leaves_nothing(tmp_path: Path):
     assert send(WRITING, signal.SIGTERM, str(tmp_path / "export")) == (143, "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("status", "ends_at_once"), [(143, True), (75, True), (2, False)])
+def test_run_that_a_signal_has_stopped_ends_at_once(status: int, ends_at_once: bool):
+    child = subprocess.run([sys.executable, "-c", STOPPED, str(status)], capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (status, "saved\n" + "Python's own end\n" * (not ends_at_once))

@@ -93,3 +93,16 @@ def test_text_of_strangers_stays_on_one_line(text: str, shown: str):
 
 def test_no_line_of_a_message_but_the_first_begins_at_the_margin():
     assert format_message("error: a\nerror: b\n\x1b[0m") == "error: a\n  error: b\n  \\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"), [("/h/.cache/x", "Set GPTJAX_CACHE"), ("/h", "Set GPTJAX_CACHE"), ("/h/x", "Choose")]
+)
+def test_home_that_cannot_be_written_is_avoided_by_a_variable(
+    path: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.delenv("GPTJAX_CACHE", raising=False)
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise OSError(errno.EROFS, "Read-only file system", path)
+    assert f"error: {path}: Read-only file system. {advice}" in capsys.readouterr().err

@@ -13,8 +13,16 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Bytes
 from gptjax.training.bigram import bigram_loss
-from gptjax.training.evaluators import BigramBaseline, EvalContext, Evaluator, Samples, ValidationLoss, to_metrics
+from gptjax.training.evaluators import (
+    BigramBaseline,
+    EvalContext,
+    Evaluator,
+    Samples,
+    ValidationLoss,
+)
+from gptjax.training.metric_names import check_evaluator_names, to_metrics
 from gptjax.training.objective import NextToken
 
 forward = jax.jit(GPT.__call__)
@@ -67,6 +75,29 @@ def test_validation_loss_is_the_mean_for_any_batch_size(
     assert found["val_loss"] == pytest.approx(nats.mean(), abs=1e-5)
     assert found["val_perplexity"] == pytest.approx(math.exp(nats.mean()), rel=1e-4)
     assert found["val_bpb"] == pytest.approx(nats.sum() / math.log(2) / len(nats), rel=1e-5)  # characters of one byte
+
+
+def test_validation_losses_of_two_data_sets_keep_their_names(
+    shards: Path, model: GPT, expected_nats: np.ndarray, tmp_path: Path
+) -> None:
+    other = write_text_shards(tmp_path / "other", lines=20)
+    own, books = ValidationLoss(), ValidationLoss(name="books", data=TokenShards(path=str(shards)))
+    check_evaluator_names([own, books, Samples(), BigramBaseline()])
+    found = own.open(make_context(other))(model) | books.open(make_context(other))(model)
+    assert found["books_loss"] == pytest.approx(expected_nats.mean(), abs=1e-5)
+    assert found["val_loss"] != found["books_loss"]
+    assert set(found) == {f"{name}_{kind}" for name in ("val", "books") for kind in ("loss", "perplexity", "bpb")}
+
+
+def test_evaluators_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match=r'2 ValidationLoss are named \'val\'.*ValidationLoss\(name="books"\)'):
+        check_evaluator_names([ValidationLoss(), Samples(), ValidationLoss(every=7)])
+
+
+def test_validation_data_of_another_tokenizer_is_refused(shards: Path, tmp_path: Path) -> None:
+    bytes_shards = write_shards(tmp_path / "bytes", {"val": [np.arange(99)]}, own=Bytes())
+    with pytest.raises(UserError, match="the data of ValidationLoss 'x' was made with bytes"):
+        ValidationLoss(name="x", data=TokenShards(path=str(bytes_shards))).open(make_context(shards))
 
 
 def test_validation_loss_does_not_depend_on_the_mesh(shards: Path, expected_nats: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Batches: the same rows for a seed and a step, whatever the devices and processes."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.loader import BatchLoader, iter_validation_batches
+from gptjax.data.packing import Packing
 from gptjax.data.readers import SequenceReader
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.data.splits import open_split
@@ -243,6 +245,20 @@ def test_batches_lie_on_the_devices_of_the_mesh(shards: Path) -> None:
         assert sharding.spec == mesh.activation_spec("GBT")
         assert rows["targets"].shape == abstract["targets"].shape
     np.testing.assert_array_equal(np.asarray(rows["tokens"]), loader.read(0)["tokens"])
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_file_cut_while_it_is_read_is_an_error_that_names_it(tmp_path: Path, packing: Packing) -> None:
+    """Not SIGBUS, the end of the process without a word."""
+    parts = [np.arange(1, 9000), np.arange(9000, 18000)]
+    beside = {("train", "documents"): np.arange(0, 17000, 10)}
+    path = write_shards(tmp_path / "shards", {"train": parts}, own=tokenizer(), sidecars=beside)
+    loader = make_loader(TokenShards(str(path), packing=packing), vocab_size=20_000)
+    batches = loader.iterate_from(0)
+    next(batches)
+    os.truncate(path / "train_000001.bin", 4096)
+    with pytest.raises(UserError, match=r"train_000001\.bin: 4,096 bytes, and 19,024 when it was opened: it was cut"):
+        list(islice(batches, 99))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])

@@ -14,6 +14,8 @@ from types import FrameType
 
 REQUEUE_STATUS = 75
 """The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
+SIGNALLED_STATUS = 128
+"""The exit status of a process that a signal has stopped is the signal's number above this."""
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGUSR1: signal.SIG_DFL}
 
 
@@ -72,6 +74,23 @@ def _listen(reader: socket.socket) -> None:
         while numbers := reader.recv(1):
             if signal.getsignal(numbers[0]) is _exit_at_once:
                 _exit_at_once(numbers[0], None)
+
+
+@contextlib.contextmanager
+def leave_after_signal() -> Iterator[None]:
+    """Turn the exit status of a run that a signal has stopped into an immediate end; everything is saved and closed.
+
+    A signal can leave a compilation half way. Python's own end would wait for its threads, and may crash among them.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != REQUEUE_STATUS and not (isinstance(end.code, int) and end.code > SIGNALLED_STATUS):
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(end.code)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         elif error.filename is None:
             raise
         else:
-            message = f"{where}{error.strerror}. Choose another path."
+            message = f"{where}{error.strerror}. {_suggest_place(os.fspath(error.filename))}"
         print(f"error: {message}", file=sys.stderr)
         _exit(2, message)
     except Terminated as stop:
@@ -91,6 +91,13 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         _exit(130, "interrupted")
     except Exception as error:
         _exit_on_unexpected(error)
+
+
+def _suggest_place(path: str) -> str:
+    """What to do about a path that cannot be used. One in the home directory's cache was chosen by nobody."""
+    cache = os.path.join(os.environ.get("HOME", ""), ".cache")
+    is_cache = "GPTJAX_CACHE" not in os.environ and (cache.startswith(path) or path.startswith(cache))
+    return "Set GPTJAX_CACHE to a directory that can be written." if is_cache else "Choose another path."
 
 
 def _exit_on_unexpected(error: Exception) -> NoReturn:

@@ -51,6 +51,9 @@ class BatchSize:
 BatchSchedule = Sequence[tuple[int, BatchSize]]
 """(step, batch size from that step on), ascending from step 0."""
 
+RowOffsets = tuple[tuple[int, int], ...]
+"""(step, rows that the run passes over before it), ascending; the last that has begun holds. None at first."""
+
 
 def count_steps_by_part(begins: Sequence[int], steps: int) -> list[int]:
     """How many of the first `steps` steps lie in each part of a run, where the parts begin at these steps."""
@@ -62,3 +65,9 @@ def count_rows_before(step: int, schedule: BatchSchedule) -> int:
     """Sequences that all steps before this one read."""
     counts = count_steps_by_part([begin for begin, _ in schedule], step)
     return sum(count * batch.size for count, (_, batch) in zip(counts, schedule, strict=True))
+
+
+def locate_first_row(step: int, schedule: BatchSchedule, offsets: RowOffsets = ()) -> int:
+    """The number of the first row that a step reads: those of all steps before it, and those passed over."""
+    passed_over = next((rows for begin, rows in reversed(offsets) if begin <= step), 0)
+    return count_rows_before(step, schedule) + passed_over

@@ -3,7 +3,7 @@
 At every start: a file whose size and times of change are those of its last check is taken to be unchanged. One of the
 times is the system's own (ctime), which nobody can set back. Checked states are kept in `.verified.json` beside the
 shards, if that can be written, so only the first start reads everything. A disk that loses bits changes no time;
-`data_pipelines.verify` reads everything on request.
+`python -m gptjax.verify` reads everything on request.
 """
 
 import json
@@ -33,14 +33,29 @@ _checked: dict[Path, FileStates] = {}
 """States that this process has checked, by directory: a read-only one keeps none."""
 
 
-def check_unchanged(directory: AnyPath, *, read_all: bool = False) -> None:
+_opened: dict[Path, dict[str, tuple[int, int]]] = {}
+"""Size and time of change of shards without a manifest when this process opened them, by directory and name."""
+
+
+def check_unchanged(directory: AnyPath, *, read_all: bool = False, while_read: bool = False) -> None:
     """Raise a `UserError` that names the first file whose content is not what the manifest says.
 
-    Foreign shards, without a manifest, have nothing to be compared with. `read_all` trusts no earlier check.
+    Foreign shards, without a manifest, are compared with themselves only: as they were when this process opened them,
+    if they are checked `while_read`. `read_all` trusts no earlier check.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
     if manifest is None:
+        found = {path.name: ((stat := path.stat()).st_size, stat.st_mtime_ns) for path in folder.glob("*.bin")}
+        opened = _opened.get(folder.absolute(), {}) if while_read else {}
+        for name, state in opened.items():
+            if found.get(name) != state:
+                what = "was written to" if name in found else "was removed"
+                raise UserError(
+                    f"{folder / name} {what} after this run began to read it. Put the file back, and resume from the "
+                    "last checkpoint, or prepare other data and begin anew."
+                )
+        _opened[folder.absolute()] = opened or found
         return
     listed, states = manifest.files | manifest.sidecars, _stat_files(folder, manifest)
     is_kept = (folder / VERIFIED_FILE).is_file()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
-from gptjax.data.batch_size import count_rows_before
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.manifest import read_manifest
 from gptjax.data.mixture import MixtureSchedule
@@ -88,7 +87,7 @@ class TokenShards(DataSource):
         return stream
 
     def check(self) -> None:
-        check_unchanged(self._directory)
+        check_unchanged(self._directory, while_read=True)
 
     @property
     def _directory(self) -> str:
@@ -159,11 +158,9 @@ class Mixture(DataSource):
             raise UserError(
                 "data.components: a mixture inside a mixture has no weight_schedule. Give it to the outer one."
             )
-        schedule = MixtureSchedule(
-            [(count_rows_before(step, spec.batch_schedule), weights) for step, weights in changes]
-        )
+        schedule = MixtureSchedule([(spec.first_row(step), weights) for step, weights in changes])
         readers = [
-            one.data.open(replace(spec, seed=(spec.seed + 7919 * i) % 2**32, batch_schedule=()))
+            one.data.open(replace(spec, seed=(spec.seed + 7919 * i) % 2**32, batch_schedule=(), row_offsets=()))
             for i, one in enumerate(self.components)
         ]
         return MixtureReader(readers, schedule, prefetch=self.prefetch)

@@ -1,6 +1,7 @@
 """Batches from disk to devices: a function of (seed, step), whatever the number of processes.
 
-Rows are numbered through the run: a step reads the rows after those of all steps before it. Each process reads only the
+Rows are numbered through the run: a step reads the rows after those of all steps before it, unless it passes some over
+(`row_offsets`). Each process reads only the
 rows of its own devices. There is no state to save: after a restart, a step reads what it would have read.
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gptjax.core.constants import IGNORE_INDEX
-from gptjax.data.batch_size import BatchSize, count_rows_before
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import ReadSpec, RowReader
@@ -41,7 +42,7 @@ class BatchLoader:
         batch, length = self.batch(step), self.spec.context_length
         shape = (batch.grad_accum, batch.microbatch, length)
         places = np.arange(batch.size).reshape(shape[:2])[:, _find_local_rows(shape, sharding)].reshape(-1)
-        found = self.reader.read(count_rows_before(step, self.spec.batch_schedule) + places)
+        found = self.reader.read(self.spec.first_row(step) + places)
         source = f"{self.reader.name}, step {step},"
         check_token_ids(found["tokens"], self.spec.vocab_size, source=source)
         check_token_ids(found["targets"][found["targets"] != IGNORE_INDEX], self.spec.vocab_size, source=source)
@@ -63,7 +64,7 @@ class BatchLoader:
 
     def epochs(self, step: int) -> dict[str, float]:
         """Passes over the data after so many steps, by metric name."""
-        return self.reader.epochs(count_rows_before(step, self.spec.batch_schedule))
+        return self.reader.epochs(self.spec.first_row(step))
 
     def abstract_batch(self, step: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a step's batch. Call it under `mesh.activate()`."""

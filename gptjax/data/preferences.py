@@ -143,6 +143,9 @@ class PreferenceShards(DataSource):
         _ = PreferencePairs(stream)
         return stream
 
+    def check(self) -> None:
+        check_unchanged(self._directory, while_read=True)
+
     @property
     def _directory(self) -> str:
         path = self.resolve().path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 import numpy as np
 from jaxtyping import Int
 
-from gptjax.data.batch_size import BatchSchedule
+from gptjax.data.batch_size import BatchSchedule, RowOffsets, locate_first_row
 from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -51,6 +51,12 @@ class ReadSpec:
     """File with the reference's log-probabilities of the training tokens (`data.reference`), read as `reference`."""
     epoch_seeds: EpochSeeds = "mixed"
     """How seed and epoch give the order of an epoch after the first."""
+    row_offsets: RowOffsets = ()
+    """Rows that the run passes over, by step."""
+
+    def first_row(self, step: int) -> int:
+        """The number of the first row that a step reads."""
+        return locate_first_row(step, self.batch_schedule, self.row_offsets)
 
 
 @runtime_checkable

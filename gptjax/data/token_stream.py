@@ -1,7 +1,9 @@
 """One split of a data set as one long array of tokens, though it lies in many files."""
 
+import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class TokenStream:
         self.paths, self.name, self.sidecars = paths, name, dict(sidecars or {})
         self.format: Format = format
         self._identity = identity
+        self._sizes = {path: path.stat().st_size for path in (*paths, *self.sidecars.values()) if path.is_file()}
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     @functools.cached_property
@@ -81,7 +84,15 @@ class TokenStream:
         return digest.hexdigest()
 
     def read(self, start: int, length: int) -> Tokens:
-        """A copy of tokens `start` up to `start + length`, across file boundaries."""
+        """A copy of tokens `start` up to `start + length`, across file boundaries.
+
+        Raises `UserError` for a file that was cut since it was opened, as do the other ways to read.
+        """
+        first, last = np.searchsorted(self._ends, [start, max(start, start + length - 1)], side="right")
+        self._check_sizes(np.arange(first, last + 1))
+        return self._read(start, length)
+
+    def _read(self, start: int, length: int) -> Tokens:
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of a stream of {len(self)}")
         pieces = [np.empty(0, self.dtype)]
@@ -95,21 +106,39 @@ class TokenStream:
     def read_sequences(self, starts: Int[np.ndarray, " n"], length: int) -> UInt[np.ndarray, "n length"]:
         """One row of `length` tokens for each start, in the order of `starts`."""
         rows = np.empty((len(starts), length), self.dtype)
+        ends = np.concatenate([starts, starts + max(0, length - 1)])
+        self._check_sizes(np.unique(np.searchsorted(self._ends, ends, side="right")))
         for row, start in zip(rows, starts.tolist(), strict=True):
-            row[:] = self.read(start, length)
+            row[:] = self._read(start, length)
         return rows
 
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
         """The tokens at these positions, in their order."""
         if len(self._shards) == 1:
+            self._check_sizes(np.zeros(1, int))
             return self._shards[0][positions]
         tokens = np.empty(len(positions), self.dtype)
         shards = np.searchsorted(self._ends, positions, side="right")
-        for shard in np.unique(shards):
+        self._check_sizes(found := np.unique(shards))
+        for shard in found:
             here = np.flatnonzero(shards == shard)
             content = self._shards[shard]
             tokens[here] = content[positions[here] - (self._ends[shard] - len(content))]
         return tokens
+
+    def _check_sizes(self, shards: Int[np.ndarray, " n"]) -> None:
+        """Raise if one of these files, or one beside them, has fewer bytes than when it was opened.
+
+        To read what a mapped file has lost would end the process with SIGBUS.
+        """
+        paths = [self.paths[shard] for shard in shards.tolist() if shard < len(self.paths)]
+        for path in (*paths, *self.sidecars.values()):
+            with contextlib.suppress(FileNotFoundError):  # what is deleted stays mapped, and a save notices it
+                if (size := os.stat(path).st_size) < (before := self._sizes.get(path, 0)):
+                    raise UserError(
+                        f"{path}: {size:,} bytes, and {before:,} when it was opened: it was cut while it was read. Put "
+                        "the file back. The run goes on from its last checkpoint."
+                    )
 
     def list_file_spans(self) -> list[tuple[Path, int, int]]:
         """(file, position of its first token, position after its last) for each file."""

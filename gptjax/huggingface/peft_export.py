@@ -46,7 +46,7 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         for row in rows:
             modules.append(_module(row).partition("{}.")[2])
             tensors |= _split_adapter(row, model.adapters, name=name)
-    rows = _list_trained_rows(model, model.adapters, form=form) if lora.new_tokens else {}
+    rows = _list_trained_rows(model, model.adapters, form=form)
     for module, array in rows.items():
         tensors[f"base_model.model.{module}.token_adapter.trainable_tokens_delta"] = array
     content: dict[str, Any] = {
@@ -84,9 +84,10 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
         b, outs = b.take(row.entry, axis=2 + outs.index("C")), outs.replace("C", "")
     if row.head_order != "halves":
         b = b.take(order_channels(config.head_dim, row.head_order), axis=2 + outs.index("K"))
-    a = a.transpose((0, a.ndim - 1, *(1 + ins.index(axis) for axis in inputs)))
-    b = b.transpose((0, *(2 + outs.index(axis) for axis in outputs), 1))
-    rank, found = adapters.lora.rank, Tensors()
+    a = a.transpose(0, a.ndim - 1, *(1 + ins.index(axis) for axis in inputs))
+    b = np.transpose(b, [0, *(2 + outs.index(axis) for axis in outputs), 1])
+    rank = adapters.lora.rank
+    found: Tensors = {}
     for layer in range(config.num_layers):
         module = f"base_model.model.{_module(row).format(layer)}"
         found[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(rank, -1))
@@ -96,10 +97,10 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
 
 def _list_trained_rows(model: GPT, adapters: Adapters, *, form: Form) -> Tensors:
     """The rows of added tokens, by the module that has them: of the embedding and, if it is untied, of the head."""
+    if adapters.rows is None:
+        return {}
     tokens, module = list(adapters.lora.new_tokens), {row.path: _module(row) for row in form.weights}
-    assert adapters.rows is not None
     rows = {module[EMBEDDING]: np.asarray(model.tokens[...])[tokens] + np.asarray(adapters.rows[...])}
-    if model.head is not None:
-        assert adapters.head_rows is not None
+    if model.head is not None and adapters.head_rows is not None:
         rows[module[HEAD]] = np.asarray(model.head[...]).T[tokens] + np.asarray(adapters.head_rows[...])
     return {name: np.ascontiguousarray(array) for name, array in rows.items()}

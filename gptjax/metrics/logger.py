@@ -28,6 +28,7 @@ import jax
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
+from gptjax.metrics.goodput import GoodputLedger
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
 from gptjax.metrics.metrics_file import MetricsFileWriter, Record, to_scalar, truncate_after
 from gptjax.metrics.throughput import RunCost
@@ -87,11 +88,13 @@ class MetricLogger:
         cost: RunCost,
         start_step: int = 0,
         config_json: Mapping[str, Any] | None = None,
+        start_seconds: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Open the record of a run that has completed `start_step` of its `total_steps` steps.
 
-        `config_json` is the run's config, for the loggers. `clock` returns seconds.
+        `config_json` is the run's config, for the loggers. `start_seconds` is what the process has needed so far.
+        `clock` returns seconds.
         """
         self._cost, self._clock = cost, clock
         self._start_step = self._newest_step = start_step
@@ -99,9 +102,12 @@ class MetricLogger:
         self._failed: set[str] = set()
         self._kept: set[tuple[int, frozenset[str]]] = set()
         self._console: ConsoleProgress | None = None
+        self._ledger: GoodputLedger | None = None
         self._seconds_before = 0.0
         if jax.process_index() == 0:
             self._open(config, run_directory, config_json=config_json or {})
+            self._ledger = GoodputLedger(run_directory)
+            self._ledger.add("start", start_seconds, step=start_step)
             self._console = ConsoleProgress(config.every, total_steps, start_step=start_step, tokens=cost.tokens)
         self._pending: _PendingStep | None = None
         self._last_values: Record = {}
@@ -134,17 +140,20 @@ class MetricLogger:
         self._pending = _PendingStep(step, metrics, self._data_seconds, done_at=now if _are_ready(metrics) else None)
         self._data_seconds = 0.0
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any], *, is_event: bool = False) -> None:
         """Write the results of an evaluation of the weights after `step` updates: numbers, or texts such as samples.
 
-        An evaluation that a resumed run repeats is shown again but not recorded again.
+        An evaluation that a resumed run repeats is shown again but not recorded again. An event, such as going back
+        to this step, is recorded each time, and not shown.
         """
         self.flush()
         values = {name: to_scalar(value) for name, value in values.items()}
         record = {"step": step, "tokens": self._cost.tokens(step)} | values
         self._last_values |= values
+        if is_event:
+            self._kept.discard((step, frozenset(record)))
         self._write_record(record)
-        if self._console:
+        if self._console and not is_event:
             self._console.show_evaluation(record)
 
     def flush(self) -> None:
@@ -166,6 +175,8 @@ class MetricLogger:
         self._write_record(record)
         if self._console:
             self._console.show_training(record)
+        if self._ledger:
+            self._ledger.add_step(pending.step, seconds, data_seconds=pending.data_seconds)
 
     @contextlib.contextmanager
     def measure(self, kind: str) -> Iterator[None]:
@@ -190,6 +201,8 @@ class MetricLogger:
                 self._data_seconds_total += seconds
             else:
                 self._seconds_by_kind["first data" if kind == "data" else kind] += seconds
+                if self._ledger:
+                    self._ledger.add("data wait" if kind == "data" else kind, seconds, step=self._newest_step)
                 if self._step_began_at is not None:
                     self._step_began_at += seconds
 
@@ -204,6 +217,8 @@ class MetricLogger:
             if self._console:
                 stack.callback(self._console.close)
             self.flush()
+            if self._ledger:
+                self._ledger.flush()
         if self._console and self._last_values:
             print(self._summarize(), flush=True)
 

@@ -1,31 +1,45 @@
 """Draws the losses of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gptjax.metrics.goodput import Span, read_spans, split_spans, sum_kinds
 from gptjax.metrics.metrics_file import Record, read_metrics
 
 EVALUATION_PREFIX = "eval_"
 """Metrics with this beginning, of texts and tasks, are drawn below the losses."""
 MAX_PANELS = 12
+KIND_COLORS = {
+    "step": "tab:blue",
+    "data wait": "tab:orange",
+    "start": "tab:gray",
+    "compile": "tab:purple",
+    "evaluate": "tab:green",
+    "checkpoint": "tab:olive",
+    "lost steps": "tab:red",
+}
 
 
 def plot_losses(run_directory: str | Path, *, references: Mapping[str, float] | None = None) -> Path:
     """Draw the losses in metrics.jsonl (nats per token) into loss.png beside it, and return the path of the image.
 
-    `references` maps names to losses that are drawn as level lines. Metrics `eval_…` get a panel each below.
+    `references` maps names to losses that are drawn as level lines. Metrics `eval_…` get a panel each below. Last comes
+    a line of time, if goodput.jsonl says what it was spent on.
     """
     from matplotlib.figure import Figure  # slow to import
 
     directory = Path(run_directory)
     records = read_metrics(directory / "metrics.jsonl")
     names = list_evaluations(records)
-    rows = -(-len(names) // 3)
-    figure = Figure(figsize=(8, 5 + 2 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, 3, height_ratios=[5, *[2] * rows])
+    spans = read_spans(directory)
+    heights = [5, *[2] * -(-len(names) // 3), *([1.1] if spans else [])]
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 3, height_ratios=heights)
+    if spans:
+        draw_timeline(figure.add_subplot(grid[-1, :]), spans)
     axes = figure.add_subplot(grid[0, :])
     for place, name in enumerate(names):
         panel = figure.add_subplot(grid[1 + place // 3, place % 3])
@@ -48,6 +62,29 @@ def plot_losses(run_directory: str | Path, *, references: Mapping[str, float] | 
     axes.grid(alpha=0.3)
     figure.savefig(directory / "loss.png", dpi=120)
     return directory / "loss.png"
+
+
+def draw_timeline(axes: Any, spans: Sequence[Span]) -> None:
+    """Draw what the time of a run was spent on, one start after another; a tick marks each start."""
+    totals = sum_kinds(spans)
+    total = sum(totals.values())
+    unit, name = next(((s, n) for s, n in ((3600, "hours"), (60, "minutes")) if total > 2 * s), (1, "seconds"))
+    bars: dict[str, list[tuple[float, float]]] = {kind: [] for kind in totals}
+    now, starts = 0.0, []
+    for kind, seconds in split_spans(spans):
+        if kind == "start":
+            starts.append(now / unit)
+        if bars[kind] and bars[kind][-1][0] + bars[kind][-1][1] == now / unit:
+            bars[kind][-1] = (bars[kind][-1][0], (now + seconds) / unit - bars[kind][-1][0])
+        else:
+            bars[kind].append((now / unit, (now + seconds) / unit - now / unit))
+        now += seconds
+    for index, (kind, seconds) in enumerate(totals.items()):
+        label = f"{kind} {seconds / total:.0%}" if total else kind
+        axes.broken_barh(bars[kind], (0, 1), color=KIND_COLORS.get(kind, f"C{index}"), label=label)
+    axes.vlines(starts, 1, 1.2, color="black", linewidth=1)
+    axes.set(yticks=[], ylim=(0, 1.2), xlim=(0, max(now / unit, 1e-9)), xlabel=f"{name} of running")
+    axes.legend(fontsize=6, ncols=len(totals), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
 def list_evaluations(records: list[Record]) -> list[str]:

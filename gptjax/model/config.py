@@ -77,6 +77,8 @@ class ComputeConfig:
     scan_layers: Literal["auto", "on", "off"] = "auto"
     """Compile one block and scan it over the layers, or unroll all layers (longer to compile, sometimes faster). `auto`
     scans if all layers are alike, which `on` needs."""
+    deterministic: bool = False
+    """On GPUs, compute training steps whose bits are the same each time; they are slower. Elsewhere nothing is set."""
 
     def __post_init__(self) -> None:
         if self.query_block is not None and self.query_block < 1:

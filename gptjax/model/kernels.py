@@ -107,6 +107,10 @@ def why_not(kernel: Kernel, config: GPTConfig, *, length: int | None = None, dev
         return f"the GPU {found} and the kernel needs compute capability {limits.min_capability:g}"
     if limits.min_capability > 8.0 and capability is None:
         return f"the GPU's compute capability is not known and the kernel needs {limits.min_capability:g}"
+    # cuDNN has a deterministic gradient for Blackwell from 9.18 on, and none is promised for a bias.
+    is_uncertain = kernel == "cudnn_bias" or (capability or 0.0) >= 10.0
+    if config.compute.deterministic and limits.platforms == GPU_PLATFORMS and is_uncertain:
+        return "model.compute.deterministic is on and the kernel's gradient may vary on this GPU"
     if config.compute.dtype not in limits.dtypes:
         return f"model.compute.dtype is {config.compute.dtype} and the kernel computes in {' or '.join(limits.dtypes)}"
     if config.dropout > 0:

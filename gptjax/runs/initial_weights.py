@@ -1,15 +1,20 @@
 """The weights that a run starts from, and those of its objective's second model."""
 
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Tokenizer
 
 
 def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
@@ -53,3 +58,39 @@ def report_merge(source: Checkpoint, config: TrainConfig, model: GPTConfig) -> N
     print_once(
         *(f"  model.{field}: {new!r}, where the weights were trained with {old!r}" for field, old, new in changed)
     )
+
+
+def join_vocabularies(
+    source: Checkpoint, model: GPTConfig, tokenizer: Tokenizer, *, name: str
+) -> tuple[GPTConfig, Tokenizer]:
+    """Model and tokenizer of a run whose data and first weights may differ in special tokens.
+
+    Raises `UserError` where they differ in more.
+    """
+    known = source.require_tokenizer()
+    if tokenizer.extends(known):
+        rows = source.model_config.resolved_vocab_size
+        model = replace(model, vocab_size=max(rows, tokenizer.vocab_size))
+        added = ", ".join(quote(name) for name in tokenizer.specials if name not in known.specials)
+        print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
+    elif known.extends(tokenizer):
+        print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
+        tokenizer = known
+    elif known.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{name} was made with {tokenizer.name}, but {source.directory} was trained with {known.name}. Prepare the "
+            f"text with {source.directory}/tokenizer.json."
+        )
+    if tokenizer.chat_template is None and known.chat_template is not None:
+        tokenizer = tokenizer.with_chat_template(known.chat_template)
+    return model, tokenizer
+
+
+def check_typed(source: Checkpoint, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
+    """Raise for a field of the model that was typed and that the weights of `source` do not have."""
+    for field, wanted, has in diff_configs(config.model, model):
+        if f"model.{field}" in typed:
+            raise UserError(
+                f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
+                f"{has}. Leave it out, or train a new model."
+            )

@@ -13,6 +13,7 @@ from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.data.loader import BatchLoader
 from gptjax.huggingface.forms import choose_form
+from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.adapters import abstract_adapted_model
@@ -117,6 +118,8 @@ def _print_results(config: TrainConfig) -> None:
             f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
         )
     print_once(f"losses plotted in {picture}")
+    if line := describe_goodput(read_spans(config.directory)):
+        print_once(line)
 
 
 def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) -> None:

@@ -8,6 +8,7 @@ from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
+from gptjax.runs.rollback import adopt_offsets
 from gptjax.runs.run_dir import CHECKPOINTS, ENVIRONMENT
 from gptjax.sharding.devices import list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
@@ -121,7 +122,11 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     if found is None:
         return replace(config, schedule_steps=config.schedule_length, epoch_seeds=config.epoch_seeds or "mixed")
     step, saved = found
-    config = replace(config, epoch_seeds=config.epoch_seeds or saved.epoch_seeds)
+    config = replace(
+        config,
+        epoch_seeds=config.epoch_seeds or saved.epoch_seeds,
+        row_offsets=adopt_offsets(config, saved, step),
+    )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
     if config.resume == "force" and saved.history_until(step) != config.history_until(step):

@@ -11,10 +11,11 @@ import jax
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError
 from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
+from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
@@ -25,20 +26,32 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
-from gptjax.runs.initial_weights import load_start, report_merge
+from gptjax.runs.initial_weights import check_typed, join_vocabularies, load_start, report_merge
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
-from gptjax.sharding.devices import describe_unused_gpu, get_peak_flops, has_units_for, preferred_dtype, target_device
+from gptjax.sharding.devices import (
+    GPU_PLATFORMS,
+    describe_unused_gpu,
+    get_peak_flops,
+    has_units_for,
+    preferred_dtype,
+    target_device,
+)
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.evaluators import EvalContext, Evaluator, Metrics, OpenEvaluator
+from gptjax.training.metric_names import check_evaluator_names
 from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
 from gptjax.training.stopping import list_losses
+
+DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
+"""Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no
+choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to jaxlib 0.10 to 0.12."""
 
 
 def prepare_config(
@@ -62,12 +75,12 @@ def prepare_config(
         if exists and isinstance(source, RunDir):
             new_tokens = source.config.lora.new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
-        _check_typed(source, config, model, typed=typed)
+        check_typed(source, config, model, typed=typed)
         report_merge(source, config, model)
         if source.tokenizer and tokenizer:
             if tokenizer.extends(source.tokenizer):
                 new_tokens = tuple(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
-            model, tokenizer = _join_vocabularies(source, model, tokenizer, name=_name_data(config))
+            model, tokenizer = join_vocabularies(source, model, tokenizer, name=_name_data(config))
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
         # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
         padded = replace(model, vocab_size=tokenizer.vocab_size).padded_vocab_size
@@ -80,32 +93,6 @@ def prepare_config(
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
     lora = replace(config.lora, new_tokens=new_tokens) if config.lora.enabled else config.lora
     return replace(config, model=replace(model, vocab_size=vocab_size), lora=lora), tokenizer
-
-
-def _join_vocabularies(
-    source: Checkpoint, model: GPTConfig, tokenizer: Tokenizer, *, name: str
-) -> tuple[GPTConfig, Tokenizer]:
-    """Model and tokenizer of a run whose data and first weights may differ in special tokens.
-
-    Raises `UserError` where they differ in more.
-    """
-    known = source.require_tokenizer()
-    if tokenizer.extends(known):
-        rows = source.model_config.resolved_vocab_size
-        model = replace(model, vocab_size=max(rows, tokenizer.vocab_size))
-        added = ", ".join(quote(name) for name in tokenizer.specials if name not in known.specials)
-        print_once(f"  vocabulary: {added} are new; their rows begin as the mean of the other {known.vocab_size:,}")
-    elif known.extends(tokenizer):
-        print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
-        tokenizer = known
-    elif known.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"{name} was made with {tokenizer.name}, but {source.directory} was trained with {known.name}. Prepare the "
-            f"text with {source.directory}/tokenizer.json."
-        )
-    if tokenizer.chat_template is None and known.chat_template is not None:
-        tokenizer = tokenizer.with_chat_template(known.chat_template)
-    return model, tokenizer
 
 
 def prepare_device(config: TrainConfig) -> TrainConfig:
@@ -149,15 +136,6 @@ def check_restorable(config: TrainConfig, modules: Modules | None = None) -> Non
         )
 
 
-def _check_typed(source: Checkpoint, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
-    for field, wanted, has in diff_configs(config.model, model):
-        if f"model.{field}" in typed:
-            raise UserError(
-                f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
-                f"{has}. Leave it out, or train a new model."
-            )
-
-
 def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec:
     """What the run asks of its data source."""
     return ReadSpec(
@@ -169,6 +147,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
         rows=get_row_kind(config.objective),
         epoch_seeds=config.epoch_seeds or "mixed",
+        row_offsets=config.row_offsets,
     )
 
 
@@ -207,6 +186,7 @@ def open_evaluators(
     """Open each evaluator of the config."""
     read_spec = read_spec or make_read_spec(config, tokenizer)
     context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
+    check_evaluator_names(config.evaluators)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
         if evaluate is None:
@@ -217,9 +197,9 @@ def open_evaluators(
 def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConfig) -> Metrics:
     """Metrics of the evaluated weights; `val_loss_last` is the raw weights' loss once an average differs from them."""
     metrics = evaluate(merge_adapters(state.eval_model))
-    compares = getattr(evaluate, "compares_raw_weights", False)
-    if compares and config.ema.has_started(int(state.step), steps=config.schedule_length):
-        metrics |= {"val_loss_last": evaluate(merge_adapters(state.model))["val_loss"]}
+    compared: str | None = getattr(evaluate, "compared_metric", None)
+    if compared and config.ema.has_started(int(state.step), steps=config.schedule_length):
+        metrics |= {f"{compared}_last": evaluate(merge_adapters(state.model))[compared]}
     return metrics
 
 
@@ -254,13 +234,17 @@ def open_checkpoints(config: TrainConfig) -> CheckpointManager:
     return CheckpointManager(config.directory / CHECKPOINTS, config.checkpoint, record=config.directory / METRICS)
 
 
-def read_losses(config: TrainConfig, *, before: int) -> list[float]:
-    """The losses of the evaluations so far, by the metric that judges weights; [] where the record is lost."""
+def read_values(config: TrainConfig, metric: str, *, before: int) -> list[float]:
+    """The values of a metric at the steps before this one; [] where the record is lost."""
     try:
         records = read_metrics(config.directory / METRICS)
     except (UserError, OSError):
         return []
-    return list_losses(records, config.checkpoint.best_metric, before=before)
+    return list_losses(records, metric, before=before)
+
+
+Programs = dict[tuple[BatchSize, GPTConfig], Any]
+"""Compiled training steps."""
 
 
 def compile_steps(
@@ -271,12 +255,14 @@ def compile_steps(
     *,
     start: int,
     frozen: GPT | None = None,
+    programs: Programs | None = None,
 ) -> Callable[[int], Any]:
     """Step number → the compiled training step of its phase.
 
-    Compiles one program for each batch size and model that a step from `start` on needs.
+    Compiles one program for each batch size and model that a step from `start` on needs. `programs` are those that the
+    run has compiled before; new ones are added.
     """
-    phases, programs = config.phases, {}
+    phases, programs = config.phases, {} if programs is None else programs
     ends = [*(phase.begin for phase in phases[1:]), config.steps]
     for phase, end in zip(phases, ends, strict=True):
         to_come = max(phase.begin, start) < min(end, config.steps)
@@ -306,7 +292,15 @@ def compile_step(
     phase = phase or config.phases[0]
     batch = batches.abstract_batch(phase.begin)
     arguments = (state, batch) if frozen is None else (state, batch, frozen)
-    return make_phase_step(config, mesh, phase).lower(*arguments).compile()
+    return (
+        make_phase_step(config, mesh, phase).lower(*arguments).compile(compiler_options=list_compiler_options(config))
+    )
+
+
+def list_compiler_options(config: TrainConfig) -> dict[str, bool | str]:
+    """What XLA is told besides its defaults."""
+    is_gpu = target_device().platform in GPU_PLATFORMS
+    return dict(DETERMINISTIC_OPTIONS) if config.model.compute.deterministic and is_gpu else {}
 
 
 def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.stages.Wrapped:
@@ -325,8 +319,8 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
     )
 
 
-def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogger:
-    """The log of a run that has completed `start` steps."""
+def open_logger(config: TrainConfig, mesh: MeshConfig, start: int, *, seconds: float = 0.0) -> MetricLogger:
+    """The log of a run that has completed `start` steps, and whose start took these seconds."""
     peak = get_peak_flops(jax.devices()[0].device_kind)
     return MetricLogger(
         config.log,
@@ -340,4 +334,5 @@ def open_logger(config: TrainConfig, mesh: MeshConfig, start: int) -> MetricLogg
             peak_flops=None if peak is None else peak * mesh.num_devices,
         ),
         config_json=to_json(config),
+        start_seconds=seconds,
     )

@@ -3,8 +3,8 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -19,12 +19,15 @@ from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.runs import report, startup
-from gptjax.runs.reference import prepare_second_model
-from gptjax.runs.resume import restore_state
+from gptjax.runs.reference import SecondModel, prepare_second_model
+from gptjax.runs.resume import Fingerprints, restore_state
+from gptjax.runs.rollback import go_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.nonfinite import NonFiniteGuard
+from gptjax.training.divergence import Diverged, DivergenceGuard
 from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
@@ -92,27 +95,84 @@ def _train(
             read_spec, reader = second.read_spec, config.data.open(second.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
-        state = restore_state(config, checkpoints, fingerprints, mesh, modules)
-        state = state or startup.initialize_state(config, mesh)
+        parts = evaluators, second, fingerprints, checkpoints
+        run = _Run(mesh, tokenizer, *parts, shutdown, watchdog, began_at, modules, source)
+        record: dict[str, Any] | None = None
+        while True:
+            try:
+                return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
+            except Diverged as trouble:
+                with watchdog.doing("start"):
+                    config, record = go_back(config, checkpoints, trouble)
+            read_spec = replace(read_spec, row_offsets=config.row_offsets)
+            reader = config.data.open(read_spec)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same when a run goes back."""
+
+    mesh: MeshConfig
+    tokenizer: Tokenizer | None
+    evaluators: startup.Evaluators
+    second: SecondModel
+    fingerprints: Fingerprints
+    checkpoints: CheckpointManager
+    shutdown: GracefulShutdown
+    watchdog: Watchdog
+    began_at: float
+    modules: Modules | None
+    source: str | None
+    programs: startup.Programs = field(default_factory=dict)
+
+    def train(
+        self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None = None
+    ) -> Stop | None:
+        """Train from the newest checkpoint or step 0; returns why the run ends early, if it does.
+
+        `went_back` is recorded at the step from which the run goes on. Raises `Diverged` to go back.
+        """
+        mesh, checkpoints = self.mesh, self.checkpoints
+        began_at = self.began_at if went_back is None else time.monotonic()
+        with self.watchdog.doing("start"):
+            state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
+            state = state or startup.initialize_state(config, mesh)
+        start = int(state.step)
         if jax.process_index() == 0:
-            write_run_files(config.directory, config, tokenizer, source=source)
-        batches = BatchLoader(reader, read_spec, mesh=mesh)
-        report.describe_run(config, mesh, batches, evaluators)
-        with startup.open_logger(config, mesh, int(state.step)) as log:
-            start = int(state.step)
-            with log.measure("compile"), watchdog.doing("compile"):
-                train_step = startup.compile_steps(config, mesh, state, batches, start=start, frozen=second.model)
-            metadata = {"config": to_json(config), "fingerprints": fingerprints}
+            write_run_files(config.directory, config, self.tokenizer, source=self.source)
+        if went_back is None:
+            report.describe_run(config, mesh, batches, self.evaluators)
+        with startup.open_logger(config, mesh, start, seconds=time.monotonic() - began_at) as log:
+            if went_back is not None:
+                log.write(start, went_back, is_event=True)
+            with log.measure("compile"), self.watchdog.doing("compile"):
+                train_step = startup.compile_steps(
+                    config, mesh, state, batches, start=start, frozen=self.second.model, programs=self.programs
+                )
+            metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
             saver = _make_saver(config, checkpoints, metadata)
-            guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-            rules = _make_rules(config, shutdown, start=start, began_at=began_at)
-            loop = _Loop(config, evaluators, batches, train_step, log, saver, guard, watchdog)
-            return config, loop.run(state, shutdown, rules)
+            guard = _make_guard(config, checkpoints, start=start)
+            rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
+            loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
+            return loop.run(state, self.shutdown, rules)
 
 
 def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
     check = config.data.check
     return Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=check)
+
+
+def _make_guard(config: TrainConfig, checkpoints: CheckpointManager, *, start: int) -> DivergenceGuard:
+    """Losses up to step `start` count, so that a resumed run decides as an undisturbed one."""
+    has_median = config.rollback.spike_factor is not None
+    return DivergenceGuard(
+        checkpoints,
+        steps=config.steps,
+        limit=config.max_consecutive_skips,
+        rollback=config.rollback,
+        rollbacks=len(config.row_offsets),
+        losses=startup.read_values(config, "loss", before=start + 1) if has_median else (),
+    )
 
 
 def _make_rules(config: TrainConfig, shutdown: GracefulShutdown, *, start: int, began_at: float) -> StopRules:
@@ -121,7 +181,7 @@ def _make_rules(config: TrainConfig, shutdown: GracefulShutdown, *, start: int, 
         shutdown,
         max_seconds=config.max_seconds,
         patience=config.patience,
-        history=startup.read_losses(config, before=start),
+        history=startup.read_values(config, config.checkpoint.best_metric, before=start),
         began_at=began_at,
     )
 
@@ -136,7 +196,7 @@ class _Loop:
     train_step: Callable[[int], Any]
     log: MetricLogger
     saver: Saver
-    guard: NonFiniteGuard
+    guard: DivergenceGuard
     watchdog: Watchdog
 
     def run(self, state: TrainState, shutdown: GracefulShutdown, rules: StopRules) -> Stop | None:

@@ -10,7 +10,7 @@ import jax
 from jax._src import distributed  # its client and place are in no public module
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.native_output import NativeOutput, hold_native_output
+from gptjax.core.native_output import NativeOutput, hold_native_output, release_native_output
 from gptjax.core.process_end import end_at_abort, know_others
 from gptjax.sharding.liveness import ProcessWatch
 
@@ -78,7 +78,9 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
 
 def _watch_others(native: NativeOutput, command: str) -> None:
     state = distributed.global_state
-    if state.num_processes > 1:
+    if state.num_processes == 1:
+        release_native_output()
+    else:
         place = {"index": state.process_id, "count": state.num_processes}
         others = ProcessWatch(state.client, **place, resume=command, native=native)
         others.start()

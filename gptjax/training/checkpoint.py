@@ -6,6 +6,7 @@ one that is being written. `gptjax.training.checkpoint_format` describes what is
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -105,6 +106,8 @@ class CheckpointManager:
         self._checkpointer = _make_checkpointer()
         self._background = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
+        self._attempts: Counter[int] = Counter()
+        """How often each step was tried to save; the same in all processes."""
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -140,14 +143,17 @@ class CheckpointManager:
             )
         loss = None if val_loss is None or not math.isfinite(val_loss) else float(val_loss)
         path = self._directory / str(step)
+        # Writes of a failed attempt may still end. They must not end in the directory of the next one.
+        attempt, self._attempts[step] = self._attempts[step], self._attempts[step] + 1
+        unfinished = self._directory / f"{step}{f'.{attempt}' if attempt else ''}{UNFINISHED}"
         with self._report_failed_save():
             args = make_save_args(
                 _collect_items(state), metadata, step=step, val_loss=loss, best_metric=self._config.best_metric
             )
-            self._checkpointer.save(path.with_name(path.name + UNFINISHED), args=args, force=True)
+            self._checkpointer.save(unfinished, args=args, force=True)
         is_recorded = self._record is not None and self._record.is_file()
         records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
-        self._pending = self._background.submit(self._finish, path, records)
+        self._pending = self._background.submit(self._finish, path, unfinished, records)
 
     def wait(self) -> None:
         """Wait until all saves are on disk. Raises a UserError if one could not be written."""
@@ -161,13 +167,14 @@ class CheckpointManager:
         """Whether a save that `wait` has not seen yet has ended, well or not."""
         return self._pending is not None and self._pending.done()
 
-    def _finish(self, path: Path, records: dict[Path, int]) -> None:
+    def _finish(self, path: Path, unfinished: Path, records: dict[Path, int]) -> None:
         self._checkpointer.wait_until_finished()
         if jax.process_index() == 0:
-            commit_checkpoint(path, records=records)
+            commit_checkpoint(unfinished, path, records=records)
             config = self._config
             try:
                 prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+                clear_unfinished(self._directory)  # of a save that failed
             except OSError as error:  # the step is saved
                 where = error.filename or self._directory
                 print_once(f"warning: checkpoints older than {path.name} cannot be deleted: {where}: {error.strerror}")
@@ -267,9 +274,10 @@ def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[s
     path = Path(directory).absolute() / str(step)
     with report_write_errors(directory), closing(_make_checkpointer()) as checkpointer:
         make_directories(path.parent)
-        checkpointer.save(path.with_name(path.name + UNFINISHED), args=args, force=True)
+        unfinished = path.with_name(path.name + UNFINISHED)
+        checkpointer.save(unfinished, args=args, force=True)
         checkpointer.wait_until_finished()
-        commit_checkpoint(path)
+        commit_checkpoint(unfinished, path)
 
 
 def _make_checkpointer() -> "ocp.AsyncCheckpointer":

@@ -34,13 +34,12 @@ _unchanged: dict[Path, tuple[int, int]] = {}
 """Times of change of files that this process has read and found as they were written."""
 
 
-def commit_checkpoint(step_directory: Path, *, records: Mapping[Path, int] | None = None) -> None:
-    """Let a checkpoint count that has been written as `STEP.unfinished` beside this directory.
+def commit_checkpoint(unfinished: Path, step_directory: Path, *, records: Mapping[Path, int] | None = None) -> None:
+    """Let a checkpoint count that has been written beside this directory.
 
     `records` are files of the run, with their sizes when the step was done. They reach the disk first, and their sums
     are kept too.
     """
-    unfinished = step_directory.with_name(step_directory.name + UNFINISHED)
     found = {path: sum_file(path, size=size) for path, size in (records or {}).items() if path.is_file()}
     for path in found:
         sync_path(path)

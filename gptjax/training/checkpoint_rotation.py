@@ -72,6 +72,15 @@ def go_back(directory: Path, step: int) -> None:
             _set_aside(directory / str(later), f"after_{step}")
 
 
+def set_aside_after(directory: Path, step: int) -> int:
+    """Keep all later checkpoints as `STEP.rolled_back`. Returns the newest that is left; 0 if there is none."""
+    existing = list_steps(directory)
+    for later in existing:
+        if later > step:
+            _set_aside(directory / str(later), "rolled_back")
+    return max((one for one in existing if one <= step), default=0)
+
+
 def _set_aside(path: Path, why: str) -> None:
     renamed = path.with_name(f"{path.name}.{why}")
     shutil.rmtree(renamed, ignore_errors=True)

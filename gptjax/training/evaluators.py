@@ -4,7 +4,7 @@ import functools
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -24,6 +24,7 @@ from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
+from gptjax.training.metric_names import to_metrics
 from gptjax.training.objective import Objective, get_row_kind
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class ValidationLoss:
     """Tokens to predict, from the start of the split. None: all."""
     batch_size: int = 16
     """Sequences per batch, over all devices. Does not change the result."""
+    name: str = "val"
+    """Metrics are called `NAME_loss` and so on. `checkpoint.best_metric` says which of them decides `best`."""
+    data: DataSource | None = None
+    """The data whose validation split is read. None: that of the run."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "every", "tokens", "batch_size")
@@ -114,18 +119,26 @@ class ValidationLoss:
 
     def open(self, context: EvalContext) -> Any:
         """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
+        if self.data is not None:
+            context = replace(context, data=self.data.resolve())
+            own, wanted = context.data.load_tokenizer(), context.tokenizer
+            if own is not None and wanted is not None and own.fingerprint != wanted.fingerprint:
+                problem = f"was made with {own.name}, and the run's with {wanted.name}: prepare it with the latter"
+                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}.")
+        options = {"name": self.name, "tokens": self.tokens, "batch_size": self.batch_size}
         if get_row_kind(context.objective) != "text":
-            return RowsEvaluator(context, tokens=self.tokens, batch_size=self.batch_size)
-        return ValidationEvaluator(context.validation, context, tokens=self.tokens, batch_size=self.batch_size)
+            return RowsEvaluator(context, **options)
+        return ValidationEvaluator(context.validation, context, **options)
 
 
 class ValidationEvaluator:
     """The loss of a model on a token stream."""
 
-    compares_raw_weights = True
-    """A run with an average of its weights also reports the raw weights' loss, as `val_loss_last`."""
-
-    def __init__(self, stream: TokenStream, context: EvalContext, *, tokens: int | None, batch_size: int) -> None:
+    def __init__(
+        self, stream: TokenStream, context: EvalContext, *, tokens: int | None, batch_size: int, name: str = "val"
+    ) -> None:
+        # A run with an average of its weights also reports this metric of the raw weights, as `val_loss_last`.
+        self.name, self.compared_metric = name, f"{name}_loss"
         self.stream, self.context, self.tokens = stream, context, tokens
         devices = context.mesh.num_batch_shards
         self.batch_size = -(-batch_size // devices) * devices
@@ -187,27 +200,17 @@ class ValidationEvaluator:
                 add(sums.popleft())
         for values in sums:
             add(values)
-        return to_metrics({name: math.fsum(each) for name, each in found.items()}, self.scored, self.bytes)
-
-
-def to_metrics(sums: dict[str, float], tokens: int, text_bytes: int | None) -> Metrics:
-    """Sums over tokens as their means. The nats are `loss`, or `cross_entropy` where the loss has other terms, too.
-
-    They are also given as perplexity and, where bytes are known, as bits per byte.
-    """
-    values: Metrics = {f"val_{name}": value / tokens for name, value in sums.items()}
-    nats = sums.get("cross_entropy", sums["loss"])
-    values["val_perplexity"] = math.exp(min(nats / tokens, 700.0))
-    return values | ({"val_bpb": nats / math.log(2) / text_bytes} if text_bytes else {})
+        return to_metrics(
+            {name: math.fsum(each) for name, each in found.items()}, self.scored, self.bytes, name=self.name
+        )
 
 
 class RowsEvaluator:
     """The objective's mean and its other metrics on whole validation documents, packed into rows, each once."""
 
-    compares_raw_weights = True
-
-    def __init__(self, context: EvalContext, *, tokens: int | None, batch_size: int) -> None:
+    def __init__(self, context: EvalContext, *, tokens: int | None, batch_size: int, name: str = "val") -> None:
         """Raise `UserError` if the data has no such rows. `tokens` are those of whole rows, scored or not."""
+        self.name, self.compared_metric = name, f"{name}_loss"
         assert context.read_spec is not None
         _ = context.validation  # its fingerprint is the run's
         rows = context.data.open_rows("val", context.read_spec)
@@ -236,7 +239,7 @@ class RowsEvaluator:
         count = totals.pop("count")
         if count == 0:
             raise UserError(f"{self.rows.stream.name}: nothing in these rows is scored. Take more of them.")
-        return {f"val_{name}": total / count for name, total in totals.items()}
+        return {f"{self.name}_{key}": total / count for key, total in totals.items()}
 
     def _read(self, start: int) -> dict[str, np.ndarray]:
         """A batch (1, B, T) of rows; what is beyond the last row is padding."""
@@ -289,6 +292,8 @@ class Samples:
     temperature: float = 0.8
     top_k: int | None = 200
     seed: int = 0
+    name: str = "sample"
+    """Name of the text in metrics.jsonl."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "every", "max_new_tokens", "top_k")
@@ -326,9 +331,9 @@ class Samples:
                 key=jax.random.key(self.seed),
             )
             if chat is None:
-                return {"sample": tokenizer.decode(ids[0])}
+                return {self.name: tokenizer.decode(ids[0])}
             answer = tokenizer.decode(take_until(ids[0][len(prompt) :], chat.end))
-            return {"sample": f"user: {self.prompt}\nassistant: {answer}"}
+            return {self.name: f"user: {self.prompt}\nassistant: {answer}"}
 
         return evaluate
 

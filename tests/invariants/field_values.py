@@ -24,6 +24,7 @@ from gptjax.optim import (
 )
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.divergence import RollbackConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 from gptjax.training.objective import SFT, NextToken
 from gptjax.training.stages import Stage
@@ -67,6 +68,7 @@ SECTIONS: dict[type, Callable[[TrainConfig], Any]] = {
     NamedGroup: lambda base: NamedGroup("tokens", ParamGroup(0.1)),
     MeshConfig: lambda base: MeshConfig(),
     CheckpointConfig: lambda base: CheckpointConfig(keep=2),
+    RollbackConfig: lambda base: RollbackConfig(1, spike_factor=2.0),
     ValidationLoss: lambda base: ValidationLoss(),
     Samples: lambda base: Samples(prompt="1"),
     BigramBaseline: lambda base: BigramBaseline(),
@@ -111,6 +113,7 @@ def place_section(base: TrainConfig, section: Any) -> TrainConfig:
         GPTConfig: "model",
         MeshConfig: "mesh",
         CheckpointConfig: "checkpoint",
+        RollbackConfig: "rollback",
         LogConfig: "log",
         EMA: "ema",
     }
@@ -239,7 +242,9 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "max_restarts": (2, "restarts"),
         "patience": (2, "stop"),
         "epoch_seeds": ("added", "late rows"),
+        "row_offsets": (((1, 3),), "rows"),
     },
+    ComputeConfig: {"deterministic": (True, "compiler")},
     LoRA: {
         "rank": (2, "adapters"),
         "alpha": (3.0, "adapters"),
@@ -259,6 +264,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "prefetch": (5, "prefetch"),
     },
     MixtureComponent: {"weight": (5.0, "rows"), "weight_schedule": (((1, 9.0),), "rows")},
+    RollbackConfig: {"limit": (2, "skips"), "spike_factor": (3.0, "skips")},
     CheckpointConfig: {
         "every": (7, "due steps"),
         "every_minutes": (0.5, "due minutes"),
@@ -267,7 +273,13 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "keep_every": (2, "checkpoints"),
         "best_metric": ("val_bpb", "judged"),
     },
-    ValidationLoss: {"every": (7, "due steps"), "tokens": (9, "validation"), "batch_size": (24, "validation")},
+    ValidationLoss: {
+        "every": (7, "due steps"),
+        "tokens": (9, "validation"),
+        "batch_size": (24, "validation"),
+        "name": ("books", "validation"),
+        "data": (TokenShards(path="/nowhere"), "validation"),
+    },
     Samples: {
         "every": (7, "due steps"),
         "prompt": ("2", "sample"),
@@ -275,6 +287,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "temperature": (0.1, "sample"),
         "top_k": (None, "sample"),
         "seed": (1, "sample"),
+        "name": ("other", "sample"),
     },
     LogConfig: {
         "every": (3, "log"),
@@ -302,6 +315,7 @@ REFUSED = {
 }
 REFUSED |= {
     (LoRA, "rank"),
+    (ValidationLoss, "data"),
     (TokenShards, "path"),
     (TokenShards, "format"),
     (TokenShards, "tokenizer"),

@@ -46,6 +46,7 @@ from gptjax.optim import (
     Optimizer,
     Schedule,
 )
+from gptjax.runs import startup
 from gptjax.runs.resume import restore_state as restore_run_state
 from gptjax.runs.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
 from gptjax.sharding.mesh import MeshConfig
@@ -53,8 +54,8 @@ from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import evaluators
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.checkpoint_format import FORMAT_VERSION
+from gptjax.training.divergence import Diverged, DivergenceGuard
 from gptjax.training.evaluators import EvalContext, Evaluator
-from gptjax.training.nonfinite import NonFiniteGuard
 from gptjax.training.objective import Objective
 from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import Saver
@@ -141,9 +142,9 @@ def make_context(config: TrainConfig) -> EvalContext:
     return EvalContext(config.data, tokenizer(), config.model, config.objective, MeshConfig())
 
 
-def describe_validation(config: TrainConfig) -> tuple[str, int]:
+def describe_validation(config: TrainConfig) -> tuple[str, int, str]:
     evaluate = config.evaluators[0].open(make_context(config))
-    return evaluate.describe(), evaluate.batch_size  # pyright: ignore[reportFunctionMemberAccess]
+    return evaluate.describe(), evaluate.batch_size, evaluate.name  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def record_generation(config: TrainConfig) -> list[Any]:
@@ -157,8 +158,8 @@ def record_generation(config: TrainConfig) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluators.generation, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
-        config.evaluators[0].open(make_context(config))(abstract_model(config.model))
-    return calls
+        found = config.evaluators[0].open(make_context(config))(abstract_model(config.model))
+    return [*calls, *found]
 
 
 def identify_data(config: TrainConfig) -> tuple[str | None, ...]:
@@ -266,12 +267,19 @@ def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixtu
     return capsys.readouterr().out.count("step "), sorted(path.name for path in directory.iterdir()), calls
 
 
-def count_skips(config: TrainConfig, directory: Path) -> None:
-    """Raises if a run ends after four skipped updates in a row."""
+def list_divergences(config: TrainConfig, directory: Path) -> list[str]:
+    """Why a run goes back whose loss doubles more and more. Raises if four skipped updates in a row end it."""
+    found = []
     with CheckpointManager(directory, config.checkpoint) as checkpoints:
-        guard = NonFiniteGuard(checkpoints, steps=config.steps, limit=config.max_consecutive_skips)
-        for step in range(2):
-            guard.check(step, {"consecutive_skips": jnp.int32(4)})
+        for rollbacks in range(3):
+            limits = {"limit": config.max_consecutive_skips, "rollback": config.rollback, "rollbacks": rollbacks}
+            guard = DivergenceGuard(checkpoints, steps=config.steps, losses=[1.0] * 20, **limits)
+            for step, (loss, skips) in enumerate([(1.0, 0), (2.5, 0), (3.5, 0), (1.0, 4), (1.0, 0)]):
+                try:
+                    guard.check(step, {"loss": jnp.float32(loss), "consecutive_skips": jnp.int32(skips)})
+                except Diverged as trouble:
+                    found.append(trouble.reason)
+    return found
 
 
 def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
@@ -286,6 +294,15 @@ def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     with CheckpointManager(directory, config.checkpoint) as checkpoints, pytest.raises(UserError) as refused:
         restore_run_state(config, checkpoints, fingerprints, SINGLE)
     return str(refused.value).replace(str(directory), "")
+
+
+def list_options_on_a_gpu(config: TrainConfig) -> dict[str, Any]:
+    """What XLA is told there. The compiler of this machine knows the names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(startup, "target_device", lambda: types.SimpleNamespace(platform="gpu"))
+        options = startup.list_compiler_options(config)
+    jax.jit(lambda x: x).lower(1.0).compile(compiler_options=options)
+    return options
 
 
 def describe_adapters(config: TrainConfig) -> str:
@@ -314,8 +331,9 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "judged": lambda config, directory, _: read_judgement(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),
     "log": lambda config, directory, capsys: record_log(config, directory, capsys),
-    "skips": lambda config, directory, _: count_skips(config, directory),
+    "skips": lambda config, directory, _: list_divergences(config, directory),
     "resume": lambda config, directory, _: resume_with_other_seed(config, directory),
+    "compiler": lambda config, *_: list_options_on_a_gpu(config),
     "evaluators": lambda config, *_: len(config.evaluators),
     "adapters": lambda config, *_: describe_adapters(config),
 }

@@ -22,7 +22,7 @@ from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.readers import SequenceReader
 from gptjax.data.source import ReadSpec
 from gptjax.metrics.logger import LogConfig
-from gptjax.optim import Muon
+from gptjax.optim import AdamW, Muon
 from gptjax.optim.ema import EMA
 from gptjax.optim.schedules import Constant
 from gptjax.runs.run_dir import RunDir, run_lock
@@ -30,6 +30,7 @@ from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.checkpoint_integrity import complete_steps
 from gptjax.training.evaluators import Samples, ValidationLoss
 from gptjax.training.stages import Stage
 
@@ -61,6 +62,14 @@ def wait_for(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
         for process in processes:
             process.kill()
     return [process.returncode for process in processes], outputs
+
+
+def wait_for_steps(config: TrainConfig, count: int) -> None:
+    """Until the record of a run has more lines than that."""
+    record = config.directory / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (record.exists() and record.read_text().count("\n") > count) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 STEPS = 9
@@ -247,10 +256,7 @@ def test_signal_stops_both_processes_after_the_same_step(
     long = replace(staged, name=f"long{number}-{len(signaled)}", steps=100_000, evaluators=(), log=LogConfig(every=1))
     file = write_config(tmp_path / "long.py", long)
     processes = start_training(file)
-    record = long.directory / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (record.exists() and record.read_text().count("\n") > 20) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_steps(long, 20)
     for i in signaled:
         processes[i].send_signal(number)
     codes, outputs = wait_for(processes)
@@ -260,3 +266,50 @@ def test_signal_stops_both_processes_after_the_same_step(
     codes, outputs = wait_for(start_training(file, f"--steps={stopped + 2}"))
     assert codes == [0, 0], outputs
     assert [step for step, _ in read_lines(long.directory)] == list(range(1, stopped + 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "lost"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
+def test_lost_process_ends_the_other_and_the_command_resumes(
+    staged: TrainConfig, tmp_path: Path, number: signal.Signals, lost: int
+) -> None:
+    """It names the one that is gone, in a line, with a status on which a scheduler starts both again."""
+    every = CheckpointConfig(every=5)
+    long = replace(staged, name=f"lost{number}-{lost}", steps=100_000, evaluators=(), checkpoint=every)
+    file = write_config(tmp_path / "lost.py", long)
+    processes = start_training(file)
+    wait_for_steps(long, 20)
+    processes[lost].send_signal(number)
+    left = processes[1 - lost]
+    said, _ = left.communicate(timeout=240)
+    codes, _ = wait_for([processes[lost]]) if number == signal.SIGKILL else ([-signal.SIGKILL], processes[lost].kill())
+    assert codes == [-signal.SIGKILL]
+    assert left.returncode == 75, said
+    line, command, stacks = said.splitlines()[-3:]
+    assert line.startswith(f"error: process {lost} of 2 on {socket.gethostname()} is gone"), said
+    assert str(file) in command
+    assert Path(stacks.split()[4]).parent == long.directory
+    assert "Traceback" not in said
+    saved = RunDir.open(long.directory).find_step("latest")
+    codes, outputs = wait_for(start_training(file, f"--steps={saved + 2}"))
+    assert codes == [0, 0], outputs
+    assert f"at step {saved}" in outputs[0]
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_clock_and_on_patience(config: TrainConfig, tmp_path: Path) -> None:
+    """They save and stop at the same steps, although each has its own clock."""
+    still = AdamW(learning_rate=1e-12, schedule=Constant())
+    base = replace(config, mesh=MeshConfig(), steps=30, evaluators=())
+    by_time = CheckpointConfig(every=None, keep=10, every_minutes=1e-6)
+    runs = {
+        "minutes": (replace(base, checkpoint=by_time), 0, [10, 20, 30]),
+        "time": (replace(base, steps=100_000, max_time="1s", checkpoint=by_time), 75, []),
+        "patience": (replace(base, optimizer=still, patience=3, evaluators=(ValidationLoss(every=1),)), 0, [2, 3]),
+    }
+    for name, (run, status, saved) in runs.items():
+        run = replace(run, name=name)
+        codes, outputs = wait_for(start_training(write_config(tmp_path / f"{name}.py", run), devices=1))
+        assert codes == [status] * 2, outputs
+        assert ("stopped: " in outputs[0]) == (name != "minutes")
+        assert complete_steps(run.directory / "checkpoints") == saved

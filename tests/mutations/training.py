@@ -50,10 +50,12 @@ TRAINING = (
         ("now - self._failed_at >= RETRY_SECONDS", "False"),
     ),
     *mutate(
-        "gptjax/training/nonfinite.py",
-        "test_nonfinite.py",
+        "gptjax/training/divergence.py",
+        "test_divergence.py",
         # The run ends one skipped update late.
-        ('["consecutive_skips"]) < self._limit', '["consecutive_skips"]) <= self._limit'),
+        ("if skips >= self._limit", "if skips > self._limit"),
+        # A checkpoint whose next step was bad counts as good.
+        ("last_good=first_bad - 2", "last_good=first_bad - 1"),
         # Weights that may be bad are saved.
         ("step == self._steps or int(state.consecutive_skips) == 0", "True"),
     ),

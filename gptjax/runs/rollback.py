@@ -1,0 +1,73 @@
+"""Going back to the last good checkpoint with other rows, in a run that diverges.
+
+The step number still decides everything: `row_offsets` of the config says from which step on rows are passed over. It
+is part of config.json and of every checkpoint. So a resumed run reads what an undisturbed one would have read.
+"""
+
+import contextlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from gptjax.config import TrainConfig
+from gptjax.core.console import print_once
+from gptjax.core.errors import UserError
+from gptjax.data.batch_size import RowOffsets, locate_first_row
+from gptjax.runs.run_dir import CHECKPOINTS
+from gptjax.training.checkpoint import CheckpointManager
+from gptjax.training.checkpoint_rotation import set_aside_after
+from gptjax.training.divergence import Diverged
+
+
+def go_back(
+    config: TrainConfig, checkpoints: CheckpointManager, trouble: Diverged
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """The config with which the run goes on, and what metrics.jsonl says of it at the step that it goes back to.
+
+    Checkpoints after that step are kept as `STEP.rolled_back`. All processes must call this.
+    """
+    with contextlib.suppress(UserError):  # a save that fails now is of no use
+        checkpoints.wait()
+    step = 0
+    if jax.process_index() == 0:
+        step = set_aside_after(config.directory / CHECKPOINTS, trouble.last_good)
+    if jax.process_count() > 1:
+        step = int(multihost_utils.broadcast_one_to_all(step))
+    offsets = add_offset(config, back_to=step, begun=trouble.step)
+    rows = offsets[-1][1]
+    print_once(
+        f"step {trouble.step:,}: {trouble.reason}. Going back to step {step:,}; the rows read since are passed over "
+        f"({len(offsets)} of at most {config.rollback.limit} times)"
+    )
+    record = {"rolled_back_from": trouble.step, "row_offset": rows, "reason": trouble.reason}
+    # `never` and a step to go back to are about the start of the command.
+    resume = "force" if config.resume == "force" else "auto"
+    return replace(config, row_offsets=offsets, resume=resume), record
+
+
+def add_offset(config: TrainConfig, *, back_to: int, begun: int) -> RowOffsets:
+    """The run's offsets, with one more: step `back_to` reads the rows that step `begun` would have read."""
+    schedule = tuple((phase.begin, phase.batch) for phase in config.phases)
+    rows = locate_first_row(begun, schedule, config.row_offsets) - locate_first_row(back_to, schedule)
+    return (*(one for one in config.row_offsets if one[0] <= back_to), (back_to, rows))
+
+
+def adopt_offsets(config: TrainConfig, saved: TrainConfig, step: int) -> RowOffsets:
+    """The offsets of a run that resumes at `step`: those of its steps so far, and those that were set from there on.
+
+    A run that went back and was killed before it saved again has the latter in config.json alone.
+    """
+    later = config.row_offsets or _read_offsets(config)
+    past = tuple(one for one in saved.row_offsets if one[0] < step)
+    return (*past, *(one for one in later if one[0] >= step))
+
+
+def _read_offsets(config: TrainConfig) -> RowOffsets:
+    try:
+        content = json.loads((config.directory / "config.json").read_text(encoding="utf-8"))
+        return tuple((int(begin), int(rows)) for begin, rows in content.get("row_offsets", ()))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ()

@@ -1,0 +1,54 @@
+"""What libraries write past Python is held back, and an abort leaves time to say why."""
+
+import subprocess
+import sys
+
+CHILD = """
+import os, sys, threading, time
+from gptjax.core.console import safe_console
+from gptjax.core.native_output import hold_native_output, read_native_output
+def library(text):
+    os.write(2, text.encode())
+with safe_console():
+    native = hold_native_output()
+"""
+
+
+def run(body: str) -> tuple[int, list[str]]:
+    """Status and stderr of a child with this body."""
+    text = CHILD + "\n".join(f"    {line}" for line in body.strip().splitlines())
+    child = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    return child.returncode, child.stderr.splitlines()
+
+
+def test_output_of_libraries_comes_later_than_pythons_own():
+    body = """
+library("first\\n")
+native.pass_on(0.0)
+library("second\\n")
+native.pass_on(1.0)
+print("python", file=sys.stderr)
+native.pass_on(5.0)
+print("python again", file=sys.stderr)
+assert read_native_output() == "first\\nsecond\\n"
+"""
+    assert run(body) == (0, ["python", "first", "python again", "second"])
+
+
+def test_process_that_ends_before_shows_its_own_line_only():
+    assert run('library("pages\\n"); print("why", file=sys.stderr); os._exit(75)') == (75, ["why"])
+
+
+def test_abort_by_a_library_leaves_time_to_say_why():
+    body = """
+def say():
+    while native.find_abort() is None:
+        time.sleep(0.05)
+    print(native.find_abort(), file=sys.stderr)
+    os._exit(75)
+threading.Thread(target=say, daemon=True).start()
+library("W1129 harmless\\nF1129 20:40 client.h:80] lost\\n    @ 0x7f\\n")
+import ctypes
+ctypes.CDLL(None).abort()  # without the interpreter's lock, as libraries do
+"""
+    assert run(body) == (75, ["F1129 20:40 client.h:80] lost"])

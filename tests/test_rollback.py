@@ -1,0 +1,95 @@
+"""A run that goes back learns what a run learns that was told from the start which rows to pass over."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import ALPHABET, read_lines, tiny_config, write_text_shards
+
+from gptjax.config import TrainConfig
+from gptjax.data.batch_size import locate_first_row
+from gptjax.data.config import TokenShards
+from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
+from gptjax.metrics.metrics_file import read_metrics
+from gptjax.optim import AdamW, Constant
+from gptjax.runs.rollback import add_offset, adopt_offsets
+from gptjax.runs.run_dir import RunDir
+from gptjax.runs.trainer import train
+from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.divergence import RollbackConfig
+
+BAD_ROWS = range(8 * 25, 8 * 26)
+"""The rows of the 26th step."""
+
+
+@dataclass(frozen=True)
+class Spoiled(DataSource):
+    """Shards in which some rows are of a token that the text lacks."""
+
+    path: str
+
+    def open(self, spec: ReadSpec) -> RowReader:
+        return SpoiledRows(TokenShards(self.path).open(spec))
+
+
+class SpoiledRows(RowReader):
+    def __init__(self, rows: RowReader) -> None:
+        self.rows = rows
+
+    def read(self, rows: np.ndarray) -> Rows:
+        found = self.rows.read(rows)
+        found["targets"][np.isin(rows, BAD_ROWS)] = ALPHABET.index("z")
+        return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    shards = write_text_shards(tmp_path_factory.mktemp("rollback") / "shards")
+    return tiny_config(
+        shards,
+        steps=32,
+        model={"num_layers": 1, "dropout": 0.1},
+        data=Spoiled(str(shards)),
+        optimizer=AdamW(learning_rate=2e-2, schedule=Constant()),
+        checkpoint=CheckpointConfig(every=12, keep=9),
+        rollback=RollbackConfig(1, spike_factor=1.5),
+    )
+
+
+def test_run_that_goes_back_learns_as_if_told_so_from_the_start(config: TrainConfig):
+    assert train(config) == 0
+    offsets = ((24, 16),)  # step 24 of the program, the 25th of a person, is passed over with the one that spiked
+    (event,) = [record for record in read_metrics(config.directory / "metrics.jsonl") if "row_offset" in record]
+    assert (event["step"], event["rolled_back_from"], event["row_offset"]) == (24, 26, 16)
+    assert "more than 1.5 times its median" in event["reason"]
+    assert RunDir.open(config.directory).content["row_offsets"] == [list(one) for one in offsets]
+    losses = read_lines(config.directory)
+    assert [step for step, _ in losses] == list(range(1, 33))
+    told = replace(config, name="told", row_offsets=offsets, rollback=RollbackConfig())
+    assert train(told) == 0
+    assert read_lines(told.directory) == losses
+
+
+def test_offsets_continue_where_the_run_was(tmp_path: Path):
+    config = tiny_config(tmp_path / "shards", steps=100)
+    schedule = [(phase.begin, phase.batch) for phase in config.phases]
+    once = replace(config, row_offsets=add_offset(config, back_to=24, begun=26))
+    twice = replace(once, row_offsets=add_offset(once, back_to=24, begun=30))
+    assert twice.row_offsets == ((24, 16), (24, 16 + 6 * 8))
+    assert locate_first_row(24, schedule, twice.row_offsets) == locate_first_row(30, schedule, once.row_offsets)
+    earlier = replace(twice, row_offsets=add_offset(twice, back_to=10, begun=12))
+    assert earlier.row_offsets == ((10, 16),)
+
+
+def test_resumed_run_takes_offsets_from_its_checkpoint_and_its_config(tmp_path: Path):
+    config = tiny_config(tmp_path / "shards", steps=100)
+    saved = replace(config, row_offsets=((10, 8),))
+    assert adopt_offsets(config, saved, 20) == ((10, 8),)
+    config.directory.mkdir(parents=True)
+    (config.directory / "config.json").write_text('{"row_offsets": [[10, 8], [20, 24]]}')
+    assert adopt_offsets(config, saved, 20) == ((10, 8), (20, 24)), "killed before it saved again"
+    typed = replace(config, row_offsets=((5, 3), (30, 99)))
+    assert adopt_offsets(typed, saved, 20) == ((10, 8), (30, 99))
+    (config.directory / "config.json").write_text('{"row_offsets": 3}')
+    assert adopt_offsets(config, saved, 20) == ((10, 8),)
