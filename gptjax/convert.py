@@ -165,7 +165,10 @@ def export_model(options: ToHf) -> None:
 
     enable_compile_cache()
     run = open_checkpoint(options.checkpoint, imports=options.imports)
-    form, evaluations = choose_form(run.model_config, options.form), model_card.read_evaluations(options.evaluation)
+    form, evaluations = (
+        choose_form(run.model_config, options.form),
+        model_card.read_evaluations(options.evaluation, checkpoint=options.checkpoint),
+    )
     losses = form.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
     if options.push_to is not None:
         hub_upload.check_upload(options.push_to)

@@ -118,8 +118,9 @@ def write_samples(sampler: "Sampler") -> None:
 
 def stream_text(sampler: "Sampler", prompt: Prompt, *, seed: int | None = None) -> list[Completion]:
     """Print prompt and text while it is written."""
-    completions, stream = list[Completion](), sampler.complete([prompt], every=1, seed=seed)
-    print(sampler.show(prompt), end="", flush=True)
+    stream = sampler.complete([prompt], every=1, seed=seed)
+    completions = next(stream)  # an error comes before anything is printed
+    print(sampler.show(prompt), completions[0].new_text, sep="", end="", flush=True)
     for completions in stream:
         print(completions[0].new_text, end="", flush=True)
     print()
@@ -128,10 +129,13 @@ def stream_text(sampler: "Sampler", prompt: Prompt, *, seed: int | None = None) 
 
 def run_interactive(sampler: "Sampler") -> None:
     """Continue every line of standard input, until it ends. Each has a seed of its own."""
-    print("A line is a prompt. Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("A line is a prompt. Ctrl-C stops a text, Ctrl-D ends.", file=sys.stderr)
     seed = sampler.options.seed
     while True:
-        print("> ", end="", flush=True, file=sys.stderr)
+        if is_terminal:
+            print("> ", end="", flush=True, file=sys.stderr)
         if not (line := sys.stdin.readline()):
             break
         try:
@@ -210,7 +214,7 @@ class Sampler:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         settings["repetition_penalty"] = options.repetition_penalty
-        return {"checkpoint": options.checkpoint, "step": options.step, "settings": settings, "samples": samples}
+        return {"checkpoint": options.checkpoint, "step": self.generator.step, "settings": settings, "samples": samples}
 
 
 def print_speed(speed: "DecodingSpeed") -> None:

@@ -121,7 +121,7 @@ def test_flipped_bit_in_any_file_is_named_and_its_step_passed_over(
         assert str(checkpoints / "20" / name) in problem
         assert find_step(checkpoints, "latest", items=None) == find_step(checkpoints, "best", items=None) == 10
         warning = capsys.readouterr().err
-        assert warning.count("Step 10 is used instead of 20.") == 2
+        assert warning.count("Step 10 is used instead of 20.") == 1, "said once"
         assert name in warning
         (checkpoints / "20" / name).write_bytes(content)
     assert find_checkpoint_damage(checkpoints / "20") == []

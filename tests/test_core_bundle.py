@@ -91,6 +91,11 @@ def test_accuracy_is_that_of_the_least_mean_loss(bundle: Path, model: GPT) -> No
     assert figures["core q"].value == pytest.approx(np.mean(right))
     centred = [(figures["core q"].value - 0.5) / 0.5, (figures["core s"].value - 0.5) / 0.5, figures["core t"].value]
     assert figures["CORE"].value == pytest.approx(np.mean(centred))
+    assert figures["CORE"].low < figures["CORE"].value < figures["CORE"].high
+    golds = [item["gold"] for item in tasks[0].items]
+    assert figures["core q majority class"].value == max(map(golds.count, golds)) / len(golds)
+    assert figures["core q chance"].value == 0.5
+    assert "core t majority class" not in figures, "it has no choices"
 
 
 def test_limit_takes_the_first_items(bundle: Path, model: GPT) -> None:

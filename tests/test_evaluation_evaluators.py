@@ -1,6 +1,7 @@
 """Texts and tasks as evaluators of a run."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.evaluation import evaluators
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
+from gptjax.metrics.logger import LogConfig
+from gptjax.metrics.loggers import TensorBoardLogger
+from gptjax.metrics.plots import list_evaluations
 from gptjax.runs.trainer import train
 from gptjax.training.evaluators import ValidationLoss
 
@@ -71,3 +75,42 @@ def test_numbers_out_of_range_are_refused() -> None:
 
 def test_names_of_metrics_are_words() -> None:
     assert name_metric("lambada_openai acc (get-answer)") == "eval_lambada_openai_acc_get_answer"
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # of the harness and of what it imports
+def test_tasks_and_core_are_scored_while_a_run_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Beside an evaluator whose task has no data here, which does not end the run."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text8.txt").write_text(text_of(4).replace("\n", " "))
+    tasks = HarnessTasks(every=5, tasks=("text8",), task_data=(f"text8={tmp_path / 'text8.txt'}",), limit=None)
+    core = Core(every=5, bundle=str(write_bundle(tmp_path / "bundle")))
+    broken = HarnessTasks(every=10, tasks=("enwik8",))
+    log = LogConfig(loggers=(TensorBoardLogger(),))
+    config = tiny_config(write_text_shards(tmp_path / "shards"), evaluators=(tasks, core, broken), log=log)
+    assert train(config) == 0
+    for name in ("eval_text8_bits_per_byte", "eval_CORE", "eval_core_q"):
+        found = read_lines(config.directory, name)
+        assert [step for step, _ in found] == [5, 10], name
+        assert all(math.isfinite(value) for _, value in found)
+    records = [json.loads(line) for line in (config.directory / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "no task can be run: enwik8" in r.get("eval_enwik8_error", "")] == [10]
+    assert "the evaluation enwik8 failed, and training goes on" in capsys.readouterr().err
+    events = b"".join(path.read_bytes() for path in config.directory.rglob("events.out.*"))
+    assert b"eval_text8_bits_per_byte" in events
+    assert b"eval_CORE" in events
+    assert set(list_evaluations(records)) >= {"eval_text8_bits_per_byte", "eval_CORE"}
+
+
+def write_bundle(directory: Path) -> Path:
+    """A bundle of CORE with one task, in letters that the tests' tokenizer has."""
+    items = [{"query": f"{i} + 1 = ", "choices": ["two", "three"], "gold": i % 2} for i in range(4)]
+    (directory / "eval_data").mkdir(parents=True)
+    (directory / "eval_data" / "q.jsonl").write_text("\n".join(map(json.dumps, items)))
+    task = "{label: q, dataset_uri: q.jsonl, num_fewshot: [0], icl_task_type: multiple_choice}"
+    (directory / "core.yaml").write_text(f"icl_tasks:\n- {task}\n")
+    (directory / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nq,50\n")
+    return directory

@@ -84,14 +84,19 @@ def test_push_without_access_writes_nothing(
 
 
 def test_card_tells_recipe_losses_and_evaluations(run: Path, tmp_path: Path) -> None:
-    result = {"protocol": "all of val, 16 tokens | no stride", "val_loss": 3.5, "step": 10}
-    (tmp_path / "result.json").write_text(json.dumps(result))
+    figures = {"nats_per_token": {"value": 3.5, "low": 3.25, "high": None}, "CORE": {"value": 0.1, "low": 0, "high": 1}}
+    figures["piqa acc"] = {"value": 0.5, "low": 0.25, "high": 0.75}
+    result = {"protocol": "all of val, 16 tokens | no stride", "figures": figures, "harness": {"lm_eval": "0.4.13"}}
+    others = [{"checkpoint": "elsewhere", "figures": {}}, {"checkpoint": str(run), **result}]
+    (tmp_path / "result.json").write_text(json.dumps({"baseline": "elsewhere", "checkpoints": others}))
     export(run, tmp_path / "out", f"--evaluation={tmp_path / 'result.json'}")
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "| optimizer | gptjax.optim.adamw:AdamW |" in card
     assert "| step | tokens | val_loss | val_bpb |" in card
-    assert r"| all of val, 16 tokens \| no stride | val_loss | 3.5 |" in card
+    assert r"| all of val, 16 tokens \| no stride | nats_per_token | 3.5 |  |" in card
+    assert "| lm-evaluation-harness 0.4.13 | piqa acc | 0.5 | 0.25 – 0.75 |" in card
+    assert "| CORE | CORE | 0.1 |  |" in card
     assert "![Losses](loss.png)" in card
     assert str(run.parent) not in card, "paths of the machine are not told"
 
@@ -113,7 +118,15 @@ def test_card_of_the_custom_form_says_how_to_load_it() -> None:
     assert "| logit_softcap | 4 |" in card
 
 
-def test_evaluation_without_protocol_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds no protocol\. Give a file that evaluate --json wrote"):
-        read_evaluations([str(tmp_path / "result.json")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, r"holds no figures\. Give a file that evaluate --json wrote"),
+        ({"checkpoints": [1]}, "holds no figures"),
+        ({"checkpoints": [{"checkpoint": name, "figures": {}} for name in "ab"]}, "is of 'a', 'b', and none is c"),
+    ],
+)
+def test_evaluation_of_something_else_is_refused(tmp_path: Path, content: dict, message: str) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_evaluations([str(tmp_path / "result.json")], checkpoint="c")

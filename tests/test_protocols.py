@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gptjax.core.errors import UserError
+from gptjax.evaluation import texts
 from gptjax.evaluation.figures import DocumentSums, compute_figures
 from gptjax.evaluation.protocols import PRESETS, Protocol, find_protocol, place_windows
 from gptjax.evaluation.scoring import ScoringOptions, round_up_length, score_windows
@@ -150,6 +151,11 @@ def test_harness_scores_each_document_after_an_end_of_text(model: GPT, tmp_path:
     path = tmp_path / "pages.jsonl"
     path.write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
     assert read_documents(path) == pages
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, page in zip("abc", pages, strict=True):
+        (folder / f"{name}.txt").write_text(page)
+    assert read_documents(folder) == pages, "as prepare reads it"
     found = score(model, path, find_protocol("harness"))
     wanted = [np.concatenate([*reference_rolling(TOKENIZER.encode(p).tolist(), nats_of)]).sum() for p in pages]
     np.testing.assert_allclose(found.nats, wanted, atol=1e-4)
@@ -158,6 +164,20 @@ def test_harness_scores_each_document_after_an_end_of_text(model: GPT, tmp_path:
     assert found.words.sum() == words
     assert figures["word_perplexity"].value == pytest.approx(math.exp(sum(wanted) / words), rel=1e-5)
     assert figures["bits_per_byte"].value == pytest.approx(sum(wanted) / size / math.log(2), rel=1e-6)
+
+
+def test_sums_do_not_depend_on_how_many_windows_are_scored_at_once(
+    model: GPT, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one document, whose parts are placed window by window."""
+    file = file.with_name("long.txt")
+    file.write_text("the other theme is then\n" * 30)
+    whole = score(model, file, find_protocol("harness"))
+    monkeypatch.setattr(texts, "BATCHES_AT_ONCE", 1)
+    parts = score(model, file, find_protocol("harness"))
+    assert len(whole.nats) == texts.PARTS
+    for name in ("nats", "bytes", "tokens", "words"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-6)
 
 
 def test_wikitext2_rows_scores_rows_alone_and_cut(model: GPT, file: Path, nats_of: Callable) -> None:

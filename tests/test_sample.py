@@ -138,6 +138,7 @@ def test_json_holds_tokens_and_log_probabilities(
 ) -> None:
     words = (f"--checkpoint={run}", "--prompt=in the", "--prompt=a", "--temperature=0", "--max-new-tokens=5")
     report = json.loads(read_output(capsys, *words, "--json=-"))
+    assert report["step"] == 0
     read_output(capsys, *words, f"--json={tmp_path}/out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == report
     for record, prompt in zip(report["samples"], ("in the", "a"), strict=True):
@@ -171,7 +172,9 @@ def test_interactive_mode_continues_lines(
     capsys: pytest.CaptureFixture, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(f"the\n{'x' * 40}\nof"))
-    out = read_output(capsys, f"--checkpoint={run}", "--interactive", "--max-new-tokens=3", "--temperature=0")
+    main([f"--checkpoint={run}", "--interactive", "--max-new-tokens=3", "--temperature=0"])
+    out, err = capsys.readouterr()
+    assert "> " not in err, "no terminal asks for a line"
     first, second = sample(Sample(checkpoint=str(run), prompt=("the", "of"), max_new_tokens=3, temperature=0.0))
     assert out == f"{first}\n{second}\n"
 

@@ -7,6 +7,7 @@ Lines under `eval_data`. Prompts, order of items and examples are nanochat's, so
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.evaluation.figures import Figure, ItemScores, item_figure
+from gptjax.evaluation.figures import DRAWS, Figure, ItemScores, draw_totals, find_interval, item_figure
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions
 from gptjax.evaluation.windows import Window
@@ -77,17 +78,28 @@ def score_core(
     Args:
         limit: items of each task, from the start of its order. nanochat takes 500 during training and all at the end.
     """
-    figures, items, centred = {}, {}, []
+    figures, items, centred, draws = {}, {}, [], []
     options = ScoringOptions(batch_size=batch_size, end_of_text=tokenizer.end_of_text)
-    for task in tasks:
+    for seed, task in enumerate(tasks):
         right = score_task(model, tokenizer, task, limit=limit, options=options)
         scores = ItemScores(np.stack([right, np.ones(len(right))], axis=1), "mean")
         figures[f"core {task.name}"] = item_figure(scores)
         items[f"core {task.name}"] = scores
         chance = task.chance / 100
         centred.append((float(right.mean()) - chance) / (1 - chance))
-    figures["CORE"] = Figure(float(np.mean(centred)), float("nan"), float("nan"))
+        drawn = scores.compute(draw_totals(scores.pairs, draws=DRAWS, seed=seed)) if len(right) > 1 else right
+        draws.append((np.broadcast_to(drawn, DRAWS) - chance) / (1 - chance))  # a task of one item is always drawn
+        for control, value in measure_controls(task, limit=limit).items():
+            figures[f"core {task.name} {control}"] = Figure(value, float("nan"), float("nan"))
+    figures["CORE"] = Figure(float(np.mean(centred)), *find_interval(np.mean(draws, axis=0)))
     return figures, items
+
+
+def measure_controls(task: CoreTask, *, limit: int | None) -> dict[str, float]:
+    """Accuracy without reading: by chance, as the bundle has it, and by always giving the most frequent answer."""
+    golds = [item["gold"] for item in task.items[:limit] if "gold" in item]
+    majority = {"majority class": max(Counter(golds).values()) / len(golds)} if golds else {}
+    return {"chance": task.chance / 100, **majority}
 
 
 def score_task(

@@ -123,8 +123,10 @@ class Core(_Scheduled):
         tokenizer, tasks = _require_tokenizer(context), core_bundle.read_bundle(expand_path(self.bundle))
 
         def evaluate(model: "gpt.GPT") -> Metrics:
-            figures, _ = core_bundle.score_core(model, tokenizer, tasks, limit=self.limit, batch_size=self.batch_size)
-            return name_metrics(figures)
+            figures, items = core_bundle.score_core(
+                model, tokenizer, tasks, limit=self.limit, batch_size=self.batch_size
+            )
+            return name_metrics({name: figures[name] for name in ("CORE", *items)})  # controls do not change
 
         return guard(evaluate, "core")
 

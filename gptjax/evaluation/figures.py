@@ -51,7 +51,7 @@ class Figure:
 def compute_figures(sums: DocumentSums, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Figure]:
     """`nats_per_token`, `token_perplexity`, `word_perplexity` and `bits_per_byte`, as far as their units are known."""
     quotients = compute_quotients(sums, draws=draws, seed=seed)
-    return {name: Figure(float(values[0]), *_interval(values[1:])) for name, values in quotients.items()}
+    return {name: Figure(float(values[0]), *find_interval(values[1:])) for name, values in quotients.items()}
 
 
 def compare_figures(
@@ -64,7 +64,7 @@ def compare_figures(
     own = compute_quotients(sums, draws=draws, seed=seed)
     others = compute_quotients(baseline, draws=draws, seed=seed)
     differences = {name: own[name] - others[name] for name in own if name in others}
-    return {name: Figure(float(values[0]), *_interval(values[1:])) for name, values in differences.items()}
+    return {name: Figure(float(values[0]), *find_interval(values[1:])) for name, values in differences.items()}
 
 
 def compute_quotients(sums: DocumentSums, *, draws: int, seed: int) -> dict[str, np.ndarray]:
@@ -121,10 +121,11 @@ def item_figure(scores: ItemScores, baseline: ItemScores | None = None) -> Figur
     if baseline is not None:
         value = value - baseline.value
         values = values - baseline.compute(draw_totals(baseline.pairs, draws=DRAWS, seed=0))
-    return Figure(value, *_interval(values))
+    return Figure(value, *find_interval(values))
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def find_interval(values: np.ndarray) -> tuple[float, float]:
+    """The interval of drawn values, those that are finite."""
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan

@@ -3,8 +3,8 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from gptjax.core.errors import UserError
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
 from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
-from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
+from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, round_up_rows, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import Tokenizer
 
 PARTS = 50
 """Parts of a single document that are drawn for its interval."""
+BATCHES_AT_ONCE = 256
+"""Batches of windows whose scores are in memory at a time, sorted by length among themselves."""
 COUNT_WORDS: dict[Words, Callable[[str], int]] = {
     "words": lambda text: len(text.split()),
     "line-ends": lambda text: len(text.split()) + text.count("\n"),
@@ -53,13 +55,15 @@ class Text:
 def read_documents(path: Path, *, rows: bool = False) -> list[str]:
     """The documents of a file: one of plain text, each line of JSON Lines (`text` or `page`), or each row.
 
+    A folder is read as `prepare` reads it.
+
     Args:
         rows: each line of plain text that is not blank is a document, with its line end.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, or is empty.
     """
-    if path.name.lower().endswith(READ_AS_PREPARE):
+    if path.is_dir() or path.name.lower().endswith(READ_AS_PREPARE):
         return _read_as_prepare(path)
     try:
         text = path.read_bytes().decode("utf-8")
@@ -133,41 +137,83 @@ def score_text(
     """The sums of each document under a resolved protocol. Call it under the model's mesh."""
     end = None if text.is_stored or text.tokenizer is None else text.tokenizer.end_of_text
     placed = place_windows(protocol, text.documents, end_of_text=end, offsets=offsets, masks=text.masks)
-    scores = score_windows(model, [p.window for p in placed], options=options)
-    nats = [-score.log_probabilities.astype(np.float64) for score in scores]
-    return sum_documents(text, placed, nats)
+    return sum_documents(text, placed, _score_in_parts(model, placed, options))
 
 
-def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Sequence[np.ndarray]) -> DocumentSums:
-    """Sums over each document that has a scored token. One document alone is divided into parts."""
-    owner = np.concatenate([p.documents for p in placed])
-    weights = np.concatenate([np.full(p.window.scored, p.weight) for p in placed])
-    values, tokens = np.concatenate(nats), np.concatenate([p.window.targets for p in placed])
-    counts = owner >= 0
-    if not counts.any():
+def _score_in_parts(model: GPT, placed: Sequence[PlacedWindow], options: ScoringOptions) -> Iterator[np.ndarray]:
+    """The nats of each window's scored tokens. Those of a part of the windows are in memory at a time."""
+    at_once = BATCHES_AT_ONCE * round_up_rows(options.batch_size, model.mesh)
+    for start in range(0, len(placed), at_once):
+        report = options.progress
+        shifted = None if report is None else lambda done, start=start, report=report: report(start + done)
+        windows = [p.window for p in placed[start : start + at_once]]
+        for score in score_windows(model, windows, options=replace(options, progress=shifted)):
+            yield -score.log_probabilities.astype(np.float64)
+
+
+def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.ndarray]) -> DocumentSums:
+    """Sums over each document that has a scored token. One document alone is divided into parts.
+
+    Args:
+        nats: of each window's scored tokens, in order.
+    """
+    scored = np.zeros(len(text.documents), np.int64)
+    for p in placed:
+        np.add.at(scored, p.documents[p.documents >= 0], 1)
+    known = np.flatnonzero(scored)
+    if not len(known):
         raise UserError(f"{text.name}: none of its next tokens is scored. Take more.")
-    owner, weights, values, tokens = owner[counts], weights[counts], values[counts], tokens[counts]
-    sizes = count_bytes(tokens, text.tokenizer)
-    known = np.unique(owner)
-    if len(known) == 1 and len(owner) >= 2 * PARTS:
-        group, unit = divide_evenly(sizes), "equal parts of the one document"
-        words = np.full(PARTS, _count_scored_words(text, int(known[0]), len(owner)) / PARTS)
+    measure = _find_measure(text, placed)
+    is_one = len(known) == 1 and scored[known[0]] >= 2 * PARTS
+    if is_one:
+        unit, words = "equal parts of the one document", _count_scored_words(text, int(known[0]), int(scored.sum()))
+        total = float(sum(measure(_find_counted(p)).sum() for p in placed))
+        divide = EvenParts(total or float(scored.sum()), has_bytes=total > 0)
+        counts = np.full(PARTS, words / PARTS)
     else:
-        group, unit = np.searchsorted(known, owner), "documents"
-        scored = np.bincount(group)
-        words = np.array(
-            [_count_scored_words(text, d, n) for d, n in zip(known.tolist(), scored.tolist(), strict=True)]
-        )
-    add = lambda x: np.bincount(group, x).astype(np.float64)
-    ones = np.ones(len(owner))
-    return DocumentSums(add(values), add(values * weights), add(weights), add(ones), add(sizes), words, unit)
+        unit, divide = "documents", None
+        pairs = zip(known.tolist(), scored[known].tolist(), strict=True)
+        counts = np.array([_count_scored_words(text, document, tokens) for document, tokens in pairs])
+    sums = np.zeros((5, len(counts)))
+    for p, values in zip(placed, nats, strict=True):
+        is_counted = p.documents >= 0
+        sizes, values, ones = measure(_find_counted(p)), values[is_counted], np.ones(int(is_counted.sum()))
+        group = np.searchsorted(known, p.documents[is_counted]) if divide is None else divide.place(sizes)
+        for row, x in zip(sums, (values, values * p.weight, ones * p.weight, ones, sizes), strict=True):
+            np.add.at(row, group, x)
+    return DocumentSums(*sums, counts, unit)
 
 
-def divide_evenly(sizes: np.ndarray) -> np.ndarray:
-    """The part of each token of a document, as equal in bytes as tokens allow: the same parts for any tokenizer."""
-    sizes = sizes if sizes.sum() else np.ones(len(sizes))
-    ends = np.cumsum(sizes)
-    return np.minimum(PARTS - 1, ((ends - sizes / 2) * PARTS // ends[-1]).astype(np.int64))
+def _find_counted(p: PlacedWindow) -> Ids:
+    """The scored tokens of a window that count."""
+    return p.window.targets[p.documents >= 0]
+
+
+def _find_measure(text: Text, placed: Sequence[PlacedWindow]) -> Callable[[Ids], np.ndarray]:
+    """The bytes of text behind each of some tokens; zeros if those of one are unknown."""
+    largest = max(int(tokens.max()) for p in placed if len(tokens := _find_counted(p)))
+    if text.tokenizer is None or largest >= text.tokenizer.vocab_size:
+        return lambda tokens: np.zeros(len(tokens))
+    sizes = text.tokenizer.bytes_per_token.astype(np.float64)
+    return lambda tokens: sizes[tokens]
+
+
+@dataclass
+class EvenParts:
+    """Divides a document into parts, as equal in bytes as tokens allow: the same parts for any tokenizer."""
+
+    whole: float
+    """Bytes of all tokens or, where they are unknown, their number."""
+    has_bytes: bool
+    before: float = 0.0
+    """Those of the tokens that have been placed."""
+
+    def place(self, sizes: np.ndarray) -> np.ndarray:
+        """The part of each of the next tokens."""
+        extents = sizes if self.has_bytes else np.ones(len(sizes))
+        ends = self.before + np.cumsum(extents)
+        self.before = float(ends[-1]) if len(ends) else self.before
+        return np.minimum(PARTS - 1, ((ends - extents / 2) * PARTS // self.whole).astype(np.int64))
 
 
 def _count_scored_words(text: Text, document: int, scored: int) -> float:
@@ -177,10 +223,3 @@ def _count_scored_words(text: Text, document: int, scored: int) -> float:
     length = len(text.documents[document])
     whole = length - 1 <= scored <= length + (0 if text.is_stored else 1)
     return float(text.words[document]) * (1.0 if whole else scored / max(1, length))
-
-
-def count_bytes(tokens: Ids, tokenizer: Tokenizer | None) -> np.ndarray:
-    """Bytes of text behind each token; zeros if they are unknown."""
-    if tokenizer is None or int(tokens.max()) >= tokenizer.vocab_size:
-        return np.zeros(len(tokens))
-    return tokenizer.bytes_per_token[tokens].astype(np.float64)

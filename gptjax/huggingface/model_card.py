@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.safetensors_dir import read_json
@@ -19,6 +19,7 @@ from gptjax.model.gpt import count_parameters
 CARD_FILE, PICTURE = "README.md", "loss.png"
 MAX_ROWS = 12
 """Evaluations during training that the card lists; the others are in the picture."""
+TEXT_FIGURES = ("nats_per_token", "token_perplexity", "word_perplexity", "bits_per_byte")
 Facts = Mapping[str, Any]
 
 
@@ -54,15 +55,30 @@ class CardFacts:
         )
 
 
-def read_evaluations(paths: Iterable[str]) -> tuple[Facts, ...]:
-    """The results in files that `evaluate --json` wrote. Raises `UserError` for another file."""
+def read_evaluations(paths: Iterable[str], *, checkpoint: str) -> tuple[Facts, ...]:
+    """The results in files that `evaluate --json` wrote; of a file with several, those of this checkpoint.
+
+    Raises:
+        UserError: another file, or none of several results is of the checkpoint.
+    """
     out: list[Facts] = []
     for path in paths:
         content = read_json(expand_path(path))
-        if "protocol" not in content:
-            raise UserError(f"--evaluation={path} holds no protocol. Give a file that evaluate --json wrote.")
-        out.append(content)
+        results = content.get("checkpoints", [content])
+        if not isinstance(results, list) or not all(isinstance(one, dict) and "figures" in one for one in results):
+            raise UserError(f"--evaluation={path} holds no figures. Give a file that evaluate --json wrote.")
+        own = [one for one in results if len(results) == 1 or _is_same(one.get("checkpoint"), checkpoint)]
+        if not own:
+            names = ", ".join(quote(str(one.get("checkpoint"))) for one in results)
+            raise UserError(f"--evaluation={path} is of {names}, and none is {checkpoint}. Evaluate that one, too.")
+        out += own
     return tuple(out)
+
+
+def _is_same(name: Any, checkpoint: str) -> bool:
+    return isinstance(name, str) and (
+        name == checkpoint or expand_path(name).absolute() == expand_path(checkpoint).absolute()
+    )
 
 
 def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> None:
@@ -160,13 +176,21 @@ def _describe_losses(facts: CardFacts) -> list[str]:
 
 
 def _describe_evaluations(evaluations: Iterable[Facts]) -> list[str]:
-    rows = [
-        (one["protocol"], metric, value)
-        for one in evaluations
-        for metric, value in one.items()
-        if isinstance(value, float)
-    ]
-    return ["## Evaluation", _table(("protocol", "metric", "value"), rows)] if rows else []
+    rows = [row for one in evaluations for row in _list_figures(one)]
+    return ["## Evaluation", _table(("protocol", "metric", "value", "95 %"), rows)] if rows else []
+
+
+def _list_figures(result: Facts) -> Iterator[tuple[str, str, float, str]]:
+    """The figures of a result, those of a text, of tasks or of CORE, each with its interval."""
+    harness = f"lm-evaluation-harness {result['harness'].get('lm_eval')}" if "harness" in result else "local tasks"
+    for name, figure in result["figures"].items():
+        value, low, high = (figure.get(key) for key in ("value", "low", "high"))
+        if not isinstance(value, float):
+            continue
+        protocol = str(result.get("protocol")) if name in TEXT_FIGURES else harness
+        protocol = "CORE" if name == "CORE" or name.startswith("core ") else protocol
+        interval = f"{low:.6g} – {high:.6g}" if isinstance(low, float) and isinstance(high, float) else ""
+        yield protocol, name, value, interval
 
 
 def _table(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -108,10 +108,12 @@ class Completion:
 class TextGenerator:
     """A model whose weights are ready to be read, and its tokenizer."""
 
-    def __init__(self, model: "gpt.GPT", tokenizer: Tokenizer, options: GenerationOptions) -> None:
+    def __init__(
+        self, model: "gpt.GPT", tokenizer: Tokenizer, options: GenerationOptions, *, step: int | None = None
+    ) -> None:
         with model.mesh.activate():
             self.model = decoding.prepare_for_decoding(model, quantize=options.quantize)
-        self.tokenizer, self.options = tokenizer, options
+        self.tokenizer, self.options, self.step = tokenizer, options, step
         self.speed: generation.DecodingSpeed | None = None
         """That of the last texts."""
 
@@ -122,7 +124,8 @@ class TextGenerator:
         tokenizer = run.require_tokenizer()
         mesh = options.mesh.resolve(jax.device_count())
         with mesh.activate():
-            return cls(run.load_model(options.step, mesh=mesh, ema=options.ema), tokenizer, options)
+            model = run.load_model(options.step, mesh=mesh, ema=options.ema)
+            return cls(model, tokenizer, options, step=run.find_step(options.step))
 
     @property
     def context_length(self) -> int:

@@ -11,6 +11,7 @@ sums of its files in `checksums.json`. A step is complete if it has its name and
 of an earlier gptjax have no sums; they are complete if Orbax says so.
 """
 
+import functools
 import json
 import os
 import re
@@ -67,13 +68,19 @@ def find_step(directory: Path, which: int | str, *, items: Collection[str] | Non
         if not (damage := find_damage_once(Path(directory).absolute() / str(step), items=items)):
             for other, problem in problems.items():
                 if other > step or which == "best":
-                    print_once(f"warning: {problem}. Step {step} is used instead of {other}.", to_stderr=True)
+                    _warn(f"warning: {problem}. Step {step} is used instead of {other}.")
             return step
         problems[step] = "; ".join(damage)
     if not steps or problems:
         found = f" Found: {'; '.join(problems.values())}." if problems else ""
         raise UserError(f"{directory} has no complete checkpoint.{found}")
     raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {_list(steps)}). Use `latest`.")
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Print a warning once: a command asks for its step several times."""
+    print_once(line, to_stderr=True)
 
 
 def _find_number(directory: Path, which: int | str, steps: list[int]) -> int:
