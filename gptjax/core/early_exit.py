@@ -85,7 +85,7 @@ def leave_after_signal() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code != REQUEUE_STATUS and not (isinstance(end.code, int) and end.code > SIGNALLED_STATUS):
+        if not isinstance(end.code, int) or (end.code != REQUEUE_STATUS and end.code <= SIGNALLED_STATUS):
             raise
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -81,8 +81,8 @@ def _watch_others(native: NativeOutput, command: str) -> None:
     if state.num_processes == 1:
         release_native_output()
     else:
-        place = {"index": state.process_id, "count": state.num_processes}
-        others = ProcessWatch(state.client, **place, resume=command, native=native)
+        index, count = state.process_id, state.num_processes
+        others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
         others.start()
         know_others(others)
 
