@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.runtime.options import require_at_least, run_command
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path, write_atomically
 
 OPENINGS = ("Sure: ", "Well, ")
@@ -117,7 +117,7 @@ def make_small_world(request: SmallWorld) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name, records in files.items():
         write_atomically(output / f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        print(f"{output / name}.jsonl: {len(records):,} records")
+        print(f"{output / name}.jsonl: {count_of(len(records), 'records')}")
 
 
 def ask(fact: Fact, form: int) -> dict[str, str]:
