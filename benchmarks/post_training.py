@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,14 @@ def write_data(directory: Path, options: Options) -> tuple[list[dict[str, Any]],
     ]
     tokenizer = train_bpe([" ".join(draw.permutation(words)) for _ in range(20)], vocab_size=options.vocab_size - 2)
     tokenizer.save(directory)
+    sources = {}
     for name, records in (("chat", chats), ("pairs", pairs)):
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        source, output = str(directory / f"{name}.jsonl"), str(directory / name)
-        common = {"source": source, "output": output, "split": "none"}
-        if name == "chat":
-            prepare_chat(PrepareChat(tokenizer=str(directory), **common))
-        else:
-            prepare_preferences(PreparePreferences(tokenizer=str(directory / "chat"), **common))
+        sources[name] = str(directory / f"{name}.jsonl")
+        Path(sources[name]).write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = directory / "chat"
+    prepare_chat(PrepareChat(source=sources["chat"], tokenizer=str(directory), output=made, split="none"))
+    output = directory / "pairs"
+    prepare_preferences(PreparePreferences(source=sources["pairs"], tokenizer=str(made), output=output, split="none"))
     return chats, pairs
 
 
@@ -152,7 +153,7 @@ def open_ours(config: TrainConfig) -> Contestant:
     mesh = config.mesh.resolve(1)
     with mesh.activate():
         second = reference.prepare_second_model(config, startup.make_read_spec(config, tokenizer), mesh)
-        rows = config.data.open_rows("train", second.read_spec)
+        rows: Any = config.data.open_rows("train", second.read_spec)
         scored = np.count_nonzero(rows.read(np.arange(len(rows)))["targets"] >= 0)
         targets = getattr(rows, "num_pairs", scored) / len(rows) * config.batch.size
         loader = BatchLoader(config.data.open(second.read_spec), second.read_spec, mesh=mesh)
@@ -206,8 +207,7 @@ def settings(directory: Path, *, rows: int, accumulation: int) -> dict[str, Any]
 
 def list_sft(directory: Path, options: Options, records: list[dict[str, Any]]) -> list[Contestant]:
     """TRL's SFT with several packings and micro-batches."""
-    import datasets  # pyright: ignore[reportMissingImports]
-    import trl  # pyright: ignore[reportMissingImports]
+    datasets, trl = map(import_module, ("datasets", "trl"))
 
     def open_packed(name: str, *, rows: int, strategy: str = "bfd") -> Contestant:
         args = trl.SFTConfig(
@@ -234,8 +234,7 @@ def list_sft(directory: Path, options: Options, records: list[dict[str, Any]]) -
 
 def list_dpo(directory: Path, options: Options, records: list[dict[str, Any]], *, pairs: int) -> list[Contestant]:
     """TRL's DPO with stored references; `pairs` a step in one micro-batch, and in several."""
-    import datasets  # pyright: ignore[reportMissingImports]
-    import trl  # pyright: ignore[reportMissingImports]
+    datasets, trl = map(import_module, ("datasets", "trl"))
 
     def open_padded(name: str, *, rows: int) -> Contestant:
         args = trl.DPOConfig(

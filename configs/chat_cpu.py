@@ -13,6 +13,8 @@ or one by one:
 
 Data      sentences about people, spellings and sums, made by a generator; names are tokens, spelled words are not
 Model     3 layers × 96, context 128, 0.41 M parameters
+Measured  by us: after the second stage 0.98 of 85 held-out questions are answered exactly, after the third 0.93 with
+          the preferred opening in all; 3.4 CPU minutes for all stages (LAB.md)
 """
 
 from gptjax.config import TrainConfig

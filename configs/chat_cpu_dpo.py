@@ -21,10 +21,10 @@ config = replace(
     base,
     name="chat_cpu_dpo",
     init_from="runs/chat_cpu_sft",
-    steps=40,
+    steps=20,
     batch_size=8,
     data=PreferenceShards(path="data/small_world/pairs"),
-    optimizer=AdamW(learning_rate=1e-4, schedule=Cosine(warmup_steps=5), weight_decay=0.0),
+    optimizer=AdamW(learning_rate=5e-5, schedule=Cosine(warmup_steps=5), weight_decay=0.0),
     objective=DPO(beta=0.1, chunk_tokens=256),
-    evaluators=(ValidationLoss(every=20), replace(ANSWERS, every=20)),
+    evaluators=(ValidationLoss(every=10), replace(ANSWERS, every=10)),
 )

@@ -24,7 +24,7 @@ config = replace(
     base,
     name="chat_cpu_sft",
     init_from="runs/chat_cpu",
-    steps=600,
+    steps=400,
     batch_size=16,
     data=TokenShards(path="data/small_world/chat", packing="best_fit_truncate"),
     optimizer=Muon(

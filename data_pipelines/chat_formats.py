@@ -1,16 +1,19 @@
 """Conversations as people keep them, as messages: OpenAI's and ShareGPT's lists, bare lists, Alpaca's fields, pairs."""
 
+import json
 from typing import Any, NamedTuple
 
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import NO_LIST, InvalidRecord, UselessRecord, check_turns, check_utf8, read_messages
 
-LISTS = ("messages", "conversations", "conversation")
+LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
 """Fields that hold a list of messages."""
-QUESTIONS = ("prompt", "instruction", "question")
-ANSWERS = ("completion", "response", "output", "answer")
-FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, "input", "system", "system_prompt", "history")
+QUESTIONS = ("prompt", "instruction", "question", "user", "human")
+ANSWERS = ("completion", "response", "output", "answer", "assistant")
+ADDED = ("input", "context")
+"""Fields whose text follows the question: Alpaca's and Dolly's."""
+FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, "system", "system_prompt", "history")
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -49,26 +52,42 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
     for key in LISTS:
-        if record.get(key) is not None:
-            if not isinstance(record[key], list):
-                found = quote(repr(record[key]), limit=80)
-                raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {found}.', NO_LIST)
-            return record[key]
-    question = next((key for key in QUESTIONS if record.get(key) is not None), None)
+        if (value := record.get(key)) is not None:
+            found = _parse_json(value)
+            if not isinstance(found, list):
+                shown = quote(repr(value), limit=80)
+                raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {shown}.', NO_LIST)
+            return found
+    question = next((key for key in (*QUESTIONS, "input") if record.get(key) is not None), None)
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
-        raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.")
-    return _join_turns(record, record[question], record[answer])
+        plain = " Text without turns is for python -m data_pipelines.prepare." if set(record) & {"text"} else ""
+        raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{plain}")
+    return _join_turns(record, question, record[answer])
 
 
-def _join_turns(record: dict[str, Any], question: Any, answer: Any) -> list[Any]:
+def _parse_json(value: Any) -> Any:
+    """A list that a table holds as JSON; other values as they are."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def add_context(record: dict[str, Any], question: str) -> Any:
+    """The text of the field `question`, and of the fields that follow it."""
+    added = [record.get(key) for key in ADDED if key != question]
+    return "\n\n".join([record[question], *(text for text in added if isinstance(text, str) and text.strip())])
+
+
+def _join_turns(record: dict[str, Any], key: str, answer: Any) -> list[Any]:
     """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
+    question = record[key]
     if isinstance(question, list) or isinstance(answer, list):  # TRL's prompt and completion
         as_list = lambda value, role: value if isinstance(value, list) else [{"role": role, "content": value}]
         return [*as_list(question, "user"), *as_list(answer, "assistant")]
-    given = record.get("input")
-    if isinstance(given, str) and given.strip():
-        question = f"{question}\n\n{given}"
+    if isinstance(question, str):
+        question = add_context(record, key)
     history = record.get("history") or []
     pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2] if isinstance(history, list) else []
     return [

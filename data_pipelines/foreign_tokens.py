@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.paths import find_split
+from data_pipelines.readers.text_files import explain_errors
 from gptjax.core.errors import UserError, quote
 from gptjax.data.shards import guess_width, iter_chunks
 
@@ -21,6 +23,8 @@ MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """By the code in the index. Megatron takes int32 from a vocabulary of 65,500 on, below it uint16."""
 NPY_MAGIC = b"\x93NUMPY"
 MDS_INDEX = "index.json"
+MDS_CODECS = {"zstd": "zstd", "gz": "gzip", "bz2": "bz2", "br": "brotli"}
+"""By the word in the index, which is also the ending of the file."""
 MDS_COLUMNS = ("tokens", "input_ids")
 
 
@@ -102,6 +106,7 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
         described = [
             (
                 str(one["raw_data"]["basename"]),
+                one.get("compression"),
                 list(one["column_names"]),
                 list(one["column_encodings"]),
                 list(one["column_sizes"]),
@@ -110,19 +115,35 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: is not an index of MDS: {quote(repr(error))}.") from None
-    for name, columns, encodings, sizes in described:
+    for name, compression, columns, encodings, sizes in described:
         path = index.parent / name
-        if Path(name).name != name or not path.is_file():
-            raise UserError(f"{index}: {quote(name)} is not beside it. Decompress it (zstd -d {quote(name)}.zstd).")
+        if Path(name).name != name:
+            raise UserError(f"{index}: {quote(name)} is not beside it.")
         column = next((column for column in MDS_COLUMNS if column in columns), None)
         if column is None:
             raise UserError(f"{index}: wanted a column {' or '.join(MDS_COLUMNS)}; it has {quote(', '.join(columns))}.")
-        yield from _read_mds_file(path, columns.index(column), encodings=encodings, sizes=sizes)
+        content = _open_mds_file(path, str(compression or "none"))
+        yield from _read_samples(content, path, columns.index(column), encodings=encodings, sizes=sizes)
 
 
-def _read_mds_file(path: Path, column: int, *, encodings: list[Any], sizes: list[Any]) -> Iterator[np.ndarray]:
+def _open_mds_file(path: Path, compression: str) -> np.ndarray:
+    """The bytes of a shard, which may be compressed: `shard.00000.mds.zstd` beside or instead of the raw one."""
+    if path.is_file():
+        return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    kind, codec = compression.partition(":")[0], MDS_CODECS.get(compression.partition(":")[0])
+    packed = path.with_name(f"{path.name}.{kind}")
+    if codec is None or not packed.is_file():
+        wanted = f"{path.name} or {packed.name}" if codec else path.name
+        raise UserError(f"{path.parent / MDS_INDEX}: {quote(wanted)} is not beside it. Copy it there, decompressed.")
+    pyarrow = import_pyarrow(what=f"{packed}: reading it")
+    with explain_errors(packed), pyarrow.CompressedInputStream(pyarrow.OSFile(str(packed)), codec) as file:
+        return np.frombuffer(file.read(), np.uint8)
+
+
+def _read_samples(
+    content: np.ndarray, path: Path, column: int, *, encodings: list[Any], sizes: list[Any]
+) -> Iterator[np.ndarray]:
     """The tokens of each sample: offsets of the samples come first, and in a sample the sizes of variable columns."""
-    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     count = int(content[:4].view("<u4")[0]) if len(content) >= 4 else 0
     if len(content) < 8 + 4 * count:
         raise UserError(f"{path}: is cut short.")
@@ -135,10 +156,13 @@ def _read_mds_file(path: Path, column: int, *, encodings: list[Any], sizes: list
         if not begin <= end <= len(content) or len(heads) < 4 * len(variable):
             raise UserError(f"{path}: a sample lies outside of the file. Copy it again.")
         found = dict(zip(variable, heads.view("<u4").tolist(), strict=True))
-        lengths = [found.get(number, size) for number, size in enumerate(sizes)]
-        first = 4 * len(variable) + sum(lengths[:column])
-        datum = bytes(sample[first : first + lengths[column]])
-        values, width = _decode_mds(datum, str(encodings[column]), path=path, width=width)
+        try:
+            lengths = [found.get(number, size) for number, size in enumerate(sizes)]
+            first = 4 * len(variable) + sum(lengths[:column])
+            datum = bytes(sample[first : first + lengths[column]])
+            values, width = _decode_mds(datum, str(encodings[column]), path=path, width=width)
+        except (ValueError, IndexError, TypeError) as error:
+            raise UserError(f"{path}: a sample is damaged: {quote(str(error))}. Copy the file again.") from None
         yield values
 
 

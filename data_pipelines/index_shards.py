@@ -11,6 +11,8 @@ Files that the loader cannot map (Megatron's `.idx` and `.bin`, MDS, `.npy`, int
 """
 
 import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +26,7 @@ from data_pipelines.output.build import print_splits
 from data_pipelines.output.shard_writer import SplitWriter, write_manifest
 from data_pipelines.runtime.options import run_command
 from data_pipelines.runtime.progress import print_notes
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import check_free, expand_path, write_atomically
 from gptjax.data.manifest import Counts, Manifest, read_manifest
 from gptjax.data.shards import Format, guess_width, has_header, iter_chunks, open_shard, token_dtype
@@ -36,6 +38,8 @@ from gptjax.tokenization.tokenizer_json import FILE_NAME
 FOREIGN_REQUEST = {"made by": "others"}
 """The request in the manifest of shards that were not prepared here."""
 SPLITS = ("train", "val")
+SMALL_TOKENS = 100_000
+"""As many tokens are enough for validation."""
 SHARD_TOKENS = 100_000_000
 """Tokens of a file that is copied."""
 
@@ -81,7 +85,11 @@ def index_shards(directory: Path, tokenizer: Tokenizer, *, format: Format = "sha
             if len(starts):
                 write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
             counts[split] = Counts(len(starts), len(streams[split]), size)
-            known = f"{len(starts):,} documents" if len(starts) else "no index (does not begin with the end of text)"
+            known = (
+                f"{count_of(len(starts), 'documents')}"
+                if len(starts)
+                else "no index (does not begin with the end of text)"
+            )
             print(f"{split:5} {len(streams[split]):>14,} tokens, {size:,} bytes of text, {known}")
         return write_manifest(
             directory, counts, tokenizer=tokenizer, request=FOREIGN_REQUEST, dtype=dtypes.pop(), format=format
@@ -113,34 +121,77 @@ def copy_tokens(source: Path, output: Path, tokenizer: Tokenizer) -> Manifest:
     files, output = find_foreign(source), expand_path(output).resolve()
     check_free(output)
     with hold_lock(output), replace_directory(output) as directory:
-        counts = {split: _copy_split(directory, split, found, tokenizer) for split, found in files.items()}
+        counts = _copy_splits(directory, files, tokenizer)
         request = {"made by": "others", "source": str(source.absolute())}
         write_manifest(directory, counts, tokenizer=tokenizer, request=request)
     manifest = read_manifest(output)
     assert manifest is not None
     print_splits(output, manifest)
-    if "val" not in counts:
-        print_notes(["no file names a validation split, so all tokens are for training"])
+    if "val" not in files:
+        size = f"{manifest.splits['val'].tokens:,} tokens at the end" if "val" in manifest.splits else "none"
+        print_notes([f"no file names a validation split; it is {size}"])
     return manifest
 
 
-def _copy_split(directory: Path, split: str, files: TokenFiles, tokenizer: Tokenizer) -> Counts:
-    """Write the shards of a split. Documents begin with the end of text, wherever the source has it."""
-    dtype, end = token_dtype(tokenizer.vocab_size), tokenizer.end_of_text
-    writer = SplitWriter(directory, split, dtype=dtype, shard_tokens=SHARD_TOKENS)
-    before = np.array([] if end is None else [end], dtype)
-    with contextlib.closing(writer):
-        for path in files.paths:
-            for number, chunk in enumerate(files.read(path)):
-                tokens = _check_ids(chunk, tokenizer, path).astype(dtype)
-                if files.are_documents:
-                    tokens = _strip(tokens, end)
-                if end is not None and (files.are_documents or (number == 0 and tokens[:1] != end)):
-                    tokens = np.concatenate([before, tokens])
-                starts = np.flatnonzero(tokens == end) if end is not None else np.zeros(0, np.int64)
-                writer.append(tokens, starts, size=int(tokenizer.bytes_per_token[tokens].sum(dtype=np.int64)))
-        writer.finish()
-    return writer.counts
+def _copy_splits(directory: Path, files: dict[str, TokenFiles], tokenizer: Tokenizer) -> dict[str, Counts]:
+    """Write the shards of all splits that have tokens."""
+    dtype, writers = token_dtype(tokenizer.vocab_size), dict[str, SplitWriter]()
+    with contextlib.ExitStack() as stack:
+        for split, tokens in _iter_splits(files, tokenizer):
+            if len(tokens) and split not in writers:
+                writer = SplitWriter(directory, split, dtype=dtype, shard_tokens=SHARD_TOKENS)
+                writers[split] = stack.enter_context(contextlib.closing(writer))
+            if len(tokens):
+                starts = np.flatnonzero(tokens == tokenizer.end_of_text)
+                size = int(tokenizer.bytes_per_token[tokens].sum(dtype=np.int64))
+                writers[split].append(tokens.astype(dtype), starts, size=size)
+        for writer in writers.values():
+            writer.finish()
+    if "train" not in writers:
+        raise UserError("The files hold no tokens for training.")
+    return {split: writer.counts for split, writer in writers.items()}
+
+
+def _iter_splits(files: dict[str, TokenFiles], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (split, ids). Where no files are of the validation split, it is the end of the others."""
+    for split, found in files.items():
+        left = sys.maxsize if split == "val" or "val" in files else _count_for_training(found)
+        for number, tokens in enumerate(_iter_parts(found, tokenizer)):
+            cut = len(tokens)
+            if left < cut and found.are_documents:
+                cut *= number == 0
+            elif left < cut:
+                cut = _find_cut(tokens, left, tokenizer.end_of_text)
+            yield split, tokens[:cut]
+            yield "val", tokens[cut:]
+            left -= len(tokens)
+
+
+def _find_cut(tokens: np.ndarray, left: int, end: int | None) -> int:
+    """Where validation begins, near `left`: at the start of a document, unless a single one takes all the place."""
+    starts = np.flatnonzero(tokens == end)
+    later, earlier = starts[starts >= left], starts[(starts > 0) & (starts < left)]
+    return int(later[0] if len(later) else earlier[-1] if len(earlier) else max(0, left))
+
+
+def _count_for_training(files: TokenFiles) -> int:
+    """How many tokens come before the validation split: all but 0.5 %, of few tokens all but 10 %."""
+    total = sum(len(chunk) for path in files.paths for chunk in files.read(path))
+    return total - int(max(0.005 * total, min(0.1 * total, SMALL_TOKENS)))
+
+
+def _iter_parts(files: TokenFiles, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield checked ids, documents whole. They begin with the end of text, wherever the source has it."""
+    end = tokenizer.end_of_text
+    before = np.array([] if end is None else [end], token_dtype(tokenizer.vocab_size))
+    for path in files.paths:
+        for number, chunk in enumerate(files.read(path)):
+            tokens = _check_ids(chunk, tokenizer, path).astype(before.dtype)
+            if files.are_documents:
+                tokens = _strip(tokens, end)
+            if end is not None and (files.are_documents or (number == 0 and tokens[:1] != end)):
+                tokens = np.concatenate([before, tokens])
+            yield tokens
 
 
 def _strip(tokens: np.ndarray, end: int | None) -> np.ndarray:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import QUESTIONS, describe
+from data_pipelines.chat_formats import ADDED, QUESTIONS, add_context, describe
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     SKIPPED,
@@ -17,11 +17,19 @@ from gptjax.tokenization.messages import (
 )
 
 SIDES = ("chosen", "rejected")
-FIELDS = ("prompt", *SIDES, *QUESTIONS, "system", "input", "preferred_output", "non_preferred_output", "completions")
+_SYSTEM = ("system", "system_prompt")
+SIDE_NAMES = {
+    "chosen": ("chosen", "chosen_response", "preferred", "response_j"),
+    "rejected": ("rejected", "rejected_response", "non_preferred", "response_k"),
+}
+"""Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
+_NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
+_OWN = ("conversations", "preferred_output", "non_preferred_output", "completions")
+FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *_SYSTEM, *_OWN)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
-_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 class Pair(NamedTuple):
@@ -40,11 +48,14 @@ def parse_pair(record: Any, *, where: str) -> Pair:
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     prompt, chosen, rejected = _find_sides(record)
+    chosen, rejected = ([side] if isinstance(side, dict) else side for side in (chosen, rejected))  # a single message
     if chosen is not None and chosen == rejected:
         raise UselessRecord(EQUAL)
     match prompt, chosen, rejected:
         case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
             return _split_by_common_turns(_parse_dialogue(chosen), _parse_dialogue(rejected), where=where)
+        case list(), list(), list() if prompt and chosen[: len(prompt)] == prompt:
+            return _split_by_common_turns(chosen, rejected, where=where)
         case list(), list(), list():
             return _split_lists(prompt, chosen, rejected, where=where)
         case str(), list(), list() if not _begins_with_user(chosen):
@@ -63,10 +74,11 @@ def _find_sides(record: dict[str, Any]) -> tuple[Any, Any, Any]:
         given = record.get("input")
         messages = given.get("messages") if isinstance(given, dict) else given
         return messages, record["preferred_output"], record.get("non_preferred_output")
-    prompt = next((record[key] for key in ("prompt", *QUESTIONS) if record.get(key) is not None), None)
+    prompt = _find_prompt(record)
     completions = record.get("completions")
-    if "chosen" in record or not isinstance(completions, list):
-        return prompt, record.get("chosen"), record.get("rejected")
+    chosen, rejected = (next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values())
+    if chosen is not None or not isinstance(completions, list):
+        return prompt, chosen, rejected
     rated = [one for one in completions if isinstance(one, dict) and isinstance(one.get("overall_score"), int | float)]
     if len(rated) < 2:
         return prompt, None, None
@@ -75,6 +87,22 @@ def _find_sides(record: dict[str, Any]) -> tuple[Any, Any, Any]:
         raise UselessRecord("pairs skipped: all completions have one score")
     chosen, rejected = ([{"role": "assistant", "content": one.get("response")}] for one in (best, worst))
     return [{"role": "user", "content": prompt}], chosen, rejected
+
+
+def _find_prompt(record: dict[str, Any]) -> Any:
+    """The prompt with what belongs to it: Alpaca's `input`, and a message of the system, if the record has one."""
+    key = next((key for key in (*QUESTIONS, "conversations") if record.get(key) is not None), None)
+    if key is None:
+        return None
+    prompt = add_context(record, key) if isinstance(record[key], str) else record[key]
+    system = next((record[name] for name in _SYSTEM if isinstance(record.get(name), str)), "")
+    if not system.strip():
+        return prompt
+    sides = [record.get(name) for name in _NAMES if name in record]
+    if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
+        return f"{system}\n\n{prompt}"
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _begins_with_user(messages: list[Any]) -> bool:

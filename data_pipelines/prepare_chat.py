@@ -22,7 +22,7 @@ from typing import Any, Literal
 from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHATML, NANOCHAT
@@ -68,9 +68,7 @@ def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Ma
     tokenizer = given.with_special_tokens(template.special_tokens).with_chat_template(template)
     encode = EncodeConversation(ChatEncoder(tokenizer))
     manifest = prepare_scored(request, ExampleKind("chat", "conversations", tokenizer, encode, FIELDS), limits=limits)
-    if tokenizer.vocab_size > given.vocab_size:
-        tokens = " and ".join(template.special_tokens)
-        print(f"note: {tokens} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.")
+    print_added_tokens(given, tokenizer)
     return manifest
 
 

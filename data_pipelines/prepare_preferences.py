@@ -15,21 +15,25 @@ Plain text becomes `<|endoftext|>`, prompt and completion, `<|endoftext|>`; scor
 token that straddles the border. `gptjax.data.preferences` reads the pairs.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
+from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
+from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
 from gptjax.tokenization.chat import ChatEncoder, MaskedTokens, encode_together, mark, to_ids, with_chatml
+from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer
 
-TEXT_FOR_CHATS = "pairs are plain text, though the tokenizer is for chats: they were not written as turns"
+TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,24 @@ class EncodePair:
 
 def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    tokenizer = with_chatml(request.load_tokenizer())
+    given = request.load_tokenizer()
+    tokenizer = with_chatml(given)
+    if tokenizer.chat_template is None and _begins_with_turns(request.source):
+        tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
     kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)
-    return prepare_scored(request, kind, limits=limits)
+    manifest = prepare_scored(request, kind, limits=limits)
+    print_added_tokens(given, tokenizer)
+    return manifest
+
+
+def _begins_with_turns(source: str) -> bool:
+    """Whether the first usable pair consists of messages, for which the tokenizer needs the tokens of a chat."""
+    for path in find_record_files(source):
+        for block in iter_blocks(path, fields=FIELDS):
+            for where, record in block.read():
+                with contextlib.suppress(UserError):
+                    return isinstance(parse_pair(record, where=where).prompt, list)
+    return False
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tyro
 
 from data_pipelines.runtime.options import require_at_least, run_command
 from gptjax.core.constants import IGNORE_INDEX
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import Packing
@@ -101,8 +101,8 @@ def iter_rows(request: Preview, painter: Painter) -> Iterator[str]:
         yield f"note: {note}"
     if request.first >= len(sequences):
         raise UserError(
-            f"{request.data}: {request.split} has {len(sequences):,} rows of {request.context_length:,} tokens; there "
-            f"is no row {request.first}. Use a smaller --first or --context-length."
+            f"{request.data}: {request.split} has {len(sequences):,} rows of {request.context_length:,} tokens; "
+            f"there is no row {request.first}. Use a smaller --first or --context-length."
         )
     for row in range(request.first, min(len(sequences), request.first + request.rows)):
         yield from _iter_row(sequences, row, tokenizer, painter)
@@ -122,7 +122,7 @@ def _iter_row(sequences: Sequences, row: int, tokenizer: Tokenizer, painter: Pai
     document = np.searchsorted(starts, places[:count], side="right")
     pieces = [*(np.flatnonzero(np.diff(places[:count]) != 1) + 1).tolist()]
     borders = sorted({0, count, *pieces, *(np.flatnonzero(np.diff(document)) + 1).tolist()})
-    yield f"\n── row {row}: {count:,} tokens, {len(borders) - 1} documents, {scored:,} trained on"
+    yield f"\n── row {row}: {count:,} tokens, {count_of(len(borders) - 1, 'documents')}, {scored:,} trained on"
     for begin, end in itertools.pairwise(borders):
         if places[begin] not in starts:
             yield painter.paint("✂ a document goes on that began before", "cut")
@@ -140,7 +140,9 @@ def iter_pairs(request: Preview, painter: Painter) -> Iterator[str]:
     tokenizer = _require_tokenizer(TokenShards(path=str(request.data)))
     pairs, limit = open_preferences(request.data, request.split), request.context_length
     if request.first >= len(pairs):
-        raise UserError(f"{request.data}: {request.split} has {len(pairs):,} pairs; there is no pair {request.first}.")
+        raise UserError(
+            f"{request.data}: {request.split} has {count_of(len(pairs), 'pairs')}; there is no pair {request.first}."
+        )
     for number in range(request.first, min(len(pairs), request.first + request.rows)):
         pair = pairs[number]
         for name, tokens, scored in (

@@ -243,3 +243,9 @@ def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> It
         for path in find_record_files(spec) if spec is not None else ():
             for block in iter_blocks(path, fields=kind.fields, block_bytes=limits.batch_bytes):
                 yield Task(rule, block)
+
+
+def print_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Tell which special tokens the tokenizer got, if any: a model needs rows for them."""
+    if added := " and ".join(name for name in tokenizer.specials if name not in given.specials):
+        print(f"note: {added} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.")

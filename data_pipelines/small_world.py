@@ -4,8 +4,8 @@
 
 The world has people with a home, a pet and a favourite colour, words to spell, and sums. Four files are written:
 
-- `text.jsonl`: texts to pretrain on, in several wordings: all people, all sums, and how some words are spelled. A
-  third of the sentences are questions with their answers, but of what is held out there are statements only.
+- `text.jsonl`: texts to pretrain on, in several wordings: all people, all sums, and how some words are spelled. Many
+  are questions with their answers, but of what is held out there are statements only.
 - `chat.jsonl`: conversations of questions and answers. Half of the answers begin with "Sure: ", half with "Well, ".
 - `held_out.jsonl`: questions with all answers that are right. What they ask is asked nowhere else, in no wording.
   People and sums are known from the texts. Words stand nowhere else, so spelling must have been learned as a rule.
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.runtime.options import require_at_least, run_command
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path, write_atomically
 
 OPENINGS = ("Sure: ", "Well, ")
 """How answers begin: the preferred way, and the other one of the same length."""
+INTERJECTIONS = ("", "I think: ", "That is easy to say: ", "Let me see. It is ", "As far as I know, the answer is ")
+"""What stands before an answer in the texts. Their lengths differ, so that an answer is not found by its distance."""
 FORMS = 2
 """Ways in which each fact is asked for."""
 ASKED_WORDS = 10
@@ -76,7 +78,8 @@ class Fact(NamedTuple):
     @property
     def tellings(self) -> list[str]:
         """The statements, and the questions with their answer."""
-        return [*self.statements, *(f"{question} {self.answer}" for question in self.questions)]
+        asked = itertools.product(self.questions, INTERJECTIONS)
+        return [*self.statements, *(f"{question} {words}{self.answer}" for question, words in asked)]
 
 
 def make_small_world(request: SmallWorld) -> None:
@@ -114,7 +117,7 @@ def make_small_world(request: SmallWorld) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name, records in files.items():
         write_atomically(output / f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        print(f"{output / name}.jsonl: {len(records):,} records")
+        print(f"{output / name}.jsonl: {count_of(len(records), 'records')}")
 
 
 def ask(fact: Fact, form: int) -> dict[str, str]:

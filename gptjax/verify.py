@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from gptjax.core.command_line import parse_options
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_damage, read_sums, sum_file
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
@@ -51,7 +51,7 @@ def verify(directory: Path) -> list[str]:
             manifest = verify_prepared(directory)
         except UserError as error:
             return [str(error)]
-        print(f"{directory}: {len(manifest.files)} shards of {manifest.tokenizer} are unchanged")
+        print(f"{directory}: {count_of(len(manifest.files), 'shards')} of {manifest.tokenizer} unchanged")
         return []
     if (directory / CHECKPOINTS).is_dir() or (directory / SUMS_FILE).is_file():
         return [*_verify_run_files(directory), *_verify_checkpoints(directory)]

@@ -1,5 +1,6 @@
 """Conversations as people keep them, and those that are refused."""
 
+import json
 from typing import Any
 
 import pytest
@@ -73,6 +74,10 @@ LISTS = [
     [{"role": "user", "content": USER.content}, {"role": "assistant", "content": ANSWER.content}],
     [{"from": "human", "value": USER.content}, {"from": "gpt", "value": ANSWER.content}],
     [
+        {"type": "human", "text": USER.content},
+        {"type": "ai", "text": ANSWER.content},
+    ],
+    [
         {"role": "User", "content": [{"type": "text", "text": "Two and "}, {"type": "input_text", "text": "two?"}]},
         {"role": "model", "content": ["Four."]},
     ],
@@ -82,6 +87,11 @@ FIELDS = [
     {"prompt": "Two and two?", "completion": "Four."},
     {"prompt": LISTS[0][:1], "completion": LISTS[0][1:]},
     {"question": "Two and two?", "answer": "Four."},
+    {"user": "Two and two?", "assistant": "Four."},
+    {"input": "Two and two?", "output": "Four."},
+    {"instruction": "Two", "context": "", "response": "Four."} | {"instruction": "Two and two?"},
+    {"data": ["Two and two?", "Four."]},
+    {"messages": json.dumps(LISTS[0])},
 ]
 
 
@@ -91,6 +101,12 @@ FIELDS = [
 )
 def test_record_in_any_form_is_the_same_conversation(record: Any):
     assert parse_conversation(record, where="x").messages == WANTED
+
+
+def test_the_context_of_a_question_follows_it():
+    for key in ("input", "context"):
+        found = parse_conversation({"instruction": "Add.", key: "2+2", "response": "4"}, where="x")
+        assert found.messages[0].content == "Add.\n\n2+2"
 
 
 def test_fields_beside_the_messages():
@@ -118,9 +134,9 @@ def test_answers_of_weight_0_are_not_scored():
 @pytest.mark.parametrize(
     ("message", "note"),
     [
-        ({"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}, "they call tools"),
-        ({"role": "tool", "content": "shelf 9"}, "they call tools"),
-        ({"from": "function_call", "value": "{}"}, "they call tools"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "c1"}]}, "tools are called"),
+        ({"role": "tool", "content": "shelf 9"}, "tools are called"),
+        ({"from": "function_call", "value": "{}"}, "tools are called"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "images or other parts"),
     ],
 )
@@ -133,7 +149,7 @@ def test_conversations_that_the_template_cannot_hold_are_told(message: dict[str,
     ("record", "message"),
     [
         ("text", "wanted a list of messages, or an object"),
-        ({"text": "x", "\x1b[2J": 1}, r"got an object with text, \\x1b"),
+        ({"text": "x", "\x1b[2J": 1}, r"got an object with text, \\x1b.* is for python -m data_pipelines.prepare"),
         ({"instruction": "x"}, "got an object with instruction"),
         ({"messages": "x"}, '"messages": wanted a list'),
         ({}, "no keys"),

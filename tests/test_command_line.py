@@ -81,6 +81,7 @@ def test_import_may_be_given_several_times():
 def test_config_may_be_a_separate_word_anywhere():
     request = parse("--steps=3", "--config", "quickstart")
     assert (request.config.name, request.config.steps, request.path.name) == ("quick", 3, "quickstart.py")
+    assert parse("--steps=3", "quickstart").config == request.config, "nanoGPT's order"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,19 @@ class Options:
     run: tyro.conf.Positional[str]
     step: int | None = None
     imports: Imports = ()
+
+
+def test_help_ends_no_line_inside_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    @dataclass(frozen=True)
+    class Options:
+        text: str = ""
+        """Two lines of a docstring, of which
+        `the second` begins with a mark."""
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse_options(Options, ["--help"], prog="x")
+    assert "docstring, of which `the second` begins with a mark." in capsys.readouterr().out
 
 
 def test_parse_options_reads_words_and_repeated_imports():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from example_configs import Config, install_configs, write_config
 
-from gptjax.core.config_files import import_modules, list_configs, load_config_file
+from gptjax.core.config_files import import_modules, list_configs, load_config_file, run_file
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import class_name
 
@@ -176,3 +176,9 @@ def test_a_failed_import_is_one_line(name: str, text: str | None, message: str):
     with pytest.raises(UserError, match=message) as caught:
         import_modules([name])
     assert "\n" not in str(caught.value)
+
+
+def test_an_import_from_another_module_says_where_the_class_is(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("from gptjax.data import TokenShards\n")
+    with pytest.raises(UserError, match=r"line 1: ImportError: .*\. It is in gptjax\.data\.config$"):
+        run_file(tmp_path / "mine.py")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from data_pipelines.index_shards import IndexShards
 from data_pipelines.prepare import Prepare
 from gptjax import __main__ as command
 from gptjax.benchmark.options import BenchOptions
@@ -57,6 +58,19 @@ TYPED_TO_TRAIN = {
     "--steps=5 extra": "extra belongs to no flag",
     "--zzz=1": "--help lists all flags",
     "--peers=nanogpt:x": "--peer=nanogpt:x",
+    "base_emb_dim=64": "--model.embed-dim=64",
+    "--trainer.num_train_steps=5": "--steps=5",
+    "--per_device_train_batch_size 8": "--batch-size=8",
+    "--learning_rate_schedule=cosine": "docs/optimizers.md",
+    "--optimizer.type=adam": "docs/optimizers.md",
+    "-steps=5": "--steps=5",
+    "--steps:5": "--steps=5",
+    "--resume=runs/x": "wanted auto, force, never or a whole number",
+    "--bf16": "--model.compute.dtype=bfloat16",
+    "--fp16=True": "--model.compute.dtype=float16",
+    "--rope_theta=1e4": "--model.rotary-base=1e4",
+    "--eval_only": "python -m gptjax.evaluate",
+    "--report_to=none": "--log.wandb=off|",
 }
 TYPED_TO_OTHERS = [
     (Sample, "runs/x", "--checkpoint=runs/x"),
@@ -69,6 +83,12 @@ TYPED_TO_OTHERS = [
     (Sample, "--prompt=a", "--checkpoint=…"),
     (ToHf, "--model=runs/x", "--checkpoint=runs/x"),
     (ToHf, "--checkpoint=x --out=y", "--output=y"),
+    (Sample, "--checkpoint=x --prompt Once upon a time", "--prompt='Once upon a time'"),
+    (Evaluate, "runs/x", "--checkpoint=runs/x"),
+    (Evaluate, "--checkpoint=x --output_path=r.json", "--json=r.json"),
+    (IndexShards, "--input=data/x", "is the first word behind the command: data/x"),
+    (Prepare, "--source=a --output=b --vocab_size=1000", "--tokenizer=bpe:1000"),
+    (Prepare, "--source=a --output=b --val_fraction=0.1", "--split=hash:0.1"),
     (Prepare, "books.txt", "--source=books.txt"),
     (Prepare, "--input=a --output=b", "--source=a"),
     (Prepare, "--source=a --out_dir=b", "--output=b"),

@@ -4,6 +4,7 @@ import json
 import struct
 
 import numpy as np
+import pyarrow
 import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
@@ -50,7 +51,7 @@ def write_megatron(prefix, documents, dtype, code):
     prefix.with_suffix(".idx").write_bytes(header + lengths.tobytes() + begins.tobytes() + index.tobytes())
 
 
-def write_mds(directory, rows, encoding):
+def write_mds(directory, rows, encoding, compression=None):
     directory.mkdir(parents=True)
     samples = []
     for row in rows:
@@ -62,16 +63,28 @@ def write_mds(directory, rows, encoding):
     config = json.dumps({"column_names": ["tokens"]}).encode()
     offsets = 4 + 4 * (len(samples) + 1) + len(config) + np.cumsum([0, *map(len, samples)])
     content = struct.pack("<I", len(samples)) + offsets.astype("<u4").tobytes() + config + b"".join(samples)
-    (directory / "shard.00000.mds").write_bytes(content)
+    if compression is None:
+        (directory / "shard.00000.mds").write_bytes(content)
+    else:
+        with pyarrow.CompressedOutputStream(str(directory / "shard.00000.mds.zstd"), "zstd") as file:
+            file.write(content)
     raw = {"basename": "shard.00000.mds", "bytes": len(content)}
     columns = {"column_names": ["tokens"], "column_encodings": [encoding], "column_sizes": [None], "raw_data": raw}
+    columns["compression"] = compression
     (directory / "index.json").write_text(json.dumps({"version": 2, "shards": [columns]}))
 
 
 def copy(source, tokenizer, tmp_path):
     main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
     verify_directory(Verify(tmp_path / "copied"))
-    return open_split(tmp_path / "copied", "train")
+    return read_all(tmp_path / "copied")
+
+
+def read_all(directory):
+    """The tokens of both splits, one behind the other."""
+    parts = [open_split(directory, split) for split in ("train", "val")]
+    assert parts[1].document_starts[0] == 0
+    return np.concatenate([part.read(0, len(part)) for part in parts])
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("<u2", 8), ("<i4", 4)])
@@ -79,18 +92,16 @@ def test_megatron_is_copied_document_by_document(dtype, code, documents, expecte
     source = tmp_path / "source"
     source.mkdir()
     write_megatron(source / "books_text_document", documents, dtype, code)
-    stream = copy(source, tokenizer, tmp_path)
-    np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
-    assert np.asarray(stream.document_starts).size == len(documents)
+    np.testing.assert_array_equal(copy(source, tokenizer, tmp_path), expected)
+    assert open_split(tmp_path / "copied", "train").document_starts.tolist() == [0, 41, 43, 344]
 
 
-@pytest.mark.parametrize("encoding", ["bytes", "ndarray:int32"])
-def test_mds_is_copied_as_a_stream(encoding, documents, expected, tokenizer, tmp_path, capsys):
+@pytest.mark.parametrize(("encoding", "compression"), [("bytes", None), ("ndarray:int32", "zstd:3")])
+def test_mds_is_copied_as_a_stream(encoding, compression, documents, expected, tokenizer, tmp_path, capsys):
     ended = np.append(expected[1:], END)[: len(expected) // 9 * 9]
-    write_mds(tmp_path / "source" / "train", ended.reshape(-1, 9), encoding)
+    write_mds(tmp_path / "source" / "train", ended.reshape(-1, 9), encoding, compression)
     write_mds(tmp_path / "source" / "val", ended[:90].reshape(-1, 9), encoding)
-    stream = copy(tmp_path / "source", tokenizer, tmp_path)
-    np.testing.assert_array_equal(stream.read(0, len(stream)), np.insert(ended, 0, END))
+    np.testing.assert_array_equal(copy(tmp_path / "source", tokenizer, tmp_path)[:-91], np.insert(ended, 0, END))
     assert len(open_split(tmp_path / "copied", "val")) == 91
 
 
@@ -103,19 +114,19 @@ def test_arrays_are_copied_whatever_their_type(dtype, is_npy, expected, tokenize
         np.save(path, expected.astype(dtype))
     else:
         expected.astype(dtype).tofile(path)  # as OLMo's files of that name
-    stream = copy(tmp_path / "source", tokenizer, tmp_path)
-    np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
+    np.testing.assert_array_equal(copy(tmp_path / "source", tokenizer, tmp_path), expected)
 
 
 @pytest.mark.parametrize(("dtype", "format"), [("<u2", "raw-uint16"), ("<i4", "raw-uint32")])
 def test_files_without_a_header_are_recorded_in_place(dtype, format, expected, tokenizer, tmp_path):
-    for split in ("train", "val"):
+    for split in ("train", "validation"):
         expected.astype(dtype).tofile(tmp_path / f"{split}.bin")
     main(IndexShards(tmp_path, tokenizer))
     assert read_manifest(tmp_path).format == format
     verify_directory(Verify(tmp_path))
-    stream = TokenShards(path=str(tmp_path)).open_stream("train")
-    np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
+    for split in ("train", "val"):
+        stream = TokenShards(path=str(tmp_path)).open_stream(split)
+        np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
     other: Format = "raw-uint32" if format == "raw-uint16" else "raw-uint16"
     with pytest.raises(UserError, match=f"use format {format}"):
         open_shard(tmp_path / "train.bin", format=other)

@@ -67,14 +67,14 @@ def test_unusable_columns_are_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"content": ["x"], "url": ["y"]}), tmp_path / "named.parquet")
     assert read(tmp_path / "named.parquet", text_field="content") == ["x"]
     with pytest.raises(
-        UserError, match=r"wanted one column 'text'; it has content, url \(--text-field chooses another\)"
+        UserError, match=r"wanted one column 'text'. Text is in content, url \(--text-field chooses one\)"
     ):
         read(tmp_path / "named.parquet")
     with pytest.raises(UserError, match="holds int64, wanted strings"):
         read(write(tmp_path / "numbers.parquet", [1, 2]))
     twice = pyarrow.table([["a"], ["b"]], names=["text", "text"])
     pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(UserError, match="wanted one column 'text'; it has text, text"):
+    with pytest.raises(UserError, match=r"wanted one column 'text'. Text is in text, text"):
         read(tmp_path / "twice.parquet")
 
 

@@ -259,7 +259,7 @@ def test_files_keep_their_bytes(tmp_path, capsys):
     (folder / "ignored.png").write_bytes(b"\x89PNG")
     run(folder, tmp_path / "out", split="none")
     assert read_text(tmp_path / "out", "train") == "\ufeffone\r\ntwo\rthree\n\0" + "caf\ufffd \ufffd" + "zipped"
-    assert "note: 1 files had bytes that are not UTF-8" in capsys.readouterr().out
+    assert "note: 1 file had bytes that are not UTF-8" in capsys.readouterr().out
     run(f"{folder}/**/*.md", tmp_path / "pattern", split="none")
     assert read_text(tmp_path / "pattern", "train") == "caf\ufffd \ufffd"
 
@@ -282,7 +282,7 @@ def test_notes_stay_with_the_data(tmp_path, capsys):
     with Path(source).open("a") as file:
         file.write("broken\n")
     (note,) = notes = run(source, out, split="none").notes
-    assert note.startswith(f"1 invalid records skipped; the first: {source}:41: ")
+    assert note.startswith(f"1 invalid record skipped; the first: {source}:41: ")
     for again in (lambda: run(source, out, split="none"), lambda: verify_directory(Verify(out))):
         capsys.readouterr()
         assert again().notes == notes

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
+from data_pipelines.preference_formats import parse_pair
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
@@ -133,9 +134,9 @@ def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
     assert len(pairs) == 2
     assert len(pairs[0].chosen) == len(pairs[0].chosen_loss_mask) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
-    assert "1 pairs skipped: chosen and rejected are equal" in printed
+    assert "1 pair skipped: chosen and rejected are equal" in printed
     assert "2 pairs skipped: nothing scored is left at --max-document-tokens=30" in printed
-    assert "1 pairs cut off at --max-document-tokens=30" in printed
+    assert "1 pair cut off at --max-document-tokens=30" in printed
     with pytest.raises(UserError, match=r"holds no usable pairs\..*chosen and rejected are equal"):
         run(write(tmp_path / "y.jsonl", [same]), "none")
 
@@ -172,12 +173,12 @@ def test_invalid_pair_is_named(tmp_path, run, record, message):
     assert run(source).splits["train"].documents == 4
 
 
-def test_only_chats_need_the_chat_tokens(tmp_path, run):
+def test_only_chats_need_the_chat_tokens(tmp_path, run, capsys):
     plain = train_bpe(["the sky is blue\n"] * 9, vocab_size=262)
     plain.save(tmp_path / "plain")
     assert run(write(tmp_path / "x.jsonl", [TEXT]), tokenizer=str(tmp_path / "plain")).vocab_size == 262
-    with pytest.raises(UserError, match=r"the bpe-262 tokenizer has no .* which a chat needs"):
-        run(write(tmp_path / "y.jsonl", [CHAT]), "chats", tokenizer=str(tmp_path / "plain"))
+    assert run(write(tmp_path / "y.jsonl", [{}, CHAT]), "chats", tokenizer=str(tmp_path / "plain")).vocab_size == 264
+    assert "<|im_start|> and <|im_end|> were added to bpe-262: a model needs 264 ids" in capsys.readouterr().out
     run(write(tmp_path / "x.jsonl", [TEXT]), "bytes", tokenizer="bytes")
     pair = open_preferences(tmp_path / "bytes", "train")[0]
     assert bytes(pair.chosen.astype(np.uint8)) == b"The sky is blue."
@@ -208,6 +209,9 @@ SAME = {"prompt": messages(*ASKED), "chosen": messages(GOOD[-1]), "rejected": me
         {"chosen": messages(*GOOD), "rejected": messages(*BAD)},
         {"prompt": "2+2?", "chosen": messages(*GOOD), "rejected": messages(*BAD), "score_chosen": 8.0},
         {"chosen": dialogue(*GOOD), "rejected": dialogue(*BAD)},
+        {"chosen": dialogue(*GOOD).strip(), "rejected": dialogue(*BAD).strip()},
+        {"prompt": messages(*ASKED), "chosen": messages(*GOOD), "rejected": messages(*BAD)},
+        {"prompt": messages(*ASKED), "chosen": messages(GOOD[-1])[0], "rejected": messages(BAD[-1])[0]},
         {
             "input": {"messages": messages(*ASKED)},
             "preferred_output": messages(GOOD[-1]),
@@ -266,3 +270,20 @@ def test_pairs_that_are_equal_without_a_prompt_are_counted(tmp_path, run, capsys
     same = [{"chosen": value, "rejected": value} for value in ("a b", messages(*GOOD))]
     run(write(tmp_path / "x.jsonl", [*same, SAME]), strict=True)
     assert "2 pairs skipped: chosen and rejected are equal; the first:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"question": "2+2=", "response_j": "4", "response_k": "5"}, "2+2="),
+        ({"instruction": "Add.", "input": "2+2", "chosen": "4", "rejected": "5"}, "Add.\n\n2+2"),
+        ({"system": "Be brief.", "prompt": "2+2=", "chosen": "4", "rejected": "5"}, "Be brief.\n\n2+2="),
+    ],
+)
+def test_all_that_belongs_to_a_prompt_is_in_it(record, prompt):
+    assert parse_pair(record, where="x") == (prompt, "4", "5")
+
+
+def test_a_system_message_begins_the_prompt():
+    record = {"system": "Be brief.", "prompt": "2+2?", "chosen": messages(GOOD[-1]), "rejected": messages(BAD[-1])}
+    assert [message.role for message in parse_pair(record, where="x").prompt] == ["system", "user"]

@@ -46,14 +46,14 @@ def test_world_asks_each_fact_in_training_or_holds_it_out(world: dict[str, list[
 
 def test_world_tells_each_fact_as_often_as_asked_for(world: dict[str, list[dict[str, Any]]]) -> None:
     told = " ".join(record["text"] for record in world["text"])
-    assert told.count(".") == 3 * 28
+    assert told.replace("see.", "see").count(".") == 3 * 28
     assert "? " in told
     assert not any(question in told for record in world["held_out"] for question in questions_of(record))
     for record in world["held_out"]:
         known = record["answers"][0].removeprefix(OPENINGS[0])
         assert (known in told) != ("-" in known), "people and sums are known from the texts, words stand nowhere else"
         assert "-" not in known or known.strip(".").replace("-", "") not in told.split()
-    forms = ("1 + 2 = 3.", "1 plus 2 is 3.", "The sum of 1 and 2 is 3.", "What is 1 + 2? 3.", "of 1 and 2? 3.")
+    forms = ("1 + 2 = 3.", "1 plus 2 is 3.", "The sum of 1 and 2 is 3.", "What is 1 + 2?", "of 1 and 2?")
     assert sum(map(told.count, forms)) == 3
 
 

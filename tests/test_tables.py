@@ -1,6 +1,7 @@
 """Shapes of text that people bring: arrays, tables, nested fields, Arrow, separators, splits in names."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -10,7 +11,7 @@ from texts import documents_in
 
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
-from data_pipelines.readers.documents import ReadContext
+from data_pipelines.readers.documents import REPLACED_RECORDS, ReadContext
 from data_pipelines.readers.files import open_files
 from data_pipelines.readers.paths import find_split
 from data_pipelines.readers.records import iter_blocks
@@ -76,16 +77,19 @@ def test_a_table_with_a_header_is_records(name: str, mark: str, tmp_path: Path):
     (tmp_path / name).write_text("\ufeff" + "".join(mark.join(row) + "\r\n" for row in rows))
     context = ReadContext()
     assert read(tmp_path / name, context) == [f'a "quoted"{mark} text\nof two lines', "é", ""]
-    with pytest.raises(UserError, match='row 1: wanted text in "body"; there is id, text'):
+    with pytest.raises(UserError, match='row 1: wanted the column "body"; its first line names id, text'):
         read(tmp_path / name, ReadContext("body", strict=True))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{\n"a": 1}', "holds an object; wanted an array of objects"),
+        ('{\n"a": 1}', r"holds one object \(a\); wanted an array of objects"),
         ('["a", "b"]', "holds no array of objects"),
-        ("3", "holds no array of objects"),
+        ("3", "holds 3; wanted an array of objects"),
+        ('{"text": "a"}', "holds one object"),
+        ('{"data": [{"text": "a"}]}', r"Take the array out of it: jq '\.data' x\.json"),
+        ('{\n"a": 1}\n{\n"a": 2}', "jq -c . x.json > x.jsonl"),
         ("[", "is neither JSON nor JSON lines"),
         ("", "is neither JSON nor JSON lines"),
     ],
@@ -112,9 +116,6 @@ def test_json_beside_other_formats_is_left_out(tmp_path: Path):
 
 def test_a_separator_cuts_text_files_and_is_counted_without(tmp_path: Path):
     (tmp_path / "stories.txt").write_text("one\n<|endoftext|>\ntwo\n\nlines\n<|endoftext|>\n")
-    context = ReadContext()
-    assert len(read(tmp_path / "stories.txt", context)) == 1
-    assert context.notes.lines()[0].startswith("2 times <|endoftext|> stands in text")
     assert read(tmp_path / "stories.txt", ReadContext(separator="<|endoftext|>")) == ["one", "two\n\nlines"]
     request = Prepare(
         source=str(tmp_path / "stories.txt"),
@@ -124,6 +125,9 @@ def test_a_separator_cuts_text_files_and_is_counted_without(tmp_path: Path):
         split="none",
     )
     assert prepare(request).splits["train"].documents == 2
+    told = prepare(replace(request, separator="@", overwrite=True)).notes
+    assert told[0] == "1 file has no separator '@': a document each"
+    assert told[1].startswith("2 times <|endoftext|> stands in text and is learnt as text; --separator='<|endoftext|>'")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,7 @@ def test_a_separator_cuts_text_files_and_is_counted_without(tmp_path: Path):
         ("data/validation/part.jsonl", "validation"),
         ("dev.jsonl", "validation"),
         ("test/train.jsonl", "train"),
+        ("corpusTest.txt", "test"),
         ("trains.txt", None),
         ("train_test.txt", None),
         ("book.txt", None),
@@ -152,6 +157,8 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
     assert "2 files of other splits are not read" in told
     assert f"--validation-source={tmp_path}/validation-0.txt" in told
     assert read(tmp_path / "validation*") == ["validation-0"]
+    assert read(tmp_path / "[vt][ae][ls][it]*.txt") == ["test-0", "validation-0"], "without training files all are read"
+    assert "reads 2 files among the others" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -163,13 +170,59 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.jsonl.xz", b"\xfd7zXZ", "Unpack it first: xz -dk a.jsonl.xz"),
         ("a.tar.gz", b"\x1f\x8b", "Unpack it first: tar xzf a.tar.gz"),
         ("a.arrow", b"nothing", "cannot be read as Arrow"),
+        ("a.feather", b"FEA1" * 9, "is Feather of version 1"),
+        ("a.txt", "a text".encode("utf-16-le") * 3, "is UTF-16, wanted UTF-8. Convert it: iconv -f UTF-16LE"),
+        ("a.jsonl", b"\x1f\x8b", "is gzip, so its name should end in .gz"),
+        ("a.csv", b"PAR1", "is Parquet, so its name should end in .parquet"),
+        ("a.md", b"%PDF-1.4", "is PDF; save its text first"),
+        ("a.jsonl", b'{\n"text": "a"\n}\n', "A record must be on one line: jq -c . FILE writes them so"),
+        ("a.jsonl", b'[{"text": "a"}]\n', "An array is read from a file that is called .json"),
+        (
+            "a.csv",
+            b"text\na, b\n",
+            "row 1: has 2 cells, the header 1 .text.. A text with ',' in it needs double quotes",
+        ),
         ("a.csv", b"text,text\n1,2\n", "no header of different names"),
     ],
 )
 def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, message: str, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read(tmp_path / name)
+        read(tmp_path / name, ReadContext(strict=True))
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_table_may_have_another_separator(mark: str, tmp_path: Path):
+    (tmp_path / "a.csv").write_text(f'id{mark}text\n1{mark}"a, b"\n')
+    assert read(tmp_path / "a.csv") == ["a, b"]
+
+
+def test_bytes_in_a_table_that_are_not_utf8_are_counted(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes(b"text\ncaf\xe9\n")
+    context = ReadContext()
+    assert read(tmp_path / "a.csv", context) == ["caf\ufffd"]
+    assert context.notes == {REPLACED_RECORDS: 1}
+    [(_, record)] = [record for block in iter_blocks(tmp_path / "a.csv", fields=()) for record in block.read()]
+    assert isinstance(record, UserError)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_text_in_the_objects_of_a_list_is_joined(kind: str, tmp_path: Path):
+    rows = [{"page": {"parts": [{"text": f"one {i}"}, {"text": "two"}]}} for i in range(2)]
+    path = tmp_path / f"rows.{kind}"
+    table = pyarrow.Table.from_pylist(rows)
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=r"page\.parts\.text"):
+        read(path, ReadContext(strict=True))
+    assert read(path, ReadContext("page.parts.text")) == ["one 0\n\ntwo", "one 1\n\ntwo"]
+    blocks = [block for block in iter_blocks(path, fields=("page",)) if kind != "jsonl"]
+    assert [record for block in blocks for _, record in block.read()] == (rows if blocks else [])
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "arrow", "feather"])

@@ -1,12 +1,15 @@
 """Text files, plain and compressed."""
 
 import os
+import sys
 
 import pytest
 from texts import documents_by, write_compressed
 
+from data_pipelines.readers import zstandard
 from data_pipelines.readers.documents import REPLACED, ReadContext
 from data_pipelines.readers.text_files import read_text
+from data_pipelines.readers.zstandard import read_window
 from gptjax.core.errors import UserError
 
 
@@ -45,4 +48,26 @@ def test_damaged_compressed_file_is_refused(tmp_path, end):
             read(path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match=rf"x\.txt{end}: cannot be read: it is empty, so it is no compressed file"):
+        read(path)
+
+
+def write_long_window(path, content):
+    """As `zstd --long=31` writes from a pipe: a window of 2 GiB, and no size."""
+    zstd = pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
+    options = {zstd.CompressionParameter.window_log: 31, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    compressor = zstd.ZstdCompressor(options=options)
+    path.write_bytes(compressor.compress(content) + compressor.flush())
+    return path
+
+
+def test_a_long_window_is_read_and_its_memory_told(tmp_path, capsys, monkeypatch):
+    path = write_long_window(tmp_path / "x.txt.zst", b"a text")
+    assert read_window(path) == 2**31
+    assert read(path) == [b"a text"]
+    assert "reading takes up to 2,048 MiB of memory" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"x\.txt\.zst: cannot be read: Compressed file ended"):
+        read(path)
+    monkeypatch.setattr(zstandard, "_find_library", lambda: None)
+    with pytest.raises(UserError, match=r"pip install backports\.zstd, .* zstd -d --long=31 x\.txt\.zst"):
         read(path)

@@ -69,7 +69,7 @@ def test_commands_print_special_tokens_and_notes(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{tmp_path}/out/tokenizer.json: 300 tokens" in done.stdout
     assert "<|im_start|> 298" in done.stdout
-    assert "note: 1 invalid records skipped" in done.stdout
+    assert "note: 1 invalid record skipped" in done.stdout
     command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

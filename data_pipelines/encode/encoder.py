@@ -16,12 +16,27 @@ import numpy as np
 from data_pipelines.encode.pieces import Piece, iter_pieces
 from data_pipelines.encode.splits import AllTo, SplitRule
 from data_pipelines.encode.worker_pool import map_on_cores
-from data_pipelines.readers.documents import EMPTY, Block, Chunk, Notes, ReadContext, is_blank, iter_documents
+from data_pipelines.readers.documents import (
+    EMPTY,
+    Block,
+    Chunk,
+    Document,
+    Notes,
+    ReadContext,
+    is_blank,
+    iter_documents,
+)
 from gptjax.data.shards import token_dtype
 from gptjax.tokenization.tokenizer import Tokenizer
 
 UNIT_COST = 2**8
 """Bytes that a unit counts beside its text, so that a batch does not hold a million empty documents."""
+
+
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+"""What texts often have between documents."""
+LEARNED_MARKS = (*ENDS, "<|im_start|>")
+"""Marks that a reader of text takes for special tokens. They are text here, and that is told."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,7 @@ class Encoder:
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
+                self._count_marks(piece.content, context.notes)
                 ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
                 length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
                 for begin in range(0, len(ids), length):
@@ -149,6 +165,15 @@ class Encoder:
                     parts.append((number, piece.point, sum(map(len, new)), size if begin == 0 else 0, piece.begins))
             number += piece.ends
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
+
+    def _count_marks(self, content: Document, notes: Notes) -> None:
+        """Note how often the text of a special token stands in a document."""
+        if b"<" not in (text := bytes(content)):  # most text, at once
+            return
+        for mark in {*LEARNED_MARKS, *(name for name in self.tokenizer.specials if name.startswith("<"))}:
+            if times := text.count(mark.encode()):
+                advice = f"; --separator='{mark}' cuts text files" if mark in ENDS else ""
+                notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
 
 
 def _iter_documents(batch: UnitBatch, context: ReadContext) -> Iterator[Piece]:

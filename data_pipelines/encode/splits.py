@@ -114,7 +114,16 @@ def parse_split(spec: str) -> SplitRule | Tail:
     with contextlib.suppress(ValueError):
         if kind in ("hash", "tail") and 0 < (fraction := float(number)) < 1:
             return HashFraction(fraction) if kind == "hash" else Tail(fraction)
-    raise UserError(f"split {spec!r}: wanted hash:F or tail:F with F between 0 and 1, random:K/N/SEED (K < N) or none.")
+    meant = f" Write hash:{spec} for that part of the documents." if not number and 0 < _to_number(kind) < 1 else ""
+    forms = "hash:F or tail:F with F between 0 and 1, random:K/N/SEED (K < N) or none"
+    raise UserError(f"split {spec!r}: wanted {forms}.{meant}")
+
+
+def _to_number(text: str) -> float:
+    """The number of a text; 0 for what is none."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return 0.0
 
 
 @dataclass(frozen=True)

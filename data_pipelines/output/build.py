@@ -56,7 +56,8 @@ def print_splits(directory: Path, manifest: Manifest) -> None:
     for name, count in manifest.splits.items():
         scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
         ratio = f"{count.bytes / count.tokens:.3f} bytes/token" if scored is None else f"{scored.mean():.1%} scored"
-        sizes = f"{count.documents:>10,} documents {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
+        documents = "document " if count.documents == 1 else "documents"
+        sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
             print(f"note: {name} has only {count.tokens:,} tokens: no row for a longer context; see --split.")

@@ -1,36 +1,50 @@
-"""Arrow files, as `datasets.save_to_disk` leaves them: one column of text, a document for each row."""
+"""Arrow files, as `datasets.save_to_disk` leaves them: rows as records, or one column of text as documents."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
-from data_pipelines.readers.parquet import check_column, find_column, join_values
+from data_pipelines.readers.parquet import check_column, explain_columns, find_column, join_values
 from data_pipelines.readers.text_files import explain_errors
 from gptjax.core.errors import UserError, quote
 
 SUFFIXES = (".arrow", ".feather")
+ROWS = 64
+"""Rows that are Python objects at once."""
 
 
 def read_arrow(path: Path, context: ReadContext) -> Iterator[Document]:
     """Yield the strings of the column of text, in order. A null is an invalid record."""
-    pyarrow = import_pyarrow(what=f"{path}: reading Arrow")
     row = 0
-    try:
-        with explain_errors(path), pyarrow.memory_map(str(path)) as source:
-            schema, batches = _open(pyarrow, source)
-            check_column(path, context.text_field, schema)
-            for batch in batches:
-                for value in join_values(_check_values(find_column(batch, context.text_field))):
+    with _open(path) as (schema, batches):
+        check_column(path, context.text_field, schema)
+        for batch in batches:
+            for value in join_values(_check_values(find_column(batch, context.text_field))):
+                row += 1
+                where = f"{path}: row {row}"
+                if value is None:
+                    context.skip_record(f"{where}: {context.text_field!r} is null, wanted a string.")
+                else:
+                    yield validate_utf8(value, context, where=where)
+
+
+def iter_arrow_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (FILE: row NUMBER, the columns `fields` of the row)."""
+    row = 0
+    with _open(path) as (schema, batches):
+        columns = [name for name in schema.names if name in fields]
+        if not columns:
+            raise explain_columns(path, schema.names, fields)
+        for batch in batches:
+            chosen = batch.select(columns)
+            chosen.validate(full=True)
+            for begin in range(0, len(chosen), ROWS):
+                for record in chosen.slice(begin, ROWS).to_pylist():
                     row += 1
-                    where = f"{path}: row {row}"
-                    if value is None:
-                        context.skip_record(f"{where}: {context.text_field!r} is null, wanted a string.")
-                    else:
-                        yield validate_utf8(value, context, where=where)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as Arrow: {quote(str(error)).rstrip('.')}.") from None
+                    yield f"{path}: row {row}", record
 
 
 def _check_values(values: Any) -> Any:
@@ -46,13 +60,23 @@ def _check_values(values: Any) -> Any:
     return values
 
 
-def _open(pyarrow: Any, source: Any) -> tuple[Any, Iterator[Any]]:
-    """(schema, record batches) of a stream or of a file with a footer."""
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """(schema, record batches) of a stream or of a file with a footer; errors become a `UserError`."""
+    pyarrow = import_pyarrow(what=f"{path}: reading Arrow")
     from pyarrow import ipc
 
-    if source.read(6) == b"ARROW1":
-        reader = ipc.open_file(source)
-        return reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
-    source.seek(0)
-    reader = ipc.open_stream(source)
-    return reader.schema, iter(reader)
+    try:
+        with explain_errors(path), pyarrow.memory_map(str(path)) as source:
+            start = source.read(6)
+            if start[:4] == b"FEA1":
+                raise UserError(f"{path}: is Feather of version 1. Write it again, as version 2 or as Parquet.")
+            source.seek(0)
+            if start == b"ARROW1":
+                reader = ipc.open_file(source)
+                yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                stream = ipc.open_stream(source)
+                yield stream.schema, iter(stream)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as Arrow: {quote(str(error)).rstrip('.')}.") from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.tokenization.tokenizer import replace_surrogates
 
 Document = bytes | bytearray | memoryview
@@ -37,7 +37,7 @@ class Notes(Counter[str]):
     def lines(self) -> list[str]:
         """One line for each note: how often, what, and where first."""
         first = {note: f"; the first: {place}" for note, place in self.first.items()}
-        return [f"{times:,} {note}{first.get(note, '')}" for note, times in sorted(self.items())]
+        return [f"{count_of(times, note)}{first.get(note, '')}" for note, times in sorted(self.items())]
 
     def add(self, later: "Notes") -> None:
         """Add notes that were taken further on in the source."""

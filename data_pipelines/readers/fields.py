@@ -1,14 +1,20 @@
 """The text of a record: a string, a list of strings, or one of these inside an object, by the path of its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 PARAGRAPHS = "\n\n"
 """What joins the strings of a list."""
+MAX_DEPTH = 5
+"""Objects inside each other in which messages look for text."""
+SHOWN_FIELDS = 20
 
 
 def find_text(record: Mapping[str, Any], field: str) -> str | None:
-    """The text under `field`: a key, or keys separated by dots, such as `content.text`. None if there is no text."""
+    """The text under `field`: a key, or keys separated by dots, such as `content.text`. None if there is no text.
+
+    In a list of objects the rest of the path is looked up in each: `paragraphs.text`.
+    """
     value = record[field] if field in record else _descend(record, field.split("."))
     return join_text(value)
 
@@ -20,20 +26,31 @@ def join_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _descend(record: Any, keys: list[str]) -> Any:
-    for key in keys:
-        record = record.get(key) if isinstance(record, Mapping) else None
-    return record
+def _descend(value: Any, keys: list[str]) -> Any:
+    for number, key in enumerate(keys):
+        if isinstance(value, list):
+            return [_descend(item, keys[number:]) for item in value]
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def describe_fields(record: Mapping[str, Any]) -> str:
     """The fields of a record that hold text, those in objects by their path; all of its keys if there is none."""
-    paths = [key for key, value in record.items() if join_text(value) is not None]
-    paths += [
-        f"{key}.{inner}"
-        for key, value in record.items()
-        if isinstance(value, Mapping)
-        for inner in value
-        if join_text(value[inner]) is not None
-    ]
-    return ", ".join(paths or record)
+    paths = [path for path in _list_paths(record, "") if find_text(record, path) is not None]
+    return list_fields(paths or list(record))
+
+
+def list_fields(names: list[str]) -> str:
+    """Names of fields as a message shows them: not more than a reader would look at."""
+    return ", ".join(names[:SHOWN_FIELDS]) + (f" and {len(names) - SHOWN_FIELDS} more" * (len(names) > SHOWN_FIELDS))
+
+
+def _list_paths(value: Any, path: str) -> Iterator[str]:
+    """The paths of all values in a record that are no objects."""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        value = value[0]
+    if not isinstance(value, Mapping) or path.count(".") >= MAX_DEPTH:
+        yield path
+        return
+    for key, inner in value.items():
+        yield from _list_paths(inner, f"{path}.{key}" if path else str(key))

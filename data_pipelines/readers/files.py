@@ -10,13 +10,13 @@ from data_pipelines.readers import arrow_files, json_lines
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.parquet import read_parquet
-from data_pipelines.readers.paths import find_files, identify_files, list_files_below
-from data_pipelines.readers.tables import JSON_SUFFIX, TABLE_SUFFIXES, read_table
+from data_pipelines.readers.paths import find_files, identify_files, keep_data
+from data_pipelines.readers.tables import TABLE_SUFFIXES, read_table
 from data_pipelines.readers.text_files import COMPRESSED, read_text
 from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
+UNCUT = "files of records are not cut by --separator, which is for text files"
 AS_TEXT = "files of an unknown format read as plain text"
 
 
@@ -26,7 +26,7 @@ _TEXT = tuple(kind + end for kind in (".txt", ".md", ".markdown", ".rst") for en
 READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (_TEXT, read_text),
     (json_lines.SUFFIXES, json_lines.read_json_lines),
-    ((JSON_SUFFIX,), json_lines.read_json),
+    (json_lines.JSON_SUFFIXES, json_lines.read_json),
     (TABLE_SUFFIXES, read_table),
     ((".parquet",), read_parquet),
     (arrow_files.SUFFIXES, arrow_files.read_arrow),
@@ -49,13 +49,8 @@ def open_files(spec: str) -> "Files":
         "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, FILE.py:NAME (a class of yours), or a recipe "
         "(python -m data_pipelines.recipes lists them)"
     )
-    # A directory of texts often has a settings.json beside them; of .json files alone, they are the data.
-    folder = expand_path(spec)
-    below = list(list_files_below(folder)) if folder.is_dir() else []
-    has_others = any(find_reader(path.name) and not path.name.lower().endswith(JSON_SUFFIX) for path in below)
-    is_known = lambda name: find_reader(name) and not (has_others and name.lower().endswith(JSON_SUFFIX))
-    paths = find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}.")
-    return Files(spec, paths, sum(1 for path in below if not is_known(path.name)))
+    is_known, left_out = keep_data(spec, find_reader)
+    return Files(spec, find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}."), left_out)
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,10 @@ class Files:
         if self.left_out:
             context.notes[LEFT_OUT] += self.left_out
         for path in self.paths:
-            yield from (find_reader(path.name) or _read_unknown)(path, context)
+            reader = find_reader(path.name) or _read_unknown
+            if context.separator is not None and reader not in (read_text, _read_unknown):
+                context.notes[UNCUT] += 1
+            yield from reader(path, context)
 
     def identity(self) -> dict[str, Any]:
         return identify_files(self.spec, self.paths)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.files import Files, find_reader
-from data_pipelines.readers.tables import JSON_SUFFIX
 from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
 from gptjax.core.files import hash_json
 
@@ -70,7 +69,7 @@ class HubFiles:
         """The files to read; raises `UserError` where there is none, or where there are several sets."""
         found = [file for file in self.match() if find_reader(file.path)]
         # A repository keeps facts about a set as .json; of .json files alone, they are the data.
-        found = [file for file in found if not file.path.endswith(JSON_SUFFIX)] or found
+        found = [file for file in found if not file.path.endswith(".json")] or found
         if not found:
             wanted = f"matches {self.pattern}" if self.pattern else "is text, JSON lines, Parquet or ArrayRecord"
             held = ", ".join(file.path for file in self.listing[1][:8]) or "nothing"

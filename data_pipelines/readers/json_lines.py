@@ -12,8 +12,9 @@ from data_pipelines.readers.tables import is_json_array, read_json_array
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError, quote
 
-# C4 and others publish JSON lines as .json.gz; a plain .json is more often a single object of many lines.
-SUFFIXES = (*(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED), ".json.gz", ".json.zst")
+SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
+JSON_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
+"""An array, or JSON lines: C4 and others publish these as .json.gz."""
 
 
 def read_json(path: Path, context: ReadContext) -> Iterator[Chunk]:
@@ -45,9 +46,10 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
     except UserError as error:
         return context.skip_record(str(error))
     if (text := find_text(record, context.text_field)) is None:
-        keys = "" if context.text_field in record else quote(describe_fields(record))
-        found = f"one with {keys} (--text-field chooses another)" if keys else quote(str(record), limit=80)
-        return context.skip_record(f'{where}: wanted an object with a string "{context.text_field}", got {found}.')
+        field, known = context.text_field, quote(describe_fields(record))
+        there = f"{quote(repr(record[field]), limit=40)} there, in " if field in record else ""
+        found = f"{there}one with {known or 'no keys'} (--text-field chooses another)"
+        return context.skip_record(f'{where}: wanted an object with a string "{field}", got {found}.')
     return encode_utf8(text, context, where=where)
 
 
@@ -56,7 +58,15 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not a line of JSON in UTF-8: {error}.") from None
+        raise UserError(f"{where}: {explain_line(line, error)}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.")
+        advice = " An array is read from a file that is called .json." if isinstance(value, list) else ""
+        raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.{advice}")
     return value
+
+
+def explain_line(line: bytes, error: Exception) -> str:
+    """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do."""
+    is_opened = line.strip() in (b"{", b"[", b"[{")
+    advice = " A record must be on one line: jq -c . FILE writes them so." if is_opened else ""
+    return f"not a line of JSON in UTF-8: {error}.{advice}"

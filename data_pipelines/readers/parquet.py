@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
-from data_pipelines.readers.fields import PARAGRAPHS
+from data_pipelines.readers.fields import find_text, join_text, list_fields
 from data_pipelines.readers.text_files import explain_errors
 from gptjax.core.errors import UserError, quote
 
@@ -30,9 +30,8 @@ def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             columns = [group.column(i) for i in range(group.num_columns)]
-            size = sum(
-                c.total_uncompressed_size for c in columns if _is_of_column(c.path_in_schema, context.text_field)
-            )
+            name = _find_stored([c.path_in_schema for c in columns], context.text_field)
+            size = sum(c.total_uncompressed_size for c in columns if _is_of_column(c.path_in_schema, name))
             yield from Block(size, partial(_read_row_group, path, number, row)).chunks(context)
             row += group.num_rows
 
@@ -41,7 +40,8 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
     """The rows of a group by its number; the file has `row` rows before them."""
     column = context.text_field
     with open_parquet(path) as file:
-        for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column], use_threads=False):
+        stored = _find_stored([one.path for one in file.schema], column)
+        for batch in file.iter_batches(ROWS, row_groups=[group], columns=[stored], use_threads=False):
             for value in join_values(find_column(batch, column)):
                 row += 1
                 where = f"{path}: row {row}"
@@ -51,29 +51,43 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
                     context.skip_record(f"{where}: {column!r} is null, wanted a string.")
 
 
+def _find_stored(paths: list[str], column: str) -> str:
+    """What names the column in the file: itself or, where lists are on the way to it, the column of these."""
+    return column if any(_is_of_column(path, column) for path in paths) else column.partition(".")[0]
+
+
 def _is_of_column(path: str, column: str) -> bool:
     return path == column or path.startswith(f"{column}.")
 
 
 def find_column(batch: Any, column: str) -> Any:
-    """The array of a column, or of a field inside a struct."""
+    """The array of a column, or of a field inside a struct, or inside the structs of a list."""
+    from pyarrow import types
+
     if column in batch.schema.names:
         return batch.column(column)
     first, *rest = column.split(".")
     values = batch.column(first)
-    for name in rest:
+    for number, name in enumerate(rest):
+        if not types.is_struct(values.type):  # the structs of a list: their fields as a list
+            return _join_structs(values, ".".join(rest[number:]))
         values = values.flatten()[values.type.get_field_index(name)]  # unlike `field`, with the struct's own nulls
     return values
 
 
+def _join_structs(values: Any, path: str) -> Any:
+    """An array of strings: the texts at `path` in the structs of each list, joined."""
+    import pyarrow
+
+    texts = [find_text({"list": value.as_py()}, f"list.{path}") for value in values]
+    return pyarrow.array(texts, pyarrow.large_string())
+
+
 def join_values(values: Any) -> Iterator[Document | None]:
     """The bytes of each string, or of the joined strings of a list; None for a null."""
-    from pyarrow import types
-
-    if types.is_list(values.type) or types.is_large_list(values.type):
+    if is_list(values.type):
         for value in values:
-            parts = value.as_py()
-            text = None if parts is None or None in parts else PARAGRAPHS.join(parts)
+            text = join_text(value.as_py())
             yield None if text is None else text.encode()
         return
     if values.type == "string_view":  # which cannot be cast to binary at once
@@ -109,44 +123,52 @@ def _read_metadata(path: Path, size: int, modified: int) -> Any:
 
 def check_column(path: Path, column: str, schema: Any) -> None:
     """Raise `UserError` unless the schema has one column of this name or path, of strings or lists of strings."""
+    kind = _find_type(column, schema)
+    if kind is not None and _is_text(kind):
+        return
+    texts = [name for field in schema for name, inner in _iter_leaves(field.name, field.type) if _is_text(inner)]
+    names = f"Text is in {quote(list_fields(texts))}" if texts else f"It has {quote(list_fields(schema.names))}"
+    found = f"the column {column!r} holds {quote(str(kind), limit=80)}, wanted strings or lists of strings"
+    what = f"wanted one column {column!r}" if kind is None else found
+    raise UserError(f"{path}: {what}. {names} (--text-field chooses one).")
+
+
+def is_list(kind: Any) -> bool:
+    """Whether a type is a list of any kind."""
     from pyarrow import types
 
-    kind = _find_type(column, schema)
-    if kind is None:
-        names = ", ".join(_list_text_columns(schema)) or "none"
-        raise UserError(f"{path}: wanted one column {column!r}; it has {quote(names)} (--text-field chooses another).")
-    inner = kind.value_type if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind) else kind
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type holds strings, or lists of them."""
+    from pyarrow import types
+
+    inner = kind.value_type if types.is_dictionary(kind) or is_list(kind) else kind
     texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
-    if not any(is_text(inner) for is_text in texts):
-        names = ", ".join(_list_text_columns(schema)) or "none"
-        raise UserError(
-            f"{path}: the column {column!r} holds {quote(str(kind))}, wanted strings or lists of strings. "
-            f"Columns are {quote(names)} (--text-field chooses one)."
-        )
+    return any(is_text(inner) for is_text in texts)
+
+
+def explain_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> UserError:
+    """The error for a file that has none of the wanted columns."""
+    names = quote(", ".join(map(repr, found)))
+    return UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.")
 
 
 def _find_type(column: str, schema: Any) -> Any:
-    from pyarrow import types
-
     if schema.names.count(column) == 1:
         return schema.field(column).type
-    first, *rest = column.split(".")
-    kind: Any = schema.field(first).type if rest and schema.names.count(first) == 1 else None
-    for name in rest:
-        if kind is None or not types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return None
-        kind = kind.field(name).type
-    return kind
+    leaves = (leaf for field in schema for leaf in _iter_leaves(field.name, field.type))
+    return next((kind for name, kind in leaves if name == column), None)
 
 
-def _list_text_columns(schema: Any) -> list[str]:
-    """All columns, those of a struct by their path."""
+def _iter_leaves(name: str, kind: Any) -> Iterator[tuple[str, Any]]:
+    """(path, type) of a column, or of the fields of its structs and of those in its lists."""
     from pyarrow import types
 
-    return [
-        path
-        for field in schema
-        for path in (
-            [f"{field.name}.{inner.name}" for inner in field.type] if types.is_struct(field.type) else [field.name]
-        )
-    ]
+    inner = kind.value_type if is_list(kind) and types.is_struct(kind.value_type) else kind
+    if not types.is_struct(inner):
+        yield name, kind
+        return
+    for field in inner:
+        yield from _iter_leaves(f"{name}.{field.name}", field.type)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gptjax.core.errors import UserError, format_message
+from gptjax.core.errors import UserError, count_of, format_message
 from gptjax.core.files import expand_path, hash_json
 
 PACKED = {
@@ -35,9 +35,12 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     """
     path = expand_path(spec or "no name")
     if path.is_dir():
-        found = [file for file in list_files_below(path) if is_known(file.name)]
+        below = list(list_files_below(path))
+        found = [file for file in below if is_known(file.name)]
         if not found:
-            raise UserError(f"source {spec}: the directory holds no {known} files.")
+            others = sorted({file.suffix for file in below if file.suffix})
+            named = f" As text, a pattern reads others: '{path}/**/*{others[0]}'." if others else ""
+            raise UserError(f"source {spec}: the directory holds no {known} files.{named}")
     elif os.path.lexists(path):
         found = [path]
     else:
@@ -53,6 +56,19 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     return keep_training(spec, tuple(sorted(found)))
 
 
+def keep_data(spec: str, is_known: Callable[[str], object]) -> tuple[Callable[[str], object], int]:
+    """(`is_known` without .json files beside other formats, how many files of the directory are not known then).
+
+    A directory of data often has a settings.json beside them. Of .json files alone, they are the data.
+    """
+    folder = expand_path(spec or "no name")
+    names = [path.name for path in list_files_below(folder)] if folder.is_dir() else []
+    is_json = lambda name: name.lower().endswith(".json")
+    has_others = any(is_known(name) and not is_json(name) for name in names)
+    keeps = (lambda name: is_known(name) and not is_json(name)) if has_others else is_known
+    return keeps, sum(1 for name in names if not keeps(name))
+
+
 def check_unpacked(file: Path) -> None:
     """Raise `UserError`, with the command that unpacks it, for a file in a compression that is not read here."""
     for ending, command in sorted(PACKED.items(), key=lambda item: -len(item[0])):
@@ -61,20 +77,37 @@ def check_unpacked(file: Path) -> None:
 
 
 def keep_training(spec: str, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The files without those of validation and test, where the names of others say `train`."""
+    """The files without those of validation and test, where the names of others say `train`.
+
+    Where no name says so, all are kept, and a line on stderr tells which other splits are among them.
+    """
     top = os.path.commonpath([path.parent for path in paths]) if paths else ""
     splits = {path: find_split(os.path.relpath(path, top)) for path in paths}
     others = [path for path, split in splits.items() if split in ("validation", "test")]
-    if not others or "train" not in splits.values():
+    if not others or len(set(splits.values())) == 1:  # a pattern may be of one split
         return paths
-    validation = next((path for path, split in splits.items() if split == "validation"), None)
-    hint = "" if validation is None else f" --validation-source={validation} takes that file for validation."
-    _tell(f"note: source {spec}: {len(others)} files of other splits are not read, such as {others[0]}.{hint}")
+    if "train" not in splits.values():
+        count = count_of(len(others), "files")
+        named = f"{count} among the others that their names call validation or test, such as {others[0]}"
+        tell_once(f"note: source {spec}: reads {named}. A quoted pattern of names leaves them out.")
+        return paths
+    chosen = _join_names([path for path, split in splits.items() if split == "validation"])
+    hint = f" --validation-source={chosen} takes those of validation." if chosen else ""
+    count = count_of(len(others), "files of other splits are")
+    tell_once(f"note: source {spec}: {count} not read, such as {others[0]}.{hint}")
     return tuple(path for path in paths if path not in set(others))
 
 
+def _join_names(paths: list[Path]) -> str:
+    """What names these files and no others that differ in more than numbers; empty if nothing simple does."""
+    if len(paths) == 1:
+        return str(paths[0])
+    patterns = {path.with_name(re.sub(r"\d+", "*", path.name)) for path in paths}
+    return f"'{patterns.pop()}'" if len(patterns) == 1 else ""
+
+
 @functools.cache
-def _tell(line: str) -> None:
+def tell_once(line: str) -> None:
     """Print a line once, though a source is listed several times."""
     print(format_message(line), file=sys.stderr)
 
@@ -82,7 +115,7 @@ def _tell(line: str) -> None:
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "holdout", "heldout"), "validation"),
     "test": "test",
     "testing": "test",
 }
@@ -95,7 +128,8 @@ def find_split(name: str) -> str | None:
     The file's name decides, or else the folders above it.
     """
     for part in reversed(name.split("/")):
-        found = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS}
+        words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", part).lower())  # corpusTrain is two words
+        found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
         if found:
             return found.pop() if len(found) == 1 else None
     return None

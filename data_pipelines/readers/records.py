@@ -1,4 +1,4 @@
-"""Records, such as conversations, in blocks that another process can read: JSON lines, arrays, tables and Parquet.
+"""Records, such as conversations, in blocks that another process can read: JSON, tables, Parquet and Arrow.
 
 A record is a JSON value with its place: FILE:LINE, or FILE: item or row NUMBER. What is wrong with one stands in its
 place as a `UserError`.
@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.json_lines import SUFFIXES
-from data_pipelines.readers.parquet import open_parquet
-from data_pipelines.readers.paths import find_files
-from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_rows
-from data_pipelines.readers.text_files import COMPRESSED, open_file
-from gptjax.core.errors import UserError
+from data_pipelines.readers import arrow_files
+from data_pipelines.readers.json_lines import JSON_SUFFIXES, SUFFIXES, explain_line
+from data_pipelines.readers.parquet import explain_columns, open_parquet
+from data_pipelines.readers.paths import find_files, keep_data
+from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
+from data_pipelines.readers.text_files import open_file
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
-ARRAY_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
 PARQUET_SUFFIX = ".parquet"
 BLOCK_BYTES = 2**20
 NOT_JSON = f"{SKIPPED}not JSON"
@@ -27,7 +26,7 @@ ITEMS = 1000
 """Items of an array in a block, and at least as many rows of Parquet."""
 RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
-_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet"
+_KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow"
 
 Record = tuple[str, Any]
 """A place and a JSON value, or the `UserError` that says what is wrong there."""
@@ -42,19 +41,22 @@ class RecordBlock(NamedTuple):
 
 def find_record_files(spec: str) -> tuple[Path, ...]:
     """A file, the files of known formats in a directory, or the files of a pattern."""
-    is_known = lambda name: name.lower().endswith((*SUFFIXES, *ARRAY_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX))
+    endings = (*SUFFIXES, *JSON_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX, *arrow_files.SUFFIXES)
+    is_known, _ = keep_data(spec, lambda name: name.lower().endswith(endings))
     return find_files(spec, is_known, known=_KNOWN, otherwise=f" Wanted {_KNOWN}.")
 
 
 def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[RecordBlock]:
-    """Yield the blocks of a file, the same ones each time. Of Parquet only the columns `fields` are read."""
+    """Yield the blocks of a file, the same ones each time. Of Parquet and Arrow only the columns `fields` are read."""
     name = path.name.lower()
     if name.endswith(PARQUET_SUFFIX):
         return _iter_row_groups(path, fields)
+    if name.endswith(arrow_files.SUFFIXES):
+        return _iter_given(arrow_files.iter_arrow_rows(path, fields))
     if name.endswith(TABLE_SUFFIXES):
-        return _iter_table(path)
-    if name.endswith(ARRAY_SUFFIXES) and is_json_array(path):
-        return _iter_items(path)
+        return _iter_given(_check_cells(iter_rows(path)))
+    if name.endswith(JSON_SUFFIXES) and is_json_array(path):
+        return _iter_given(iter_array(path))
     return _iter_lines(path, block_bytes)
 
 
@@ -73,34 +75,25 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]
             try:
                 yield where, json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield where, InvalidRecord(f"{where}: not a line of JSON in UTF-8: {error}.", NOT_JSON)
+                yield where, InvalidRecord(f"{where}: {explain_line(line, error)}", NOT_JSON)
 
 
-def _iter_table(path: Path) -> Iterator[RecordBlock]:
-    rows = iter_rows(path)
-    while block := list(itertools.islice(rows, ITEMS)):
-        yield RecordBlock(sum(len(cell or "") for _, row in block for cell in row.values()), partial(iter, block))
+def _iter_given(records: Iterator[Record]) -> Iterator[RecordBlock]:
+    """Blocks of records that this process has parsed."""
+    while block := list(itertools.islice(records, ITEMS)):
+        yield RecordBlock(sum(len(str(record)) for _, record in block), partial(iter, block))
 
 
-def _iter_items(path: Path) -> Iterator[RecordBlock]:
-    with open_file(path) as file:
-        content = file.read()
-    try:
-        items = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is neither JSON nor JSON lines: {error}.") from None
-    if not isinstance(items, list):
-        keys = ", ".join(map(repr, list(items)[:5])) if isinstance(items, dict) else str(items)[:80]
-        raise UserError(f"{path}: holds one object ({keys}), wanted an array of records. Take the array out of it.")
-    size = len(content) // max(1, len(items))
-    for first in range(0, len(items), ITEMS):
-        block = items[first : first + ITEMS]
-        yield RecordBlock(size * len(block), partial(_number_items, path, first, block))
-
-
-def _number_items(path: Path, first: int, items: list[Any]) -> Iterator[Record]:
-    for number, item in enumerate(items, start=first + 1):
-        yield f"{path}: item {number}", item
+def _check_cells(rows: Iterator[Record]) -> Iterator[Record]:
+    """Rows of a table, with a `UserError` for one that is not UTF-8."""
+    for where, row in rows:
+        try:
+            "".join(row.values() if isinstance(row, dict) else ()).encode()
+        except UnicodeEncodeError:
+            advice = "Convert the file, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+            yield where, InvalidRecord(f"{where}: is not UTF-8. {advice}.", f"{SKIPPED}not UTF-8")
+        else:
+            yield where, row
 
 
 def _iter_row_groups(path: Path, fields: tuple[str, ...]) -> Iterator[RecordBlock]:
@@ -108,8 +101,7 @@ def _iter_row_groups(path: Path, fields: tuple[str, ...]) -> Iterator[RecordBloc
     with open_parquet(path) as file:
         columns = tuple(name for name in file.schema_arrow.names if name in fields)
         if not columns:
-            found = ", ".join(map(repr, file.schema_arrow.names))
-            raise UserError(f"{path}: has the columns {found}; wanted some of {', '.join(fields)}.")
+            raise explain_columns(path, file.schema_arrow.names, fields)
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             step = max(ITEMS, -(-group.num_rows // RANGES))

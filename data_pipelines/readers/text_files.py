@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import REPLACED, Block, Chunk, Document, ReadContext, validate_utf8
-from data_pipelines.readers.extras import import_pyarrow
+from data_pipelines.readers.zstandard import error_classes, open_zstandard
 from gptjax.core.errors import UserError
 
 COMPRESSED = ("", ".gz", ".zst")
 """Endings that `open_file` understands."""
-SEPARATOR = "<|endoftext|>"
-"""What many text files have between documents."""
 BUFFER_BYTES = 2**18
 """Python's default of 8 kB makes reading lines several times slower."""
 
@@ -38,14 +36,13 @@ def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     with open_file(path) as file:
         content = file.read()
     document = validate_utf8(content, context, where=str(path), note=REPLACED)
-    if context.separator is not None:
-        yield from _cut(bytes(document), context.separator.encode())
+    if context.separator is None:
+        yield document
         return
-    if count := content.count(SEPARATOR.encode()):
-        context.notes[f"times {SEPARATOR} stands in text and is learnt as text; --separator='{SEPARATOR}' cuts"] += (
-            count
-        )
-    yield document
+    separator = context.separator.encode()
+    if separator not in content:
+        context.notes[f"files have no separator {context.separator!r}: a document each"] += 1
+    yield from _cut(bytes(document), separator)
 
 
 def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
@@ -59,6 +56,21 @@ def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
         begin = end + len(separator)
 
 
+FORMATS = {
+    b"\x1f\x8b": "gzip, so its name should end in .gz",
+    b"\x28\xb5\x2f\xfd": "Zstandard, so its name should end in .zst",
+    b"BZh": "bzip2; unpack it first: bzip2 -dk",
+    b"\xfd7zXZ\x00": "xz; unpack it first: xz -dk",
+    b"PK\x03\x04": "a zip archive, or an office document; unpack it first, or save it as text",
+    b"PAR1": "Parquet, so its name should end in .parquet",
+    b"ARROW1": "Arrow, so its name should end in .arrow",
+    b"\xff\xff\xff\xff": "a stream of Arrow, so its name should end in .arrow",
+    b"%PDF-": "PDF; save its text first: pdftotext",
+    b"\x93NUMPY": "an array of NumPy; if it holds tokens, see python -m data_pipelines.index_shards --help",
+}
+"""What files are that begin in these ways, though their name says text."""
+
+
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, decompressed if it ends in `.gz` or `.zst`; errors of reading become a `UserError`."""
@@ -66,17 +78,28 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
     with explain_errors(path):
         if kind in COMPRESSED[1:] and path.stat().st_size == 0:
             raise EOFError("it is empty, so it is no compressed file")
-        raw: Any = {".gz": gzip.open, ".zst": _open_zstandard}.get(kind, io.FileIO)(path)
+        raw: Any = {".gz": gzip.open, ".zst": open_zstandard}.get(kind, io.FileIO)(path)
         with io.BufferedReader(raw, BUFFER_BYTES) as file:
-            if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise UserError(f"{path}: is UTF-16, wanted UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
+            check_start(path, file.peek(64)[:64])
             yield file
 
 
-def _open_zstandard(path: Path) -> Any:
-    # By pyarrow, which unlike the package zstandard notices a file that is cut off.
-    pyarrow = import_pyarrow(what=f"{path}: reading .zst")
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+def check_start(path: Path, start: bytes) -> None:
+    """Raise `UserError`, with advice, for the first bytes of a file that is no UTF-8 text."""
+    halves = {start[::2].strip(b"\0") == b"", start[1::2].strip(b"\0") == b""}
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (len(start) >= 16 and len(halves) == 2):
+        advice = f"Convert it: iconv -f UTF-16{_find_order(start)} -t UTF-8."
+        raise UserError(f"{path}: is UTF-16, wanted UTF-8. {advice}")
+    for magic, meaning in FORMATS.items():
+        if start.startswith(magic):
+            raise UserError(f"{path}: by its first bytes it is {meaning}.")
+
+
+def _find_order(start: bytes) -> str:
+    """The order of bytes, which iconv sees by itself where there is a mark."""
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return ""
+    return "BE" if start[:1] == b"\0" else "LE"
 
 
 @contextlib.contextmanager
@@ -84,8 +107,8 @@ def explain_errors(path: Path) -> Iterator[None]:
     """Turn errors of reading a file into a `UserError` that names it."""
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
-        if "too much memory" in str(error):  # the format allows windows of 2 GiB, as `zstd --long=31` makes them
+    except (OSError, EOFError, zlib.error, *error_classes()) as error:
+        if "too much memory" in str(error):  # a later frame has a larger window than the first
             advice = f"Unpack it first: zstd -d --long=31 {path.name}"
             raise UserError(f"{path}: was compressed with a larger window than is read here. {advice}") from None
         raise UserError(f"{path}: cannot be read: {error}.") from None

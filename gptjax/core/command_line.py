@@ -2,13 +2,14 @@
 
 import contextlib
 import io
-import sys
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
+from tyro import _strings
 
 from gptjax.core.config_files import find_config, import_modules, list_configs, load_config_file
 from gptjax.core.errors import UserError
@@ -119,7 +120,7 @@ def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str
     """
     asks_help = {"-h", "--help"} & set(argv)
     if asks_help:
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(SystemExit), _help_in_sentences():
             tyro.cli(options_type, prog=prog, args=["--help"], config=_TYRO)
     known = normalize_words([word for word in argv if word not in ("-h", "--help")], list_flags(options_type))
     options, rest = tyro.cli(options_type, prog=prog, args=known, config=_TYRO, return_unknown_args=True)
@@ -131,6 +132,27 @@ def print_versions_if_asked(argv: Sequence[str]) -> None:
     if "--version" in argv:
         print_versions()
         raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _help_in_sentences() -> Iterator[None]:
+    """Let tyro join the lines of a docstring, between which it else ends a line of the help where it likes.
+
+    It has no option for this. If a later version has no such function, help is as that version makes it.
+    """
+    plain = getattr(_strings, "remove_single_line_breaks", None)
+    if plain is not None:
+        _strings.remove_single_line_breaks = _join_paragraphs
+    try:
+        yield
+    finally:
+        if plain is not None:
+            _strings.remove_single_line_breaks = plain
+
+
+def _join_paragraphs(text: str) -> str:
+    """A text with a line for each paragraph."""
+    return "\n\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text)).strip()
 
 
 def _parse(
@@ -148,14 +170,21 @@ def _parse(
     words, printed = normalize_words(argv, flags), io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), _help_in_sentences():
             return tyro.cli(kind, prog=prog, description=description, args=words, config=_TYRO, **given)
     except SystemExit as stopped:
         others = {} if options_type is None else list_flags(options_type)
         if stopped.code and (reason := explain_words(words, flags | others)):
             raise UserError(reason) from None
-        print(printed.getvalue(), file=sys.stderr, end="")
+        if stopped.code and printed.getvalue():
+            raise UserError(_join_lines(printed.getvalue())) from None
         raise
+
+
+def _join_lines(box: str) -> str:
+    """The sentences of tyro's message on one line, without the frame."""
+    lines = [line.strip(" │╭╮╰╯─|-") for line in box.splitlines()]
+    return ". ".join(line.rstrip(".") for line in lines if line) + "."
 
 
 def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]:
@@ -166,10 +195,16 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
     (specs, imports), rest = _take_flags(argv, "--config", "--import")
     if rest and not specs and not rest[0].startswith("-") and "=" not in rest[0]:
         specs, rest = [rest[0]], rest[1:]
-    for word in rest:
-        name, _, value = word.lstrip("-").partition("=")
+    for place, word in enumerate(rest):
+        name, equals, value = word.lstrip("-").partition("=")
         if not specs and name in CONFIG_WORDS:
-            raise UserError(explain_unknown(name, value, {"config": Flag(str)}))
+            value = value if equals else next(iter(rest[place + 1 :]), "")
+            raise UserError(explain_unknown(name.replace("_", "-"), value, {"config": Flag(str)}))
+    before = [None, *rest]
+    for place, word in enumerate(rest):  # nanoGPT's order: flags, then the config
+        is_value = place > 0 and before[place].startswith("--") and "=" not in before[place]
+        if not specs and not is_value and not word.startswith("-") and (word.endswith(".py") or word in list_configs()):
+            return ([word], imports), rest[:place] + rest[place + 1 :]
     return (specs, imports), rest
 
 

@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 import types
@@ -58,6 +59,7 @@ def find_config(spec: str | Path) -> Path:
     names = list(list_configs())
     close = difflib.get_close_matches(spec.stem, names, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
+    hint += "A config is a Python file. " if spec.suffix in (".yaml", ".yml", ".json", ".toml") else ""
     listed = f"Installed configs: {', '.join(names)}." if names else "No configs are installed."
     raise UserError(f"There is no config file {spec} (looked from {Path.cwd()}). {hint}{listed}")
 
@@ -109,7 +111,20 @@ def _explain(error: Exception, what: str, folder: Path) -> UserError:
     """The error of a user's file in one line, which begins with the place if it is known and with `what` otherwise."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     message = error.msg if isinstance(error, SyntaxError) else error
-    return UserError(f"{_locate(error, folder) or what}: {kind}{message}")
+    return UserError(f"{_locate(error, folder) or what}: {kind}{message}{_find_import(error)}")
+
+
+def _find_import(error: Exception) -> str:
+    """Where a class is that a user's file imports from another module of gptjax; empty for other errors."""
+    if not isinstance(error, ImportError) or not (error.name or "").startswith("gptjax"):
+        return ""
+    found = re.search(r"cannot import name '(\w+)'", str(error))
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")) if found else ():
+        if re.search(rf"^class {found[1]}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+            module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+            return f". It is in {module}"
+    return ". docs/names.md has the names of earlier versions"
 
 
 def _locate(error: Exception, folder: Path) -> str | None:

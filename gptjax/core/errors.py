@@ -7,6 +7,7 @@ message and exit code 2. Any other exception that escapes is a bug in gptjax. It
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ SHOWN_CHARACTERS = 200
 """Characters of a stranger's text that a message shows."""
 
 
+_SINGULAR = {"have": "has", "are": "is"}
+
+
 class UserError(Exception):
     """Says in one or two sentences what was wrong, what was found, what was wanted and what to do."""
 
@@ -40,6 +44,14 @@ def quote(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
     """
     shown = "".join(char if char.isprintable() else _escape(char) for char in text[:limit])
     return shown if len(text) <= limit else f"{shown}…"
+
+
+def count_of(count: int, plural: str) -> str:
+    """`2 documents`, `1 document`: a number before a text whose first noun is a plural."""
+    if count == 1:
+        plural = re.sub(r"^((?:\w+ )??\w+?)s\b", r"\1", plural, count=1)
+        plural = re.sub(r"^(\w+) (have|are)\b", lambda found: f"{found[1]} {_SINGULAR[found[2]]}", plural, count=1)
+    return f"{count:,} {plural}"
 
 
 def format_message(text: str) -> str:

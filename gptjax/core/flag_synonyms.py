@@ -5,27 +5,34 @@ _SAME = {
     "optimizer.weight-decay": "wd weight-decay",
     "optimizer.beta1": "beta1 adam-beta1",
     "optimizer.beta2": "beta2 adam-beta2",
-    "optimizer.clip-norm": "grad-clip clip gradient-clip gradient-clipping max-grad-norm clip-grad",
+    "optimizer.clip-norm": "grad-clip clip gradient-clip gradient-clipping-threshold "
+    "gradient-clipping max-grad-norm clip-grad",
     "optimizer.schedule.warmup-steps": "warmup warmup-iters warmup-steps lr-warmup-steps num-warmup-steps",
     "optimizer.schedule.min-ratio": "min-lr",
-    "steps": "max-iters iters iterations num-steps max-steps train-steps num-train-steps total-steps num-iterations "
+    "steps": "step max-iters iters iterations num-steps max-steps train-steps num-train-steps total-steps "
+    "num-iterations "
     "training-steps n-steps train-iters",
     "batch-size": "bs batch batchsize train-batch-size per-device-train-batch-size global-batch-size "
-    "total-batch-size device-batch-size micro-batch-size",
+    "total-batch-size device-batch-size micro-batch-size per-device-batch-size per-device-parallelism",
     "grad-accum": "gradient-accumulation-steps grad-accum-steps gradient-accumulation accumulate-grad-batches",
-    "model.num-layers": "n-layer n-layers layers num-layers num-hidden-layers depth nlayer",
-    "model.num-heads": "n-head n-heads heads num-heads num-attention-heads nhead",
-    "model.embed-dim": "n-embd d-model hidden-size hidden-dim dim width model-dim n-embed embed-dim emb-dim",
-    "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim",
+    "model.num-layers": "n-layer n-layers layers num-layers num-hidden-layers depth nlayer base-num-decoder-layers",
+    "model.num-heads": "n-head n-heads heads num-heads num-attention-heads nhead base-num-query-heads",
+    "model.num-kv-heads": "kv-heads n-kv-head n-kv-heads num-key-value-heads base-num-kv-heads",
+    "model.embed-dim": "n-embd d-model hidden-size hidden-dim dim width model-dim n-embed embed-dim emb-dim "
+    "base-emb-dim",
+    "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim base-mlp-dim",
     "model.context-length": "block-size seq-len seq-length sequence-length max-seq-len max-seq-length max-length "
-    "context context-length context-size n-positions n-ctx ctx-len",
+    "context context-length context-size n-positions n-ctx ctx-len max-target-length max-position-embeddings",
     "model.vocab-size": "n-vocab vocab vocab-size",
     "model.dropout": "dropout resid-pdrop",
     "model.bias": "bias",
-    "model.compute.dtype": "dtype precision mixed-precision bf16 fp16 torch-dtype",
+    "model.compute.dtype": "dtype precision mixed-precision bf16 fp16 fp32 torch-dtype mp",
+    "model.rotary-base": "rope-theta rope-base rotary-base",
     "model.compute.remat": "gradient-checkpointing checkpointing remat activation-checkpointing",
-    "data.path": "dataset data data-dir data-path train-data train-file dataset-path dataset-dir input-bin",
-    "output-dir": "out-dir outdir save-dir output out results-dir",
+    "data.path": "dataset data data-dir data-path train-data train-file dataset-path dataset-dir input-bin "
+    "dataset-name",
+    "output-dir": "out-dir outdir save-dir output out results-dir base-output-directory",
+    "ema.decay": "ema ema-decay",
     "name": "run-name exp-name experiment wandb-run-name run-id",
     "init-from": "resume-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
     "seed": "random-seed rng-seed",
@@ -35,7 +42,11 @@ _SAME = {
     "log.every": "log-interval logging-steps log-every log-freq",
     "checkpoint.every": "save-interval save-every save-steps checkpoint-interval ckpt-interval checkpoint-every",
     "evaluators.0.every": "eval-interval eval-every eval-steps val-every val-loss-every",
-    "evaluators.1.every": "eval-interval eval-every eval-steps val-every val-loss-every",
+    "evaluators.1.every": "eval-interval eval-every eval-steps val-every val-loss-every sample-every",
+    "json": "output-path output-file output results",
+    "data": "dataset shards",
+    "overwrite": "force overwrite-output-dir",
+    "system-prompt": "system system-message",
     "checkpoint": "model run ckpt ckpt-path checkpoint-path model-path path out-dir dir run-dir init-from load "
     "resume-from name weights",
     "prompt": "start text input inputs",
@@ -47,11 +58,11 @@ _SAME = {
     "text": "file text-file input input-file eval-file",
     "tokens": "eval-tokens max-tokens eval-iters num-tokens",
     "source": "input data dataset file files path in input-file train-file text corpus data-path",
-    "output": "out output-dir out-dir outdir save-dir destination dest o",
-    "tokenizer": "tok vocab encoding tokenizer-name tokenizer-path model",
-    "text-field": "text-column column key field text-key content-key jsonl-field content-field",
+    "output": "out output-dir out-dir outdir save-dir destination dest o output-prefix",
+    "tokenizer": "tok vocab vocab-size encoding tokenizer-name tokenizer-path tokenizer-type model",
+    "text-field": "text-column column key field text-key content-key jsonl-field content-field json-keys json-key",
     "separator": "delimiter doc-separator document-separator sep",
-    "end-of-text": "eos eos-token eot append-eos end-token eod append-eod",
+    "end-of-text": "eos eos-token eot end-token eod",
     "validation-source": "val valid validation val-source val-data valid-data eval-data test",
     "split": "val-fraction val-split test-size val-size validation-split valid-fraction",
     "processes": "workers num-workers num-proc n-jobs jobs threads nproc",
@@ -70,7 +81,18 @@ EXPLANATIONS = {
     **dict.fromkeys(("device", "devices", "gpus", "num-gpus", "gpu", "cuda", "accelerator", "num-devices"), _DEVICES),
     "compile": "Every step is compiled.",
     **dict.fromkeys(
-        ("optimizer", "optim", "scheduler", "lr-scheduler", "schedule", "objective", "evaluators"),
+        (
+            *(
+                "optimizer",
+                "optim",
+                "optimizer.type",
+                "optimizer-type",
+                "scheduler",
+                "lr-scheduler",
+                "lr-scheduler-type",
+            ),
+            *("schedule", "lr-schedule", "learning-rate-schedule", "objective", "evaluators", "ema"),
+        ),
         "A class is chosen in the config file, and its fields are flags: see docs/optimizers.md.",
     ),
     **dict.fromkeys(
@@ -85,9 +107,22 @@ EXPLANATIONS = {
     **dict.fromkeys(
         ("v", "verbose", "debug", "quiet", "q"), "A run prints the same lines always; --log.every spaces them."
     ),
-    **dict.fromkeys(("eos", "bos", "add-bos", "add-eos"), "Documents are separated by the tokenizer's end of text."),
+    **dict.fromkeys(("eval-only", "eval"), "python -m gptjax.evaluate --checkpoint=RUN measures a run."),
+    **dict.fromkeys(
+        ("warmup-ratio", "warmup-fraction"), "--optimizer.schedule.warmup-steps counts steps, if the schedule has it."
+    ),
+    **dict.fromkeys(("do-sample", "greedy"), "--temperature=0 is greedy; other temperatures sample."),
+    **dict.fromkeys(("beam", "beams", "num-beams", "beam-size"), "There is no beam search; --temperature=0 is greedy."),
+    "model-args": "Write --checkpoint=RUN.",
+    "always-save-checkpoint": "--checkpoint.every says how often a run is saved.",
+    **dict.fromkeys(
+        ("bos", "add-bos", "add-eos", "append-eos", "append-eod"),
+        "Documents are separated by the tokenizer's end of text.",
+    ),
 }
 """What to say of a word that no flag stands for."""
+FORMS = {"split": "hash:{}", "tokenizer": "bpe:{}"}
+"""How a number is written that other programs give to such a flag."""
 VALUES = {
     "bf16": "bfloat16",
     "fp32": "float32",
@@ -116,5 +151,16 @@ COMMON_FLAGS = {
     "mesh": "data, fsdp, tensor or single: how devices share the work",
 }
 """The flags with which help begins."""
-CONFIG_WORDS = ("c", "cfg", "conf", "config-file", "config_file", "config-name", "config_name", "preset")
+CONFIG_WORDS = (
+    "c",
+    "cfg",
+    "conf",
+    "config-file",
+    "config_file",
+    "config-name",
+    "config_name",
+    "config-path",
+    "config_path",
+    "preset",
+)
 """Words by which other programs name a config."""

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import quote
-from gptjax.core.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, VALUES
+from gptjax.core.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, VALUES
 
+SHORTEST_MISTAKE = 4
+"""Letters of a word for which a flag with almost the same letters may be meant."""
 TRUE, FALSE, NONE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}, {"none", "null"}
 
 
@@ -24,6 +26,8 @@ class Flag(NamedTuple):
     hint: Any
     default: Any = dataclasses.MISSING
     positional: bool = False
+    appends: bool = False
+    """Whether it may be given several times, with one value each."""
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -68,7 +72,8 @@ def _iter_flags(kind: Any, value: Any, prefix: str) -> Iterator[tuple[str, Flag]
             for number, part in parts:
                 yield from _iter_flags(type(part), part, f"{path}.{number}")
         elif parts or inner != () or set(typing.get_args(hint)) <= {str, int, float, Ellipsis}:
-            yield path, Flag(hint, inner, positional="Positional" in repr(metadata))
+            marks = repr(metadata)
+            yield path, Flag(hint, inner, positional="Positional" in marks, appends="AppendAction" in marks)
 
 
 def _strip_annotations(hint: Any) -> tuple[Any, list[Any]]:
@@ -180,12 +185,17 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
         values = following if value is None else [value]
         if known is None:
             return explain_unknown(name, next(iter(values), None), flags)
+        if not word.startswith("--"):
+            return f"{quote(word)} begins with one dash. Write {_write(known, next(iter(values), None), flags[known])}."
         if flags[known].positional:
             return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
         problem = _explain_value(known, values, flags[known])
         stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
         if problem is None and stray[most:] and not _takes_several(flags[known]):
-            problem = _explain_bare(stray[most], flags)
+            given = quote(" ".join([*values[:1], *stray]))
+            problem = f"{quote(stray[most])} belongs to no flag. A value with blanks needs quotes: --{known}='{given}'."
+            if "=" in stray[most]:
+                problem = _explain_bare(stray[most], flags)
         if problem is not None:
             return problem
     given = {known for word, _ in _pair(words) if (known := _find(_split(word)[0], flags)[0])}
@@ -210,12 +220,14 @@ def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
         hint = f" Did you mean --{name}={close[0]}?" if close else ""
         return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)}.{hint}"
     kind = next((kind for kind in (float, int) if kind in flag.types), None)
-    if kind is None or not set(flag.types) <= {int, float, types.NoneType}:
+    if kind is None or not set(flag.types) <= {int, float, types.NoneType, *_literal_types(flag)}:
         return None
     try:
-        kind(value)
+        value in flag.choices or kind(value)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
+        if flag.choices:
+            return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)} or {wanted}."
         return f"--{name}={quote(value)}: wanted {wanted}, such as --{name}={_example(flag)}."
     return None
 
@@ -225,7 +237,9 @@ def _literal_types(flag: Flag) -> list[Any]:
 
 
 def _takes_several(flag: Flag) -> bool:
-    return any(typing.get_origin(hint) in (tuple, list, dict, set) for hint in flag.types) or flag.hint is Any
+    return (
+        not flag.appends and any(typing.get_origin(hint) in (tuple, list, dict, set) for hint in flag.types)
+    ) or flag.hint is Any
 
 
 def _example(flag: Flag) -> str:
@@ -236,13 +250,19 @@ def _example(flag: Flag) -> str:
 
 def explain_unknown(name: str, value: str | None, flags: Flags) -> str:
     """The message for a flag that does not exist: which one is meant, written out with the value."""
-    shown = quote(name)
+    name, colon, behind = name.partition(":")
+    value = behind if colon else value
+    shown = quote(name + colon + behind)
     word = name.rpartition(".")[2].lower()
     if meant := _find_meant(name, word, flags):
+        value = word if word in VALUES else value  # --bf16
         forms = " or ".join(_write(one, value, flags[one]) for one in meant)
         return f"There is no flag --{shown}. Write {forms}."
-    if word in EXPLANATIONS:
-        return f"There is no flag --{shown}. {EXPLANATIONS[word]}"
+    if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
+        return f"There is no flag --{shown}. {reason}"
+    positional = next((flag for flag, kind in flags.items() if kind.positional), None)
+    if positional is not None and value:
+        return f"There is no flag --{shown}. {positional.upper()} is the first word behind the command: {quote(value)}."
     return f"There is no flag --{shown}. --help lists all flags."
 
 
@@ -253,7 +273,7 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
         return synonyms[:1]
     if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
         return sorted(found, key=lambda flag: flag.count("."))[:3]
-    if word in EXPLANATIONS:
+    if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(word) < SHORTEST_MISTAKE:
         return []
     bare = word.removeprefix("no-").replace("-", "")
     spelled = {flag.replace("-", ""): flag for flag in flags} | {
@@ -277,7 +297,12 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
     """A flag with the value that was given, in the right form."""
     if flag.is_switch:
         return _switch(name, value is None or value.lower() not in FALSE)
-    return f"--{name}={_example(flag) if value in (None, '') else quote(_normalize_value(str(value), flag))}"
+    if value in (None, ""):
+        return f"--{name}={_example(flag)}"
+    is_number = str(value).replace(".", "", 1).isdecimal()
+    written = FORMS[name].format(value) if name in FORMS and is_number else _normalize_value(str(value), flag)
+    fits = _explain_value(name, [written], flag) is None
+    return f"--{name}={quote(written) if fits else '|'.join(flag.choices) or _example(flag)}"
 
 
 def _explain_bare(word: str, flags: Flags) -> str:
@@ -291,5 +316,6 @@ def _explain_bare(word: str, flags: Flags) -> str:
             else (f"{quote(word)} begins without dashes. {explain_unknown(name, value, flags)}")
         )
     required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
-    hint = f" Write --{required[0]}={quote(word)}." if required else " Write --FLAG=VALUE; quote a value with blanks."
+    meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
+    hint = f" Write --{meant[0]}={quote(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
     return f"{quote(word)} belongs to no flag.{hint}"

@@ -11,18 +11,21 @@ from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Counts, Manifest,
 from gptjax.data.shards import Format
 from gptjax.data.token_stream import TokenStream
 
+_OTHER_WORDS = {"val": ("valid", "validation")}
+
 
 def list_split_files(directory: AnyPath, split: str) -> list[Path]:
     """Every `.bin` file with the split's name as a word in its own, sorted.
 
-    `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` all belong to the split `train`.
+    `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` all belong to the split `train`. Files of
+    `val` may also say `valid` or `validation`.
     """
     return [path for path in sorted(Path(directory).glob("*.bin")) if is_of_split(path.name, split)]
 
 
 def is_of_split(name: str, split: str) -> bool:
-    """Whether the split's name is a word in a file's name."""
-    return split in re.split(r"[^A-Za-z]+", name)
+    """Whether the split's name, or another word for it, is a word in a file's name."""
+    return not {split, *_OTHER_WORDS.get(split, ())}.isdisjoint(re.split(r"[^A-Za-z]+", name))
 
 
 def find_split_files(directory: AnyPath, split: str) -> list[Path]:

@@ -17,13 +17,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, quote
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """Largest file that is written, except for a single larger tensor."""
-WRAPPERS = ("_orig_mod", "module")
-"""Parts of a weight's name that `torch.compile` and `DataParallel` add."""
+WRAPPERS = ("_orig_mod", "module", "_forward_module")
+"""Parts of a weight's name that `torch.compile`, `DataParallel` and Lightning add."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def open_tensors(directory: Path) -> Iterator[dict[str, StoredTensor]]:
                 ) from None
             _check_header(path)
             found += [StoredTensor(file, name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+        parts = {part for tensor in found for part in tensor.name.split(".")}
+        if names := " and ".join(f"{part}." for part in WRAPPERS if part in parts):
+            print_once(f"note: {directory}: names of weights lose {names}, which a wrapper added", to_stderr=True)
         yield name_tensors(found, directory, rename=_unwrap)
 
 

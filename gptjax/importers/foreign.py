@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.model_import import load_weights, select_rows
 from gptjax.huggingface.weight_map import WeightMapping, get_shapes
@@ -102,7 +103,14 @@ def collect_tensors(state: Any, path: Path) -> dict[str, ForeignTensor]:
     """The tensors of a state dictionary by name, without the prefixes of wrappers."""
     if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
         raise UserError(f"{path} holds no dictionary of tensors where its weights should be.")
-    return {WRAPPERS.sub("", str(name)): ForeignTensor(value) for name, value in state.items()}
+    plain = [WRAPPERS.sub("", str(name)) for name in state]
+    if twice := next((name for name in plain if plain.count(name) > 1), None):
+        raise UserError(f"{path} holds the weight {quote(twice)} twice. Keep the one that is meant.")
+    found = {part for name in state if (prefix := WRAPPERS.match(str(name))) for part in prefix[0].split(".") if part}
+    if found:
+        names = " and ".join(f"{name}." for name in sorted(found))
+        print_once(f"note: {path}: the names of its weights lose {names}, which a wrapper added", to_stderr=True)
+    return {name: ForeignTensor(value) for name, value in zip(plain, state.values(), strict=True)}
 
 
 def count_layers(tensors: Mapping[str, ForeignTensor], pattern: str) -> int:

