@@ -123,7 +123,7 @@ def test_card_of_the_custom_form_says_how_to_load_it() -> None:
     [
         ({}, r"holds no figures\. Give a file that evaluate --json wrote"),
         ({"checkpoints": [1]}, "holds no figures"),
-        ({"checkpoints": [{"checkpoint": name, "figures": {}} for name in "ab"]}, "is of 'a', 'b', and none is c"),
+        ({"checkpoints": [{"checkpoint": name, "figures": {}} for name in "ab"]}, "is of a, b, and none is c"),
     ],
 )
 def test_evaluation_of_something_else_is_refused(tmp_path: Path, content: dict, message: str) -> None:

@@ -181,7 +181,8 @@ def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.
         group = np.searchsorted(known, p.documents[is_counted]) if divide is None else divide.place(sizes)
         for row, x in zip(sums, (values, values * p.weight, ones * p.weight, ones, sizes), strict=True):
             np.add.at(row, group, x)
-    return DocumentSums(*sums, counts, unit)
+    own_nats, weighted, tokens, scored_tokens, size = sums
+    return DocumentSums(own_nats, weighted, tokens, scored_tokens, size, counts, unit)
 
 
 def _find_counted(p: PlacedWindow) -> Ids:
