@@ -50,7 +50,7 @@ TIMES = ("time", "seconds", "second", "mfu", "memory", "tokens_per", "wait", "el
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts in the tokenizer's ids; chats and pairs, for which the tokenizer gets two role tokens."""
     directory = tmp_path_factory.mktemp("world")
-    make_small_world(SmallWorld(directory, people=4, words=3, largest=2, copies=12))
+    make_small_world(SmallWorld(directory, people=4, words=3, largest=2, copies=60))
     PLAIN.save(directory / "tokenizer")
     options: dict[str, Any] = {"tokenizer": str(directory / "tokenizer"), "split": "hash:0.2"}
     prepare(Prepare(source=str(directory / "text.jsonl"), output=directory / "text", **options))
@@ -235,7 +235,7 @@ def test_distil_gpt2_learns_from_all_layers_and_resumes(world: Path, start: str)
         steps=12,
         data=TokenShards(path=str(world / "text")),
         objective=replace(base.objective, teacher=start),
-        optimizer=shorten_schedules(base.optimizer, learning_rate=3e-3),
+        optimizer=shorten_schedules(base.optimizer, learning_rate=1e-3),
     )
     assert train(config) == 0
     for name in ("loss", "kl", "cross_entropy"):
