@@ -120,8 +120,8 @@ def _find_import(error: Exception) -> str:
         return ""
     found = re.search(r"cannot import name '(\w+)'", str(error))
     package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")) if found else ():
-        if re.search(rf"^class {found[1]}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+    for path in sorted(package.rglob("*.py")):
+        if found and re.search(rf"^class {found[1]}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
             module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
             return f". It is in {module}"
     return ". docs/names.md has the names of earlier versions"
