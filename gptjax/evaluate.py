@@ -40,7 +40,7 @@ class Evaluate:
     ema: bool = True
     """Take the run's average of the weights, if it keeps one. --no-ema takes the raw weights."""
     data: str | None = None
-    """Directory of shards made with the run's tokenizer."""
+    """Directory of shards made with the run's tokenizer, or with one that has fewer special tokens."""
     split: Literal["val", "train"] = "val"
     """Split of the shards."""
     text: str | None = None
@@ -225,6 +225,8 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         stream = data.open_stream(options.split)
         if stream is None:
             raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
+        if (own := data.load_tokenizer()) is not None:
+            evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
         text = texts.open_stored_text(stream, run.tokenizer, protocol)
     end = None if run.tokenizer is None else run.tokenizer.end_of_text
     scoring = ScoringOptions(batch_size=options.batch_size, end_of_text=end)
@@ -253,7 +255,7 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
     tokenizer: Tokenizer | None = data.load_tokenizer()
-    if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
+    if tokenizer is not None and run.tokenizer is not None and not run.tokenizer.can_read(tokenizer):
         raise UserError(
             f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
             f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."

@@ -14,7 +14,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
 from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
-from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, round_up_rows, score_windows
+from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -142,7 +142,7 @@ def score_text(
 
 def _score_in_parts(model: GPT, placed: Sequence[PlacedWindow], options: ScoringOptions) -> Iterator[np.ndarray]:
     """The nats of each window's scored tokens. Those of a part of the windows are in memory at a time."""
-    at_once = BATCHES_AT_ONCE * round_up_rows(options.batch_size, model.mesh)
+    at_once = BATCHES_AT_ONCE * model.mesh.round_up_rows(options.batch_size)
     for start in range(0, len(placed), at_once):
         report = options.progress
         shifted = None if report is None else lambda done, start=start, report=report: report(start + done)
