@@ -24,7 +24,6 @@ from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -254,11 +253,11 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     data = run.data if options.data is None else TokenShards(path=options.data)
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
-    tokenizer: Tokenizer | None = data.load_tokenizer()
-    if tokenizer is not None and run.tokenizer is not None and not run.tokenizer.can_read(tokenizer):
+    tokenizer, own = data.load_tokenizer(), run.tokenizer
+    if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
         raise UserError(
             f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
-            f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
+            f"({own.name}). Prepare the text with the run's tokenizer.json."
         )
     return data
 

@@ -122,10 +122,6 @@ class Tokenizer(ABC):
         rest = (self.kind, self.pattern, self.tokens) == (other.kind, other.pattern, other.tokens)
         return bool(added) and min(added) >= other.vocab_size and same and rest
 
-    def can_read(self, other: "Tokenizer") -> bool:
-        """Whether every id of another tokenizer means the same in this one."""
-        return self.fingerprint == other.fingerprint or self.extends(other)
-
     def with_end_of_text(self, name: str) -> "Tokenizer":
         """The same tokenizer with this special token as its end of text. The ids of a text stay.
 

@@ -121,7 +121,7 @@ class ValidationLoss:
         if self.data is not None:
             context = replace(context, data=self.data.resolve())
             own, wanted = context.data.load_tokenizer(), context.tokenizer
-            if own is not None and wanted is not None and not wanted.can_read(own):
+            if own and wanted and own.fingerprint != wanted.fingerprint and not wanted.extends(own):
                 problem = f"was made with {own.name}, and the run's with {wanted.name}: prepare it with the latter"
                 raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}.")
             if context.read_spec is not None and context.read_spec.reference is not None:
