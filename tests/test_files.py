@@ -85,6 +85,15 @@ def test_binary_file_is_refused(tmp_path):
         read(tmp_path / "x.bin")
 
 
+def test_compressed_file_of_an_unknown_format_is_text(tmp_path):
+    for name in ("corpus.gz", "dump.log.zst"):
+        write_compressed(tmp_path / name, b"a text")
+        assert read(tmp_path / name) == ["a text"]
+    write_compressed(tmp_path / "corpus.gz", b"PAR1")
+    with pytest.raises(UserError, match="it is Parquet"):
+        read(tmp_path / "corpus.gz")
+
+
 def test_identity_changes_with_the_files(folder, monkeypatch):
     def identity():
         return open_files(str(folder)).identity()

@@ -79,6 +79,7 @@ def _join_structs(values: Any, path: str) -> Any:
     """An array of strings: the texts at `path` in the structs of each list, joined."""
     import pyarrow
 
+    values.validate(full=True)  # offsets outside of the buffers would be followed
     texts = [find_text({"list": value.as_py()}, f"list.{path}") for value in values]
     return pyarrow.array(texts, pyarrow.large_string())
 
