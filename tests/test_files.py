@@ -13,7 +13,7 @@ from texts import documents_in, write_compressed
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, find_reader, open_files
-from data_pipelines.readers.json_lines import read_json_lines
+from data_pipelines.readers.json_lines import read_json
 from data_pipelines.readers.text_files import read_text
 from gptjax.core.errors import UserError
 
@@ -73,7 +73,7 @@ def test_text_field_reaches_every_format(folder):
 
 
 def test_reader_is_found_by_name():
-    assert find_reader("C4-train.00000-of-01024.JSON.gz") is read_json_lines
+    assert find_reader("C4-train.00000-of-01024.JSON.gz") is read_json
     assert find_reader("readme.md") is read_text
     assert find_reader("x.array_record-00000-of-00010") is find_reader("x.arrayrecord") is read_array_records
     assert find_reader("x.zip") is find_reader("parquet") is None

@@ -157,8 +157,8 @@ def explain_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> Us
 
 
 def _find_type(column: str, schema: Any) -> Any:
-    if schema.names.count(column) == 1:
-        return schema.field(column).type
+    if column in schema.names:
+        return schema.field(column).type if schema.names.count(column) == 1 else None
     leaves = (leaf for field in schema for leaf in _iter_leaves(field.name, field.type))
     return next((kind for name, kind in leaves if name == column), None)
 
