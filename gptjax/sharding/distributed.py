@@ -99,8 +99,8 @@ def wait_for_processes(place: str) -> None:
 
     The devices take no part. If another process ends before, so does this one.
     """
-    if count_processes() > 1:
-        distributed.global_state.client.wait_at_barrier(f"gptjax/{place}", BARRIER_SECONDS * 1000)
+    if (client := distributed.global_state.client) is not None:
+        client.wait_at_barrier(f"gptjax/{place}", BARRIER_SECONDS * 1000)
 
 
 def name_process() -> str:
