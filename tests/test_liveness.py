@@ -147,6 +147,7 @@ with safe_console(), exit_on_user_error():
     initialize_distributed(command="the same command")
     print("joined", flush=True)
     if sys.argv[1:] == ["fails"]:
+        time.sleep(2)  # what comes with the line before is in a buffer that `communicate` passes over
         raise UserError("its data is missing")
     time.sleep(300)
 """

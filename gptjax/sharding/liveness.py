@@ -175,5 +175,6 @@ class ProcessWatch:
 
     def _end_as(self, index: int, text: str) -> None:
         self._judged.set()
+        self._has_lost_store = index == 0  # the others have read why, and it waits for nobody now
         status, _, message = text.partition(" ")
         self._end(f"{self.name(index)} has ended: {message}\nResume with, on all: {self._resume}", int(status))
