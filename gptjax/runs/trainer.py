@@ -103,7 +103,7 @@ def _train(
                 return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
             except Diverged as trouble:
                 with watchdog.doing("start"):
-                    config, record = go_back(config, checkpoints, trouble)
+                    config, record = go_back(config, checkpoints, trouble, tokenizer=tokenizer, source=source)
             read_spec = replace(read_spec, row_offsets=config.row_offsets)
             reader = config.data.open(read_spec)
 
@@ -151,7 +151,7 @@ class _Run:
                 )
             metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
             saver = _make_saver(config, checkpoints, metadata)
-            guard = _make_guard(config, checkpoints, start=start)
+            guard = _make_guard(config, checkpoints, start=start, went_back=went_back)
             rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
             loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
             return loop.run(state, self.shutdown, rules)
@@ -162,15 +162,18 @@ def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: d
     return Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=check)
 
 
-def _make_guard(config: TrainConfig, checkpoints: CheckpointManager, *, start: int) -> DivergenceGuard:
-    """Losses up to step `start` count, so that a resumed run decides as an undisturbed one."""
+def _make_guard(
+    config: TrainConfig, checkpoints: CheckpointManager, *, start: int, went_back: Mapping[str, Any] | None
+) -> DivergenceGuard:
+    """Losses up to step `start` and earlier rollbacks count, so that a resumed run decides as an undisturbed one."""
+    records = [went_back["rollbacks"]] if went_back else startup.read_values(config, "rollbacks", before=start + 1)
     has_median = config.rollback.spike_factor is not None
     return DivergenceGuard(
         checkpoints,
         steps=config.steps,
         limit=config.max_consecutive_skips,
         rollback=config.rollback,
-        rollbacks=len(config.row_offsets),
+        rollbacks=int(max(records, default=0)),
         losses=startup.read_values(config, "loss", before=start + 1) if has_median else (),
     )
 
