@@ -348,7 +348,3 @@ def take_until(ids: np.ndarray, end: int) -> np.ndarray:
     """The ids before the first `end`."""
     ends = np.flatnonzero(ids == end)
     return ids[: ends[0]] if len(ends) else ids
-
-
-NO_JUDGES = (BigramBaseline, Samples)
-"""Evaluators without a metric that could judge a checkpoint."""
