@@ -258,7 +258,7 @@ def test_evaluate_cuts_at_ends_of_text_or_tells_them(tmp_path: Path, capsys: pyt
     path = tmp_path / "a.txt"
     path.write_text("one<|endoftext|>\ntwo\n\nthree")
     assert len(encode_text(path, Bytes(), Protocol()).documents) == 1
-    told = "note: 1 times <|endoftext|> stands in text and is scored as text; --separator='<|endoftext|>' cuts text"
+    told = "note: 1 time <|endoftext|> stands in text and is scored as text; --separator='<|endoftext|>' cuts text"
     assert told in capsys.readouterr().err
     assert read_documents(path, separator="<|endoftext|>") == ["one", "two\n\nthree"]
     assert read_documents(path, separator=r"\n\n") == ["one<|endoftext|>\ntwo", "three"]

@@ -128,7 +128,11 @@ def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str
         with contextlib.redirect_stderr(printed):
             options, rest = tyro.cli(options_type, prog=prog, args=words, config=_TYRO, return_unknown_args=True)
     except SystemExit:
-        own = [word for word in words if "=" in word and word[2:].partition("=")[0] in flags]
+        own = [
+            word if "=" in word else f"{word}={after}"
+            for word, after in zip(words, [*words[1:], ""], strict=True)
+            if (flag := flags.get(word[2:].partition("=")[0])) is not None and not flag.is_switch
+        ]
         raise UserError(explain_words(own, flags) or _join_lines(printed.getvalue())) from None
     return options, [*rest, *asks_help]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core.console import print_once
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
 from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
@@ -125,7 +125,8 @@ def encode_text(
     for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):
         if times := sum(document.count(mark) for document in documents):
             advice = f"; --separator='{mark}' cuts text files" if mark == END_OF_TEXT else ""
-            print_once(f"note: {times:,} times {mark} stands in text and is scored as text{advice}", to_stderr=True)
+            told = f"times {mark} stands in text and is scored as text{advice}"
+            print_once(f"note: {count_of(times, told)}", to_stderr=True)
     count = COUNT_WORDS[protocol.words]
     return Text(str(path), [tokenizer.encode(d) for d in documents], [count(d) for d in documents], tokenizer)
 
