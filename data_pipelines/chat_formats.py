@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.messages import NO_LIST, InvalidRecord, UselessRecord, check_turns, check_utf8, read_messages
+from gptjax.tokenization.messages import (
+    NO_LIST,
+    NO_TEXT,
+    InvalidRecord,
+    UselessRecord,
+    check_turns,
+    check_utf8,
+    read_messages,
+)
 
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
 """Fields that hold a list of messages."""
@@ -13,7 +21,8 @@ QUESTIONS = ("prompt", "instruction", "question", "user", "human")
 ANSWERS = ("completion", "response", "output", "answer", "assistant")
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
-FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, "system", "system_prompt", "history")
+SYSTEM = ("system", "system_prompt")
+FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history")
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -34,11 +43,9 @@ def parse_conversation(record: Any, *, where: str) -> Conversation:
     """
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
-    if isinstance(record, dict) and messages[0].role != "system":
-        system = next((value for key in ("system", "system_prompt") if (value := record.get(key))), None)
-        if isinstance(system, str) and system.strip():
-            messages = [Message("system", check_utf8(system, where=where)), *messages]
-            found = [None, *found]
+    if isinstance(record, dict) and messages[0].role != "system" and (system := find_system(record, where=where)):
+        messages = [Message("system", check_utf8(system, where=where)), *messages]
+        found = [None, *found]
     check_turns(messages, where=where)
     unscored = {number for number, item in enumerate(found) if isinstance(item, dict) and item.get("weight") == 0}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
@@ -63,7 +70,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if question is None or answer is None:
         plain = " Text without turns is for python -m data_pipelines.prepare." if set(record) & {"text"} else ""
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{plain}")
-    return _join_turns(record, question, record[answer])
+    return _join_turns(record, question, record[answer], where=where)
 
 
 def _parse_json(value: Any) -> Any:
@@ -74,27 +81,50 @@ def _parse_json(value: Any) -> Any:
         return value
 
 
-def add_context(record: dict[str, Any], question: str) -> Any:
+def find_system(record: dict[str, Any], *, where: str) -> str:
+    """The text of the system, or an empty one."""
+    text = next((text for key in SYSTEM if (text := _read_text(record, key, where=where))), "")
+    return text if text.strip() else ""
+
+
+def add_context(record: dict[str, Any], question: str, *, where: str) -> str:
     """The text of the field `question`, and of the fields that follow it."""
-    added = [record.get(key) for key in ADDED if key != question]
-    return "\n\n".join([record[question], *(text for text in added if isinstance(text, str) and text.strip())])
+    added = (_read_text(record, key, where=where) for key in ADDED if key != question)
+    return "\n\n".join([record[question], *(text for text in added if text.strip())])
 
 
-def _join_turns(record: dict[str, Any], key: str, answer: Any) -> list[Any]:
+def _read_text(record: dict[str, Any], key: str, *, where: str) -> str:
+    """A field of a record that belongs to its question; empty if it is absent."""
+    value = record.get(key) or ""
+    if not isinstance(value, str):
+        raise InvalidRecord(f'{where}: "{key}": wanted a text, got {quote(repr(value), limit=80)}.', NO_TEXT)
+    return value
+
+
+def _read_history(record: dict[str, Any], *, where: str) -> list[Any]:
+    """Messages of the turns before the question: Alpaca's pairs, or messages."""
+    history = _parse_json(record.get("history")) or []
+    if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
+        return history
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        shown = quote(repr(history), limit=80)
+        raise InvalidRecord(f'{where}: "history": wanted a list of pairs or of messages, got {shown}.', NO_LIST)
+    return [message for question, answer in history for message in _make_turn(question, answer)]
+
+
+def _make_turn(question: Any, answer: Any) -> list[Any]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _join_turns(record: dict[str, Any], key: str, answer: Any, *, where: str) -> list[Any]:
     """Messages of fields: Alpaca's `input` follows the instruction, and its `history` of pairs comes before both."""
     question = record[key]
     if isinstance(question, list) or isinstance(answer, list):  # TRL's prompt and completion
         as_list = lambda value, role: value if isinstance(value, list) else [{"role": role, "content": value}]
         return [*as_list(question, "user"), *as_list(answer, "assistant")]
     if isinstance(question, str):
-        question = add_context(record, key)
-    history = record.get("history") or []
-    pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2] if isinstance(history, list) else []
-    return [
-        {"role": role, "content": text}
-        for pair in [*pairs, [question, answer]]
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+        question = add_context(record, key, where=where)
+    return [*_read_history(record, where=where), *_make_turn(question, answer)]
 
 
 def describe(record: dict[str, Any]) -> str:

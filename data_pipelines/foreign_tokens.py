@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.readers.extras import import_pyarrow
-from data_pipelines.readers.paths import find_split
+from data_pipelines.readers.paths import find_split, tell_once
 from data_pipelines.readers.text_files import explain_errors
-from gptjax.core.errors import UserError, quote
-from gptjax.data.shards import guess_width, iter_chunks
+from gptjax.core.errors import UserError, count_of, quote
+from gptjax.data.shards import HIGH_HALF, guess_width, has_header, iter_chunks, map_file, open_shard
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -52,7 +52,8 @@ def find_foreign(directory: Path) -> dict[str, TokenFiles]:
         for path in sorted(directory.glob(pattern)):
             named = find_split("/".join(path.relative_to(directory).parts))
             splits.setdefault({"validation": "val"}.get(named or "train", named or "train"), []).append(path)
-        splits.pop("test", None)
+        if tests := splits.pop("test", []):
+            tell_once(f"note: {directory}: not copied: {count_of(len(tests), 'files')} of the test split: {tests[0]}.")
         if splits:
             return {split: TokenFiles(paths, are_documents, read) for split, paths in splits.items()}
     raise UserError(f"{directory}: holds no token files: .bin, .npy, Megatron's .idx and .bin, or MDS's index.json.")
@@ -69,9 +70,13 @@ def _read_array(path: Path) -> Iterator[np.ndarray]:
         if array.dtype.kind not in "iu" or not array.flags.c_contiguous:
             raise UserError(f"{path}: holds {array.dtype} values; wanted rows of whole numbers.")
         tokens = array.reshape(-1)
+    elif has_header(path):
+        tokens = open_shard(path)
     else:
-        width = guess_width(path) or 2
-        tokens = np.memmap(path, f"<u{width}", "r", shape=(path.stat().st_size // width,))
+        width, size = guess_width(path) or 2, path.stat().st_size
+        if size % width:
+            raise UserError(f"{path}: {size:,} bytes are not a whole number of {8 * width}-bit ids. Copy it again.")
+        tokens = map_file(path, np.dtype(f"u{width}"))
     for _, chunk in iter_chunks(tokens):
         yield chunk
 
@@ -89,10 +94,10 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: holds tokens of type {code} in version {fields['version']}, which cannot be read.")
     if path.stat().st_size < header.itemsize + 12 * count or not content.is_file():
         raise UserError(f"{path}: is cut short, or {content.name} is not beside it.")
-    lengths = np.memmap(path, "<i4", "r", offset=header.itemsize, shape=(count,)) if count else np.empty(0, np.int32)
-    begins = np.memmap(path, "<i8", "r", offset=header.itemsize + 4 * count, shape=(count,)) if count else lengths
+    lengths = map_file(path, np.dtype("i4"), offset=header.itemsize, count=count)
+    begins = map_file(path, np.dtype("i8"), offset=header.itemsize + 4 * count, count=count)
     dtype = np.dtype(MEGATRON_DTYPES[code])
-    tokens = np.memmap(content, dtype, "r", shape=(content.stat().st_size // dtype.itemsize,))
+    tokens = map_file(content, dtype)
     for length, begin in zip(lengths, begins, strict=True):
         first = int(begin) // dtype.itemsize
         if not 0 <= first <= first + int(length) <= len(tokens):
@@ -107,7 +112,7 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
             (
                 str(one["raw_data"]["basename"]),
                 one.get("compression"),
-                list(one["column_names"]),
+                [str(column) for column in one["column_names"]],
                 list(one["column_encodings"]),
                 list(one["column_sizes"]),
             )
@@ -122,8 +127,15 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
         column = next((column for column in MDS_COLUMNS if column in columns), None)
         if column is None:
             raise UserError(f"{index}: wanted a column {' or '.join(MDS_COLUMNS)}; it has {quote(', '.join(columns))}.")
-        content = _open_mds_file(path, str(compression or "none"))
-        yield from _read_samples(content, path, columns.index(column), encodings=encodings, sizes=sizes)
+        content, number = _open_mds_file(path, str(compression or "none")), columns.index(column)
+        data = list(_iter_data(content, path, number, sizes=sizes))
+        encoding = str(encodings[number] if number < len(encodings) else None)
+        width = _guess_mds_width(max(data, key=len, default=content[:0]))
+        for datum in data:
+            try:
+                yield _decode_mds(bytes(datum), encoding, path=path, width=width)
+            except (ValueError, IndexError) as error:
+                raise _explain_damage(path, error) from None
 
 
 def _open_mds_file(path: Path, compression: str) -> np.ndarray:
@@ -131,7 +143,7 @@ def _open_mds_file(path: Path, compression: str) -> np.ndarray:
     if path.is_file():
         return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     kind, codec = compression.partition(":")[0], MDS_CODECS.get(compression.partition(":")[0])
-    packed = path.with_name(f"{path.name}.{kind}")
+    packed = path.parent / f"{path.name}.{kind}"
     if codec is None or not packed.is_file():
         wanted = f"{path.name} or {packed.name}" if codec else path.name
         raise UserError(f"{path.parent / MDS_INDEX}: {quote(wanted)} is not beside it. Copy it there, decompressed.")
@@ -140,15 +152,15 @@ def _open_mds_file(path: Path, compression: str) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8)
 
 
-def _read_samples(
-    content: np.ndarray, path: Path, column: int, *, encodings: list[Any], sizes: list[Any]
-) -> Iterator[np.ndarray]:
-    """The tokens of each sample: offsets of the samples come first, and in a sample the sizes of variable columns."""
+def _iter_data(content: np.ndarray, path: Path, column: int, *, sizes: list[Any]) -> Iterator[np.ndarray]:
+    """The bytes of a column in each sample.
+
+    Offsets of the samples come first, and in a sample the sizes of variable columns.
+    """
     count = int(content[:4].view("<u4")[0]) if len(content) >= 4 else 0
     if len(content) < 8 + 4 * count:
         raise UserError(f"{path}: is cut short.")
     offsets = content[4 : 8 + 4 * count].view("<u4")
-    width = None
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         sample = content[begin:end]
         variable = [number for number, size in enumerate(sizes) if size is None]
@@ -159,23 +171,31 @@ def _read_samples(
         try:
             lengths = [found.get(number, size) for number, size in enumerate(sizes)]
             first = 4 * len(variable) + sum(lengths[:column])
-            datum = bytes(sample[first : first + lengths[column]])
-            values, width = _decode_mds(datum, str(encodings[column]), path=path, width=width)
-        except (ValueError, IndexError, TypeError) as error:
-            raise UserError(f"{path}: a sample is damaged: {quote(str(error))}. Copy the file again.") from None
-        yield values
+            datum = sample[first : first + lengths[column]]
+        except (IndexError, TypeError) as error:
+            raise _explain_damage(path, error) from None
+        yield datum
 
 
-def _decode_mds(datum: bytes, encoding: str, *, path: Path, width: int | None) -> tuple[np.ndarray, int | None]:
-    """The ids of one sample. `bytes` do not say their type: older writers have int64, and it is seen in the values."""
+def _explain_damage(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: a sample is damaged: {quote(str(error))}. Copy the file again.")
+
+
+def _guess_mds_width(datum: np.ndarray) -> int:
+    """Bytes of an id in the column type `bytes`, which does not say it: older writers have int64."""
+    quarters = datum[: len(datum) // 8 * 8].view("<u2").reshape(-1, 4)
+    if not len(quarters):
+        return 2
+    return 8 if int(quarters[:, 2:].max()) == 0 else 4 if int(quarters[:, 1::2].max()) <= HIGH_HALF else 2
+
+
+def _decode_mds(datum: bytes, encoding: str, *, path: Path, width: int) -> np.ndarray:
+    """The ids of one sample; in the column type `bytes` they have `width` bytes."""
     kind, _, rest = encoding.partition(":")
     if kind == "bytes":
-        quarters = np.frombuffer(datum[: len(datum) // 8 * 8], "<u2").reshape(-1, 4)
-        wide = bool(len(quarters)) and int(quarters[:, 2:].max()) == 0
-        width = width or (8 if wide else 4 if len(quarters) and int(quarters[:, 1::2].max()) <= 15 else 2)
-        return np.frombuffer(datum, f"<u{width}"), width
+        return np.frombuffer(datum, f"<u{width}")
     dtype, _, shape = rest.partition(":")
     if kind != "ndarray" or dtype not in ("uint8", "uint16", "uint32", "int16", "int32", "int64", "uint64"):
         raise UserError(f"{path}: its tokens are stored as {quote(encoding)}; wanted bytes or ndarray:TYPE.")
     first = 0 if shape else 1 + (datum[0] >> 2) * 2 ** (datum[0] % 4)  # axes and their type, then the axes
-    return np.frombuffer(datum[first:], np.dtype(dtype).newbyteorder("<")), width
+    return np.frombuffer(datum[first:], np.dtype(dtype).newbyteorder("<"))

@@ -139,6 +139,8 @@ def _copy_splits(directory: Path, files: dict[str, TokenFiles], tokenizer: Token
     with contextlib.ExitStack() as stack:
         for split, tokens in _iter_splits(files, tokenizer):
             if len(tokens) and split not in writers:
+                if tokenizer.end_of_text not in (None, tokens[0]):  # validation begins within a document
+                    tokens = np.insert(tokens, 0, tokenizer.end_of_text)
                 writer = SplitWriter(directory, split, dtype=dtype, shard_tokens=SHARD_TOKENS)
                 writers[split] = stack.enter_context(contextlib.closing(writer))
             if len(tokens):
@@ -158,9 +160,9 @@ def _iter_splits(files: dict[str, TokenFiles], tokenizer: Tokenizer) -> Iterator
         left = sys.maxsize if split == "val" or "val" in files else _count_for_training(found)
         for number, tokens in enumerate(_iter_parts(found, tokenizer)):
             cut = len(tokens)
-            if left < cut and found.are_documents:
-                cut *= number == 0
-            elif left < cut:
+            if left <= 0 or (left < cut and found.are_documents and number):
+                cut = 0
+            elif left < cut and not found.are_documents:
                 cut = _find_cut(tokens, left, tokenizer.end_of_text)
             yield split, tokens[:cut]
             yield "val", tokens[cut:]
@@ -171,7 +173,7 @@ def _find_cut(tokens: np.ndarray, left: int, end: int | None) -> int:
     """Where validation begins, near `left`: at the start of a document, unless a single one takes all the place."""
     starts = np.flatnonzero(tokens == end)
     later, earlier = starts[starts >= left], starts[(starts > 0) & (starts < left)]
-    return int(later[0] if len(later) else earlier[-1] if len(earlier) else max(0, left))
+    return int(later[0] if len(later) else earlier[-1] if len(earlier) else left)
 
 
 def _count_for_training(files: TokenFiles) -> int:
@@ -189,7 +191,7 @@ def _iter_parts(files: TokenFiles, tokenizer: Tokenizer) -> Iterator[np.ndarray]
             tokens = _check_ids(chunk, tokenizer, path).astype(before.dtype)
             if files.are_documents:
                 tokens = _strip(tokens, end)
-            if end is not None and (files.are_documents or (number == 0 and tokens[:1] != end)):
+            if end is not None and (files.are_documents or (number == 0 and tokens[:1].tolist() != [end])):
                 tokens = np.concatenate([before, tokens])
             yield tokens
 

@@ -4,9 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import ADDED, QUESTIONS, add_context, describe
+from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
+    ROLE_KEYS,
+    ROLE_NAMES,
     SKIPPED,
     WRONG_TURNS,
     InvalidRecord,
@@ -17,7 +19,6 @@ from gptjax.tokenization.messages import (
 )
 
 SIDES = ("chosen", "rejected")
-_SYSTEM = ("system", "system_prompt")
 SIDE_NAMES = {
     "chosen": ("chosen", "chosen_response", "preferred", "response_j"),
     "rejected": ("rejected", "rejected_response", "non_preferred", "response_k"),
@@ -25,7 +26,7 @@ SIDE_NAMES = {
 """Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
 _OWN = ("conversations", "preferred_output", "non_preferred_output", "completions")
-FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *_SYSTEM, *_OWN)
+FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
 FORMS = '"prompt", "chosen", "rejected" as three strings or three lists, or "chosen" and "rejected" with one beginning'
@@ -47,15 +48,13 @@ def parse_pair(record: Any, *, where: str) -> Pair:
     """
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
-    prompt, chosen, rejected = _find_sides(record)
+    prompt, chosen, rejected = _find_sides(record, where=where)
     chosen, rejected = ([side] if isinstance(side, dict) else side for side in (chosen, rejected))  # a single message
     if chosen is not None and chosen == rejected:
         raise UselessRecord(EQUAL)
     match prompt, chosen, rejected:
         case None, str(), str() if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
             return _split_by_common_turns(_parse_dialogue(chosen), _parse_dialogue(rejected), where=where)
-        case list(), list(), list() if prompt and chosen[: len(prompt)] == prompt:
-            return _split_by_common_turns(chosen, rejected, where=where)
         case list(), list(), list():
             return _split_lists(prompt, chosen, rejected, where=where)
         case str(), list(), list() if not _begins_with_user(chosen):
@@ -68,13 +67,13 @@ def parse_pair(record: Any, *, where: str) -> Pair:
     raise InvalidRecord(f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}.")
 
 
-def _find_sides(record: dict[str, Any]) -> tuple[Any, Any, Any]:
+def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
     """(prompt, chosen, rejected) under the names of public sets."""
     if "preferred_output" in record:  # OpenAI's
         given = record.get("input")
         messages = given.get("messages") if isinstance(given, dict) else given
         return messages, record["preferred_output"], record.get("non_preferred_output")
-    prompt = _find_prompt(record)
+    prompt = _find_prompt(record, where=where)
     completions = record.get("completions")
     chosen, rejected = (next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values())
     if chosen is not None or not isinstance(completions, list):
@@ -86,20 +85,20 @@ def _find_sides(record: dict[str, Any]) -> tuple[Any, Any, Any]:
     if best["overall_score"] == worst["overall_score"]:
         raise UselessRecord("pairs skipped: all completions have one score")
     chosen, rejected = ([{"role": "assistant", "content": one.get("response")}] for one in (best, worst))
-    return [{"role": "user", "content": prompt}], chosen, rejected
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], chosen, rejected
 
 
-def _find_prompt(record: dict[str, Any]) -> Any:
+def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
     """The prompt with what belongs to it: Alpaca's `input`, and a message of the system, if the record has one."""
     key = next((key for key in (*QUESTIONS, "conversations") if record.get(key) is not None), None)
     if key is None:
         return None
-    prompt = add_context(record, key) if isinstance(record[key], str) else record[key]
-    system = next((record[name] for name in _SYSTEM if isinstance(record.get(name), str)), "")
-    if not system.strip():
+    prompt = add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
+    system = find_system(record, where=where)
+    if not system:
         return prompt
     sides = [record.get(name) for name in _NAMES if name in record]
-    if isinstance(prompt, str) and all(isinstance(side, str) for side in sides):
+    if isinstance(prompt, str) and sides and all(isinstance(side, str) for side in sides):
         return f"{system}\n\n{prompt}"
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return [{"role": "system", "content": system}, *messages]
@@ -107,7 +106,8 @@ def _find_prompt(record: dict[str, Any]) -> Any:
 
 def _begins_with_user(messages: list[Any]) -> bool:
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
-    return first.get("role", first.get("from")) not in ("assistant", "gpt")
+    role = next((first[key] for key in ROLE_KEYS if first.get(key) is not None), "")
+    return ROLE_NAMES.get(str(role).lower()) != "assistant"
 
 
 def _parse_dialogue(text: str) -> list[dict[str, str]]:
@@ -123,7 +123,10 @@ def _parse_dialogue(text: str) -> list[dict[str, str]]:
 def _split_by_common_turns(chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:
     """The messages that both begin with are the prompt."""
     sides = zip(SIDES, (chosen, rejected), strict=True)
-    first, second = (read_messages(side, where=f'{where}: "{name}"') for name, side in sides)
+    return _split_messages(*(read_messages(side, where=f'{where}: "{name}"') for name, side in sides), where=where)
+
+
+def _split_messages(first: list[Message], second: list[Message], *, where: str) -> Pair:
     if first == second:
         raise UselessRecord(EQUAL)
     count = count_common(first, second)
@@ -144,10 +147,19 @@ def count_common(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def _split_lists(prompt: list[Any], chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:
-    sides = zip(("prompt", *SIDES), (prompt, chosen, rejected), strict=True)
-    return _check_messages(
-        Pair(*(read_messages(side, where=f'{where}: "{name}"') for name, side in sides)), where=where
-    )
+    """A prompt that both sides repeat is there once. A system's message may stand in the prompt or in the sides."""
+    lists = zip(("prompt", *SIDES), (prompt, chosen, rejected), strict=True)
+    given, *sides = (read_messages(one, where=f'{where}: "{name}"') for name, one in lists)
+    (system, spoken), *bare = (_split_system(one) for one in (given, *sides))
+    if spoken and all(rest[: len(spoken)] == spoken for _, rest in bare):
+        return _split_messages(*([*(system or own), *rest] for own, rest in bare), where=where)
+    return _check_messages(Pair(given, *sides), where=where)
+
+
+def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The system's message that a conversation may begin with, and the others."""
+    count = int(messages[0].role == "system")
+    return messages[:count], messages[count:]
 
 
 def _check_messages(pair: Pair, *, where: str) -> Pair:

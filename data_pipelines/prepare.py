@@ -22,7 +22,7 @@ from data_pipelines.encode.worker_pool import refuse_in_worker
 from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
-from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text
+from data_pipelines.readers.documents import TEXT_FIELD, ReadContext, iter_text, parse_separator
 from data_pipelines.readers.sources import open_source
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import ShardOptions, require_at_least, run_command
@@ -64,13 +64,11 @@ class Prepare(ShardOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, processes=self.processes)
-        if self.separator == "":
-            raise UserError("--separator is empty; wanted a text between documents, such as <|endoftext|>.")
+        parse_separator(self.separator)
 
     def make_context(self) -> ReadContext:
-        """How the source is read. In a separator `\\n` and `\\t` stand for a line end and a tab."""
-        separator = None if self.separator is None else self.separator.replace("\\n", "\n").replace("\\t", "\t")
-        return ReadContext(self.text_field, self.strict, separator=separator)
+        """How the source is read."""
+        return ReadContext(self.text_field, self.strict, separator=parse_separator(self.separator))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import Packing
-from gptjax.data.preferences import KIND, open_preferences
+from gptjax.data.preferences import KIND, PairSequences, open_preferences
 from gptjax.data.sequences import Sequences, open_sequences
+from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Tokenizer
 
 Kind = Literal["context", "trained", "special", "trained_special", "padding", "cut"]
@@ -136,23 +137,27 @@ def _iter_row(sequences: Sequences, row: int, tokenizer: Tokenizer, painter: Pai
 
 
 def iter_pairs(request: Preview, painter: Painter) -> Iterator[str]:
-    """Yield the two documents of each pair, cut where the context ends."""
-    tokenizer = _require_tokenizer(TokenShards(path=str(request.data)))
-    pairs, limit = open_preferences(request.data, request.split), request.context_length
+    """Yield the two documents of each pair, cut as training cuts them."""
+    shards = TokenShards(path=str(request.data))
+    tokenizer, pairs = _require_tokenizer(shards), open_preferences(request.data, request.split)
+    sequences = PairSequences(open_split(request.data, request.split), request.context_length)
     if request.first >= len(pairs):
         raise UserError(
             f"{request.data}: {request.split} has {count_of(len(pairs), 'pairs')}; there is no pair {request.first}."
         )
     for number in range(request.first, min(len(pairs), request.first + request.rows)):
-        pair = pairs[number]
-        for name, tokens, scored in (
-            ("chosen", pair.chosen, pair.chosen_loss_mask),
-            ("rejected", pair.rejected, pair.rejected_loss_mask),
+        pair, (lengths, is_read) = pairs[number], sequences.find_pair(number)
+        for name, tokens, mask, length in (
+            ("chosen", pair.chosen, pair.chosen_loss_mask, lengths[0]),
+            ("rejected", pair.rejected, pair.rejected_loss_mask, lengths[1]),
         ):
-            yield f"\n── pair {number}, {name}: {len(tokens):,} tokens, {int(scored[:limit].sum()):,} trained on"
-            yield paint_tokens(tokens[:limit], scored[:limit].astype(bool), tokenizer, painter)
-            if len(tokens) > limit:
-                yield painter.paint(f"✂ cut here: {len(tokens) - limit:,} tokens are beyond the context", "cut")
+            trained = mask[:length].astype(bool) & is_read
+            yield f"\n── pair {number}, {name}: {len(tokens):,} tokens, {int(trained.sum()):,} trained on"
+            yield paint_tokens(tokens[:length], trained, tokenizer, painter)
+            if len(tokens) > length:
+                yield painter.paint(f"✂ cut here: {len(tokens) - length:,} tokens do not fit beside the other", "cut")
+        if not is_read:
+            yield painter.paint("left out in training: what is left of the answers does not differ, or is none", "cut")
 
 
 def paint_tokens(tokens: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer, painter: Painter) -> str:

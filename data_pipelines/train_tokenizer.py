@@ -6,12 +6,14 @@
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
+from data_pipelines.encode.encoder import count_marks
 from data_pipelines.encode.splits import Corpus
-from data_pipelines.readers.documents import TEXT_FIELD, ReadContext
+from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, parse_separator
 from data_pipelines.readers.sources import open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
@@ -35,6 +37,8 @@ class TrainTokenizer:
     """As for `prepare`; only the training part is read."""
     text_field: str = TEXT_FIELD
     """As for `prepare`: the field of a record that holds its text."""
+    separator: str | None = None
+    """As for `prepare`: cut text files into documents here."""
     strict: bool = False
     """As for `prepare`: stop at the first record that is invalid or not Unicode."""
     special_tokens: str = ""
@@ -44,24 +48,33 @@ class TrainTokenizer:
 
     def __post_init__(self) -> None:
         require_at_least(1, max_bytes=self.max_bytes)
+        parse_separator(self.separator)
 
 
 def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     """Read, train and write; prints a summary."""
-    start, context = time.perf_counter(), ReadContext(request.text_field, request.strict)
+    start, specials = time.perf_counter(), parse_special_tokens(request.special_tokens)
+    context = ReadContext(request.text_field, request.strict, separator=parse_separator(request.separator))
     corpus = Corpus(open_source(request.source), request.split)
     tokenizer = train_bpe_on_documents(
-        (document for side, document in corpus.iter_split_documents(context) if side == "train"),
+        _iter_training(corpus, specials, context),
         vocab_size=request.vocab_size,
         max_bytes=request.max_bytes,
         pattern=request.pattern,
-        special_tokens=parse_special_tokens(request.special_tokens),
+        special_tokens=specials,
     )
     path = tokenizer.save(expand_path(request.output))
     print(f"{path}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - start:.1f} s")
     print_special_tokens(tokenizer)
     print_notes(context.notes.lines())
     return tokenizer
+
+
+def _iter_training(corpus: Corpus, specials: list[str], context: ReadContext) -> Iterator[Document]:
+    for side, document in corpus.iter_split_documents(context):
+        if side == "train":
+            count_marks(document, specials, context.notes)
+            yield document
 
 
 def print_special_tokens(tokenizer: Tokenizer) -> None:

@@ -73,7 +73,7 @@ class ToHf:
 
 @dataclass(frozen=True)
 class ToPeft:
-    """Write a run's adapters as a directory that PEFT loads beside a GPT-2 in transformers' format."""
+    """Write a run's adapters as a directory that PEFT loads beside their base: a GPT-2, Llama or Qwen3."""
 
     checkpoint: str
     """A run directory, trained with `lora.rank`."""
@@ -215,6 +215,8 @@ def export_adapters(options: ToPeft) -> None:
         if run.tokenizer is not None:
             run.tokenizer.save(directory)
     print(f"{options.output}: adapters of {run.directory.name} at step {run.find_step(options.step)} in PEFT's format")
+    if (start := run.config.init_from) is not None:
+        print(f"note: they belong to the weights of {start}, from which the run started; to-hf exports those")
 
 
 def export_gguf(options: ToGGUF) -> None:

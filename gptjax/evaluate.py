@@ -18,14 +18,13 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_table
 from gptjax.evaluation.figures import Figure, compute_figures
-from gptjax.evaluation.protocols import PRESETS, Documents, FirstToken, Protocol, Words, find_protocol
+from gptjax.evaluation.protocols import Documents, FirstToken, Protocol, Words, find_protocol
 from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
-from gptjax.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Evaluate:
     ema: bool = True
     """Take the run's average of the weights, if it keeps one. --no-ema takes the raw weights."""
     data: str | None = None
-    """Directory of shards made with the run's tokenizer."""
+    """Directory of shards made with the run's tokenizer, or with one that has fewer special tokens."""
     split: Literal["val", "train"] = "val"
     """Split of the shards."""
     text: str | None = None
@@ -105,8 +104,7 @@ class Evaluate:
         for name in ("tokens", "context_length", "batch_size", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-        if self.protocol not in PRESETS:
-            find_protocol(self.protocol)
+        find_protocol(self.protocol)
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"--num-fewshot is {self.num_fewshot}; it must not be negative.")
 
@@ -231,6 +229,8 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         stream = data.open_stream(options.split)
         if stream is None:
             raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
+        if (own := data.load_tokenizer()) is not None:
+            evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
         text = texts.open_stored_text(stream, run.tokenizer, protocol)
     end = None if run.tokenizer is None else run.tokenizer.end_of_text
     scoring = ScoringOptions(batch_size=options.batch_size, end_of_text=end)
@@ -258,11 +258,11 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     data = run.data if options.data is None else TokenShards(path=options.data)
     if data == TokenShards():
         raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
-    tokenizer: Tokenizer | None = data.load_tokenizer()
-    if tokenizer is not None and run.tokenizer is not None and tokenizer.fingerprint != run.tokenizer.fingerprint:
+    tokenizer, own = data.load_tokenizer(), run.tokenizer
+    if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
         raise UserError(
             f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
-            f"({run.tokenizer.name}). Prepare the text with the run's tokenizer.json."
+            f"({own.name}). Prepare the text with the run's tokenizer.json."
         )
     return data
 

@@ -16,7 +16,7 @@ from gptjax.core.diff import diff_configs
 from gptjax.core.early_exit import exit_early, leave_after_signal, remove_early_handler
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.garbage_collection import postpone_garbage_collection
-from gptjax.core.restarts import follow_parent, is_supervised, run_with_restarts
+from gptjax.core.restarts import LONG_PAUSE_SECONDS, PAUSE_SECONDS, follow_parent, is_supervised, run_with_restarts
 
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig
@@ -59,6 +59,7 @@ def run(words: list[str]) -> int:
 def supervise(config: "TrainConfig", words: list[str]) -> int:
     """Train in a process that is started again after a failure."""
     from gptjax.runs.run_dir import CHECKPOINTS
+    from gptjax.sharding.distributed import has_several_processes
     from gptjax.training.checkpoint_integrity import list_steps
 
     remove_early_handler()
@@ -68,6 +69,7 @@ def supervise(config: "TrainConfig", words: list[str]) -> int:
         limit=limit,
         find_step=lambda: max(list_steps(config.directory / CHECKPOINTS), default=None),
         is_over=lambda seconds: end is not None and seconds >= end,
+        pause=LONG_PAUSE_SECONDS if has_several_processes() else PAUSE_SECONDS,
     )
 
 

@@ -103,7 +103,9 @@ def test_to_peft_command_writes_what_was_learned(
     """The files hold, in PEFT's layout and with its scale alpha / r, exactly what merging adds to the start."""
     output = tmp_path / "exported"
     convert.main(["to-peft", f"--checkpoint={trained.directory}", f"--output={output}", "--base=some/gpt2"])
-    assert f"{output}: adapters of tiny at step 4 in PEFT's format" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{output}: adapters of tiny at step 4 in PEFT's format" in printed
+    assert f"note: they belong to the weights of {trained.init_from}, from which the run started" in printed
     assert {path.name for path in output.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert load_tokenizer(output).fingerprint == tokenizer().fingerprint
     content, tensors = json.loads((output / "adapter_config.json").read_text()), load_file(output / PEFT_WEIGHTS)

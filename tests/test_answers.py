@@ -44,9 +44,9 @@ def write_questions(path: Path, questions: dict[str, list[str]]) -> str:
     return str(path)
 
 
-def open_answers(evaluator: Answers, *, with_tokenizer: bool = True) -> Any:
+def open_answers(evaluator: Answers, *, with_tokenizer: bool = True, mesh: MeshConfig | None = None) -> Any:
     own = TOKENIZER if with_tokenizer else None
-    return evaluator.open(EvalContext(TokenShards(), own, CONFIG, SFT(), MeshConfig()))
+    return evaluator.open(EvalContext(TokenShards(), own, CONFIG, SFT(), mesh or MeshConfig()))
 
 
 @pytest.fixture
@@ -86,6 +86,13 @@ def test_answers_are_cut_at_the_longest_length(tmp_path: Path, said: list[str]) 
         "exact_match": 0.5,
         "answer_length": 3.0,
     }
+
+
+def test_batches_of_answers_are_rounded_up_to_the_devices(tmp_path: Path, said: list[str]) -> None:
+    path = write_questions(tmp_path / "q.jsonl", {"a": ["x"], "b": ["y"], "c": ["z"]})
+    said += ["x", "y", "no", "no"]
+    evaluate = open_answers(Answers(path, max_new_tokens=8, batch_size=1), mesh=MeshConfig(data=1, fsdp=2, tensor=1))
+    assert evaluate(None)["exact_match"] == pytest.approx(2 / 3)
 
 
 def test_answers_are_those_that_the_model_gives_greedily(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.chat_formats import parse_conversation
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
-from gptjax.tokenization.messages import UselessRecord, check_turns, read_messages
+from gptjax.tokenization.messages import InvalidRecord, UselessRecord, check_turns, read_messages
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
@@ -159,3 +159,20 @@ def test_records_of_another_form_are_named(record: Any, message: str):
     with pytest.raises(UserError, match=message) as caught:
         parse_conversation(record, where="x.jsonl:3")
     assert str(caught.value).startswith("x.jsonl:3: ")
+
+
+@pytest.mark.parametrize("history", [LISTS[0], json.dumps([["Hi", "Ho"]])])
+def test_history_may_be_messages_or_json(history: Any) -> None:
+    record = {"instruction": "Add.", "output": "4", "history": history}
+    assert len(parse_conversation(record, where="x").messages) == 4
+
+
+@pytest.mark.parametrize("field", [{"history": [["Hi"]]}, {"input": [1, 2]}, {"system": {"a": 1}}])
+def test_a_part_of_another_type_is_no_loss_in_silence(field: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRecord, match=f'"{next(iter(field))}": wanted'):
+        parse_conversation({"instruction": "Add.", "output": "4", **field}, where="x")
+
+
+def test_nulls_of_other_forms_are_passed_over() -> None:
+    turns = [{"role": None, "from": name, "value": "x", "content": None} for name in ("human", "gpt")]
+    assert [message.role for message in parse_conversation(turns, where="x").messages] == ["user", "assistant"]

@@ -116,7 +116,8 @@ def test_another_optimizer_is_one_change() -> None:
 
 
 def test_model_changes_are_refused_unless_they_only_compute_otherwise() -> None:
-    may_change = {f"compute.{name}" for name in ("remat", "scan_layers", "attention_impl", "query_block")}
+    names = ("remat", "scan_layers", "attention_impl", "query_block", "deterministic")
+    may_change = {f"compute.{name}" for name in names}
     model = GPTConfig(
         num_layers=3,
         embed_dim=48,
@@ -154,7 +155,13 @@ def test_model_changes_are_refused_unless_they_only_compute_otherwise() -> None:
         logit_softcap=3.0,
         logit_softcap_curve="sqrt",
         compute=ComputeConfig(
-            dtype="float32", head_dtype="float32", attention_impl="xla", query_block=7, remat="none", scan_layers="off"
+            dtype="float32",
+            head_dtype="float32",
+            attention_impl="xla",
+            query_block=7,
+            remat="none",
+            scan_layers="off",
+            deterministic=True,
         ),
         init=InitConfig(
             std=0.1,

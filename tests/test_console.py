@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gptjax.core.console import keep_console_log, print_once, safe_console
+from gptjax.core.console import ConsoleLog, SafeStream, keep_console_log, print_once, safe_console
 from gptjax.metrics.console import format_columns, format_duration
 
 
@@ -57,6 +58,14 @@ def test_safe_console_survives_what_cannot_be_printed(tmp_path: Path, monkeypatc
         print("ж")
     assert raw.getvalue() == b"before the directory is known \\u2192\n\x1b[2K a bar\n\\u0436\n"
     assert (tmp_path / "console.log").read_text() == "before the directory is known →\nж\n"
+
+
+def test_safe_stream_writes_to_the_terminal_before_the_log(monkeypatch: pytest.MonkeyPatch):
+    writes: list[str] = []
+    log = ConsoleLog()
+    monkeypatch.setattr(log, "write", lambda text: writes.append("log"))
+    SafeStream(SimpleNamespace(write=lambda text: writes.append("terminal")), log).write("text")
+    assert writes == ["terminal", "log"]
 
 
 CHILD = """

@@ -7,9 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from gptjax.core import process_end
 from gptjax.core.console import safe_console
 from gptjax.core.diagnosis import explain_error, keep_reports_in, keep_traceback, report_unraisable
 from gptjax.core.errors import exit_on_user_error
+
+
+class Others:
+    """The other processes of a run, all of which live."""
+
+    def announce_end(self, status: int, message: str) -> None:
+        raise SystemExit(status)
+
+    def wait_for_verdict(self, seconds: float) -> None:
+        return
 
 
 @pytest.mark.parametrize(
@@ -17,6 +28,7 @@ from gptjax.core.errors import exit_on_user_error
     [
         (RuntimeError("Unable to initialize backend 'cuda': no plugin\nmore"), "Unset JAX_PLATFORMS"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "Raise --grad-accum"),
+        (RuntimeError("Unable to initialize backend 'tpu': UNAVAILABLE: no TPU"), "Unset JAX_PLATFORMS"),
         (MemoryError(), "the machine is out of memory"),
         (RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [1.2.3.4]"), "another process"),
     ],
@@ -25,6 +37,8 @@ def test_known_errors_are_explained_in_one_line(
     error: Exception, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("GPTJAX_TRACEBACK", raising=False)
+    if words == "another process":
+        monkeypatch.setattr(process_end, "_others", Others())
 
     def fail() -> None:
         with safe_console(), exit_on_user_error():
@@ -61,7 +75,8 @@ def test_platform_without_a_device_is_one_line(tmp_path: Path):
 
 
 def test_unknown_errors_are_left():
-    assert explain_error(ValueError("Out of memory")) is None
+    assert explain_error(ValueError("Out of memory"), alone=True) is None
+    assert explain_error(RuntimeError("UNAVAILABLE"), alone=True) is None
     with pytest.raises(RuntimeError, match="a bug"), exit_on_user_error():
         raise RuntimeError("a bug")
 

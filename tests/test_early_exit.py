@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 EARLY = """
-import hashlib, sys
+import hashlib, signal, sys
 from gptjax.core.early_exit import exit_early
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their children
 with exit_early():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no Python runs, as in a wait for other processes
@@ -43,7 +44,10 @@ def send(code: str, number: signal.Signals, *words: str) -> tuple[int, str]:
         assert child.stderr is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(number)
-        status = child.wait(timeout=100)
+        try:
+            status = child.wait(timeout=100)
+        finally:
+            child.kill()  # else the end of the block waits for it forever
         return status, child.stdout.read() + child.stderr.read()
 
 

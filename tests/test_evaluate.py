@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_models import PLAIN, write_chat_run
 from tiny import (
     ALPHABET,
     read_lines,
@@ -17,7 +18,8 @@ from tiny import (
 )
 
 from gptjax.config import TrainConfig
-from gptjax.evaluate import Evaluate, evaluate, main, to_result, write_result
+from gptjax.data.config import TokenShards
+from gptjax.evaluate import Evaluate, evaluate, find_data, main, to_result, write_result
 from gptjax.evaluation.comparison import Evaluation
 from gptjax.evaluation.figures import Figure
 from gptjax.runs.run_dir import RunDir, write_imported_run
@@ -139,6 +141,14 @@ def test_shards_of_another_tokenizer_are_refused(
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     shards = write_shards(tmp_path / "shards", {"train": [np.arange(9)], "val": [np.arange(9)]}, own=other)
     assert "made with another tokenizer" in read_error(capsys, f"--checkpoint={run.directory}", f"--data={shards}")
+
+
+def test_shards_are_scored_by_a_tokenizer_with_more_special_tokens(tmp_path: Path) -> None:
+    """A base model and its descendant, which learned the tokens of chats, are compared on the base's text."""
+    shards = write_shards(tmp_path / "shards", {"val": [np.arange(99)]}, own=PLAIN)
+    options, run = Evaluate(("run",), data=str(shards)), RunDir.open(write_chat_run(tmp_path / "run"))
+    assert run.require_tokenizer().fingerprint != PLAIN.fingerprint
+    assert find_data(options, run) == TokenShards(path=str(shards))
 
 
 def test_altered_shard_is_named(run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_models import PLAIN, TOKENIZER
 from tiny import MODEL, tokenizer, write_shards, write_text_shards
 
 from gptjax.core.errors import UserError
@@ -98,6 +99,13 @@ def test_validation_data_of_another_tokenizer_is_refused(shards: Path, tmp_path:
     bytes_shards = write_shards(tmp_path / "bytes", {"val": [np.arange(99)]}, own=Bytes())
     with pytest.raises(UserError, match="the data of ValidationLoss 'x' was made with bytes"):
         ValidationLoss(name="x", data=TokenShards(path=str(bytes_shards))).open(make_context(shards))
+
+
+def test_validation_data_is_read_by_a_tokenizer_with_more_special_tokens(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "plain", {"val": [np.arange(99)]}, own=PLAIN)
+    model = replace(MODEL, vocab_size=TOKENIZER.vocab_size)
+    context = EvalContext(TokenShards(), TOKENIZER, model, NextToken(), MeshConfig())
+    assert ValidationLoss(data=TokenShards(path=str(shards))).open(context).scored == 98
 
 
 def test_validation_loss_does_not_depend_on_the_mesh(shards: Path, expected_nats: np.ndarray) -> None:

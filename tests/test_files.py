@@ -13,7 +13,7 @@ from texts import documents_in, write_compressed
 from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, find_reader, open_files
-from data_pipelines.readers.json_lines import read_json_lines
+from data_pipelines.readers.json_lines import read_json
 from data_pipelines.readers.text_files import read_text
 from gptjax.core.errors import UserError
 
@@ -73,7 +73,7 @@ def test_text_field_reaches_every_format(folder):
 
 
 def test_reader_is_found_by_name():
-    assert find_reader("C4-train.00000-of-01024.JSON.gz") is read_json_lines
+    assert find_reader("C4-train.00000-of-01024.JSON.gz") is read_json
     assert find_reader("readme.md") is read_text
     assert find_reader("x.array_record-00000-of-00010") is find_reader("x.arrayrecord") is read_array_records
     assert find_reader("x.zip") is find_reader("parquet") is None
@@ -83,6 +83,15 @@ def test_binary_file_is_refused(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"text\0")
     with pytest.raises(UserError, match=r"x\.bin: holds NUL bytes.*Token shards need no preparation"):
         read(tmp_path / "x.bin")
+
+
+def test_compressed_file_of_an_unknown_format_is_text(tmp_path):
+    for name in ("corpus.gz", "dump.log.zst"):
+        write_compressed(tmp_path / name, b"a text")
+        assert read(tmp_path / name) == ["a text"]
+    write_compressed(tmp_path / "corpus.gz", b"PAR1")
+    with pytest.raises(UserError, match="it is Parquet"):
+        read(tmp_path / "corpus.gz")
 
 
 def test_identity_changes_with_the_files(folder, monkeypatch):

@@ -13,11 +13,13 @@ from data_pipelines.verify import Verify, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
-from gptjax.data.shards import Format, open_shard
+from gptjax.data.shards import Format, guess_width, open_shard, write_shard
 from gptjax.data.splits import open_split
 
 ORDINARY = 600
 END = ORDINARY
+MDS_INDEX = b"""{"shards": [{"raw_data": {"basename": "x.mds"}, "column_names": %b, "column_encodings": [],
+"column_sizes": [], "compression": %b}]}"""
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,41 @@ def test_files_without_a_header_are_recorded_in_place(dtype, format, expected, t
         open_shard(tmp_path / "train.bin")
 
 
+@pytest.mark.parametrize("width", [7, 400])
+def test_validation_of_a_stream_is_its_end(width, tokenizer, tmp_path):
+    random = np.random.RandomState(1)
+    documents = [np.append(random.randint(0, ORDINARY, length), END) for length in random.randint(20, 60, 140)]
+    stream = np.concatenate(documents)
+    stream = stream[: len(stream) // width * width]
+    write_mds(tmp_path / "source", stream.reshape(-1, width), "ndarray:int32")
+    main(IndexShards(tmp_path / "source", tokenizer, output=tmp_path / "copied"))
+    train, val = (open_split(tmp_path / "copied", split) for split in ("train", "val"))
+    cut, rest = len(train) - 1, val.read(0, len(val))
+    np.testing.assert_array_equal(train.read(1, cut), stream[:cut])
+    np.testing.assert_array_equal(rest[int(stream[cut] != END) :], stream[cut:])
+    assert rest[0] == END
+    assert len(stream) * 0.05 < len(rest) < len(stream) * 0.15
+
+
+def test_copied_shards_lose_their_header(expected, tokenizer, tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    for split in ("train", "val", "test"):
+        write_shard(tmp_path / "source" / f"own_{split}_000000.bin", expected.astype(np.uint16))
+    np.testing.assert_array_equal(copy(tmp_path / "source", tokenizer, tmp_path), np.tile(expected, 2))
+    assert "not copied: 1 file of the test split" in capsys.readouterr().err
+
+
+def test_small_ids_of_32_bits_are_seen(tmp_path):
+    (np.arange(1000, dtype="<u4") % 5).tofile(tmp_path / "a.bin")
+    assert guess_width(tmp_path / "a.bin") == 4
+
+
+def test_mds_of_bytes_with_a_short_first_sample(tokenizer, tmp_path, expected):
+    write_mds(tmp_path / "source" / "train", [expected[:0], expected], "bytes")
+    write_mds(tmp_path / "source" / "val", [expected], "bytes")
+    np.testing.assert_array_equal(copy(tmp_path / "source", tokenizer, tmp_path)[1:], np.tile(expected, 2))
+
+
 def test_tokens_that_are_all_equal_are_no_tokens(tmp_path):
     np.full(1000, 7, "<u2").tofile(tmp_path / "train.bin")
     with pytest.raises(UserError, match="all values are 7"):
@@ -168,6 +205,10 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
             b'"column_encodings": [], "column_sizes": []}]}',
             "is not beside it",
         ),
+        ("index.json", MDS_INDEX % (b"[1, 2]", b"null"), "wanted a column tokens or input_ids; it has 1, 2"),
+        ("index.json", MDS_INDEX % (b'["tokens"]', b'"a/b"'), "is not beside it"),
+        ("a.bin", b"", "no tokens for training"),
+        ("a.bin", bytes(range(101)), "101 bytes are not a whole number of 16-bit ids"),
         ("a.npy", b"\x93NUMPY garbage", "cannot be read as an array"),
         ("a.npy", np.arange(9000, dtype="<u4").tobytes(), "holds the id"),
         ("a.txt", b"text", "holds no token files"),

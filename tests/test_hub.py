@@ -106,6 +106,13 @@ def test_one_set_in_several_folders_is_read_whole(hub, paths):
     assert read("hf:owner/tales") == sorted(wanted)
 
 
+def test_other_splits_are_not_read_and_that_is_told(hub, capsys):
+    paths = ["data/Training-0.txt", "train/validation-0.txt", "Test.txt"]
+    change_files(hub, {path: path.encode() for path in paths})
+    assert read("hf:owner/tales") == paths[:1]
+    assert "hf:owner/tales: not read: 2 other files, such as hf:owner/tales:Test.txt" in capsys.readouterr().err
+
+
 def test_without_network_the_error_names_the_source(tmp_path, monkeypatch):
     connect("http://127.0.0.1:1", tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"^source hf:owner/other: no usable answer from the hub \(ConnectError"):

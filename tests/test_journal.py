@@ -224,7 +224,7 @@ def test_prepare_continues_in_any_kind_of_source(tmp_path, monkeypatch, capsys, 
     options = make_options(str(tmp_path / "source"), "bytes")
     run(tmp_path / "whole", options)
     wanted = find_notes(capsys.readouterr().out)
-    assert any("empty documents" in line for line in wanted)
+    assert any("empty document" in line for line in wanted)
     assert any("the first: " in line for line in wanted)
     run_and_stop(monkeypatch, tmp_path / "out", options, after=7)
     run(tmp_path / "out", options)

@@ -46,6 +46,17 @@ def test_process_that_was_stopped_itself_accuses_nobody():
     assert watched.look({1: "1"}, 3600.0) is None
 
 
+def test_lost_process_of_many_is_noticed_as_soon_and_living_ones_are_not_suspected():
+    """128 processes exchange beats every 4 s; each look but those sees none."""
+    for suspicious in (False, True):
+        watched = Liveness(1, 128)
+        assert watched.interval == 4.0
+        read = lambda look: None if look % 4 else {i: "1" if i == 3 else str(look) for i in range(128)}
+        gone = [watched.look(read(look), 1.0, suspicious=suspicious) for look in range(60)]
+        assert set(gone) == {None, 3}
+        assert gone.index(3) == (12 if suspicious else 36)
+
+
 class Store:
     """What a process reads of the coordination service. Process 2 beats."""
 
@@ -63,20 +74,20 @@ class Store:
         return [*self.entries.items(), (f"{ROOT}/beat/2", str(self.reads))]
 
 
-class NoOutput(NativeOutput):
-    """Libraries write nothing."""
+class Output(NativeOutput):
+    """Libraries write nothing, or abort with this line."""
 
-    def __init__(self) -> None:
-        return
+    def __init__(self, abort: str | None = None) -> None:
+        self._abort = abort
 
-    def find_abort(self) -> None:
-        return None
+    def find_abort(self) -> str | None:
+        return self._abort
 
     def pass_on(self, now: float) -> None:
         return None
 
 
-def watch(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def watch(store: Store, monkeypatch: pytest.MonkeyPatch, *, abort: str | None = None) -> list[tuple[str, int]]:
     """With what message and status process 0 of 3 ends; its seconds pass at once."""
     seconds, ends = iter(range(10_000)), []
 
@@ -84,7 +95,7 @@ def watch(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]
         ends.append((message, status))
         raise SystemExit
 
-    others = ProcessWatch(store, index=0, count=3, resume="gptjax train x", native=NoOutput(), end=end)
+    others = ProcessWatch(store, index=0, count=3, resume="gptjax train x", native=Output(abort), end=end)
     monkeypatch.setattr(liveness.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(liveness.time, "sleep", lambda _: others.exchange())
     with pytest.raises(SystemExit):
@@ -107,6 +118,24 @@ def test_process_that_ended_by_itself_is_repeated_with_its_status(status: int, m
     assert message.startswith("process 2 of 3 on node2 has ended: its data is missing\n")
     assert found == status
     assert GRACE_SECONDS < SILENCE_SECONDS
+
+
+def test_of_two_processes_that_ended_the_silent_one_was_not_killed(monkeypatch: pytest.MonkeyPatch):
+    """Process 1 beats no more because it has ended, as process 2 has."""
+    ends = {f"{ROOT}/beat/1": "7", f"{ROOT}/end/1": "2 its disk is full", f"{ROOT}/end/2": "2 its data is missing"}
+    ((message, status),) = watch(Store(ends), monkeypatch)
+    assert message.startswith("process 1 of 3 on node1 has ended: its disk is full\n")
+    assert status == 2
+
+
+@pytest.mark.parametrize(("abort", "status"), [("F1129 cuda.cc:7] no kernel", 1), ("F1129 x] UNAVAILABLE: lost", 75)])
+def test_abort_while_all_others_live_is_said(abort: str, status: int, monkeypatch: pytest.MonkeyPatch):
+    beats = iter(range(1000))
+    store = Store({})
+    alive = store.key_value_dir_get
+    beat_too = lambda key: [*alive(key), (f"{ROOT}/beat/1", str(next(beats)))]
+    monkeypatch.setattr(store, "key_value_dir_get", beat_too)
+    assert watch(store, monkeypatch, abort=abort) == [(f"a library aborts process 0 of 3 on node0: {abort}", status)]
 
 
 MEMBER = """

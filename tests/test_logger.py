@@ -246,7 +246,7 @@ def test_summary_accounts_for_all_time(make_logger: MakeLogger, clock: ManualClo
         log.write(3, {"val_loss": 3.5})
     summary = capsys.readouterr().out.splitlines()[-1]
     assert summary == (
-        "1 steps, up to step 3, in 58.0 s: training 10.0 s (including 6.0 s of waiting for data), compile 40.0 s, "
+        "1 step, up to step 3, in 58.0 s: training 10.0 s (including 6.0 s of waiting for data), compile 40.0 s, "
         "first data 1.0 s, other 7.0 s. While training: 100 tokens/s. Last values: loss 4.0000, val_loss 3.5000."
     )
 
@@ -279,7 +279,7 @@ def test_resume_keeps_earlier_lines_byte_for_byte(tmp_path: Path, make_logger: M
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert records[-2] == {"step": 4, "tokens": 4000, "accuracy": 0.5}
     assert records[-1]["seconds"] == 5.0
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "goodput.jsonl"}
 
 
 def test_restart_without_checkpoint_clears_the_record(tmp_path: Path, make_logger: MakeLogger, clock: ManualClock):

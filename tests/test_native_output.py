@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CHILD = """
 import os, sys, threading, time
 from gptjax.core.console import safe_console
@@ -37,6 +39,18 @@ assert read_native_output() == "first\\nsecond\\n"
 
 def test_process_that_ends_before_shows_its_own_line_only():
     assert run('library("pages\\n"); print("why", file=sys.stderr); os._exit(75)') == (75, ["why"])
+
+
+def test_crash_and_requested_stacks_reach_the_terminal_while_libraries_write_to_a_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GPTJAX_TRACEBACK", "1")
+    status, lines = run("""
+from gptjax.core.process_end import _say
+_say("no progress")
+os.kill(os.getpid(), 11)
+""")
+    assert (status, lines[0]) == (-11, "error: no progress")
+    assert "in _say" in lines[2]
+    assert any("Segmentation fault" in line for line in lines)
 
 
 def test_abort_by_a_library_leaves_time_to_say_why():

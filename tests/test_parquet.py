@@ -132,3 +132,11 @@ def test_metadata_is_parsed_once_for_a_file(tmp_path, monkeypatch):
     write(path, ["another"])
     assert read(path) == ["another"]
     assert len(parsed) == 2
+
+
+def test_lists_with_offsets_outside_of_their_structs_are_refused():
+    structs = pyarrow.array([{"text": "a"}])
+    offsets = pyarrow.array([0, 2**20, 1], pyarrow.int32()).buffers()[1]
+    lists = pyarrow.ListArray.from_buffers(pyarrow.list_(structs.type), 2, [None, offsets], children=[structs])
+    with pytest.raises(pyarrow.ArrowInvalid):
+        parquet.find_column(pyarrow.record_batch({"list": lists}), "list.text")

@@ -169,7 +169,7 @@ def test_stored_reference_gives_the_run_of_a_computed_one(config: TrainConfig, t
     assert train(stored) == 0
     assert {path.name: path.stat().st_mtime_ns for path in files.iterdir()} == written, "nothing is computed again"
     identity = json.loads((files / "reference.json").read_text())
-    assert set(identity) == {"weights", "context_length", "splits"}
+    assert set(identity) == {"weights", "context_length", "splits", "sha256"}
     assert set(identity["splits"]) == {"train", "val"}
 
 

@@ -223,7 +223,7 @@ def test_single_text_is_split_and_its_beginning_learned_from(tmp_path, capsys):
     text = "".join(make_texts(80))
     (tmp_path / "book.txt").write_text(text, newline="")
     run(tmp_path / "book.txt", tmp_path / "out", "bpe:300")
-    assert "note: 1 documents, too few for hash:0.005: split by tail:0.1 instead" in capsys.readouterr().out
+    assert "note: 1 document, too few for hash:0.005: split by tail:0.1 instead" in capsys.readouterr().out
     cut = int(0.9 * len(text))
     assert read_text(tmp_path / "out", "train") == "<|endoftext|>" + text[:cut]
     assert read_text(tmp_path / "out", "val") == "<|endoftext|>" + text[cut:]

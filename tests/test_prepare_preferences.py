@@ -287,3 +287,24 @@ def test_all_that_belongs_to_a_prompt_is_in_it(record, prompt):
 def test_a_system_message_begins_the_prompt():
     record = {"system": "Be brief.", "prompt": "2+2?", "chosen": messages(GOOD[-1]), "rejected": messages(BAD[-1])}
     assert [message.role for message in parse_pair(record, where="x").prompt] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"system": "Be brief.", "prompt": "2+2?"},
+        {"system": "Be brief.", "prompt": [{"role": "user", "content": "2+2?"}]},
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"from": "human", "value": "2+2?", "weight": None}]},
+    ],
+)
+def test_a_question_that_the_sides_repeat_is_there_once(asked):
+    chosen, rejected = (messages(("user", "2+2?"), answer) for answer in (GOOD[-1], BAD[-1]))
+    pair = parse_pair({**asked, "chosen": chosen, "rejected": rejected}, where="x")
+    assert [message.role for message in pair.prompt] == ["system", "user"]
+    assert [[message.role for message in side] for side in pair[1:]] == [["assistant"]] * 2
+
+
+def test_sides_of_a_model_answer_the_prompt():
+    sides = ([{"role": "Model", "content": text}] for text in "45")
+    pair = parse_pair(dict(zip(("prompt", "chosen", "rejected"), ("2+2?", *sides), strict=True)), where="x")
+    assert [len(part) for part in pair] == [1, 1, 1]

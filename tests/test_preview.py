@@ -59,7 +59,7 @@ def test_colors_are_those_of_the_kinds(chat: Path, capsys: pytest.CaptureFixture
     assert "cut here" not in out
 
 
-def test_pairs_are_shown_and_cut_at_the_context(chat: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pairs_are_shown_as_training_cuts_them(chat: Path, capsys: pytest.CaptureFixture) -> None:
     pair = {"prompt": "say ", "chosen": "this and that", "rejected": "no"}
     (chat.parent / "pairs.jsonl").write_text(json.dumps(pair))
     request: dict[str, Any] = {
@@ -68,11 +68,16 @@ def test_pairs_are_shown_and_cut_at_the_context(chat: Path, capsys: pytest.Captu
         "split": "none",
     }
     prepare_preferences(PreparePreferences(**request, output=chat.parent / "pairs"))
+    preview(Preview(data=chat.parent / "pairs", context_length=16))
+    out = capsys.readouterr().out
+    assert re.search(r"pair 0, chosen: \d+ tokens, 3 trained on\n<\|endoftext\|>say ⟦th.{1,4}⟧\n", out)
+    assert re.search(r"cut here: \d+ tokens do not fit beside the other", out)
+    assert "rejected: 8 tokens, 3 trained on\n<|endoftext|>say ⟦no⟧⟦<|endoftext|>⟧" in out
+    assert "left out" not in out
     preview(Preview(data=chat.parent / "pairs", context_length=8))
     out = capsys.readouterr().out
-    assert re.search(r"pair 0, chosen: \d+ tokens, \d trained on\n<\|endoftext\|>say ⟦thi?s?⟧", out)
-    assert re.search(r"cut here: \d+ tokens are beyond the context", out)
-    assert "rejected: 8 tokens, 3 trained on\n<|endoftext|>say ⟦no⟧⟦<|endoftext|>⟧" in out
+    assert "left out in training: what is left of the answers" in out
+    assert "⟧" not in out.split("\n", 1)[1]
 
 
 def test_rows_that_do_not_exist_are_named(chat: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet as parquet
+import pytest
 
-from data_pipelines.readers.records import Record, iter_blocks
+from data_pipelines.readers.records import Record, find_record_files, iter_blocks
+from gptjax.core.errors import UserError
 
 
 def read(*paths: Path, block_bytes: int = 2**20) -> list[Record]:
@@ -41,3 +43,8 @@ def test_blocks_of_lines_hold_all_lines(tmp_path):
     assert read(tmp_path / "x.jsonl", block_bytes=50) == whole
     assert [record["n"] for _, record in whole] == list(range(100))
     assert len(list(iter_blocks(tmp_path / "x.jsonl", fields=(), block_bytes=50))) > 10
+
+
+def test_records_on_the_hub_are_to_be_downloaded():
+    with pytest.raises(UserError, match=r"'hf:a/b': no such file.*Download the files first"):
+        find_record_files("hf:a/b")

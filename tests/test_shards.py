@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from manifests import edit_manifest
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
@@ -184,6 +185,8 @@ def test_manifest_calls_its_sidecars_companions(directory: Path) -> None:
             "request",
             "notes",
             "version",
+            "tokenizer_files",
+            "sha256",
         )
     ]
     assert content["companions"]["train.documents"]["kind"] == "documents"
@@ -208,10 +211,7 @@ def test_manifest_calls_its_sidecars_companions(directory: Path) -> None:
 def test_read_manifest_with_wrong_field_names_it(
     directory: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    path = directory / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+    edit_manifest(directory, change)
     with pytest.raises(UserError, match=message):
         read_manifest(directory)
 

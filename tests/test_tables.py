@@ -193,6 +193,21 @@ def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, mess
         read(tmp_path / name, ReadContext(strict=True))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a text".encode("utf-16-le") * 3, "is UTF-16, wanted UTF-8"),
+        (b"PAR1", "it is Parquet"),
+        (b"a\0b", "NUL"),
+        (b"\xff", "is not UTF-8"),
+    ],
+)
+def test_scored_text_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_documents(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("mark", [";", "|", "\t"])
 def test_a_table_may_have_another_separator(mark: str, tmp_path: Path):
     (tmp_path / "a.csv").write_text(f'id{mark}text\n1{mark}"a, b"\n')

@@ -18,6 +18,7 @@ def test_number_is_read_after_its_mark_or_else_the_last() -> None:
     assert find("The Answer is 12, not 13") == "12"
     assert find("2 and 3.5 cats") == "3.5"
     assert find("none") is None
+    assert find("The answer is 18.") == find("So she has 18.") == find("#### 18.") == "18"
     assert functions.score_number({"answer": "x #### 1,000"}, ["it is 1000"]) == {"exact_match": 1.0}
     assert functions.score_number({"answer": "x #### 5"}, [""]) == {"exact_match": 0.0}
 

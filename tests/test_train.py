@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import start_entry_point, tiny_config, write_config, write_shards, write_text_shards
 
+import gptjax.train
 from gptjax.data.config import TokenShards
 from gptjax.runs.run_dir import RunDir
 from gptjax.train import main
@@ -31,6 +32,17 @@ def run_main(*words: str) -> int:
     with pytest.raises(SystemExit) as done:
         main(list(words))
     return int(done.value.code or 0)
+
+
+def test_restart_of_one_of_several_processes_leaves_the_others_time_to_end(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(gptjax.train, "run_with_restarts", lambda *_, pause, **__: pauses.append(pause) or 0)
+    for address in ("", "node1:12355"):
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+        assert run_main(f"--config={config_file}", "--max-restarts=1") == 0
+    assert pauses == [5.0, 60.0]
 
 
 def test_main_prints_changes_and_trains(config_file: Path, capsys: pytest.CaptureFixture) -> None:

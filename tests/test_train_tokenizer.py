@@ -61,7 +61,7 @@ def test_extended_tokenizer_keeps_every_id(tmp_path, capsys):
 
 
 def test_commands_print_special_tokens_and_notes(tmp_path):
-    source = write_jsonl(tmp_path / "x.jsonl", make_texts())
+    source = write_jsonl(tmp_path / "x.jsonl", ["<|im_start|>", *make_texts()])
     with open(source, "a") as file:
         file.write("not JSON\n")
     words = [f"--source={source}", "--vocab-size=300", "--special-tokens=chat", f"--output={tmp_path / 'out'}"]
@@ -70,6 +70,7 @@ def test_commands_print_special_tokens_and_notes(tmp_path):
     assert f"{tmp_path}/out/tokenizer.json: 300 tokens" in done.stdout
     assert "<|im_start|> 298" in done.stdout
     assert "note: 1 invalid record skipped" in done.stdout
+    assert "note: 1 time <|im_start|> stands in text" in done.stdout
     command = [sys.executable, "-m", "data_pipelines.extend_tokenizer", "--tokenizer=bytes", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

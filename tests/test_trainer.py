@@ -54,7 +54,7 @@ def test_run_directory_holds_config_tokenizer_and_checkpoints(finished: TrainCon
     assert (directory / "config.py").read_text() == "config = None\n"
     assert json.loads((directory / "environment.json").read_text())["packages"]["jax"] == jax.__version__
     run = RunDir.open(directory)
-    assert run.config == replace(finished, schedule_steps=60)
+    assert run.config == replace(finished, schedule_steps=60, epoch_seeds="mixed")
     assert run.require_tokenizer().fingerprint == tokenizer().fingerprint
     assert run.find_step("best") == run.find_step() == 60
 

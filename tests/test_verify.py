@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from manifests import edit_manifest
 
 from data_pipelines import verify as module
 from data_pipelines.encode.bpe_trainer import train_bpe
@@ -44,10 +45,12 @@ def directory(prepared, tmp_path):
 
 def update_manifest(directory, name):
     """Let the manifest agree with a changed file."""
-    content = json.loads((directory / "manifest.json").read_text())
-    kind = "files" if name in content["files"] else "companions"
-    content[kind][name]["sha256"] = file_sha256(directory / name)
-    (directory / "manifest.json").write_text(json.dumps(content))
+
+    def change(content):
+        kind = "files" if name in content["files"] else "companions"
+        content[kind][name]["sha256"] = file_sha256(directory / name)
+
+    edit_manifest(directory, change)
 
 
 def test_verify_reports_complete_data(directory, capsys):
@@ -107,9 +110,9 @@ def test_verify_notices_documents_that_begin_elsewhere(directory):
 
 
 def test_verify_counts_bytes(directory):
-    content = json.loads((directory / "manifest.json").read_text())
-    content["splits"]["val"]["bytes"] += 1
-    (directory / "manifest.json").write_text(json.dumps(content))
+    edit_manifest(
+        directory, lambda content: content["splits"]["val"].update(bytes=content["splits"]["val"]["bytes"] + 1)
+    )
     with pytest.raises(UserError, match=r"\(val\): its tokens stand for [\d,]+ bytes of text, manifest\.json says"):
         verify_directory(Verify(directory))
 
@@ -164,6 +167,9 @@ def test_short_shard_is_named_before_training(directory):
 
 def test_verify_notices_another_tokenizer(directory, prepared):
     (directory / "tokenizer.json").write_bytes((prepared / "two" / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match=r"tokenizer\.json has changed since it was written"):
+        verify_directory(Verify(directory))
+    edit_manifest(directory, lambda _: None)  # as an earlier version wrote it
     with pytest.raises(UserError, match="not the tokenizer that made the shards"):
         verify_directory(Verify(directory))
 

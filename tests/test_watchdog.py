@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.core import process_end
 from gptjax.training import preemption
 from gptjax.training.watchdog import COLLECTIVE_SECONDS, LONG_FACTOR, Watchdog
 
@@ -106,6 +107,15 @@ def test_read_that_never_returns_ends_with_stacks_in_a_file(tmp_path: Path):
     assert second == "  Resume with: the same command"
     assert str(file) in third
     assert "in read_forever" in file.read_text()
+
+
+def test_message_comes_before_a_disk_that_takes_no_stacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    said: list[str] = []
+    monkeypatch.setattr(process_end, "write_report", lambda name, write: said.append(capsys.readouterr().err))
+    process_end._say("no progress\nResume")
+    assert said == ["error: no progress\n  Resume\n"]
 
 
 @pytest.mark.slow

@@ -74,7 +74,8 @@ def test_stop_ends_an_answer(server: ChatServer) -> None:
     records = server.answer(tab, "hello")
     assert next(records) == {"text": "h"}
     assert request(server, "/stop", {"conversation": TAB})[0] == 200
-    assert list(records) == [{"done": True, "note": "stopped"}]
+    tab.conversation.note = "the oldest turn has left"
+    assert list(records) == [{"done": True, "note": "stopped; the oldest turn has left"}]
     assert [message.content for message in tab.conversation.messages] == ["hello", "h"]
 
 

@@ -156,7 +156,7 @@ class Encoder:
             if piece.begins and piece.ends and is_blank(piece.content):
                 context.notes[EMPTY] += 1
             else:
-                self._count_marks(piece.content, context.notes)
+                count_marks(piece.content, self.tokenizer.specials, context.notes)
                 ids, size = self.tokenizer.encode(str(piece.content, "utf-8")).astype(before.dtype), len(piece.content)
                 length = len(ids) if self.max_tokens is None else self.max_tokens - len(before)
                 for begin in range(0, len(ids), length):
@@ -166,14 +166,15 @@ class Encoder:
             number += piece.ends
         return EncodedBatch(batch.rule, batch.end, np.concatenate(tokens), np.array(parts, PART), number, context.notes)
 
-    def _count_marks(self, content: Document, notes: Notes) -> None:
-        """Note how often the text of a special token stands in a document."""
-        if b"<" not in (text := bytes(content)):  # most text, at once
-            return
-        for mark in {*LEARNED_MARKS, *(name for name in self.tokenizer.specials if name.startswith("<"))}:
-            if times := text.count(mark.encode()):
-                advice = f"; --separator='{mark}' cuts text files" if mark in ENDS else ""
-                notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
+
+def count_marks(content: Document, specials: Iterable[str], notes: Notes) -> None:
+    """Note how often the text of a special token stands in a document."""
+    if b"<" not in (text := bytes(content)):  # most text, at once
+        return
+    for mark in {*LEARNED_MARKS, *(name for name in specials if name.startswith("<"))}:
+        if times := text.count(mark.encode()):
+            advice = f"; --separator='{mark}' cuts text files" if mark in ENDS else ""
+            notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
 
 
 def _iter_documents(batch: UnitBatch, context: ReadContext) -> Iterator[Piece]:

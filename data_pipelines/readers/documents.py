@@ -56,6 +56,16 @@ class Notes(Counter[str]):
         return taken
 
 
+def parse_separator(spec: str | None) -> str | None:
+    """The text between documents, in which `\\n` and `\\t` stand for a line end and a tab.
+
+    Raises `UserError` for an empty one.
+    """
+    if spec == "":
+        raise UserError("--separator is empty; wanted a text between documents, such as <|endoftext|>.")
+    return None if spec is None else spec.replace("\\n", "\n").replace("\\t", "\t")
+
+
 @dataclass(frozen=True)
 class ReadContext:
     """Options of one pass over a source, and the notes taken on the way.

@@ -12,7 +12,7 @@ from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.parquet import read_parquet
 from data_pipelines.readers.paths import find_files, identify_files, keep_data
 from data_pipelines.readers.tables import TABLE_SUFFIXES, read_table
-from data_pipelines.readers.text_files import COMPRESSED, read_text
+from data_pipelines.readers.text_files import COMPRESSED, open_file, read_text
 from gptjax.core.errors import UserError
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
@@ -79,8 +79,8 @@ class Files:
 
 
 def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:
-    with path.open("rb") as file:
-        if b"\0" in file.read(2**16):
+    with open_file(path) as file:
+        if b"\0" in file.peek(2**16):
             raise UserError(
                 f"{path}: holds NUL bytes, so it is not text; wanted text, or {_KNOWN}. "
                 "Token shards need no preparation: see python -m data_pipelines.index_shards --help."

@@ -1,6 +1,7 @@
 """Files of a Hugging Face data set repository, through the library `huggingface_hub`; no remote scripts run.
 
-`hf:OWNER/NAME` is the training files of a repository with one set. `hf:OWNER/NAME@REVISION:PATTERN` is what matches the
+`hf:OWNER/NAME` is the training files of a repository with one set: where names say `train`, the other files are not
+read, for a repository holds more than data. `hf:OWNER/NAME@REVISION:PATTERN` is what matches the
 pattern, in which `*` also matches `/`, at a branch, tag or commit.
 
 The repository is listed once, with sizes and hashes at one commit. Each file is fetched when its turn comes, into the
@@ -18,11 +19,12 @@ from typing import Any, NamedTuple
 
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.files import Files, find_reader
-from gptjax.core.errors import DISK_FULL_ERRNOS, UserError
+from data_pipelines.readers.paths import find_split, tell_once
+from gptjax.core.errors import DISK_FULL_ERRNOS, UserError, count_of
 from gptjax.core.files import hash_json
 
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
-_TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
+_TRAIN = re.compile(r"(?<![A-Za-z])train(ing)?(?![A-Za-z])", re.IGNORECASE)
 _DESCRIPTION = re.compile(r"(.*/)?([.]|readme|licen|citation)[^/]*|.*[.](md|rst)", re.IGNORECASE)
 
 
@@ -76,21 +78,29 @@ class HubFiles:
             raise UserError(f"source {self.spec}: no file that can be read {wanted}; the repository holds {held}.")
         if self.pattern is None and len(folders := sorted({_find_set(file.path) for file in found})) > 1:
             # They may be languages, or samples.
-            what = "*train*" if _TRAIN.search(found[0].path) else "*"
+            train = _TRAIN.search(found[0].path)
+            what = f"*{train[0]}*" if train else "*"
             choices = " or ".join(f"{self.spec}:{folder}{what}" for folder in folders[:8] if folder)
             raise UserError(
                 f"source {self.spec}: its training files are in {len(folders)} folders, which may be different sets or "
                 f"versions of one. Choose one, such as {choices}; {self.spec}:{what} takes all of them."
             )
+        if self.pattern is None and (
+            others := [file for file in self._data if find_reader(file.path) and file not in found]
+        ):
+            count = count_of(len(others), "other files")
+            tell_once(f"note: source {self.spec}: not read: {count}, such as {self.spec}:{others[0].path}")
         return found
 
     def match(self) -> list[RemoteFile]:
         """The files that match; without a pattern the data files, of the split `train` where names tell it."""
-        files = self.listing[1]
         if self.pattern is not None:
-            return [file for file in files if fnmatch.fnmatchcase(file.path, self.pattern)]
-        data = [file for file in files if not _DESCRIPTION.fullmatch(file.path)]
-        return [file for file in data if _TRAIN.search(file.path)] or data
+            return [file for file in self.listing[1] if fnmatch.fnmatchcase(file.path, self.pattern)]
+        return [file for file in self._data if find_split(file.path) == "train"] or self._data
+
+    @property
+    def _data(self) -> list[RemoteFile]:
+        return [file for file in self.listing[1] if not _DESCRIPTION.fullmatch(file.path)]
 
     @functools.cached_property
     def listing(self) -> tuple[str, list[RemoteFile]]:

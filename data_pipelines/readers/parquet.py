@@ -79,6 +79,7 @@ def _join_structs(values: Any, path: str) -> Any:
     """An array of strings: the texts at `path` in the structs of each list, joined."""
     import pyarrow
 
+    values.validate(full=True)  # offsets outside of the buffers would be followed
     texts = [find_text({"list": value.as_py()}, f"list.{path}") for value in values]
     return pyarrow.array(texts, pyarrow.large_string())
 
@@ -156,8 +157,8 @@ def explain_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> Us
 
 
 def _find_type(column: str, schema: Any) -> Any:
-    if schema.names.count(column) == 1:
-        return schema.field(column).type
+    if column in schema.names:
+        return schema.field(column).type if schema.names.count(column) == 1 else None
     leaves = (leaf for field in schema for leaf in _iter_leaves(field.name, field.type))
     return next((kind for name, kind in leaves if name == column), None)
 

@@ -43,7 +43,9 @@ def find_record_files(spec: str) -> tuple[Path, ...]:
     """A file, the files of known formats in a directory, or the files of a pattern."""
     endings = (*SUFFIXES, *JSON_SUFFIXES, *TABLE_SUFFIXES, PARQUET_SUFFIX, *arrow_files.SUFFIXES)
     is_known, _ = keep_data(spec, lambda name: name.lower().endswith(endings))
-    return find_files(spec, is_known, known=_KNOWN, otherwise=f" Wanted {_KNOWN}.")
+    hub = " Download the files first (hf download --repo-type=dataset OWNER/NAME) and name them."
+    otherwise = f" Wanted {_KNOWN}.{hub if spec.startswith('hf:') else ''}"
+    return find_files(spec, is_known, known=_KNOWN, otherwise=otherwise)
 
 
 def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK_BYTES) -> Iterator[RecordBlock]:

@@ -89,7 +89,6 @@ class SafeStream(io.TextIOBase):
         self._stream, self._log = stream, log
 
     def write(self, text: str) -> int:
-        self._log.write(text)
         try:
             self._stream.write(text)
         except UnicodeError:
@@ -97,6 +96,7 @@ class SafeStream(io.TextIOBase):
             self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:
             self._give_up(error)
+        self._log.write(text)  # on a disk that may hang
         return len(text)
 
     def flush(self) -> None:

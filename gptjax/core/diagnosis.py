@@ -38,8 +38,11 @@ _EXPLANATIONS = (
 )
 
 
-def explain_error(error: BaseException) -> str | None:
-    """The cause of an error of JAX or of memory in one sentence, with what to do; None if it is not known."""
+def explain_error(error: BaseException, *, alone: bool) -> str | None:
+    """The cause of an error of JAX or of memory in one sentence, with what to do; None if it is not known.
+
+    A process that runs `alone` has lost no other one.
+    """
     if isinstance(error, MemoryError):
         return "the machine is out of memory. Lower --batch-size, or raise --grad-accum"
     places = traceback.extract_tb(error.__traceback__)
@@ -48,7 +51,7 @@ def explain_error(error: BaseException) -> str | None:
     if not isinstance(error, RuntimeError):  # JaxRuntimeError is one, and so are the errors of a backend's start
         return None
     text = str(error)
-    for signs, meaning in _EXPLANATIONS:
+    for signs, meaning in _EXPLANATIONS[: 2 if alone else None]:
         if any(sign in text for sign in signs):
             first = text.strip().splitlines()[0] if text.strip() else ""
             return f"{meaning}. ({first[:160]})"

@@ -114,9 +114,9 @@ def _suggest_place(path: str) -> str:
 
 def _exit_on_unexpected(error: Exception) -> NoReturn:
     """One line for what JAX and the system raise, with what to do. Anything else is raised again, and reported."""
-    is_lost = is_lost_peer(error)
+    is_lost = has_others() and is_lost_peer(error)
     wait_for_verdict(LOST_SECONDS if is_lost else DOUBT_SECONDS)
-    meaning = explain_error(error)
+    meaning = explain_error(error, alone=not has_others())
     if meaning is None and not has_others():
         raise error
     message = meaning or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -7,6 +7,7 @@ own and these pages in the file that the line names.
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import re
 import signal
@@ -28,14 +29,14 @@ class NativeOutput:
 
     def __init__(self) -> None:
         sys.stderr.flush()
-        self._terminal = os.dup(2)
+        self.terminal = os.dup(2)
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115, as long as the process
         os.dup2(self._file.fileno(), 2)
         self._shown, self._noticed, self._noticed_at = 0, 0, 0.0
 
     def open_terminal(self) -> Any:
         """A text stream to where file descriptor 2 led."""
-        return os.fdopen(os.dup(self._terminal), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        return os.fdopen(os.dup(self.terminal), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
     def read(self, start: int = 0) -> bytes:
         """All that libraries have written, from this place on."""
@@ -57,11 +58,11 @@ class NativeOutput:
     def close(self) -> None:
         """Write the rest to the terminal, and give file descriptor 2 back."""
         self._write(os.fstat(self._file.fileno()).st_size)
-        os.dup2(self._terminal, 2)
+        os.dup2(self.terminal, 2)
 
     def _write(self, end: int) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._terminal, self.read(self._shown)[: end - self._shown])
+            os.write(self.terminal, self.read(self._shown)[: end - self._shown])
         self._shown = end
 
 
@@ -74,11 +75,17 @@ def hold_native_output() -> NativeOutput:
         sys.stderr.redirect(terminal)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         sys.stderr = terminal
+    faulthandler.enable(find_terminal(), all_threads=False)  # a crash of native code says where it was
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     # The handler needs nothing from Python: it is sleep, called with the number of SIGABRT as seconds.
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
     return _held
+
+
+def find_terminal() -> int:
+    """The file descriptor of stderr, also while that of libraries is a file."""
+    return 2 if _held is None else _held.terminal
 
 
 def read_native_output() -> str:

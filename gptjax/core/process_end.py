@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NoReturn, Protocol, TextIO, runtime_checkable
 
 from gptjax.core.diagnosis import SHOW_VARIABLE, shows_tracebacks, write_report
-from gptjax.core.native_output import NativeOutput, read_native_output
+from gptjax.core.native_output import NativeOutput, find_terminal, read_native_output
 
 SAY_SECONDS = 10.0
 """A disk or a terminal that hangs delays the end by no more than this."""
@@ -94,11 +94,14 @@ def end_at_abort(native: NativeOutput, message: str) -> Iterator[None]:
 
 
 def _say(message: str) -> None:
+    """The message comes first, and in one piece: the disk that is to take the stacks or the log may hang."""
+    sys.stderr.write(f"error: {message}".replace("\n", "\n  ") + "\n")
+    _flush()
     if shows_tracebacks():
-        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        faulthandler.dump_traceback(find_terminal())
     file = write_report("stacks", lambda file: _dump_stacks(file, message))
-    where = "" if file is None else f"\nstacks of all threads: {file} ({SHOW_VARIABLE}=1 shows them here)"
-    print(f"error: {message}{where}".replace("\n", "\n  "), file=sys.stderr)
+    if file is not None:
+        sys.stderr.write(f"  stacks of all threads: {file} ({SHOW_VARIABLE}=1 shows them here)\n")
     _flush()
 
 
@@ -111,5 +114,5 @@ def _dump_stacks(file: TextIO, message: str) -> None:
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stderr, sys.stdout):
         stream.flush()

@@ -13,7 +13,8 @@ from gptjax.core.early_exit import REQUEUE_STATUS
 
 SUPERVISED_VARIABLE = "GPTJAX_SUPERVISED"
 """In the child: the time, by `time.monotonic`, at which its parent began."""
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5.0, 60.0
+"""For one process, and for several: the others must have noticed that one is gone, and have ended."""
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -160,7 +160,7 @@ class Mixture(DataSource):
             )
         schedule = MixtureSchedule([(spec.first_row(step), weights) for step, weights in changes])
         readers = [
-            one.data.open(replace(spec, seed=(spec.seed + 7919 * i) % 2**32, batch_schedule=(), row_offsets=()))
+            one.data.open(replace(self._spec_of(i, spec), seed=(spec.seed + 7919 * i) % 2**32, row_offsets=()))
             for i, one in enumerate(self.components)
         ]
         return MixtureReader(readers, schedule, prefetch=self.prefetch)
@@ -170,7 +170,11 @@ class Mixture(DataSource):
 
     def open_rows(self, split: str, spec: ReadSpec) -> RowSet | None:
         one = self.components[self.validation].data
-        return one.open_rows(split, replace(spec, batch_schedule=())) if split == "val" else None
+        return one.open_rows(split, self._spec_of(self.validation, spec)) if split == "val" else None
+
+    def _spec_of(self, component: int, spec: ReadSpec) -> ReadSpec:
+        reference = None if spec.reference is None else spec.reference / str(component)
+        return replace(spec, batch_schedule=(), reference=reference)
 
     def history_until(self, step: int) -> str:
         own = [f"weights {weights} from step {s}" for s, weights in self._list_weights() if s < step or s == 0]

@@ -90,9 +90,13 @@ def check_kind(directory: AnyPath, *, pairs: bool) -> None:
 
 def read_log_probs(directory: Path, split: str, stream: TokenStream) -> np.ndarray:
     """The reference's log-probability of each token of a split, float32, as `gptjax.runs.reference` stored it."""
-    found = np.load(directory / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+    path = directory / f"{split}.npy"
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Start the run again; the file is computed again.") from None
     if found.shape != (len(stream),) or found.dtype != np.float32:
-        raise UserError(f"{directory}/{split}.npy does not fit {stream.name}. Remove it; it is computed again.")
+        raise UserError(f"{path} does not fit {stream.name}. Start the run again; the file is computed again.")
     return found
 
 
@@ -189,6 +193,11 @@ class PairSequences(BestFitSequences):
         starts, lengths, kept = self._pairs
         ends = np.ones((int(kept.sum()), 2), bool)
         return pack_units(starts[kept], lengths[kept], ends, context_length=self.context_length)
+
+    def find_pair(self, number: int) -> tuple[list[int], bool]:
+        """(tokens of the chosen and the rejected document that fit a row, whether the pair is read at all)."""
+        _, lengths, kept = self._pairs
+        return lengths[number].tolist(), bool(kept[number])
 
     @property
     def num_pairs(self) -> int:

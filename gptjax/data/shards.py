@@ -136,7 +136,8 @@ def guess_width(path: Path) -> Literal[2, 4, 8] | None:
         raise UserError(f"{path}: all values are {quarters[0, 0]}, so these are no tokens.")
     if quarters[:, 2:].max() == 0 and quarters[:, 1].max() <= HIGH_HALF:
         return 8
-    return 4 if quarters[:, 1::2].max() <= HIGH_HALF < quarters[:, ::2].max() else 2
+    high = quarters[:, 1::2].max()
+    return 4 if high == 0 or high <= HIGH_HALF < quarters[:, ::2].max() else 2
 
 
 def map_file(path: Path, dtype: np.dtype, *, offset: int = 0, count: int | None = None) -> np.ndarray:

@@ -48,7 +48,7 @@ class ReadSpec:
     rows: RowKind = "text"
     """The kind of rows that the objective reads."""
     reference: Path | None = None
-    """File with the reference's log-probabilities of the training tokens (`data.reference`), read as `reference`."""
+    """Directory of the reference's stored log-probabilities (`gptjax.runs.reference`), read as `reference`."""
     epoch_seeds: EpochSeeds = "mixed"
     """How seed and epoch give the order of an epoch after the first."""
     row_offsets: RowOffsets = ()

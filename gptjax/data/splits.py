@@ -11,6 +11,11 @@ from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Counts, Manifest,
 from gptjax.data.shards import Format
 from gptjax.data.token_stream import TokenStream
 
+
+class MissingSplit(UserError):
+    """The directory has no files of the split."""
+
+
 _OTHER_WORDS = {"val": ("valid", "validation")}
 
 
@@ -29,7 +34,7 @@ def is_of_split(name: str, split: str) -> bool:
 
 
 def find_split_files(directory: AnyPath, split: str) -> list[Path]:
-    """The same as `list_split_files`; raises `UserError` if there are none."""
+    """The same as `list_split_files`; raises `MissingSplit` if there are none."""
     folder = Path(directory)
     if not folder.is_dir():
         what = "is a file; give the directory that holds it" if folder.is_file() else "no such directory of shards"
@@ -37,7 +42,7 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     found = list_split_files(folder, split)
     if not found:
         others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5]) or "no .bin files at all"
-        raise UserError(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
+        raise MissingSplit(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
     return found
 
 

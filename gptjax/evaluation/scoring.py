@@ -19,7 +19,7 @@ from gptjax.data.readers import check_token_ids
 from gptjax.evaluation.windows import Window
 from gptjax.model.gpt import GPT, DocumentIds
 from gptjax.sharding.axes import BT, BTD
-from gptjax.sharding.mesh import MeshConfig, reshard
+from gptjax.sharding.mesh import reshard
 
 HEAD_BLOCK = 512
 """Most positions whose logits exist at a time."""
@@ -60,7 +60,7 @@ def score_windows(model: GPT, windows: Sequence[Window], *, options: ScoringOpti
     check_windows(model, windows)
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
     scores: list[TokenScores] = [TokenScores(np.zeros(0, np.float32), np.zeros(0, bool))] * len(windows)
-    rows = round_up_rows(options.batch_size, model.mesh)
+    rows = model.mesh.round_up_rows(options.batch_size)
     pending: list[tuple[list[int], tuple[Array, Array]]] = []
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
@@ -88,11 +88,6 @@ def check_windows(model: GPT, windows: Sequence[Window]) -> None:
         check_token_ids(window.tokens, vocabulary, source="the text")
 
 
-def round_up_rows(rows: int, mesh: MeshConfig) -> int:
-    """The least multiple of the devices that share the rows."""
-    return -(-rows // mesh.num_batch_shards) * mesh.num_batch_shards
-
-
 def round_up_length(length: int, limit: int) -> int:
     """A length of rows that holds `length` tokens: few programs serve all lengths, and little of a row is padding."""
     return min(limit, round_up(length, least=MIN_LENGTH))
@@ -108,7 +103,7 @@ def _score_batch(model: GPT, windows: Sequence[Window], *, rows: int, options: S
     """Log-probabilities and greediness: of the scored tokens (M,) on one device, else of all positions (B, T)."""
     longest = max(len(window.inputs) for window in windows)
     length = round_up_length(longest, model.config.context_length)
-    rows = rows if len(windows) > rows // 2 else round_up_rows(1 << (len(windows) - 1).bit_length(), model.mesh)
+    rows = rows if len(windows) > rows // 2 else model.mesh.round_up_rows(1 << (len(windows) - 1).bit_length())
     inputs, targets = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, window in enumerate(windows):
         inputs[row, : len(window.inputs)] = window.inputs

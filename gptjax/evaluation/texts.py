@@ -1,12 +1,12 @@
 """Texts that are scored: documents as tokens, with the words and bytes that figures are divided by."""
 
-import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from gptjax.core.errors import UserError, count_of, quote
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
 from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
-from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, round_up_rows, score_windows
+from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer
@@ -75,13 +75,14 @@ def read_documents(
     if is_foreign or separator is not None or (is_lines and text_field is not None):
         return _read_as_prepare(path, text_field=text_field or "text", separator=separator)
     try:
-        text = path.read_bytes().decode("utf-8")
+        _import_reader("text_files").check_start(path, (content := path.read_bytes())[:64])
+        text = content.decode("utf-8")
     except OSError as error:
         raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        is_utf16 = path.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        advice = "iconv -f UTF-16 -t UTF-8 converts it" if is_utf16 else "Convert it first"
-        raise UserError(f"--text={path} is not UTF-8: {error}. {advice}.") from None
+        raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
+    if "\0" in text:
+        raise UserError(f"--text={path} holds NUL bytes, so it is not text.")
     if is_lines:
         return [_read_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if rows:
@@ -91,14 +92,18 @@ def read_documents(
 
 def _read_as_prepare(path: Path, *, text_field: str, separator: str | None) -> list[str]:
     """The documents that `data_pipelines.prepare` finds in a file; it refuses with the same advice."""
-    # By name, for gptjax imports nothing of data_pipelines; both are installed together.
-    sources, documents = (import_module(f"data_pipelines.readers.{name}") for name in ("sources", "documents"))
+    sources, documents = _import_reader("sources"), _import_reader("documents")
     separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")
     context = documents.ReadContext(text_field, strict=True, separator=separator)
     chunks = sources.open_source(str(path.absolute())).chunks(context)  # a bare name may be that of a source
     found = [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
     print_once(*(f"note: {quote(note)}" for note in context.notes.lines()), to_stderr=True)
     return found
+
+
+def _import_reader(name: str) -> ModuleType:
+    # By name, for gptjax imports nothing of data_pipelines; both are installed together.
+    return import_module(f"data_pipelines.readers.{name}")
 
 
 def _read_json_line(path: Path, number: int, line: str) -> str:
@@ -166,7 +171,7 @@ def score_text(
 
 def _score_in_parts(model: GPT, placed: Sequence[PlacedWindow], options: ScoringOptions) -> Iterator[np.ndarray]:
     """The nats of each window's scored tokens. Those of a part of the windows are in memory at a time."""
-    at_once = BATCHES_AT_ONCE * round_up_rows(options.batch_size, model.mesh)
+    at_once = BATCHES_AT_ONCE * model.mesh.round_up_rows(options.batch_size)
     for start in range(0, len(placed), at_once):
         report = options.progress
         shifted = None if report is None else lambda done, start=start, report=report: report(start + done)

@@ -78,8 +78,9 @@ class ChatServer(ThreadingHTTPServer):
                             break
                 finally:
                     parts.close()
-            note = "stopped" if tab.stopped.is_set() else tab.conversation.note
-            yield {"done": True, "note": note}
+            notes = ["stopped"] if tab.stopped.is_set() else []
+            notes += [] if tab.conversation.note is None else [tab.conversation.note]
+            yield {"done": True, "note": "; ".join(notes) or None}
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -2,11 +2,13 @@
 
 `RUN/reference/SPLIT.npy` holds a float32 for each token of a split: the log-probability of a scored token given its
 document so far, 0 for others. A text that is cut keeps the numbers of what is left of it. `reference.json`, written
-last, binds them to the tokens and to the weights.
+last, binds them to the tokens and to the weights, and has their SHA-256. Component i of a mixture has a directory `i`.
 """
 
 import hashlib
+import io
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +20,13 @@ from jax.sharding import PartitionSpec
 
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
-from gptjax.core.files import write_atomically
+from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256, write_atomically
+from gptjax.data.config import Mixture
 from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
-from gptjax.data.source import ReadSpec
+from gptjax.data.source import DataSource, ReadSpec
+from gptjax.data.splits import MissingSplit
 from gptjax.model.gpt import GPT
 from gptjax.runs.initial_weights import load_weights
 from gptjax.sharding.mesh import MeshConfig, reshard
@@ -62,35 +67,83 @@ def prepare_second_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) 
 
 
 def store_reference(config: TrainConfig, spec: ReadSpec, model: GPT, *, weights: str) -> ReadSpec:
-    """The spec with the stored log-probabilities, which are computed unless they are there already."""
-    objective, mesh = config.objective, model.mesh
+    """The spec with the stored log-probabilities, which are computed unless they are there already.
+
+    Raises `UserError` for data whose log-probabilities cannot be stored.
+    """
+    objective, mesh, directory = config.objective, model.mesh, config.directory / DIRECTORY
     assert isinstance(objective, ReferenceObjective)
-    directory = config.directory / DIRECTORY
+    compute = partial(compute_all, model, objective=objective, batch_size=config.batch.microbatch, mesh=mesh)
     splits = ("train", "val") if config.evaluators else ("train",)
-    rows = {split: config.data.open_rows(split, spec) for split in splits}
-    identity = {
-        "weights": weights,
-        "context_length": spec.context_length,
-        "splits": {split: one.stream.fingerprint for split, one in rows.items() if one is not None},
-    }
-    if _read_identity(directory) != identity:
-        for split, one in rows.items():
-            assert isinstance(one, PairSequences)
-            print_once(f"reference: computing the log-probabilities of {one.num_pairs:,} pairs of {split}, once")
-            found = compute_all(model, one, objective=objective, batch_size=config.batch.microbatch, mesh=mesh)
-            if jax.process_index() == 0:
-                directory.mkdir(parents=True, exist_ok=True)
-                np.save(directory / f"{split}.npy", found, allow_pickle=False)
-        if jax.process_index() == 0:
-            write_atomically(directory / "reference.json", json.dumps(identity))
-        multihost_utils.sync_global_devices("reference")
+    for source, where, wanted in _list_sources(config.data, directory, splits):
+        rows = {split: one for split in wanted if (one := _open_pairs(source, split, spec)) is not None}
+        identity = {
+            "weights": weights,
+            "context_length": spec.context_length,
+            "splits": {split: one.stream.fingerprint for split, one in rows.items()},
+        }
+        if _read_identity(where) != identity:
+            _store_rows(rows, where, identity=identity, compute=compute)
     return replace(spec, reference=directory)
 
 
-def _read_identity(directory: Path) -> object:
+def _list_sources(
+    data: DataSource, directory: Path, splits: tuple[str, ...]
+) -> Iterator[tuple[DataSource, Path, tuple[str, ...]]]:
+    """Yield each source, where its log-probabilities are, and the splits that are read: train, and perhaps val."""
+    if not isinstance(data, Mixture):
+        yield data, directory, splits
+        return
+    for i, one in enumerate(data.components):
+        yield from _list_sources(one.data, directory / str(i), splits if i == data.validation else splits[:1])
+
+
+def _open_pairs(source: DataSource, split: str, spec: ReadSpec) -> PairSequences | None:
+    """The pairs of a split; None if the source has no validation split."""
     try:
-        return json.loads((directory / "reference.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        rows = source.open_rows(split, spec)
+    except MissingSplit:
+        if split == "train":
+            raise
+        return None
+    if not isinstance(rows, PairSequences) and (rows is not None or split == "train"):
+        raise UserError(
+            f"data: the reference's log-probabilities of {type(source).__name__} cannot be stored, only those of "
+            "PreferenceShards and mixtures of them. Compute them in every step: --objective.no-store-reference."
+        )
+    return rows
+
+
+def _store_rows(
+    rows: dict[str, PairSequences],
+    directory: Path,
+    *,
+    identity: dict[str, object],
+    compute: Callable[[PairSequences], np.ndarray],
+) -> None:
+    is_writer, sums = jax.process_index() == 0, dict[str, str]()
+    if is_writer:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "reference.json").unlink(missing_ok=True)
+    for split, one in rows.items():
+        print_once(f"reference: computing the log-probabilities of {one.num_pairs:,} pairs of {split}, once")
+        content = io.BytesIO()
+        np.save(content, compute(one), allow_pickle=False)
+        sums[split] = hashlib.sha256(content.getbuffer()).hexdigest()
+        if is_writer:
+            write_atomically(directory / f"{split}.npy", content.getvalue())
+    if is_writer:
+        write_atomically(directory / "reference.json", json.dumps(identity | {"sha256": sums}))
+    multihost_utils.sync_global_devices("reference")
+
+
+def _read_identity(directory: Path) -> object:
+    """What the stored files belong to; None unless all are there and as they were written."""
+    try:
+        identity = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
+        sums = identity.pop("sha256")
+        return identity if sums == {split: file_sha256(directory / f"{split}.npy") for split in sums} else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 

@@ -35,7 +35,7 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
     Otherwise this does nothing. Raises a UserError for an incomplete or invalid description.
     """
     check_environment(environment)
-    if not _has_several_processes(environment) or jax.distributed.is_initialized():
+    if not has_several_processes(environment) or jax.distributed.is_initialized():
         return
     address, count, process = _read_slurm(environment) or (
         environment.get("JAX_COORDINATOR_ADDRESS"),
@@ -132,7 +132,8 @@ def _read_slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     return f"{found[1]}{found[2]}{found[3]}:{port}", count, process
 
 
-def _has_several_processes(environment: Mapping[str, str]) -> bool:
+def has_several_processes(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment describes several processes, in one of the ways of `initialize_distributed`."""
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     # A batch script has SLURM_NTASKS too, but it is one process, however many tasks it may start.
     step_tasks = (_read_integer(environment, "SLURM_NTASKS") or 1) if "SLURM_STEP_NODELIST" in environment else 1

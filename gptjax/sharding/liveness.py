@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gptjax.core.diagnosis import is_lost_peer
 from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.native_output import NativeOutput
 from gptjax.core.process_end import end_process
@@ -19,11 +20,14 @@ from gptjax.core.process_end import end_process
 SILENCE_SECONDS = 35.0
 """A process that does not beat for so long is gone."""
 SUSPICION_SECONDS = 3.0
-"""The same, once an error or an abort says that some process is lost."""
+"""The same, once an error or an abort says that some process is lost; longer where beats are rarer."""
+ABORT_SECONDS = 3.5
+"""An abort is a library's own fault if so long after it nobody is gone. Then the process has 6 s to live."""
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 8.0
 """After another process has ended by itself, this one may end for the same reason, with its own message."""
 ROOT = "gptjax"
+END = f"{ROOT}/end/"
 
 
 class Liveness:
@@ -33,6 +37,9 @@ class Liveness:
         self._others = [i for i in range(count) if i != index]
         self._beats: dict[int, str | None] = dict.fromkeys(self._others)
         self._silent = dict.fromkeys(self._others, 0.0)
+        self._unread = 0.0
+        self.interval = max(POLL_SECONDS, count / 32)
+        """Seconds between two exchanges: all read what all write."""
 
     def look(self, beats: Mapping[int, str] | None, seconds: float, *, suspicious: bool = False) -> int | None:
         """The process that is gone, if one is.
@@ -40,14 +47,20 @@ class Liveness:
         `beats` are those of the newest exchange; None if there was none in the `seconds` since the last look. Then
         only process 0, which runs the store, is silent. Time in which this process was stopped itself does not count.
         """
+        seconds = min(seconds, 2 * POLL_SECONDS)
+        self._unread += seconds
         for i in self._others:
             beat = None if beats is None else beats.get(i)
             if beat is not None and beat != self._beats[i]:
                 self._beats[i], self._silent[i] = beat, 0.0
-            elif beats is not None or i == 0:
-                self._silent[i] += min(seconds, 2 * POLL_SECONDS)
+            elif i == 0:
+                self._silent[i] += seconds
+            elif beats is not None:
+                self._silent[i] += self._unread
+        self._unread = self._unread if beats is None else 0.0
         most = max(self._others, key=self._silent.__getitem__)
-        return most if self._silent[most] >= (SUSPICION_SECONDS if suspicious else SILENCE_SECONDS) else None
+        limit = SUSPICION_SECONDS + 2 * (self.interval - POLL_SECONDS) if suspicious else SILENCE_SECONDS
+        return most if self._silent[most] >= limit else None
 
 
 class ProcessWatch:
@@ -66,7 +79,6 @@ class ProcessWatch:
         """`client` is JAX's, `resume` the command that resumes the run. `end` ends the process: message, status."""
         self._client, self._index, self._count, self._resume = client, index, count, resume
         self._native, self._end = native, end
-        self._interval = max(POLL_SECONDS, count / 32)  # all read what all write
         self._liveness = Liveness(index, count)
         self._entries: dict[str, str] = {}
         self._beat = self._exchanges = 0
@@ -84,11 +96,11 @@ class ProcessWatch:
             return
         text = f"{status} {message.splitlines()[0] if message else ''}"
         try:
-            self._client.key_value_set(f"{ROOT}/end/{self._index}", text, allow_overwrite=True)
+            self._client.key_value_set(f"{END}{self._index}", text, allow_overwrite=True)
         except RuntimeError:  # process 0 is gone
             return
         if self._index == 0:
-            time.sleep(2 * self._interval + 2)
+            time.sleep(2 * self._liveness.interval + 2)
 
     def wait_for_verdict(self, seconds: float) -> None:
         """After an error that another process may have caused: end as soon as it is known which, or return."""
@@ -112,11 +124,11 @@ class ProcessWatch:
     def _exchange_forever(self) -> None:
         while True:
             self.exchange()
-            time.sleep(self._interval)
+            time.sleep(self._liveness.interval)
 
     def judge(self) -> None:
         """Look at the others once a second, until one of them is gone."""
-        last, exchanges, ended_at = time.monotonic(), 0, None
+        last, exchanges, ended_at, aborted_at = time.monotonic(), 0, None, None
         while True:
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
@@ -125,12 +137,17 @@ class ProcessWatch:
             gone = self._look(is_fresh, now - last, suspicious=self._suspicious or abort is not None)
             last, ended = now, self._find_ended()
             ended_at = now if ended_at is None and ended else ended_at
-            if gone is not None and (ended is None or ended[0] != gone):
+            aborted_at = now if aborted_at is None and abort is not None else aborted_at
+            if gone is not None and gone not in ended:
                 self._end_for_gone(gone)
             elif ended and ended_at is not None and (gone is not None or now - ended_at >= GRACE_SECONDS):
-                self._end_as(*ended)
+                index = gone if gone in ended else min(ended)
+                self._end_as(index, ended[index])
             elif abort is None:
                 self._native.pass_on(now)
+            elif aborted_at is not None and now - aborted_at >= ABORT_SECONDS:
+                is_lost = is_lost_peer(RuntimeError(abort))
+                self._end(f"a library aborts {self.name(self._index)}: {abort}", REQUEUE_STATUS if is_lost else 1)
 
     def _look(self, is_fresh: bool, seconds: float, *, suspicious: bool) -> int | None:
         entries = self._entries
@@ -139,10 +156,10 @@ class ProcessWatch:
         beats = {int(key.rpartition("/")[2]): beat for key, beat in entries.items() if key.startswith(f"{ROOT}/beat/")}
         return self._liveness.look(beats if is_fresh else None, seconds, suspicious=suspicious)
 
-    def _find_ended(self) -> tuple[int, str] | None:
-        found = (key for key in sorted(self._entries) if key.startswith(f"{ROOT}/end/"))
-        others = [key for key in found if key != f"{ROOT}/end/{self._index}"]
-        return (int(others[0].rpartition("/")[2]), self._entries[others[0]]) if others else None
+    def _find_ended(self) -> dict[int, str]:
+        """Why the others that have ended by themselves did so, by their number."""
+        found = {int(key[len(END) :]): text for key, text in self._entries.items() if key.startswith(END)}
+        return {i: text for i, text in found.items() if i != self._index}
 
     def _end_for_gone(self, gone: int) -> None:
         self._judged.set()

@@ -93,6 +93,10 @@ class MeshConfig:
         """Number of devices over which the sequences of a batch are divided."""
         return self.shape[0] * self.shape[1]
 
+    def round_up_rows(self, rows: int) -> int:
+        """The least multiple of the devices that share the rows."""
+        return -(-rows // self.num_batch_shards) * self.num_batch_shards
+
     @property
     def is_sharded(self) -> bool:
         """Whether there is a mesh: more than one device."""

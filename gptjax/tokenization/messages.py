@@ -52,7 +52,9 @@ def _read_message(item: Any, *, where: str) -> Message:
     if not isinstance(item, dict):
         problem = f'{where}: wanted an object with "role" and "content", got {quote(repr(item), limit=80)}.'
         raise InvalidRecord(problem, NO_LIST)
-    role, content = (next((item[key] for key in keys if key in item), None) for keys in (ROLE_KEYS, CONTENT_KEYS))
+    # Tables of several forms have the keys of all, and nulls in them.
+    known = {key: value for key, value in item.items() if value is not None}
+    role, content = (next((known[key] for key in keys if key in known), None) for keys in (ROLE_KEYS, CONTENT_KEYS))
     if item.get("tool_calls") or item.get("function_call") or role in TOOL_ROLES:
         raise UselessRecord(f"conversations {TOOLS}")
     name = ROLE_NAMES.get(role.lower()) if isinstance(role, str) else None

@@ -59,13 +59,13 @@ class Answers:
             raise UserError(
                 f"{self.path}: a question leaves no room for an answer in {context.model.context_length} tokens."
             )
-        length = min(self.max_new_tokens, room)
+        length, batch_size = min(self.max_new_tokens, room), context.mesh.round_up_rows(self.batch_size)
 
         def answer(model: "gpt.GPT") -> list[str]:
             texts = []
-            for begin in range(0, len(prompts), self.batch_size):
-                batch = prompts[begin : begin + self.batch_size]
-                filled = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
+            for begin in range(0, len(prompts), batch_size):
+                batch = prompts[begin : begin + batch_size]
+                filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]
                 ids = generation.generate(
                     model, filled, max_new_tokens=length, temperature=0.0, end_of_text=encoder.end
                 )

@@ -58,8 +58,7 @@ class EvalContext:
     @functools.cached_property
     def validation(self) -> TokenStream:
         """The validation tokens of the run's data."""
-        stream = self.data.open_stream("val")
-        if stream is None:
+        if (stream := self.data.open_stream("val")) is None:
             raise UserError(
                 f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss() out."
             )
@@ -122,9 +121,13 @@ class ValidationLoss:
         if self.data is not None:
             context = replace(context, data=self.data.resolve())
             own, wanted = context.data.load_tokenizer(), context.tokenizer
-            if own is not None and wanted is not None and own.fingerprint != wanted.fingerprint:
+            if own and wanted and own.fingerprint != wanted.fingerprint and not wanted.extends(own):
                 problem = f"was made with {own.name}, and the run's with {wanted.name}: prepare it with the latter"
                 raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}.")
+            if context.read_spec is not None and context.read_spec.reference is not None:
+                problem = "has data of its own, but the reference is stored for the run's"
+                advice = "Compute it in every step: --objective.no-store-reference"
+                raise UserError(f"evaluators: ValidationLoss {self.name!r} {problem}. {advice}.")
         options = {"name": self.name, "tokens": self.tokens, "batch_size": self.batch_size}
         if get_row_kind(context.objective) != "text":
             return RowsEvaluator(context, **options)
@@ -140,8 +143,7 @@ class ValidationEvaluator:
         # A run with an average of its weights also reports this metric of the raw weights, as `val_loss_last`.
         self.name, self.compared_metric = name, f"{name}_loss"
         self.stream, self.context, self.tokens = stream, context, tokens
-        devices = context.mesh.num_batch_shards
-        self.batch_size = -(-batch_size // devices) * devices
+        self.batch_size = context.mesh.round_up_rows(batch_size)
         self._step = training_step.make_eval_step(context.objective)
         available = len(stream) - 1
         if available < 1:
@@ -213,12 +215,10 @@ class RowsEvaluator:
         self.name, self.compared_metric = name, f"{name}_loss"
         assert context.read_spec is not None
         _ = context.validation  # its fingerprint is the run's
-        rows = context.data.open_rows("val", context.read_spec)
-        if rows is None:
+        if (rows := context.data.open_rows("val", context.read_spec)) is None:
             raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
         self.rows, self.context = rows, context
-        devices = context.mesh.num_batch_shards
-        self.batch_size = -(-batch_size // devices) * devices
+        self.batch_size = context.mesh.round_up_rows(batch_size)
         length = context.model.context_length
         self.count = len(rows) if tokens is None else min(len(rows), -(-tokens // length))
         self._step = training_step.make_eval_step(context.objective)

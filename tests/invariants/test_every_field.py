@@ -244,7 +244,7 @@ def find_end(config: TrainConfig) -> int | None:
 def is_restarted(config: TrainConfig) -> bool:
     """Whether the command starts a parent that restarts it."""
     with pytest.MonkeyPatch.context() as patch:
-        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={})
+        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={}, typed=())
         patch.setattr(gptjax.train, "require_config", lambda *_, **__: "")
         patch.setattr(gptjax.train, "parse_config", lambda *_, **__: request)
         patch.setattr(gptjax.train, "supervise", lambda *_: 1)

@@ -1,7 +1,6 @@
 """Invariant: a run that was stopped, in whatever way, and started again equals a run that was never stopped."""
 
 import functools
-import json
 import multiprocessing
 import os
 import random
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from manifests import edit_manifest
 from tiny import ALPHABET, read_lines, start_entry_point, tiny_config, write_config, write_text_shards
 
 from gptjax.config import TrainConfig
@@ -206,10 +206,9 @@ def test_resume_refuses_other_training_data(whole: TrainConfig, tmp_path: Path):
 def test_resume_refuses_other_validation_data(whole: TrainConfig, tmp_path: Path):
     """Unless nothing is evaluated on it."""
     data = copy_shards(whole, tmp_path / "shards")
-    file, manifest = tmp_path / "shards" / "val_000000.bin", tmp_path / "shards" / "manifest.json"
-    hash_before = file_sha256(file)
+    file = tmp_path / "shards" / "val_000000.bin"
     write_shard(file, np.array(open_shard(file)[::-1]))
-    manifest.write_text(manifest.read_text().replace(hash_before, file_sha256(file)))
+    edit_manifest(file.parent, lambda content: content["files"][file.name].update(sha256=file_sha256(file)))
     with pytest.raises(UserError, match=r"\n  validation: [0-9a-f]{12}… → [0-9a-f]{12}…"):
         train(replace(whole, data=data))
     assert train(replace(copy_run(whole, "not evaluated"), data=data, evaluators=())) == 0
@@ -220,8 +219,7 @@ def test_resume_refuses_another_tokenizer(whole: TrainConfig, tmp_path: Path):
     data = copy_shards(whole, tmp_path / "shards")
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     other.save(tmp_path / "shards")
-    file = tmp_path / "shards" / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": other.fingerprint}))
+    edit_manifest(tmp_path / "shards", lambda content: content.update(fingerprint=other.fingerprint))
     with pytest.raises(UserError, match=rf"\n  tokenizer: [0-9a-f]{{12}}… → {other.fingerprint[:12]}…"):
         train(replace(whole, data=data))
 

@@ -81,7 +81,7 @@ DATA = (
         # A resumed run skips a step.
         ("[step:].map(", "[step + 1 :].map("),
         # A process reads the rows of the first process.
-        ("self.spec.batch_schedule) + places)", "self.spec.batch_schedule) + np.arange(len(places)))"),
+        ("self.spec.first_row(step) + places)", "self.spec.first_row(step) + np.arange(len(places)))"),
         # A process reads the rows of all.
         ("sharding.addressable_devices_indices_map", "sharding.devices_indices_map"),
         # The loss mask of validation is that of the inputs.
@@ -113,7 +113,7 @@ DATA = (
         "gptjax/data/splits.py",
         "test_shards.py",
         # Any name that contains a split's belongs to it.
-        ('split in re.split(r"[^A-Za-z]+", name)', "split in name"),
+        ('isdisjoint(re.split(r"[^A-Za-z]+", name))', "isdisjoint([split] * (split in name))"),
     ),
     *mutate(
         "gptjax/data/checksums.py",

@@ -103,7 +103,7 @@ TRAINING = (
         # The loss mask is that of the inputs.
         ("mask[1 : 1 + self.predicted]", "mask[: self.predicted]"),
         # Bits are nats times ln 2.
-        ("nats / math.log(2) / text_bytes}", "nats * math.log(2) / text_bytes}"),
+        ("(len(ids) - 1) / math.log(2)", "(len(ids) - 1) * math.log(2)"),
         # Bytes are those of the inputs.
         ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
         # The last weights are not evaluated.

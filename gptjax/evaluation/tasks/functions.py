@@ -44,8 +44,8 @@ def _score(text: str, log_likelihood: float, *, words: int) -> dict[str, tuple[f
 
 
 def score_number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the number in the answer is the right one, compared as text without commas."""
-    gold = doc["answer"].split("####")[-1].strip().replace(",", "")
+    """Whether the number in the answer is the right one, compared as text without commas and a final full stop."""
+    gold = doc["answer"].split("####")[-1].strip().replace(",", "").rstrip(".")
     return {"exact_match": float((find_number(results[0]) or "") == gold)}
 
 
@@ -53,6 +53,6 @@ def find_number(text: str) -> str | None:
     """The number after `####`, after "answer is", or else the last one."""
     for pattern in (r"####\s*([\d,.-]+)", r"(?i)answer is\s*([\d,.-]+)"):
         if match := re.search(pattern, text):
-            return match.group(1).replace(",", "")
+            return match.group(1).replace(",", "").rstrip(".")
     numbers = re.findall(r"[\d,]+\.?\d*", text)
-    return numbers[-1].replace(",", "") if numbers else None
+    return numbers[-1].replace(",", "").rstrip(".") if numbers else None
