@@ -15,7 +15,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import Mixture, MixtureComponent
 from gptjax.data.preferences import PairSequences, PreferenceShards, read_log_probs
-from gptjax.data.source import DataSource, ReadSpec
+from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.runs import reference
 from gptjax.runs.startup import make_read_spec
 from gptjax.sharding.mesh import MeshConfig
@@ -114,8 +114,8 @@ def test_each_component_of_a_mixture_has_its_own_reference(
 def test_reference_of_another_data_source_is_refused(config: TrainConfig) -> None:
     @dataclass(frozen=True)
     class OwnPairs(DataSource):
-        def open_rows(self, split: str, spec: ReadSpec) -> None:
-            return None
+        def open(self, spec: ReadSpec) -> RowReader:
+            raise NotImplementedError
 
     with pytest.raises(UserError, match=r"of OwnPairs cannot be stored.*--objective\.no-store-reference"):
         store(replace(config, data=OwnPairs()))
