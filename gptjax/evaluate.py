@@ -1,6 +1,7 @@
 """Entry point: `python -m gptjax.evaluate --checkpoint=RUN` measures how well weights predict text."""
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_table
 from gptjax.evaluation.figures import Figure, compute_figures
-from gptjax.evaluation.protocols import PRESETS, Documents, FirstToken, Protocol, Words, find_protocol
+from gptjax.evaluation.protocols import Documents, FirstToken, Protocol, Words, find_protocol
 from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
@@ -43,7 +44,11 @@ class Evaluate:
     split: Literal["val", "train"] = "val"
     """Split of the shards."""
     text: str | None = None
-    """A text file (UTF-8), taken as one document, or JSON Lines with a text in each."""
+    """A text file (UTF-8), taken as one document; JSON Lines with a text in each; or a directory, a table and so on."""
+    text_field: str | None = None
+    """Key or column of --text that holds the text of a record. Default: text."""
+    separator: str | None = None
+    """Cut a text file into documents here, such as `<|endoftext|>` or `\\n\\n`. By default it is one document."""
     protocol: str = "gptjax"
     """How the text is scored: gptjax, nanogpt, modded-nanogpt, hf-stride-512, harness or wikitext2-rows."""
     window: int | None = None
@@ -99,8 +104,7 @@ class Evaluate:
         for name in ("tokens", "context_length", "batch_size", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-        if self.protocol not in PRESETS:
-            find_protocol(self.protocol)
+        find_protocol(self.protocol)
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"--num-fewshot is {self.num_fewshot}; it must not be negative.")
 
@@ -218,7 +222,8 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
 
     protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
-        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol)
+        choices = {"text_field": options.text_field, "separator": options.separator}
+        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, **choices)
     else:
         data = find_data(options, run)
         stream = data.open_stream(options.split)
@@ -314,15 +319,19 @@ def to_result(evaluations: list[Evaluation], options: Evaluate) -> dict[str, Any
 def _to_json(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, Any]:
     names = {"nats_per_token": "val_loss", "token_perplexity": "val_perplexity", "bits_per_byte": "val_bpb"}
     figures = evaluation.figures
-    result: dict[str, Any] = {"checkpoint": evaluation.name}
-    result |= {short: figures[name].value for name, short in names.items() if name in figures}
-    result |= evaluation.about | {"figures": _figures_to_json(figures)}
+    values = {short: figures[name].value for name, short in names.items() if name in figures} | evaluation.about
+    result: dict[str, Any] = {"checkpoint": evaluation.name, **{key: _finite(value) for key, value in values.items()}}
+    result["figures"] = _figures_to_json(figures)
     return result if baseline is None else result | {"differences": _figures_to_json(compare(evaluation, baseline))}
 
 
 def _figures_to_json(figures: dict[str, Figure]) -> dict[str, Any]:
-    finite = lambda x: x if abs(x) < float("inf") else None
-    return {name: {key: finite(x) for key, x in asdict(figure).items()} for name, figure in figures.items()}
+    return {name: {key: _finite(x) for key, x in asdict(figure).items()} for name, figure in figures.items()}
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and infinities, which JSON lacks; other values as they are."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_result(target: str, result: dict[str, Any]) -> None:

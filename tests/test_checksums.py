@@ -13,6 +13,7 @@ from tiny import tokenizer, write_shards
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
+from gptjax.core.progress import count_progress
 from gptjax.data import checksums
 from gptjax.data.checksums import VERIFIED_FILE, check_unchanged, verify_shards
 from gptjax.data.config import TokenShards
@@ -49,7 +50,9 @@ def test_check_unchanged_reads_each_file_once(directory: Path, monkeypatch: pyte
         return file_sha256(path)
 
     monkeypatch.setattr(checksums, "file_sha256", record)
+    before = count_progress()
     check_unchanged(directory)
+    assert count_progress() - before == len(read)
     assert sorted(read) == ["train.documents", "train_000000.bin", "train_000001.bin", "val_000000.bin"]
     check_unchanged(directory)
     assert len(read) == 4

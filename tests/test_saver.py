@@ -100,15 +100,20 @@ def test_failed_save_is_tried_again_with_one_warning(later: bool, capsys: pytest
     assert len(checkpoints.saved) == 2  # no retry once a save has succeeded
 
 
-def test_last_step_that_cannot_be_saved_is_an_error():
+def test_last_step_that_cannot_be_saved_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    """Only after a save do the processes wait for each other: an error ends the others."""
+    places: list[str] = []
+    monkeypatch.setattr("gptjax.training.saver.wait_for_processes", places.append)
     saver, checkpoints, _ = make_saver(every=None)
     checkpoints.saved, checkpoints.full = [60], True
     saver.save(100, make_state(), loss=None)
     with pytest.raises(UserError, match=r"step 100 could not be saved. disk full. The last .* of step 60"):
         saver.finish(100, make_state(), loss=None)
     assert checkpoints.attempts == [100, 100]
+    assert places == []
     checkpoints.full = False
     saver.finish(100, make_state(), loss=None)
+    assert places == ["saved 100"]
     assert checkpoints.saved == [60, 100]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.core import process_end
+from gptjax.core.progress import note_progress
 from gptjax.training import preemption
 from gptjax.training.watchdog import COLLECTIVE_SECONDS, LONG_FACTOR, Watchdog
 
@@ -57,6 +58,14 @@ def test_watchdog_does_not_count_the_time_in_which_the_process_was_stopped():
     watchdog.begin_step(1)
     watchdog.begin_step(2)
     assert [watchdog.look(5.0), watchdog.look(3600.0), watchdog.look(5.0)] == [None] * 3
+
+
+def test_parts_of_long_work_before_the_first_step_are_progress():
+    watchdog = Watchdog(60.0, resume="command")
+    for _ in range(3):
+        assert not any(watchdog.look(1.0) for _ in range(200))
+        note_progress()
+    assert "raise --hang-timeout" in next(said for _ in range(1000) if (said := watchdog.look(1.0)))
 
 
 def test_watchdog_without_a_limit_starts_no_thread():

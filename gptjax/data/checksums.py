@@ -18,6 +18,7 @@ from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import FileSum, find_damage
 from gptjax.core.files import AnyPath, file_sha256, write_atomically
+from gptjax.core.progress import note_progress
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Manifest, Sidecar, read_manifest
 from gptjax.data.shards import iter_chunks, map_file, open_shard
 from gptjax.data.splits import check_size, open_split
@@ -71,6 +72,7 @@ def check_unchanged(directory: AnyPath, *, while_read: bool = False) -> None:
         print_once(f"{folder}: reading {size / 1e9:.0f} GB once, to see that nothing has changed since it was prepared")
     with ThreadPoolExecutor(4) as pool:
         for name, found in zip(new, pool.map(file_sha256, [folder / name for name in new]), strict=True):
+            note_progress()
             if found != listed[name].sha256:
                 what = f"its SHA-256 differs from {MANIFEST_NAME}; the content has changed"
                 raise UserError(f"{folder / name}: {what}. {PREPARE_AGAIN}")

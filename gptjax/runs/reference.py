@@ -22,6 +22,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256, write_atomically
+from gptjax.core.progress import note_progress
 from gptjax.data.config import Mixture
 from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
@@ -160,6 +161,7 @@ def compute_all(
 
     found = np.zeros(len(rows.stream), np.float32)
     for start in range(0, len(rows), batch_size):
+        note_progress()
         numbers = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
         batch = {name: array[None] for name, array in rows.read(numbers, with_documents=True).items()}
         log_probs, places = np.asarray(compute(model, put_on_devices(batch, mesh))), rows.find_targets(numbers)

@@ -16,6 +16,8 @@ from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
 """Time in which all processes of a run must have started, by JAX's default. `GPTJAX_JOIN_SECONDS` sets another."""
+BARRIER_SECONDS = 24 * 3600
+"""Longer than any wait for a save. The watchdog and `ProcessWatch` end it earlier."""
 HEARTBEAT_SECONDS = 300
 """Later than `ProcessWatch`, JAX ends all processes by an abort."""
 
@@ -90,6 +92,15 @@ def _watch_others(native: NativeOutput, command: str) -> None:
 def count_processes() -> int:
     """Processes of the run. Starts no JAX backend: a config may be wrong, and its error should come first."""
     return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+
+
+def wait_for_processes(place: str) -> None:
+    """Return once all processes have come to this place of the run, which none passes twice.
+
+    The devices take no part. If another process ends before, so does this one.
+    """
+    if (client := distributed.global_state.client) is not None:
+        client.wait_at_barrier(f"gptjax/{place}", BARRIER_SECONDS * 1000)
 
 
 def name_process() -> str:

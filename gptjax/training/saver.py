@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
+from gptjax.sharding.distributed import wait_for_processes
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.state import TrainState
 
@@ -78,6 +79,8 @@ class Saver:
             self._wait()
         if self._error is not None:
             raise UserError(f"step {step} could not be saved. {self._error} {self._name_last()}") from None
+        # The first process makes the checkpoint complete by itself. It would end if another one left before.
+        wait_for_processes(f"saved {step}")
 
     def wait(self) -> None:
         """Wait until all saves have ended; a failure is reported, not raised."""

@@ -1,7 +1,8 @@
 """Ends a run that makes no progress: a read that never returns, devices that hang, processes that wait for each other.
 
-Every change of what the main thread does counts as progress. After too long without one, a thread writes the stacks of
-all threads into a file of the run directory and ends the process with status 75. The same command resumes the run.
+Every change of what the main thread does counts as progress, and every call of `note_progress`. After too long without
+one, a thread writes the stacks of all threads into a file of the run directory and ends the process with status 75. The
+same command resumes the run.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.process_end import end_process
+from gptjax.core.progress import count_progress
 from gptjax.metrics.console import format_duration
 
 LONG_FACTOR = 4
@@ -52,7 +54,7 @@ class Watchdog:
         self._limit, self._resume, self._process, self._several = limit, resume, process, several
         self._poll, self._end = poll, end
         self._activity, self._step = "start", 0
-        self._progress = self._seen = 0
+        self._progress, self._seen = 0, count_progress()
         self._waited = 0.0
         self._closed = threading.Event()
 
@@ -91,8 +93,9 @@ class Watchdog:
 
     def look(self, seconds: float) -> str | None:
         """Notice progress since the last look, so many seconds ago; the message, if there was none for too long."""
-        if self._progress != self._seen:
-            self._seen, self._waited = self._progress, 0.0
+        progress = self._progress + count_progress()
+        if progress != self._seen:
+            self._seen, self._waited = progress, 0.0
             return None
         # A process that was stopped as a whole has not waited.
         self._waited += min(seconds, 2 * self._poll)
@@ -113,8 +116,9 @@ class Watchdog:
     def _describe(self, activity: str) -> str:
         what = _ACTIVITIES[activity]
         what += " or another process" if self._several and activity in ("step", "first step") else ""
+        hint = "" if self._step else "\nIf it only takes long, raise --hang-timeout."
         after = f" after step {self._step}" if self._step else ""
         return (
             f"{self._process} has made no progress for {format_duration(self._waited)}{after}. It waits for {what}.\n"
-            f"Resume with: {self._resume}"
+            f"Resume with: {self._resume}{hint}"
         )
