@@ -19,9 +19,10 @@ from tiny import (
 
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
-from gptjax.evaluate import Evaluate, evaluate, find_data, main, to_result, write_result
+from gptjax.evaluate import Evaluate, evaluate, find_data, main
 from gptjax.evaluation.comparison import Evaluation
 from gptjax.evaluation.figures import Figure
+from gptjax.evaluation.report import to_result, write_result
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
@@ -114,7 +115,7 @@ def test_result_is_printed_and_written(run: TrainConfig, tmp_path: Path, capsys:
 def test_result_of_a_diverged_run_has_nulls(tmp_path: Path) -> None:
     about = {"val_loss_quantized": math.inf, "step": 3}
     evaluation = Evaluation("x", {"nats_per_token": Figure(math.nan, math.nan, math.nan)}, about=about)
-    write_result(str(tmp_path / "x.json"), to_result([evaluation], Evaluate(("x",))))
+    write_result(str(tmp_path / "x.json"), to_result([evaluation]))
     assert json.loads((tmp_path / "x.json").read_text()) == {
         "checkpoint": "x",
         "val_loss": None,
