@@ -1,7 +1,7 @@
 """Compare prepared data with its manifest: `python -m data_pipelines.verify data/books`
 
-Reads every byte. Prints a line for each split and the notes of the preparation, and exits with 2 at the first file that
-is cut short, altered, or of another tokenizer.
+Reads every byte. Prints a line for each split and the notes of the preparation, and exits with 2 if files are
+cut short, altered, or of another tokenizer. It names each file.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Verify:
 
 
 def verify_directory(request: Verify) -> Manifest:
-    """Check shards, sidecars and tokenizer.json and print a summary; raises `UserError` at the first difference."""
+    """Check shards, sidecars and tokenizer.json and print a summary; a `UserError` names what differs."""
     directory = expand_path(request.directory)
     manifest = verify_prepared(directory)
     print_splits(directory, manifest)

@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import tyro
+
 from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
@@ -59,7 +61,7 @@ class ToHf:
     """Type of the tensors. Default: the type that the model was imported in, else float32."""
     verify: bool = True
     """Compare logits with transformers (needs torch and transformers) before the directory appears."""
-    evaluation: tuple[str, ...] = ()
+    evaluation: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Result of `evaluate --json` for the model card. May be given several times."""
     push_to: str | None = None
     """Also upload the directory to this model repository on the hub, OWNER/REPO. It is made if it does not exist."""
@@ -110,8 +112,8 @@ class ToGGUF:
     """Checkpoint: a number, `latest` or `best`."""
     ema: bool = True
     """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    dtype: DTypeName = "float16"
-    """Type of the matrices. Vectors are float32."""
+    dtype: DTypeName = "float32"
+    """Type of the matrices: float16 halves the file and rounds. Vectors are float32."""
     imports: Imports = ()
     """Module or Python file with classes that the run's config uses. May be given several times."""
 

@@ -1,8 +1,7 @@
 """Entry point: `python -m gptjax.evaluate --checkpoint=RUN` measures how well weights predict text."""
 
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,10 @@ from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import expand_path
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
-from gptjax.evaluation.comparison import Evaluation, compare, draw_bars, format_table
-from gptjax.evaluation.figures import Figure, compute_figures
-from gptjax.evaluation.protocols import PRESETS, Documents, FirstToken, Protocol, Words, find_protocol
+from gptjax.evaluation.comparison import Evaluation, draw_bars
+from gptjax.evaluation.figures import compute_figures
+from gptjax.evaluation.protocols import Documents, FirstToken, Protocol, Words, find_protocol
+from gptjax.evaluation.report import describe, to_result, write_result
 from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
@@ -43,7 +43,11 @@ class Evaluate:
     split: Literal["val", "train"] = "val"
     """Split of the shards."""
     text: str | None = None
-    """A text file (UTF-8), taken as one document, or JSON Lines with a text in each."""
+    """A text file (UTF-8), taken as one document; JSON Lines with a text in each; or a directory, a table and so on."""
+    text_field: str | None = None
+    """Key or column of --text that holds the text of a record. Default: text."""
+    separator: str | None = None
+    """Cut a text file into documents here, such as `<|endoftext|>` or `\\n\\n`. By default it is one document."""
     protocol: str = "gptjax"
     """How the text is scored: gptjax, nanogpt, modded-nanogpt, hf-stride-512, harness or wikitext2-rows."""
     window: int | None = None
@@ -99,8 +103,7 @@ class Evaluate:
         for name in ("tokens", "context_length", "batch_size", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-        if self.protocol not in PRESETS:
-            find_protocol(self.protocol)
+        find_protocol(self.protocol)
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"--num-fewshot is {self.num_fewshot}; it must not be negative.")
 
@@ -129,16 +132,16 @@ def main(argv: list[str] | None = None) -> None:
         enable_compile_cache()
         evaluations = evaluate_all(options)
         output = sys.stderr if options.json == "-" else sys.stdout
-        print(describe(evaluations, options), file=output)
+        print(describe(evaluations, baseline=options.baseline, quantize=options.quantize), file=output)
         if options.json is not None:
-            write_result(options.json, to_result(evaluations, options))
+            write_result(options.json, to_result(evaluations, baseline=options.baseline))
         if options.picture is not None:
             draw_bars(expand_path(options.picture), evaluations)
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """The result that `--json` writes; see `to_result`."""
-    return to_result(evaluate_all(options), options)
+    return to_result(evaluate_all(options), baseline=options.baseline)
 
 
 def evaluate_all(options: Evaluate) -> list[Evaluation]:
@@ -218,7 +221,8 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
 
     protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
-        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol)
+        choices = {"text_field": options.text_field, "separator": options.separator}
+        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, **choices)
     else:
         data = find_data(options, run)
         stream = data.open_stream(options.split)
@@ -270,71 +274,6 @@ def read_offsets(path: Path) -> list[int]:
         raise UserError(f"--offsets={path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise UserError(f"--offsets={path}: wanted a whole number in each line; {error}.") from None
-
-
-def describe(evaluations: list[Evaluation], options: Evaluate) -> str:
-    """What the command prints: protocol and counts of each checkpoint, and the table."""
-    lines = []
-    for e in evaluations:
-        average = ", average of the weights" if e.about["weights"] == "average" else ""
-        lines.append(f"{e.name}: step {e.about['step']}{average}")
-        if "protocol" in e.about:
-            counts = ", ".join(f"{e.about[name]:,} {name}" for name in ("tokens", "words", "bytes", "documents"))
-            lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
-        if "harness" in e.about:
-            lines.append(f"lm-evaluation-harness {e.about['harness']['lm_eval']}: {describe_tasks(e.about['harness'])}")
-        if "val_loss_quantized" in e.about:
-            rounded, loss = e.about["val_loss_quantized"], e.figures["nats_per_token"].value
-            lines.append(f"weights in {options.quantize}: {rounded:.4f} nats per token, {rounded - loss:+.4f}")
-    return "\n".join([*lines, "", format_table(evaluations, find_baseline(evaluations, options))])
-
-
-def describe_tasks(about: dict[str, Any]) -> str:
-    """Items and examples of each task."""
-    shots = about["num_fewshot"]
-    lines = [", ".join(f"{task}: {n} items, {shots.get(task, 0)} examples" for task, n in about["items"].items())]
-    return "\n".join([*lines, *(f"not run: {task}: {reason}" for task, reason in about["not_run"].items())])
-
-
-def find_baseline(evaluations: list[Evaluation], options: Evaluate) -> Evaluation | None:
-    return next((e for e in evaluations if e.name == options.baseline), None)
-
-
-def to_result(evaluations: list[Evaluation], options: Evaluate) -> dict[str, Any]:
-    """An evaluation as JSON: `checkpoint`, `figures` (value, low, high), protocol and counts.
-
-    `val_loss`, `val_perplexity` and `val_bpb` are its figures per token and byte. Several checkpoints are a list under
-    `checkpoints`, each with its paired `differences` from the `baseline`.
-    """
-    baseline = find_baseline(evaluations, options)
-    results = [_to_json(e, None if e is baseline else baseline) for e in evaluations]
-    return results[0] if len(results) == 1 else {"baseline": options.baseline, "checkpoints": results}
-
-
-def _to_json(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, Any]:
-    names = {"nats_per_token": "val_loss", "token_perplexity": "val_perplexity", "bits_per_byte": "val_bpb"}
-    figures = evaluation.figures
-    result: dict[str, Any] = {"checkpoint": evaluation.name}
-    result |= {short: figures[name].value for name, short in names.items() if name in figures}
-    result |= evaluation.about | {"figures": _figures_to_json(figures)}
-    return result if baseline is None else result | {"differences": _figures_to_json(compare(evaluation, baseline))}
-
-
-def _figures_to_json(figures: dict[str, Figure]) -> dict[str, Any]:
-    finite = lambda x: x if abs(x) < float("inf") else None
-    return {name: {key: finite(x) for key, x in asdict(figure).items()} for name, figure in figures.items()}
-
-
-def write_result(target: str, result: dict[str, Any]) -> None:
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    if target == "-":
-        print(text, end="")
-        return
-    path = expand_path(target)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
 
 
 if __name__ == "__main__":

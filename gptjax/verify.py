@@ -18,7 +18,7 @@ from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS
-from gptjax.training.checkpoint_integrity import find_checkpoint_damage, list_steps
+from gptjax.training.checkpoint_integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def verify(directory: Path) -> list[str]:
         try:
             manifest = verify_prepared(directory)
         except UserError as error:
-            return [str(error)]
+            return str(error).split("\n")
         print(f"{directory}: {count_of(len(manifest.files), 'shards')} of {manifest.tokenizer} unchanged")
         return []
     if (directory / CHECKPOINTS).is_dir() or (directory / SUMS_FILE).is_file():
@@ -66,6 +66,10 @@ def _verify_run_files(directory: Path) -> list[str]:
     if found is None:
         if not (directory / "config.json").is_file():
             return [f"{directory / 'config.json'} is missing"]
+        checkpoints = directory / CHECKPOINTS
+        if any(has_sums_by_metadata(checkpoints / str(step)) for step in list_steps(checkpoints)):
+            why = "it was deleted, or a start was killed while it wrote it. The next start writes it"
+            return [f"{directory / SUMS_FILE} is missing: {why}"]
         print(f"{directory}: no sums of config and tokenizer (of an earlier gptjax, or killed while it began)")
         return []
     if not (problems := find_damage(directory, found[0])):

@@ -158,6 +158,8 @@ INVALID = {
     "tokens beyond the context": ("--decode --prompt-tokens=16", "do not fit model.context_length 16"),
     "profile of generation": ("--decode --profile", "--profile is for training"),
     "no rounds": ("--rounds=0", "--rounds is 0; it must be at least 1"),
+    "words for rounds": ("--rounds=abc", "--rounds=abc: wanted"),
+    "words for rounds, apart": ("--rounds abc", "--rounds=abc: wanted"),
     "no time": ("--round-seconds=0", "it must be positive"),
     "batch sizes": ("--best-batch=4,x", "separated by commas"),
     "a directory that is not there": ("--json=/nowhere/at/all.json", "its directory does not exist"),

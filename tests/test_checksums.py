@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,18 @@ def test_open_with_incomplete_manifest_is_an_error(
         TokenShards(path=str(directory)).open_stream(split)
     with pytest.raises(UserError, match=message):
         verify_shards(directory)
+
+
+def test_data_that_is_replaced_with_its_manifest_is_noticed_while_it_is_read(directory: Path) -> None:
+    data = TokenShards(path=str(directory))
+    data.open_stream("train")
+    data.check()
+    other = write_shards(
+        directory.with_name("other"), {"train": [np.arange(30)], "val": [np.arange(20)]}, own=tokenizer()
+    )
+    shutil.rmtree(directory)
+    other.rename(directory)
+    with pytest.raises(UserError, match=r"manifest\.json was replaced after this run began"):
+        data.check()
+    data.open_stream("train")
+    data.check()

@@ -65,7 +65,7 @@ def make_guard(**changes: Any) -> DivergenceGuard:
 def test_spike_names_the_last_checkpoint_whose_next_step_was_good():
     trouble = watch(make_guard(), [2.0] * 30 + [3.9, 4.1])
     assert trouble is not None
-    assert (trouble.step, trouble.last_good) == (32, 30)
+    assert (trouble.step, trouble.last_good, trouble.rollbacks) == (32, 30, 1)
     assert trouble.reason == "loss 4.1000, more than 2 times its median 2.0000"
 
 

@@ -20,6 +20,9 @@ from tiny import (
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.evaluate import Evaluate, evaluate, find_data, main
+from gptjax.evaluation.comparison import Evaluation
+from gptjax.evaluation.figures import Figure
+from gptjax.evaluation.report import to_result, write_result
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
@@ -107,6 +110,19 @@ def test_result_is_printed_and_written(run: TrainConfig, tmp_path: Path, capsys:
     assert f"| nats_per_token | {written['val_loss']:.4f} [" in printed
     low, high = (written["figures"]["nats_per_token"][end] for end in ("low", "high"))
     assert low < written["val_loss"] < high
+
+
+def test_result_of_a_diverged_run_has_nulls(tmp_path: Path) -> None:
+    about = {"val_loss_quantized": math.inf, "step": 3}
+    evaluation = Evaluation("x", {"nats_per_token": Figure(math.nan, math.nan, math.nan)}, about=about)
+    write_result(str(tmp_path / "x.json"), to_result([evaluation]))
+    assert json.loads((tmp_path / "x.json").read_text()) == {
+        "checkpoint": "x",
+        "val_loss": None,
+        "val_loss_quantized": None,
+        "step": 3,
+        "figures": {"nats_per_token": {"value": None, "low": None, "high": None}},
+    }
 
 
 def test_unreadable_text_is_refused(run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -61,7 +61,7 @@ def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str) -> N
     gguf = pytest.importorskip("gguf")
     model = draw_model({"gpt2": GPT2, "llama": LLAMA}[name])
     write_imported_run(tmp_path / "run", model=model, tokenizer=TOKENIZER)
-    main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'x.gguf'}", "--dtype=float32"])
+    main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'x.gguf'}"])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing temporary stays"
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     field = lambda key: reader.get_field(key).contents()

@@ -208,13 +208,23 @@ def test_answer_ends_with_its_turn(models: tuple[Any, Any], monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--tasks=~/t.yaml,no_such_task"], "'no_such_task' is unknown to the harness"),
         (["--tasks=no_such_task"], "'no_such_task' is unknown to the harness"),
         (["--tasks=cbt_cn", "--task-data=cbt_cn=/nowhere"], "there is no file /nowhere"),
         (["--tasks=cbt_cn", "--include-path=/nowhere"], "--include-path=/nowhere is no directory"),
         (["--tasks=cbt_cn", "--limit=0"], "--limit is 0"),
     ],
 )
-def test_mistakes_are_named(run: Path, capsys: pytest.CaptureFixture, words: list[str], message: str) -> None:
+def test_mistakes_are_named(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.yaml").write_text("task: t\n")
     assert message in read_error(capsys, f"--checkpoint={run}", "--mesh=single", *words)
 
 

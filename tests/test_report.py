@@ -10,6 +10,7 @@ from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
 from gptjax.runs import report, startup
+from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, ValidationLoss
 from gptjax.training.stages import Stage
 from gptjax.training.stopping import Stop
@@ -42,6 +43,11 @@ def test_describe_run_prints_model_data_and_length(config: TrainConfig, capsys: 
     ):
         assert words in printed, words
     assert "note:" not in printed
+
+
+def test_describe_run_notes_saves_by_time(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
+    describe(replace(config, evaluators=(ValidationLoss(),), checkpoint=CheckpointConfig(every_minutes=5.0)))
+    assert "note: checkpoints of --checkpoint.every-minutes become `best` only at" in capsys.readouterr().out
 
 
 def test_describe_run_prints_stages_and_average(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.runs.resume import adopt_history, describe_rate_change
 from gptjax.runs.run_dir import CHECKPOINTS
+from gptjax.training import checkpoint_rotation
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.stages import Stage
 
@@ -72,3 +73,29 @@ def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, cap
         checkpoints.wait()
         assert checkpoints.choose_step(10) == 20
         assert "has gone back to step 10 before" in capsys.readouterr().out
+
+
+def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for step in (10, 20, 30, 40):
+        (tmp_path / str(step)).mkdir()
+
+    def rename_and_stop(path: Path, why: str) -> None:
+        path.rename(path.with_name(f"{path.name}.{why}"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_rotation, "_set_aside", rename_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint_rotation.go_back(tmp_path, 10)
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "30", "40.after_10", "10.after_10.begun"}
+    assert checkpoint_rotation.find_last_kept(tmp_path) == 10
+    monkeypatch.setattr(checkpoint_rotation, "describe_incomplete", lambda path: None)
+    checkpoint_rotation.clear_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10", "40.after_10"}
+
+
+def test_the_same_command_after_its_step_was_pruned_keeps_the_history(config: TrainConfig):
+    save(replace(adopt_history(config), epoch_seeds="added"), 50)
+    (config.directory / CHECKPOINTS / "50.after_10").mkdir()
+    again = adopt_history(replace(config, steps=200, resume=10))
+    assert (again.schedule_steps, again.epoch_seeds) == (100, "added")

@@ -13,6 +13,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.optim import AdamW, Constant
+from gptjax.runs.resume import adopt_history
 from gptjax.runs.rollback import add_offset, adopt_offsets
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
@@ -61,7 +62,7 @@ def test_run_that_goes_back_learns_as_if_told_so_from_the_start(config: TrainCon
     assert train(config) == 0
     offsets = ((24, 16),)  # step 24 of the program, the 25th of a person, is passed over with the one that spiked
     (event,) = [record for record in read_metrics(config.directory / "metrics.jsonl") if "row_offset" in record]
-    assert (event["step"], event["rolled_back_from"], event["row_offset"]) == (24, 26, 16)
+    assert (event["step"], event["rolled_back_from"], event["row_offset"], event["rollbacks"]) == (24, 26, 16, 1)
     assert "more than 1.5 times its median" in event["reason"]
     assert RunDir.open(config.directory).content["row_offsets"] == [list(one) for one in offsets]
     losses = read_lines(config.directory)
@@ -91,5 +92,7 @@ def test_resumed_run_takes_offsets_from_its_checkpoint_and_its_config(tmp_path: 
     assert adopt_offsets(config, saved, 20) == ((10, 8), (20, 24)), "killed before it saved again"
     typed = replace(config, row_offsets=((5, 3), (30, 99)))
     assert adopt_offsets(typed, saved, 20) == ((10, 8), (30, 99))
+    assert adopt_offsets(replace(config, row_offsets=((10, 8),)), saved, 20) == ((10, 8), (20, 24))
+    assert adopt_history(config).row_offsets == ((10, 8), (20, 24)), "killed before it saved anything"
     (config.directory / "config.json").write_text('{"row_offsets": 3}')
     assert adopt_offsets(config, saved, 20) == ((10, 8),)

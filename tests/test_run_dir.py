@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,7 +163,14 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: path.write_bytes(b"")])
+def replace_by_pipe(path: Path) -> None:
+    """Without the sums, which would tell that its size is wrong."""
+    path.unlink()
+    os.mkfifo(path)
+    path.with_name("checksums.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: path.write_bytes(b""), replace_by_pipe])
 def test_damaged_config_is_replaced_by_that_of_a_checkpoint(
     directory: Path, tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

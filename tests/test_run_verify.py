@@ -49,7 +49,12 @@ def test_verify_names_a_damaged_file_of_a_run(run: Path, name: str):
 
 def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shards = write_text_shards(tmp_path / "shards")
-    damaged = [shards / "train_000001.bin", run / "config.py", *sorted((run / CHECKPOINTS / "1").rglob("d/*"))]
+    damaged = [
+        shards / "train_000001.bin",
+        shards / "val_000000.bin",
+        run / "config.py",
+        *sorted((run / CHECKPOINTS / "1").rglob("d/*")),
+    ]
     assert len(damaged) > 4
     for path in damaged:
         flip_bit(path)
@@ -75,6 +80,12 @@ def test_verify_says_what_is_missing(run: Path):
         f"{run}/config.json is missing (No such file or directory)",
         f"{run}/metrics.jsonl is missing",
     ]
+
+
+def test_verify_says_that_the_sums_of_a_run_are_missing(run: Path):
+    (run / "checksums.json").unlink()
+    (problem,) = verify(run)
+    assert problem.startswith(f"{run}/checksums.json is missing")
 
 
 def test_verify_refuses_other_directories(tmp_path: Path):

@@ -147,6 +147,12 @@ def test_samples_without_tokenizer_are_skipped_with_a_note(tmp_path: Path, capsy
     assert "note: Samples is skipped" in capsys.readouterr().out
 
 
+def test_patience_without_an_evaluation_is_refused(shards: Path) -> None:
+    config = tiny_config(shards, patience=5, evaluators=(Samples(),))
+    with pytest.raises(UserError, match=r"'val_loss', which no evaluator measures: .* patience 5 would never end"):
+        open_evaluators(config, None, SINGLE)
+
+
 @dataclass(frozen=True)
 class Doubling(AdamW):
     """Does not come back from its own JSON."""

@@ -12,11 +12,13 @@ from texts import documents_in
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.readers.documents import REPLACED_RECORDS, ReadContext
-from data_pipelines.readers.files import open_files
+from data_pipelines.readers.files import LEFT_OUT, open_files
 from data_pipelines.readers.paths import find_split
 from data_pipelines.readers.records import iter_blocks
 from gptjax.core.errors import UserError
-from gptjax.evaluation.texts import read_documents
+from gptjax.evaluation.protocols import Protocol
+from gptjax.evaluation.texts import encode_text, read_documents
+from gptjax.tokenization.tokenizer import Bytes
 
 RECORDS = [
     {
@@ -244,6 +246,40 @@ def test_text_in_the_objects_of_a_list_is_joined(kind: str, tmp_path: Path):
 def test_evaluate_reads_what_prepare_reads(kind: str, tmp_path: Path):
     path = write_records(tmp_path / f"records.{kind}")
     assert read_documents(path) == read(path) == ["text 0", "text 1", "text 2"]
+
+
+def test_evaluate_takes_a_directory_and_no_source_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    folder = tmp_path / "shakespeare"
+    folder.mkdir()
+    (folder / "a.txt").write_text("mine")
+    (folder / "b.csv").write_text("text\nalso mine\n")
+    (folder / "c.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert read_documents(Path("shakespeare")) == ["mine", "also mine"]
+    assert LEFT_OUT[5:30] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_evaluate_reads_the_field_that_is_named(kind: str, tmp_path: Path):
+    path, row = tmp_path / f"a.{kind}", {"text": "no", "content": "yes"}
+    path.write_text({"json": json.dumps([row]), "jsonl": json.dumps(row), "csv": "text,content\nno,yes\n"}[kind])
+    assert read_documents(path) == ["no"]
+    assert read_documents(path, text_field="content") == ["yes"]
+
+
+def test_evaluate_cuts_at_ends_of_text_or_tells_them(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "a.txt"
+    path.write_text("one<|endoftext|>\ntwo\n\nthree")
+    assert len(encode_text(path, Bytes(), Protocol()).documents) == 1
+    told = "note: 1 time <|endoftext|> stands in text and is scored as text; --separator='<|endoftext|>' cuts text"
+    assert told in capsys.readouterr().err
+    assert read_documents(path, separator="<|endoftext|>") == ["one", "two\n\nthree"]
+    assert read_documents(path, separator=r"\n\n") == ["one<|endoftext|>\ntwo", "three"]
+    for wrong, rows in (("x", True), ("", False)):
+        with pytest.raises(UserError, match=r"--separator=.*wanted a text, and a protocol"):
+            read_documents(path, rows=rows, separator=wrong)
 
 
 @pytest.mark.parametrize(

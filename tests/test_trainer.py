@@ -12,7 +12,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
-from gptjax.runs.trainer import train
+from gptjax.runs.trainer import make_data_check, train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
@@ -114,3 +114,22 @@ def test_resume_never_refuses_an_existing_run(finished: TrainConfig) -> None:
         train(replace(finished, resume="never"))
     with pytest.raises(UserError, match="is at step 60 already, beyond steps 30"):
         train(replace(finished, steps=30))
+
+
+def test_best_metric_that_nothing_measures_is_refused_at_the_start(shards: Path) -> None:
+    checkpoint = CheckpointConfig(best_metric="val_los")
+    config = tiny_config(shards, name="misspelt", steps=2, checkpoint=checkpoint, model={"num_layers": 1})
+    with pytest.raises(UserError, match=r"'val_los', which no evaluator measures: .* There are: val_bpb, val_loss"):
+        train(replace(config, evaluators=(ValidationLoss(tokens=16), Samples())))
+    assert not read_lines(config.directory)
+
+
+def test_data_of_an_evaluator_is_checked_at_a_save(tmp_path: Path) -> None:
+    own, other = (write_text_shards(tmp_path / name) for name in ("own", "other"))
+    data = TokenShards(path=str(other))
+    config = tiny_config(own, name="checked", evaluators=(ValidationLoss(data=data),))
+    check = make_data_check(config)
+    check()
+    (other / "val_000000.bin").unlink()
+    with pytest.raises(UserError, match=r"other/val_000000\.bin"):
+        check()

@@ -122,8 +122,18 @@ def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str
     if asks_help:
         with contextlib.suppress(SystemExit), _help_in_sentences():
             tyro.cli(options_type, prog=prog, args=["--help"], config=_TYRO)
-    known = normalize_words([word for word in argv if word not in ("-h", "--help")], list_flags(options_type))
-    options, rest = tyro.cli(options_type, prog=prog, args=known, config=_TYRO, return_unknown_args=True)
+    flags, printed = list_flags(options_type), io.StringIO()
+    words = normalize_words([word for word in argv if word not in ("-h", "--help")], flags)
+    try:
+        with contextlib.redirect_stderr(printed):
+            options, rest = tyro.cli(options_type, prog=prog, args=words, config=_TYRO, return_unknown_args=True)
+    except SystemExit:
+        own = [
+            word if "=" in word else f"{word}={after}"
+            for word, after in zip(words, [*words[1:], ""], strict=True)
+            if (flag := flags.get(word[2:].partition("=")[0])) is not None and not flag.is_switch
+        ]
+        raise UserError(explain_words(own, flags) or _join_lines(printed.getvalue())) from None
     return options, [*rest, *asks_help]
 
 

@@ -8,12 +8,10 @@ _SAME = {
     "optimizer.clip-norm": "grad-clip clip gradient-clip gradient-clipping-threshold "
     "gradient-clipping max-grad-norm clip-grad",
     "optimizer.schedule.warmup-steps": "warmup warmup-iters warmup-steps lr-warmup-steps num-warmup-steps",
-    "optimizer.schedule.min-ratio": "min-lr",
     "steps": "step max-iters iters iterations num-steps max-steps train-steps num-train-steps total-steps "
     "num-iterations "
     "training-steps n-steps train-iters",
-    "batch-size": "bs batch batchsize train-batch-size per-device-train-batch-size global-batch-size "
-    "total-batch-size device-batch-size micro-batch-size per-device-batch-size per-device-parallelism",
+    "batch-size": "bs batch batchsize train-batch-size global-batch-size",
     "grad-accum": "gradient-accumulation-steps grad-accum-steps gradient-accumulation accumulate-grad-batches",
     "model.num-layers": "n-layer n-layers layers num-layers num-hidden-layers depth nlayer base-num-decoder-layers",
     "model.num-heads": "n-head n-heads heads num-heads num-attention-heads nhead base-num-query-heads",
@@ -34,7 +32,7 @@ _SAME = {
     "output-dir": "out-dir outdir save-dir output out results-dir base-output-directory",
     "ema.decay": "ema ema-decay",
     "name": "run-name exp-name experiment wandb-run-name run-id",
-    "init-from": "resume-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
+    "init-from": "load from-checkpoint pretrained checkpoint finetune start-from load-from model",
     "seed": "random-seed rng-seed",
     "mesh": "strategy parallelism fsdp",
     "log.wandb": "wandb wandb-log use-wandb report-to",
@@ -80,6 +78,22 @@ _DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu 
 EXPLANATIONS = {
     **dict.fromkeys(("device", "devices", "gpus", "num-gpus", "gpu", "cuda", "accelerator", "num-devices"), _DEVICES),
     "compile": "Every step is compiled.",
+    "min-lr": "--optimizer.schedule.min-ratio is the last rate as a share of the largest, such as 0.1.",
+    **dict.fromkeys(
+        ("total-batch-size", "batch-size-tokens", "tokens-per-batch"),
+        "--batch-size counts sequences of a step: divide tokens by --model.context-length.",
+    ),
+    **dict.fromkeys(
+        (
+            *("per-device-train-batch-size", "per-device-eval-batch-size", "per-device-batch-size"),
+            *("per-device-parallelism", "device-batch-size", "micro-batch-size"),
+        ),
+        "--batch-size counts the sequences of all devices together; --grad-accum=N reads them in N parts.",
+    ),
+    **dict.fromkeys(
+        ("resume-from", "resume-from-checkpoint"),
+        "The same command, with the same --name, continues a run. --init-from=RUN starts a new one from its weights.",
+    ),
     **dict.fromkeys(
         (
             *(

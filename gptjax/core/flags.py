@@ -5,6 +5,7 @@
 the one that was meant.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -160,11 +161,13 @@ def _normalize_value(value: str, flag: Flag) -> str:
     if value.lower() in NONE and types.NoneType in flag.types and str not in flag.types and value not in flag.choices:
         return "None"
     if int in flag.types and float not in flag.types and str not in flag.types:
-        try:
-            number = float(value.replace(",", "").replace("_", ""))
-        except ValueError:
-            return value
-        return str(int(number)) if number.is_integer() else value
+        plain = value.replace(",", "").replace("_", "")
+        with contextlib.suppress(ValueError):
+            return str(int(plain))  # a float has not all integers beyond 2^53
+        with contextlib.suppress(ValueError):
+            number = float(plain)
+            return str(int(number)) if number.is_integer() else value
+        return value
     if flag.choices and value not in flag.choices:
         spelled = VALUES.get(value.lower(), value.lower())
         return next((choice for choice in flag.choices if choice.lower() == spelled), value)

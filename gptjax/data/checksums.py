@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
+from gptjax.core.file_sums import FileSum, find_damage
 from gptjax.core.files import AnyPath, file_sha256, write_atomically
 from gptjax.core.progress import note_progress
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Manifest, Sidecar, read_manifest
@@ -38,29 +39,33 @@ _opened: dict[Path, dict[str, tuple[int, int]]] = {}
 """Size and time of change of shards without a manifest when this process opened them, by directory and name."""
 
 
-def check_unchanged(directory: AnyPath, *, read_all: bool = False, while_read: bool = False) -> None:
+_manifests: dict[Path, Manifest] = {}
+"""Manifests as they were when this process opened their directories."""
+_RESTORE = "Put the file back, and resume from the last checkpoint, or prepare other data and begin anew."
+
+
+def check_unchanged(directory: AnyPath, *, while_read: bool = False) -> None:
     """Raise a `UserError` that names the first file whose content is not what the manifest says.
 
-    Foreign shards, without a manifest, are compared with themselves only: as they were when this process opened them,
-    if they are checked `while_read`. `read_all` trusts no earlier check.
+    If it is checked `while_read`, the manifest must be the one with which this process opened the directory. Foreign
+    shards, without a manifest, are then compared with themselves, as they were when this process opened them.
     """
     folder = Path(directory)
-    manifest = read_manifest(folder)
+    manifest, begun_with = read_manifest(folder), _manifests.get(folder.absolute())
+    if while_read and begun_with not in (None, manifest):
+        raise UserError(f"{folder / MANIFEST_NAME} was replaced after this run began to read the data. {_RESTORE}")
     if manifest is None:
         found = {path.name: ((stat := path.stat()).st_size, stat.st_mtime_ns) for path in folder.glob("*.bin")}
         opened = _opened.get(folder.absolute(), {}) if while_read else {}
         for name, state in opened.items():
             if found.get(name) != state:
                 what = "was written to" if name in found else "was removed"
-                raise UserError(
-                    f"{folder / name} {what} after this run began to read it. Put the file back, and resume from the "
-                    "last checkpoint, or prepare other data and begin anew."
-                )
+                raise UserError(f"{folder / name} {what} after this run began to read it. {_RESTORE}")
         _opened[folder.absolute()] = opened or found
         return
     listed, states = manifest.files | manifest.sidecars, _stat_files(folder, manifest)
     is_kept = (folder / VERIFIED_FILE).is_file()
-    known = {} if read_all else _read_states(folder) if is_kept else _checked.get(folder.absolute(), {})
+    known = _read_states(folder) if is_kept else _checked.get(folder.absolute(), {})
     new = [name for name, state in states.items() if known.get(name) != state]
     size = sum((folder / name).stat().st_size for name in new)
     if size > REPORT_BYTES:
@@ -71,8 +76,13 @@ def check_unchanged(directory: AnyPath, *, read_all: bool = False, while_read: b
             if found != listed[name].sha256:
                 what = f"its SHA-256 differs from {MANIFEST_NAME}; the content has changed"
                 raise UserError(f"{folder / name}: {what}. {PREPARE_AGAIN}")
+    _manifests[folder.absolute()] = manifest
+    _keep_states(folder, states, is_new=bool(new))
+
+
+def _keep_states(folder: Path, states: FileStates, *, is_new: bool) -> None:
     _checked[folder.absolute()] = states
-    if new:
+    if is_new:
         with suppress(OSError):  # the directory may be read-only
             write_atomically(folder / VERIFIED_FILE, json.dumps(states))
 
@@ -134,17 +144,21 @@ def verify_shards(directory: AnyPath) -> Manifest:
     """Read every byte of a directory and compare it with its manifest: sizes, counts, hashes, ids below the vocabulary,
     documents in ascending order, loss masks of 0 and 1.
 
-    Raises `UserError` at the first difference. Returns the manifest, and records the files as checked. What needs the
-    tokenizer is in `check_documents` and `check_bytes`.
+    Raises a `UserError` with a line for each damaged file, or at the first other difference. Returns the manifest, and
+    records the files as checked. What needs the tokenizer is in `check_documents` and `check_bytes`.
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: no {MANIFEST_NAME} to verify against.")
+    sums = {name: FileSum(one.bytes, one.sha256) for name, one in (manifest.files | manifest.sidecars).items()}
+    sums |= {name: _sum_of(folder / name, sha256) for name, sha256 in manifest.tokenizer_files.items()}
+    if damage := find_damage(folder, sums):
+        raise UserError("\n".join(f"{line}. {PREPARE_AGAIN}" for line in damage))
+    _keep_states(folder, _stat_files(folder, manifest), is_new=True)
     for split in manifest.splits:
         if manifest.splits[split].tokens:
             open_split(folder, split)
-    check_unchanged(folder, read_all=True)
     for name, file in manifest.files.items():
         tokens = open_shard(folder / name, format=manifest.format)
         if len(tokens) != file.tokens or tokens.dtype != np.dtype(manifest.dtype):
@@ -155,6 +169,11 @@ def verify_shards(directory: AnyPath) -> Manifest:
     for name, sidecar in manifest.sidecars.items():
         _check_sidecar(folder / name, sidecar, tokens=manifest.splits[sidecar.split].tokens)
     return manifest
+
+
+def _sum_of(path: Path, sha256: str) -> FileSum:
+    """The sum of a file whose size the manifest does not say."""
+    return FileSum(path.stat().st_size if path.is_file() else 0, sha256)
 
 
 def _check_sidecar(path: Path, sidecar: Sidecar, *, tokens: int) -> None:

@@ -132,13 +132,13 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     for path in paths:
         if not Path(path).is_dir():
             raise UserError(f"--include-path={path} is no directory.")
-    names = [str(Path(name).absolute()) if Path(name).is_file() else name for name in request.tasks]
+    names = [str(path.absolute()) if (path := expand_path(name)).is_file() else name for name in request.tasks]
     manager = task_manager(include_path=paths, include_defaults=False)
     known = lambda: all(name in manager.task_index or Path(name).is_file() for name in names)
     if not known() or any(task not in manager.task_index for task in files):
         manager = task_manager(include_path=paths)
     if not known():
-        unknown = next(name for name in names if name not in manager.task_index)
+        unknown = next(name for name in names if name not in manager.task_index and not Path(name).is_file())
         raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.")
     local = {
         task: str(write_local_task(manager, task, parts=parts, directory=scratch))

@@ -114,7 +114,7 @@ def find_protocol(name: str) -> Protocol:
     """A preset by name.
 
     - `gptjax`: windows side by side over the text, as `ValidationLoss` has them.
-    - `nanogpt`: its `estimate_loss`, over all windows instead of random ones (`nanogpt_windows` takes offsets).
+    - `nanogpt`: its `estimate_loss`, over all windows instead of random ones (`--offsets` takes those).
     - `modded-nanogpt`: the first 10,485,760 tokens of FineWeb's validation shard, side by side.
     - `hf-stride-512`: transformers' page on perplexity, windows 512 apart.
     - `harness`: lm-evaluation-harness' rolling log-likelihood.

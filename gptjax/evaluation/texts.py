@@ -10,14 +10,15 @@ from types import ModuleType
 
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.console import print_once
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
 from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
 from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
-from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 PARTS = 50
 """Parts of a single document that are drawn for its interval."""
@@ -52,19 +53,27 @@ class Text:
     """For each token whether its prediction counts; None: all count."""
 
 
-def read_documents(path: Path, *, rows: bool = False) -> list[str]:
+def read_documents(
+    path: Path, *, rows: bool = False, text_field: str | None = None, separator: str | None = None
+) -> list[str]:
     """The documents of a file: one of plain text, each line of JSON Lines (`text` or `page`), or each row.
 
-    A folder is read as `prepare` reads it.
+    Folders and other formats are read as `prepare` reads them; notes of that go to the error output.
 
     Args:
         rows: each line of plain text that is not blank is a document, with its line end.
+        text_field: key or column that holds the text of a record. Default: `text`.
+        separator: what stands between the documents of plain text. `\\n` and `\\t` are a line end and a tab.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, or is empty.
     """
-    if path.is_dir() or path.name.lower().endswith(READ_AS_PREPARE):
-        return _read_as_prepare(path)
+    if separator is not None and (rows or not separator):
+        raise UserError(f"--separator={quote(separator)}: wanted a text, and a protocol whose documents are no lines.")
+    is_lines = path.suffix in (".jsonl", ".ndjson")
+    is_foreign = path.is_dir() or path.name.lower().endswith(READ_AS_PREPARE)
+    if is_foreign or separator is not None or (is_lines and text_field is not None):
+        return _read_as_prepare(path, text_field=text_field or "text", separator=separator)
     try:
         _import_reader("text_files").check_start(path, (content := path.read_bytes())[:64])
         text = content.decode("utf-8")
@@ -74,19 +83,22 @@ def read_documents(path: Path, *, rows: bool = False) -> list[str]:
         raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
     if "\0" in text:
         raise UserError(f"--text={path} holds NUL bytes, so it is not text.")
-    if path.suffix in (".jsonl", ".ndjson"):
+    if is_lines:
         return [_read_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if rows:
         return [line for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()]
     return [text]
 
 
-def _read_as_prepare(path: Path) -> list[str]:
+def _read_as_prepare(path: Path, *, text_field: str, separator: str | None) -> list[str]:
     """The documents that `data_pipelines.prepare` finds in a file; it refuses with the same advice."""
     sources, documents = _import_reader("sources"), _import_reader("documents")
-    context = documents.ReadContext(strict=True)
-    chunks = sources.open_source(str(path)).chunks(context)
-    return [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
+    separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")
+    context = documents.ReadContext(text_field, strict=True, separator=separator)
+    chunks = sources.open_source(str(path.absolute())).chunks(context)  # a bare name may be that of a source
+    found = [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
+    print_once(*(f"note: {quote(note)}" for note in context.notes.lines()), to_stderr=True)
+    return found
 
 
 def _import_reader(name: str) -> ModuleType:
@@ -105,9 +117,21 @@ def _read_json_line(path: Path, number: int, line: str) -> str:
     return found[0]
 
 
-def encode_text(path: Path, tokenizer: Tokenizer, protocol: Protocol) -> Text:
-    """A file's documents, with the tokenizer."""
-    documents = read_documents(path, rows=protocol.rows)
+def encode_text(
+    path: Path,
+    tokenizer: Tokenizer,
+    protocol: Protocol,
+    *,
+    text_field: str | None = None,
+    separator: str | None = None,
+) -> Text:
+    """A file's documents, with the tokenizer. The other arguments are those of `read_documents`."""
+    documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator)
+    for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):
+        if times := sum(document.count(mark) for document in documents):
+            advice = f"; --separator='{mark}' cuts text files" if mark == END_OF_TEXT else ""
+            told = f"times {mark} stands in text and is scored as text{advice}"
+            print_once(f"note: {count_of(times, told)}", to_stderr=True)
     count = COUNT_WORDS[protocol.words]
     return Text(str(path), [tokenizer.encode(d) for d in documents], [count(d) for d in documents], tokenizer)
 

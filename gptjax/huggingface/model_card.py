@@ -187,7 +187,8 @@ def _list_figures(result: Facts) -> Iterator[tuple[str, str, float, str]]:
         value, low, high = (figure.get(key) for key in ("value", "low", "high"))
         if not isinstance(value, float):
             continue
-        protocol = str(result.get("protocol")) if name in TEXT_FIGURES else harness
+        # It begins with the path of the text, whose directories are not told.
+        protocol = str(result.get("protocol")).rpartition("/")[2] if name in TEXT_FIGURES else harness
         protocol = "CORE" if name == "CORE" or name.startswith("core ") else protocol
         interval = f"{low:.6g} – {high:.6g}" if isinstance(low, float) and isinstance(high, float) else ""
         yield protocol, name, value, interval

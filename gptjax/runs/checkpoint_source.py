@@ -114,6 +114,8 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
 
 def is_saved_model(directory: Path) -> bool:
     """Whether the config.json of a directory is one of Hugging Face's. `RunDir.open` explains all other faults."""
+    if not (directory / "config.json").is_file():  # a pipe or a device may be read without end
+        return False
     try:
         content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

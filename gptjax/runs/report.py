@@ -77,12 +77,16 @@ def _describe_unjudged(config: TrainConfig) -> list[str]:
     losses = [one for one in config.evaluators if isinstance(one, ValidationLoss)]
     if not config.checkpoint.keep_best or not losses:
         return []
+    by_time = []
+    if config.checkpoint.every_minutes is not None:
+        by_time = ["note: checkpoints of --checkpoint.every-minutes become `best` only at steps that are evaluated"]
     saved = [step for step in range(1, config.steps) if config.checkpoint.should_save(step, steps=config.steps)]
     if not saved or any(one.should_run(step, steps=config.steps) for one in losses for step in saved):
-        return []
+        return by_time
     return [
+        *by_time,
         f"note: no checkpoint before the last is evaluated, so none of them can become `best`: let a ValidationLoss "
-        f"run at the steps that are saved ({saved[0]:,}, …)"
+        f"run at the steps that are saved ({saved[0]:,}, …)",
     ]
 
 

@@ -16,6 +16,7 @@ from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.checkpoint_format import read_metadata
 from gptjax.training.checkpoint_integrity import list_steps
+from gptjax.training.checkpoint_rotation import find_last_kept
 from gptjax.training.stages import Stage
 from gptjax.training.state import TrainState
 
@@ -100,11 +101,16 @@ def read_saved_config(content: Any, config: TrainConfig, step: int, *, modules: 
 
 def find_saved_config(config: TrainConfig, modules: Modules | None = None) -> tuple[int, TrainConfig] | None:
     """(step, config) of the checkpoint that a run will go on from, if it can be read; damage is reported later."""
-    for step in reversed(list_steps(config.directory / CHECKPOINTS)):
-        if isinstance(config.resume, int) and step != config.resume:
+    directory = config.directory / CHECKPOINTS
+    back_to = config.resume if isinstance(config.resume, int) else None
+    if any(directory.glob(f"*.after_{back_to}")):  # it has gone back, and goes on
+        back_to = None
+    last_kept = find_last_kept(directory)
+    for step in reversed(list_steps(directory)):
+        if back_to not in (None, step) or (last_kept is not None and step > last_kept):
             continue
         try:
-            content = read_metadata(config.directory / CHECKPOINTS, step).get("config", {})
+            content = read_metadata(directory, step).get("config", {})
             return step, read_saved_config(content, config, step, modules=modules)
         except UserError:
             continue
@@ -120,7 +126,12 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     """
     found = find_saved_config(config, modules)
     if found is None:
-        return replace(config, schedule_steps=config.schedule_length, epoch_seeds=config.epoch_seeds or "mixed")
+        return replace(
+            config,
+            schedule_steps=config.schedule_length,
+            epoch_seeds=config.epoch_seeds or "mixed",
+            row_offsets=adopt_offsets(config, config, 0),
+        )
     step, saved = found
     config = replace(
         config,

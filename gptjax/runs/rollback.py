@@ -16,36 +16,47 @@ from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.data.batch_size import RowOffsets, locate_first_row
-from gptjax.runs.run_dir import CHECKPOINTS
+from gptjax.runs.run_dir import CHECKPOINTS, write_run_files
+from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.checkpoint_rotation import set_aside_after
 from gptjax.training.divergence import Diverged
 
 
 def go_back(
-    config: TrainConfig, checkpoints: CheckpointManager, trouble: Diverged
+    config: TrainConfig,
+    checkpoints: CheckpointManager,
+    trouble: Diverged,
+    *,
+    tokenizer: Tokenizer | None,
+    source: str | None,
 ) -> tuple[TrainConfig, dict[str, Any]]:
     """The config with which the run goes on, and what metrics.jsonl says of it at the step that it goes back to.
 
-    Checkpoints after that step are kept as `STEP.rolled_back`. All processes must call this.
+    Checkpoints after that step are kept as `STEP.rolled_back`, and config.json says which rows are passed over.
+    A run that is killed in between diverges and goes back again. All processes must call this.
     """
     with contextlib.suppress(UserError):  # a save that fails now is of no use
         checkpoints.wait()
     step = 0
     if jax.process_index() == 0:
-        step = set_aside_after(config.directory / CHECKPOINTS, trouble.last_good)
+        step = set_aside_after(config.directory / CHECKPOINTS, trouble.last_good, why="rolled_back")
     if jax.process_count() > 1:
         step = int(multihost_utils.broadcast_one_to_all(step))
     offsets = add_offset(config, back_to=step, begun=trouble.step)
     rows = offsets[-1][1]
     print_once(
         f"step {trouble.step:,}: {trouble.reason}. Going back to step {step:,}; the rows read since are passed over "
-        f"({len(offsets)} of at most {config.rollback.limit} times)"
+        f"({trouble.rollbacks} of at most {config.rollback.limit} times)"
     )
     record = {"rolled_back_from": trouble.step, "row_offset": rows, "reason": trouble.reason}
+    record["rollbacks"] = trouble.rollbacks
     # `never` and a step to go back to are about the start of the command.
     resume = "force" if config.resume == "force" else "auto"
-    return replace(config, row_offsets=offsets, resume=resume), record
+    config = replace(config, row_offsets=offsets, resume=resume)
+    if jax.process_index() == 0:
+        write_run_files(config.directory, config, tokenizer, source=source)
+    return config, record
 
 
 def add_offset(config: TrainConfig, *, back_to: int, begun: int) -> RowOffsets:
@@ -60,9 +71,11 @@ def adopt_offsets(config: TrainConfig, saved: TrainConfig, step: int) -> RowOffs
 
     A run that went back and was killed before it saved again has the latter in config.json alone.
     """
-    later = config.row_offsets or _read_offsets(config)
     past = tuple(one for one in saved.row_offsets if one[0] < step)
-    return (*past, *(one for one in later if one[0] >= step))
+    typed, recorded = (
+        tuple(one for one in offsets if one[0] >= step) for offsets in (config.row_offsets, _read_offsets(config))
+    )
+    return (*past, *(typed or recorded))
 
 
 def _read_offsets(config: TrainConfig) -> RowOffsets:

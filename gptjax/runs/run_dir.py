@@ -215,6 +215,8 @@ def _read_config(directory: Path, *, damage: str | None) -> dict[str, Any]:
     """config.json; if it is damaged, the config of the newest checkpoint that can be read, with a warning."""
     file = directory / CONFIG_FILE
     content = None
+    if damage is None and file.exists() and not file.is_file():  # it may be read without end
+        damage = f"{file} is a pipe, a device or a directory, wanted a file"
     if damage is None:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from gptjax.core.early_exit import stop_status
 from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
+from gptjax.data.source import DataSource
 from gptjax.metrics.logger import MetricLogger
 from gptjax.runs import report, startup
 from gptjax.runs.reference import SecondModel, prepare_second_model
@@ -28,6 +29,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.divergence import Diverged, DivergenceGuard
+from gptjax.training.metric_names import check_best_metric
 from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
@@ -103,7 +105,7 @@ def _train(
                 return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
             except Diverged as trouble:
                 with watchdog.doing("start"):
-                    config, record = go_back(config, checkpoints, trouble)
+                    config, record = go_back(config, checkpoints, trouble, tokenizer=tokenizer, source=source)
             read_spec = replace(read_spec, row_offsets=config.row_offsets)
             reader = config.data.open(read_spec)
 
@@ -151,26 +153,41 @@ class _Run:
                 )
             metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
             saver = _make_saver(config, checkpoints, metadata)
-            guard = _make_guard(config, checkpoints, start=start)
+            guard = _make_guard(config, checkpoints, start=start, went_back=went_back)
             rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
             loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
             return loop.run(state, self.shutdown, rules)
 
 
 def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
-    check = config.data.check
+    check = make_data_check(config)
     return Saver(checkpoints, config.checkpoint, steps=config.steps, metadata=metadata, check_data=check)
 
 
-def _make_guard(config: TrainConfig, checkpoints: CheckpointManager, *, start: int) -> DivergenceGuard:
-    """Losses up to step `start` count, so that a resumed run decides as an undisturbed one."""
+def make_data_check(config: TrainConfig) -> Callable[[], None]:
+    """A function that raises a `UserError` if data of the run or of an evaluator has changed since it was opened."""
+    others = (getattr(one, "data", None) for one in config.evaluators)
+    sources = [config.data, *(data.resolve() for data in others if isinstance(data, DataSource))]
+
+    def check() -> None:
+        for source in sources:
+            source.check()
+
+    return check
+
+
+def _make_guard(
+    config: TrainConfig, checkpoints: CheckpointManager, *, start: int, went_back: Mapping[str, Any] | None
+) -> DivergenceGuard:
+    """Losses up to step `start` and earlier rollbacks count, so that a resumed run decides as an undisturbed one."""
+    records = [went_back["rollbacks"]] if went_back else startup.read_values(config, "rollbacks", before=start + 1)
     has_median = config.rollback.spike_factor is not None
     return DivergenceGuard(
         checkpoints,
         steps=config.steps,
         limit=config.max_consecutive_skips,
         rollback=config.rollback,
-        rollbacks=len(config.row_offsets),
+        rollbacks=int(max(records, default=0)),
         losses=startup.read_values(config, "loss", before=start + 1) if has_median else (),
     )
 
@@ -235,7 +252,7 @@ class _Loop:
 
     def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, Stop | None]:
         """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
-        loss = None
+        loss, measured = None, set[str]()
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
             try:
                 with self._measure("evaluate"), shutdown.interruptible():
@@ -243,9 +260,20 @@ class _Loop:
             except StopRequested as stop:
                 return loss, Stop.by_signal(stop.number)
             self.log.write(step, found)
+            measured |= {name for name, value in found.items() if isinstance(value, float)}
             value = found.get(self.config.checkpoint.best_metric)
             loss = value if isinstance(value, float) else loss
+        if measured and loss is None and step < self.config.steps:  # at the end it would only cost the last save
+            self._check_best_metric(step, measured)
         return loss, None
+
+    def _check_best_metric(self, step: int, measured: set[str]) -> None:
+        """Refuse a metric that nothing measures, once all evaluators have run that could."""
+        config, metric = self.config, self.config.checkpoint.best_metric
+        judges = [one for one in config.evaluators if not isinstance(one, startup.NO_JUDGES)]
+        is_known = bool(startup.read_values(config, metric, before=step))
+        if not is_known and all(one.should_run(step, steps=config.steps) for one in judges):
+            check_best_metric(metric, measured, patience=config.patience)
 
     def _should_save(self, step: int, state: TrainState) -> bool:
         return self.saver.is_due(step) and self.guard.allows_save(step, state=state)

@@ -78,7 +78,7 @@ def describe_incomplete(path: Path, *, items: Collection[str] | None = None) -> 
         return find_wrong_size(path, sums)
     if not (path / _COMMITTED).is_file() or not (path / METADATA / METADATA).is_file():
         return f"{path} was not written to the end"
-    return f"{path / SUMS_FILE} is missing" if _has_sums_by_metadata(path) else None
+    return f"{path / SUMS_FILE} is missing" if has_sums_by_metadata(path) else None
 
 
 def find_checkpoint_damage(path: Path, *, items: Collection[str] | None = None) -> list[str]:
@@ -101,11 +101,12 @@ def _read_item_sums(path: Path, items: Collection[str] | None) -> dict[str, File
     return {name: one for name, one in found[0].items() if items is None or name.split("/")[0] in items}
 
 
-def _has_sums_by_metadata(path: Path) -> bool:
+def has_sums_by_metadata(path: Path) -> bool:
+    """Whether a step was written with sums, as its metadata says; True if that is unreadable."""
     try:
         return bool(json.loads((path / METADATA / METADATA).read_bytes()).get("checksums"))
     except (OSError, ValueError, AttributeError):
-        return True  # unreadable: not to be believed
+        return True
 
 
 def check_step(directory: Path, step: int, *, items: Collection[str] | None = None) -> None:

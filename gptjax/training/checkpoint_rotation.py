@@ -18,6 +18,8 @@ from gptjax.training.checkpoint_integrity import (
 ALL_DAMAGED = -2
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
+_BEGUN = ".begun"
+"""Ends the name of an empty file that is there while checkpoints are being set aside: `STEP.WHY.begun`."""
 
 
 def prune(directory: Path, *, keep: int, keep_best: bool, keep_every: int | None) -> None:
@@ -37,7 +39,13 @@ def prune(directory: Path, *, keep: int, keep_best: bool, keep_every: int | None
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Delete the remains of killed saves and deletions; rename an incomplete step, such as an unfinished copy."""
+    """Delete the remains of killed saves and deletions; rename an incomplete step, such as an unfinished copy.
+
+    Checkpoints that a killed process was setting aside are set aside.
+    """
+    for marker in directory.glob(f"*{_BEGUN}"):
+        step, why, _ = marker.name.split(".")
+        set_aside_after(directory, int(step), why=why)
     for path in directory.iterdir():
         if _ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED)):
             shutil.rmtree(path)
@@ -67,18 +75,28 @@ def go_back(directory: Path, step: int) -> None:
     if step not in (existing := list_steps(directory)):
         listed = ", ".join(map(str, existing)) or "none"
         raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
-    for later in existing:
-        if later > step:
-            _set_aside(directory / str(later), f"after_{step}")
+    set_aside_after(directory, step, why=f"after_{step}")
 
 
-def set_aside_after(directory: Path, step: int) -> int:
-    """Keep all later checkpoints as `STEP.rolled_back`. Returns the newest that is left; 0 if there is none."""
+def set_aside_after(directory: Path, step: int, *, why: str) -> int:
+    """Keep all later checkpoints as `STEP.WHY`. Returns the newest that is left; 0 if there is none.
+
+    After a kill, `clear_unfinished` does the rest.
+    """
     existing = list_steps(directory)
-    for later in existing:
+    marker = directory / f"{step}.{why}{_BEGUN}"
+    marker.touch()
+    sync_path(directory)
+    for later in reversed(existing):
         if later > step:
-            _set_aside(directory / str(later), "rolled_back")
+            _set_aside(directory / str(later), why)
+    marker.unlink()
     return max((one for one in existing if one <= step), default=0)
+
+
+def find_last_kept(directory: Path) -> int | None:
+    """The step after which a killed process was setting checkpoints aside; None if there was none."""
+    return min((int(path.name.split(".")[0]) for path in directory.glob(f"*{_BEGUN}")), default=None)
 
 
 def _set_aside(path: Path, why: str) -> None:

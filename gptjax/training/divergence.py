@@ -51,10 +51,13 @@ class RollbackConfig:
 class Diverged(Exception):
     """A run should go back. It ends nothing, and nothing of the steps after `last_good` is kept."""
 
-    def __init__(self, *, step: int, last_good: int, reason: str) -> None:
-        """`step` is the number of updates that have shown their metrics; checkpoints up to `last_good` are good."""
+    def __init__(self, *, step: int, last_good: int, reason: str, rollbacks: int) -> None:
+        """`step` is the number of updates that have shown their metrics; checkpoints up to `last_good` are good.
+
+        `rollbacks` is how often the run goes back, this time included.
+        """
         super().__init__(reason)
-        self.step, self.last_good, self.reason = step, last_good, reason
+        self.step, self.last_good, self.reason, self.rollbacks = step, last_good, reason, rollbacks
 
 
 class DivergenceGuard:
@@ -114,7 +117,7 @@ class DivergenceGuard:
     def _go_back(self, step: int, *, first_bad: int, reason: str) -> None:
         # The weights before the first bad step may be what is bad, so a checkpoint needs a good step after it.
         if self._rollbacks < self._rollback.limit and first_bad >= 2:
-            raise Diverged(step=step, last_good=first_bad - 2, reason=reason)
+            raise Diverged(step=step, last_good=first_bad - 2, reason=reason, rollbacks=self._rollbacks + 1)
 
     def _fail(self, step: int) -> None:
         self._checkpoints.wait()  # a save may be pending

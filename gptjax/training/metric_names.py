@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from gptjax.core.errors import UserError
+from gptjax.training.checkpoint_format import DEFAULT_METRIC
 
 
 def check_evaluator_names(evaluators: Sequence[object]) -> None:
@@ -14,6 +15,17 @@ def check_evaluator_names(evaluators: Sequence[object]) -> None:
         if name is not None and count > 1:
             problem = f"{count} {kind} are named {name!r}, so their metrics have the same names"
             raise UserError(f'evaluators: {problem}. Give them names, as in {kind}(name="books").')
+
+
+def check_best_metric(metric: str, measured: Collection[str], *, patience: int | None) -> None:
+    """Raise if `checkpoint.best_metric` is not measured, although it was chosen or `patience` waits for it."""
+    if metric in measured or (metric == DEFAULT_METRIC and patience is None):
+        return
+    effect = "no checkpoint would be `best`" + (
+        f", and patience {patience} would never end the run" if patience else ""
+    )
+    advice = f"There are: {', '.join(sorted(measured))}" if measured else "Add an evaluator, such as ValidationLoss()"
+    raise UserError(f"checkpoint.best_metric is {metric!r}, which no evaluator measures: {effect}. {advice}.")
 
 
 def to_metrics(

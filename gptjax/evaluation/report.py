@@ -1,0 +1,82 @@
+"""What an evaluation of checkpoints prints, and its JSON."""
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
+from gptjax.evaluation.comparison import Evaluation, compare, format_table
+from gptjax.evaluation.figures import Figure
+
+
+def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quantize: str | None = None) -> str:
+    """What the command prints: protocol and counts of each checkpoint, and the table."""
+    lines = []
+    for e in evaluations:
+        average = ", average of the weights" if e.about["weights"] == "average" else ""
+        lines.append(f"{e.name}: step {e.about['step']}{average}")
+        if "protocol" in e.about:
+            counts = ", ".join(f"{e.about[name]:,} {name}" for name in ("tokens", "words", "bytes", "documents"))
+            lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
+        if "harness" in e.about:
+            lines.append(
+                f"lm-evaluation-harness {e.about['harness']['lm_eval']}: {_describe_tasks(e.about['harness'])}"
+            )
+        if "val_loss_quantized" in e.about:
+            rounded, loss = e.about["val_loss_quantized"], e.figures["nats_per_token"].value
+            lines.append(f"weights in {quantize}: {rounded:.4f} nats per token, {rounded - loss:+.4f}")
+    return "\n".join([*lines, "", format_table(evaluations, _find(evaluations, baseline))])
+
+
+def _describe_tasks(about: dict[str, Any]) -> str:
+    """Items and examples of each task."""
+    shots = about["num_fewshot"]
+    lines = [", ".join(f"{task}: {n} items, {shots.get(task, 0)} examples" for task, n in about["items"].items())]
+    return "\n".join([*lines, *(f"not run: {task}: {reason}" for task, reason in about["not_run"].items())])
+
+
+def _find(evaluations: list[Evaluation], name: str | None) -> Evaluation | None:
+    return next((e for e in evaluations if e.name == name), None)
+
+
+def to_result(evaluations: list[Evaluation], *, baseline: str | None = None) -> dict[str, Any]:
+    """An evaluation as JSON: `checkpoint`, `figures` (value, low, high), protocol and counts.
+
+    `val_loss`, `val_perplexity` and `val_bpb` are its figures per token and byte. Several checkpoints are a list under
+    `checkpoints`, each with its paired `differences` from the `baseline`.
+    """
+    compared = _find(evaluations, baseline)
+    results = [_to_json(e, None if e is compared else compared) for e in evaluations]
+    return results[0] if len(results) == 1 else {"baseline": baseline, "checkpoints": results}
+
+
+def _to_json(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, Any]:
+    names = {"nats_per_token": "val_loss", "token_perplexity": "val_perplexity", "bits_per_byte": "val_bpb"}
+    figures = evaluation.figures
+    values = {short: figures[name].value for name, short in names.items() if name in figures} | evaluation.about
+    result: dict[str, Any] = {"checkpoint": evaluation.name, **{key: _finite(value) for key, value in values.items()}}
+    result["figures"] = _figures_to_json(figures)
+    return result if baseline is None else result | {"differences": _figures_to_json(compare(evaluation, baseline))}
+
+
+def _figures_to_json(figures: dict[str, Figure]) -> dict[str, Any]:
+    return {name: {key: _finite(x) for key, x in asdict(figure).items()} for name, figure in figures.items()}
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and infinities, which JSON lacks; other values as they are."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_result(target: str, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if target == "-":
+        print(text, end="")
+        return
+    path = expand_path(target)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json={path} cannot be written: {error.strerror}.") from None
