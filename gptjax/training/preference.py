@@ -8,6 +8,7 @@ the whole batch, and so are the logged metrics:
 - `reward_margin`: their difference. `reward_accuracy`: the share of pairs in which it is positive.
 """
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Comparison(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairObjective:
+class PairObjective(abc.ABC):
     """What the objectives over pairs share. Dropout is not used: it would hide the difference between two answers."""
 
     beta: float = 0.1
@@ -77,8 +78,9 @@ class PairObjective:
         if self.chunk_tokens < 1:
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
+    @abc.abstractmethod
     def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
-        raise NotImplementedError
+        """Loss and rewards of each pair."""
 
     def sum_loss(self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> LossSums:
         """Sums over all pairs on all devices."""

@@ -62,7 +62,7 @@ class Saver:
 
         What cannot be written is reported, and training may go on. Raises a UserError for data that has changed.
         """
-        self._wait()
+        self.wait()
         if self._check_data is not None:
             self._check_data()
         self._saved_at, self._saving = self._clock(), step
@@ -73,24 +73,21 @@ class Saver:
 
     def finish(self, step: int, state: TrainState, *, loss: float | None) -> None:
         """Wait until `step` is saved, trying once more if need be. Raises a UserError if it cannot be saved."""
-        self._wait()
+        self.wait()
         if step not in self._checkpoints.steps and jax.process_count() == 1:
             self.save(step, state, loss=loss)
-            self._wait()
+            self.wait()
         if self._error is not None:
             raise UserError(f"step {step} could not be saved. {self._error} {self._name_last()}") from None
         # The first process makes the checkpoint complete by itself. It would end if another one left before.
         wait_for_processes(f"saved {step}")
 
-    def wait(self) -> None:
-        """Wait until all saves have ended; a failure is reported, not raised."""
-        self._wait()
-
     def _notice_failure(self) -> None:
         if self._checkpoints.has_finished:
-            self._wait()
+            self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until all saves have ended; a failure is reported, not raised."""
         try:
             self._checkpoints.wait()
         except UserError as error:
