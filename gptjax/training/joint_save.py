@@ -74,8 +74,9 @@ class JointCheckpointer:
             async_options=options,
             multiprocessing_options=own,
         )
-        # absl's own class of logger, so only once Orbax has imported it. Adding a filter twice changes nothing.
-        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        # absl has its own class of logger, so only once Orbax has imported it. Adding a filter twice changes nothing.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_of_orbax)
 
     def save(self, directory: Path, args: "ocp.args.Composite", *, name: str) -> None:
         """Begin to write this directory, and return once the arrays may be donated. `name` is that of the save."""
@@ -126,5 +127,7 @@ def _make_registry(await_directories: Callable[[], None]) -> Any:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """A filter of logs. Each of Orbax's threads logs a traceback of the error that `wait` raises, too."""
-    return "orbax" not in Path(record.pathname).parts or shows_tracebacks()
+    """A filter of logs. Orbax logs a traceback in each thread that fails, and asyncio one for each array; `finish`
+    raises the same error."""
+    is_of_orbax = "orbax" in Path(record.pathname).parts or "/orbax/" in record.getMessage()
+    return not is_of_orbax or shows_tracebacks()
