@@ -3,6 +3,8 @@
     python -m data_pipelines.train_tokenizer --source=books/ --vocab-size=32768 --output=data/tokenizer
     python -m data_pipelines.train_tokenizer --source=web/ --vocab-size=50257 --pattern=gpt4 --special-tokens=chat \\
         --max-bytes=500000000 --output=data/tokenizer
+    python -m data_pipelines.train_tokenizer --source=chats.jsonl --text-field=messages.content --vocab-size=4096 \\
+        --output=data/tokenizer
 """
 
 import time
