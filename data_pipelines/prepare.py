@@ -13,7 +13,7 @@ import contextlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Encoder, Limits, encode_batches, iter_batches
@@ -37,6 +37,7 @@ from gptjax.tokenization.tokenizer_json import FILE_NAME
 class Prepare(ShardOptions):
     """Tokenise a source into shards."""
 
+    train_flags: ClassVar[str] = "--config=own_text_cpu"
     source: str
     """A text, .jsonl, .csv (plain, .gz, .zst), .json, .parquet, .arrow or .array_record file, a directory, a pattern,
     `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, a class of your own as `my_reader.py:Mails`, or a recipe such
@@ -134,7 +135,8 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journa
     """Learn the tokenizer, unless an earlier run has saved it in the directory."""
     if not (directory / FILE_NAME).is_file():
         context = request.options.make_context()
-        documents, spec = request.corpus.iter_split_documents(context), request.options.tokenizer or ""
+        spec = request.options.tokenizer or ""
+        documents = request.corpus.iter_to_learn(context, spec=request.options.source)
         if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation needs an id
             tokenizer = Chars.from_text(text for _, document in documents for text in iter_text(document))
         else:

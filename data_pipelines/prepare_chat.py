@@ -17,7 +17,7 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
@@ -36,6 +36,7 @@ REPEATED_ROLE = "conversations have two messages of one role in a row, which wer
 class PrepareChat(PrepareScored):
     """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
+    train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
     template: Literal["chatml", "nanochat"] | None = None
     """Chat template. By default the tokenizer's own, or else chatml."""
     system_prompt: str | None = None
