@@ -4,10 +4,12 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax._src import distributed  # its client and place are in no public module
+from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.native_output import NativeOutput, hold_native_output, release_native_output
@@ -116,6 +118,16 @@ def collect_failures(place: str, error: str | None) -> dict[str, str]:
         client.key_value_set(failures + name_process(), error)
     wait_for_processes(place)
     return {key[len(failures) :]: text for key, text in client.key_value_dir_get(failures)}
+
+
+def share_floats(values: Sequence[float]) -> list[float]:
+    """The first process's values, bit for bit, on all processes."""
+    if jax.process_count() == 1:
+        return list(values)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    own = np.asarray(values, np.float64) if jax.process_index() == 0 else np.zeros(count)
+    # JAX would round float64 to float32.
+    return np.asarray(multihost_utils.broadcast_one_to_all(own.view(np.uint32))).view(np.float64).tolist()
 
 
 def name_process() -> str:
