@@ -11,9 +11,11 @@ import numpy as np
 from jax._src import distributed  # its client and place are in no public module
 from jax.experimental import multihost_utils
 
+from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.errors import UserError, quote
 from gptjax.core.native_output import NativeOutput, hold_native_output, release_native_output
-from gptjax.core.process_end import end_at_abort, know_others
+from gptjax.core.process_end import end_at_abort, end_process, know_others
+from gptjax.sharding.joining import JoinWatch
 from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
@@ -46,7 +48,7 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
         _read_integer(environment, "JAX_NUM_PROCESSES"),
         _read_integer(environment, "JAX_PROCESS_ID"),
     )
-    total = count or environment.get("SLURM_NTASKS")
+    total = count or _read_integer(environment, "SLURM_NTASKS")
     seconds = _read_integer(environment, "GPTJAX_JOIN_SECONDS") or WAIT_SECONDS
     if total is not None:
         rank = process if process is not None else environment.get("SLURM_PROCID", "?")
@@ -56,13 +58,10 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
             file=sys.stderr,
             flush=True,
         )
-    refusal = (
-        f"not all {total or ''} processes came within {seconds} s. Start the command once each, or, for a single "
-        "process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
-    )
     native = hold_native_output()
+    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds)
     try:
-        with end_at_abort(native, refusal):
+        with waiting, end_at_abort(native, waiting.explain):
             jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=count,
@@ -71,7 +70,10 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except RuntimeError as error:
-        raise UserError(f"{refusal} ({str(error).splitlines()[0][:200]})") from error
+        message, status = waiting.explain()
+        if status == REQUEUE_STATUS:
+            end_process(message, status=status)
+        raise UserError(f"{message} ({str(error).splitlines()[0][:200]})") from error
     except ValueError as error:
         raise UserError(
             f"The environment asks for several processes, but describes them incompletely: {error} "
