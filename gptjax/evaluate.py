@@ -260,7 +260,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}",
     }
     if options.quantize is not None:
-        from gptjax.model.decoding import round_weights
+        from gptjax.generation.decoding import round_weights
 
         rounded = compute_figures(score(round_weights(model, options.quantize)), draws=1)
         evaluation.about["val_loss_quantized"] = rounded["nats_per_token"].value

@@ -34,7 +34,7 @@ from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptjax.model.generation import DecodingSpeed
+    from gptjax.generation.generate import DecodingSpeed
 
 DEFAULT_LENGTH = 200
 

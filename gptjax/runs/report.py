@@ -14,11 +14,11 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
+from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.forms import choose_form
 from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
-from gptjax.model.adapters import abstract_adapted_model
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE

@@ -15,9 +15,10 @@ from gptjax.tokenization.messages import UselessRecord, read_messages
 from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
 
 if TYPE_CHECKING:
-    from gptjax.model import generation, gpt
+    from gptjax.generation import generate as generation
+    from gptjax.model import gpt
 else:
-    generation = LazyModule("gptjax.model.generation")  # imports flax
+    generation = LazyModule("gptjax.generation.generate")  # imports flax
 
 
 @dataclass(frozen=True)

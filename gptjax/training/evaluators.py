@@ -28,11 +28,11 @@ from gptjax.training.metric_names import to_metrics
 from gptjax.training.objective import Objective, get_row_kind
 
 if TYPE_CHECKING:
-    from gptjax.model import generation, gpt
+    from gptjax.generation import generate as generation
+    from gptjax.model import gpt
     from gptjax.training import step as training_step
-else:
-    # A config needs none of these, which import flax.
-    generation = LazyModule("gptjax.model.generation")
+else:  # a config needs none of these, which import flax
+    generation = LazyModule("gptjax.generation.generate")
     gpt = LazyModule("gptjax.model.gpt")
     training_step = LazyModule("gptjax.training.step")
 
