@@ -18,12 +18,12 @@ from gptjax.core.serialization import Modules, find_unimportable, from_json, to_
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.finetuning.adapters import merge_adapters
+from gptjax.finetuning.model_config import merge_model_config, select_layers
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
-from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
-from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.initial_weights import check_typed, join_vocabularies, load_start, report_merge
