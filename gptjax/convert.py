@@ -1,12 +1,15 @@
-"""Entry point: `python -m gptjax.convert to-hf|from-hf` converts runs to and from Hugging Face's format.
+"""Convert runs to and from Hugging Face's format, llama.cpp's and others': `python -m gptjax.convert --help`.
 
 An export is compared with transformers, if that is installed, before its directory appears.
 """
 
+import difflib
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -22,14 +25,32 @@ from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoin
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.tokenization.tokenizer import load_tokenizer
 
+T = TypeVar("T")
 PROG = "python -m gptjax.convert"
 ORIGIN_FILE = "hf_config.json"
 """File of an imported run with the model's own config.json and type, which a later export restores."""
-USAGE = f"""usage: {PROG} to-hf --checkpoint=RUN --output=DIRECTORY [...]
-       {PROG} to-peft --checkpoint=RUN --output=DIRECTORY [...]
-       {PROG} to-gguf --checkpoint=RUN --output=FILE [...]
-       {PROG} from-hf --model=DIRECTORY_OR_HUB_ID --output=RUN [...]
-       {PROG} from-nanogpt|from-llmc|from-nanochat|from-modded|from-speedrun CHECKPOINT --output=RUN [...]
+EXAMPLES = {
+    "to-hf": (
+        "--checkpoint=runs/quickstart --output=quickstart-hf",
+        "--checkpoint=runs/quickstart --step=best --dtype=bfloat16 --output=quickstart-hf --push-to=OWNER/REPO",
+    ),
+    "to-peft": (
+        "--checkpoint=runs/lora --output=adapters",
+        "--checkpoint=runs/lora --base=openai-community/gpt2 --output=adapters",
+    ),
+    "to-gguf": (
+        "--checkpoint=runs/quickstart --output=quickstart.gguf",
+        "--checkpoint=hf:openai-community/gpt2 --dtype=float16 --output=gpt2.gguf",
+    ),
+    "from-hf": ("--model=gpt2 --output=runs/gpt2", "--model=quickstart-hf --output=runs/quickstart_again"),
+    "from-nanogpt": ("out/ckpt.pt --output=runs/mine", "out/ckpt.pt --tokenizer=gpt2 --output=runs/mine"),
+    "from-llmc": ("model.bin --output=runs/mine", "model.bin --tokenizer=gpt2 --output=runs/mine"),
+    "from-nanochat": ("base_checkpoints/d12 --output=runs/d12", "d12 --tokenizer=tokenizer.json --output=runs/d12"),
+    "from-modded": ("state_step001390.pt --output=runs/mine", "state.pt --num-heads=6 --output=runs/mine"),
+    "from-speedrun": ("pytorch_model.pt --output=runs/mine", "nanogpt-162m.pt --tokenizer=gpt2 --output=runs/mine"),
+}
+"""What one types for each conversion."""
+USAGE = f"""usage: {PROG} CONVERSION [--flag=value ...]
 
 to-hf    write a run's weights and tokenizer as a directory that transformers loads
 to-peft  write a run's adapters (lora.rank) as a directory that PEFT loads beside their base
@@ -38,9 +59,24 @@ from-hf  make a run directory from a model in Hugging Face's format, to evaluate
 from-nanogpt, from-llmc, from-nanochat, from-modded, from-speedrun
          make a run directory from a checkpoint of that program
 
+examples:
+  {PROG} to-hf --checkpoint=runs/quickstart --output=quickstart-hf
+  {PROG} to-gguf --checkpoint=runs/quickstart --output=quickstart.gguf
+  {PROG} from-hf --model=gpt2 --output=runs/gpt2
+  {PROG} from-nanogpt out/ckpt.pt --output=runs/mine
+
 {PROG} to-hf --help and so on explain the options."""
 PROGRAMS = ("nanogpt", "llmc", "nanochat", "modded", "speedrun")
 """Training programs whose checkpoints can be read."""
+WORDS = {
+    **dict.fromkeys(("export", "huggingface", "tohuggingface", "transformers", "totransformers"), "to-hf"),
+    **dict.fromkeys(("import", "fromhuggingface", "fromtransformers", "hf", "fromgpt"), "from-hf"),
+    **dict.fromkeys(("gguf", "llamacpp", "tollamacpp"), "to-gguf"),
+    **dict.fromkeys(("peft", "lora", "tolora", "adapters", "toadapters"), "to-peft"),
+    **dict.fromkeys(("frommoddednanogpt", "fromspeedrunmodded"), "from-modded"),
+    **dict.fromkeys(("frompytorch", "fromtorch", "frompt"), "from-nanogpt"),
+}
+"""Other words for them, without dashes."""
 
 
 @dataclass(frozen=True)
@@ -140,25 +176,41 @@ def main(argv: list[str] | None = None) -> None:
         print_versions_if_asked(argv)
         match [argv[0].replace("_", "-"), *argv[1:]] if argv else []:
             case ["to-hf", *options]:
-                export_model(parse_options(ToHf, options, prog=f"{PROG} to-hf"))
+                export_model(_parse(ToHf, "to-hf", options))
             case ["to-peft", *options]:
-                export_adapters(parse_options(ToPeft, options, prog=f"{PROG} to-peft"))
+                export_adapters(_parse(ToPeft, "to-peft", options))
             case ["to-gguf", *options]:
-                export_gguf(parse_options(ToGGUF, options, prog=f"{PROG} to-gguf"))
+                export_gguf(_parse(ToGGUF, "to-gguf", options))
             case ["from-hf", *options]:
-                import_model(parse_options(FromHf, options, prog=f"{PROG} from-hf"))
+                import_model(_parse(FromHf, "from-hf", options))
             case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
                 options = [f"--model={options[0]}", *options[1:]] if options and options[0][0] != "-" else options
-                import_checkpoint(word, parse_options(FromCheckpoint, options, prog=f"{PROG} {word}"))
+                import_checkpoint(word, _parse(FromCheckpoint, word, options))
             case ["-h" | "--help", *_]:
                 print(USAGE)
             case []:
                 raise UserError(USAGE)
             case _:
-                raise UserError(
-                    f"the first word is {quote(argv[0])}; wanted: to-hf, to-gguf, to-peft, from-hf or "
-                    f"from-{', from-'.join(PROGRAMS)}. {PROG} --help explains them."
-                )
+                raise UserError(explain_command(argv[0]))
+
+
+def _parse(kind: type[T], name: str, options: Sequence[str]) -> T:
+    examples = "\n".join(["examples:", *(f"  {PROG} {name} {line}" for line in EXAMPLES[name])])
+    return parse_options(kind, options, prog=f"{PROG} {name}", introduction=examples)
+
+
+def explain_command(word: str) -> str:
+    """The message for a first word that is no command: the one that is meant."""
+    if word.startswith("-"):
+        meant = "from-hf" if word.startswith("--model") else "to-hf"
+        return f"{quote(word)} stands first; what is to be done comes before it: {PROG} {meant} {quote(word)} …"
+    name = re.sub(r"[^a-z]+", "-", word.lower().replace("llm.c", "llmc"))
+    if name not in EXAMPLES:
+        names = {command.replace("-", ""): command for command in EXAMPLES} | WORDS
+        close = difflib.get_close_matches(name.replace("-", ""), names, n=1, cutoff=0.8)
+        name = names[close[0]] if close else ""
+    hint = f". Write {PROG} {name} …" if name else f"; wanted: {', '.join(EXAMPLES)}. {PROG} --help explains them."
+    return f"There is no conversion {quote(word)}{hint}"
 
 
 def export_model(options: ToHf) -> None:

@@ -250,8 +250,8 @@ def test_missing_paths_are_not_fetched_from_the_hub(capsys: pytest.CaptureFixtur
     ("argv", "message"),
     [
         ([], "usage:"),
-        (["to-onnx"], "to-onnx; wanted: to-hf, to-gguf, to-peft, from-hf"),
-        (["--checkpoint=x"], "wanted: to-hf"),
+        (["to-onnx"], "to-onnx; wanted: to-hf, to-peft, to-gguf, from-hf"),
+        (["--checkpoint=x"], "gptjax.convert to-hf --checkpoint=x"),
     ],
 )
 def test_missing_direction_is_explained(capsys: pytest.CaptureFixture[str], argv: list[str], message: str):

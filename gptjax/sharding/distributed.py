@@ -103,6 +103,21 @@ def wait_for_processes(place: str) -> None:
         client.wait_at_barrier(f"gptjax/{place}", BARRIER_SECONDS * 1000)
 
 
+def collect_failures(place: str, error: str | None) -> dict[str, str]:
+    """Return once all processes have come to this place, with what went wrong on those that say so, by their names.
+
+    `error` is what went wrong here. The name is "" where there is only one process. None passes a place twice.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        return {} if error is None else {"": error}
+    failures = f"gptjax_failures/{place}/"
+    if error is not None:
+        client.key_value_set(failures + name_process(), error)
+    wait_for_processes(place)
+    return {key[len(failures) :]: text for key, text in client.key_value_dir_get(failures)}
+
+
 def name_process() -> str:
     """This process, as the others would call it."""
     if count_processes() == 1:

@@ -1,6 +1,7 @@
 """Several processes, as on several hosts, are one run: the same rows, losses, files and end on a signal."""
 
 import pickle
+import resource
 import shutil
 import signal
 import socket
@@ -54,8 +55,11 @@ def start_training(file: Path, *words: str, **place: Any) -> list[subprocess.Pop
     return start("-m", "gptjax.train", f"--config={file}", *words, **place)
 
 
-def wait_for(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+def wait_for(processes: list[subprocess.Popen], *, kill: bool = False) -> tuple[list[int], list[str]]:
     """Exit codes and outputs; nothing is left running."""
+    for process in processes:
+        if kill:
+            process.kill()
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
@@ -295,6 +299,48 @@ def test_lost_process_ends_the_other_and_the_command_resumes(
     codes, outputs = wait_for(start_training(file, f"--steps={saved + 2}"))
     assert codes == [0, 0], outputs
     assert f"at step {saved}" in outputs[0]
+
+
+def read_until(process: subprocess.Popen, words: str) -> list[str]:
+    """The lines that it prints, to one with these words."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and words not in line:
+        lines.append(line)
+    assert words in line, lines
+    return [*lines, line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+def test_disk_of_one_process_is_full_and_both_save_later(staged: TrainConfig, tmp_path: Path, full: int) -> None:
+    """A limit of its files' size stands for the disk. The arrays are larger, all else is smaller."""
+    often = CheckpointConfig(every=10)
+    run = replace(staged, name=f"full{full}", steps=100_000, evaluators=(), checkpoint=often, log=LogConfig(every=10))
+    file = write_config(tmp_path / "full.py", run)
+    processes = start_training(file, devices=1)
+    try:
+        read_until(processes[0], "compiled")
+        resource.prlimit(processes[full].pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        said = read_until(processes[0], "warning: ")
+        assert ("File too large (process 1 of 2" if full else "File too large.") in said[-1]
+        assert "Training goes on, and the save is tried again" in said[-1]
+        read_until(processes[0], "step")
+        assert complete_steps(run.directory / "checkpoints") == []
+        resource.prlimit(processes[full].pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        while not complete_steps(run.directory / "checkpoints"):
+            said += read_until(processes[0], "step")
+        processes[0].terminate()
+    except BaseException:
+        wait_for(processes, kill=True)
+        raise
+    codes, outputs = wait_for(processes)
+    assert codes == [143, 143], outputs
+    outputs[0] += "".join(said)
+    assert [output.count("not saved") for output in outputs] == [1, 0]
+    assert "Traceback" not in "".join(outputs)
+    saved = complete_steps(run.directory / "checkpoints")
+    assert {path.name for path in (run.directory / "checkpoints").iterdir()} == set(map(str, saved))
 
 
 @pytest.mark.slow
