@@ -5,6 +5,15 @@
     python -m data_pipelines.prepare --source=train/ --validation-source=val/ --tokenizer=gpt2 --output=data/own
     python -m data_pipelines.prepare --source=shakespeare --tokenizer=chars --split=tail:0.1 --output=data/shakespeare
 
+Often given:
+
+    --source            a file, a directory, a quoted pattern, hf:OWNER/NAME, tfds:NAME or a recipe
+    --tokenizer         gpt2, bytes, chars, bpe:SIZE (learned from this text), or a tokenizer.json
+    --text-field        where the text of a record is, if that is not called `text`
+    --separator         what cuts a text file into documents
+    --split             what is kept for validation: hash:F, tail:F or none; or --validation-source
+    --output            the directory to make
+
 The output is a directory of shards with `manifest.json` and `tokenizer.json`; it appears when it is complete. The same
 request again finds it and stops. After a kill the same command continues, to the same bytes.
 """

@@ -1,6 +1,8 @@
 """Conversations to token shards with marks of what is scored: `python -m data_pipelines.prepare_chat --help`.
 
     python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
+    python -m data_pipelines.prepare_chat --source=alpaca.json --tokenizer=runs/mine --split=none --output=data/chat
+    python -m data_pipelines.prepare_chat --source='chats/*.parquet' --tokenizer=data/tokenizer --output=data/chat
 
 A record is one of these, in JSON lines, a JSON array (.json), Parquet or a table:
 

@@ -1,6 +1,7 @@
 """Preferences to pairs of documents, for DPO and its like: `python -m data_pipelines.prepare_preferences --help`.
 
     python -m data_pipelines.prepare_preferences --source=pairs.jsonl --tokenizer=data/chat --output=data/pairs
+    python -m data_pipelines.prepare_preferences --source=hh.jsonl.gz --tokenizer=runs/sft --split=none --output=data/hh
 
 A record is one of these, in JSON lines, a JSON array (.json) or Parquet; LIST is a list of messages:
 
