@@ -290,7 +290,9 @@ LOST = {
 def test_lost_process_ends_the_other_and_the_command_resumes(staged: TrainConfig, tmp_path: Path, how: str) -> None:
     """It names the one that is gone, in a line, with a status on which a scheduler starts both again."""
     number, lost = LOST[how]
-    long = replace(staged, name=how, steps=100_000, evaluators=(), checkpoint=CheckpointConfig(every=5))
+    long = replace(
+        staged, name=how.replace(" ", "-"), steps=100_000, evaluators=(), checkpoint=CheckpointConfig(every=5)
+    )
     if "saving" in how:
         long = replace(long, checkpoint=CheckpointConfig(every=1))
     if "evaluation" in how:
@@ -327,7 +329,7 @@ def check_end(left: subprocess.Popen, said: str, config: TrainConfig, lost: set[
 @pytest.mark.slow
 def test_two_of_four_processes_are_lost_and_the_others_end(staged: TrainConfig, tmp_path: Path) -> None:
     """One is killed, one is stopped. Each of the others names one of them."""
-    long = replace(staged, name="two lost", steps=100_000, evaluators=(), checkpoint=CheckpointConfig(every=5))
+    long = replace(staged, name="two-lost", steps=100_000, evaluators=(), checkpoint=CheckpointConfig(every=5))
     file = write_config(tmp_path / "lost.py", long)
     processes = start_training(file, processes=4, devices=1)
     wait_for_steps(long, 12)
