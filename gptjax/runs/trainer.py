@@ -97,8 +97,19 @@ def _train(
             read_spec, reader = second.read_spec, config.data.open(second.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
-        parts = evaluators, second, fingerprints, checkpoints
-        run = _Run(mesh, tokenizer, *parts, shutdown, watchdog, began_at, modules, source)
+        run = _Run(
+            mesh=mesh,
+            tokenizer=tokenizer,
+            evaluators=evaluators,
+            second=second,
+            fingerprints=fingerprints,
+            checkpoints=checkpoints,
+            shutdown=shutdown,
+            watchdog=watchdog,
+            began_at=began_at,
+            modules=modules,
+            source=source,
+        )
         record: dict[str, Any] | None = None
         while True:
             try:
@@ -110,7 +121,7 @@ def _train(
             reader = config.data.open(read_spec)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """What stays the same when a run goes back."""
 
@@ -152,11 +163,19 @@ class _Run:
                     config, mesh, state, batches, start=start, frozen=self.second.model, programs=self.programs
                 )
             metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
-            saver = _make_saver(config, checkpoints, metadata)
-            guard = _make_guard(config, checkpoints, start=start, went_back=went_back)
-            rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
-            loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
-            return loop.run(state, self.shutdown, rules)
+            loop = _Loop(
+                config=config,
+                evaluators=self.evaluators,
+                batches=batches,
+                train_step=train_step,
+                log=log,
+                saver=_make_saver(config, checkpoints, metadata),
+                guard=_make_guard(config, checkpoints, start=start, went_back=went_back),
+                watchdog=self.watchdog,
+            )
+            return loop.run(
+                state, self.shutdown, _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
+            )
 
 
 def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
@@ -203,7 +222,7 @@ def _make_rules(config: TrainConfig, shutdown: GracefulShutdown, *, start: int, 
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Loop:
     """What the steps of a run need."""
 
