@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data_pipelines.runtime.options import run_command
-from gptjax import bench, chat, convert, evaluate, train, verify
+from gptjax import bench, chat, convert, evaluate, sample, train, verify
 from gptjax.benchmark.options import BenchOptions
 from gptjax.core.command_line import parse_known_options, parse_options
 from gptjax.core.config_files import find_config
