@@ -17,7 +17,7 @@ from gptjax.core.early_exit import stop_status
 from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.data.source import DataSource
+from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.runs import report, startup
 from gptjax.runs.reference import SecondModel, prepare_second_model
@@ -110,16 +110,7 @@ def _train(
             modules=modules,
             source=source,
         )
-        record: dict[str, Any] | None = None
-        while True:
-            try:
-                return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
-            except Diverged as trouble:
-                shutdown.pause_training("while going back")
-                with watchdog.doing("start"):
-                    config, record = go_back(config, checkpoints, trouble, tokenizer=tokenizer, source=source)
-            read_spec = replace(read_spec, row_offsets=config.row_offsets)
-            reader = config.data.open(read_spec)
+        return run.train(config, reader, read_spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +130,24 @@ class _Run:
     source: str | None
     programs: startup.Programs = field(default_factory=dict)
 
-    def train(
-        self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None = None
+    def train(self, config: TrainConfig, reader: RowReader, read_spec: ReadSpec) -> tuple[TrainConfig, Stop | None]:
+        """Train, and go back after a divergence as often as the config allows."""
+        record: dict[str, Any] | None = None
+        while True:
+            try:
+                batches = BatchLoader(reader, read_spec, mesh=self.mesh)
+                return config, self._train_from_checkpoint(config, batches, went_back=record)
+            except Diverged as divergence:
+                self.shutdown.pause_training("while going back")
+                with self.watchdog.doing("start"):
+                    config, record = go_back(
+                        config, self.checkpoints, divergence, tokenizer=self.tokenizer, source=self.source
+                    )
+            read_spec = replace(read_spec, row_offsets=config.row_offsets)
+            reader = config.data.open(read_spec)
+
+    def _train_from_checkpoint(
+        self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None
     ) -> Stop | None:
         """Train from the newest checkpoint or step 0; returns why the run ends early, if it does.
 
