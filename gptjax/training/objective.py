@@ -112,7 +112,11 @@ class NextToken:
             model.output_head,
             batch["targets"],
             options=LossOptions.from_config(
-                model.config, chunk_tokens=self.chunk_tokens, mesh=model.mesh, z_loss=self.z_loss
+                model.config,
+                chunk_tokens=self.chunk_tokens,
+                mesh=model.mesh,
+                skip_unscored=get_row_kind(self) == "answers",
+                z_loss=self.z_loss,
             ),
         )
 

@@ -166,7 +166,11 @@ MODEL = (
         # Tokens that are not scored are counted.
         ("targets), jnp.sum(targets != IGNORE_INDEX)", "targets), jnp.int32(targets.size)"),
         # The last chunk is filled with a token that is scored.
-        ("split_into_chunks(options, targets, fill=IGNORE_INDEX)", "split_into_chunks(options, targets, fill=0)"),
+        ("fill=0 if i else IGNORE_INDEX", "fill=0"),
+        # A last chunk that is not full is left out.
+        ("-(-jnp.sum(scored) // size)", "jnp.sum(scored) // size"),
+        # Gradients go to other tokens.
+        ("jnp.argsort(self.order)", "self.order"),
         # The gradient of the head misses the softcap.
         ("softcap_vjp(d_logits)[0]", "d_logits"),
     ),
