@@ -12,7 +12,7 @@ from data_pipelines.prepare import Prepare
 from gptjax import __main__ as command
 from gptjax.benchmark.options import BenchOptions
 from gptjax.config import TrainConfig, load_config
-from gptjax.convert import ToHf
+from gptjax.conversion.exports import ToHf
 from gptjax.core.command_line import parse_config, parse_options
 from gptjax.core.errors import UserError
 from gptjax.core.flag_mistakes import explain_unknown, explain_words
