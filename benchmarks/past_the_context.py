@@ -23,8 +23,8 @@ from jax import Array
 
 from gptjax.core.errors import exit_on_user_error
 from gptjax.data.splits import open_split
+from gptjax.generation.kv_cache import Cache, extend_cache
 from gptjax.model.gpt import GPT
-from gptjax.model.kv_cache import Cache, extend_cache
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 

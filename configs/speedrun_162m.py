@@ -10,6 +10,8 @@ Model     12 layers × 768, context 2,048, 162,201,600 parameters: rotary positi
 Optimizer 1,500 steps of 524,288 tokens; Muon at 0.02 and Adam at 0.006, cosine to 15 % over the last 60 %
 Hardware  one A100-80GB
 Published about 195,000 tokens/s, 78 minutes; its validation loss was never shown. The head's initial 0.005 is ours
+Choice    The published count of parameters is taken at its word: the head has a matrix of its own. The authors' code
+          ties it to the token table and counts that twice; `convert from-speedrun` reads weights of that form
 """
 
 from gptjax.config import TrainConfig

@@ -3,6 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
+from data_pipelines.readers.fields import suggest_command, suggest_prepare
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -68,8 +69,8 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     question = next((key for key in (*QUESTIONS, "input") if record.get(key) is not None), None)
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
-        plain = " Text without turns is for python -m data_pipelines.prepare." if set(record) & {"text"} else ""
-        raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{plain}")
+        other = suggest_command(set(record) - {*QUESTIONS, *ANSWERS}) or suggest_prepare(record)
+        raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     return _join_turns(record, question, record[answer], where=where)
 
 

@@ -1,6 +1,7 @@
 """Compare how well tokenizers compress texts: `python -m data_pipelines.compare_tokenizers --help`.
 
     python -m data_pipelines.compare_tokenizers --tokenizer=data/tokenizer --source=books/ --source=web.jsonl.gz
+    python -m data_pipelines.compare_tokenizers --tokenizer=data/tokenizer --baseline=bytes --source=books/
 
 Bytes per token say how much text fits into a context and into a step. Each source is read once for all tokenizers.
 """

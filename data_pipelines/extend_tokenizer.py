@@ -1,4 +1,7 @@
-"""Add special tokens to a tokenizer: `python -m data_pipelines.extend_tokenizer --tokenizer=gpt2 --output=DIR`.
+"""Add special tokens to a tokenizer: `python -m data_pipelines.extend_tokenizer --help`.
+
+    python -m data_pipelines.extend_tokenizer --tokenizer=gpt2 --special-tokens=chat --output=data/gpt2_chat
+    python -m data_pipelines.extend_tokenizer --tokenizer=gpt2 --special-tokens='<|a|>,<|b|>' --output=data/gpt2_ab
 
 The new ids follow the vocabulary and every text keeps its ids, so weights trained with the old tokenizer remain valid.
 GPT-2's 50,257 ids are usually stored in 50,304 rows: 47 special tokens fit without a larger table.

@@ -16,7 +16,8 @@ from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.paths import find_split, tell_once
 from data_pipelines.readers.text_files import explain_errors
 from gptjax.core.errors import UserError, count_of, quote
-from gptjax.data.shards import HIGH_HALF, guess_width, has_header, iter_chunks, map_file, open_shard
+from gptjax.data.file_array import FileArray, iter_chunks
+from gptjax.data.shards import HIGH_HALF, guess_width, has_header, open_shard
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
@@ -69,14 +70,14 @@ def _read_array(path: Path) -> Iterator[np.ndarray]:
             raise UserError(f"{path}: cannot be read as an array of NumPy: {quote(str(error))}.") from None
         if array.dtype.kind not in "iu" or not array.flags.c_contiguous:
             raise UserError(f"{path}: holds {array.dtype} values; wanted rows of whole numbers.")
-        tokens = array.reshape(-1)
+        tokens = FileArray(path, array.dtype, offset=array.offset, count=array.size)
     elif has_header(path):
         tokens = open_shard(path)
     else:
         width, size = guess_width(path) or 2, path.stat().st_size
         if size % width:
             raise UserError(f"{path}: {size:,} bytes are not a whole number of {8 * width}-bit ids. Copy it again.")
-        tokens = map_file(path, np.dtype(f"u{width}"))
+        tokens = FileArray(path, np.dtype(f"u{width}"))
     for _, chunk in iter_chunks(tokens):
         yield chunk
 
@@ -94,11 +95,11 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: holds tokens of type {code} in version {fields['version']}, which cannot be read.")
     if path.stat().st_size < header.itemsize + 12 * count or not content.is_file():
         raise UserError(f"{path}: is cut short, or {content.name} is not beside it.")
-    lengths = map_file(path, np.dtype("i4"), offset=header.itemsize, count=count)
-    begins = map_file(path, np.dtype("i8"), offset=header.itemsize + 4 * count, count=count)
+    lengths = FileArray(path, np.dtype("i4"), offset=header.itemsize, count=count)
+    begins = FileArray(path, np.dtype("i8"), offset=header.itemsize + 4 * count, count=count)
     dtype = np.dtype(MEGATRON_DTYPES[code])
-    tokens = map_file(content, dtype)
-    for length, begin in zip(lengths, begins, strict=True):
+    tokens = FileArray(content, dtype)
+    for length, begin in zip(np.asarray(lengths), np.asarray(begins), strict=True):
         first = int(begin) // dtype.itemsize
         if not 0 <= first <= first + int(length) <= len(tokens):
             raise UserError(f"{path}: a sequence lies outside of {content.name}. Copy both files again.")

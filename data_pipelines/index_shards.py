@@ -28,8 +28,9 @@ from data_pipelines.runtime.options import run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import check_free, expand_path, write_atomically
+from gptjax.data.file_array import iter_chunks
 from gptjax.data.manifest import Counts, Manifest, read_manifest
-from gptjax.data.shards import Format, guess_width, has_header, iter_chunks, open_shard, token_dtype
+from gptjax.data.shards import Format, guess_width, has_header, open_shard, token_dtype
 from gptjax.data.splits import list_split_files
 from gptjax.data.token_stream import TokenStream
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system
+from data_pipelines.readers.fields import suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     ROLE_KEYS,
@@ -64,7 +65,10 @@ def parse_pair(record: Any, *, where: str) -> Pair:
         case str() | None, str(), str():
             return _check_strings(prompt, chosen, rejected, where=where)
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
-    raise InvalidRecord(f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}.")
+    raise InvalidRecord(
+        f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."
+        f"{suggest_command(set(record) - {*SIDES}) or suggest_prepare(record)}"
+    )
 
 
 def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:

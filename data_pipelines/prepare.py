@@ -5,6 +5,15 @@
     python -m data_pipelines.prepare --source=train/ --validation-source=val/ --tokenizer=gpt2 --output=data/own
     python -m data_pipelines.prepare --source=shakespeare --tokenizer=chars --split=tail:0.1 --output=data/shakespeare
 
+Often given:
+
+    --source            a file, a directory, a quoted pattern, hf:OWNER/NAME, tfds:NAME or a recipe
+    --tokenizer         gpt2, bytes, chars, bpe:SIZE (learned from this text), or a tokenizer.json
+    --text-field        where the text of a record is, if that is not called `text`
+    --separator         what cuts a text file into documents
+    --split             what is kept for validation: hash:F, tail:F or none; or --validation-source
+    --output            the directory to make
+
 The output is a directory of shards with `manifest.json` and `tokenizer.json`; it appears when it is complete. The same
 request again finds it and stops. After a kill the same command continues, to the same bytes.
 """
@@ -13,7 +22,7 @@ import contextlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Encoder, Limits, encode_batches, iter_batches
@@ -37,6 +46,7 @@ from gptjax.tokenization.tokenizer_json import FILE_NAME
 class Prepare(ShardOptions):
     """Tokenise a source into shards."""
 
+    train_flags: ClassVar[str] = "--config=own_text_cpu"
     source: str
     """A text, .jsonl, .csv (plain, .gz, .zst), .json, .parquet, .arrow or .array_record file, a directory, a pattern,
     `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, a class of your own as `my_reader.py:Mails`, or a recipe such
@@ -134,7 +144,8 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journa
     """Learn the tokenizer, unless an earlier run has saved it in the directory."""
     if not (directory / FILE_NAME).is_file():
         context = request.options.make_context()
-        documents, spec = request.corpus.iter_split_documents(context), request.options.tokenizer or ""
+        spec = request.options.tokenizer or ""
+        documents = request.corpus.iter_to_learn(context, spec=request.options.source)
         if spec == "chars":  # of both splits, as nanoGPT does: a rare letter in validation needs an id
             tokenizer = Chars.from_text(text for _, document in documents for text in iter_text(document))
         else:

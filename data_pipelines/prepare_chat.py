@@ -1,6 +1,8 @@
 """Conversations to token shards with marks of what is scored: `python -m data_pipelines.prepare_chat --help`.
 
     python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
+    python -m data_pipelines.prepare_chat --source=alpaca.json --tokenizer=runs/mine --split=none --output=data/chat
+    python -m data_pipelines.prepare_chat --source='chats/*.parquet' --tokenizer=data/tokenizer --output=data/chat
 
 A record is one of these, in JSON lines, a JSON array (.json), Parquet or a table:
 
@@ -17,7 +19,7 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
@@ -36,6 +38,7 @@ REPEATED_ROLE = "conversations have two messages of one role in a row, which wer
 class PrepareChat(PrepareScored):
     """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
+    train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
     template: Literal["chatml", "nanochat"] | None = None
     """Chat template. By default the tokenizer's own, or else chatml."""
     system_prompt: str | None = None

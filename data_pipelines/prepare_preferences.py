@@ -1,6 +1,7 @@
 """Preferences to pairs of documents, for DPO and its like: `python -m data_pipelines.prepare_preferences --help`.
 
     python -m data_pipelines.prepare_preferences --source=pairs.jsonl --tokenizer=data/chat --output=data/pairs
+    python -m data_pipelines.prepare_preferences --source=hh.jsonl.gz --tokenizer=runs/sft --split=none --output=data/hh
 
 A record is one of these, in JSON lines, a JSON array (.json) or Parquet; LIST is a list of messages:
 
@@ -18,7 +19,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
@@ -41,6 +42,8 @@ class PreparePreferences(PrepareScored):
     """Tokenise pairs of completions into shards, on all cores; pairs with equal prompts are in the same split.
 
     After a kill the same command continues."""
+
+    train_flags: ClassVar[str] = "--config=modern_253m_dpo --init-from=RUN"
 
 
 @dataclass(frozen=True)

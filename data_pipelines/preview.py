@@ -119,7 +119,7 @@ def _iter_row(sequences: Sequences, row: int, tokenizer: Tokenizer, painter: Pai
     trained[1:] &= targets[:-1] == tokens[1:]
     scored = int((targets != IGNORE_INDEX).sum())
     starts = sequences.stream.document_starts
-    starts = np.array([0]) if starts is None else np.asarray(starts)
+    starts = np.array([0]) if starts is None else starts
     document = np.searchsorted(starts, places[:count], side="right")
     pieces = [*(np.flatnonzero(np.diff(places[:count]) != 1) + 1).tolist()]
     borders = sorted({0, count, *pieces, *(np.flatnonzero(np.diff(document)) + 1).tolist()})

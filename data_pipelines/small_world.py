@@ -1,6 +1,7 @@
 """A small world, made from a seed: texts, questions and preferences for `configs/chat_cpu.py`.
 
     python -m data_pipelines.small_world --output=data/small_world
+    python -m data_pipelines.small_world --output=data/other_world --seed=2
 
 The world has people with a home, a pet and a favourite colour, words to spell, and sums. Four files are written:
 

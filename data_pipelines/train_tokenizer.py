@@ -3,17 +3,19 @@
     python -m data_pipelines.train_tokenizer --source=books/ --vocab-size=32768 --output=data/tokenizer
     python -m data_pipelines.train_tokenizer --source=web/ --vocab-size=50257 --pattern=gpt4 --special-tokens=chat \\
         --max-bytes=500000000 --output=data/tokenizer
+    python -m data_pipelines.train_tokenizer --source=chats.jsonl --text-field=messages.content --vocab-size=4096 \\
+        --output=data/tokenizer
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.encode.bpe_trainer import MAX_BYTES, PatternName, parse_special_tokens, train_bpe_on_documents
 from data_pipelines.encode.encoder import count_marks
-from data_pipelines.encode.splits import Corpus
-from data_pipelines.readers.documents import TEXT_FIELD, Document, ReadContext, parse_separator
+from data_pipelines.encode.splits import Corpus, Split
+from data_pipelines.readers.documents import TEXT_FIELD, Document, Notes, ReadContext, parse_separator
 from data_pipelines.readers.sources import open_source
 from data_pipelines.runtime.options import DEFAULT_SPLIT, require_at_least, run_command
 from data_pipelines.runtime.progress import print_notes
@@ -57,7 +59,7 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     context = ReadContext(request.text_field, request.strict, separator=parse_separator(request.separator))
     corpus = Corpus(open_source(request.source), request.split)
     tokenizer = train_bpe_on_documents(
-        _iter_training(corpus, specials, context),
+        _iter_training(corpus.iter_to_learn(context, spec=request.source), specials, context.notes),
         vocab_size=request.vocab_size,
         max_bytes=request.max_bytes,
         pattern=request.pattern,
@@ -70,10 +72,12 @@ def train_tokenizer(request: TrainTokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _iter_training(corpus: Corpus, specials: list[str], context: ReadContext) -> Iterator[Document]:
-    for side, document in corpus.iter_split_documents(context):
+def _iter_training(
+    documents: Iterable[tuple[Split, Document]], specials: list[str], notes: Notes
+) -> Iterator[Document]:
+    for side, document in documents:
         if side == "train":
-            count_marks(document, specials, context.notes)
+            count_marks(document, specials, notes)
             yield document
 
 

@@ -1,4 +1,7 @@
-"""Compare prepared data with its manifest: `python -m data_pipelines.verify data/books`
+"""Compare prepared data with its manifest: `python -m data_pipelines.verify --help`.
+
+    python -m data_pipelines.verify data/books
+    python -m gptjax.verify data/books data/chat runs/quickstart
 
 Reads every byte. Prints a line for each split and the notes of the preparation, and exits with 2 if files are
 cut short, altered, or of another tokenizer. It names each file.

@@ -12,10 +12,10 @@ from gptjax.core.early_exit import install_early_handler, is_module_run
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig, load_config
     from gptjax.data.config import TokenShards
+    from gptjax.generation.generate import generate
     from gptjax.huggingface.model_export import to_hf
     from gptjax.huggingface.model_import import from_hf
     from gptjax.model.config import GPTConfig
-    from gptjax.model.generation import generate
     from gptjax.model.gpt import GPT
     from gptjax.optim import AdamW, Muon
     from gptjax.runs.run_dir import RunDir
@@ -34,7 +34,7 @@ _MODULES = {
     "Muon": "optim",
     "TrainState": "training.state",
     "RunDir": "runs.run_dir",
-    "generate": "model.generation",
+    "generate": "generation.generate",
     "from_hf": "huggingface.model_import",
     "to_hf": "huggingface.model_export",
 }

@@ -1,4 +1,18 @@
-"""Entry point: `python -m gptjax.bench --config=configs/gpt2_cpu.py` times a config, alone or beside peers."""
+"""Time a config, alone or beside peers: `python -m gptjax.bench --help`.
+
+    python -m gptjax.bench --config=gpt2_cpu
+    python -m gptjax.bench --config=gpt2_124m --random-data --peer=transformers --torch-mode=compile
+    python -m gptjax.bench --config=quickstart --decode --decode-batches=1,8 --json=decoding.json
+
+Often given:
+
+    --peer              another implementation in turn with ours: nanogpt:DIR, transformers, flax or config:FILE
+    --best-batch        batch sizes to try, such as 4,8,16
+    --random-data       no data from disk
+    --decode            generation instead of training
+    --profile           a step by parts of the model
+    --json, --output    files for the result
+"""
 
 import json
 import os
@@ -12,14 +26,14 @@ from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import expand_path
 
 PROG = "python -m gptjax.bench"
+DESCRIPTION = "Flags of the config, as in gptjax.train."
 
 
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        options, rest = parse_known_options(BenchOptions, words, prog=PROG)
-        description = "Flags of the config, as in gptjax.train."
-        request = parse_config(TrainConfig, rest, prog=PROG, description=description, options_type=BenchOptions)
+        options, rest = parse_known_options(BenchOptions, words, prog=PROG, introduction=__doc__ or "")
+        request = parse_config(TrainConfig, rest, prog=PROG, description=DESCRIPTION, options_type=BenchOptions)
         check_outputs(options)
         if options.peer:  # torch needs memory of the same GPU
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

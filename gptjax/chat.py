@@ -1,4 +1,17 @@
-"""Entry point: `python -m gptjax.chat --checkpoint=RUN` talks with a model that was trained on chats."""
+"""Talk with a model that was trained on chats: `python -m gptjax.chat --help`.
+
+    python -m gptjax.chat --checkpoint=runs/chat_cpu_dpo
+    python -m gptjax.chat --checkpoint=runs/chat_cpu_dpo --web --port=8000
+    python -m gptjax.chat --checkpoint=runs/chat_cpu_dpo --temperature=0 --system-prompt="Answer in one word."
+
+Often given:
+
+    --checkpoint        a run, the directory of a model that transformers saved, or hf:OWNER/REPO
+    --web               a page in the browser instead of the terminal
+    --temperature       0 takes the likeliest token
+    --system-prompt     what the model is told before the conversation
+    --max-new-tokens    tokens of an answer at most
+"""
 
 import contextlib
 import sys
@@ -48,7 +61,7 @@ class Chat(GenerationOptions):
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        options = parse_options(Chat, words, prog="python -m gptjax.chat")
+        options = parse_options(Chat, words, prog="python -m gptjax.chat", introduction=__doc__ or "")
         enable_compile_cache()
         generator = TextGenerator.open(options)
 

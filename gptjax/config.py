@@ -13,9 +13,9 @@ from gptjax.data.batch_size import BatchSize, RowOffsets, count_steps_by_part
 from gptjax.data.config import TokenShards
 from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.source import DataSource
+from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
-from gptjax.model.lora import LoRA
 from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig

@@ -1,4 +1,18 @@
-"""Entry point: `python -m gptjax.evaluate --checkpoint=RUN` measures how well weights predict text."""
+"""Measure how well weights predict text, or run tasks: `python -m gptjax.evaluate --help`.
+
+    python -m gptjax.evaluate --checkpoint=runs/quickstart
+    python -m gptjax.evaluate --checkpoint=runs/a --baseline=runs/b --text=book.txt --json=result.json
+    python -m gptjax.evaluate --checkpoint=runs/a --tasks=lambada_openai,hellaswag --limit=500 --responses=items.jsonl
+
+Often given:
+
+    --checkpoint        a run, the directory of a model that transformers saved, or hf:OWNER/REPO; several are compared
+    --text, --data      a text or shards; without them the run's own validation split
+    --protocol          how windows are cut: gptjax, nanogpt, hf-stride-512, harness and others
+    --tasks             tasks of lm-evaluation-harness, with --limit and --num-fewshot
+    --json, --picture   files for the result
+    --batch-size        rows at a time, if memory is short
+"""
 
 import sys
 from dataclasses import dataclass, replace
@@ -128,7 +142,7 @@ class Evaluate:
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate")
+        options = parse_options(Evaluate, words, prog="python -m gptjax.evaluate", introduction=__doc__ or "")
         enable_compile_cache()
         evaluations = evaluate_all(options)
         output = sys.stderr if options.json == "-" else sys.stdout
@@ -246,7 +260,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}",
     }
     if options.quantize is not None:
-        from gptjax.model.decoding import round_weights
+        from gptjax.generation.decoding import round_weights
 
         rounded = compute_figures(score(round_weights(model, options.quantize)), draws=1)
         evaluation.about["val_loss_quantized"] = rounded["nats_per_token"].value

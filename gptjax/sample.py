@@ -1,4 +1,18 @@
-"""Entry point: `python -m gptjax.sample --checkpoint=RUN --prompt="Once upon"` continues a text."""
+"""Continue a text: `python -m gptjax.sample --help`.
+
+    python -m gptjax.sample --checkpoint=runs/quickstart --prompt="    def" --max-new-tokens=100
+    python -m gptjax.sample --checkpoint=hf:openai-community/gpt2 --prompt="Once upon a time" --temperature=0
+    python -m gptjax.sample --checkpoint=runs/quickstart --prompt-file=start.txt --num-samples=3 --json=texts.json
+
+Often given:
+
+    --checkpoint        a run, the directory of a model that transformers saved, or hf:OWNER/REPO
+    --prompt            the text to continue; without it a new document begins
+    --max-new-tokens    tokens to write
+    --temperature       0 takes the likeliest token; --top-k, --top-p and --min-p limit the choice
+    --num-samples       texts for each prompt; --seed for others
+    --interactive       prompts from the terminal
+"""
 
 import json
 import sys
@@ -20,7 +34,7 @@ from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptjax.model.generation import DecodingSpeed
+    from gptjax.generation.generate import DecodingSpeed
 
 DEFAULT_LENGTH = 200
 
@@ -80,7 +94,7 @@ class Prompt:
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        options = parse_options(Sample, words, prog="python -m gptjax.sample")
+        options = parse_options(Sample, words, prog="python -m gptjax.sample", introduction=__doc__ or "")
         enable_compile_cache()
         sampler = Sampler(TextGenerator.open(options), options)
         if options.interactive:

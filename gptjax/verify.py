@@ -1,4 +1,7 @@
-"""Entry point: `python -m gptjax.verify RUN_OR_DATA ...` reads every byte and names what is damaged.
+"""Read every byte of runs and of prepared data, and name what is damaged: `python -m gptjax.verify --help`.
+
+    python -m gptjax.verify runs/quickstart
+    python -m gptjax.verify runs/quickstart data/books
 
 For a run, each checkpoint, the files beside the checkpoints and metrics.jsonl are compared with the sizes and sums that
 were written with them. For prepared data, every file is compared with its manifest. Exits with 2 if anything differs.
@@ -32,7 +35,7 @@ class Verify:
 def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
-        options = parse_options(Verify, words, prog="python -m gptjax.verify")
+        options = parse_options(Verify, words, prog="python -m gptjax.verify", introduction=__doc__ or "")
         if not options.directories:
             raise UserError("No directory is given. Give the directory of a run or of prepared data.")
         problems = [problem for path in options.directories for problem in verify(expand_path(path))]

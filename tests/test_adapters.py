@@ -18,14 +18,14 @@ from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
 from gptjax import convert
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.finetuning.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
+from gptjax.finetuning.lora import LoRA
 from gptjax.huggingface.forms import FORMS
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters
-from gptjax.model.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.model.lora import LoRA
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig

@@ -15,7 +15,8 @@ import tokenizers
 from hf_models import are_identical, draw_tensors, make_hf_config, write_model_dir
 from safetensors.numpy import load_file
 
-from gptjax.convert import ORIGIN_FILE, main
+from gptjax.conversion.imports import ORIGIN_FILE
+from gptjax.convert import main
 from gptjax.huggingface import model_dir
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import from_hf
@@ -250,8 +251,8 @@ def test_missing_paths_are_not_fetched_from_the_hub(capsys: pytest.CaptureFixtur
     ("argv", "message"),
     [
         ([], "usage:"),
-        (["to-onnx"], "to-onnx; wanted: to-hf, to-gguf, to-peft, from-hf"),
-        (["--checkpoint=x"], "wanted: to-hf"),
+        (["to-onnx"], "to-onnx; wanted: to-hf, to-peft, to-gguf, from-hf"),
+        (["--checkpoint=x"], "gptjax.convert to-hf --checkpoint=x"),
     ],
 )
 def test_missing_direction_is_explained(capsys: pytest.CaptureFixture[str], argv: list[str], message: str):

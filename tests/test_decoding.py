@@ -10,7 +10,7 @@ from models import make_model, make_tokens
 from tiny import MODEL
 
 from gptjax.core.errors import UserError
-from gptjax.model.decoding import prepare_for_decoding, round_weights
+from gptjax.generation.decoding import prepare_for_decoding, round_weights
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.model.products import multiply_head, store_head, store_matrix
 from gptjax.sharding.mesh import MeshConfig

@@ -14,7 +14,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.tokenization.tokenizer import Bytes
+from gptjax.tokenization.tokenizer import Bytes, Chars
 from gptjax.training.bigram import bigram_loss
 from gptjax.training.evaluators import (
     BigramBaseline,
@@ -234,6 +234,13 @@ def test_samples_need_a_tokenizer_and_space_for_a_token(shards: Path) -> None:
         Samples(prompt="1" * 16).open(make_context(shards))
     with pytest.raises(UserError, match="prompt has 0 tokens"):
         Samples(prompt="").open(make_context(shards))
+
+
+def test_samples_of_characters_without_line_ends_begin_with_one_of_them(shards: Path) -> None:
+    context = replace(make_context(shards), tokenizer=Chars.from_text("0123456789"))
+    assert Samples().open(context) is not None
+    with pytest.raises(UserError, match="the prompt of Samples 'sample': the character 'x'"):
+        Samples(prompt="x").open(context)
 
 
 @pytest.mark.parametrize(

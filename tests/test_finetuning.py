@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from tiny import MODEL
 
-from gptjax.model.finetuning import merge_model_config
+from gptjax.finetuning.model_config import merge_model_config
 
 ROTARY = replace(MODEL, positions="rotary")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gptjax.core.errors import UserError
+from gptjax.generation.decoding_loop import read_prompts, write_tokens
+from gptjax.generation.generate import DecodingSpeed, generate, stream_cropped, stream_tokens
+from gptjax.generation.sampling import SamplingOptions, filter_logits, penalize_repetition
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.decoding_loop import read_prompts, write_tokens
-from gptjax.model.generation import DecodingSpeed, generate, stream_cropped, stream_tokens
 from gptjax.model.gpt import GPT, abstract_model, with_static
-from gptjax.model.sampling import SamplingOptions, filter_logits, penalize_repetition
 from gptjax.sharding.mesh import MeshConfig
 
 CONFIG = GPTConfig(

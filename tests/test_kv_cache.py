@@ -10,9 +10,9 @@ import pytest
 from models import make_model, make_tokens
 from tiny import MODEL
 
-from gptjax.model.decoding import prepare_for_decoding
+from gptjax.generation.decoding import prepare_for_decoding
+from gptjax.generation.kv_cache import Cache, extend_cache, ring_mask
 from gptjax.model.gpt import GPT, with_static
-from gptjax.model.kv_cache import Cache, extend_cache, ring_mask
 from gptjax.sharding.mesh import MeshConfig
 
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.model.layers import apply_softcap
-from gptjax.model.loss import Head, LossOptions, next_token_loss
+from gptjax.model.loss import Head, LossOptions, next_token_loss, split_into_chunks
 from gptjax.sharding.mesh import MeshConfig
 
 B, T, D, V, PADDED = 4, 6, 16, 50, 128
@@ -27,15 +27,22 @@ def sum_nats(hidden: Array, head: Head, *, targets: Array = TARGETS, **options: 
     return next_token_loss(hidden, head, targets, options=LossOptions(**settings))[0]
 
 
-def reference(hidden: Array, head: Head, *, softcap: tuple[float, str] | None = None, z_loss: float = 0.0) -> Array:
+def reference(
+    hidden: Array,
+    head: Head,
+    *,
+    targets: Array = TARGETS,
+    softcap: tuple[float, str] | None = None,
+    z_loss: float = 0.0,
+) -> Array:
     """All logits of the true vocabulary at once."""
     logits = hidden @ head.weight[:V].T + (0 if head.bias is None else head.bias[None, None, :V])
     if softcap is not None:
         cap, curve = softcap
         logits = cap * jnp.tanh(logits / cap) if curve == "tanh" else logits / jnp.sqrt(1 + (logits / cap) ** 2)
-    scored = TARGETS != IGNORE_INDEX
+    scored = targets != IGNORE_INDEX
     log_z = jax.nn.logsumexp(logits, axis=2)
-    label = jnp.take_along_axis(logits, jnp.where(scored, TARGETS, 0)[..., None], axis=2)[..., 0]
+    label = jnp.take_along_axis(logits, jnp.where(scored, targets, 0)[..., None], axis=2)[..., 0]
     return jnp.sum((log_z - label + z_loss * log_z**2) * scored)
 
 
@@ -130,6 +137,25 @@ def test_every_mesh_gives_the_same_loss_and_gradients(mesh: MeshConfig) -> None:
     assert gradients[1].weight.sharding.is_equivalent_to(placed.weight.sharding, 2)
     assert gradients[1].bias.sharding.is_equivalent_to(placed.bias.sharding, 1)
     np.testing.assert_allclose(nats, expected[0], rtol=1e-6)
+    assert_equal(gradients, expected[1])
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
+def test_chunks_without_a_target_are_skipped(mesh: MeshConfig) -> None:
+    """One row has all targets, one three, two none: loss and gradients are those of all logits."""
+    sparse = TARGETS.at[1].set(jnp.where(jnp.arange(T) % 2, TARGETS[0], IGNORE_INDEX)).at[2:].set(IGNORE_INDEX)
+    options = LossOptions(vocab_size=V, chunk_tokens=5, dtype="float32", mesh=MeshConfig(), skip_unscored=True)
+    assert int(split_into_chunks(options, sparse, HIDDEN).number) == 2
+    head = Head(WEIGHT, BIAS)
+    expected = jax.jit(jax.value_and_grad(partial(reference, targets=sparse), (0, 1)))(HIDDEN, head)
+    with mesh.activate():
+        place = lambda x, spec: x if spec is None else jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
+        hidden, targets = (place(x, mesh.activation_spec(names)) for x, names in ((HIDDEN, "BTD"), (sparse, "BT")))
+        placed = Head(place(WEIGHT, mesh.weight_spec("VD")), place(BIAS, mesh.weight_spec("V")))
+        run = partial(sum_nats, targets=targets, mesh=mesh, skip_unscored=True)
+        nats, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(hidden, placed)
+        alone = jax.jit(run)(hidden, placed)
+    np.testing.assert_allclose([nats, alone], expected[0], rtol=1e-6)
     assert_equal(gradients, expected[1])
 
 

@@ -10,11 +10,11 @@ import pytest
 from formula import compute_logits
 from models import make_model, make_tokens
 
+from gptjax.generation.decoding import prepare_for_decoding
+from gptjax.generation.kv_cache import Cache, extend_cache
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.model.decoding import prepare_for_decoding
 from gptjax.model.extras import UNet
 from gptjax.model.gpt import GPT, DocumentIds, count_parameters, with_static
-from gptjax.model.kv_cache import Cache, extend_cache
 from gptjax.sharding.mesh import MeshConfig
 
 PLAIN = GPTConfig(

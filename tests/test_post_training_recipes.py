@@ -31,8 +31,8 @@ from data_pipelines.small_world import OPENINGS, SmallWorld, make_small_world
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards
+from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import ComputeConfig, GPTConfig
-from gptjax.model.lora import LoRA
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train

@@ -93,6 +93,21 @@ def test_prepare_keeps_every_text(tmp_path, bpe, capsys, name):
     assert set(sizes[:-1]) == {400}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "command"),
+    [
+        ("chats.jsonl", '{"messages": [{"role": "user", "content": "x"}]}', "prepare_chat"),
+        ("chats.json", '[{"instruction": "x", "input": "", "output": "y"}]', "prepare_chat"),
+        ("pairs.jsonl", '{"chosen": "x", "rejected": "y"}', "prepare_preferences"),
+        ("chats.csv", "question,answer\nx,y\n", "prepare_chat"),
+    ],
+)
+def test_prepare_of_chats_and_pairs_names_their_command(tmp_path, name, text, command):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"are for python -m data_pipelines\.{command}\."):
+        run(tmp_path / name, tmp_path / "out")
+
+
 def test_prepare_without_text_says_why(tmp_path):
     with pytest.raises(UserError, match="holds no text"):
         run(write_jsonl(tmp_path / "blank.jsonl", ["", " "]), tmp_path / "out", split="none")
@@ -100,6 +115,8 @@ def test_prepare_without_text_says_why(tmp_path):
     why = r'holds no text\. 2 invalid records skipped; the first: .*x\.jsonl:1: .* "text", got one with content'
     with pytest.raises(UserError, match=why):
         run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
+    with pytest.raises(UserError, match=why):
+        run(tmp_path / "x.jsonl", tmp_path / "out", tokenizer="bpe:300", split="none")
     manifest = run(tmp_path / "x.jsonl", tmp_path / "out", split="none", text_field="content")
     assert manifest.splits["train"].documents == 2
     with pytest.raises(UserError, match="text_field differ"):

@@ -145,6 +145,7 @@ def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
     ("record", "message"),
     [
         ({"prompt": "x", "chosen": "y"}, "got str, str, none"),
+        ({"messages": CHAT["chosen"]}, "messages. Conversations are for python -m data_pipelines.prepare_chat."),
         (
             {**TEXT, "chosen": CHAT["chosen"]},
             "got str, list, str in an object with prompt, chosen, rejected",

@@ -2,9 +2,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scored import draw_documents, write_documents
 from tiny import SINGLE, tiny_config, write_text_shards
 
 from gptjax.config import TrainConfig
+from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.optim import AdamW, Constant
@@ -61,6 +63,15 @@ def test_describe_run_prints_stages_and_average(config: TrainConfig, capsys: pyt
 def test_describe_run_notes_a_rate_that_still_rises(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     describe(replace(config, optimizer=AdamW(schedule=Constant(warmup_steps=100))))
     assert "note: the learning rate still rises at the last of 60 steps" in capsys.readouterr().out
+
+
+def test_describe_run_notes_conversations_read_as_text(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    documents = draw_documents(60, seed=1)
+    shards = write_documents(tmp_path / "chats", {"train": documents, "val": documents[:8]})
+    describe(replace(config, data=TokenShards(path=str(shards)), evaluators=()))
+    assert "note: the data holds conversations, and all of their tokens are learned" in capsys.readouterr().out
 
 
 def write_metrics(config: TrainConfig) -> None:

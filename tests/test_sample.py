@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gptjax.core.errors import UserError
+from gptjax.generation.generate import NewTokens, generate
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.generation import NewTokens, generate
 from gptjax.model.gpt import GPT, with_static
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.sample import Sample, encode_prompt, main, sample

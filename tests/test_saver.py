@@ -71,16 +71,29 @@ def test_saver_saves_by_number_and_by_time():
     assert checkpoints.saved == [6, 12, 18, 24, 25]
 
 
-def test_several_processes_without_a_clock_are_not_asked(monkeypatch: pytest.MonkeyPatch):
-    """Asking waits for what is dispatched, in every process."""
+def test_several_processes_ask_the_first_one_until_a_save_has_succeeded(monkeypatch: pytest.MonkeyPatch):
+    """Asking waits for what is dispatched, in every process. They learn at one step that a save has failed."""
     asked: list[int] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr("gptjax.training.saver.agree", lambda step, answer: asked.append(step) or answer)
-    for minutes, wanted in ((None, []), (1.0, [10])):
-        config = CheckpointConfig(every=100, every_minutes=minutes)
-        saver = Saver(FakeCheckpoints(), config, steps=1000, metadata={}, clock=Clock())
-        assert not saver.is_due(10)
-        assert asked == wanted
+    monkeypatch.setattr("gptjax.training.saver.ask_first", lambda answers: asked.append(clock.now) or answers)
+    saver, checkpoints, clock = make_saver(every=95)
+    run_steps(saver, clock, range(1, 96), seconds=1)
+    saver.wait()
+    assert asked == []
+    checkpoints.full = checkpoints.later = True
+    run_steps(saver, clock, range(1, 96), seconds=1)
+    run_steps(saver, clock, range(1, 95), seconds=1)
+    assert asked[0] == 95 + 10, "it learns that the first save has succeeded"
+    assert asked[1] == 2 * 95 + 10
+    assert len(checkpoints.attempts) == 3, "tried again a minute after it has failed"
+    checkpoints.full = False
+    run_steps(saver, clock, range(1, 95), seconds=1)
+    count = len(asked)
+    run_steps(saver, clock, range(1, 95), seconds=1)
+    assert (len(checkpoints.attempts), len(asked)) == (4, count)
+    saver, *_ = make_saver(every=100, every_minutes=1.0)
+    saver.is_due(10)
+    assert len(asked) == count + 1
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -10,9 +10,9 @@ from chat_models import PLAIN, TOKENIZER
 from tiny import MODEL, SINGLE, tiny_config, write_shards
 
 from gptjax.core.errors import UserError
+from gptjax.finetuning.vocabulary import grow_vocabulary
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.runs.initial_weights import load_start
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.runs.startup import prepare_config

@@ -51,7 +51,7 @@ def train_bpe(
     if (found := model.get_vocab_size()) != ordinary:
         raise UserError(
             f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
-            "Use more text or a smaller vocabulary."
+            f"Use more text or a smaller vocabulary, at most {found + len(specials)}."
         )
     with tempfile.TemporaryDirectory() as directory:
         model.save(str(Path(directory) / "tokenizer.json"))

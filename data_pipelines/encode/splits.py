@@ -7,6 +7,7 @@ process that reads the document computes from the text.
 import contextlib
 import functools
 import hashlib
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -161,6 +162,16 @@ class Corpus:
                     yield rule.choose_split(document, number), document
                 number += 1
         self.check_count(number)
+
+    def iter_to_learn(self, context: ReadContext, *, spec: str) -> Iterator[tuple[Split, Document]]:
+        """The same for a tokenizer that learns from them.
+
+        Raises `UserError` for a source (`spec`) without text, of which a tokenizer would only say that it is short.
+        """
+        documents = self.iter_split_documents(context)
+        if (first := next(documents, None)) is None:
+            raise UserError(f"source {spec}: holds no text. {'; '.join(context.notes.lines())}".strip())
+        return itertools.chain([first], documents)
 
     def check_count(self, documents: int) -> None:
         """Raise `UserError` unless the source had the number of documents from which `random` draws."""

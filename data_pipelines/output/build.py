@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.output.atomic_dir import find_prepared, hold_lock, replace_directory
 from data_pipelines.output.shard_writer import write_manifest
 from data_pipelines.runtime.options import ShardOptions
@@ -55,7 +57,11 @@ def print_splits(directory: Path, manifest: Manifest) -> None:
     """Print a line for each split of a directory, and the notes of its preparation."""
     for name, count in manifest.splits.items():
         scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
-        ratio = f"{count.bytes / count.tokens:.3f} bytes/token" if scored is None else f"{scored.mean():.1%} scored"
+        ratio = (
+            f"{count.bytes / count.tokens:.3f} bytes/token"
+            if scored is None
+            else f"{np.asarray(scored).mean():.1%} scored"
+        )
         documents = "document " if count.documents == 1 else "documents"
         sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")

@@ -1,6 +1,6 @@
 """The text of a record: a string, a list of strings, or one of these inside an object, by the path of its keys."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 PARAGRAPHS = "\n\n"
@@ -8,6 +8,9 @@ PARAGRAPHS = "\n\n"
 MAX_DEPTH = 5
 """Objects inside each other in which messages look for text."""
 SHOWN_FIELDS = 20
+CHAT_FIELDS = ("messages", "conversations")
+QUESTION_AND_ANSWER = ({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"})
+"""Fields of records that are conversations."""
 
 
 def find_text(record: Mapping[str, Any], field: str) -> str | None:
@@ -38,6 +41,19 @@ def describe_fields(record: Mapping[str, Any]) -> str:
     """The fields of a record that hold text, those in objects by their path; all of its keys if there is none."""
     paths = [path for path in _list_paths(record, "") if find_text(record, path) is not None]
     return list_fields(paths or list(record))
+
+
+def suggest_command(names: Collection[str]) -> str:
+    """What a message adds for fields of conversations or of pairs: the command that reads them."""
+    if {"chosen", "rejected"} <= set(names):
+        return " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
+    is_chat = any(field in names for field in CHAT_FIELDS) or any(pair <= set(names) for pair in QUESTION_AND_ANSWER)
+    return " Conversations are for python -m data_pipelines.prepare_chat." if is_chat else ""
+
+
+def suggest_prepare(names: Collection[str]) -> str:
+    """What a message adds where turns are wanted and there is a text."""
+    return " Text without turns is for python -m data_pipelines.prepare." if "text" in names else ""
 
 
 def list_fields(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text
+from data_pipelines.readers.fields import describe_fields, find_text, suggest_command
 from data_pipelines.readers.tables import is_json_array, read_json_array
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError, quote
@@ -49,7 +49,8 @@ def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | N
         field, known = context.text_field, quote(describe_fields(record))
         there = f"{quote(repr(record[field]), limit=40)} there, in " if field in record else ""
         found = f"{there}one with {known or 'no keys'} (--text-field chooses another)"
-        return context.skip_record(f'{where}: wanted an object with a string "{field}", got {found}.')
+        wanted = f'wanted an object with a string "{field}"'
+        return context.skip_record(f"{where}: {wanted}, got {found}.{suggest_command(record)}")
     return encode_utf8(text, context, where=where)
 
 

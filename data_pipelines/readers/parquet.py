@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
-from data_pipelines.readers.fields import find_text, join_text, list_fields
+from data_pipelines.readers.fields import find_text, join_text, list_fields, suggest_command, suggest_prepare
 from data_pipelines.readers.text_files import explain_errors
 from gptjax.core.errors import UserError, quote
 
@@ -131,7 +131,7 @@ def check_column(path: Path, column: str, schema: Any) -> None:
     names = f"Text is in {quote(list_fields(texts))}" if texts else f"It has {quote(list_fields(schema.names))}"
     found = f"the column {column!r} holds {quote(str(kind), limit=80)}, wanted strings or lists of strings"
     what = f"wanted one column {column!r}" if kind is None else found
-    raise UserError(f"{path}: {what}. {names} (--text-field chooses one).")
+    raise UserError(f"{path}: {what}. {names} (--text-field chooses one).{suggest_command(schema.names)}")
 
 
 def is_list(kind: Any) -> bool:
@@ -153,7 +153,8 @@ def _is_text(kind: Any) -> bool:
 def explain_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> UserError:
     """The error for a file that has none of the wanted columns."""
     names = quote(", ".join(map(repr, found)))
-    return UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.")
+    advice = suggest_command(found) or suggest_prepare(found)
+    return UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
 
 
 def _find_type(column: str, schema: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text, list_fields
+from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command
 from data_pipelines.readers.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError, quote
 
@@ -32,7 +32,7 @@ def read_table(path: Path, context: ReadContext) -> Iterator[Document]:
         else:
             names = quote(describe_fields(row))
             wanted = f'wanted the column "{context.text_field}"; its first line names {names}'
-            context.skip_record(f"{where}: {wanted} (--text-field chooses one).")
+            context.skip_record(f"{where}: {wanted} (--text-field chooses one).{suggest_command(row)}")
 
 
 def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
@@ -49,7 +49,8 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
         else:
             known = quote(describe_fields(record) if isinstance(record, dict) else str(record), limit=160)
             wanted = f'wanted an object with text in "{context.text_field}"'
-            context.skip_record(f"{where}: {wanted}; there is {known} (--text-field chooses one).")
+            advice = f"(--text-field chooses one).{suggest_command(record if isinstance(record, dict) else ())}"
+            context.skip_record(f"{where}: {wanted}; there is {known} {advice}")
 
 
 def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:

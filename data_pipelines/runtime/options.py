@@ -1,10 +1,11 @@
 """Options that several commands share, and the errors for wrong ones."""
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from gptjax.core.command_line import parse_options
 from gptjax.core.errors import UserError, exit_on_user_error
@@ -18,6 +19,8 @@ DEFAULT_SPLIT = "hash:0.005"
 class ShardOptions:
     """Options of every command that writes a directory of shards."""
 
+    train_flags: ClassVar[str]
+    """A config for such shards, as a command shows it."""
     source: str
     """A .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a directory of them or a quoted pattern."""
     output: Path
@@ -83,8 +86,8 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
     module = Path(sys.argv[0]).stem
     introduction = sys.modules[function.__module__].__doc__ or ""
     with exit_on_user_error():
-        function(
-            parse_options(
-                options_type, sys.argv[1:], prog=f"python -m data_pipelines.{module}", introduction=introduction
-            )
-        )
+        prog = f"python -m data_pipelines.{module}"
+        options = parse_options(options_type, sys.argv[1:], prog=prog, introduction=introduction)
+        function(options)
+        if isinstance(options, ShardOptions):
+            print(f"next: python -m gptjax.train {options.train_flags} --data.path={shlex.quote(str(options.output))}")

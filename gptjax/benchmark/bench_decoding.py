@@ -20,8 +20,8 @@ from gptjax.benchmark.training import OURS, prepare_benchmark
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules
+from gptjax.generation.generate import generate
 from gptjax.model.config import GPTConfig
-from gptjax.model.generation import generate
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.runs import startup
 

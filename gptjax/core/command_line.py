@@ -13,8 +13,9 @@ from tyro import _strings
 
 from gptjax.core.config_files import find_config, import_modules, list_configs, load_config_file
 from gptjax.core.errors import UserError
+from gptjax.core.flag_mistakes import explain_unknown, explain_words
 from gptjax.core.flag_synonyms import COMMON_FLAGS, CONFIG_WORDS
-from gptjax.core.flags import Flag, explain_unknown, explain_words, list_flags, normalize_words
+from gptjax.core.flags import Flag, Flags, list_flags, normalize_words
 from gptjax.core.provenance import print_versions
 from gptjax.core.serialization import Modules
 
@@ -27,6 +28,11 @@ Imports = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(na
 """Modules or Python files that define a user's own classes."""
 
 
+EXAMPLES = (
+    "--config=quickstart",
+    "--config=own_text_cpu --data.path=data/books --steps=500",
+    "--config=gpt2_124m --mesh=fsdp --batch-size=240 --optimizer.learning-rate=3e-4",
+)
 IMPORT_HELP = "--import=MODULE or --import=FILE.py imports your own classes, for a saved run that uses them."
 
 
@@ -113,13 +119,16 @@ def parse_options(options_type: type[T], argv: Sequence[str], *, prog: str, intr
     return _parse(options_type, argv, prog=prog)
 
 
-def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+def parse_known_options(
+    options_type: type[T], argv: Sequence[str], *, prog: str, introduction: str = ""
+) -> tuple[T, list[str]]:
     """Read an entry point's own options, and return the words that are not among them, for `parse_config`.
 
     With `--help` it prints these options, and `--help` is among the words that are left.
     """
     asks_help = {"-h", "--help"} & set(argv)
     if asks_help:
+        print(f"{introduction.strip()}\n")
         with contextlib.suppress(SystemExit), _help_in_sentences():
             tyro.cli(options_type, prog=prog, args=["--help"], config=_TYRO)
     flags, printed = list_flags(options_type), io.StringIO()
@@ -128,13 +137,24 @@ def parse_known_options(options_type: type[T], argv: Sequence[str], *, prog: str
         with contextlib.redirect_stderr(printed):
             options, rest = tyro.cli(options_type, prog=prog, args=words, config=_TYRO, return_unknown_args=True)
     except SystemExit:
-        own = [
-            word if "=" in word else f"{word}={after}"
-            for word, after in zip(words, [*words[1:], ""], strict=True)
-            if (flag := flags.get(word[2:].partition("=")[0])) is not None and not flag.is_switch
-        ]
-        raise UserError(explain_words(own, flags) or _join_lines(printed.getvalue())) from None
+        raise UserError(explain_words(_take_known(words, flags), flags) or _join_lines(printed.getvalue())) from None
+    switches = [
+        word for word in _take_known(words, flags) if "=" in word and flags[word[2:].partition("=")[0]].is_switch
+    ]
+    if switches:  # tyro takes the switch and leaves its value
+        raise UserError(explain_words(switches, flags) or f"{switches[0]} is a switch.")
     return options, [*rest, *asks_help]
+
+
+def _take_known(words: Sequence[str], flags: Flags) -> list[str]:
+    """The known flags among the words, each with its value behind `=`, if it has one."""
+    found = []
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, _ = word[2:].partition("=")
+        if name in flags:
+            takes_next = not (equals or flags[name].is_switch or after.startswith("--"))
+            found.append(f"{word}={after}" if takes_next else word)
+    return found
 
 
 def print_versions_if_asked(argv: Sequence[str]) -> None:
@@ -252,9 +272,7 @@ def _usage(prog: str, description: str) -> str:
         description,
         "",
         "examples:",
-        f"  {prog} --config=quickstart",
-        f"  {prog} --config=own_text_cpu --data.path=data/books --steps=500",
-        f"  {prog} --config=gpt2_124m --mesh=fsdp --batch-size=240 --optimizer.learning-rate=3e-4",
+        *(f"  {prog} {words}" for words in EXAMPLES),
         "",
         "flags that one often gives:",
         *(f"  --{name:<24} {text}" for name, text in COMMON_FLAGS.items()),

@@ -66,7 +66,13 @@ _SAME = {
     "processes": "workers num-workers num-proc n-jobs jobs threads nproc",
     "shard-tokens": "shard-size tokens-per-shard",
     "vocab-size": "vocab size n-vocab num-tokens",
-    "model": "checkpoint source input path from",
+    "model": "checkpoint ckpt ckpt-path checkpoint-path weights file source input path from",
+    "dtype": "outtype out-type type precision torch-dtype",
+    "web": "server serve ui gui browser webui",
+    "responses": "log-samples predictions save-responses samples-file",
+    "max-document-tokens": "max-length max-seq-length max-seq-len max-tokens truncation block-size context-length",
+    "lora.rank": "lora lora-r rank r",
+    "best-batch": "batch-sizes batches",
 }
 FLAGS_BY_WORD: dict[str, list[str]] = {}
 """Flags that a word may mean, the likeliest first; a command has some of them."""
@@ -128,6 +134,7 @@ EXPLANATIONS = {
     **dict.fromkeys(("do-sample", "greedy"), "--temperature=0 is greedy; other temperatures sample."),
     **dict.fromkeys(("beam", "beams", "num-beams", "beam-size"), "There is no beam search; --temperature=0 is greedy."),
     "model-args": "Write --checkpoint=RUN.",
+    "model=hf": "What lm_eval takes as --model hf --model_args pretrained=NAME is --checkpoint=NAME here.",
     "always-save-checkpoint": "--checkpoint.every says how often a run is saved.",
     **dict.fromkeys(
         ("bos", "add-bos", "add-eos", "append-eos", "append-eod"),
@@ -143,6 +150,11 @@ VALUES = {
     "f32": "float32",
     "float": "float32",
     "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
     "ddp": "data",
     "dp": "data",
     "tp": "tensor",
@@ -153,16 +165,21 @@ VALUES = {
 """Other spellings of choices."""
 
 COMMON_FLAGS = {
-    "steps": "optimizer steps in all",
-    "batch-size": "sequences per step",
+    "steps": "optimizer steps in all (iterations)",
+    "batch-size": "batch size: sequences of a step, over all devices",
+    "grad-accum": "gradient accumulation: micro-batches of a step, if memory is short",
     "optimizer.learning-rate": "largest learning rate",
-    "model.num-layers": "layers; also --model.embed-dim and --model.num-heads",
-    "model.context-length": "tokens of a sequence",
+    "optimizer.schedule.warmup-steps": "warmup: steps until that rate",
+    "optimizer.weight-decay": "weight decay",
+    "model.num-layers": "layers",
+    "model.embed-dim": "embedding dim, the width",
+    "model.num-heads": "attention heads; --model.num-kv-heads: fewer kv heads",
+    "model.context-length": "context length: tokens of a sequence",
     "data.path": "directory of prepared data",
     "name": "the run's directory is OUTPUT_DIR/NAME",
-    "init-from": "run whose weights a new run starts from",
-    "grad-accum": "micro-batches of a step, if memory is short",
-    "mesh": "data, fsdp, tensor or single: how devices share the work",
+    "init-from": "init from the weights of this run or model",
+    "mesh": "mesh: data, fsdp, tensor or single, how devices share the work",
+    "ema.decay": "ema: average of the weights, such as 0.999",
 }
 """The flags with which help begins."""
 CONFIG_WORDS = (

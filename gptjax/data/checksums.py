@@ -19,8 +19,9 @@ from gptjax.core.errors import UserError
 from gptjax.core.file_sums import FileSum, find_damage
 from gptjax.core.files import AnyPath, file_sha256, write_atomically
 from gptjax.core.progress import note_progress
+from gptjax.data.file_array import FileArray, iter_chunks
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Manifest, Sidecar, read_manifest
-from gptjax.data.shards import iter_chunks, map_file, open_shard
+from gptjax.data.shards import open_shard
 from gptjax.data.splits import check_size, open_split
 from gptjax.data.token_stream import TokenStream
 
@@ -117,7 +118,7 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: i
         first, last = np.searchsorted(starts, [begin, end])
         step = 1 if per_file is None else max(1, (last - first) // per_file)
         for chunk in range(first, last, step * 2**16):
-            places = np.asarray(starts[chunk : min(last, chunk + step * 2**16) : step])
+            places = starts[chunk : min(last, chunk + step * 2**16) : step]
             if places.max() >= len(stream):
                 raise UserError(f"{stream.name}: a document begins beyond its end. {PREPARE_AGAIN}")
             wrong = np.flatnonzero(stream.take(places) != end_of_text)
@@ -179,12 +180,12 @@ def _sum_of(path: Path, sha256: str) -> FileSum:
 def _check_sidecar(path: Path, sidecar: Sidecar, *, tokens: int) -> None:
     """Raise unless a loss mask is 0 or 1, and documents begin one after another, each with at least a token."""
     if sidecar.kind == "scored":
-        mask = map_file(path, np.dtype(np.uint8))
+        mask = FileArray(path, np.dtype(np.uint8))
         if max((int(part.max()) for _, part in iter_chunks(mask)), default=0) > 1:
             raise UserError(f"{path}: has marks other than 0 and 1. {PREPARE_AGAIN}")
         return
     before = -1
-    for _, part in iter_chunks(map_file(path, np.dtype(np.int64))):
+    for _, part in iter_chunks(FileArray(path, np.dtype(np.int64))):
         if (np.diff(part, prepend=before) <= 0).any() or part[-1] >= tokens:
             raise UserError(f"{path}: the documents do not begin one after another inside the split. {PREPARE_AGAIN}")
         before = part[-1]

@@ -16,6 +16,7 @@ from jaxtyping import Int, Int32, UInt8
 from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath, expand_path
 from gptjax.data.checksums import check_unchanged
+from gptjax.data.file_array import FileArray
 from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import PackingPlan, pack_units
 from gptjax.data.readers import SequenceReader, check_stream
@@ -63,7 +64,7 @@ class PreferencePairs:
 
     def _read_document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         start, end = int(self._bounds[index]), int(self._bounds[index + 1])
-        return self._stream.read(start, end - start).astype(np.int32), np.array(self._loss_mask[start:end])
+        return self._stream.read(start, end - start).astype(np.int32), self._loss_mask[start:end]
 
 
 def open_preferences(directory: AnyPath, split: str) -> PreferencePairs:
@@ -84,11 +85,12 @@ def check_kind(directory: AnyPath, *, pairs: bool) -> None:
     if not pairs and found == f"of {KIND}":
         raise UserError(
             f"{Path(directory)}: holds preference pairs, whose rejected texts are not to be learned. Read them with "
-            "data=PreferenceShards(path=...) and an objective such as DPO()."
+            "data=PreferenceShards(path=...) and an objective such as DPO(), as --config=modern_253m_dpo does with "
+            "--init-from=RUN."
         )
 
 
-def read_log_probs(directory: Path, split: str, stream: TokenStream) -> np.ndarray:
+def read_log_probs(directory: Path, split: str, stream: TokenStream) -> FileArray:
     """The reference's log-probability of each token of a split, float32, as `gptjax.runs.reference` stored it."""
     path = directory / f"{split}.npy"
     try:
@@ -97,7 +99,7 @@ def read_log_probs(directory: Path, split: str, stream: TokenStream) -> np.ndarr
         raise UserError(f"{path} cannot be read: {error}. Start the run again; the file is computed again.") from None
     if found.shape != (len(stream),) or found.dtype != np.float32:
         raise UserError(f"{path} does not fit {stream.name}. Start the run again; the file is computed again.")
-    return found
+    return FileArray(path, found.dtype, offset=found.offset, count=len(found))
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class PairSequences(BestFitSequences):
         context_length: int,
         *,
         end_of_text: int | None = None,
-        log_probs: np.ndarray | None = None,
+        log_probs: FileArray | None = None,
     ) -> None:
         super().__init__(stream, context_length, end_of_text=end_of_text)
         self._log_probs = log_probs

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
+from gptjax.data.file_array import FileArray
 from gptjax.data.packing import (
     Packing,
     PackingPlan,
@@ -64,7 +65,7 @@ class Sequences(ABC):
         """As the pipeline recorded them, else where the end-of-text id is."""
         check_documents_known(self.stream, self.end_of_text)
         if self.stream.document_starts is not None:
-            return np.asarray(self.stream.document_starts)
+            return self.stream.document_starts
         assert self.end_of_text is not None
         found = self.stream.find_token(self.end_of_text)
         return found if len(found) and found[0] == 0 else np.concatenate([[0], found])
@@ -263,11 +264,11 @@ class TruncatedSequences(BestFitSequences):
         return describe_cuts("documents", len(lengths), cut=cut, left_out=left_out, limit=self.context_length)
 
 
-def count_scored(mask: np.ndarray | None, begins: Numbers, ends: Numbers) -> Numbers:
+def count_scored(mask: np.ndarray | FileArray | None, begins: Numbers, ends: Numbers) -> Numbers:
     """The scored tokens of each range of a stream; without a mask all tokens are scored."""
     if mask is None:
         return np.maximum(ends - begins, 0)
-    before = np.concatenate([[0], np.cumsum(mask == 1, dtype=np.int64)])
+    before = np.concatenate([[0], np.cumsum(np.asarray(mask) == 1, dtype=np.int64)])
     return before[np.maximum(ends, begins)] - before[begins]
 
 

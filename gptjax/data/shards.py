@@ -5,7 +5,6 @@ followed by the token ids. Shards published for those projects can be read as th
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from jaxtyping import UInt
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import AnyPath
+from gptjax.data.file_array import FileArray
 
 Format = Literal["shards", "raw-uint16", "raw-uint32"]
 Tokens = UInt[np.ndarray, " n"]
@@ -55,8 +55,8 @@ def write_shard(path: AnyPath, tokens: Tokens) -> None:
         os.fsync(file.fileno())
 
 
-def open_shard(path: AnyPath, *, format: Format = "shards") -> Tokens:
-    """Memory-map the tokens of one file, after checking its header against its size.
+def open_shard(path: AnyPath, *, format: Format = "shards") -> FileArray:
+    """The tokens of one file, after checking its header against its size.
 
     `raw-uint16` is nanoGPT's `train.bin`: uint16 tokens from the first byte on, no header. Such tokens are looked at
     before they are believed: `UserError` if they seem to be of another width, or are all the same.
@@ -77,7 +77,7 @@ def open_shard(path: AnyPath, *, format: Format = "shards") -> Tokens:
     if count < 0 or size != wanted:
         what = "is cut short" if size < wanted else "has bytes after its end"
         raise UserError(f"{path} {what}: its header promises {count:,} tokens, {wanted:,} bytes; found {size:,} bytes.")
-    return map_file(path, dtype, offset=HEADER_BYTES, count=int(count))
+    return FileArray(path, dtype, offset=HEADER_BYTES, count=int(count))
 
 
 def _shard_dtype(path: Path, magic: int, version: int, size: int) -> np.dtype:
@@ -97,7 +97,7 @@ def _shard_dtype(path: Path, magic: int, version: int, size: int) -> np.dtype:
     raise UserError(f"{path}: not a token shard: it starts with {magic}, wanted {magics}.{raw.get(width or 0, '')}")
 
 
-def _open_raw(path: Path, size: int, *, format: Format, is_shard: bool) -> Tokens:
+def _open_raw(path: Path, size: int, *, format: Format, is_shard: bool) -> FileArray:
     dtype = RAW_DTYPES[format]
     if is_shard:
         raise UserError(f"{path}: has the header of a shard; use format shards, not {format}.")
@@ -108,7 +108,7 @@ def _open_raw(path: Path, size: int, *, format: Format, is_shard: bool) -> Token
         raise UserError(f"{path}: its ids look like {8 * width} bits each, not {8 * dtype.itemsize}: {advice}.")
     if size % dtype.itemsize:
         raise UserError(f"{path}: {size:,} bytes are not a whole number of {dtype.name} tokens.")
-    return map_file(path, dtype, offset=0, count=size // dtype.itemsize)
+    return FileArray(path, dtype, count=size // dtype.itemsize)
 
 
 def has_header(path: Path) -> bool:
@@ -138,17 +138,3 @@ def guess_width(path: Path) -> Literal[2, 4, 8] | None:
         return 8
     high = quarters[:, 1::2].max()
     return 4 if high == 0 or high <= HIGH_HALF < quarters[:, ::2].max() else 2
-
-
-def map_file(path: Path, dtype: np.dtype, *, offset: int = 0, count: int | None = None) -> np.ndarray:
-    """`count` little-endian numbers of a file from byte `offset` on (all of them by default), memory-mapped."""
-    count = (path.stat().st_size - offset) // dtype.itemsize if count is None else count
-    if count == 0:
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype.newbyteorder("<"), mode="r", offset=offset, shape=(count,))
-
-
-def iter_chunks(values: np.ndarray, *, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:
-    """(offset, part) of an array, part by part, so that a mapped file is not held in memory at once."""
-    for start in range(0, len(values), size):
-        yield start, values[start : start + size]

@@ -1,9 +1,7 @@
 """One split of a data set as one long array of tokens, though it lies in many files."""
 
-import contextlib
 import functools
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +9,9 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.core.errors import UserError
-from gptjax.data.shards import Format, Tokens, iter_chunks, map_file, open_shard
+from gptjax.data.file_array import FileArray, iter_chunks
+from gptjax.data.packing import expand_ranges
+from gptjax.data.shards import Format, Tokens, open_shard
 
 
 class TokenStream:
@@ -34,27 +34,22 @@ class TokenStream:
         self.paths, self.name, self.sidecars = paths, name, dict(sidecars or {})
         self.format: Format = format
         self._identity = identity
-        self._sizes = {path: path.stat().st_size for path in (*paths, *self.sidecars.values()) if path.is_file()}
+        self._shards = [open_shard(path, format=format) for path in paths]
+        if len({shard.dtype for shard in self._shards}) != 1:
+            raise UserError(f"{paths[0].parent}: shards of uint16 and of uint32 tokens are mixed in one split.")
         self._ends = np.cumsum([len(shard) for shard in self._shards])
-
-    @functools.cached_property
-    def _shards(self) -> list[np.ndarray]:
-        shards = [np.asarray(open_shard(path, format=self.format)) for path in self.paths]
-        if len({shard.dtype for shard in shards}) != 1:
-            raise UserError(f"{self.paths[0].parent}: shards of uint16 and of uint32 tokens are mixed in one split.")
-        return shards
 
     @functools.cached_property
     def document_starts(self) -> Int[np.ndarray, " documents"] | None:
         """Where each document begins, ascending from 0; None if no file says so."""
         path = self.sidecars.get("documents")
-        return None if path is None else map_file(path, np.dtype(np.int64))
+        return None if path is None else np.asarray(FileArray(path, np.dtype(np.int64)))
 
     @functools.cached_property
-    def loss_mask(self) -> UInt[np.ndarray, " n"] | None:
-        """For each token 1 if its prediction is scored, else 0; None if all are scored."""
+    def loss_mask(self) -> FileArray | None:
+        """For each token 1 if its prediction is scored, else 0, uint8; None if all are scored."""
         path = self.sidecars.get("scored")
-        return None if path is None else map_file(path, np.dtype(np.uint8))
+        return None if path is None else FileArray(path, np.dtype(np.uint8))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -84,61 +79,36 @@ class TokenStream:
         return digest.hexdigest()
 
     def read(self, start: int, length: int) -> Tokens:
-        """A copy of tokens `start` up to `start + length`, across file boundaries.
+        """Tokens `start` up to `start + length`, across file boundaries.
 
         Raises `UserError` for a file that was cut since it was opened, as do the other ways to read.
         """
-        first, last = np.searchsorted(self._ends, [start, max(start, start + length - 1)], side="right")
-        self._check_sizes(np.arange(first, last + 1))
-        return self._read(start, length)
-
-    def _read(self, start: int, length: int) -> Tokens:
-        if start < 0 or length < 0 or start + length > len(self):
-            raise IndexError(f"tokens {start} to {start + length} of a stream of {len(self)}")
-        pieces = [np.empty(0, self.dtype)]
-        shard = int(np.searchsorted(self._ends, start, side="right"))
-        while length > 0:
-            begin = start - int(self._ends[shard]) + len(self._shards[shard])
-            pieces.append(self._shards[shard][begin : begin + length])
-            start, length, shard = start + len(pieces[-1]), length - len(pieces[-1]), shard + 1
-        return np.concatenate(pieces)
+        return self._read_ranges(np.array([start]), np.array([length]))
 
     def read_sequences(self, starts: Int[np.ndarray, " n"], length: int) -> UInt[np.ndarray, "n length"]:
         """One row of `length` tokens for each start, in the order of `starts`."""
-        rows = np.empty((len(starts), length), self.dtype)
-        ends = np.concatenate([starts, starts + max(0, length - 1)])
-        self._check_sizes(np.unique(np.searchsorted(self._ends, ends, side="right")))
-        for row, start in zip(rows, starts.tolist(), strict=True):
-            row[:] = self._read(start, length)
-        return rows
+        return self._read_ranges(starts, np.full(len(starts), length)).reshape(len(starts), length)
 
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
         """The tokens at these positions, in their order."""
-        if len(self._shards) == 1:
-            self._check_sizes(np.zeros(1, int))
-            return self._shards[0][positions]
-        tokens = np.empty(len(positions), self.dtype)
-        shards = np.searchsorted(self._ends, positions, side="right")
-        self._check_sizes(found := np.unique(shards))
-        for shard in found:
-            here = np.flatnonzero(shards == shard)
-            content = self._shards[shard]
-            tokens[here] = content[positions[here] - (self._ends[shard] - len(content))]
-        return tokens
+        begins = np.flatnonzero(np.diff(positions, prepend=positions[:1] - 2) != 1)  # of consecutive positions
+        return self._read_ranges(positions[begins], np.diff(begins, append=len(positions)))
 
-    def _check_sizes(self, shards: Int[np.ndarray, " n"]) -> None:
-        """Raise if one of these files, or one beside them, has fewer bytes than when it was opened.
-
-        To read what a mapped file has lost would end the process with SIGBUS.
-        """
-        paths = [self.paths[shard] for shard in shards.tolist() if shard < len(self.paths)]
-        for path in (*paths, *self.sidecars.values()):
-            with contextlib.suppress(FileNotFoundError):  # what is deleted stays mapped, and a save notices it
-                if (size := os.stat(path).st_size) < (before := self._sizes.get(path, 0)):
-                    raise UserError(
-                        f"{path}: {size:,} bytes, and {before:,} when it was opened: it was cut while it was read. Put "
-                        "the file back. The run goes on from its last checkpoint."
-                    )
+    def _read_ranges(self, starts: Int[np.ndarray, " ranges"], lengths: Int[np.ndarray, " ranges"]) -> Tokens:
+        """The tokens of these ranges, one range after another."""
+        ends = starts + lengths
+        if len(starts) and (starts.min() < 0 or lengths.min() < 0 or ends.max() > len(self)):
+            raise IndexError(f"tokens {starts.min()} to {ends.max()} of a stream of {len(self)}")
+        shards = np.searchsorted(self._ends, [starts, np.maximum(starts, ends - 1)], side="right")
+        which, shard = expand_ranges(shards[0], np.minimum(shards[1] + 1, len(self._shards)))
+        shard_begins = np.concatenate([[0], self._ends[:-1]])[shard]
+        begins = np.maximum(starts[which], shard_begins)
+        counts = np.minimum(ends[which], self._ends[shard]) - begins
+        found, places = np.empty(int(lengths.sum()), self.dtype), np.cumsum(counts) - counts
+        for number in np.unique(shard):
+            here = shard == number
+            self._shards[number].read_into(found, (begins - shard_begins)[here], counts[here], places[here])
+        return found
 
     def list_file_spans(self) -> list[tuple[Path, int, int]]:
         """(file, position of its first token, position after its last) for each file."""

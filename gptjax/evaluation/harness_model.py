@@ -17,8 +17,8 @@ from gptjax.core.errors import UserError
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions, score_windows
 from gptjax.evaluation.windows import Window, rolling_windows
-from gptjax.model.decoding import prepare_for_decoding
-from gptjax.model.generation import generate
+from gptjax.generation.decoding import prepare_for_decoding
+from gptjax.generation.generate import generate
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import Tokenizer
 

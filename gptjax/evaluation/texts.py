@@ -147,7 +147,7 @@ def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol:
     starts = np.unique(np.concatenate([[0], starts[starts < limit]]))
     documents = [part for part in np.split(tokens, starts[1:]) if len(part)]
     mask = stream.loss_mask
-    masks = None if mask is None else np.split(np.asarray(mask[:limit]) == 1, starts[1:])
+    masks = None if mask is None else np.split(mask[:limit] == 1, starts[1:])
     words = None
     if tokenizer is not None and int(tokens.max()) < tokenizer.vocab_size:
         count, special = COUNT_WORDS[protocol.words], np.array([*tokenizer.specials.values(), -1])

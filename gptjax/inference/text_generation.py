@@ -11,18 +11,20 @@ import tyro
 from gptjax.core.command_line import Imports
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
+from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.products import Quantize
-from gptjax.model.sampling import SamplingOptions
 from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.text_stream import TextStream
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptjax.model import decoding, generation, gpt
+    from gptjax.generation import decoding
+    from gptjax.generation import generate as generation
+    from gptjax.model import gpt
 else:  # these import flax, which --help does not need
-    decoding = LazyModule("gptjax.model.decoding")
-    generation = LazyModule("gptjax.model.generation")
+    decoding = LazyModule("gptjax.generation.decoding")
+    generation = LazyModule("gptjax.generation.generate")
 
 FinishReason = Literal["length", "end_of_text", "stop_text"]
 

@@ -3,10 +3,10 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from gptjax.core.constants import IGNORE_INDEX
 from gptjax.model.loss import Head, LossOptions, accumulate_gradients, gather_head, score_chunk, split_into_chunks
 from gptjax.sharding.axes import BT, BTD
 
@@ -30,10 +30,14 @@ def _log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Fl
 
 def _local_log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Float[Array, "B T"]:
     """The log-probabilities of this device's rows."""
-    gathered = gather_head(options, head)
-    chunks = split_into_chunks(options, hidden), split_into_chunks(options, targets, fill=IGNORE_INDEX)
-    score = lambda chunk: -score_chunk(options, chunk[0], chunk[1], gathered)[0]
-    return jax.lax.map(score, chunks).reshape(-1)[: targets.size].reshape(targets.shape)
+    gathered, chunks = gather_head(options, head), split_into_chunks(options, targets, hidden)
+
+    def add_chunk(i: Array, found: Array) -> Array:
+        y, h = chunks.take(i)
+        return found.at[i].set(-score_chunk(options, h, y, gathered)[0])
+
+    found = jnp.zeros(chunks.arrays[0].shape, jnp.float32)
+    return chunks.join(jax.lax.fori_loop(0, chunks.number, add_chunk, found))
 
 
 def _log_probs_forward(

@@ -5,6 +5,7 @@ hand: the head is multiplied three times in all and nothing of size B · T · V 
 head may be sharded by vocabulary (tensor) and by width (fsdp); the communication is written out below.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,13 +48,22 @@ class LossOptions:
     mesh: MeshConfig
     logit_softcap: float | None = None
     logit_softcap_curve: str = "tanh"
+    skip_unscored: bool = False
+    """Take tokens with a target first, and end with the last of them. It costs a copy of the hidden states, which pays
+    where many tokens have no target, as in chats."""
     z_loss: float = 0.0
     """The gradient is that of nats + z_loss · (log Σ exp logits)², which keeps logits near 0 (PaLM, arXiv:2204.02311,
     §5). The value stays the cross-entropy, so losses can be compared."""
 
     @classmethod
     def from_config(
-        cls, config: GPTConfig, *, chunk_tokens: int, mesh: MeshConfig, z_loss: float = 0.0
+        cls,
+        config: GPTConfig,
+        *,
+        chunk_tokens: int,
+        mesh: MeshConfig,
+        skip_unscored: bool = False,
+        z_loss: float = 0.0,
     ) -> "LossOptions":
         return cls(
             vocab_size=config.resolved_vocab_size,
@@ -62,6 +72,7 @@ class LossOptions:
             mesh=mesh,
             logit_softcap=config.logit_softcap,
             logit_softcap_curve=config.logit_softcap_curve,
+            skip_unscored=skip_unscored,
             z_loss=z_loss,
         )
 
@@ -69,6 +80,11 @@ class LossOptions:
         """Sum over these mesh axes, inside shard_map."""
         present = tuple(axis for axis in axes if self.mesh.axis_sizes[axis] > 1)
         return jax.lax.psum(x, present) if present else x
+
+    def largest(self, x: Array, *axes: str) -> Array:
+        """Largest over these mesh axes, inside shard_map."""
+        present = tuple(axis for axis in axes if self.mesh.axis_sizes[axis] > 1)
+        return jax.lax.pmax(x, present) if present else x
 
     def head_specs(self, head: Head) -> Any:
         """How the head is sharded."""
@@ -119,15 +135,13 @@ _sum_nats.defvjp(_forward, _backward)
 
 def _local_nats(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Scalar:
     """The sum over all devices, computed on one of them."""
-    gathered = gather_head(options, head)
+    gathered, chunks = gather_head(options, head), split_into_chunks(options, targets, hidden)
 
-    def add_chunk(total: Scalar, chunk: tuple[Array, Array]) -> tuple[Scalar, None]:
-        h, y = chunk
-        return total + score_chunk(options, h, y, gathered)[0].sum(), None
+    def add_chunk(i: Array, total: Scalar) -> Scalar:
+        y, h = chunks.take(i)
+        return total + score_chunk(options, h, y, gathered)[0].sum()
 
-    chunks = split_into_chunks(options, hidden), split_into_chunks(options, targets, fill=IGNORE_INDEX)
-    total, _ = jax.lax.scan(add_chunk, jnp.float32(0), chunks)
-    return options.sum_over(total, "data", "fsdp")
+    return options.sum_over(jax.lax.fori_loop(0, chunks.number, add_chunk, jnp.float32(0)), "data", "fsdp")
 
 
 def _local_gradients(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> tuple[Scalar, BTD, Head]:
@@ -148,41 +162,39 @@ def accumulate_gradients(
 
     Args:
         score: (hidden states (M, D), a chunk of each of the `rows`, head=gathered) → (sums, gradient of the logits).
-        rows: targets (B, T) and other arrays (B, T, …); the last chunk is filled with ignored targets and zeros.
+        rows: targets (B, T) and other arrays (B, T, …).
     """
-    gathered = gather_head(options, head)
-    chunks = split_into_chunks(options, hidden)
-    split = tuple(split_into_chunks(options, array, fill=0 if i else IGNORE_INDEX) for i, array in enumerate(rows))
+    gathered, chunks = gather_head(options, head), split_into_chunks(options, *rows, hidden)
     # Transposed once, before the loop: XLA on CPU multiplies a transposed operand at less than half its speed. The
     # head's gradient is summed transposed for the same reason. Other backends do not mind.
-    transposed = chunks.astype(options.dtype).mT
+    transposed = chunks.arrays[-1].astype(options.dtype).mT
     # A probability of 1e-7 would be 0 in float16. The objective's own scale comes later, with the loss's gradient.
     factor = FLOAT16_FACTOR if options.dtype == "float16" else 1.0
 
-    def add_chunk(carry: tuple[Any, Head], chunk: tuple[Array, ...]) -> tuple[tuple[Any, Head], Array]:
-        total, d_head = carry
-        h, h_transposed, *own = chunk
-        sums, d_logits = score(h, *own, head=gathered)
+    def score_number(i: Any) -> tuple[Any, Array]:
+        *own, h = chunks.take(i)
+        return score(h, *own, head=gathered)
+
+    def add_chunk(i: Array, carry: tuple[Any, Head, Array]) -> tuple[Any, Head, Array]:
+        total, d_head, d_chunks = carry
+        sums, d_logits = score_number(i)
         d_bias = None if d_head.bias is None else d_head.bias + d_logits.sum(axis=0)
         d_logits = (d_logits * factor).astype(options.dtype)
-        d_weight = d_head.weight + _multiply("dm,mv->dv", h_transposed, d_logits)
-        d_h = _multiply("mv,vd->md", d_logits, gathered.weight)
+        d_weight = d_head.weight + _multiply("dm,mv->dv", transposed[i], d_logits)
+        d_h = options.sum_over(_multiply("mv,vd->md", d_logits, gathered.weight) / factor, "tensor")
         total = jax.tree.map(jnp.add, total, sums)
-        return (total, Head(d_weight, d_bias)), options.sum_over(d_h / factor, "tensor").astype(h.dtype)
+        return total, Head(d_weight, d_bias), d_chunks.at[i].set(d_h.astype(d_chunks.dtype))
 
-    zero = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(lambda: score(chunks[0], *(array[0] for array in split), head=gathered)[0]),
-    )
+    sums = jax.eval_shape(lambda: score_number(0)[0])
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
-    (total, d_head), d_chunks = jax.lax.scan(add_chunk, (zero, zeros), (chunks, transposed, *split))
+    carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums), zeros, jnp.zeros_like(chunks.arrays[-1])
+    total, d_head, d_chunks = jax.lax.fori_loop(0, chunks.number, add_chunk, carry)
     d_weight = finish_product(d_head.weight).T / factor
-    d_hidden = d_chunks.reshape(-1, hidden.shape[-1])[: rows[0].size].reshape(hidden.shape)
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
     d_weight = options.sum_over(d_weight, "data")
     d_bias = None if d_head.bias is None else options.sum_over(d_head.bias, "data", "fsdp")
-    return total, d_hidden, Head(d_weight, d_bias)
+    return total, chunks.join(d_chunks), Head(d_weight, d_bias)
 
 
 def _multiply(axis_names: str, x: Array, y: Array) -> Array:
@@ -217,9 +229,7 @@ def compute_logits(options: LossOptions, h: Float[Array, "M D"], head: Head) -> 
 
 def normalize(options: LossOptions, logits: Float[Array, "M V"]) -> tuple[Array, Array, Array]:
     """(exp(logits - largest), their sum over the whole vocabulary, log Σ exp logits)."""
-    largest = logits.max(axis=1)
-    if options.mesh.axis_sizes["tensor"] > 1:
-        largest = jax.lax.pmax(largest, "tensor")
+    largest = options.largest(logits.max(axis=1), "tensor")
     exponentials = jnp.exp(logits - largest[:, None])
     partition = options.sum_over(exponentials.sum(axis=1), "tensor")
     return exponentials, partition, jnp.log(partition) + largest
@@ -242,12 +252,47 @@ def score_chunk(
     return nats, softcap_vjp(d_logits)[0]
 
 
-def split_into_chunks(options: LossOptions, array: Array, *, fill: int = 0) -> Array:
-    """(B, T, …) → (chunks, M, …): tokens in a row, cut into chunks. The last chunk is filled up."""
-    rows = array.reshape(-1, *array.shape[2:])
-    size = min(options.chunk_tokens, len(rows))
-    missing = ((0, -len(rows) % size), *((0, 0) for _ in rows.shape[1:]))
-    return jnp.pad(rows, missing, constant_values=fill).reshape(-1, size, *rows.shape[1:])
+class Chunks(NamedTuple):
+    """A device's tokens in chunks of M."""
+
+    arrays: tuple[Array, ...]
+    """(chunks, M, …) each. The last chunk is filled with ignored targets and zeros."""
+    number: Any
+    """How many chunks count. In those behind them no token has a target."""
+    order: Array | None
+    """Where each token was; None if they stand where they were."""
+    shape: tuple[int, ...]
+    """(B, T)."""
+
+    def take(self, i: Any) -> tuple[Array, ...]:
+        """Chunk i of each array."""
+        return tuple(array[i] for array in self.arrays)
+
+    def join(self, array: Array) -> Array:
+        """(chunks, M, …) → (B, T, …): each token where it was."""
+        rows = array.reshape(-1, *array.shape[2:])
+        rows = rows[: math.prod(self.shape)] if self.order is None else rows[jnp.argsort(self.order)]
+        return rows.reshape(*self.shape, *array.shape[2:])
+
+
+def split_into_chunks(options: LossOptions, targets: BT, *others: Array) -> Chunks:
+    """Targets (B, T) and other arrays (B, T, …), cut into chunks."""
+    flat = [array.reshape(-1, *array.shape[2:]) for array in (targets, *others)]
+    size, order = min(options.chunk_tokens, targets.size), None
+    number: Any = -(-targets.size // size)
+    if options.skip_unscored:
+        scored = flat[0] != IGNORE_INDEX
+        order = jnp.argsort(~scored, stable=True)
+        flat = [array[order] for array in flat]
+        # Devices go round equally often, because they communicate.
+        number = options.largest(-(-jnp.sum(scored) // size), "data", "fsdp")
+
+    def cut(array: Array, *, fill: int) -> Array:
+        missing = ((0, -len(array) % size), *((0, 0) for _ in array.shape[1:]))
+        return jnp.pad(array, missing, constant_values=fill).reshape(-1, size, *array.shape[1:])
+
+    arrays = tuple(cut(array, fill=0 if i else IGNORE_INDEX) for i, array in enumerate(flat))
+    return Chunks(arrays, number, order, targets.shape)
 
 
 def gather_head(options: LossOptions, head: Head) -> Head:

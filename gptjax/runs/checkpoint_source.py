@@ -108,7 +108,10 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
     directory = expand_path(spec).absolute()
     if not (directory / "config.json").is_file() and not (directory / CHECKPOINTS).is_dir():
-        raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
+        problem = (
+            "is not a run directory or a saved model: it has no config.json" if directory.exists() else "is not there"
+        )
+        raise UserError(f"{directory} {problem}. {WANTED}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
 
 

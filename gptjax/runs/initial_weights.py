@@ -8,10 +8,10 @@ from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, quote
+from gptjax.finetuning.model_config import EXTENDABLE_FIELDS, merge_model_config
+from gptjax.finetuning.vocabulary import grow_vocabulary
 from gptjax.model.config import GPTConfig
-from gptjax.model.finetuning import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
-from gptjax.model.vocabulary import grow_vocabulary
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer

@@ -11,12 +11,14 @@ import jax
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
+from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.data.manifest import read_manifest
+from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.forms import choose_form
 from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
-from gptjax.model.adapters import abstract_adapted_model
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
@@ -25,6 +27,7 @@ from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint_integrity import list_steps
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.objective import get_row_kind
 from gptjax.training.stopping import Stop
 
 
@@ -53,7 +56,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         print_once(
             f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
         )
-    print_once(*_describe_unjudged(config))
+    print_once(*_describe_unmasked(config), *_describe_unjudged(config))
     if config.steps > 1 and _is_rising(config):
         print_once(
             f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
@@ -70,6 +73,18 @@ def _describe_adapters(config: TrainConfig) -> list[str]:
     rows = f"; rows of {len(lora.new_tokens)} added tokens" if lora.new_tokens else ""
     share = trained / count_parameters(config.model)
     return [f"adapters  {trained:,} trained parameters ({share:.2%} of the model's), rank {lora.rank}{rows}"]
+
+
+def _describe_unmasked(config: TrainConfig) -> list[str]:
+    """A note if conversations are learned as plain text."""
+    path = config.data.path if isinstance(config.data, TokenShards) else None
+    manifest = read_manifest(path) if path and get_row_kind(config.objective) == "text" else None
+    if manifest is None or manifest.request.get("kind") != "chat":
+        return []
+    return [
+        "note: the data holds conversations, and all of their tokens are learned, the user's, too; the objective SFT "
+        "learns the answers alone, as in --config=modern_253m_sft --init-from=RUN"
+    ]
 
 
 def _describe_unjudged(config: TrainConfig) -> list[str]:

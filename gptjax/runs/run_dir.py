@@ -24,8 +24,8 @@ from gptjax.core.lazy import LazyModule
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
+from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
-from gptjax.model.lora import LoRA
 from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer, load_tokenizer
@@ -34,9 +34,10 @@ from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_it
 from gptjax.training.checkpoint_integrity import list_steps
 
 if TYPE_CHECKING:
-    from gptjax.model import adapters, gpt
+    from gptjax.finetuning import adapters
+    from gptjax.model import gpt
 else:
-    adapters = LazyModule("gptjax.model.adapters")
+    adapters = LazyModule("gptjax.finetuning.adapters")
     gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,12 +19,12 @@ from gptjax.core.serialization import Modules, find_unimportable, from_json, to_
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.finetuning.adapters import merge_adapters
+from gptjax.finetuning.model_config import merge_model_config, select_layers
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
-from gptjax.model.adapters import merge_adapters
 from gptjax.model.config import GPTConfig
-from gptjax.model.finetuning import merge_model_config, select_layers
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.initial_weights import check_typed, join_vocabularies, load_start, report_merge
@@ -37,6 +38,7 @@ from gptjax.sharding.devices import (
     preferred_dtype,
     target_device,
 )
+from gptjax.sharding.distributed import share_floats
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -239,12 +241,15 @@ def open_checkpoints(config: TrainConfig) -> CheckpointManager:
 
 
 def read_values(config: TrainConfig, metric: str, *, before: int) -> list[float]:
-    """The values of a metric at the steps before this one; [] where the record is lost."""
-    try:
-        records = read_metrics(config.directory / METRICS)
-    except (UserError, OSError):
-        return []
-    return list_losses(records, metric, before=before)
+    """The values of a metric at the steps before this one; [] where the record is lost.
+
+    All processes must call this: they decide alike by what the first one, which writes the record, reads.
+    """
+    records = []
+    if jax.process_index() == 0:
+        with suppress(UserError, OSError):
+            records = read_metrics(config.directory / METRICS)
+    return share_floats(list_losses(records, metric, before=before))
 
 
 Programs = dict[tuple[BatchSize, GPTConfig], Any]

@@ -135,3 +135,9 @@ def mark(tokens: Ids, scored: bool) -> ScoredIds:
 def to_ids(token: int | None) -> Ids:
     """An array of one id; an empty one for None."""
     return np.array([] if token is None else [token], np.int32)
+
+
+def take_until(ids: np.ndarray, end: int) -> np.ndarray:
+    """The ids before the first `end`."""
+    ends = np.flatnonzero(ids == end)
+    return ids[: ends[0]] if len(ends) else ids

@@ -313,11 +313,10 @@ def _load(name: str) -> Tokenizer:
         return _add_neighbours(_make_tokenizer(read_directory(path)), path)
     if path.is_file():
         return _add_neighbours(_make_tokenizer(read_tokenizer_json(path)), path.parent)
-    if name == "chars":
-        raise UserError("`chars` has no fixed alphabet: name the tokenizer.json beside the prepared data instead.")
-    raise UserError(
-        f"tokenizer {name!r}: no such file or directory. Use gpt2, bytes, a tokenizer.json or a directory with one."
-    )
+    if name == "chars" or name.startswith("bpe:"):
+        learn = "python -m data_pipelines.train_tokenizer learns a BPE"
+        raise UserError(f"tokenizer {name!r}: only prepare learns it, from its text. {learn}; then name its directory.")
+    raise UserError(f"tokenizer {name!r}: no such file or directory. Use gpt2, bytes or a tokenizer.json.")
 
 
 def _add_neighbours(tokenizer: Tokenizer, directory: Path) -> Tokenizer:

@@ -10,14 +10,15 @@ import numpy as np
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
-from gptjax.tokenization.chat import ChatEncoder
+from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.messages import UselessRecord, read_messages
-from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator, take_until
+from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
 
 if TYPE_CHECKING:
-    from gptjax.model import generation, gpt
+    from gptjax.generation import generate as generation
+    from gptjax.model import gpt
 else:
-    generation = LazyModule("gptjax.model.generation")  # imports flax
+    generation = LazyModule("gptjax.generation.generate")  # imports flax
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Orbax writes in the background. A kill or a power cut at any moment leaves compl
 one that is being written. `gptjax.training.checkpoint_format` describes what is on disk.
 """
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ import jax
 from jax.experimental import multihost_utils
 
 from gptjax.core.console import print_once
-from gptjax.core.diagnosis import shows_tracebacks
 from gptjax.core.errors import UserError
 from gptjax.core.files import make_directories
 from gptjax.core.lazy import LazyModule
@@ -33,7 +31,6 @@ from gptjax.training.checkpoint_format import (
     find_best_step,
     flatten_by_name,
     has_item,
-    make_handlers,
     make_save_args,
     read_items,
     read_metadata,
@@ -42,16 +39,14 @@ from gptjax.training.checkpoint_format import (
 )
 from gptjax.training.checkpoint_integrity import UNFINISHED, commit_checkpoint, complete_steps
 from gptjax.training.checkpoint_rotation import ALL_DAMAGED, choose_step, clear_unfinished, go_back, prune
+from gptjax.training.joint_save import JointCheckpointer
 
 if TYPE_CHECKING:
-    import orbax.checkpoint as ocp
-
     from gptjax.model import gpt
     from gptjax.training import loss_scale
     from gptjax.training import state as training_state
 else:
     # A config needs `CheckpointConfig` only.
-    ocp = LazyModule("orbax.checkpoint")
     gpt = LazyModule("gptjax.model.gpt")
     loss_scale = LazyModule("gptjax.training.loss_scale")
     training_state = LazyModule("gptjax.training.state")
@@ -103,7 +98,7 @@ class CheckpointManager:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints cleared")
         self._config = config
-        self._checkpointer = _make_checkpointer()
+        self._checkpointer = JointCheckpointer()
         self._background = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
         self._attempts: Counter[int] = Counter()
@@ -133,12 +128,12 @@ class CheckpointManager:
         failed, or if a later step exists.
         """
         self.wait()
-        existing = self.steps
-        if step in existing:
+        newest = self._agree_on_newest()
+        if step == newest:
             return
-        if existing and step < max(existing):
+        if step < newest:
             raise UserError(
-                f"{self._directory} has step {max(existing)}, which is later than step {step} to be saved. Two runs "
+                f"{self._directory} has step {newest}, which is later than step {step} to be saved. Two runs "
                 "would be mixed. Move the later checkpoints away, or choose another --name."
             )
         loss = None if val_loss is None or not math.isfinite(val_loss) else float(val_loss)
@@ -150,7 +145,7 @@ class CheckpointManager:
             args = make_save_args(
                 _collect_items(state), metadata, step=step, val_loss=loss, best_metric=self._config.best_metric
             )
-            self._checkpointer.save(unfinished, args=args, force=True)
+            self._checkpointer.save(unfinished, args, name=f"save {step} {attempt}")
         is_recorded = self._record is not None and self._record.is_file()
         records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
         self._pending = self._background.submit(self._finish, path, unfinished, records)
@@ -168,9 +163,8 @@ class CheckpointManager:
         return self._pending is not None and self._pending.done()
 
     def _finish(self, path: Path, unfinished: Path, records: dict[Path, int]) -> None:
-        self._checkpointer.wait_until_finished()
+        self._checkpointer.finish(lambda: commit_checkpoint(unfinished, path, records=records))
         if jax.process_index() == 0:
-            commit_checkpoint(unfinished, path, records=records)
             config = self._config
             try:
                 prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
@@ -186,8 +180,7 @@ class CheckpointManager:
             with report_write_errors(self._directory):
                 yield
         except Exception:
-            with suppress(Exception):  # Orbax raises once in each thread, and would raise in this one at the next save
-                self._checkpointer.wait_until_finished()
+            self._checkpointer.settle()
             with suppress(OSError):
                 if jax.process_index() == 0:
                     clear_unfinished(self._directory)
@@ -243,6 +236,11 @@ class CheckpointManager:
         """The metadata that was saved at `step`, with `step`, `val_loss` and `format_version`."""
         return read_metadata(self._directory, step)
 
+    def _agree_on_newest(self) -> int:
+        """The newest complete step; -1 without any. Other hosts may see a shared disk as it was seconds before."""
+        newest = -1 if jax.process_index() != 0 or self.latest is None else self.latest
+        return int(multihost_utils.broadcast_one_to_all(newest)) if jax.process_count() > 1 else newest
+
     @property
     def steps(self) -> list[int]:
         """The complete steps on disk, ascending."""
@@ -272,27 +270,11 @@ def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[s
     """Write a checkpoint with weights only. Returns when it is on disk."""
     args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
     path = Path(directory).absolute() / str(step)
-    with report_write_errors(directory), closing(_make_checkpointer()) as checkpointer:
+    with report_write_errors(directory), closing(JointCheckpointer()) as checkpointer:
         make_directories(path.parent)
         unfinished = path.with_name(path.name + UNFINISHED)
-        checkpointer.save(unfinished, args=args, force=True)
-        checkpointer.wait_until_finished()
-        commit_checkpoint(unfinished, path)
-
-
-def _make_checkpointer() -> "ocp.AsyncCheckpointer":
-    handler = ocp.CompositeCheckpointHandler(**make_handlers())
-    # In the background, a directory that cannot be created is noticed only after minutes of waiting for it.
-    options = ocp.AsyncOptions(create_directories_asynchronously=False)
-    checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
-    # absl's own class of logger, so only once Orbax has imported it. Adding a filter twice changes nothing.
-    logging.getLogger("absl").addFilter(_is_not_of_orbax)
-    return checkpointer
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """A filter of logs. Each of Orbax's threads logs a traceback of the error that `wait` raises, too."""
-    return "orbax" not in Path(record.pathname).parts or shows_tracebacks()
+        checkpointer.save(unfinished, args, name=f"save {path}")
+        checkpointer.finish(lambda: commit_checkpoint(unfinished, path))
 
 
 def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:

@@ -20,7 +20,7 @@ from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.token_stream import TokenStream
 from gptjax.model.config import GPTConfig
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.tokenization.chat import ChatEncoder
+from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
@@ -28,11 +28,11 @@ from gptjax.training.metric_names import to_metrics
 from gptjax.training.objective import Objective, get_row_kind
 
 if TYPE_CHECKING:
-    from gptjax.model import generation, gpt
+    from gptjax.generation import generate as generation
+    from gptjax.model import gpt
     from gptjax.training import step as training_step
-else:
-    # A config needs none of these, which import flax.
-    generation = LazyModule("gptjax.model.generation")
+else:  # a config needs none of these, which import flax
+    generation = LazyModule("gptjax.generation.generate")
     gpt = LazyModule("gptjax.model.gpt")
     training_step = LazyModule("gptjax.training.step")
 
@@ -59,9 +59,7 @@ class EvalContext:
     def validation(self) -> TokenStream:
         """The validation tokens of the run's data."""
         if (stream := self.data.open_stream("val")) is None:
-            raise UserError(
-                f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss() out."
-            )
+            raise UserError(f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss out.")
         return stream
 
     @property
@@ -263,9 +261,7 @@ class BigramBaseline:
     def open(self, context: EvalContext) -> OpenEvaluator:
         train, validation, tokenizer = context.data.open_stream("train"), context.validation, context.tokenizer
         if train is None:
-            raise UserError(
-                f"evaluators: {type(context.data).__name__} has no single training text. Take BigramBaseline() out."
-            )
+            raise UserError(f"evaluators: {type(context.data).__name__} has no single training text for a bigram.")
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             ids = validation.read(0, len(validation))
@@ -312,8 +308,7 @@ class Samples:
             return None
         chat = self._open_chat(context, tokenizer)
         end = tokenizer.end_of_text if chat is None else chat.end
-        asked = tokenizer.encode(self.prompt) if chat is None else chat.encode_prompt([Message("user", self.prompt)])
-        prompt = asked.tolist()
+        prompt = self._encode_prompt(tokenizer, chat)
         available = context.model.context_length - len(prompt)
         if not prompt or available < 1:
             raise UserError(
@@ -337,14 +332,18 @@ class Samples:
 
         return evaluate
 
+    def _encode_prompt(self, tokenizer: Tokenizer, chat: ChatEncoder | None) -> list[int]:
+        if chat is not None:
+            return chat.encode_prompt([Message("user", self.prompt)]).tolist()
+        try:
+            return tokenizer.encode(self.prompt).tolist()
+        except UserError as error:  # a vocabulary of characters: of one line, or of another script
+            if self.prompt != Samples.prompt:
+                raise UserError(f"evaluators: the prompt of Samples {self.name!r}: {error}") from None
+            return [0]
+
     def _open_chat(self, context: EvalContext, tokenizer: Tokenizer) -> ChatEncoder | None:
         """The writer of conversations, if the run learns from them: then the prompt is the user's message."""
         if get_row_kind(context.objective) == "text" or tokenizer.chat_template is None:
             return None
         return ChatEncoder(tokenizer)
-
-
-def take_until(ids: np.ndarray, end: int) -> np.ndarray:
-    """The ids before the first `end`."""
-    ends = np.flatnonzero(ids == end)
-    return ids[: ends[0]] if len(ends) else ids

@@ -13,9 +13,10 @@ from gptjax.model.loss import LossOptions, next_token_loss
 from gptjax.sharding.axes import BTD, Count, DropoutKeys, Scalar
 
 if TYPE_CHECKING:
-    from gptjax.model import adapters, gpt
+    from gptjax.finetuning import adapters
+    from gptjax.model import gpt
 else:
-    adapters = LazyModule("gptjax.model.adapters")
+    adapters = LazyModule("gptjax.finetuning.adapters")
     gpt = LazyModule("gptjax.model.gpt")  # imports flax
 
 MicroBatch = dict[str, Any]
@@ -111,7 +112,11 @@ class NextToken:
             model.output_head,
             batch["targets"],
             options=LossOptions.from_config(
-                model.config, chunk_tokens=self.chunk_tokens, mesh=model.mesh, z_loss=self.z_loss
+                model.config,
+                chunk_tokens=self.chunk_tokens,
+                mesh=model.mesh,
+                skip_unscored=get_row_kind(self) == "answers",
+                z_loss=self.z_loss,
             ),
         )
 

@@ -197,7 +197,7 @@ def _log_odds(log_prob: Pairs) -> Pairs:
 
 def compute_log_probs(model: "gpt.GPT", batch: MicroBatch, *, chunk_tokens: int) -> Float[Array, "B T"]:
     """The log-probability of each scored target, in nats; 0 elsewhere."""
-    options = LossOptions.from_config(model.config, chunk_tokens=chunk_tokens, mesh=model.mesh)
+    options = LossOptions.from_config(model.config, chunk_tokens=chunk_tokens, mesh=model.mesh, skip_unscored=True)
     return token_log_probs(run_rows(model, batch), model.output_head, batch["targets"], options=options)
 
 

@@ -43,14 +43,21 @@ class Saver:
         self._saving: int | None = None
         self._failed_at: float | None = None
         self._error: UserError | None = None
+        self._is_open = False
+        """Whether the last save may have failed, as far as all processes know. It changes in all at the same step."""
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step`: by number, by time, or because the save before has failed."""
         self._notice_failure()
         if self._config.should_save(step, steps=self._steps):
             return True
-        # Asking the other processes waits for the devices. Without a clock they try a failed save again by number.
-        return (self._config.every_minutes is not None or jax.process_count() == 1) and agree(step, self._is_time())
+        if jax.process_count() == 1:
+            return self._is_time()
+        # Asking the first process waits for the devices. Without a clock it is asked only until a save has succeeded.
+        if (self._config.every_minutes is None and not self._is_open) or step % CLOCK_STEPS:
+            return False
+        is_time, self._is_open = ask_first((self._is_time(), self._saving is not None or self._failed_at is not None))
+        return is_time
 
     def _is_time(self) -> bool:
         minutes, now = self._config.every_minutes, self._clock()
@@ -65,7 +72,7 @@ class Saver:
         self.wait()
         if self._check_data is not None:
             self._check_data()
-        self._saved_at, self._saving = self._clock(), step
+        self._saved_at, self._saving, self._is_open = self._clock(), step, True
         try:
             self._checkpoints.save(step, state, metadata=self._metadata, val_loss=loss)
         except UserError as error:
@@ -74,7 +81,7 @@ class Saver:
     def finish(self, step: int, state: TrainState, *, loss: float | None) -> None:
         """Wait until `step` is saved, trying once more if need be. Raises a UserError if it cannot be saved."""
         self.wait()
-        if step not in self._checkpoints.steps and jax.process_count() == 1:
+        if self._error is not None:  # in all processes
             self.save(step, state, loss=loss)
             self.wait()
         if self._error is not None:
@@ -114,6 +121,9 @@ def agree(step: int, answer: bool) -> bool:
     """The first process's answer, on all processes; several of them ask once in `CLOCK_STEPS` steps."""
     if jax.process_count() == 1:
         return answer
-    if step % CLOCK_STEPS:
-        return False
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+    return not step % CLOCK_STEPS and ask_first((answer,))[0]
+
+
+def ask_first(answers: tuple[bool, ...]) -> tuple[bool, ...]:
+    """The first process's answers, on all processes."""
+    return tuple(bool(one) for one in multihost_utils.broadcast_one_to_all(np.asarray(answers)))

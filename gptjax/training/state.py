@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from gptjax.model.adapters import add_adapters, get_trainable
+from gptjax.finetuning.adapters import add_adapters, get_trainable
+from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.model.lora import LoRA
 from gptjax.sharding.axes import Count
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale, create_loss_scale

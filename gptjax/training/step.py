@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
-from gptjax.model.adapters import get_trainable, replace_trainable
+from gptjax.finetuning.adapters import get_trainable, replace_trainable
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.optim import EMA, Optimizer

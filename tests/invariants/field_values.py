@@ -7,10 +7,10 @@ from typing import Any
 
 from gptjax.config import TrainConfig
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger, WandbLogger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
-from gptjax.model.lora import LoRA
 from gptjax.optim import (
     EMA,
     AdamW,

@@ -34,10 +34,10 @@ from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource
+from gptjax.finetuning.adapters import add_adapters
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.loggers import Logger
 from gptjax.metrics.throughput import RunCost
-from gptjax.model.adapters import add_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.optim import (

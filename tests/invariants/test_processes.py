@@ -1,6 +1,8 @@
 """Several processes, as on several hosts, are one run: the same rows, losses, files and end on a signal."""
 
+import os
 import pickle
+import resource
 import shutil
 import signal
 import socket
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import reader
 from reader import Reading
+from test_rollback import Fragile, Spoiled
 from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
 
 from gptjax.config import TrainConfig
@@ -31,6 +34,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.checkpoint_integrity import complete_steps
+from gptjax.training.divergence import RollbackConfig
 from gptjax.training.evaluators import Samples, ValidationLoss
 from gptjax.training.stages import Stage
 
@@ -54,8 +58,11 @@ def start_training(file: Path, *words: str, **place: Any) -> list[subprocess.Pop
     return start("-m", "gptjax.train", f"--config={file}", *words, **place)
 
 
-def wait_for(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+def wait_for(processes: list[subprocess.Popen], *, kill: bool = False) -> tuple[list[int], list[str]]:
     """Exit codes and outputs; nothing is left running."""
+    for process in processes:
+        if kill:
+            process.kill()
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
@@ -295,6 +302,82 @@ def test_lost_process_ends_the_other_and_the_command_resumes(
     codes, outputs = wait_for(start_training(file, f"--steps={saved + 2}"))
     assert codes == [0, 0], outputs
     assert f"at step {saved}" in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["updates were skipped", "times its median"])
+def test_two_processes_go_back_as_one_does(config: TrainConfig, tmp_path: Path, reason: str) -> None:
+    """To the same step, and over the same rows."""
+    changes: dict[str, Any] = {"rollback": RollbackConfig(1, spike_factor=1.5)}
+    if "skipped" in reason:
+        changes = {"rollback": RollbackConfig(1), "max_consecutive_skips": 2, "objective": Fragile()}
+    assert isinstance(config.data, TokenShards)
+    one = replace(
+        config,
+        name=f"one {reason}",
+        steps=32,
+        grad_accum=1,
+        data=Spoiled(config.data.path, (25, 27)),
+        optimizer=AdamW(learning_rate=2e-2, schedule=Constant()),
+        evaluators=(),
+        checkpoint=CheckpointConfig(every=12),
+        **changes,
+    )
+    two = replace(one, name=f"two {reason}", mesh=MeshConfig(fsdp=2))
+    assert train(one) == 0
+    file, place = write_config(tmp_path / "two.py", two), str(Path(__file__).parents[1])
+    environment = {"PYTHONPATH": os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])}
+    codes, outputs = wait_for(start_training(file, devices=1, **environment))
+    assert codes == [0, 0], outputs
+    assert reason in outputs[0]
+    assert "Going back to step 24" in outputs[0]
+    assert "Going back" not in outputs[1]
+    assert dict(read_lines(two.directory)) == pytest.approx(dict(read_lines(one.directory)), abs=1e-3, nan_ok=True)
+    for name in ("rolled_back_from", "row_offset", "rollbacks"):
+        assert read_lines(two.directory, name) == read_lines(one.directory, name) != []
+    assert RunDir.open(two.directory).content["row_offsets"] == RunDir.open(one.directory).content["row_offsets"]
+
+
+def read_until(process: subprocess.Popen, words: str) -> list[str]:
+    """The lines that it prints, to one with these words."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and words not in line:
+        lines.append(line)
+    assert words in line, lines
+    return [*lines, line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+def test_disk_of_one_process_is_full_and_both_save_later(staged: TrainConfig, tmp_path: Path, full: int) -> None:
+    """A limit of its files' size stands for the disk. The arrays are larger, all else is smaller."""
+    often = CheckpointConfig(every=10)
+    run = replace(staged, name=f"full{full}", steps=100_000, evaluators=(), checkpoint=often, log=LogConfig(every=10))
+    file = write_config(tmp_path / "full.py", run)
+    processes = start_training(file, devices=1)
+    try:
+        read_until(processes[0], "compiled")
+        resource.prlimit(processes[full].pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        said = read_until(processes[0], "warning: ")
+        assert ("File too large (process 1 of 2" if full else "File too large.") in said[-1]
+        assert "Training goes on, and the save is tried again" in said[-1]
+        read_until(processes[0], "step")
+        assert complete_steps(run.directory / "checkpoints") == []
+        resource.prlimit(processes[full].pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        while not complete_steps(run.directory / "checkpoints"):
+            said += read_until(processes[0], "step")
+        processes[0].terminate()
+    except BaseException:
+        wait_for(processes, kill=True)
+        raise
+    codes, outputs = wait_for(processes)
+    assert codes == [143, 143], outputs
+    outputs[0] += "".join(said)
+    assert [output.count("not saved") for output in outputs] == [1, 0]
+    assert "Traceback" not in "".join(outputs)
+    saved = complete_steps(run.directory / "checkpoints")
+    assert {path.name for path in (run.directory / "checkpoints").iterdir()} == set(map(str, saved))
 
 
 @pytest.mark.slow

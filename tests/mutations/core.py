@@ -74,7 +74,7 @@ RUN_DIR = (
         ("EMA_ITEM if ema and self.has_ema(which) else MODEL", "MODEL"),
     ),
     *mutate(
-        "gptjax/model/finetuning.py",
+        "gptjax/finetuning/model_config.py",
         "test_finetuning.py",
         # A run starts with more positions than the weights have.
         ("min(limit, wanted.context_length)", "max(limit, wanted.context_length)"),

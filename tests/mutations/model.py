@@ -166,12 +166,16 @@ MODEL = (
         # Tokens that are not scored are counted.
         ("targets), jnp.sum(targets != IGNORE_INDEX)", "targets), jnp.int32(targets.size)"),
         # The last chunk is filled with a token that is scored.
-        ("split_into_chunks(options, targets, fill=IGNORE_INDEX)", "split_into_chunks(options, targets, fill=0)"),
+        ("fill=0 if i else IGNORE_INDEX", "fill=0"),
+        # A last chunk that is not full is left out.
+        ("-(-jnp.sum(scored) // size)", "jnp.sum(scored) // size"),
+        # Gradients go to other tokens.
+        ("jnp.argsort(self.order)", "self.order"),
         # The gradient of the head misses the softcap.
         ("softcap_vjp(d_logits)[0]", "d_logits"),
     ),
     *mutate(
-        "gptjax/model/sampling.py",
+        "gptjax/generation/sampling.py",
         "test_generation.py::test_filters_equal_plain_numpy "
         "test_generation.py::test_filters_break_ties_towards_the_lower_id",
         # top-p keeps a token more where the probabilities reach p exactly.
@@ -182,7 +186,7 @@ MODEL = (
         ("min(top_k, logits.shape[-1])", "min(top_k + 1, logits.shape[-1])"),
     ),
     *mutate(
-        "gptjax/model/decoding_loop.py",
+        "gptjax/generation/decoding_loop.py",
         "test_generation.py::test_samples_follow_the_probabilities_of_the_model "
         "test_generation.py::test_row_depends_neither_on_other_rows_nor_on_the_length",
         # A high temperature sharpens the distribution.
@@ -191,13 +195,13 @@ MODEL = (
         ("jnp.arange(len(logits))", "0 * jnp.arange(len(logits))"),
     ),
     *mutate(
-        "gptjax/model/decoding_loop.py",
+        "gptjax/generation/decoding_loop.py",
         "test_generation.py::test_seed_decides_the_text",
         # All positions draw with one key.
         ("(row_keys, position)", "(row_keys, 0 * position)"),
     ),
     *mutate(
-        "gptjax/model/kv_cache.py",
+        "gptjax/generation/kv_cache.py",
         "test_kv_cache.py",
         # A token sees a slot that was never written.
         ("mask = age <= positions", "mask = age <= 1 + positions"),
@@ -207,7 +211,7 @@ MODEL = (
         ("(age < window)", "(age <= window)"),
     ),
     *mutate(
-        "gptjax/model/kv_cache.py",
+        "gptjax/generation/kv_cache.py",
         "test_model_extras.py::test_text_beyond_the_context_sees_one_context_length",
         # Past its end the cache replaces the newest token, not the oldest.
         ("positions[0] % size", "jnp.minimum(positions[0], size - 1)"),

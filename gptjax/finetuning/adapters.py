@@ -15,9 +15,9 @@ from flax import nnx
 from jax import Array
 
 from gptjax.core.errors import UserError
+from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
-from gptjax.model.lora import LoRA
 from gptjax.model.module import Module
 from gptjax.model.products import LowRankMatrix
 from gptjax.sharding.axes import matrix_axes, weight_role

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from gptjax.generation.kv_cache import Cache, extend_cache
+from gptjax.generation.sampling import filter_logits, penalize_repetition
 from gptjax.model.gpt import GPT
-from gptjax.model.kv_cache import Cache, extend_cache
-from gptjax.model.sampling import filter_logits, penalize_repetition
 from gptjax.sharding.axes import BT, BV
 from gptjax.sharding.mesh import MeshConfig, reshard
 

@@ -17,11 +17,11 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
 from gptjax.core.errors import UserError
-from gptjax.model.decoding import prepare_for_decoding
-from gptjax.model.decoding_loop import DecodingState, Request, count_bytes, read_prompts, write_tokens
+from gptjax.generation.decoding import prepare_for_decoding
+from gptjax.generation.decoding_loop import DecodingState, Request, count_bytes, read_prompts, write_tokens
+from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.gpt import GPT
 from gptjax.model.products import Quantize
-from gptjax.model.sampling import SamplingOptions
 from gptjax.sharding.mesh import reshard
 
 MIN_BUCKET = 32

@@ -1,0 +1,202 @@
+"""What is said of a wrong word on a command line: `explain_words` finds the one that tyro refused and the right one."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from gptjax.core.errors import quote
+from gptjax.core.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, VALUES
+from gptjax.core.flags import (
+    FALSE,
+    Flag,
+    Flags,
+    find_flag,
+    is_flag,
+    normalize_value,
+    pair_words,
+    split_word,
+    write_switch,
+)
+
+SHORTEST_MISTAKE = 4
+"""Letters of a word for which a flag with almost the same letters may be meant."""
+
+
+def explain_words(words: Sequence[str], flags: Flags) -> str | None:
+    """Why tyro refused these normalized words, and the right form of the first wrong one; None if nothing is found."""
+    positional = [flag for flag in flags.values() if flag.positional]
+    given = {known for word, _ in pair_words(words) if (known := find_flag(split_word(word)[0], flags)[0])}
+    missing = [name for name, flag in flags.items() if flag.default is dataclasses.MISSING and name not in given]
+    most = len(words) if any(map(_takes_several, positional)) else len(positional)
+    for word, following in pair_words(words):
+        if not is_flag(word):
+            if beyond := [word, *following][most:]:
+                return _explain_bare(beyond[0], flags)
+            continue
+        name, value = split_word(word if word.startswith("--") else f"-{word}")
+        known, _ = find_flag(name, flags)
+        values = following if value is None else [value]
+        if known is None:
+            return explain_unknown(name, next(iter(values), None), flags)
+        if not word.startswith("--"):
+            return f"{quote(word)} begins with one dash. Write {_write(known, next(iter(values), None), flags[known])}."
+        if flags[known].positional:
+            return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
+        problem = _explain_value(known, values, flags[known])
+        if problem is not None and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
+            problem += f" A text is for {_write(f'{known}-text', values[0], text)}."
+        stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
+        if problem is None and (stray := stray[most:]) and not _takes_several(flags[known]):
+            problem = _explain_stray(known, [*values[:1], *stray], flags=flags, missing=missing)
+        if problem is not None:
+            return problem
+    if missing and flags[missing[0]].positional:
+        return f"{missing[0].upper()} is not given, the first word behind the command."
+    return f"--{missing[0]} is not given. Write --{missing[0]}=…." if missing else None
+
+
+def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Sequence[str]) -> str:
+    """What to say of words behind the value of a flag: the flag that a single one lacks, or the quotes of a text."""
+    word = given[1] if len(given) > 1 else given[0]
+    if "=" in word:
+        return _explain_bare(word, flags)
+    if missing and len(given) == 2:
+        return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
+    return f"{quote(word)} belongs to no flag. A value with blanks needs quotes: --{name}='{quote(' '.join(given))}'."
+
+
+def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
+    """What is wrong with the values of a known flag, as far as its type is simple."""
+    if flag.is_switch:
+        wrong = [value for value in values if value]
+        return f"--{name}={quote(wrong[0])}: wanted --{name} or {write_switch(name, False)}." if wrong else None
+    if not values or (values == [""] and flag.types not in ((str,), (str, types.NoneType))):
+        return f"--{name} has no value. Write --{name}={_example(flag)}."
+    value = values[0]
+    if value == "None" and types.NoneType in flag.types:
+        return None
+    if flag.choices and set(flag.types) <= {*_literal_types(flag), types.NoneType} and value not in flag.choices:
+        close = difflib.get_close_matches(value, flag.choices, n=1, cutoff=0.5)
+        hint = f" Did you mean --{name}={close[0]}?" if close else ""
+        return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)}.{hint}"
+    kind = next((kind for kind in (float, int) if kind in flag.types), None)
+    if kind is None or not set(flag.types) <= {int, float, types.NoneType, *_literal_types(flag)}:
+        return None
+    try:
+        value in flag.choices or kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        if flag.choices:
+            return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)} or {wanted}."
+        wanted += " or none" if types.NoneType in flag.types else ""
+        example = f", such as --{name}={_example(flag)}" if flag.default is not None else ""
+        return f"--{name}={quote(value)}: wanted {wanted}{example}."
+    return None
+
+
+def _literal_types(flag: Flag) -> list[Any]:
+    return [hint for hint in flag.types if typing.get_origin(hint) is Literal]
+
+
+def _takes_several(flag: Flag) -> bool:
+    return (
+        not flag.appends and any(typing.get_origin(hint) in (tuple, list, dict, set) for hint in flag.types)
+    ) or flag.hint is Any
+
+
+def _example(flag: Flag) -> str:
+    if flag.default not in (None, dataclasses.MISSING) and not isinstance(flag.default, tuple | list | dict):
+        return str(flag.default)
+    return next((word for kind, word in ((int, "1000"), (float, "0.1")) if kind in flag.types), "…")
+
+
+def explain_unknown(name: str, value: str | None, flags: Flags) -> str:
+    """The message for a flag that does not exist: which one is meant, written out with the value."""
+    name, colon, behind = name.partition(":")
+    value = behind if colon else value
+    shown = quote(name + colon + behind)
+    if reason := EXPLANATIONS.get(f"{name}={value}"):
+        return f"There is no flag --{shown}. {reason}"
+    word = name.rpartition(".")[2].lower()
+    if meant := _find_meant(name, word, flags):
+        value = word if word in VALUES else value  # --bf16
+        if flags[meant[0]].positional:
+            return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
+        forms = " or ".join(_write(one, _negate(word, one, value), flags[one]) for one in meant)
+        return f"There is no flag --{shown}. Write {forms}."
+    if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
+        return f"There is no flag --{shown}. {reason}"
+    positional = next((flag for flag, kind in flags.items() if kind.positional), None)
+    if positional is not None and value:
+        return f"There is no flag --{shown}. {_explain_first(positional, value)}"
+    return f"There is no flag --{shown}. --help lists all flags."
+
+
+def _explain_first(name: str, value: str | None) -> str:
+    return f"{name.upper()} is the first word behind the command{f': {quote(value)}' if value else ''}."
+
+
+def _negate(word: str, meant: str, value: str | None) -> str | None:
+    """`false` where the word is the opposite of the flag that is meant: `nostop`, `no-stopp`."""
+    is_opposite = word.startswith("no") and not meant.rpartition(".")[2].startswith("no")
+    return "false" if is_opposite and value is None else value
+
+
+def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
+    """The flags that a name may mean, the likeliest first; at most three."""
+    synonyms = [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]
+    if synonyms:
+        return synonyms[:1]
+    if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
+        return sorted(found, key=lambda flag: flag.count("."))[:3]
+    if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(word) < SHORTEST_MISTAKE:
+        return []
+    bare = word.removeprefix("no-").replace("-", "")
+    spelled = {flag.replace("-", ""): flag for flag in flags} | {
+        flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(list(flags))
+    }
+    close = difflib.get_close_matches(name.replace("-", ""), spelled, n=1, cutoff=0.75)
+    close = close or difflib.get_close_matches(bare, spelled, n=1, cutoff=0.75)
+    known = [spelled[one] for one in close]
+    return (
+        known
+        or [
+            flag
+            for key in difflib.get_close_matches(word, FLAGS_BY_WORD, n=1, cutoff=0.85)
+            for flag in FLAGS_BY_WORD[key]
+            if flag in flags
+        ][:1]
+    )
+
+
+def _write(name: str, value: str | None, flag: Flag) -> str:
+    """A flag with the value that was given, in the right form."""
+    if flag.is_switch:
+        return write_switch(name, value is None or value.lower() not in FALSE)
+    if value in (None, ""):
+        return f"--{name}={_example(flag)}"
+    is_number = str(value).replace(".", "", 1).isdecimal()
+    written = FORMS[name].format(value) if name in FORMS and is_number else normalize_value(str(value), flag)
+    if _explain_value(name, [written], flag) is not None:
+        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.8)
+        written = close[0] if close else "|".join(flag.choices) or _example(flag)
+    return f"--{name}={quote(written)}"
+
+
+def _explain_bare(word: str, flags: Flags) -> str:
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    if equals:
+        known, _ = find_flag(name, flags)
+        return (
+            f"{quote(word)} begins without dashes. Write {_write(known, value, flags[known])}."
+            if known
+            else (f"{quote(word)} begins without dashes. {explain_unknown(name, value, flags)}")
+        )
+    required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
+    meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
+    hint = f" Write --{meant[0]}={quote(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
+    return f"{quote(word)} belongs to no flag.{hint}"

@@ -1,0 +1,105 @@
+"""Command lines as people mistype them: every command's message shows the right one."""
+
+import importlib
+import shlex
+import sys
+
+import pytest
+
+from data_pipelines.runtime.options import run_command
+from gptjax import bench, chat, convert, evaluate, sample, verify
+
+COMMANDS = {
+    "bench": bench.main,
+    "chat": chat.main,
+    "convert": convert.main,
+    "evaluate": evaluate.main,
+    "sample": sample.main,
+    "verify": verify.main,
+}
+PIPELINES = {
+    "prepare": "Prepare",
+    "prepare_chat": "PrepareChat",
+    "prepare_preferences": "PreparePreferences",
+    "train_tokenizer": "TrainTokenizer",
+}
+TYPED = {
+    "convert to-hf --chekpoint=runs/x --output=y": "Write --checkpoint=runs/x.",
+    "convert to-hf --checkpoint runs/x --output": "Write --output=….",
+    "convert to-hf --checkpoint=runs/x --output=y --verfy=false": "Write --no-verify.",
+    "convert to-hf --checkpoint=runs/x --output=y --form=lama": "Did you mean --form=llama?",
+    "convert to-hf --checkpoint=runs/x --output=y --push_to_hub=a/b": "Write --push-to=a/b.",
+    "convert to-hf runs/x y": "Write --checkpoint=runs/x.",
+    "convert to-gguf --checkpoint=runs/x": "Write --output=….",
+    "convert to-gguf --checkpoint=x --output=y --outtype=f16": "Write --dtype=float16.",
+    "convert tohf --checkpoint=runs/x": "gptjax.convert to-hf …",
+    "convert export --checkpoint=runs/x": "gptjax.convert to-hf …",
+    "convert --checkpoint=runs/x --output=y": "gptjax.convert to-hf --checkpoint=runs/x …",
+    "convert --model=gpt2 --output=y": "gptjax.convert from-hf --model=gpt2 …",
+    "convert from-nanoGPT ckpt.pt": "gptjax.convert from-nanogpt …",
+    "convert from-llm.c model.bin": "gptjax.convert from-llmc …",
+    "convert to-onnx --checkpoint=x": "wanted: to-hf, to-peft, to-gguf, from-hf,",
+    "convert from-nanogpt --ckpt=a.pt --output=y": "Write --model=a.pt.",
+    "convert from-nanogpt a.pt y": "Write --output=y.",
+    "convert from-hf gpt2": "Write --model=gpt2.",
+    "chat runs/x": "Write --checkpoint=runs/x.",
+    "chat --checkpoint": "Write --checkpoint=….",
+    "chat --checkpoint=x --system Hi": "Write --system-prompt=Hi.",
+    "chat --checkpoint=x --port=http": "a whole number, such as --port=8000.",
+    "chat --checkpoint=x --web=maybe": "wanted --web or --no-web.",
+    "chat --checkpoint=x --server": "Write --web.",
+    "chat --checkpoint=x --top_k=all": "a whole number or none",
+    "verify": "No directory is given.",
+    "verify --checkpoint=runs/x": "the first word behind the command: runs/x.",
+    "verify --directory runs/x": "the first word behind the command: runs/x.",
+    "sample --checkpoint=x --stop=END": "A text is for --stop-text=END.",
+    "sample --checkpoint=x --nostop": "Write --no-stop.",
+    "sample --checkpoint=x --num_samples": "Write --num-samples=1.",
+    "sample --checkpoint=x --temperature hot": "a number, such as --temperature=0.8.",
+    "sample --model x --prompt hi": "Write --checkpoint=x.",
+    "evaluate --checkpoint=x --task=hellaswag": "Write --tasks=hellaswag.",
+    "evaluate --checkpoint=x --log_samples": "Write --responses=….",
+    "evaluate --checkpoint=x --no-emma": "Write --no-ema.",
+    "evaluate --checkpoint=x --split=test": "wanted val, train.",
+    "evaluate --checkpoint=x --limit=half": "wanted a whole number or none.",
+    "evaluate --model hf --model_args pretrained=gpt2": "is --checkpoint=NAME here.",
+    "prepare --source=a --tokenizer=gpt2": "Write --output=….",
+    "prepare --source=a --tokeniser=gpt2 --output=b": "Write --tokenizer=gpt2.",
+    "prepare --source=a --tokenizer=gpt2 --output=b --strict=maybe": "wanted --strict or --no-strict.",
+    "prepare --source=a --tokenizer=gpt2 --output=b --seperator=x": "Write --separator=x.",
+    "prepare --source=a --tokenizer=gpt2 --output=b --force": "Write --overwrite.",
+    "prepare_chat --source=a --tokenizer=gpt2 --output=b --max_length=512": "Write --max-document-tokens=512.",
+    "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat.",
+    "prepare_chat --source=a --output=b": "Write --tokenizer=….",
+    "prepare_preferences --data=a --tokenizer=gpt2 --output=b": "Write --source=a.",
+    "prepare_preferences --source=a --tokenizer=gpt2 --output=b --split=0.1": "Write hash:0.1",
+    "train_tokenizer --source=a --vocab_size=big --output=b": "wanted a whole number",
+    "train_tokenizer --source=a --vocab=1000 --output=b": "Write --vocab-size=1000.",
+    "bench --config=quickstart --decode=maybe": "wanted --decode or --no-decode.",
+    "bench --config=quickstart --json": "Write --json=….",
+    "bench --config=quickstart --batch_sizes=4,8": "Write --best-batch=4,8.",
+    "bench --config=quickstart --batch-size=4,8": "wanted a whole number",
+    "bench --config=quickstart --lora=8": "Write --lora.rank=8.",
+    "bench --config=quickstart --packing=bestfit": "Write --data.packing=best_fit.",
+}
+
+
+def call(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if command in COMMANDS:
+        return COMMANDS[command](words)
+    module = importlib.import_module(f"data_pipelines.{command}")
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", *words])
+    return run_command(getattr(module, command), getattr(module, PIPELINES[command]))
+
+
+@pytest.mark.parametrize(("typed", "right"), TYPED.items(), ids=TYPED)
+def test_a_mistyped_command_shows_the_right_one(
+    typed: str, right: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *words = shlex.split(typed)
+    with pytest.raises(SystemExit) as stopped:
+        call(command, words, monkeypatch)
+    printed = capsys.readouterr()
+    assert (stopped.value.code, printed.out) == (2, "")
+    assert right in printed.err
+    assert printed.err.count("\n") == 1
