@@ -72,7 +72,7 @@ class EvalContext:
 class Evaluator(Protocol):
     """An evaluation during training: a frozen dataclass with these two methods.
 
-    A metric called `val_loss` decides which checkpoint is the best.
+    The metric that `checkpoint.best_metric` names decides which checkpoint is the best.
     """
 
     if TYPE_CHECKING:
