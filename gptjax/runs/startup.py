@@ -12,7 +12,7 @@ import jax
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
@@ -278,7 +278,7 @@ def compile_steps(
         if to_come and (phase.batch, phase.model) not in programs:
             programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase, frozen=frozen)
     if config.stages:
-        print_once(f"compiled  {len(programs)} programs for the stages to come")
+        print_once(f"compiled  {count_of(len(programs), 'programs')} for the stages to come")
 
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)
