@@ -75,6 +75,20 @@ TYPED_TO_TRAIN = {
     "--rope_theta=1e4": "--model.rotary-base=1e4",
     "--eval_only": "python -m gptjax.evaluate",
     "--report_to=none": "--log.wandb=off|",
+    "--gradient_accumulation=4": "--grad-accum=4",
+    "--kv_heads=2": "--model.num-kv-heads=2",
+    "--embedding_dim=8": "--model.embed-dim=8",
+    "--embedding-size=8": "--model.embed-dim=8",
+    "--embeddingdim=8": "--model.embed-dim=8",
+    "--emb=8": "--model.embed-dim=8",
+    "--embeding-std=8": "--model.init.embedding-std=8",
+    "--embedding-color=8": "--help lists all flags",
+    "--context_length=64": "--model.context-length=64",
+    "--ctx=64": "--model.context-length=64",
+    "--mesh_shape=fsdp": "--mesh=fsdp",
+    "--init-form=runs/x": "--init-from=runs/x",
+    "--ema=0.999": "--ema.decay=0.999",
+    "--weight_decay=0.1": "--optimizer.weight-decay=0.1",
 }
 TYPED_TO_OTHERS = [
     (Sample, "runs/x", "--checkpoint=runs/x"),
@@ -117,6 +131,11 @@ def test_a_wrong_word_of_train_shows_the_right_one(typed: str, right: str, flags
     assert reason is not None
     assert right in reason
     assert "\n" not in reason
+
+
+def test_warmup_of_train_shows_the_schedule(flags: dict[str, Flag]):
+    """By itself, because bench has a flag of this name."""
+    assert "Write --optimizer.schedule.warmup-steps=100." in str(explain_words(["--warmup=100"], flags))
 
 
 @pytest.mark.parametrize("typed", ["-lr 3e-4", "--steps=1.5", "--steps=5 extra", "--peers=nanogpt:x"])

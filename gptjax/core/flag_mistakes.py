@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -147,7 +148,8 @@ def _negate(word: str, meant: str, value: str | None) -> str | None:
 
 def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     """The flags that a name may mean, the likeliest first; at most three."""
-    synonyms = [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]
+    synonyms = [flag for letters in (word, word.replace("-", "")) for flag in FLAGS_BY_WORD.get(letters, ())]
+    synonyms = [flag for flag in synonyms if flag in flags]
     if synonyms:
         return synonyms[:1]
     if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
@@ -158,18 +160,21 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     spelled = {flag.replace("-", ""): flag for flag in flags} | {
         flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(list(flags))
     }
-    close = difflib.get_close_matches(name.replace("-", ""), spelled, n=1, cutoff=0.75)
-    close = close or difflib.get_close_matches(bare, spelled, n=1, cutoff=0.75)
-    known = [spelled[one] for one in close]
-    return (
-        known
-        or [
-            flag
-            for key in difflib.get_close_matches(word, FLAGS_BY_WORD, n=1, cutoff=0.85)
-            for flag in FLAGS_BY_WORD[key]
-            if flag in flags
-        ][:1]
-    )
+    for letters in (name.replace("-", ""), bare):
+        close = [spelled[near] for near in difflib.get_close_matches(letters, spelled, n=3, cutoff=0.75)]
+        if known := [flag for flag in close if _has_similar_words(name, flag)]:
+            return known[:1]
+    near = difflib.get_close_matches(word, FLAGS_BY_WORD, n=1, cutoff=0.85)
+    return [flag for key in near for flag in FLAGS_BY_WORD[key] if flag in flags][:1]
+
+
+def _has_similar_words(name: str, flag: str) -> bool:
+    """False if two names of as many words only share some of them: `embedding-dim` is not `embedding-std`."""
+    words, others = re.split("[.-]", name), re.split("[.-]", flag)
+    if len(words) != len(others):
+        others = others[-len(words) :]
+    pairs = zip(words, others, strict=False)
+    return len(words) != len(others) or all(difflib.SequenceMatcher(None, *pair).ratio() >= 0.5 for pair in pairs)
 
 
 def _write(name: str, value: str | None, flag: Flag) -> str:
