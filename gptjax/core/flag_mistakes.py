@@ -2,10 +2,10 @@
 
 import dataclasses
 import difflib
-import re
+import itertools
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from gptjax.core.errors import quote
@@ -148,8 +148,7 @@ def _negate(word: str, meant: str, value: str | None) -> str | None:
 
 def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     """The flags that a name may mean, the likeliest first; at most three."""
-    synonyms = [flag for letters in (word, word.replace("-", "")) for flag in FLAGS_BY_WORD.get(letters, ())]
-    synonyms = [flag for flag in synonyms if flag in flags]
+    synonyms = [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]
     if synonyms:
         return synonyms[:1]
     if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
@@ -160,21 +159,24 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     spelled = {flag.replace("-", ""): flag for flag in flags} | {
         flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(list(flags))
     }
-    for letters in (name.replace("-", ""), bare):
-        close = [spelled[near] for near in difflib.get_close_matches(letters, spelled, n=3, cutoff=0.75)]
-        if known := [flag for flag in close if _has_similar_words(name, flag)]:
-            return known[:1]
-    near = difflib.get_close_matches(word, FLAGS_BY_WORD, n=1, cutoff=0.85)
-    return [flag for key in near for flag in FLAGS_BY_WORD[key] if flag in flags][:1]
+    close = _find_misspelled(name.replace("-", ""), spelled, cutoff=0.75)
+    if close := close or _find_misspelled(bare, spelled, cutoff=0.75):
+        return [spelled[close[0]]]
+    keys = _find_misspelled(word, FLAGS_BY_WORD, cutoff=0.85)
+    return [flag for key in keys for flag in FLAGS_BY_WORD[key] if flag in flags][:1]
 
 
-def _has_similar_words(name: str, flag: str) -> bool:
-    """False if two names of as many words only share some of them: `embedding-dim` is not `embedding-std`."""
-    words, others = re.split("[.-]", name), re.split("[.-]", flag)
-    if len(words) != len(others):
-        others = others[-len(words) :]
-    pairs = zip(words, others, strict=False)
-    return len(words) != len(others) or all(difflib.SequenceMatcher(None, *pair).ratio() >= 0.5 for pair in pairs)
+def _find_misspelled(word: str, known: Iterable[str], *, cutoff: float) -> list[str]:
+    """The known word that has almost the same letters, also behind the letters with which both begin; [] if none.
+
+    `embedding-dim` begins as `embedding-std` does, and means something else.
+    """
+    for close in difflib.get_close_matches(word, known, n=3, cutoff=cutoff):
+        start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(word, close, strict=False)))
+        ends = word[start:], close[start:]
+        if min(map(len, ends)) < 2 or difflib.SequenceMatcher(None, *ends).ratio() >= 0.5:
+            return [close]
+    return []
 
 
 def _write(name: str, value: str | None, flag: Flag) -> str:

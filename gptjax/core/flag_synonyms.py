@@ -17,7 +17,7 @@ _SAME = {
     "model.num-heads": "n-head n-heads heads num-heads num-attention-heads nhead base-num-query-heads",
     "model.num-kv-heads": "kv-heads n-kv-head n-kv-heads num-key-value-heads base-num-kv-heads",
     "model.embed-dim": "n-embd d-model hidden-size hidden-dim dim width model-dim n-embed embed-dim emb-dim "
-    "embedding-dim embedding-size emb base-emb-dim",
+    "base-emb-dim embedding-dim embedding-size emb-size emb",
     "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim base-mlp-dim",
     "model.context-length": "block-size seq-len seq-length sequence-length max-seq-len max-seq-length max-length "
     "context context-length context-size n-positions n-ctx ctx ctx-len max-target-length max-position-embeddings",
@@ -32,9 +32,9 @@ _SAME = {
     "output-dir": "out-dir outdir save-dir output out results-dir base-output-directory",
     "ema.decay": "ema ema-decay",
     "name": "run-name exp-name experiment wandb-run-name run-id",
-    "init-from": "load from-checkpoint pretrained checkpoint finetune start-from load-from model",
+    "init-from": "initialize-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
     "seed": "random-seed rng-seed",
-    "mesh": "mesh-shape strategy parallelism fsdp",
+    "mesh": "mesh-shape mesh-type strategy parallelism sharding fsdp",
     "log.wandb": "wandb wandb-log use-wandb report-to",
     "log.wandb-project": "wandb-project project",
     "log.every": "log-interval logging-steps log-every log-freq",
@@ -79,8 +79,6 @@ FLAGS_BY_WORD: dict[str, list[str]] = {}
 for _flag, _words in _SAME.items():
     for _word in _words.split():
         FLAGS_BY_WORD.setdefault(_word, []).append(_flag)
-        if (_letters := _word.replace("-", "")) != _word:
-            FLAGS_BY_WORD.setdefault(_letters, []).append(_flag)
 
 _DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses, and --mesh spreads over them."
 EXPLANATIONS = {

@@ -55,7 +55,9 @@ class EvalContext:
 class Evaluator(Protocol):
     """An evaluation during training: a frozen dataclass with these two methods.
 
-    It may have `metrics`, a tuple: the names of all that it measures of the model, () for text alone. Then a
+    The metric that `checkpoint.best_metric` names decides which checkpoint is the best.
+
+    An evaluator may have `metrics`, a tuple: the names of all that it measures of the model, () for text alone. Then a
     `checkpoint.best_metric` that no evaluator measures is refused before the first step.
     """
 
