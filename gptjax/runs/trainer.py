@@ -29,6 +29,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.divergence import Diverged, DivergenceGuard
+from gptjax.training.evaluator import may_measure
 from gptjax.training.metric_names import check_best_metric
 from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
@@ -271,9 +272,9 @@ class _Loop:
     def _check_best_metric(self, step: int, measured: set[str]) -> None:
         """Refuse a metric that nothing measures, once all evaluators have run that could."""
         config, metric = self.config, self.config.checkpoint.best_metric
-        judges = [one for one in config.evaluators if not isinstance(one, startup.NO_JUDGES)]
+        possible = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
         is_known = bool(startup.read_values(config, metric, before=step))
-        if not is_known and all(one.should_run(step, steps=config.steps) for one in judges):
+        if not is_known and all(evaluator.should_run(step, steps=config.steps) for evaluator in possible):
             check_best_metric(metric, measured, patience=config.patience)
 
     def _should_save(self, step: int, state: TrainState) -> bool:

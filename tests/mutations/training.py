@@ -106,8 +106,12 @@ TRAINING = (
         ("(len(ids) - 1) / math.log(2)", "(len(ids) - 1) * math.log(2)"),
         # Bytes are those of the inputs.
         ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
+    ),
+    *mutate(
+        "gptjax/training/evaluator.py",
+        "test_evaluators.py",
         # The last weights are not evaluated.
-        ("return step % self.every == 0 or step == steps", "return step % self.every == 0"),
+        ("(step % self.every == 0 or step == steps)", "step % self.every == 0"),
     ),
     *mutate(
         "gptjax/training/bigram.py",
