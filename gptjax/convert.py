@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import tyro
-
-from gptjax.core.command_line import Imports, parse_options, print_versions_if_asked
+from gptjax.core.command_line import parse_options, print_versions_if_asked
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 from gptjax.core.files import atomic_directory, check_free, expand_path
 from gptjax.huggingface.form import Form, HFOrigin
-from gptjax.huggingface.forms import FormName, choose_form
+from gptjax.huggingface.forms import choose_form
+from gptjax.huggingface.options import FromHf, FromPeft, ToGGUF, ToHf, ToPeft
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.huggingface.weight_map import DTypeName
 from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
@@ -43,6 +42,10 @@ EXAMPLES = {
         "--checkpoint=hf:openai-community/gpt2 --dtype=float16 --output=gpt2.gguf",
     ),
     "from-hf": ("--model=gpt2 --output=runs/gpt2", "--model=quickstart-hf --output=runs/quickstart_again"),
+    "from-peft": (
+        "--adapter=adapters --output=runs/merged",
+        "--adapter=adapters --base=hf:openai-community/gpt2 --output=runs/merged",
+    ),
     "from-nanogpt": ("out/ckpt.pt --output=runs/mine", "out/ckpt.pt --tokenizer=gpt2 --output=runs/mine"),
     "from-llmc": ("model.bin --output=runs/mine", "model.bin --tokenizer=gpt2 --output=runs/mine"),
     "from-nanochat": ("base_checkpoints/d12 --output=runs/d12", "d12 --tokenizer=tokenizer.json --output=runs/d12"),
@@ -56,6 +59,8 @@ to-hf    write a run's weights and tokenizer as a directory that transformers lo
 to-peft  write a run's adapters (lora.rank) as a directory that PEFT loads beside their base
 to-gguf  write a run's weights and tokenizer as one file for llama.cpp
 from-hf  make a run directory from a model in Hugging Face's format, to evaluate, sample or train it
+from-peft
+         make a run directory from a model and a LoRA adapter of PEFT, merged
 from-nanogpt, from-llmc, from-nanochat, from-modded, from-speedrun
          make a run directory from a checkpoint of that program
 
@@ -73,85 +78,11 @@ WORDS = {
     **dict.fromkeys(("import", "fromhuggingface", "fromtransformers", "hf", "fromgpt"), "from-hf"),
     **dict.fromkeys(("gguf", "llamacpp", "tollamacpp"), "to-gguf"),
     **dict.fromkeys(("peft", "lora", "tolora", "adapters", "toadapters"), "to-peft"),
+    **dict.fromkeys(("fromlora", "fromadapters", "fromadapter"), "from-peft"),
     **dict.fromkeys(("frommoddednanogpt", "fromspeedrunmodded"), "from-modded"),
     **dict.fromkeys(("frompytorch", "fromtorch", "frompt"), "from-nanogpt"),
 }
 """Other words for them, without dashes."""
-
-
-@dataclass(frozen=True)
-class ToHf:
-    """Write a run's weights, config and tokenizer as a directory that transformers loads."""
-
-    checkpoint: str
-    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
-    output: str
-    """Directory to make. It must be empty or not exist."""
-    step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
-    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    form: FormName = "auto"
-    """Class of models to write. `auto` takes the first that can express the model."""
-    dtype: DTypeName | None = None
-    """Type of the tensors. Default: the type that the model was imported in, else float32."""
-    verify: bool = True
-    """Compare logits with transformers (needs torch and transformers) before the directory appears."""
-    evaluation: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Result of `evaluate --json` for the model card. May be given several times."""
-    push_to: str | None = None
-    """Also upload the directory to this model repository on the hub, OWNER/REPO. It is made if it does not exist."""
-    private: bool = False
-    """Make a new repository private."""
-    imports: Imports = ()
-    """Module or Python file with classes that the run's config uses. May be given several times."""
-
-
-@dataclass(frozen=True)
-class ToPeft:
-    """Write a run's adapters as a directory that PEFT loads beside their base: a GPT-2, Llama or Qwen3."""
-
-    checkpoint: str
-    """A run directory, trained with `lora.rank`."""
-    output: str
-    """Directory to make. It must be empty or not exist."""
-    base: str | None = None
-    """Name or directory of the model that the adapters belong to, for PEFT to find it."""
-    step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
-    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    imports: Imports = ()
-    """Module or Python file with classes that the run's config uses. May be given several times."""
-
-
-@dataclass(frozen=True)
-class FromHf:
-    """Make a run directory, with weights at step 0, from a model in Hugging Face's format."""
-
-    model: str
-    """Directory that transformers saved, or the name of a model on the hub: `gpt2`, or `hf:gpt2` where a directory of
-    that name is here."""
-    output: str
-    """Run directory to make. It must be empty or not exist."""
-
-
-@dataclass(frozen=True)
-class ToGGUF:
-    """Write weights and tokenizer as one file for llama.cpp. It holds the shapes of GPT-2 and Llama."""
-
-    checkpoint: str
-    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
-    output: str
-    """File to make, such as model.gguf."""
-    step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
-    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    dtype: DTypeName = "float32"
-    """Type of the matrices: float16 halves the file and rounds. Vectors are float32."""
-    imports: Imports = ()
-    """Module or Python file with classes that the run's config uses. May be given several times."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +114,8 @@ def main(argv: list[str] | None = None) -> None:
                 export_gguf(_parse(ToGGUF, "to-gguf", options))
             case ["from-hf", *options]:
                 import_model(_parse(FromHf, "from-hf", options))
+            case ["from-peft", *options]:
+                import_adapter(_parse(FromPeft, "from-peft", options))
             case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
                 options = [f"--model={options[0]}", *options[1:]] if options and options[0][0] != "-" else options
                 import_checkpoint(word, _parse(FromCheckpoint, word, options))
@@ -301,6 +234,27 @@ def import_model(options: FromHf) -> None:
     found = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
     parameters = f"{count_parameters(config):,} parameters in {origin.dtype}"
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")
+
+
+def import_adapter(options: FromPeft) -> None:
+    """Write the run directory and print a summary."""
+    from gptjax.huggingface.model_dir import read_tokenizer
+    from gptjax.huggingface.peft_import import merge_adapter, read_adapter
+
+    enable_compile_cache()
+    output, directory = expand_path(options.output).absolute(), expand_path(options.adapter)
+    check_free(output)
+    adapter = read_adapter(directory)
+    if (base := options.base or adapter.base) is None:
+        raise UserError(f"{directory} does not name its base model. Give --base=MODEL.")
+    source = open_checkpoint(base)
+    tokenizer, rows = source.tokenizer, source.model_config.resolved_vocab_size
+    if (directory / "tokenizer.json").is_file():
+        own = read_tokenizer(directory, vocab_size=max(rows, adapter.num_tokens))
+        tokenizer = own if tokenizer is None or (own is not None and own.extends(tokenizer)) else tokenizer
+    model = merge_adapter(source.load_model(), adapter, vocab_size=tokenizer.vocab_size if tokenizer else None)
+    write_imported_run(output, model=model, tokenizer=tokenizer)
+    print(f"{output}: {base} with the adapter of {directory}, merged")
 
 
 def import_checkpoint(word: str, options: FromCheckpoint) -> None:
