@@ -25,7 +25,7 @@ import tyro
 
 from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.files import expand_path, write_atomically
 from gptjax.inference.text_generation import Completion, GenerationOptions, TextGenerator
 from gptjax.sharding.devices import measure_copy_bandwidth
@@ -235,8 +235,9 @@ def print_speed(speed: "DecodingSpeed") -> None:
     """One line on stderr. The bandwidth is compared with that of a copy, measured now."""
     measured, copied = speed.bytes_per_second, measure_copy_bandwidth()
     print(
-        f"{speed.tokens} tokens in {speed.seconds:.2f} s: {speed.tokens_per_second:,.1f} tokens/s; weights and cache "
-        f"read at {measured / 1e9:.1f} GB/s, {measured / copied:.0%} of a copy's {copied / 1e9:.1f} GB/s",
+        f"{count_of(speed.tokens, 'tokens')} in {speed.seconds:.2f} s: {speed.tokens_per_second:,.1f} tokens/s; "
+        f"weights and cache read at {measured / 1e9:.1f} GB/s, {measured / copied:.0%} of a copy's "
+        f"{copied / 1e9:.1f} GB/s",
         file=sys.stderr,
     )
 

@@ -15,7 +15,8 @@ import tokenizers
 from hf_models import are_identical, draw_tensors, make_hf_config, write_model_dir
 from safetensors.numpy import load_file
 
-from gptjax.convert import ORIGIN_FILE, main
+from gptjax.conversion.imports import ORIGIN_FILE
+from gptjax.convert import main
 from gptjax.huggingface import model_dir
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import from_hf

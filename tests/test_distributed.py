@@ -123,6 +123,6 @@ def test_process_that_does_not_come_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(distributed, "hold_native_output", NoOutput)
-    environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
+    environment = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
     with pytest.raises(UserError, match=r"not all 4 processes came within 7 s\..*\(DEADLINE_EXCEEDED"):
         initialize_distributed(environment | {"GPTJAX_JOIN_SECONDS": "7"})

@@ -11,7 +11,7 @@ from tiny import MODEL as TINY
 from tiny import SINGLE, read_lines, tiny_config, write_text_shards
 
 from gptjax.config import TrainConfig
-from gptjax.convert import ToHf, export_model
+from gptjax.conversion.exports import ToHf, export_model
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.optim import EMA, AdamW, Constant

@@ -78,6 +78,8 @@ def test_text_has_the_loss_of_its_shards(run: TrainConfig, tmp_path: Path) -> No
     for name in ("val_loss", "val_bpb", "tokens"):
         assert by_text[name] == by_shards[name]
     assert by_text["protocol"].startswith(f"{tmp_path / 'text.txt'}: gptjax: windows of 16 without overlap")
+    assert by_shards["protocol"].startswith(f"{shards} (val): gptjax: ")
+    assert evaluate_run(run)["protocol"].startswith(f"{Path(str(run.data.path)).name} (val): ")  # type: ignore[attr-defined]
     assert by_text["tokens"] == 699
     assert by_text["val_bpb"] == pytest.approx(by_text["val_loss"] / math.log(2))
 
@@ -184,7 +186,7 @@ def test_invalid_arguments_are_named(
 
 
 def test_directory_without_run_is_named(capsys: pytest.CaptureFixture) -> None:
-    assert "/nowhere is not a run directory" in read_error(capsys, "--checkpoint=/nowhere")
+    assert "/nowhere is not there. Give a run, " in read_error(capsys, "--checkpoint=/nowhere")
 
 
 def test_quantized_loss_is_measured_beside_the_other(run: TrainConfig, capsys: pytest.CaptureFixture) -> None:

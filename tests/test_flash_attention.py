@@ -113,7 +113,7 @@ def test_bias_is_asked_for_the_formula(monkeypatch: pytest.MonkeyPatch, window: 
 
 
 @pytest.mark.parametrize(
-    ("window", "has_documents"), [(None, False), (100, True)], ids=["plain", "window and documents"]
+    ("window", "has_documents"), [(None, False), (40, True)], ids=["plain", "window and documents"]
 )
 def test_splash_has_the_values_and_gradients_of_the_formula(window: int | None, has_documents: bool) -> None:
     inputs, options = make_inputs(256, rows=1, heads=2, kv_heads=1), AttentionOptions(0.3, window)

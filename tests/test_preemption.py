@@ -101,6 +101,21 @@ def test_process_that_runs_no_python_ends_within_seconds(phase: str, signals: in
         assert child.wait(timeout=60) == status
 
 
+def test_signal_ends_a_run_that_goes_back(capfd: pytest.CaptureFixture[str]):
+    with GracefulShutdown() as shutdown:
+        shutdown.begin_training()
+        os.kill(os.getpid(), signal.SIGUSR1)  # it waits for the end of the step
+        with pytest.raises(StopRequested):
+            shutdown.pause_training("while going back")
+    with GracefulShutdown() as shutdown:
+        shutdown.begin_training()
+        shutdown.pause_training("while going back")
+        with pytest.raises(StopRequested):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.1)
+    assert "SIGUSR1: stopping while going back; there is nothing to save" in capfd.readouterr().out
+
+
 def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch):
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -1,8 +1,12 @@
 """A run that goes back learns what a run learns that was told from the start which rows to pass over."""
 
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import ALPHABET, read_lines, tiny_config, write_text_shards
@@ -13,35 +17,47 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.optim import AdamW, Constant
+from gptjax.runs import trainer
 from gptjax.runs.resume import adopt_history
 from gptjax.runs.rollback import add_offset, adopt_offsets
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
 from gptjax.training.checkpoint import CheckpointConfig
+from gptjax.training.checkpoint_integrity import complete_steps
 from gptjax.training.divergence import RollbackConfig
-
-BAD_ROWS = range(8 * 25, 8 * 26)
-"""The rows of the 26th step."""
+from gptjax.training.objective import MicroBatch, NextToken
 
 
 @dataclass(frozen=True)
 class Spoiled(DataSource):
-    """Shards in which some rows are of a token that the text lacks."""
+    """Shards in which the rows of some steps, by default of the 26th, are of a token that the text lacks."""
 
     path: str
+    steps: tuple[int, int] = (25, 26)
 
     def open(self, spec: ReadSpec) -> RowReader:
-        return SpoiledRows(TokenShards(self.path).open(spec))
+        bad = range(*(8 * step for step in self.steps))
+        return SpoiledRows(TokenShards(self.path).open(spec), bad)
 
 
 class SpoiledRows(RowReader):
-    def __init__(self, rows: RowReader) -> None:
-        self.rows = rows
+    def __init__(self, rows: RowReader, bad: range) -> None:
+        self.rows, self.bad = rows, bad
 
     def read(self, rows: np.ndarray) -> Rows:
         found = self.rows.read(rows)
-        found["targets"][np.isin(rows, BAD_ROWS)] = ALPHABET.index("z")
+        found["targets"][np.isin(rows, self.bad)] = ALPHABET.index("z")
         return found
+
+
+@dataclass(frozen=True)
+class Fragile(NextToken):
+    """A loss that is not a number where a whole row is of that token."""
+
+    def sum_loss(self, model: Any, batch: MicroBatch, dropout_keys: Any = None) -> Any:
+        loss, count = super().sum_loss(model, batch, dropout_keys)
+        is_spoiled = jnp.any(jnp.all(batch["targets"] == ALPHABET.index("z"), axis=1))
+        return loss * jnp.where(is_spoiled, jnp.nan, 1.0), count
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +86,26 @@ def test_run_that_goes_back_learns_as_if_told_so_from_the_start(config: TrainCon
     told = replace(config, name="told", row_offsets=offsets, rollback=RollbackConfig())
     assert train(told) == 0
     assert read_lines(told.directory) == losses
+
+
+@pytest.mark.slow
+def test_signal_while_a_run_goes_back_ends_it_and_the_command_resumes(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What comes after the step to which it goes back is not saved, and the line says so."""
+
+    def signal_and_go_back(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return trainer.go_back(*arguments, **keywords)
+
+    stopped = replace(config, name="stopped", steps=28)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "go_back", signal_and_go_back)
+        assert train(stopped) == 143
+    assert "stopped while going back: nothing was to be saved" in capsys.readouterr().out
+    assert complete_steps(stopped.directory / "checkpoints") == [12, 24]
+    assert train(stopped) == 0
+    assert read_lines(stopped.directory) == read_lines(config.directory)[:28]
 
 
 def test_offsets_continue_where_the_run_was(tmp_path: Path):

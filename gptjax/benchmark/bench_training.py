@@ -33,7 +33,7 @@ from gptjax.benchmark.training import (
     prepare_benchmark,
 )
 from gptjax.config import TrainConfig
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.serialization import Modules
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.runs import startup
@@ -113,7 +113,7 @@ def measure_config(setting: Setting, peers: Sequence[Peer]) -> tuple[OwnStep, Co
         comparison = compare("all at the config's batch size", times, [step, *others])
         breakdown = None
         if options.profile:
-            setting.report(f"profiling {options.profile_steps} steps")
+            setting.report(f"profiling {count_of(options.profile_steps, 'steps')}")
             breakdown = profile_step(step.run, step.training.program.as_text() or "", steps=options.profile_steps)
     return own, comparison, breakdown
 
@@ -204,7 +204,7 @@ def compare_best_batches(setting: Setting, peers: Sequence[Peer]) -> Comparison:
         config.check_mesh(setting.mesh)
     tried: dict[str, dict[int, float | None]] = {}
     for size, config in configs.items():
-        setting.report(f"trying {size} sequences a step")
+        setting.report(f"trying {count_of(size, 'sequences')} a step")
         tried.setdefault(OURS, {})[size] = try_batch(setting, lambda stack, c=config: open_ours(setting, c, stack))
         for peer in peers:
             open_one = lambda stack, p=peer, c=config: open_peer_and_warm_up(setting, p, c, stack)

@@ -7,6 +7,7 @@ from gptjax.benchmark.breakdown import Breakdown
 from gptjax.benchmark.hlo_scopes import CATEGORIES, DIRECTIONS
 from gptjax.benchmark.results import Comparison, ContestantResult, OwnStep, Result
 from gptjax.benchmark.timing import Spread
+from gptjax.core.errors import count_of
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -20,7 +21,7 @@ def format_result(result: Result) -> str:
         "",
         f"- {environment.date}; {environment.num_devices} × {environment.device}, {environment.cores} CPU cores",
         f"- {software}",
-        f"- {model.num_layers} layers × {model.embed_dim}, context {model.context_length}, vocabulary "
+        f"- {count_of(model.num_layers, f'layers × {model.embed_dim}')}, context {model.context_length}, vocabulary "
         f"{model.padded_vocab_size:,}, {model.compute.dtype}, dropout {model.dropout:g}, "
         f"{'with' if model.bias else 'no'} biases",
         f"- {result.command}",

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import itertools
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from gptjax.core.errors import quote
@@ -158,18 +159,24 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
     spelled = {flag.replace("-", ""): flag for flag in flags} | {
         flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(list(flags))
     }
-    close = difflib.get_close_matches(name.replace("-", ""), spelled, n=1, cutoff=0.75)
-    close = close or difflib.get_close_matches(bare, spelled, n=1, cutoff=0.75)
-    known = [spelled[one] for one in close]
-    return (
-        known
-        or [
-            flag
-            for key in difflib.get_close_matches(word, FLAGS_BY_WORD, n=1, cutoff=0.85)
-            for flag in FLAGS_BY_WORD[key]
-            if flag in flags
-        ][:1]
-    )
+    close = _find_misspelled(name.replace("-", ""), spelled, cutoff=0.75)
+    if close := close or _find_misspelled(bare, spelled, cutoff=0.75):
+        return [spelled[close[0]]]
+    keys = _find_misspelled(word, FLAGS_BY_WORD, cutoff=0.85)
+    return [flag for key in keys for flag in FLAGS_BY_WORD[key] if flag in flags][:1]
+
+
+def _find_misspelled(word: str, known: Iterable[str], *, cutoff: float) -> list[str]:
+    """The known word that has almost the same letters, also behind the letters with which both begin; [] if none.
+
+    `embedding-dim` begins as `embedding-std` does, and means something else.
+    """
+    for close in difflib.get_close_matches(word, known, n=3, cutoff=cutoff):
+        start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(word, close, strict=False)))
+        ends = word[start:], close[start:]
+        if min(map(len, ends)) < 2 or difflib.SequenceMatcher(None, *ends).ratio() >= 0.5:
+            return [close]
+    return []
 
 
 def _write(name: str, value: str | None, flag: Flag) -> str:

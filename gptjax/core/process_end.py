@@ -5,7 +5,7 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol, TextIO, runtime_checkable
 
 from gptjax.core.diagnosis import SHOW_VARIABLE, shows_tracebacks, write_report
@@ -77,14 +77,18 @@ def end_process(message: str, *, status: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def end_at_abort(native: NativeOutput, message: str) -> Iterator[None]:
-    """Inside the block, in which no Python runs, an abort by a library ends the process with this message and 2."""
+def end_at_abort(native: NativeOutput, explain: Callable[[], tuple[str, int]]) -> Iterator[None]:
+    """Inside the block an abort by a library ends the process with the message and the status that `explain` returns.
+
+    The main thread runs no Python there.
+    """
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.5):
             if native.find_abort() is not None:
-                end_process(message, status=2)
+                message, status = explain()
+                end_process(message, status=status)
 
     threading.Thread(target=watch, daemon=True, name="abort").start()
     try:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.evaluation.windows import Ids, Window, disjoint_windows, rolling_windows, strided_windows
 
 FirstToken = Literal["context", "end-of-text"]
@@ -104,7 +104,7 @@ class Protocol:
         if self.rows:
             parts.append("each line that is not blank is a document")
         if self.max_documents is not None:
-            parts.append(f"the first {self.max_documents} documents")
+            parts.append(f"the first {count_of(self.max_documents, 'documents')}")
         if self.tokens is not None:
             parts.append(f"the first {self.tokens:,} tokens")
         return ", ".join(parts)

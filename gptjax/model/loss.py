@@ -6,6 +6,7 @@ head may be sharded by vocabulary (tensor) and by width (fsdp); the communicatio
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ class LossOptions:
 
     vocab_size: int
     chunk_tokens: int
-    """Tokens of one device whose logits exist at the same time."""
+    """Tokens of one device whose logits exist at the same time. `from_config` limits them on CPUs."""
     dtype: str
     """Type of the products' operands. Sums are float32."""
     mesh: MeshConfig
@@ -66,7 +67,7 @@ class LossOptions:
     ) -> "LossOptions":
         return cls(
             vocab_size=config.resolved_vocab_size,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=min(chunk_tokens, _most_chunk_tokens(config.padded_vocab_size)),
             dtype=config.compute.head_dtype or config.compute.dtype,
             mesh=mesh,
             logit_softcap=config.logit_softcap,
@@ -88,6 +89,11 @@ class LossOptions:
     def head_specs(self, head: Head) -> Any:
         """How the head is sharded."""
         return Head(self.mesh.weight_spec("VD"), None if head.bias is None else self.mesh.weight_spec("V"))
+
+
+def _most_chunk_tokens(vocab: int) -> int:
+    """Tokens of a chunk that are worth having. On CPUs a chunk of more than 8 M logits leaves the cache."""
+    return max(64, 1 << (2**23 // vocab).bit_length() - 1) if target_device().platform == "cpu" else sys.maxsize
 
 
 @jax.named_scope("loss")

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import file_sha256, write_atomically
 from gptjax.core.progress import note_progress
 from gptjax.data.config import Mixture
@@ -127,7 +127,7 @@ def _store_rows(
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "reference.json").unlink(missing_ok=True)
     for split, one in rows.items():
-        print_once(f"reference: computing the log-probabilities of {one.num_pairs:,} pairs of {split}, once")
+        print_once(f"reference: computing the log-probabilities of {count_of(one.num_pairs, 'pairs')} of {split}, once")
         content = io.BytesIO()
         np.save(content, compute(one), allow_pickle=False)
         sums[split] = hashlib.sha256(content.getbuffer()).hexdigest()

@@ -39,10 +39,11 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         kernel += f" ({reason})"
     each = "" if config.stages else f" × {config.phases[0].tokens:,} tokens"
     epochs = ", ".join(f"{count:.2f}" for count in batches.epochs(config.steps).values())
+    layers = count_of(model.num_layers, f"layers × {model.embed_dim}")
     print_once(
         f"run       {config.directory}",
         f"devices   {describe_devices()}; mesh {mesh.describe()}",
-        f"model     {count_parameters(model):,} parameters, {model.num_layers} layers × {model.embed_dim}, context "
+        f"model     {count_parameters(model):,} parameters, {layers}, context "
         f"{model.context_length}, vocabulary {model.resolved_vocab_size:,} (stored {model.padded_vocab_size:,}); "
         f"{model.compute.dtype} products; attention {kernel}",
         *_describe_adapters(config),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
 from gptjax.core.memory import keep_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
@@ -37,6 +38,7 @@ from gptjax.sharding.devices import (
     preferred_dtype,
     target_device,
 )
+from gptjax.sharding.distributed import share_floats
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
@@ -237,12 +239,15 @@ def open_checkpoints(config: TrainConfig) -> CheckpointManager:
 
 
 def read_values(config: TrainConfig, metric: str, *, before: int) -> list[float]:
-    """The values of a metric at the steps before this one; [] where the record is lost."""
-    try:
-        records = read_metrics(config.directory / METRICS)
-    except (UserError, OSError):
-        return []
-    return list_losses(records, metric, before=before)
+    """The values of a metric at the steps before this one; [] where the record is lost.
+
+    All processes must call this: they decide alike by what the first one, which writes the record, reads.
+    """
+    records = []
+    if jax.process_index() == 0:
+        with suppress(UserError, OSError):
+            records = read_metrics(config.directory / METRICS)
+    return share_floats(list_losses(records, metric, before=before))
 
 
 Programs = dict[tuple[BatchSize, GPTConfig], Any]
@@ -271,7 +276,7 @@ def compile_steps(
         if to_come and (phase.batch, phase.model) not in programs:
             programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase, frozen=frozen)
     if config.stages:
-        print_once(f"compiled  {len(programs)} programs for the stages to come")
+        print_once(f"compiled  {count_of(len(programs), 'programs')} for the stages to come")
 
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)

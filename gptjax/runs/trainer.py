@@ -61,9 +61,9 @@ def train(
         try:
             config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
         except StopRequested as stop:
-            print_once(f"stopped before training: nothing was to be saved. Resume with: {command}")
+            print_once(f"stopped {shutdown.place}: nothing was to be saved. Resume with: {command}")
             if has_others():
-                leave(stop_status(stop.number), f"stopped before training by {signal.Signals(stop.number).name}")
+                leave(stop_status(stop.number), f"stopped {shutdown.place} by {signal.Signals(stop.number).name}")
             return stop_status(stop.number)
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")
@@ -104,6 +104,7 @@ def _train(
             try:
                 return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
             except Diverged as trouble:
+                shutdown.pause_training("while going back")
                 with watchdog.doing("start"):
                     config, record = go_back(config, checkpoints, trouble, tokenizer=tokenizer, source=source)
             read_spec = replace(read_spec, row_offsets=config.row_offsets)

@@ -4,14 +4,18 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax._src import distributed  # its client and place are in no public module
+from jax.experimental import multihost_utils
 
+from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.errors import UserError, quote
 from gptjax.core.native_output import NativeOutput, hold_native_output, release_native_output
-from gptjax.core.process_end import end_at_abort, know_others
+from gptjax.core.process_end import end_at_abort, end_process, know_others
+from gptjax.sharding.joining import JoinWatch
 from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
@@ -44,7 +48,7 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
         _read_integer(environment, "JAX_NUM_PROCESSES"),
         _read_integer(environment, "JAX_PROCESS_ID"),
     )
-    total = count or environment.get("SLURM_NTASKS")
+    total = count or _read_integer(environment, "SLURM_NTASKS")
     seconds = _read_integer(environment, "GPTJAX_JOIN_SECONDS") or WAIT_SECONDS
     if total is not None:
         rank = process if process is not None else environment.get("SLURM_PROCID", "?")
@@ -54,13 +58,10 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
             file=sys.stderr,
             flush=True,
         )
-    refusal = (
-        f"not all {total or ''} processes came within {seconds} s. Start the command once each, or, for a single "
-        "process, unset the variables of the launcher (SLURM_*, JAX_COORDINATOR_ADDRESS)."
-    )
     native = hold_native_output()
+    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds)
     try:
-        with end_at_abort(native, refusal):
+        with waiting, end_at_abort(native, waiting.explain):
             jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=count,
@@ -69,7 +70,10 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except RuntimeError as error:
-        raise UserError(f"{refusal} ({str(error).splitlines()[0][:200]})") from error
+        message, status = waiting.explain()
+        if status == REQUEUE_STATUS:
+            end_process(message, status=status)
+        raise UserError(f"{message} ({str(error).splitlines()[0][:200]})") from error
     except ValueError as error:
         raise UserError(
             f"The environment asks for several processes, but describes them incompletely: {error} "
@@ -116,6 +120,16 @@ def collect_failures(place: str, error: str | None) -> dict[str, str]:
         client.key_value_set(failures + name_process(), error)
     wait_for_processes(place)
     return {key[len(failures) :]: text for key, text in client.key_value_dir_get(failures)}
+
+
+def share_floats(values: Sequence[float]) -> list[float]:
+    """The first process's values, bit for bit, on all processes."""
+    if jax.process_count() == 1:
+        return list(values)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    own = np.asarray(values, np.float64) if jax.process_index() == 0 else np.zeros(count)
+    # JAX would round float64 to float32.
+    return np.asarray(multihost_utils.broadcast_one_to_all(own.view(np.uint32))).view(np.float64).tolist()
 
 
 def name_process() -> str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gptjax.core.constants import IGNORE_INDEX
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.lazy import LazyModule
 from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.readers import check_token_ids
@@ -72,7 +72,7 @@ class EvalContext:
 class Evaluator(Protocol):
     """An evaluation during training: a frozen dataclass with these two methods.
 
-    A metric called `val_loss` decides which checkpoint is the best.
+    The metric that `checkpoint.best_metric` names decides which checkpoint is the best.
     """
 
     if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class ValidationEvaluator:
         self._step = training_step.make_eval_step(context.objective)
         available = len(stream) - 1
         if available < 1:
-            raise UserError(f"{stream.name} has {len(stream)} tokens; at least 2 are needed to predict one.")
+            raise UserError(f"{stream.name} has {count_of(len(stream), 'tokens')}; at least 2 are needed.")
         self.predicted = min(available, tokens or available)
         ids = stream.read(0, 1 + self.predicted)
         check_token_ids(ids, context.model.resolved_vocab_size, source=stream.name)
@@ -224,8 +224,8 @@ class RowsEvaluator:
     def describe(self) -> str:
         unit = "pair" if get_row_kind(self.context.objective) == "pairs" else "scored token"
         return (
-            f"{self.count:,} of {len(self.rows):,} rows of {self.rows.stream.name}, whole documents that do not see "
-            f"each other; the mean over each {unit}"
+            f"{self.count:,} of {count_of(len(self.rows), 'rows')} of {self.rows.stream.name}, whole documents that do "
+            f"not see each other; the mean over each {unit}"
         )
 
     def __call__(self, model: "gpt.GPT") -> Metrics:

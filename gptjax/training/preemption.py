@@ -60,6 +60,8 @@ class GracefulShutdown:
         self._received_at = 0.0
         self._may_raise = True
         self._is_training = False
+        self.place = "before training"
+        """Where a signal ends the run without saving anything."""
         self._previous_handlers: dict[int, Any] = {}
         self._wakeup: tuple[socket.socket, socket.socket] | None = None
         self._previous_wakeup = -1
@@ -87,6 +89,17 @@ class GracefulShutdown:
         self._may_raise, self._is_training = False, True
         if self._received is not None:
             raise StopRequested(self._received)
+
+    def pause_training(self, place: str) -> None:
+        """Until `begin_training` there is nothing to save, and a signal ends the run where it is: at this `place`.
+
+        Of several processes, those that have told the others of a signal end with them at a step.
+        """
+        self._is_training, self.place = False, place
+        if count_processes() == 1:
+            self._may_raise = True
+            if self._received is not None:
+                raise StopRequested(self._received)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -155,7 +168,7 @@ class GracefulShutdown:
         if self._is_training:
             _write(f"{name}: saving after this step; send it again to stop at once\n")
             return
-        _write(f"{name}: stopping; there is nothing to save yet\n")
+        _write(f"{name}: stopping {self.place}; there is nothing to save\n")
         timer = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))
         timer.daemon = True
         timer.start()
@@ -163,7 +176,7 @@ class GracefulShutdown:
     def _leave(self, number: int) -> None:
         if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
             if has_others():
-                leave(stop_status(number), f"stopped before training by {signal.Signals(number).name}")
+                leave(stop_status(number), f"stopped {self.place} by {signal.Signals(number).name}")
             os._exit(stop_status(number))
 
 

@@ -1,5 +1,6 @@
 """Several processes, as on several hosts, are one run: the same rows, losses, files and end on a signal."""
 
+import os
 import pickle
 import resource
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import reader
 from reader import Reading
+from test_rollback import Fragile, Spoiled
 from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
 
 from gptjax.config import TrainConfig
@@ -32,6 +34,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.checkpoint_integrity import complete_steps
+from gptjax.training.divergence import RollbackConfig
 from gptjax.training.evaluators import Samples, ValidationLoss
 from gptjax.training.stages import Stage
 
@@ -299,6 +302,40 @@ def test_lost_process_ends_the_other_and_the_command_resumes(
     codes, outputs = wait_for(start_training(file, f"--steps={saved + 2}"))
     assert codes == [0, 0], outputs
     assert f"at step {saved}" in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["updates were skipped", "times its median"])
+def test_two_processes_go_back_as_one_does(config: TrainConfig, tmp_path: Path, reason: str) -> None:
+    """To the same step, and over the same rows."""
+    changes: dict[str, Any] = {"rollback": RollbackConfig(1, spike_factor=1.5)}
+    if "skipped" in reason:
+        changes = {"rollback": RollbackConfig(1), "max_consecutive_skips": 2, "objective": Fragile()}
+    assert isinstance(config.data, TokenShards)
+    one = replace(
+        config,
+        name=f"one {reason}",
+        steps=32,
+        grad_accum=1,
+        data=Spoiled(config.data.path, (25, 27)),
+        optimizer=AdamW(learning_rate=2e-2, schedule=Constant()),
+        evaluators=(),
+        checkpoint=CheckpointConfig(every=12),
+        **changes,
+    )
+    two = replace(one, name=f"two {reason}", mesh=MeshConfig(fsdp=2))
+    assert train(one) == 0
+    file, place = write_config(tmp_path / "two.py", two), str(Path(__file__).parents[1])
+    environment = {"PYTHONPATH": os.pathsep.join([place, os.environ.get("PYTHONPATH", "")])}
+    codes, outputs = wait_for(start_training(file, devices=1, **environment))
+    assert codes == [0, 0], outputs
+    assert reason in outputs[0]
+    assert "Going back to step 24" in outputs[0]
+    assert "Going back" not in outputs[1]
+    assert dict(read_lines(two.directory)) == pytest.approx(dict(read_lines(one.directory)), abs=1e-3, nan_ok=True)
+    for name in ("rolled_back_from", "row_offset", "rollbacks"):
+        assert read_lines(two.directory, name) == read_lines(one.directory, name) != []
+    assert RunDir.open(two.directory).content["row_offsets"] == RunDir.open(one.directory).content["row_offsets"]
 
 
 def read_until(process: subprocess.Popen, words: str) -> list[str]:

@@ -1,0 +1,163 @@
+"""Runs and saved models as directories for transformers and PEFT, and as files for llama.cpp.
+
+An export is compared with transformers, if that is installed, before its directory appears.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from gptjax.conversion.imports import ORIGIN_FILE
+from gptjax.core.command_line import Imports
+from gptjax.core.compile_cache import enable_compile_cache
+from gptjax.core.files import atomic_directory, expand_path
+from gptjax.huggingface.form import Form, HFOrigin
+from gptjax.huggingface.forms import FormName, choose_form
+from gptjax.huggingface.safetensors_dir import read_json
+from gptjax.huggingface.weight_map import DTypeName
+from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
+from gptjax.runs.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class ToHf:
+    """Write a run's weights, config and tokenizer as a directory that transformers loads."""
+
+    checkpoint: str
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
+    output: str
+    """Directory to make. It must be empty or not exist."""
+    step: str = "latest"
+    """Checkpoint: a number, `latest` or `best`."""
+    ema: bool = True
+    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    form: FormName = "auto"
+    """Class of models to write. `auto` takes the first that can express the model."""
+    dtype: DTypeName | None = None
+    """Type of the tensors. Default: the type that the model was imported in, else float32."""
+    verify: bool = True
+    """Compare logits with transformers (needs torch and transformers) before the directory appears."""
+    evaluation: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Result of `evaluate --json` for the model card. May be given several times."""
+    push_to: str | None = None
+    """Also upload the directory to this model repository on the hub, OWNER/REPO. It is made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
+    imports: Imports = ()
+    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+@dataclass(frozen=True)
+class ToPeft:
+    """Write a run's adapters as a directory that PEFT loads beside their base: a GPT-2, Llama or Qwen3."""
+
+    checkpoint: str
+    """A run directory, trained with `lora.rank`."""
+    output: str
+    """Directory to make. It must be empty or not exist."""
+    base: str | None = None
+    """Name or directory of the model that the adapters belong to, for PEFT to find it."""
+    step: str = "latest"
+    """Checkpoint: a number, `latest` or `best`."""
+    ema: bool = True
+    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    imports: Imports = ()
+    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+@dataclass(frozen=True)
+class ToGGUF:
+    """Write weights and tokenizer as one file for llama.cpp. It holds the shapes of GPT-2 and Llama."""
+
+    checkpoint: str
+    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
+    output: str
+    """File to make, such as model.gguf."""
+    step: str = "latest"
+    """Checkpoint: a number, `latest` or `best`."""
+    ema: bool = True
+    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    dtype: DTypeName = "float32"
+    """Type of the matrices: float16 halves the file and rounds. Vectors are float32."""
+    imports: Imports = ()
+    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+def export_model(options: ToHf) -> None:
+    """Write the directory, verify it, and print a summary."""
+    from gptjax.huggingface import hub_upload, model_card, model_dir, tokenizer_files  # these import flax
+
+    enable_compile_cache()
+    run = open_checkpoint(options.checkpoint, imports=options.imports)
+    form = choose_form(run.model_config, options.form)
+    evaluations = model_card.read_evaluations(options.evaluation, checkpoint=options.checkpoint)
+    losses = form.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
+    if options.push_to is not None:
+        hub_upload.check_upload(options.push_to)
+    output = expand_path(options.output)
+    with atomic_directory(output) as directory:
+        model, origin = load_with_origin(run, options)
+        dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
+        model_dir.write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
+        facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
+        if isinstance(run, RunDir):
+            facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
+        model_card.write_model_card(directory, model.config, form=form, dtype=dtype, facts=facts)
+        result = "not verified: --no-verify"
+        if options.verify:
+            result = model_dir.compare_with_transformers(directory, model, dtype=dtype)
+    print(
+        _describe_export(options, run, form=form, dtype=dtype), result, *(f"note: {loss}" for loss in losses), sep="\n"
+    )
+    if run.tokenizer and run.tokenizer.end_of_text is None:
+        print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
+    if options.push_to is not None:
+        print(hub_upload.upload_directory(output, options.push_to, private=options.private))
+
+
+def _describe_export(options: ToHf, run: Checkpoint, *, form: Form, dtype: DTypeName) -> str:
+    weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
+    tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
+    source = f"{run.directory.name} at step {run.find_step(options.step)}"
+    return f"{options.output}: {weights} of {source} as {form.architecture} in {dtype}, {tokenizer}"
+
+
+def export_adapters(options: ToPeft) -> None:
+    """Write the directory, and print a summary."""
+    from gptjax.huggingface.peft_export import write_adapters  # imports flax
+
+    run = RunDir.open(options.checkpoint, imports=options.imports)
+    with atomic_directory(expand_path(options.output)) as directory:
+        write_adapters(directory, run.load_adapted_model(options.step, ema=options.ema), base=options.base)
+        if run.tokenizer is not None:
+            run.tokenizer.save(directory)
+    print(f"{options.output}: adapters of {run.directory.name} at step {run.find_step(options.step)} in PEFT's format")
+    if (start := run.config.init_from) is not None:
+        print(f"note: they belong to the weights of {start}, from which the run started; to-hf exports those")
+
+
+def export_gguf(options: ToGGUF) -> None:
+    """Write the file and print a summary."""
+    from gptjax.huggingface.gguf_export import choose_gguf_form, write_gguf
+
+    enable_compile_cache()
+    run, output = open_checkpoint(options.checkpoint, imports=options.imports), expand_path(options.output)
+    form = choose_gguf_form(run.model_config, run.tokenizer)
+    model, step = run.load_model(options.step, ema=options.ema), run.find_step(options.step)
+    name, tokenizer = run.directory.name, run.require_tokenizer()
+    write_gguf(output, model, form=form, tokenizer=tokenizer, name=name, dtype=options.dtype)
+    print(f"{output}: {name} at step {step} as {form.model_type} in {options.dtype}, with its tokenizer")
+
+
+def load_with_origin(run: Checkpoint, options: ToHf) -> tuple[Any, HFOrigin | None]:
+    """The weights, and what a saved model's own config.json says. The origin of a run that was trained is None."""
+    if isinstance(run, SavedModel):
+        run.find_step(options.step)
+        return run.import_weights()
+    model, path = run.load_model(options.step, ema=options.ema), run.directory / ORIGIN_FILE
+    if not path.is_file():
+        return model, None
+    content: dict[str, Any] = read_json(path)
+    return model, HFOrigin(content["config"], content["dtype"])

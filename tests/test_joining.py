@@ -1,0 +1,59 @@
+"""What the error says, and the exit status, once the time to wait for other processes is over."""
+
+import socket
+
+import pytest
+
+from gptjax.sharding import joining
+from gptjax.sharding.joining import JoinWatch, find_peers
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_connections_are_found_on_both_sides(family: socket.AddressFamily):
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    port = server.getsockname()[1]
+    if find_peers(port, is_server=True) is None:
+        pytest.skip("this system does not list connections")
+    with server:
+        assert find_peers(port, is_server=True) == find_peers(port, is_server=False) == {}
+        with socket.create_connection((host, port)), socket.create_connection((host, port)):
+            assert find_peers(port, is_server=True) == find_peers(port, is_server=False) == {host: 2}
+
+
+@pytest.mark.parametrize(
+    ("index", "peers", "words", "status"),
+    [
+        (0, {}, "not all 4 processes came within 9 s. Start the command once each", 2),
+        (0, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Start the command once each", 2),
+        (0, {"10.0.0.1": 1, "10.0.0.7": 2}, "Only 3 came, from 10.0.0.1, 10.0.0.7. Look at the output", 75),
+        (2, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Process 0 is there.", 75),
+        (2, {}, "process 0 did not answer at localhost:12 within 9 s.", 75),
+    ],
+)
+def test_error_says_who_came(
+    index: int, peers: dict[str, int], words: str, status: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A process that is alone was probably not meant to wait; a scheduler starts the others again."""
+    monkeypatch.setattr(joining, "find_peers", lambda port, *, is_server: joining.Counter(peers))
+    waiting = JoinWatch(address="localhost:12", index=index, count=4, seconds=9)
+    waiting.look()
+    peers = {}  # the others give up at the same moment
+    waiting.look()
+    message, found = waiting.explain()
+    assert words in message
+    assert found == status
+
+
+def test_unknown_host_is_a_mistake(monkeypatch: pytest.MonkeyPatch):
+    def find_no_host(*_: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_no_host)
+    message, status = JoinWatch(address="nowhere.invalid:12", index=1, count=2, seconds=9).explain()
+    assert message.startswith("process 0 did not answer at nowhere.invalid:12 within 9 s.")
+    assert message.endswith("(Name or service not known)")
+    assert status == 2
