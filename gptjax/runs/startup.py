@@ -43,7 +43,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.evaluators import BigramBaseline, EvalContext, Evaluator, Metrics, OpenEvaluator, Samples
+from gptjax.training.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
 from gptjax.training.metric_names import check_best_metric, check_evaluator_names
 from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
@@ -54,8 +54,6 @@ from gptjax.training.stopping import list_losses
 DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
 """Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no
 choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to jaxlib 0.10 to 0.12."""
-NO_JUDGES = (BigramBaseline, Samples)
-"""Evaluators without a metric that could judge a checkpoint."""
 
 
 def prepare_config(
@@ -189,8 +187,10 @@ def open_evaluators(
     read_spec = read_spec or make_read_spec(config, tokenizer)
     context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
     check_evaluator_names(config.evaluators)
-    if all(isinstance(one, NO_JUDGES) for one in config.evaluators):
-        check_best_metric(config.checkpoint.best_metric, (), patience=config.patience)
+    metric = config.checkpoint.best_metric
+    if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
+        measured = {name for evaluator in config.evaluators for name in getattr(evaluator, "metrics", ())}
+        check_best_metric(metric, measured, patience=config.patience)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
         if evaluate is None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ class Distillation:
     """Needs a teacher of the same width, unless it is 0."""
     chunk_tokens: int = 8192
     """Tokens of one device whose logits, of both models, are in memory at a time."""
+
+    nats_metric: ClassVar[str | None] = "cross_entropy"
 
     def __post_init__(self) -> None:
         for name in ("kl_weight", "cross_entropy_weight", "cosine_weight"):
