@@ -32,6 +32,7 @@ TYPES = {
     "gptjax.convert to-peft": convert.ToPeft,
     "gptjax.convert to-gguf": convert.ToGGUF,
     "gptjax.convert from-hf": convert.FromHf,
+    "gptjax.convert from-peft": convert.FromPeft,
 }
 IMPORTS = tuple(f"gptjax.convert from-{name}" for name in convert.PROGRAMS)
 PIPELINES = {
