@@ -19,7 +19,7 @@ from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
-from gptjax.training import answers, evaluators
+from gptjax.training import evaluators, exact_match
 from gptjax.training.evaluator import EvalContext, Evaluator
 from gptjax.training.evaluators import Samples
 from gptjax.training.exact_match import ExactMatch, read_questions
@@ -64,7 +64,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             row[: len(prompt)], row[len(prompt) : len(prompt) + len(ids)] = prompt, ids
         return rows
 
-    monkeypatch.setattr(answers, "generation", SimpleNamespace(generate=generate))
+    monkeypatch.setattr(exact_match, "generation", SimpleNamespace(generate=generate))
     return texts
 
 

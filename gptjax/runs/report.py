@@ -71,7 +71,7 @@ def _describe_adapters(config: TrainConfig) -> list[str]:
         return []
     adapters = abstract_adapted_model(config.model, lora).adapters
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapters))
-    rows = f"; rows of {len(lora.new_tokens)} added tokens" if lora.new_tokens else ""
+    rows = f"; rows of {len(lora.trained_rows)} tokens" if lora.trained_rows else ""
     share = trained / count_parameters(config.model)
     return [f"adapters  {trained:,} trained parameters ({share:.2%} of the model's), rank {lora.rank}{rows}"]
 
