@@ -21,7 +21,7 @@ from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.divergence import RollbackConfig
-from gptjax.training.evaluators import Evaluator
+from gptjax.training.evaluator import Evaluator
 from gptjax.training.objective import NextToken, Objective, get_row_kind
 from gptjax.training.stages import Phase, Stage, resolve_phases
 

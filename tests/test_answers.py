@@ -21,7 +21,8 @@ from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
 from gptjax.training import answers, evaluators
 from gptjax.training.answers import Answers, read_questions
-from gptjax.training.evaluators import EvalContext, Evaluator, Samples
+from gptjax.training.evaluator import EvalContext, Evaluator
+from gptjax.training.evaluators import Samples
 from gptjax.training.objective import SFT
 
 CONFIG = GPTConfig(

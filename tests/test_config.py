@@ -12,7 +12,8 @@ from gptjax.metrics.loggers import Logger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.optim import AdamW, Linear, Muon, NamedGroup, Optimizer, ParamGroup, Schedule
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import BigramBaseline, Evaluator, Samples, ValidationLoss
+from gptjax.training.evaluator import Evaluator
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 from gptjax.training.objective import Objective
 from gptjax.training.stages import Stage
 

@@ -18,7 +18,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.flag_mistakes import explain_unknown, explain_words
 from gptjax.core.flags import Flag, list_flags, normalize_words
 from gptjax.evaluate import Evaluate
-from gptjax.sample import Sample
+from gptjax.inference.sampler import Sample
 
 TYPED_TO_TRAIN = {
     "--lr=3e-4": "--optimizer.learning-rate=3e-4",

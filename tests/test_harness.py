@@ -252,20 +252,27 @@ def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: p
 
 
 def test_questions_are_right_if_answered_as_one_of_the_answers(run: Path, tmp_path: Path) -> None:
-    """A base model with the tokens of ChatML and no template is asked in ChatML."""
+    """A base model with the tokens of ChatML and no template is asked in ChatML, with all turns so far."""
     file, responses, result = (tmp_path / name for name in ("asked.jsonl", "responses.jsonl", "result.json"))
     words = [f"--checkpoint={run}", "--tasks=questions", f"--task-data=questions={file}", "--mesh=single"]
     words += ["--apply-chat-template", f"--json={result}", f"--responses={responses}"]
 
     def ask(*answers: str) -> float:
-        messages = [{"role": "user", "content": "the cat?"}]
+        turns = (("user", "a dog"), ("assistant", "sat"), ("user", "the cat?"))
+        messages = [{"role": role, "content": content} for role, content in turns]
         file.write_text(json.dumps({"messages": messages, "answers": answers}) + "\n")
         main(words)
         return json.loads(result.read_text())["figures"]["questions exact_match"]["value"]
 
     assert ask("no such answer") == 0.0
     [answered] = [json.loads(line) for line in responses.read_text().splitlines()]
-    assert "the cat?<|im_end|>" in str(answered)
+    asked = answered["arguments"][0][0]
+    assert [turn.partition("\n")[2] for turn in asked.split("<|im_start|>")[1:]] == [
+        "a dog<|im_end|>\n",
+        "sat<|im_end|>\n",
+        "the cat?<|im_end|>\n",
+        "",
+    ]
     assert ask("no such answer", answered["filtered_resps"][0]) == 1.0
 
 

@@ -20,7 +20,8 @@ from gptjax.runs import reference
 from gptjax.runs.startup import make_read_spec
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.answers import Answers
-from gptjax.training.evaluators import EvalContext, ValidationLoss
+from gptjax.training.evaluator import EvalContext
+from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.preference import DPO
 
 

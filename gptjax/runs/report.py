@@ -71,7 +71,7 @@ def _describe_adapters(config: TrainConfig) -> list[str]:
         return []
     adapters = abstract_adapted_model(config.model, lora).adapters
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapters))
-    rows = f"; rows of {len(lora.new_tokens)} added tokens" if lora.new_tokens else ""
+    rows = f"; rows of {len(lora.trained_rows)} tokens" if lora.trained_rows else ""
     share = trained / count_parameters(config.model)
     return [f"adapters  {trained:,} trained parameters ({share:.2%} of the model's), rank {lora.rank}{rows}"]
 
@@ -154,8 +154,9 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     run = os.path.relpath(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
-    longer = re.sub(r" --(schedule-)?steps[= ]\S+", "", command)
-    longer += f" --steps={2 * config.steps} --schedule-steps={2 * config.schedule_length}"
+    longer, length = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}", 2 * config.steps
+    if length > config.schedule_length:
+        longer = re.sub(r" --schedule-steps[= ]\S+", "", longer) + f" --schedule-steps={length}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
     lines = [f"  {more}", f"  evaluate  python -m gptjax.evaluate --checkpoint={run}"]
     if (config.directory / TOKENIZER_FILE).is_file():

@@ -17,7 +17,7 @@ from gptjax.core.early_exit import stop_status
 from gptjax.core.process_end import has_others, leave
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
-from gptjax.data.source import DataSource
+from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.runs import report, startup
 from gptjax.runs.reference import SecondModel, prepare_second_model
@@ -29,6 +29,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.divergence import Diverged, DivergenceGuard
+from gptjax.training.evaluator import may_measure
 from gptjax.training.metric_names import check_best_metric
 from gptjax.training.preemption import GracefulShutdown, StopRequested
 from gptjax.training.saver import Saver
@@ -97,21 +98,23 @@ def _train(
             read_spec, reader = second.read_spec, config.data.open(second.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
         fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
-        parts = evaluators, second, fingerprints, checkpoints
-        run = _Run(mesh, tokenizer, *parts, shutdown, watchdog, began_at, modules, source)
-        record: dict[str, Any] | None = None
-        while True:
-            try:
-                return config, run.train(config, BatchLoader(reader, read_spec, mesh=mesh), went_back=record)
-            except Diverged as trouble:
-                shutdown.pause_training("while going back")
-                with watchdog.doing("start"):
-                    config, record = go_back(config, checkpoints, trouble, tokenizer=tokenizer, source=source)
-            read_spec = replace(read_spec, row_offsets=config.row_offsets)
-            reader = config.data.open(read_spec)
+        run = _Run(
+            mesh=mesh,
+            tokenizer=tokenizer,
+            evaluators=evaluators,
+            second=second,
+            fingerprints=fingerprints,
+            checkpoints=checkpoints,
+            shutdown=shutdown,
+            watchdog=watchdog,
+            began_at=began_at,
+            modules=modules,
+            source=source,
+        )
+        return run.train(config, reader, read_spec)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """What stays the same when a run goes back."""
 
@@ -128,8 +131,24 @@ class _Run:
     source: str | None
     programs: startup.Programs = field(default_factory=dict)
 
-    def train(
-        self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None = None
+    def train(self, config: TrainConfig, reader: RowReader, read_spec: ReadSpec) -> tuple[TrainConfig, Stop | None]:
+        """Train, and go back after a divergence as often as the config allows."""
+        record: dict[str, Any] | None = None
+        while True:
+            try:
+                batches = BatchLoader(reader, read_spec, mesh=self.mesh)
+                return config, self._train_from_checkpoint(config, batches, went_back=record)
+            except Diverged as divergence:
+                self.shutdown.pause_training("while going back")
+                with self.watchdog.doing("start"):
+                    config, record = go_back(
+                        config, self.checkpoints, divergence, tokenizer=self.tokenizer, source=self.source
+                    )
+            read_spec = replace(read_spec, row_offsets=config.row_offsets)
+            reader = config.data.open(read_spec)
+
+    def _train_from_checkpoint(
+        self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None
     ) -> Stop | None:
         """Train from the newest checkpoint or step 0; returns why the run ends early, if it does.
 
@@ -153,11 +172,19 @@ class _Run:
                     config, mesh, state, batches, start=start, frozen=self.second.model, programs=self.programs
                 )
             metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
-            saver = _make_saver(config, checkpoints, metadata)
-            guard = _make_guard(config, checkpoints, start=start, went_back=went_back)
-            rules = _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
-            loop = _Loop(config, self.evaluators, batches, train_step, log, saver, guard, self.watchdog)
-            return loop.run(state, self.shutdown, rules)
+            loop = _Loop(
+                config=config,
+                evaluators=self.evaluators,
+                batches=batches,
+                train_step=train_step,
+                log=log,
+                saver=_make_saver(config, checkpoints, metadata),
+                guard=_make_guard(config, checkpoints, start=start, went_back=went_back),
+                watchdog=self.watchdog,
+            )
+            return loop.run(
+                state, self.shutdown, _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
+            )
 
 
 def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:
@@ -204,7 +231,7 @@ def _make_rules(config: TrainConfig, shutdown: GracefulShutdown, *, start: int, 
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Loop:
     """What the steps of a run need."""
 
@@ -271,9 +298,9 @@ class _Loop:
     def _check_best_metric(self, step: int, measured: set[str]) -> None:
         """Refuse a metric that nothing measures, once all evaluators have run that could."""
         config, metric = self.config, self.config.checkpoint.best_metric
-        judges = [one for one in config.evaluators if not isinstance(one, startup.NO_JUDGES)]
+        possible = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
         is_known = bool(startup.read_values(config, metric, before=step))
-        if not is_known and all(one.should_run(step, steps=config.steps) for one in judges):
+        if not is_known and all(evaluator.should_run(step, steps=config.steps) for evaluator in possible):
             check_best_metric(metric, measured, patience=config.patience)
 
     def _should_save(self, step: int, state: TrainState) -> bool:

@@ -55,7 +55,7 @@ from gptjax.training import evaluators
 from gptjax.training.checkpoint import CheckpointManager
 from gptjax.training.checkpoint_format import FORMAT_VERSION
 from gptjax.training.divergence import Diverged, DivergenceGuard
-from gptjax.training.evaluators import EvalContext, Evaluator
+from gptjax.training.evaluator import EvalContext, Evaluator
 from gptjax.training.objective import Objective
 from gptjax.training.preemption import GracefulShutdown
 from gptjax.training.saver import Saver

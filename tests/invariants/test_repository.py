@@ -138,10 +138,12 @@ def list_map_files() -> Iterator[str]:
             yield str(path)
 
 
-def test_readme_map_names_existing_files() -> None:
+def test_readme_map_names_existing_files_of_every_package() -> None:
     files = list(list_map_files())
     assert len(files) > 50
     assert [file for file in files if not (ROOT / file).is_file()] == []
+    packages = {path.parent.name for path in (ROOT / "gptjax").glob("*/__init__.py")}
+    assert packages - {Path(file).parent.name for file in files if file.startswith("gptjax/")} == set()
 
 
 def test_documents_name_existing_tests() -> None:
