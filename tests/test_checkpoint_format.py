@@ -16,7 +16,7 @@ from gptjax.training.checkpoint_format import find_step, read_shapes
 
 def test_arrays_are_stored_by_name(tmp_path: Path):
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(3, make_state("muon", has_ema=True), metadata={}, val_loss=None)
+        checkpoints.save(3, make_state("muon", has_ema=True), metadata={}, best_value=None)
     names = {item: set(read_shapes(tmp_path / "3" / item)) for item in ("model", "optimizer", "counters", "ema")}
     assert {"blocks.attention.qkv", "blocks.mlp_norm.scale", "tokens", "norm.bias"} <= names["model"]
     assert {"muon.inner_state.momentum.blocks.mlp.up", "adam.inner_state.mu.tokens"} <= names["optimizer"]
