@@ -151,12 +151,6 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
     )
 
 
-def open_loader(config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None = None) -> BatchLoader:
-    """The batches of a run, with the data opened."""
-    spec = make_read_spec(config, tokenizer)
-    return BatchLoader(config.data.open(spec), spec, mesh=mesh)
-
-
 @dataclass(frozen=True)
 class Evaluators:
     """The evaluators of a run, opened."""
