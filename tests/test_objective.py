@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: only answers are learned, each conversation by itself, with one mean for any layout."""
+"""Supervised fine-tuning: only answers are learned, each conversation by itself, with one mean on any mesh."""
 
 from dataclasses import replace
 from pathlib import Path

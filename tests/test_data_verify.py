@@ -109,7 +109,7 @@ def test_verify_notices_documents_that_begin_elsewhere(directory):
         verify_directory(Verify(directory))
 
 
-def test_verify_counts_bytes(directory):
+def test_verify_of_a_wrong_count_of_bytes_names_the_split(directory):
     edit_manifest(
         directory, lambda content: content["splits"]["val"].update(bytes=content["splits"]["val"]["bytes"] + 1)
     )
