@@ -69,11 +69,11 @@ def test_spike_names_the_last_checkpoint_whose_next_step_was_good():
     assert divergence.reason == "loss 4.1000, more than 2 times its median 2.0000"
 
 
-def test_spike_is_judged_after_twenty_finite_losses_of_any_process():
+def test_spike_is_found_after_twenty_finite_losses_of_any_process():
     losses = [2.0] * 19 + [9.0]
     assert watch(make_guard(), losses) is None
     assert watch(make_guard(losses=[2.0, math.nan]), losses) is not None
-    assert watch(make_guard(), [2.0] * 30 + [math.nan, math.inf]) is None, "the count of skips judges these"
+    assert watch(make_guard(), [2.0] * 30 + [math.nan, math.inf]) is None, "the count of skips is for these"
 
 
 def test_skipped_updates_go_back_to_before_the_first_of_them():

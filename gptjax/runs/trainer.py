@@ -209,7 +209,7 @@ def make_data_check(config: TrainConfig) -> Callable[[], None]:
 def _make_guard(
     config: TrainConfig, checkpoints: CheckpointManager, *, start: int, rollback_record: Mapping[str, Any] | None
 ) -> DivergenceGuard:
-    """Losses up to step `start` and earlier rollbacks count, so that a resumed run decides as an undisturbed one."""
+    """Losses up to step `start` and earlier rollbacks count, so that a resumed run decides as an uninterrupted one."""
     records = (
         [rollback_record["rollbacks"]]
         if rollback_record
@@ -285,7 +285,7 @@ class _Loop:
             yield
 
     def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, Stop | None]:
-        """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
+        """(the value of `best_metric`, if it was measured, the signal that cut the evaluation short)."""
         loss, measured = None, set[str]()
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
             try:

@@ -206,8 +206,8 @@ def list_checkpoints(config: TrainConfig, directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def read_judgement(config: TrainConfig, directory: Path) -> Any:
-    """What a checkpoint says about the metric that judged it."""
+def read_best_metric(config: TrainConfig, directory: Path) -> Any:
+    """What a checkpoint says about the metric that decides `best`."""
     with CheckpointManager(directory, config.checkpoint) as checkpoints:
         checkpoints.save(1, draw_state(), metadata={}, best_value=1.0)
         checkpoints.wait()
@@ -328,7 +328,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "watchdog": lambda config, *_: find_end(config),
     "restarts": lambda config, directory, _: is_restarted(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
-    "judged": lambda config, directory, _: read_judgement(config, directory),
+    "best metric": lambda config, directory, _: read_best_metric(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),
     "log": lambda config, directory, capsys: record_log(config, directory, capsys),
     "skips": lambda config, directory, _: list_divergences(config, directory),
