@@ -121,7 +121,7 @@ def measure_unread(
         rows = [[tokenizer.end_of_text, *tokenizer.encode(f"{blank}{answer}")] for answer in answers]
         rows = [np.array(row[: model.config.context_length], np.int32) for row in rows]
         windows.append([EvalWindow(row, len(row) - 1) for row in rows])
-    right = judge(model, replace(task, items=items), windows, options=options)
+    right = score_items(model, replace(task, items=items), windows, options=options)
     return {"answer without question": float(right.mean())}
 
 
@@ -132,10 +132,10 @@ def score_task(
     task = replace(task, items=task.items[:limit])  # examples come from these, too, as in nanochat
     length = model.config.context_length
     windows = [make_windows(tokenizer, task, i, length=length) for i in range(len(task.items))]
-    return judge(model, task, windows, options=options)
+    return score_items(model, task, windows, options=options)
 
 
-def judge(
+def score_items(
     model: GPT, task: CoreTask, windows: Sequence[Sequence[EvalWindow]], *, options: ScoringOptions
 ) -> np.ndarray:
     """For the windows of each item 1 if the right one is the likeliest in the mean, or is what the model writes."""

@@ -129,7 +129,7 @@ def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_pat
         state, advance = start(config, SINGLE)
         first, state = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-            checkpoints.save(2, state, metadata={}, val_loss=None)
+            checkpoints.save(2, state, metadata={}, best_value=None)
         second, later = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             restored = checkpoints.restore(later, 2)
