@@ -21,7 +21,7 @@ from data_pipelines.readers import tfds_sets
 from data_pipelines.readers.hub import HubFiles, RemoteFile, open_hub
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import require_at_least, run_command
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path, file_sha256
 from gptjax.data.shards import open_shard
 from gptjax.data.splits import is_of_split
@@ -67,7 +67,7 @@ def fetch(request: Fetch) -> Path:
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     if not is_indexed(output):
         index_shards(output, tokenizer)
-    print(f"{output}: {len(chosen)} shards, {tokens:,} tokens")
+    print(f"{output}: {count_of(len(chosen), 'shards')}, {tokens:,} tokens")
     return output
 
 

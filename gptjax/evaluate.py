@@ -16,7 +16,7 @@ Often given:
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import jax
@@ -30,7 +30,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation, draw_bars
 from gptjax.evaluation.figures import compute_figures
-from gptjax.evaluation.protocols import Documents, FirstToken, Protocol, Words, find_protocol
+from gptjax.evaluation.protocols import Documents, EvalProtocol, FirstToken, Words, find_protocol
 from gptjax.evaluation.report import describe, to_result, write_result
 from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
@@ -132,7 +132,7 @@ class Evaluate:
         """Whether a text is scored: one that is named, or the run's own data if nothing else is asked for."""
         return self.text is not None or self.data is not None or (self.tasks is None and self.core is None)
 
-    def resolve_protocol(self) -> Protocol:
+    def resolve_protocol(self) -> EvalProtocol:
         """The preset with the options that were given."""
         names = ("window", "stride", "first_token", "documents", "words", "tokens")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -235,7 +235,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
 
     protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
-        choices = {"text_field": options.text_field, "separator": options.separator}
+        name, choices = options.text, {"text_field": options.text_field, "separator": options.separator}
         text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, **choices)
     else:
         data = find_data(options, run)
@@ -245,6 +245,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         if (own := data.load_tokenizer()) is not None:
             evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
         text = texts.open_stored_text(stream, run.tokenizer, protocol)
+        name = f"{name_data(options, data)} ({options.split})"
     end = None if run.tokenizer is None else run.tokenizer.end_of_text
     scoring = ScoringOptions(batch_size=options.batch_size, end_of_text=end)
     offsets = None if options.offsets is None else read_offsets(expand_path(options.offsets))
@@ -252,7 +253,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)
     evaluation.about |= {
-        "protocol": f"{text.name}: {protocol.describe(has_end_of_text=end is not None, is_stored=text.is_stored)}",
+        "protocol": f"{name}: {protocol.describe(has_end_of_text=end is not None, is_stored=text.is_stored)}",
         "tokens": round(float(sums.scored.sum())),
         "documents": len(text.documents),
         "words": round(float(sums.words.sum())),
@@ -278,6 +279,11 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
             f"({own.name}). Prepare the text with the run's tokenizer.json."
         )
     return data
+
+
+def name_data(options: Evaluate, data: DataSource) -> str:
+    """The shards as they were typed, or without their directory: a result may be published."""
+    return options.data or PurePath(str(getattr(data, "path", None) or type(data).__name__)).name
 
 
 def read_offsets(path: Path) -> list[int]:

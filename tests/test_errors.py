@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core.errors import UserError, exit_on_user_error, format_message, quote
+from gptjax.core.errors import UserError, count_of, exit_on_user_error, format_message, quote
 
 
 def exit_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -106,3 +106,11 @@ def test_home_that_cannot_be_written_is_avoided_by_a_variable(
     with pytest.raises(SystemExit), exit_on_user_error():
         raise OSError(errno.EROFS, "Read-only file system", path)
     assert f"error: {path}: Read-only file system. {advice}" in capsys.readouterr().err
+
+
+def test_count_of_names_one_thing_in_the_singular():
+    plurals = ("documents", "processes", "losses", "caches", "layers × 32", "lines are", "files of a set")
+    assert [count_of(1, plural) for plural in plurals] == [
+        *("1 document", "1 process", "1 loss", "1 cache", "1 layer × 32", "1 line is", "1 file of a set")
+    ]
+    assert count_of(1200, "documents") == "1,200 documents"

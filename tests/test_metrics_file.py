@@ -40,7 +40,7 @@ def test_truncate_after_names_what_is_missing_and_keeps_what_is_broken(path: Pat
     assert path.with_name("metrics.jsonl.broken").read_text() == content
     assert len(read_metrics(path)) == 3
     broken, gap = capsys.readouterr().out.splitlines()
-    assert "metrics.jsonl, line 2: no record with a step. 1 lines are left out" in broken
+    assert "metrics.jsonl, line 2: no record with a step. 1 line is left out" in broken
     assert "lacks 2 of the 4 steps so far, from 2 to 3" in gap
     path.unlink()
     assert truncate_after(path, 4) == []

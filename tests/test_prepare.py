@@ -249,7 +249,7 @@ def test_single_text_is_split_and_its_beginning_learned_from(tmp_path, capsys):
 
 
 def test_split_without_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"leaves no text for train \(of 1 documents\).*or none"):
+    with pytest.raises(UserError, match=r"leaves no text for train \(of 1 document\).*or none"):
         run(write_jsonl(tmp_path / "x.jsonl", ["x"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

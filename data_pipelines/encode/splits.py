@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipelines.readers import documents as docs
 from data_pipelines.readers.documents import EMPTY, Chunk, Document, ReadContext, Source, is_blank
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 
 Split = Literal["train", "val"]
 MIN_TAIL = 0.1
@@ -177,7 +177,7 @@ class Corpus:
         """Raise `UserError` unless the source had the number of documents from which `random` draws."""
         sample = parse_split(self.split)
         if isinstance(sample, RandomSample) and documents != sample.total:
-            found = f"{self.source.name} has {documents:,} documents, not {sample.total:,}"
+            found = f"{self.source.name} has {count_of(documents, 'documents')}, not {sample.total:,}"
             raise UserError(f"split {self.split}: {found}. Use random:{sample.chosen}/{documents}/{sample.seed}.")
 
     def identity(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from data_pipelines.output.atomic_dir import find_prepared, hold_lock, replace_d
 from data_pipelines.output.shard_writer import write_manifest
 from data_pipelines.runtime.options import ShardOptions
 from data_pipelines.runtime.progress import print_notes
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Counts, Manifest
 from gptjax.data.splits import open_split
@@ -66,5 +66,7 @@ def print_splits(directory: Path, manifest: Manifest) -> None:
         sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
-            print(f"note: {name} has only {count.tokens:,} tokens: no row for a longer context; see --split.")
+            print(
+                f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context; see --split."
+            )
     print_notes(manifest.notes)

@@ -15,6 +15,7 @@ from typing import Any
 from data_pipelines.output.atomic_dir import PROGRESS_NAME
 from data_pipelines.output.shard_writer import WriteState
 from data_pipelines.readers.documents import Notes
+from gptjax.core.errors import count_of
 from gptjax.core.files import write_atomically
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
@@ -68,7 +69,10 @@ class Journal:
             splits = {name: WriteState(**state) for name, state in content["splits"].items()}
             if all(state.is_on_disk(directory) for state in splits.values()):
                 tokens = sum(state.tokens for state in splits.values())
-                print(f"continuing after {content['documents']:,} documents, {tokens:,} tokens", file=sys.stderr)
+                print(
+                    f"continuing after {count_of(content['documents'], 'documents')}, {tokens:,} tokens",
+                    file=sys.stderr,
+                )
                 return Progress(content["units"], content["documents"], splits, Notes(**content["notes"]))
         if content:
             problem = "what an earlier run left is of another request, or incomplete"

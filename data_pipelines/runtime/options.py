@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from gptjax.core.command_line import parse_options
-from gptjax.core.errors import UserError, exit_on_user_error
+from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.data.manifest import Counts
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class ShardOptions:
         for name, count in counts.items():
             if count.tokens == 0 and total > 0 and self.validation_source is None:
                 raise UserError(
-                    f"--split={self.effective_split} leaves no {what} for {name} (of {total} documents). "
+                    f"--split={self.effective_split} leaves no {what} for {name} (of {count_of(total, 'documents')}). "
                     f"Use {self.other_splits}. {notes}".strip()
                 )
             if count.tokens == 0:

@@ -33,7 +33,7 @@ from gptjax.benchmark.training import (
     prepare_benchmark,
 )
 from gptjax.config import TrainConfig
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.serialization import Modules
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.runs import startup
@@ -113,7 +113,7 @@ def measure_config(setting: Setting, peers: Sequence[Peer]) -> tuple[OwnStep, Co
         comparison = compare("all at the config's batch size", times, [step, *others])
         breakdown = None
         if options.profile:
-            setting.report(f"profiling {options.profile_steps} steps")
+            setting.report(f"profiling {count_of(options.profile_steps, 'steps')}")
             breakdown = profile_step(step.run, step.training.program.as_text() or "", steps=options.profile_steps)
     return own, comparison, breakdown
 
@@ -179,18 +179,18 @@ def describe_own(training: TrainingRun, loop: LoopContestant, times: Times, *, p
 def compare(title: str, times: Times, contestants: Sequence[Any]) -> Comparison:
     """The speeds of contestants that ran in turn. The first is ours."""
     ours, measured = contestants[0], []
-    for one in contestants:
-        seconds = Spread.of(times[one.name])
-        ratio = compare_rounds(times, ours.name, to=one.name, work=ours.tokens / one.tokens)
+    for contestant in contestants:
+        seconds = Spread.of(times[contestant.name])
+        ratio = compare_rounds(times, ours.name, to=contestant.name, work=ours.tokens / contestant.tokens)
         measured.append(
             ContestantResult(
-                one.name,
-                rows=one.rows,
-                tokens=one.tokens,
+                contestant.name,
+                rows=contestant.rows,
+                tokens=contestant.tokens,
                 seconds=seconds,
-                tokens_per_second=one.tokens / seconds.median,
-                ours_over_theirs=None if one is ours else ratio,
-                about=getattr(one, "software", None),
+                tokens_per_second=contestant.tokens / seconds.median,
+                ours_over_theirs=None if contestant is ours else ratio,
+                about=getattr(contestant, "software", None),
             )
         )
     return Comparison(title, tuple(measured))
@@ -204,7 +204,7 @@ def compare_best_batches(setting: Setting, peers: Sequence[Peer]) -> Comparison:
         config.check_mesh(setting.mesh)
     tried: dict[str, dict[int, float | None]] = {}
     for size, config in configs.items():
-        setting.report(f"trying {size} sequences a step")
+        setting.report(f"trying {count_of(size, 'sequences')} a step")
         tried.setdefault(OURS, {})[size] = try_batch(setting, lambda stack, c=config: open_ours(setting, c, stack))
         for peer in peers:
             open_one = lambda stack, p=peer, c=config: open_peer_and_warm_up(setting, p, c, stack)

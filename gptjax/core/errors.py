@@ -49,7 +49,7 @@ def quote(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
 def count_of(count: int, plural: str) -> str:
     """`2 documents`, `1 document`: a number before a text whose first noun is a plural."""
     if count == 1:
-        plural = re.sub(r"^((?:\w+ )??\w+?)s\b", r"\1", plural, count=1)
+        plural = re.sub(r"^((?:\w+ )??\w+?)(?:(?:(?<=ss)|(?<=tch))es|s)\b", r"\1", plural, count=1)
         plural = re.sub(r"^(\w+) (have|are)\b", lambda found: f"{found[1]} {_SINGULAR[found[2]]}", plural, count=1)
     return f"{count:,} {plural}"
 

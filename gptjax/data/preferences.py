@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import AnyPath, expand_path
 from gptjax.data.checksums import check_unchanged
 from gptjax.data.file_array import FileArray
@@ -211,7 +211,7 @@ class PairSequences(BestFitSequences):
         starts, lengths, kept = self._pairs
         whole = np.diff(self._document_starts, append=len(self.stream)).reshape(-1, 2)
         cut = int((lengths != whole).any(axis=1).sum())
-        own = [f"{self.num_pairs:,} pairs, {self.num_pairs / len(self):.1f} in a row"]
+        own = [f"{count_of(self.num_pairs, 'pairs')}, {self.num_pairs / len(self):.1f} in a row"]
         return own + describe_cuts(
             "pairs", len(starts), cut=cut, left_out=int((~kept).sum()), limit=self.context_length
         )

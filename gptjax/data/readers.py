@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
 from gptjax.data.checksums import check_documents
 from gptjax.data.epoch_order import EpochOrder
@@ -37,7 +37,7 @@ class SequenceReader(RowReader):
     def describe(self) -> list[str]:
         sequences, stream = self.sequences, self.sequences.stream
         return [
-            f"{stream.paths[0].parent}: {len(stream):,} tokens in {len(sequences):,} sequences"
+            f"{stream.paths[0].parent}: {len(stream):,} tokens in {count_of(len(sequences), 'sequences')}"
             + (f", {sequences.dropped:.2%} of the tokens not used" if sequences.dropped > 0.001 else "")
             + (f", {sequences.padding:.2%} padding" if sequences.padding > 0 else "")
             + ("" if stream.has_manifest else "; without a manifest.json, changes of the files are not detected"),

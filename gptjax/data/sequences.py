@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from gptjax.core.constants import IGNORE_INDEX
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.data.file_array import FileArray
 from gptjax.data.packing import (
     Packing,
@@ -293,7 +293,7 @@ def open_sequences(stream: TokenStream, context_length: int, packing: Packing, *
     sequences = kinds[packing](stream, context_length, end_of_text=end_of_text)
     if len(sequences) == 0:
         raise UserError(
-            f"{stream.name} has {len(stream)} tokens, less than one sequence of model.context_length + 1 = "
-            f"{context_length + 1}. Use more text or a smaller --model.context-length."
+            f"{stream.name} has {count_of(len(stream), 'tokens')}, less than one sequence of model.context_length + 1 "
+            f"= {context_length + 1}. Use more text or a smaller --model.context-length."
         )
     return sequences

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path
 from gptjax.evaluation.comparison import Evaluation, compare, format_table
 from gptjax.evaluation.figures import Figure
@@ -18,7 +18,7 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
         average = ", average of the weights" if e.about["weights"] == "average" else ""
         lines.append(f"{e.name}: step {e.about['step']}{average}")
         if "protocol" in e.about:
-            counts = ", ".join(f"{e.about[name]:,} {name}" for name in ("tokens", "words", "bytes", "documents"))
+            counts = ", ".join(count_of(e.about[name], name) for name in ("tokens", "words", "bytes", "documents"))
             lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
         if "harness" in e.about:
             lines.append(
@@ -33,7 +33,12 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
 def _describe_tasks(about: dict[str, Any]) -> str:
     """Items and examples of each task."""
     shots = about["num_fewshot"]
-    lines = [", ".join(f"{task}: {n} items, {shots.get(task, 0)} examples" for task, n in about["items"].items())]
+    lines = [
+        ", ".join(
+            f"{task}: {count_of(n, 'items')}, {count_of(shots.get(task, 0), 'examples')}"
+            for task, n in about["items"].items()
+        )
+    ]
     return "\n".join([*lines, *(f"not run: {task}: {reason}" for task, reason in about["not_run"].items())])
 
 

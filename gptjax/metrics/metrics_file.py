@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.console import print_once
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import write_atomically
 
 Record = dict[str, Any]
@@ -88,7 +88,7 @@ def truncate_after(path: Path, step: int) -> list[Record]:
         shutil.copyfile(path, path.with_name(f"{path.name}.broken"))
         print_once(
             f"warning: {path}, line {broken[0]}{' and others' * (len(broken) > 1)}: no record with a step. "
-            f"{len(broken)} lines are left out; the file as it was is kept as {path.name}.broken"
+            f"{count_of(len(broken), 'lines are')} left out; the file as it was is kept as {path.name}.broken"
         )
     if path.exists():
         write_atomically(path, b"".join(line + b"\n" for line, _ in kept))
@@ -101,7 +101,7 @@ def truncate_after(path: Path, step: int) -> list[Record]:
 def _describe_gap(records: list[Record], step: int) -> str | None:
     """The completed steps that have no line, in words."""
     present = {record["step"] for record in records if "seconds" in record or "loss" in record}
-    missing = [one for one in range(1, step + 1) if one not in present]
+    missing = [number for number in range(1, step + 1) if number not in present]
     if not missing:
         return None
     return f"{len(missing):,} of the {step:,} steps so far, from {missing[0]:,} to {missing[-1]:,}"

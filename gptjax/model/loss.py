@@ -6,6 +6,7 @@ head may be sharded by vocabulary (tensor) and by width (fsdp); the communicatio
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ class LossOptions:
 
     vocab_size: int
     chunk_tokens: int
-    """Tokens of one device whose logits exist at the same time."""
+    """Tokens of one device whose logits exist at the same time. `from_config` limits them on CPUs."""
     dtype: str
     """Type of the products' operands. Sums are float32."""
     mesh: MeshConfig
@@ -66,7 +67,7 @@ class LossOptions:
     ) -> "LossOptions":
         return cls(
             vocab_size=config.resolved_vocab_size,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=min(chunk_tokens, _most_chunk_tokens(config.padded_vocab_size)),
             dtype=config.compute.head_dtype or config.compute.dtype,
             mesh=mesh,
             logit_softcap=config.logit_softcap,
@@ -88,6 +89,11 @@ class LossOptions:
     def head_specs(self, head: Head) -> Any:
         """How the head is sharded."""
         return Head(self.mesh.weight_spec("VD"), None if head.bias is None else self.mesh.weight_spec("V"))
+
+
+def _most_chunk_tokens(vocab: int) -> int:
+    """Tokens of a chunk that are worth having. On CPUs a chunk of more than 8 M logits leaves the cache."""
+    return max(64, 1 << (2**23 // vocab).bit_length() - 1) if target_device().platform == "cpu" else sys.maxsize
 
 
 @jax.named_scope("loss")
@@ -183,7 +189,7 @@ def accumulate_gradients(
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums), zeros, jnp.zeros_like(chunks.arrays[-1])
     total, d_head, d_chunks = jax.lax.fori_loop(0, chunks.number, add_chunk, carry)
-    d_weight = finish_product(d_head.weight).T / factor
+    d_weight = d_head.weight.T / factor
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
     d_weight = options.sum_over(d_weight, "data")
@@ -193,8 +199,7 @@ def accumulate_gradients(
 
 def _multiply(axis_names: str, x: Array, y: Array) -> Array:
     """The float32 product of two matrices. On CPUs nothing moves into it (`products.py` says why)."""
-    product = jnp.einsum(axis_names, x, y, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(product) if target_device().platform == "cpu" else product
+    return finish_product(jnp.einsum(axis_names, x, y, preferred_element_type=jnp.float32))
 
 
 class ChunkLogits(NamedTuple):

@@ -44,7 +44,15 @@ class AdamW(GroupedOptimizer):
 
 def clip_by_norm(norm: float | None) -> optax.GradientTransformation:
     """Scale all gradients down together where their global norm exceeds `norm`; None does not."""
-    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
+    if norm is None:
+        return optax.identity()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        found = optax.tree.norm(updates)
+        factor = jnp.where(found < norm, 1.0, norm / found)  # of scalars: dividing arrays costs a pass of its own
+        return jax.tree.map(lambda update: factor * update, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_adam(resolve: Resolver) -> optax.GradientTransformation:
@@ -54,16 +62,21 @@ def scale_by_adam(resolve: Resolver) -> optax.GradientTransformation:
         zeros = partial(jax.tree.map, partial(jnp.zeros_like, dtype=jnp.float32))
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu=zeros(params), nu=zeros(params))
 
+    def advance(updates: Any, mu: Any, nu: Any) -> tuple[Any, Any]:
+        mu = map_with_hyperparams(resolve, lambda hp, g, m: (1 - hp.beta1) * g + hp.beta1 * m, updates, mu)
+        return mu, map_with_hyperparams(resolve, lambda hp, g, v: (1 - hp.beta2) * g**2 + hp.beta2 * v, updates, nu)
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = state.count + 1
-        mu = map_with_hyperparams(resolve, lambda hp, g, m: (1 - hp.beta1) * g + hp.beta1 * m, updates, state.mu)
-        nu = map_with_hyperparams(resolve, lambda hp, g, v: (1 - hp.beta2) * g**2 + hp.beta2 * v, updates, state.nu)
+        mu, nu = advance(updates, state.mu, state.nu)
+        # Computed once more: XLA would hold the new moments beside the old ones until the step is accepted.
+        own_mu, own_nu = advance(*jax.lax.optimization_barrier((updates, state.mu, state.nu)))
 
         def direction(hp: ParamHyperparams, m: Array, v: Array) -> Array:
             m, v = m / (1 - hp.beta1**count), v / (1 - hp.beta2**count)
             return m / (jnp.sqrt(v) + hp.epsilon)
 
-        return map_with_hyperparams(resolve, direction, mu, nu), optax.ScaleByAdamState(count, mu=mu, nu=nu)
+        return map_with_hyperparams(resolve, direction, own_mu, own_nu), optax.ScaleByAdamState(count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.console import print_once
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
 from gptjax.runs.rollback import adopt_offsets
@@ -167,7 +167,10 @@ def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainCo
         )
         for stage in later
     )
-    print_once(f"  --resume=force: the first {step:,} steps keep their batches; what follows reads the rows after them")
+    print_once(
+        f"  --resume=force: the first {count_of(step, 'steps')} keep their batches; "
+        "what follows reads the rows after them"
+    )
     return replace(wanted, batch_size=saved.batch_size, grad_accum=saved.grad_accum, stages=(*before, change, *later))
 
 

@@ -16,7 +16,7 @@ import tyro
 from jax import Array
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 
 AXES = ("data", "fsdp", "tensor")
 WEIGHT_RULES = {"D": "fsdp", "E": "fsdp", "H": "tensor", "J": "tensor", "F": "tensor", "V": "tensor"}
@@ -68,8 +68,8 @@ class MeshConfig:
             resolved = replace(self, **{self.strategy: num_devices // self.num_devices})
         if resolved.num_devices > num_devices:
             raise UserError(
-                f"mesh: {resolved.describe()} needs {resolved.num_devices} devices, but {num_devices} are available. "
-                "Make an axis smaller, or use --mesh=single."
+                f"mesh: {resolved.describe()} needs {count_of(resolved.num_devices, 'devices')}, but {num_devices} are "
+                "available. Make an axis smaller, or use --mesh=single."
             )
         return replace(resolved, **resolved.axis_sizes)
 

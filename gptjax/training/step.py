@@ -22,6 +22,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
+from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale
 from gptjax.training.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
@@ -59,7 +60,7 @@ def make_train_step(
     """
     transformation = optax.with_extra_args_support(optimizer.build(steps=config.steps, mesh=mesh))
     in_optimizer = jax.named_scope("optimizer")  # names the operations in profiles
-    update, apply_updates = in_optimizer(transformation.update), in_optimizer(optax.apply_updates)
+    update = in_optimizer(transformation.update)
 
     def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None, frozen: GPT | None) -> LossSums:
         return compute_sums(objective, with_static(model, config=config.model), batch, dropout_keys, frozen=frozen)
@@ -80,7 +81,7 @@ def make_train_step(
         updates = jax.tree.map(lambda update: factor * update, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(in_optimizer(optax.tree.norm)(updates))
         select = in_optimizer(partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old)))
-        trainable = select(apply_updates(trainable, updates), trainable)  # pyright: ignore[reportArgumentType]
+        trainable = in_optimizer(_apply_if_finite)(finite, trainable, updates)
         model = replace_trainable(state.model, trainable)
         ema = config.ema.update(state.ema, model, step=state.step, steps=config.steps) if config.ema.enabled else None
         next_state = TrainState(
@@ -97,6 +98,18 @@ def make_train_step(
         return next_state, metrics | _collect_metrics(objective, sums, before=state, after=next_state)
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _apply_if_finite(finite: jax.Array, trainable: Any, updates: Any) -> Any:
+    """The weights with the updates, or as they were.
+
+    CPUs take a branch, for XLA moves nothing into it. Otherwise it would hold the updates, and what it computes them
+    from.
+    """
+    if target_device().platform == "cpu":
+        return jax.lax.cond(finite, optax.apply_updates, lambda old, _: old, trainable, updates)
+    updated = optax.apply_updates(trainable, updates)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, trainable)
 
 
 def _collect_metrics(objective: Objective, sums: LossSums, *, before: TrainState, after: TrainState) -> StepMetrics:
