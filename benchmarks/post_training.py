@@ -152,11 +152,11 @@ def open_ours(config: TrainConfig) -> Contestant:
     config = startup.prepare_device(config)
     mesh = config.mesh.resolve(1)
     with mesh.activate():
-        second = reference.prepare_second_model(config, startup.make_read_spec(config, tokenizer), mesh)
-        rows: Any = config.data.open_rows("train", second.read_spec)
+        frozen = reference.prepare_frozen_model(config, startup.make_read_spec(config, tokenizer), mesh)
+        rows: Any = config.data.open_rows("train", frozen.read_spec)
         scored = np.count_nonzero(rows.read(np.arange(len(rows)))["targets"] >= 0)
         targets = getattr(rows, "num_pairs", scored) / len(rows) * config.batch.size
-        loader = BatchLoader(config.data.open(second.read_spec), second.read_spec, mesh=mesh)
+        loader = BatchLoader(config.data.open(frozen.read_spec), frozen.read_spec, mesh=mesh)
         state = startup.initialize_state(config, mesh)
         program, batches = startup.compile_step(config, mesh, state, loader), loader.iterate_from(0)
 

@@ -225,7 +225,7 @@ def test_checkpoints_are_compared_document_by_document(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_checkpoint_is_required(capsys: pytest.CaptureFixture) -> None:
+def test_command_without_a_checkpoint_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert "no checkpoint is given" in read_error(capsys)
 
 

@@ -295,7 +295,7 @@ def test_answer_ends_with_its_turn(models: tuple[Any, Any], monkeypatch: pytest.
         (["--tasks=cbt_cn", "--limit=0"], "--limit is 0"),
     ],
 )
-def test_mistakes_are_named(
+def test_wrong_names_of_tasks_and_files_are_named(
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

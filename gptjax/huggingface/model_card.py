@@ -11,10 +11,10 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.safetensors_dir import read_json
-from gptjax.huggingface.weight_map import DTypeName
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import count_parameters
+from gptjax.sharding.devices import DType
 
 CARD_FILE, PICTURE = "README.md", "loss.png"
 MAX_ROWS = 12
@@ -81,7 +81,7 @@ def _is_same(name: Any, checkpoint: str) -> bool:
     )
 
 
-def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> None:
+def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> None:
     """Write README.md and, if the run has drawn its losses, the picture."""
     card = make_model_card(config, form=form, dtype=dtype, facts=facts)
     (directory / CARD_FILE).write_text(card, encoding="utf-8")
@@ -89,7 +89,7 @@ def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: D
         shutil.copyfile(facts.picture, directory / PICTURE)
 
 
-def make_model_card(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> str:
+def make_model_card(config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> str:
     """The card in Markdown."""
     tags = ["gptjax", "text-generation", *(["custom_code"] if form.code else [])]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]", "---"]
@@ -116,7 +116,7 @@ def make_model_card(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: C
     return "\n\n".join(parts) + "\n"
 
 
-def _introduce(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> str:
+def _introduce(config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> str:
     size = f"{count_parameters(config):,} parameters in {dtype}, written as {form.architecture}"
     made = "Trained with gptjax" if facts.run else "Written by gptjax"
     versions = ", ".join(f"{name} {facts.versions[name]}" for name in ("jax", "flax") if name in facts.versions)

@@ -39,7 +39,7 @@ DIRECTORY = "reference"
 
 
 @dataclass(frozen=True)
-class SecondModel:
+class FrozenModel:
     """What a run needs of the model that its objective compares with."""
 
     read_spec: ReadSpec
@@ -50,21 +50,21 @@ class SecondModel:
     """Its identity, which a resumed run compares."""
 
 
-def prepare_second_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> SecondModel:
-    """Load the objective's second model, or store what it says of the data, if that was not done before.
+def prepare_frozen_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> FrozenModel:
+    """Load the objective's frozen model, or store what it says of the data, if that was not done before.
 
     Objectives without such a model get `spec` back. Call it under `mesh.activate()`.
     """
     objective = config.objective
     if not isinstance(objective, FrozenModelObjective):
-        return SecondModel(spec)
+        return FrozenModel(spec)
     load = partial(load_weights, config, mesh)
     if isinstance(objective, ReferenceObjective) and objective.store_reference:
         model = load(objective.reference)
         fingerprint = hash_weights(model)
-        return SecondModel(store_reference(config, spec, model, weights=fingerprint), None, {"reference": fingerprint})
+        return FrozenModel(store_reference(config, spec, model, weights=fingerprint), None, {"reference": fingerprint})
     model = objective.load_frozen_model(load)
-    return SecondModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
+    return FrozenModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
 
 
 def store_reference(config: TrainConfig, spec: ReadSpec, model: GPT, *, weights: str) -> ReadSpec:

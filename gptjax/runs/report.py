@@ -57,7 +57,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         print_once(
             f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
         )
-    print_once(*_describe_unmasked(config), *_describe_unjudged(config))
+    print_once(*_describe_unmasked(config), *_describe_unevaluated(config))
     if config.steps > 1 and _is_rising(config):
         print_once(
             f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
@@ -88,7 +88,7 @@ def _describe_unmasked(config: TrainConfig) -> list[str]:
     ]
 
 
-def _describe_unjudged(config: TrainConfig) -> list[str]:
+def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
     losses = [one for one in config.evaluators if isinstance(one, ValidationLoss)]
     if not config.checkpoint.keep_best or not losses:

@@ -177,7 +177,7 @@ def resolve_name(name: str, words: dict[str, set[str]]) -> bool:
     return all(part in words["everywhere"] for part in parts)
 
 
-def test_new_names_resolve() -> None:
+def test_new_names_of_the_names_page_resolve() -> None:
     words: dict[str, set[str]] = {"everywhere": set()}
     for path in MODULES:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
