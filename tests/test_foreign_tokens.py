@@ -10,7 +10,7 @@ import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.index_shards import IndexShards, main
-from data_pipelines.verify import Verify, verify_directory
+from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
@@ -88,7 +88,7 @@ def write_mds(directory, rows, encoding, compression=None):
 
 def copy(source, tokenizer, tmp_path):
     main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
-    verify_directory(Verify(tmp_path / "copied"))
+    verify_directory(VerifyShards(tmp_path / "copied"))
     return read_all(tmp_path / "copied")
 
 
@@ -135,7 +135,7 @@ def test_files_without_a_header_are_recorded_in_place(dtype, format, expected, t
         expected.astype(dtype).tofile(tmp_path / f"{split}.bin")
     main(IndexShards(tmp_path, tokenizer))
     assert read_manifest(tmp_path).format == format
-    verify_directory(Verify(tmp_path))
+    verify_directory(VerifyShards(tmp_path))
     for split in ("train", "val"):
         stream = TokenShards(path=str(tmp_path)).open_stream(split)
         np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
