@@ -115,14 +115,14 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
         shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
         described = [
             (
-                str(one["raw_data"]["basename"]),
-                int(one["raw_data"].get("bytes", MDS_MOST)),
-                one.get("compression"),
-                [str(column) for column in one["column_names"]],
-                list(one["column_encodings"]),
-                list(one["column_sizes"]),
+                str(shard["raw_data"]["basename"]),
+                int(shard["raw_data"].get("bytes", MDS_MOST)),
+                shard.get("compression"),
+                [str(column) for column in shard["column_names"]],
+                list(shard["column_encodings"]),
+                list(shard["column_sizes"]),
             )
-            for one in shards
+            for shard in shards
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: is not an index of MDS: {quote(repr(error))}.") from None
