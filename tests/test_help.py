@@ -40,7 +40,7 @@ PIPELINES = {
     "prepare_chat": ("prepare_chat", "PrepareChat"),
     "prepare_preferences": ("prepare_preferences", "PreparePreferences"),
     "preview": ("preview", "Preview"),
-    "verify": ("verify_directory", "Verify"),
+    "verify": ("verify_directory", "VerifyShards"),
     "fetch": ("fetch", "Fetch"),
     "index_shards": ("main", "IndexShards"),
     "train_tokenizer": ("train_tokenizer", "TrainTokenizer"),

@@ -40,7 +40,7 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
     """The rows of a group by its number; the file has `row` rows before them."""
     column = context.text_field
     with open_parquet(path) as file:
-        stored = _find_stored([one.path for one in file.schema], column)
+        stored = _find_stored([field.path for field in file.schema], column)
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=[stored], use_threads=False):
             for value in join_values(find_column(batch, column)):
                 row += 1

@@ -126,7 +126,7 @@ def explain_unknown(name: str, value: str | None, flags: Flags) -> str:
         value = word if word in VALUES else value  # --bf16
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
-        forms = " or ".join(_write(one, _negate(word, one, value), flags[one]) for one in meant)
+        forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
         return f"There is no flag --{shown}. Write {forms}."
     if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
         return f"There is no flag --{shown}. {reason}"

@@ -45,7 +45,9 @@ class CardFacts:
         metrics, environment, picture = (directory / name for name in ("metrics.jsonl", "environment.json", PICTURE))
         if not metrics.is_file():  # an imported model
             return self
-        validation = [one for one in read_metrics(metrics) if one.get("val_loss") is not None and one["step"] <= step]
+        validation = [
+            record for record in read_metrics(metrics) if record.get("val_loss") is not None and record["step"] <= step
+        ]
         return replace(
             self,
             run=content,
@@ -65,11 +67,13 @@ def read_evaluations(paths: Iterable[str], *, checkpoint: str) -> tuple[Facts, .
     for path in paths:
         content = read_json(expand_path(path))
         results = content.get("checkpoints", [content])
-        if not isinstance(results, list) or not all(isinstance(one, dict) and "figures" in one for one in results):
+        if not isinstance(results, list) or not all(
+            isinstance(result, dict) and "figures" in result for result in results
+        ):
             raise UserError(f"--evaluation={path} holds no figures. Give a file that evaluate --json wrote.")
-        own = [one for one in results if len(results) == 1 or _is_same(one.get("checkpoint"), checkpoint)]
+        own = [result for result in results if len(results) == 1 or _is_same(result.get("checkpoint"), checkpoint)]
         if not own:
-            names = ", ".join(quote(str(one.get("checkpoint"))) for one in results)
+            names = ", ".join(quote(str(result.get("checkpoint"))) for result in results)
             raise UserError(f"--evaluation={path} is of {names}, and none is {checkpoint}. Evaluate that one, too.")
         out += own
     return tuple(out)
@@ -176,7 +180,7 @@ def _describe_losses(facts: CardFacts) -> list[str]:
 
 
 def _describe_evaluations(evaluations: Iterable[Facts]) -> list[str]:
-    rows = [row for one in evaluations for row in _list_figures(one)]
+    rows = [row for evaluation in evaluations for row in _list_figures(evaluation)]
     return ["## Evaluation", _table(("protocol", "metric", "value", "95 %"), rows)] if rows else []
 
 

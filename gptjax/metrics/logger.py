@@ -126,7 +126,10 @@ class MetricLogger:
         self._seconds_before = max((record.get("seconds") or 0.0 for record in kept), default=0.0)
         context = LogContext(directory, directory.name, first_step=self._start_step + 1, config_json=config_json)
         opened = [_open_logger(logger, context) for logger in config.active_loggers]
-        self._writers = [MetricsFileWriter(directory / "metrics.jsonl"), *(one for one in opened if one is not None)]
+        self._writers = [
+            MetricsFileWriter(directory / "metrics.jsonl"),
+            *(logger for logger in opened if logger is not None),
+        ]
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take the scalars of update number `step`, just dispatched, and write those of the step before."""

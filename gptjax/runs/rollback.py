@@ -63,7 +63,7 @@ def add_offset(config: TrainConfig, *, back_to: int, begun: int) -> RowOffsets:
     """The run's offsets, with one more: step `back_to` reads the rows that step `begun` would have read."""
     schedule = tuple((phase.begin, phase.batch) for phase in config.phases)
     rows = locate_first_row(begun, schedule, config.row_offsets) - locate_first_row(back_to, schedule)
-    return (*(one for one in config.row_offsets if one[0] <= back_to), (back_to, rows))
+    return (*(offset for offset in config.row_offsets if offset[0] <= back_to), (back_to, rows))
 
 
 def adopt_offsets(config: TrainConfig, saved: TrainConfig, step: int) -> RowOffsets:
@@ -71,9 +71,10 @@ def adopt_offsets(config: TrainConfig, saved: TrainConfig, step: int) -> RowOffs
 
     A run that went back and was killed before it saved again has the latter in config.json alone.
     """
-    past = tuple(one for one in saved.row_offsets if one[0] < step)
+    past = tuple(offset for offset in saved.row_offsets if offset[0] < step)
     given, recorded = (
-        tuple(one for one in offsets if one[0] >= step) for offsets in (config.row_offsets, _read_offsets(config))
+        tuple(offset for offset in offsets if offset[0] >= step)
+        for offsets in (config.row_offsets, _read_offsets(config))
     )
     return (*past, *(given or recorded))
 

@@ -196,7 +196,7 @@ def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: d
 
 def make_data_check(config: TrainConfig) -> Callable[[], None]:
     """A function that raises a `UserError` if data of the run or of an evaluator has changed since it was opened."""
-    others = (getattr(one, "data", None) for one in config.evaluators)
+    others = (getattr(evaluator, "data", None) for evaluator in config.evaluators)
     sources = [config.data, *(data.resolve() for data in others if isinstance(data, DataSource))]
 
     def check() -> None:

@@ -91,7 +91,7 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
         if later > step:
             _set_aside(directory / str(later), why)
     marker.unlink()
-    return max((one for one in existing if one <= step), default=0)
+    return max((earlier for earlier in existing if earlier <= step), default=0)
 
 
 def find_last_kept(directory: Path) -> int | None:

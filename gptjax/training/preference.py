@@ -101,7 +101,7 @@ class PairObjective(abc.ABC):
             "reward_accuracy": (margin > 0).astype(jnp.float32),
         }
         total = lambda values: jnp.sum(jnp.where(exists, values, 0.0))
-        return LossSums(total(found.loss), jnp.sum(exists), {name: total(one) for name, one in metrics.items()})
+        return LossSums(total(found.loss), jnp.sum(exists), {name: total(values) for name, values in metrics.items()})
 
 
 @dataclass(frozen=True)
