@@ -4,6 +4,8 @@
 B batch, T queries, S keys, D hidden size, H heads, J heads of keys and values, K channels of a head, V vocabulary.
 """
 
+# pyright: reportMissingImports=false
+
 import math
 from typing import Any
 
@@ -150,7 +152,7 @@ class Attention(nn.Module):
         if extra_values is not None and self.value_gate is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
             v = v + gate.transpose(1, 2)[..., None] * extra_values
-        elif extra_values is not None:
+        elif extra_values is not None and self.value_mix is not None:
             v = add_scaled(self.value_mix[0], v, self.value_mix[1], extra_values)
         own_values = v
         if config.qk_norm:
@@ -204,7 +206,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, x0: Tensor, extra_values: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
-        if self.residual_mix is not None:
+        if self.residual_mix is not None and self.x0_mix is not None:
             x = add_scaled(self.residual_mix, x, self.x0_mix, x0)
         y, values = self.attention(self.attention_norm(x), extra_values, context)
         x = x + self.dropout(y)
@@ -277,7 +279,8 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
             logits = cap * torch.tanh(logits / cap) if is_tanh else logits * torch.rsqrt(1 + (logits / cap).square())
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{name: cache if use_cache else None})
+        state: dict[str, Any] = {name: cache if use_cache else None}
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **state)
         return output.to_tuple() if return_dict is False else output
 
     def run_layers(
