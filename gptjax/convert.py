@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from gptjax.conversion.exports import ToGGUF, ToHf, ToPeft, export_adapters, export_gguf, export_model
-from gptjax.conversion.imports import FromCheckpoint, FromHf, import_checkpoint, import_model
+from gptjax.conversion.imports import FromCheckpoint, FromHf, FromPeft, import_adapter, import_checkpoint, import_model
 from gptjax.core.command_line import parse_options, print_versions_if_asked
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 
@@ -27,6 +27,10 @@ EXAMPLES = {
         "--checkpoint=hf:openai-community/gpt2 --dtype=float16 --output=gpt2.gguf",
     ),
     "from-hf": ("--model=gpt2 --output=runs/gpt2", "--model=quickstart-hf --output=runs/quickstart_again"),
+    "from-peft": (
+        "--adapter=adapters --output=runs/merged",
+        "--adapter=adapters --base=hf:openai-community/gpt2 --output=runs/merged",
+    ),
     "from-nanogpt": ("out/ckpt.pt --output=runs/mine", "out/ckpt.pt --tokenizer=gpt2 --output=runs/mine"),
     "from-llmc": ("model.bin --output=runs/mine", "model.bin --tokenizer=gpt2 --output=runs/mine"),
     "from-nanochat": ("base_checkpoints/d12 --output=runs/d12", "d12 --tokenizer=tokenizer.json --output=runs/d12"),
@@ -40,6 +44,8 @@ to-hf    write a run's weights and tokenizer as a directory that transformers lo
 to-peft  write a run's adapters (lora.rank) as a directory that PEFT loads beside their base
 to-gguf  write a run's weights and tokenizer as one file for llama.cpp
 from-hf  make a run directory from a model in Hugging Face's format, to evaluate, sample or train it
+from-peft
+         make a run directory from a model and a LoRA adapter of PEFT, merged
 from-nanogpt, from-llmc, from-nanochat, from-modded, from-speedrun
          make a run directory from a checkpoint of that program
 
@@ -57,6 +63,7 @@ WORDS = {
     **dict.fromkeys(("import", "fromhuggingface", "fromtransformers", "hf", "fromgpt"), "from-hf"),
     **dict.fromkeys(("gguf", "llamacpp", "tollamacpp"), "to-gguf"),
     **dict.fromkeys(("peft", "lora", "tolora", "adapters", "toadapters"), "to-peft"),
+    **dict.fromkeys(("fromlora", "fromadapters", "fromadapter"), "from-peft"),
     **dict.fromkeys(("frommoddednanogpt", "fromspeedrunmodded"), "from-modded"),
     **dict.fromkeys(("frompytorch", "fromtorch", "frompt"), "from-nanogpt"),
 }
@@ -76,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
                 export_gguf(_parse(ToGGUF, "to-gguf", options))
             case ["from-hf", *options]:
                 import_model(_parse(FromHf, "from-hf", options))
+            case ["from-peft", *options]:
+                import_adapter(_parse(FromPeft, "from-peft", options))
             case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
                 options = [f"--model={options[0]}", *options[1:]] if options and options[0][0] != "-" else options
                 import_checkpoint(word, _parse(FromCheckpoint, word, options))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A chat model in minutes on two cores: make the data, pretrain, fine-tune, align, and print the figures of each stage.
 #
-#     bash launch/chat_cpu.sh
+#     bash launch/chat_cpu.sh                       # arguments are given to all three trainings: --seed=1
 #
 # PYTHON names the interpreter (default: python). What exists is not made again; a stage that was stopped goes on.
 set -euo pipefail
@@ -17,5 +17,5 @@ python="${PYTHON:-python}" world=data/small_world
 "$python" -m data_pipelines.prepare_preferences --source=$world/pairs.jsonl --tokenizer=$world/tokenizer.json \
     --split=hash:0.2 --output=$world/pairs
 for stage in chat_cpu chat_cpu_sft chat_cpu_dpo; do
-    "$python" -m gptjax.train --config=configs/$stage.py
+    "$python" -m gptjax.train --config=configs/$stage.py "$@"
 done

@@ -12,7 +12,8 @@ from gptjax.metrics.loggers import Logger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.optim import AdamW, Linear, Muon, NamedGroup, Optimizer, ParamGroup, Schedule
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import BigramBaseline, Evaluator, Samples, ValidationLoss
+from gptjax.training.evaluator import Evaluator
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 from gptjax.training.objective import Objective
 from gptjax.training.stages import Stage
 
@@ -25,7 +26,7 @@ MUON = Muon(
 CONFIG = TrainConfig(optimizer=MUON, evaluators=(ValidationLoss(), BigramBaseline(), Samples(top_k=None)))
 
 
-def test_config_survives_json() -> None:
+def test_config_written_as_json_is_read_back_equal() -> None:
     assert from_json(json.loads(json.dumps(to_json(CONFIG))), TrainConfig) == CONFIG
 
 

@@ -76,16 +76,16 @@ def test_accuracy_is_that_of_the_least_mean_loss(bundle: Path, model: GPT) -> No
     tasks = read_bundle(bundle)
     figures, items = score_core(model, TOKENIZER, tasks, batch_size=2)
     forward = jax.jit(lambda tokens: jax.nn.log_softmax(model(tokens)[0]))
+
+    def list_losses(row: np.ndarray) -> np.ndarray:
+        padded = np.pad(row, (0, 128 - len(row)))[None]
+        return -np.asarray(forward(jnp.asarray(padded)))[np.arange(len(row) - 1), row[1:]]
+
     right = []
     for index, item in enumerate(tasks[0].items):
         rows = [w.tokens for w in make_windows(TOKENIZER, tasks[0], index, length=128)]
         start = next(i for i in range(min(map(len, rows))) if rows[0][i] != rows[1][i])
-        losses = []
-        for row in rows:
-            padded = np.zeros((1, 128), np.int32)
-            padded[0, : len(row)] = row
-            nats = -np.asarray(forward(jnp.asarray(padded)))[np.arange(len(row) - 1), row[1:]]
-            losses.append(nats[start - 1 :].mean())
+        losses = [list_losses(row)[start - 1 :].mean() for row in rows]
         right.append(float(np.argmin(losses) == item["gold"]))
     assert items["core q"].pairs[:, 0].tolist() == right
     assert figures["core q"].value == pytest.approx(np.mean(right))
@@ -96,6 +96,16 @@ def test_accuracy_is_that_of_the_least_mean_loss(bundle: Path, model: GPT) -> No
     assert figures["core q majority class"].value == max(map(golds.count, golds)) / len(golds)
     assert figures["core q chance"].value == 0.5
     assert "core t majority class" not in figures, "it has no choices"
+
+    end = [TOKENIZER.end_of_text]
+    for name, given, answers in (("q", QUESTIONS, "choices"), ("s", SCHEMAS, "context_options")):
+        alone = [
+            np.argmin([list_losses(np.array([*end, *TOKENIZER.encode(f" {a}")])).mean() for a in item[answers]])
+            for item in given
+        ]
+        wanted = np.mean([best == item["gold"] for best, item in zip(alone, given, strict=True)])
+        assert figures[f"core {name} answer without question"].value == pytest.approx(wanted)
+    assert figures["core t answer without question"].value == 0.0
 
 
 def test_limit_takes_the_first_items(bundle: Path, model: GPT) -> None:

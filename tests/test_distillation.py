@@ -98,6 +98,27 @@ def test_cosine_is_that_of_the_final_hidden_states() -> None:
         compute_sums(objective, student, rows, frozen=make_model(TEACHER))
 
 
+def test_rows_without_a_target_and_certain_models_are_never_nan() -> None:
+    """A batch without a target counts as nothing; with weights of 5, probabilities are 0 and 1."""
+    batch = {name: array[0] for name, array in make_batch().items()}
+    batch["targets"][0] = -1
+
+    @jax.jit
+    def compute(student: GPT, teacher: GPT, batch: dict[str, np.ndarray]) -> tuple[jax.Array, GPT]:
+        objective = replace(OBJECTIVE, cosine_weight=1.0)
+        return jax.value_and_grad(lambda student: compute_sums(objective, student, batch, frozen=teacher).loss)(student)
+
+    for std in (0.2, 5.0):
+        one, other = (make_model(config, std=std) for config in (replace(STUDENT, logit_softcap=None), MODEL))
+        loss, gradient = compute(one, other, batch)
+        assert np.isfinite(loss)
+        assert loss > 0
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        loss, gradient = compute(one, other, batch | {"targets": np.full_like(batch["targets"], -1)})
+        assert float(loss) == 0.0
+        assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
 def write_teacher(directory: Path, config: GPTConfig) -> str:
     write_imported_run(directory, model=make_model(config, seed=4), tokenizer=tokenizer())
     return str(directory)

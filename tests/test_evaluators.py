@@ -1,7 +1,8 @@
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +11,15 @@ import pytest
 from chat_models import PLAIN, TOKENIZER
 from tiny import MODEL, tokenizer, write_shards, write_text_shards
 
+from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Bytes, Chars
 from gptjax.training.bigram import bigram_loss
-from gptjax.training.evaluators import (
-    BigramBaseline,
-    EvalContext,
-    Evaluator,
-    Samples,
-    ValidationLoss,
-)
+from gptjax.training.evaluator import EvalContext, Evaluator
+from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 from gptjax.training.metric_names import check_evaluator_names, to_metrics
 from gptjax.training.objective import NextToken
 
@@ -37,6 +34,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> GPT:
     return draw_model(MeshConfig())
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """A loss that is not in nats, with another metric, as a plain tuple."""
+
+    def sum_loss(self, model: GPT, batch: dict[str, Any], dropout_keys: Any = None) -> tuple[Any, Any, dict[str, Any]]:
+        scored = batch["targets"] != IGNORE_INDEX
+        loss = jnp.sum(jnp.mean(model(batch["tokens"]) ** 2, axis=-1) * scored)
+        return loss, jnp.sum(scored), {"twice": 2 * loss}
 
 
 def draw_model(mesh: MeshConfig) -> GPT:
@@ -169,19 +176,28 @@ def test_validation_loss_without_tokenizer_has_no_bits_per_byte(shards: Path, mo
     assert "no bits per byte" in evaluate.describe()
 
 
+def test_validation_loss_of_another_unit_has_no_perplexity_and_no_bits(shards: Path, model: GPT) -> None:
+    context = replace(make_context(shards), objective=SquaredError())
+    evaluate = ValidationLoss(tokens=20).open(context)
+    found = evaluate(model)
+    assert found["val_twice"] == pytest.approx(2 * found["val_loss"])
+    assert list(found) == ["val_loss", "val_twice"]
+    assert evaluate.describe().endswith("mean loss")
+
+
 def test_to_metrics_of_a_loss_with_other_terms_has_perplexity_and_bits_of_the_cross_entropy() -> None:
-    alone = to_metrics({"loss": 20.0}, 10, 5)
-    beside = to_metrics({"loss": 90.0, "kl": 10.0, "cross_entropy": 20.0}, 10, 5)
+    alone = to_metrics({"loss": 20.0}, 10, 5, nats_metric="loss")
+    beside = to_metrics({"loss": 90.0, "kl": 10.0, "cross_entropy": 20.0}, 10, 5, nats_metric="cross_entropy")
     assert beside == alone | {"val_loss": 9.0, "val_kl": 1.0, "val_cross_entropy": 2.0}
 
 
 def test_to_metrics_gives_loss_perplexity_and_bits() -> None:
-    assert to_metrics({"loss": 20.0}, 10, 5) == {
+    assert to_metrics({"loss": 20.0}, 10, 5, nats_metric="loss") == {
         "val_loss": 2.0,
         "val_perplexity": pytest.approx(math.e**2),
         "val_bpb": pytest.approx(4 / math.log(2)),
     }
-    perplexity = to_metrics({"loss": 1e9}, 10, None)["val_perplexity"]
+    perplexity = to_metrics({"loss": 1e9}, 10, None, nats_metric="loss")["val_perplexity"]
     assert isinstance(perplexity, float)
     assert math.isfinite(perplexity)
 

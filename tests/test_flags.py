@@ -15,10 +15,10 @@ from gptjax.config import TrainConfig, load_config
 from gptjax.conversion.exports import ToHf
 from gptjax.core.command_line import parse_config, parse_options
 from gptjax.core.errors import UserError
-from gptjax.core.flag_mistakes import explain_words
+from gptjax.core.flag_mistakes import explain_unknown, explain_words
 from gptjax.core.flags import Flag, list_flags, normalize_words
 from gptjax.evaluate import Evaluate
-from gptjax.sample import Sample
+from gptjax.inference.sampler import Sample
 
 TYPED_TO_TRAIN = {
     "--lr=3e-4": "--optimizer.learning-rate=3e-4",
@@ -74,6 +74,17 @@ TYPED_TO_TRAIN = {
     "--fp16=True": "--model.compute.dtype=float16",
     "--rope_theta=1e4": "--model.rotary-base=1e4",
     "--eval_only": "python -m gptjax.evaluate",
+    "--embedding-size=8": "--model.embed-dim=8",
+    "--emb=8": "--model.embed-dim=8",
+    "--ctx=64": "--model.context-length=64",
+    "--mesh-shape=fsdp": "--mesh=fsdp",
+    "--norm_eps=1e-6": "--model.norm-epsilon=1e-6",
+    "--tie_word_embeddings=false": "--model.no-tie-embeddings",
+    "--tensor_parallel_size=2": "--mesh.tensor=2",
+    "--max_hours=8": "--max-time takes a time with its unit",
+    "--val_fraction=0.1": "data_pipelines.prepare --split=",
+    "--rope": "--model.positions=rotary",
+    "--data.pth=x": "--data.path=x",
     "--report_to=none": "--log.wandb=off|",
 }
 TYPED_TO_OTHERS = [
@@ -117,6 +128,37 @@ def test_a_wrong_word_of_train_shows_the_right_one(typed: str, right: str, flags
     assert reason is not None
     assert right in reason
     assert "\n" not in reason
+
+
+SAID = {
+    "batch size": "batch-size",
+    "gradient accumulation": "grad-accum",
+    "kv heads": "model.num-kv-heads",
+    "embedding dim": "model.embed-dim",
+    "context length": "model.context-length",
+    "mesh": "mesh",
+    "init from": "init-from",
+    "ema": "ema.decay",
+    "weight decay": "optimizer.weight-decay",
+    "warmup": "optimizer.schedule.warmup-steps",
+}
+"""What people call an option, and the flag."""
+
+
+def test_the_usual_names_of_options_typed_as_flags_lead_to_them():
+    flags = list_flags(TrainConfig, load_config("gpt2_124m"))
+    typed = {name: name.replace(" ", "-") for name in SAID}
+    unknown = {name: explain_unknown(word, "8", flags) for name, word in typed.items() if word not in flags}
+    assert {name: flag for name, flag in SAID.items() if name not in unknown and typed[name] != flag} == {}
+    assert [name for name, reason in unknown.items() if f"Write --{SAID[name]}=" not in reason] == []
+    assert len(unknown) == 7
+
+
+@pytest.mark.parametrize(
+    "word", ["embedding-colour", "embedding-foo", "batch-order", "mlp-ratio", "decay-lr", "lora-dropout"]
+)
+def test_a_word_that_shares_only_a_part_with_a_flag_shows_none(word: str, flags: dict[str, Flag]):
+    assert "Write" not in explain_unknown(word, "8", flags)
 
 
 @pytest.mark.parametrize("typed", ["-lr 3e-4", "--steps=1.5", "--steps=5 extra", "--peers=nanogpt:x"])

@@ -68,8 +68,9 @@ def test_bfloat16_gradients_compile_in_full_optimization(chunk_tokens: int) -> N
 
     Other tests compile without optimizations, where nothing moves.
     """
-    hidden = jnp.tile(jax.random.normal(jax.random.key(0), (8, 1, 64)), (1, 64, 1))
-    targets, head = jnp.zeros((8, 64), jnp.int32), Head(jax.random.normal(jax.random.key(1), (256, 64)))
+    hidden_key, weight_key, target_key = jax.random.split(jax.random.key(0), 3)
+    hidden, targets = jax.random.normal(hidden_key, (8, 64, 64)), jax.random.randint(target_key, (8, 64), 0, 256)
+    head = Head(jax.random.normal(weight_key, (256, 64)))
     run = partial(sum_nats, targets=targets, dtype="bfloat16", chunk_tokens=chunk_tokens, vocab_size=256)
     options = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
     compiled = jax.jit(jax.value_and_grad(run, (0, 1))).lower(hidden, head).compile(options)

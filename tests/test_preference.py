@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from formula import assert_gradient_equals, compute_logits, read_weights, softmax, traced_by_jax
-from models import make_model, place_model
+from models import make_model, open_loader, place_model
 from scored import draw_documents, draw_pairs, write_documents
 from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer
 
@@ -22,7 +22,8 @@ from gptjax.data.config import TokenShards
 from gptjax.data.loader import Batch, put_on_devices
 from gptjax.data.preferences import PreferenceShards, cut_pairs
 from gptjax.model.gpt import GPT
-from gptjax.runs.startup import make_read_spec, open_loader
+from gptjax.runs.run_dir import write_imported_run
+from gptjax.runs.startup import make_read_spec
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import ValidationLoss
@@ -226,15 +227,54 @@ def test_pairs_that_are_cut_keep_what_differs_and_are_told(tmp_path: Path) -> No
     assert sorted((rows["targets"] >= 0).sum(axis=1).tolist()) == [2, 12]
 
 
-def test_padded_rows_have_no_loss_and_no_gradient(config: TrainConfig) -> None:
-    """Rows of padding, and pairs that do not exist, count as nothing: no NaN."""
-    batch = {name: jnp.zeros((1, 16), jnp.int32) for name in ("tokens", "segments", "positions")}
-    batch["targets"] = jnp.full((1, 16), -1, jnp.int32)
-    model = make_model(CONFIG)
-    for objective in (SimPO(), ORPO(), OBJECTIVES["ipo"]):
-        frozen = model if isinstance(objective, ReferenceObjective) else None
-        compute = lambda model, objective=objective, frozen=frozen: compute_sums(objective, model, batch, frozen=frozen)
-        sums = compute(model)
-        assert (float(sums.loss), int(sums.scored)) == (0.0, 0)
-        gradient = jax.grad(lambda model, compute=compute: compute(model).loss)(model)
-        assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+def write_hostile_pairs(directory: Path) -> Path:
+    """An identical pair, one with nothing in common, one whose answers are cut off, and one that marks nothing."""
+    mask = lambda prompt, answer: np.repeat([0, 1], [prompt, answer]).astype(np.uint8)
+    same = (np.array([1, 2, 3]), mask(1, 2))
+    apart = [(np.array([4, 5]), mask(1, 1)), (np.array([6, 7, 8]), mask(1, 2))]
+    cut_off = [(np.append(np.arange(20), last), mask(20, 1)) for last in (1, 2)]
+    unmarked = [(np.array([9, last]), mask(2, 0)) for last in (1, 2)]
+    documents = [same, same, *apart, *cut_off, *unmarked]
+    return write_documents(directory / "hostile", {"train": documents, "val": documents}, kind="preferences")
+
+
+@pytest.mark.parametrize("objective", [IPO(store_reference=False), SimPO(), ORPO()], ids=["ipo", "simpo", "orpo"])
+def test_hostile_pairs_are_told_and_never_nan(config: TrainConfig, objective: PairObjective, tmp_path: Path) -> None:
+    """Also where answers are certain or impossible, and in a batch without a pair, which counts as nothing."""
+    reader = replace(config, data=PreferenceShards(str(write_hostile_pairs(tmp_path))), objective=objective)
+    reader = reader.data.open(make_read_spec(reader, None))
+    assert "2 of 4 pairs are left out" in " ".join(reader.describe())
+    batch, frozen = reader.read(np.arange(1)), {}
+    if isinstance(objective, ReferenceObjective):
+        frozen["frozen"] = make_model(CONFIG, seed=2)
+
+    @jax.jit
+    def compute(model: GPT, batch: dict[str, jax.Array]) -> Any:
+        def run(model: GPT) -> Any:
+            sums = compute_sums(objective, model, batch, **frozen)
+            return sums.loss, sums
+
+        return jax.value_and_grad(run, has_aux=True)(model)
+
+    for std in (0.2, 5.0):  # with 5, probabilities are 0 and 1
+        (loss, sums), gradient = compute(make_model(CONFIG, std=std), batch)
+        assert np.isfinite(loss)
+        assert int(sums.scored) == 2
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((sums.metrics, gradient)))
+    nothing = batch | {"targets": np.full_like(batch["targets"], -1), "segments": np.zeros_like(batch["segments"])}
+    (loss, sums), gradient = compute(make_model(CONFIG), nothing)
+    assert (float(loss), int(sums.scored)) == (0.0, 0)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [DPO(), IPO(), SimPO(), ORPO()], ids=["dpo", "ipo", "simpo", "orpo"])
+def test_training_on_hostile_pairs_is_never_nan(config: TrainConfig, objective: PairObjective, tmp_path: Path) -> None:
+    write_imported_run(tmp_path / "start", model=make_model(CONFIG), tokenizer=tokenizer())
+    data = PreferenceShards(str(write_hostile_pairs(tmp_path)))
+    run = replace(config, data=data, objective=objective, init_from=str(tmp_path / "start"), output_dir=str(tmp_path))
+    assert train(run) == 0
+    for name in ("loss", "reward_margin", "val_loss", "val_reward_margin"):
+        values = [value for _, value in read_lines(run.directory, name)]
+        assert np.isfinite(values).all()
+        assert len(values) >= 2

@@ -105,10 +105,13 @@ def test_summary_compares_with_bigram_and_names_commands(
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=None)
     printed = capsys.readouterr().out
     assert "validation 3.0000 bits per byte; a bigram has 4.0000 (ratio 0.750)" in printed
-    assert f"train on  {COMMAND} --steps=120 --schedule-steps=120" in printed
+    assert f"train on  {COMMAND} --steps=120 --schedule-steps=120\n" in printed
     assert "python -m gptjax.sample --checkpoint='" in printed
     assert (config.directory / "loss.png").is_file()
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=Stop.by_signal(2))
     assert f"resume    {COMMAND} --steps=60" in capsys.readouterr().out
-    report.print_summary(replace(config, evaluators=(ValidationLoss(tokens=9),)), COMMAND, stopped=None)
-    assert "bits per byte" not in capsys.readouterr().out, "a part of the split is not comparable"
+    part = replace(config, evaluators=(ValidationLoss(tokens=9),), schedule_steps=500)
+    report.print_summary(part, f"{COMMAND} --steps 60 --schedule-steps=500", stopped=None)
+    printed = capsys.readouterr().out
+    assert "bits per byte" not in printed, "a part of the split is not comparable"
+    assert f"train on  {COMMAND} --schedule-steps=500 --steps=120\n" in printed, "the schedule is long enough"

@@ -12,10 +12,11 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.generation.generate import NewTokens, generate
+from gptjax.inference.sampler import Sample, encode_prompt
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.runs.run_dir import write_imported_run
-from gptjax.sample import Sample, encode_prompt, main, sample
+from gptjax.sample import main, sample
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
 from gptjax.tokenization.chat_template import CHATML, Message
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars

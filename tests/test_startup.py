@@ -2,6 +2,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from gptjax.runs.startup import (
 from gptjax.sharding.devices import preferred_dtype
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.evaluator import EvalContext, OpenEvaluator
 from gptjax.training.evaluators import Samples, ValidationLoss
 
 
@@ -147,8 +149,27 @@ def test_samples_without_tokenizer_are_skipped_with_a_note(tmp_path: Path, capsy
     assert "note: Samples is skipped" in capsys.readouterr().out
 
 
+@dataclass(frozen=True)
+class Essay:
+    """An evaluator of one's own that writes a text alone."""
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return step == steps
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        return lambda model: {"essay": "…"}
+
+
+class NotFrozen:
+    """An evaluator that is no dataclass."""
+
+    should_run, open = Essay.should_run, Essay.open
+
+
 def test_patience_without_an_evaluation_is_refused(shards: Path) -> None:
-    config = tiny_config(shards, patience=5, evaluators=(Samples(),))
+    config = tiny_config(shards, patience=5, evaluators=(Samples(), Essay()))
     with pytest.raises(UserError, match=r"'val_loss', which no evaluator measures: .* patience 5 would never end"):
         open_evaluators(config, None, SINGLE)
 
@@ -190,6 +211,18 @@ def make_local_class() -> AdamW:
 def test_config_that_cannot_be_restored_is_refused(make: Callable[[], AdamW], message: str) -> None:
     with pytest.raises(UserError, match=f"could not be read back by a resumed run: {message}"):
         check_restorable(TrainConfig(optimizer=make()))
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "message"),
+    [
+        (NotFrozen(), r"evaluators\.0 is of the class NotFrozen, .* Write @dataclass\(frozen=True\) above the class"),
+        (Essay, r"evaluators\.0 is the class Essay, .* Write Essay\(…\)"),
+    ],
+)
+def test_evaluator_that_is_no_dataclass_shows_how_to_write_it(evaluator: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_restorable(TrainConfig(evaluators=(evaluator,)))
 
 
 def test_dtype_auto_is_resolved_and_kept_by_a_run(shards: Path, tmp_path: Path) -> None:

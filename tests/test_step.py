@@ -119,6 +119,16 @@ def test_batch_without_scored_tokens_has_loss_zero(state_and_step: tuple[MakeSta
     assert int(state.skipped) == 0
 
 
+def test_unscored_copies_of_rows_change_neither_loss_nor_gradient(state_and_step: tuple[MakeState, Any]):
+    """The mean is over scored tokens. AdamW and Muon would hide another divisor, but for clipping and the log."""
+    make_state, step = state_and_step
+    batch = {name: jnp.concatenate([rows[:, :2], rows[:, :2]], axis=1) for name, rows in make_batch().items()}
+    masked = batch | {"targets": batch["targets"].at[:, 2:].set(IGNORE_INDEX)}
+    (_, every), (_, half) = step(make_state(), batch), step(make_state(), masked)
+    for name in ("loss", "grad_norm"):
+        assert float(half[name]) == pytest.approx(float(every[name]), rel=1e-5)
+
+
 def test_step_is_deterministic_and_donates_its_state(state_and_step: tuple[MakeState, Any]):
     make_state, step = state_and_step
     state = make_state()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError
 from gptjax.core.files import check_free, expand_path
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -22,6 +23,18 @@ class FromHf:
     that name is here."""
     output: str
     """Run directory to make. It must be empty or not exist."""
+
+
+@dataclass(frozen=True)
+class FromPeft:
+    """Make a run directory, with weights at step 0, from a model and a LoRA adapter that PEFT saved, merged."""
+
+    adapter: str
+    """Directory with adapter_config.json and adapter_model.safetensors."""
+    output: str
+    """Run directory to make. It must be empty or not exist."""
+    base: str | None = None
+    """The model that it belongs to: a run, a saved model or hf:OWNER/REPO. Default: the name that the adapter gives."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,27 @@ def import_model(options: FromHf) -> None:
     found = f"tokenizer {tokenizer.name}" if tokenizer else "no tokenizer"
     parameters = f"{count_parameters(config):,} parameters in {origin.dtype}"
     print(f"{output}: {parameters}, {found}; computes in {config.compute.dtype}")
+
+
+def import_adapter(options: FromPeft) -> None:
+    """Write the run directory and print a summary."""
+    from gptjax.huggingface.model_dir import read_tokenizer
+    from gptjax.huggingface.peft_import import merge_adapter, read_adapter
+
+    enable_compile_cache()
+    output, directory = expand_path(options.output).absolute(), expand_path(options.adapter)
+    check_free(output)
+    adapter = read_adapter(directory)
+    if (base := options.base or adapter.base) is None:
+        raise UserError(f"{directory} does not name its base model. Give --base=MODEL.")
+    source = open_checkpoint(base)
+    tokenizer, rows = source.tokenizer, source.model_config.resolved_vocab_size
+    if (directory / "tokenizer.json").is_file():
+        own = read_tokenizer(directory, vocab_size=max(rows, adapter.num_tokens))
+        tokenizer = own if tokenizer is None or (own is not None and own.extends(tokenizer)) else tokenizer
+    model = merge_adapter(source.load_model(), adapter, vocab_size=tokenizer.vocab_size if tokenizer else None)
+    write_imported_run(output, model=model, tokenizer=tokenizer)
+    print(f"{output}: {base} with the adapter of {directory}, merged")
 
 
 def import_checkpoint(word: str, options: FromCheckpoint) -> None:

@@ -48,6 +48,12 @@ def _to_json(value: Any, path: str) -> Any:
         return [_to_json(item, f"{path}.{index}") for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    name = getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, type):
+        raise UserError(f"{path} is the class {name}, which cannot be written to config.json. Write {name}(…).")
+    if type(value).__repr__ is object.__repr__:
+        problem = "which cannot be written to config.json: it is no dataclass"
+        raise UserError(f"{path} is of the class {name}, {problem}. Write @dataclass(frozen=True) above the class.")
     raise UserError(
         f"{path} is {value!r} ({class_name(type(value))}), which cannot be written to config.json. "
         "Use dataclasses, tuples, strings and finite numbers."
@@ -86,9 +92,9 @@ def find_unimportable(config: Any) -> str | None:
 def _list_dataclasses(value: Any) -> list[Any]:
     """A value and all values inside it, if they are instances of dataclasses."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [value, *(one for f in dataclasses.fields(value) for one in _list_dataclasses(getattr(value, f.name)))]
+        return [value, *(part for f in dataclasses.fields(value) for part in _list_dataclasses(getattr(value, f.name)))]
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return [one for item in items for one in _list_dataclasses(item)]
+    return [part for item in items for part in _list_dataclasses(item)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +193,24 @@ def check_types(config: Any, *, where: str) -> None:
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{where}: {field.name}"
         if not fits(value, hints[field.name]):
-            raise UserError(f"{name} is {value!r}; wanted {describe_hint(hints[field.name])}.")
+            problem = _describe_lack(value, hints[field.name])
+            raise UserError(f"{name} {problem or f'is {value!r}; wanted {describe_hint(hints[field.name])}.'}")
         for part in value if isinstance(value, tuple | list) else (value,):
             if dataclasses.is_dataclass(part):
                 check_types(part, where=name)
+
+
+def _describe_lack(value: Any, hint: Any) -> str | None:
+    """Which methods of a protocol an instance of another class lacks, in words; None if it is no such instance."""
+    if typing.get_origin(hint) is tuple and isinstance(value, tuple):
+        return next(filter(None, (_describe_lack(item, typing.get_args(hint)[0]) for item in value)), None)
+    if not getattr(hint, "_is_protocol", False) or type(value).__module__ == "builtins":
+        return None
+    methods = [name for name, member in vars(hint).items() if callable(member)]
+    lacking = [n for n in methods if not hasattr(value, n) and (n == "__call__" or not n.startswith("_"))]
+    if not lacking:
+        return None
+    return f"is {type(value).__name__}, which has no method {' and no '.join(lacking)}; wanted {describe_hint(hint)}."
 
 
 def describe_hint(hint: Any) -> str:

@@ -19,7 +19,7 @@ from gptjax.core.errors import UserError
 from gptjax.evaluation.figures import DRAWS, Figure, ItemScores, draw_totals, find_interval, item_figure
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions
-from gptjax.evaluation.windows import Window
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -89,7 +89,10 @@ def score_core(
         centred.append((float(right.mean()) - chance) / (1 - chance))
         drawn = scores.compute(draw_totals(scores.pairs, draws=DRAWS, seed=seed)) if len(right) > 1 else right
         draws.append((np.broadcast_to(drawn, DRAWS) - chance) / (1 - chance))  # a task of one item is always drawn
-        for control, value in measure_controls(task, limit=limit).items():
+        controls = measure_controls(task, limit=limit) | measure_unread(
+            model, tokenizer, task, limit=limit, options=options
+        )
+        for control, value in controls.items():
             figures[f"core {task.name} {control}"] = Figure(value, float("nan"), float("nan"))
     figures["CORE"] = Figure(float(np.mean(centred)), *find_interval(np.mean(draws, axis=0)))
     return figures, items
@@ -102,6 +105,26 @@ def measure_controls(task: CoreTask, *, limit: int | None) -> dict[str, float]:
     return {"chance": task.chance / 100, **majority}
 
 
+def measure_unread(
+    model: GPT, tokenizer: Tokenizer, task: CoreTask, *, limit: int | None, options: ScoringOptions
+) -> dict[str, float]:
+    """Accuracy of the answers scored by themselves, each as a document of its own.
+
+    An answer is a choice, of a schema one of its contexts, and of a language modeling task the text to predict.
+    """
+    items, blank = task.items[:limit], " " * task.delimiter.endswith(" ")
+    if tokenizer.end_of_text is None or not items:
+        return {}
+    windows = []
+    for item in items:
+        answers = item["context_options"] if task.kind == "schema" else item.get("choices", [item.get("continuation")])
+        rows = [[tokenizer.end_of_text, *tokenizer.encode(f"{blank}{answer}")] for answer in answers]
+        rows = [np.array(row[: model.config.context_length], np.int32) for row in rows]
+        windows.append([EvalWindow(row, len(row) - 1) for row in rows])
+    right = score_items(model, replace(task, items=items), windows, options=options)
+    return {"answer without question": float(right.mean())}
+
+
 def score_task(
     model: GPT, tokenizer: Tokenizer, task: CoreTask, *, limit: int | None, options: ScoringOptions
 ) -> np.ndarray:
@@ -109,8 +132,15 @@ def score_task(
     task = replace(task, items=task.items[:limit])  # examples come from these, too, as in nanochat
     length = model.config.context_length
     windows = [make_windows(tokenizer, task, i, length=length) for i in range(len(task.items))]
+    return score_items(model, task, windows, options=options)
+
+
+def score_items(
+    model: GPT, task: CoreTask, windows: Sequence[Sequence[EvalWindow]], *, options: ScoringOptions
+) -> np.ndarray:
+    """For the windows of each item 1 if the right one is the likeliest in the mean, or is what the model writes."""
     scores = iter(score_with_shared_prefixes(model, [w for item in windows for w in item], options=options))
-    right = np.zeros(len(task.items))
+    right = np.zeros(len(windows))
     for i, item in enumerate(windows):
         found = [next(scores) for _ in item]
         if task.kind == "language_modeling":
@@ -121,7 +151,7 @@ def score_task(
     return right
 
 
-def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: int) -> list[Window]:
+def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: int) -> list[EvalWindow]:
     """The prompts of an item as windows: one for each choice or context."""
     item = task.items[index]
     shots: list[Item] = []
@@ -143,7 +173,7 @@ def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: in
         starts = [len(row) - tail for row in rows]
     # A row keeps its last `length` tokens. What is scored has at least one token before it.
     return [
-        Window(row[-length:], max(1, min(len(row) - start, min(len(row), length) - 1)))
+        EvalWindow(row[-length:], max(1, min(len(row) - start, min(len(row), length) - 1)))
         for row, start in zip(rows, starts, strict=True)
     ]
 

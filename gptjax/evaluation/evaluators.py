@@ -6,7 +6,7 @@ What is wrong at once, such as a file that does not exist, is refused before the
 import re
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
@@ -15,7 +15,7 @@ from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import find_protocol
 from gptjax.metrics.plots import EVALUATION_PREFIX
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
+from gptjax.training.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 
 if TYPE_CHECKING:
     from gptjax.evaluation import core_bundle, harness, harness_model, scoring, texts
@@ -30,24 +30,15 @@ else:
 
 
 @dataclass(frozen=True)
-class _Scheduled:
-    every: int = 1000
-    """Steps between evaluations. The end is evaluated too."""
+class _BatchedEvaluator(PeriodicEvaluator):
     batch_size: int = 16
     """Rows per batch. Does not change the result."""
 
-    def __post_init__(self) -> None:
-        for name in ("every", "batch_size", "limit"):
-            if (value := getattr(self, name, None)) is not None and value < 1:
-                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
-
-    def should_run(self, step: int, *, steps: int) -> bool:
-        """After every so many steps, and at the end."""
-        return step > 0 and (step % self.every == 0 or step == steps)
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
 
 @dataclass(frozen=True)
-class TextProtocol(_Scheduled):
+class TextProtocol(_BatchedEvaluator):
     """Figures of a text by a protocol (`protocols.find_protocol`), as `evaluate --text` gives them."""
 
     name: str = "text"
@@ -55,8 +46,11 @@ class TextProtocol(_Scheduled):
     text: str | None = None
     """A file, as `evaluate --text` takes. None: the validation split of the run."""
     protocol: str = "gptjax"
+    """Name of the protocol (docs/evaluation.md)."""
     tokens: int | None = None
     """Tokens to predict, from the start. None: the protocol's, or all."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size", "tokens")
 
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` for a text that cannot be read."""
@@ -78,17 +72,21 @@ class TextProtocol(_Scheduled):
 
 
 @dataclass(frozen=True)
-class HarnessTasks(_Scheduled):
+class HarnessTasks(_BatchedEvaluator):
     """Tasks of lm-evaluation-harness (the extra `eval`), as `evaluate --tasks` runs them."""
 
     tasks: tuple[str, ...] = ("lambada_openai",)
+    """Names of tasks or groups, or YAML files."""
     limit: int | None = 500
     """Items of each task, from the start."""
     num_fewshot: int | None = None
+    """Examples in each prompt. None: as the task says."""
     include_path: tuple[str, ...] = ()
     """Directories with further tasks."""
     task_data: tuple[str, ...] = ()
     """Local files, as TASK=FILE, or directories of them."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size", "limit")
 
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` if the harness is not installed, or a file does not exist."""
@@ -111,12 +109,15 @@ class HarnessTasks(_Scheduled):
 
 
 @dataclass(frozen=True)
-class Core(_Scheduled):
+class Core(_BatchedEvaluator):
     """CORE from a local copy of its bundle, as `evaluate --core` scores it."""
 
     bundle: str = "eval_bundle"
+    """Directory with nanochat's bundle."""
     limit: int | None = 500
     """Items of each task. nanochat takes 500 during training."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size", "limit")
 
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` for a directory that is no bundle."""

@@ -35,9 +35,9 @@ class Adapters(Module):
             a, b = _draw_pair(jax.random.fold_in(key, number), weight, lora.rank, mesh=model.mesh)
             setattr(self, _attribute(name, "a"), a)
             setattr(self, _attribute(name, "b"), b)
-        rows = lambda names: _zeros((len(lora.new_tokens), model.config.embed_dim), names, mesh=model.mesh)
-        self.rows = rows("RD") if lora.new_tokens else None
-        self.head_rows = rows("RD") if lora.new_tokens and model.head is not None else None
+        rows = lambda names: _zeros((len(lora.trained_rows), model.config.embed_dim), names, mesh=model.mesh)
+        self.rows = rows("RD") if lora.trained_rows else None
+        self.head_rows = rows("RD") if lora.trained_rows and model.head is not None else None
 
     def get_pair(self, name: str) -> tuple[Any, Any]:
         """A and B of the weight of this name."""
@@ -159,7 +159,7 @@ def _combine(model: GPT, join: Any) -> GPT:
 
 def _spread(adapters: Adapters, rows: Any) -> Array:
     """Changes of some tokens' rows as a change of the whole table (V, D)."""
-    chosen = jnp.array(adapters.lora.new_tokens)
+    chosen = jnp.array(adapters.lora.trained_rows)
     places = jnp.arange(adapters.config.padded_vocab_size)
     selection = (places[:, None] == chosen[None]).astype(jnp.float32)
     return jnp.einsum("VR,RD->VD", selection, rows[...], out_sharding=adapters.mesh.weight_spec("VD"))

@@ -13,11 +13,12 @@ class LoRA:
     rank: int = 0
     """Columns of A and rows of B. 0: no adapters, all weights are trained."""
     alpha: float = 16.0
+    """The product of the adapters is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("matrix",)
     """Matrices with adapters: names such as `qkv` or `mlp.up`, or `matrix` for all of the blocks."""
-    new_tokens: tuple[int, ...] = ()
-    """Tokens whose rows of the embedding, and of an untied head, are trained, too. A run fills it with the tokens that
-    its data adds to those of `init_from`."""
+    new_tokens: tuple[int | str, ...] = ()
+    """Tokens whose rows of the embedding, and of an untied head, are trained, too: ids, or names such as `<|im_end|>`.
+    A run adds those that its data adds to `init_from`, and role tokens if `init_from` has not learned chats."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -28,6 +29,11 @@ class LoRA:
     @property
     def enabled(self) -> bool:
         return self.rank > 0
+
+    @property
+    def trained_rows(self) -> tuple[int, ...]:
+        """`new_tokens` as ids; a run puts ids in place of names."""
+        return tuple(token for token in self.new_tokens if isinstance(token, int))
 
     @property
     def scale(self) -> float:

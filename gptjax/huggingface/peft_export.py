@@ -62,7 +62,7 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         "inference_mode": True,
     }
     if rows:
-        content["trainable_token_indices"] = {module.rpartition(".")[2]: list(lora.new_tokens) for module in rows}
+        content["trainable_token_indices"] = {module.rpartition(".")[2]: list(lora.trained_rows) for module in rows}
     write_safetensors(directory / "adapter_model.safetensors", tensors)
     write_json(directory / "adapter_config.json", content)
 
@@ -99,7 +99,7 @@ def _list_trained_rows(model: GPT, adapters: Adapters, *, form: Form) -> Tensors
     """The rows of added tokens, by the module that has them: of the embedding and, if it is untied, of the head."""
     if adapters.rows is None:
         return {}
-    tokens, module = list(adapters.lora.new_tokens), {row.path: _module(row) for row in form.weights}
+    tokens, module = list(adapters.lora.trained_rows), {row.path: _module(row) for row in form.weights}
     rows = {module[EMBEDDING]: np.asarray(model.tokens[...])[tokens] + np.asarray(adapters.rows[...])}
     if model.head is not None and adapters.head_rows is not None:
         rows[module[HEAD]] = np.asarray(model.head[...]).T[tokens] + np.asarray(adapters.head_rows[...])

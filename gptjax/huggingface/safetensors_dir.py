@@ -53,23 +53,26 @@ class StoredTensor:
 
 
 @contextmanager
-def open_tensors(directory: Path) -> Iterator[dict[str, StoredTensor]]:
+def open_tensors(directory: Path, *, file: str | None = None) -> Iterator[dict[str, StoredTensor]]:
     """All tensors of the directory by name, readable inside the context. Names lose the parts `WRAPPERS`.
+
+    Args:
+        file: the one that holds them; by default those of a model.
 
     Raises:
         UserError: a file is missing or cannot be read, or a weight stands twice.
     """
     found: list[StoredTensor] = []
     with ExitStack() as stack:
-        for path in _list_weight_files(directory):
+        for path in [directory / file] if file else _list_weight_files(directory):
             try:
-                file = stack.enter_context(safe_open(path, framework="np"))
+                opened = stack.enter_context(safe_open(path, framework="np"))
             except (OSError, SafetensorError) as error:
                 raise UserError(
                     f"{path} cannot be read as safetensors: {quote(str(error))}. Fetch the file again."
                 ) from None
             _check_header(path)
-            found += [StoredTensor(file, name) for name in file.keys()]  # noqa: SIM118 (not a mapping)
+            found += [StoredTensor(opened, name) for name in opened.keys()]  # noqa: SIM118 (not a mapping)
         parts = {part for tensor in found for part in tensor.name.split(".")}
         if names := " and ".join(f"{part}." for part in WRAPPERS if part in parts):
             print_once(f"note: {directory}: names of weights lose {names}, which a wrapper added", to_stderr=True)

@@ -70,7 +70,8 @@ class ComputeConfig:
     attention_impl: AttentionImpl = "auto"
     """Attention kernel: `cudnn` (NVIDIA), `splash` (TPU) or `xla`. `auto` takes the fastest that can run and tells."""
     query_block: int | None = None
-    """Queries that the `xla` kernel computes at a time in longer rows. None: 128 on CPUs, 512 elsewhere."""
+    """Queries that the `xla` kernel computes at a time in longer rows. None: 512; on
+    CPUs 64 in rows of up to 512 tokens, else 128."""
     remat: Literal["none", "light", "full"] = "light"
     """Recomputation in the backward pass: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
     or whole blocks (about 18 % more FLOPs)."""
@@ -94,9 +95,11 @@ class GPTConfig:
     """Architecture of a GPT and how it computes; the defaults are GPT-2 124M."""
 
     num_layers: int = 12
+    """N: blocks, each of attention and an MLP."""
     embed_dim: int = 768
     """D, the embedding dimension: channels of the residual stream."""
     num_heads: int = 12
+    """H: heads of attention; each has embed_dim / num_heads channels."""
     context_length: int = 1024
     """T: the longest training text, in tokens."""
     vocab_size: int | None = 50257
@@ -110,6 +113,7 @@ class GPTConfig:
     activation: Annotated[str, _choices(ACTIVATIONS)] = "gelu_tanh"
     """Activation of the MLP, a name in `gptjax.model.layers.ACTIVATIONS`."""
     norm_epsilon: float = 1e-5
+    """Added to the variance (LayerNorm) or the mean square (RMSNorm) under the root."""
     dropout: float = 0.0
     """Share dropped of embeddings, attention probabilities and both branches' outputs, in training only."""
 

@@ -189,7 +189,7 @@ def accumulate_gradients(
     zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums), zeros, jnp.zeros_like(chunks.arrays[-1])
     total, d_head, d_chunks = jax.lax.fori_loop(0, chunks.number, add_chunk, carry)
-    d_weight = finish_product(d_head.weight).T / factor
+    d_weight = d_head.weight.T / factor
     if options.mesh.axis_sizes["fsdp"] > 1:
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
     d_weight = options.sum_over(d_weight, "data")
@@ -199,8 +199,7 @@ def accumulate_gradients(
 
 def _multiply(axis_names: str, x: Array, y: Array) -> Array:
     """The float32 product of two matrices. On CPUs nothing moves into it (`products.py` says why)."""
-    product = jnp.einsum(axis_names, x, y, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(product) if target_device().platform == "cpu" else product
+    return finish_product(jnp.einsum(axis_names, x, y, preferred_element_type=jnp.float32))
 
 
 class ChunkLogits(NamedTuple):

@@ -151,7 +151,8 @@ def project(
     """`einsum` of activations (B, T, …) with a stored weight, such as "BTD,DF->BTF". The result has `x`'s dtype.
 
     The weight is float32 as stored, or already cast. It is cast to `dtype` and gathered over fsdp here. B and T are one
-    axis meanwhile, which saves CPUs about a quarter of a training step (LAB.md).
+    axis meanwhile, which saves CPUs about a quarter of a training step
+    (benchmarks/RESULTS.md, "Merged tokens").
     """
     ins, out = axis_names.split("->")
     if isinstance(w, LowRankMatrix):

@@ -1,4 +1,4 @@
-"""The weights that a run starts from, and those of its objective's second model."""
+"""The weights that a run starts from, and those of its objective's frozen model."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -8,13 +8,16 @@ from gptjax.config import TrainConfig
 from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, quote
+from gptjax.finetuning.lora import LoRA
 from gptjax.finetuning.model_config import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.finetuning.vocabulary import grow_vocabulary
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
+from gptjax.training.objective import get_row_kind
 
 
 def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
@@ -86,10 +89,38 @@ def join_vocabularies(
     return model, tokenizer
 
 
-def check_typed(source: Checkpoint, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
-    """Raise for a field of the model that was typed and that the weights of `source` do not have."""
+def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokenizer | None) -> LoRA:
+    """The adapters with the tokens whose rows they train, as ids.
+
+    These are those that the config names, those that the data adds to `source`, and role tokens unless the weights have
+    learned them. If `source` is the run itself, they are its own. Raises `UserError` for a token that does not exist.
+    """
+    known = {} if tokenizer is None else tokenizer.specials
+    rows = {known.get(token, token) if isinstance(token, str) else token for token in config.lora.new_tokens}
+    if isinstance(source, RunDir) and source.directory == config.directory.absolute():
+        rows |= {*source.config.lora.new_tokens}
+    if tokenizer is not None and source.tokenizer is not None:
+        if tokenizer.extends(source.tokenizer):
+            rows |= {*range(source.tokenizer.vocab_size, tokenizer.vocab_size)}
+        template = tokenizer.chat_template
+        if template not in (None, source.tokenizer.chat_template) and get_row_kind(config.objective) != "text":
+            rows |= {known[name] for name in template.special_tokens}
+    ids = [row for row in rows if isinstance(row, int) and 0 <= row < config.model.resolved_vocab_size]
+    if unknown := rows - {*ids}:
+        names = ", ".join(map(quote, known)) or "there are none"
+        raise UserError(
+            f"lora.new_tokens has {quote(str(min(unknown, key=str)))}; wanted ids below "
+            f"{config.model.resolved_vocab_size:,} or special tokens: {names}."
+        )
+    return replace(config.lora, new_tokens=tuple(sorted(ids)))
+
+
+def check_explicit_fields(
+    source: Checkpoint, config: TrainConfig, model: Any, *, explicit_fields: Collection[str]
+) -> None:
+    """Raise for a field of the model that the command line has set and that the weights of `source` do not have."""
     for field, wanted, has in diff_configs(config.model, model):
-        if f"model.{field}" in typed:
+        if f"model.{field}" in explicit_fields:
             raise UserError(
                 f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
                 f"{has}. Leave it out, or train a new model."

@@ -57,7 +57,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         print_once(
             f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
         )
-    print_once(*_describe_unmasked(config), *_describe_unjudged(config))
+    print_once(*_describe_unmasked(config), *_describe_unevaluated(config))
     if config.steps > 1 and _is_rising(config):
         print_once(
             f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
@@ -71,7 +71,7 @@ def _describe_adapters(config: TrainConfig) -> list[str]:
         return []
     adapters = abstract_adapted_model(config.model, lora).adapters
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapters))
-    rows = f"; rows of {len(lora.new_tokens)} added tokens" if lora.new_tokens else ""
+    rows = f"; rows of {len(lora.trained_rows)} tokens" if lora.trained_rows else ""
     share = trained / count_parameters(config.model)
     return [f"adapters  {trained:,} trained parameters ({share:.2%} of the model's), rank {lora.rank}{rows}"]
 
@@ -88,16 +88,16 @@ def _describe_unmasked(config: TrainConfig) -> list[str]:
     ]
 
 
-def _describe_unjudged(config: TrainConfig) -> list[str]:
+def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
-    losses = [one for one in config.evaluators if isinstance(one, ValidationLoss)]
+    losses = [evaluator for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss)]
     if not config.checkpoint.keep_best or not losses:
         return []
     by_time = []
     if config.checkpoint.every_minutes is not None:
         by_time = ["note: checkpoints of --checkpoint.every-minutes become `best` only at steps that are evaluated"]
     saved = [step for step in range(1, config.steps) if config.checkpoint.should_save(step, steps=config.steps)]
-    if not saved or any(one.should_run(step, steps=config.steps) for one in losses for step in saved):
+    if not saved or any(evaluator.should_run(step, steps=config.steps) for evaluator in losses for step in saved):
         return by_time
     return [
         *by_time,
@@ -132,7 +132,7 @@ def _print_results(config: TrainConfig) -> None:
         last |= record
     references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
     picture = plot_losses(config.directory, references=references)
-    whole = all(one.tokens is None for one in config.evaluators if isinstance(one, ValidationLoss))
+    whole = all(evaluator.tokens is None for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss))
     evaluated = max((record["step"] for record in records if record.get("val_bpb") is not None), default=-1)
     if whole and evaluated == last.get("step") and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]
@@ -154,8 +154,9 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     run = os.path.relpath(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
-    longer = re.sub(r" --(schedule-)?steps[= ]\S+", "", command)
-    longer += f" --steps={2 * config.steps} --schedule-steps={2 * config.schedule_length}"
+    longer, length = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}", 2 * config.steps
+    if length > config.schedule_length:
+        longer = re.sub(r" --schedule-steps[= ]\S+", "", longer) + f" --schedule-steps={length}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
     lines = [f"  {more}", f"  evaluate  python -m gptjax.evaluate --checkpoint={run}"]
     if (config.directory / TOKENIZER_FILE).is_file():

@@ -27,7 +27,13 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
-from gptjax.runs.initial_weights import check_typed, join_vocabularies, load_start, report_merge
+from gptjax.runs.initial_weights import (
+    add_trained_rows,
+    check_explicit_fields,
+    join_vocabularies,
+    load_start,
+    report_merge,
+)
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
 from gptjax.sharding.devices import (
@@ -43,7 +49,7 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
 from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.evaluators import BigramBaseline, EvalContext, Evaluator, Metrics, OpenEvaluator, Samples
+from gptjax.training.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
 from gptjax.training.metric_names import check_best_metric, check_evaluator_names
 from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
@@ -54,36 +60,30 @@ from gptjax.training.stopping import list_losses
 DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
 """Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no
 choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to jaxlib 0.10 to 0.12."""
-NO_JUDGES = (BigramBaseline, Samples)
-"""Evaluators without a metric that could judge a checkpoint."""
 
 
 def prepare_config(
-    config: TrainConfig, modules: Modules | None = None, *, typed: Collection[str] = ()
+    config: TrainConfig, modules: Modules | None = None, *, explicit_fields: Collection[str] = ()
 ) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared, its history and its model's shape known, and the data's tokenizer.
 
-    `typed` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
+    `explicit_fields` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
     """
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
     source: Checkpoint | None = None
-    exists, new_tokens = (config.directory / "config.json").is_file(), config.lora.new_tokens
+    exists = (config.directory / "config.json").is_file()
     if config.init_from is not None:  # once this run exists, its own directory says as much
         source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
     model = config.model
     if source is not None:
         layers = () if exists else config.init_layers
-        if exists and isinstance(source, RunDir):
-            new_tokens = source.config.lora.new_tokens
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
-        check_typed(source, config, model, typed=typed)
+        check_explicit_fields(source, config, model, explicit_fields=explicit_fields)
         report_merge(source, config, model)
         if source.tokenizer and tokenizer:
-            if tokenizer.extends(source.tokenizer):
-                new_tokens = tuple(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
             model, tokenizer = join_vocabularies(source, model, tokenizer, name=_name_data(config))
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
         # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
@@ -95,8 +95,10 @@ def prepare_config(
                 f"has {tokenizer.vocab_size} tokens. Give --model.vocab-size={tokenizer.vocab_size}, or other data."
             )
     vocab_size = model.vocab_size or (tokenizer.vocab_size if tokenizer else None)
-    lora = replace(config.lora, new_tokens=new_tokens) if config.lora.enabled else config.lora
-    return replace(config, model=replace(model, vocab_size=vocab_size), lora=lora), tokenizer
+    config = replace(config, model=replace(model, vocab_size=vocab_size))
+    if source is not None and config.lora.enabled:
+        config = replace(config, lora=add_trained_rows(config, source, tokenizer))
+    return config, tokenizer
 
 
 def prepare_device(config: TrainConfig) -> TrainConfig:
@@ -155,12 +157,6 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
     )
 
 
-def open_loader(config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None = None) -> BatchLoader:
-    """The batches of a run, with the data opened."""
-    spec = make_read_spec(config, tokenizer)
-    return BatchLoader(config.data.open(spec), spec, mesh=mesh)
-
-
 @dataclass(frozen=True)
 class Evaluators:
     """The evaluators of a run, opened."""
@@ -191,8 +187,10 @@ def open_evaluators(
     read_spec = read_spec or make_read_spec(config, tokenizer)
     context = EvalContext(config.data, tokenizer, config.model, config.objective, mesh, frozen, read_spec)
     check_evaluator_names(config.evaluators)
-    if all(isinstance(one, NO_JUDGES) for one in config.evaluators):
-        check_best_metric(config.checkpoint.best_metric, (), patience=config.patience)
+    metric = config.checkpoint.best_metric
+    if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
+        measured = {name for evaluator in config.evaluators for name in getattr(evaluator, "metrics", ())}
+        check_best_metric(metric, measured, patience=config.patience)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
         if evaluate is None:

@@ -1,11 +1,9 @@
-"""Evaluators: each is a config; `open` binds it to a run's data, and the result maps a model to metrics."""
+"""Evaluators of the loss and of samples, and a bigram as baseline."""
 
-import functools
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,16 +14,15 @@ from gptjax.core.lazy import LazyModule
 from gptjax.data.loader import iter_validation_batches, put_on_devices
 from gptjax.data.readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
-from gptjax.data.source import DataSource, ReadSpec
+from gptjax.data.source import DataSource
 from gptjax.data.token_stream import TokenStream
-from gptjax.model.config import GPTConfig
-from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.bigram import bigram_loss
+from gptjax.training.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.training.metric_names import to_metrics
-from gptjax.training.objective import Objective, get_row_kind
+from gptjax.training.objective import get_nats_metric, get_row_kind
 
 if TYPE_CHECKING:
     from gptjax.generation import generate as generation
@@ -36,69 +33,11 @@ else:  # a config needs none of these, which import flax
     gpt = LazyModule("gptjax.model.gpt")
     training_step = LazyModule("gptjax.training.step")
 
-Metrics = dict[str, float | str]
-"""Numbers, and texts such as samples, by name."""
-OpenEvaluator = Callable[["gpt.GPT"], Metrics]
-
 
 @dataclass(frozen=True)
-class EvalContext:
-    """A run's data and settings, for evaluators to open on."""
-
-    data: DataSource
-    tokenizer: Tokenizer | None
-    model: GPTConfig
-    objective: Objective
-    mesh: MeshConfig
-    frozen: "gpt.GPT | None" = None
-    """The second model of the objective, if it has one."""
-    read_spec: ReadSpec | None = None
-    """What the run asks of its training data."""
-
-    @functools.cached_property
-    def validation(self) -> TokenStream:
-        """The validation tokens of the run's data."""
-        if (stream := self.data.open_stream("val")) is None:
-            raise UserError(f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss out.")
-        return stream
-
-    @property
-    def validation_fingerprint(self) -> str | None:
-        """Identity of the validation tokens, if an evaluator has opened them."""
-        return self.validation.fingerprint if "validation" in vars(self) else None
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """An evaluation during training: a frozen dataclass with these two methods.
-
-    A metric called `val_loss` decides which checkpoint is the best.
-    """
-
-    if TYPE_CHECKING:
-        __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def should_run(self, step: int, *, steps: int) -> bool:
-        """True if the weights after `step` updates of a run of `steps` are evaluated."""
-        ...
-
-    def open(self, context: EvalContext) -> OpenEvaluator | None:
-        """A function from a model to metrics; None if this run cannot be evaluated so."""
-        ...
-
-
-def _check_counts(config: Evaluator, *names: str) -> None:
-    for name in names:
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
-
-
-@dataclass(frozen=True)
-class ValidationLoss:
+class ValidationLoss(PeriodicEvaluator):
     """Loss on the validation split: fixed sequences without overlap, in order, the same on any number of devices."""
 
-    every: int = 1000
-    """Steps between evaluations. The start and the end are evaluated too."""
     tokens: int | None = None
     """Tokens to predict, from the start of the split. None: all."""
     batch_size: int = 16
@@ -108,11 +47,8 @@ class ValidationLoss:
     data: DataSource | None = None
     """The data whose validation split is read. None: that of the run."""
 
-    def __post_init__(self) -> None:
-        _check_counts(self, "every", "tokens", "batch_size")
-
-    def should_run(self, step: int, *, steps: int) -> bool:
-        return step % self.every == 0 or step == steps
+    at_start: ClassVar[bool] = True
+    counts: ClassVar[tuple[str, ...]] = ("tokens", "batch_size")
 
     def open(self, context: EvalContext) -> Any:
         """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
@@ -163,10 +99,15 @@ class ValidationEvaluator:
         """The protocol in words: which tokens are predicted, how, and in which unit."""
         length = self.context.model.context_length
         together = "each document by itself" if self._documents else "documents run together"
-        per_byte = f", bits per byte over {self.bytes:,} bytes" if self.bytes else ", no bits per byte: no tokenizer"
+        if (nats := get_nats_metric(self.context.objective)) is None:
+            unit = "mean loss"
+        else:
+            unit = "mean in nats per token" if nats == "loss" else f"mean loss; nats per token in {self.name}_{nats}"
+            per_byte = f"bits per byte over {self.bytes:,} bytes" if self.bytes else "no bits per byte: no tokenizer"
+            unit += f", {per_byte}"
         return (
             f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in sequences of "
-            f"{length} without overlap ({together}), mean in nats per token{per_byte}"
+            f"{length} without overlap ({together}), {unit}"
         )
 
     def _count_bytes(self, scored: np.ndarray) -> int | None:
@@ -201,7 +142,11 @@ class ValidationEvaluator:
         for values in sums:
             add(values)
         return to_metrics(
-            {name: math.fsum(each) for name, each in found.items()}, self.scored, self.bytes, name=self.name
+            {name: math.fsum(each) for name, each in found.items()},
+            self.scored,
+            self.bytes,
+            nats_metric=get_nats_metric(self.context.objective),
+            name=self.name,
         )
 
 
@@ -255,6 +200,8 @@ class RowsEvaluator:
 class BigramBaseline:
     """Loss of a bigram, fitted on the training split, on the whole validation split: a baseline for the model."""
 
+    metrics: ClassVar[tuple[str, ...]] = ()  # none of the model
+
     def should_run(self, step: int, *, steps: int) -> bool:
         return step == 0
 
@@ -277,29 +224,31 @@ class BigramBaseline:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(PeriodicEvaluator):
     """Text generated by the model, for people to read."""
 
-    every: int = 1000
-    """Steps between samples. One is drawn at the end too."""
     prompt: str = "\n"
     """Text to continue; in a run on chats or preferences, the user's message."""
     max_new_tokens: int = 100
+    """Length of the text, in tokens; an end of text ends it earlier."""
     temperature: float = 0.8
+    """Logits are divided by it. 0: always the likeliest token."""
     top_k: int | None = 200
+    """Draw from so many likeliest tokens. None: from all."""
     seed: int = 0
+    """Seed of the draws, the same at every evaluation."""
     name: str = "sample"
     """Name of the text in metrics.jsonl."""
 
+    metrics: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ("max_new_tokens", "top_k")
+
     def __post_init__(self) -> None:
-        _check_counts(self, "every", "max_new_tokens", "top_k")
+        super().__post_init__()
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"evaluators: temperature is {self.temperature}; it must not be negative, and finite.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"evaluators: seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
-
-    def should_run(self, step: int, *, steps: int) -> bool:
-        return step > 0 and (step % self.every == 0 or step == steps)
 
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """None without a tokenizer: such data can still be trained on."""

@@ -38,7 +38,8 @@ class LossSums(NamedTuple):
 class Objective(Protocol):
     """A training objective: a frozen dataclass with this method.
 
-    It may have a class variable `rows` (`data.source.RowKind`), and be a `FrozenModelObjective`.
+    It may have class variables `rows` (`data.source.RowKind`) and `nats_metric` (`get_nats_metric`), and be a
+    `FrozenModelObjective`.
     """
 
     if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Objective(Protocol):
 
     def sum_loss(
         self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None
-    ) -> LossSums | tuple[Scalar, Count]:
+    ) -> LossSums | tuple[Scalar, Count] | tuple[Scalar, Count, Mapping[str, Scalar]]:
         """(loss, scored tokens), each summed over all rows on all devices. The step divides the two sums."""
         ...
 
@@ -72,6 +73,14 @@ def get_row_kind(objective: Objective) -> RowKind:
     return getattr(objective, "rows", "text")
 
 
+def get_nats_metric(objective: Objective) -> str | None:
+    """The metric of an objective that is the cross-entropy of the next token, in nats: `loss`, or another of its sums.
+
+    Perplexity and bits per byte are given of this one. A class without `nats_metric` has none.
+    """
+    return getattr(objective, "nats_metric", None)
+
+
 def compute_sums(
     objective: Objective,
     model: "gpt.GPT",
@@ -80,10 +89,10 @@ def compute_sums(
     *,
     frozen: "gpt.GPT | None" = None,
 ) -> LossSums:
-    """The sums of any objective; one that returns a pair has no other metrics."""
+    """The sums of any objective, which may return a plain tuple."""
     extra: dict[str, Any] = {"frozen": frozen} if isinstance(objective, FrozenModelObjective) else {}
-    found = objective.sum_loss(adapters.apply_adapters(model), batch, dropout_keys, **extra)
-    sums = found if isinstance(found, LossSums) else LossSums(found[0], found[1])
+    found: Any = objective.sum_loss(adapters.apply_adapters(model), batch, dropout_keys, **extra)
+    sums = LossSums(*found)
     return sums._replace(metrics=dict(sums.metrics))
 
 
@@ -96,6 +105,8 @@ class NextToken:
     as have 256 k logits, or 128 if that is more."""
     z_loss: float = 0.0
     """Weight of (log Σ exp logits)², in the gradient only. Reported losses stay cross-entropy."""
+
+    nats_metric: ClassVar[str | None] = "loss"
 
     def __post_init__(self) -> None:
         if not 0 <= self.z_loss < math.inf:

@@ -111,11 +111,20 @@ def test_readme_command_is_understood(module: str, arguments: str, capsys: pytes
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files(document: Path) -> None:
+def test_links_lead_to_files_and_headings(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|(?<=src=\")([^\":]+)(?=\")", text))
     missing = [target for pair in targets if (target := "".join(pair)) and not (document.parent / target).exists()]
     assert missing == []
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+        page = document.parent / target if target else document
+        assert page.suffix != ".md" or anchor in list_anchors(page), f"{target}#{anchor}"
+
+
+def list_anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def list_map_files() -> Iterator[str]:
@@ -129,10 +138,63 @@ def list_map_files() -> Iterator[str]:
             yield str(path)
 
 
-def test_readme_map_names_existing_files() -> None:
+def test_readme_map_names_existing_files_of_every_package() -> None:
     files = list(list_map_files())
     assert len(files) > 50
     assert [file for file in files if not (ROOT / file).is_file()] == []
+    packages = {path.parent.name for path in (ROOT / "gptjax").glob("*/__init__.py")}
+    assert packages - {Path(file).parent.name for file in files if file.startswith("gptjax/")} == set()
+
+
+def test_documents_name_existing_tests() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    known = {*re.findall(r"^def (test_\w+)", "\n".join(sources), re.MULTILINE)}
+    known |= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    texts = (document.read_text(encoding="utf-8") for document in DOCUMENTS if document.name != "names.md")
+    named = {name for text in texts for name in re.findall(r"(?<![\w-])test_\w+(?=\W)", text)}
+    assert sorted(named - known) == []
+
+
+def list_new_names() -> Iterator[str]:
+    """The Python names in the column `new` of docs/names.md, such as `model.kernels.select_kernel` and `RunDir`."""
+    column = 1
+    for line in (ROOT / "docs" / "names.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "new" in cells:
+            column = cells.index("new")
+        elif line.startswith("| "):
+            names = re.findall(r"`([^`]+)`", cells[column])
+            yield from (name for name in names if "/" not in name and not re.search(r"\.py$|^-| ", name))
+
+
+def resolve_name(name: str, words: dict[str, set[str]]) -> bool:
+    """Whether the words of a dotted name are in the sources, and the one behind a module is in that module."""
+    parts = name.strip(".").split(".")
+    for end in range(len(parts), 0, -1):
+        for module in (f"{top}.{'.'.join(parts[:end])}" for top in ("gptjax", "data_pipelines")):
+            if module in words:
+                return end == len(parts) or parts[end] in words[module]
+    return all(part in words["everywhere"] for part in parts)
+
+
+def test_new_names_of_the_names_page_resolve() -> None:
+    words: dict[str, set[str]] = {"everywhere": set()}
+    for path in MODULES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        words[module] = {*re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+        words["everywhere"] |= words[module]
+    names = {name for written in list_new_names() for name in re.findall(r"[A-Za-z_][\w.]*", written)}
+    assert len(names) > 300
+    missing = sorted(name for name in names if not resolve_name(name, words))
+    assert missing == [], "docs/names.md names what is no longer there"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_prose_keeps_to_120_characters(document: Path) -> None:
+    """Tables, commands, links and pictures may be longer."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line for line in text.splitlines() if len(line) > 120 and not re.match(r"\s*[|!]|\s*\S*\]\(\S*$", line)]
+    assert lines == []
 
 
 def test_readme_python_runs_on_a_run(

@@ -17,24 +17,31 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from manifests import edit_manifest
-from tiny import ALPHABET, read_lines, start_entry_point, tiny_config, write_config, write_text_shards
+from models import make_model
+from scored import draw_documents, draw_pairs, write_documents
+from tiny import ALPHABET, read_lines, start_entry_point, tiny_config, tokenizer, write_config, write_text_shards
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
+from gptjax.data.preferences import PreferenceShards
 from gptjax.data.shards import open_shard, write_shard
+from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
-from gptjax.runs.run_dir import RunDir
+from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import main
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.training.distillation import Distillation
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.objective import SFT
+from gptjax.training.preference import DPO
 from gptjax.training.stages import Stage
 
 STAGES = (Stage(3, batch_size=16, grad_accum=4, lr_scale=1.5, long_window=3), Stage(5))
@@ -314,20 +321,14 @@ def read_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def kill_repeatedly(directory: Path, shards: Path, *, cache: str, kills: int, steps: int, seed: int) -> None:
+def kill_repeatedly(config: TrainConfig, *, cache: str, kills: int, seed: int) -> None:
     """Kill a run again and again, let it finish, and compare it with a run that was never killed."""
-    config = tiny_config(
-        shards,
-        output_dir=str(directory),
-        steps=steps,
-        model={"num_layers": 1},
-        checkpoint=CheckpointConfig(every=7),
-        evaluators=(ValidationLoss(every=20, tokens=64),),
-    )
+    directory = Path(config.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
     file = write_config(directory / "config.py", config)
-    undisturbed = start_process(file, "undisturbed", cache=cache)
-    undisturbed.join()
-    assert undisturbed.exitcode == 0
+    uninterrupted = start_process(file, "uninterrupted", cache=cache)
+    uninterrupted.join()
+    assert uninterrupted.exitcode == 0
     draw, metrics, exit_codes = random.Random(seed), directory / "killed" / "metrics.jsonl", []
     for attempt in range(kills):
         size = read_size(metrics)
@@ -343,18 +344,61 @@ def kill_repeatedly(directory: Path, shards: Path, *, cache: str, kills: int, st
     last = start_process(file, "killed", cache=cache)
     last.join()
     assert last.exitcode == 0
-    for name in ("loss", "val_loss"):
-        assert read_lines(directory / "killed", name) == read_lines(directory / "undisturbed", name)
-    assert [step for step, _ in read_lines(directory / "killed")] == list(range(1, steps + 1))
+    for name in ("loss", "val_loss", "reward_margin", "val_reward_margin", "kl"):
+        assert read_lines(directory / "killed", name) == read_lines(directory / "uninterrupted", name)
+    assert [step for step, _ in read_lines(directory / "killed")] == list(range(1, config.steps + 1))
+    one, other = (read_weights(replace(config, name=name), ema=False) for name in ("killed", "uninterrupted"))
+    for name, weight in other.items():
+        np.testing.assert_array_equal(one[name], weight, err_msg=name)
 
 
-def test_killed_run_ends_like_an_undisturbed_one(shards: Path, tmp_path: Path, compile_cache: str):
-    kill_repeatedly(tmp_path, shards, cache=compile_cache, kills=4, steps=80, seed=0)
+def make_killed_config(shards: Path, directory: Path, *, steps: int, **changes: Any) -> TrainConfig:
+    model = {"num_layers": 1} | changes.pop("model", {})
+    return tiny_config(
+        shards,
+        output_dir=str(directory),
+        steps=steps,
+        model=model,
+        checkpoint=CheckpointConfig(every=7),
+        evaluators=(ValidationLoss(every=20, tokens=64),),
+        **changes,
+    )
+
+
+def test_killed_run_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path, compile_cache: str):
+    kill_repeatedly(make_killed_config(shards, tmp_path, steps=80), cache=compile_cache, kills=4, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_run_killed_many_times_ends_like_an_undisturbed_one(
+def test_run_killed_many_times_ends_like_an_uninterrupted_one(
     shards: Path, tmp_path: Path, compile_cache: str, seed: int
 ):
-    kill_repeatedly(tmp_path, shards, cache=compile_cache, kills=15, steps=300, seed=seed)
+    kill_repeatedly(make_killed_config(shards, tmp_path, steps=300), cache=compile_cache, kills=15, seed=seed)
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sft": {"objective": SFT()},
+    "dpo_stored": {"objective": DPO()},
+    "dpo_computed": {"objective": DPO(store_reference=False)},
+    "distillation": {"objective": Distillation()},
+    "lora": {"objective": SFT(), "lora": LoRA(rank=2)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str, tmp_path: Path, compile_cache: str):
+    fields, pairs = OBJECTIVES[name], name.startswith("dpo")
+    draw = draw_pairs if pairs else draw_documents
+    splits = {split: draw(200, seed=seed) for seed, split in enumerate(("train", "val"))}
+    shards = write_documents(tmp_path / "shards", splits, kind="preferences" if pairs else "chat")
+    data = PreferenceShards(str(shards)) if pairs else TokenShards(str(shards), packing="best_fit_truncate")
+    start = tmp_path / "start"
+    config = make_killed_config(
+        shards, tmp_path / "runs", steps=300, model={"intra_document_mask": True}, data=data, init_from=str(start)
+    )
+    write_imported_run(start, model=make_model(config.model), tokenizer=tokenizer())
+    if name == "distillation":
+        fields = {"objective": Distillation(teacher=str(start))}
+    kill_repeatedly(replace(config, **fields), cache=compile_cache, kills=6, seed=3)

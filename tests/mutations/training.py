@@ -75,8 +75,8 @@ TRAINING = (
     ),
     *mutate(
         "gptjax/training/step.py",
-        "invariants/test_layout.py::test_scored_tokens_weigh_the_same_in_every_micro_batch",
-        # The loss is divided by all tokens, scored or not.
+        "test_step.py::test_unscored_copies_of_rows_change_neither_loss_nor_gradient",
+        # The gradient is divided by all tokens, scored or not.
         ("jnp.maximum(sums.scored, 1)\n    return", 'jnp.int32(batch["targets"].size)\n    return'),
     ),
     *mutate(
@@ -106,8 +106,12 @@ TRAINING = (
         ("(len(ids) - 1) / math.log(2)", "(len(ids) - 1) * math.log(2)"),
         # Bytes are those of the inputs.
         ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
+    ),
+    *mutate(
+        "gptjax/training/evaluator.py",
+        "test_evaluators.py",
         # The last weights are not evaluated.
-        ("return step % self.every == 0 or step == steps", "return step % self.every == 0"),
+        ("(step % self.every == 0 or step == steps)", "step % self.every == 0"),
     ),
     *mutate(
         "gptjax/training/bigram.py",

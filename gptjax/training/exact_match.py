@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.messages import UselessRecord, read_messages
-from gptjax.training.evaluators import EvalContext, Metrics, OpenEvaluator
+from gptjax.training.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 
 if TYPE_CHECKING:
     from gptjax.generation import generate as generation
@@ -22,7 +22,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ExactMatch(PeriodicEvaluator):
     """Share of questions that are answered exactly, and the length of the answers.
 
     A line of the file is `{"messages": [...], "answers": ["...", ...]}`: a conversation that the user ends, and all
@@ -31,8 +31,6 @@ class Answers:
 
     path: str
     """JSONL file with the questions."""
-    every: int = 1000
-    """Steps between evaluations. The start and the end are evaluated too."""
     max_new_tokens: int = 32
     """Longest answer, in tokens."""
     opening: str | None = None
@@ -40,13 +38,8 @@ class Answers:
     batch_size: int = 32
     """Questions that are answered at a time."""
 
-    def __post_init__(self) -> None:
-        for name in ("every", "max_new_tokens", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
-
-    def should_run(self, step: int, *, steps: int) -> bool:
-        return step % self.every == 0 or step == steps
+    at_start: ClassVar[bool] = True
+    counts: ClassVar[tuple[str, ...]] = ("max_new_tokens", "batch_size")
 
     def open(self, context: EvalContext) -> OpenEvaluator | None:
         """None without a tokenizer."""
