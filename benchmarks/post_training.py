@@ -152,11 +152,11 @@ def open_ours(config: TrainConfig) -> Contestant:
     config = startup.prepare_device(config)
     mesh = config.mesh.resolve(1)
     with mesh.activate():
-        second = reference.prepare_second_model(config, startup.make_read_spec(config, tokenizer), mesh)
-        rows: Any = config.data.open_rows("train", second.read_spec)
+        frozen = reference.prepare_frozen_model(config, startup.make_read_spec(config, tokenizer), mesh)
+        rows: Any = config.data.open_rows("train", frozen.read_spec)
         scored = np.count_nonzero(rows.read(np.arange(len(rows)))["targets"] >= 0)
         targets = getattr(rows, "num_pairs", scored) / len(rows) * config.batch.size
-        loader = BatchLoader(config.data.open(second.read_spec), second.read_spec, mesh=mesh)
+        loader = BatchLoader(config.data.open(frozen.read_spec), frozen.read_spec, mesh=mesh)
         state = startup.initialize_state(config, mesh)
         program, batches = startup.compile_step(config, mesh, state, loader), loader.iterate_from(0)
 
@@ -254,17 +254,20 @@ def list_dpo(directory: Path, options: Options, records: list[dict[str, Any]], *
 
 def compare(title: str, contestants: list[Contestant], options: Options) -> None:
     """Run the contestants in turn, and print medians and the ratio of the first to each."""
-    times: dict[str, list[Clock]] = {one.name: [] for one in contestants}
+    times: dict[str, list[Clock]] = {contestant.name: [] for contestant in contestants}
     for _ in range(options.rounds):
-        for one in contestants:
-            times[one.name].append(one.run(options.steps))
-    rates = {one.name: one.targets / np.median(times[one.name], axis=0) for one in contestants}
+        for contestant in contestants:
+            times[contestant.name].append(contestant.run(options.steps))
+    rates = {
+        contestant.name: contestant.targets / np.median(times[contestant.name], axis=0) for contestant in contestants
+    }
     print(f"{title}, {options.rounds} rounds of {options.steps} steps, one after another", flush=True)
-    for one in contestants:
-        (rate, _), (ratio, by_processor) = rates[one.name], rates[contestants[0].name] / rates[one.name]
-        spread = [round(float(one.targets / seconds[0]), 1) for seconds in times[one.name]]
+    for contestant in contestants:
+        (rate, _), (ratio, by_processor) = rates[contestant.name], rates[contestants[0].name] / rates[contestant.name]
+        spread = [round(float(contestant.targets / seconds[0]), 1) for seconds in times[contestant.name]]
         print(
-            f"  {one.name:28} {rate:10.1f} a second; gptjax is {ratio:5.2f} ×, {by_processor:5.2f} × by processor time "
+            f"  {contestant.name:28} {rate:10.1f} a second; gptjax is {ratio:5.2f} ×, "
+            f"{by_processor:5.2f} × by processor time "
             f" {spread}",
             flush=True,
         )

@@ -76,7 +76,7 @@ def encode_bare_in_parallel(texts: list[str], options: Options) -> tuple[float, 
     """Mean of `encode_bare` over as many processes at once: two on the threads of one core slow each other down."""
     with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(encode_bare, texts, options.tokenizer) for _ in range(options.processes)]
-        results = [one.result() for one in running]
+        results = [process.result() for process in running]
     return sum(cpu for cpu, _ in results) / len(results), sum(wall for _, wall in results) / len(results)
 
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 from configs.chat_cpu import config as base
 from gptjax.data.config import TokenShards
 from gptjax.optim import Muon, WarmupStableDecay
-from gptjax.training.answers import Answers
 from gptjax.training.checkpoint import CheckpointConfig
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.exact_match import ExactMatch
 from gptjax.training.objective import SFT
 
-ANSWERS = Answers(path="data/small_world/held_out.jsonl", every=200, max_new_tokens=24, opening="Sure: ")
+ANSWERS = ExactMatch(path="data/small_world/held_out.jsonl", every=200, max_new_tokens=24, opening="Sure: ")
 
 config = replace(
     base,

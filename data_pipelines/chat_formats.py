@@ -30,14 +30,14 @@ FORMS = (
 )
 
 
-class Conversation(NamedTuple):
+class ParsedConversation(NamedTuple):
     """Messages, and the numbers of those of the assistant that are not scored (OpenAI's `weight` 0)."""
 
     messages: list[Message]
     unscored: frozenset[int] = frozenset()
 
 
-def parse_conversation(record: Any, *, where: str) -> Conversation:
+def parse_conversation(record: Any, *, where: str) -> ParsedConversation:
     """The messages of a record, in any of the known forms. The user begins, and the assistant has at least one.
 
     Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
@@ -51,7 +51,7 @@ def parse_conversation(record: Any, *, where: str) -> Conversation:
     unscored = {number for number, item in enumerate(found) if isinstance(item, dict) and item.get("weight") == 0}
     if all(message.role != "assistant" or number in unscored for number, message in enumerate(messages)):
         raise UselessRecord("conversations skipped: all answers have weight 0")
-    return Conversation(messages, frozenset(unscored))
+    return ParsedConversation(messages, frozenset(unscored))
 
 
 def _find_messages(record: Any, *, where: str) -> list[Any]:

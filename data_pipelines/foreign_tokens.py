@@ -26,6 +26,8 @@ NPY_MAGIC = b"\x93NUMPY"
 MDS_INDEX = "index.json"
 MDS_CODECS = {"zstd": "zstd", "gz": "gzip", "bz2": "bz2", "br": "brotli"}
 """By the word in the index, which is also the ending of the file."""
+MDS_MOST = 2**32 - 1
+"""Bytes of a shard: its offsets have 32 bits."""
 MDS_COLUMNS = ("tokens", "input_ids")
 
 
@@ -50,7 +52,7 @@ def find_foreign(directory: Path) -> dict[str, TokenFiles]:
     )
     for pattern, are_documents, read in kinds:
         splits: dict[str, list[Path]] = {}
-        for path in sorted(directory.glob(pattern)):
+        for path in sorted(path for path in directory.glob(pattern) if path.is_file()):  # no pipe, which never ends
             named = find_split("/".join(path.relative_to(directory).parts))
             splits.setdefault({"validation": "val"}.get(named or "train", named or "train"), []).append(path)
         if tests := splits.pop("test", []):
@@ -99,6 +101,8 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
     begins = FileArray(path, np.dtype("i8"), offset=header.itemsize + 4 * count, count=count)
     dtype = np.dtype(MEGATRON_DTYPES[code])
     tokens = FileArray(content, dtype)
+    if count and (int(np.asarray(lengths, np.int64).sum()) > len(tokens) or np.asarray(lengths).min() < 0):
+        raise UserError(f"{path}: its sequences are longer than {content.name} together. Copy both files again.")
     for length, begin in zip(np.asarray(lengths), np.asarray(begins), strict=True):
         first = int(begin) // dtype.itemsize
         if not 0 <= first <= first + int(length) <= len(tokens):
@@ -111,24 +115,27 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
         shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
         described = [
             (
-                str(one["raw_data"]["basename"]),
-                one.get("compression"),
-                [str(column) for column in one["column_names"]],
-                list(one["column_encodings"]),
-                list(one["column_sizes"]),
+                str(shard["raw_data"]["basename"]),
+                int(shard["raw_data"].get("bytes", MDS_MOST)),
+                shard.get("compression"),
+                [str(column) for column in shard["column_names"]],
+                list(shard["column_encodings"]),
+                list(shard["column_sizes"]),
             )
-            for one in shards
+            for shard in shards
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: is not an index of MDS: {quote(repr(error))}.") from None
-    for name, compression, columns, encodings, sizes in described:
+    if len({name for name, *_ in described}) < len(described):
+        raise UserError(f"{index}: names a file twice.")
+    for name, size, compression, columns, encodings, sizes in described:
         path = index.parent / name
         if Path(name).name != name:
             raise UserError(f"{index}: {quote(name)} is not beside it.")
         column = next((column for column in MDS_COLUMNS if column in columns), None)
         if column is None:
             raise UserError(f"{index}: wanted a column {' or '.join(MDS_COLUMNS)}; it has {quote(', '.join(columns))}.")
-        content, number = _open_mds_file(path, str(compression or "none")), columns.index(column)
+        content, number = _open_mds_file(path, str(compression or "none"), size=size), columns.index(column)
         data = list(_iter_data(content, path, number, sizes=sizes))
         encoding = str(encodings[number] if number < len(encodings) else None)
         width = _guess_mds_width(max(data, key=len, default=content[:0]))
@@ -139,8 +146,11 @@ def _read_mds(index: Path) -> Iterator[np.ndarray]:
                 raise _explain_damage(path, error) from None
 
 
-def _open_mds_file(path: Path, compression: str) -> np.ndarray:
-    """The bytes of a shard, which may be compressed: `shard.00000.mds.zstd` beside or instead of the raw one."""
+def _open_mds_file(path: Path, compression: str, *, size: int) -> np.ndarray:
+    """The bytes of a shard, which may be compressed: `shard.00000.mds.zstd` beside or instead of the raw one.
+
+    `size` is what the index says of the raw one. Not more is unpacked.
+    """
     if path.is_file():
         return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     kind, codec = compression.partition(":")[0], MDS_CODECS.get(compression.partition(":")[0])
@@ -150,7 +160,12 @@ def _open_mds_file(path: Path, compression: str) -> np.ndarray:
         raise UserError(f"{path.parent / MDS_INDEX}: {quote(wanted)} is not beside it. Copy it there, decompressed.")
     pyarrow = import_pyarrow(what=f"{packed}: reading it")
     with explain_errors(packed), pyarrow.CompressedInputStream(pyarrow.OSFile(str(packed)), codec) as file:
-        return np.frombuffer(file.read(), np.uint8)
+        content = bytearray()
+        while len(content) <= min(size, MDS_MOST) and (part := file.read(2**20)):
+            content += part
+    if len(content) > size:
+        raise UserError(f"{packed}: holds more than the {size:,} bytes of {MDS_INDEX}. Copy both files again.")
+    return np.frombuffer(content, np.uint8)
 
 
 def _iter_data(content: np.ndarray, path: Path, column: int, *, sizes: list[Any]) -> Iterator[np.ndarray]:

@@ -82,13 +82,17 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
     chosen, rejected = (next((record[name] for name in names if name in record), None) for names in SIDE_NAMES.values())
     if chosen is not None or not isinstance(completions, list):
         return prompt, chosen, rejected
-    rated = [one for one in completions if isinstance(one, dict) and isinstance(one.get("overall_score"), int | float)]
+    rated = [
+        completion
+        for completion in completions
+        if isinstance(completion, dict) and isinstance(completion.get("overall_score"), int | float)
+    ]
     if len(rated) < 2:
         return prompt, None, None
     best, worst = (choose(rated, key=lambda one: one["overall_score"]) for choose in (max, min))
     if best["overall_score"] == worst["overall_score"]:
         raise UselessRecord("pairs skipped: all completions have one score")
-    chosen, rejected = ([{"role": "assistant", "content": one.get("response")}] for one in (best, worst))
+    chosen, rejected = ([{"role": "assistant", "content": completion.get("response")}] for completion in (best, worst))
     return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], chosen, rejected
 
 

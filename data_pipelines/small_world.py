@@ -54,6 +54,7 @@ class SmallWorld:
     seed: int = 0
     """Decides names, facts and which questions are held out."""
     people: int = 100
+    """People with facts to learn."""
     words: int = 100
     """Words to spell in each copy of the texts. Ten times as many others are asked for in the questions, once each."""
     largest: int = 12

@@ -21,14 +21,14 @@ from gptjax.data.verification import verify_prepared
 
 
 @dataclass(frozen=True)
-class Verify:
+class VerifyShards:
     """Compare every byte of prepared data with its manifest."""
 
     directory: Annotated[Path, tyro.conf.Positional]
     """Directory with manifest.json."""
 
 
-def verify_directory(request: Verify) -> Manifest:
+def verify_directory(request: VerifyShards) -> Manifest:
     """Check shards, sidecars and tokenizer.json and print a summary; a `UserError` names what differs."""
     directory = expand_path(request.directory)
     manifest = verify_prepared(directory)
@@ -38,4 +38,4 @@ def verify_directory(request: Verify) -> Manifest:
 
 
 if __name__ == "__main__":
-    run_command(verify_directory, Verify)
+    run_command(verify_directory, VerifyShards)

@@ -99,7 +99,7 @@ class TrainConfig:
                 "for example, and give the path of the mount."
             )
         steps = [step for step, _ in self.row_offsets]
-        if steps != sorted(steps) or min((number for one in self.row_offsets for number in one), default=0) < 0:
+        if steps != sorted(steps) or min((number for offset in self.row_offsets for number in offset), default=0) < 0:
             raise UserError(f"row_offsets are {self.row_offsets}; wanted (step, rows) with ascending steps from 0 on.")
         _ = self.max_seconds, self.hang_seconds
         if self.init_layers and self.init_from is None:

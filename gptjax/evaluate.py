@@ -30,7 +30,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation, draw_bars
 from gptjax.evaluation.figures import compute_figures
-from gptjax.evaluation.protocols import Documents, FirstToken, Protocol, Words, find_protocol
+from gptjax.evaluation.protocols import Documents, EvalProtocol, FirstToken, Words, find_protocol
 from gptjax.evaluation.report import describe, to_result, write_result
 from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
@@ -132,7 +132,7 @@ class Evaluate:
         """Whether a text is scored: one that is named, or the run's own data if nothing else is asked for."""
         return self.text is not None or self.data is not None or (self.tasks is None and self.core is None)
 
-    def resolve_protocol(self) -> Protocol:
+    def resolve_protocol(self) -> EvalProtocol:
         """The preset with the options that were given."""
         names = ("window", "stride", "first_token", "documents", "words", "tokens")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -53,7 +53,9 @@ def run(words: list[str]) -> int:
         enable_compile_cache()
         from gptjax.runs.trainer import train
     source = request.path.read_text(encoding="utf-8")
-    return train(request.config, modules=request.modules, source=source, command=command, typed=request.typed)
+    return train(
+        request.config, modules=request.modules, source=source, command=command, explicit_fields=request.explicit_fields
+    )
 
 
 def supervise(config: "TrainConfig", words: list[str]) -> int:

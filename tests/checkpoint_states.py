@@ -78,7 +78,7 @@ def save_steps(
     state = make_state()
     with CheckpointManager(directory, config) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state, metadata={"seen": step * 8}, val_loss=(losses or {}).get(step))
+            checkpoints.save(step, state, metadata={"seen": step * 8}, best_value=(losses or {}).get(step))
     return state
 
 

@@ -1,4 +1,4 @@
-"""Tests run on eight CPU devices, so that a layout can be real anywhere; no accelerator, no network.
+"""Tests run on eight CPU devices, so that a mesh can be real anywhere; no accelerator, no network.
 
 Most of their time would be spent compiling, so programs are compiled in a hurry. Without optimizations, 129 s of
 processor time became 67 s. Without XLA's fusion emitters, a training step compiles in 1.1 s instead of 2.6 s. Sharing a

@@ -9,8 +9,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gptjax.config import TrainConfig
+from gptjax.data.loader import BatchLoader
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model, with_static
+from gptjax.runs.startup import make_read_spec
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -45,3 +48,9 @@ def place_model(model: GPT, mesh: MeshConfig) -> GPT:
 
 def make_tokens(rows: int, length: int, *, vocab_size: int, seed: int = 5) -> jax.Array:
     return jnp.asarray(np.random.RandomState(seed).randint(0, vocab_size, (rows, length)), jnp.int32)
+
+
+def open_loader(config: TrainConfig, mesh: MeshConfig) -> BatchLoader:
+    """The batches of a run whose data has no tokenizer to give."""
+    spec = make_read_spec(config, None)
+    return BatchLoader(config.data.open(spec), spec, mesh=mesh)

@@ -211,7 +211,7 @@ def start_worker(monkeypatch: pytest.MonkeyPatch, code: str) -> TorchContestant:
 
 
 @pytest.mark.parametrize("work", [WORK, DecodingWork(PEER_MODEL, rows=2, prompt_tokens=4, new_tokens=3)])
-def test_work_survives_json(work: TrainingWork | DecodingWork) -> None:
+def test_work_written_as_json_is_read_back_equal(work: TrainingWork | DecodingWork) -> None:
     assert from_json(json.loads(json.dumps(to_json(work))), Work) == work
 
 

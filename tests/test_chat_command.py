@@ -23,7 +23,7 @@ def run_lines(monkeypatch: Patch, *lines: str, echo: Echo | None = None) -> Conv
     return conversation
 
 
-def test_messages_and_commands(monkeypatch: Patch, capsys: Capture, tmp_path: Path) -> None:
+def test_lines_that_are_typed_are_answered_or_obeyed(monkeypatch: Patch, capsys: Capture, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text("years of work")
     lines = (

@@ -40,14 +40,14 @@ def test_restored_state_is_the_same_to_the_bit(tmp_path: Path, optimizer: str, m
     state = make_state(optimizer, mesh, has_ema=has_ema)
     abstract = make_abstract_state(optimizer, mesh, has_ema=has_ema)
     with mesh.activate(), CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(7, state, metadata={"config": {"a": [1, None]}}, val_loss=2.5)
+        checkpoints.save(7, state, metadata={"config": {"a": [1, None]}}, best_value=2.5)
         checkpoints.wait()
         restored = checkpoints.restore(abstract, 7)
         metadata = checkpoints.read_metadata(7)
         assert checkpoints.has_ema_item(7) == has_ema
     assert_same(restored, state)
     assert all(a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (restored, abstract)), strict=True))
-    own = {"step": 7, "val_loss": 2.5, "format_version": 2, "checksums": True}
+    own = {"step": 7, "best_value": 2.5, "format_version": 3, "checksums": True}
     assert metadata == {"config": {"a": [1, None]}, **own}
 
 
@@ -56,7 +56,7 @@ def test_state_moves_between_meshes(tmp_path: Path, optimizer: str):
     wanted = state = make_state(optimizer, FSDP)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         for step, mesh in enumerate((FSDP_TENSOR, SINGLE, FSDP)):
-            checkpoints.save(step, state, metadata={}, val_loss=None)
+            checkpoints.save(step, state, metadata={}, best_value=None)
             checkpoints.wait()
             abstract = make_abstract_state(optimizer, mesh)
             with mesh.activate():
@@ -77,7 +77,7 @@ def test_state_may_be_donated_once_save_returns(tmp_path: Path):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         state = make_state()
-        checkpoints.save(1, state, metadata={}, val_loss=None)
+        checkpoints.save(1, state, metadata={}, best_value=None)
         for _ in range(3):
             state = jax.block_until_ready(overwrite(state))
         checkpoints.wait()
@@ -88,7 +88,7 @@ def test_weights_are_restored_without_the_optimizer(tmp_path: Path):
     state = make_state(has_ema=True)
     assert state.ema is not None
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(1, state, metadata={}, val_loss=None)
+        checkpoints.save(1, state, metadata={}, best_value=None)
     for item in ("optimizer", "counters"):
         (tmp_path / "1" / item).rename(tmp_path / item)
     assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=1), state.model)
@@ -140,11 +140,11 @@ def test_best_has_the_lowest_finite_loss(tmp_path: Path):
 def test_saved_step_is_kept_and_an_earlier_one_refused(tmp_path: Path):
     state = save_steps(tmp_path, 5)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(5, make_state(seed=1), metadata={}, val_loss=None)
+        checkpoints.save(5, make_state(seed=1), metadata={}, best_value=None)
         checkpoints.wait()
         assert_same(checkpoints.restore(make_abstract_state(), 5), state)
         with pytest.raises(UserError, match="later than step 4"):
-            checkpoints.save(4, state, metadata={}, val_loss=None)
+            checkpoints.save(4, state, metadata={}, best_value=None)
 
 
 def test_incomplete_steps_are_ignored_and_cleared(tmp_path: Path):
@@ -180,10 +180,10 @@ def test_save_that_cannot_start_can_be_repeated(tmp_path: Path):
         directory.rename(tmp_path / "elsewhere")
         directory.write_text("in the way")
         with pytest.raises(UserError, match="could not be written"):
-            checkpoints.save(2, state, metadata={}, val_loss=None)
+            checkpoints.save(2, state, metadata={}, best_value=None)
         directory.unlink()
         (tmp_path / "elsewhere").rename(directory)
-        checkpoints.save(2, state, metadata={}, val_loss=None)
+        checkpoints.save(2, state, metadata={}, best_value=None)
     assert find_step(directory, "latest") == 2
 
 
@@ -191,7 +191,7 @@ def save_when_possible(checkpoints: CheckpointManager, step: int, state: TrainSt
     """Threads of a failed save may still be writing into the directory that the next save clears."""
     for _ in range(attempts):
         with suppress(UserError):
-            checkpoints.save(step, state, metadata={}, val_loss=None)
+            checkpoints.save(step, state, metadata={}, best_value=None)
             return
         time.sleep(0.1)
     raise AssertionError("the directory was never free")
@@ -204,11 +204,11 @@ def test_save_that_fails_in_background_can_be_repeated(tmp_path: Path):
     state = make_state(config=large)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with CheckpointManager(tmp_path, CheckpointConfig(keep=1)) as checkpoints:
-        checkpoints.save(1, state, metadata={}, val_loss=None)
+        checkpoints.save(1, state, metadata={}, best_value=None)
         checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
         try:
-            checkpoints.save(2, state, metadata={}, val_loss=None)
+            checkpoints.save(2, state, metadata={}, best_value=None)
             with pytest.raises(UserError, match="could not be written"):
                 checkpoints.wait()
         finally:

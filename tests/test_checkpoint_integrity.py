@@ -78,7 +78,7 @@ def test_save_syncs_everything_before_it_counts_and_deletes_older_steps_after(
     record.write_text('{"step": 1}\n')
     events = watch_disk(monkeypatch)
     with CheckpointManager(directory, CheckpointConfig(keep=1), record=record) as manager:
-        manager.save(2, state, metadata={}, val_loss=None)
+        manager.save(2, state, metadata={}, best_value=None)
         manager.wait()
     monkeypatch.undo()
     counts = events.index(("rename", str(directory / "2")))
@@ -150,7 +150,7 @@ def test_run_goes_on_from_the_newest_undamaged_step(checkpoints: Path, capsys: p
         assert manager.choose_step() == 10
         assert_same(manager.restore(make_abstract_state(), 10), make_state())
         assert "Checkpoint 20 is passed over and kept as 20.damaged" in capsys.readouterr().out
-        manager.save(20, make_state(), metadata={}, val_loss=None)
+        manager.save(20, make_state(), metadata={}, best_value=None)
     assert list_names(checkpoints) == {"10", "20", "20.damaged"}
     flip_bit(checkpoints / "10/metadata/metadata")
     (checkpoints / "20/counters/_METADATA").unlink()
@@ -178,7 +178,7 @@ def test_best_compares_only_losses_of_the_same_metric(tmp_path: Path):
     state = save_steps(tmp_path, 1, losses={1: 0.5})
     with CheckpointManager(tmp_path, CheckpointConfig(best_metric="val_loss/books", keep=9)) as manager:
         for step, loss in ((2, 3.0), (3, float("nan")), (4, 4.0), (5, None)):
-            manager.save(step, state, metadata={}, val_loss=loss)
+            manager.save(step, state, metadata={}, best_value=loss)
         manager.wait()
         assert manager.best == 2
 
@@ -218,7 +218,7 @@ def test_older_step_that_cannot_be_deleted_does_not_fail_the_save(
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with CheckpointManager(tmp_path, CheckpointConfig(keep=1)) as manager:
-        manager.save(2, state, metadata={}, val_loss=None)
+        manager.save(2, state, metadata={}, best_value=None)
         manager.wait()
         assert manager.steps == [2]
     assert "checkpoints older than 2 cannot be deleted" in capsys.readouterr().out
@@ -234,13 +234,13 @@ def test_full_disk_is_one_error_without_tracebacks_of_threads(
     with CheckpointManager(tmp_path, CheckpointConfig()) as manager:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
         try:
-            manager.save(2, state, metadata={}, val_loss=None)
+            manager.save(2, state, metadata={}, best_value=None)
             with pytest.raises(UserError, match=rf"A checkpoint in {tmp_path} could not be written: File too large\."):
                 manager.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert manager.steps == [1]
-        manager.save(2, state, metadata={}, val_loss=None)
+        manager.save(2, state, metadata={}, best_value=None)
         manager.wait()
         assert manager.steps == [1, 2]
     assert "Traceback" not in "".join(capfd.readouterr())

@@ -35,7 +35,7 @@ def test_flags_replace_fields_of_every_kind():
     )
     request = parse("--config=mine.py", *flags.split())
     assert request.path == Path("mine.py").resolve()
-    assert {"steps", "resume", "data.source", "warmup.betas", "stages.0.batch_size"} <= set(request.typed)
+    assert {"steps", "resume", "data.source", "warmup.betas", "stages.0.batch_size"} <= set(request.explicit_fields)
     assert request.base == Config(
         data=WebShards(),
         optimizer=Muon(),
@@ -178,4 +178,4 @@ def test_flag_that_repeats_the_configs_value_counts_as_typed():
     write_config("mine.py", "config = Config(steps=7)")
     request = parse("--config=mine.py", "--steps=7")
     assert request.config == request.base
-    assert request.typed == ("steps",)
+    assert request.explicit_fields == ("steps",)

@@ -26,7 +26,7 @@ MUON = Muon(
 CONFIG = TrainConfig(optimizer=MUON, evaluators=(ValidationLoss(), BigramBaseline(), Samples(top_k=None)))
 
 
-def test_config_survives_json() -> None:
+def test_config_written_as_json_is_read_back_equal() -> None:
     assert from_json(json.loads(json.dumps(to_json(CONFIG))), TrainConfig) == CONFIG
 
 

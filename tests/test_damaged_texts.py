@@ -1,6 +1,5 @@
 """Data files that are damaged in random places are read, or refused by a `UserError`; nothing else happens."""
 
-import contextlib
 import gzip
 import json
 import random
@@ -48,6 +47,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "train.npy": lambda path: np.save(path, np.arange(300, dtype=np.int32) % 256),
 }
 
+LINES_ALONE = ("a.jsonl", "a.csv", "a.txt")
+"""Formats whose lines are read one by one: damage costs lines, and nothing before it."""
+
 
 def damage(content: bytearray, draw: random.Random) -> bytearray:
     for _ in range(draw.randint(1, 3)):
@@ -66,24 +68,43 @@ def damage(content: bytearray, draw: random.Random) -> bytearray:
     return content
 
 
-def read(path: Path, output: Path) -> None:
+def read(path: Path, output: Path) -> list[bytes]:
+    """The texts of a file of documents; of tokens there are none."""
     if path.suffix in (".bin", ".npy"):
         main(IndexShards(path.parent, "bytes", output=output if path.suffix == ".npy" else None))
         TokenShards(path=str(output if path.suffix == ".npy" else path.parent)).open_stream("train")
-        return
-    for field in ("text", "more.text", "more"):
-        list(iter_documents(open_files(str(path)).chunks(context := ReadContext(field)), context))
+        return []
+    contexts = [ReadContext(field) for field in ("text", "more.text", "more")]
+    found = [list(iter_documents(open_files(str(path)).chunks(context), context)) for context in contexts]
+    return [bytes(text) for text in found[0]]
+
+
+def begin_undamaged(name: str, texts: list[bytes], whole: bytes) -> bool:
+    """Whether the texts of a file of lines begin with those of its undamaged beginning, `whole`."""
+    if name == "a.txt":
+        return b"".join(texts).startswith(whole)
+    lines = max(0, whole.count(b"\n") - (name == "a.csv"))
+    return texts[:lines] == [f"number {i}".encode() for i in range(lines)]
 
 
 def try_damaged(name: str, seeds: range, tmp_path: Path) -> None:
+    refused = 0
     for seed in seeds:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        WRITERS[name](folder / name)
-        content = damage(bytearray((folder / name).read_bytes()), random.Random(seed))
-        (folder / name).write_bytes(content)
-        with contextlib.suppress(UserError), warnings.catch_warnings(action="error"):
-            read(folder / name, tmp_path / f"{seed}-copied")
+        path = tmp_path / str(seed) / name
+        path.parent.mkdir()
+        WRITERS[name](path)
+        written = path.read_bytes()
+        path.write_bytes(content := damage(bytearray(written), random.Random(seed)))
+        equal = [old == new for old, new in zip(written, content, strict=False)]
+        whole = written[: [*equal, False].index(False)]
+        try:
+            with warnings.catch_warnings(action="error"):
+                texts = read(path, tmp_path / f"{seed}-copied")
+        except UserError:
+            refused += 1
+        else:
+            assert name not in LINES_ALONE or begin_undamaged(name, texts, whole)
+    assert name in LINES_ALONE or refused >= len(seeds) // 3
 
 
 @pytest.mark.parametrize("name", WRITERS)

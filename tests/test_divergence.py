@@ -52,8 +52,8 @@ def watch(guard: DivergenceGuard, losses: list[float], skips: list[int] | None =
         row = {"loss": jnp.float32(loss), "consecutive_skips": jnp.int32(skips[step] if skips and loss else 0)}
         try:
             guard.check(step, row)
-        except Diverged as trouble:
-            return trouble
+        except Diverged as divergence:
+            return divergence
     return None
 
 
@@ -63,23 +63,23 @@ def make_guard(**changes: Any) -> DivergenceGuard:
 
 
 def test_spike_names_the_last_checkpoint_whose_next_step_was_good():
-    trouble = watch(make_guard(), [2.0] * 30 + [3.9, 4.1])
-    assert trouble is not None
-    assert (trouble.step, trouble.last_good, trouble.rollbacks) == (32, 30, 1)
-    assert trouble.reason == "loss 4.1000, more than 2 times its median 2.0000"
+    divergence = watch(make_guard(), [2.0] * 30 + [3.9, 4.1])
+    assert divergence is not None
+    assert (divergence.step, divergence.last_good, divergence.rollbacks) == (32, 30, 1)
+    assert divergence.reason == "loss 4.1000, more than 2 times its median 2.0000"
 
 
-def test_spike_is_judged_after_twenty_finite_losses_of_any_process():
+def test_spike_is_found_after_twenty_finite_losses_of_any_process():
     losses = [2.0] * 19 + [9.0]
     assert watch(make_guard(), losses) is None
     assert watch(make_guard(losses=[2.0, math.nan]), losses) is not None
-    assert watch(make_guard(), [2.0] * 30 + [math.nan, math.inf]) is None, "the count of skips judges these"
+    assert watch(make_guard(), [2.0] * 30 + [math.nan, math.inf]) is None, "the count of skips is for these"
 
 
 def test_skipped_updates_go_back_to_before_the_first_of_them():
-    trouble = watch(make_guard(), [2.0] * 9, [0, 0, 0, 0, 1, 2, 3, 4, 5])
-    assert trouble is not None
-    assert (trouble.step, trouble.last_good) == (7, 3)
+    divergence = watch(make_guard(), [2.0] * 9, [0, 0, 0, 0, 1, 2, 3, 4, 5])
+    assert divergence is not None
+    assert (divergence.step, divergence.last_good) == (7, 3)
 
 
 def test_run_ends_when_it_went_back_often_enough_or_never_learned():

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import Encoder, Limits, encode_batches, iter_batches
 from data_pipelines.encode.splits import AllTo, HashFraction
-from data_pipelines.readers.documents import EMPTY, INVALID, Block, Notes, ReadContext
+from data_pipelines.readers.documents import EMPTY, INVALID, DocumentBlock, Notes, ReadContext
 from gptjax.core.errors import UserError
 from gptjax.tokenization.tokenizer import Bytes
 
@@ -94,7 +94,7 @@ def die(context):
 
 
 def test_death_of_a_worker_is_explained():
-    chunks = [*make_chunks(60), (TRAIN, Block(500, die)), *make_chunks(60)]
+    chunks = [*make_chunks(60), (TRAIN, DocumentBlock(500, die)), *make_chunks(60)]
     with pytest.raises(UserError, match="a worker process died: for want of memory"):
         encode(chunks, processes=2)
 
@@ -109,7 +109,7 @@ def read_numbers(first, context):
 
 
 def number_chunks(numbers):
-    return [(TRAIN, Block(500, partial(read_numbers, number))) for number in numbers]
+    return [(TRAIN, DocumentBlock(500, partial(read_numbers, number))) for number in numbers]
 
 
 def find_numbers(batches):
@@ -128,7 +128,7 @@ def test_blocks_are_read_where_they_are_encoded(processes):
 
 
 def test_finished_blocks_are_not_read_again():
-    chunks = [(TRAIN, Block(500, None))] * 4 + number_chunks(range(12, 30, 3))  # pyright: ignore[reportArgumentType]
+    chunks = [(TRAIN, DocumentBlock(500, None))] * 4 + number_chunks(range(12, 30, 3))  # pyright: ignore[reportArgumentType]
     batches = encode(chunks, start=4)
     assert find_numbers(batches) == [str(i) for i in range(12, 30) if i != 13]
     assert batches[-1].end == 10

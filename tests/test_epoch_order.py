@@ -66,7 +66,7 @@ def test_mixture_components_have_orders_of_their_own_in_all_epochs(tmp_path: Pat
 
 def save(config: TrainConfig, step: int) -> None:
     with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
-        checkpoints.save(step, make_state(), metadata={"config": to_json(config)}, val_loss=None)
+        checkpoints.save(step, make_state(), metadata={"config": to_json(config)}, best_value=None)
 
 
 def test_old_run_keeps_added_seeds_and_a_new_one_mixes_them(tmp_path: Path):

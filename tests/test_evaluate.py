@@ -65,7 +65,11 @@ def test_evaluate_repeats_the_losses_of_training(run: TrainConfig) -> None:
 def test_loss_does_not_depend_on_batches_or_mesh(run: TrainConfig) -> None:
     wanted = evaluate_run(run, tokens=300)["val_loss"]
     assert evaluate_run(run, tokens=300, batch_size=3)["val_loss"] == pytest.approx(wanted, abs=1e-6)
-    assert evaluate_run(run, tokens=300, mesh=MeshConfig("fsdp"))["val_loss"] == pytest.approx(wanted, abs=1e-5)
+    sharded = MeshConfig("fsdp", tensor=2)
+    assert evaluate_run(run, tokens=300, mesh=sharded)["val_loss"] == pytest.approx(wanted, abs=1e-5)
+    by_windows = evaluate_run(run, tokens=300, protocol="harness")["figures"]["bits_per_byte"]["value"]
+    found = evaluate_run(run, tokens=300, protocol="harness", mesh=sharded)["figures"]["bits_per_byte"]["value"]
+    assert found == pytest.approx(by_windows, abs=1e-5)
 
 
 def test_text_has_the_loss_of_its_shards(run: TrainConfig, tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_checkpoints_are_compared_document_by_document(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_checkpoint_is_required(capsys: pytest.CaptureFixture) -> None:
+def test_command_without_a_checkpoint_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert "no checkpoint is given" in read_error(capsys)
 
 

@@ -16,12 +16,13 @@ from hf_forms import GPT2_CONFIG, LLAMA_CONFIG, compute_logits, draw_model, draw
 from test_gguf_export import TOKENIZER
 
 from gptjax.convert import main
-from gptjax.huggingface.weight_map import DTYPES, DTypeName, format_path
+from gptjax.huggingface.weight_map import DTYPES, format_path
 from gptjax.model import gpt, module
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.runs.run_dir import write_imported_run
+from gptjax.sharding.devices import DType
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -162,10 +163,10 @@ def start_llama(path: Path, *, context_length: int) -> LlamaServer:
 
 
 @pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
-def gguf_file(run: Run, request: pytest.FixtureRequest) -> tuple[Path, DTypeName]:
+def gguf_file(run: Run, request: pytest.FixtureRequest) -> tuple[Path, DType]:
     pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
-    dtype: DTypeName = request.param
+    dtype: DType = request.param
     path = run.directory.with_name(f"{dtype}.gguf")
     main(["to-gguf", f"--checkpoint={run.directory}", f"--output={path}", f"--dtype={dtype}"])
     return path, dtype
@@ -176,7 +177,7 @@ TOLERANCES = {"float32": 2e-3, "float16": 3e-3, "bfloat16": 3e-2}
 
 
 def test_llama_cpp_loads_a_gguf_as_it_is(
-    run: Run, gguf_file: tuple[Path, DTypeName], monkeypatch: pytest.MonkeyPatch
+    run: Run, gguf_file: tuple[Path, DType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """llama.cpp rounds what meets a matrix to the matrix's type, and its GELU is a table in float16. So do we here."""
     path, dtype = gguf_file
@@ -192,7 +193,7 @@ def test_llama_cpp_loads_a_gguf_as_it_is(
     assert server.continue_greedily(prompt[:PROMPT_LENGTH], len(greedy)) == greedy
 
 
-def compute_rounded_logits(run: Run, dtype: DTypeName, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+def compute_rounded_logits(run: Run, dtype: DType, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     project, multiply, gelu = module.project, gpt.multiply, ACTIVATIONS["gelu_tanh"]
     with monkeypatch.context() as patch:
         patch.setattr(module, "project", lambda axes, x, *rest, **named: project(axes, cut(x, dtype), *rest, **named))
@@ -204,13 +205,13 @@ def compute_rounded_logits(run: Run, dtype: DTypeName, monkeypatch: pytest.Monke
     return logits
 
 
-def cut(x: jax.Array, dtype: DTypeName) -> jax.Array:
+def cut(x: jax.Array, dtype: DType) -> jax.Array:
     """x with the digits of a type. XLA would leave out a conversion there and back."""
     exponent, mantissa = {"float32": (8, 23), "float16": (5, 10), "bfloat16": (8, 7)}[dtype]
     return jax.lax.reduce_precision(x, exponent, mantissa)
 
 
-def round_matrices(model: GPT, dtype: DTypeName) -> GPT:
+def round_matrices(model: GPT, dtype: DType) -> GPT:
     """The model with each matrix as a file of this type holds it."""
 
     def round_one(path: Any, leaf: Any) -> Any:

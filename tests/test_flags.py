@@ -78,6 +78,13 @@ TYPED_TO_TRAIN = {
     "--emb=8": "--model.embed-dim=8",
     "--ctx=64": "--model.context-length=64",
     "--mesh-shape=fsdp": "--mesh=fsdp",
+    "--norm_eps=1e-6": "--model.norm-epsilon=1e-6",
+    "--tie_word_embeddings=false": "--model.no-tie-embeddings",
+    "--tensor_parallel_size=2": "--mesh.tensor=2",
+    "--max_hours=8": "--max-time takes a time with its unit",
+    "--val_fraction=0.1": "data_pipelines.prepare --split=",
+    "--rope": "--model.positions=rotary",
+    "--data.pth=x": "--data.path=x",
     "--report_to=none": "--log.wandb=off|",
 }
 TYPED_TO_OTHERS = [
@@ -147,8 +154,10 @@ def test_the_usual_names_of_options_typed_as_flags_lead_to_them():
     assert len(unknown) == 7
 
 
-@pytest.mark.parametrize("word", ["embedding-colour", "embedding-foo", "batch-order"])
-def test_a_word_that_only_begins_as_a_flag_does_shows_none(word: str, flags: dict[str, Flag]):
+@pytest.mark.parametrize(
+    "word", ["embedding-colour", "embedding-foo", "batch-order", "mlp-ratio", "decay-lr", "lora-dropout"]
+)
+def test_a_word_that_shares_only_a_part_with_a_flag_shows_none(word: str, flags: dict[str, Flag]):
     assert "Write" not in explain_unknown(word, "8", flags)
 
 

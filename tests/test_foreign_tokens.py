@@ -1,6 +1,7 @@
 """Token files of other projects: recorded in place, or copied with their documents."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.index_shards import IndexShards, main
-from data_pipelines.verify import Verify, verify_directory
+from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
@@ -20,6 +21,15 @@ ORDINARY = 600
 END = ORDINARY
 MDS_INDEX = b"""{"shards": [{"raw_data": {"basename": "x.mds"}, "column_names": %b, "column_encodings": [],
 "column_sizes": [], "compression": %b}]}"""
+
+
+MDS_SHARD = b"""{"raw_data": {"basename": "x.mds"}, "column_names": [], "column_encodings": [], "column_sizes": []}, """
+
+
+def make_index(lengths, begins):
+    """A Megatron index of 32-bit ids."""
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, len(lengths), len(lengths) + 1)
+    return header + np.array(lengths, "<i4").tobytes() + np.array(begins, "<i8").tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +88,7 @@ def write_mds(directory, rows, encoding, compression=None):
 
 def copy(source, tokenizer, tmp_path):
     main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
-    verify_directory(Verify(tmp_path / "copied"))
+    verify_directory(VerifyShards(tmp_path / "copied"))
     return read_all(tmp_path / "copied")
 
 
@@ -125,7 +135,7 @@ def test_files_without_a_header_are_recorded_in_place(dtype, format, expected, t
         expected.astype(dtype).tofile(tmp_path / f"{split}.bin")
     main(IndexShards(tmp_path, tokenizer))
     assert read_manifest(tmp_path).format == format
-    verify_directory(Verify(tmp_path))
+    verify_directory(VerifyShards(tmp_path))
     for split in ("train", "val"):
         stream = TokenShards(path=str(tmp_path)).open_stream(split)
         np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
@@ -198,7 +208,11 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
         ("a.idx", b"MMIDIDX\0\0", "is not an index of Megatron"),
         ("a.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 7, 5, 5), "type 7"),
         ("a.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 2**60, 5), "is cut short"),
+        ("a.idx", make_index([3, -2], [0, 0]), "sequences are longer than a.bin together"),
+        ("a.idx", make_index([4] * 9, [0] * 9), "sequences are longer than a.bin together"),
         ("index.json", b"[]", "is not an index of MDS"),
+        ("index.json", b'{"shards": [{"raw_data": 7}]}', "is not an index of MDS"),
+        ("index.json", MDS_INDEX.replace(b"[{", b"[%b{") % (MDS_SHARD, b"[]", b"null"), "names a file twice"),
         (
             "index.json",
             b'{"shards": [{"raw_data": {"basename": "../x"}, "column_names": [], '
@@ -218,6 +232,30 @@ def test_damaged_token_files_are_refused(name, content, message, tokenizer, tmp_
     source = tmp_path / "source"
     source.mkdir()
     (source / name).write_bytes(content)
+    if b"MMIDIDX" in content and len(content) > 34:
+        (source / "a.bin").write_bytes(bytes(32))
     with pytest.raises(UserError, match=message):
         main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
+    assert not (tmp_path / "copied").exists()
+
+
+def test_what_is_no_file_is_passed_over(tokenizer, tmp_path):
+    """A pipe would never end; a link to itself and a directory cannot be read."""
+    source = tmp_path / "source"
+    (source / "train.bin").mkdir(parents=True)
+    (source / "a.npy").symlink_to(source / "a.npy")
+    os.mkfifo(source / "val.bin")
+    for output in (tmp_path / "copied", None):
+        with pytest.raises(UserError, match=r"no token files|no \.bin files"):
+            main(IndexShards(source, tokenizer, output=output))
+
+
+def test_compressed_mds_is_not_unpacked_beyond_what_its_index_says(tokenizer, documents, tmp_path):
+    write_mds(tmp_path / "source", documents, "bytes", "zstd")
+    index = tmp_path / "source" / "index.json"
+    content = json.loads(index.read_text())
+    content["shards"][0]["raw_data"]["bytes"] -= 1
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"shard.00000.mds.zstd: holds more than the [\d,]+ bytes of index.json"):
+        main(IndexShards(tmp_path / "source", tokenizer, output=tmp_path / "copied"))
     assert not (tmp_path / "copied").exists()

@@ -1,4 +1,4 @@
-"""The ledger of a run's time: what is written, what a later start takes back, and what is said of it."""
+"""The goodput log: what is written, what a later start takes back, and what is said of it."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from gptjax.metrics.goodput import (
     GOODPUT_FILE,
-    GoodputLedger,
+    GoodputLog,
     Span,
     describe_goodput,
     read_spans,
@@ -56,13 +56,13 @@ def test_line_names_the_share_of_steps_that_remained():
     assert describe_goodput([]) is None
 
 
-def test_ledger_sums_up_steps_until_something_else_is_measured(tmp_path: Path):
-    ledger = GoodputLedger(tmp_path, clock=lambda: 1000.0)
+def test_goodput_log_sums_up_steps_until_something_else_is_measured(tmp_path: Path):
+    log = GoodputLog(tmp_path, clock=lambda: 1000.0)
     for step in range(1, 4):
-        ledger.add_step(step, 2.0, data_seconds=0.5)
+        log.add_step(step, 2.0, data_seconds=0.5)
     assert read_spans(tmp_path) == []
-    ledger.add("checkpoint", 3.0, step=3)
-    ledger.add_step(4, 61.0, data_seconds=0.0)
+    log.add("checkpoint", 3.0, step=3)
+    log.add_step(4, 61.0, data_seconds=0.0)
     assert read_spans(tmp_path) == [
         Span("step", 1000.0, 6.0, 3, first=0, data=1.5),
         Span("checkpoint", 1000.0, 3.0, 3),
@@ -70,7 +70,7 @@ def test_ledger_sums_up_steps_until_something_else_is_measured(tmp_path: Path):
     ]
 
 
-def test_ledger_goes_on_behind_lines_that_are_none(tmp_path: Path):
+def test_goodput_log_goes_on_behind_lines_that_are_none(tmp_path: Path):
     broken = [
         '{"kind": "step", "time"',
         "[]",
@@ -79,15 +79,15 @@ def test_ledger_goes_on_behind_lines_that_are_none(tmp_path: Path):
         '{"kind": "step", "step": 1, "time": NaN}',
     ]
     (tmp_path / GOODPUT_FILE).write_text("\n".join(reversed(broken)))
-    GoodputLedger(tmp_path).add("start", 1.0, step=7)
+    GoodputLog(tmp_path).add("start", 1.0, step=7)
     assert [(span.kind, span.step) for span in read_spans(tmp_path)] == [("start", 7)]
 
 
-def test_ledger_that_cannot_be_written_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_goodput_log_that_cannot_be_written_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / GOODPUT_FILE).mkdir()
-    ledger = GoodputLedger(tmp_path)
-    ledger.add("start", 1.0, step=0)
-    ledger.add("compile", 1.0, step=0)
+    log = GoodputLog(tmp_path)
+    log.add("start", 1.0, step=0)
+    log.add("compile", 1.0, step=0)
     assert capsys.readouterr().out.count("cannot be written") == 1
     assert read_spans(tmp_path) == []
 

@@ -162,6 +162,79 @@ def test_one_command_gives_the_table_of_the_model_card(
     assert all(line["resps"] for line in lines)
 
 
+CHOICES = """\
+task: choices
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{answers}}"
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+
+
+@pytest.mark.parametrize("mesh", [["--mesh=single"], ["--mesh=fsdp", "--mesh.tensor=2"]])
+def test_tasks_equal_those_of_lm_eval_on_the_export(
+    run: Path, models: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesh: list[str]
+) -> None:
+    """Pages as WikiText's, longer than the context, with its counts of words; choices behind line ends and blanks."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    draw = random.Random(7)
+    dump = lambda name, rows: (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    title = lambda i: f" = {'= ' * (i % 2)}Page {i} {'= ' * (i % 2)}= \n \n"
+    page = lambda i: f"{title(i)} {write_text(draw, 11 * i)} @-@ x , 3 @.@ 5 's \n \n"
+    dump("wikitext.jsonl", ({"page": page(i) + "\n" * (i % 3)} for i in range(1, 6)))
+    ends, words = ("\n", "\n\n", " ", "?\n", ""), lambda count: write_text(draw, count)
+    items = [
+        {"question": words(4 + 3 * i) + ends[i % 5], "answers": [words(1), f" {words(3)}", words(2)], "gold": i % 3}
+        for i in range(8)
+    ]
+    dump("choices.jsonl", items)
+    task = tmp_path / "choices.yaml"
+    task.write_text(CHOICES.replace("FILE", str(tmp_path / "choices.jsonl")))
+    wikitext = tmp_path / "wikitext.yaml"
+    harness = Path(import_module("lm_eval").__file__ or "").parent / "tasks" / "wikitext" / "wikitext.yaml"
+    files = {"test": str(tmp_path / "wikitext.jsonl")}
+    changes = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    splits = {"training_split": None, "validation_split": None}
+    wikitext.write_text(json.dumps({"include": str(harness), "task": "wikitext", **changes, **splits}))
+    theirs = import_module("lm_eval").simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(run.parent / "export"), "dtype": "float32"},
+        device="cpu",
+        batch_size=4,
+        tasks=[str(wikitext), str(task)],
+        bootstrap_iters=0,
+    )
+    file, responses = tmp_path / "result.json", tmp_path / "responses.jsonl"
+    command = [f"--checkpoint={run}", f"--tasks=wikitext,{task}", f"--task-data=wikitext={tmp_path / 'wikitext.jsonl'}"]
+    main([*command, *mesh, "--batch-size=4", f"--json={file}", f"--responses={responses}"])
+
+    figures = json.loads(file.read_text())["figures"]
+    for name, key in (("wikitext", "word_perplexity"), ("wikitext", "bits_per_byte"), ("choices", "acc")):
+        assert figures[f"{name} {key}"]["value"] == pytest.approx(theirs["results"][name][f"{key},none"], rel=1e-5)
+    ours = [json.loads(line) for line in responses.read_text().splitlines()]
+    for name in ("wikitext", "choices"):
+        left = {sample["doc_id"]: sample for sample in theirs["samples"][name]}
+        right = {sample["doc_id"]: sample for sample in ours if sample["task"] == name}
+        assert left.keys() == right.keys() == set(range({"wikitext": 5, "choices": 8}[name]))
+        for number, sample in left.items():
+            found = [response[0] for response in right[number]["resps"]]
+            for wanted, own in zip([response[0] for response in sample["resps"]], found, strict=True):
+                compare_likelihoods(wanted, own, text=str(sample["doc"].get("page", "x" * 40)))
+
+
+def compare_likelihoods(wanted: Any, found: Any, *, text: str) -> None:
+    """To 1e-3 nats for an item, and to 1e-4 for each token."""
+    if isinstance(wanted, list | tuple):
+        (wanted, is_greedy), (found, own) = wanted, found
+        assert is_greedy == own
+    assert found == pytest.approx(wanted, abs=min(1e-3, 1e-4 * len(TOKENIZER.encode(text))))
+
+
 def test_tasks_without_data_are_marked_as_not_run(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
     words = [f"--checkpoint={run}", "--mesh=single", "--tasks=enwik8,text8"]
     main([*words, f"--task-data=enwik8={data / 'enwik8.txt'}"])
@@ -222,7 +295,7 @@ def test_answer_ends_with_its_turn(models: tuple[Any, Any], monkeypatch: pytest.
         (["--tasks=cbt_cn", "--limit=0"], "--limit is 0"),
     ],
 )
-def test_mistakes_are_named(
+def test_wrong_names_of_tasks_and_files_are_named(
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,16 +1,27 @@
 """What `--help` begins with: a few examples that are right, and the flags that one often gives."""
 
+import ast
+import dataclasses
 import importlib
+import inspect
+import itertools
 import shlex
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.runtime.options import run_command
 from gptjax import bench, chat, convert, evaluate, sample, train, verify
 from gptjax.benchmark.options import BenchOptions
+from gptjax.config import load_config
 from gptjax.core.command_line import parse_known_options, parse_options
-from gptjax.core.config_files import find_config
+from gptjax.core.config_files import find_config, list_configs
+from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol
+from gptjax.training.distillation import Distillation
+from gptjax.training.preference import IPO, ORPO, SimPO
 
 TYPES = {
     "gptjax.chat": chat.Chat,
@@ -29,7 +40,7 @@ PIPELINES = {
     "prepare_chat": ("prepare_chat", "PrepareChat"),
     "prepare_preferences": ("prepare_preferences", "PreparePreferences"),
     "preview": ("preview", "Preview"),
-    "verify": ("verify_directory", "Verify"),
+    "verify": ("verify_directory", "VerifyShards"),
     "fetch": ("fetch", "Fetch"),
     "index_shards": ("main", "IndexShards"),
     "train_tokenizer": ("train_tokenizer", "TrainTokenizer"),
@@ -103,3 +114,46 @@ def test_words_of_engineers_stand_beside_their_flag(word: str, capsys: pytest.Ca
         word, word.replace(" ", "-")
     )
     assert flag.replace("embedding-", "embed-").replace("gradient-accumulation", "grad-accum") in line
+
+
+def iter_fields(config: Any) -> Iterator[tuple[type, str]]:
+    """The classes of a config with the names of their fields that are no sections of their own."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        sections = [
+            part for part in (value if isinstance(value, tuple) else (value,)) if dataclasses.is_dataclass(part)
+        ]
+        for section in sections:
+            yield from iter_fields(section)
+        if not sections:
+            yield type(config), field.name
+
+
+def list_documented(module: str) -> set[tuple[str, str]]:
+    """The classes of a module and their fields that have a docstring behind them: tyro shows it."""
+    tree = ast.parse(Path(inspect.getfile(sys.modules[module])).read_text(encoding="utf-8"))
+    return {
+        (node.name, ast.unparse(field.target))
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for field, text in itertools.pairwise(node.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def test_every_flag_of_every_config_has_words() -> None:
+    configs = [load_config(name) for name in list_configs()]
+    parts = [*configs, TextProtocol(), HarnessTasks(), Core(), IPO(), SimPO(), ORPO(), Distillation()]
+    found = {field for part in parts for field in iter_fields(part)}
+    options = [(kind, field) for kind in (*TYPES.values(), BenchOptions) for field in dataclasses.fields(kind)]
+    found |= {(kind, field.name) for kind, field in options if not dataclasses.is_dataclass(field.default)}
+    bases = {kind: [base for base in kind.__mro__ if dataclasses.is_dataclass(base)] for kind, _ in found}
+    modules = {base.__module__ for kind in bases for base in bases[kind]}
+    documented = {module: list_documented(module) for module in modules}
+    missing = [
+        f"{kind.__name__}.{name}"
+        for kind, name in found
+        if not any((base.__name__, name) in documented[base.__module__] for base in bases[kind])
+    ]
+    assert len(found) > 150
+    assert sorted(missing) == []

@@ -61,7 +61,7 @@ def test_training_files_are_read_in_order_and_fetched_once(hub):
     assert len(hub.requests) == 2
 
 
-def test_pattern_chooses_files(hub):
+def test_pattern_behind_a_repository_chooses_its_files(hub):
     assert read("hf:owner/tales:data/validation-*.parquet") == ["held out"]
     assert read("hf:owner/tales@main:*/*.jsonl") == ["more"] * 100
     assert read("hf:owner/tales:README.md") == ["# About"]
@@ -148,7 +148,7 @@ def test_unknown_and_gated_repositories_are_explained(hub):
         read("hf:owner/tales")
 
 
-def test_token_is_sent(hub, monkeypatch):
+def test_token_of_the_environment_is_sent(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     read("hf:owner/tales:data/validation-*")
     assert hub.tokens == {"Bearer secret"}

@@ -26,8 +26,9 @@ from gptjax.huggingface.forms import FORMS, choose_form
 from gptjax.huggingface.model_dir import compute_torch_logits, write_model
 from gptjax.huggingface.model_import import from_hf, from_hf_config
 from gptjax.huggingface.safetensors_dir import read_json, write_json
-from gptjax.huggingface.weight_map import DTypeName, list_parameters
+from gptjax.huggingface.weight_map import list_parameters
 from gptjax.model.config import GPTConfig
+from gptjax.sharding.devices import DType
 
 LLAMAS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -62,7 +63,7 @@ MODELS = {
 """Config by name; the name begins with that of the form."""
 
 
-def save(directory: Path, config: GPTConfig, *, dtype: DTypeName = "float32", form: str | None = None) -> Any:
+def save(directory: Path, config: GPTConfig, *, dtype: DType = "float32", form: str | None = None) -> Any:
     """Write a model with drawn weights as the form that its config takes; returns the model."""
     model = draw_model(config)
     directory.mkdir(parents=True)
@@ -93,7 +94,7 @@ def test_exported_model_returns_bit_for_bit(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_llama_in_16_bits_is_exported_again_bit_for_bit(tmp_path: Path, dtype: DTypeName) -> None:
+def test_llama_in_16_bits_is_exported_again_bit_for_bit(tmp_path: Path, dtype: DType) -> None:
     save(tmp_path / "first", MODELS["llama_grouped"], dtype=dtype)
     config, model, origin = from_hf(tmp_path / "first")
     assert (origin.dtype, config.compute.dtype) == (dtype, "bfloat16" if dtype == "bfloat16" else "float32")

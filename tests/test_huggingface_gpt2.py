@@ -201,7 +201,7 @@ def test_config_json_without_fields_is_gpt2():
 
 
 @pytest.mark.parametrize("name", sorted(EXPORTABLE))
-def test_export_expresses_field(name: str):
+def test_export_of_a_changed_field_reads_back_equal(name: str):
     config = replace(GPTConfig(), **{name: EXPORTABLE[name]})
     assert getattr(config, name) != getattr(GPTConfig(), name)
     imported = from_hf_config(to_hf_config(config, dtype="float32", end_of_text=None), path=Path("config.json"))

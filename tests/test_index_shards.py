@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.index_shards import choose_tokenizer, index_shards, is_indexed
 from data_pipelines.prepare import Prepare, prepare
-from data_pipelines.verify import Verify, verify_directory
+from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.manifest import read_manifest
@@ -46,7 +46,7 @@ def test_index_counts_documents_and_bytes(foreign, tokenizer, capsys):
     stream = open_split(foreign, "train")
     assert (stream.take(np.asarray(stream.document_starts)) == tokenizer.end_of_text).all()
     assert TokenShards(path=str(foreign)).load_tokenizer().fingerprint == tokenizer.fingerprint
-    assert verify_directory(Verify(foreign)) == manifest
+    assert verify_directory(VerifyShards(foreign)) == manifest
     assert before == {name: (foreign / name).read_bytes() for name in before}, "the shards are as they were"
 
 
@@ -68,7 +68,7 @@ def test_split_that_begins_inside_a_document_has_no_index(foreign, tokenizer, ca
     assert "train" in capsys.readouterr().out
     assert manifest.splits["train"].documents == 0
     assert "train.documents" not in manifest.sidecars
-    assert verify_directory(Verify(foreign)) == manifest
+    assert verify_directory(VerifyShards(foreign)) == manifest
 
 
 def test_indexing_again_replaces_the_old_index(foreign, tokenizer):
@@ -109,7 +109,7 @@ def test_failed_indexing_changes_nothing(foreign, tokenizer):
         index_shards(foreign, tokenizer)
     for path in more:
         path.unlink()
-    assert verify_directory(Verify(foreign)) == manifest
+    assert verify_directory(VerifyShards(foreign)) == manifest
     assert not list(foreign.glob(".index*"))
 
 

@@ -99,8 +99,8 @@ def test_scale_is_saved_and_restored(tmp_path: Path) -> None:
         abstract = abstract_state(FLOAT16, OPTIMIZER.build(steps=10, mesh=MESH), mesh=MESH)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         saved = make_state(FLOAT16, scale=32.0, finite_steps=3)
-        checkpoints.save(1, saved, metadata={}, val_loss=None)
-        checkpoints.save(2, make_state(MODEL), metadata={}, val_loss=None)
+        checkpoints.save(1, saved, metadata={}, best_value=None)
+        checkpoints.save(2, make_state(MODEL), metadata={}, best_value=None)
         checkpoints.wait()
         assert_same(checkpoints.restore(abstract, 1), saved)
         begun = checkpoints.restore(abstract, 2).loss_scale  # the run was in float32 until then

@@ -115,7 +115,7 @@ def run_steps(name: str, mesh: MeshConfig = SINGLE) -> tuple[list[dict[str, nnx.
 
 
 @pytest.mark.parametrize("name", OPTAX)
-def test_updates_equal_optax(name: str):
+def test_updates_over_several_steps_equal_optax(name: str):
     def dimensions(axis_names: str) -> optax.contrib.MuonDimensionNumbers:
         inputs, outputs = matrix_axes(axis_names)
         return optax.contrib.MuonDimensionNumbers(tuple(i + 1 for i in inputs), tuple(i + 1 for i in outputs))
@@ -167,7 +167,7 @@ def update_matrix(config: Muon, gradients: list[np.ndarray]) -> Iterator[np.ndar
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_updates_equal_numpy(name: str):
+def test_updates_with_every_option_equal_numpy(name: str):
     config = CONFIGS[name]
     split = functools.partial(split_matrices, heads=config.matrix_split == "heads")
     gradients = [to_numpy(draw_params(step + 1)) for step in range(STEPS)]

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: only answers are learned, each conversation by itself, with one mean for any layout."""
+"""Supervised fine-tuning: only answers are learned, each conversation by itself, with one mean on any mesh."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import make_model, place_model
+from models import make_model, open_loader, place_model
 from scored import Document, draw_documents, write_documents
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
@@ -18,7 +18,7 @@ from gptjax.data.config import TokenShards
 from gptjax.model.gpt import GPT
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
-from gptjax.runs.startup import make_phase_step, make_read_spec, open_evaluators, open_loader
+from gptjax.runs.startup import make_phase_step, make_read_spec, open_evaluators
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import ValidationLoss

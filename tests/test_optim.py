@@ -68,7 +68,7 @@ def list_paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree.flatten_with_path(tree)[0]]
 
 
-def test_adamw_equals_optax():
+def test_adamw_with_clipping_and_decay_equals_optax():
     got, _ = update(AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.1, clip_norm=1.0))
     is_param = lambda node: isinstance(node, nnx.Variable)
     decays = jax.tree.map(lambda p: p.replace(weight_role(p.axis_names) != "vector"), MODEL, is_leaf=is_param)

@@ -16,7 +16,7 @@ from gptjax.data.splits import open_split
 BLOCKS = """
 import functools
 from dataclasses import dataclass
-from data_pipelines.readers.documents import Block
+from data_pipelines.readers.documents import DocumentBlock
 
 @dataclass(frozen=True)
 class Squares:
@@ -25,7 +25,7 @@ class Squares:
 
     def chunks(self, context):
         for begin in range(0, self.count, 10):
-            yield Block(10, functools.partial(read, begin))
+            yield DocumentBlock(10, functools.partial(read, begin))
 
     def identity(self):
         return {"count": self.count}
@@ -39,7 +39,7 @@ def read(begin, context):
 def write_source(path: Path, body: str) -> str:
     """Write a file with a source whose `chunks` has this body; returns its spec."""
     path.write_text(
-        "from data_pipelines.readers.documents import Block\n\n"
+        "from data_pipelines.readers.documents import DocumentBlock\n\n"
         "class Own:\n    name = 'own'\n    def identity(self):\n        return {}\n"
         f"    def chunks(self, context):\n        {body}\n"
     )
@@ -120,8 +120,14 @@ def test_absent_file_is_refused_in_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ("yield 'text'", r"chunk 0: is of type str, wanted bytes of UTF-8, or a Block\. Encode it: text\.encode\(\)"),
-        ("yield Block(1, lambda context: iter([b'a']))", r"cannot be sent to another process: .*functools\.partial"),
+        (
+            "yield 'text'",
+            r"chunk 0: is of type str, wanted bytes .* or a DocumentBlock\. Encode it: text\.encode\(\)",
+        ),
+        (
+            "yield DocumentBlock(1, lambda context: iter([b'a']))",
+            r"cannot be sent to .*functools\.partial",
+        ),
     ],
 )
 def test_wrong_chunk_is_refused_in_words(tmp_path: Path, body: str, problem: str) -> None:

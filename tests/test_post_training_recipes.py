@@ -36,8 +36,8 @@ from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
-from gptjax.training.answers import Answers
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.exact_match import ExactMatch
 
 pytestmark = pytest.mark.slow
 
@@ -176,7 +176,7 @@ def tuned(world: Path, start: str) -> TrainConfig:
     """The second stage of `modern_253m`."""
     base = modern_253m_sft.config
     optimizer = shorten_schedules(base.optimizer, learning_rate=5e-3)
-    questions = Answers(str(world / "held_out.jsonl"), every=40, max_new_tokens=12, opening=OPENINGS[0])
+    questions = ExactMatch(str(world / "held_out.jsonl"), every=40, max_new_tokens=12, opening=OPENINGS[0])
     config = make_sft(base, world, start, steps=40, optimizer=optimizer)
     config = replace(config, evaluators=(*config.evaluators, questions))
     assert train(config) == 0

@@ -63,7 +63,7 @@ def test_status_tells_a_scheduler_what_to_do():
     assert [stop_status(number) for number in numbers] == [130, 143, 129, 152, 75, 75]
 
 
-def test_environment_adds_signals():
+def test_stop_signals_of_the_environment_are_added():
     assert list_stop_signals({}) == STOP_SIGNALS
     assert list_stop_signals({"GPTJAX_STOP_SIGNALS": "usr2,SIGQUIT"})[-2:] == (signal.SIGUSR2, signal.SIGQUIT)
     with pytest.raises(UserError, match="SIGNONE"):
@@ -116,7 +116,7 @@ def test_signal_ends_a_run_that_goes_back(capfd: pytest.CaptureFixture[str]):
     assert "SIGUSR1: stopping while going back; there is nothing to save" in capfd.readouterr().out
 
 
-def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch):
+def test_sighup_under_nohup_stays_ignored(monkeypatch: pytest.MonkeyPatch):
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with GracefulShutdown():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from formula import assert_gradient_equals, compute_logits, read_weights, softmax, traced_by_jax
-from models import make_model, place_model
+from models import make_model, open_loader, place_model
 from scored import draw_documents, draw_pairs, write_documents
 from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer
 
@@ -23,7 +23,7 @@ from gptjax.data.loader import Batch, put_on_devices
 from gptjax.data.preferences import PreferenceShards, cut_pairs
 from gptjax.model.gpt import GPT
 from gptjax.runs.run_dir import write_imported_run
-from gptjax.runs.startup import make_read_spec, open_loader
+from gptjax.runs.startup import make_read_spec
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.evaluators import ValidationLoss

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.evaluation.prefixes import Group, plan_batches, plan_groups, score_with_shared_prefixes
+from gptjax.evaluation.prefixes import PrefixGroup, plan_batches, plan_groups, score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions, score_windows
-from gptjax.evaluation.windows import Window
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 
@@ -34,15 +34,15 @@ def make_model(**changes: Any) -> GPT:
     return jax.jit(lambda key: GPT(config, key=key))(jax.random.key(0))
 
 
-def make_choices(random: np.random.RandomState, *, items: int) -> list[Window]:
+def make_choices(random: np.random.RandomState, *, items: int) -> list[EvalWindow]:
     """Answers of some lengths to questions of some lengths, and a text that shares nothing."""
     windows = []
     for _ in range(items):
         question = random.randint(0, 50, random.randint(12, 30))
         for _ in range(4):
             answer = random.randint(0, 50, random.randint(1, 12))
-            windows.append(Window(np.concatenate([question, answer]).astype(np.int32), len(answer)))
-    return [*windows, Window(random.randint(0, 50, 20).astype(np.int32), 19)]
+            windows.append(EvalWindow(np.concatenate([question, answer]).astype(np.int32), len(answer)))
+    return [*windows, EvalWindow(random.randint(0, 50, 20).astype(np.int32), 19)]
 
 
 @pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2", "modern"])
@@ -71,7 +71,7 @@ def test_common_examples_outweigh_a_longer_question() -> None:
     """All windows begin with 40 tokens: sharing those saves more than sharing 44 in pairs."""
     begin = np.arange(40)
     tokens = lambda question, answer: np.concatenate([begin, [question] * 4, [answer]]).astype(np.int32)
-    windows = [Window(tokens(question, answer), 1) for question in range(41, 47) for answer in (1, 2)]
+    windows = [EvalWindow(tokens(question, answer), 1) for question in range(41, 47) for answer in (1, 2)]
     [group] = plan_groups(windows, max_members=64)
     assert group.prefix == 40
     assert len(plan_groups(windows, max_members=4)) >= 3
@@ -83,4 +83,4 @@ def test_batches_hold_every_group_once_and_are_bounded() -> None:
     batches = plan_batches(groups, windows, options=ScoringOptions(batch_size=2))
     assert sorted(id(group) for batch in batches for group in batch) == sorted(map(id, groups))
     assert all(sum(len(group.members) for group in batch) <= 8 for batch in batches)
-    assert isinstance(batches[0][0], Group)
+    assert isinstance(batches[0][0], PrefixGroup)

@@ -22,7 +22,7 @@ from data_pipelines.encode.encoder import Limits
 from data_pipelines.prepare import Prepare, prepare, resolve_request
 from data_pipelines.recipes import RECIPES
 from data_pipelines.train_tokenizer import TrainTokenizer, train_tokenizer
-from data_pipelines.verify import Verify, verify_directory
+from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
 from gptjax.data.manifest import MANIFEST_NAME, read_manifest
@@ -300,7 +300,7 @@ def test_notes_stay_with_the_data(tmp_path, capsys):
         file.write("broken\n")
     (note,) = notes = run(source, out, split="none").notes
     assert note.startswith(f"1 invalid record skipped; the first: {source}:41: ")
-    for again in (lambda: run(source, out, split="none"), lambda: verify_directory(Verify(out))):
+    for again in (lambda: run(source, out, split="none"), lambda: verify_directory(VerifyShards(out))):
         capsys.readouterr()
         assert again().notes == notes
         assert f"note: {note}\n" in capsys.readouterr().out

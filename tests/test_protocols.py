@@ -16,10 +16,10 @@ import pytest
 from gptjax.core.errors import UserError
 from gptjax.evaluation import texts
 from gptjax.evaluation.figures import DocumentSums, compute_figures
-from gptjax.evaluation.protocols import PRESETS, Protocol, find_protocol, place_windows
+from gptjax.evaluation.protocols import PRESETS, EvalProtocol, find_protocol, place_windows
 from gptjax.evaluation.scoring import ScoringOptions, round_up_length, score_windows
 from gptjax.evaluation.texts import Text, encode_text, read_documents, score_text
-from gptjax.evaluation.windows import Window
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN
@@ -78,7 +78,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def score(model: GPT, file: Path, protocol: Protocol, **options: Any) -> DocumentSums:
+def score(model: GPT, file: Path, protocol: EvalProtocol, **options: Any) -> DocumentSums:
     resolved = protocol.resolve(CONTEXT)
     scoring = ScoringOptions(batch_size=3)
     return score_text(model, encode_text(file, TOKENIZER, resolved), resolved, options=scoring, **options)
@@ -209,13 +209,13 @@ def test_words_are_counted_as_asked_for(model: GPT, file: Path) -> None:
         "split": len(re.split(r"\s+", text)),
     }
     for words, count in counts.items():
-        assert round(score(model, file, Protocol(words=words)).words.sum()) == count
+        assert round(score(model, file, EvalProtocol(words=words)).words.sum()) == count
 
 
 def test_masked_tokens_do_not_count(model: GPT) -> None:
     ids = [TOKENIZER.encode(line).astype(np.int32) for line in LINES[-2:]]
     masks = [np.arange(len(part)) % 2 == 0 for part in ids]
-    protocol = Protocol().resolve(CONTEXT)
+    protocol = EvalProtocol().resolve(CONTEXT)
     found = score_text(model, Text("chat", ids, None, None, is_stored=True, masks=masks), protocol)
     assert found.scored.sum() == np.concatenate(masks)[1:].sum()
     assert set(compute_figures(found)) == {"nats_per_token", "token_perplexity"}
@@ -228,18 +228,18 @@ def test_every_preset_describes_itself(name: str) -> None:
 
 def test_protocols_that_do_not_fit_are_refused(model: GPT, file: Path) -> None:
     with pytest.raises(UserError, match=r"the window of .* is 25 tokens; it .* 1 and the model's context of 24"):
-        Protocol(window=25).resolve(CONTEXT)
+        EvalProtocol(window=25).resolve(CONTEXT)
     with pytest.raises(UserError, match=r"the stride of .* is 9 tokens; it lies between 1 and the window of 8"):
-        Protocol(window=8, stride=9).resolve(CONTEXT)
+        EvalProtocol(window=8, stride=9).resolve(CONTEXT)
     with pytest.raises(UserError, match=r"--protocol=gpt2 is unknown; wanted one of gptjax"):
         find_protocol("gpt2")
     with pytest.raises(UserError, match=r"too few tokens to predict one; at least 2 are needed"):
-        place_windows(Protocol(first_token="context").resolve(4), [np.array([3])])
+        place_windows(EvalProtocol(first_token="context").resolve(4), [np.array([3])])
 
 
 def test_window_longer_than_the_context_is_refused(model: GPT) -> None:
     with pytest.raises(UserError, match=r"a window of 30 tokens does not fit model.context_length 24"):
-        score_windows(model, [Window(np.zeros(31, np.int32), 30)])
+        score_windows(model, [EvalWindow(np.zeros(31, np.int32), 30)])
 
 
 def test_lengths_of_rows_are_few_and_hold_the_row() -> None:

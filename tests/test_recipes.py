@@ -76,7 +76,7 @@ def test_recipe_reads_the_right_files(name, tmp_path, monkeypatch):
             assert bytes(only).split(b"/")[1].startswith(b"validation")
 
 
-def test_command_lists_recipes():
+def test_command_without_arguments_lists_recipes():
     command = [sys.executable, "-m", "data_pipelines.recipes"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(name in printed for name in NAMES)

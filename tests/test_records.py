@@ -8,11 +8,11 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from data_pipelines.readers.records import Record, find_record_files, iter_blocks
+from data_pipelines.readers.records import NamedRecord, find_record_files, iter_blocks
 from gptjax.core.errors import UserError
 
 
-def read(*paths: Path, block_bytes: int = 2**20) -> list[Record]:
+def read(*paths: Path, block_bytes: int = 2**20) -> list[NamedRecord]:
     """All records, read as another process would."""
     blocks = [block for path in paths for block in iter_blocks(path, fields=("n", "m"), block_bytes=block_bytes)]
     return [record for block in blocks for record in pickle.loads(pickle.dumps(block)).read()]

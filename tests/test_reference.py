@@ -19,9 +19,9 @@ from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.runs import reference
 from gptjax.runs.startup import make_read_spec
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.answers import Answers
 from gptjax.training.evaluator import EvalContext
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.exact_match import ExactMatch
 from gptjax.training.preference import DPO
 
 
@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> TrainConfig:
         model={"intra_document_mask": True},
         data=PreferenceShards(path=str(path)),
         objective=DPO(),
-        evaluators=(Answers(path="questions.jsonl"),),
+        evaluators=(ExactMatch(path="questions.jsonl"),),
     )
 
 

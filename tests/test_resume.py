@@ -19,7 +19,7 @@ from gptjax.training.stages import Stage
 
 def save(config: TrainConfig, step: int) -> None:
     with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
-        checkpoints.save(step, make_state(), metadata={"config": to_json(config)}, val_loss=None)
+        checkpoints.save(step, make_state(), metadata={"config": to_json(config)}, best_value=None)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, cap
             checkpoints.choose_step(15)
         assert checkpoints.choose_step(10) == 10
         assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10"}
-        checkpoints.save(20, make_state(), metadata={}, val_loss=None)
+        checkpoints.save(20, make_state(), metadata={}, best_value=None)
         checkpoints.wait()
         assert checkpoints.choose_step(10) == 20
         assert "has gone back to step 10 before" in capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_rotation, "_set_aside", rename_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint_rotation.go_back(tmp_path, 10)
+            checkpoint_rotation.roll_back_to(tmp_path, 10)
     assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "30", "40.after_10", "10.after_10.begun"}
     assert checkpoint_rotation.find_last_kept(tmp_path) == 10
     monkeypatch.setattr(checkpoint_rotation, "describe_incomplete", lambda path: None)

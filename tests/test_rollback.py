@@ -96,11 +96,11 @@ def test_signal_while_a_run_goes_back_ends_it_and_the_command_resumes(
 
     def signal_and_go_back(*arguments: Any, **keywords: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return trainer.go_back(*arguments, **keywords)
+        return trainer.roll_back(*arguments, **keywords)
 
     stopped = replace(config, name="stopped", steps=28)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "go_back", signal_and_go_back)
+        patch.setattr(trainer, "roll_back", signal_and_go_back)
         assert train(stopped) == 143
     assert "stopped while going back: nothing was to be saved" in capsys.readouterr().out
     assert complete_steps(stopped.directory / "checkpoints") == [12, 24]

@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Path:
     write_run_files(directory, tiny_config(tmp_path / "shards"), tokenizer(), source="config = None\n")
     (directory / METRICS).write_text('{"step": 1}\n')
     with CheckpointManager(directory / CHECKPOINTS, CheckpointConfig(), record=directory / METRICS) as checkpoints:
-        checkpoints.save(1, make_state(), metadata={}, val_loss=None)
+        checkpoints.save(1, make_state(), metadata={}, best_value=None)
     with (directory / METRICS).open("a") as file:
         file.write('{"step": 2}\n')
     return directory

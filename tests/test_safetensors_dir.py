@@ -53,7 +53,7 @@ def test_index_cannot_name_files_elsewhere(tmp_path: Path):
         read_tensors(tmp_path / "model")
 
 
-def test_pickles_are_refused(tmp_path: Path):
+def test_directory_with_only_a_pickle_is_refused(tmp_path: Path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(UserError, match=r"\*\.bin, a pickle.*save_pretrained"):
         read_tensors(tmp_path)

@@ -43,13 +43,13 @@ def test_cosine_ends_with_the_run_by_default():
     np.testing.assert_array_equal(evaluate(schedule, 20, until=30), evaluate(fixed, 999, until=30))
 
 
-def test_cosine_equals_optax():
+def test_cosine_with_warmup_and_floor_equals_optax():
     reference = optax.warmup_cosine_decay_schedule(1 / 11, 1.0, 10, 50, end_value=0.05)
     values = evaluate(Cosine(warmup_steps=10, min_ratio=0.05, decay_steps=50), 70)
     np.testing.assert_allclose(values, reference(np.arange(70)), atol=2e-6)
 
 
-def test_linear_equals_optax():
+def test_linear_decay_and_beyond_equals_optax():
     reference = optax.linear_schedule(1.0, 0.2, 30)
     np.testing.assert_allclose(evaluate(Linear(min_ratio=0.2), 30, until=45), reference(np.arange(45)), atol=2e-7)
 

@@ -16,7 +16,7 @@ from data_pipelines.readers.files import LEFT_OUT, open_files
 from data_pipelines.readers.paths import find_split
 from data_pipelines.readers.records import iter_blocks
 from gptjax.core.errors import UserError
-from gptjax.evaluation.protocols import Protocol
+from gptjax.evaluation.protocols import EvalProtocol
 from gptjax.evaluation.texts import encode_text, read_documents
 from gptjax.tokenization.tokenizer import Bytes
 
@@ -272,7 +272,7 @@ def test_evaluate_reads_the_field_that_is_named(kind: str, tmp_path: Path):
 def test_evaluate_cuts_at_ends_of_text_or_tells_them(tmp_path: Path, capsys: pytest.CaptureFixture):
     path = tmp_path / "a.txt"
     path.write_text("one<|endoftext|>\ntwo\n\nthree")
-    assert len(encode_text(path, Bytes(), Protocol()).documents) == 1
+    assert len(encode_text(path, Bytes(), EvalProtocol()).documents) == 1
     told = "note: 1 time <|endoftext|> stands in text and is scored as text; --separator='<|endoftext|>' cuts text"
     assert told in capsys.readouterr().err
     assert read_documents(path, separator="<|endoftext|>") == ["one", "two\n\nthree"]

@@ -32,7 +32,7 @@ def test_invalid_utf8_in_a_file_is_replaced_or_raised(tmp_path):
         read(path, strict=True)
 
 
-def test_utf16_is_refused(tmp_path):
+def test_text_in_utf16_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"is UTF-16, wanted UTF-8.*iconv"):
         read(write_compressed(tmp_path / "x.txt", "text".encode("utf-16")))
 

@@ -12,7 +12,7 @@ def feed(text: str, *stop_texts: str, size: int = 1) -> tuple[list[str], TextStr
     return [stream.add(ids[i : i + size]) for i in range(0, len(ids), size)], stream
 
 
-def test_characters_come_whole():
+def test_characters_of_several_tokens_come_whole():
     parts, stream = feed("aé☕")
     assert parts == ["a", "", "é", "", "", "☕"]
     assert (stream.finish(), stream.text) == ("", "aé☕")

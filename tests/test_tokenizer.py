@@ -149,7 +149,7 @@ def test_lone_surrogates_become_the_replacement_character(tok: Tokenizer) -> Non
     assert tok.decode(tok.encode("\ud83d\ude00")) == "😀"
 
 
-def test_decode_never_fails(tok: Tokenizer) -> None:
+def test_decode_of_ids_without_text_gives_replacement_characters(tok: Tokenizer) -> None:
     assert tok.decode([]) == ""
     assert tok.decode([tok.vocab_size + 7, -1]) == "\ufffd\ufffd"
     assert tok.decode(np.arange(tok.vocab_size, dtype=np.uint16))

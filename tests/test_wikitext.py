@@ -54,7 +54,7 @@ def test_text_without_titles_is_one_article():
     assert list(documents_in(Articles(Given(["one\ntwo"])), ReadContext())) == [b"one\ntwo"]
 
 
-def test_spec_opens_articles(tmp_path):
+def test_source_with_the_wikitext_prefix_opens_articles(tmp_path):
     (tmp_path / "wiki.train.raw").write_bytes(ORIGINAL.encode())
     plain = open_source(str(tmp_path / "wiki.train.raw"))
     source = open_source(f"wikitext:{tmp_path}/wiki.train.raw")

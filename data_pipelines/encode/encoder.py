@@ -18,9 +18,9 @@ from data_pipelines.encode.splits import AllTo, SplitRule
 from data_pipelines.encode.worker_pool import map_on_cores
 from data_pipelines.readers.documents import (
     EMPTY,
-    Block,
     Chunk,
     Document,
+    DocumentBlock,
     Notes,
     ReadContext,
     is_blank,
@@ -95,7 +95,7 @@ def _iter_units(
 ) -> Iterator[tuple[SplitRule, Unit]]:
     for rule, chunk in chunks:
         notes = context.notes.take()
-        if isinstance(chunk, Block):
+        if isinstance(chunk, DocumentBlock):
             yield rule, Unit(chunk, notes, UNIT_COST + chunk.size)
         elif len(chunk) <= piece_bytes or is_blank(chunk):
             # Memory that a reader lends cannot be sent to another process.

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
@@ -27,13 +27,27 @@ PROGRESS_NAME = "progress.json"
 def hold_lock(output: Path) -> Iterator[None]:
     """Hold the lock on `output`, a file `.NAME.lock` beside it; waits for the process that holds it now."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.with_name(f".{output.name}.lock").open("w") as lock:
-        try:
-            lock_file(lock)
-        except BlockingIOError:
-            print(f"waiting for another process that is writing {output}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = output.with_name(f".{output.name}.lock")
+    while True:
+        with path.open("w") as lock:
+            try:
+                lock_file(lock)
+            except BlockingIOError:
+                print(f"waiting for another process that is writing {output}", file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_same(path, lock):  # the other process has removed it
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_same(path: Path, file: IO[str]) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False
 
 
 def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> Manifest | None:

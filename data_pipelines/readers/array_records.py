@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.json_lines import parse_text
 from gptjax.core.errors import UserError
@@ -29,7 +29,7 @@ def read_array_records(path: Path, context: ReadContext) -> Iterator[Chunk]:
         for begin, end in split_records(reader.num_records(), path.stat().st_size, context):
             contents = reader.read(begin, end)
             as_json = _is_json(contents[0]) if begin == 0 else as_json
-            block = Block(sum(map(len, contents)), partial(_read_records, path, begin, contents, as_json))
+            block = DocumentBlock(sum(map(len, contents)), partial(_read_records, path, begin, contents, as_json))
             yield from block.chunks(context)
 
 

@@ -97,7 +97,7 @@ class ReadContext:
 
 
 @dataclass(frozen=True)
-class Block:
+class DocumentBlock:
     """Consecutive documents of a source that another process can read: `read` can be pickled.
 
     `size` is about their bytes of text. `read` yields them in order; empty ones are allowed.
@@ -111,7 +111,7 @@ class Block:
         return iter([self]) if self.size <= 16 * context.block_bytes else self.read(context)
 
 
-Chunk = Document | Block
+Chunk = Document | DocumentBlock
 
 
 class Source(Protocol):
@@ -133,7 +133,7 @@ class Source(Protocol):
 def iter_documents(chunks: Iterable[Chunk], context: ReadContext) -> Iterator[Document]:
     """Yield all documents, reading blocks in this process."""
     for chunk in chunks:
-        if isinstance(chunk, Block):
+        if isinstance(chunk, DocumentBlock):
             yield from chunk.read(context)
         else:
             yield chunk

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, encode_utf8, validate_utf8
+from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text, suggest_command
 from data_pipelines.readers.tables import is_json_array, read_json_array
 from data_pipelines.readers.text_files import COMPRESSED, open_file
@@ -27,7 +27,7 @@ def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
     with open_file(path) as file:
         number = 1
         while lines := file.readlines(context.block_bytes):
-            yield from Block(sum(map(len, lines)), partial(_read_texts, path, number, lines)).chunks(context)
+            yield from DocumentBlock(sum(map(len, lines)), partial(_read_texts, path, number, lines)).chunks(context)
             number += len(lines)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, Source, validate_utf8
+from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, Source, validate_utf8
 from gptjax.core.config_files import run_file
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path, file_sha256
@@ -74,18 +74,18 @@ class OwnSource:
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         for number, chunk in enumerate(self.source.chunks(context)):
             where = f"source {self.spec}: chunk {number}"
-            if isinstance(chunk, Block):
+            if isinstance(chunk, DocumentBlock):
                 read = functools.partial(_read_block, self.path, self.digest, self._pack(chunk), where)
-                yield Block(chunk.size, read)
+                yield DocumentBlock(chunk.size, read)
             else:
                 yield check_document(chunk, context, where=where)
 
-    def _pack(self, block: Block) -> bytes:
+    def _pack(self, block: DocumentBlock) -> bytes:
         try:
             return pickle.dumps(block.read)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise UserError(
-                f"source {self.spec}: the `read` of a Block cannot be sent to another process: {error}. "
+                f"source {self.spec}: the `read` of a DocumentBlock cannot be sent to another process: {error}. "
                 "Use a function of the file, or functools.partial of one."
             ) from None
 
@@ -110,5 +110,7 @@ def check_document(document: Any, context: ReadContext, *, where: str) -> Docume
     """Return the document as valid UTF-8; raise `UserError` for anything but bytes."""
     if not isinstance(document, bytes | bytearray | memoryview):
         hint = " Encode it: text.encode()." if isinstance(document, str) else ""
-        raise UserError(f"{where}: is of type {type(document).__name__}, wanted bytes of UTF-8, or a Block.{hint}")
+        raise UserError(
+            f"{where}: is of type {type(document).__name__}, wanted bytes of UTF-8, or a DocumentBlock.{hint}"
+        )
     return validate_utf8(document, context, where=where)

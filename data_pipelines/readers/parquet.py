@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import Block, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.extras import import_pyarrow
 from data_pipelines.readers.fields import find_text, join_text, list_fields, suggest_command, suggest_prepare
 from data_pipelines.readers.text_files import explain_errors
@@ -32,7 +32,7 @@ def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
             columns = [group.column(i) for i in range(group.num_columns)]
             name = _find_stored([c.path_in_schema for c in columns], context.text_field)
             size = sum(c.total_uncompressed_size for c in columns if _is_of_column(c.path_in_schema, name))
-            yield from Block(size, partial(_read_row_group, path, number, row)).chunks(context)
+            yield from DocumentBlock(size, partial(_read_row_group, path, number, row)).chunks(context)
             row += group.num_rows
 
 
@@ -40,7 +40,7 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
     """The rows of a group by its number; the file has `row` rows before them."""
     column = context.text_field
     with open_parquet(path) as file:
-        stored = _find_stored([one.path for one in file.schema], column)
+        stored = _find_stored([field.path for field in file.schema], column)
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=[stored], use_threads=False):
             for value in join_values(find_column(batch, column)):
                 row += 1

@@ -28,7 +28,7 @@ RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
 _KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow"
 
-Record = tuple[str, Any]
+NamedRecord = tuple[str, Any]
 """A place and a JSON value, or the `UserError` that says what is wrong there."""
 
 
@@ -36,7 +36,7 @@ class RecordBlock(NamedTuple):
     """Neighbouring records of about `size` bytes. `read` can be pickled."""
 
     size: int
-    read: Callable[[], Iterator[Record]]
+    read: Callable[[], Iterator[NamedRecord]]
 
 
 def find_record_files(spec: str) -> tuple[Path, ...]:
@@ -70,7 +70,7 @@ def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
             number += len(lines)
 
 
-def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]:
+def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[NamedRecord]:
     for number, line in enumerate(lines, start=first):
         if line.strip():
             where = f"{path}:{number}"
@@ -80,13 +80,13 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[Record]
                 yield where, InvalidRecord(f"{where}: {explain_line(line, error)}", NOT_JSON)
 
 
-def _iter_given(records: Iterator[Record]) -> Iterator[RecordBlock]:
+def _iter_given(records: Iterator[NamedRecord]) -> Iterator[RecordBlock]:
     """Blocks of records that this process has parsed."""
     while block := list(itertools.islice(records, ITEMS)):
         yield RecordBlock(sum(len(str(record)) for _, record in block), partial(iter, block))
 
 
-def _check_cells(rows: Iterator[Record]) -> Iterator[Record]:
+def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:
     """Rows of a table, with a `UserError` for one that is not UTF-8."""
     for where, row in rows:
         try:
@@ -114,7 +114,9 @@ def _iter_row_groups(path: Path, fields: tuple[str, ...]) -> Iterator[RecordBloc
             row += group.num_rows
 
 
-def _read_rows(path: Path, group: int, row: int, begin: int, end: int, columns: tuple[str, ...]) -> Iterator[Record]:
+def _read_rows(
+    path: Path, group: int, row: int, begin: int, end: int, columns: tuple[str, ...]
+) -> Iterator[NamedRecord]:
     """Rows begin to end of a group, before which the file has `row` rows."""
     with open_parquet(path) as file:
         place = 0

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.documents import REPLACED, Block, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import REPLACED, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.zstandard import error_classes, open_zstandard
 from gptjax.core.errors import UserError
 
@@ -27,7 +27,7 @@ def read_text(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the whole file as one document; a small file as a block."""
     size = path.stat().st_size
     if path.suffix.lower() not in COMPRESSED[1:] and size <= context.block_bytes:
-        yield Block(size, partial(_read_whole, path))
+        yield DocumentBlock(size, partial(_read_whole, path))
     else:
         yield from _read_whole(path, context)
 

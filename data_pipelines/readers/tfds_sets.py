@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.array_records import split_records
-from data_pipelines.readers.documents import TEXT_FIELD, Block, Chunk, Document, ReadContext, validate_utf8
+from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.extras import needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
 from gptjax.core.errors import UserError
@@ -38,7 +38,7 @@ class TfdsSet:
     def chunks(self, context: ReadContext) -> Iterator[Chunk]:
         records, _, size = _open_split(self.spec, self.directory, self.split, context.text_field)
         for begin, end in split_records(len(records), size * len(records), context):
-            yield from Block(size * (end - begin), partial(self._read, begin, end)).chunks(context)
+            yield from DocumentBlock(size * (end - begin), partial(self._read, begin, end)).chunks(context)
 
     def _read(self, begin: int, end: int, context: ReadContext) -> Iterator[Document]:
         records, feature, _ = _open_split(self.spec, self.directory, self.split, context.text_field)

@@ -102,7 +102,8 @@ def compare_generation(
         needed = new_tokens * count_read_bytes(config.model, rows=rows, length=options.prompt_tokens + new_tokens // 2)
         share = needed / read_bytes
         measured = [
-            measure_one(one, times, rows=rows, tokens=rows * new_tokens, share=share) for one in (ours, *others)
+            measure_one(contestant, times, rows=rows, tokens=rows * new_tokens, share=share)
+            for contestant in (ours, *others)
         ]
     return Comparison(f"{rows} × {new_tokens} tokens after {options.prompt_tokens}", tuple(measured))
 

@@ -179,18 +179,18 @@ def describe_own(training: TrainingRun, loop: LoopContestant, times: Times, *, p
 def compare(title: str, times: Times, contestants: Sequence[Any]) -> Comparison:
     """The speeds of contestants that ran in turn. The first is ours."""
     ours, measured = contestants[0], []
-    for one in contestants:
-        seconds = Spread.of(times[one.name])
-        ratio = compare_rounds(times, ours.name, to=one.name, work=ours.tokens / one.tokens)
+    for contestant in contestants:
+        seconds = Spread.of(times[contestant.name])
+        ratio = compare_rounds(times, ours.name, to=contestant.name, work=ours.tokens / contestant.tokens)
         measured.append(
             ContestantResult(
-                one.name,
-                rows=one.rows,
-                tokens=one.tokens,
+                contestant.name,
+                rows=contestant.rows,
+                tokens=contestant.tokens,
                 seconds=seconds,
-                tokens_per_second=one.tokens / seconds.median,
-                ours_over_theirs=None if one is ours else ratio,
-                about=getattr(one, "software", None),
+                tokens_per_second=contestant.tokens / seconds.median,
+                ours_over_theirs=None if contestant is ours else ratio,
+                about=getattr(contestant, "software", None),
             )
         )
     return Comparison(title, tuple(measured))

@@ -88,7 +88,7 @@ class Program:
         if instruction is None or instruction.opcode in CONTROL:
             return None
         inside = self.computations.get(instruction.calls, [])
-        opcodes = {one.opcode for one in inside} or {instruction.opcode}
+        opcodes = {operation.opcode for operation in inside} or {instruction.opcode}
         scope, direction = find_scope(choose_op_name(instruction, inside))
         if any(opcode.startswith(COLLECTIVES) for opcode in opcodes):
             return Place("collectives", direction)
@@ -118,12 +118,12 @@ def parse_program(text: str) -> Program:
 
 def choose_op_name(instruction: Instruction, inside: list[Instruction]) -> str:
     """The name stack that stands for an instruction and the instructions `inside` its fusion."""
-    for one in inside:
-        if one.opcode in PRODUCTS and find_scope(one.op_name)[0]:
-            return one.op_name
+    for operation in inside:
+        if operation.opcode in PRODUCTS and find_scope(operation.op_name)[0]:
+            return operation.op_name
     if find_scope(instruction.op_name)[0]:
         return instruction.op_name
-    scoped = Counter(one.op_name for one in inside if find_scope(one.op_name)[0])
+    scoped = Counter(operation.op_name for operation in inside if find_scope(operation.op_name)[0])
     return scoped.most_common(1)[0][0] if scoped else instruction.op_name
 
 

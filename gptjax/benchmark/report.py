@@ -28,7 +28,11 @@ def format_result(result: Result) -> str:
         *(f"- note: {note}" for note in result.notes),
     ]
     parts = [] if result.own is None else [format_own(result.own)]
-    parts += [format_comparison(one) for one in result.comparisons if result.own is None or len(one.contestants) > 1]
+    parts += [
+        format_comparison(comparison)
+        for comparison in result.comparisons
+        if result.own is None or len(comparison.contestants) > 1
+    ]
     parts += [] if result.breakdown is None else [format_breakdown(result.breakdown)]
     return "\n\n".join(["\n".join(lines), *parts]) + "\n"
 
@@ -70,11 +74,18 @@ def format_own(own: OwnStep) -> str:
 def format_comparison(comparison: Comparison) -> str:
     """Contestants that ran in turn."""
     rows = []
-    has_share = any(one.bandwidth_share is not None for one in comparison.contestants)
-    for one in comparison.contestants:
-        share = [] if not has_share else [f"{one.bandwidth_share or 0:.2f}"]
+    has_share = any(contestant.bandwidth_share is not None for contestant in comparison.contestants)
+    for contestant in comparison.contestants:
+        share = [] if not has_share else [f"{contestant.bandwidth_share or 0:.2f}"]
         rows.append(
-            (one.name, str(one.rows), format_spread(one.seconds), f"{one.tokens_per_second:,.0f}", *share, _ratio(one))
+            (
+                contestant.name,
+                str(contestant.rows),
+                format_spread(contestant.seconds),
+                f"{contestant.tokens_per_second:,.0f}",
+                *share,
+                _ratio(contestant),
+            )
         )
     head = [
         "contestant",
@@ -110,7 +121,8 @@ def format_breakdown(breakdown: Breakdown) -> str:
     totals = [sum(value for key, value in sums.items() if key[1] == direction) for direction in directions]
     rows.append(("all", *(f"{value:.2f}" for value in totals), f"{breakdown.total:.2f}", "100.0%"))
     operations = [
-        (one.kernel, one.name, one.category, one.direction, f"{one.milliseconds:.3f}") for one in breakdown.operations
+        (operation.kernel, operation.name, operation.category, operation.direction, f"{operation.milliseconds:.3f}")
+        for operation in breakdown.operations
     ]
     return "\n".join(
         [
@@ -150,11 +162,11 @@ def write_picture(result: Result, path: Path) -> None:
     from matplotlib.figure import Figure  # slow to import
 
     count = len(result.comparisons)
-    bars = max(len(one.contestants) for one in result.comparisons)
+    bars = max(len(comparison.contestants) for comparison in result.comparisons)
     figure = Figure(figsize=(7, 1 + count * (0.6 + 0.4 * bars)), layout="constrained")
     for axes, comparison in zip(figure.subplots(count, squeeze=False)[:, 0], result.comparisons, strict=True):
-        names = [one.name for one in comparison.contestants]
-        speeds = [one.tokens_per_second for one in comparison.contestants]
+        names = [contestant.name for contestant in comparison.contestants]
+        speeds = [contestant.tokens_per_second for contestant in comparison.contestants]
         drawn = axes.barh(names, speeds, color=["tab:blue" if name == "gptjax" else "tab:gray" for name in names])
         axes.bar_label(drawn, labels=[f"{speed:,.0f}" for speed in speeds], padding=3)
         axes.invert_yaxis()

@@ -22,7 +22,7 @@ from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.logger import MetricLogger
 from gptjax.model.gpt import GPT
 from gptjax.runs import startup
-from gptjax.runs.reference import prepare_second_model
+from gptjax.runs.reference import prepare_frozen_model
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.preference import ReferenceObjective
@@ -138,7 +138,7 @@ def open_batches(
     if isinstance(objective, ReferenceObjective) and objective.store_reference:
         reader, spec = ZeroReference(reader), replace(spec, reference=Path())
         return BatchLoader(reader, spec, mesh=mesh), None
-    return BatchLoader(reader, spec, mesh=mesh), prepare_second_model(config, spec, mesh).model
+    return BatchLoader(reader, spec, mesh=mesh), prepare_frozen_model(config, spec, mesh).model
 
 
 @dataclass(frozen=True)

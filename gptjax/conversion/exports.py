@@ -16,9 +16,9 @@ from gptjax.core.files import atomic_directory, expand_path
 from gptjax.huggingface.form import Form, HFOrigin
 from gptjax.huggingface.forms import FormName, choose_form
 from gptjax.huggingface.safetensors_dir import read_json
-from gptjax.huggingface.weight_map import DTypeName
 from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.runs.run_dir import RunDir
+from gptjax.sharding.devices import DType
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ToHf:
     """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
     form: FormName = "auto"
     """Class of models to write. `auto` takes the first that can express the model."""
-    dtype: DTypeName | None = None
+    dtype: DType | None = None
     """Type of the tensors. Default: the type that the model was imported in, else float32."""
     verify: bool = True
     """Compare logits with transformers (needs torch and transformers) before the directory appears."""
@@ -79,7 +79,7 @@ class ToGGUF:
     """Checkpoint: a number, `latest` or `best`."""
     ema: bool = True
     """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    dtype: DTypeName = "float32"
+    dtype: DType = "float32"
     """Type of the matrices: float16 halves the file and rounds. Vectors are float32."""
     imports: Imports = ()
     """Module or Python file with classes that the run's config uses. May be given several times."""
@@ -99,7 +99,7 @@ def export_model(options: ToHf) -> None:
     output = expand_path(options.output)
     with atomic_directory(output) as directory:
         model, origin = load_with_origin(run, options)
-        dtype: DTypeName = options.dtype or (origin.dtype if origin else "float32")
+        dtype: DType = options.dtype or (origin.dtype if origin else "float32")
         model_dir.write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
         facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
         if isinstance(run, RunDir):
@@ -117,7 +117,7 @@ def export_model(options: ToHf) -> None:
         print(hub_upload.upload_directory(output, options.push_to, private=options.private))
 
 
-def _describe_export(options: ToHf, run: Checkpoint, *, form: Form, dtype: DTypeName) -> str:
+def _describe_export(options: ToHf, run: Checkpoint, *, form: Form, dtype: DType) -> str:
     weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
     tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
     source = f"{run.directory.name} at step {run.find_step(options.step)}"

@@ -47,7 +47,7 @@ class ConfigRequest(Generic[T]):
     path: Path
     modules: Modules
     """The config file and the modules of `--import`, by the name under which their classes are saved."""
-    typed: tuple[str, ...]
+    explicit_fields: tuple[str, ...]
     """Paths of the fields that the command line sets, such as `model.context_length`, also to what they were."""
 
 
@@ -73,8 +73,8 @@ def parse_config(
         print(_format_common_flags(base, prog))
     config = _parse(config_type, rest, prog=prog, default=base, description=description, options_type=options_type)
     words = normalize_words(rest, list_flags(config_type, base))
-    typed = tuple(_name_field(word) for word in words if word.startswith("--"))
-    return ConfigRequest(config, base, path, {path.stem: module, **modules}, typed)
+    explicit_fields = tuple(_name_field(word) for word in words if word.startswith("--"))
+    return ConfigRequest(config, base, path, {path.stem: module, **modules}, explicit_fields)
 
 
 def _name_field(word: str) -> str:

@@ -80,10 +80,10 @@ def sync_tree(directory: Path) -> None:
 def make_directories(path: Path) -> None:
     """Make a directory and those above it, each on the disk in the directory above."""
     path = path.absolute()
-    missing = [one for one in (path, *path.parents) if not one.exists()]
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for one in reversed(missing):
-        sync_path(one.parent)
+    for directory in reversed(missing):
+        sync_path(directory.parent)
 
 
 def file_sha256(path: AnyPath) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import itertools
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -126,7 +126,7 @@ def explain_unknown(name: str, value: str | None, flags: Flags) -> str:
         value = word if word in VALUES else value  # --bf16
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
-        forms = " or ".join(_write(one, _negate(word, one, value), flags[one]) for one in meant)
+        forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
         return f"There is no flag --{shown}. Write {forms}."
     if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
         return f"There is no flag --{shown}. {reason}"
@@ -153,30 +153,39 @@ def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
         return synonyms[:1]
     if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
         return sorted(found, key=lambda flag: flag.count("."))[:3]
-    if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(word) < SHORTEST_MISTAKE:
+    if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:
         return []
-    bare = word.removeprefix("no-").replace("-", "")
-    spelled = {flag.replace("-", ""): flag for flag in flags} | {
-        flag.rpartition(".")[2].replace("-", ""): flag for flag in reversed(list(flags))
-    }
-    close = _find_misspelled(name.replace("-", ""), spelled, cutoff=0.75)
-    if close := close or _find_misspelled(bare, spelled, cutoff=0.75):
-        return [spelled[close[0]]]
+    spelled = {key: flag for flag in reversed(list(flags)) for key in _list_endings(flag)}
+    for typed in (name, word, word.removeprefix("no-"), word.removeprefix("no")):
+        if close := _find_misspelled(typed, spelled, cutoff=0.75):
+            return [spelled[close[0]]]
     keys = _find_misspelled(word, FLAGS_BY_WORD, cutoff=0.85)
     return [flag for key in keys for flag in FLAGS_BY_WORD[key] if flag in flags][:1]
 
 
-def _find_misspelled(word: str, known: Iterable[str], *, cutoff: float) -> list[str]:
-    """The known word that has almost the same letters, also behind the letters with which both begin; [] if none.
+def _list_endings(flag: str) -> list[str]:
+    """`model.compute.dtype`, `compute.dtype`, `dtype`."""
+    parts = flag.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
-    `embedding-dim` begins as `embedding-std` does, and means something else.
+
+def _find_misspelled(typed: str, known: Iterable[str], *, cutoff: float) -> list[str]:
+    """The known word that has almost the same letters in each of its parts; [] if none.
+
+    `embedding-dim` is not `embedding-std`, and `val-fraction` is not `fraction`: whole parts differ.
     """
-    for close in difflib.get_close_matches(word, known, n=3, cutoff=cutoff):
-        start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(word, close, strict=False)))
-        ends = word[start:], close[start:]
-        if min(map(len, ends)) < 2 or difflib.SequenceMatcher(None, *ends).ratio() >= 0.5:
-            return [close]
-    return []
+    return [word for word in difflib.get_close_matches(typed, known, n=5, cutoff=cutoff) if _is_alike(typed, word)][:1]
+
+
+def _is_alike(typed: str, known: str) -> bool:
+    ours, theirs = re.split(r"[-.]", typed), re.split(r"[-.]", known)
+    if len(ours) != len(theirs):
+        return _measure_likeness("".join(ours), "".join(theirs)) >= 0.9
+    return all(_measure_likeness(*pair) >= 0.6 for pair in zip(ours, theirs, strict=True))
+
+
+def _measure_likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def _write(name: str, value: str | None, flag: Flag) -> str:

@@ -3,10 +3,10 @@
 _SAME = {
     "optimizer.learning-rate": "lr learning-rate learningrate max-lr peak-lr",
     "optimizer.weight-decay": "wd weight-decay",
-    "optimizer.beta1": "beta1 adam-beta1",
-    "optimizer.beta2": "beta2 adam-beta2",
+    "optimizer.beta1": "beta1 adam-beta1 adam-b1 b1",
+    "optimizer.beta2": "beta2 adam-beta2 adam-b2 b2",
     "optimizer.clip-norm": "grad-clip clip gradient-clip gradient-clipping-threshold "
-    "gradient-clipping max-grad-norm clip-grad",
+    "gradient-clipping max-grad-norm clip-grad clip-grad-norm max-norm grad-norm",
     "optimizer.schedule.warmup-steps": "warmup warmup-iters warmup-steps lr-warmup-steps num-warmup-steps",
     "steps": "step max-iters iters iterations num-steps max-steps train-steps num-train-steps total-steps "
     "num-iterations "
@@ -18,18 +18,20 @@ _SAME = {
     "model.num-kv-heads": "kv-heads n-kv-head n-kv-heads num-key-value-heads base-num-kv-heads",
     "model.embed-dim": "n-embd d-model hidden-size hidden-dim dim width model-dim n-embed embed-dim emb-dim "
     "base-emb-dim embedding-dim embedding-size emb-size emb",
-    "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim base-mlp-dim",
+    "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim base-mlp-dim "
+    "ffn-hidden-size ffn-hidden-dim mlp-hidden-dim mlp-hidden-size",
     "model.context-length": "block-size seq-len seq-length sequence-length max-seq-len max-seq-length max-length "
     "context context-length context-size n-positions n-ctx ctx ctx-len max-target-length max-position-embeddings",
     "model.vocab-size": "n-vocab vocab vocab-size",
-    "model.dropout": "dropout resid-pdrop",
-    "model.bias": "bias",
-    "model.compute.dtype": "dtype precision mixed-precision bf16 fp16 fp32 torch-dtype mp",
+    "model.dropout": "dropout resid-pdrop dropout-rate attn-dropout attn-pdrop hidden-dropout embd-pdrop",
+    "model.bias": "bias use-bias",
+    "model.compute.dtype": "dtype precision mixed-precision bf16 fp16 fp32 torch-dtype mp compute-dtype amp autocast",
     "model.rotary-base": "rope-theta rope-base rotary-base",
     "model.compute.remat": "gradient-checkpointing checkpointing remat activation-checkpointing",
     "data.path": "dataset data data-dir data-path train-data train-file dataset-path dataset-dir input-bin "
     "dataset-name",
-    "output-dir": "out-dir outdir save-dir output out results-dir base-output-directory",
+    "output-dir": "out-dir outdir save-dir output out results-dir base-output-directory "
+    "output-directory checkpoint-dir ckpt-dir log-dir logdir run-dir exp-dir",
     "ema.decay": "ema ema-decay",
     "name": "run-name exp-name experiment wandb-run-name run-id",
     "init-from": "initialize-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
@@ -73,6 +75,27 @@ _SAME = {
     "max-document-tokens": "max-length max-seq-length max-seq-len max-tokens truncation block-size context-length",
     "lora.rank": "lora lora-r rank r",
     "best-batch": "batch-sizes batches",
+    "optimizer.epsilon": "eps adam-eps adam-epsilon",
+    "optimizer.schedule.decay-steps": "lr-decay-iters lr-decay-steps",
+    "optimizer.schedule.min-ratio": "min-lr-ratio",
+    "model.norm": "norm-type normalization",
+    "model.norm-epsilon": "norm-eps layer-norm-eps layer-norm-epsilon layernorm-epsilon rms-norm-eps",
+    "model.activation": "act act-fn hidden-act activation-function",
+    "model.tie-embeddings": "tied tie-weights tie-word-embeddings tied-embeddings weight-tying",
+    "model.positions": "pos-emb position-embedding position-embedding-type",
+    "model.long-window": "window-size sliding-window attention-window",
+    "model.logit-softcap": "softcap final-logit-softcapping",
+    "model.init.std": "init-std initializer-range",
+    "model.compute.attention-impl": "flash flash-attention use-flash-attention attention-kernel attn-implementation",
+    "model.compute.scan-layers": "scan unroll",
+    "mesh.data": "data-parallel data-parallel-size dp-size",
+    "mesh.fsdp": "fsdp-size ici-fsdp-parallelism",
+    "mesh.tensor": "tensor-parallel tensor-parallel-size tp-size tp",
+    "checkpoint.keep": "max-to-keep save-total-limit keep-last-n",
+    "evaluators.0.batch-size": "eval-batch-size val-batch-size",
+    "lora.targets": "target-modules lora-target-modules",
+    "push-to": "push-to-hub hub-model-id",
+    "patience": "early-stopping early-stopping-patience",
 }
 FLAGS_BY_WORD: dict[str, list[str]] = {}
 """Flags that a word may mean, the likeliest first; a command has some of them."""
@@ -119,6 +142,19 @@ EXPLANATIONS = {
         ("epochs", "num-epochs", "num-train-epochs", "max-epochs"),
         "A run is as long as --steps says; its first lines tell how many steps an epoch has.",
     ),
+    **dict.fromkeys(
+        ("total-tokens", "train-tokens", "token-budget"),
+        "--steps counts steps: divide tokens by --batch-size times --model.context-length.",
+    ),
+    **dict.fromkeys(
+        ("val-fraction", "val-split", "validation-split", "train-split"),
+        "Data is split when it is prepared: python -m data_pipelines.prepare --split=….",
+    ),
+    **dict.fromkeys(
+        ("time-limit", "max-duration", "max-hours", "max-minutes", "max-seconds"),
+        "--max-time takes a time with its unit, such as 90m or 11.5h.",
+    ),
+    **dict.fromkeys(("rope", "use-rope"), "Write --model.positions=rotary."),
     **dict.fromkeys(("num-workers", "workers"), "Data is read ahead by a thread; there are no workers."),
     **dict.fromkeys(
         ("c", "config-file", "cfg", "conf", "config-path", "config-name", "preset"),

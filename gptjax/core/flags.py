@@ -59,7 +59,7 @@ def _iter_flags(kind: Any, value: Any, prefix: str) -> Iterator[tuple[str, Flag]
         return
     for field in (field for field in dataclasses.fields(kind) if field.init and field.name in hints):
         hint, metadata = _strip_annotations(hints[field.name])
-        names = [found for one in metadata if isinstance(found := getattr(one, "name", None), str)]
+        names = [found for mark in metadata if isinstance(found := getattr(mark, "name", None), str)]
         path = ".".join(filter(None, [prefix, *(names or [field.name.replace("_", "-")])]))
         inner = field.default if value is None else getattr(value, field.name, None)
         parts = list(enumerate(inner)) if isinstance(inner, tuple | list) else []
@@ -106,7 +106,7 @@ def normalize_words(words: Sequence[str], flags: Flags) -> list[str]:
         elif value is not None:
             out += [f"--{known}={normalize_value(value, flag)}", *following]
         else:
-            out += [f"--{known}", *(normalize_value(one, flag) for one in following)]
+            out += [f"--{known}", *(normalize_value(argument, flag) for argument in following)]
     return out
 
 

@@ -92,9 +92,9 @@ def find_unimportable(config: Any) -> str | None:
 def _list_dataclasses(value: Any) -> list[Any]:
     """A value and all values inside it, if they are instances of dataclasses."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [value, *(one for f in dataclasses.fields(value) for one in _list_dataclasses(getattr(value, f.name)))]
+        return [value, *(part for f in dataclasses.fields(value) for part in _list_dataclasses(getattr(value, f.name)))]
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return [one for item in items for one in _list_dataclasses(item)]
+    return [part for item in items for part in _list_dataclasses(item)]
 
 
 @dataclasses.dataclass(frozen=True)

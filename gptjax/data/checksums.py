@@ -152,7 +152,7 @@ def verify_shards(directory: AnyPath) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: no {MANIFEST_NAME} to verify against.")
-    sums = {name: FileSum(one.bytes, one.sha256) for name, one in (manifest.files | manifest.sidecars).items()}
+    sums = {name: FileSum(file.bytes, file.sha256) for name, file in (manifest.files | manifest.sidecars).items()}
     sums |= {name: _sum_of(folder / name, sha256) for name, sha256 in manifest.tokenizer_files.items()}
     if damage := find_damage(folder, sums):
         raise UserError("\n".join(f"{line}. {PREPARE_AGAIN}" for line in damage))

@@ -135,15 +135,19 @@ class Mixture(DataSource):
             )
 
     def check(self) -> None:
-        for one in self.components:
-            one.data.check()
+        for component in self.components:
+            component.data.check()
 
     def resolve(self) -> "Mixture":
-        return replace(self, components=tuple(replace(one, data=one.data.resolve()) for one in self.components))
+        return replace(
+            self, components=tuple(replace(component, data=component.data.resolve()) for component in self.components)
+        )
 
     def load_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of all components; raises `UserError` if they have different ones."""
-        found = [tokenizer for one in self.components if (tokenizer := one.data.load_tokenizer()) is not None]
+        found = [
+            tokenizer for component in self.components if (tokenizer := component.data.load_tokenizer()) is not None
+        ]
         for tokenizer in found[1:]:
             if tokenizer.fingerprint != found[0].fingerprint:
                 raise UserError(
@@ -160,8 +164,8 @@ class Mixture(DataSource):
             )
         schedule = MixtureSchedule([(spec.first_row(step), weights) for step, weights in changes])
         readers = [
-            one.data.open(replace(self._spec_of(i, spec), seed=(spec.seed + 7919 * i) % 2**32, row_offsets=()))
-            for i, one in enumerate(self.components)
+            component.data.open(replace(self._spec_of(i, spec), seed=(spec.seed + 7919 * i) % 2**32, row_offsets=()))
+            for i, component in enumerate(self.components)
         ]
         return MixtureReader(readers, schedule, prefetch=self.prefetch)
 
@@ -178,9 +182,9 @@ class Mixture(DataSource):
 
     def history_until(self, step: int) -> str:
         own = [f"weights {weights} from step {s}" for s, weights in self._list_weights() if s < step or s == 0]
-        return "; ".join(filter(None, [*own, *(one.data.history_until(step) for one in self.components)]))
+        return "; ".join(filter(None, [*own, *(component.data.history_until(step) for component in self.components)]))
 
     def _list_weights(self) -> list[tuple[int, tuple[float, ...]]]:
         """(step, weights of all components from it on), ascending from step 0."""
-        steps = sorted({0, *(step for one in self.components for step, _ in one.weight_schedule)})
-        return [(step, tuple(one.weight_at(step) for one in self.components)) for step in steps]
+        steps = sorted({0, *(step for component in self.components for step, _ in component.weight_schedule)})
+        return [(step, tuple(component.weight_at(step) for component in self.components)) for step in steps]

@@ -25,7 +25,8 @@ def list_split_files(directory: AnyPath, split: str) -> list[Path]:
     `fineweb_train_000001.bin`, `train_000000.bin` and nanoGPT's `train.bin` all belong to the split `train`. Files of
     `val` may also say `valid` or `validation`.
     """
-    return [path for path in sorted(Path(directory).glob("*.bin")) if is_of_split(path.name, split)]
+    found = (path for path in sorted(Path(directory).glob("*.bin")) if is_of_split(path.name, split))
+    return [path for path in found if path.is_file()]
 
 
 def is_of_split(name: str, split: str) -> bool:

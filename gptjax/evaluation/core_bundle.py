@@ -19,7 +19,7 @@ from gptjax.core.errors import UserError
 from gptjax.evaluation.figures import DRAWS, Figure, ItemScores, draw_totals, find_interval, item_figure
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions
-from gptjax.evaluation.windows import Window
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -120,8 +120,8 @@ def measure_unread(
         answers = item["context_options"] if task.kind == "schema" else item.get("choices", [item.get("continuation")])
         rows = [[tokenizer.end_of_text, *tokenizer.encode(f"{blank}{answer}")] for answer in answers]
         rows = [np.array(row[: model.config.context_length], np.int32) for row in rows]
-        windows.append([Window(row, len(row) - 1) for row in rows])
-    right = judge(model, replace(task, items=items), windows, options=options)
+        windows.append([EvalWindow(row, len(row) - 1) for row in rows])
+    right = score_items(model, replace(task, items=items), windows, options=options)
     return {"answer without question": float(right.mean())}
 
 
@@ -132,10 +132,12 @@ def score_task(
     task = replace(task, items=task.items[:limit])  # examples come from these, too, as in nanochat
     length = model.config.context_length
     windows = [make_windows(tokenizer, task, i, length=length) for i in range(len(task.items))]
-    return judge(model, task, windows, options=options)
+    return score_items(model, task, windows, options=options)
 
 
-def judge(model: GPT, task: CoreTask, windows: Sequence[Sequence[Window]], *, options: ScoringOptions) -> np.ndarray:
+def score_items(
+    model: GPT, task: CoreTask, windows: Sequence[Sequence[EvalWindow]], *, options: ScoringOptions
+) -> np.ndarray:
     """For the windows of each item 1 if the right one is the likeliest in the mean, or is what the model writes."""
     scores = iter(score_with_shared_prefixes(model, [w for item in windows for w in item], options=options))
     right = np.zeros(len(windows))
@@ -149,7 +151,7 @@ def judge(model: GPT, task: CoreTask, windows: Sequence[Sequence[Window]], *, op
     return right
 
 
-def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: int) -> list[Window]:
+def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: int) -> list[EvalWindow]:
     """The prompts of an item as windows: one for each choice or context."""
     item = task.items[index]
     shots: list[Item] = []
@@ -171,7 +173,7 @@ def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: in
         starts = [len(row) - tail for row in rows]
     # A row keeps its last `length` tokens. What is scored has at least one token before it.
     return [
-        Window(row[-length:], max(1, min(len(row) - start, min(len(row), length) - 1)))
+        EvalWindow(row[-length:], max(1, min(len(row) - start, min(len(row), length) - 1)))
         for row, start in zip(rows, starts, strict=True)
     ]
 

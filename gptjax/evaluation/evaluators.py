@@ -46,6 +46,7 @@ class TextProtocol(_BatchedEvaluator):
     text: str | None = None
     """A file, as `evaluate --text` takes. None: the validation split of the run."""
     protocol: str = "gptjax"
+    """Name of the protocol (docs/evaluation.md)."""
     tokens: int | None = None
     """Tokens to predict, from the start. None: the protocol's, or all."""
 
@@ -75,9 +76,11 @@ class HarnessTasks(_BatchedEvaluator):
     """Tasks of lm-evaluation-harness (the extra `eval`), as `evaluate --tasks` runs them."""
 
     tasks: tuple[str, ...] = ("lambada_openai",)
+    """Names of tasks or groups, or YAML files."""
     limit: int | None = 500
     """Items of each task, from the start."""
     num_fewshot: int | None = None
+    """Examples in each prompt. None: as the task says."""
     include_path: tuple[str, ...] = ()
     """Directories with further tasks."""
     task_data: tuple[str, ...] = ()
@@ -110,6 +113,7 @@ class Core(_BatchedEvaluator):
     """CORE from a local copy of its bundle, as `evaluate --core` scores it."""
 
     bundle: str = "eval_bundle"
+    """Directory with nanochat's bundle."""
     limit: int | None = 500
     """Items of each task. nanochat takes 500 during training."""
 

@@ -275,7 +275,7 @@ def _find_gold(target: Any, answers: Sequence[str]) -> int | None:
 
 
 def write_responses(path: Path, samples: dict[str, list[dict[str, Any]]], *, checkpoint: str, mode: str = "w") -> None:
-    """Every item as a line of JSON: the document, what the model read, what it answered, and how it was judged."""
+    """Every item as a line of JSON: the document, what the model read, what it answered, and how it was scored."""
     try:
         with path.open(mode, encoding="utf-8") as file:
             for task, items in samples.items():

@@ -16,7 +16,7 @@ import numpy as np
 from gptjax.core.errors import UserError
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions, score_windows
-from gptjax.evaluation.windows import Window, rolling_windows
+from gptjax.evaluation.windows import EvalWindow, rolling_windows
 from gptjax.generation.decoding import prepare_for_decoding
 from gptjax.generation.generate import generate
 from gptjax.model.gpt import GPT
@@ -90,11 +90,11 @@ class HarnessModel(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
-    def _make_window(self, context: list[int], answer: list[int]) -> Window:
+    def _make_window(self, context: list[int], answer: list[int]) -> EvalWindow:
         """A context cut on the left where both do not fit."""
         if not 1 <= len(answer) <= self.max_length:
             raise UserError(f"an answer has {len(answer)} tokens; 1 to {self.max_length} fit the model's context.")
-        return Window(np.array([*context, *answer][-(self.max_length + 1) :], np.int32), len(answer))
+        return EvalWindow(np.array([*context, *answer][-(self.max_length + 1) :], np.int32), len(answer))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in windows with one token of context (`windows.rolling_windows`)."""

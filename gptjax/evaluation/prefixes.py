@@ -26,7 +26,7 @@ from gptjax.evaluation.scoring import (
     score_hidden,
     score_windows,
 )
-from gptjax.evaluation.windows import Window
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.attention import AttentionInputs, AttentionOptions, SequenceAttention, dot_product_attention
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
@@ -42,7 +42,7 @@ MAX_SCORES = 1 << 22
 """Most attention scores of one head in a batch."""
 
 
-class Group(NamedTuple):
+class PrefixGroup(NamedTuple):
     """Windows that share their first tokens."""
 
     prefix: int
@@ -51,7 +51,7 @@ class Group(NamedTuple):
 
 
 def score_with_shared_prefixes(
-    model: GPT, windows: Sequence[Window], *, options: ScoringOptions = DEFAULTS
+    model: GPT, windows: Sequence[EvalWindow], *, options: ScoringOptions = DEFAULTS
 ) -> list[TokenScores]:
     """As `score_windows`, but shared prefixes are read once. On several devices, or with documents, it is the same."""
     if model.mesh.is_sharded or model.config.intra_document_mask:
@@ -68,10 +68,10 @@ def score_with_shared_prefixes(
     return [scores[i] for i in range(len(windows))]
 
 
-def plan_groups(windows: Sequence[Window], *, max_members: int) -> list[Group]:
+def plan_groups(windows: Sequence[EvalWindow], *, max_members: int) -> list[PrefixGroup]:
     """Neighbours in sorted order, as long as a group saves more tokens with the next window than without it."""
     order = sorted(range(len(windows)), key=lambda i: windows[i].inputs.astype(">i4").tobytes())
-    groups: list[Group] = []
+    groups: list[PrefixGroup] = []
     for i in order:
         window = windows[i]
         free = len(window.inputs) - window.scored
@@ -79,9 +79,9 @@ def plan_groups(windows: Sequence[Window], *, max_members: int) -> list[Group]:
             last = groups[-1]
             shared = min(last.prefix, free, count_shared(windows[last.members[-1]].inputs, window.inputs))
             if shared >= MIN_PREFIX and shared * len(last.members) >= last.prefix * (len(last.members) - 1):
-                groups[-1] = Group(shared, [*last.members, i])
+                groups[-1] = PrefixGroup(shared, [*last.members, i])
                 continue
-        groups.append(Group(free, [i]))
+        groups.append(PrefixGroup(free, [i]))
     return groups
 
 
@@ -92,10 +92,12 @@ def count_shared(left: np.ndarray, right: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def plan_batches(groups: Sequence[Group], windows: Sequence[Window], *, options: ScoringOptions) -> list[list[Group]]:
+def plan_batches(
+    groups: Sequence[PrefixGroup], windows: Sequence[EvalWindow], *, options: ScoringOptions
+) -> list[list[PrefixGroup]]:
     """Groups of like length together, as many as fit."""
     tail = lambda g: max(len(windows[i].inputs) for i in g.members) - g.prefix
-    batches: list[list[Group]] = []
+    batches: list[list[PrefixGroup]] = []
     rows = longest = 0
     for group in sorted(groups, key=lambda g: (-round_up(g.prefix), -tail(g))):
         rows, longest = rows + len(group.members), max(longest, tail(group))
@@ -108,13 +110,13 @@ def plan_batches(groups: Sequence[Group], windows: Sequence[Window], *, options:
     return batches
 
 
-def _score_groups(model: GPT, groups: Sequence[Group], windows: Sequence[Window]) -> dict[int, TokenScores]:
+def _score_groups(model: GPT, groups: Sequence[PrefixGroup], windows: Sequence[EvalWindow]) -> dict[int, TokenScores]:
     """The scores of all members, by their number."""
     limit = model.config.context_length
     members = [i for group in groups for i in group.members]
     owner = np.repeat(np.arange(len(groups)), [len(group.members) for group in groups])
     starts = np.array([groups[g].prefix for g in owner.tolist()])
-    tails = [Window(windows[i].tokens[start:], windows[i].scored) for i, start in zip(members, starts, strict=True)]
+    tails = [EvalWindow(windows[i].tokens[start:], windows[i].scored) for i, start in zip(members, starts, strict=True)]
     length = min(limit, round_up(max(len(tail.inputs) for tail in tails), least=4))
     rows, count = round_up(len(members), least=4), round_up(len(groups), least=1)
     prefixes = np.zeros((count, round_up_length(max(group.prefix for group in groups), limit)), np.int32)

@@ -10,17 +10,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gptjax.core.errors import UserError, count_of
-from gptjax.evaluation.windows import Ids, Window, disjoint_windows, rolling_windows, strided_windows
+from gptjax.evaluation.windows import EvalWindow, Ids, disjoint_windows, rolling_windows, strided_windows
 
 FirstToken = Literal["context", "end-of-text"]
 Documents = Literal["together", "alone"]
 Words = Literal["words", "line-ends", "split"]
-PRESETS = ("gptjax", "nanogpt", "modded-nanogpt", "hf-stride-512", "harness", "wikitext2-rows")
 MODDED_TOKENS = 10_485_760
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """Which tokens are read together, and which are scored."""
 
     name: str = "gptjax"
@@ -51,7 +50,7 @@ class Protocol:
     """What word perplexity counts in the original text: words between blanks; `line-ends` counts those, too; `split` is
     the harness' count, which blanks at the ends of a document raise."""
 
-    def resolve(self, context_length: int) -> "Protocol":
+    def resolve(self, context_length: int) -> "EvalProtocol":
         """With numbers for window and stride. Raises `UserError` if they do not fit."""
         window = self.window or context_length
         stride = self.stride or window
@@ -64,7 +63,7 @@ class Protocol:
                 )
         return replace(self, window=window, stride=stride)
 
-    def cut(self, tokens: Ids, *, first: int | None = None) -> Iterator[Window]:
+    def cut(self, tokens: Ids, *, first: int | None = None) -> Iterator[EvalWindow]:
         """The windows of a text. The protocol is resolved.
 
         Args:
@@ -110,7 +109,25 @@ class Protocol:
         return ", ".join(parts)
 
 
-def find_protocol(name: str) -> Protocol:
+PRESETS = {
+    "gptjax": EvalProtocol(),
+    "nanogpt": EvalProtocol("nanogpt", first_token="context", full_windows=True),
+    "modded-nanogpt": EvalProtocol("modded-nanogpt", full_windows=True, tokens=MODDED_TOKENS),
+    "hf-stride-512": EvalProtocol("hf-stride-512", stride=512, first_token="context", label_shift=True),
+    "harness": EvalProtocol("harness", documents="alone", ends_with_text=True, words="split"),
+    "wikitext2-rows": EvalProtocol(
+        "wikitext2-rows",
+        window=512,
+        first_token="context",
+        documents="alone",
+        whole_rows=True,
+        max_documents=100,
+        rows=True,
+    ),
+}
+
+
+def find_protocol(name: str) -> EvalProtocol:
     """A preset by name.
 
     - `gptjax`: windows side by side over the text, as `ValidationLoss` has them.
@@ -120,38 +137,22 @@ def find_protocol(name: str) -> Protocol:
     - `harness`: lm-evaluation-harness' rolling log-likelihood.
     - `wikitext2-rows`: the first 100 rows of WikiText-2's validation text, each alone, cut at 512 tokens.
     """
-    presets = {
-        "gptjax": Protocol(),
-        "nanogpt": Protocol("nanogpt", first_token="context", full_windows=True),
-        "modded-nanogpt": Protocol("modded-nanogpt", full_windows=True, tokens=MODDED_TOKENS),
-        "hf-stride-512": Protocol("hf-stride-512", stride=512, first_token="context", label_shift=True),
-        "harness": Protocol("harness", documents="alone", ends_with_text=True, words="split"),
-        "wikitext2-rows": Protocol(
-            "wikitext2-rows",
-            window=512,
-            first_token="context",
-            documents="alone",
-            whole_rows=True,
-            max_documents=100,
-            rows=True,
-        ),
-    }
-    if name not in presets:
-        raise UserError(f"--protocol={name} is unknown; wanted one of {', '.join(presets)}.")
-    return presets[name]
+    if name not in PRESETS:
+        raise UserError(f"--protocol={name} is unknown; wanted one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
 
 
 class PlacedWindow(NamedTuple):
     """A window, and which document each of its scored tokens belongs to; -1: the token does not count."""
 
-    window: Window
+    window: EvalWindow
     documents: np.ndarray
     weight: float
     """Factor on its log-probabilities and on its count of tokens in figures per token."""
 
 
 def place_windows(
-    protocol: Protocol,
+    protocol: EvalProtocol,
     documents: Sequence[Ids],
     *,
     end_of_text: int | None = None,
@@ -191,7 +192,7 @@ def place_windows(
 
 
 def _place_documents(
-    protocol: Protocol, documents: Sequence[Ids], owners: Sequence[Ids], *, first: int | None
+    protocol: EvalProtocol, documents: Sequence[Ids], owners: Sequence[Ids], *, first: int | None
 ) -> list[PlacedWindow]:
     placed, predicted = [], 0
     for tokens, owner in zip(documents, owners, strict=True):
@@ -204,13 +205,13 @@ def _place_documents(
     return placed
 
 
-def _place_text(protocol: Protocol, text: Ids, owner: Ids, *, offsets: Sequence[int] | None) -> list[PlacedWindow]:
+def _place_text(protocol: EvalProtocol, text: Ids, owner: Ids, *, offsets: Sequence[int] | None) -> list[PlacedWindow]:
     """The windows of a text whose tokens belong to the documents `owner`."""
     length = protocol.window or 1
     if offsets is not None:
         if wrong := [i for i in offsets if not 0 <= i < len(text) - length]:
             raise UserError(f"--offsets: {wrong[0]} is outside the text; wanted 0 to {len(text) - length - 1}.")
-        windows = [Window(text[i : i + length + 1], length) for i in offsets]
+        windows = [EvalWindow(text[i : i + length + 1], length) for i in offsets]
         return [_place(protocol, w, owner[i + 1 : i + 1 + length]) for w, i in zip(windows, offsets, strict=True)]
     placed, seen = [], 1
     for window in protocol.cut(text):
@@ -219,7 +220,7 @@ def _place_text(protocol: Protocol, text: Ids, owner: Ids, *, offsets: Sequence[
     return placed
 
 
-def _place(protocol: Protocol, window: Window, documents: np.ndarray) -> PlacedWindow:
+def _place(protocol: EvalProtocol, window: EvalWindow, documents: np.ndarray) -> PlacedWindow:
     overlaps = window.scored < len(window.inputs)
     weight = (window.scored - 1) / window.scored if protocol.label_shift and overlaps else 1.0
     return PlacedWindow(window, documents, weight)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from gptjax.core.errors import UserError
 from gptjax.data.readers import check_token_ids
-from gptjax.evaluation.windows import Window
+from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.gpt import GPT, DocumentIds
 from gptjax.sharding.axes import BT, BTD
 from gptjax.sharding.mesh import reshard
@@ -51,7 +51,9 @@ class ScoringOptions:
 DEFAULTS = ScoringOptions()
 
 
-def score_windows(model: GPT, windows: Sequence[Window], *, options: ScoringOptions = DEFAULTS) -> list[TokenScores]:
+def score_windows(
+    model: GPT, windows: Sequence[EvalWindow], *, options: ScoringOptions = DEFAULTS
+) -> list[TokenScores]:
     """The scores of each window, in order. Call it under the model's mesh.
 
     Raises:
@@ -74,7 +76,7 @@ def score_windows(model: GPT, windows: Sequence[Window], *, options: ScoringOpti
     return scores
 
 
-def check_windows(model: GPT, windows: Sequence[Window]) -> None:
+def check_windows(model: GPT, windows: Sequence[EvalWindow]) -> None:
     """Raise `UserError` unless every window fits the model's context and vocabulary."""
     limit, vocabulary = model.config.context_length, model.config.resolved_vocab_size
     for window in windows:
@@ -99,7 +101,9 @@ def round_up(number: int, *, least: int = 1) -> int:
     return max(least, -(-number // step) * step)
 
 
-def _score_batch(model: GPT, windows: Sequence[Window], *, rows: int, options: ScoringOptions) -> tuple[Array, Array]:
+def _score_batch(
+    model: GPT, windows: Sequence[EvalWindow], *, rows: int, options: ScoringOptions
+) -> tuple[Array, Array]:
     """Log-probabilities and greediness: of the scored tokens (M,) on one device, else of all positions (B, T)."""
     longest = max(len(window.inputs) for window in windows)
     length = round_up_length(longest, model.config.context_length)
@@ -115,7 +119,7 @@ def _score_batch(model: GPT, windows: Sequence[Window], *, rows: int, options: S
     return score_places(model, inputs, (row, column), targets[row, column], end_of_text)
 
 
-def find_places(windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
+def find_places(windows: Sequence[EvalWindow]) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of each scored prediction, filled up with the first to one of few numbers."""
     rows = np.repeat(np.arange(len(windows)), [window.scored for window in windows])
     starts = [np.arange(len(w.inputs) - w.scored, len(w.inputs)) for w in windows]
@@ -127,7 +131,7 @@ def find_places(windows: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _collect(
-    batch: tuple[list[int], tuple[Array, Array]], windows: Sequence[Window], scores: list[TokenScores]
+    batch: tuple[list[int], tuple[Array, Array]], windows: Sequence[EvalWindow], scores: list[TokenScores]
 ) -> None:
     """Copy a batch's results to the host, each to its window."""
     chosen, found = batch

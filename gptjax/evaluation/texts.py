@@ -14,7 +14,7 @@ from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
-from gptjax.evaluation.protocols import PlacedWindow, Protocol, Words, place_windows
+from gptjax.evaluation.protocols import EvalProtocol, PlacedWindow, Words, place_windows
 from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
@@ -120,7 +120,7 @@ def _read_json_line(path: Path, number: int, line: str) -> str:
 def encode_text(
     path: Path,
     tokenizer: Tokenizer,
-    protocol: Protocol,
+    protocol: EvalProtocol,
     *,
     text_field: str | None = None,
     separator: str | None = None,
@@ -136,7 +136,7 @@ def encode_text(
     return Text(str(path), [tokenizer.encode(d) for d in documents], [count(d) for d in documents], tokenizer)
 
 
-def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol: Protocol) -> Text:
+def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol: EvalProtocol) -> Text:
     """The documents of a split: where its index says, else where an end of text stands, else one."""
     limit = len(stream) if protocol.tokens is None else min(len(stream), protocol.tokens + 1)
     tokens = stream.read(0, limit).astype(np.int32)
@@ -158,7 +158,7 @@ def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol:
 def score_text(
     model: GPT,
     text: Text,
-    protocol: Protocol,
+    protocol: EvalProtocol,
     *,
     options: ScoringOptions = DEFAULTS,
     offsets: Sequence[int] | None = None,

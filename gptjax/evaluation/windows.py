@@ -14,7 +14,7 @@ from gptjax.core.errors import UserError
 Ids = Int[np.ndarray, " _"]
 
 
-class Window(NamedTuple):
+class EvalWindow(NamedTuple):
     """Tokens that a model reads in one row. It reads all but the last, and predicts all but the first."""
 
     tokens: Ids
@@ -31,17 +31,17 @@ class Window(NamedTuple):
         return self.tokens[len(self.tokens) - self.scored :]
 
 
-def disjoint_windows(tokens: Ids, length: int) -> Iterator[Window]:
+def disjoint_windows(tokens: Ids, length: int) -> Iterator[EvalWindow]:
     """Windows of `length` predictions side by side; the last may be shorter. Each predicts all but its first token.
 
     The first token of each window is the last of the one before, so all tokens but the very first are scored once.
     """
     for start in range(0, len(tokens) - 1, length):
         part = tokens[start : start + length + 1]
-        yield Window(part, len(part) - 1)
+        yield EvalWindow(part, len(part) - 1)
 
 
-def strided_windows(tokens: Ids, length: int, *, stride: int) -> Iterator[Window]:
+def strided_windows(tokens: Ids, length: int, *, stride: int) -> Iterator[EvalWindow]:
     """Windows of at most `length` tokens, `stride` apart; each scores the tokens that no earlier one has seen.
 
     This is the sliding window of transformers' page on perplexity: a token that opens a row is never predicted, and the
@@ -57,13 +57,13 @@ def strided_windows(tokens: Ids, length: int, *, stride: int) -> Iterator[Window
         end = min(start + length, len(tokens))
         scored = min(end - seen, end - start - 1)
         if scored > 0:
-            yield Window(tokens[start:end], scored)
+            yield EvalWindow(tokens[start:end], scored)
         seen = end
         if end == len(tokens):
             return
 
 
-def rolling_windows(tokens: Ids, length: int, *, first: int) -> Iterator[Window]:
+def rolling_windows(tokens: Ids, length: int, *, first: int) -> Iterator[EvalWindow]:
     """The windows of lm-evaluation-harness (`get_rolling_token_windows`, context 1): every token is scored once.
 
     A window reads at most `length` tokens. The first begins with the id `first`, which stands for nothing. Each other
@@ -74,4 +74,4 @@ def rolling_windows(tokens: Ids, length: int, *, first: int) -> Iterator[Window]
         end = min(start + length, len(tokens))
         begin = end - length - 1
         before = tokens[max(0, begin) : start] if start else np.array([first], tokens.dtype)
-        yield Window(np.concatenate([before, tokens[start:end]]), end - start)
+        yield EvalWindow(np.concatenate([before, tokens[start:end]]), end - start)

@@ -13,6 +13,7 @@ class LoRA:
     rank: int = 0
     """Columns of A and rows of B. 0: no adapters, all weights are trained."""
     alpha: float = 16.0
+    """The product of the adapters is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("matrix",)
     """Matrices with adapters: names such as `qkv` or `mlp.up`, or `matrix` for all of the blocks."""
     new_tokens: tuple[int | str, ...] = ()

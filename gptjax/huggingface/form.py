@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.weight_map import DTypeName, WeightMapping
+from gptjax.huggingface.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
+from gptjax.sharding.devices import DType
 
 CONFIG_FILE = "config.json"
 HEAD, EMBEDDING = "head", "tokens"
@@ -30,7 +31,7 @@ class HFOrigin:
 
     config: dict[str, Any]
     """The content of config.json."""
-    dtype: DTypeName
+    dtype: DType
     """Type of the tensors; float32 if they were of several."""
 
 

@@ -12,10 +12,11 @@ from gptjax.huggingface.form import Form
 from gptjax.huggingface.gpt2 import GPT2
 from gptjax.huggingface.llama import LLAMA, map_projections
 from gptjax.huggingface.model_export import cast_tensor, export_tensors
-from gptjax.huggingface.weight_map import DTypeName, WeightMapping
+from gptjax.huggingface.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.positions import DEFAULT_ROTARY_BASE
+from gptjax.sharding.devices import DType
 from gptjax.tokenization.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
 from gptjax.tokenization.tokenizer_json import spell_token
 
@@ -73,7 +74,7 @@ def choose_gguf_form(config: GPTConfig, tokenizer: Tokenizer | None) -> Form:
     return form
 
 
-def write_gguf(path: Path, model: GPT, *, form: Form, tokenizer: Tokenizer, name: str, dtype: DTypeName) -> None:
+def write_gguf(path: Path, model: GPT, *, form: Form, tokenizer: Tokenizer, name: str, dtype: DType) -> None:
     """Write the file. Matrices are of type `dtype`; vectors and positions stay float32, as llama.cpp wants them."""
     import gguf  # pyright: ignore[reportMissingImports]
 
@@ -100,7 +101,7 @@ def write_gguf(path: Path, model: GPT, *, form: Form, tokenizer: Tokenizer, name
         partial.unlink(missing_ok=True)
 
 
-def _add_settings(writer: Any, config: GPTConfig, *, name: str, dtype: DTypeName) -> None:
+def _add_settings(writer: Any, config: GPTConfig, *, name: str, dtype: DType) -> None:
     import gguf  # pyright: ignore[reportMissingImports]
 
     types = gguf.LlamaFileType

@@ -11,10 +11,10 @@ from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.huggingface.form import Form
 from gptjax.huggingface.safetensors_dir import read_json
-from gptjax.huggingface.weight_map import DTypeName
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import count_parameters
+from gptjax.sharding.devices import DType
 
 CARD_FILE, PICTURE = "README.md", "loss.png"
 MAX_ROWS = 12
@@ -45,7 +45,9 @@ class CardFacts:
         metrics, environment, picture = (directory / name for name in ("metrics.jsonl", "environment.json", PICTURE))
         if not metrics.is_file():  # an imported model
             return self
-        validation = [one for one in read_metrics(metrics) if one.get("val_loss") is not None and one["step"] <= step]
+        validation = [
+            record for record in read_metrics(metrics) if record.get("val_loss") is not None and record["step"] <= step
+        ]
         return replace(
             self,
             run=content,
@@ -65,11 +67,13 @@ def read_evaluations(paths: Iterable[str], *, checkpoint: str) -> tuple[Facts, .
     for path in paths:
         content = read_json(expand_path(path))
         results = content.get("checkpoints", [content])
-        if not isinstance(results, list) or not all(isinstance(one, dict) and "figures" in one for one in results):
+        if not isinstance(results, list) or not all(
+            isinstance(result, dict) and "figures" in result for result in results
+        ):
             raise UserError(f"--evaluation={path} holds no figures. Give a file that evaluate --json wrote.")
-        own = [one for one in results if len(results) == 1 or _is_same(one.get("checkpoint"), checkpoint)]
+        own = [result for result in results if len(results) == 1 or _is_same(result.get("checkpoint"), checkpoint)]
         if not own:
-            names = ", ".join(quote(str(one.get("checkpoint"))) for one in results)
+            names = ", ".join(quote(str(result.get("checkpoint"))) for result in results)
             raise UserError(f"--evaluation={path} is of {names}, and none is {checkpoint}. Evaluate that one, too.")
         out += own
     return tuple(out)
@@ -81,7 +85,7 @@ def _is_same(name: Any, checkpoint: str) -> bool:
     )
 
 
-def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> None:
+def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> None:
     """Write README.md and, if the run has drawn its losses, the picture."""
     card = make_model_card(config, form=form, dtype=dtype, facts=facts)
     (directory / CARD_FILE).write_text(card, encoding="utf-8")
@@ -89,7 +93,7 @@ def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: D
         shutil.copyfile(facts.picture, directory / PICTURE)
 
 
-def make_model_card(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> str:
+def make_model_card(config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> str:
     """The card in Markdown."""
     tags = ["gptjax", "text-generation", *(["custom_code"] if form.code else [])]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]", "---"]
@@ -116,7 +120,7 @@ def make_model_card(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: C
     return "\n\n".join(parts) + "\n"
 
 
-def _introduce(config: GPTConfig, *, form: Form, dtype: DTypeName, facts: CardFacts) -> str:
+def _introduce(config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> str:
     size = f"{count_parameters(config):,} parameters in {dtype}, written as {form.architecture}"
     made = "Trained with gptjax" if facts.run else "Written by gptjax"
     versions = ", ".join(f"{name} {facts.versions[name]}" for name in ("jax", "flax") if name in facts.versions)
@@ -176,7 +180,7 @@ def _describe_losses(facts: CardFacts) -> list[str]:
 
 
 def _describe_evaluations(evaluations: Iterable[Facts]) -> list[str]:
-    rows = [row for one in evaluations for row in _list_figures(one)]
+    rows = [row for evaluation in evaluations for row in _list_figures(evaluation)]
     return ["## Evaluation", _table(("protocol", "metric", "value", "95 %"), rows)] if rows else []
 
 

@@ -16,8 +16,8 @@ from gptjax.huggingface.form import CONFIG_FILE, Form, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer
-from gptjax.huggingface.weight_map import DTypeName
 from gptjax.model.gpt import GPT, with_static
+from gptjax.sharding.devices import DType
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
@@ -43,7 +43,7 @@ def write_model(
     model: GPT,
     *,
     form: Form,
-    dtype: DTypeName,
+    dtype: DType,
     origin: HFOrigin | None,
     tokenizer: Tokenizer | None,
 ) -> None:
@@ -62,7 +62,7 @@ def write_model(
         write_tokenizer(directory, tokenizer, context_length=length)
 
 
-def compare_with_transformers(directory: Path, model: GPT, *, dtype: DTypeName) -> str:
+def compare_with_transformers(directory: Path, model: GPT, *, dtype: DType) -> str:
     """Compare the model's logits with those that transformers computes from the directory, both in float32.
 
     Returns a sentence with the result, or with the packages that are missing.
@@ -85,7 +85,7 @@ def compare_with_transformers(directory: Path, model: GPT, *, dtype: DTypeName) 
     return f"verified: over {tokens.size} tokens transformers' float32 logits differ by at most {difference:.1e}"
 
 
-def compute_jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DTypeName) -> np.ndarray:
+def compute_jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DType) -> np.ndarray:
     """Logits of the exported weights, which are rounded to `dtype`, computed in full float32."""
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), model)
     compute = replace(model.config.compute, attention_impl="xla", dtype="float32")

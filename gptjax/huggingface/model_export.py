@@ -7,12 +7,13 @@ import numpy as np
 from gptjax.core.errors import UserError
 from gptjax.huggingface.form import Form, HFOrigin
 from gptjax.huggingface.forms import choose_form
-from gptjax.huggingface.weight_map import DTYPES, DTypeName, WeightMapping, list_parameters
+from gptjax.huggingface.weight_map import DTYPES, WeightMapping, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.sharding.devices import DType
 
 
-def to_hf(model: GPT, *, form: Form | None = None, dtype: DTypeName = "float32") -> dict[str, np.ndarray]:
+def to_hf(model: GPT, *, form: Form | None = None, dtype: DType = "float32") -> dict[str, np.ndarray]:
     """All tensors of the model by the form's names, in host memory. Without a form the first that fits is taken.
 
     Raises:
@@ -23,9 +24,7 @@ def to_hf(model: GPT, *, form: Form | None = None, dtype: DTypeName = "float32")
     return export_tensors(model, form.weights, title=form.title, dtype=dtype)
 
 
-def export_tensors(
-    model: GPT, rows: tuple[WeightMapping, ...], *, title: str, dtype: DTypeName
-) -> dict[str, np.ndarray]:
+def export_tensors(model: GPT, rows: tuple[WeightMapping, ...], *, title: str, dtype: DType) -> dict[str, np.ndarray]:
     """The tensors of a weight map by name."""
     parameters = list_parameters(model)
     if unknown := parameters.keys() - {row.path for row in rows}:
@@ -40,7 +39,7 @@ def export_tensors(
     return out
 
 
-def _export_weight(row: WeightMapping, parameter: Any, *, config: GPTConfig, dtype: DTypeName) -> dict[str, np.ndarray]:
+def _export_weight(row: WeightMapping, parameter: Any, *, config: GPTConfig, dtype: DType) -> dict[str, np.ndarray]:
     """A row's tensors by name."""
     names = row.list_names(config)
     if parameter is None:
@@ -53,7 +52,7 @@ def _export_weight(row: WeightMapping, parameter: Any, *, config: GPTConfig, dty
     }
 
 
-def cast_tensor(values: np.ndarray, dtype: DTypeName, *, name: str) -> np.ndarray:
+def cast_tensor(values: np.ndarray, dtype: DType, *, name: str) -> np.ndarray:
     """The values in another type. Raises `UserError` for a number that is too large for float16."""
     # ml_dtypes and numpy round to nearest even, so values that came from this type get their own bits back.
     with np.errstate(over="ignore"):
@@ -67,7 +66,7 @@ def to_hf_config(
     config: GPTConfig,
     *,
     form: Form | None = None,
-    dtype: DTypeName,
+    dtype: DType,
     end_of_text: int | None,
     origin: HFOrigin | None = None,
 ) -> dict[str, Any]:

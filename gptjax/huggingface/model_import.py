@@ -16,13 +16,13 @@ from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.form import CONFIG_FILE, EMBEDDING, HEAD, Form, HFOrigin
 from gptjax.huggingface.forms import find_form
 from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_tensors, read_json
-from gptjax.huggingface.weight_map import DTypeName, WeightMapping, format_path, get_shapes, is_param, list_parameters
+from gptjax.huggingface.weight_map import WeightMapping, format_path, get_shapes, is_param, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 
-STORED_DTYPES: dict[str, DTypeName] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+STORED_DTYPES: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def from_hf(
@@ -73,7 +73,7 @@ def normalize_names(stored: Mapping[str, StoredTensor], form: Form, directory: P
     return name_tensors(weights, directory, rename=lambda name: add_prefix(plain[name]))
 
 
-def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GPTConfig, directory: Path) -> DTypeName:
+def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GPTConfig, directory: Path) -> DType:
     """Raise unless the tensors are exactly the form's. Returns their type; float32 for several types."""
     _check_sizes(tensors, config, path=directory / CONFIG_FILE)
     rows = select_rows(form.weights, config)

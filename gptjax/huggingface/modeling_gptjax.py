@@ -4,12 +4,15 @@
 B batch, T queries, S keys, D hidden size, H heads, J heads of keys and values, K channels of a head, V vocabulary.
 """
 
+# pyright: reportMissingImports=false
+
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 GATE_CHANNELS = 12
@@ -20,6 +23,12 @@ ACTIVATIONS = {
     "relu2": lambda x: F.relu(x).square(),
     "silu": F.silu,
 }
+
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin of the angles, (B, 1, T, K / 2)."""
+Context = tuple[Rotation | None, Tensor, Tensor | None, Cache | None]
+"""What all layers share: the rotation, the places of the queries (T,), the attention mask and the cache."""
 
 
 class GPTJaxConfig(PreTrainedConfig):
@@ -65,7 +74,7 @@ class GPTJaxConfig(PreTrainedConfig):
         "logit_softcap_curve": "tanh",
     }
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         fields = {name: kwargs.pop(name, default) for name, default in self.defaults.items()}
         super().__init__(**kwargs)
         for name, value in fields.items():
@@ -73,37 +82,37 @@ class GPTJaxConfig(PreTrainedConfig):
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
 
-    def window(self, layer):
+    def window(self, layer: int) -> int | None:
         """Tokens that a layer sees, the query's own included; None: all."""
         letter = self.window_pattern[layer % len(self.window_pattern)]
         return self.long_window if letter == "L" else self.short_window
 
-    def value_table(self, layer):
+    def value_table(self, layer: int) -> str:
         """The name of the table of value embeddings that a layer reads; "." is none."""
         pattern = self.value_embeddings or "."
         return pattern[layer % len(pattern)]
 
 
-def rms_norm(x, epsilon, scale=None):
+def rms_norm(x: Tensor, epsilon: float, scale: Tensor | None = None) -> Tensor:
     y = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
     return (y if scale is None else y * scale.float()).to(x.dtype)
 
 
-def add_scaled(a, x, b, y):
+def add_scaled(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     return (a.float() * x.float() + b.float() * y.float()).to(x.dtype)
 
 
 class Norm(nn.Module):
     """LayerNorm or RMSNorm, with a gain or without, computed in float32."""
 
-    def __init__(self, config):
+    def __init__(self, config: GPTJaxConfig) -> None:
         super().__init__()
         self.kind, self.epsilon = config.norm, config.norm_epsilon
         has_bias = config.bias and config.norm_scale and config.norm == "layer"
         self.weight = nn.Parameter(torch.ones(config.hidden_size)) if config.norm_scale else None
         self.bias = nn.Parameter(torch.zeros(config.hidden_size)) if has_bias else None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = x.float()
         if self.kind == "layer":
             y = y - y.mean(-1, keepdim=True)
@@ -116,7 +125,7 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Attention over a mask, with the extras of later models: sinks, extra values, QK-norm."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config: GPTJaxConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
@@ -135,7 +144,7 @@ class Attention(nn.Module):
         self.sink_keys = sinks() if config.num_sinks else None
         self.sink_values = sinks() if config.num_sinks else None
 
-    def forward(self, x, extra_values, context):
+    def forward(self, x: Tensor, extra_values: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, T, D), extra values (B, J, T, K) or None → output (B, T, D), own values (B, J, T, K)."""
         config, (rotation, places, attention_mask, cache) = self.config, context
         split = lambda y: y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -143,7 +152,7 @@ class Attention(nn.Module):
         if extra_values is not None and self.value_gate is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
             v = v + gate.transpose(1, 2)[..., None] * extra_values
-        elif extra_values is not None:
+        elif extra_values is not None and self.value_mix is not None:
             v = add_scaled(self.value_mix[0], v, self.value_mix[1], extra_values)
         own_values = v
         if config.qk_norm:
@@ -173,14 +182,14 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """down(activation(up x)); with a gate down(up x * activation(gate x))."""
 
-    def __init__(self, config):
+    def __init__(self, config: GPTJaxConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
         self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False) if config.gated_mlp else None
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         up = self.up(x)
         return self.down(self.activation(up) if self.gate is None else up * self.activation(self.gate(x)))
 
@@ -188,7 +197,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer. It reads α x + β x0 if `x0_mix`."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config: GPTJaxConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm, self.attention = Norm(config), Attention(config, layer)
         self.mlp_norm, self.mlp = Norm(config), MLP(config)
@@ -196,15 +205,15 @@ class Block(nn.Module):
         self.x0_mix = nn.Parameter(torch.tensor(0.0)) if config.x0_mix else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, x0, extra_values, context):
-        if self.residual_mix is not None:
+    def forward(self, x: Tensor, x0: Tensor, extra_values: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        if self.residual_mix is not None and self.x0_mix is not None:
             x = add_scaled(self.residual_mix, x, self.x0_mix, x0)
         y, values = self.attention(self.attention_norm(x), extra_values, context)
         x = x + self.dropout(y)
         return x + self.dropout(self.mlp(self.mlp_norm(x))), values
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + K / 2) of x (B, H, T, K) by angles whose cos and sin are (B, 1, T, K / 2)."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
@@ -218,7 +227,7 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Block"]
     _tied_weights_keys = {"lm_head.weight": "tokens.weight"}
 
-    def __init__(self, config):
+    def __init__(self, config: GPTJaxConfig) -> None:
         super().__init__(config)
         layers, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
         head_dim = width // config.num_attention_heads
@@ -237,25 +246,25 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.tokens
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        cache=None,
-        past_key_values=None,
-        labels=None,
-        use_cache=None,
-        logits_to_keep=0,
-        return_dict=None,
-        **kwargs,
-    ):
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
         if input_ids is None:
             raise ValueError("GPTJaxForCausalLM needs input_ids: some of its layers read the tokens themselves.")
         cache = past_key_values if cache is None else cache  # the name before and since transformers 5.24
@@ -270,10 +279,13 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
             logits = cap * torch.tanh(logits / cap) if is_tanh else logits * torch.rsqrt(1 + (logits / cap).square())
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         name = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{name: cache if use_cache else None})
+        state: dict[str, Any] = {name: cache if use_cache else None}
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **state)
         return output.to_tuple() if return_dict is False else output
 
-    def run_layers(self, ids, attention_mask, position_ids, cache):
+    def run_layers(
+        self, ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         """Ids (B, T) → the residual stream after the last layer (B, T, D)."""
         config, layers, half = self.config, len(self.blocks), len(self.blocks) // 2
         past = int(cache.get_seq_length()) if cache is not None else 0
@@ -304,7 +316,7 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
                 skips.append(x)
         return x
 
-    def compute_rotation(self, position_ids):
+    def compute_rotation(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (B, 1, T, K / 2) of the angle of each pair at each position."""
         config = self.config
         pairs = config.hidden_size // config.num_attention_heads // 2
@@ -319,7 +331,7 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
         return angles.cos(), angles.sin()
 
 
-def make_mask(places, length, window, attention_mask):
+def make_mask(places: Tensor, length: int, window: int | None, attention_mask: Tensor | None) -> Tensor:
     """(B or 1, 1, T, S), true where a query sees a key: itself and the past, in the window, and no padding."""
     distance = places[:, None] - torch.arange(length, device=places.device)[None]
     mask = (distance >= 0) & (distance < (window or math.inf))

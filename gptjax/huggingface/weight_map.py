@@ -16,7 +16,6 @@ import numpy as np
 from gptjax.model.config import GPTConfig
 from gptjax.model.requirements import GATE_CHANNELS
 
-DTypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 HeadOrder = Literal["halves", "swapped", "interleaved"]

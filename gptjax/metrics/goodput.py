@@ -44,7 +44,7 @@ class Span:
     """Of a span of steps, the seconds that waited for data."""
 
 
-class GoodputLedger:
+class GoodputLog:
     """Appends spans to goodput.jsonl. What cannot be written is reported once and ends nothing."""
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:

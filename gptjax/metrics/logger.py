@@ -28,7 +28,7 @@ import jax
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
-from gptjax.metrics.goodput import GoodputLedger
+from gptjax.metrics.goodput import GoodputLog
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
 from gptjax.metrics.metrics_file import MetricsFileWriter, Record, to_scalar, truncate_after
 from gptjax.metrics.throughput import RunCost
@@ -102,12 +102,12 @@ class MetricLogger:
         self._failed: set[str] = set()
         self._kept: set[tuple[int, frozenset[str]]] = set()
         self._console: ConsoleProgress | None = None
-        self._ledger: GoodputLedger | None = None
+        self._goodput: GoodputLog | None = None
         self._seconds_before = 0.0
         if jax.process_index() == 0:
             self._open(config, run_directory, config_json=config_json or {})
-            self._ledger = GoodputLedger(run_directory)
-            self._ledger.add("start", start_seconds, step=start_step)
+            self._goodput = GoodputLog(run_directory)
+            self._goodput.add("start", start_seconds, step=start_step)
             self._console = ConsoleProgress(config.every, total_steps, start_step=start_step, tokens=cost.tokens)
         self._pending: _PendingStep | None = None
         self._last_values: Record = {}
@@ -126,7 +126,10 @@ class MetricLogger:
         self._seconds_before = max((record.get("seconds") or 0.0 for record in kept), default=0.0)
         context = LogContext(directory, directory.name, first_step=self._start_step + 1, config_json=config_json)
         opened = [_open_logger(logger, context) for logger in config.active_loggers]
-        self._writers = [MetricsFileWriter(directory / "metrics.jsonl"), *(one for one in opened if one is not None)]
+        self._writers = [
+            MetricsFileWriter(directory / "metrics.jsonl"),
+            *(logger for logger in opened if logger is not None),
+        ]
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take the scalars of update number `step`, just dispatched, and write those of the step before."""
@@ -175,8 +178,8 @@ class MetricLogger:
         self._write_record(record)
         if self._console:
             self._console.show_training(record)
-        if self._ledger:
-            self._ledger.add_step(pending.step, seconds, data_seconds=pending.data_seconds)
+        if self._goodput:
+            self._goodput.add_step(pending.step, seconds, data_seconds=pending.data_seconds)
 
     @contextlib.contextmanager
     def measure(self, kind: str) -> Iterator[None]:
@@ -201,8 +204,8 @@ class MetricLogger:
                 self._data_seconds_total += seconds
             else:
                 self._seconds_by_kind["first data" if kind == "data" else kind] += seconds
-                if self._ledger:
-                    self._ledger.add("data wait" if kind == "data" else kind, seconds, step=self._newest_step)
+                if self._goodput:
+                    self._goodput.add("data wait" if kind == "data" else kind, seconds, step=self._newest_step)
                 if self._step_began_at is not None:
                     self._step_began_at += seconds
 
@@ -217,8 +220,8 @@ class MetricLogger:
             if self._console:
                 stack.callback(self._console.close)
             self.flush()
-            if self._ledger:
-                self._ledger.flush()
+            if self._goodput:
+                self._goodput.flush()
         if self._console and self._last_values:
             print(self._summarize(), flush=True)
 

@@ -101,7 +101,7 @@ def truncate_after(path: Path, step: int) -> list[Record]:
 def _describe_gap(records: list[Record], step: int) -> str | None:
     """The completed steps that have no line, in words."""
     present = {record["step"] for record in records if "seconds" in record or "loss" in record}
-    missing = [one for one in range(1, step + 1) if one not in present]
+    missing = [number for number in range(1, step + 1) if number not in present]
     if not missing:
         return None
     return f"{len(missing):,} of the {step:,} steps so far, from {missing[0]:,} to {missing[-1]:,}"

@@ -63,7 +63,7 @@ def cudnn_bias_attention(inputs: AttentionInputs, options: AttentionOptions, *, 
     return run(inputs.q, inputs.k, inputs.v, mask=mask[:, None])
 
 
-class Packing(NamedTuple):
+class DocumentPacking(NamedTuple):
     """Where the documents of rows are, as cuDNN's packed layout takes them. Entries beyond the last one are -1."""
 
     lengths: Int[Array, "B M"]
@@ -73,7 +73,7 @@ class Packing(NamedTuple):
     """No row has more than M documents."""
 
 
-def pack_documents(segments: BT, *, max_documents: int) -> Packing:
+def pack_documents(segments: BT, *, max_documents: int) -> DocumentPacking:
     """The documents of each row: runs of tokens with the same number, of which M = `max_documents` have room."""
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     number = jnp.cumsum(begins, axis=1, dtype=jnp.int32)
@@ -82,7 +82,7 @@ def pack_documents(segments: BT, *, max_documents: int) -> Packing:
     starts = jax.vmap(lambda row: jnp.searchsorted(row, slots))(number).astype(jnp.int32)  # T beyond the last
     is_used = slots[None] < jnp.minimum(count, max_documents)
     lengths = jnp.where(is_used[:, :-1], jnp.diff(starts, axis=1), -1)
-    return Packing(lengths, jnp.where(is_used, starts, -1), jnp.all(count <= max_documents))
+    return DocumentPacking(lengths, jnp.where(is_used, starts, -1), jnp.all(count <= max_documents))
 
 
 def cudnn_packed_attention(

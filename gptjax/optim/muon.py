@@ -41,6 +41,7 @@ class Muon(GroupedOptimizer):
     """Peak learning rate of the matrices: the singular values of an update, before `update_scale`."""
     schedule: Schedule = Cosine(warmup_steps=100, min_ratio=0.1)
     epsilon: float = 1e-10
+    """Adam's: added to the root of the mean square, by which an update is divided."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices, times their learning rate; other groups set their own."""
     clip_norm: float | None = None
@@ -54,6 +55,7 @@ class Muon(GroupedOptimizer):
     momentum_schedule: Schedule = Constant()
     """Where it is 1, the momentum is `momentum`. A warm-up raises it from `momentum_min`; a decay lowers it again."""
     nesterov: bool = True
+    """Orthogonalize the momentum mixed with the gradient once more (Nesterov), not the momentum alone."""
     ns_steps: int = 5
     """Newton-Schulz iterations."""
     ns_coefficients: Coefficients = "quintic"

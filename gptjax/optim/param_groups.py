@@ -51,8 +51,11 @@ class ParamGroup:
     learning_rate: float | None = None
     """Peak learning rate."""
     beta1: float | None = None
+    """Share of the mean of gradients that is kept each step."""
     beta2: float | None = None
+    """Share of the mean of squared gradients that is kept each step."""
     epsilon: float | None = None
+    """Added to the root of the mean square, by which an update is divided."""
     weight_decay: float | None = None
     """Decoupled weight decay, times the learning rate."""
 
@@ -99,8 +102,11 @@ class GroupedOptimizer:
     schedule: Schedule = Cosine(warmup_steps=2000, min_ratio=0.1)
     """Multiplies the learning rates of all groups."""
     beta1: float = 0.9
+    """Adam's share of the mean of gradients that is kept each step."""
     beta2: float = 0.95
+    """Adam's share of the mean of squared gradients that is kept each step."""
     epsilon: float = 1e-8
+    """Added to the root of Adam's mean square, by which an update is divided."""
     weight_decay: float = 0.1
     """Decoupled weight decay, times the learning rate; vectors decay only if their group says so."""
     clip_norm: float | None = 1.0

@@ -1,4 +1,4 @@
-"""The weights that a run starts from, and those of its objective's second model."""
+"""The weights that a run starts from, and those of its objective's frozen model."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -115,10 +115,12 @@ def add_trained_rows(config: TrainConfig, source: Checkpoint, tokenizer: Tokeniz
     return replace(config.lora, new_tokens=tuple(sorted(ids)))
 
 
-def check_typed(source: Checkpoint, config: TrainConfig, model: Any, *, typed: Collection[str]) -> None:
-    """Raise for a field of the model that was typed and that the weights of `source` do not have."""
+def check_explicit_fields(
+    source: Checkpoint, config: TrainConfig, model: Any, *, explicit_fields: Collection[str]
+) -> None:
+    """Raise for a field of the model that the command line has set and that the weights of `source` do not have."""
     for field, wanted, has in diff_configs(config.model, model):
-        if f"model.{field}" in typed:
+        if f"model.{field}" in explicit_fields:
             raise UserError(
                 f"--model.{field.replace('_', '-')}={wanted} was given, but the weights of {source.directory} have "
                 f"{has}. Leave it out, or train a new model."

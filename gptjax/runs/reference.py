@@ -39,7 +39,7 @@ DIRECTORY = "reference"
 
 
 @dataclass(frozen=True)
-class SecondModel:
+class FrozenModel:
     """What a run needs of the model that its objective compares with."""
 
     read_spec: ReadSpec
@@ -50,21 +50,21 @@ class SecondModel:
     """Its identity, which a resumed run compares."""
 
 
-def prepare_second_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> SecondModel:
-    """Load the objective's second model, or store what it says of the data, if that was not done before.
+def prepare_frozen_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> FrozenModel:
+    """Load the objective's frozen model, or store what it says of the data, if that was not done before.
 
     Objectives without such a model get `spec` back. Call it under `mesh.activate()`.
     """
     objective = config.objective
     if not isinstance(objective, FrozenModelObjective):
-        return SecondModel(spec)
+        return FrozenModel(spec)
     load = partial(load_weights, config, mesh)
     if isinstance(objective, ReferenceObjective) and objective.store_reference:
         model = load(objective.reference)
         fingerprint = hash_weights(model)
-        return SecondModel(store_reference(config, spec, model, weights=fingerprint), None, {"reference": fingerprint})
+        return FrozenModel(store_reference(config, spec, model, weights=fingerprint), None, {"reference": fingerprint})
     model = objective.load_frozen_model(load)
-    return SecondModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
+    return FrozenModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
 
 
 def store_reference(config: TrainConfig, spec: ReadSpec, model: GPT, *, weights: str) -> ReadSpec:
@@ -81,7 +81,7 @@ def store_reference(config: TrainConfig, spec: ReadSpec, model: GPT, *, weights:
         identity = {
             "weights": weights,
             "context_length": spec.context_length,
-            "splits": {split: one.stream.fingerprint for split, one in rows.items()},
+            "splits": {split: reader.stream.fingerprint for split, reader in rows.items()},
         }
         if _read_identity(where) != identity:
             _store_rows(rows, where, identity=identity, compute=compute)
@@ -95,8 +95,8 @@ def _list_sources(
     if not isinstance(data, Mixture):
         yield data, directory, splits
         return
-    for i, one in enumerate(data.components):
-        yield from _list_sources(one.data, directory / str(i), splits if i == data.validation else splits[:1])
+    for i, component in enumerate(data.components):
+        yield from _list_sources(component.data, directory / str(i), splits if i == data.validation else splits[:1])
 
 
 def _open_pairs(source: DataSource, split: str, spec: ReadSpec) -> PairSequences | None:
@@ -126,10 +126,12 @@ def _store_rows(
     if is_writer:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "reference.json").unlink(missing_ok=True)
-    for split, one in rows.items():
-        print_once(f"reference: computing the log-probabilities of {count_of(one.num_pairs, 'pairs')} of {split}, once")
+    for split, reader in rows.items():
+        print_once(
+            f"reference: computing the log-probabilities of {count_of(reader.num_pairs, 'pairs')} of {split}, once"
+        )
         content = io.BytesIO()
-        np.save(content, compute(one), allow_pickle=False)
+        np.save(content, compute(reader), allow_pickle=False)
         sums[split] = hashlib.sha256(content.getbuffer()).hexdigest()
         if is_writer:
             write_atomically(directory / f"{split}.npy", content.getvalue())

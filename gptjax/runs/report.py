@@ -57,7 +57,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
         print_once(
             f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
         )
-    print_once(*_describe_unmasked(config), *_describe_unjudged(config))
+    print_once(*_describe_unmasked(config), *_describe_unevaluated(config))
     if config.steps > 1 and _is_rising(config):
         print_once(
             f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
@@ -88,16 +88,16 @@ def _describe_unmasked(config: TrainConfig) -> list[str]:
     ]
 
 
-def _describe_unjudged(config: TrainConfig) -> list[str]:
+def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
-    losses = [one for one in config.evaluators if isinstance(one, ValidationLoss)]
+    losses = [evaluator for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss)]
     if not config.checkpoint.keep_best or not losses:
         return []
     by_time = []
     if config.checkpoint.every_minutes is not None:
         by_time = ["note: checkpoints of --checkpoint.every-minutes become `best` only at steps that are evaluated"]
     saved = [step for step in range(1, config.steps) if config.checkpoint.should_save(step, steps=config.steps)]
-    if not saved or any(one.should_run(step, steps=config.steps) for one in losses for step in saved):
+    if not saved or any(evaluator.should_run(step, steps=config.steps) for evaluator in losses for step in saved):
         return by_time
     return [
         *by_time,
@@ -132,7 +132,7 @@ def _print_results(config: TrainConfig) -> None:
         last |= record
     references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
     picture = plot_losses(config.directory, references=references)
-    whole = all(one.tokens is None for one in config.evaluators if isinstance(one, ValidationLoss))
+    whole = all(evaluator.tokens is None for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss))
     evaluated = max((record["step"] for record in records if record.get("val_bpb") is not None), default=-1)
     if whole and evaluated == last.get("step") and "bigram_bpb" in last:
         ratio = last["val_bpb"] / last["bigram_bpb"]

@@ -1,7 +1,7 @@
 """Going back to the last good checkpoint with other rows, in a run that diverges.
 
 The step number still decides everything: `row_offsets` of the config says from which step on rows are passed over. It
-is part of config.json and of every checkpoint. So a resumed run reads what an undisturbed one would have read.
+is part of config.json and of every checkpoint. So a resumed run reads what an uninterrupted run would have read.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from gptjax.training.checkpoint_rotation import set_aside_after
 from gptjax.training.divergence import Diverged
 
 
-def go_back(
+def roll_back(
     config: TrainConfig,
     checkpoints: CheckpointManager,
-    trouble: Diverged,
+    divergence: Diverged,
     *,
     tokenizer: Tokenizer | None,
     source: str | None,
@@ -40,17 +40,17 @@ def go_back(
         checkpoints.wait()
     step = 0
     if jax.process_index() == 0:
-        step = set_aside_after(config.directory / CHECKPOINTS, trouble.last_good, why="rolled_back")
+        step = set_aside_after(config.directory / CHECKPOINTS, divergence.last_good, why="rolled_back")
     if jax.process_count() > 1:
         step = int(multihost_utils.broadcast_one_to_all(step))
-    offsets = add_offset(config, back_to=step, begun=trouble.step)
+    offsets = add_offset(config, back_to=step, begun=divergence.step)
     rows = offsets[-1][1]
     print_once(
-        f"step {trouble.step:,}: {trouble.reason}. Going back to step {step:,}; the rows read since are passed over "
-        f"({trouble.rollbacks} of at most {config.rollback.limit} times)"
+        f"step {divergence.step:,}: {divergence.reason}. Going back to step {step:,}; the rows read since are passed "
+        f"over ({divergence.rollbacks} of at most {config.rollback.limit} times)"
     )
-    record = {"rolled_back_from": trouble.step, "row_offset": rows, "reason": trouble.reason}
-    record["rollbacks"] = trouble.rollbacks
+    record = {"rolled_back_from": divergence.step, "row_offset": rows, "reason": divergence.reason}
+    record["rollbacks"] = divergence.rollbacks
     # `never` and a step to go back to are about the start of the command.
     resume = "force" if config.resume == "force" else "auto"
     config = replace(config, row_offsets=offsets, resume=resume)
@@ -63,7 +63,7 @@ def add_offset(config: TrainConfig, *, back_to: int, begun: int) -> RowOffsets:
     """The run's offsets, with one more: step `back_to` reads the rows that step `begun` would have read."""
     schedule = tuple((phase.begin, phase.batch) for phase in config.phases)
     rows = locate_first_row(begun, schedule, config.row_offsets) - locate_first_row(back_to, schedule)
-    return (*(one for one in config.row_offsets if one[0] <= back_to), (back_to, rows))
+    return (*(offset for offset in config.row_offsets if offset[0] <= back_to), (back_to, rows))
 
 
 def adopt_offsets(config: TrainConfig, saved: TrainConfig, step: int) -> RowOffsets:
@@ -71,11 +71,12 @@ def adopt_offsets(config: TrainConfig, saved: TrainConfig, step: int) -> RowOffs
 
     A run that went back and was killed before it saved again has the latter in config.json alone.
     """
-    past = tuple(one for one in saved.row_offsets if one[0] < step)
-    typed, recorded = (
-        tuple(one for one in offsets if one[0] >= step) for offsets in (config.row_offsets, _read_offsets(config))
+    past = tuple(offset for offset in saved.row_offsets if offset[0] < step)
+    given, recorded = (
+        tuple(offset for offset in offsets if offset[0] >= step)
+        for offsets in (config.row_offsets, _read_offsets(config))
     )
-    return (*past, *(typed or recorded))
+    return (*past, *(given or recorded))
 
 
 def _read_offsets(config: TrainConfig) -> RowOffsets:

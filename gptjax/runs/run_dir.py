@@ -82,7 +82,7 @@ class RunDir:
         _report_damaged_tokenizer(directory, damaged)
         has_tokenizer = (directory / TOKENIZER_FILE).is_file()
         tokenizer = load_tokenizer(directory / TOKENIZER_FILE) if has_tokenizer else None
-        modules = import_modules(imports) if not isinstance(imports, dict) else imports
+        modules = imports if isinstance(imports, Mapping) else import_modules(imports)
         run = cls(directory, content, tokenizer, modules)
         _ = run.model_config
         return run

@@ -27,7 +27,13 @@ from gptjax.metrics.throughput import RunCost
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
-from gptjax.runs.initial_weights import add_trained_rows, check_typed, join_vocabularies, load_start, report_merge
+from gptjax.runs.initial_weights import (
+    add_trained_rows,
+    check_explicit_fields,
+    join_vocabularies,
+    load_start,
+    report_merge,
+)
 from gptjax.runs.resume import Fingerprints, adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
 from gptjax.sharding.devices import (
@@ -57,11 +63,11 @@ choice of kernels by time. openxla/xla pull requests 12520 and 14125; known to j
 
 
 def prepare_config(
-    config: TrainConfig, modules: Modules | None = None, *, typed: Collection[str] = ()
+    config: TrainConfig, modules: Modules | None = None, *, explicit_fields: Collection[str] = ()
 ) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared, its history and its model's shape known, and the data's tokenizer.
 
-    `typed` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
+    `explicit_fields` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
     """
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
@@ -75,7 +81,7 @@ def prepare_config(
     if source is not None:
         layers = () if exists else config.init_layers
         model = merge_model_config(select_layers(source.model_config, layers), config.model)
-        check_typed(source, config, model, typed=typed)
+        check_explicit_fields(source, config, model, explicit_fields=explicit_fields)
         report_merge(source, config, model)
         if source.tokenizer and tokenizer:
             model, tokenizer = join_vocabularies(source, model, tokenizer, name=_name_data(config))
@@ -149,12 +155,6 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         epoch_seeds=config.epoch_seeds or "mixed",
         row_offsets=config.row_offsets,
     )
-
-
-def open_loader(config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None = None) -> BatchLoader:
-    """The batches of a run, with the data opened."""
-    spec = make_read_spec(config, tokenizer)
-    return BatchLoader(config.data.open(spec), spec, mesh=mesh)
 
 
 @dataclass(frozen=True)

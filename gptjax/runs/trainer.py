@@ -20,9 +20,9 @@ from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
 from gptjax.metrics.logger import MetricLogger
 from gptjax.runs import report, startup
-from gptjax.runs.reference import SecondModel, prepare_second_model
+from gptjax.runs.reference import FrozenModel, prepare_frozen_model
 from gptjax.runs.resume import Fingerprints, restore_state
-from gptjax.runs.rollback import go_back
+from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
@@ -44,7 +44,7 @@ def train(
     modules: Modules | None = None,
     source: str | None = None,
     command: str = "python -m gptjax.train",
-    typed: Collection[str] = (),
+    explicit_fields: Collection[str] = (),
 ) -> int:
     """Train to the last step, or until a signal. Everything is saved in either case.
 
@@ -52,7 +52,7 @@ def train(
         modules: where a saved config of this run finds classes of the user's own, besides those of `config`.
         source: text of the config file, kept with the run.
         command: what a person typed, for the summary.
-        typed: paths of fields that the command line has set, such as `model.context_length`.
+        explicit_fields: paths of fields that the command line has set, such as `model.context_length`.
 
     Returns:
         0, or the status of `stop_status` after a signal: 130 after Ctrl-C, 143 after SIGTERM, 75 after SIGUSR1.
@@ -60,7 +60,9 @@ def train(
     watchdog = Watchdog(config.hang_seconds, resume=command, process=name_process(), several=count_processes() > 1)
     with GracefulShutdown() as shutdown, watchdog:
         try:
-            config, stopped = _train(config, modules, source=source, typed=typed, shutdown=shutdown, watchdog=watchdog)
+            config, stopped = _train(
+                config, modules, source=source, explicit_fields=explicit_fields, shutdown=shutdown, watchdog=watchdog
+            )
         except StopRequested as stop:
             print_once(f"stopped {shutdown.place}: nothing was to be saved. Resume with: {command}")
             if has_others():
@@ -77,13 +79,13 @@ def _train(
     modules: Modules | None,
     *,
     source: str | None,
-    typed: Collection[str],
+    explicit_fields: Collection[str],
     shutdown: GracefulShutdown,
     watchdog: Watchdog,
 ) -> tuple[TrainConfig, Stop | None]:
     """Train, and return the config with everything resolved and why the run ended early, if it did."""
     began_at = restarts.began_at() or time.monotonic()
-    config, tokenizer = startup.prepare_config(config, modules, typed=typed)
+    config, tokenizer = startup.prepare_config(config, modules, explicit_fields=explicit_fields)
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
@@ -93,16 +95,16 @@ def _train(
         keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
-        second = prepare_second_model(config, read_spec, mesh)
-        if second.read_spec != read_spec:
-            read_spec, reader = second.read_spec, config.data.open(second.read_spec)
-        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=second.model, read_spec=read_spec)
-        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | second.fingerprints
+        frozen = prepare_frozen_model(config, read_spec, mesh)
+        if frozen.read_spec != read_spec:
+            read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
+        evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
+        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | frozen.fingerprints
         run = _Run(
             mesh=mesh,
             tokenizer=tokenizer,
             evaluators=evaluators,
-            second=second,
+            frozen=frozen,
             fingerprints=fingerprints,
             checkpoints=checkpoints,
             shutdown=shutdown,
@@ -121,7 +123,7 @@ class _Run:
     mesh: MeshConfig
     tokenizer: Tokenizer | None
     evaluators: startup.Evaluators
-    second: SecondModel
+    frozen: FrozenModel
     fingerprints: Fingerprints
     checkpoints: CheckpointManager
     shutdown: GracefulShutdown
@@ -137,39 +139,39 @@ class _Run:
         while True:
             try:
                 batches = BatchLoader(reader, read_spec, mesh=self.mesh)
-                return config, self._train_from_checkpoint(config, batches, went_back=record)
+                return config, self._train_from_checkpoint(config, batches, rollback_record=record)
             except Diverged as divergence:
                 self.shutdown.pause_training("while going back")
                 with self.watchdog.doing("start"):
-                    config, record = go_back(
+                    config, record = roll_back(
                         config, self.checkpoints, divergence, tokenizer=self.tokenizer, source=self.source
                     )
             read_spec = replace(read_spec, row_offsets=config.row_offsets)
             reader = config.data.open(read_spec)
 
     def _train_from_checkpoint(
-        self, config: TrainConfig, batches: BatchLoader, *, went_back: Mapping[str, Any] | None
+        self, config: TrainConfig, batches: BatchLoader, *, rollback_record: Mapping[str, Any] | None
     ) -> Stop | None:
         """Train from the newest checkpoint or step 0; returns why the run ends early, if it does.
 
-        `went_back` is recorded at the step from which the run goes on. Raises `Diverged` to go back.
+        `rollback_record` is recorded at the step from which the run goes on. Raises `Diverged` to go back.
         """
         mesh, checkpoints = self.mesh, self.checkpoints
-        began_at = self.began_at if went_back is None else time.monotonic()
+        began_at = self.began_at if rollback_record is None else time.monotonic()
         with self.watchdog.doing("start"):
             state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
             state = state or startup.initialize_state(config, mesh)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
-        if went_back is None:
+        if rollback_record is None:
             report.describe_run(config, mesh, batches, self.evaluators)
         with startup.open_logger(config, mesh, start, seconds=time.monotonic() - began_at) as log:
-            if went_back is not None:
-                log.write(start, went_back, is_event=True)
+            if rollback_record is not None:
+                log.write(start, rollback_record, is_event=True)
             with log.measure("compile"), self.watchdog.doing("compile"):
                 train_step = startup.compile_steps(
-                    config, mesh, state, batches, start=start, frozen=self.second.model, programs=self.programs
+                    config, mesh, state, batches, start=start, frozen=self.frozen.model, programs=self.programs
                 )
             metadata = {"config": to_json(config), "fingerprints": self.fingerprints}
             loop = _Loop(
@@ -179,7 +181,7 @@ class _Run:
                 train_step=train_step,
                 log=log,
                 saver=_make_saver(config, checkpoints, metadata),
-                guard=_make_guard(config, checkpoints, start=start, went_back=went_back),
+                guard=_make_guard(config, checkpoints, start=start, rollback_record=rollback_record),
                 watchdog=self.watchdog,
             )
             return loop.run(
@@ -194,7 +196,7 @@ def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: d
 
 def make_data_check(config: TrainConfig) -> Callable[[], None]:
     """A function that raises a `UserError` if data of the run or of an evaluator has changed since it was opened."""
-    others = (getattr(one, "data", None) for one in config.evaluators)
+    others = (getattr(evaluator, "data", None) for evaluator in config.evaluators)
     sources = [config.data, *(data.resolve() for data in others if isinstance(data, DataSource))]
 
     def check() -> None:
@@ -205,10 +207,14 @@ def make_data_check(config: TrainConfig) -> Callable[[], None]:
 
 
 def _make_guard(
-    config: TrainConfig, checkpoints: CheckpointManager, *, start: int, went_back: Mapping[str, Any] | None
+    config: TrainConfig, checkpoints: CheckpointManager, *, start: int, rollback_record: Mapping[str, Any] | None
 ) -> DivergenceGuard:
-    """Losses up to step `start` and earlier rollbacks count, so that a resumed run decides as an undisturbed one."""
-    records = [went_back["rollbacks"]] if went_back else startup.read_values(config, "rollbacks", before=start + 1)
+    """Losses up to step `start` and earlier rollbacks count, so that a resumed run decides as an uninterrupted one."""
+    records = (
+        [rollback_record["rollbacks"]]
+        if rollback_record
+        else startup.read_values(config, "rollbacks", before=start + 1)
+    )
     has_median = config.rollback.spike_factor is not None
     return DivergenceGuard(
         checkpoints,
@@ -279,7 +285,7 @@ class _Loop:
             yield
 
     def _evaluate(self, step: int, state: TrainState, shutdown: GracefulShutdown) -> tuple[float | None, Stop | None]:
-        """(the loss that judges these weights, if it was measured, the signal that cut the evaluation short)."""
+        """(the value of `best_metric`, if it was measured, the signal that cut the evaluation short)."""
         loss, measured = None, set[str]()
         for evaluator in self.evaluators.list_due(step, steps=self.config.steps):
             try:

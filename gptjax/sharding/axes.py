@@ -35,10 +35,10 @@ Count = Int[Array, ""]
 DropoutKeys = Key[Array, " B"]
 """A dropout key for each sequence of a batch, so that its mask depends neither on the device nor on the other ones."""
 
-Role = Literal["matrix", "embedding", "value_embedding", "head", "vector", "adapter"]
+ParamRole = Literal["matrix", "embedding", "value_embedding", "head", "vector", "adapter"]
 
 
-def weight_role(axis_names: str) -> Role:
+def weight_role(axis_names: str) -> ParamRole:
     """The role of a parameter: `VD` is an embedding, `DV` the head, `DF` a matrix.
 
     Everything else with one axis, or without `D`, is a vector: norm scales, biases (`V` of the head), scalars of a

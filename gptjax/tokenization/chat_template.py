@@ -69,8 +69,8 @@ class ChatTemplate:
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """The role tokens, each once."""
-        formats = [one for one in (self.system, self.user, self.assistant) if one is not None]
-        return tuple(dict.fromkeys(token for one in formats for token in one.special_tokens))
+        formats = [form for form in (self.system, self.user, self.assistant) if form is not None]
+        return tuple(dict.fromkeys(token for form in formats for token in form.special_tokens))
 
     def iter_turns(self, messages: Sequence[Message]) -> Iterator[tuple[RoleFormat, Message]]:
         """Yield the messages as they are written: the system prompt included, or merged into the first of the user."""

@@ -38,7 +38,7 @@ from gptjax.training.checkpoint_format import (
     unflatten_by_name,
 )
 from gptjax.training.checkpoint_integrity import UNFINISHED, commit_checkpoint, complete_steps
-from gptjax.training.checkpoint_rotation import ALL_DAMAGED, choose_step, clear_unfinished, go_back, prune
+from gptjax.training.checkpoint_rotation import ALL_DAMAGED, choose_step, clear_unfinished, prune, roll_back_to
 from gptjax.training.joint_save import JointCheckpointer
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ class CheckpointManager:
         state: "training_state.TrainState",
         *,
         metadata: dict[str, Any],
-        val_loss: float | None,
+        best_value: float | None,
     ) -> None:
         """Save in the background. Returns once `state` may be donated; a step that exists already is not saved again.
 
-        `metadata` is JSON. `val_loss` is the value of `best_metric`. Raises a UserError if the previous save
+        `metadata` is JSON. `best_value` is the value of `best_metric`. Raises a UserError if the previous save
         failed, or if a later step exists.
         """
         self.wait()
@@ -136,14 +136,14 @@ class CheckpointManager:
                 f"{self._directory} has step {newest}, which is later than step {step} to be saved. Two runs "
                 "would be mixed. Move the later checkpoints away, or choose another --name."
             )
-        loss = None if val_loss is None or not math.isfinite(val_loss) else float(val_loss)
+        value = None if best_value is None or not math.isfinite(best_value) else float(best_value)
         path = self._directory / str(step)
         # Writes of a failed attempt may still end. They must not end in the directory of the next one.
         attempt, self._attempts[step] = self._attempts[step], self._attempts[step] + 1
         unfinished = self._directory / f"{step}{f'.{attempt}' if attempt else ''}{UNFINISHED}"
         with self._report_failed_save():
             args = make_save_args(
-                _collect_items(state), metadata, step=step, val_loss=loss, best_metric=self._config.best_metric
+                _collect_items(state), metadata, step=step, best_value=value, best_metric=self._config.best_metric
             )
             self._checkpointer.save(unfinished, args, name=f"save {step} {attempt}")
         is_recorded = self._record is not None and self._record.is_file()
@@ -198,7 +198,7 @@ class CheckpointManager:
             UserError: there are checkpoints, and all are damaged.
         """
         if jax.process_index() == 0 and back_to is not None:
-            go_back(self._directory, back_to)
+            roll_back_to(self._directory, back_to)
         chosen = choose_step(self._directory) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             chosen = int(multihost_utils.broadcast_one_to_all(-1 if chosen is None else chosen))
@@ -233,7 +233,7 @@ class CheckpointManager:
         return has_item(self._directory, step, item=EMA_ITEM)
 
     def read_metadata(self, step: int) -> dict[str, Any]:
-        """The metadata that was saved at `step`, with `step`, `val_loss` and `format_version`."""
+        """The metadata that was saved at `step`, with `step`, `best_value` and `format_version`."""
         return read_metadata(self._directory, step)
 
     def _agree_on_newest(self) -> int:

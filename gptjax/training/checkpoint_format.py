@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 else:
     ocp = LazyModule("orbax.checkpoint")  # half a second
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MODEL, OPTIMIZER, COUNTERS, EMA_ITEM, LOSS_SCALE = "model", "optimizer", "counters", "ema", "loss_scale"
 ARRAY_ITEMS = (MODEL, OPTIMIZER, COUNTERS, EMA_ITEM, LOSS_SCALE)
 """The items that hold arrays."""
 WEIGHTS = (MODEL, EMA_ITEM, METADATA)
 """What sampling, evaluating and exporting read."""
 DEFAULT_METRIC = "val_loss"
-"""The metric that judges weights, unless a config says otherwise."""
+"""The metric that decides which weights are the best, unless a config says otherwise."""
 ARRAY_OPTIONS: dict[str, Any] = {"use_ocdbt": True, "use_zarr3": True, "use_compression": False}
 """All arrays of an item are in a few files (OCDBT), uncompressed.
 
@@ -103,22 +103,22 @@ def _list(steps: list[int]) -> str:
 
 
 def find_best_step(directory: Path, *, items: Collection[str] | None = None) -> int | None:
-    """Return the complete step whose own weights had the lowest loss, the earliest of equals; None if none was judged.
+    """The complete step whose own weights had the lowest loss, the earliest of equals; None if none was evaluated.
 
-    Only losses of the metric that judged the newest of them are compared.
+    Only values of the metric that the newest of them has are compared.
     """
     ranked = rank_steps(directory, items=items)
     return ranked[0] if ranked else None
 
 
 def rank_steps(directory: Path, *, items: Collection[str] | None = None) -> list[int]:
-    """The complete steps that were judged by the newest one's metric, from the best to the worst."""
+    """The complete steps that have a value of the newest one's metric, from the best to the worst."""
     found: list[tuple[int, str, float]] = []
     for step in complete_steps(directory, items=items):
         with suppress(UserError):  # unreadable metadata
             metadata = read_metadata(directory, step)
-            if metadata["val_loss"] is not None:
-                found.append((step, metadata.get("best_metric", DEFAULT_METRIC), metadata["val_loss"]))
+            if metadata["best_value"] is not None:
+                found.append((step, metadata.get("best_metric", DEFAULT_METRIC), metadata["best_value"]))
     newest = found[-1][1] if found else None
     return [step for step, metric, _ in sorted(found, key=lambda one: (one[2], one[0])) if metric == newest]
 
@@ -129,7 +129,7 @@ def has_item(directory: Path, step: int, *, item: str) -> bool:
 
 
 def read_metadata(directory: Path, step: int) -> dict[str, Any]:
-    """Return the metadata of a step, with its `step`, `val_loss` and `format_version`.
+    """Return the metadata of a step, with its `step`, `best_value` and `format_version`.
 
     Raises a UserError if the checkpoint is incomplete, unreadable or of another format version.
     """
@@ -137,7 +137,7 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     version, content = None, {}
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads((path / METADATA / METADATA).read_text(encoding="utf-8"))
-        version, _ = content["format_version"], content["val_loss"]
+        version, _ = content["format_version"], content["best_value"]
     if version not in (None, FORMAT_VERSION):
         raise UserError(
             f"{path} has checkpoint format {version}, but this version of gptjax reads format {FORMAT_VERSION} only. "
@@ -168,11 +168,11 @@ def make_save_args(
     metadata: dict[str, Any],
     *,
     step: int,
-    val_loss: float | None = None,
+    best_value: float | None = None,
     best_metric: str = DEFAULT_METRIC,
 ) -> "ocp.args.Composite":
     """Orbax's arguments for saving a step: the items that have arrays, and the metadata with our own fields."""
-    own = {"format_version": FORMAT_VERSION, "step": step, "val_loss": val_loss, "checksums": True}
+    own = {"format_version": FORMAT_VERSION, "step": step, "best_value": best_value, "checksums": True}
     own |= {"best_metric": best_metric} if best_metric != DEFAULT_METRIC else {}
     arrays = {item: ocp.args.PyTreeSave(arrays) for item, arrays in items.items() if arrays}  # pyright: ignore[reportCallIssue]
     return ocp.args.Composite(**arrays, **{METADATA: ocp.args.JsonSave(metadata | own)})  # pyright: ignore[reportCallIssue]

@@ -67,7 +67,7 @@ def choose_step(directory: Path) -> int | None:
     return ALL_DAMAGED if aside else None
 
 
-def go_back(directory: Path, step: int) -> None:
+def roll_back_to(directory: Path, step: int) -> None:
     """Set aside what comes after a step. Raises a UserError if there is no such checkpoint."""
     if aside := sorted(path.name for path in directory.glob(f"*.after_{step}")):
         print_once(f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on")
@@ -91,7 +91,7 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
         if later > step:
             _set_aside(directory / str(later), why)
     marker.unlink()
-    return max((one for one in existing if one <= step), default=0)
+    return max((earlier for earlier in existing if earlier <= step), default=0)
 
 
 def find_last_kept(directory: Path) -> int | None:

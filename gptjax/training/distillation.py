@@ -36,10 +36,13 @@ class Distillation:
     teacher: str = "runs/gpt2"
     """Run directory, or a directory in Hugging Face's format, of a model with the same vocabulary."""
     temperature: float = 2.0
+    """Logits of both models are divided by it before `kl` compares them."""
     kl_weight: float = 5.0
+    """Weight of `kl`, times temperature²."""
     cross_entropy_weight: float = 2.0
+    """Weight of `cross_entropy`."""
     cosine_weight: float = 1.0
-    """Needs a teacher of the same width, unless it is 0."""
+    """Weight of `cosine`. Needs a teacher of the same width, unless it is 0."""
     chunk_tokens: int = 8192
     """Tokens of one device whose logits, of both models, are in memory at a time."""
 

@@ -97,12 +97,12 @@ class DivergenceGuard:
         skips = int(previous["consecutive_skips"])
         if skips >= self._limit:
             reason = f"the last {skips} updates were skipped: not finite"
-            self._go_back(step, first_bad=step - skips + 1, reason=reason)
+            self._roll_back(step, first_bad=step - skips + 1, reason=reason)
             self._fail(step)
         factor = self._rollback.spike_factor
         if factor is not None and (median := self._find_spike(loss := float(previous["loss"]), factor)) is not None:
             reason = f"loss {loss:.4f}, more than {factor:g} times its median {median:.4f}"
-            self._go_back(step, first_bad=step, reason=reason)
+            self._roll_back(step, first_bad=step, reason=reason)
 
     def _find_spike(self, loss: float, factor: float) -> float | None:
         """The median of the losses before, if this one is far above it."""
@@ -114,7 +114,7 @@ class DivergenceGuard:
         self._losses.append(loss)
         return None
 
-    def _go_back(self, step: int, *, first_bad: int, reason: str) -> None:
+    def _roll_back(self, step: int, *, first_bad: int, reason: str) -> None:
         # The weights before the first bad step may be what is bad, so a checkpoint needs a good step after it.
         if self._rollbacks < self._rollback.limit and first_bad >= 2:
             raise Diverged(step=step, last_good=first_bad - 2, reason=reason, rollbacks=self._rollbacks + 1)

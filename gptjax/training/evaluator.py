@@ -34,7 +34,7 @@ class EvalContext:
     objective: Objective
     mesh: MeshConfig
     frozen: "gpt.GPT | None" = None
-    """The second model of the objective, if it has one."""
+    """The frozen model of the objective, if it has one."""
     read_spec: ReadSpec | None = None
     """What the run asks of its training data."""
 

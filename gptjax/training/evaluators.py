@@ -230,9 +230,13 @@ class Samples(PeriodicEvaluator):
     prompt: str = "\n"
     """Text to continue; in a run on chats or preferences, the user's message."""
     max_new_tokens: int = 100
+    """Length of the text, in tokens; an end of text ends it earlier."""
     temperature: float = 0.8
+    """Logits are divided by it. 0: always the likeliest token."""
     top_k: int | None = 200
+    """Draw from so many likeliest tokens. None: from all."""
     seed: int = 0
+    """Seed of the draws, the same at every evaluation."""
     name: str = "sample"
     """Name of the text in metrics.jsonl."""
 

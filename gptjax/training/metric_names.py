@@ -10,7 +10,7 @@ from gptjax.training.checkpoint_format import DEFAULT_METRIC
 
 def check_evaluator_names(evaluators: Sequence[object]) -> None:
     """Raise if two evaluators of a class have one name: one's metrics would stand for the other's."""
-    names = Counter((type(one).__name__, getattr(one, "name", None)) for one in evaluators)
+    names = Counter((type(evaluator).__name__, getattr(evaluator, "name", None)) for evaluator in evaluators)
     for (kind, name), count in names.items():
         if name is not None and count > 1:
             problem = f"{count} {kind} are named {name!r}, so their metrics have the same names"

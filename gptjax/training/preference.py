@@ -39,7 +39,7 @@ Pairs = Float[Array, "B P"]
 """A number for each pair of a row; the last ones of a row may not exist."""
 
 
-class Answers(NamedTuple):
+class PairSide(NamedTuple):
     """One side of the pairs of some rows."""
 
     log_probs: Pairs
@@ -53,7 +53,7 @@ class Answers(NamedTuple):
         return self.log_probs / jnp.maximum(self.lengths, 1)
 
 
-class Comparison(NamedTuple):
+class PairLosses(NamedTuple):
     """The loss of each pair, and the rewards of its answers."""
 
     loss: Pairs
@@ -79,7 +79,7 @@ class PairObjective(abc.ABC):
             raise UserError(f"objective.chunk_tokens is {self.chunk_tokens}; it must be at least 1.")
 
     @abc.abstractmethod
-    def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
+    def compare(self, chosen: PairSide, rejected: PairSide) -> PairLosses:
         """Loss and rewards of each pair."""
 
     def sum_loss(self, model: "gpt.GPT", batch: MicroBatch, dropout_keys: DropoutKeys | None = None) -> LossSums:
@@ -90,7 +90,7 @@ class PairObjective(abc.ABC):
         """Sums over the pairs of rows, from the (relative) log-probability of each target."""
         scored = (batch["targets"] != IGNORE_INDEX).astype(jnp.float32)
         totals = sum_documents(jnp.stack([log_probs, scored], axis=-1), batch["segments"], mesh=mesh)
-        chosen, rejected = (Answers(totals[..., side, 0], totals[..., side, 1]) for side in (0, 1))
+        chosen, rejected = (PairSide(totals[..., side, 0], totals[..., side, 1]) for side in (0, 1))
         exists = (chosen.lengths > 0) & (rejected.lengths > 0)
         found = self.compare(chosen, rejected)
         margin = found.reward_chosen - found.reward_rejected
@@ -101,7 +101,7 @@ class PairObjective(abc.ABC):
             "reward_accuracy": (margin > 0).astype(jnp.float32),
         }
         total = lambda values: jnp.sum(jnp.where(exists, values, 0.0))
-        return LossSums(total(found.loss), jnp.sum(exists), {name: total(one) for name, one in metrics.items()})
+        return LossSums(total(found.loss), jnp.sum(exists), {name: total(values) for name, values in metrics.items()})
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ class DPO(ReferenceObjective):
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"objective.label_smoothing is {self.label_smoothing}; it must be in [0, 0.5).")
 
-    def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
+    def compare(self, chosen: PairSide, rejected: PairSide) -> PairLosses:
         rewards = self.beta * chosen.log_probs, self.beta * rejected.log_probs
         margin, wrong = rewards[0] - rewards[1], self.label_smoothing
         loss = -(1 - wrong) * jax.nn.log_sigmoid(margin) - wrong * jax.nn.log_sigmoid(-margin)
-        return Comparison(loss, *rewards)
+        return PairLosses(loss, *rewards)
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class IPO(ReferenceObjective):
     Log-ratios are means over tokens, as TRL takes them.
     """
 
-    def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
+    def compare(self, chosen: PairSide, rejected: PairSide) -> PairLosses:
         loss = (chosen.means - rejected.means - 1 / (2 * self.beta)) ** 2
-        return Comparison(loss, self.beta * chosen.means, self.beta * rejected.means)
+        return PairLosses(loss, self.beta * chosen.means, self.beta * rejected.means)
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ class SimPO(PairObjective):
     margin: float = 1.0
     """Wanted difference of the rewards (γ)."""
 
-    def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
+    def compare(self, chosen: PairSide, rejected: PairSide) -> PairLosses:
         rewards = self.beta * chosen.means, self.beta * rejected.means
-        return Comparison(-jax.nn.log_sigmoid(rewards[0] - rewards[1] - self.margin), *rewards)
+        return PairLosses(-jax.nn.log_sigmoid(rewards[0] - rewards[1] - self.margin), *rewards)
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,10 @@ class ORPO(PairObjective):
     Odds are those of the mean log-probability of a token.
     """
 
-    def compare(self, chosen: Answers, rejected: Answers) -> Comparison:
+    def compare(self, chosen: PairSide, rejected: PairSide) -> PairLosses:
         log_odds = _log_odds(chosen.means) - _log_odds(rejected.means)
         loss = -chosen.means - self.beta * jax.nn.log_sigmoid(log_odds)
-        return Comparison(loss, self.beta * chosen.means, self.beta * rejected.means)
+        return PairLosses(loss, self.beta * chosen.means, self.beta * rejected.means)
 
 
 def _log_odds(log_prob: Pairs) -> Pairs:

@@ -74,7 +74,7 @@ class Saver:
             self._check_data()
         self._saved_at, self._saving, self._is_open = self._clock(), step, True
         try:
-            self._checkpoints.save(step, state, metadata=self._metadata, val_loss=loss)
+            self._checkpoints.save(step, state, metadata=self._metadata, best_value=loss)
         except UserError as error:
             self._report(error)
 

@@ -46,7 +46,7 @@ class StopRules:
         self._began_at = clock() if began_at is None else began_at
         self._best, self._since_best = math.inf, 0
         for loss in history:
-            self._judge(loss)
+            self._compare(loss)
 
     def check(self, step: int) -> Stop | None:
         """Before an evaluation: a signal, or the time."""
@@ -61,12 +61,12 @@ class StopRules:
         """After an evaluation: whether the loss has stopped falling. None where it was not measured."""
         if loss is None or self._patience is None:
             return None
-        self._judge(loss)
+        self._compare(loss)
         if self._since_best < self._patience:
             return None
         return Stop(0, f"{self._since_best} evaluations in a row without a loss below {self._best:.4f}")
 
-    def _judge(self, loss: float) -> None:
+    def _compare(self, loss: float) -> None:
         is_better = loss < self._best  # False for NaN
         self._best, self._since_best = (loss, 0) if is_better else (self._best, self._since_best + 1)
 

@@ -271,7 +271,7 @@ OTHERS: dict[type, dict[str, tuple[Any, str]]] = {
         "keep": (1, "checkpoints"),
         "keep_best": (False, "checkpoints"),
         "keep_every": (2, "checkpoints"),
-        "best_metric": ("val_bpb", "judged"),
+        "best_metric": ("val_bpb", "best metric"),
     },
     ValidationLoss: {
         "every": (7, "due steps"),

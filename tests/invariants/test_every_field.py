@@ -202,14 +202,14 @@ def list_checkpoints(config: TrainConfig, directory: Path) -> list[str]:
     """The checkpoints that remain of four, of which the first is the best."""
     with CheckpointManager(directory, config.checkpoint) as checkpoints:
         for step, loss in {1: 1.0, 2: 3.0, 3: 2.0, 4: 2.5}.items():
-            checkpoints.save(step, draw_state(), metadata={}, val_loss=loss)
+            checkpoints.save(step, draw_state(), metadata={}, best_value=loss)
     return sorted(path.name for path in directory.iterdir())
 
 
-def read_judgement(config: TrainConfig, directory: Path) -> Any:
-    """What a checkpoint says about the metric that judged it."""
+def read_best_metric(config: TrainConfig, directory: Path) -> Any:
+    """What a checkpoint says about the metric that decides `best`."""
     with CheckpointManager(directory, config.checkpoint) as checkpoints:
-        checkpoints.save(1, draw_state(), metadata={}, val_loss=1.0)
+        checkpoints.save(1, draw_state(), metadata={}, best_value=1.0)
         checkpoints.wait()
         return checkpoints.read_metadata(1)
 
@@ -244,7 +244,7 @@ def find_end(config: TrainConfig) -> int | None:
 def is_restarted(config: TrainConfig) -> bool:
     """Whether the command starts a parent that restarts it."""
     with pytest.MonkeyPatch.context() as patch:
-        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={}, typed=())
+        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={}, explicit_fields=())
         patch.setattr(gptjax.train, "require_config", lambda *_, **__: "")
         patch.setattr(gptjax.train, "parse_config", lambda *_, **__: request)
         patch.setattr(gptjax.train, "supervise", lambda *_: 1)
@@ -277,8 +277,8 @@ def list_divergences(config: TrainConfig, directory: Path) -> list[str]:
             for step, (loss, skips) in enumerate([(1.0, 0), (2.5, 0), (3.5, 0), (1.0, 4), (1.0, 0)]):
                 try:
                     guard.check(step, {"loss": jnp.float32(loss), "consecutive_skips": jnp.int32(skips)})
-                except Diverged as trouble:
-                    found.append(trouble.reason)
+                except Diverged as divergence:
+                    found.append(divergence.reason)
     return found
 
 
@@ -287,7 +287,7 @@ def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     reader = open_batches(config, SINGLE).reader
     fingerprints = collect_fingerprints(config.data, reader, open_evaluators(config, None, SINGLE), None)
     content = {"config": to_json(replace(config, seed=config.seed + 2)), "fingerprints": fingerprints}
-    content |= {"format_version": FORMAT_VERSION, "val_loss": None, "step": 3}
+    content |= {"format_version": FORMAT_VERSION, "best_value": None, "step": 3}
     (directory / "3" / "metadata").mkdir(parents=True)
     (directory / "3" / "commit_success.txt").touch()
     (directory / "3" / "metadata" / "metadata").write_text(json.dumps(content))
@@ -328,7 +328,7 @@ OBSERVATIONS: dict[str, Callable[..., Any]] = {
     "watchdog": lambda config, *_: find_end(config),
     "restarts": lambda config, directory, _: is_restarted(config),
     "due minutes": lambda config, directory, _: list_steps_by_time(config, directory),
-    "judged": lambda config, directory, _: read_judgement(config, directory),
+    "best metric": lambda config, directory, _: read_best_metric(config, directory),
     "checkpoints": lambda config, directory, _: list_checkpoints(config, directory),
     "log": lambda config, directory, capsys: record_log(config, directory, capsys),
     "skips": lambda config, directory, _: list_divergences(config, directory),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from formula import compute_loss
+from models import open_loader
 from tiny import ALPHABET, write_text_shards
 
 import configs
@@ -19,7 +20,7 @@ from configs.nanochat_d12 import nanochat
 from gptjax.config import TrainConfig, load_config
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
-from gptjax.runs.startup import compile_steps, initialize_state, open_loader
+from gptjax.runs.startup import compile_steps, initialize_state
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.state import TrainState
@@ -128,7 +129,7 @@ def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_pat
         state, advance = start(config, SINGLE)
         first, state = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
-            checkpoints.save(2, state, metadata={}, val_loss=None)
+            checkpoints.save(2, state, metadata={}, best_value=None)
         second, later = advance(state, 2)
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             restored = checkpoints.restore(later, 2)

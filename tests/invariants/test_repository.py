@@ -138,10 +138,12 @@ def list_map_files() -> Iterator[str]:
             yield str(path)
 
 
-def test_readme_map_names_existing_files() -> None:
+def test_readme_map_names_existing_files_of_every_package() -> None:
     files = list(list_map_files())
     assert len(files) > 50
     assert [file for file in files if not (ROOT / file).is_file()] == []
+    packages = {path.parent.name for path in (ROOT / "gptjax").glob("*/__init__.py")}
+    assert packages - {Path(file).parent.name for file in files if file.startswith("gptjax/")} == set()
 
 
 def test_documents_name_existing_tests() -> None:
@@ -175,7 +177,7 @@ def resolve_name(name: str, words: dict[str, set[str]]) -> bool:
     return all(part in words["everywhere"] for part in parts)
 
 
-def test_new_names_resolve() -> None:
+def test_new_names_of_the_names_page_resolve() -> None:
     words: dict[str, set[str]] = {"everywhere": set()}
     for path in MODULES:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

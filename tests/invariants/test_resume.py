@@ -326,9 +326,9 @@ def kill_repeatedly(config: TrainConfig, *, cache: str, kills: int, seed: int) -
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     file = write_config(directory / "config.py", config)
-    undisturbed = start_process(file, "undisturbed", cache=cache)
-    undisturbed.join()
-    assert undisturbed.exitcode == 0
+    uninterrupted = start_process(file, "uninterrupted", cache=cache)
+    uninterrupted.join()
+    assert uninterrupted.exitcode == 0
     draw, metrics, exit_codes = random.Random(seed), directory / "killed" / "metrics.jsonl", []
     for attempt in range(kills):
         size = read_size(metrics)
@@ -345,9 +345,9 @@ def kill_repeatedly(config: TrainConfig, *, cache: str, kills: int, seed: int) -
     last.join()
     assert last.exitcode == 0
     for name in ("loss", "val_loss", "reward_margin", "val_reward_margin", "kl"):
-        assert read_lines(directory / "killed", name) == read_lines(directory / "undisturbed", name)
+        assert read_lines(directory / "killed", name) == read_lines(directory / "uninterrupted", name)
     assert [step for step, _ in read_lines(directory / "killed")] == list(range(1, config.steps + 1))
-    one, other = (read_weights(replace(config, name=name), ema=False) for name in ("killed", "undisturbed"))
+    one, other = (read_weights(replace(config, name=name), ema=False) for name in ("killed", "uninterrupted"))
     for name, weight in other.items():
         np.testing.assert_array_equal(one[name], weight, err_msg=name)
 
@@ -365,13 +365,13 @@ def make_killed_config(shards: Path, directory: Path, *, steps: int, **changes: 
     )
 
 
-def test_killed_run_ends_like_an_undisturbed_one(shards: Path, tmp_path: Path, compile_cache: str):
+def test_killed_run_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path, compile_cache: str):
     kill_repeatedly(make_killed_config(shards, tmp_path, steps=80), cache=compile_cache, kills=4, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_run_killed_many_times_ends_like_an_undisturbed_one(
+def test_run_killed_many_times_ends_like_an_uninterrupted_one(
     shards: Path, tmp_path: Path, compile_cache: str, seed: int
 ):
     kill_repeatedly(make_killed_config(shards, tmp_path, steps=300), cache=compile_cache, kills=15, seed=seed)
@@ -388,7 +388,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_killed_run_of_every_objective_ends_like_an_undisturbed_one(name: str, tmp_path: Path, compile_cache: str):
+def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str, tmp_path: Path, compile_cache: str):
     fields, pairs = OBJECTIVES[name], name.startswith("dpo")
     draw = draw_pairs if pairs else draw_documents
     splits = {split: draw(200, seed=seed) for seed, split in enumerate(("train", "val"))}

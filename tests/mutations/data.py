@@ -117,7 +117,7 @@ DATA = (
     ),
     *mutate(
         "gptjax/data/checksums.py",
-        "test_checksums.py test_verify.py",
+        "test_checksums.py test_data_verify.py",
         # Hashes are not compared.
         ("if found != listed[name].sha256:", "if not found:"),
         # A file that was read once is never read again.
@@ -129,7 +129,7 @@ DATA = (
     ),
     *mutate(
         "gptjax/data/preferences.py",
-        "test_preferences.py",
+        "test_data_preferences.py",
         # Chosen and rejected change places.
         (
             "*self._read_document(2 * index), *self._read_document(2 * index + 1)",

@@ -19,10 +19,10 @@ from gptjax.model.gpt import GPT
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
-from gptjax.training import answers, evaluators
-from gptjax.training.answers import Answers, read_questions
+from gptjax.training import evaluators, exact_match
 from gptjax.training.evaluator import EvalContext, Evaluator
 from gptjax.training.evaluators import Samples
+from gptjax.training.exact_match import ExactMatch, read_questions
 from gptjax.training.objective import SFT
 
 CONFIG = GPTConfig(
@@ -45,7 +45,7 @@ def write_questions(path: Path, questions: dict[str, list[str]]) -> str:
     return str(path)
 
 
-def open_answers(evaluator: Answers, *, with_tokenizer: bool = True, mesh: MeshConfig | None = None) -> Any:
+def open_answers(evaluator: ExactMatch, *, with_tokenizer: bool = True, mesh: MeshConfig | None = None) -> Any:
     own = TOKENIZER if with_tokenizer else None
     return evaluator.open(EvalContext(TokenShards(), own, CONFIG, SFT(), mesh or MeshConfig()))
 
@@ -64,7 +64,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             row[: len(prompt)], row[len(prompt) : len(prompt) + len(ids)] = prompt, ids
         return rows
 
-    monkeypatch.setattr(answers, "generation", SimpleNamespace(generate=generate))
+    monkeypatch.setattr(exact_match, "generation", SimpleNamespace(generate=generate))
     return texts
 
 
@@ -72,7 +72,7 @@ def test_answers_are_right_only_if_a_known_one_is_met_exactly(tmp_path: Path, sa
     """Three questions in batches of two: the row that fills the second batch does not count."""
     path = write_questions(tmp_path / "q.jsonl", {"a": ["x", "Yes: x"], "longer": ["y"], "c": ["Yes"]})
     said += ["Yes: x", "y.", "Yes"]
-    evaluate = open_answers(Answers(path, max_new_tokens=8, opening="Yes: ", batch_size=2))
+    evaluate = open_answers(ExactMatch(path, max_new_tokens=8, opening="Yes: ", batch_size=2))
     assert evaluate(None) == {
         "exact_match": pytest.approx(2 / 3),
         "answer_length": pytest.approx((6 + 2 + 3) / 3),
@@ -83,7 +83,7 @@ def test_answers_are_right_only_if_a_known_one_is_met_exactly(tmp_path: Path, sa
 def test_answers_are_cut_at_the_longest_length(tmp_path: Path, said: list[str]) -> None:
     path = write_questions(tmp_path / "q.jsonl", {"a": ["abc"], "b": ["abcd"]})
     said += ["abcd"]
-    assert open_answers(Answers(path, max_new_tokens=3, batch_size=2))(None) == {
+    assert open_answers(ExactMatch(path, max_new_tokens=3, batch_size=2))(None) == {
         "exact_match": 0.5,
         "answer_length": 3.0,
     }
@@ -92,7 +92,7 @@ def test_answers_are_cut_at_the_longest_length(tmp_path: Path, said: list[str]) 
 def test_batches_of_answers_are_rounded_up_to_the_devices(tmp_path: Path, said: list[str]) -> None:
     path = write_questions(tmp_path / "q.jsonl", {"a": ["x"], "b": ["y"], "c": ["z"]})
     said += ["x", "y", "no", "no"]
-    evaluate = open_answers(Answers(path, max_new_tokens=8, batch_size=1), mesh=MeshConfig(data=1, fsdp=2, tensor=1))
+    evaluate = open_answers(ExactMatch(path, max_new_tokens=8, batch_size=1), mesh=MeshConfig(data=1, fsdp=2, tensor=1))
     assert evaluate(None)["exact_match"] == pytest.approx(2 / 3)
 
 
@@ -110,18 +110,18 @@ def test_answers_are_those_that_the_model_gives_greedily(tmp_path: Path) -> None
         texts.append(TOKENIZER.decode(ids[ids != ENCODER.end]))
     known = {questions[0]: ["never said", texts[0]], questions[1]: [texts[1] + "!"]}
     path = write_questions(tmp_path / "q.jsonl", known)
-    found = open_answers(Answers(path, max_new_tokens=6, batch_size=4))(model)
+    found = open_answers(ExactMatch(path, max_new_tokens=6, batch_size=4))(model)
     assert found == {"exact_match": 0.5, "answer_length": np.mean([*map(len, texts)])}
 
 
 def test_answers_without_tokenizer_or_room_are_not_evaluated(tmp_path: Path) -> None:
     path = write_questions(tmp_path / "q.jsonl", {"x" * 40: ["y"]})
-    assert open_answers(Answers(path), with_tokenizer=False) is None
+    assert open_answers(ExactMatch(path), with_tokenizer=False) is None
     with pytest.raises(UserError, match="a question leaves no room for an answer in 48 tokens"):
-        open_answers(Answers(path))
+        open_answers(ExactMatch(path))
     with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
-        Answers(path, batch_size=0)
-    evaluator = Answers(path, every=5)
+        ExactMatch(path, batch_size=0)
+    evaluator = ExactMatch(path, every=5)
     assert isinstance(evaluator, Evaluator)
     assert [step for step in range(13) if evaluator.should_run(step, steps=12)] == [0, 5, 10, 12]
 
@@ -148,7 +148,7 @@ def test_questions_that_cannot_be_read_are_told(tmp_path: Path, content: bytes |
     if content is not None:
         (tmp_path / "q.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        open_answers(Answers(str(tmp_path / "q.jsonl")))
+        open_answers(ExactMatch(str(tmp_path / "q.jsonl")))
 
 
 def test_samples_of_a_run_on_chats_are_written_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Answers(PeriodicEvaluator):
+class ExactMatch(PeriodicEvaluator):
     """Share of questions that are answered exactly, and the length of the answers.
 
     A line of the file is `{"messages": [...], "answers": ["...", ...]}`: a conversation that the user ends, and all

@@ -13,7 +13,7 @@ from manifests import edit_manifest
 from data_pipelines import verify as module
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.prepare import Prepare, prepare
-from data_pipelines.verify import Verify, verify_directory
+from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
@@ -54,7 +54,7 @@ def update_manifest(directory, name):
 
 
 def test_verify_reports_complete_data(directory, capsys):
-    manifest = verify_directory(Verify(directory))
+    manifest = verify_directory(VerifyShards(directory))
     assert manifest == read_manifest(directory)
     first, second, note, last = capsys.readouterr().out.splitlines()
     counts = manifest.splits["train"]
@@ -84,7 +84,7 @@ def flip(path):
 def test_verify_names_damaged_files(directory, name, damage, message):
     damage(directory / name)
     with pytest.raises(UserError, match=message) as caught:
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
     assert name in str(caught.value)
 
 
@@ -96,7 +96,7 @@ def test_verify_notices_documents_out_of_order(directory, order):
     path.write_bytes(starts.tobytes())
     update_manifest(directory, path.name)
     with pytest.raises(UserError, match=r"train\.documents: the documents do not begin one after another"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
 
 
 def test_verify_notices_documents_that_begin_elsewhere(directory):
@@ -106,15 +106,15 @@ def test_verify_notices_documents_that_begin_elsewhere(directory):
     path.write_bytes(starts.tobytes())
     update_manifest(directory, path.name)
     with pytest.raises(UserError, match="begins a document but is not the end-of-text id 279"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
 
 
-def test_verify_counts_bytes(directory):
+def test_verify_of_a_wrong_count_of_bytes_names_the_split(directory):
     edit_manifest(
         directory, lambda content: content["splits"]["val"].update(bytes=content["splits"]["val"]["bytes"] + 1)
     )
     with pytest.raises(UserError, match=r"\(val\): its tokens stand for [\d,]+ bytes of text, manifest\.json says"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
 
 
 def test_verify_notices_marks_other_than_0_and_1(directory):
@@ -130,10 +130,10 @@ def test_verify_notices_marks_other_than_0_and_1(directory):
         manifest.write(directory)
 
     write(0)
-    verify_directory(Verify(directory))
+    verify_directory(VerifyShards(directory))
     write(2)
     with pytest.raises(UserError, match=r"val\.scored: has marks other than 0 and 1"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
 
 
 def test_verify_notices_tokens_beyond_the_vocabulary(directory):
@@ -143,7 +143,7 @@ def test_verify_notices_tokens_beyond_the_vocabulary(directory):
     write_shard(path, tokens)
     update_manifest(directory, path.name)
     with pytest.raises(UserError, match=r"val_000000\.bin: token 280 is outside the vocabulary of 280"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
 
 
 def test_shard_of_another_tokenizer_is_named_before_training(directory, prepared):
@@ -155,7 +155,7 @@ def test_shard_of_another_tokenizer_is_named_before_training(directory, prepared
         TokenShards(path=str(directory)).open_stream("train")
     update_manifest(directory, name)
     with pytest.raises(UserError, match=f"{name}: token 299 is outside the vocabulary of 280"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
     TokenShards(path=str(prepared / "one")).open_stream("train")
 
 
@@ -168,10 +168,10 @@ def test_short_shard_is_named_before_training(directory):
 def test_verify_notices_another_tokenizer(directory, prepared):
     (directory / "tokenizer.json").write_bytes((prepared / "two" / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match=r"tokenizer\.json has changed since it was written"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
     edit_manifest(directory, lambda _: None)  # as an earlier version wrote it
     with pytest.raises(UserError, match="not the tokenizer that made the shards"):
-        verify_directory(Verify(directory))
+        verify_directory(VerifyShards(directory))
 
 
 def test_command_names_the_files_and_exits_with_2(directory):
