@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tiny import tokenizer, write_shards
 
+from gptjax.core import file_sums
 from gptjax.core.errors import UserError
-from gptjax.core.files import file_sha256
+from gptjax.core.file_sums import FileSum, sum_file
 from gptjax.core.progress import count_progress
 from gptjax.data import checksums
 from gptjax.data.checksums import VERIFIED_FILE, check_unchanged, verify_shards
@@ -45,14 +46,16 @@ def test_open_stream_after_a_changed_byte_names_the_file(directory: Path, name: 
 def test_check_unchanged_reads_each_file_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def record(path: Path) -> str:
+    def record(path: Path, **keywords: Any) -> FileSum:
         read.append(path.name)
-        return file_sha256(path)
+        return sum_file(path, **keywords)
 
-    monkeypatch.setattr(checksums, "file_sha256", record)
+    monkeypatch.setattr(checksums, "sum_file", record)
+    monkeypatch.setattr(file_sums, "READ_BYTES", 1000)
     before = count_progress()
     check_unchanged(directory)
-    assert count_progress() - before == len(read)
+    parts = sum(-(-(directory / name).stat().st_size // 1000) for name in read)
+    assert count_progress() - before == parts > len(read), "a watchdog sees that a large file is being read"
     assert sorted(read) == ["train.documents", "train_000000.bin", "train_000001.bin", "val_000000.bin"]
     check_unchanged(directory)
     assert len(read) == 4

@@ -19,7 +19,7 @@ class Others:
     def announce_end(self, status: int, message: str) -> None:
         raise SystemExit(status)
 
-    def wait_for_verdict(self, seconds: float) -> None:
+    def wait_for_failure_report(self, seconds: float) -> None:
         return
 
 
@@ -38,7 +38,7 @@ def test_known_errors_are_explained_in_one_line(
 ):
     monkeypatch.delenv("GPTJAX_TRACEBACK", raising=False)
     if words == "another process":
-        monkeypatch.setattr(process_end, "_others", Others())
+        monkeypatch.setattr(process_end, "_peers", Others())
 
     def fail() -> None:
         with safe_console(), exit_on_user_error():

@@ -99,7 +99,7 @@ def watch(store: Store, monkeypatch: pytest.MonkeyPatch, *, abort: str | None = 
     monkeypatch.setattr(liveness.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(liveness.time, "sleep", lambda _: others.exchange())
     with pytest.raises(SystemExit):
-        others.judge()
+        others.monitor()
     return ends
 
 

@@ -44,12 +44,12 @@ def test_process_that_ends_before_shows_its_own_line_only():
 def test_crash_and_requested_stacks_reach_the_terminal_while_libraries_write_to_a_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GPTJAX_TRACEBACK", "1")
     status, lines = run("""
-from gptjax.core.process_end import _say
-_say("no progress")
+from gptjax.core.process_end import _print_error
+_print_error("no progress")
 os.kill(os.getpid(), 11)
 """)
     assert (status, lines[0]) == (-11, "error: no progress")
-    assert "in _say" in lines[2]
+    assert "in _print_error" in lines[2]
     assert any("Segmentation fault" in line for line in lines)
 
 

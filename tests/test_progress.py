@@ -3,8 +3,11 @@
 import io
 import sys
 
+import pytest
+
 from data_pipelines.runtime import progress
 from data_pipelines.runtime.progress import print_notes, progress_line
+from gptjax.core.progress import ReadProgress
 
 
 class ConsoleProgress(io.StringIO):
@@ -28,6 +31,17 @@ def test_progress_line_in_a_file_prints_every_30_seconds(monkeypatch):
         for number in range(4):
             show(f"{number} documents")
     assert sys.stderr.getvalue() == "1 documents\n3 documents\n"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_long_reads_say_how_far_they_are(capsys: pytest.CaptureFixture[str]):
+    times = iter([0.0, 10.0, 21.0, 30.0, 45.0])
+    progress = ReadProgress("data/books", 4 * 10**9, clock=lambda: next(times))
+    for _ in range(4):
+        progress.add(10**9)
+    assert capsys.readouterr().err.splitlines() == [
+        "data/books: 2.0 of 4.0 GB read, to see that it is whole",
+        "data/books: 4.0 of 4.0 GB read, to see that it is whole",
+    ]
 
 
 def test_print_notes_replaces_unprintable_characters(capsys):

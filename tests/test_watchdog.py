@@ -123,7 +123,7 @@ def test_message_comes_before_a_disk_that_takes_no_stacks(
 ):
     said: list[str] = []
     monkeypatch.setattr(process_end, "write_report", lambda name, write: said.append(capsys.readouterr().err))
-    process_end._say("no progress\nResume")
+    process_end._print_error("no progress\nResume")
     assert said == ["error: no progress\n  Resume\n"]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from gptjax.core.progress import note_progress
+
 SECONDS_BETWEEN_LINES = 30
 
 
@@ -24,6 +26,7 @@ def progress_line(text: str) -> Iterator[Callable[[str], None]]:
 
         def show(text: str) -> None:
             nonlocal printed
+            note_progress()  # a run that prepares its data does not hang
             display.update(task, description=text)
             if silent and time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
                 printed = time.monotonic()

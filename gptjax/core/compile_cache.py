@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gptjax.core.console import print_once
 from gptjax.core.files import cache_directory
+from gptjax.core.xla_flags import check_xla_flags
 
 MAX_BYTES = 2**30
 """Size of `compiled/` from which on the programs that were not used for longest are deleted, at the next start."""
@@ -34,7 +35,10 @@ def enable_compile_cache() -> None:
 
     GPTJAX_COMPILE_CACHE=0 and JAX_ENABLE_COMPILATION_CACHE=false turn it off. A JAX_COMPILATION_CACHE_DIR that is set
     is used as JAX uses it. A directory that cannot be written is a note.
+
+    Raises a UserError for XLA_FLAGS at which compiling would end the process.
     """
+    check_xla_flags()
     import jax  # processes that only tokenize never import it
 
     if os.environ.get("GPTJAX_COMPILE_CACHE") == "0" or not jax.config.values["jax_enable_compilation_cache"]:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from gptjax.core.console import prepare_streams
 from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
 from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
-from gptjax.core.process_end import has_others, leave, wait_for_verdict
+from gptjax.core.process_end import exit_process, has_peers, wait_for_failure_report
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
@@ -114,10 +114,10 @@ def _suggest_place(path: str) -> str:
 
 def _exit_on_unexpected(error: Exception) -> NoReturn:
     """One line for what JAX and the system raise, with what to do. Anything else is raised again, and reported."""
-    is_lost = has_others() and is_lost_peer(error)
-    wait_for_verdict(LOST_SECONDS if is_lost else DOUBT_SECONDS)
-    meaning = explain_error(error, alone=not has_others())
-    if meaning is None and not has_others():
+    is_lost = has_peers() and is_lost_peer(error)
+    wait_for_failure_report(LOST_SECONDS if is_lost else DOUBT_SECONDS)
+    meaning = explain_error(error, alone=not has_peers())
+    if meaning is None and not has_peers():
         raise error
     message = meaning or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
     print(format_message(f"error: {message}\n{keep_traceback(error)}"), file=sys.stderr)
@@ -127,6 +127,6 @@ def _exit_on_unexpected(error: Exception) -> NoReturn:
 def _exit(status: int, message: str) -> NoReturn:
     """Without the error's context: its traceback is nobody's business."""
     try:
-        leave(status, message)
+        exit_process(status, message)
     except SystemExit as end:
         raise end from None

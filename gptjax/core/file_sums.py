@@ -5,15 +5,16 @@ The file holds the sum of its own content too. So a changed byte in it is not bl
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.core.files import write_atomically
+from gptjax.core.progress import ReadProgress
 
 SUMS_FILE = "checksums.json"
-_READ_BYTES = 2**22
+READ_BYTES = 2**22
 
 
 class FileSum(NamedTuple):
@@ -31,13 +32,17 @@ class DamagedFileError(Exception):
     """A file is missing or differs from what was written; the text says which and how."""
 
 
-def sum_file(path: Path, *, size: int | None = None) -> FileSum:
-    """Size and SHA-256 of a file, or of its first `size` bytes, as far as there are so many."""
+def sum_file(path: Path, *, size: int | None = None, on_read: Callable[[int], object] = lambda count: None) -> FileSum:
+    """Size and SHA-256 of a file, or of its first `size` bytes, as far as there are so many.
+
+    `on_read` is called after each part, with its bytes.
+    """
     digest, left, count = hashlib.sha256(), size, 0
     with path.open("rb") as file:
-        while part := file.read(_READ_BYTES if left is None else min(left, _READ_BYTES)):
+        while part := file.read(READ_BYTES if left is None else min(left, READ_BYTES)):
             digest.update(part)
             count += len(part)
+            on_read(len(part))
             left = None if left is None else left - len(part)
     return FileSum(count, digest.hexdigest())
 
@@ -106,15 +111,16 @@ def find_damage(directory: Path, sums: FileSums) -> list[str]:
     """
     problems = {name: problem for name in sums if (problem := find_wrong_size(directory, {name: sums[name]}))}
     rest = [name for name in sums if name not in problems]
+    progress = ReadProgress(directory, sum(sums[name].bytes for name in rest))
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda name: _describe_change(directory / name, sums[name]), rest)
+        found = pool.map(lambda name: _describe_change(directory / name, sums[name], progress), rest)
         problems |= {name: problem for name, problem in zip(rest, found, strict=True) if problem}
     return [problems[name] for name in sums if name in problems]
 
 
-def _describe_change(path: Path, wanted: FileSum) -> str | None:
+def _describe_change(path: Path, wanted: FileSum, progress: ReadProgress) -> str | None:
     try:
-        found = sum_file(path)
+        found = sum_file(path, on_read=progress.add)
     except PermissionError:
         raise
     except OSError as error:  # the medium is damaged, too

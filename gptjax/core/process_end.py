@@ -11,68 +11,68 @@ from typing import NoReturn, Protocol, TextIO, runtime_checkable
 from gptjax.core.diagnosis import SHOW_VARIABLE, shows_tracebacks, write_report
 from gptjax.core.native_output import NativeOutput, find_terminal, read_native_output
 
-SAY_SECONDS = 10.0
+PRINT_SECONDS = 10.0
 """A disk or a terminal that hangs delays the end by no more than this."""
 
 
 @runtime_checkable
-class OtherProcesses(Protocol):
+class PeerProcesses(Protocol):
     """The other processes of a run."""
 
     def announce_end(self, status: int, message: str) -> None:
         """Tell them that this process ends too early."""
         ...
 
-    def wait_for_verdict(self, seconds: float) -> None:
+    def wait_for_failure_report(self, seconds: float) -> None:
         """Wait until it is known which of them is gone. Then this process has ended; otherwise return."""
         ...
 
 
-_others: OtherProcesses | None = None
+_peers: PeerProcesses | None = None
 _ending = threading.Lock()
 
 
-def know_others(others: OtherProcesses | None) -> None:
+def set_peers(peers: PeerProcesses | None) -> None:
     """From now on this process is one of several."""
-    global _others
-    _others = others
+    global _peers
+    _peers = peers
 
 
-def has_others() -> bool:
-    return _others is not None
+def has_peers() -> bool:
+    return _peers is not None
 
 
-def wait_for_verdict(seconds: float) -> None:
+def wait_for_failure_report(seconds: float) -> None:
     """After an error that another process may have caused: end with its name, or return."""
-    if _others is not None:
-        _others.wait_for_verdict(seconds)
+    if _peers is not None:
+        _peers.wait_for_failure_report(seconds)
 
 
-def leave(status: int, message: str) -> NoReturn:
+def exit_process(status: int, message: str) -> NoReturn:
     """End with this status, after a message that was printed. The other processes of the run learn of it.
 
     With others there is no orderly exit: JAX would wait for all of them.
     """
-    if _others is None:
+    if _peers is None:
         raise SystemExit(status)
     _flush()
-    _others.announce_end(status, message)
+    _peers.announce_end(status, message)
     os._exit(status)
 
 
 def end_process(message: str, *, status: int) -> NoReturn:
     """Print the message, write the stacks of all threads into a file that it names, and end at once.
 
-    Of several threads that call it, one speaks.
+    Of several threads that call it, one prints.
     """
     if not _ending.acquire(blocking=False):
-        threading.Event().wait(3 * SAY_SECONDS)
+        threading.Event().wait(3 * PRINT_SECONDS)
         os._exit(status)
-    announce = lambda: None if _others is None else _others.announce_end(status, message)
-    for act in (lambda: _say(message), announce):
+    announce = lambda: None if _peers is None else _peers.announce_end(status, message)
+    for act in (lambda: _print_error(message), announce):
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
-        thread.join(SAY_SECONDS)
+        thread.join(PRINT_SECONDS)
     os._exit(status)
 
 
@@ -97,7 +97,7 @@ def end_at_abort(native: NativeOutput, explain: Callable[[], tuple[str, int]]) -
         done.set()
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     """The message comes first, and in one piece: the disk that is to take the stacks or the log may hang."""
     sys.stderr.write(f"error: {message}".replace("\n", "\n  ") + "\n")
     _flush()

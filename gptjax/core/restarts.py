@@ -79,9 +79,11 @@ def run_with_restarts(
         how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
         saved = "nothing is saved yet" if after is None else f"step {after:,} is saved"
         if failures > limit:
-            _say(f"ended {how}; {saved}. It is not restarted: {limit} restarts in a row have saved no newer step")
+            _print_line(
+                f"ended {how}; {saved}. It is not restarted: {limit} restarts in a row have saved no newer step"
+            )
             return status if status >= 0 else 128 - status
-        _say(f"ended {how}; {saved}. Restart {failures} of {limit} in {pause:g} s")
+        _print_line(f"ended {how}; {saved}. Restart {failures} of {limit} in {pause:g} s")
         time.sleep(pause)
         if parent.was_asked:
             return status if status >= 0 else 128 - status
@@ -107,5 +109,5 @@ class _Parent:
             self._child.send_signal(number)
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(f"restarts: the run {text}", file=sys.stderr, flush=True)

@@ -16,9 +16,9 @@ from jaxtyping import Int
 
 from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
-from gptjax.core.file_sums import FileSum, find_damage
-from gptjax.core.files import AnyPath, file_sha256, write_atomically
-from gptjax.core.progress import note_progress
+from gptjax.core.file_sums import FileSum, find_damage, sum_file
+from gptjax.core.files import AnyPath, write_atomically
+from gptjax.core.progress import ReadProgress
 from gptjax.data.file_array import FileArray, iter_chunks
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Manifest, Sidecar, read_manifest
 from gptjax.data.shards import open_shard
@@ -71,9 +71,10 @@ def check_unchanged(directory: AnyPath, *, while_read: bool = False) -> None:
     size = sum((folder / name).stat().st_size for name in new)
     if size > REPORT_BYTES:
         print_once(f"{folder}: reading {size / 1e9:.0f} GB once, to see that nothing has changed since it was prepared")
+    progress = ReadProgress(folder, size)
+    read = lambda name: sum_file(folder / name, on_read=progress.add).sha256
     with ThreadPoolExecutor(4) as pool:
-        for name, found in zip(new, pool.map(file_sha256, [folder / name for name in new]), strict=True):
-            note_progress()
+        for name, found in zip(new, pool.map(read, new), strict=True):
             if found != listed[name].sha256:
                 what = f"its SHA-256 differs from {MANIFEST_NAME}; the content has changed"
                 raise UserError(f"{folder / name}: {what}. {PREPARE_AGAIN}")

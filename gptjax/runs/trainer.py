@@ -14,7 +14,7 @@ from gptjax.core import restarts
 from gptjax.core.console import keep_console_log, print_once
 from gptjax.core.diagnosis import keep_reports_in
 from gptjax.core.early_exit import stop_status
-from gptjax.core.process_end import has_others, leave
+from gptjax.core.process_end import exit_process, has_peers
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
@@ -65,8 +65,10 @@ def train(
             )
         except StopRequested as stop:
             print_once(f"stopped {shutdown.place}: nothing was to be saved. Resume with: {command}")
-            if has_others():
-                leave(stop_status(stop.number), f"stopped {shutdown.place} by {signal.Signals(stop.number).name}")
+            if has_peers():
+                exit_process(
+                    stop_status(stop.number), f"stopped {shutdown.place} by {signal.Signals(stop.number).name}"
+                )
             return stop_status(stop.number)
     if stopped is not None and stopped.signal is None:
         print_once(f"stopped: {stopped.reason}")

@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.errors import UserError, quote
 from gptjax.core.native_output import NativeOutput, hold_native_output, release_native_output
-from gptjax.core.process_end import end_at_abort, end_process, know_others
+from gptjax.core.process_end import end_at_abort, end_process, set_peers
+from gptjax.core.xla_flags import check_xla_flags
 from gptjax.sharding.joining import JoinWatch
 from gptjax.sharding.liveness import ProcessWatch
 
@@ -90,7 +91,7 @@ def _watch_others(native: NativeOutput, command: str) -> None:
         index, count = state.process_id, state.num_processes
         others = ProcessWatch(state.client, index=index, count=count, resume=command, native=native)
         others.start()
-        know_others(others)
+        set_peers(others)
 
 
 def count_processes() -> int:
@@ -143,6 +144,7 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Raise a UserError for variables with which a run would go wrong."""
     if environment.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on"):
         raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
+    check_xla_flags()
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x

@@ -15,7 +15,7 @@ from jax._src import distributed  # its place is in no public module
 from gptjax.core.early_exit import REQUEUE_STATUS
 
 LOOK_SECONDS = 1.0
-SAY_SECONDS = 60
+PROGRESS_SECONDS = 60
 _ESTABLISHED = "01"
 
 
@@ -79,7 +79,7 @@ class JoinWatch:
         while not self._done.wait(LOOK_SECONDS):
             waited += LOOK_SECONDS
             self.look()
-            if waited % SAY_SECONDS == 0 and self._is_first and self._peers:
+            if waited % PROGRESS_SECONDS == 0 and self._is_first and self._peers:
                 came = f"{self._peers.total()} of {self._count or '?'} processes are here after {waited:.0f} s"
                 print(f"{came} (from {', '.join(sorted(self._peers))})", file=sys.stderr, flush=True)
 

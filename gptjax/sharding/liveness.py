@@ -83,12 +83,12 @@ class ProcessWatch:
         self._entries: dict[str, str] = {}
         self._beat = self._exchanges = 0
         self._suspicious = self._has_lost_store = False
-        self._judged = threading.Event()
+        self._decided = threading.Event()
 
     def start(self) -> None:
         self._client.key_value_set(f"{ROOT}/host/{self._index}", socket.gethostname())
         threading.Thread(target=self._exchange_forever, daemon=True, name="beats").start()
-        threading.Thread(target=self.judge, daemon=True, name="liveness").start()
+        threading.Thread(target=self.monitor, daemon=True, name="liveness").start()
 
     def announce_end(self, status: int, message: str) -> None:
         """Tell the others that this process ends, and why. Process 0 waits until they have read it."""
@@ -102,10 +102,10 @@ class ProcessWatch:
         if self._index == 0:
             time.sleep(2 * self._liveness.interval + 2)
 
-    def wait_for_verdict(self, seconds: float) -> None:
+    def wait_for_failure_report(self, seconds: float) -> None:
         """After an error that another process may have caused: end as soon as it is known which, or return."""
         self._suspicious = True
-        if self._judged.wait(seconds):
+        if self._decided.wait(seconds):
             threading.Event().wait()  # another thread ends the process
 
     def name(self, index: int) -> str:
@@ -126,7 +126,7 @@ class ProcessWatch:
             self.exchange()
             time.sleep(self._liveness.interval)
 
-    def judge(self) -> None:
+    def monitor(self) -> None:
         """Look at the others once a second, until one of them is gone."""
         last, exchanges, ended_at, aborted_at = time.monotonic(), 0, None, None
         while True:
@@ -151,8 +151,8 @@ class ProcessWatch:
 
     def _look(self, is_fresh: bool, seconds: float, *, suspicious: bool) -> int | None:
         entries = self._entries
-        if (verdict := entries.get(f"{ROOT}/gone")) is not None and int(verdict) != self._index:
-            return int(verdict)
+        if (reported := entries.get(f"{ROOT}/gone")) is not None and int(reported) != self._index:
+            return int(reported)
         beats = {int(key.rpartition("/")[2]): beat for key, beat in entries.items() if key.startswith(f"{ROOT}/beat/")}
         return self._liveness.look(beats if is_fresh else None, seconds, suspicious=suspicious)
 
@@ -162,7 +162,7 @@ class ProcessWatch:
         return {i: text for i, text in found.items() if i != self._index}
 
     def _end_for_gone(self, gone: int) -> None:
-        self._judged.set()
+        self._decided.set()
         self._has_lost_store = gone == 0
         if gone != 0:
             with contextlib.suppress(RuntimeError):  # another process was first
@@ -174,7 +174,7 @@ class ProcessWatch:
         )
 
     def _end_as(self, index: int, text: str) -> None:
-        self._judged.set()
+        self._decided.set()
         self._has_lost_store = index == 0  # the others have read why, and it waits for nobody now
         status, _, message = text.partition(" ")
         self._end(f"{self.name(index)} has ended: {message}\nResume with, on all: {self._resume}", int(status))

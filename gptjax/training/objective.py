@@ -91,7 +91,7 @@ def compute_sums(
 ) -> LossSums:
     """The sums of any objective, which may return a plain tuple."""
     extra: dict[str, Any] = {"frozen": frozen} if isinstance(objective, FrozenModelObjective) else {}
-    found = objective.sum_loss(adapters.apply_adapters(model), batch, dropout_keys, **extra)
+    found: Any = objective.sum_loss(adapters.apply_adapters(model), batch, dropout_keys, **extra)
     sums = LossSums(*found)
     return sums._replace(metrics=dict(sums.metrics))
 

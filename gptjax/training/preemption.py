@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from gptjax.core.early_exit import stop_status
 from gptjax.core.errors import UserError
-from gptjax.core.process_end import has_others, leave
+from gptjax.core.process_end import exit_process, has_peers
 from gptjax.sharding.distributed import count_processes
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
@@ -175,8 +175,8 @@ class GracefulShutdown:
 
     def _leave(self, number: int) -> None:
         if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
-            if has_others():
-                leave(stop_status(number), f"stopped {self.place} by {signal.Signals(number).name}")
+            if has_peers():
+                exit_process(stop_status(number), f"stopped {self.place} by {signal.Signals(number).name}")
             os._exit(stop_status(number))
 
 

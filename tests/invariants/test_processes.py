@@ -275,33 +275,70 @@ def test_signal_stops_both_processes_after_the_same_step(
     assert [step for step, _ in read_lines(long.directory)] == list(range(1, stopped + 3))
 
 
+LOST = {
+    "killed": (signal.SIGKILL, 1),
+    "the first one killed": (signal.SIGKILL, 0),
+    "stopped": (signal.SIGSTOP, 1),
+    "killed in an evaluation": (signal.SIGKILL, 1),
+    "killed while saving": (signal.SIGKILL, 1),
+    "the first one killed while saving": (signal.SIGKILL, 0),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "lost"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
-def test_lost_process_ends_the_other_and_the_command_resumes(
-    staged: TrainConfig, tmp_path: Path, number: signal.Signals, lost: int
-) -> None:
+@pytest.mark.parametrize("how", LOST)
+def test_lost_process_ends_the_other_and_the_command_resumes(staged: TrainConfig, tmp_path: Path, how: str) -> None:
     """It names the one that is gone, in a line, with a status on which a scheduler starts both again."""
-    every = CheckpointConfig(every=5)
-    long = replace(staged, name=f"lost{number}-{lost}", steps=100_000, evaluators=(), checkpoint=every)
+    number, lost = LOST[how]
+    long = replace(
+        staged, name=how.replace(" ", "-"), steps=100_000, evaluators=(), checkpoint=CheckpointConfig(every=5)
+    )
+    if "saving" in how:
+        long = replace(long, checkpoint=CheckpointConfig(every=1))
+    if "evaluation" in how:
+        long = replace(long, evaluators=(ValidationLoss(every=1, batch_size=4),))
     file = write_config(tmp_path / "lost.py", long)
     processes = start_training(file)
     wait_for_steps(long, 20)
+    saved = RunDir.open(long.directory).find_step("latest")
     processes[lost].send_signal(number)
     left = processes[1 - lost]
     said, _ = left.communicate(timeout=240)
     processes[lost].kill()  # one that is stopped
     codes, _ = wait_for([processes[lost]])
     assert codes == [-signal.SIGKILL]
+    check_end(left, said, long, {lost}, processes=2)
+    resumed = RunDir.open(long.directory).find_step("latest")
+    assert resumed >= saved
+    codes, outputs = wait_for(start_training(file, f"--steps={resumed + 2}"))
+    assert codes == [0, 0], outputs
+    assert f"at step {resumed}" in outputs[0]
+
+
+def check_end(left: subprocess.Popen, said: str, config: TrainConfig, lost: set[int], *, processes: int) -> None:
+    """One line names a process that is gone, another the command, the last one the file of the stacks."""
     assert left.returncode == 75, said
     line, command, stacks = said.splitlines()[-3:]
-    assert line.startswith(f"error: process {lost} of 2 on {socket.gethostname()} is gone"), said
-    assert str(file) in command
-    assert Path(stacks.split()[4]).parent == long.directory
+    names = [f"error: process {i} of {processes} on {socket.gethostname()} is gone" for i in lost]
+    assert line.startswith(tuple(names)), said
+    assert "gptjax.train" in command
+    assert Path(stacks.split()[4]).parent == config.directory
     assert "Traceback" not in said
-    saved = RunDir.open(long.directory).find_step("latest")
-    codes, outputs = wait_for(start_training(file, f"--steps={saved + 2}"))
-    assert codes == [0, 0], outputs
-    assert f"at step {saved}" in outputs[0]
+
+
+@pytest.mark.slow
+def test_two_of_four_processes_are_lost_and_the_others_end(staged: TrainConfig, tmp_path: Path) -> None:
+    """One is killed, one is stopped. Each of the others names one of them."""
+    long = replace(staged, name="two-lost", steps=100_000, evaluators=(), checkpoint=CheckpointConfig(every=5))
+    file = write_config(tmp_path / "lost.py", long)
+    processes = start_training(file, processes=4, devices=1)
+    wait_for_steps(long, 12)
+    processes[1].kill()
+    processes[2].send_signal(signal.SIGSTOP)
+    said = {i: processes[i].communicate(timeout=240)[0] for i in (0, 3)}
+    wait_for(processes[1:3], kill=True)
+    for i, text in said.items():
+        check_end(processes[i], text, long, {1, 2}, processes=4)
 
 
 @pytest.mark.slow
