@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_models import PLAIN
 from models import make_model, make_tokens, place_model
 from safetensors.numpy import load_file
-from tiny import MODEL, read_lines, tiny_config, tokenizer, write_text_shards
+from tiny import MODEL, read_lines, tiny_config, tokenizer, write_shards, write_text_shards
 
 from gptjax import convert
 from gptjax.config import TrainConfig
@@ -27,11 +28,14 @@ from gptjax.huggingface.peft_export import write_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.run_dir import RunDir, write_imported_run
+from gptjax.runs.startup import prepare_config
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import load_tokenizer
 from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.evaluators import ValidationLoss
+from gptjax.training.objective import SFT, NextToken, Objective
 from gptjax.training.state import init_state
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -130,6 +134,31 @@ def test_to_peft_command_refuses_a_run_without_adapters(
         convert.main(["to-peft", f"--checkpoint={trained.init_from}", f"--output={tmp_path / 'none'}"])
     assert "the run has no adapters (lora.rank is 0)" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> None:
+    """Role tokens that the base has but never saw, tokens by name and by id; not those that it has learned."""
+    roles = PLAIN.with_special_tokens((*CHATML.special_tokens, "<|tool|>"))
+    start, end = (roles.specials[name] for name in CHATML.special_tokens)
+    model = make_model(replace(MODEL, vocab_size=roles.vocab_size))
+    write_imported_run(tmp_path / "base", model=model, tokenizer=roles)
+    write_imported_run(tmp_path / "chat", model=model, tokenizer=roles.with_chat_template(CHATML))
+    shards = write_shards(tmp_path / "shards", {"train": [np.arange(40)]}, own=roles.with_chat_template(CHATML))
+
+    def prepare(base: str, *tokens: int | str, rank: int = 2, objective: Objective | None = None) -> Any:
+        config = tiny_config(shards, model={"intra_document_mask": True})
+        lora = LoRA(rank=rank, new_tokens=tokens)
+        config = replace(config, init_from=str(tmp_path / base), objective=objective or SFT(), lora=lora)
+        return prepare_config(config)[0].lora.new_tokens
+
+    assert prepare("base") == (start, end)
+    assert prepare("chat") == prepare("base", objective=NextToken()) == prepare("base", rank=0) == ()
+    assert prepare("chat", "<|tool|>", 5) == (5, roles.specials["<|tool|>"])
+    assert prepare("base", 5) == (5, start, end)
+    with pytest.raises(UserError, match=r"lora.new_tokens has <\|toll\|>; wanted ids below 261 or special tokens: "):
+        prepare("base", "<|toll|>")
+    with pytest.raises(UserError, match=r"lora.new_tokens has 261; wanted ids below 261"):
+        prepare("base", 261)
 
 
 def test_state_of_adapters_is_small() -> None:

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tiny import read_lines
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -60,6 +62,24 @@ def test_gpu_node_keeps_variables_that_are_set(launch: Launch):
     mine = {"JAX_PLATFORMS": "cpu", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
     _, seen = launch("gpu_node.sh", **mine)
     assert mine.items() <= seen.items()
+
+
+@pytest.mark.slow
+def test_chat_cpu_makes_a_chat_model(tmp_path: Path):
+    """All stages, three steps each, on a smaller world."""
+    (tmp_path / "configs").symlink_to(LAUNCH.parent / "configs")
+    paths = os.pathsep.join([str(LAUNCH.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": paths}
+    run = partial(subprocess.run, cwd=tmp_path, check=True, env=environment)
+    sizes = ("--people=40", "--words=20", "--copies=8")
+    run([sys.executable, "-m", "data_pipelines.small_world", "--output=data/small_world", *sizes])
+    run(["bash", LAUNCH / "chat_cpu.sh", "--steps=3"])
+    for stage, metric in (("chat_cpu", "val_bpb"), ("chat_cpu_sft", "exact_match"), ("chat_cpu_dpo", "exact_match")):
+        directory = tmp_path / "runs" / stage
+        assert [step for step, _ in read_lines(directory, metric)] == [0, 3]
+        [(_, before), (_, after)] = read_lines(directory, "val_loss")
+        assert after < before
+        assert (directory / "loss.png").is_file()
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
