@@ -31,6 +31,7 @@ class Others:
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "Raise --grad-accum"),
         (RuntimeError("Unable to initialize backend 'tpu': UNAVAILABLE: no TPU"), "Unset JAX_PLATFORMS"),
         (MemoryError(), "the machine is out of memory"),
+        (ValueError('Invalid value "x" for JAX flag jax_num_cpu_devices'), "Correct or unset it"),
         (RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [1.2.3.4]"), "another process"),
     ],
 )

@@ -19,6 +19,20 @@ def exit_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple
     return stopped.value.code, captured.err
 
 
+def test_deleted_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        Path("x").absolute()
+    monkeypatch.chdir(tmp_path)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: The current directory was deleted.")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

@@ -48,6 +48,10 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
     places = traceback.extract_tb(error.__traceback__)
     if isinstance(error, AssertionError) and places and places[-1].filename.endswith("xla_bridge.py"):
         return _EXPLANATIONS[1][1]  # jax 0.10.2 asserts that it has found a backend
+    if isinstance(error, ValueError) and "for JAX flag" in str(error):
+        return (
+            f"an environment variable of JAX (JAX_…) has a value that it does not take. Correct or unset it. ({error})"
+        )
     if not isinstance(error, RuntimeError):  # JaxRuntimeError is one, and so are the errors of a backend's start
         return None
     text = str(error)

@@ -91,7 +91,9 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         if error.errno in DISK_FULL_ERRNOS:
             message = f"{where}{error.strerror}. Free space and give the same command again."
         elif error.filename is None:
-            raise
+            if not _is_directory_deleted():
+                raise
+            message = "The current directory was deleted. Change to one that exists, and give the same command again."
         else:
             message = f"{where}{error.strerror}. {_suggest_place(os.fspath(error.filename))}"
         print(f"error: {message}", file=sys.stderr)
@@ -103,6 +105,14 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         _exit(130, "interrupted")
     except Exception as error:
         _exit_on_unexpected(error)
+
+
+def _is_directory_deleted() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _suggest_place(path: str) -> str:

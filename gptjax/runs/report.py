@@ -120,7 +120,7 @@ def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) ->
         return
     try:
         _print_results(config)
-    except (OSError, UserError) as error:  # a log that was lost or a full disk
+    except (OSError, UserError, ValueError) as error:  # a log that was lost, a full disk, a wrong MPLBACKEND
         print_once(f"warning: the losses are not plotted: {error}")
     _print_commands(config, command, stopped=stopped)
 
