@@ -137,7 +137,9 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     version, content = None, {}
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads((path / METADATA / METADATA).read_text(encoding="utf-8"))
-        version, _ = content["format_version"], content["best_value"]
+        version = content["format_version"]
+        if version == FORMAT_VERSION and "best_value" not in content:
+            version = None
     if version not in (None, FORMAT_VERSION):
         raise UserError(
             f"{path} has checkpoint format {version}, but this version of gptjax reads format {FORMAT_VERSION} only. "
