@@ -1,5 +1,6 @@
 """Errors of JAX and of the system are one line with what to do; a traceback goes to a file."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -112,9 +113,12 @@ def test_traceback_goes_to_the_terminal_on_request(monkeypatch: pytest.MonkeyPat
 
 
 def test_late_callbacks_of_a_failed_save_are_silent(monkeypatch: pytest.MonkeyPatch):
-    late, bug = (SimpleNamespace(exc_value=error) for error in (RuntimeError("Event loop is closed"), ValueError()))
+    late, bug = (
+        SimpleNamespace(exc_value=error, object=None) for error in (RuntimeError("Event loop is closed"), ValueError())
+    )
+    no_loop = SimpleNamespace(exc_value=AttributeError("_ssock"), object=asyncio.BaseEventLoop.__del__)
     shown: list[object] = []
     monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
-    for found in (late, bug):
+    for found in (late, no_loop, bug):
         report_unraisable(found)
     assert shown == [bug]

@@ -113,7 +113,11 @@ def report_bug(kind: type[BaseException], error: BaseException, place: Traceback
 
 
 def report_unraisable(found: Any) -> None:
-    """A `sys.unraisablehook` that is silent about writes of a failed save that end after Orbax has left them."""
-    if isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed":
+    """A `sys.unraisablehook` that is silent about writes of a failed save that end after Orbax has left them.
+
+    Nor does it speak of an event loop that could not be made, as without free file descriptors: the save has failed.
+    """
+    is_closed = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
+    if is_closed or getattr(found.object, "__qualname__", None) == "BaseEventLoop.__del__":
         return
     sys.__unraisablehook__(found)

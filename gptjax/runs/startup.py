@@ -14,7 +14,7 @@ from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
-from gptjax.core.memory import keep_freed_memory
+from gptjax.core.memory import keep_freed_memory, release_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
@@ -299,9 +299,10 @@ def compile_step(
     phase = phase or config.phases[0]
     batch = batches.abstract_batch(phase.begin)
     arguments = (state, batch) if frozen is None else (state, batch, frozen)
-    return (
-        make_phase_step(config, mesh, phase).lower(*arguments).compile(compiler_options=list_compiler_options(config))
-    )
+    step = make_phase_step(config, mesh, phase).lower(*arguments)
+    program = step.compile(compiler_options=list_compiler_options(config))
+    release_freed_memory()
+    return program
 
 
 def list_compiler_options(config: TrainConfig) -> dict[str, bool | str]:

@@ -6,6 +6,7 @@ save has stages. A process that fails says so at the next stage, and all others 
 
 import errno
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,7 @@ class JointCheckpointer:
     def save(self, directory: Path, args: "ocp.args.Composite", *, name: str) -> None:
         """Begin to write this directory, and return once the arrays may be donated. `name` is that of the save."""
         self._save = JointSave(name)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of one that fails
         try:
             self._orbax.save(directory, args=args, force=True)
         except Exception as error:

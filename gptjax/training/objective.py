@@ -102,7 +102,7 @@ class NextToken:
 
     chunk_tokens: int = 8192
     """Most tokens of one device whose logits are in memory at a time. GPUs need thousands to be busy. CPUs take as many
-    as have 8 M logits, which nearly fit the cache: 128 with a vocabulary of 50,257."""
+    as have 256 k logits, or 128 if that is more."""
     z_loss: float = 0.0
     """Weight of (log Σ exp logits)², in the gradient only. Reported losses stay cross-entropy."""
 
