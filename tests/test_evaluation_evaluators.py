@@ -52,7 +52,7 @@ def test_failing_evaluation_is_logged_and_training_goes_on(
 @pytest.mark.parametrize(
     ("evaluator", "message"),
     [
-        (TextProtocol(text="/nowhere.txt"), r"--text=/nowhere.txt cannot be read"),
+        (TextProtocol(text="/nowhere.txt"), r"/nowhere.txt cannot be read"),
         (TextProtocol(protocol="x"), r"--protocol=x is unknown"),
         (Core(bundle="/nowhere"), r"--core=/nowhere is not CORE's bundle"),
     ],

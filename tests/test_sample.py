@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.generation.generate import NewTokens, generate
-from gptjax.inference.sampler import Sample, encode_prompt
+from gptjax.inference.sampler import Sample, encode_prompt, read_prompts
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.runs.run_dir import write_imported_run
@@ -107,6 +108,17 @@ def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
     file.write_bytes(b"one\r\ntwo\n")
     [text] = sample(Sample(checkpoint=str(run), prompt_file=str(file), max_new_tokens=2))
     assert text.startswith("one\r\ntwo\n")
+
+
+def test_prompt_file_is_read_as_texts_of_other_commands_are(run: Path, tmp_path: Path) -> None:
+    def read(name: str, content: bytes) -> tuple[str, ...]:
+        (tmp_path / name).write_bytes(content)
+        return read_prompts(Sample(checkpoint=str(run), prompt_file=str(tmp_path / name)))
+
+    assert read("a.txt.gz", gzip.compress(b"one\n")) == ("one\n",)
+    assert read("a.jsonl", b'{"text": "one"}\n{"text": "two"}\n') == ("one", "two")
+    with pytest.raises(UserError, match=r"is UTF-16, wanted UTF-8\. Convert it: iconv"):
+        read("a.txt", "one".encode("utf-16"))
 
 
 def replace_stream(monkeypatch: pytest.MonkeyPatch, rows: list[list[int]]) -> None:

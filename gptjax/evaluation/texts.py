@@ -78,11 +78,11 @@ def read_documents(
         _import_reader("text_files").check_start(path, (content := path.read_bytes())[:64])
         text = content.decode("utf-8")
     except OSError as error:
-        raise UserError(f"--text={path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"--text={path} is not UTF-8: {error}. Convert it first.") from None
+        raise UserError(f"{path} is not UTF-8: {error}. Convert it first.") from None
     if "\0" in text:
-        raise UserError(f"--text={path} holds NUL bytes, so it is not text.")
+        raise UserError(f"{path} holds NUL bytes, so it is not text.")
     if is_lines:
         return [_read_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if rows:
@@ -110,10 +110,10 @@ def _read_json_line(path: Path, number: int, line: str) -> str:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--text={path}, line {number}, is not JSON: {error}.") from None
+        raise UserError(f"{path}, line {number}, is not JSON: {error}.") from None
     found = [content[key] for key in ("text", "page") if isinstance(content, dict) and key in content]
     if not found or not isinstance(found[0], str):
-        raise UserError(f"--text={path}, line {number}: wanted an object with a text under `text` or `page`.")
+        raise UserError(f"{path}, line {number}: wanted an object with a text under `text` or `page`.")
     return found[0]
 
 

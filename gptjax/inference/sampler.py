@@ -26,7 +26,7 @@ class Sample(GenerationOptions):
     """Text to continue, or a message to a model that was trained on chats. Empty starts a new document. May be given
     several times, for texts side by side."""
     prompt_file: str | None = None
-    """File (UTF-8) that holds the prompt, as it stands: a line end at its end counts."""
+    """File that holds the prompt as it stands, its last line end included, or a prompt for each record (.jsonl, …)."""
     interactive: bool = False
     """Read prompts from the terminal, a line each. For conversations there is `python -m gptjax.chat`."""
     max_new_tokens: int | None = None
@@ -161,12 +161,9 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> Prompt:
 def read_prompts(options: Sample) -> tuple[str, ...]:
     if options.prompt_file is None:
         return options.prompts
-    try:
-        return (expand_path(options.prompt_file).read_bytes().decode("utf-8"),)
-    except OSError as error:
-        raise UserError(f"--prompt-file={options.prompt_file} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt-file={options.prompt_file} is not UTF-8: {error}. Convert it first.") from None
+    from gptjax.evaluation.texts import read_documents  # imports flax, which --help does not need
+
+    return tuple(read_documents(expand_path(options.prompt_file)))
 
 
 def resolve_length(options: Sample, *, available: int) -> int:
