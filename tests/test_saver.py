@@ -73,7 +73,7 @@ def test_saver_saves_by_number_and_by_time():
 
 def test_several_processes_ask_the_first_one_until_a_save_has_succeeded(monkeypatch: pytest.MonkeyPatch):
     """Asking waits for what is dispatched, in every process. They learn at one step that a save has failed."""
-    asked: list[int] = []
+    asked: list[float] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("gptjax.training.saver.ask_first", lambda answers: asked.append(clock.now) or answers)
     saver, checkpoints, clock = make_saver(every=95)

@@ -21,7 +21,7 @@ def check_xla_flags() -> None:
 
 def _try_in_child() -> str | None:
     """What jaxlib says before it ends; None if it goes on."""
-    from jax._src.lib import xla_client  # before the fork; it reads no flags yet
+    from jaxlib import xla_client  # before the fork; it reads no flags yet
 
     reader, writer = os.pipe()
     with warnings.catch_warnings(action="ignore"):  # JAX warns of forks; this one only reads a variable

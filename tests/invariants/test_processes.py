@@ -349,6 +349,7 @@ def test_two_processes_go_back_as_one_does(config: TrainConfig, tmp_path: Path, 
     if "skipped" in reason:
         changes = {"rollback": RollbackConfig(1), "max_consecutive_skips": 2, "objective": Fragile()}
     assert isinstance(config.data, TokenShards)
+    assert config.data.path is not None
     one = replace(
         config,
         name=f"one {reason}",
