@@ -120,7 +120,7 @@ def rank_steps(directory: Path, *, items: Collection[str] | None = None) -> list
             if metadata["best_value"] is not None:
                 found.append((step, metadata.get("best_metric", DEFAULT_METRIC), metadata["best_value"]))
     newest = found[-1][1] if found else None
-    return [step for step, metric, _ in sorted(found, key=lambda one: (one[2], one[0])) if metric == newest]
+    return [step for step, metric, _ in sorted(found, key=lambda row: (row[2], row[0])) if metric == newest]
 
 
 def has_item(directory: Path, step: int, *, item: str) -> bool:
