@@ -89,7 +89,7 @@ def _find_sides(record: dict[str, Any], *, where: str) -> tuple[Any, Any, Any]:
     ]
     if len(rated) < 2:
         return prompt, None, None
-    best, worst = (choose(rated, key=lambda one: one["overall_score"]) for choose in (max, min))
+    best, worst = (choose(rated, key=lambda completion: completion["overall_score"]) for choose in (max, min))
     if best["overall_score"] == worst["overall_score"]:
         raise UselessRecord("pairs skipped: all completions have one score")
     chosen, rejected = ([{"role": "assistant", "content": completion.get("response")}] for completion in (best, worst))
@@ -157,8 +157,8 @@ def count_common(first: Sequence[Any], second: Sequence[Any]) -> int:
 def _split_lists(prompt: list[Any], chosen: list[Any], rejected: list[Any], *, where: str) -> Pair:
     """A prompt that both sides repeat is there once. A system's message may stand in the prompt or in the sides."""
     lists = zip(("prompt", *SIDES), (prompt, chosen, rejected), strict=True)
-    given, *sides = (read_messages(one, where=f'{where}: "{name}"') for name, one in lists)
-    (system, spoken), *bare = (_split_system(one) for one in (given, *sides))
+    given, *sides = (read_messages(messages, where=f'{where}: "{name}"') for name, messages in lists)
+    (system, spoken), *bare = (_split_system(messages) for messages in (given, *sides))
     if spoken and all(rest[: len(spoken)] == spoken for _, rest in bare):
         return _split_messages(*([*(system or own), *rest] for own, rest in bare), where=where)
     return _check_messages(Pair(given, *sides), where=where)

@@ -161,7 +161,7 @@ class TrainConfig:
         """In words, how the steps before this one learned; phases that learn alike are told once."""
         begun = [phase for phase in self.phases if phase.begin < step or phase.begin == 0]
         pairs = zip([None, *begun], begun, strict=False)
-        return "; ".join(one.describe() for last, one in pairs if last is None or last.summary != one.summary)
+        return "; ".join(phase.describe() for last, phase in pairs if last is None or last.summary != phase.summary)
 
     def check_mesh(self, mesh: MeshConfig) -> None:
         """Raise unless the batch and the model divide over a resolved mesh."""

@@ -99,8 +99,8 @@ def _verify_records(directory: Path, checkpoint: Path) -> list[str]:
     except DamagedFileError:
         return []  # already reported
     problems = []
-    for name, one in (found[1].get("records", {}) if found else {}).items():
-        wanted, path = FileSum(*one), directory / name
+    for name, values in (found[1].get("records", {}) if found else {}).items():
+        wanted, path = FileSum(*values), directory / name
         if not path.is_file():
             problems.append(f"{path} is missing; it had {wanted.bytes:,} bytes when {checkpoint.name} was saved")
         elif sum_file(path, size=wanted.bytes) != wanted:

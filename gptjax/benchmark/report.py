@@ -104,8 +104,8 @@ def format_comparison(comparison: Comparison) -> str:
     return "\n".join([f"In turn, {comparison.title}:", "", table, *([""] if tried else []), *tried])
 
 
-def _ratio(one: ContestantResult) -> str:
-    ratio = one.ours_over_theirs
+def _ratio(contestant: ContestantResult) -> str:
+    ratio = contestant.ours_over_theirs
     return "" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 

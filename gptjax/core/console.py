@@ -166,8 +166,8 @@ def safe_console() -> Iterator[None]:
         yield
     finally:
         release_native_output()
-        for one in safe:
-            one.release()
+        for stream in safe:
+            stream.release()
         sys.stdout, sys.stderr = streams
         _log.close()
         _log = None

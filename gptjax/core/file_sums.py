@@ -61,7 +61,7 @@ def list_files(directory: Path) -> list[str]:
 
 def write_sums(directory: Path, sums: FileSums, *, extra: Mapping[str, Any] | None = None) -> None:
     """Write `checksums.json` atomically; `extra` are further fields, in JSON's types."""
-    content = {"files": {name: list(one) for name, one in sums.items()}} | dict(extra or {})
+    content = {"files": {name: list(file_sum) for name, file_sum in sums.items()}} | dict(extra or {})
     write_atomically(directory / SUMS_FILE, json.dumps(content | {"self": _sum_content(content)}, indent=1) + "\n")
 
 
@@ -75,7 +75,7 @@ def read_sums(directory: Path) -> tuple[dict[str, FileSum], dict[str, Any]] | No
     try:
         content = json.loads(path.read_bytes())
         own = content.pop("self")
-        sums = {name: FileSum(*one) for name, one in content.pop("files").items()}
+        sums = {name: FileSum(*values) for name, values in content.pop("files").items()}
     except FileNotFoundError:
         return None
     except PermissionError:
@@ -84,7 +84,7 @@ def read_sums(directory: Path) -> tuple[dict[str, FileSum], dict[str, Any]] | No
         raise DamagedFileError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DamagedFileError(f"{path} is not as it was written") from None
-    if own != _sum_content({"files": {name: list(one) for name, one in sums.items()}} | content):
+    if own != _sum_content({"files": {name: list(file_sum) for name, file_sum in sums.items()}} | content):
         raise DamagedFileError(f"{path} is not as it was written: its own SHA-256 differs")
     return sums, content
 

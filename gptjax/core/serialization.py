@@ -121,7 +121,7 @@ class _Reader:
             if len(of) != len(content):
                 of = (Any,) * len(content)
             items = enumerate(zip(content, of, strict=True))
-            return container(self.read(item, one, f"{where}.{index}") for index, (item, one) in items)
+            return container(self.read(item, hint_of_item, f"{where}.{index}") for index, (item, hint_of_item) in items)
         return content
 
     def _find_class(self, name: str, hint: Any, where: str) -> type:

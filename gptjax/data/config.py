@@ -173,8 +173,8 @@ class Mixture(DataSource):
         return self.components[self.validation].data.open_stream(split) if split == "val" else None
 
     def open_rows(self, split: str, spec: ReadSpec) -> RowSet | None:
-        one = self.components[self.validation].data
-        return one.open_rows(split, self._spec_of(self.validation, spec)) if split == "val" else None
+        source = self.components[self.validation].data
+        return source.open_rows(split, self._spec_of(self.validation, spec)) if split == "val" else None
 
     def _spec_of(self, component: int, spec: ReadSpec) -> ReadSpec:
         reference = None if spec.reference is None else spec.reference / str(component)

@@ -143,10 +143,10 @@ def _show_loading(form: Form) -> list[str]:
 def _list_architecture(config: GPTConfig) -> Iterator[tuple[str, Any]]:
     """The sizes, and every other field that is not its default."""
     sizes = ("num_layers", "embed_dim", "num_heads", "context_length", "vocab_size")
-    for one in fields(config):
-        value = getattr(config, one.name)
-        if one.name in sizes or (value != one.default and one.name not in ("init", "compute")):
-            yield one.name, value
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if option.name in sizes or (value != option.default and option.name not in ("init", "compute")):
+            yield option.name, value
 
 
 def _list_recipe(run: Facts) -> list[tuple[str, Any]]:

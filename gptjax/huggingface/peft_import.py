@@ -88,7 +88,7 @@ def read_adapter(directory: Path) -> PeftAdapter:
             "you trust it, load it with PEFT and save_pretrained() it again."
         )
     with open_tensors(directory, file=WEIGHTS_FILE) as stored:
-        tensors = {_shorten(name): one.read().astype(np.float32) for name, one in stored.items()}
+        tensors = {_shorten(name): tensor.read().astype(np.float32) for name, tensor in stored.items()}
     adapter = PeftAdapter(directory, read_json(directory / CONFIG_FILE), tensors)
     content = adapter.content
     if (kind := content.get("peft_type")) != "LORA":

@@ -87,7 +87,7 @@ def name_tensors(
     for tensor in tensors:
         name = rename(tensor.name)
         if name in out:
-            names = " and ".join(dict.fromkeys(quote(one.name) for one in (out[name], tensor)))
+            names = " and ".join(dict.fromkeys(quote(stored.name) for stored in (out[name], tensor)))
             raise UserError(
                 f"{directory} holds the weight {quote(name)} twice (as {names}). Keep the one that is meant."
             )

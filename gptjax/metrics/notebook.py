@@ -55,7 +55,7 @@ class NotebookWriter:
             if points:
                 self._axes.plot(*zip(*points, strict=True), style, label=f"{name} {points[-1][1]:.4f}")
                 self._axes.legend()
-        self._axes.set(xlabel="step", ylabel="loss (nats per token)", title=self._title)
+        self._axes.set(xlabel="step", ylabel="loss", title=self._title)
         self._axes.grid(alpha=0.3)
         if self._handle is not None:  # outside of a notebook nothing can be redrawn
             self._handle.update(self._figure)

@@ -24,7 +24,7 @@ KIND_COLORS = {
 
 
 def plot_losses(run_directory: str | Path, *, references: Mapping[str, float] | None = None) -> Path:
-    """Draw the losses in metrics.jsonl (nats per token) into loss.png beside it, and return the path of the image.
+    """Draw the losses in metrics.jsonl into loss.png beside it, and return the path of the image.
 
     `references` maps names to losses that are drawn as level lines. Metrics `eval_…` get a panel each below. Last comes
     a line of time, if goodput.jsonl says what it was spent on.
@@ -58,7 +58,7 @@ def plot_losses(run_directory: str | Path, *, references: Mapping[str, float] | 
         margin = 0.05 * (max(levels) - min(levels)) or 0.1
         axes.set_ylim(min(levels) - margin, max(levels) + margin)
         axes.legend()
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=directory.resolve().name)
+    axes.set(xlabel="step", ylabel="loss", title=directory.resolve().name)
     axes.grid(alpha=0.3)
     figure.savefig(directory / "loss.png", dpi=120)
     return directory / "loss.png"

@@ -60,7 +60,8 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
     print_once(*_describe_unmasked(config), *_describe_unevaluated(config))
     if config.steps > 1 and _is_rising(config):
         print_once(
-            f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its warm-up"
+            f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its "
+            "warm-up (--optimizer.schedule.warmup-steps)"
         )
 
 

@@ -71,8 +71,8 @@ def restore_state(
 
 def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
     """Differences in what the steps so far learned that a comparison of fields does not show."""
-    histories = {"data": [one.data.history_until(step) for one in (saved, wanted)]}
-    histories["stages"] = [one.history_until(step) for one in (saved, wanted)]
+    histories = {"data": [config.data.history_until(step) for config in (saved, wanted)]}
+    histories["stages"] = [config.history_until(step) for config in (saved, wanted)]
     return [f"{name} until step {step}: {old} → {new}" for name, (old, new) in histories.items() if old != new]
 
 
@@ -176,7 +176,7 @@ def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainCo
 
 def describe_rate_change(saved: TrainConfig, config: TrainConfig, step: int) -> list[str]:
     """A line if the learning rate of the next step is not what it would have been."""
-    old, new = (_rate_at(one, step) for one in (saved, config))
+    old, new = _rate_at(saved, step), _rate_at(config, step)
     if abs(old - new) <= 1e-6 * max(abs(old), abs(new)):
         return []
     return [f"  the learning rate of step {step + 1:,} is {new:.3e}; without the change it would be {old:.3e}"]

@@ -208,8 +208,8 @@ def _find_damaged_files(directory: Path) -> dict[str, str]:
     except DamagedFileError as error:
         print_once(f"warning: {error}. So changes of config and tokenizer do not show", to_stderr=True)
         return {}
-    sums = {name: one for name, one in (found[0] if found else {}).items() if name in _READ_FILES}
-    return {name: lines[0] for name, one in sums.items() if (lines := find_damage(directory, {name: one}))}
+    sums = {name: file_sum for name, file_sum in (found[0] if found else {}).items() if name in _READ_FILES}
+    return {name: lines[0] for name, file_sum in sums.items() if (lines := find_damage(directory, {name: file_sum}))}
 
 
 def _read_config(directory: Path, *, damage: str | None) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def rank_steps(directory: Path, *, items: Collection[str] | None = None) -> list
             if metadata["best_value"] is not None:
                 found.append((step, metadata.get("best_metric", DEFAULT_METRIC), metadata["best_value"]))
     newest = found[-1][1] if found else None
-    return [step for step, metric, _ in sorted(found, key=lambda one: (one[2], one[0])) if metric == newest]
+    return [step for step, metric, _ in sorted(found, key=lambda row: (row[2], row[0])) if metric == newest]
 
 
 def has_item(directory: Path, step: int, *, item: str) -> bool:
@@ -137,7 +137,9 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
     version, content = None, {}
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads((path / METADATA / METADATA).read_text(encoding="utf-8"))
-        version, _ = content["format_version"], content["best_value"]
+        version = content["format_version"]
+        if version == FORMAT_VERSION and "best_value" not in content:
+            version = None
     if version not in (None, FORMAT_VERSION):
         raise UserError(
             f"{path} has checkpoint format {version}, but this version of gptjax reads format {FORMAT_VERSION} only. "

@@ -45,7 +45,7 @@ def commit_checkpoint(unfinished: Path, step_directory: Path, *, records: Mappin
         sync_path(path)
         sync_path(path.parent)
     sync_tree(unfinished)
-    extra = {"records": {path.name: list(one) for path, one in found.items()}}
+    extra = {"records": {path.name: list(record) for path, record in found.items()}}
     write_sums(unfinished, sum_files(unfinished, list_files(unfinished)), extra=extra)
     unfinished.rename(step_directory)
     sync_path(step_directory.parent)
@@ -98,7 +98,7 @@ def find_checkpoint_damage(path: Path, *, items: Collection[str] | None = None) 
 def _read_item_sums(path: Path, items: Collection[str] | None) -> dict[str, FileSum] | None:
     if (found := read_sums(path)) is None:
         return None
-    return {name: one for name, one in found[0].items() if items is None or name.split("/")[0] in items}
+    return {name: file_sum for name, file_sum in found[0].items() if items is None or name.split("/")[0] in items}
 
 
 def has_sums_by_metadata(path: Path) -> bool:
@@ -128,7 +128,7 @@ def find_damage_once(path: Path, *, items: Collection[str] | None = None) -> lis
     if sums is None or find_wrong_size(path, sums):
         return find_checkpoint_damage(path, items=items)
     times = {path / name: _read_times(path / name) for name in sums}
-    new = {name: one for name, one in sums.items() if _unchanged.get(path / name) != times[path / name]}
+    new = {name: file_sum for name, file_sum in sums.items() if _unchanged.get(path / name) != times[path / name]}
     if not (problems := find_damage(path, new)):
         _unchanged.update(times)
     return problems

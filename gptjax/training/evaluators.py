@@ -135,8 +135,8 @@ class ValidationEvaluator:
                 found[name].append(float(value))
 
         for rows in batches:
-            one = self._step(model, put_on_devices(rows, mesh), self.context.frozen)
-            sums.append({"loss": one.loss, **one.metrics})
+            batch_sums = self._step(model, put_on_devices(rows, mesh), self.context.frozen)
+            sums.append({"loss": batch_sums.loss, **batch_sums.metrics})
             if len(sums) > 2:  # a few in flight keep the device busy without queueing a whole split's rows on it
                 add(sums.popleft())
         for values in sums:

@@ -126,4 +126,4 @@ def agree(step: int, answer: bool) -> bool:
 
 def ask_first(answers: tuple[bool, ...]) -> tuple[bool, ...]:
     """The first process's answers, on all processes."""
-    return tuple(bool(one) for one in multihost_utils.broadcast_one_to_all(np.asarray(answers)))
+    return tuple(bool(answer) for answer in multihost_utils.broadcast_one_to_all(np.asarray(answers)))

@@ -7,9 +7,9 @@ TRAINING = (
         "gptjax/training/checkpoint_format.py",
         "test_checkpoint.py::test_best_has_the_lowest_finite_loss",
         # The worst checkpoint is kept as the best.
-        ("key=lambda one: (one[2], one[0])", "key=lambda one: (-one[2], one[0])"),
+        ("key=lambda row: (row[2], row[0])", "key=lambda row: (-row[2], row[0])"),
         # Of equal losses the last is the best.
-        ("key=lambda one: (one[2], one[0])", "key=lambda one: (one[2], -one[0])"),
+        ("key=lambda row: (row[2], row[0])", "key=lambda row: (row[2], -row[0])"),
     ),
     *mutate(
         "gptjax/training/checkpoint_format.py",
