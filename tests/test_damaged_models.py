@@ -221,7 +221,7 @@ def test_a_damaged_tokenizer_is_told_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("gptjax.convert.write_imported_run", lambda directory, **_: directory.mkdir())
+    monkeypatch.setattr("gptjax.conversion.imports.write_imported_run", lambda directory, **_: directory.mkdir())
     damage(folder := write_model(tmp_path / "model"))
     code, lines = import_model(folder, capsys)
     assert (code, len(lines)) == (0, 1), lines
@@ -257,7 +257,7 @@ def test_bytes_changed_anywhere_end_in_a_model_or_one_line(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """Sixty directories a seed, in each of which one file is cut, repeated or changed in places."""
-    monkeypatch.setattr("gptjax.convert.write_imported_run", lambda directory, **_: directory.mkdir())
+    monkeypatch.setattr("gptjax.conversion.imports.write_imported_run", lambda directory, **_: directory.mkdir())
     draw = random.Random(seed)
     for number in range(60):
         folder = write_model(tmp_path / str(number) / "model")

@@ -101,7 +101,7 @@ INVALID_INPUT: dict[str, tuple[Callable[[Path, Path], str], str]] = {
     "unavailable kernel": (lambda s, t: "--model.compute.attention_impl=cudnn", "not an NVIDIA GPU"),
     "mesh too large": (lambda s, t: "--mesh=data --mesh.data=99", "needs 99 devices"),
     "batch not split over devices": (lambda s, t: "--mesh=data --mesh.data=3", "do not split over 3 devices"),
-    "missing weights": (lambda s, t: "--init-from=/nowhere", "/nowhere is not a run directory"),
+    "missing weights": (lambda s, t: "--init-from=/nowhere", "/nowhere is not there. Give a run"),
     "truncated shard": (lambda s, t: copy_with_damage(s, t, lambda f: os.truncate(f, 1500)), "is cut short"),
     "no shard": (lambda s, t: copy_with_damage(s, t, overwrite_magic), "not a token shard"),
     "token beyond the vocabulary": (lambda s, t: write_large_ids(t), "beyond model.vocab_size 48"),

@@ -87,7 +87,7 @@ def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
     if kind is None or not set(flag.types) <= {int, float, types.NoneType, *_literal_types(flag)}:
         return None
     try:
-        value in flag.choices or kind(value)
+        _ = value in flag.choices or kind(value)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         if flag.choices:

@@ -15,7 +15,7 @@ _LOG = re.compile(r"^[EF]\d{4} [^\]]*\] (.*)$", re.MULTILINE)
 def check_xla_flags() -> None:
     """Raise a UserError for XLA_FLAGS at which jaxlib would end the process. A child tries, if there are any: 0.1 s."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if flags and (reason := _try_in_child()) is not None:
+    if flags and hasattr(os, "fork") and (reason := _try_in_child()) is not None:
         raise UserError(f"XLA_FLAGS is {quote(flags)}. {reason} Correct or unset it.")
 
 
