@@ -81,7 +81,7 @@ TYPED = {
     "prepare --source=a --tokenizer=gpt2 --output=b --strict=maybe": "wanted --strict or --no-strict.",
     "prepare --source=a --tokenizer=gpt2 --output=b --seperator=x": "Write --separator=x.",
     "prepare --source=a --tokenizer=bpe --output=b": "wanted a number of tokens, such as bpe:8192",
-    "prepare --source=stdlib --tokenizer=bpe-8192 --output=b": "chars or bpe:SIZE",
+    "prepare --source=stdlib --tokenizer=bpe-8192 --output=b": "prepare learns bpe:8192.",
     "prepare --source=a --tokenizer=gpt2 --output=b --force": "Write --overwrite.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --max_length=512": "Write --max-document-tokens=512.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat.",

@@ -41,18 +41,16 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
         dashed = word if word.startswith("--") else f"-{word}"
         name, value = split_word(dashed)
         known, _ = find_flag(name, flags)
-        if known is None and (joined := _explain_joined(dashed, flags)):
-            return joined
         values = following if value is None else [value]
         if known is None:
-            has_first = not is_flag(words[0])
-            return explain_unknown(name, next(iter(values), None), flags, has_first=has_first)
+            unknown = explain_unknown(name, next(iter(values), None), flags, has_first=not is_flag(words[0]))
+            return _explain_joined(dashed, flags) or unknown
         if not word.startswith("--"):
             return f"{quote(word)} begins with one dash. Write {_write(known, next(iter(values), None), flags[known])}."
         if flags[known].positional:
             return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
         problem = _explain_value(known, values, flags[known])
-        if problem is not None and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
+        if problem and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
             problem += f" A text is for {_write(f'{known}-text', values[0], text)}."
         stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
         if problem is None and (stray := stray[most:]) and not _takes_several(flags[known]):
