@@ -20,14 +20,15 @@ from gptjax.training.evaluators import ValidationLoss
 
 
 def test_text_is_scored_on_a_schedule_as_the_command_scores_it(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text(text_of(12))
-    own = TextProtocol(every=5, name="sums", text=str(text), protocol="harness", tokens=60)
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"page": text_of(12)}))
+    own = TextProtocol(every=5, name="sums", text=str(text), text_field="page", protocol="harness", tokens=60)
     config = tiny_config(write_text_shards(tmp_path / "shards"), evaluators=(own, TextProtocol(every=10, name="val")))
     assert train(config) == 0
     found = dict(read_lines(config.directory, "eval_sums_nats_per_token"))
     assert list(found) == [5, 10]
-    options = Evaluate((str(config.directory),), text=str(text), protocol="harness", tokens=60, mesh=SINGLE)
+    source = {"text": str(text), "text_field": "page"}
+    options = Evaluate((str(config.directory),), **source, protocol="harness", tokens=60, mesh=SINGLE)
     assert evaluate(options)["val_loss"] == pytest.approx(found[10], abs=1e-6)
     assert [step for step, _ in read_lines(config.directory, "eval_val_bits_per_byte")] == [10]
 

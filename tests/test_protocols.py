@@ -149,7 +149,7 @@ def reference_rolling(ids: list[int], nats_of: Callable) -> Iterator[np.ndarray]
 def test_harness_scores_each_document_after_an_end_of_text(model: GPT, tmp_path: Path, nats_of: Callable) -> None:
     pages = ["the first\nline ", " that other theme\n" * 9, "x"]
     path = tmp_path / "pages.jsonl"
-    path.write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
+    path.write_text("".join(json.dumps({"text": page}) + "\n" for page in pages))
     assert read_documents(path) == pages
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -110,15 +110,12 @@ def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
     assert text.startswith("one\r\ntwo\n")
 
 
-def test_prompt_file_is_read_as_texts_of_other_commands_are(run: Path, tmp_path: Path) -> None:
-    def read(name: str, content: bytes) -> tuple[str, ...]:
-        (tmp_path / name).write_bytes(content)
-        return read_prompts(Sample(checkpoint=str(run), prompt_file=str(tmp_path / name)))
-
-    assert read("a.txt.gz", gzip.compress(b"one\n")) == ("one\n",)
-    assert read("a.jsonl", b'{"text": "one"}\n{"text": "two"}\n') == ("one", "two")
-    with pytest.raises(UserError, match=r"is UTF-16, wanted UTF-8\. Convert it: iconv"):
-        read("a.txt", "one".encode("utf-16"))
+def test_prompt_file_may_hold_records(tmp_path: Path) -> None:
+    (file := tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"question": "one"}\n{"question": "two"}\n'))
+    options = Sample(checkpoint="any", prompt_file=str(file))
+    assert read_prompts(replace(options, text_field="question")) == ("one", "two")
+    with pytest.raises(UserError, match=r"got one with question \(--text-field chooses another\)"):
+        read_prompts(options)
 
 
 def replace_stream(monkeypatch: pytest.MonkeyPatch, rows: list[list[int]]) -> None:

@@ -12,13 +12,10 @@ from texts import documents_in
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.readers.documents import REPLACED_RECORDS, ReadContext
-from data_pipelines.readers.files import LEFT_OUT, open_files
+from data_pipelines.readers.files import open_files
 from data_pipelines.readers.paths import find_split
 from data_pipelines.readers.records import iter_blocks
 from gptjax.core.errors import UserError
-from gptjax.evaluation.protocols import EvalProtocol
-from gptjax.evaluation.texts import encode_text, read_documents
-from gptjax.tokenization.tokenizer import Bytes
 
 RECORDS = [
     {
@@ -193,21 +190,6 @@ def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, mess
         read(tmp_path / name, ReadContext(strict=True))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a text".encode("utf-16-le") * 3, "is UTF-16, wanted UTF-8"),
-        (b"PAR1", "it is Parquet"),
-        (b"a\0b", "NUL"),
-        (b"\xff", "is not UTF-8"),
-    ],
-)
-def test_scored_text_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path):
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_documents(tmp_path / "a.txt")
-
-
 @pytest.mark.parametrize("mark", [";", "|", "\t"])
 def test_a_table_may_have_another_separator(mark: str, tmp_path: Path):
     (tmp_path / "a.csv").write_text(f'id{mark}text\n1{mark}"a, b"\n')
@@ -240,55 +222,6 @@ def test_text_in_the_objects_of_a_list_is_joined(kind: str, tmp_path: Path):
     assert read(path, ReadContext("page.parts.text")) == ["one 0\n\ntwo", "one 1\n\ntwo"]
     blocks = [block for block in iter_blocks(path, fields=("page",)) if kind != "jsonl"]
     assert [record for block in blocks for _, record in block.read()] == (rows if blocks else [])
-
-
-@pytest.mark.parametrize("kind", ["json", "parquet", "arrow", "feather"])
-def test_evaluate_reads_what_prepare_reads(kind: str, tmp_path: Path):
-    path = write_records(tmp_path / f"records.{kind}")
-    assert read_documents(path) == read(path) == ["text 0", "text 1", "text 2"]
-
-
-def test_evaluate_takes_a_directory_and_no_source_of_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    folder = tmp_path / "shakespeare"
-    folder.mkdir()
-    (folder / "a.txt").write_text("mine")
-    (folder / "b.csv").write_text("text\nalso mine\n")
-    (folder / "c.json").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    assert read_documents(Path("shakespeare")) == ["mine", "also mine"]
-    assert LEFT_OUT[5:30] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
-def test_evaluate_reads_the_field_that_is_named(kind: str, tmp_path: Path):
-    path, row = tmp_path / f"a.{kind}", {"text": "no", "content": "yes"}
-    path.write_text({"json": json.dumps([row]), "jsonl": json.dumps(row), "csv": "text,content\nno,yes\n"}[kind])
-    assert read_documents(path) == ["no"]
-    assert read_documents(path, text_field="content") == ["yes"]
-
-
-def test_evaluate_cuts_at_ends_of_text_or_tells_them(tmp_path: Path, capsys: pytest.CaptureFixture):
-    path = tmp_path / "a.txt"
-    path.write_text("one<|endoftext|>\ntwo\n\nthree")
-    assert len(encode_text(path, Bytes(), EvalProtocol()).documents) == 1
-    told = "note: 1 time <|endoftext|> stands in text and is scored as text; --separator='<|endoftext|>' cuts text"
-    assert told in capsys.readouterr().err
-    assert read_documents(path, separator="<|endoftext|>") == ["one", "two\n\nthree"]
-    assert read_documents(path, separator=r"\n\n") == ["one<|endoftext|>\ntwo", "three"]
-    for wrong, rows in (("x", True), ("", False)):
-        with pytest.raises(UserError, match=r"--separator=.*wanted a text, and a protocol"):
-            read_documents(path, rows=rows, separator=wrong)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("a.xz", "Unpack it first: xz -dk a.xz"), ("a.txt", "iconv -f UTF-16 -t UTF-8")]
-)
-def test_evaluate_refuses_with_the_same_advice(name: str, message: str, tmp_path: Path):
-    (tmp_path / name).write_bytes("é".encode("utf-16"))
-    with pytest.raises(UserError, match=message):
-        read_documents(tmp_path / name)
 
 
 def test_chats_are_read_from_an_array(tmp_path: Path):

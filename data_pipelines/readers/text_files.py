@@ -16,9 +16,11 @@ from typing import Any
 from data_pipelines.readers.documents import REPLACED, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.zstandard import error_classes, open_zstandard
 from gptjax.core.errors import UserError
+from gptjax.tokenization.tokenizer import replace_surrogates
 
 COMPRESSED = ("", ".gz", ".zst")
 """Endings that `open_file` understands."""
+NULS = "files have NUL bytes, which were kept, though text seldom has any"
 BUFFER_BYTES = 2**18
 """Python's default of 8 kB makes reading lines several times slower."""
 
@@ -35,6 +37,9 @@ def read_text(path: Path, context: ReadContext) -> Iterator[Chunk]:
 def _read_whole(path: Path, context: ReadContext) -> Iterator[Document]:
     with open_file(path) as file:
         content = file.read()
+    if b"\0" in content:
+        context.notes[NULS] += 1
+        context.notes.first.setdefault(NULS, replace_surrogates(str(path)))
     document = validate_utf8(content, context, where=str(path), note=REPLACED)
     if context.separator is None:
         yield document

@@ -45,6 +45,8 @@ class TextProtocol(_BatchedEvaluator):
     """Metrics are called `eval_NAME_nats_per_token` and so on."""
     text: str | None = None
     """A file, as `evaluate --text` takes. None: the validation split of the run."""
+    text_field: str | None = None
+    """Key or column that holds the text of a record. None: `text`."""
     protocol: str = "gptjax"
     """Name of the protocol (docs/evaluation.md)."""
     tokens: int | None = None
@@ -60,7 +62,9 @@ class TextProtocol(_BatchedEvaluator):
         if self.text is None:
             text = texts.open_stored_text(context.validation, context.tokenizer, protocol)
         else:
-            text = texts.encode_text(expand_path(self.text), _require_tokenizer(context), protocol)
+            text = texts.encode_text(
+                expand_path(self.text), _require_tokenizer(context), protocol, text_field=self.text_field
+            )
         end = None if context.tokenizer is None else context.tokenizer.end_of_text
         options = scoring.ScoringOptions(batch_size=self.batch_size, end_of_text=end)
 

@@ -1,6 +1,5 @@
 """Texts that are scored: documents as tokens, with the words and bytes that figures are divided by."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 PARTS = 50
 """Parts of a single document that are drawn for its interval."""
+NOTE_CHARACTERS = 400
+"""Shown of a note on a text; it may name a path and the fields of a record."""
 BATCHES_AT_ONCE = 256
 """Batches of windows whose scores are in memory at a time, sorted by length among themselves."""
 COUNT_WORDS: dict[Words, Callable[[str], int]] = {
@@ -29,13 +30,6 @@ COUNT_WORDS: dict[Words, Callable[[str], int]] = {
     "line-ends": lambda text: len(text.split()) + text.count("\n"),
     "split": lambda text: len(re.split(r"\s+", text)),
 }
-
-
-READ_AS_PREPARE = (
-    *(".gz", ".zst", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".array_record"),
-    *(".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz"),
-)
-"""Endings of files that are no plain text: the readers of `prepare` read or refuse them."""
 
 
 @dataclass(frozen=True)
@@ -56,65 +50,35 @@ class Text:
 def read_documents(
     path: Path, *, rows: bool = False, text_field: str | None = None, separator: str | None = None
 ) -> list[str]:
-    """The documents of a file: one of plain text, each line of JSON Lines (`text` or `page`), or each row.
+    """The documents of a file or directory, as `data_pipelines.prepare` reads them.
 
-    Folders and other formats are read as `prepare` reads them; notes of that go to the error output.
+    What is skipped or replaced there is skipped or replaced here. Notes of that go to the error output.
 
     Args:
-        rows: each line of plain text that is not blank is a document, with its line end.
+        rows: each line of a document that is not blank is a document, with its line end.
         text_field: key or column that holds the text of a record. Default: `text`.
         separator: what stands between the documents of plain text. `\\n` and `\\t` are a line end and a tab.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, or is empty.
+        UserError: the file cannot be read, is in another format, or holds no text.
     """
     if separator is not None and (rows or not separator):
         raise UserError(f"--separator={quote(separator)}: wanted a text, and a protocol whose documents are no lines.")
-    is_lines = path.suffix in (".jsonl", ".ndjson")
-    is_foreign = path.is_dir() or path.name.lower().endswith(READ_AS_PREPARE)
-    if is_foreign or separator is not None or (is_lines and text_field is not None):
-        return _read_as_prepare(path, text_field=text_field or "text", separator=separator)
-    try:
-        _import_reader("text_files").check_start(path, (content := path.read_bytes())[:64])
-        text = content.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}. Convert it first.") from None
-    if "\0" in text:
-        raise UserError(f"{path} holds NUL bytes, so it is not text.")
-    if is_lines:
-        return [_read_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if rows:
-        return [line for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()]
-    return [text]
-
-
-def _read_as_prepare(path: Path, *, text_field: str, separator: str | None) -> list[str]:
-    """The documents that `data_pipelines.prepare` finds in a file; it refuses with the same advice."""
-    sources, documents = _import_reader("sources"), _import_reader("documents")
-    separator = separator and separator.replace("\\n", "\n").replace("\\t", "\t")
-    context = documents.ReadContext(text_field, strict=True, separator=separator)
-    chunks = sources.open_source(str(path.absolute())).chunks(context)  # a bare name may be that of a source
+    if not path.exists():
+        raise UserError(f"{path} cannot be read: there is no such file or directory.")
+    documents, files = _import_reader("documents"), _import_reader("files")
+    context = documents.ReadContext(text_field or "text", separator=documents.parse_separator(separator))
+    chunks = files.open_files(str(path)).chunks(context)
     found = [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
-    print_once(*(f"note: {quote(note)}" for note in context.notes.lines()), to_stderr=True)
-    return found
+    if not found:
+        raise UserError(f"{path}: holds no text. {'; '.join(context.notes.lines())}".strip())
+    print_once(*(f"note: {quote(note, limit=NOTE_CHARACTERS)}" for note in context.notes.lines()), to_stderr=True)
+    return [line for text in found for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()] if rows else found
 
 
 def _import_reader(name: str) -> ModuleType:
     # By name, for gptjax imports nothing of data_pipelines; both are installed together.
     return import_module(f"data_pipelines.readers.{name}")
-
-
-def _read_json_line(path: Path, number: int, line: str) -> str:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {number}, is not JSON: {error}.") from None
-    found = [content[key] for key in ("text", "page") if isinstance(content, dict) and key in content]
-    if not found or not isinstance(found[0], str):
-        raise UserError(f"{path}, line {number}: wanted an object with a text under `text` or `page`.")
-    return found[0]
 
 
 def encode_text(

@@ -27,6 +27,8 @@ class Sample(GenerationOptions):
     several times, for texts side by side."""
     prompt_file: str | None = None
     """File that holds the prompt as it stands, its last line end included, or a prompt for each record (.jsonl, …)."""
+    text_field: str | None = None
+    """Key or column of --prompt-file that holds the prompt of a record. Default: text."""
     interactive: bool = False
     """Read prompts from the terminal, a line each. For conversations there is `python -m gptjax.chat`."""
     max_new_tokens: int | None = None
@@ -163,7 +165,7 @@ def read_prompts(options: Sample) -> tuple[str, ...]:
         return options.prompts
     from gptjax.evaluation.texts import read_documents  # imports flax, which --help does not need
 
-    return tuple(read_documents(expand_path(options.prompt_file)))
+    return tuple(read_documents(expand_path(options.prompt_file), text_field=options.text_field))
 
 
 def resolve_length(options: Sample, *, available: int) -> int:
