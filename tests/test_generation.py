@@ -187,7 +187,7 @@ def test_repeated_calls_share_one_program(model: GPT) -> None:
     assert [program._cache_size() for program in programs] == [1, 1]
     settings = {"max_new_tokens": 4, "options": SamplingOptions(0.0, repetition_penalty=1.5), "log_probabilities": True}
     assert len(list(stream_tokens(model, [[1, 2]], **settings))) == 4
-    assert write_tokens._cache_size() == 2, "the second token, after which nothing is compiled"
+    assert programs[1]._cache_size() == 2, "the second token, after which nothing is compiled"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -56,8 +56,11 @@ def check_writable(path: Path) -> None:
     """Raise the OSError with which `write_atomically` would fail, before work is done for nothing."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with tempfile.NamedTemporaryFile(dir=path.parent):
-        pass
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def sync_path(path: Path) -> None:
