@@ -115,8 +115,10 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
     spec, other = request.tokenizer, request.validation_source
     if not spec:
         raise UserError("--tokenizer is not given: gpt2, bytes, chars, bpe:SIZE or a tokenizer.json.")
-    if spec.startswith("bpe:") and not spec.removeprefix("bpe:").isdecimal():
-        raise UserError(f"tokenizer {spec!r}: wanted a number of tokens after bpe:, such as bpe:1024.")
+    if spec.partition(":")[0] == "bpe" and not spec.removeprefix("bpe:").isdecimal():
+        raise UserError(
+            f"tokenizer {spec!r}: wanted a number of tokens, such as bpe:8192, which is learned from the text."
+        )
     validation = None if other is None else open_source(other)
     corpus = Corpus(open_source(request.source), request.effective_split, validation)
     is_learned = spec == "chars" or spec.startswith("bpe:")

@@ -18,6 +18,7 @@ COMMANDS = {
     "verify": verify.main,
 }
 PIPELINES = {
+    "index_shards": "IndexShards",
     "prepare": "Prepare",
     "prepare_chat": "PrepareChat",
     "prepare_preferences": "PreparePreferences",
@@ -31,6 +32,8 @@ TYPED = {
     "convert to-hf --checkpoint=runs/x --output=y --push_to_hub=a/b": "Write --push-to=a/b.",
     "convert to-hf runs/x y": "Write --checkpoint=runs/x.",
     "convert to-gguf --checkpoint=runs/x": "Write --output=….",
+    "convert to-gguf --checkpoint=x --outfile=x.gguf": "Write --output=x.gguf.",
+    "convert to-hf --checkpoint=x --output=y --max-shard-size=5GB": "files of 5 GB at most.",
     "convert to-gguf --checkpoint=x --output=y --outtype=f16": "Write --dtype=float16.",
     "convert tohf --checkpoint=runs/x": "gptjax.convert to-hf …",
     "convert export --checkpoint=runs/x": "gptjax.convert to-hf …",
@@ -45,6 +48,9 @@ TYPED = {
     "chat runs/x": "Write --checkpoint=runs/x.",
     "chat --checkpoint": "Write --checkpoint=….",
     "chat --checkpoint=x --system Hi": "Write --system-prompt=Hi.",
+    "chat --checkpoint=x --system 'You are'": "Write --system-prompt='You are'.",
+    "chat --checkpoint=x --prompt=Hi": "gptjax.sample --prompt=…",
+    "chat --checkpoint=x --stop_words=END": "Write --stop-text=END.",
     "chat --checkpoint=x --port=http": "a whole number, such as --port=8000.",
     "chat --checkpoint=x --web=maybe": "wanted --web or --no-web.",
     "chat --checkpoint=x --server": "Write --web.",
@@ -57,9 +63,16 @@ TYPED = {
     "sample --checkpoint=x --num_samples": "Write --num-samples=1.",
     "sample --checkpoint=x --temperature hot": "a number, such as --temperature=0.8.",
     "sample --model x --prompt hi": "Write --checkpoint=x.",
+    "sample --checkpoint=x --n=3": "Write --num-samples=3.",
+    "sample --checkpoint=x --prompt once upon (a": "needs quotes: --prompt='once upon (a'.",
+    "sample --checkpoint=x --stop-words=END": "Write --stop-text=END.",
+    "sample --checkpoint=x --stream=False": "A single text is printed while it is generated",
+    'sample --checkpoint=x "--num-samples 4"': "Write --num-samples=4.",
     "evaluate --checkpoint=x --task=hellaswag": "Write --tasks=hellaswag.",
     "evaluate --checkpoint=x --log_samples": "Write --responses=….",
     "evaluate --checkpoint=x --no-emma": "Write --no-ema.",
+    "evaluate --checkpoint x y": "needs its flag: --checkpoint=x --checkpoint=y.",
+    "evaluate --checkpoint=x --protocol=hf_stride_512": "Did you mean --protocol=hf-stride-512?",
     "evaluate --checkpoint=x --split=test": "wanted val, train.",
     "evaluate --checkpoint=x --limit=half": "wanted a whole number or none.",
     "evaluate --model hf --model_args pretrained=gpt2": "is --checkpoint=NAME here.",
@@ -67,6 +80,8 @@ TYPED = {
     "prepare --source=a --tokeniser=gpt2 --output=b": "Write --tokenizer=gpt2.",
     "prepare --source=a --tokenizer=gpt2 --output=b --strict=maybe": "wanted --strict or --no-strict.",
     "prepare --source=a --tokenizer=gpt2 --output=b --seperator=x": "Write --separator=x.",
+    "prepare --source=a --tokenizer=bpe --output=b": "wanted a number of tokens, such as bpe:8192",
+    "prepare --source=stdlib --tokenizer=bpe-8192 --output=b": "prepare learns bpe:8192.",
     "prepare --source=a --tokenizer=gpt2 --output=b --force": "Write --overwrite.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --max_length=512": "Write --max-document-tokens=512.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat.",
@@ -75,6 +90,10 @@ TYPED = {
     "prepare_preferences --source=a --tokenizer=gpt2 --output=b --split=0.1": "Write hash:0.1",
     "train_tokenizer --source=a --vocab_size=big --output=b": "wanted a whole number",
     "train_tokenizer --source=a --vocab=1000 --output=b": "Write --vocab-size=1000.",
+    "index_shards d --format=raw-uint16": "The form of files is found by itself",
+    "index_shards --directory=d": "is given without a flag. Write d.",
+    "bench --config=quickstart --attn=flash": "Write --model.compute.attention-impl=auto|cudnn|splash|xla.",
+    'bench --config=quickstart "--batch-size 4"': "Write --batch-size=4.",
     "bench --config=quickstart --decode=maybe": "wanted --decode or --no-decode.",
     "bench --config=quickstart --json": "Write --json=….",
     "bench --config=quickstart --batch_sizes=4,8": "Write --best-batch=4,8.",
@@ -101,5 +120,5 @@ def test_a_mistyped_command_shows_the_right_one(
         call(command, words, monkeypatch)
     printed = capsys.readouterr()
     assert (stopped.value.code, printed.out) == (2, "")
-    assert right in printed.err
+    assert right in printed.err, printed.err
     assert printed.err.count("\n") == 1

@@ -171,6 +171,20 @@ def test_training_time_includes_only_waiting_for_data(tmp_path: Path, make_logge
     assert [record["data_seconds"] for record in records] == [0.0, 0.0, 0.0, 5.0]
 
 
+def test_steps_whose_end_is_seen_together_share_their_time(
+    tmp_path: Path, make_logger: MakeLogger, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+):
+    """A step that runs while it is dispatched waits for the one before: none of them took no time."""
+    done = iter([False, True])
+    monkeypatch.setattr("gptjax.metrics.logger._are_ready", lambda metrics: next(done))
+    with make_logger(LogConfig(every=1)) as log:
+        log.step(1, make_scalars(4.0))
+        clock.now += 4
+        log.step(2, make_scalars(3.0))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["seconds"] for record in records] == [2.0, 4.0]
+
+
 def test_steps_of_unequal_size_are_counted_exactly(
     tmp_path: Path, make_logger: MakeLogger, clock: ManualClock, capsys: pytest.CaptureFixture[str]
 ):
@@ -328,7 +342,7 @@ def test_plain_terminal_gets_fixed_columns(
             clock.now += 0.001 * step
         log.write(10, {"val_loss": 0.5, "samples": ["Once", "Twice"]})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step  4/10  loss  2.5000  lr 6.00e-04  grad   4.000      250,000 tokens/s  0.0 s left"
+    assert lines[0] == "step  4/10  loss  2.5000  lr 6.00e-04  grad   4.000      400,000 tokens/s  0.0 s left"
     assert lines[1].startswith("step  8/10  loss  1.2500")
     assert lines[2].startswith("step 10/10  loss  1.0000")
     assert len({len(line.removesuffix("  0.0 s left")) for line in lines[:3]}) == 1

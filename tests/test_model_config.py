@@ -27,7 +27,7 @@ SMALL = GPTConfig(num_layers=2, embed_dim=32, num_heads=4, context_length=16, vo
         ({"activation": "mish"}, r"model\.activation is 'mish'; it must be one of gelu_tanh, gelu, relu"),
         (
             {"positions": "alibi"},
-            r"model\.positions is 'alibi'; it must be one of learned, rotary, or of a file that you --import",
+            r"model\.positions is 'alibi'; it must be one of learned, rotary, or a name .*POSITIONS\['alibi'\] = …",
         ),
         ({"norm_epsilon": 0.0}, r"model\.norm_epsilon is 0.0; it must be positive and finite"),
         (

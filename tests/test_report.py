@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 from scored import draw_documents, write_documents
 from tiny import SINGLE, tiny_config, write_text_shards
@@ -9,6 +10,7 @@ from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.metrics.metrics_file import MetricsFileWriter
+from gptjax.model.layers import ACTIVATIONS
 from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
 from gptjax.runs import report, startup
@@ -83,6 +85,31 @@ def write_metrics(config: TrainConfig) -> None:
     writer.close()
 
 
+def write_checkpoint(config: TrainConfig) -> None:
+    step = config.directory / "checkpoints" / "1"
+    (step / "metadata").mkdir(parents=True)
+    (step / "metadata" / "metadata").touch()
+    (step / "commit_success.txt").touch()
+    (config.directory / "tokenizer.json").touch()
+
+
+def test_commands_of_the_summary_work_as_they_are_printed(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An activation of one's own needs its file, and without a validation split there is nothing to evaluate on."""
+    monkeypatch.setitem(ACTIVATIONS, "mish", jax.nn.mish)
+    shards = write_documents(tmp_path / "texts", {"train": draw_documents(60, seed=1)})
+    config = replace(config, output_dir=str(tmp_path), model=replace(config.model, activation="mish"))
+    write_metrics(config)
+    write_checkpoint(config)
+    report.print_summary(config, f"{COMMAND} --steps=60", stopped=None)
+    commands = [line for line in capsys.readouterr().out.splitlines() if "--checkpoint=" in line]
+    assert ["gptjax.evaluate" in line for line in commands].count(True) == 1
+    assert all(line.endswith(" --import=" + COMMAND.partition("--config=")[2].split()[0]) for line in commands)
+    report.print_summary(replace(config, data=TokenShards(path=str(shards))), COMMAND, stopped=None)
+    assert "gptjax.evaluate" not in capsys.readouterr().out
+
+
 def test_summary_without_checkpoint_names_the_command(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -97,11 +124,7 @@ def test_summary_compares_with_bigram_and_names_commands(
 ) -> None:
     config = replace(config, output_dir=str(tmp_path / "my runs"), evaluators=(ValidationLoss(),))
     write_metrics(config)
-    step = config.directory / "checkpoints" / "1"
-    (step / "metadata").mkdir(parents=True)
-    (step / "metadata" / "metadata").touch()
-    (step / "commit_success.txt").touch()
-    (config.directory / "tokenizer.json").touch()
+    write_checkpoint(config)
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=None)
     printed = capsys.readouterr().out
     assert "validation 3.0000 bits per byte; a bigram has 4.0000 (ratio 0.750)" in printed

@@ -18,6 +18,7 @@ def test_time_counts_from_the_start_of_the_command():
     stop = rules.check(3)
     assert stop is not None
     assert (stop.status, stop.reason) == (75, "max_time is over")
+    assert rules.check(3, is_first=True) is None, "a start makes a step at least"
 
 
 def test_patience_counts_evaluations_without_a_lower_loss():

@@ -1,6 +1,7 @@
 """Config files: Python modules that hold one frozen dataclass under the name `config`."""
 
 import ast
+import dataclasses
 import difflib
 import importlib
 import os
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
+from gptjax.core.flag_synonyms import FLAGS_BY_WORD
 from gptjax.core.serialization import Modules, check_types, class_name
 
 T = TypeVar("T")
@@ -109,9 +111,43 @@ def run_file(path: Path) -> types.ModuleType:
 
 def _explain(error: Exception, what: str, folder: Path) -> UserError:
     """The error of a user's file in one line, which begins with the place if it is known and with `what` otherwise."""
+    place = _locate(error, folder) or what
+    if (known := _find_wrong_keyword(error) or _find_wrong_value(error)) is not None:
+        return UserError(f"{place}: {known}")
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     message = error.msg if isinstance(error, SyntaxError) else error
-    return UserError(f"{_locate(error, folder) or what}: {kind}{message}{_find_import(error)}")
+    return UserError(f"{place}: {kind}{message}{_find_import(error)}")
+
+
+def _find_wrong_keyword(error: Exception) -> str | None:
+    """A keyword that a dataclass of gptjax does not have, and what it has; None for other errors."""
+    found = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'.*", str(error))
+    if not isinstance(error, TypeError) or found is None:
+        return None
+    own = (module for name, module in list(sys.modules.items()) if name.startswith("gptjax"))
+    classes = [cls for module in own if isinstance(cls := vars(module).get(found[1]), type)]
+    if not classes or not dataclasses.is_dataclass(classes[0]):
+        return None
+    names = [field.name for field in dataclasses.fields(classes[0])]
+    flags = FLAGS_BY_WORD.get(found[2].replace("_", "-"), [])  # what others call a flag, its field is called, too
+    meant = [name for flag in flags if (name := flag.rpartition(".")[2].replace("-", "_")) in names]
+    meant = meant or difflib.get_close_matches(found[2], names, n=1)
+    hint = f" Did you mean {meant[0]}?" if meant else ""
+    return f"{found[1]} has no field {found[2]!r}.{hint} It has {', '.join(names)}."
+
+
+def _find_wrong_value(error: Exception) -> str | None:
+    """The field of a config whose value is of another type than its annotation, where Python failed because of it."""
+    if not isinstance(error, TypeError | AttributeError):
+        return None
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        owner = frame.f_locals.get("self")
+        if dataclasses.is_dataclass(owner) and type(owner).__module__.startswith("gptjax"):
+            try:
+                check_types(owner, where=type(owner).__name__)
+            except UserError as wrong:
+                return str(wrong)
+    return None
 
 
 def _find_import(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -37,17 +38,19 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
             if beyond := [word, *following][most:]:
                 return _explain_bare(beyond[0], flags)
             continue
-        name, value = split_word(word if word.startswith("--") else f"-{word}")
+        dashed = word if word.startswith("--") else f"-{word}"
+        name, value = split_word(dashed)
         known, _ = find_flag(name, flags)
         values = following if value is None else [value]
         if known is None:
-            return explain_unknown(name, next(iter(values), None), flags)
+            unknown = explain_unknown(name, next(iter(values), None), flags, has_first=not is_flag(words[0]))
+            return _explain_joined(dashed, flags) or unknown
         if not word.startswith("--"):
             return f"{quote(word)} begins with one dash. Write {_write(known, next(iter(values), None), flags[known])}."
         if flags[known].positional:
             return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
         problem = _explain_value(known, values, flags[known])
-        if problem is not None and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
+        if problem and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
             problem += f" A text is for {_write(f'{known}-text', values[0], text)}."
         stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
         if problem is None and (stray := stray[most:]) and not _takes_several(flags[known]):
@@ -59,6 +62,15 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
     return f"--{missing[0]} is not given. Write --{missing[0]}=…." if missing else None
 
 
+def _explain_joined(word: str, flags: Flags) -> str | None:
+    """What to say of a known flag and its value that are one word, as `"--steps 4"`; None for other words."""
+    name, blank, value = word.partition(" ")
+    known, _ = find_flag(split_word(name)[0], flags)
+    if not blank or known is None:
+        return None
+    return f"{quote(word)} is one word. Write {_write(known, value.strip(), flags[known])}."
+
+
 def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Sequence[str]) -> str:
     """What to say of words behind the value of a flag: the flag that a single one lacks, or the quotes of a text."""
     word = given[1] if len(given) > 1 else given[0]
@@ -66,7 +78,10 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
         return _explain_bare(word, flags)
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
-    return f"{quote(word)} belongs to no flag. A value with blanks needs quotes: --{name}='{quote(' '.join(given))}'."
+    hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
+    if flags[name].appends:
+        hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
+    return f"{quote(word)} belongs to no flag. {hint}"
 
 
 def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
@@ -114,15 +129,19 @@ def _example(flag: Flag) -> str:
     return next((word for kind, word in ((int, "1000"), (float, "0.1")) if kind in flag.types), "…")
 
 
-def explain_unknown(name: str, value: str | None, flags: Flags) -> str:
-    """The message for a flag that does not exist: which one is meant, written out with the value."""
+def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bool = False) -> str:
+    """The message for a flag that does not exist: which one is meant, written out with the value.
+
+    `has_first` says that the first word behind the command is given, so that no flag can stand for it.
+    """
     name, colon, behind = name.partition(":")
     value = behind if colon else value
     shown = quote(name + colon + behind)
     if reason := EXPLANATIONS.get(f"{name}={value}"):
         return f"There is no flag --{shown}. {reason}"
     word = name.rpartition(".")[2].lower()
-    if meant := _find_meant(name, word, flags):
+    meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
+    if meant:
         value = word if word in VALUES else value  # --bf16
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
@@ -131,7 +150,7 @@ def explain_unknown(name: str, value: str | None, flags: Flags) -> str:
     if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
         return f"There is no flag --{shown}. {reason}"
     positional = next((flag for flag, kind in flags.items() if kind.positional), None)
-    if positional is not None and value:
+    if positional is not None and value and not has_first:
         return f"There is no flag --{shown}. {_explain_first(positional, value)}"
     return f"There is no flag --{shown}. --help lists all flags."
 
@@ -199,7 +218,14 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
     if _explain_value(name, [written], flag) is not None:
         close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.8)
         written = close[0] if close else "|".join(flag.choices) or _example(flag)
-    return f"--{name}={quote(written)}"
+        return f"--{name}={quote(written)}"
+    return f"--{name}={_spell(written)}"
+
+
+def _spell(value: str) -> str:
+    """A value as a shell takes it: in quotes if it has blanks or characters that a shell reads."""
+    shown = quote(value)
+    return shlex.quote(shown) if re.search(r"[\s'\"$`\\\\|&;<>()*?!#]", shown) else shown
 
 
 def _explain_bare(word: str, flags: Flags) -> str:
@@ -214,5 +240,5 @@ def _explain_bare(word: str, flags: Flags) -> str:
         )
     required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
     meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
-    hint = f" Write --{meant[0]}={quote(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
+    hint = f" Write --{meant[0]}={_spell(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
     return f"{quote(word)} belongs to no flag.{hint}"

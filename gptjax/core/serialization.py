@@ -192,12 +192,25 @@ def check_types(config: Any, *, where: str) -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{where}: {field.name}"
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, type):
+                raise UserError(f"{name} is the class {part.__name__}; write {part.__name__}(…).")
         if not fits(value, hints[field.name]):
             problem = _describe_lack(value, hints[field.name])
-            raise UserError(f"{name} {problem or f'is {value!r}; wanted {describe_hint(hints[field.name])}.'}")
+            wanted = describe_hint(hints[field.name]) + _list_own_classes(hints[field.name])
+            raise UserError(f"{name} {problem or f'is {value!r}; wanted {wanted}.'}")
         for part in value if isinstance(value, tuple | list) else (value,):
             if dataclasses.is_dataclass(part):
                 check_types(part, where=name)
+
+
+def _list_own_classes(hint: Any) -> str:
+    """Classes that fit a protocol and stand beside it; empty for other hints."""
+    if not getattr(hint, "_is_protocol", False):
+        return ""
+    beside = [cls for cls in vars(sys.modules[hint.__module__]).values() if isinstance(cls, type)]
+    names = [cls.__name__ for cls in beside if dataclasses.is_dataclass(cls) and cls.__module__ == hint.__module__]
+    return f", such as {' or '.join(f'{name}(…)' for name in names[:4])}" if names else ""
 
 
 def _describe_lack(value: Any, hint: Any) -> str | None:

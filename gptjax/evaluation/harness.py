@@ -1,6 +1,7 @@
 """Runs tasks of lm-evaluation-harness: figures with intervals, controls beside them, and every response."""
 
 import contextlib
+import difflib
 import importlib.util
 import json
 import logging
@@ -139,7 +140,9 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         manager = task_manager(include_path=paths)
     if not known():
         unknown = next(name for name in names if name not in manager.task_index and not Path(name).is_file())
-        raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.")
+        close = difflib.get_close_matches(unknown, manager.task_index, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.{hint}")
     local = {
         task: str(write_local_task(manager, task, parts=parts, directory=scratch))
         for task, parts in files.items()

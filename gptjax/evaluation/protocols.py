@@ -3,13 +3,14 @@
 The same weights have many perplexities: split, unit, window and context decide. So a protocol says all of it in words.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gptjax.core.errors import UserError, count_of
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.evaluation.windows import EvalWindow, Ids, disjoint_windows, rolling_windows, strided_windows
 
 FirstToken = Literal["context", "end-of-text"]
@@ -138,7 +139,9 @@ def find_protocol(name: str) -> EvalProtocol:
     - `wikitext2-rows`: the first 100 rows of WikiText-2's validation text, each alone, cut at 512 tokens.
     """
     if name not in PRESETS:
-        raise UserError(f"--protocol={name} is unknown; wanted one of {', '.join(PRESETS)}.")
+        close = difflib.get_close_matches(name.lower().replace("_", "-"), PRESETS, n=1)
+        hint = f" Did you mean --protocol={close[0]}?" if close else ""
+        raise UserError(f"--protocol={quote(name)} is unknown; wanted one of {', '.join(PRESETS)}.{hint}")
     return PRESETS[name]
 
 

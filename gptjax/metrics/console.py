@@ -8,14 +8,29 @@ from typing import Any
 class ConsoleProgress:
     """Shows a progress bar on an interactive terminal, and elsewhere one line every few steps, in fixed columns."""
 
-    def __init__(self, every: int, total_steps: int, *, start_step: int, tokens: Callable[[int], int]) -> None:
-        """`every` is in steps. `tokens(n)` is the number of tokens in the first n steps; times are estimated by it."""
+    def __init__(
+        self,
+        every: int,
+        total_steps: int,
+        *,
+        start_step: int,
+        tokens: Callable[[int], int],
+        start_seconds: float = 0.0,
+    ) -> None:
+        """`every` is in steps. `tokens(n)` is the number of tokens in the first n steps; times are estimated by it.
+
+        `start_seconds` is the training time of the first `start_step` steps.
+        """
         self._every, self._total, self._tokens = every, total_steps, tokens
+        self._last_line = (tokens(start_step), start_seconds)
         self._bar = _start_bar(tokens(total_steps), tokens(start_step)) if sys.stdout.isatty() else None
 
     def show_training(self, record: Mapping[str, Any]) -> None:
-        """Show a training record. The bar shows all of them; the lines show every few steps and the last."""
-        step = record["step"]
+        """Show a training record. The bar shows all of them; the lines show every few steps and the last.
+
+        Rates are those since the last line: a step's own depends on when the host learns that it is done.
+        """
+        step, record = record["step"], self._average_rates(record)
         shown = [name for name in _TRAINING_COLUMNS if name in record and (name != "skipped" or record[name])]
         text = format_columns({name: record[name] for name in shown})
         if self._bar:
@@ -23,6 +38,16 @@ class ConsoleProgress:
             self._bar.update(self._bar.task_ids[0], completed=self._tokens(step), place=place, numbers=text)
         elif step % self._every == 0 or step == self._total:
             print(f"{self._format_step(step)}  {text}{self._format_remaining(record)}", flush=True)
+
+    def _average_rates(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        tokens, seconds = self._last_line
+        step, rate = record["step"], record.get("tokens_per_second")
+        if not rate or record.get("seconds", 0.0) <= seconds:
+            return record
+        mean = (self._tokens(step) - tokens) / (record["seconds"] - seconds)
+        if step % self._every == 0:
+            self._last_line = (self._tokens(step), record["seconds"])
+        return {**record, "tokens_per_second": mean} | ({"mfu": record["mfu"] * mean / rate} if "mfu" in record else {})
 
     def show_evaluation(self, record: Mapping[str, Any]) -> None:
         """Show an evaluation record: its numbers in one line, its texts below."""

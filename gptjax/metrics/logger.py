@@ -108,7 +108,13 @@ class MetricLogger:
             self._open(config, run_directory, config_json=config_json or {})
             self._goodput = GoodputLog(run_directory)
             self._goodput.add("start", start_seconds, step=start_step)
-            self._console = ConsoleProgress(config.every, total_steps, start_step=start_step, tokens=cost.tokens)
+            self._console = ConsoleProgress(
+                config.every,
+                total_steps,
+                start_step=start_step,
+                tokens=cost.tokens,
+                start_seconds=self._seconds_before,
+            )
         self._pending: _PendingStep | None = None
         self._last_values: Record = {}
         self._work: dict[str, float] = defaultdict(float)
@@ -135,12 +141,16 @@ class MetricLogger:
         """Take the scalars of update number `step`, just dispatched, and write those of the step before."""
         if step <= self._newest_step:
             raise ValueError(f"step {step} was logged after step {self._newest_step}; each step is logged once")
-        self._newest_step = step
+        self._newest_step, is_done = step, _are_ready(metrics)
+        if is_done and self._pending and self._pending.done_at is None and self._step_began_at is not None:
+            # Both are done, and nobody has seen when the first one was.
+            middle = (self._step_began_at + self._clock()) / 2
+            self._pending = dataclasses.replace(self._pending, done_at=middle)
         self.flush()
         now = self._clock()
         if self._step_began_at is None:  # everything before the first dispatch is start-up, not training
             self._step_began_at = now
-        self._pending = _PendingStep(step, metrics, self._data_seconds, done_at=now if _are_ready(metrics) else None)
+        self._pending = _PendingStep(step, metrics, self._data_seconds, done_at=now if is_done else None)
         self._data_seconds = 0.0
 
     def write(self, step: int, values: Mapping[str, Any], *, is_event: bool = False) -> None:

@@ -182,11 +182,14 @@ class GPTConfig:
     compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self) -> None:
-        for name, known in (("activation", ACTIVATIONS), ("positions", POSITIONS)):
+        registries = (("activation", "ACTIVATIONS", ACTIVATIONS), ("positions", "POSITIONS", POSITIONS))
+        for name, registry, known in registries:
             if (value := getattr(self, name)) not in known:
                 names = ", ".join(known)
                 raise UserError(
-                    f"model.{name} is {value!r}; it must be one of {names}, or of a file that you --import."
+                    f"model.{name} is {value!r}; it must be one of {names}, or a name that your own file gives: "
+                    f"{registry}[{str(getattr(value, '__name__', value))!r}] = … in the config file, "
+                    "and --import=FILE.py for commands that read the run."
                 )
         self._check_numbers()
         self._check_windows()

@@ -16,6 +16,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "silu": jax.nn.silu,
 }
+BUILTIN_ACTIVATIONS = frozenset(ACTIVATIONS)
+"""Those above. Others come from a user's file, which commands that read a run must be given."""
 
 
 def layer_norm(x: BTD, scale: Float[Array, " D"] | None, bias: Float[Array, " D"] | None, *, epsilon: float) -> BTD:

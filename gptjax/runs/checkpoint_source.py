@@ -30,6 +30,15 @@ else:
 
 HUB_PREFIX = "hf:"
 WANTED = "Give a run, the directory of a model that transformers saved, or hf:OWNER/REPO."
+NANOGPT_WORDS = {
+    "scratch": "Without --init-from the weights begin at random.",
+    "resume": "The same command, with the same --name, continues a run.",
+    **{
+        name: f"The hub's is {HUB_PREFIX}openai-community/{name}."
+        for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+    },
+}
+"""What nanoGPT's --init_from means here where no directory has that name."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,9 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
     directory = expand_path(spec).absolute()
     if not (directory / "config.json").is_file() and not (directory / CHECKPOINTS).is_dir():
-        problem = (
-            "is not a run directory or a saved model: it has no config.json" if directory.exists() else "is not there"
-        )
-        raise UserError(f"{directory} {problem}. {WANTED}")
+        if directory.exists():
+            raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
+        raise UserError(f"{directory} is not there. {NANOGPT_WORDS.get(str(spec), WANTED)}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
 
 

@@ -21,6 +21,7 @@ from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
+from gptjax.model.layers import BUILTIN_ACTIVATIONS
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
 from gptjax.runs.startup import Evaluators
 from gptjax.sharding.devices import describe_devices
@@ -154,19 +155,39 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
         return
     run = os.path.relpath(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
+    imports = _find_imports(config, command)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
     longer, length = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}", 2 * config.steps
     if length > config.schedule_length:
         longer = re.sub(r" --schedule-steps[= ]\S+", "", longer) + f" --schedule-steps={length}"
     more = f"resume    {command}" if stopped else f"train on  {longer}"
-    lines = [f"  {more}", f"  evaluate  python -m gptjax.evaluate --checkpoint={run}"]
+    lines = [f"  {more}"]
     if (config.directory / TOKENIZER_FILE).is_file():
         is_chat = getattr(config.objective, "rows", "text") != "text"
         name = "chat" if is_chat else "sample"
-        lines.insert(1, f"  {name:<10}python -m gptjax.{name} --checkpoint={run}")
+        lines.append(f"  {name:<10}python -m gptjax.{name} --checkpoint={run}{imports}")
+    if _has_validation(config):
+        lines.append(f"  evaluate  python -m gptjax.evaluate --checkpoint={run}{imports}")
     if _is_exportable(config):
-        lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}")
+        lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{imports}")
     print_once("next:", *lines)
+
+
+def _find_imports(config: TrainConfig, command: str) -> str:
+    """The flag for commands that read a run whose model or data needs the user's own config file; else empty."""
+    parts = (config.data, config.model.position_scheme)
+    is_own = config.model.activation not in BUILTIN_ACTIVATIONS
+    is_own = is_own or not all(type(part).__module__.startswith("gptjax.") for part in parts)
+    found = re.search(r"--config[= ](\S+)", command)
+    return f" --import={found[1]}" if is_own and found else ""
+
+
+def _has_validation(config: TrainConfig) -> bool:
+    """Whether `evaluate` finds a text without being given one."""
+    try:
+        return config.data.open_stream("val") is not None
+    except UserError:
+        return False
 
 
 def _is_exportable(config: TrainConfig) -> bool:

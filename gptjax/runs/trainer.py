@@ -257,7 +257,7 @@ class _Loop:
         start, steps = int(state.step), self.config.steps
         batch_iterator = self.batches.iterate_from(start)
         for step in range(start, steps + 1):  # one more turn, to evaluate and save the last weights
-            loss, stopped = None, rules.check(step)
+            loss, stopped = None, rules.check(step, is_first=step == start)
             if stopped is None:
                 loss, stopped = self._evaluate(step, state, shutdown)
                 stopped = stopped or rules.check_loss(loss)

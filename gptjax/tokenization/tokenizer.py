@@ -317,7 +317,7 @@ def _load(name: str) -> Tokenizer:
     if name == "chars" or name.startswith("bpe:"):
         learn = "python -m data_pipelines.train_tokenizer learns a BPE"
         raise UserError(f"tokenizer {name!r}: only prepare learns it, from its text. {learn}; then name its directory.")
-    raise UserError(f"tokenizer {name!r}: no such file or directory. Use gpt2, bytes or a tokenizer.json.")
+    raise UserError(f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns bpe:8192.")
 
 
 def _add_neighbours(tokenizer: Tokenizer, directory: Path) -> Tokenizer:

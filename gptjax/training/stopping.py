@@ -48,11 +48,14 @@ class StopRules:
         for loss in history:
             self._compare(loss)
 
-    def check(self, step: int) -> Stop | None:
-        """Before an evaluation: a signal, or the time."""
+    def check(self, step: int, *, is_first: bool = False) -> Stop | None:
+        """Before an evaluation: a signal, or the time, which is never over before the first step of a start.
+
+        A limit shorter than a start would make no progress, however often a scheduler started it again.
+        """
         if (number := self._shutdown.get_signal(step)) is not None:
             return Stop.by_signal(number)
-        if self._max_seconds is None:  # asking the other processes would wait for the devices
+        if self._max_seconds is None or is_first:  # asking the other processes would wait for the devices
             return None
         is_over = self._clock() - self._began_at >= self._max_seconds
         return Stop(REQUEUE_STATUS, "max_time is over") if agree(step, is_over) else None
