@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.core.files import check_writable, expand_path, write_atomically
+from gptjax.core.files import check_output_file, expand_path, write_atomically
 from gptjax.inference.sampler import Prompt, Sample, Sampler, read_prompts
 from gptjax.inference.text_generation import Completion, TextGenerator
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Sample, words, prog="python -m gptjax.sample", introduction=__doc__ or "")
         if options.json not in (None, "-"):
-            check_writable(expand_path(options.json))
+            check_output_file("json", options.json)
         enable_compile_cache()
         sampler = Sampler(TextGenerator.open(options), options)
         if options.interactive:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -50,17 +49,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         sync_path(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Raise the OSError with which `write_atomically` would fail, before work is done for nothing."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def sync_path(path: Path) -> None:
@@ -157,6 +145,17 @@ def check_free(output: Path) -> None:
     """Raise `UserError` unless the directory is empty or does not exist."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} exists and is not an empty directory. Choose another, or remove it.")
+
+
+def check_output_file(flag: str, path: AnyPath) -> None:
+    """Raise `UserError` unless a file could be written there. A long computation calls it before it starts."""
+    file = expand_path(path).absolute()
+    if not file.parent.is_dir():
+        raise UserError(f"--{flag}={path}: its directory does not exist. Choose another path.")
+    if file.is_dir():
+        raise UserError(f"--{flag}={path}: is a directory, wanted the path of a file.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"--{flag}={path}: may not be written. Choose another path.")
 
 
 def lock_file(file: IO[str]) -> None:
