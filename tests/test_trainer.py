@@ -64,7 +64,7 @@ def test_finished_run_trained_again_says_so_and_does_nothing(
 ) -> None:
     metrics = (finished.directory / "metrics.jsonl").read_bytes()
     assert train(finished) == 0
-    assert "the run is complete: only its last evaluation is repeated. --steps=120" in capsys.readouterr().out
+    assert "the run is complete: its last evaluation is repeated. --steps=120" in capsys.readouterr().out
     assert (finished.directory / "metrics.jsonl").read_bytes() == metrics
 
 

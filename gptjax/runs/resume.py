@@ -57,7 +57,7 @@ def restore_state(
     print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
     if step == config.steps:
         print_once(
-            f"  the run is complete: only its last evaluation is repeated. --steps={2 * step}, say, goes on from here"
+            f"  the run is complete: its last evaluation is repeated. --steps={2 * step}, say, goes on from here"
         )
     print_once(*describe_rate_change(saved, config, step))
     if changes := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
