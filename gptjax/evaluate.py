@@ -174,11 +174,12 @@ def evaluate_all(options: Evaluate) -> list[Evaluation]:
     """An evaluation of each checkpoint, one after another: only one model is in memory."""
     if not options.checkpoints:
         raise UserError("no checkpoint is given. Give --checkpoint=RUN.")
-    return [evaluate_checkpoint(spec, options) for spec in options.checkpoints]
+    told: set[str] = set()
+    return [evaluate_checkpoint(spec, options, told=told) for spec in options.checkpoints]
 
 
-def evaluate_checkpoint(spec: str, options: Evaluate) -> Evaluation:
-    """Everything that was asked for, measured of one checkpoint."""
+def evaluate_checkpoint(spec: str, options: Evaluate, *, told: set[str]) -> Evaluation:
+    """Everything that was asked for, measured of one checkpoint. `told` has the notes on the text that were printed."""
     run = open_checkpoint(spec, imports=options.imports)
     mesh = options.mesh.resolve(jax.device_count())
     step = run.find_step(options.step)
@@ -190,7 +191,7 @@ def evaluate_checkpoint(spec: str, options: Evaluate) -> Evaluation:
         evaluation = Evaluation(spec, {}, about={"step": step, "weights": weights})
         evaluation.tokenizer = None if run.tokenizer is None else run.tokenizer.fingerprint
         if options.scores_text:
-            add_text(evaluation, options, run, model)
+            add_text(evaluation, options, run, model, told=told)
         if options.tasks is not None:
             add_tasks(evaluation, options, run, model)
         if options.core is not None:
@@ -240,7 +241,7 @@ def add_core(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     evaluation.items |= items
 
 
-def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:
+def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any, *, told: set[str]) -> None:
     """Score the text, and add its figures."""
     from gptjax.evaluation import texts  # these import flax, which --help does not need
     from gptjax.evaluation.scoring import ScoringOptions
@@ -248,7 +249,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
         name, choices = options.text, {"text_field": options.text_field, "separator": options.separator}
-        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, **choices)
+        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, told=told, **choices)
     else:
         data = find_data(options, run)
         stream = data.open_stream(options.split)
