@@ -187,9 +187,11 @@ def _write_shards(
         corpus.check_count(documents)
     notes.add(context.notes)
     lines = notes.lines()
-    if documents > 1 and tokenizer.specials and (problem := tokenizer.explain_no_end_of_text()):
+    counts = {name: writer.counts for name, writer in writers.items()}
+    are_together = any(count.documents > 1 for count in counts.values())  # a tail may cut a single text in two
+    if are_together and (problem := tokenizer.explain_no_end_of_text()):
         lines.append(problem)
-    return {name: writer.counts for name, writer in writers.items()}, tokenizer, lines
+    return counts, tokenizer, lines
 
 
 if __name__ == "__main__":

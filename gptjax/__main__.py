@@ -20,10 +20,13 @@ COMMANDS = {
     "prepare_preferences": ("data_pipelines.prepare_preferences", "tokenise pairs of completions"),
     "preview": ("data_pipelines.preview", "show what a model reads of prepared data"),
     "train_tokenizer": ("data_pipelines.train_tokenizer", "learn a byte-level BPE"),
+    "extend_tokenizer": ("data_pipelines.extend_tokenizer", "add special tokens to a tokenizer"),
+    "compare_tokenizers": ("data_pipelines.compare_tokenizers", "measure tokenizers on your text"),
     "fetch": ("data_pipelines.fetch", "fetch published shards"),
     "index_shards": ("data_pipelines.index_shards", "record shards of another project"),
     "verify": ("gptjax.verify", "compare runs and prepared data with what was written"),
     "recipes": ("data_pipelines.recipes", "list data sets that are known by name"),
+    "small_world": ("data_pipelines.small_world", "make the texts and chats of chat_cpu"),
 }
 """Module and one line of help by command."""
 WORDS = {
@@ -68,7 +71,7 @@ def format_usage() -> str:
             "examples:",
             "  gptjax train quickstart",
             "  gptjax sample --checkpoint=runs/quickstart --prompt='    def'",
-            "  gptjax prepare --source=books.jsonl --tokenizer=gpt2 --output=data/books",
+            "  gptjax prepare --source=books.jsonl --tokenizer=bpe:8192 --output=data/books",
             "  gptjax --version",
             "",
             "Each command has --help. `gptjax COMMAND` is the same as `python -m MODULE` in the documents.",

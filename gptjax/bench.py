@@ -22,8 +22,8 @@ import sys
 from gptjax.benchmark.options import BenchOptions
 from gptjax.config import TrainConfig
 from gptjax.core.command_line import parse_config, parse_known_options
-from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.files import expand_path
+from gptjax.core.errors import exit_on_user_error
+from gptjax.core.files import check_output_file, expand_path
 
 PROG = "python -m gptjax.bench"
 DESCRIPTION = "Flags of the config, as in gptjax.train."
@@ -60,8 +60,8 @@ def check_outputs(options: BenchOptions) -> None:
     """Make the output directory, and find out before anything is measured whether files can be written."""
     if options.output is not None:
         expand_path(options.output).mkdir(parents=True, exist_ok=True)
-    if options.json not in (None, "-") and not expand_path(options.json).absolute().parent.is_dir():
-        raise UserError(f"--json={options.json}: its directory does not exist. Choose another path.")
+    if options.json not in (None, "-"):
+        check_output_file("json", options.json)
 
 
 if __name__ == "__main__":

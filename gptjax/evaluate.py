@@ -25,7 +25,7 @@ import tyro
 from gptjax.core.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
-from gptjax.core.files import expand_path
+from gptjax.core.files import check_output_file, expand_path
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource
 from gptjax.evaluation.comparison import Evaluation, draw_bars
@@ -39,6 +39,8 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.difference import explain_difference
+
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,14 @@ class Evaluate:
         """Whether a text is scored: one that is named, or the run's own data if nothing else is asked for."""
         return self.text is not None or self.data is not None or (self.tasks is None and self.core is None)
 
+    def check_outputs(self) -> None:
+        """Raise `UserError` for a file that could not be written, before anything is scored."""
+        for name in ("json", "picture", "responses"):
+            if (path := getattr(self, name)) is not None and (name, path) != ("json", "-"):
+                check_output_file(name, path)
+        if self.picture is not None and not self.picture.lower().endswith(PICTURE_SUFFIXES):
+            raise UserError(f"--picture={self.picture}: wanted a name that ends in {', '.join(PICTURE_SUFFIXES)}.")
+
     def resolve_protocol(self) -> EvalProtocol:
         """The preset with the options that were given."""
         names = ("window", "stride", "first_token", "documents", "words", "tokens")
@@ -174,6 +184,7 @@ def evaluate_all(options: Evaluate) -> list[Evaluation]:
     """An evaluation of each checkpoint, one after another: only one model is in memory."""
     if not options.checkpoints:
         raise UserError("no checkpoint is given. Give --checkpoint=RUN.")
+    options.check_outputs()
     told: set[str] = set()
     return [evaluate_checkpoint(spec, options, told=told) for spec in options.checkpoints]
 

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 from gptjax.core.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.core.files import expand_path, write_atomically
+from gptjax.core.files import check_output_file, expand_path, write_atomically
 from gptjax.inference.sampler import Prompt, Sample, Sampler, read_prompts
 from gptjax.inference.text_generation import Completion, TextGenerator
-from gptjax.sharding.devices import measure_copy_bandwidth
 
 if TYPE_CHECKING:
     from gptjax.generation.generate import DecodingSpeed
@@ -34,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         words = sys.argv[1:] if argv is None else argv
         options = parse_options(Sample, words, prog="python -m gptjax.sample", introduction=__doc__ or "")
+        if options.json not in (None, "-"):
+            check_output_file("json", options.json)
         enable_compile_cache()
         sampler = Sampler(TextGenerator.open(options), options)
         if options.interactive:
@@ -106,14 +107,9 @@ def run_interactive(sampler: Sampler) -> None:
 
 
 def print_speed(speed: "DecodingSpeed") -> None:
-    """One line on stderr. The bandwidth is compared with that of a copy, measured now."""
-    measured, copied = speed.bytes_per_second, measure_copy_bandwidth()
-    print(
-        f"{count_of(speed.tokens, 'tokens')} in {speed.seconds:.2f} s: {speed.tokens_per_second:,.1f} tokens/s; "
-        f"weights and cache read at {measured / 1e9:.1f} GB/s, {measured / copied:.0%} of a copy's "
-        f"{copied / 1e9:.1f} GB/s",
-        file=sys.stderr,
-    )
+    """One line on stderr."""
+    tokens = count_of(speed.tokens, "tokens")
+    print(f"{tokens} in {speed.seconds:.2f} s: {speed.tokens_per_second:,.1f} tokens/s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,18 @@ def test_result_is_printed_and_written(run: TrainConfig, tmp_path: Path, capsys:
     assert low < written["val_loss"] < high
 
 
+def test_files_that_could_not_be_written_are_refused_before_scoring(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for flag, message in (
+        (f"--json={tmp_path}/none/x.json", "its directory does not exist"),
+        (f"--picture={tmp_path}/none/x.png", "its directory does not exist"),
+        (f"--responses={tmp_path}", "is a directory"),
+        (f"--picture={tmp_path}/x.bmp", "wanted a name that ends in .png, .svg, .pdf"),
+    ):
+        assert f"error: {flag}: {message}" in read_error(capsys, "--checkpoint=/nowhere", flag)
+
+
 def test_result_of_a_diverged_run_has_nulls(tmp_path: Path) -> None:
     about = {"val_loss_quantized": math.inf, "step": 3}
     evaluation = Evaluation("x", {"nats_per_token": Figure(math.nan, math.nan, math.nan)}, about=about)

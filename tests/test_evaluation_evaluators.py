@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ def test_text_is_scored_on_a_schedule_as_the_command_scores_it(tmp_path: Path) -
     assert train(config) == 0
     found = dict(read_lines(config.directory, "eval_sums_nats_per_token"))
     assert list(found) == [5, 10]
-    source = {"text": str(text), "text_field": "page"}
-    options = Evaluate((str(config.directory),), **source, protocol="harness", tokens=60, mesh=SINGLE)
-    assert evaluate(options)["val_loss"] == pytest.approx(found[10], abs=1e-6)
+    options = Evaluate((str(config.directory),), text=str(text), text_field="page", protocol="harness", mesh=SINGLE)
+    assert evaluate(replace(options, tokens=60))["val_loss"] == pytest.approx(found[10], abs=1e-6)
     assert [step for step, _ in read_lines(config.directory, "eval_val_bits_per_byte")] == [10]
 
 

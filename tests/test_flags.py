@@ -3,10 +3,12 @@
 import runpy
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from data_pipelines import prepare
 from data_pipelines.index_shards import IndexShards
 from data_pipelines.prepare import Prepare
 from gptjax import __main__ as command
@@ -241,6 +243,13 @@ def test_gptjax_runs_the_command_that_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runpy, "run_module", lambda name, **_: called.append((name, sys.argv)))
     command.main()
     assert called == [("data_pipelines.prepare_chat", ["prepare_chat", "--source=x"])]
+
+
+def test_gptjax_has_every_entry_point_of_data_pipelines():
+    files = Path(prepare.__file__).parent.glob("*.py")
+    entry_points = {f"data_pipelines.{file.stem}" for file in files if '__name__ == "__main__"' in file.read_text()}
+    entry_points.remove("data_pipelines.verify")  # `gptjax verify` reads prepared data too
+    assert entry_points == {name for name, _ in command.COMMANDS.values() if not name.startswith("gptjax.")}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.generation.decoding_loop import read_prompts, write_tokens
-from gptjax.generation.generate import DecodingSpeed, generate, stream_cropped, stream_tokens
+from gptjax.generation.generate import DecodingSpeed, _check_types, generate, stream_cropped, stream_tokens
 from gptjax.generation.sampling import SamplingOptions, filter_logits, penalize_repetition
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT, abstract_model, with_static
@@ -185,6 +185,9 @@ def test_repeated_calls_share_one_program(model: GPT) -> None:
         settings = {"temperature": temperature, "top_p": top_p, "end_of_text": seed, "key": jax.random.key(seed)}
         generate(model, [list(range(length))], max_new_tokens=count, **settings)
     assert [program._cache_size() for program in programs] == [1, 1]
+    settings = {"max_new_tokens": 4, "options": SamplingOptions(0.0, repetition_penalty=1.5), "log_probabilities": True}
+    assert len(list(stream_tokens(model, [[1, 2]], **settings))) == 4
+    assert programs[1]._cache_size() == 2, "the second token, after which nothing is compiled"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -239,6 +242,24 @@ def test_impossible_requests_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         generate(model, prompt, **{"max_new_tokens": 2, "temperature": 0.0, **settings})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (np.array([1, 2]), "got one row. Write generate"),
+        ("def", "got a text"),
+        (["def"], "type <U3"),
+        ([["a"]], "type <U1"),
+        ([[1.7, 2.2]], "type float64"),
+        ([[[1, 2]]], r"shape \(1, 2\)"),
+    ],
+)
+def test_what_is_no_rows_of_ids_is_refused(model: GPT, prompt: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        _check_types(model, prompt)
+    with pytest.raises(TypeError, match=r"needs a GPT, such as run\.load_model"):
+        _check_types(prompt, [[1]])
 
 
 def test_sampling_without_a_key_is_an_error(model: GPT) -> None:

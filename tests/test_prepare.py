@@ -298,7 +298,7 @@ def test_notes_stay_with_the_data(tmp_path, capsys):
     source, out = write_jsonl(tmp_path / "x.jsonl", make_texts()), tmp_path / "out"
     with Path(source).open("a") as file:
         file.write("broken\n")
-    (note,) = notes = run(source, out, split="none").notes
+    note, _ = notes = run(source, out, split="none").notes
     assert note.startswith(f"1 invalid record skipped; the first: {source}:41: ")
     for again in (lambda: run(source, out, split="none"), lambda: verify_directory(VerifyShards(out))):
         capsys.readouterr()
@@ -309,6 +309,20 @@ def test_notes_stay_with_the_data(tmp_path, capsys):
         del manifest[name]
     (out / MANIFEST_NAME).write_text(json.dumps(manifest))
     assert run(source, out, split="none").notes == [], "as data from before there were notes"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "count", "split", "is_told"),
+    [
+        ("bytes", 3, "none", True),
+        ("chars", 3, "none", True),
+        ("bpe:265", 3, "none", False),
+        ("bytes", 1, "tail:0.3", False),
+    ],
+)
+def test_documents_that_run_together_are_told(tmp_path, capsys, tokenizer, count, split, is_told):
+    run(write_jsonl(tmp_path / "x.jsonl", make_texts(count)), tmp_path / "out", tokenizer, split=split)
+    assert ("names no end of text, so documents run together." in capsys.readouterr().out) == is_told
 
 
 def test_same_request_finds_the_data(tmp_path, capsys):

@@ -219,3 +219,8 @@ def test_kill_while_run_files_are_written_damages_nothing(tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         write_run_files(tmp_path, replace(tiny_config(tmp_path / "shards"), steps=77), tokenizer())
     assert RunDir.open(tmp_path).config.steps == 77
+
+
+def test_run_dir_without_open_is_a_mistake_that_is_named() -> None:
+    with pytest.raises(TypeError, match=r"Write RunDir.open\('runs/mine'\)"):
+        RunDir("runs/mine")  # pyright: ignore[reportCallIssue, reportArgumentType]

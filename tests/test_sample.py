@@ -100,7 +100,7 @@ def test_several_prompts_are_continued_side_by_side(capsys: pytest.CaptureFixtur
     first, second = (generate(model, [TOKENIZER.encode(text)], **settings)[0] for text in ("in the", "a"))
     expected = [TOKENIZER.decode(row) for row in (first, second)]
     assert out == f"--- sample 1 of 2 ---\n{expected[0]}\n\n--- sample 2 of 2 ---\n{expected[1]}\n"
-    assert re.search(r"^8 tokens in [\d.]+ s: [\d,.]+ tokens/s; weights and cache read at", err)
+    assert re.fullmatch(r"8 tokens in [\d.]+ s: [\d,.]+ tokens/s\n", err)
 
 
 def test_prompt_file_is_read_without_changes(run: Path, tmp_path: Path) -> None:
@@ -252,10 +252,20 @@ def test_default_length_fills_the_context(run: Path) -> None:
         (["--top-p=2"], "top-p is 2"),
         (["--step=7"], "no step 7"),
         (["--step=best"], "validation loss"),
+        (["--max-new-tokens=40"], "--crop"),
     ],
 )
 def test_invalid_arguments_are_named(capsys: pytest.CaptureFixture, run: Path, words: list[str], message: str) -> None:
     assert message in read_error(capsys, f"--checkpoint={run}", *words)
+
+
+def test_json_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "out.json"):
+        message = read_error(capsys, "--checkpoint=no_run", f"--json={path}")
+        assert str(tmp_path) in message
+        assert "no_run" not in message
 
 
 def test_directory_without_run_is_named(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Shards, streams, splits and their manifest: what is written is read, and what is damaged is named."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,22 @@ def test_open_missing_files_and_splits_is_an_error(tmp_path: Path, directory: Pa
         open_split(directory / "val_000003.bin", "train")
     with pytest.raises(UserError, match="no files of the split 'test'"):
         open_split(directory, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("a book.txt", "prepare --source='{path}' "),
+        ("a.npy", "index_shards {folder} "),
+        ("gpt_text.idx", "index_shards"),
+    ],
+)
+def test_what_is_no_shard_is_sent_to_the_command_that_makes_some(name: str, command: str, tmp_path: Path) -> None:
+    (path := tmp_path / name).write_bytes(b"text")
+    for given in (path, tmp_path):
+        wanted = re.escape(command.format(path=path, folder=tmp_path)) if given == path else command.split()[0]
+        with pytest.raises(UserError, match=rf"python -m data_pipelines\.{wanted}.* --output=DIR"):
+            open_split(given, "train")
 
 
 def test_open_split_recognises_published_names(tmp_path: Path) -> None:

@@ -331,6 +331,9 @@ def test_the_end_of_text_is_what_the_files_beside_it_say(
     assert found.end_of_text_name == expected
     assert found.end_of_text == (None if expected is None else specials[expected])
     assert (found.explain_no_end_of_text() is None) == (expected is not None)
+    without = BPE(base.tokens, {}, merges=base.merges, pattern=base.pattern or "").explain_no_end_of_text()
+    assert without is not None
+    assert without.endswith("data_pipelines.extend_tokenizer adds one, such as <|endoftext|>.")
     other = load_tokenizer(tmp_path, end_of_text="</s>")
     other.save(tmp_path / "saved")
     for again in (load_tokenizer(tmp_path / "saved"), pickle.loads(pickle.dumps(other))):

@@ -147,6 +147,17 @@ def check_free(output: Path) -> None:
         raise UserError(f"--output={output} exists and is not an empty directory. Choose another, or remove it.")
 
 
+def check_output_file(flag: str, path: AnyPath) -> None:
+    """Raise `UserError` unless a file could be written there. A long computation calls it before it starts."""
+    file = expand_path(path).absolute()
+    if not file.parent.is_dir():
+        raise UserError(f"--{flag}={path}: its directory does not exist. Choose another path.")
+    if file.is_dir():
+        raise UserError(f"--{flag}={path}: is a directory, wanted the path of a file.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"--{flag}={path}: may not be written. Choose another path.")
+
+
 def lock_file(file: IO[str]) -> None:
     """Lock an open file until it is closed. Raises `BlockingIOError` if another process has locked it.
 

@@ -1,6 +1,7 @@
 """A split of a directory of shards: which files belong to it, and whether they fit the manifest."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,30 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     """The same as `list_split_files`; raises `MissingSplit` if there are none."""
     folder = Path(directory)
     if not folder.is_dir():
-        what = "is a file; give the directory that holds it" if folder.is_file() else "no such directory of shards"
-        raise UserError(f"{folder}: {what}.")
+        raise UserError(f"{folder}: {_advise_on_file(folder) if folder.is_file() else 'no such directory of shards.'}")
     found = list_split_files(folder, split)
     if not found:
-        others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5]) or "no .bin files at all"
-        raise MissingSplit(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {others}.")
+        others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5])
+        holds = f"it holds {others}." if others else f"it holds no .bin files at all. {_suggest_command(folder)}"
+        raise MissingSplit(f"{folder}: no files of the split {split!r} (*{split}*.bin); {holds}")
     return found
+
+
+def _advise_on_file(path: Path) -> str:
+    if path.suffix == ".bin":
+        return "is a file; give the directory that holds it."
+    return f"is a file, wanted a directory of shards. {_suggest_command(path)}"
+
+
+def _suggest_command(path: Path) -> str:
+    """Which command makes shards of a file, or of what a directory holds."""
+    names = [path.name, *(sorted(file.name for file in path.iterdir()) if path.is_dir() else [])]
+    if any(name.endswith((".npy", ".idx", ".mds", ".mds.zstd")) for name in names):
+        folder = path if path.is_dir() else path.parent
+        command = f"index_shards {shlex.quote(str(folder))} --tokenizer=… --output=DIR"
+        return f"Token files of others become shards by python -m data_pipelines.{command}"
+    commands = f"prepare --source={shlex.quote(str(path))} --tokenizer=gpt2 --output=DIR"
+    return f"Text becomes shards by python -m data_pipelines.{commands} (chats: prepare_chat); then name DIR."
 
 
 def open_split(directory: AnyPath, split: str, *, format: Format = "shards") -> TokenStream:

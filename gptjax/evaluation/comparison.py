@@ -103,7 +103,8 @@ def draw_bars(path: Path, evaluations: Sequence[Evaluation]) -> None:
     try:
         canvas.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
-        raise UserError(f"--picture={path} cannot be written: {error}.") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"--picture={path} cannot be written: {reason}.") from None
 
 
 def _draw_panel(panel: Any, name: str, values: Sequence[tuple[str, Figure]]) -> None:

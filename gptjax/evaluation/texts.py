@@ -71,7 +71,7 @@ def read_documents(
     if separator is not None and (rows or not separator):
         raise UserError(f"--separator={quote(separator)}: wanted a text, and a protocol whose documents are no lines.")
     if not path.exists():
-        raise UserError(f"{path} cannot be read: there is no such file or directory.")
+        raise UserError(f"{path} cannot be read: No such file or directory.")
     documents, files = _import_reader("documents"), _import_reader("files")
     context = documents.ReadContext(text_field or "text", separator=documents.parse_separator(separator))
     chunks = files.open_files(str(path)).chunks(context)

@@ -54,11 +54,21 @@ class DecodingState(NamedTuple):
     log_probabilities: Float[Array, "B new"] | None = None
 
 
-@partial(jax.jit, static_argnames=("positions", "max_new_tokens"))
-def read_prompts(model: GPT, ids: BT, last: Int[Array, " B"], *, positions: int, max_new_tokens: int) -> DecodingState:
+@partial(jax.jit, static_argnames=("positions", "max_new_tokens", "log_probabilities"))
+def read_prompts(
+    model: GPT,
+    ids: BT,
+    last: Int[Array, " B"],
+    *,
+    positions: int,
+    max_new_tokens: int,
+    seen: Bool[Array, "B V"] | None = None,
+    log_probabilities: bool = False,
+) -> DecodingState:
     """Read prompts (B, T), padded at the end, into a cache for `positions` tokens. `last` are their last tokens.
 
-    The loop reads the last token again, for its logits.
+    The loop reads the last token again, for its logits. All of the state is made here: an array made outside would be
+    placed differently than the loop places it, and the loop's second call would compile anew.
     """
     mesh, rows = model.mesh, len(ids)
     cache = Cache.empty(model.config, rows, positions=positions, mesh=mesh)
@@ -66,7 +76,9 @@ def read_prompts(model: GPT, ids: BT, last: Int[Array, " B"], *, positions: int,
     whole = lambda x: reshard(x, mesh.activation_spec("_" * x.ndim))
     new, finished = jnp.zeros((rows, max_new_tokens), jnp.int32), jnp.zeros(rows, bool)
     step = jnp.int32(0)
-    return DecodingState(step, whole(last), whole(new), whole(finished), step, cache)
+    nats = whole(jnp.zeros((rows, max_new_tokens))) if log_probabilities else None
+    seen = None if seen is None else whole(seen)
+    return DecodingState(step, whole(last), whole(new), whole(finished), step, cache, seen, nats)
 
 
 @partial(jax.jit, donate_argnums=1)

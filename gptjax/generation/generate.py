@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
@@ -22,7 +21,6 @@ from gptjax.generation.decoding_loop import DecodingState, Request, count_bytes,
 from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.gpt import GPT
 from gptjax.model.products import Quantize
-from gptjax.sharding.mesh import reshard
 
 MIN_BUCKET = 32
 """Prompts and caches have at least this many positions."""
@@ -93,6 +91,7 @@ def generate(
         report_speed: called with the speed. The program is then compiled before it is timed.
 
     Raises:
+        TypeError: `model` is no GPT, or `prompt` is not rows of integers. A single prompt is a list of one row.
         UserError: ids outside the vocabulary, int8 over several devices, a text too long for the model's context (for
             positional schemes of any length only the prompt counts), or a number out of range.
     """
@@ -248,17 +247,22 @@ def _read_rows(
         row[: len(tokens)] = tokens
     last = rows[np.arange(len(rows)), lengths - 1]
     positions = min(context_length, _bucket(longest + max_new_tokens))
+    seen = None
+    if request.repetition_penalty is not None:
+        seen = np.zeros((len(rows), model.config.resolved_vocab_size), bool)
+        for row, tokens in zip(seen, prompt, strict=True):
+            row[np.asarray(tokens)] = True
     with model.mesh.activate():
-        state = read_prompts(model, rows, last, positions=positions, max_new_tokens=_bucket(max_new_tokens))
-        seen, nats = None, None
-        if request.repetition_penalty is not None:
-            seen = np.zeros((len(rows), model.config.resolved_vocab_size), bool)
-            for row, tokens in zip(seen, prompt, strict=True):
-                row[np.asarray(tokens)] = True
-            seen = reshard(jnp.asarray(seen), model.mesh.activation_spec("__"))
-        if log_probabilities:
-            nats = reshard(jnp.zeros(state.new.shape), model.mesh.activation_spec("__"))
-        return jax.block_until_ready(state._replace(seen=seen, log_probabilities=nats))
+        state = read_prompts(
+            model,
+            rows,
+            last,
+            positions=positions,
+            max_new_tokens=_bucket(max_new_tokens),
+            seen=seen,
+            log_probabilities=log_probabilities,
+        )
+        return jax.block_until_ready(state)
 
 
 def _write(model: GPT, state: DecodingState, request: Request) -> DecodingState:
@@ -270,8 +274,24 @@ def _bucket(length: int) -> int:
     return max(MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
+def _check_types(model: object, prompt: Any) -> None:
+    """Raise a TypeError that says what is wanted: numpy would cut 1.7 to 1, and a text has a length as well."""
+    if not isinstance(model, GPT):
+        raise TypeError(f"generate needs a GPT, such as run.load_model(); got {type(model).__name__}.")
+    wanted = "generate needs rows of token ids, such as [run.tokenizer.encode(text)]"
+    if isinstance(prompt, str | bytes):
+        raise TypeError(f"{wanted}; got a text.")
+    for row in prompt:
+        ids = np.asarray(row)
+        if ids.ndim == 0 and np.issubdtype(ids.dtype, np.integer):
+            raise TypeError(f"{wanted}; got one row. Write generate(model, [ids], ...).")
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise TypeError(f"{wanted}; got a row of type {ids.dtype} and shape {ids.shape}.")
+
+
 def _check_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.ndarray, " B"]:
     """The lengths of the rows."""
+    _check_types(model, prompt)
     config, mesh = model.config, model.mesh
     lengths = np.array([len(row) for row in prompt], np.int32)
     if not lengths.size or not lengths.min():
@@ -293,7 +313,7 @@ def _check_prompt(model: GPT, prompt: Prompts, max_new_tokens: int) -> Int[np.nd
             f"{length} prompt tokens and {max_new_tokens} new ones do not fit model.context_length "
             f"{config.context_length}. "
             + (f"Ask for at most {remaining} new tokens, or shorten" if remaining > 0 else "Shorten")
-            + " the prompt."
+            + " the prompt, or write past the context as `sample --crop` does."
         )
     if rows % mesh.num_batch_shards:
         raise UserError(

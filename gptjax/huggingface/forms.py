@@ -1,5 +1,6 @@
 """All forms in which a model can leave or enter, in the order of preference, and which one a config takes."""
 
+import math
 from typing import Any, Literal
 
 from gptjax.core.errors import UserError, quote
@@ -33,4 +34,21 @@ def find_form(content: dict[str, Any], *, where: object) -> Form:
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in FORMS:
         raise UserError(f"{where}: model_type is {quote(repr(kind))}; wanted: {', '.join(FORMS)}.")
+    _check_common_fields(content, where=where)
     return FORMS[kind]
+
+
+def _check_common_fields(content: dict[str, Any], *, where: object) -> None:
+    """Raise for values that no model can mean, in fields that every form has and no weight depends on."""
+    if content.get("quantization_config"):
+        raise UserError(f"{where}: its weights are quantized (quantization_config). Save the model with plain weights.")
+    vocab = content.get("vocab_size")
+    limit = vocab if type(vocab) is int else math.inf
+    for name in ("bos_token_id", "eos_token_id"):
+        ids = content.get(name)
+        for number in ids if isinstance(ids, list) else [ids]:
+            if number is not None and not (type(number) is int and 0 <= number < limit):
+                raise UserError(f"{where}: {name} is {quote(repr(number))}; wanted an id below {vocab}.")
+    names = content.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{where}: architectures is {quote(repr(names))}; wanted a list of class names.")

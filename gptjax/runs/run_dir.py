@@ -66,6 +66,11 @@ class RunDir:
     modules: Modules
     """Modules with a user's own classes."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "RunDir":
+        if len(args) == 1 and not kwargs:
+            raise TypeError(f"RunDir({args[0]!r}) reads nothing. Write RunDir.open({args[0]!r}).")
+        return super().__new__(cls)
+
     @classmethod
     def open(cls, path: str | Path, *, imports: Iterable[str] | Modules = ()) -> "RunDir":
         """Open a run directory.

@@ -5,13 +5,11 @@ The peak of a device that is not in the table is None, and then no MFU is logged
 
 import os
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from gptjax.core.provenance import find_version
 
@@ -65,19 +63,6 @@ def get_peak_memory() -> int | None:
     statistics = [device.memory_stats() for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in statistics if found and "peak_bytes_in_use" in found]
     return max(peaks, default=None)
-
-
-def measure_copy_bandwidth(size: int = 1 << 27) -> float:
-    """Bytes per second that the default device reads and writes in a copy of `size` bytes, the fastest of five."""
-    array = jnp.zeros(size // 4, jnp.float32)
-    negate = jax.jit(jnp.negative)
-    jax.block_until_ready(negate(array))
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(negate(array))
-        seconds.append(time.perf_counter() - start)
-    return 2 * array.nbytes / min(seconds)
 
 
 def preferred_dtype() -> DType:

@@ -139,8 +139,9 @@ class Tokenizer(ABC):
         """What to say where documents matter and the tokenizer names no end of text; None if it does."""
         if self.end_of_text_name is not None:
             return None
-        names = ", ".join(map(quote, list(self.specials)[:8]))
-        choice = f" Its special tokens are {names}; --end-of-text=NAME chooses one." if names else ""
+        choice = f" data_pipelines.extend_tokenizer adds one, such as {END_OF_TEXT}." if self.kind == "bpe" else ""
+        if names := ", ".join(map(quote, list(self.specials)[:8])):
+            choice = f" Its special tokens are {names}; --end-of-text=NAME chooses one."
         return f"the tokenizer {self.name} names no end of text, so documents run together.{choice}"
 
     def with_chat_template(self, template: ChatTemplate | None) -> "Tokenizer":

@@ -92,7 +92,9 @@ def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> 
                 raise UserError(f"{path}: cannot be read as JSON: {quote(str(error))}.") from None
             named = content.get("eos_token") if isinstance(content, dict) else None
             named = named.get("content") if isinstance(named, dict) else named
-            if isinstance(named, str) and named in names and not (named == END_OF_TURN and default):
+            if named is not None and not isinstance(named, str):
+                raise UserError(f"{path}: eos_token is {quote(repr(named))}; wanted the text of a special token.")
+            if named in names and not (named == END_OF_TURN and default):
                 return named
     return default
 
