@@ -33,11 +33,12 @@ from gptjax.evaluation.figures import compute_figures
 from gptjax.evaluation.protocols import Documents, EvalProtocol, FirstToken, Words, find_protocol
 from gptjax.evaluation.report import describe, to_result, write_result
 from gptjax.model.products import Quantize
-from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.checkpoint_source import Checkpoint, locate_checkpoint, open_checkpoint
 from gptjax.sharding.devices import DType
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.chat_template import read_jinja_template
+from gptjax.tokenization.difference import explain_difference
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -126,8 +127,19 @@ class Evaluate:
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """All checkpoints, the baseline first unless it is among them."""
-        own = tuple(dict.fromkeys(self.checkpoint))
-        return own if self.baseline is None or self.baseline in own else (self.baseline, *own)
+        own: dict[str, str] = {}
+        for spec in self.checkpoint:
+            own.setdefault(locate_checkpoint(spec), spec)
+        specs = tuple(own.values())
+        return specs if self.baseline is None or self.compared in specs else (self.baseline, *specs)
+
+    @property
+    def compared(self) -> str | None:
+        """The baseline as `checkpoints` names it: `runs/a/` is `runs/a`."""
+        if self.baseline is None:
+            return None
+        place = locate_checkpoint(self.baseline)
+        return next((spec for spec in self.checkpoint if locate_checkpoint(spec) == place), self.baseline)
 
     @property
     def scores_text(self) -> bool:
@@ -156,16 +168,16 @@ def main(argv: list[str] | None = None) -> None:
         enable_compile_cache()
         evaluations = evaluate_all(options)
         output = sys.stderr if options.json == "-" else sys.stdout
-        print(describe(evaluations, baseline=options.baseline, quantize=options.quantize), file=output)
+        print(describe(evaluations, baseline=options.compared, quantize=options.quantize), file=output)
         if options.json is not None:
-            write_result(options.json, to_result(evaluations, baseline=options.baseline))
+            write_result(options.json, to_result(evaluations, baseline=options.compared))
         if options.picture is not None:
             draw_bars(expand_path(options.picture), evaluations)
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """The result that `--json` writes; see `to_result`."""
-    return to_result(evaluate_all(options), baseline=options.baseline)
+    return to_result(evaluate_all(options), baseline=options.compared)
 
 
 def evaluate_all(options: Evaluate) -> list[Evaluation]:
@@ -173,11 +185,12 @@ def evaluate_all(options: Evaluate) -> list[Evaluation]:
     if not options.checkpoints:
         raise UserError("no checkpoint is given. Give --checkpoint=RUN.")
     options.check_outputs()
-    return [evaluate_checkpoint(spec, options) for spec in options.checkpoints]
+    told: set[str] = set()
+    return [evaluate_checkpoint(spec, options, told=told) for spec in options.checkpoints]
 
 
-def evaluate_checkpoint(spec: str, options: Evaluate) -> Evaluation:
-    """Everything that was asked for, measured of one checkpoint."""
+def evaluate_checkpoint(spec: str, options: Evaluate, *, told: set[str]) -> Evaluation:
+    """Everything that was asked for, measured of one checkpoint. `told` has the notes on the text that were printed."""
     run = open_checkpoint(spec, imports=options.imports)
     mesh = options.mesh.resolve(jax.device_count())
     step = run.find_step(options.step)
@@ -189,7 +202,7 @@ def evaluate_checkpoint(spec: str, options: Evaluate) -> Evaluation:
         evaluation = Evaluation(spec, {}, about={"step": step, "weights": weights})
         evaluation.tokenizer = None if run.tokenizer is None else run.tokenizer.fingerprint
         if options.scores_text:
-            add_text(evaluation, options, run, model)
+            add_text(evaluation, options, run, model, told=told)
         if options.tasks is not None:
             add_tasks(evaluation, options, run, model)
         if options.core is not None:
@@ -239,7 +252,7 @@ def add_core(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     evaluation.items |= items
 
 
-def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any) -> None:
+def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any, *, told: set[str]) -> None:
     """Score the text, and add its figures."""
     from gptjax.evaluation import texts  # these import flax, which --help does not need
     from gptjax.evaluation.scoring import ScoringOptions
@@ -247,7 +260,7 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     protocol = options.resolve_protocol().resolve(model.config.context_length)
     if options.text is not None:
         name, choices = options.text, {"text_field": options.text_field, "separator": options.separator}
-        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, **choices)
+        text = texts.encode_text(expand_path(options.text), run.require_tokenizer(), protocol, told=told, **choices)
     else:
         data = find_data(options, run)
         stream = data.open_stream(options.split)
@@ -287,7 +300,7 @@ def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
     if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
         raise UserError(
             f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
-            f"({own.name}). Prepare the text with the run's tokenizer.json."
+            f"({own.name}): {explain_difference(tokenizer, own)}. Prepare the text with --tokenizer={run.directory}."
         )
     return data
 

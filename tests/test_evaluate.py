@@ -237,6 +237,14 @@ def test_checkpoints_are_compared_document_by_document(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_checkpoint_that_is_spelled_twice_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = Evaluate(("runs/a", "runs/b/", "./runs/a", "hf:a/b"), baseline=f"{tmp_path}/runs/b")
+    assert (options.checkpoints, options.compared) == (("runs/a", "runs/b/", "hf:a/b"), "runs/b/")
+    options = Evaluate(("runs/a",), baseline="a")
+    assert (options.checkpoints, options.compared) == (("a", "runs/a"), "a")
+
+
 def test_command_without_a_checkpoint_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert "no checkpoint is given" in read_error(capsys)
 

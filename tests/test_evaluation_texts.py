@@ -98,9 +98,11 @@ def test_evaluate_reads_the_field_that_is_named(kind: str, tmp_path: Path):
 def test_evaluate_cuts_at_ends_of_text_or_tells_them(tmp_path: Path, capsys: pytest.CaptureFixture):
     path = tmp_path / "a.txt"
     path.write_text("one<|endoftext|>\ntwo\n\nthree")
-    assert len(encode_text(path, Bytes(), EvalProtocol()).documents) == 1
+    before: set[str] = set()
+    for _ in ("one checkpoint", "another"):
+        assert len(encode_text(path, Bytes(), EvalProtocol(), told=before).documents) == 1
     told = "note: 1 time <|endoftext|> stands in text and is scored as text; --separator='<|endoftext|>' cuts text"
-    assert told in capsys.readouterr().err
+    assert capsys.readouterr().err.count(told) == 1
     assert read_documents(path, separator="<|endoftext|>") == ["one", "two\n\nthree"]
     assert read_documents(path, separator=r"\n\n") == ["one<|endoftext|>\ntwo", "three"]
     for wrong, rows in (("x", True), ("", False)):

@@ -142,7 +142,7 @@ def test_files_without_a_header_are_recorded_in_place(dtype, format, expected, t
     other: Format = "raw-uint32" if format == "raw-uint16" else "raw-uint16"
     with pytest.raises(UserError, match=f"use format {format}"):
         open_shard(tmp_path / "train.bin", format=other)
-    with pytest.raises(UserError, match=f"use format {format}"):
+    with pytest.raises(UserError, match=f"index_shards records that, or train with --data.format={format}"):
         open_shard(tmp_path / "train.bin")
 
 

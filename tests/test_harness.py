@@ -289,7 +289,7 @@ def test_answer_ends_with_its_turn(models: tuple[Any, Any], monkeypatch: pytest.
     ("words", "message"),
     [
         (["--tasks=~/t.yaml,no_such_task"], "'no_such_task' is unknown to the harness"),
-        (["--tasks=no_such_task"], "'no_such_task' is unknown to the harness"),
+        (["--tasks=hellaswagg"], "no file of that name exists. Did you mean hellaswag or "),
         (["--tasks=cbt_cn", "--task-data=cbt_cn=/nowhere"], "there is no file /nowhere"),
         (["--tasks=cbt_cn", "--include-path=/nowhere"], "--include-path=/nowhere is no directory"),
         (["--tasks=cbt_cn", "--limit=0"], "--limit is 0"),

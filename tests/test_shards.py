@@ -118,6 +118,8 @@ def test_open_missing_files_and_splits_is_an_error(tmp_path: Path, directory: Pa
 )
 def test_what_is_no_shard_is_sent_to_the_command_that_makes_some(name: str, command: str, tmp_path: Path) -> None:
     (path := tmp_path / name).write_bytes(b"text")
+    if path.suffix == ".idx":
+        path.with_suffix(".bin").write_bytes(b"ids")  # as Megatron has it
     for given in (path, tmp_path):
         wanted = re.escape(command.format(path=path, folder=tmp_path)) if given == path else command.split()[0]
         with pytest.raises(UserError, match=rf"python -m data_pipelines\.{wanted}.* --output=DIR"):

@@ -138,7 +138,9 @@ def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) ->
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     ids = other.encode(text_of(20))
     data = write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]}, own=other)
-    with pytest.raises(UserError, match=r"was made with chars-48, but .*source was trained with chars-48"):
+    with pytest.raises(
+        UserError, match=r"was made with chars-48, but .*source was trained with chars-48: they differ in tokens\. "
+    ):
         prepare_config(tiny_config(data, init_from=str(source)))
 
 

@@ -16,7 +16,7 @@ from gptjax.optim import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.objective import NextToken
-from gptjax.training.state import TrainState, create_state
+from gptjax.training.state import TrainState, abstract_state, create_state
 from gptjax.training.step import StepConfig, make_dropout_keys, make_eval_step, make_train_step
 
 MESH = MeshConfig()
@@ -127,6 +127,18 @@ def test_unscored_copies_of_rows_change_neither_loss_nor_gradient(state_and_step
     (_, every), (_, half) = step(make_state(), batch), step(make_state(), masked)
     for name in ("loss", "grad_norm"):
         assert float(half[name]) == pytest.approx(float(every[name]), rel=1e-5)
+
+
+def test_step_holds_one_gradient_and_one_update_beside_the_state():
+    """Moments and weights are written in place: beside them there are two copies of the weights, not three or four."""
+    model = replace(MODEL, num_layers=1, vocab_size=4096, embed_dim=128)
+    optimizer = AdamW(learning_rate=0.01, clip_norm=1.0)
+    state = abstract_state(model, optimizer.build(steps=10, mesh=MESH), mesh=MESH)
+    step = make_train_step(NextToken(), optimizer, config=StepConfig(steps=10, seed=0), mesh=MESH)
+    row = jax.ShapeDtypeStruct((1, 1, MODEL.context_length), jnp.int32)
+    compiled = step.lower(state, {"tokens": row, "targets": row}).compile()
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.model))
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.1 * weights
 
 
 def test_step_is_deterministic_and_donates_its_state(state_and_step: tuple[MakeState, Any]):

@@ -154,7 +154,7 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
     assert read(tmp_path / spec) == ["train-0", "train-1"]
     told = capsys.readouterr().err
     assert "2 files of other splits are not read" in told
-    assert f"--validation-source={tmp_path}/validation-0.txt" in told
+    assert f"Those of validation are {tmp_path}/validation-0.txt: " in told
     assert read(tmp_path / "validation*") == ["validation-0"]
     assert read(tmp_path / "[vt][ae][ls][it]*.txt") == ["test-0", "validation-0"], "without training files all are read"
     assert "reads 2 files among the others" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def keep_training(spec: str, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         tell_once(f"note: source {spec}: reads {named}. A quoted pattern of names leaves them out.")
         return paths
     chosen = _join_names([path for path, split in splits.items() if split == "validation"])
-    hint = f" --validation-source={chosen} takes those of validation." if chosen else ""
+    hint = f" Those of validation are {chosen}: prepare takes them with --validation-source." if chosen else ""
     count = count_of(len(others), "files of other splits are")
     tell_once(f"note: source {spec}: {count} not read, such as {others[0]}.{hint}")
     return tuple(path for path in paths if path not in set(others))

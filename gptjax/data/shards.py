@@ -89,12 +89,16 @@ def _shard_dtype(path: Path, magic: int, version: int, size: int) -> np.dtype:
     if size < 12:
         raise UserError(f"{path}: {size} bytes are too few for the {HEADER_BYTES}-byte header; not a shard.")
     width = guess_width(path)
-    raw = {2: " It looks like 16-bit ids without a header: use format raw-uint16."} | {
-        4: " It looks like 32-bit ids without a header: use format raw-uint32.",
-        8: " It looks like 64-bit ids: python -m data_pipelines.index_shards copies them to --output.",
-    }
+    raw = ""
+    if width == 8:
+        raw = " It looks like 64-bit ids: python -m data_pipelines.index_shards copies them to --output."
+    elif width is not None:
+        raw = (
+            f" It looks like {8 * width}-bit ids without a header: python -m data_pipelines.index_shards records that, "
+            f"or train with --data.format=raw-uint{8 * width}."
+        )
     magics = " or ".join(str(known) for known, _ in _MAGIC_AND_VERSION.values())
-    raise UserError(f"{path}: not a token shard: it starts with {magic}, wanted {magics}.{raw.get(width or 0, '')}")
+    raise UserError(f"{path}: not a token shard: it starts with {magic}, wanted {magics}.{raw}")
 
 
 def _open_raw(path: Path, size: int, *, format: Format, is_shard: bool) -> FileArray:

@@ -43,8 +43,9 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     found = list_split_files(folder, split)
     if not found:
         others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5])
-        holds = f"it holds {others}." if others else f"it holds no .bin files at all. {_suggest_command(folder)}"
-        raise MissingSplit(f"{folder}: no files of the split {split!r} (*{split}*.bin); {holds}")
+        advice = "" if others and not any(folder.glob("*.idx")) else f" {_suggest_command(folder)}"
+        holds = f"{others or 'no .bin files at all'}.{advice}"
+        raise MissingSplit(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {holds}")
     return found
 
 

@@ -295,12 +295,16 @@ def quiet_harness() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "lm-eval")]
     levels = [logger.level for logger in loggers]
     progress: Any = import_module("datasets.utils.logging")
+    evaluator: Any = import_module("lm_eval.evaluator")
+    ask_git = getattr(evaluator, "get_git_commit_hash", None)
     progress.disable_progress_bar()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    evaluator.get_git_commit_hash = lambda: None  # asked outside a clone, git complains; nothing here reads the answer
     try:
         yield
     finally:
+        evaluator.get_git_commit_hash = ask_git
         progress.enable_progress_bar()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

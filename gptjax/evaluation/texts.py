@@ -48,7 +48,12 @@ class Text:
 
 
 def read_documents(
-    path: Path, *, rows: bool = False, text_field: str | None = None, separator: str | None = None
+    path: Path,
+    *,
+    rows: bool = False,
+    text_field: str | None = None,
+    separator: str | None = None,
+    told: set[str] | None = None,
 ) -> list[str]:
     """The documents of a file or directory, as `data_pipelines.prepare` reads them.
 
@@ -58,6 +63,7 @@ def read_documents(
         rows: each line of a document that is not blank is a document, with its line end.
         text_field: key or column that holds the text of a record. Default: `text`.
         separator: what stands between the documents of plain text. `\\n` and `\\t` are a line end and a tab.
+        told: notes that were printed before and are not printed again; those printed now are added.
 
     Raises:
         UserError: the file cannot be read, is in another format, or holds no text.
@@ -72,8 +78,17 @@ def read_documents(
     found = [str(document, "utf-8") for document in documents.iter_documents(chunks, context)]
     if not found:
         raise UserError(f"{path}: holds no text. {'; '.join(context.notes.lines())}".strip())
-    print_once(*(f"note: {quote(note, limit=NOTE_CHARACTERS)}" for note in context.notes.lines()), to_stderr=True)
+    _tell((quote(note, limit=NOTE_CHARACTERS) for note in context.notes.lines()), told)
     return [line for text in found for line in re.findall(r"[^\n]*\n|[^\n]+", text) if line.strip()] if rows else found
+
+
+def _tell(notes: Iterable[str], told: set[str] | None) -> None:
+    """Print the notes that are not among `told`, and add them."""
+    told = set() if told is None else told
+    for note in notes:
+        if note not in told:
+            told.add(note)
+            print_once(f"note: {note}", to_stderr=True)
 
 
 def _import_reader(name: str) -> ModuleType:
@@ -88,14 +103,15 @@ def encode_text(
     *,
     text_field: str | None = None,
     separator: str | None = None,
+    told: set[str] | None = None,
 ) -> Text:
     """A file's documents, with the tokenizer. The other arguments are those of `read_documents`."""
-    documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator)
+    documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
     for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):
         if times := sum(document.count(mark) for document in documents):
             advice = f"; --separator='{mark}' cuts text files" if mark == END_OF_TEXT else ""
-            told = f"times {mark} stands in text and is scored as text{advice}"
-            print_once(f"note: {count_of(times, told)}", to_stderr=True)
+            note = f"times {mark} stands in text and is scored as text{advice}"
+            _tell([count_of(times, note)], told)
     count = COUNT_WORDS[protocol.words]
     return Text(str(path), [tokenizer.encode(d) for d in documents], [count(d) for d in documents], tokenizer)
 

@@ -110,12 +110,15 @@ def compute_torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
 def fetch_model(model: str) -> Path:
     """The model's directory: `model` itself, or where huggingface_hub caches the model of that name.
 
-    `hf:NAME` is always the hub's. A directory of the name of a model is read, and a note says so.
+    `hf:NAME` is always the hub's. A directory here goes before a model of that name.
     """
     name = model.removeprefix(HUB_PREFIX)
     directory = expand_path(model)
     if name == model and directory.is_dir():
-        _check_model_directory(model, directory)
+        if not (directory / CONFIG_FILE).exists():
+            like_hub = not model.startswith((".", "/", "~")) and model.count("/") <= 1
+            hub = f" The hub's model of that name is --model={HUB_PREFIX}{model}." if like_hub else ""
+            raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{hub}")
         return directory
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model={model} is neither a directory nor the name of a model on the hub.")
@@ -133,16 +136,6 @@ def fetch_from_hub(name: str) -> Path:
         reason = quote(str(error).strip().partition("\n")[0])
         raise UserError(f"{name!r}: fetching it from the hub failed: {type(error).__name__}: {reason}") from error
     return Path(found)
-
-
-def _check_model_directory(model: str, directory: Path) -> None:
-    """Say which of the two is read where a directory is called like a model of the hub."""
-    like_hub = not model.startswith((".", "/", "~")) and model.count("/") <= 1
-    hub = f"The hub's model of that name is --model={HUB_PREFIX}{model}."
-    if not (directory / CONFIG_FILE).exists():
-        raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{f' {hub}' if like_hub else ''}")
-    if like_hub:
-        print(f"note: {model} is a directory here, which is read. {hub}", file=sys.stderr)
 
 
 def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:

@@ -123,6 +123,11 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
 
 
+def locate_checkpoint(spec: str) -> str:
+    """What `--checkpoint` names, the same for every spelling of a directory."""
+    return spec if spec.startswith(HUB_PREFIX) else str(expand_path(spec).resolve())
+
+
 def is_saved_model(directory: Path) -> bool:
     """Whether the config.json of a directory is one of Hugging Face's. `RunDir.open` explains all other faults."""
     if not (directory / "config.json").is_file():  # a pipe or a device may be read without end

@@ -16,6 +16,7 @@ from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training.objective import get_row_kind
 
@@ -81,8 +82,8 @@ def join_vocabularies(
         tokenizer = known
     elif known.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"{name} was made with {tokenizer.name}, but {source.directory} was trained with {known.name}. Prepare the "
-            f"text with {source.directory}/tokenizer.json."
+            f"{name} was made with {tokenizer.name}, but {source.directory} was trained with {known.name}: "
+            f"{explain_difference(tokenizer, known)}. Prepare the text with --tokenizer={source.directory}."
         )
     if tokenizer.chat_template is None and known.chat_template is not None:
         tokenizer = tokenizer.with_chat_template(known.chat_template)
