@@ -84,7 +84,9 @@ class TrainConfig:
     """(step, rows) pairs: from that step on, the run reads that many rows further on. A run that goes back adds one."""
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name in (".", ".."):
+        if not self.name:
+            raise UserError("name is empty; it names a directory inside output_dir. Give --name=WORD.")
+        if "/" in self.name or self.name in (".", ".."):
             raise UserError(f"name is {self.name!r}; it names a directory inside output_dir, so it has no slash.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it lies between 0 and {2**32 - 1}.")

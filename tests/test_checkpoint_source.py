@@ -103,3 +103,9 @@ def test_other_directories_are_refused_with_the_reason(tmp_path: Path, content: 
 def test_another_step_of_a_saved_model_is_refused(saved: Path) -> None:
     with pytest.raises(UserError, match="one set of weights; it has no step 5"):
         open_checkpoint(saved).load_model("5")
+
+
+def test_step_of_a_run_is_named_with_its_flag(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"Write --checkpoint={tmp_path} --step=40\."):
+        open_checkpoint(tmp_path / "checkpoints" / "40")

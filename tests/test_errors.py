@@ -128,3 +128,14 @@ def test_count_of_names_one_thing_in_the_singular():
         *("1 document", "1 process", "1 loss", "1 cache", "1 layer × 32", "1 line is", "1 file of a set")
     ]
     assert count_of(1200, "documents") == "1,200 documents"
+
+
+def test_file_that_may_not_be_read_is_to_be_made_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path}: Permission denied. Make it readable, or choose another path.\n"
+    )

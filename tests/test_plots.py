@@ -38,3 +38,15 @@ def test_plot_losses_accepts_few_records(tmp_path: Path, text: str):
 def test_plot_losses_without_a_file_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"no file .*metrics\.jsonl"):
         plot_losses(tmp_path)
+
+
+def test_first_validation_loss_is_in_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from matplotlib.axes import Axes
+
+    limits: list[float] = []
+    monkeypatch.setattr(Axes, "set_ylim", lambda axes, low, high: limits.extend((low, high)))
+    records = [{"step": 0, "val_loss": 7.0}, {"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot_losses(tmp_path)
+    assert limits[0] < 4.0
+    assert limits[1] > 7.0

@@ -8,7 +8,7 @@ from texts import documents_by, write_compressed
 
 from data_pipelines.readers import zstandard
 from data_pipelines.readers.documents import REPLACED, ReadContext
-from data_pipelines.readers.text_files import read_text
+from data_pipelines.readers.text_files import explain_errors, read_text
 from data_pipelines.readers.zstandard import read_window
 from gptjax.core.errors import UserError
 
@@ -71,3 +71,11 @@ def test_a_long_window_is_read_and_its_memory_told(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(zstandard, "_find_library", lambda: None)
     with pytest.raises(UserError, match=r"pip install backports\.zstd, .* zstd -d --long=31 x\.txt\.zst"):
         read(path)
+
+
+def test_error_of_the_system_is_told_without_its_number(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"x\.txt: cannot be read: Permission denied\.$"),
+        explain_errors(tmp_path / "x.txt"),
+    ):
+        raise PermissionError(13, "Permission denied", tmp_path / "x.txt")

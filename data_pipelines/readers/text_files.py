@@ -116,4 +116,5 @@ def explain_errors(path: Path) -> Iterator[None]:
         if "too much memory" in str(error):  # a later frame has a larger window than the first
             advice = f"Unpack it first: zstd -d --long=31 {path.name}"
             raise UserError(f"{path}: was compressed with a larger window than is read here. {advice}") from None
-        raise UserError(f"{path}: cannot be read: {error}.") from None
+        reason = getattr(error, "strerror", None) or error  # without the number and the path
+        raise UserError(f"{path}: cannot be read: {reason}.") from None

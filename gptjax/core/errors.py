@@ -117,6 +117,8 @@ def _is_directory_deleted() -> bool:
 
 def _suggest_place(path: str) -> str:
     """What to do about a path that cannot be used. One in the home directory's cache was chosen by nobody."""
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        return "Make it readable, or choose another path."
     cache = os.path.join(os.environ.get("HOME", ""), ".cache")
     is_cache = "GPTJAX_CACHE" not in os.environ and (cache.startswith(path) or path.startswith(cache))
     return "Set GPTJAX_CACHE to a directory that can be written." if is_cache else "Choose another path."

@@ -35,7 +35,7 @@ def plot_losses(run_directory: str | Path, *, references: Mapping[str, float] | 
     records = read_metrics(directory / "metrics.jsonl")
     names = list_evaluations(records)
     spans = read_spans(directory)
-    heights = [5, *[2] * -(-len(names) // 3), *([1.1] if spans else [])]
+    heights = [5, *[2] * -(-len(names) // 3), *([1.5] if spans else [])]
     figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), 3, height_ratios=heights)
     if spans:
@@ -51,9 +51,9 @@ def plot_losses(run_directory: str | Path, *, references: Mapping[str, float] | 
     steps, losses = _select_points(records, "val_loss")
     if len(steps):
         axes.plot(steps, losses, "o-", color="tab:orange", markersize=4, label=f"validation ({losses[-1]:.4f})")
-        levels += list(losses[steps > 0])
+        levels += list(losses)
     for index, (name, level) in enumerate((references or {}).items()):
-        axes.axhline(level, color=f"C{index + 2}", linestyle="--", linewidth=1, label=f"{name} ({level:g})")
+        axes.axhline(level, color=f"C{index + 2}", linestyle="--", linewidth=1, label=f"{name} ({level:.4f})")
     if levels:
         margin = 0.05 * (max(levels) - min(levels)) or 0.1
         axes.set_ylim(min(levels) - margin, max(levels) + margin)
@@ -84,7 +84,7 @@ def draw_timeline(axes: Any, spans: Sequence[Span]) -> None:
         axes.broken_barh(bars[kind], (0, 1), color=KIND_COLORS.get(kind, f"C{index}"), label=label)
     axes.vlines(starts, 1, 1.2, color="black", linewidth=1)
     axes.set(yticks=[], ylim=(0, 1.2), xlim=(0, max(now / unit, 1e-9)), xlabel=f"{name} of running")
-    axes.legend(fontsize=6, ncols=len(totals), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes.legend(fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
 def list_evaluations(records: list[Record]) -> list[str]:
@@ -102,9 +102,9 @@ def _draw_training(axes: Any, steps: np.ndarray, losses: np.ndarray) -> list[flo
     mean = np.convolve(losses, np.ones(window) / window, "valid")
     axes.plot(steps, losses, color="tab:blue", alpha=0.4, linewidth=0.8)
     middle = steps[window // 2 :][: len(mean)]
-    axes.plot(middle, mean, color="tab:blue", label=f"training, mean of {window} ({mean[-1]:.4f})")
-    # The first steps fall from ln(vocabulary size) and would flatten the rest of the curve.
-    return list(losses[len(losses) // 20 :])
+    name = "training" if window == 1 else f"training, mean of {window}"
+    axes.plot(middle, mean, color="tab:blue", label=f"{name} ({mean[-1]:.4f})")
+    return list(losses)
 
 
 def _select_points(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:

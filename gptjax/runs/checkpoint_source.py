@@ -117,6 +117,9 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
         return SavedModel.open(model_dir.fetch_from_hub(str(spec).removeprefix(HUB_PREFIX)))
     directory = expand_path(spec).absolute()
     if not (directory / "config.json").is_file() and not (directory / CHECKPOINTS).is_dir():
+        if directory.parent.name == CHECKPOINTS and directory.name.isdecimal():
+            run = directory.parent.parent
+            raise UserError(f"{directory} is a step of a run. Write --checkpoint={run} --step={directory.name}.")
         if directory.exists():
             raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
         raise UserError(f"{directory} is not there. {NANOGPT_WORDS.get(str(spec), WANTED)}")

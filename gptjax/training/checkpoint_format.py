@@ -80,7 +80,7 @@ def find_step(directory: Path, which: int | str, *, items: Collection[str] | Non
         problems[step] = "; ".join(damage)
     if not steps or problems:
         found = f" Found: {'; '.join(problems.values())}." if problems else ""
-        raise UserError(f"{directory} has no complete checkpoint.{found}")
+        raise UserError(f"{directory} has no complete checkpoint.{found} Put a copy there, or train again.")
     raise UserError(f"No checkpoint in {directory} has a validation loss (steps: {_list(steps)}). Use `latest`.")
 
 
