@@ -47,6 +47,7 @@ class Prepare(ShardOptions):
     """Tokenise a source into shards."""
 
     train_flags: ClassVar[str] = "--config=own_text_cpu"
+    least_tokens: ClassVar[int] = 257
     source: str
     """A text, .jsonl, .csv (plain, .gz, .zst), .json, .parquet, .arrow or .array_record file, a directory, a pattern,
     `hf:OWNER/NAME`, `tfds:NAME`, `stdlib`, `shakespeare`, a class of your own as `my_reader.py:Mails`, or a recipe such

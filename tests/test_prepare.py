@@ -21,11 +21,13 @@ from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import Limits
 from data_pipelines.prepare import Prepare, prepare, resolve_request
 from data_pipelines.recipes import RECIPES
+from data_pipelines.runtime.options import suggest_next
 from data_pipelines.train_tokenizer import TrainTokenizer, train_tokenizer
 from data_pipelines.verify import VerifyShards, verify_directory
+from gptjax.config import load_config
 from gptjax.core.errors import UserError
 from gptjax.data.checksums import verify_shards
-from gptjax.data.manifest import MANIFEST_NAME, read_manifest
+from gptjax.data.manifest import MANIFEST_NAME, Counts, read_manifest
 from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Chars, load_tokenizer
 
@@ -175,6 +177,25 @@ def test_prepare_notes_a_split_of_few_tokens(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "note: val has only 3 tokens: no row for a longer context" in printed
     assert "train has only" not in printed
+
+
+@pytest.mark.parametrize(("size", "note"), [(1023, "no row for a longer"), (1024, "says little"), (10_000, None)])
+def test_prepare_notes_a_validation_of_few_tokens(tmp_path, capsys, size, note):
+    write_files(tmp_path / "source", ["a" * 20_000])
+    write_files(tmp_path / "val", ["b" * size])
+    run(tmp_path / "source", tmp_path / "out", validation_source=str(tmp_path / "val"), tokenizer="bytes")
+    printed = capsys.readouterr().out
+    assert ("note: val has only" in printed) == (note is not None)
+    assert note is None or note in printed
+
+
+def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
+    options = Prepare(source="a.txt", output=tmp_path / "my data", tokenizer="bytes")
+    splits = {"train": Counts(documents=1, tokens=500, bytes=500), "val": Counts(documents=1, tokens=257, bytes=257)}
+    assert suggest_next(options, splits).endswith(f"--config=own_text_cpu --data.path='{tmp_path}/my data'")
+    splits["val"] = Counts(documents=1, tokens=256, bytes=256)
+    assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
+    assert load_config("own_text_cpu").model.context_length + 1 == options.least_tokens
 
 
 def test_resolve_request_fills_in_a_recipe(tmp_path):

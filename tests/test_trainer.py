@@ -59,9 +59,12 @@ def test_run_directory_holds_config_tokenizer_and_checkpoints(finished: TrainCon
     assert run.find_step("best") == run.find_step() == 60
 
 
-def test_finished_run_trained_again_does_nothing(finished: TrainConfig) -> None:
+def test_finished_run_trained_again_says_so_and_does_nothing(
+    finished: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = (finished.directory / "metrics.jsonl").read_bytes()
     assert train(finished) == 0
+    assert "the run is complete: its last evaluation is repeated. --steps=120" in capsys.readouterr().out
     assert (finished.directory / "metrics.jsonl").read_bytes() == metrics
 
 

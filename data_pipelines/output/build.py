@@ -17,6 +17,8 @@ from gptjax.data.manifest import Counts, Manifest
 from gptjax.data.splits import open_split
 from gptjax.tokenization.tokenizer import Tokenizer
 
+VALIDATION_TOKENS = 10_000
+"""The loss of fewer tokens says more of these documents than of the model."""
 ROW_TOKENS = 1024
 """A split of texts with fewer tokens gets a note: many a model reads as many at once."""
 
@@ -68,5 +70,10 @@ def print_splits(directory: Path, manifest: Manifest) -> None:
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
             print(
                 f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context; see --split."
+            )
+        elif name == "val" and scored is None and count.tokens < VALIDATION_TOKENS:
+            print(
+                f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. Prepare more text, or "
+                "give it a larger part, such as --split=hash:0.05."
             )
     print_notes(manifest.notes)

@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 
 from gptjax.core.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
-from gptjax.data.manifest import Counts
+from gptjax.data.manifest import Counts, Manifest
 
 T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
@@ -21,6 +21,8 @@ class ShardOptions:
 
     train_flags: ClassVar[str]
     """A config for such shards, as a command shows it."""
+    least_tokens: ClassVar[int] = 0
+    """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
     source: str
     """A .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, a directory of them or a quoted pattern."""
     output: Path
@@ -88,6 +90,17 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
     with exit_on_user_error():
         prog = f"python -m data_pipelines.{module}"
         options = parse_options(options_type, sys.argv[1:], prog=prog, introduction=introduction)
-        function(options)
-        if isinstance(options, ShardOptions):
-            print(f"next: python -m gptjax.train {options.train_flags} --data.path={shlex.quote(str(options.output))}")
+        result = function(options)
+        if isinstance(options, ShardOptions) and isinstance(result, Manifest):
+            print(suggest_next(options, result.splits))
+
+
+def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
+    """The command that trains on the shards, or what they lack for it."""
+    name = min(splits, key=lambda split: splits[split].tokens)
+    if splits[name].tokens < options.least_tokens:
+        return (
+            f"next: prepare more text. {options.train_flags} needs {options.least_tokens} tokens in each split, and "
+            f"{name} has {splits[name].tokens}."
+        )
+    return f"next: python -m gptjax.train {options.train_flags} --data.path={shlex.quote(str(options.output))}"

@@ -25,6 +25,8 @@ from gptjax.core.flags import (
 
 SHORTEST_MISTAKE = 4
 """Letters of a word for which a flag with almost the same letters may be meant."""
+ALSO = {"optimizer.learning-rate": "optimizer.adam-learning-rate"}
+"""A flag, and the one of the other parameters under Muon."""
 
 
 def explain_words(words: Sequence[str], flags: Flags) -> str | None:
@@ -146,7 +148,9 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
         forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
-        return f"There is no flag --{shown}. Write {forms}."
+        rest = next((ALSO[flag] for flag in meant if flag in ALSO and ALSO[flag] in flags), None)
+        also = "" if rest is None else f" It is that of the matrices; embeddings, head and vectors have --{rest}."
+        return f"There is no flag --{shown}. Write {forms}.{also}"
     if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
         return f"There is no flag --{shown}. {reason}"
     positional = next((flag for flag, kind in flags.items() if kind.positional), None)

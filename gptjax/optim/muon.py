@@ -38,7 +38,8 @@ class Muon(GroupedOptimizer):
     """Muon for the matrices of the blocks, Adam for all other parameters (which have the betas, epsilon and groups)."""
 
     learning_rate: float = 0.02
-    """Peak learning rate of the matrices: the singular values of an update, before `update_scale`."""
+    """Peak learning rate of the matrices: the singular values of an update, before `update_scale`.
+    Embeddings, head and vectors have `adam_learning_rate`."""
     schedule: Schedule = Cosine(warmup_steps=100, min_ratio=0.1)
     epsilon: float = 1e-10
     """Adam's: added to the root of the mean square, by which an update is divided."""
@@ -47,7 +48,7 @@ class Muon(GroupedOptimizer):
     clip_norm: float | None = None
     """Largest global norm of the gradients; None does not clip (the size of Muon's updates does not depend on it)."""
     adam_learning_rate: float = 6e-3
-    """Adam's peak learning rate, for groups that have none of their own."""
+    """Adam's peak learning rate: of embeddings, head and vectors, unless a group has its own."""
     momentum: float = 0.95
     """Fraction of the average gradient (float32) that is kept each step."""
     momentum_min: float = 0.85

@@ -55,7 +55,7 @@ def restore_state(
             "(docs/resume.md) change the batch, the windows or the rate from a step on."
         )
     print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    print_once(*describe_rate_change(saved, config, step))
+    print_once(*_describe_end(config, step), *describe_rate_change(saved, config, step))
     if changes := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
         print_once(f"  not bit for bit from here on: {changes}")
     optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
@@ -67,6 +67,12 @@ def restore_state(
         print_once(f"  step {step:,} has no average: it begins with these weights, which stand for all before them")
         return replace(found, ema=training_state.copy_arrays(found.model))
     return found
+
+
+def _describe_end(config: TrainConfig, step: int) -> list[str]:
+    if step < config.steps:
+        return []
+    return [f"  the run is complete: its last evaluation is repeated. --steps={2 * step}, say, goes on from here"]
 
 
 def _compare_history(saved: TrainConfig, wanted: TrainConfig, step: int) -> list[str]:
