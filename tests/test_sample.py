@@ -245,6 +245,7 @@ def test_default_length_fills_the_context(run: Path) -> None:
         (["--min-p=2"], "min-p is 2"),
         (["--prompt-file=nowhere.txt"], r"nowhere.txt cannot be read"),
         (["--num-samples=0"], "--num-samples is 0"),
+        (["--prompt=a", "--text-field=body"], "--text-field names a field of --prompt-file"),
         (["--seed=-1"], "--seed is -1"),
         (["--max-new-tokens=0"], "max-new-tokens is 0"),
         (["--max-new-tokens=32"], "1 prompt tokens and 32 new ones do not fit model.context_length 32"),

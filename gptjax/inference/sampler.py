@@ -53,6 +53,8 @@ class Sample(GenerationOptions):
         given = [f"--{name}" for name in ("prompt", "prompt_file", "interactive") if getattr(self, name)]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given).replace('_', '-')} are both given: choose one.")
+        if self.text_field is not None and self.prompt_file is None:
+            raise UserError("--text-field names a field of --prompt-file, which is not given.")
         if self.num_samples < 1:
             raise UserError(f"--num-samples is {self.num_samples}; it must be at least 1.")
         if self.interactive and self.json is not None:
