@@ -82,3 +82,9 @@ def test_identity_is_of_names_sizes_and_times(tmp_path):
         os.utime(path, ns=(time, time))
         hashes.add(hash_names_sizes_times({"a.txt": path}))
     assert len(hashes) == 4
+
+
+def test_directory_that_may_not_be_read_is_not_called_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"Permission denied\. Make the directory readable"):
+        find_files(str(tmp_path), bool, known=".txt")

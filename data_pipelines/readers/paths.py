@@ -35,6 +35,8 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     """
     path = expand_path(spec or "no name")
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"source {spec}: Permission denied. Make the directory readable, or choose another.")
         below = list(list_files_below(path))
         found = [file for file in below if is_known(file.name)]
         if not found:
