@@ -214,6 +214,6 @@ def test_process_that_waits_for_others_in_vain_is_a_line(tmp_path: Path):
     words = [sys.executable, "-c", MEMBER, "waits"]
     environment = os.environ | place | {"GPTJAX_JOIN_SECONDS": "5", "TMPDIR": str(tmp_path)}
     child = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert child.returncode == 2
-    assert "error: not all 4 processes came within 5 s." in child.stderr
+    assert child.returncode == 75, "process 0 may come later"
+    assert "error: process 0 did not answer at localhost:1 within 5 s." in child.stderr
     assert len(child.stderr.splitlines()) <= 3
