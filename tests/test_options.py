@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.prepare import Prepare
-from data_pipelines.runtime.options import ShardOptions, require_at_least, run_command
+from data_pipelines.runtime.options import ShardOptions, require_at_least
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Counts
 
@@ -16,12 +15,6 @@ def test_require_at_least_names_the_option():
     require_at_least(2, shard_tokens=2, max_bytes=None, processes=7)
     with pytest.raises(UserError, match=r"^--max-document-tokens=1: wanted at least 2\.$"):
         require_at_least(2, shard_tokens=2, max_document_tokens=1)
-
-
-def test_command_ends_with_the_command_that_trains(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("sys.argv", ["prepare.py", "--source=x", f"--output={tmp_path / 'my data'}"])
-    run_command(lambda request: None, Prepare)
-    assert capsys.readouterr().out.endswith(f"--config=own_text_cpu --data.path='{tmp_path / 'my data'}'\n")
 
 
 def test_shard_options_have_one_validation():

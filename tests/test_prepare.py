@@ -212,7 +212,7 @@ def test_resolve_request_fills_in_a_recipe(tmp_path):
     assert resolve(source="wikitext2", tokenizer="bytes") == sources
     assert resolve(source="wikitext2", tokenizer="bytes", split="tail:0.1")[2:] == ("tail:0.1", None)
     assert resolve(source="stdlib", tokenizer="bytes") == ("stdlib", "bytes", "hash:0.005", None)
-    for tokenizer, message in ((None, "--tokenizer is not given"), ("bpe:many", "such as bpe:1024")):
+    for tokenizer, message in ((None, "--tokenizer is not given"), ("bpe:many", "such as bpe:8192")):
         with pytest.raises(UserError, match=message):
             resolve(source="stdlib", tokenizer=tokenizer)
 
