@@ -420,7 +420,7 @@ def test_disk_of_one_process_is_full_and_both_save_later(staged: TrainConfig, tm
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_clock_and_on_patience(config: TrainConfig, tmp_path: Path) -> None:
-    """They save and stop at the same steps, although each has its own clock. A start makes steps, however short the time."""
+    """They save and stop at the same steps, although each has its own clock. A start makes steps in any case."""
     still = AdamW(learning_rate=1e-12, schedule=Constant())
     base = replace(config, mesh=MeshConfig(), steps=30, evaluators=())
     by_time = CheckpointConfig(every=None, keep=10, every_minutes=1e-6)
