@@ -36,9 +36,7 @@ class FileArray:
                 return self.read_ranges(np.array([start]), np.array([max(0, stop - start)]))[::step]
             places = np.arange(start, stop, step)
         where = np.asarray(places).reshape(-1)
-        begins = np.flatnonzero(np.diff(where, prepend=where[:1] - 2) != 1)  # of each range of consecutive places
-        found = self.read_ranges(where[begins], np.diff(begins, append=len(where)))
-        return found.reshape(np.shape(places))
+        return self.read_ranges(*find_ranges(where)).reshape(np.shape(places))
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -86,6 +84,12 @@ class FileArray:
 
 
 PUT_BACK = "Put the file back. The run goes on from its last checkpoint."
+
+
+def find_ranges(places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " ranges"], Int[np.ndarray, " ranges"]]:
+    """(starts, lengths) of the ranges of consecutive places, in their order."""
+    begins = np.flatnonzero(np.diff(places, prepend=places[:1] - 2) != 1)
+    return places[begins], np.diff(begins, append=len(places))
 
 
 def iter_chunks(values: np.ndarray | FileArray, *, size: int = 2**24) -> Iterator[tuple[int, np.ndarray]]:

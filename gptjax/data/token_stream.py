@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt
 
 from gptjax.core.errors import UserError
-from gptjax.data.file_array import FileArray, iter_chunks
+from gptjax.data.file_array import FileArray, find_ranges, iter_chunks
 from gptjax.data.packing import expand_ranges
 from gptjax.data.shards import Format, Tokens, open_shard
 
@@ -91,8 +91,7 @@ class TokenStream:
 
     def take(self, positions: Int[np.ndarray, " n"]) -> UInt[np.ndarray, " n"]:
         """The tokens at these positions, in their order."""
-        begins = np.flatnonzero(np.diff(positions, prepend=positions[:1] - 2) != 1)  # of consecutive positions
-        return self._read_ranges(positions[begins], np.diff(begins, append=len(positions)))
+        return self._read_ranges(*find_ranges(positions))
 
     def _read_ranges(self, starts: Int[np.ndarray, " ranges"], lengths: Int[np.ndarray, " ranges"]) -> Tokens:
         """The tokens of these ranges, one range after another."""
