@@ -95,14 +95,6 @@ class ChatEncoder:
         return start, np.concatenate([end, self._tokenizer.encode(style.after)])
 
 
-def render_jinja(tokenizer: Tokenizer) -> str | None:
-    """The tokenizer's chat template in Jinja, the content of `chat_template.jinja`; None without one."""
-    if tokenizer.chat_template is None:
-        return None
-    begin = next((name for name, i in tokenizer.specials.items() if i == tokenizer.end_of_text), None)
-    return tokenizer.chat_template.to_jinja(begin=begin)
-
-
 def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer, with ChatML as its template if it has none but has the tokens of ChatML."""
     is_ready = tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials)
