@@ -34,8 +34,8 @@ import jax
 import tyro
 from aot import TARGETS, Target, TargetName, count_collectives, count_matmul_flops, format_mesh, parse_mesh
 
+from gptjax.cli.config_files import list_configs
 from gptjax.config import TrainConfig, load_config
-from gptjax.core.config_files import list_configs
 from gptjax.core.errors import exit_on_user_error
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import abstract_batch

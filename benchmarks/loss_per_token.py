@@ -33,13 +33,13 @@ from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.serialization import from_json, to_json
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.gpt import count_parameters
 from gptjax.optim import AdamW, Muon
 from gptjax.runs import startup
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import ValidationLoss
 
 
 @dataclass(frozen=True)

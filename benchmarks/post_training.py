@@ -35,17 +35,17 @@ from gptjax.core.errors import exit_on_user_error
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.preferences import PreferenceShards
-from gptjax.huggingface.forms import FORMS
+from gptjax.huggingface.architectures.registry import FORMS
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import SFT
+from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW
 from gptjax.runs import reference, startup
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import load_tokenizer
-from gptjax.training.objective import SFT
-from gptjax.training.preference import DPO
 
 Clock = np.ndarray
 """Seconds of time and of the processors."""

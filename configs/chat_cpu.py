@@ -17,13 +17,13 @@ Measured  by us: after the second stage 0.98 of 85 held-out questions are answer
           the preferred opening in all; 3.4 CPU minutes for all stages (LAB.md)
 """
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import ComputeConfig, GPTConfig
+from gptjax.objectives.objective import NextToken
 from gptjax.optim import Muon, WarmupStableDecay
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import NextToken
 
 config = TrainConfig(
     name="chat_cpu",

@@ -13,9 +13,9 @@ from dataclasses import replace
 from configs.chat_cpu_sft import ANSWERS
 from configs.chat_cpu_sft import config as base
 from gptjax.data.preferences import PreferenceShards
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.objectives.preference import DPO
 from gptjax.optim import AdamW, Cosine
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.preference import DPO
 
 config = replace(
     base,

@@ -11,12 +11,12 @@ Model     that of `chat_cpu`
 from dataclasses import replace
 
 from configs.chat_cpu import config as base
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.exact_match import ExactMatch
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.objectives.objective import SFT
 from gptjax.optim import Muon, WarmupStableDecay
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.exact_match import ExactMatch
-from gptjax.training.objective import SFT
 
 ANSWERS = ExactMatch(path="data/small_world/held_out.jsonl", every=200, max_new_tokens=24, opening="Sure: ")
 

@@ -14,8 +14,8 @@ Published DistilGPT-2's WikiText-2 perplexity by the modern 253M model's script 
 from dataclasses import replace
 
 from configs.gpt2_124m import config as base
+from gptjax.objectives.distillation import Distillation
 from gptjax.optim import AdamW, Cosine
-from gptjax.training.distillation import Distillation
 
 config = replace(
     base,

@@ -11,10 +11,10 @@ Published no loss; nanoGPT takes 20 steps of 32,768 tokens at 3e-5 on one GPU
 """
 
 from data_pipelines.prepared import Prepared
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
+from gptjax.evaluators.validation import Samples, ValidationLoss
 from gptjax.optim import AdamW, Constant
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="finetune_shakespeare",

@@ -10,12 +10,12 @@ Hardware  8 A100; on one GPU give --grad-accum=40 for the same batch in 40 micro
 Published nanoGPT: validation loss about 2.85 after 600,000 steps of 491,520 tokens, four days on 8 A100-40GB
 """
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import Samples, ValidationLoss
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW, Cosine
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="gpt2_124m",

@@ -13,9 +13,9 @@ Measured  by us on 142 books (16.6 M tokens of a BPE of 4,096), evaluated on fiv
 from dataclasses import replace
 
 from configs.quickstart import config as base
+from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.objectives.objective import NextToken
 from gptjax.optim import AdamW, Cosine
-from gptjax.training.evaluators import Samples, ValidationLoss
-from gptjax.training.objective import NextToken
 
 config = replace(
     base,

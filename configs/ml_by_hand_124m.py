@@ -17,9 +17,9 @@ from dataclasses import replace
 
 from configs.gpt2_124m import config as base
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import Samples, ValidationLoss
 from gptjax.model.config import GPTConfig
 from gptjax.optim import Cosine, ParamGroup
-from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = replace(
     base,

@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from configs.modern_253m import config as base
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.objectives.objective import SFT
 from gptjax.optim import AdamW, Cosine
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import SFT
 
 config = replace(
     base,

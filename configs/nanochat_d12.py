@@ -24,13 +24,13 @@ Published nanochat's README: about 5 minutes on 8 H100 for d12, its scale for tr
 import math
 import string
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import Samples, ValidationLoss
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.optim import Cosine, Muon, NamedGroup, ParamGroup, WarmupStableDecay
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import Samples, ValidationLoss
 
 VOCAB_SIZE, CONTEXT_LENGTH, TOKENS_PER_WEIGHT = 32_768, 2048, 12
 REFERENCE_BATCH = 2**19

@@ -15,9 +15,9 @@ from dataclasses import replace
 from configs.nanochat_d12 import config as base
 from configs.nanochat_d12 import make_optimizer
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.objectives.objective import SFT
 from gptjax.optim import WarmupStableDecay
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import SFT
 
 INITIAL_RATE = 0.02
 """Learning rates relative to pretraining."""

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from configs.quickstart import config as base
 from gptjax.data.config import TokenShards
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
-from gptjax.training.objective import NextToken
+from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.objectives.objective import NextToken
 
 config = replace(
     base,

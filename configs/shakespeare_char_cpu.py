@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from configs.quickstart import config as cpu
 from configs.shakespeare_char import config as base
-from gptjax.training.evaluators import Samples, ValidationLoss
+from gptjax.evaluators.validation import Samples, ValidationLoss
 
 config = replace(
     base,

@@ -10,8 +10,8 @@ Expected  2.3 nats a byte on the first 8,192 of validation, where the bigram mod
 from dataclasses import replace
 
 from configs.quickstart import config as base
+from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
 from gptjax.optim import WarmupStableDecay
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
 config = replace(
     base,

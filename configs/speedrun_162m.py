@@ -14,12 +14,12 @@ Choice    The published count of parameters is taken at its word: the head has a
           ties it to the token table and counts that twice; `convert from-speedrun` reads weights of that form
 """
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import Samples, ValidationLoss
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.optim import Muon, WarmupStableDecay
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import Samples, ValidationLoss
 
 config = TrainConfig(
     name="speedrun_162m",

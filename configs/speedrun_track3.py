@@ -18,9 +18,9 @@ import math
 from dataclasses import replace
 
 from configs.speedrun_162m import config as base
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.optim import Muon, ParamGroup, WarmupStableDecay
-from gptjax.training.evaluators import ValidationLoss
 
 config = replace(
     base,

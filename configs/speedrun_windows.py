@@ -20,8 +20,8 @@ Published modded-nanogpt, record 21: 3.2787, the mean of 81 runs, 2.93 minutes o
 from dataclasses import replace
 
 from configs.speedrun_unet import config as base
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.optim import Constant, ParamGroup, WarmupStableDecay
-from gptjax.training.evaluators import ValidationLoss
 from gptjax.training.stages import Stage
 
 STEPS = 1770

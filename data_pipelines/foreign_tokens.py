@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.readers.extras import import_pyarrow
+from data_pipelines.readers.formats.text_files import explain_errors
+from data_pipelines.readers.optional_packages import import_pyarrow
 from data_pipelines.readers.paths import find_split, tell_once
-from data_pipelines.readers.text_files import explain_errors
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.data.file_array import FileArray, iter_chunks
 from gptjax.data.shards import HIGH_HALF, guess_width, has_header, open_shard

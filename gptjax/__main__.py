@@ -4,8 +4,8 @@ import difflib
 import runpy
 import sys
 
-from gptjax.core.command_line import print_versions_if_asked
-from gptjax.core.config_files import list_configs
+from gptjax.cli.command_line import print_versions_if_asked
+from gptjax.cli.config_files import list_configs
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 
 COMMANDS = {

@@ -20,8 +20,8 @@ import shlex
 import sys
 
 from gptjax.benchmark.options import BenchOptions
+from gptjax.cli.command_line import parse_config, parse_known_options
 from gptjax.config import TrainConfig
-from gptjax.core.command_line import parse_config, parse_known_options
 from gptjax.core.errors import exit_on_user_error
 from gptjax.core.files import check_output_file, expand_path
 

@@ -19,13 +19,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.core.command_line import parse_options
+from gptjax.cli.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import expand_path, write_atomically
-from gptjax.inference.conversation import Conversation
-from gptjax.inference.text_generation import GenerationOptions, TextGenerator
-from gptjax.inference.web import serve
+from gptjax.serving.conversation import Conversation
+from gptjax.serving.text_generation import GenerationOptions, TextGenerator
+from gptjax.serving.web import serve
 
 HELP = """/reset        forget the conversation
 /save [FILE]  write it as a line of JSON, which prepare_chat reads

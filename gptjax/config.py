@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gptjax.core import config_files
+from gptjax.checkpoints.checkpoint import CheckpointConfig
+from gptjax.cli import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
@@ -13,16 +14,15 @@ from gptjax.data.batch_size import BatchSize, RowOffsets, count_steps_by_part
 from gptjax.data.config import TokenShards
 from gptjax.data.epoch_order import EpochSeeds
 from gptjax.data.source import DataSource
+from gptjax.evaluators.evaluator import Evaluator
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig
 from gptjax.model.config import GPTConfig
+from gptjax.objectives.objective import NextToken, Objective, get_row_kind
 from gptjax.optim import AdamW, Optimizer
 from gptjax.optim.ema import EMA
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.divergence import RollbackConfig
-from gptjax.training.evaluator import Evaluator
-from gptjax.training.objective import NextToken, Objective, get_row_kind
+from gptjax.supervision.divergence import RollbackConfig
 from gptjax.training.stages import Phase, Stage, resolve_phases
 
 

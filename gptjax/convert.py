@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
+from gptjax.cli.command_line import parse_options, print_versions_if_asked
 from gptjax.conversion.exports import ToGGUF, ToHf, ToPeft, export_adapters, export_gguf, export_model
 from gptjax.conversion.imports import FromCheckpoint, FromHf, FromPeft, import_adapter, import_checkpoint, import_model
-from gptjax.core.command_line import parse_options, print_versions_if_asked
 from gptjax.core.errors import UserError, exit_on_user_error, quote
 
 T = TypeVar("T")

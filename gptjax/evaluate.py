@@ -22,7 +22,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from gptjax.core.command_line import Imports, parse_options
+from gptjax.cli.command_line import Imports, parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, exit_on_user_error
 from gptjax.core.files import check_output_file, expand_path

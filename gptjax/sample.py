@@ -18,12 +18,12 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from gptjax.core.command_line import parse_options
+from gptjax.cli.command_line import parse_options
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.files import check_output_file, expand_path, write_atomically
-from gptjax.inference.sampler import Prompt, Sample, Sampler, read_prompts
-from gptjax.inference.text_generation import Completion, TextGenerator
+from gptjax.serving.sampler import Prompt, Sample, Sampler, read_prompts
+from gptjax.serving.text_generation import Completion, TextGenerator
 
 if TYPE_CHECKING:
     from gptjax.generation.generate import DecodingSpeed

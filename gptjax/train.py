@@ -9,14 +9,14 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from gptjax.core.command_line import parse_config, require_config
+from gptjax.cli.command_line import parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
-from gptjax.core.console import print_once, safe_console
 from gptjax.core.diff import diff_configs
-from gptjax.core.early_exit import exit_early, leave_after_signal, remove_early_handler
 from gptjax.core.errors import exit_on_user_error
-from gptjax.core.garbage_collection import postpone_garbage_collection
-from gptjax.core.restarts import LONG_PAUSE_SECONDS, PAUSE_SECONDS, follow_parent, is_supervised, run_with_restarts
+from gptjax.process.console import print_once, safe_console
+from gptjax.process.early_exit import exit_early, leave_after_signal, remove_early_handler
+from gptjax.process.garbage_collection import postpone_garbage_collection
+from gptjax.process.restarts import LONG_PAUSE_SECONDS, PAUSE_SECONDS, follow_parent, is_supervised, run_with_restarts
 
 if TYPE_CHECKING:
     from gptjax.config import TrainConfig
@@ -60,9 +60,9 @@ def run(words: list[str]) -> int:
 
 def supervise(config: "TrainConfig", words: list[str]) -> int:
     """Train in a process that is started again after a failure."""
+    from gptjax.checkpoints.integrity import list_steps
     from gptjax.runs.run_dir import CHECKPOINTS
     from gptjax.sharding.distributed import has_several_processes
-    from gptjax.training.checkpoint_integrity import list_steps
 
     remove_early_handler()
     limit, end = config.max_restarts, config.max_seconds

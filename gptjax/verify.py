@@ -14,14 +14,14 @@ from typing import Annotated
 
 import tyro
 
-from gptjax.core.command_line import parse_options
+from gptjax.checkpoints.integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
+from gptjax.cli.command_line import parse_options
 from gptjax.core.errors import UserError, count_of, exit_on_user_error
 from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_damage, read_sums, sum_file
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
 from gptjax.runs.run_dir import CHECKPOINTS
-from gptjax.training.checkpoint_integrity import find_checkpoint_damage, has_sums_by_metadata, list_steps
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.inference.text_generation import Completion, GenerationOptions, TextGenerator
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.run_dir import write_imported_run
+from gptjax.serving.text_generation import Completion, GenerationOptions, TextGenerator
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.text_stream import TextStream

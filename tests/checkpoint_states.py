@@ -10,12 +10,12 @@ import jax
 import jaxtyping
 import numpy as np
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.optim import AdamW, Muon
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
-from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.state import TrainState, abstract_state
 
 CONFIG = GPTConfig(

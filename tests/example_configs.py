@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 import pytest
 import tyro
 
-from gptjax.core import config_files
+from gptjax.cli import config_files
 from gptjax.core.errors import UserError
 
 

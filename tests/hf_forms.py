@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gptjax.huggingface.weight_map import format_path
+from gptjax.huggingface.architectures.weight_map import format_path
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 

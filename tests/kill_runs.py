@@ -20,7 +20,7 @@ from pathlib import Path
 
 from power_cut import CONFIG, compare_losses, list_steps, start
 
-from gptjax.training.checkpoint_integrity import find_checkpoint_damage
+from gptjax.checkpoints.integrity import find_checkpoint_damage
 
 
 def main() -> int:

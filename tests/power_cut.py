@@ -34,7 +34,7 @@ EVERY, STEPS = 5, 100_000
 CONFIG = f"""
 from dataclasses import replace
 from configs.smoke import config as base
-from gptjax.training.evaluators import ValidationLoss
+from gptjax.evaluators.validation import ValidationLoss
 
 config = replace(
     base, name="cut", steps={STEPS}, batch_size=4,

@@ -17,25 +17,25 @@ from safetensors.numpy import load_file
 from tiny import MODEL, read_lines, tiny_config, tokenizer, write_shards, write_text_shards
 
 from gptjax import convert
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
 from gptjax.finetuning.lora import LoRA
-from gptjax.huggingface.forms import FORMS
+from gptjax.huggingface.architectures.registry import FORMS
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import SFT, NextToken, Objective
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.startup import prepare_config
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.tokenizer import load_tokenizer
-from gptjax.training.checkpoint_format import flatten_by_name
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import SFT, NextToken, Objective
 from gptjax.training.state import init_state
 
 PEFT_WEIGHTS = "adapter_model.safetensors"

@@ -6,8 +6,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_by
 
-from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
+from data_pipelines.readers.formats.array_records import read_array_records
 from gptjax.core.errors import UserError
 
 TEXTS = ["one", "é☕\r\n", "", *(f"document {i}" for i in range(700))]

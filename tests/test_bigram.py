@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gptjax.training.bigram import bigram_loss
+from gptjax.evaluators.bigram import bigram_loss
 
 CANDIDATES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
 

@@ -9,7 +9,7 @@ import pytest
 from chat_models import Echo, write_chat_run
 
 from gptjax.chat import TerminalChat, main
-from gptjax.inference.conversation import Conversation
+from gptjax.serving.conversation import Conversation
 from gptjax.tokenization.tokenizer import load_tokenizer
 
 Patch: TypeAlias = pytest.MonkeyPatch

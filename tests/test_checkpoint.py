@@ -22,12 +22,12 @@ from checkpoint_states import (
 )
 from jax.sharding import NamedSharding
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model, save_model
+from gptjax.checkpoints.checkpoint_format import EMA_ITEM, find_step, flatten_by_name
+from gptjax.checkpoints.integrity import complete_steps
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager, restore_model, save_model
-from gptjax.training.checkpoint_format import EMA_ITEM, find_step, flatten_by_name
-from gptjax.training.checkpoint_integrity import complete_steps
 from gptjax.training.state import TrainState
 
 # Saving and restoring

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from checkpoint_states import CONFIG, assert_same, make_abstract_state, make_state, save_steps
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model
+from gptjax.checkpoints.checkpoint_format import find_step, read_shapes
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager, restore_model
-from gptjax.training.checkpoint_format import find_step, read_shapes
 
 
 def test_arrays_are_stored_by_name(tmp_path: Path):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from checkpoint_states import CONFIG, list_names, make_abstract_state
 
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
-from gptjax.training.checkpoint_format import flatten_by_name
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.training.state import TrainState
 
 SAVE_UNTIL_KILLED = """
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 import jax, numpy as np
 from checkpoint_states import CONFIG, make_abstract_state
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 
 def save_forever(directory, embed_dim):
     abstract = make_abstract_state(config=replace(CONFIG, embed_dim=embed_dim))

@@ -14,10 +14,10 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.huggingface import model_dir
 from gptjax.huggingface.model_import import from_hf
-from gptjax.inference.sampler import Sample
 from gptjax.runs.checkpoint_source import SavedModel, open_checkpoint
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.sample import sample
+from gptjax.serving.sampler import Sample
 from gptjax.tokenization.tokenizer import Chars
 
 TOKENIZER = Chars.from_text("abcdefgh \n")

@@ -14,10 +14,10 @@ from tiny import tokenizer, write_shards
 from gptjax.core import file_sums
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import FileSum, sum_file
-from gptjax.core.progress import count_progress
 from gptjax.data import checksums
 from gptjax.data.checksums import VERIFIED_FILE, check_unchanged, verify_shards
 from gptjax.data.config import TokenShards
+from gptjax.process.progress import count_progress
 
 
 @pytest.fixture

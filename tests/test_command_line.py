@@ -8,7 +8,7 @@ import pytest
 import tyro
 from example_configs import AdamW, Config, Loss, Mesh, Muon, Stage, WebShards, install_configs, write_config
 
-from gptjax.core.command_line import ConfigRequest, Imports, parse_config, parse_options
+from gptjax.cli.command_line import ConfigRequest, Imports, parse_config, parse_options
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
 

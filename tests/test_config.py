@@ -8,13 +8,13 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
 from gptjax.data.source import DataSource
+from gptjax.evaluators.evaluator import Evaluator
+from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
 from gptjax.metrics.loggers import Logger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.objectives.objective import Objective
 from gptjax.optim import AdamW, Linear, Muon, NamedGroup, Optimizer, ParamGroup, Schedule
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluator import Evaluator
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
-from gptjax.training.objective import Objective
 from gptjax.training.stages import Stage
 
 MUON = Muon(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from example_configs import Config, install_configs, write_config
 
-from gptjax.core.config_files import import_modules, list_configs, load_config_file, run_file
+from gptjax.cli.config_files import import_modules, list_configs, load_config_file, run_file
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import class_name
 
@@ -84,7 +84,7 @@ def test_a_missing_config_lists_the_others_and_suggests():
 
 
 def test_without_installed_configs_a_missing_one_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("gptjax.core.config_files.PACKAGES", tmp_path / "nowhere")
+    monkeypatch.setattr("gptjax.cli.config_files.PACKAGES", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"No configs are installed\.$"):
         load_config_file("quickstart", Config)
 
@@ -160,7 +160,7 @@ for fields in {list(MISTAKES)!r}:
         "from gptjax.config import TrainConfig",
         "from gptjax.model.config import GPTConfig",
         "from gptjax.optim import AdamW, Cosine",
-        "from gptjax.training.evaluators import Samples",
+        "from gptjax.evaluators.validation import Samples",
         f"config = TrainConfig(name='mine', {{fields}})",
     ]
     Path("mine.py").write_text("\\n".join(lines), encoding="utf-8")

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptjax.core.console import ConsoleLog, SafeStream, keep_console_log, print_once, safe_console
 from gptjax.metrics.console import format_columns, format_duration
+from gptjax.process.console import ConsoleLog, SafeStream, keep_console_log, print_once, safe_console
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,8 @@ def test_print_once_prints_on_the_first_process(
 def test_print_once_starts_no_jax_backend():
     """Before JAX is imported, and after."""
     program = (
-        "import sys; from gptjax.core.console import print_once; print_once('one'); assert 'jax' not in sys.modules; "
+        "import sys; from gptjax.process.console import print_once; print_once('one'); "
+        "assert 'jax' not in sys.modules; "
         "import jax; print_once('two'); from jax._src import xla_bridge; assert not xla_bridge._backends"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -70,7 +71,7 @@ def test_safe_stream_writes_to_the_terminal_before_the_log(monkeypatch: pytest.M
 
 CHILD = """
 import sys
-from gptjax.core.console import safe_console
+from gptjax.process.console import safe_console
 with safe_console():
     for line in range(20_000):
         print("a line that nobody reads", line, flush=line % 2 == 0)

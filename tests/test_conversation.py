@@ -8,7 +8,7 @@ from chat_models import TOKENIZER, Echo
 
 from data_pipelines.chat_formats import parse_conversation
 from gptjax.core.errors import UserError
-from gptjax.inference.conversation import Conversation
+from gptjax.serving.conversation import Conversation
 
 
 def talk(echo: Echo, **options: Any) -> Conversation:

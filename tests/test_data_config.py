@@ -12,10 +12,10 @@ from gptjax.core.serialization import from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.source import DataSource, ReadSpec
+from gptjax.evaluators.validation import BigramBaseline
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.training.evaluators import BigramBaseline
 
 COUNT = 45
 SPEC = ReadSpec(8, 0, 200, None, False, ((0, BatchSize(4)),))

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptjax.core import process_end
-from gptjax.core.console import safe_console
-from gptjax.core.diagnosis import explain_error, keep_reports_in, keep_traceback, report_unraisable
 from gptjax.core.errors import exit_on_user_error
+from gptjax.process import process_end
+from gptjax.process.console import safe_console
+from gptjax.process.diagnosis import explain_error, keep_reports_in, keep_traceback, report_unraisable
 
 
 class Others:

@@ -14,14 +14,14 @@ from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer, write_text_s
 from gptjax.benchmark.training import open_batches
 from gptjax.core.errors import UserError
 from gptjax.data.loader import put_on_devices
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, take_layers
+from gptjax.objectives.distillation import Distillation
+from gptjax.objectives.objective import compute_sums
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.distillation import Distillation
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import compute_sums
 
 STUDENT = replace(MODEL, num_layers=1, logit_softcap=8.0)
 TEACHER = replace(MODEL, embed_dim=48, num_heads=2)

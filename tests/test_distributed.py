@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.core.native_output import NativeOutput
+from gptjax.process.native_output import NativeOutput
 from gptjax.sharding import distributed
 from gptjax.sharding.distributed import initialize_distributed
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
+from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.core.errors import UserError
-from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.divergence import Diverged, DivergenceGuard, RollbackConfig
+from gptjax.supervision.divergence import Diverged, DivergenceGuard, RollbackConfig
 from gptjax.training.state import TrainState
 
 

@@ -9,7 +9,7 @@ import pytest
 
 EARLY = """
 import hashlib, signal, sys
-from gptjax.core.early_exit import exit_early
+from gptjax.process.early_exit import exit_early
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their children
 with exit_early():
     print("ready", flush=True)
@@ -28,7 +28,7 @@ with exit_on_user_error(), atomic_directory(Path(sys.argv[1])) as directory:
 
 STOPPED = """
 import atexit, sys
-from gptjax.core.early_exit import leave_after_signal
+from gptjax.process.early_exit import leave_after_signal
 atexit.register(lambda: print("Python's own end"))
 with leave_after_signal():
     print("saved")

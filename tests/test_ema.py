@@ -10,17 +10,17 @@ import pytest
 from tiny import MODEL as TINY
 from tiny import SINGLE, read_lines, tiny_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.conversion.exports import ToHf, export_model
 from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.objectives.objective import NextToken
 from gptjax.optim import EMA, AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
 from gptjax.training import state
-from gptjax.training.checkpoint import CheckpointConfig, flatten_by_name
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import NextToken
 from gptjax.training.step import StepConfig, make_train_step
 
 MODEL = replace(TINY, num_layers=1)

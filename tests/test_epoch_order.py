@@ -9,6 +9,7 @@ import pytest
 from checkpoint_states import make_state
 from tiny import tiny_config, write_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import to_json
 from gptjax.data.batch_size import BatchSize
@@ -17,7 +18,6 @@ from gptjax.data.epoch_order import EpochOrder, EpochSeeds, seed_of_epoch
 from gptjax.data.source import ReadSpec
 from gptjax.runs.resume import adopt_history
 from gptjax.runs.run_dir import CHECKPOINTS
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 
 LENGTH = 50
 

@@ -23,11 +23,11 @@ from gptjax.evaluate import Evaluate, evaluate, find_data, main
 from gptjax.evaluation.comparison import Evaluation
 from gptjax.evaluation.figures import Figure
 from gptjax.evaluation.report import to_result, write_result
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.training.evaluators import ValidationLoss
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from gptjax.core.errors import UserError
 from gptjax.evaluate import Evaluate, evaluate
 from gptjax.evaluation import evaluators
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.metrics.plots import list_evaluations
 from gptjax.runs.trainer import train
-from gptjax.training.evaluators import ValidationLoss
 
 
 def test_text_is_scored_on_a_schedule_as_the_command_scores_it(tmp_path: Path) -> None:

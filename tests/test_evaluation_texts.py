@@ -11,7 +11,7 @@ from gptjax.core.errors import UserError
 from gptjax.data.splits import open_split
 from gptjax.evaluation.protocols import EvalProtocol
 from gptjax.evaluation.texts import encode_text, read_documents
-from gptjax.inference.sampler import Sample, read_prompts
+from gptjax.serving.sampler import Sample, read_prompts
 from gptjax.tokenization.tokenizer import Bytes
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'

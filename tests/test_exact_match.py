@@ -14,16 +14,17 @@ from models import make_model
 
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.evaluators import exact_match
+from gptjax.evaluators import validation as evaluators
+from gptjax.evaluators.evaluator import EvalContext, Evaluator
+from gptjax.evaluators.exact_match import ExactMatch, read_questions
+from gptjax.evaluators.validation import Samples
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import SFT
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import Message
-from gptjax.training import evaluators, exact_match
-from gptjax.training.evaluator import EvalContext, Evaluator
-from gptjax.training.evaluators import Samples
-from gptjax.training.exact_match import ExactMatch, read_questions
-from gptjax.training.objective import SFT
 
 CONFIG = GPTConfig(
     num_layers=1,

@@ -16,7 +16,7 @@ from hf_forms import GPT2_CONFIG, LLAMA_CONFIG, compute_logits, draw_model, draw
 from test_gguf_export import TOKENIZER
 
 from gptjax.convert import main
-from gptjax.huggingface.weight_map import DTYPES, format_path
+from gptjax.huggingface.architectures.weight_map import DTYPES, format_path
 from gptjax.model import gpt, module
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT

@@ -13,14 +13,14 @@ from data_pipelines.index_shards import IndexShards
 from data_pipelines.prepare import Prepare
 from gptjax import __main__ as command
 from gptjax.benchmark.options import BenchOptions
+from gptjax.cli.command_line import parse_config, parse_options
+from gptjax.cli.flag_mistakes import explain_unknown, explain_words
+from gptjax.cli.flags import Flag, list_flags, normalize_words
 from gptjax.config import TrainConfig, load_config
 from gptjax.conversion.exports import ToHf
-from gptjax.core.command_line import parse_config, parse_options
 from gptjax.core.errors import UserError
-from gptjax.core.flag_mistakes import explain_unknown, explain_words
-from gptjax.core.flags import Flag, list_flags, normalize_words
 from gptjax.evaluate import Evaluate
-from gptjax.inference.sampler import Sample
+from gptjax.serving.sampler import Sample
 
 TYPED_TO_TRAIN = {
     "--lr=3e-4": "--optimizer.learning-rate=3e-4",

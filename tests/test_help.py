@@ -16,12 +16,12 @@ import pytest
 from data_pipelines.runtime.options import run_command
 from gptjax import bench, chat, convert, evaluate, sample, train, verify
 from gptjax.benchmark.options import BenchOptions
+from gptjax.cli.command_line import parse_known_options, parse_options
+from gptjax.cli.config_files import find_config, list_configs
 from gptjax.config import load_config
-from gptjax.core.command_line import parse_known_options, parse_options
-from gptjax.core.config_files import find_config, list_configs
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol
-from gptjax.training.distillation import Distillation
-from gptjax.training.preference import IPO, ORPO, SimPO
+from gptjax.objectives.distillation import Distillation
+from gptjax.objectives.preference import IPO, ORPO, SimPO
 
 TYPES = {
     "gptjax.chat": chat.Chat,

@@ -10,7 +10,7 @@ from hub_server import Hub, serving
 
 from gptjax.convert import main
 from gptjax.core.errors import UserError
-from gptjax.huggingface.forms import FORMS, choose_form
+from gptjax.huggingface.architectures.registry import FORMS, choose_form
 from gptjax.huggingface.model_card import CardFacts, make_model_card, read_evaluations
 from gptjax.model.config import GPTConfig
 from gptjax.runs.run_dir import write_imported_run

@@ -21,12 +21,12 @@ from safetensors.numpy import load_file, save_file
 import configs
 from gptjax.config import load_config
 from gptjax.core.errors import UserError
-from gptjax.huggingface.custom import CUSTOM
-from gptjax.huggingface.forms import FORMS, choose_form
+from gptjax.huggingface.architectures.custom import CUSTOM
+from gptjax.huggingface.architectures.registry import FORMS, choose_form
+from gptjax.huggingface.architectures.weight_map import list_parameters
 from gptjax.huggingface.model_dir import compute_torch_logits, write_model
 from gptjax.huggingface.model_import import from_hf, from_hf_config
 from gptjax.huggingface.safetensors_dir import read_json, write_json
-from gptjax.huggingface.weight_map import list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.sharding.devices import DType
 

@@ -13,11 +13,11 @@ from hf_forms import GPT2_CONFIG, OPTIONS
 from hf_models import Tensors, are_identical, draw_tensors, make_hf_config, write_model_dir
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gpt2 import GPT2, WEIGHTS
+from gptjax.huggingface.architectures.gpt2 import GPT2, WEIGHTS
+from gptjax.huggingface.architectures.weight_map import format_path, is_param
 from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.model_import import from_hf, from_hf_config
 from gptjax.huggingface.safetensors_dir import write_json
-from gptjax.huggingface.weight_map import format_path, is_param
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT, abstract_model, with_static
 from gptjax.sharding.mesh import MeshConfig

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gptjax.training.joint_save import STAGES, JointCheckpointer, JointSave
+from gptjax.checkpoints.joint_save import STAGES, JointCheckpointer, JointSave
 
 
 class Meeting:
@@ -48,7 +48,7 @@ def save(failing: str | None) -> str:
 @pytest.mark.parametrize("first", [None, *STAGES])
 @pytest.mark.parametrize("second", [None, *STAGES])
 def test_two_processes_learn_the_same_outcome(first: str | None, second: str | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("gptjax.training.joint_save.collect_failures", Meeting(2).collect_failures)
+    monkeypatch.setattr("gptjax.checkpoints.joint_save.collect_failures", Meeting(2).collect_failures)
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(save, [first, second]))
     if first == second is None:

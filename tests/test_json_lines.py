@@ -8,7 +8,7 @@ import pytest
 from texts import documents_by, write_compressed
 
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, SURROGATES, ReadContext
-from data_pipelines.readers.json_lines import parse_text, read_json_lines
+from data_pipelines.readers.formats.json_lines import parse_text, read_json_lines
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from gptjax.core.errors import UserError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core.native_output import NativeOutput
+from gptjax.process.native_output import NativeOutput
 from gptjax.sharding import liveness
 from gptjax.sharding.liveness import GRACE_SECONDS, ROOT, SILENCE_SECONDS, SUSPICION_SECONDS, Liveness, ProcessWatch
 
@@ -140,7 +140,7 @@ def test_abort_while_all_others_live_is_said(abort: str, status: int, monkeypatc
 
 MEMBER = """
 import sys, time
-from gptjax.core.console import safe_console
+from gptjax.process.console import safe_console
 from gptjax.core.errors import UserError, exit_on_user_error
 with safe_console(), exit_on_user_error():
     from gptjax.sharding.distributed import initialize_distributed

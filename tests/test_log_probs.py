@@ -10,9 +10,9 @@ import pytest
 from tiny import MODEL
 
 from gptjax.model.gpt import GPT
-from gptjax.training.distillation import Distillation
-from gptjax.training.objective import SFT, Objective, compute_sums
-from gptjax.training.preference import DPO, SimPO
+from gptjax.objectives.distillation import Distillation
+from gptjax.objectives.objective import SFT, Objective, compute_sums
+from gptjax.objectives.preference import DPO, SimPO
 
 ROWS, LENGTH, VOCABULARY, CHUNK = 4, 16, 1024, 16
 CONFIG = replace(MODEL, vocab_size=1000, intra_document_mask=True, num_layers=1)

@@ -11,14 +11,14 @@ import pytest
 from checkpoint_states import assert_same, disable_jaxtyping
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.model.config import GPTConfig
+from gptjax.objectives.objective import NextToken
 from gptjax.optim import AdamW
 from gptjax.optim.schedules import Constant
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, MAX_SCALE, LossScale
-from gptjax.training.objective import NextToken
 from gptjax.training.state import TrainState, abstract_state, create_state
 from gptjax.training.step import StepConfig, make_train_step
 

@@ -7,7 +7,7 @@ import pytest
 
 KEEP_AND_MEASURE = """
 import ctypes, resource
-from gptjax.core.memory import keep_freed_memory, release_freed_memory
+from gptjax.process.memory import keep_freed_memory, release_freed_memory
 kept = keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

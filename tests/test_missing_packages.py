@@ -6,7 +6,7 @@ import pytest
 from texts import documents_in
 
 from data_pipelines.readers.documents import ReadContext
-from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.optional_packages import needs_extra
 from data_pipelines.readers.sources import open_source
 from gptjax.core.errors import UserError
 

@@ -7,8 +7,8 @@ import pytest
 
 CHILD = """
 import os, sys, threading, time
-from gptjax.core.console import safe_console
-from gptjax.core.native_output import hold_native_output, read_native_output
+from gptjax.process.console import safe_console
+from gptjax.process.native_output import hold_native_output, read_native_output
 def library(text):
     os.write(2, text.encode())
 with safe_console():
@@ -44,7 +44,7 @@ def test_process_that_ends_before_shows_its_own_line_only():
 def test_crash_and_requested_stacks_reach_the_terminal_while_libraries_write_to_a_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GPTJAX_TRACEBACK", "1")
     status, lines = run("""
-from gptjax.core.process_end import _print_error
+from gptjax.process.process_end import _print_error
 _print_error("no progress")
 os.kill(os.getpid(), 11)
 """)

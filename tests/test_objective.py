@@ -15,14 +15,14 @@ from gptjax.config import TrainConfig
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import SFT
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.startup import make_phase_step, make_read_spec, open_evaluators
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import SFT
 from gptjax.training.state import init_state
 
 TRAIN, VALIDATION = draw_documents(60, seed=1), draw_documents(23, seed=2)

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 from texts import documents_by
 
-from data_pipelines.readers import parquet
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
-from data_pipelines.readers.parquet import read_parquet
+from data_pipelines.readers.formats import parquet
+from data_pipelines.readers.formats.parquet import read_parquet
 from gptjax.core.errors import UserError
 
 TEXTS = ["one", "", "é☕ 😀\r\n", "long " * 1000, *(f"document {i}" for i in range(100))]

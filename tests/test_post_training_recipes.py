@@ -31,13 +31,13 @@ from data_pipelines.small_world import OPENINGS, SmallWorld, make_small_world
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards
+from gptjax.evaluators.exact_match import ExactMatch
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.exact_match import ExactMatch
 
 pytestmark = pytest.mark.slow
 

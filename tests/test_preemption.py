@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from gptjax.core.early_exit import stop_status
 from gptjax.core.errors import UserError
-from gptjax.training import preemption
-from gptjax.training.preemption import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
+from gptjax.process.early_exit import stop_status
+from gptjax.supervision import preemption
+from gptjax.supervision.preemption import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 
 
 def wait_for_output(capfd: pytest.CaptureFixture[str], words: str) -> None:
@@ -72,7 +72,7 @@ def test_stop_signals_of_the_environment_are_added():
 
 CHILD = """
 import hashlib, sys
-from gptjax.training.preemption import GracefulShutdown
+from gptjax.supervision.preemption import GracefulShutdown
 with GracefulShutdown() as shutdown:
     if sys.argv[1] == "training":
         shutdown.begin_training()

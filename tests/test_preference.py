@@ -21,14 +21,14 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import Batch, put_on_devices
 from gptjax.data.preferences import PreferenceShards, cut_pairs
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import SFT, NextToken, Objective, compute_sums
+from gptjax.objectives.preference import DPO, IPO, ORPO, PairObjective, ReferenceObjective, SimPO
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.runs.startup import make_read_spec
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import SFT, NextToken, Objective, compute_sums
-from gptjax.training.preference import DPO, IPO, ORPO, PairObjective, ReferenceObjective, SimPO
 
 TRAIN, VALIDATION = draw_pairs(40, seed=1), draw_pairs(11, seed=2)
 CONFIG = replace(MODEL, intra_document_mask=True, num_layers=1)

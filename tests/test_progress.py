@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.runtime import progress
 from data_pipelines.runtime.progress import print_notes, progress_line
-from gptjax.core.progress import ReadProgress
+from gptjax.process.progress import ReadProgress
 
 
 class ConsoleProgress(io.StringIO):

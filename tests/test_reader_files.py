@@ -10,11 +10,11 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from texts import documents_in, write_compressed
 
-from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import ReadContext
 from data_pipelines.readers.files import AS_TEXT, LEFT_OUT, find_reader, open_files
-from data_pipelines.readers.json_lines import read_json
-from data_pipelines.readers.text_files import read_text
+from data_pipelines.readers.formats.array_records import read_array_records
+from data_pipelines.readers.formats.json_lines import read_json
+from data_pipelines.readers.formats.text_files import read_text
 from gptjax.core.errors import UserError
 
 

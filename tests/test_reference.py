@@ -16,13 +16,13 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import Mixture, MixtureComponent
 from gptjax.data.preferences import PairSequences, PreferenceShards, read_log_probs
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.evaluators.evaluator import EvalContext
+from gptjax.evaluators.exact_match import ExactMatch
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.objectives.preference import DPO
 from gptjax.runs import reference
 from gptjax.runs.startup import make_read_spec
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.evaluator import EvalContext
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.exact_match import ExactMatch
-from gptjax.training.preference import DPO
 
 
 @pytest.fixture

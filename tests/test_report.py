@@ -6,18 +6,18 @@ import pytest
 from scored import draw_documents, write_documents
 from tiny import SINGLE, tiny_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.evaluators.validation import BigramBaseline, ValidationLoss
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
 from gptjax.runs import report, startup
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import BigramBaseline, ValidationLoss
+from gptjax.supervision.stopping import Stop
 from gptjax.training.stages import Stage
-from gptjax.training.stopping import Stop
 
 COMMAND = "python -m gptjax.train --config=my.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core.restarts import should_restart
+from gptjax.process.restarts import should_restart
 
 
 @pytest.mark.parametrize("status", [1, 75, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS])
@@ -26,7 +26,7 @@ def test_success_a_users_error_and_an_end_by_signal_are_not_restarted(status: in
 PARENT = """
 import sys
 from pathlib import Path
-from gptjax.core.restarts import run_with_restarts
+from gptjax.process.restarts import run_with_restarts
 steps = Path(sys.argv[1])
 read = lambda: int(steps.read_text()) if steps.exists() else None
 sys.exit(run_with_restarts([sys.executable, "-c", sys.argv[2], sys.argv[1]], limit=2, find_step=read, pause=0.0))
@@ -81,7 +81,7 @@ def test_signal_reaches_the_child_and_ends_the_restarts(tmp_path: Path):
 
 @pytest.mark.slow
 def test_child_ends_with_a_parent_that_is_killed(tmp_path: Path):
-    begin = "from gptjax.core.restarts import follow_parent; follow_parent(); print(os.getpid(), "
+    begin = "from gptjax.process.restarts import follow_parent; follow_parent(); print(os.getpid(), "
     follower = WAIT.replace("print(", begin)
     with start_parent(f"import os\n{follower}", tmp_path) as parent:
         assert parent.stdout is not None

@@ -7,13 +7,13 @@ import pytest
 from checkpoint_states import make_state, save_steps
 from tiny import tiny_config
 
+from gptjax.checkpoints import rotation as checkpoint_rotation
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.runs.resume import adopt_history, describe_rate_change
 from gptjax.runs.run_dir import CHECKPOINTS
-from gptjax.training import checkpoint_rotation
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.stages import Stage
 
 

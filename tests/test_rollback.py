@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, read_lines, tiny_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
+from gptjax.checkpoints.integrity import complete_steps
 from gptjax.config import TrainConfig
 from gptjax.data.batch_size import locate_first_row
 from gptjax.data.config import TokenShards
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.metrics_file import read_metrics
+from gptjax.objectives.objective import MicroBatch, NextToken
 from gptjax.optim import AdamW, Constant
 from gptjax.runs import trainer
 from gptjax.runs.resume import adopt_history
 from gptjax.runs.rollback import add_offset, adopt_offsets
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.checkpoint_integrity import complete_steps
-from gptjax.training.divergence import RollbackConfig
-from gptjax.training.objective import MicroBatch, NextToken
+from gptjax.supervision.divergence import RollbackConfig
 
 
 @dataclass(frozen=True)

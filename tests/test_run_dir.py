@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tiny import MODEL, tiny_config, tokenizer
 
+from gptjax.checkpoints.checkpoint import save_model
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.model.config import GPTConfig
@@ -20,8 +22,6 @@ from gptjax.runs.run_dir import CHECKPOINTS, RunDir, run_lock, write_imported_ru
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.training.checkpoint import save_model
-from gptjax.training.checkpoint_format import flatten_by_name
 
 
 def draw_model(config: GPTConfig) -> GPT:

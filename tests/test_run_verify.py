@@ -7,9 +7,9 @@ from checkpoint_states import make_state
 from tiny import tiny_config, tokenizer, write_text_shards
 
 from data_pipelines.prepare import Prepare, prepare
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.core.errors import UserError
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.verify import main, verify
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from gptjax.core.errors import UserError
 from gptjax.generation.generate import NewTokens, generate
-from gptjax.inference.sampler import Sample, encode_prompt, read_prompts
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT, with_static
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.sample import main, sample
+from gptjax.serving.sampler import Sample, encode_prompt, read_prompts
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
 from gptjax.tokenization.chat_template import CHATML, Message
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
@@ -126,7 +126,7 @@ def replace_stream(monkeypatch: pytest.MonkeyPatch, rows: list[list[int]]) -> No
         for begin in range(0, tokens.shape[1], every):
             yield NewTokens(tokens[:, begin : begin + every], None, np.zeros(len(rows), bool))
 
-    monkeypatch.setattr("gptjax.inference.text_generation.generation.stream_tokens", stream)
+    monkeypatch.setattr("gptjax.serving.text_generation.generation.stream_tokens", stream)
 
 
 def test_text_stops_at_end_of_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_special_tokens_in_a_prompt_act_only_if_asked_for(run: Path, monkeypatch
         prompts.extend(row.tolist() for row in rows)
         yield NewTokens(np.array([[65]]), None, np.array([False]))
 
-    monkeypatch.setattr("gptjax.inference.text_generation.generation.stream_tokens", stream)
+    monkeypatch.setattr("gptjax.serving.text_generation.generation.stream_tokens", stream)
     options = Sample(checkpoint=str(run), prompt=("a<|endoftext|>b",), max_new_tokens=1)
     sample(options)
     sample(replace(options, special_tokens=True))
@@ -209,7 +209,7 @@ def test_chat_model_answers_by_turns(
         seen.append((rows[0].tolist(), kwargs["end_of_text"]))
         yield NewTokens(np.array([[72, 105, end]]), None, np.array([True]))
 
-    monkeypatch.setattr("gptjax.inference.text_generation.generation.stream_tokens", stream)
+    monkeypatch.setattr("gptjax.serving.text_generation.generation.stream_tokens", stream)
     options = Sample(checkpoint=str(tmp_path / "chat"), prompt=("Hello",), max_new_tokens=3)
     assert sample(options) == ["Hi"]
     assert sample(replace(options, raw=True)) == ["HelloHi"]

@@ -7,10 +7,10 @@ import pytest
 from checkpoint_states import make_state
 from tiny import write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.checkpoints.saver import RETRY_SECONDS, Saver
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
-from gptjax.training.saver import RETRY_SECONDS, Saver
 
 
 class Clock:
@@ -75,7 +75,7 @@ def test_several_processes_ask_the_first_one_until_a_save_has_succeeded(monkeypa
     """Asking waits for what is dispatched, in every process. They learn at one step that a save has failed."""
     asked: list[float] = []
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr("gptjax.training.saver.ask_first", lambda answers: asked.append(clock.now) or answers)
+    monkeypatch.setattr("gptjax.checkpoints.saver.ask_first", lambda answers: asked.append(clock.now) or answers)
     saver, checkpoints, clock = make_saver(every=95)
     run_steps(saver, clock, range(1, 96), seconds=1)
     saver.wait()
@@ -116,7 +116,7 @@ def test_failed_save_is_tried_again_with_one_warning(later: bool, capsys: pytest
 def test_last_step_that_cannot_be_saved_is_an_error(monkeypatch: pytest.MonkeyPatch):
     """Only after a save do the processes wait for each other: an error ends the others."""
     places: list[str] = []
-    monkeypatch.setattr("gptjax.training.saver.wait_for_processes", places.append)
+    monkeypatch.setattr("gptjax.checkpoints.saver.wait_for_processes", places.append)
     saver, checkpoints, _ = make_saver(every=None)
     checkpoints.saved, checkpoints.full = [60], True
     saver.save(100, make_state(), loss=None)

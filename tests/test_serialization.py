@@ -14,7 +14,7 @@ import pytest
 from example_configs import AdamW, Config, Evaluator, Loss, Mesh, Muon, Optimizer, Shards, Stage, WebShards
 
 import gptjax
-from gptjax.core.config_files import run_file
+from gptjax.cli.config_files import run_file
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import class_name, describe_hint, find_unimportable, fits, from_json, to_json
 
@@ -236,7 +236,7 @@ def test_find_unimportable_names_local_and_nested_classes():
         ("gptjax.core.errors:UserError", "gptjax.core.errors defines no such dataclass"),
         ("gptjax.core.diff:diff_configs", "gptjax.core.diff defines no such dataclass"),
         ("gptjax.core.diff:dataclasses", "gptjax.core.diff defines no such dataclass"),
-        ("gptjax.core.config_files:sys.modules", "gptjax.core.config_files defines no such dataclass"),
+        ("gptjax.cli.config_files:sys.modules", "gptjax.cli.config_files defines no such dataclass"),
         ("gptjax:TrainConfig", "gptjax defines no such dataclass"),
         ("gptjax.nothing:X", "gptjax.nothing defines no such dataclass"),
         ("gptjax.core.errors.nothing:X", "gptjax.core.errors.nothing defines no such dataclass"),
@@ -244,7 +244,7 @@ def test_find_unimportable_names_local_and_nested_classes():
         ("gptjax..core.errors:X", "gptjax..core.errors defines no such dataclass"),
         ("gptjax./tmp/x:X", "gptjax./tmp/x defines no such dataclass"),
         ("gptjax.core.serialization:_Reader", "wanted Optimizer"),
-        ("gptjax.core.command_line:ConfigRequest", "wanted Optimizer"),
+        ("gptjax.cli.command_line:ConfigRequest", "wanted Optimizer"),
         ("gptjaxy:X", "which is not part of gptjax"),
         ("os:system", "which is not part of gptjax"),
         ("subprocess:Popen", "which is not part of gptjax"),

@@ -13,7 +13,7 @@ from data_pipelines.prepare_chat import PrepareChat, prepare_chat
 from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
 from data_pipelines.small_world import OPENINGS, SmallWorld, make_small_world
 from gptjax.core.errors import UserError
-from gptjax.training.exact_match import read_questions
+from gptjax.evaluators.exact_match import read_questions
 
 NAMES = ("text", "chat", "held_out", "pairs")
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tiny import MODEL, SINGLE, read_lines, tiny_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.batch_size import BatchSize, count_steps_by_part
@@ -22,8 +24,6 @@ from gptjax.runs import startup
 from gptjax.runs.startup import compile_steps, initialize_state, make_read_spec
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.stages import Phase, Stage, resolve_phases
 from gptjax.training.state import TrainState
 from gptjax.training.step import lr_scale_at, make_eval_step

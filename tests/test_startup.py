@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, MODEL, SINGLE, text_of, tiny_config, tokenizer, write_shards, write_text_shards
 
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
-from gptjax.huggingface.forms import choose_form
+from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
+from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.huggingface.architectures.registry import choose_form
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
@@ -29,9 +32,6 @@ from gptjax.runs.startup import (
 )
 from gptjax.sharding.devices import preferred_dtype
 from gptjax.tokenization.tokenizer import Chars
-from gptjax.training.checkpoint_format import flatten_by_name
-from gptjax.training.evaluator import EvalContext, OpenEvaluator
-from gptjax.training.evaluators import Samples, ValidationLoss
 
 
 @pytest.fixture(scope="module")

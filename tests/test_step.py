@@ -12,10 +12,10 @@ from tiny import MODEL
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
+from gptjax.objectives.objective import NextToken
 from gptjax.optim import AdamW, Muon
 from gptjax.optim.schedules import Constant, Linear
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.objective import NextToken
 from gptjax.training.state import TrainState, abstract_state, create_state
 from gptjax.training.step import StepConfig, make_dropout_keys, make_eval_step, make_train_step
 

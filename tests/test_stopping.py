@@ -6,8 +6,8 @@ import pytest
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.training.preemption import GracefulShutdown
-from gptjax.training.stopping import StopRules, list_losses
+from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.stopping import StopRules, list_losses
 
 
 def test_time_counts_from_the_start_of_the_command():

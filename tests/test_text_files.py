@@ -8,7 +8,7 @@ from texts import documents_by, write_compressed
 
 from data_pipelines.readers import zstandard
 from data_pipelines.readers.documents import REPLACED, ReadContext
-from data_pipelines.readers.text_files import explain_errors, read_text
+from data_pipelines.readers.formats.text_files import explain_errors, read_text
 from data_pipelines.readers.zstandard import read_window
 from gptjax.core.errors import UserError
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from tiny import ALPHABET, read_lines, tiny_config, tokenizer, write_shards, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
 from gptjax.optim import AdamW, Constant
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import make_data_check, train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
 
 
 @pytest.fixture(scope="module")

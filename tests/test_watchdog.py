@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.core import process_end
-from gptjax.core.progress import note_progress
-from gptjax.training import preemption
-from gptjax.training.watchdog import COLLECTIVE_SECONDS, LONG_FACTOR, Watchdog
+from gptjax.process import process_end
+from gptjax.process.progress import note_progress
+from gptjax.supervision import preemption
+from gptjax.supervision.watchdog import COLLECTIVE_SECONDS, LONG_FACTOR, Watchdog
 
 
 def count_looks(watchdog: Watchdog) -> int:
@@ -79,9 +79,9 @@ def test_watchdog_without_a_limit_starts_no_thread():
 HANGING = """
 import sys
 from pathlib import Path
-from gptjax.core.diagnosis import keep_reports_in
-from gptjax.training.preemption import GracefulShutdown
-from gptjax.training.watchdog import Watchdog
+from gptjax.process.diagnosis import keep_reports_in
+from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.watchdog import Watchdog
 directory = Path(sys.argv[1])
 keep_reports_in(directory)
 def read_forever():

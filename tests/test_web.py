@@ -9,8 +9,8 @@ import pytest
 from chat_models import Echo
 
 from gptjax.core.errors import UserError
-from gptjax.inference.conversation import Conversation
-from gptjax.inference.web import MAX_CONVERSATIONS, ChatServer, serve
+from gptjax.serving.conversation import Conversation
+from gptjax.serving.web import MAX_CONVERSATIONS, ChatServer, serve
 
 TAB, OTHER = "a" * 32, "b" * 32
 

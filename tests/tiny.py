@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
@@ -20,7 +21,6 @@ from gptjax.optim import AdamW
 from gptjax.optim.schedules import Cosine
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars, Tokenizer
-from gptjax.training.checkpoint import CheckpointConfig
 
 ALPHABET = "\n !()*+,-.0123456789:=abcdefghijklmnopqrstuvwxyz"
 SINGLE = MeshConfig("single")

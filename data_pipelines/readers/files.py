@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers import arrow_files, json_lines
-from data_pipelines.readers.array_records import read_array_records
 from data_pipelines.readers.documents import Chunk, ReadContext
-from data_pipelines.readers.parquet import read_parquet
+from data_pipelines.readers.formats import arrow_files, json_lines
+from data_pipelines.readers.formats.array_records import read_array_records
+from data_pipelines.readers.formats.parquet import read_parquet
+from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
+from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, read_text
 from data_pipelines.readers.paths import find_files, identify_files, keep_data
-from data_pipelines.readers.tables import TABLE_SUFFIXES, read_table
-from data_pipelines.readers.text_files import COMPRESSED, open_file, read_text
 from gptjax.core.errors import UserError
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"

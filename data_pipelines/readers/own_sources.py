@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, Source, validate_utf8
-from gptjax.core.config_files import run_file
+from gptjax.cli.config_files import run_file
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path, file_sha256
 

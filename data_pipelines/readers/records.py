@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.readers import arrow_files
-from data_pipelines.readers.json_lines import JSON_SUFFIXES, SUFFIXES, explain_line
-from data_pipelines.readers.parquet import explain_columns, open_parquet
+from data_pipelines.readers.formats import arrow_files
+from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, explain_line
+from data_pipelines.readers.formats.parquet import explain_columns, open_parquet
+from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
+from data_pipelines.readers.formats.text_files import open_file
 from data_pipelines.readers.paths import find_files, keep_data
-from data_pipelines.readers.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
-from data_pipelines.readers.text_files import open_file
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"

@@ -12,9 +12,9 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.array_records import split_records
 from data_pipelines.readers.documents import TEXT_FIELD, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
-from data_pipelines.readers.extras import needs_extra
+from data_pipelines.readers.formats.array_records import split_records
+from data_pipelines.readers.optional_packages import needs_extra
 from data_pipelines.readers.paths import hash_names_sizes_times
 from gptjax.core.errors import UserError
 

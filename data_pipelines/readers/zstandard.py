@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.readers.extras import import_pyarrow
+from data_pipelines.readers.optional_packages import import_pyarrow
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError
 

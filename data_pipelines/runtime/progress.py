@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gptjax.core.progress import note_progress
+from gptjax.process.progress import note_progress
 
 SECONDS_BETWEEN_LINES = 30
 

@@ -21,11 +21,11 @@ from gptjax.data.loader import Batch, BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.metrics.logger import MetricLogger
 from gptjax.model.gpt import GPT
+from gptjax.objectives.preference import ReferenceObjective
 from gptjax.runs import startup
 from gptjax.runs.reference import prepare_frozen_model
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.preference import ReferenceObjective
 from gptjax.training.state import TrainState
 
 NUM_BATCHES = 4

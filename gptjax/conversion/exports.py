@@ -9,12 +9,12 @@ from typing import Any
 
 import tyro
 
+from gptjax.cli.command_line import Imports
 from gptjax.conversion.imports import ORIGIN_FILE
-from gptjax.core.command_line import Imports
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.files import atomic_directory, expand_path
-from gptjax.huggingface.form import Form, HFOrigin
-from gptjax.huggingface.forms import FormName, choose_form
+from gptjax.huggingface.architectures.architecture import Form, HFOrigin
+from gptjax.huggingface.architectures.registry import FormName, choose_form
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.runs.run_dir import RunDir

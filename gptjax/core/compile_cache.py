@@ -14,9 +14,9 @@ import os
 import platform
 from pathlib import Path
 
-from gptjax.core.console import print_once
 from gptjax.core.files import cache_directory
 from gptjax.core.xla_flags import check_xla_flags
+from gptjax.process.console import print_once
 
 MAX_BYTES = 2**30
 """Size of `compiled/` from which on the programs that were not used for longest are deleted, at the next start."""

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from gptjax.core.console import prepare_streams
-from gptjax.core.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
-from gptjax.core.early_exit import Terminated, remove_early_handler, stop_status
-from gptjax.core.process_end import exit_process, has_peers, wait_for_failure_report
+from gptjax.process.console import prepare_streams
+from gptjax.process.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
+from gptjax.process.early_exit import Terminated, remove_early_handler, stop_status
+from gptjax.process.process_end import exit_process, has_peers, wait_for_failure_report
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""

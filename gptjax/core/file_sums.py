@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.core.files import write_atomically
-from gptjax.core.progress import ReadProgress
+from gptjax.process.progress import ReadProgress
 
 SUMS_FILE = "checksums.json"
 READ_BYTES = 2**22

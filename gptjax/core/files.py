@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from gptjax.core.early_exit import raise_terminated
 from gptjax.core.errors import UserError, quote
+from gptjax.process.early_exit import raise_terminated
 
 AnyPath = str | os.PathLike[str]
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import FileSum, find_damage, sum_file
 from gptjax.core.files import AnyPath, write_atomically
-from gptjax.core.progress import ReadProgress
 from gptjax.data.file_array import FileArray, iter_chunks
 from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Manifest, Sidecar, read_manifest
 from gptjax.data.shards import open_shard
 from gptjax.data.splits import check_size, open_split
 from gptjax.data.token_stream import TokenStream
+from gptjax.process.console import print_once
+from gptjax.process.progress import ReadProgress
 
 VERIFIED_FILE = ".verified.json"
 REPORT_BYTES = 2 * 10**9

@@ -13,9 +13,9 @@ from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
 from gptjax.evaluation.figures import Figure, compute_figures
 from gptjax.evaluation.protocols import find_protocol
+from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.metrics.plots import EVALUATION_PREFIX
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 
 if TYPE_CHECKING:
     from gptjax.evaluation import core_bundle, harness, harness_model, scoring, texts

@@ -9,7 +9,6 @@ from types import ModuleType
 
 import numpy as np
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of, quote
 from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import DocumentSums
@@ -17,6 +16,7 @@ from gptjax.evaluation.protocols import EvalProtocol, PlacedWindow, Words, place
 from gptjax.evaluation.scoring import DEFAULTS, ScoringOptions, score_windows
 from gptjax.evaluation.windows import Ids
 from gptjax.model.gpt import GPT
+from gptjax.process.console import print_once
 from gptjax.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 PARTS = 50

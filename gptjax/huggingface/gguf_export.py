@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.form import Form
-from gptjax.huggingface.gpt2 import GPT2
-from gptjax.huggingface.llama import LLAMA, map_projections
+from gptjax.huggingface.architectures.architecture import Form
+from gptjax.huggingface.architectures.gpt2 import GPT2
+from gptjax.huggingface.architectures.llama import LLAMA, map_projections
+from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.huggingface.model_export import cast_tensor, export_tensors
-from gptjax.huggingface.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.positions import DEFAULT_ROTARY_BASE

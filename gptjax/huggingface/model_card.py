@@ -9,7 +9,7 @@ from typing import Any
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
-from gptjax.huggingface.form import Form
+from gptjax.huggingface.architectures.architecture import Form
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.config import GPTConfig

@@ -12,7 +12,7 @@ import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
 from gptjax.core.files import expand_path
-from gptjax.huggingface.form import CONFIG_FILE, Form, HFOrigin
+from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Form, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.form import Form, HFOrigin
-from gptjax.huggingface.forms import choose_form
-from gptjax.huggingface.weight_map import DTYPES, WeightMapping, list_parameters
+from gptjax.huggingface.architectures.architecture import Form, HFOrigin
+from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.weight_map import DTYPES, WeightMapping, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.sharding.devices import DType

@@ -13,10 +13,16 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.form import CONFIG_FILE, EMBEDDING, HEAD, Form, HFOrigin
-from gptjax.huggingface.forms import find_form
+from gptjax.huggingface.architectures.architecture import CONFIG_FILE, EMBEDDING, HEAD, Form, HFOrigin
+from gptjax.huggingface.architectures.registry import find_form
+from gptjax.huggingface.architectures.weight_map import (
+    WeightMapping,
+    format_path,
+    get_shapes,
+    is_param,
+    list_parameters,
+)
 from gptjax.huggingface.safetensors_dir import StoredTensor, name_tensors, open_tensors, read_json
-from gptjax.huggingface.weight_map import WeightMapping, format_path, get_shapes, is_param, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
 from gptjax.sharding.devices import DType

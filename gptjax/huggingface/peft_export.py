@@ -13,11 +13,11 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.finetuning.adapters import Adapters
-from gptjax.huggingface.custom import CUSTOM
-from gptjax.huggingface.form import EMBEDDING, HEAD, Form
-from gptjax.huggingface.forms import choose_form
+from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Form
+from gptjax.huggingface.architectures.custom import CUSTOM
+from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.weight_map import WeightMapping, order_channels
 from gptjax.huggingface.safetensors_dir import write_json, write_safetensors
-from gptjax.huggingface.weight_map import WeightMapping, order_channels
 from gptjax.model.gpt import GPT
 
 Tensors = dict[str, np.ndarray]

@@ -14,9 +14,9 @@ import numpy as np
 
 from gptjax.core.errors import UserError, quote
 from gptjax.finetuning.vocabulary import grow_vocabulary
-from gptjax.huggingface.custom import CUSTOM
-from gptjax.huggingface.form import EMBEDDING, HEAD, Form
-from gptjax.huggingface.forms import choose_form
+from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Form
+from gptjax.huggingface.architectures.custom import CUSTOM
+from gptjax.huggingface.architectures.registry import choose_form
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import load_weights
 from gptjax.huggingface.safetensors_dir import open_tensors, read_json

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, quote
+from gptjax.huggingface.architectures.weight_map import WeightMapping, get_shapes
 from gptjax.huggingface.model_import import load_weights, select_rows
-from gptjax.huggingface.weight_map import WeightMapping, get_shapes
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.process.console import print_once
 
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """Prefixes of names that `torch.compile` and `DistributedDataParallel` add."""

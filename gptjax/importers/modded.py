@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.importers.foreign import (
     MODERN,
     ForeignModel,

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.llama import map_projections
-from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.huggingface.architectures.llama import map_projections
+from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.importers.foreign import MODERN, ForeignModel, collect_tensors, read_number, read_torch_file
 from gptjax.model.config import GPTConfig
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gpt2 import WEIGHTS as GPT2_WEIGHTS
-from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.huggingface.architectures.gpt2 import WEIGHTS as GPT2_WEIGHTS
+from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.importers.foreign import ForeignModel, check_tied, collect_tensors, read_number, read_torch_file
 from gptjax.model.config import GPTConfig
 

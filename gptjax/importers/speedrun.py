@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.weight_map import WeightMapping
+from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.importers.foreign import (
     MODERN,
     ForeignModel,

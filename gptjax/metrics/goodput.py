@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptjax.core.console import print_once
 from gptjax.metrics.console import format_duration
+from gptjax.process.console import print_once
 
 GOODPUT_FILE = "goodput.jsonl"
 KINDS = ("step", "data wait", "start", "compile", "evaluate", "checkpoint", "lost steps")

@@ -25,13 +25,13 @@ from typing import Any, Literal
 
 import jax
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
 from gptjax.metrics.goodput import GoodputLog
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
 from gptjax.metrics.metrics_file import MetricsFileWriter, Record, to_scalar, truncate_after
 from gptjax.metrics.throughput import RunCost
+from gptjax.process.console import print_once
 from gptjax.sharding.devices import get_peak_memory
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.files import write_atomically
 from gptjax.metrics.metrics_file import Record
+from gptjax.process.console import print_once
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import write_atomically
+from gptjax.process.console import print_once
 
 Record = dict[str, Any]
 

@@ -20,7 +20,7 @@ from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptjax.huggingface import model_dir, model_import
-    from gptjax.huggingface.form import HFOrigin
+    from gptjax.huggingface.architectures.architecture import HFOrigin
     from gptjax.model import gpt
 else:
     # These import flax, which --help does not need.

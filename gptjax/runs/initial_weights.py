@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from gptjax.config import TrainConfig
-from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, quote
 from gptjax.finetuning.lora import LoRA
@@ -13,12 +12,13 @@ from gptjax.finetuning.model_config import EXTENDABLE_FIELDS, merge_model_config
 from gptjax.finetuning.vocabulary import grow_vocabulary
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
+from gptjax.objectives.objective import get_row_kind
+from gptjax.process.console import print_once
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.run_dir import RunDir
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.objective import get_row_kind
 
 
 def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:

@@ -18,22 +18,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import file_sha256, write_atomically
-from gptjax.core.progress import note_progress
 from gptjax.data.config import Mixture
 from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import MissingSplit
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import FrozenModelObjective
+from gptjax.objectives.preference import ReferenceObjective, compute_log_probs
+from gptjax.process.console import print_once
+from gptjax.process.progress import note_progress
 from gptjax.runs.initial_weights import load_weights
 from gptjax.sharding.mesh import MeshConfig, reshard
-from gptjax.training.checkpoint_format import flatten_by_name
-from gptjax.training.objective import FrozenModelObjective
-from gptjax.training.preference import ReferenceObjective, compute_log_probs
 
 DIRECTORY = "reference"
 

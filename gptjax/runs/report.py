@@ -8,28 +8,28 @@ from typing import Any
 
 import jax
 
+from gptjax.checkpoints.integrity import list_steps
 from gptjax.config import TrainConfig
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
-from gptjax.huggingface.forms import choose_form
+from gptjax.huggingface.architectures.registry import choose_form
 from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
 from gptjax.model.layers import BUILTIN_ACTIVATIONS
+from gptjax.objectives.objective import get_row_kind
+from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
 from gptjax.runs.startup import Evaluators
 from gptjax.sharding.devices import describe_devices
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint_integrity import list_steps
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import get_row_kind
-from gptjax.training.stopping import Stop
+from gptjax.supervision.stopping import Stop
 
 
 def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, evaluators: Evaluators) -> None:

@@ -3,20 +3,20 @@
 from dataclasses import replace
 from typing import Any
 
+from gptjax.checkpoints.checkpoint import CheckpointManager
+from gptjax.checkpoints.checkpoint_format import read_metadata
+from gptjax.checkpoints.integrity import list_steps
+from gptjax.checkpoints.rotation import find_last_kept
 from gptjax.config import TrainConfig, compare_configs
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
+from gptjax.process.console import print_once
 from gptjax.runs.rollback import adopt_offsets
 from gptjax.runs.run_dir import CHECKPOINTS, ENVIRONMENT
 from gptjax.sharding.devices import list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training import state as training_state
-from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.checkpoint_format import read_metadata
-from gptjax.training.checkpoint_integrity import list_steps
-from gptjax.training.checkpoint_rotation import find_last_kept
 from gptjax.training.stages import Stage
 from gptjax.training.state import TrainState
 

@@ -12,15 +12,15 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from gptjax.checkpoints.checkpoint import CheckpointManager
+from gptjax.checkpoints.rotation import set_aside_after
 from gptjax.config import TrainConfig
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.data.batch_size import RowOffsets, locate_first_row
+from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, write_run_files
+from gptjax.supervision.divergence import Diverged
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.checkpoint_rotation import set_aside_after
-from gptjax.training.divergence import Diverged
 
 
 def roll_back(

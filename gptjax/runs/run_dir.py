@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from gptjax.checkpoints.checkpoint import restore_model, save_model
+from gptjax.checkpoints.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
+from gptjax.checkpoints.integrity import list_steps
+from gptjax.cli.config_files import import_modules
 from gptjax.config import TrainConfig
-from gptjax.core.config_files import import_modules
-from gptjax.core.console import print_once
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_files, write_sums
 from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, sync_path, write_atomically
@@ -26,12 +28,10 @@ from gptjax.core.serialization import Modules, from_json, to_json
 from gptjax.data.source import DataSource
 from gptjax.finetuning.lora import LoRA
 from gptjax.model.config import GPTConfig
+from gptjax.process.console import print_once
 from gptjax.sharding.devices import DType, list_device_kinds
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import SAVED_FILES, Tokenizer, load_tokenizer
-from gptjax.training.checkpoint import restore_model, save_model
-from gptjax.training.checkpoint_format import EMA_ITEM, MODEL, find_step, has_item, read_metadata
-from gptjax.training.checkpoint_integrity import list_steps
 
 if TYPE_CHECKING:
     from gptjax.finetuning import adapters

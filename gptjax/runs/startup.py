@@ -9,16 +9,17 @@ from typing import Any
 
 import jax
 
+from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.config import TrainConfig
-from gptjax.core.console import print_once
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import hash_json
-from gptjax.core.memory import keep_freed_memory, release_freed_memory
 from gptjax.core.serialization import Modules, find_unimportable, from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
+from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.model_config import merge_model_config, select_layers
 from gptjax.metrics.logger import MetricLogger
@@ -26,6 +27,9 @@ from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import get_row_kind
+from gptjax.process.console import print_once
+from gptjax.process.memory import keep_freed_memory, release_freed_memory
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
 from gptjax.runs.initial_weights import (
     add_trained_rows,
@@ -46,16 +50,12 @@ from gptjax.sharding.devices import (
 )
 from gptjax.sharding.distributed import share_floats
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.supervision.stopping import list_losses
 from gptjax.tokenization.tokenizer import Tokenizer
 from gptjax.training import state as training_state
-from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
-from gptjax.training.metric_names import check_best_metric, check_evaluator_names
-from gptjax.training.objective import get_row_kind
 from gptjax.training.stages import Phase
 from gptjax.training.state import TrainState
 from gptjax.training.step import StepConfig, make_train_step
-from gptjax.training.stopping import list_losses
 
 DETERMINISTIC_OPTIONS: dict[str, bool | str] = {"xla_gpu_deterministic_ops": True}
 """Same bits in every run on a GPU: sums without atomic additions, cuDNN's deterministic gradient of attention, and no

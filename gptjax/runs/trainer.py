@@ -9,16 +9,20 @@ from typing import Any
 
 import jax
 
+from gptjax.checkpoints.checkpoint import CheckpointManager
+from gptjax.checkpoints.saver import Saver
 from gptjax.config import TrainConfig
-from gptjax.core import restarts
-from gptjax.core.console import keep_console_log, print_once
-from gptjax.core.diagnosis import keep_reports_in
-from gptjax.core.early_exit import stop_status
-from gptjax.core.process_end import exit_process, has_peers
 from gptjax.core.serialization import Modules, to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
+from gptjax.evaluators.evaluator import may_measure
+from gptjax.evaluators.metric_names import check_best_metric
 from gptjax.metrics.logger import MetricLogger
+from gptjax.process import restarts
+from gptjax.process.console import keep_console_log, print_once
+from gptjax.process.diagnosis import keep_reports_in
+from gptjax.process.early_exit import stop_status
+from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model
 from gptjax.runs.resume import Fingerprints, restore_state
@@ -26,16 +30,12 @@ from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.supervision.divergence import Diverged, DivergenceGuard
+from gptjax.supervision.preemption import GracefulShutdown, StopRequested
+from gptjax.supervision.stopping import Stop, StopRules
+from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.divergence import Diverged, DivergenceGuard
-from gptjax.training.evaluator import may_measure
-from gptjax.training.metric_names import check_best_metric
-from gptjax.training.preemption import GracefulShutdown, StopRequested
-from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState
-from gptjax.training.stopping import Stop, StopRules
-from gptjax.training.watchdog import Watchdog
 
 
 def train(

@@ -11,11 +11,11 @@ import numpy as np
 from jax._src import distributed  # its client and place are in no public module
 from jax.experimental import multihost_utils
 
-from gptjax.core.early_exit import REQUEUE_STATUS
 from gptjax.core.errors import UserError, quote
-from gptjax.core.native_output import NativeOutput, hold_native_output, release_native_output
-from gptjax.core.process_end import end_at_abort, end_process, set_peers
 from gptjax.core.xla_flags import check_xla_flags
+from gptjax.process.early_exit import REQUEUE_STATUS
+from gptjax.process.native_output import NativeOutput, hold_native_output, release_native_output
+from gptjax.process.process_end import end_at_abort, end_process, set_peers
 from gptjax.sharding.joining import JoinWatch
 from gptjax.sharding.liveness import ProcessWatch
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jax._src import distributed  # its place is in no public module
 
-from gptjax.core.early_exit import REQUEUE_STATUS
+from gptjax.process.early_exit import REQUEUE_STATUS
 
 LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 60

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gptjax.core.diagnosis import is_lost_peer
-from gptjax.core.early_exit import REQUEUE_STATUS
-from gptjax.core.native_output import NativeOutput
-from gptjax.core.process_end import end_process
+from gptjax.process.diagnosis import is_lost_peer
+from gptjax.process.early_exit import REQUEUE_STATUS
+from gptjax.process.native_output import NativeOutput
+from gptjax.process.process_end import end_process
 
 SILENCE_SECONDS = 35.0
 """A process that does not beat for so long is gone."""

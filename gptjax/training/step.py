@@ -20,12 +20,12 @@ from gptjax.data.loader import Batch
 from gptjax.finetuning.adapters import get_trainable, replace_trainable
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, with_static
+from gptjax.objectives.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.loss_scale import LossScale
-from gptjax.training.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.training.state import TrainState
 
 StepMetrics = dict[str, jax.Array]

@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger, WandbLogger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
+from gptjax.objectives.objective import SFT, NextToken
 from gptjax.optim import (
     EMA,
     AdamW,
@@ -23,10 +26,7 @@ from gptjax.optim import (
     WarmupStableDecay,
 )
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.divergence import RollbackConfig
-from gptjax.training.evaluators import BigramBaseline, Samples, ValidationLoss
-from gptjax.training.objective import SFT, NextToken
+from gptjax.supervision.divergence import RollbackConfig
 from gptjax.training.stages import Stage
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.cli.config_files import list_configs
+from gptjax.cli.flags import Flags, list_flags
 from gptjax.config import RESUME_MAY_CHANGE, TrainConfig, load_config
-from gptjax.core.config_files import list_configs
-from gptjax.core.flags import Flags, list_flags
 
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "docs").glob("*.md")}
 

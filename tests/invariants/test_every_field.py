@@ -26,20 +26,26 @@ from tiny import SINGLE, tiny_config, tokenizer, write_text_shards
 
 import gptjax.data.config
 import gptjax.metrics.loggers
+import gptjax.objectives.objective
 import gptjax.optim
 import gptjax.train
-import gptjax.training.objective
+from gptjax.checkpoints.checkpoint import CheckpointManager
+from gptjax.checkpoints.checkpoint_format import FORMAT_VERSION
+from gptjax.checkpoints.saver import Saver
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource
+from gptjax.evaluators import validation as evaluators
+from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.finetuning.adapters import add_adapters
 from gptjax.metrics.logger import MetricLogger
 from gptjax.metrics.loggers import Logger
 from gptjax.metrics.throughput import RunCost
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, abstract_model
+from gptjax.objectives.objective import Objective
 from gptjax.optim import (
     AdamW,
     Cosine,
@@ -50,23 +56,17 @@ from gptjax.runs import startup
 from gptjax.runs.resume import restore_state as restore_run_state
 from gptjax.runs.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.supervision.divergence import Diverged, DivergenceGuard
+from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.stopping import StopRules
+from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer
-from gptjax.training import evaluators
-from gptjax.training.checkpoint import CheckpointManager
-from gptjax.training.checkpoint_format import FORMAT_VERSION
-from gptjax.training.divergence import Diverged, DivergenceGuard
-from gptjax.training.evaluator import EvalContext, Evaluator
-from gptjax.training.objective import Objective
-from gptjax.training.preemption import GracefulShutdown
-from gptjax.training.saver import Saver
 from gptjax.training.state import TrainState, abstract_state, create_state
-from gptjax.training.stopping import StopRules
-from gptjax.training.watchdog import Watchdog
 
 from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
 PROTOCOLS = (DataSource, Evaluator, Logger, Objective, Optimizer, Schedule)
-MODULES = (gptjax.data.config, gptjax.metrics.loggers, gptjax.optim, gptjax.training.objective, evaluators)
+MODULES = (gptjax.data.config, gptjax.metrics.loggers, gptjax.optim, gptjax.objectives.objective, evaluators)
 
 
 def list_dataclasses(hint: Any) -> set[type]:

@@ -19,9 +19,9 @@ from tiny import SINGLE, read_lines, write_text_shards
 from configs import smoke
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.optim import AdamW, Cosine
 from gptjax.runs.trainer import train
-from gptjax.training.evaluators import ValidationLoss
 
 # fmt: off
 CURVES = {

@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from models import open_loader
 from tiny import tiny_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.model.gpt import with_static
 from gptjax.model.loss import IGNORE_INDEX
 from gptjax.optim import EMA, AdamW, Constant, Linear, Muon, ParamGroup
 from gptjax.runs.startup import compile_step, initialize_state
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.state import TrainState
 from gptjax.training.step import make_eval_step
 

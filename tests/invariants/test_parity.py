@@ -25,7 +25,7 @@ from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.model_import import from_hf
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.model.gpt import GPT
-from gptjax.training.objective import NextToken
+from gptjax.objectives.objective import NextToken
 
 GOLDEN_FILE = Path(__file__).parent / "golden_gpt2.npz"
 GOLDEN_MODELS = {

@@ -29,14 +29,14 @@ from data_pipelines.prepare_preferences import PreparePreferences, prepare_prefe
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards, open_preferences
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.huggingface.forms import FORMS
+from gptjax.huggingface.architectures.registry import FORMS
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
+from gptjax.objectives.objective import SFT, Objective, compute_sums, get_row_kind
+from gptjax.objectives.preference import DPO, IPO, ORPO, SimPO
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
-from gptjax.training.objective import SFT, Objective, compute_sums, get_row_kind
-from gptjax.training.preference import DPO, IPO, ORPO, SimPO
 
 pytestmark = [
     pytest.mark.parity,

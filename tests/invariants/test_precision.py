@@ -13,14 +13,14 @@ import pytest
 from jax.extend import core
 from tiny import text_of
 
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.model import attention, products
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT, DocumentIds
 from gptjax.model.loss import IGNORE_INDEX
+from gptjax.objectives.objective import MicroBatch, NextToken
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint_format import flatten_by_name
 from gptjax.training.loss_scale import INITIAL_SCALE
-from gptjax.training.objective import MicroBatch, NextToken
 
 ROWS, LENGTH = 16, 128
 BASE = GPTConfig(num_layers=4, embed_dim=64, num_heads=4, context_length=LENGTH, vocab_size=128)

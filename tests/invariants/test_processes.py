@@ -19,11 +19,15 @@ from reader import Reading
 from test_rollback import Fragile, Spoiled
 from tiny import SINGLE, python, read_lines, tiny_config, tokenizer, write_config, write_shards, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
+from gptjax.checkpoints.integrity import complete_steps
 from gptjax.config import TrainConfig
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.readers import SequenceReader
 from gptjax.data.source import ReadSpec
+from gptjax.evaluators.validation import Samples, ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim import AdamW, Muon
 from gptjax.optim.ema import EMA
@@ -31,11 +35,7 @@ from gptjax.optim.schedules import Constant
 from gptjax.runs.run_dir import RunDir, run_lock
 from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.checkpoint_format import flatten_by_name
-from gptjax.training.checkpoint_integrity import complete_steps
-from gptjax.training.divergence import RollbackConfig
-from gptjax.training.evaluators import Samples, ValidationLoss
+from gptjax.supervision.divergence import RollbackConfig
 from gptjax.training.stages import Stage
 
 

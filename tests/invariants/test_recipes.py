@@ -17,12 +17,12 @@ from tiny import ALPHABET, write_text_shards
 
 import configs
 from configs.nanochat_d12 import nanochat
+from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.config import TrainConfig, load_config
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.model.gpt import GPT, count_parameters, with_static
 from gptjax.runs.startup import compile_steps, initialize_state
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.training.state import TrainState
 
 NAMES = sorted(path.stem for path in Path(configs.__path__[0]).glob("*.py") if path.stem != "__init__")

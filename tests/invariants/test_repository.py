@@ -14,8 +14,8 @@ import jax
 import pytest
 from tiny import start_entry_point, tiny_config, tokenizer
 
+from gptjax.cli.config_files import list_configs
 from gptjax.config import load_config
-from gptjax.core.config_files import list_configs
 from gptjax.model.gpt import GPT, count_parameters
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.sharding.mesh import MeshConfig

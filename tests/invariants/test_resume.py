@@ -21,14 +21,20 @@ from models import make_model
 from scored import draw_documents, draw_pairs, write_documents
 from tiny import ALPHABET, read_lines, start_entry_point, tiny_config, tokenizer, write_config, write_text_shards
 
+from gptjax.checkpoints.checkpoint import CheckpointConfig
+from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.files import file_sha256
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards
 from gptjax.data.shards import open_shard, write_shard
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig, MetricLogger
+from gptjax.objectives.distillation import Distillation
+from gptjax.objectives.objective import SFT
+from gptjax.objectives.preference import DPO
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.runs.run_dir import RunDir, write_imported_run
@@ -36,12 +42,6 @@ from gptjax.runs.trainer import train
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.tokenization.tokenizer import Chars
 from gptjax.train import main
-from gptjax.training.checkpoint import CheckpointConfig
-from gptjax.training.checkpoint_format import flatten_by_name
-from gptjax.training.distillation import Distillation
-from gptjax.training.evaluators import ValidationLoss
-from gptjax.training.objective import SFT
-from gptjax.training.preference import DPO
 from gptjax.training.stages import Stage
 
 STAGES = (Stage(3, batch_size=16, grad_accum=4, lr_scale=1.5, long_window=3), Stage(5))

@@ -22,7 +22,7 @@ CORE = (
         ('path.with_name(f".{path.name}.{os.getpid()}.tmp")', "path"),
     ),
     *mutate(
-        "gptjax/core/config_files.py",
+        "gptjax/cli/config_files.py",
         "test_config_files.py",
         # A file in the working directory replaces a module of the environment.
         ("sys.path.append(str(here))", "sys.path.insert(0, str(here))"),

@@ -26,7 +26,7 @@ TOKENIZATION = (
         ("disallowed_special=())", 'allowed_special="all")'),
     ),
     *mutate(
-        "gptjax/huggingface/gpt2.py",
+        "gptjax/huggingface/architectures/gpt2.py",
         "test_huggingface_gpt2.py",
         # Heads and q, k, v change places.
         ('"D CHK"', '"D HCK"'),

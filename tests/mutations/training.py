@@ -4,7 +4,7 @@ from .mutation import mutate
 
 TRAINING = (
     *mutate(
-        "gptjax/training/checkpoint_format.py",
+        "gptjax/checkpoints/checkpoint_format.py",
         "test_checkpoint.py::test_best_has_the_lowest_finite_loss",
         # The worst checkpoint is kept as the best.
         ("key=lambda row: (row[2], row[0])", "key=lambda row: (-row[2], row[0])"),
@@ -12,13 +12,13 @@ TRAINING = (
         ("key=lambda row: (row[2], row[0])", "key=lambda row: (row[2], -row[0])"),
     ),
     *mutate(
-        "gptjax/training/checkpoint_format.py",
+        "gptjax/checkpoints/checkpoint_format.py",
         "test_checkpoint_format.py::test_find_step_lists_the_steps_that_exist",
         # `latest` is the first step.
         ('steps[::-1] if which == "latest"', 'steps if which == "latest"'),
     ),
     *mutate(
-        "gptjax/training/checkpoint_rotation.py",
+        "gptjax/checkpoints/rotation.py",
         "test_checkpoint.py::test_prune_keeps_the_newest_and_the_best",
         # One checkpoint too many is kept.
         ("steps[-keep:]", "steps[-keep - 1 :]"),
@@ -26,13 +26,13 @@ TRAINING = (
         ("if keep_best else []", "if not keep_best else []"),
     ),
     *mutate(
-        "gptjax/training/checkpoint.py",
+        "gptjax/checkpoints/checkpoint.py",
         "test_checkpoint.py::test_config_decides_when_to_save",
         # The last step is not saved.
         ("return step == steps or any(", "return any("),
     ),
     *mutate(
-        "gptjax/training/checkpoint_integrity.py",
+        "gptjax/checkpoints/integrity.py",
         "test_checkpoint_integrity.py",
         # A checkpoint counts before it is on the disk.
         ("    sync_tree(unfinished)\n", ""),
@@ -44,13 +44,13 @@ TRAINING = (
         ("if not (problems := find_damage(path, new)):", "if not (problems := []):"),
     ),
     *mutate(
-        "gptjax/training/saver.py",
+        "gptjax/checkpoints/saver.py",
         "test_saver.py",
         # A failed save is not tried again.
         ("now - self._failed_at >= RETRY_SECONDS", "False"),
     ),
     *mutate(
-        "gptjax/training/divergence.py",
+        "gptjax/supervision/divergence.py",
         "test_divergence.py",
         # The run ends one skipped update late.
         ("if skips >= self._limit", "if skips > self._limit"),
@@ -98,7 +98,7 @@ TRAINING = (
         ("replace(model, **windows), stage.lr_scale)", "replace(model, **windows))"),
     ),
     *mutate(
-        "gptjax/training/evaluators.py",
+        "gptjax/evaluators/validation.py",
         "test_evaluators.py",
         # The loss mask is that of the inputs.
         ("mask[1 : 1 + self.predicted]", "mask[: self.predicted]"),
@@ -108,13 +108,13 @@ TRAINING = (
         ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
     ),
     *mutate(
-        "gptjax/training/evaluator.py",
+        "gptjax/evaluators/evaluator.py",
         "test_evaluators.py",
         # The last weights are not evaluated.
         ("(step % self.every == 0 or step == steps)", "step % self.every == 0"),
     ),
     *mutate(
-        "gptjax/training/bigram.py",
+        "gptjax/evaluators/bigram.py",
         "test_bigram.py",
         # Probabilities do not sum to 1 after the last token of the text.
         ("(counts.followed[tokens[:-1]] + constant)", "(counts.unigrams[tokens[:-1]] + constant)"),

@@ -9,9 +9,9 @@ from gptjax.config import TrainConfig, load_config
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.model.config import GPTConfig
+from gptjax.objectives.objective import NextToken
 from gptjax.optim import AdamW
 from gptjax.sharding.mesh import MeshConfig
-from gptjax.training.objective import NextToken
 
 TorchMode = Literal["both", "eager", "compile"]
 PEER_FIELDS = {

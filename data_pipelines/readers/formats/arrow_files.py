@@ -1,0 +1,82 @@
+"""Arrow files, as `datasets.save_to_disk` leaves them: rows as records, or one column of text as documents."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.readers.documents import Document, ReadContext, validate_utf8
+from data_pipelines.readers.formats.parquet import check_column, explain_columns, find_column, join_values
+from data_pipelines.readers.formats.text_files import explain_errors
+from data_pipelines.readers.optional_packages import import_pyarrow
+from gptjax.core.errors import UserError, quote
+
+SUFFIXES = (".arrow", ".feather")
+ROWS = 64
+"""Rows that are Python objects at once."""
+
+
+def read_arrow(path: Path, context: ReadContext) -> Iterator[Document]:
+    """Yield the strings of the column of text, in order. A null is an invalid record."""
+    row = 0
+    with _open(path) as (schema, batches):
+        check_column(path, context.text_field, schema)
+        for batch in batches:
+            for value in join_values(_check_values(find_column(batch, context.text_field))):
+                row += 1
+                where = f"{path}: row {row}"
+                if value is None:
+                    context.skip_record(f"{where}: {context.text_field!r} is null, wanted a string.")
+                else:
+                    yield validate_utf8(value, context, where=where)
+
+
+def iter_arrow_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (FILE: row NUMBER, the columns `fields` of the row)."""
+    row = 0
+    with _open(path) as (schema, batches):
+        columns = [name for name in schema.names if name in fields]
+        if not columns:
+            raise explain_columns(path, schema.names, fields)
+        for batch in batches:
+            chosen = batch.select(columns)
+            chosen.validate(full=True)
+            for begin in range(0, len(chosen), ROWS):
+                for record in chosen.slice(begin, ROWS).to_pylist():
+                    row += 1
+                    yield f"{path}: row {row}", record
+
+
+def _check_values(values: Any) -> Any:
+    """The values once their offsets are known to lie inside their buffers, beyond which the library would read.
+
+    Strings are taken as bytes, so that one which is not UTF-8 does not count as damage.
+    """
+    import pyarrow
+
+    same_layout = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    values = values.view(same_layout[values.type]) if values.type in same_layout else values
+    values.validate(full=True)
+    return values
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """(schema, record batches) of a stream or of a file with a footer; errors become a `UserError`."""
+    pyarrow = import_pyarrow(what=f"{path}: reading Arrow")
+    from pyarrow import ipc
+
+    try:
+        with explain_errors(path), pyarrow.memory_map(str(path)) as source:
+            start = source.read(6)
+            if start[:4] == b"FEA1":
+                raise UserError(f"{path}: is Feather of version 1. Write it again, as version 2 or as Parquet.")
+            source.seek(0)
+            if start == b"ARROW1":
+                reader = ipc.open_file(source)
+                yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+            else:
+                stream = ipc.open_stream(source)
+                yield stream.schema, iter(stream)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as Arrow: {quote(str(error)).rstrip('.')}.") from None

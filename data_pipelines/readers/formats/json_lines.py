@@ -1,0 +1,73 @@
+"""JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records with their places."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, encode_utf8, validate_utf8
+from data_pipelines.readers.fields import describe_fields, find_text, suggest_command
+from data_pipelines.readers.formats.tables import is_json_array, read_json_array
+from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
+from gptjax.core.errors import UserError, quote
+
+SUFFIXES = tuple(kind + end for kind in (".jsonl", ".ndjson") for end in COMPRESSED)
+JSON_SUFFIXES = tuple(".json" + end for end in COMPRESSED)
+"""An array, or JSON lines: C4 and others publish these as .json.gz."""
+
+
+def read_json(path: Path, context: ReadContext) -> Iterator[Chunk]:
+    """Yield the texts of a .json file: an array of objects, or JSON lines under that name."""
+    yield from (read_json_array if is_json_array(path) else read_json_lines)(path, context)
+
+
+def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
+    """Yield the text of the object in every line, in blocks of whole lines; blank lines are no records."""
+    with open_file(path) as file:
+        number = 1
+        while lines := file.readlines(context.block_bytes):
+            yield from DocumentBlock(sum(map(len, lines)), partial(_read_texts, path, number, lines)).chunks(context)
+            number += len(lines)
+
+
+def _read_texts(path: Path, first: int, lines: list[bytes], context: ReadContext) -> Iterator[Document]:
+    for number, line in enumerate(lines, start=first):
+        if (text := parse_text(line, context, where=f"{path}:{number}")) is not None:
+            yield text
+
+
+def parse_text(line: bytes, context: ReadContext, *, where: str) -> Document | None:
+    """Return the text of one JSON object; None for an invalid record, which is reported, and for a blank line."""
+    if not line.strip():
+        return None
+    try:
+        record = parse_object(bytes(validate_utf8(line, context, where=where)), where=where)
+    except UserError as error:
+        return context.skip_record(str(error))
+    if (text := find_text(record, context.text_field)) is None:
+        field, known = context.text_field, quote(describe_fields(record))
+        there = f"{quote(repr(record[field]), limit=40)} there, in " if field in record else ""
+        found = f"{there}one with {known or 'no keys'} (--text-field chooses another)"
+        wanted = f'wanted an object with a string "{field}"'
+        return context.skip_record(f"{where}: {wanted}, got {found}.{suggest_command(record)}")
+    return encode_utf8(text, context, where=where)
+
+
+def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
+    """Parse one JSON object; raises `UserError` for anything else."""
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {explain_line(line, error)}") from None
+    if not isinstance(value, dict):
+        advice = " An array is read from a file that is called .json." if isinstance(value, list) else ""
+        raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.{advice}")
+    return value
+
+
+def explain_line(line: bytes, error: Exception) -> str:
+    """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do."""
+    is_opened = line.strip() in (b"{", b"[", b"[{")
+    advice = " A record must be on one line: jq -c . FILE writes them so." if is_opened else ""
+    return f"not a line of JSON in UTF-8: {error}.{advice}"

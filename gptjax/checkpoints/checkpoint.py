@@ -1,0 +1,295 @@
+"""Saves training states while a run goes on, and restores them completely or not at all.
+
+Orbax writes in the background. A kill or a power cut at any moment leaves complete checkpoints, and loses at most the
+one that is being written. `gptjax.checkpoints.checkpoint_format` describes what is on disk.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from gptjax.checkpoints.checkpoint_format import (
+    COUNTERS,
+    DEFAULT_METRIC,
+    EMA_ITEM,
+    LOSS_SCALE,
+    MODEL,
+    OPTIMIZER,
+    NamedArrays,
+    find_best_step,
+    flatten_by_name,
+    has_item,
+    make_save_args,
+    read_items,
+    read_metadata,
+    report_write_errors,
+    unflatten_by_name,
+)
+from gptjax.checkpoints.integrity import UNFINISHED, commit_checkpoint, complete_steps
+from gptjax.checkpoints.joint_save import JointCheckpointer
+from gptjax.checkpoints.rotation import ALL_DAMAGED, choose_step, clear_unfinished, prune, roll_back_to
+from gptjax.core.errors import UserError
+from gptjax.core.files import make_directories
+from gptjax.core.lazy import LazyModule
+from gptjax.process.console import print_once
+
+if TYPE_CHECKING:
+    from gptjax.model import gpt
+    from gptjax.training import loss_scale
+    from gptjax.training import state as training_state
+else:
+    # A config needs `CheckpointConfig` only.
+    gpt = LazyModule("gptjax.model.gpt")
+    loss_scale = LazyModule("gptjax.training.loss_scale")
+    training_state = LazyModule("gptjax.training.state")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run saves its state, and which checkpoints it keeps."""
+
+    every: int | None = 1000
+    """Steps between checkpoints. None saves only at the end, on a signal and by `every_minutes`."""
+    every_minutes: float | None = None
+    """Also save when this much time has passed since the last save."""
+    keep: int = 2
+    """Number of newest checkpoints to keep."""
+    keep_best: bool = True
+    """Also keep the checkpoint whose weights had the lowest `best_metric`."""
+    keep_every: int | None = None
+    """Also keep the checkpoints of all steps that this number divides, for good."""
+    best_metric: str = DEFAULT_METRIC
+    """The evaluation's metric that decides which checkpoint is `best`. Lower is better."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep", "keep_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"checkpoint.{name} is {value}; it must be at least 1.")
+        if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
+            raise UserError(f"checkpoint.every_minutes is {self.every_minutes}; it must be above 0 and finite.")
+
+    def should_save(self, step: int, *, steps: int) -> bool:
+        """Whether a checkpoint is due after `step` of `steps`. After the last step one always is."""
+        intervals = (self.every, self.keep_every)
+        return step == steps or any(interval is not None and step % interval == 0 for interval in intervals)
+
+
+class CheckpointManager:
+    """The checkpoints of one run while it trains. As a context manager it waits for pending writes at the end."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig, *, record: Path | None = None) -> None:
+        """Open the directory and clear what a killed process left behind. All processes must call this.
+
+        `record` is the run's metrics.jsonl, which reaches the disk before a checkpoint counts.
+        """
+        self._directory = Path(directory).absolute()
+        self._record = record
+        if jax.process_index() == 0:
+            make_directories(self._directory)
+            clear_unfinished(self._directory)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints cleared")
+        self._config = config
+        self._checkpointer = JointCheckpointer()
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
+        self._attempts: Counter[int] = Counter()
+        """How often each step was tried to save; the same in all processes."""
+
+    def __enter__(self) -> "CheckpointManager":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
+
+    def save(
+        self,
+        step: int,
+        state: "training_state.TrainState",
+        *,
+        metadata: dict[str, Any],
+        best_value: float | None,
+    ) -> None:
+        """Save in the background. Returns once `state` may be donated; a step that exists already is not saved again.
+
+        `metadata` is JSON. `best_value` is the value of `best_metric`. Raises a UserError if the previous save
+        failed, or if a later step exists.
+        """
+        self.wait()
+        newest = self._agree_on_newest()
+        if step == newest:
+            return
+        if step < newest:
+            raise UserError(
+                f"{self._directory} has step {newest}, which is later than step {step} to be saved. Two runs "
+                "would be mixed. Move the later checkpoints away, or choose another --name."
+            )
+        value = None if best_value is None or not math.isfinite(best_value) else float(best_value)
+        path = self._directory / str(step)
+        # Writes of a failed attempt may still end. They must not end in the directory of the next one.
+        attempt, self._attempts[step] = self._attempts[step], self._attempts[step] + 1
+        unfinished = self._directory / f"{step}{f'.{attempt}' if attempt else ''}{UNFINISHED}"
+        with self._report_failed_save():
+            args = make_save_args(
+                _collect_items(state), metadata, step=step, best_value=value, best_metric=self._config.best_metric
+            )
+            self._checkpointer.save(unfinished, args, name=f"save {step} {attempt}")
+        is_recorded = self._record is not None and self._record.is_file()
+        records = {self._record: self._record.stat().st_size} if self._record and is_recorded else {}
+        self._pending = self._background.submit(self._finish, path, unfinished, records)
+
+    def wait(self) -> None:
+        """Wait until all saves are on disk. Raises a UserError if one could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._report_failed_save():
+                pending.result()
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether a save that `wait` has not seen yet has ended, well or not."""
+        return self._pending is not None and self._pending.done()
+
+    def _finish(self, path: Path, unfinished: Path, records: dict[Path, int]) -> None:
+        self._checkpointer.finish(lambda: commit_checkpoint(unfinished, path, records=records))
+        if jax.process_index() == 0:
+            config = self._config
+            try:
+                prune(self._directory, keep=config.keep, keep_best=config.keep_best, keep_every=config.keep_every)
+                clear_unfinished(self._directory)  # of a save that failed
+            except OSError as error:  # the step is saved
+                where = error.filename or self._directory
+                print_once(f"warning: checkpoints older than {path.name} cannot be deleted: {where}: {error.strerror}")
+
+    @contextmanager
+    def _report_failed_save(self) -> Iterator[None]:
+        """Report a failed save once, remove what it wrote, and let the same step be saved again."""
+        try:
+            with report_write_errors(self._directory):
+                yield
+        except Exception:
+            self._checkpointer.settle()
+            with suppress(OSError):
+                if jax.process_index() == 0:
+                    clear_unfinished(self._directory)
+            raise
+
+    def choose_step(self, back_to: int | None = None) -> int | None:
+        """The newest step to go on from, agreed on by all processes; None if nothing was saved.
+
+        With `back_to` the steps after that one are kept as `STEP.after_BACK_TO`. That happens once: where such a
+        directory exists, the run has gone back already and goes on.
+
+        Damaged ones are passed over with a warning and kept as `STEP.damaged`. Reads every byte of the chosen step.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
+        """
+        if jax.process_index() == 0 and back_to is not None:
+            roll_back_to(self._directory, back_to)
+        chosen = choose_step(self._directory) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            chosen = int(multihost_utils.broadcast_one_to_all(-1 if chosen is None else chosen))
+            chosen = None if chosen == -1 else chosen
+        if chosen == ALL_DAMAGED:
+            raise UserError(f"{self._directory} has no undamaged checkpoint left. Move it away to begin anew.")
+        return chosen
+
+    def restore(self, abstract: "training_state.TrainState", step: int) -> "training_state.TrainState":
+        """Read the state of `step`, with the shapes, types and shardings of `abstract` (see `abstract_state`).
+
+        A checkpoint of a run that was not in float16 has no scale of the loss, so it begins anew.
+        """
+        has_scale = has_item(self._directory, step, item=LOSS_SCALE)
+        expected = abstract if has_scale else replace(abstract, loss_scale=None)
+        items = read_items(self._directory, step, items=_collect_items(expected))
+        counters = items[COUNTERS]
+        return training_state.TrainState(
+            step=counters["step"],
+            model=unflatten_by_name(abstract.model, items[MODEL]),
+            optimizer=unflatten_by_name(abstract.optimizer, items[OPTIMIZER]),
+            skipped=counters["skipped"],
+            consecutive_skips=counters["consecutive_skips"],
+            ema=unflatten_by_name(abstract.ema, items.get(EMA_ITEM, {})),
+            loss_scale=unflatten_by_name(expected.loss_scale, items.get(LOSS_SCALE, {}))
+            if has_scale
+            else _begin_loss_scale(abstract.loss_scale),
+        )
+
+    def has_ema_item(self, step: int) -> bool:
+        """Whether an average of the weights was saved at `step`."""
+        return has_item(self._directory, step, item=EMA_ITEM)
+
+    def read_metadata(self, step: int) -> dict[str, Any]:
+        """The metadata that was saved at `step`, with `step`, `best_value` and `format_version`."""
+        return read_metadata(self._directory, step)
+
+    def _agree_on_newest(self) -> int:
+        """The newest complete step; -1 without any. Other hosts may see a shared disk as it was seconds before."""
+        newest = -1 if jax.process_index() != 0 or self.latest is None else self.latest
+        return int(multihost_utils.broadcast_one_to_all(newest)) if jax.process_count() > 1 else newest
+
+    @property
+    def steps(self) -> list[int]:
+        """The complete steps on disk, ascending."""
+        return complete_steps(self._directory)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step; None if there is none."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest validation loss; None if no step has one."""
+        return find_best_step(self._directory)
+
+
+def restore_model(directory: Path, abstract_model: "gpt.GPT", *, step: int, item: str = MODEL) -> "gpt.GPT":
+    """Read only the weights of a checkpoint, or their average (`item=EMA_ITEM`), sharded as `abstract_model` is.
+
+    Call it under `mesh.activate()`.
+    """
+    target = jax.tree.map(training_state.with_sharding, abstract_model)
+    return unflatten_by_name(target, read_items(directory, step, items={item: flatten_by_name(target)})[item])
+
+
+def save_model(directory: Path, model: "gpt.GPT", *, step: int, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint with weights only. Returns when it is on disk."""
+    args = make_save_args({MODEL: flatten_by_name(model)}, metadata, step=step)
+    path = Path(directory).absolute() / str(step)
+    with report_write_errors(directory), closing(JointCheckpointer()) as checkpointer:
+        make_directories(path.parent)
+        unfinished = path.with_name(path.name + UNFINISHED)
+        checkpointer.save(unfinished, args, name=f"save {path}")
+        checkpointer.finish(lambda: commit_checkpoint(unfinished, path))
+
+
+def _collect_items(state: "training_state.TrainState") -> dict[str, NamedArrays]:
+    items = {
+        MODEL: flatten_by_name(state.model),
+        OPTIMIZER: flatten_by_name(state.optimizer),
+        COUNTERS: {"step": state.step, "skipped": state.skipped, "consecutive_skips": state.consecutive_skips},
+    }
+    optional = {EMA_ITEM: state.ema, LOSS_SCALE: state.loss_scale}
+    return items | {item: flatten_by_name(tree) for item, tree in optional.items() if tree is not None}
+
+
+def _begin_loss_scale(abstract: "loss_scale.LossScale | None") -> "loss_scale.LossScale | None":
+    """A new scale with the shardings of `abstract`; None if that is."""
+    if abstract is None:
+        return None
+    place = lambda array, target: jax.device_put(array, target.sharding)
+    return jax.tree.map(place, loss_scale.LossScale.create(), abstract)

@@ -1,0 +1,106 @@
+"""What becomes of the directories of a run's checkpoints: deleted, passed over because of damage, or set aside."""
+
+import shutil
+from pathlib import Path
+
+from gptjax.checkpoints.checkpoint_format import find_best_step
+from gptjax.checkpoints.integrity import (
+    UNFINISHED,
+    complete_steps,
+    describe_incomplete,
+    find_damage_once,
+    list_steps,
+)
+from gptjax.core.errors import UserError
+from gptjax.core.files import sync_path
+from gptjax.process.console import print_once
+
+ALL_DAMAGED = -2
+_ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+_DELETED = ".deleted"
+_BEGUN = ".begun"
+"""Ends the name of an empty file that is there while checkpoints are being set aside: `STEP.WHY.begun`."""
+
+
+def prune(directory: Path, *, keep: int, keep_best: bool, keep_every: int | None) -> None:
+    """Delete all checkpoints but the newest `keep`, the best, and those of steps that `keep_every` divides.
+
+    Each is renamed first: a deletion in place that is killed would leave a directory that looks complete.
+    """
+    steps = complete_steps(directory)
+    kept = {*steps[-keep:], *([find_best_step(directory)] if keep_best else [])}
+    if keep_every is not None:
+        kept |= {step for step in steps if step % keep_every == 0}
+    for step in set(steps) - kept:
+        renamed = directory / f"{step}{_DELETED}"
+        (directory / str(step)).rename(renamed)
+        sync_path(directory)
+        shutil.rmtree(renamed)
+
+
+def clear_unfinished(directory: Path) -> None:
+    """Delete the remains of killed saves and deletions; rename an incomplete step, such as an unfinished copy.
+
+    Checkpoints that a killed process was setting aside are set aside.
+    """
+    for marker in directory.glob(f"*{_BEGUN}"):
+        step, why, _ = marker.name.split(".")
+        set_aside_after(directory, int(step), why=why)
+    for path in directory.iterdir():
+        if _ORBAX_TEMPORARY in path.name or path.name.endswith((_DELETED, UNFINISHED)):
+            shutil.rmtree(path)
+        elif path.name.isdecimal() and (problem := describe_incomplete(path)):
+            print_once(f"warning: {problem}. This checkpoint is passed over and kept as {path.name}.incomplete.")
+            _set_aside(path, "incomplete")
+
+
+def choose_step(directory: Path) -> int | None:
+    """The newest undamaged step; None without any, `ALL_DAMAGED` if none is left. Damaged ones are renamed."""
+    existing = list_steps(directory)
+    for step in reversed(existing):
+        if not (damage := find_damage_once(directory / str(step))):
+            return step
+        for line in damage:
+            print_once(f"warning: {line}. Checkpoint {step} is passed over and kept as {step}.damaged.")
+        _set_aside(directory / str(step), "damaged")
+    aside = [path for path in directory.iterdir() if path.name.endswith((".incomplete", ".damaged"))]
+    return ALL_DAMAGED if aside else None
+
+
+def roll_back_to(directory: Path, step: int) -> None:
+    """Set aside what comes after a step. Raises a UserError if there is no such checkpoint."""
+    if aside := sorted(path.name for path in directory.glob(f"*.after_{step}")):
+        print_once(f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on")
+        return
+    if step not in (existing := list_steps(directory)):
+        listed = ", ".join(map(str, existing)) or "none"
+        raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
+    set_aside_after(directory, step, why=f"after_{step}")
+
+
+def set_aside_after(directory: Path, step: int, *, why: str) -> int:
+    """Keep all later checkpoints as `STEP.WHY`. Returns the newest that is left; 0 if there is none.
+
+    After a kill, `clear_unfinished` does the rest.
+    """
+    existing = list_steps(directory)
+    marker = directory / f"{step}.{why}{_BEGUN}"
+    marker.touch()
+    sync_path(directory)
+    for later in reversed(existing):
+        if later > step:
+            _set_aside(directory / str(later), why)
+    marker.unlink()
+    return max((earlier for earlier in existing if earlier <= step), default=0)
+
+
+def find_last_kept(directory: Path) -> int | None:
+    """The step after which a killed process was setting checkpoints aside; None if there was none."""
+    return min((int(path.name.split(".")[0]) for path in directory.glob(f"*{_BEGUN}")), default=None)
+
+
+def _set_aside(path: Path, why: str) -> None:
+    renamed = path.with_name(f"{path.name}.{why}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    path.rename(renamed)
+    sync_path(path.parent)

@@ -1,0 +1,248 @@
+"""What is said of a wrong word on a command line: `explain_words` finds the one that tyro refused and the right one."""
+
+import dataclasses
+import difflib
+import re
+import shlex
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, VALUES
+from gptjax.cli.flags import (
+    FALSE,
+    Flag,
+    Flags,
+    find_flag,
+    is_flag,
+    normalize_value,
+    pair_words,
+    split_word,
+    write_switch,
+)
+from gptjax.core.errors import quote
+
+SHORTEST_MISTAKE = 4
+"""Letters of a word for which a flag with almost the same letters may be meant."""
+ALSO = {"optimizer.learning-rate": "optimizer.adam-learning-rate"}
+"""A flag, and the one of the other parameters under Muon."""
+
+
+def explain_words(words: Sequence[str], flags: Flags) -> str | None:
+    """Why tyro refused these normalized words, and the right form of the first wrong one; None if nothing is found."""
+    positional = [flag for flag in flags.values() if flag.positional]
+    given = {known for word, _ in pair_words(words) if (known := find_flag(split_word(word)[0], flags)[0])}
+    missing = [name for name, flag in flags.items() if flag.default is dataclasses.MISSING and name not in given]
+    most = len(words) if any(map(_takes_several, positional)) else len(positional)
+    for word, following in pair_words(words):
+        if not is_flag(word):
+            if beyond := [word, *following][most:]:
+                return _explain_bare(beyond[0], flags)
+            continue
+        dashed = word if word.startswith("--") else f"-{word}"
+        name, value = split_word(dashed)
+        known, _ = find_flag(name, flags)
+        values = following if value is None else [value]
+        if known is None:
+            unknown = explain_unknown(name, next(iter(values), None), flags, has_first=not is_flag(words[0]))
+            return _explain_joined(dashed, flags) or unknown
+        if not word.startswith("--"):
+            return f"{quote(word)} begins with one dash. Write {_write(known, next(iter(values), None), flags[known])}."
+        if flags[known].positional:
+            return f"--{known} is given without a flag. Write {quote(values[0]) if values else known.upper()}."
+        problem = _explain_value(known, values, flags[known])
+        if problem and flags[known].is_switch and (text := flags.get(f"{known}-text")):  # --stop=END
+            problem += f" A text is for {_write(f'{known}-text', values[0], text)}."
+        stray = following[(0 if value is not None or flags[known].is_switch else 1) :]
+        if problem is None and (stray := stray[most:]) and not _takes_several(flags[known]):
+            problem = _explain_stray(known, [*values[:1], *stray], flags=flags, missing=missing)
+        if problem is not None:
+            return problem
+    if missing and flags[missing[0]].positional:
+        return f"{missing[0].upper()} is not given, the first word behind the command."
+    return f"--{missing[0]} is not given. Write --{missing[0]}=…." if missing else None
+
+
+def _explain_joined(word: str, flags: Flags) -> str | None:
+    """What to say of a known flag and its value that are one word, as `"--steps 4"`; None for other words."""
+    name, blank, value = word.partition(" ")
+    known, _ = find_flag(split_word(name)[0], flags)
+    if not blank or known is None:
+        return None
+    return f"{quote(word)} is one word. Write {_write(known, value.strip(), flags[known])}."
+
+
+def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Sequence[str]) -> str:
+    """What to say of words behind the value of a flag: the flag that a single one lacks, or the quotes of a text."""
+    word = given[1] if len(given) > 1 else given[0]
+    if "=" in word:
+        return _explain_bare(word, flags)
+    if missing and len(given) == 2:
+        return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
+    hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
+    if flags[name].appends:
+        hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
+    return f"{quote(word)} belongs to no flag. {hint}"
+
+
+def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
+    """What is wrong with the values of a known flag, as far as its type is simple."""
+    if flag.is_switch:
+        wrong = [value for value in values if value]
+        return f"--{name}={quote(wrong[0])}: wanted --{name} or {write_switch(name, False)}." if wrong else None
+    if not values or (values == [""] and flag.types not in ((str,), (str, types.NoneType))):
+        return f"--{name} has no value. Write --{name}={_example(flag)}."
+    value = values[0]
+    if value == "None" and types.NoneType in flag.types:
+        return None
+    if flag.choices and set(flag.types) <= {*_literal_types(flag), types.NoneType} and value not in flag.choices:
+        close = difflib.get_close_matches(value, flag.choices, n=1, cutoff=0.5)
+        hint = f" Did you mean --{name}={close[0]}?" if close else ""
+        return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)}.{hint}"
+    kind = next((kind for kind in (float, int) if kind in flag.types), None)
+    if kind is None or not set(flag.types) <= {int, float, types.NoneType, *_literal_types(flag)}:
+        return None
+    try:
+        _ = value in flag.choices or kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        if flag.choices:
+            return f"--{name}={quote(value)}: wanted {', '.join(flag.choices)} or {wanted}."
+        wanted += " or none" if types.NoneType in flag.types else ""
+        example = f", such as --{name}={_example(flag)}" if flag.default is not None else ""
+        return f"--{name}={quote(value)}: wanted {wanted}{example}."
+    return None
+
+
+def _literal_types(flag: Flag) -> list[Any]:
+    return [hint for hint in flag.types if typing.get_origin(hint) is Literal]
+
+
+def _takes_several(flag: Flag) -> bool:
+    return (
+        not flag.appends and any(typing.get_origin(hint) in (tuple, list, dict, set) for hint in flag.types)
+    ) or flag.hint is Any
+
+
+def _example(flag: Flag) -> str:
+    if flag.default not in (None, dataclasses.MISSING) and not isinstance(flag.default, tuple | list | dict):
+        return str(flag.default)
+    return next((word for kind, word in ((int, "1000"), (float, "0.1")) if kind in flag.types), "…")
+
+
+def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bool = False) -> str:
+    """The message for a flag that does not exist: which one is meant, written out with the value.
+
+    `has_first` says that the first word behind the command is given, so that no flag can stand for it.
+    """
+    name, colon, behind = name.partition(":")
+    value = behind if colon else value
+    shown = quote(name + colon + behind)
+    if reason := EXPLANATIONS.get(f"{name}={value}"):
+        return f"There is no flag --{shown}. {reason}"
+    word = name.rpartition(".")[2].lower()
+    meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
+    if meant:
+        value = word if word in VALUES else value  # --bf16
+        if flags[meant[0]].positional:
+            return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
+        forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
+        rest = next((ALSO[flag] for flag in meant if flag in ALSO and ALSO[flag] in flags), None)
+        also = "" if rest is None else f" It is that of the matrices; embeddings, head and vectors have --{rest}."
+        return f"There is no flag --{shown}. Write {forms}.{also}"
+    if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
+        return f"There is no flag --{shown}. {reason}"
+    positional = next((flag for flag, kind in flags.items() if kind.positional), None)
+    if positional is not None and value and not has_first:
+        return f"There is no flag --{shown}. {_explain_first(positional, value)}"
+    return f"There is no flag --{shown}. --help lists all flags."
+
+
+def _explain_first(name: str, value: str | None) -> str:
+    return f"{name.upper()} is the first word behind the command{f': {quote(value)}' if value else ''}."
+
+
+def _negate(word: str, meant: str, value: str | None) -> str | None:
+    """`false` where the word is the opposite of the flag that is meant: `nostop`, `no-stopp`."""
+    is_opposite = word.startswith("no") and not meant.rpartition(".")[2].startswith("no")
+    return "false" if is_opposite and value is None else value
+
+
+def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
+    """The flags that a name may mean, the likeliest first; at most three."""
+    synonyms = [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]
+    if synonyms:
+        return synonyms[:1]
+    if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
+        return sorted(found, key=lambda flag: flag.count("."))[:3]
+    if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:
+        return []
+    spelled = {key: flag for flag in reversed(list(flags)) for key in _list_endings(flag)}
+    for typed in (name, word, word.removeprefix("no-"), word.removeprefix("no")):
+        if close := _find_misspelled(typed, spelled, cutoff=0.75):
+            return [spelled[close[0]]]
+    keys = _find_misspelled(word, FLAGS_BY_WORD, cutoff=0.85)
+    return [flag for key in keys for flag in FLAGS_BY_WORD[key] if flag in flags][:1]
+
+
+def _list_endings(flag: str) -> list[str]:
+    """`model.compute.dtype`, `compute.dtype`, `dtype`."""
+    parts = flag.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _find_misspelled(typed: str, known: Iterable[str], *, cutoff: float) -> list[str]:
+    """The known word that has almost the same letters in each of its parts; [] if none.
+
+    `embedding-dim` is not `embedding-std`, and `val-fraction` is not `fraction`: whole parts differ.
+    """
+    return [word for word in difflib.get_close_matches(typed, known, n=5, cutoff=cutoff) if _is_alike(typed, word)][:1]
+
+
+def _is_alike(typed: str, known: str) -> bool:
+    ours, theirs = re.split(r"[-.]", typed), re.split(r"[-.]", known)
+    if len(ours) != len(theirs):
+        return _measure_likeness("".join(ours), "".join(theirs)) >= 0.9
+    return all(_measure_likeness(*pair) >= 0.6 for pair in zip(ours, theirs, strict=True))
+
+
+def _measure_likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def _write(name: str, value: str | None, flag: Flag) -> str:
+    """A flag with the value that was given, in the right form."""
+    if flag.is_switch:
+        return write_switch(name, value is None or value.lower() not in FALSE)
+    if value in (None, ""):
+        return f"--{name}={_example(flag)}"
+    is_number = str(value).replace(".", "", 1).isdecimal()
+    written = FORMS[name].format(value) if name in FORMS and is_number else normalize_value(str(value), flag)
+    if _explain_value(name, [written], flag) is not None:
+        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.8)
+        written = close[0] if close else "|".join(flag.choices) or _example(flag)
+        return f"--{name}={quote(written)}"
+    return f"--{name}={_spell(written)}"
+
+
+def _spell(value: str) -> str:
+    """A value as a shell takes it: in quotes if it has blanks or characters that a shell reads."""
+    shown = quote(value)
+    return shlex.quote(shown) if re.search(r"[\s'\"$`\\\\|&;<>()*?!#]", shown) else shown
+
+
+def _explain_bare(word: str, flags: Flags) -> str:
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    if equals:
+        known, _ = find_flag(name, flags)
+        return (
+            f"{quote(word)} begins without dashes. Write {_write(known, value, flags[known])}."
+            if known
+            else (f"{quote(word)} begins without dashes. {explain_unknown(name, value, flags)}")
+        )
+    required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
+    meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
+    hint = f" Write --{meant[0]}={_spell(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
+    return f"{quote(word)} belongs to no flag.{hint}"

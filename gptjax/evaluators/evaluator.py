@@ -1,0 +1,99 @@
+"""What an evaluator is: a config whose `open` binds it to a run's data, and a function from a model to metrics."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
+from gptjax.data.source import DataSource, ReadSpec
+from gptjax.data.token_stream import TokenStream
+from gptjax.model.config import GPTConfig
+from gptjax.objectives.objective import Objective
+from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptjax.model import gpt
+else:
+    gpt = LazyModule("gptjax.model.gpt")  # imports flax
+
+Metrics = dict[str, float | str]
+"""Numbers, and texts such as samples, by name."""
+OpenEvaluator = Callable[["gpt.GPT"], Metrics]
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """A run's data and settings, for evaluators to open on."""
+
+    data: DataSource
+    tokenizer: Tokenizer | None
+    model: GPTConfig
+    objective: Objective
+    mesh: MeshConfig
+    frozen: "gpt.GPT | None" = None
+    """The frozen model of the objective, if it has one."""
+    read_spec: ReadSpec | None = None
+    """What the run asks of its training data."""
+
+    @functools.cached_property
+    def validation(self) -> TokenStream:
+        """The validation tokens of the run's data."""
+        if (stream := self.data.open_stream("val")) is None:
+            raise UserError(f"evaluators: {type(self.data).__name__} has no validation split. Take ValidationLoss out.")
+        return stream
+
+    @property
+    def validation_fingerprint(self) -> str | None:
+        """Identity of the validation tokens, if an evaluator has opened them."""
+        return self.validation.fingerprint if "validation" in vars(self) else None
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """An evaluation during training: a frozen dataclass with these two methods.
+
+    The metric that `checkpoint.best_metric` names decides which checkpoint is the best.
+
+    An evaluator may have `metrics`, a tuple: the names of all that it measures of the model, () for text alone. Then a
+    `checkpoint.best_metric` that no evaluator measures is refused before the first step.
+    """
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        """True if the weights after `step` updates of a run of `steps` are evaluated."""
+        ...
+
+    def open(self, context: EvalContext) -> OpenEvaluator | None:
+        """A function from a model to metrics; None if this run cannot be evaluated so."""
+        ...
+
+
+def may_measure(evaluator: Evaluator, metric: str) -> bool:
+    """False if an evaluator says that its metrics are others."""
+    return metric in getattr(evaluator, "metrics", (metric,))
+
+
+@dataclass(frozen=True)
+class PeriodicEvaluator:
+    """What evaluators share that run every so many steps, and at the end."""
+
+    every: int = field(default=1000, kw_only=True)
+    """Steps between evaluations. The end is evaluated too, and by some evaluators the start."""
+
+    at_start: ClassVar[bool] = False
+    """True if the weights before the first step are evaluated too."""
+    counts: ClassVar[tuple[str, ...]] = ()
+    """Fields that are at least 1, or None, besides `every`."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", *self.counts):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"evaluators: {name} is {value}; it must be at least 1.")
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return (step > 0 or self.at_start) and (step % self.every == 0 or step == steps)

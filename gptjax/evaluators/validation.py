@@ -1,0 +1,298 @@
+"""Evaluators of the loss and of samples, and a bigram as baseline."""
+
+import math
+from collections import defaultdict, deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import numpy as np
+
+from gptjax.core.constants import IGNORE_INDEX
+from gptjax.core.errors import UserError, count_of
+from gptjax.core.lazy import LazyModule
+from gptjax.data.loader import iter_validation_batches, put_on_devices
+from gptjax.data.readers import check_token_ids
+from gptjax.data.sequences import ConcatSequences
+from gptjax.data.source import DataSource
+from gptjax.data.token_stream import TokenStream
+from gptjax.evaluators.bigram import bigram_loss
+from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
+from gptjax.evaluators.metric_names import to_metrics
+from gptjax.objectives.objective import get_nats_metric, get_row_kind
+from gptjax.tokenization.chat import ChatEncoder, take_until
+from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptjax.generation import generate as generation
+    from gptjax.model import gpt
+    from gptjax.training import step as training_step
+else:  # a config needs none of these, which import flax
+    generation = LazyModule("gptjax.generation.generate")
+    gpt = LazyModule("gptjax.model.gpt")
+    training_step = LazyModule("gptjax.training.step")
+
+
+@dataclass(frozen=True)
+class ValidationLoss(PeriodicEvaluator):
+    """Loss on the validation split: fixed sequences without overlap, in order, the same on any number of devices."""
+
+    tokens: int | None = None
+    """Tokens to predict, from the start of the split. None: all."""
+    batch_size: int = 16
+    """Sequences per batch, over all devices. Does not change the result."""
+    name: str = "val"
+    """Metrics are called `NAME_loss` and so on. `checkpoint.best_metric` says which of them decides `best`."""
+    data: DataSource | None = None
+    """The data whose validation split is read. None: that of the run."""
+
+    at_start: ClassVar[bool] = True
+    counts: ClassVar[tuple[str, ...]] = ("tokens", "batch_size")
+
+    def open(self, context: EvalContext) -> Any:
+        """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
+        if self.data is not None:
+            context = replace(context, data=self.data.resolve())
+            own, wanted = context.data.load_tokenizer(), context.tokenizer
+            if own and wanted and own.fingerprint != wanted.fingerprint and not wanted.extends(own):
+                problem = f"was made with {own.name}, and the run's with {wanted.name}: prepare it with the latter"
+                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}.")
+            if context.read_spec is not None and context.read_spec.reference is not None:
+                problem = "has data of its own, but the reference is stored for the run's"
+                advice = "Compute it in every step: --objective.no-store-reference"
+                raise UserError(f"evaluators: ValidationLoss {self.name!r} {problem}. {advice}.")
+        options = {"name": self.name, "tokens": self.tokens, "batch_size": self.batch_size}
+        if get_row_kind(context.objective) != "text":
+            return RowsEvaluator(context, **options)
+        return ValidationEvaluator(context.validation, context, **options)
+
+
+class ValidationEvaluator:
+    """The loss of a model on a token stream."""
+
+    def __init__(
+        self, stream: TokenStream, context: EvalContext, *, tokens: int | None, batch_size: int, name: str = "val"
+    ) -> None:
+        # A run with an average of its weights also reports this metric of the raw weights, as `val_loss_last`.
+        self.name, self.compared_metric = name, f"{name}_loss"
+        self.stream, self.context, self.tokens = stream, context, tokens
+        self.batch_size = context.mesh.round_up_rows(batch_size)
+        self._step = training_step.make_eval_step(context.objective)
+        available = len(stream) - 1
+        if available < 1:
+            raise UserError(f"{stream.name} has {count_of(len(stream), 'tokens')}; at least 2 are needed.")
+        self.predicted = min(available, tokens or available)
+        ids = stream.read(0, 1 + self.predicted)
+        check_token_ids(ids, context.model.resolved_vocab_size, source=stream.name)
+        mask = stream.loss_mask
+        scored = ids[1:] if mask is None else ids[1:][mask[1 : 1 + self.predicted] == 1]
+        self.scored = len(scored)
+        if self.scored == 0:
+            raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
+        self.bytes = self._count_bytes(scored)
+        end = context.tokenizer.end_of_text if context.tokenizer else None
+        masked = context.model.intra_document_mask
+        self._documents = ConcatSequences(stream, context.model.context_length, end_of_text=end) if masked else None
+
+    def describe(self) -> str:
+        """The protocol in words: which tokens are predicted, how, and in which unit."""
+        length = self.context.model.context_length
+        together = "each document by itself" if self._documents else "documents run together"
+        if (nats := get_nats_metric(self.context.objective)) is None:
+            unit = "mean loss"
+        else:
+            unit = "mean in nats per token" if nats == "loss" else f"mean loss; nats per token in {self.name}_{nats}"
+            per_byte = f"bits per byte over {self.bytes:,} bytes" if self.bytes else "no bits per byte: no tokenizer"
+            unit += f", {per_byte}"
+        return (
+            f"{self.scored:,} of {len(self.stream) - 1:,} next tokens of {self.stream.name}, in order, in sequences of "
+            f"{length} without overlap ({together}), {unit}"
+        )
+
+    def _count_bytes(self, scored: np.ndarray) -> int | None:
+        """Bytes of text behind the scored tokens; special tokens have none."""
+        tokenizer = self.context.tokenizer
+        if tokenizer is None or int(scored.max()) >= tokenizer.vocab_size:  # a model may have more rows than tokens
+            return None
+        return int(tokenizer.bytes_per_token[scored].sum(dtype=np.int64))
+
+    def __call__(self, model: "gpt.GPT") -> Metrics:
+        config, mesh = self.context.model, self.context.mesh
+        batches = iter_validation_batches(
+            self.stream,
+            config.context_length,
+            vocab_size=config.resolved_vocab_size,
+            batch_size=self.batch_size,
+            tokens=self.predicted,
+            documents=self._documents,
+        )
+        sums: deque[dict[str, jax.Array]] = deque()
+        found: dict[str, list[float]] = defaultdict(list)
+
+        def add(values: dict[str, jax.Array]) -> None:
+            for name, value in values.items():
+                found[name].append(float(value))
+
+        for rows in batches:
+            batch_sums = self._step(model, put_on_devices(rows, mesh), self.context.frozen)
+            sums.append({"loss": batch_sums.loss, **batch_sums.metrics})
+            if len(sums) > 2:  # a few in flight keep the device busy without queueing a whole split's rows on it
+                add(sums.popleft())
+        for values in sums:
+            add(values)
+        return to_metrics(
+            {name: math.fsum(each) for name, each in found.items()},
+            self.scored,
+            self.bytes,
+            nats_metric=get_nats_metric(self.context.objective),
+            name=self.name,
+        )
+
+
+class RowsEvaluator:
+    """The objective's mean and its other metrics on whole validation documents, packed into rows, each once."""
+
+    def __init__(self, context: EvalContext, *, tokens: int | None, batch_size: int, name: str = "val") -> None:
+        """Raise `UserError` if the data has no such rows. `tokens` are those of whole rows, scored or not."""
+        self.name, self.compared_metric = name, f"{name}_loss"
+        assert context.read_spec is not None
+        _ = context.validation  # its fingerprint is the run's
+        if (rows := context.data.open_rows("val", context.read_spec)) is None:
+            raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
+        self.rows, self.context = rows, context
+        self.batch_size = context.mesh.round_up_rows(batch_size)
+        length = context.model.context_length
+        self.count = len(rows) if tokens is None else min(len(rows), -(-tokens // length))
+        self._step = training_step.make_eval_step(context.objective)
+
+    def describe(self) -> str:
+        unit = "pair" if get_row_kind(self.context.objective) == "pairs" else "scored token"
+        return (
+            f"{self.count:,} of {count_of(len(self.rows), 'rows')} of {self.rows.stream.name}, whole documents that do "
+            f"not see each other; the mean over each {unit}"
+        )
+
+    def __call__(self, model: "gpt.GPT") -> Metrics:
+        totals: dict[str, float] = defaultdict(float)
+        for start in range(0, self.count, self.batch_size):
+            sums = self._step(model, put_on_devices(self._read(start), self.context.mesh), self.context.frozen)
+            for name, value in {"loss": sums.loss, "count": sums.scored, **sums.metrics}.items():
+                totals[name] += float(value)
+        count = totals.pop("count")
+        if count == 0:
+            raise UserError(f"{self.rows.stream.name}: nothing in these rows is scored. Take more of them.")
+        return {f"{self.name}_{key}": total / count for key, total in totals.items()}
+
+    def _read(self, start: int) -> dict[str, np.ndarray]:
+        """A batch (1, B, T) of rows; what is beyond the last row is padding."""
+        numbers = np.arange(start, min(start + self.batch_size, self.count))
+        missing = self.batch_size - len(numbers)
+        rows = self.rows.read(numbers, with_documents=True)
+        fill = {"targets": IGNORE_INDEX}
+        padded = {
+            name: np.pad(a, ((0, missing), (0, 0)), constant_values=fill.get(name, 0)) for name, a in rows.items()
+        }
+        return {name: array[None] for name, array in padded.items()}
+
+
+@dataclass(frozen=True)
+class BigramBaseline:
+    """Loss of a bigram, fitted on the training split, on the whole validation split: a baseline for the model."""
+
+    metrics: ClassVar[tuple[str, ...]] = ()  # none of the model
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return step == 0
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        train, validation, tokenizer = context.data.open_stream("train"), context.validation, context.tokenizer
+        if train is None:
+            raise UserError(f"evaluators: {type(context.data).__name__} has no single training text for a bigram.")
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            ids = validation.read(0, len(validation))
+            vocab_size = max(context.model.resolved_vocab_size, int(ids.max()) + 1)
+            nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
+            values: Metrics = {"bigram_loss": nats, "bigram_constant": constant}
+            if tokenizer is None:
+                return values
+            text_bytes = int(tokenizer.bytes_per_token[ids[1:]].sum(dtype=np.int64))
+            return values | {"bigram_bpb": nats * (len(ids) - 1) / math.log(2) / text_bytes}
+
+        return evaluate
+
+
+@dataclass(frozen=True)
+class Samples(PeriodicEvaluator):
+    """Text generated by the model, for people to read."""
+
+    prompt: str = "\n"
+    """Text to continue; in a run on chats or preferences, the user's message."""
+    max_new_tokens: int = 100
+    """Length of the text, in tokens; an end of text ends it earlier."""
+    temperature: float = 0.8
+    """Logits are divided by it. 0: always the likeliest token."""
+    top_k: int | None = 200
+    """Draw from so many likeliest tokens. None: from all."""
+    seed: int = 0
+    """Seed of the draws, the same at every evaluation."""
+    name: str = "sample"
+    """Name of the text in metrics.jsonl."""
+
+    metrics: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ("max_new_tokens", "top_k")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"evaluators: temperature is {self.temperature}; it must not be negative, and finite.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"evaluators: seed is {self.seed}; it lies between 0 and {2**32 - 1}.")
+
+    def open(self, context: EvalContext) -> OpenEvaluator | None:
+        """None without a tokenizer: such data can still be trained on."""
+        tokenizer = context.tokenizer
+        if tokenizer is None:
+            return None
+        chat = self._open_chat(context, tokenizer)
+        end = tokenizer.end_of_text if chat is None else chat.end
+        prompt = self._encode_prompt(tokenizer, chat)
+        available = context.model.context_length - len(prompt)
+        if not prompt or available < 1:
+            raise UserError(
+                f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {context.model.context_length - 1} fit."
+            )
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            ids = generation.generate(
+                model,
+                [prompt] * context.mesh.num_batch_shards,
+                max_new_tokens=min(self.max_new_tokens, available),
+                temperature=self.temperature,
+                top_k=self.top_k,
+                end_of_text=end,
+                key=jax.random.key(self.seed),
+            )
+            if chat is None:
+                return {self.name: tokenizer.decode(ids[0])}
+            answer = tokenizer.decode(take_until(ids[0][len(prompt) :], chat.end))
+            return {self.name: f"user: {self.prompt}\nassistant: {answer}"}
+
+        return evaluate
+
+    def _encode_prompt(self, tokenizer: Tokenizer, chat: ChatEncoder | None) -> list[int]:
+        if chat is not None:
+            return chat.encode_prompt([Message("user", self.prompt)]).tolist()
+        try:
+            return tokenizer.encode(self.prompt).tolist()
+        except UserError as error:  # a vocabulary of characters: of one line, or of another script
+            if self.prompt != Samples.prompt:
+                raise UserError(f"evaluators: the prompt of Samples {self.name!r}: {error}") from None
+            return [0]
+
+    def _open_chat(self, context: EvalContext, tokenizer: Tokenizer) -> ChatEncoder | None:
+        """The writer of conversations, if the run learns from them: then the prompt is the user's message."""
+        if get_row_kind(context.objective) == "text" or tokenizer.chat_template is None:
+            return None
+        return ChatEncoder(tokenizer)

@@ -1,0 +1,125 @@
+"""How a signal ends a process that trains nothing yet: in one line, instead of a traceback of what it was doing.
+
+Training has handlers of its own as soon as it is set up (`gptjax.supervision.preemption`).
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+REQUEUE_STATUS = 75
+"""The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
+SIGNALLED_STATUS = 128
+"""The exit status of a process that a signal has stopped is the signal's number above this."""
+_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGUSR1: signal.SIG_DFL}
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asks for the end. What cleans up after Ctrl-C does so after it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_status(number: int) -> int:
+    """The exit status after a signal: 75 where it asks to be started again later, else 128 + its number."""
+    requeues = number in (signal.SIGUSR1, signal.SIGUSR2)
+    return REQUEUE_STATUS if requeues else 128 + number
+
+
+def install_early_handler() -> None:
+    """End the process at once on Ctrl-C and SIGUSR1. Nothing has been written, so nothing needs to be cleaned up."""
+    if threading.current_thread() is threading.main_thread():
+        for number, default in _DEFAULTS.items():
+            if signal.getsignal(number) is default:
+                signal.signal(number, _exit_at_once)
+
+
+def remove_early_handler() -> None:
+    """Undo `install_early_handler`."""
+    for number, default in _DEFAULTS.items():
+        if signal.getsignal(number) is _exit_at_once:
+            signal.signal(number, default)
+
+
+@contextlib.contextmanager
+def exit_early() -> Iterator[None]:
+    """Inside the block the early handler holds, also while the main thread runs no Python, as when it waits for peers.
+
+    Handlers that are set inside the block are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    install_early_handler()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reader,), daemon=True, name="early exit").start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        writer.close()  # ends the thread
+
+
+def _listen(reader: socket.socket) -> None:
+    with reader:
+        while numbers := reader.recv(1):
+            if signal.getsignal(numbers[0]) is _exit_at_once:
+                _exit_at_once(numbers[0], None)
+
+
+@contextlib.contextmanager
+def leave_after_signal() -> Iterator[None]:
+    """Turn the exit status of a run that a signal has stopped into an immediate end; everything is saved and closed.
+
+    A signal can leave a compilation half way. Python's own end would wait for its threads, and may crash among them.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.code, int) or (end.code != REQUEUE_STATUS and end.code <= SIGNALLED_STATUS):
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(end.code)
+
+
+@contextlib.contextmanager
+def raise_terminated() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP raise `Terminated`, so that unfinished files are removed."""
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _raise_terminated)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def is_module_run() -> bool:
+    """Whether Python is importing the packages above a module that is run by `python -m`."""
+    return sys.argv[:1] == ["-m"]
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated(number)
+
+
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    try:
+        os.write(2, b"interrupted\n" if number == signal.SIGINT else f"{signal.Signals(number).name}\n".encode())
+    finally:
+        os._exit(stop_status(number))

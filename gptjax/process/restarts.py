@@ -1,0 +1,113 @@
+"""Starts a command again that failed, a limited number of times: a parent process that does nothing else."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from gptjax.process.early_exit import REQUEUE_STATUS
+
+SUPERVISED_VARIABLE = "GPTJAX_SUPERVISED"
+"""In the child: the time, by `time.monotonic`, at which its parent began."""
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5.0, 60.0
+"""For one process, and for several: the others must have noticed that one is gone, and have ended."""
+_PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+_ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def began_at() -> float | None:
+    """The time, by `time.monotonic`, at which the first start of this command began; None without restarts."""
+    text = os.environ.get(SUPERVISED_VARIABLE)
+    return None if text is None else float(text)
+
+
+def is_supervised() -> bool:
+    """Whether this process is the child."""
+    return SUPERVISED_VARIABLE in os.environ
+
+
+def follow_parent() -> None:
+    """In the child: be sent SIGTERM when the parent is killed. Linux only."""
+    if is_supervised() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def should_restart(status: int, *, was_asked: bool) -> bool:
+    """Whether a start that ended with this status failed in a way that another may not.
+
+    Not restarted: success, what a person must correct (2), what a signal ended, in order or at once, and all that
+    follows a signal to the parent. Restarted: a hang or a lost process (75), a bug (1), a crash, and a kill by the
+    system (9, out of memory).
+    """
+    if was_asked or status in (0, 2):
+        return False
+    return status in (1, REQUEUE_STATUS) or (status < 0 and -status not in _ASKED_TO_END)
+
+
+def run_with_restarts(
+    words: Sequence[str],
+    *,
+    limit: int,
+    find_step: Callable[[], int | None],
+    is_over: Callable[[float], bool] = lambda seconds: False,
+    pause: float = PAUSE_SECONDS,
+) -> int:
+    """Run a command, again after each failure, until it ends otherwise; return its last status.
+
+    Args:
+        words: the command.
+        limit: restarts in a row that save no newer step. One that does resets the count.
+        find_step: the newest step that is saved; None if there is none.
+        is_over: whether the time of the run is up, given the seconds since the first start.
+        pause: seconds before a restart.
+    """
+    parent = _Parent()
+    began, failures = time.monotonic(), 0
+    environment = os.environ | {SUPERVISED_VARIABLE: repr(began)}
+    while True:
+        before = find_step()
+        status = parent.run(words, environment)
+        if not should_restart(status, was_asked=parent.was_asked) or is_over(time.monotonic() - began):
+            return status if status >= 0 else 128 - status
+        after = find_step()
+        failures = failures + 1 if after == before else 1
+        how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
+        saved = "nothing is saved yet" if after is None else f"step {after:,} is saved"
+        if failures > limit:
+            _print_line(
+                f"ended {how}; {saved}. It is not restarted: {limit} restarts in a row have saved no newer step"
+            )
+            return status if status >= 0 else 128 - status
+        _print_line(f"ended {how}; {saved}. Restart {failures} of {limit} in {pause:g} s")
+        time.sleep(pause)
+        if parent.was_asked:
+            return status if status >= 0 else 128 - status
+
+
+class _Parent:
+    """Passes signals on to the child."""
+
+    def __init__(self) -> None:
+        self.was_asked = False
+        self._child: subprocess.Popen | None = None
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._pass_on)
+
+    def run(self, words: Sequence[str], environment: dict[str, str]) -> int:
+        self._child = subprocess.Popen(words, env=environment)
+        return self._child.wait()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.was_asked = True
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+
+def _print_line(text: str) -> None:
+    print(f"restarts: the run {text}", file=sys.stderr, flush=True)

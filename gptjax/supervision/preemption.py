@@ -1,0 +1,194 @@
+"""Ends a run in order when a signal asks for it.
+
+These signals mean the end: SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 (a scheduler's warning)
+and SIGXCPU (a limit of CPU time). SIGUSR2 and others are added by `GPTJAX_STOP_SIGNALS=USR2`.
+
+A thread hears a signal even while the main thread computes. It says what will happen, and it ends the process where
+the main thread cannot: at a second Ctrl-C or SIGTERM, and before training, when there is nothing to save.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gptjax.core.errors import UserError
+from gptjax.process.early_exit import stop_status
+from gptjax.process.process_end import exit_process, has_peers
+from gptjax.sharding.distributed import count_processes
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+GRACE_SECONDS = 3.0
+"""Time in which the main thread may end by itself when there is nothing to save."""
+REPEAT_SECONDS = 0.5
+"""A second signal within this time belongs to the first: a terminal that closes sends two."""
+_ENDS_AT_ONCE = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(BaseException):
+    """A signal asks for the end, at a moment when nothing has to be saved or an evaluation can be left out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def list_stop_signals(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
+    """The signals that end a run, with those that `GPTJAX_STOP_SIGNALS` names."""
+    names = environment.get("GPTJAX_STOP_SIGNALS", "").replace(",", " ").split()
+    try:
+        asked = [signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"] for name in names]
+    except KeyError as error:
+        raise UserError(f"GPTJAX_STOP_SIGNALS names the signal {error}, which does not exist. Wanted: USR2.") from None
+    return tuple(dict.fromkeys([*STOP_SIGNALS, *asked]))
+
+
+class GracefulShutdown:
+    """Catches the signals that end a run. Several processes agree on the step through what JAX does at a SIGTERM."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._received_at = 0.0
+        self._may_raise = True
+        self._is_training = False
+        self.place = "before training"
+        """Where a signal ends the run without saving anything."""
+        self._previous_handlers: dict[int, Any] = {}
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
+        self._previous_wakeup = -1
+        self._tell_jax: Callable[[int], object] | None = None
+
+    def __enter__(self) -> "GracefulShutdown":
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
+            self._tell_jax = take_jax_handler() if count_processes() > 1 else None
+            self._start_thread()
+            for number in list_stop_signals():
+                is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
+                if not is_ignored:
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(self._previous_wakeup)
+            self._wakeup[1].close()  # ends the thread
+
+    def begin_training(self) -> None:
+        """From now on a signal waits for the end of a step. Before the first step it ends the run where it is."""
+        self._may_raise, self._is_training = False, True
+        if self._received is not None:
+            raise StopRequested(self._received)
+
+    def pause_training(self, place: str) -> None:
+        """Until `begin_training` there is nothing to save, and a signal ends the run where it is: at this `place`.
+
+        Of several processes, those that have told the others of a signal end with them at a step.
+        """
+        self._is_training, self.place = False, place
+        if count_processes() == 1:
+            self._may_raise = True
+            if self._received is not None:
+                raise StopRequested(self._received)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside the block a signal of a single process raises `StopRequested`, to leave out what need not be done."""
+        if count_processes() > 1:  # the others would wait
+            yield
+            return
+        self._may_raise = True
+        try:
+            if self._received is not None:
+                raise StopRequested(self._received)
+            yield
+        finally:
+            self._may_raise = False
+
+    def get_signal(self, step: int) -> int | None:
+        """The signal to stop for before this step, agreed on by all processes; None if there is none."""
+        if count_processes() == 1:
+            return self._received
+        self._pass_on()
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return None
+        received = multihost_utils.process_allgather(np.asarray(self._received or 0))
+        return int(np.max(received)) or signal.SIGTERM
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, between two instructions of Python."""
+        if self._received is None:
+            self._received = number
+        if self._may_raise:
+            self._may_raise = False
+            raise StopRequested(number)
+
+    def _pass_on(self) -> None:
+        """Let JAX tell the other processes, once."""
+        if self._received is not None and self._tell_jax is not None and self._is_training:
+            tell, self._tell_jax = self._tell_jax, None
+            tell(signal.SIGTERM)
+
+    def _start_thread(self) -> None:
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._wakeup = reader, writer
+        self._previous_wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals").start()
+
+    def _listen(self, reader: socket.socket) -> None:
+        """In a thread of its own, at once, whatever the main thread does."""
+        first: int | None = None
+        with reader:
+            while numbers := reader.recv(1):
+                number = numbers[0]
+                if number not in self._previous_handlers:
+                    continue
+                if first is None:
+                    first, self._received_at = number, time.monotonic()
+                    self._received = self._received or number
+                    self._pass_on()
+                    self._announce(number)
+                elif number in _ENDS_AT_ONCE and time.monotonic() - self._received_at >= REPEAT_SECONDS:
+                    _write(f"{signal.Signals(number).name} again: stopped at once\n")
+                    os._exit(128 + number)
+
+    def _announce(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._is_training:
+            _write(f"{name}: saving after this step; send it again to stop at once\n")
+            return
+        _write(f"{name}: stopping {self.place}; there is nothing to save\n")
+        timer = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self, number: int) -> None:
+        if not self._is_training and self._wakeup is not None and self._wakeup[1].fileno() != -1:
+            if has_peers():
+                exit_process(stop_status(number), f"stopped {self.place} by {signal.Signals(number).name}")
+            os._exit(stop_status(number))
+
+
+def take_jax_handler() -> Callable[[int], object] | None:
+    """What JAX does at a SIGTERM, which Python does not know. The signal is left without it."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    address = libc.signal(signal.SIGTERM, None)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(address) if address not in (None, 0, 1) else None
+
+
+def _write(text: str) -> None:
+    """Not by print: the main thread may be inside one. A closed terminal is none of our business."""
+    with contextlib.suppress(OSError):
+        os.write(1, text.encode())
