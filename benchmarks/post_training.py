@@ -35,7 +35,7 @@ from gptjax.core.errors import exit_on_user_error
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.preferences import PreferenceShards
-from gptjax.huggingface.architectures.registry import FORMS
+from gptjax.huggingface.architectures.registry import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
@@ -131,7 +131,9 @@ def make_config(directory: Path, options: Options) -> TrainConfig:
     weights = GPT(model, key=jax.random.key(0))
     write_imported_run(directory / "start", model=weights, tokenizer=tokenizer)
     (directory / "hf").mkdir()
-    write_model(directory / "hf", weights, form=FORMS["gpt2"], dtype="float32", origin=None, tokenizer=tokenizer)
+    write_model(
+        directory / "hf", weights, architecture=ARCHITECTURES["gpt2"], dtype="float32", origin=None, tokenizer=tokenizer
+    )
     return TrainConfig(
         name="sft",
         output_dir=str(directory / "runs"),

@@ -23,7 +23,7 @@ from gptjax.core.errors import UserError
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
 from gptjax.finetuning.lora import LoRA
-from gptjax.huggingface.architectures.registry import FORMS
+from gptjax.huggingface.architectures.registry import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters
@@ -200,7 +200,8 @@ def test_adapters_of_one_matrix_become_those_of_several_modules(tmp_path: Path) 
             json.loads((tmp_path / "adapter_config.json").read_text()),
         )
         plain, merged = (
-            to_hf(one, form=FORMS[kind], dtype="float32") for one in (make_model(config), merge_adapters(model))
+            to_hf(one, architecture=ARCHITECTURES[kind], dtype="float32")
+            for one in (make_model(config), merge_adapters(model))
         )
         changed = {name for name, weight in merged.items() if (weight != plain[name]).any()}
         for name in changed - {"model.embed_tokens.weight", "lm_head.weight"}:
@@ -234,7 +235,9 @@ def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path, kind: str)
     base, exported = tmp_path / "base", tmp_path / "adapters"
     for directory in (base, exported):
         directory.mkdir()
-    write_model(base, make_model(config), form=FORMS[kind], dtype="float32", origin=None, tokenizer=None)
+    write_model(
+        base, make_model(config), architecture=ARCHITECTURES[kind], dtype="float32", origin=None, tokenizer=None
+    )
     write_adapters(exported, model, base=str(base))
     loaded = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     loaded = peft.PeftModel.from_pretrained(loaded, str(exported)).eval()

@@ -62,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sinks": {"sinks": SINKS},
     "all": {"window": 2, "segments": SEGMENTS, "sinks": SINKS},
 }
-FORMS: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "whole rows": {"query_block": 99},
     "blocks": {"query_block": 4},
     "recomputed blocks": {"query_block": 4, "max_kept": 0},
@@ -75,7 +75,7 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", ["whole rows", "blocks", "mapped blocks"])
 def test_attention_equals_numpy_formula(name: str, form: str) -> None:
     window, segments, sinks = (CASES[name].get(key) for key in ("window", "segments", "sinks"))
-    options = AttentionOptions(0.3, window, **FORMS[form])
+    options = AttentionOptions(0.3, window, **ARCHITECTURES[form])
     y = attend(make_inputs(sinks), options, kernel="xla", segments=segments, mesh=MeshConfig())
     np.testing.assert_allclose(y, numpy_attention(make_inputs(sinks), options, segments), rtol=1e-5, atol=1e-5)
 
@@ -86,7 +86,7 @@ def test_blocks_have_the_gradients_of_whole_rows(name: str, form: str) -> None:
     window, segments, sinks = (CASES[name].get(key) for key in ("window", "segments", "sinks"))
 
     def loss(inputs: AttentionInputs, form: str) -> Array:
-        options = AttentionOptions(0.3, window, **FORMS[form])
+        options = AttentionOptions(0.3, window, **ARCHITECTURES[form])
         return jnp.sum(jnp.sin(attend(inputs, options, kernel="xla", segments=segments, mesh=MeshConfig())))
 
     whole, blocks = (jax.jit(jax.grad(partial(loss, form=one)))(make_inputs(sinks)) for one in ("whole rows", form))
@@ -98,25 +98,25 @@ def test_blocks_read_only_keys_within_the_window() -> None:
     x = jax.ShapeDtypeStruct((1, 32, 2, 8), jnp.float32)
 
     def count_flops(window: int | None) -> float:
-        run = partial(causal_attention, options=AttentionOptions(1.0, window, **FORMS["blocks"]))
+        run = partial(causal_attention, options=AttentionOptions(1.0, window, **ARCHITECTURES["blocks"]))
         return jax.jit(run).lower(AttentionInputs(x, x, x)).compile().cost_analysis()["flops"]  # pyright: ignore
 
     assert count_flops(4) < 0.5 * count_flops(None)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ARCHITECTURES)
 def test_dropout_of_probabilities_keeps_their_mean(form: str) -> None:
     """Values are ones, so an output is the sum of the kept probabilities."""
     inputs = AttentionInputs(draw(1, 64, 2, 8), draw(1, 64, 2, 8, seed=1), jnp.ones((1, 64, 2, 8)))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(1))
-    options = AttentionOptions(0.35, dropout=0.4, **FORMS[form])
+    options = AttentionOptions(0.35, dropout=0.4, **ARCHITECTURES[form])
     run = jax.jit(lambda keys: attend(inputs, options, kernel="xla", dropout_keys=keys, mesh=MeshConfig()))
     dropped = run(keys)
     np.testing.assert_array_equal(dropped, run(keys))
     assert abs(float(dropped.mean()) - 1.0) < 0.1
     assert float(dropped.std()) > 0.1
     assert not np.allclose(dropped[:, :, 0], dropped[:, :, 1]), "each head has its own mask"
-    alone = AttentionOptions(0.35, 1, dropout=0.4, **FORMS[form])  # each token sees itself only
+    alone = AttentionOptions(0.35, 1, dropout=0.4, **ARCHITECTURES[form])  # each token sees itself only
     kept = attend(inputs, alone, kernel="xla", dropout_keys=keys, mesh=MeshConfig())
     assert not np.allclose(kept[:, 16:32], kept[:, 32:48]), "each block has its own mask"
 

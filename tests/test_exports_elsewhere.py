@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hf_forms import GPT2_CONFIG, LLAMA_CONFIG, compute_logits, draw_model, draw_tokens
+from hf_architectures import GPT2_CONFIG, LLAMA_CONFIG, compute_logits, draw_model, draw_tokens
 from test_gguf_export import TOKENIZER
 
 from gptjax.convert import main

@@ -28,7 +28,7 @@ TYPED = {
     "convert to-hf --chekpoint=runs/x --output=y": "Write --checkpoint=runs/x.",
     "convert to-hf --checkpoint runs/x --output": "Write --output=….",
     "convert to-hf --checkpoint=runs/x --output=y --verfy=false": "Write --no-verify.",
-    "convert to-hf --checkpoint=runs/x --output=y --form=lama": "Did you mean --form=llama?",
+    "convert to-hf --checkpoint=runs/x --output=y --architecture=lama": "Did you mean --architecture=llama?",
     "convert to-hf --checkpoint=runs/x --output=y --push_to_hub=a/b": "Write --push-to=a/b.",
     "convert to-hf runs/x y": "Write --checkpoint=runs/x.",
     "convert to-gguf --checkpoint=runs/x": "Write --output=….",

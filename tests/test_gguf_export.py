@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_forms import GPT2_CONFIG, LLAMA_CONFIG, draw_model
+from hf_architectures import GPT2_CONFIG, LLAMA_CONFIG, draw_model
 
 from gptjax.convert import main
 from gptjax.core.errors import UserError
-from gptjax.huggingface.gguf_export import choose_gguf_form
+from gptjax.huggingface.gguf_export import choose_gguf_architecture
 from gptjax.model.config import GPTConfig
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Tokenizer
@@ -45,13 +45,13 @@ def test_what_llama_cpp_cannot_run_is_refused(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=message):
-        choose_gguf_form(config, tokenizer)
+        choose_gguf_architecture(config, tokenizer)
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'gptjax\[gguf\]'"):
-        choose_gguf_form(GPT2, TOKENIZER)
+        choose_gguf_architecture(GPT2, TOKENIZER)
 
 
 @pytest.mark.parity

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_forms import EVERYTHING, GPT2_CONFIG, draw_model
+from hf_architectures import EVERYTHING, GPT2_CONFIG, draw_model
 from hub_server import Hub, serving
 
 from gptjax.convert import main
 from gptjax.core.errors import UserError
-from gptjax.huggingface.architectures.registry import FORMS, choose_form
+from gptjax.huggingface.architectures.registry import ARCHITECTURES, choose_architecture
 from gptjax.huggingface.model_card import CardFacts, make_model_card, read_evaluations
 from gptjax.model.config import GPTConfig
 from gptjax.runs.run_dir import write_imported_run
@@ -114,9 +114,9 @@ def test_card_stops_at_the_exported_step(run: Path) -> None:
 
 def test_card_of_the_custom_form_says_how_to_load_it() -> None:
     config = GPTConfig(**{**vars(GPT2_CONFIG), **EVERYTHING})
-    losses = tuple(FORMS["gptjax"].list_losses(config))
+    losses = tuple(ARCHITECTURES["gptjax"].list_losses(config))
     card = make_model_card(
-        config, form=choose_form(config), dtype="float32", facts=CardFacts("x", losses_elsewhere=losses)
+        config, architecture=choose_architecture(config), dtype="float32", facts=CardFacts("x", losses_elsewhere=losses)
     )
     assert "from_pretrained(path, trust_remote_code=True)" in card
     assert "custom_code" in card

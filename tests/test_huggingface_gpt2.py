@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hf_forms import GPT2_CONFIG, OPTIONS
+from hf_architectures import GPT2_CONFIG, OPTIONS
 from hf_models import Tensors, are_identical, draw_tensors, make_hf_config, write_model_dir
 
 from gptjax.core.errors import UserError
@@ -215,7 +215,7 @@ def test_export_refuses_every_other_option(name: str):
     with pytest.raises(
         UserError, match=rf"GPT2LMHeadModel .* cannot express .*model\.{field}={getattr(config, field)}"
     ):
-        to_hf_config(config, form=GPT2, dtype="float32", end_of_text=None)
+        to_hf_config(config, architecture=GPT2, dtype="float32", end_of_text=None)
 
 
 def test_every_field_is_expressed_refused_or_says_nothing_of_one_text():
@@ -231,19 +231,19 @@ class LaterConfig(GPTConfig):
 def test_export_refuses_fields_of_a_subclass():
     assert to_hf_config(LaterConfig(), dtype="float32", end_of_text=None)["n_layer"] == 12
     with pytest.raises(UserError, match=r"cannot express model\.new_option=True"):
-        to_hf_config(LaterConfig(new_option=True), form=GPT2, dtype="float32", end_of_text=None)
+        to_hf_config(LaterConfig(new_option=True), architecture=GPT2, dtype="float32", end_of_text=None)
 
 
 def test_export_lists_all_refused_fields():
     config = GPTConfig(norm="rms", qk_norm=True, activation="relu2")
     with pytest.raises(UserError, match=r"model\.norm=rms, model\.qk_norm=True, model\.activation=relu2"):
-        to_hf_config(config, form=GPT2, dtype="float32", end_of_text=None)
+        to_hf_config(config, architecture=GPT2, dtype="float32", end_of_text=None)
 
 
 def test_export_refuses_models_by_config_and_by_weight(saved: Saved):
     config, model, _ = from_hf(saved[0])
     with pytest.raises(UserError, match=r"cannot express model\.qk_norm=True"):
-        to_hf(with_static(model, config=replace(config, qk_norm=True)), form=GPT2)
+        to_hf(with_static(model, config=replace(config, qk_norm=True)), architecture=GPT2)
     model.blocks.sinks = nnx.Param(jnp.zeros((3, 3)), axis_names="H")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError, match=r"no counterpart of the weights blocks\.sinks"):
         to_hf(model)

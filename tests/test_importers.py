@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from formula import rms_norm, softmax
-from hf_forms import GPT2_CONFIG, compute_logits, draw_model, draw_tokens
+from hf_architectures import GPT2_CONFIG, compute_logits, draw_model, draw_tokens
 
 from gptjax.convert import main
 from gptjax.core.errors import UserError

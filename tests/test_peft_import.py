@@ -19,7 +19,7 @@ from gptjax import convert
 from gptjax.core.errors import UserError
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.lora import LoRA
-from gptjax.huggingface.architectures.registry import FORMS
+from gptjax.huggingface.architectures.registry import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters
@@ -33,8 +33,8 @@ def test_merged_adapters_are_those_that_were_exported(kind: str, tmp_path: Path)
     config = replace(MODEL, **FORM_CONFIGS[kind])
     adapted = make_adapted(config, LoRA(rank=3, alpha=6.0, new_tokens=(2, 7)), MeshConfig())
     write_adapters(tmp_path, adapted, base="some/base")
-    found = to_hf(merge_adapter(make_model(config), read_adapter(tmp_path)), form=FORMS[kind])
-    for name, weight in to_hf(merge_adapters(adapted), form=FORMS[kind]).items():
+    found = to_hf(merge_adapter(make_model(config), read_adapter(tmp_path)), architecture=ARCHITECTURES[kind])
+    for name, weight in to_hf(merge_adapters(adapted), architecture=ARCHITECTURES[kind]).items():
         np.testing.assert_allclose(found[name], weight, atol=1e-6, err_msg=name)
 
 
@@ -114,7 +114,9 @@ def test_adapter_made_by_peft_gives_its_logits(kind: str, tmp_path: Path) -> Non
     torch.manual_seed(0)
     config, base, saved = replace(MODEL, **FORM_CONFIGS[kind]), tmp_path / "base", tmp_path / "adapter"
     base.mkdir()
-    write_model(base, make_model(config), form=FORMS[kind], dtype="float32", origin=None, tokenizer=None)
+    write_model(
+        base, make_model(config), architecture=ARCHITECTURES[kind], dtype="float32", origin=None, tokenizer=None
+    )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     loaded.resize_token_embeddings(50)
     embedding, one = ("wte", "c_fc") if kind == "gpt2" else ("embed_tokens", "q_proj")

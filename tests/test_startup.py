@@ -16,7 +16,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
 from gptjax.evaluators.validation import Samples, ValidationLoss
-from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.registry import choose_architecture
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT
@@ -117,7 +117,14 @@ def test_init_from_weights_decide_the_shape(
     run = RunDir.open(source)
     if kind == "saved model":
         source, model = tmp_path, run.load_model()
-        write_model(source, model, form=choose_form(MODEL), dtype="float32", origin=None, tokenizer=run.tokenizer)
+        write_model(
+            source,
+            model,
+            architecture=choose_architecture(MODEL),
+            dtype="float32",
+            origin=None,
+            tokenizer=run.tokenizer,
+        )
     wanted = {"embed_dim": 64, "num_layers": 9, "context_length": 8, "dropout": 0.3}
     config, own = prepare_config(tiny_config(shards, name="next", init_from=str(source), model=wanted))
     assert config.model == replace(MODEL, context_length=8, dropout=0.3)

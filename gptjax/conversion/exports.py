@@ -13,8 +13,8 @@ from gptjax.cli.command_line import Imports
 from gptjax.conversion.imports import ORIGIN_FILE
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.files import atomic_directory, expand_path
-from gptjax.huggingface.architectures.architecture import Form, HFOrigin
-from gptjax.huggingface.architectures.registry import FormName, choose_form
+from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
+from gptjax.huggingface.architectures.registry import ArchitectureName, choose_architecture
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.runs.run_dir import RunDir
@@ -33,7 +33,7 @@ class ToHf:
     """Checkpoint: a number, `latest` or `best`."""
     ema: bool = True
     """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    form: FormName = "auto"
+    architecture: ArchitectureName = "auto"
     """Class of models to write. `auto` takes the first that can express the model."""
     dtype: DType | None = None
     """Type of the tensors. Default: the type that the model was imported in, else float32."""
@@ -91,25 +91,30 @@ def export_model(options: ToHf) -> None:
 
     enable_compile_cache()
     run = open_checkpoint(options.checkpoint, imports=options.imports)
-    form = choose_form(run.model_config, options.form)
+    architecture = choose_architecture(run.model_config, options.architecture)
     evaluations = model_card.read_evaluations(options.evaluation, checkpoint=options.checkpoint)
-    losses = form.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
+    losses = architecture.list_losses(run.model_config) + tokenizer_files.list_tokenizer_losses(run.tokenizer)
     if options.push_to is not None:
         hub_upload.check_upload(options.push_to)
     output = expand_path(options.output)
     with atomic_directory(output) as directory:
         model, origin = load_with_origin(run, options)
         dtype: DType = options.dtype or (origin.dtype if origin else "float32")
-        model_dir.write_model(directory, model, form=form, dtype=dtype, origin=origin, tokenizer=run.tokenizer)
+        model_dir.write_model(
+            directory, model, architecture=architecture, dtype=dtype, origin=origin, tokenizer=run.tokenizer
+        )
         facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
         if isinstance(run, RunDir):
             facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
-        model_card.write_model_card(directory, model.config, form=form, dtype=dtype, facts=facts)
+        model_card.write_model_card(directory, model.config, architecture=architecture, dtype=dtype, facts=facts)
         result = "not verified: --no-verify"
         if options.verify:
             result = model_dir.compare_with_transformers(directory, model, dtype=dtype)
     print(
-        _describe_export(options, run, form=form, dtype=dtype), result, *(f"note: {loss}" for loss in losses), sep="\n"
+        _describe_export(options, run, architecture=architecture, dtype=dtype),
+        result,
+        *(f"note: {loss}" for loss in losses),
+        sep="\n",
     )
     if run.tokenizer and run.tokenizer.end_of_text is None:
         print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
@@ -117,11 +122,11 @@ def export_model(options: ToHf) -> None:
         print(hub_upload.upload_directory(output, options.push_to, private=options.private))
 
 
-def _describe_export(options: ToHf, run: Checkpoint, *, form: Form, dtype: DType) -> str:
+def _describe_export(options: ToHf, run: Checkpoint, *, architecture: Architecture, dtype: DType) -> str:
     weights = "average of the weights" if options.ema and run.has_ema(options.step) else "weights"
     tokenizer = "with its tokenizer" if run.tokenizer else "without a tokenizer, because the run has none"
     source = f"{run.directory.name} at step {run.find_step(options.step)}"
-    return f"{options.output}: {weights} of {source} as {form.architecture} in {dtype}, {tokenizer}"
+    return f"{options.output}: {weights} of {source} as {architecture.hf_class} in {dtype}, {tokenizer}"
 
 
 def export_adapters(options: ToPeft) -> None:
@@ -140,15 +145,15 @@ def export_adapters(options: ToPeft) -> None:
 
 def export_gguf(options: ToGGUF) -> None:
     """Write the file and print a summary."""
-    from gptjax.huggingface.gguf_export import choose_gguf_form, write_gguf
+    from gptjax.huggingface.gguf_export import choose_gguf_architecture, write_gguf
 
     enable_compile_cache()
     run, output = open_checkpoint(options.checkpoint, imports=options.imports), expand_path(options.output)
-    form = choose_gguf_form(run.model_config, run.tokenizer)
+    architecture = choose_gguf_architecture(run.model_config, run.tokenizer)
     model, step = run.load_model(options.step, ema=options.ema), run.find_step(options.step)
     name, tokenizer = run.directory.name, run.require_tokenizer()
-    write_gguf(output, model, form=form, tokenizer=tokenizer, name=name, dtype=options.dtype)
-    print(f"{output}: {name} at step {step} as {form.model_type} in {options.dtype}, with its tokenizer")
+    write_gguf(output, model, architecture=architecture, tokenizer=tokenizer, name=name, dtype=options.dtype)
+    print(f"{output}: {name} at step {step} as {architecture.model_type} in {options.dtype}, with its tokenizer")
 
 
 def load_with_origin(run: Checkpoint, options: ToHf) -> tuple[Any, HFOrigin | None]:

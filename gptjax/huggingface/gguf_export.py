@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.architectures.architecture import Form
+from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.architectures.gpt2 import GPT2
 from gptjax.huggingface.architectures.llama import LLAMA, map_projections
 from gptjax.huggingface.architectures.weight_map import WeightMapping
@@ -54,16 +54,18 @@ PRETOKENIZERS = {GPT2_PATTERN: "gpt-2", GPT4_PATTERN: "dbrx"}
 """llama.cpp's name of a rule by which words are cut."""
 
 
-def choose_gguf_form(config: GPTConfig, tokenizer: Tokenizer | None) -> Form:
-    """GPT-2's or Llama's form. Raises `UserError` with what llama.cpp cannot run, before anything is written."""
+def choose_gguf_architecture(config: GPTConfig, tokenizer: Tokenizer | None) -> Architecture:
+    """GPT-2's or Llama's architecture. Raises `UserError` with what llama.cpp cannot run, before a file is written."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError("a GGUF is written by the package gguf: pip install 'gptjax[gguf]'.")
-    form = next((form for form in (GPT2, LLAMA) if not form.list_refused(config)), None)
-    if form is None:
-        refused = "; ".join(f"as {form.model_type}: {', '.join(form.list_refused(config))}" for form in (GPT2, LLAMA))
+    architecture = next((each for each in (GPT2, LLAMA) if not each.list_refused(config)), None)
+    if architecture is None:
+        refused = "; ".join(f"as {each.model_type}: {', '.join(each.list_refused(config))}" for each in (GPT2, LLAMA))
         raise UserError(f"a GGUF holds GPT-2's and Llama's shapes, which cannot express {refused}.")
-    if config.activation != (computed := ACTIVATIONS[form.model_type]):
-        raise UserError(f"llama.cpp computes {computed} in a {form.model_type}; the model has {config.activation}.")
+    if config.activation != (computed := ACTIVATIONS[architecture.model_type]):
+        raise UserError(
+            f"llama.cpp computes {computed} in a {architecture.model_type}; the model has {config.activation}."
+        )
     if tokenizer is None or tokenizer.end_of_text is None:
         raise UserError("a GGUF needs a tokenizer with an end-of-text token: without its id, llama.cpp takes another.")
     if not tokenizer.merges or tokenizer.pattern not in PRETOKENIZERS:
@@ -71,21 +73,23 @@ def choose_gguf_form(config: GPTConfig, tokenizer: Tokenizer | None) -> Form:
             f"llama.cpp cannot encode with the {tokenizer.name} tokenizer; wanted: byte-level BPE with merges, with "
             "words cut by the rule of GPT-2 or GPT-4."
         )
-    return form
+    return architecture
 
 
-def write_gguf(path: Path, model: GPT, *, form: Form, tokenizer: Tokenizer, name: str, dtype: DType) -> None:
+def write_gguf(
+    path: Path, model: GPT, *, architecture: Architecture, tokenizer: Tokenizer, name: str, dtype: DType
+) -> None:
     """Write the file. Matrices are of type `dtype`; vectors and positions stay float32, as llama.cpp wants them."""
     import gguf  # pyright: ignore[reportMissingImports]
 
     if path.exists():
         raise UserError(f"--output={path} exists. Choose another path, or remove it.")
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(partial, form.model_type)
+    writer = gguf.GGUFWriter(partial, architecture.model_type)
     try:
         _add_settings(writer, model.config, name=name, dtype=dtype)
         _add_tokenizer(writer, tokenizer, vocab_size=model.config.resolved_vocab_size)
-        tensors = export_tensors(model, WEIGHTS[form.model_type], title="GGUF", dtype="float32")
+        tensors = export_tensors(model, WEIGHTS[architecture.model_type], title="GGUF", dtype="float32")
         for tensor_name, tensor in tensors.items():
             if tensor.ndim > 1 and tensor_name != "position_embd.weight":
                 tensor = cast_tensor(tensor, dtype, name=tensor_name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
-from gptjax.huggingface.architectures.architecture import Form
+from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.model.config import GPTConfig
@@ -85,26 +85,28 @@ def _is_same(name: Any, checkpoint: str) -> bool:
     )
 
 
-def write_model_card(directory: Path, config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> None:
+def write_model_card(
+    directory: Path, config: GPTConfig, *, architecture: Architecture, dtype: DType, facts: CardFacts
+) -> None:
     """Write README.md and, if the run has drawn its losses, the picture."""
-    card = make_model_card(config, form=form, dtype=dtype, facts=facts)
+    card = make_model_card(config, architecture=architecture, dtype=dtype, facts=facts)
     (directory / CARD_FILE).write_text(card, encoding="utf-8")
     if facts.picture is not None:
         shutil.copyfile(facts.picture, directory / PICTURE)
 
 
-def make_model_card(config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> str:
+def make_model_card(config: GPTConfig, *, architecture: Architecture, dtype: DType, facts: CardFacts) -> str:
     """The card in Markdown."""
-    tags = ["gptjax", "text-generation", *(["custom_code"] if form.code else [])]
+    tags = ["gptjax", "text-generation", *(["custom_code"] if architecture.code else [])]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]", "---"]
     run, rows = facts.run, _list_recipe(facts.run)
     losses = "\n".join(f"- {loss}" for loss in facts.losses_elsewhere)
     parts = [
         "\n".join(head),
         f"# {_plain(facts.name)}",
-        _introduce(config, form=form, dtype=dtype, facts=facts),
+        _introduce(config, architecture=architecture, dtype=dtype, facts=facts),
         "## How to load",
-        "\n".join(["```python", *_show_loading(form), "```"]),
+        "\n".join(["```python", *_show_loading(architecture), "```"]),
         "## Architecture",
         _table(("field", "value"), _list_architecture(config)),
         *(["## Data", _table(("field", "value"), _flatten(run["data"], "data"))] if run.get("data") else []),
@@ -120,15 +122,15 @@ def make_model_card(config: GPTConfig, *, form: Form, dtype: DType, facts: CardF
     return "\n\n".join(parts) + "\n"
 
 
-def _introduce(config: GPTConfig, *, form: Form, dtype: DType, facts: CardFacts) -> str:
-    size = f"{count_parameters(config):,} parameters in {dtype}, written as {form.architecture}"
+def _introduce(config: GPTConfig, *, architecture: Architecture, dtype: DType, facts: CardFacts) -> str:
+    size = f"{count_parameters(config):,} parameters in {dtype}, written as {architecture.hf_class}"
     made = "Trained with gptjax" if facts.run else "Written by gptjax"
     versions = ", ".join(f"{name} {facts.versions[name]}" for name in ("jax", "flax") if name in facts.versions)
     return f"{made}{f' ({versions})' if versions else ''}: {size}. The context is {config.context_length:,} tokens."
 
 
-def _show_loading(form: Form) -> list[str]:
-    trust = ", trust_remote_code=True" if form.code else ""
+def _show_loading(architecture: Architecture) -> list[str]:
+    trust = ", trust_remote_code=True" if architecture.code else ""
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",

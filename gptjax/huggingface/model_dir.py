@@ -12,7 +12,7 @@ import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
 from gptjax.core.files import expand_path
-from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Form, HFOrigin
+from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Architecture, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer
@@ -42,7 +42,7 @@ def write_model(
     directory: Path,
     model: GPT,
     *,
-    form: Form,
+    architecture: Architecture,
     dtype: DType,
     origin: HFOrigin | None,
     tokenizer: Tokenizer | None,
@@ -50,14 +50,14 @@ def write_model(
     """Write the files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
     end = tokenizer.end_of_text if tokenizer else None
     end = end if end is not None and end < model.config.resolved_vocab_size else None
-    config = to_hf_config(model.config, form=form, dtype=dtype, end_of_text=end, origin=origin)
+    config = to_hf_config(model.config, architecture=architecture, dtype=dtype, end_of_text=end, origin=origin)
     write_json(directory / CONFIG_FILE, config)
     length = model.config.context_length
     generation = make_generation_config(tokenizer, context_length=length, end_of_text=config.get("eos_token_id"))
     write_json(directory / "generation_config.json", generation)
-    write_tensors(directory, to_hf(model, form=form, dtype=dtype))
-    if form.code is not None:
-        shutil.copyfile(form.code, directory / form.code.name)
+    write_tensors(directory, to_hf(model, architecture=architecture, dtype=dtype))
+    if architecture.code is not None:
+        shutil.copyfile(architecture.code, directory / architecture.code.name)
     if tokenizer is not None:
         write_tokenizer(directory, tokenizer, context_length=length)
 

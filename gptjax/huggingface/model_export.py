@@ -1,27 +1,27 @@
-"""Export of a model: tensors and config.json in one of the forms."""
+"""Export of a model: tensors and config.json in one of the architectures."""
 
 from typing import Any
 
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.architectures.architecture import Form, HFOrigin
-from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
+from gptjax.huggingface.architectures.registry import choose_architecture
 from gptjax.huggingface.architectures.weight_map import DTYPES, WeightMapping, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.sharding.devices import DType
 
 
-def to_hf(model: GPT, *, form: Form | None = None, dtype: DType = "float32") -> dict[str, np.ndarray]:
-    """All tensors of the model by the form's names, in host memory. Without a form the first that fits is taken.
+def to_hf(model: GPT, *, architecture: Architecture | None = None, dtype: DType = "float32") -> dict[str, np.ndarray]:
+    """All tensors of the model by the architecture's names, in host memory. Default: the first architecture that fits.
 
     Raises:
-        UserError: the form lacks a part or a weight of the model, or a number is too large for float16.
+        UserError: the architecture lacks a part or a weight of the model, or a number is too large for float16.
     """
-    form = form or choose_form(model.config)
-    form.check(model.config)
-    return export_tensors(model, form.weights, title=form.title, dtype=dtype)
+    architecture = architecture or choose_architecture(model.config)
+    architecture.check(model.config)
+    return export_tensors(model, architecture.weights, title=architecture.title, dtype=dtype)
 
 
 def export_tensors(model: GPT, rows: tuple[WeightMapping, ...], *, title: str, dtype: DType) -> dict[str, np.ndarray]:
@@ -65,7 +65,7 @@ def cast_tensor(values: np.ndarray, dtype: DType, *, name: str) -> np.ndarray:
 def to_hf_config(
     config: GPTConfig,
     *,
-    form: Form | None = None,
+    architecture: Architecture | None = None,
     dtype: DType,
     end_of_text: int | None,
     origin: HFOrigin | None = None,
@@ -76,18 +76,18 @@ def to_hf_config(
         end_of_text: the id that begins and ends a text, if there is one.
 
     Raises:
-        UserError: the form lacks a part of the model.
+        UserError: the architecture lacks a part of the model.
     """
-    form = form or choose_form(config)
-    form.check(config)
+    architecture = architecture or choose_architecture(config)
+    architecture.check(config)
     content: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
-    written = form.write_config(config) | {"dtype": dtype}
-    if origin is None or origin.config.get("model_type") != form.model_type:
+    written = architecture.write_config(config) | {"dtype": dtype}
+    if origin is None or origin.config.get("model_type") != architecture.model_type:
         return content | written
     kept = origin.config
-    spelling = kept.get(form.activation_field, next(iter(form.activations)))
-    if form.activations.get(spelling) == config.activation:
-        written[form.activation_field] = spelling  # one of several names
+    spelling = kept.get(architecture.activation_field, next(iter(architecture.activations)))
+    if architecture.activations.get(spelling) == config.activation:
+        written[architecture.activation_field] = spelling  # one of several names
     if "torch_dtype" in kept:  # as transformers 4 spells it
         written["torch_dtype"] = dtype
     training_only = {name for name in written if name.endswith(("_pdrop", "_dropout"))}

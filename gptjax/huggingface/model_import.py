@@ -1,4 +1,4 @@
-"""Import of a model in any of the forms from safetensors. Pickles are never read."""
+"""Import of a model in any of the architectures from safetensors. Pickles are never read."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,8 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.architectures.architecture import CONFIG_FILE, EMBEDDING, HEAD, Form, HFOrigin
-from gptjax.huggingface.architectures.registry import find_form
+from gptjax.huggingface.architectures.architecture import CONFIG_FILE, EMBEDDING, HEAD, Architecture, HFOrigin
+from gptjax.huggingface.architectures.registry import find_architecture
 from gptjax.huggingface.architectures.weight_map import (
     WeightMapping,
     format_path,
@@ -34,7 +34,7 @@ STORED_DTYPES: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": 
 def from_hf(
     directory: str | Path, *, mesh: MeshConfig | None = None, dtype: DType | None = None
 ) -> tuple[GPTConfig, GPT, HFOrigin]:
-    """Read a model that transformers or `to-hf` saved. config.json names its form.
+    """Read a model that transformers or `to-hf` saved. config.json names its architecture.
 
     The weights become float32, which is exact for every readable type. Dropout is 0, because that of config.json
     belongs to a training run that is over. Under a sharded mesh call it inside `mesh.activate()`. Weights are read and
@@ -44,18 +44,18 @@ def from_hf(
         dtype: type of the computation. None takes bfloat16 for a bfloat16 file, else float32.
 
     Raises:
-        UserError: something is missing, unexpected, or has another shape or type than the form's.
+        UserError: something is missing, unexpected, or has another shape or type than the architecture's.
     """
     directory = Path(directory)
     content = read_json(directory / CONFIG_FILE)
-    form = find_form(content, where=directory / CONFIG_FILE)
-    config = form.read_config(content, path=directory / CONFIG_FILE)
+    architecture = find_architecture(content, where=directory / CONFIG_FILE)
+    config = architecture.read_config(content, path=directory / CONFIG_FILE)
     with open_tensors(directory) as stored:
-        tensors = normalize_names(stored, form, directory)
-        stored_dtype = check_tensors(tensors, form, config=config, directory=directory)
+        tensors = normalize_names(stored, architecture, directory)
+        stored_dtype = check_tensors(tensors, architecture, config=config, directory=directory)
         dtype = dtype or ("bfloat16" if stored_dtype == "bfloat16" else "float32")
         config = replace(config, compute=replace(config.compute, dtype=dtype))
-        model = load_weights(config, tensors, rows=form.weights, mesh=mesh)
+        model = load_weights(config, tensors, rows=architecture.weights, mesh=mesh)
     return config, model, HFOrigin(content, stored_dtype)
 
 
@@ -67,23 +67,27 @@ def read_model_config(directory: Path) -> GPTConfig:
 
 def from_hf_config(content: dict[str, Any], *, path: Path) -> GPTConfig:
     """The config that config.json at `path` describes. Raises `UserError` with a field that is not supported."""
-    return find_form(content, where=path).read_config(content, path=path)
+    return find_architecture(content, where=path).read_config(content, path=path)
 
 
-def normalize_names(stored: Mapping[str, StoredTensor], form: Form, directory: Path) -> dict[str, StoredTensor]:
-    """The weights by the form's names. Base models are saved without the prefix, and some files hold buffers."""
+def normalize_names(
+    stored: Mapping[str, StoredTensor], architecture: Architecture, directory: Path
+) -> dict[str, StoredTensor]:
+    """The weights by the architecture's names. Base models are saved without the prefix; some files hold buffers."""
     plain = {tensor.name: name for name, tensor in stored.items()}
-    whole = (form.prefix, "lm_head.")
-    add_prefix = lambda name: name if name.startswith(whole) else f"{form.prefix}{name}"
-    weights = [tensor for name, tensor in stored.items() if not form.buffers.search(name)]
+    whole = (architecture.prefix, "lm_head.")
+    add_prefix = lambda name: name if name.startswith(whole) else f"{architecture.prefix}{name}"
+    weights = [tensor for name, tensor in stored.items() if not architecture.buffers.search(name)]
     return name_tensors(weights, directory, rename=lambda name: add_prefix(plain[name]))
 
 
-def check_tensors(tensors: Mapping[str, StoredTensor], form: Form, *, config: GPTConfig, directory: Path) -> DType:
-    """Raise unless the tensors are exactly the form's. Returns their type; float32 for several types."""
+def check_tensors(
+    tensors: Mapping[str, StoredTensor], architecture: Architecture, *, config: GPTConfig, directory: Path
+) -> DType:
+    """Raise unless the tensors are exactly the architecture's. Returns their type; float32 for several types."""
     _check_sizes(tensors, config, path=directory / CONFIG_FILE)
-    rows = select_rows(form.weights, config)
-    names = {row.path: row.hf_name for row in form.weights}
+    rows = select_rows(architecture.weights, config)
+    names = {row.path: row.hf_name for row in architecture.weights}
     expected = dict(get_shapes(rows, config))
     has_second_head = config.tie_embeddings and names[HEAD] in tensors
     if has_second_head:

@@ -13,9 +13,9 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.finetuning.adapters import Adapters
-from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Form
+from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Architecture
 from gptjax.huggingface.architectures.custom import CUSTOM
-from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.registry import choose_architecture
 from gptjax.huggingface.architectures.weight_map import WeightMapping, order_channels
 from gptjax.huggingface.safetensors_dir import write_json, write_safetensors
 from gptjax.model.gpt import GPT
@@ -34,19 +34,19 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
     """
     if model.adapters is None:
         raise UserError("the run has no adapters (lora.rank is 0). Use python -m gptjax.convert to-hf.")
-    form, lora = choose_form(model.config), model.adapters.lora
-    if form is CUSTOM:
+    architecture, lora = choose_architecture(model.config), model.adapters.lora
+    if architecture is CUSTOM:
         raise UserError(
             "PEFT adapts the modules of classes that transformers knows, and none can express this model "
-            "(python -m gptjax.convert to-hf --form=llama names what it lacks). Export it merged, with to-hf."
+            "(python -m gptjax.convert to-hf --architecture=llama names what it lacks). Export it merged, with to-hf."
         )
     tensors, modules = Tensors(), list[str]()
     for name in model.adapters.names:
-        rows = [row for row in form.weights if row.path == name]
+        rows = [row for row in architecture.weights if row.path == name]
         for row in rows:
             modules.append(_module(row).partition("{}.")[2])
             tensors |= _split_adapter(row, model.adapters, name=name)
-    rows = _list_trained_rows(model, model.adapters, form=form)
+    rows = _list_trained_rows(model, model.adapters, architecture=architecture)
     for module, array in rows.items():
         tensors[f"base_model.model.{module}.token_adapter.trainable_tokens_delta"] = array
     content: dict[str, Any] = {
@@ -57,7 +57,7 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": form.model_type == "gpt2",
+        "fan_in_fan_out": architecture.model_type == "gpt2",
         "target_modules": modules,
         "inference_mode": True,
     }
@@ -95,11 +95,11 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
     return found
 
 
-def _list_trained_rows(model: GPT, adapters: Adapters, *, form: Form) -> Tensors:
+def _list_trained_rows(model: GPT, adapters: Adapters, *, architecture: Architecture) -> Tensors:
     """The rows of added tokens, by the module that has them: of the embedding and, if it is untied, of the head."""
     if adapters.rows is None:
         return {}
-    tokens, module = list(adapters.lora.trained_rows), {row.path: _module(row) for row in form.weights}
+    tokens, module = list(adapters.lora.trained_rows), {row.path: _module(row) for row in architecture.weights}
     rows = {module[EMBEDDING]: np.asarray(model.tokens[...])[tokens] + np.asarray(adapters.rows[...])}
     if model.head is not None and adapters.head_rows is not None:
         rows[module[HEAD]] = np.asarray(model.head[...]).T[tokens] + np.asarray(adapters.head_rows[...])

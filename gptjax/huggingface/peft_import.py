@@ -1,6 +1,6 @@
 """Adapters in PEFT's format, merged into the model that they belong to: what `peft_export` writes, and others' LoRA.
 
-Merging happens among the tensors of the model's form: a linear layer gains B A · alpha / r, GPT-2's Conv1D its
+Merging happens among the tensors of the model's architecture: a linear layer gains B A · alpha / r, GPT-2's Conv1D its
 transpose. Rows of trained tokens, and weights that were saved whole, replace those of the model.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from gptjax.core.errors import UserError, quote
 from gptjax.finetuning.vocabulary import grow_vocabulary
-from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Form
+from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Architecture
 from gptjax.huggingface.architectures.custom import CUSTOM
-from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.registry import choose_architecture
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import load_weights
 from gptjax.huggingface.safetensors_dir import open_tensors, read_json
@@ -117,14 +117,14 @@ def merge_adapter(model: GPT, adapter: PeftAdapter, *, vocab_size: int | None = 
     Raises:
         UserError: no class of transformers can express the model, or the adapter does not fit it.
     """
-    form = choose_form(model.config)
-    if form is CUSTOM:
+    architecture = choose_architecture(model.config)
+    if architecture is CUSTOM:
         raise UserError("PEFT adapts classes that transformers knows, and none can express the base model.")
     wanted = max(vocab_size or 0, adapter.num_tokens)
     if wanted > model.config.resolved_vocab_size:
         model = grow_vocabulary(model, wanted)
-    base = {name: np.array(tensor) for name, tensor in to_hf(model, form=form).items()}
-    modules = {row.path: row.hf_name.removesuffix(".weight") for row in form.weights}
+    base = {name: np.array(tensor) for name, tensor in to_hf(model, architecture=architecture).items()}
+    modules = {row.path: row.hf_name.removesuffix(".weight") for row in architecture.weights}
     rows = dict(adapter.list_trained_rows())
     for name, array in adapter.tensors.items():
         if not name.endswith((A, B, ROWS)):
@@ -134,10 +134,10 @@ def merge_adapter(model: GPT, adapter: PeftAdapter, *, vocab_size: int | None = 
             module = name.removesuffix(A)
             if (b := adapter.tensors.get(f"{module}{B}")) is None:
                 raise adapter.refuse(f"{quote(name)} has no lora_B beside it")
-            _add_product(base, array, b, module=module, adapter=adapter, form=form)
+            _add_product(base, array, b, module=module, adapter=adapter, architecture=architecture)
         elif name.endswith(ROWS):
             _replace_rows(base, array, rows, module=name.removesuffix(ROWS), adapter=adapter, modules=modules)
-    return load_weights(model.config, {name: _Held(array) for name, array in base.items()}, rows=form.weights)
+    return load_weights(model.config, {name: _Held(array) for name, array in base.items()}, rows=architecture.weights)
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,11 @@ class _Held:
         return self.array
 
 
-def _add_product(base: Tensors, a: np.ndarray, b: np.ndarray, *, module: str, adapter: PeftAdapter, form: Form) -> None:
+def _add_product(
+    base: Tensors, a: np.ndarray, b: np.ndarray, *, module: str, adapter: PeftAdapter, architecture: Architecture
+) -> None:
     """Add B A of a module, (outputs, r) times (r, inputs)."""
-    name, is_turned = f"{module}.weight", form.model_type == "gpt2" and module != "lm_head"
+    name, is_turned = f"{module}.weight", architecture.model_type == "gpt2" and module != "lm_head"
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not len(a):
         raise adapter.refuse(f"the adapters of {quote(module)} have shapes {a.shape} and {b.shape}")
     shape = (b.shape[0], a.shape[1])[:: -1 if is_turned else 1]

@@ -1,4 +1,4 @@
-"""Checkpoints of nanochat's first form: a directory with `model_STEP.pt` and `meta_STEP.json`.
+"""Checkpoints of nanochat's first version: a directory with `model_STEP.pt` and `meta_STEP.json`.
 
 Its rotary positions turn the other way, so the halves of each head of q and k are exchanged. Its norms have no gain
 and take the smallest epsilon of float32.

@@ -16,7 +16,7 @@ from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
-from gptjax.huggingface.architectures.registry import choose_form
+from gptjax.huggingface.architectures.registry import choose_architecture
 from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
@@ -192,7 +192,7 @@ def _has_validation(config: TrainConfig) -> bool:
 
 def _is_exportable(config: TrainConfig) -> bool:
     try:
-        choose_form(config.model)
+        choose_architecture(config.model)
     except UserError:
         return False
     return True

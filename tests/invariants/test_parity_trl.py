@@ -29,7 +29,7 @@ from data_pipelines.prepare_preferences import PreparePreferences, prepare_prefe
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards, open_preferences
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.huggingface.architectures.registry import FORMS
+from gptjax.huggingface.architectures.registry import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.model.config import ComputeConfig, GPTConfig
@@ -136,7 +136,9 @@ def make_models(kind: str, data: Data, directory: Path, **changes: Any) -> tuple
     for name, model in zip(("policy", "reference"), models, strict=True):
         (directory / name).mkdir()
         exported = directory / name
-        write_model(exported, model, form=FORMS[kind], dtype="float32", origin=None, tokenizer=data.tokenizer)
+        write_model(
+            exported, model, architecture=ARCHITECTURES[kind], dtype="float32", origin=None, tokenizer=data.tokenizer
+        )
     return models
 
 
@@ -163,7 +165,7 @@ def compute(objective: Objective, model: GPT, batch: dict[str, jax.Array], *, fr
     (loss, sums), gradients = jax.jit(jax.value_and_grad(mean, has_aux=True))(model)
     logs = {name: float(value / sums.scored) for name, value in sums.metrics.items()}
     kind = "llama" if model.config.gated_mlp else "gpt2"
-    named = to_hf(gradients, form=FORMS[kind], dtype="float32")
+    named = to_hf(gradients, architecture=ARCHITECTURES[kind], dtype="float32")
     return Step({"loss": float(loss), "scored": int(sums.scored)} | logs, named)
 
 

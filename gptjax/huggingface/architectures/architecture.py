@@ -1,7 +1,7 @@
-"""A form: a class of models of another program, its tensors, the fields of its config.json, and what they are here.
+"""An architecture: a model class of another program, its tensors, its fields of config.json, and what they are here.
 
-The export and the import read the same tables. What a form cannot express is found by field of `GPTConfig`: a field
-that no table names must have its default.
+The export and the import read the same tables. What an architecture cannot express is found by field of `GPTConfig`: a
+field that no table names must have its default.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ class HFOrigin:
 
 
 @dataclass(frozen=True)
-class Form:
+class Architecture:
     """One class of models. A subclass adds what a table cannot say."""
 
     model_type: str
-    """As config.json names it; also the name of the form on the command line."""
-    architecture: str
+    """As config.json names it; also the name of the architecture on the command line."""
+    hf_class: str
     """The class in transformers."""
     weights: tuple[WeightMapping, ...]
     fields: Mapping[str, str]
@@ -50,7 +50,7 @@ class Form:
     activations: Mapping[str, str]
     """Activation of config.json → activation here. The export uses the first that fits."""
     implied: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of GPTConfig that have this value in every model of the form."""
+    """Fields of GPTConfig that have this value in every model of the architecture."""
     free: frozenset[str] = frozenset()
     """Other fields of GPTConfig that may have any value: a subclass writes them, or zeros and ones stand for them."""
     required: Mapping[str, Any] = field(default_factory=dict)
@@ -64,8 +64,8 @@ class Form:
 
     @property
     def title(self) -> str:
-        """The form in a message."""
-        return f"{self.architecture} of Hugging Face"
+        """The architecture in a message."""
+        return f"{self.hf_class} of Hugging Face"
 
     @property
     def code(self) -> Path | None:
@@ -75,7 +75,7 @@ class Form:
     # --- export ---
 
     def list_refused(self, config: GPTConfig) -> list[str]:
-        """The fields of a config, as flags with their values, that this form cannot express."""
+        """The fields of a config, as flags with their values, that this architecture cannot express."""
         config = drop_ineffective(config)
         known = {*self.fields.values(), *self.free, *NOT_COMPUTED, "activation"}
         refused = [
@@ -88,16 +88,16 @@ class Form:
         return [f"model.{name}={getattr(config, name)}" for name in refused]
 
     def check(self, config: GPTConfig) -> None:
-        """Raise `UserError` with the fields that this form cannot express."""
+        """Raise `UserError` with the fields that this architecture cannot express."""
         if refused := self.list_refused(config):
             raise UserError(
                 f"{self.title} cannot express {', '.join(refused)}, so the model cannot be exported as "
-                f"{self.model_type}. Use --form=auto, or keep it as a run directory."
+                f"{self.model_type}. Use --architecture=auto, or keep it as a run directory."
             )
 
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
         """The architecture as fields of config.json."""
-        content: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
+        content: dict[str, Any] = {"architectures": [self.hf_class], "model_type": self.model_type}
         content |= {**self.required} | {hf_field: getattr(config, name) for hf_field, name in self.fields.items()}
         content["vocab_size"] = config.resolved_vocab_size
         found = next(hf_name for hf_name, name in self.activations.items() if name == config.activation)

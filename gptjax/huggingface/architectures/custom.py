@@ -1,9 +1,9 @@
-"""The form of every other config: our own PyTorch file, which transformers loads for those who trust it."""
+"""The architecture of every other config: our own PyTorch file, which transformers loads for those who trust it."""
 
 from pathlib import Path
 from typing import Any
 
-from gptjax.huggingface.architectures.architecture import Form
+from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
@@ -94,7 +94,7 @@ SAME = (
 FIELDS = RENAMED | {name: name for name in SAME}
 
 
-class CustomForm(Form):
+class CustomArchitecture(Architecture):
     """GPTJaxForCausalLM, whose code travels with the weights."""
 
     @property
@@ -111,14 +111,14 @@ class CustomForm(Form):
 
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
         module = CODE_FILE.removesuffix(".py")
-        names = {"AutoConfig": "GPTJaxConfig", "AutoModelForCausalLM": self.architecture}
+        names = {"AutoConfig": "GPTJaxConfig", "AutoModelForCausalLM": self.hf_class}
         content = super().write_config(config) | {"dropout": config.dropout}
         return content | {"auto_map": {name: f"{module}.{kind}" for name, kind in names.items()}}
 
 
-CUSTOM = CustomForm(
+CUSTOM = CustomArchitecture(
     model_type="gptjax",
-    architecture="GPTJaxForCausalLM",
+    hf_class="GPTJaxForCausalLM",
     weights=WEIGHTS,
     fields=FIELDS,
     activation_field="activation",

@@ -1,4 +1,4 @@
-"""The form of GPT-2 and DistilGPT-2.
+"""The architecture of GPT-2 and DistilGPT-2.
 
 GPT2LMHeadModel always has biases and gains. A model without them is exported with zeros and ones, and imported again it
 has them and computes the same. GPT-2's Conv1D stores (in, out), as this project does, so only the untied head is
@@ -8,7 +8,7 @@ transposed.
 import re
 from typing import Any
 
-from gptjax.huggingface.architectures.architecture import Form
+from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
@@ -54,7 +54,7 @@ REQUIRED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False
 """`reorder_and_upcast_attn` would not change what GPT-2 computes: the softmax is float32 anyway."""
 
 
-class GPT2Form(Form):
+class GPT2Architecture(Architecture):
     """GPT2LMHeadModel."""
 
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
@@ -78,9 +78,9 @@ class GPT2Form(Form):
         return losses
 
 
-GPT2 = GPT2Form(
+GPT2 = GPT2Architecture(
     model_type="gpt2",
-    architecture="GPT2LMHeadModel",
+    hf_class="GPT2LMHeadModel",
     weights=WEIGHTS,
     fields=FIELDS,
     activation_field="activation_function",

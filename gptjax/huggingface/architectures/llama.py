@@ -1,4 +1,4 @@
-"""The form of Llama: rotary positions, RMSNorm with a gain, a gated MLP, grouped queries, no biases."""
+"""The architecture of Llama: rotary positions, RMSNorm with a gain, a gated MLP, grouped queries, no biases."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError, quote
-from gptjax.huggingface.architectures.architecture import Form, drop_ineffective
+from gptjax.huggingface.architectures.architecture import Architecture, drop_ineffective
 from gptjax.huggingface.architectures.weight_map import HeadOrder, WeightMapping
 from gptjax.model.config import GPTConfig
 from gptjax.model.positions import DEFAULT_ROTARY_BASE
@@ -68,8 +68,8 @@ WEIGHTS = (
 )
 
 
-class RotaryForm(Form):
-    """A form of Llama's family, with its fields of heads and rotary positions."""
+class RotaryArchitecture(Architecture):
+    """An architecture of Llama's family, with its fields of heads and rotary positions."""
 
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
         base = config.rotary_base or DEFAULT_ROTARY_BASE
@@ -112,9 +112,9 @@ def read_rotary_base(content: Mapping[str, Any], *, path: Path) -> float:
     return float(base)
 
 
-LLAMA = RotaryForm(
+LLAMA = RotaryArchitecture(
     model_type="llama",
-    architecture="LlamaForCausalLM",
+    hf_class="LlamaForCausalLM",
     weights=WEIGHTS,
     fields=FIELDS,
     activation_field="hidden_act",

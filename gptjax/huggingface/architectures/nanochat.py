@@ -1,4 +1,4 @@
-"""The form of nanochat's first models: no windows, value embeddings or x0.
+"""The architecture of nanochat's first models: no windows, value embeddings or x0.
 
 transformers rotates by -θ there, so the halves of each head of q and k are exchanged. It normalises q and k after the
 rotation, which is the same, because a rotation keeps the norm.
@@ -6,7 +6,7 @@ rotation, which is the same, because a rotation keeps the norm.
 
 from typing import Any
 
-from gptjax.huggingface.architectures.llama import FIELDS, WEIGHTS, RotaryForm, map_attention
+from gptjax.huggingface.architectures.llama import FIELDS, WEIGHTS, RotaryArchitecture, map_attention
 from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
@@ -14,7 +14,7 @@ LAYER = "model.layers.{}"
 KEPT = {"tokens", "head"}
 
 
-class NanoChatForm(RotaryForm):
+class NanoChatArchitecture(RotaryArchitecture):
     """NanoChatForCausalLM."""
 
     def write_config(self, config: GPTConfig) -> dict[str, Any]:
@@ -23,12 +23,15 @@ class NanoChatForm(RotaryForm):
         return content | {"pad_token_id": None}
 
     def list_losses(self, config: GPTConfig) -> list[str]:
-        return [*super(RotaryForm, self).list_losses(config), "ctranslate2 and keras-hub cannot read this class."]
+        return [
+            *super(RotaryArchitecture, self).list_losses(config),
+            "ctranslate2 and keras-hub cannot read this class.",
+        ]
 
 
-NANOCHAT = NanoChatForm(
+NANOCHAT = NanoChatArchitecture(
     model_type="nanochat",
-    architecture="NanoChatForCausalLM",
+    hf_class="NanoChatForCausalLM",
     weights=(
         *(row for row in WEIGHTS if row.path in KEPT),
         *map_attention(LAYER, head_order="swapped"),

@@ -1,18 +1,18 @@
-"""The form of Qwen3: Llama with RMSNorm, and a gain, over each head of the queries and keys."""
+"""The architecture of Qwen3: Llama with RMSNorm, and a gain, over each head of the queries and keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gptjax.core.errors import UserError
-from gptjax.huggingface.architectures.llama import LLAMA, RotaryForm
+from gptjax.huggingface.architectures.llama import LLAMA, RotaryArchitecture
 from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
 LAYER = "model.layers.{}.self_attn"
 
 
-class Qwen3Form(RotaryForm):
+class Qwen3Architecture(RotaryArchitecture):
     """Qwen3ForCausalLM."""
 
     def read_config(self, content: Mapping[str, Any], *, path: Path) -> GPTConfig:
@@ -21,12 +21,12 @@ class Qwen3Form(RotaryForm):
         return super().read_config(content, path=path)
 
     def list_losses(self, config: GPTConfig) -> list[str]:
-        return super(RotaryForm, self).list_losses(config)
+        return super(RotaryArchitecture, self).list_losses(config)
 
 
-QWEN3 = Qwen3Form(
+QWEN3 = Qwen3Architecture(
     model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
+    hf_class="Qwen3ForCausalLM",
     weights=(
         *LLAMA.weights,
         WeightMapping(f"{LAYER}.q_norm.weight", "blocks.attention.q_scale", "K", default=1.0),

@@ -1,4 +1,4 @@
-"""Export and import in all forms: what returns, what is refused and, with transformers, what is computed there."""
+"""Export and import in all architectures: what returns, what is refused, and what transformers computes."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_forms import (
+from hf_architectures import (
     EVERYTHING,
     GPT2_CONFIG,
     LLAMA_CONFIG,
@@ -22,7 +22,7 @@ import configs
 from gptjax.config import load_config
 from gptjax.core.errors import UserError
 from gptjax.huggingface.architectures.custom import CUSTOM
-from gptjax.huggingface.architectures.registry import FORMS, choose_form
+from gptjax.huggingface.architectures.registry import ARCHITECTURES, choose_architecture
 from gptjax.huggingface.architectures.weight_map import list_parameters
 from gptjax.huggingface.model_dir import compute_torch_logits, write_model
 from gptjax.huggingface.model_import import from_hf, from_hf_config
@@ -60,21 +60,21 @@ MODELS = {
     "gptjax_everything": replace(GPT2_CONFIG, **EVERYTHING),
     "gptjax_tied": replace(GPT2_CONFIG, head_bias=True, value_embeddings="0.0.", value_gate=True, bias=False),
 }
-"""Config by name; the name begins with that of the form."""
+"""Config by name; the name begins with that of the architecture."""
 
 
-def save(directory: Path, config: GPTConfig, *, dtype: DType = "float32", form: str | None = None) -> Any:
-    """Write a model with drawn weights as the form that its config takes; returns the model."""
+def save(directory: Path, config: GPTConfig, *, dtype: DType = "float32", architecture: str | None = None) -> Any:
+    """Write a model with drawn weights as the architecture that its config takes; returns the model."""
     model = draw_model(config)
     directory.mkdir(parents=True)
-    chosen = FORMS[form] if form else choose_form(config)
-    write_model(directory, model, form=chosen, dtype=dtype, origin=None, tokenizer=None)
+    chosen = ARCHITECTURES[architecture] if architecture else choose_architecture(config)
+    write_model(directory, model, architecture=chosen, dtype=dtype, origin=None, tokenizer=None)
     return model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_auto_takes_the_first_form_that_can_express_the_model(name: str) -> None:
-    assert choose_form(MODELS[name]).model_type == name.partition("_")[0]
+    assert choose_architecture(MODELS[name]).model_type == name.partition("_")[0]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,9 @@ def test_llama_in_16_bits_is_exported_again_bit_for_bit(tmp_path: Path, dtype: D
     config, model, origin = from_hf(tmp_path / "first")
     assert (origin.dtype, config.compute.dtype) == (dtype, "bfloat16" if dtype == "bfloat16" else "float32")
     (tmp_path / "second").mkdir()
-    write_model(tmp_path / "second", model, form=FORMS["llama"], dtype=dtype, origin=origin, tokenizer=None)
+    write_model(
+        tmp_path / "second", model, architecture=ARCHITECTURES["llama"], dtype=dtype, origin=origin, tokenizer=None
+    )
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys()
     assert all((first[name].view(np.uint16) == second[name].view(np.uint16)).all() for name in first)
@@ -125,7 +127,7 @@ def test_llama_names_and_layout_are_those_of_transformers(tmp_path: Path) -> Non
 def test_llama_refuses_options_by_name(name: str) -> None:
     config = replace(LLAMA_CONFIG, **OPTIONS[name])
     with pytest.raises(UserError, match=rf"LlamaForCausalLM .* cannot express model\.{name}="):
-        choose_form(config, "llama")
+        choose_architecture(config, "llama")
 
 
 def test_custom_form_brings_its_code_and_names_it(tmp_path: Path) -> None:
@@ -143,9 +145,11 @@ def test_custom_form_refuses_an_option_that_its_code_lacks() -> None:
         new_option: bool = False
 
     with pytest.raises(UserError, match=r"modeling_gptjax\.py cannot express model\.new_option=True"):
-        choose_form(LaterConfig(new_option=True), "gptjax")
-    with pytest.raises(UserError, match=r"no form can express the model.*GPTJaxForCausalLM: model\.new_option=True"):
-        choose_form(LaterConfig(new_option=True))
+        choose_architecture(LaterConfig(new_option=True), "gptjax")
+    with pytest.raises(
+        UserError, match=r"no architecture can express the model.*GPTJaxForCausalLM: model\.new_option=True"
+    ):
+        choose_architecture(LaterConfig(new_option=True))
 
 
 LLAMA_JSON: dict[str, Any] = {
@@ -221,12 +225,12 @@ def test_unknown_model_type_is_refused_before_weights_are_read(tmp_path: Path) -
 )
 def test_export_says_what_other_programs_ignore(config: GPTConfig, expected: str) -> None:
     """What they do is seen in findings/ctranslate2_gpt2_epsilon.sh and findings/keras_hub_ignored_fields.sh."""
-    assert any(expected in loss for loss in choose_form(config).list_losses(config))
+    assert any(expected in loss for loss in choose_architecture(config).list_losses(config))
 
 
 def test_export_of_a_plain_gpt2_loses_nothing() -> None:
     config = GPTConfig(vocab_size=32, num_layers=1, num_heads=2, embed_dim=16)
-    assert choose_form(config).list_losses(config) == []
+    assert choose_architecture(config).list_losses(config) == []
 
 
 # --- with transformers ---
@@ -260,7 +264,7 @@ def test_transformers_computes_the_same_logits(tmp_path: Path, name: str) -> Non
 def test_custom_form_generates_with_every_cache_as_without(tmp_path: Path, changes: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    model = save(tmp_path / "out", replace(GPT2_CONFIG, context_length=32, **changes), form="gptjax")
+    model = save(tmp_path / "out", replace(GPT2_CONFIG, context_length=32, **changes), architecture="gptjax")
     options = {"trust_remote_code": True}
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **options).eval()
     prompts = torch.tensor(draw_tokens(model.config)[:, :7])
