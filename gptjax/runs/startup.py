@@ -18,7 +18,7 @@ from gptjax.core.serialization import Modules, find_unimportable, from_json, to_
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
+from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
 from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.model_config import merge_model_config, select_layers
@@ -192,9 +192,7 @@ def open_evaluators(
     check_evaluator_names(config.evaluators)
     metric = config.checkpoint.best_metric
     if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
-        measured = {name for evaluator in config.evaluators for name in getattr(evaluator, "metrics", ())}
-        prefixes = [getattr(evaluator, "metric_prefix", None) for evaluator in config.evaluators]
-        measured |= {f"{prefix}loss" for prefix in prefixes if prefix}
+        measured = {name for evaluator in config.evaluators for name in list_metrics(evaluator)}
         check_best_metric(metric, measured, patience=config.patience)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
