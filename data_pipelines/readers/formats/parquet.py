@@ -52,7 +52,7 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
 def _measure_column(file: Any, group: int, column: str) -> int:
     """Bytes of a column in a row group, unpacked.
 
-    A row is read first. That raises for damaged metadata, where looking at the column would end the process (pyarrow 26.0).
+    A row is read first. That raises for damaged metadata, where pyarrow 26.0 would end the process.
     """
     paths = [field.path for field in file.schema]
     stored = _find_stored(paths, column)
