@@ -44,7 +44,8 @@ class TrainConfig:
     """End with status 75 and the stacks of all threads in a file after this long without a step; four times as long
     while starting, compiling, evaluating and saving. None: wait forever."""
     max_restarts: int = 0
-    """Start again after a failure, at most so many times in a row without a newer checkpoint. 0: never."""
+    """Start again after a failure (status 1, a crash, or 75 after a hang or a lost process), at most so many times in a
+    row without a newer checkpoint. 0: never."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a lower `checkpoint.best_metric`. None: never."""
     batch_size: int = 8

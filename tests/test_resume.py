@@ -68,11 +68,32 @@ def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, cap
         with pytest.raises(UserError, match=r"--resume=15: .* There are: 10, 20, 30"):
             checkpoints.choose_step(15)
         assert checkpoints.choose_step(10) == 10
-        assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10"}
+        assert {path.name for path in tmp_path.iterdir()} == {"10", "10.after_10", "20.after_10", "30.after_10"}
         checkpoints.save(20, make_state(), metadata={}, best_value=None)
         checkpoints.wait()
         assert checkpoints.choose_step(10) == 20
         assert "has gone back to step 10 before" in capsys.readouterr().out
+
+
+def test_going_back_to_the_newest_step_leaves_a_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_steps(tmp_path, 10)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        assert checkpoints.choose_step(10) == 10
+        assert "has gone back" not in capsys.readouterr().out
+        checkpoints.save(20, make_state(), metadata={}, best_value=None)
+        checkpoints.wait()
+        assert checkpoints.choose_step(10) == 20, "a restart with the same words repeats nothing"
+
+
+def test_going_back_to_a_damaged_step_moves_nothing(tmp_path: Path):
+    save_steps(tmp_path, 10, 20)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        damaged = next(path for path in (tmp_path / "10" / "model").rglob("*") if path.is_file())
+        damaged.write_bytes(damaged.read_bytes() + b"x")
+        with pytest.raises(UserError, match=r"--resume=10: .*bytes.* Use step 20, which is complete \(--resume=20\)"):
+            checkpoints.choose_step(10)
+        assert {path.name for path in tmp_path.iterdir()} == {"10", "20"}
+        assert checkpoints.choose_step() == 20
 
 
 def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,13 +106,15 @@ def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_rotation, "_set_aside", rename_and_stop)
+        patch.setattr(checkpoint_rotation, "find_damage_once", lambda path: [])
         with pytest.raises(KeyboardInterrupt):
             checkpoint_rotation.roll_back_to(tmp_path, 10)
     assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "30", "40.after_10", "10.after_10.begun"}
     assert checkpoint_rotation.find_last_kept(tmp_path) == 10
     monkeypatch.setattr(checkpoint_rotation, "describe_incomplete", lambda path: None)
     checkpoint_rotation.clear_unfinished(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10", "40.after_10"}
+    aside = {f"{step}.after_10" for step in (10, 20, 30, 40)}
+    assert {path.name for path in tmp_path.iterdir()} == {"10", *aside}
 
 
 def test_the_same_command_after_its_step_was_pruned_keeps_the_history(config: TrainConfig):

@@ -170,7 +170,7 @@ class RowsEvaluator:
         unit = "pair" if get_row_kind(self.context.objective) == "pairs" else "scored token"
         return (
             f"{self.count:,} of {count_of(len(self.rows), 'rows')} of {self.rows.stream.name}, whole documents that do "
-            f"not see each other; the mean over each {unit}"
+            f"not see each other; the mean over each {unit}" + "".join(f"; {note}" for note in self.rows.notes)
         )
 
     def __call__(self, model: "gpt.GPT") -> Metrics:

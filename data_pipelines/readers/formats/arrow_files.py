@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, validate_utf8
-from data_pipelines.readers.formats.parquet import check_column, explain_columns, find_column, join_values
+from data_pipelines.readers.formats.parquet import check_column, choose_columns, find_column, join_values
 from data_pipelines.readers.formats.text_files import explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
@@ -35,9 +35,7 @@ def iter_arrow_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
     """Yield (FILE: row NUMBER, the columns `fields` of the row)."""
     row = 0
     with _open(path) as (schema, batches):
-        columns = [name for name in schema.names if name in fields]
-        if not columns:
-            raise explain_columns(path, schema.names, fields)
+        columns = choose_columns(path, schema.names, fields)
         for batch in batches:
             chosen = batch.select(columns)
             chosen.validate(full=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, validate_utf8
-from data_pipelines.readers.fields import find_text, join_text, list_fields, suggest_command, suggest_prepare
+from data_pipelines.readers.fields import LABEL, find_text, join_text, list_fields, suggest_command, suggest_prepare
 from data_pipelines.readers.formats.text_files import explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
@@ -150,11 +150,13 @@ def _is_text(kind: Any) -> bool:
     return any(is_text(inner) for is_text in texts)
 
 
-def explain_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> UserError:
-    """The error for a file that has none of the wanted columns."""
-    names = quote(", ".join(map(repr, found)))
-    advice = suggest_command(found) or suggest_prepare(found)
-    return UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
+def choose_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> list[str]:
+    """The columns of a file that are wanted. Raises `UserError` where none of them makes a record."""
+    if not {*found} & {*wanted} - {LABEL}:
+        names = quote(", ".join(map(repr, found)))
+        advice = suggest_command(found) or suggest_prepare(found)
+        raise UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
+    return [name for name in found if name in wanted]
 
 
 def _find_type(column: str, schema: Any) -> Any:
