@@ -201,7 +201,8 @@ def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.
         for row, x in zip(sums, (values, values * p.weight, ones * p.weight, ones, sizes), strict=True):
             np.add.at(row, group, x)
     source = text.name if text.source is None else text.source
-    return DocumentSums(*sums, counts, unit, numbers, source)
+    own_nats, weighted, tokens, scored_tokens, size = sums
+    return DocumentSums(own_nats, weighted, tokens, scored_tokens, size, counts, unit, numbers, source)
 
 
 def _find_counted(p: PlacedWindow) -> Ids:
