@@ -33,7 +33,7 @@ from gptjax.tokenization.chat import MaskedTokens
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
-RECORDS_VERSION = 3
+RECORDS_VERSION = 4
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""

@@ -166,9 +166,26 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
-    if config.resume == "force" and saved.history_until(step) != config.history_until(step):
-        config = _keep_batches(saved, config, step)
+    if config.resume == "force" and step > 0:
+        _check_rows(saved, config)
+        if saved.history_until(step) != config.history_until(step):
+            config = _keep_batches(saved, config, step)
     return config
+
+
+def _check_rows(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """Raise if the rows of the data would be others: the run has read so many of them, and could not read on."""
+    pairs = {
+        "model.context_length": (saved.model.context_length, wanted.model.context_length),
+        "data.packing": tuple(getattr(config.data, "packing", None) for config in (saved, wanted)),
+    }
+    for field, (old, new) in pairs.items():
+        if old != new:
+            raise UserError(
+                f"{field}: {old!r} → {new!r} makes other rows of the data, so that the run could not read on where it "
+                f"was, not even with --resume=force. Undo the change, or begin a new run with these weights: "
+                f"--name=OTHER --init-from={saved.directory}"
+            )
 
 
 def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainConfig:

@@ -18,7 +18,7 @@ from gptjax.core.serialization import Modules, find_unimportable, from_json, to_
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
+from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
 from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.model_config import merge_model_config, select_layers
@@ -31,6 +31,7 @@ from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.process.memory import keep_freed_memory, release_freed_memory
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.field_effects import check_effects
 from gptjax.runs.initial_weights import (
     add_trained_rows,
     check_explicit_fields,
@@ -67,8 +68,10 @@ def prepare_config(
 ) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared, its history and its model's shape known, and the data's tokenizer.
 
-    `explicit_fields` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
+    `explicit_fields` are paths of fields that the command line has set. One that cannot be had, or that has no effect,
+    is a `UserError`.
     """
+    check_effects(config, explicit_fields)
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
@@ -190,7 +193,7 @@ def open_evaluators(
     check_evaluator_names(config.evaluators)
     metric = config.checkpoint.best_metric
     if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
-        measured = {name for evaluator in config.evaluators for name in getattr(evaluator, "metrics", ())}
+        measured = {name for evaluator in config.evaluators for name in list_metrics(evaluator)}
         check_best_metric(metric, measured, patience=config.patience)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:

@@ -32,6 +32,7 @@ import gptjax.train
 from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.checkpoints.checkpoint_format import FORMAT_VERSION
 from gptjax.checkpoints.saver import Saver
+from gptjax.cli.command_line import ConfigRequest
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
@@ -244,12 +245,12 @@ def find_end(config: TrainConfig) -> int | None:
 def is_restarted(config: TrainConfig) -> bool:
     """Whether the command starts a parent that restarts it."""
     with pytest.MonkeyPatch.context() as patch:
-        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={}, explicit_fields=())
+        request = ConfigRequest(config, config, Path(__file__), {}, ())
         patch.setattr(gptjax.train, "require_config", lambda *_, **__: "")
         patch.setattr(gptjax.train, "parse_config", lambda *_, **__: request)
-        patch.setattr(gptjax.train, "supervise", lambda *_: 1)
+        patch.setattr(gptjax.train, "supervise", lambda *_, **__: 1)
         patch.setattr("gptjax.runs.trainer.train", lambda *_, **__: 0)
-        return bool(gptjax.train.run([]))
+        return bool(gptjax.train.run(["--config=quickstart"]))
 
 
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
