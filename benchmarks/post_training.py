@@ -5,10 +5,10 @@
 
 Made conversations, of one to three turns and very different lengths, are packed into rows by both. Rates are target
 tokens and pairs a second: only answers are targets. On a machine with other work, trust the ratio by processor time.
-The first step of each part is not counted. Ours reads batches from disk, as training does. TRL runs without gradient
-checkpointing, which it uses by default, and with each batch size that is named; `packed` is its packing `bfd`, in which
-conversations do not see each other, as ours do not. `wrapped` is the packing in which they do. Reference
-log-probabilities are stored beforehand by both.
+The first step of each part is not counted. Ours reads batches from disk, as training does, and unrolls its layers.
+TRL runs without gradient checkpointing, which it uses by default, and with each batch size that is named. `packed` is
+its packing `bfd`, in which conversations do not see each other, as ours do not. `wrapped` is the packing in which they
+do. Reference log-probabilities are stored beforehand by both.
 Results: RESULTS.md, "Post-training beside TRL".
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -73,6 +73,8 @@ class Options:
     rounds: int = 3
     chunk_tokens: int = 128
     """`objective.chunk_tokens` of ours."""
+    scan_layers: Literal["auto", "on", "off"] = "off"
+    """`model.compute.scan_layers` of ours. Unrolled layers are faster here, and take longer to compile."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def make_config(directory: Path, options: Options) -> TrainConfig:
         context_length=options.context_length,
         vocab_size=tokenizer.vocab_size,
         intra_document_mask=True,
-        compute=ComputeConfig(dtype="float32", remat="none"),
+        compute=ComputeConfig(dtype="float32", remat="none", scan_layers=options.scan_layers),
     )
     weights = GPT(model, key=jax.random.key(0))
     write_imported_run(directory / "start", model=weights, tokenizer=tokenizer)

@@ -87,8 +87,9 @@ def test_sft_validation_is_the_mean_over_answers_of_documents_by_themselves(conf
     for batch_size, mesh in ((3, MeshConfig()), (16, MeshConfig(data=4, tensor=2))):
         one = replace(config, evaluators=(ValidationLoss(batch_size=batch_size),))
         with mesh.activate():
-            [(_, evaluate)] = open_evaluators(one, None, mesh).opened
-            assert re.search(r"; \d+ of \d+ documents are left out: nothing in their first 16", evaluate.describe())
+            evaluators = open_evaluators(one, None, mesh)
+            [(_, evaluate)], [text] = evaluators.opened, evaluators.describe()
+            assert re.search(r"; \d+ of \d+ documents are left out: nothing in their first 16", text)
             found = evaluate(place_model(model, mesh))
         assert found == {"val_loss": pytest.approx(nats / count, abs=1e-5)}
 

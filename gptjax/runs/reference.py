@@ -83,11 +83,11 @@ def prepare_frozen_model(
     if known is not None and all(_is_stored(part.directory, part.identify(known)) for part in parts):
         return FrozenModel(with_reference, None, {"reference": known})
     model = load(objective.reference)
-    fingerprints: Fingerprints = {"reference": hash_weights(model)}
+    weights = hash_weights(model)
     if saved is not None:
-        check_same_run(config, saved, fingerprints)
-    store_reference(config, parts, model, weights=fingerprints["reference"])
-    return FrozenModel(with_reference, None, fingerprints)
+        check_same_run(config, saved, {"reference": weights})
+    store_reference(config, parts, model, weights=weights)
+    return FrozenModel(with_reference, None, {"reference": weights})
 
 
 def _find_fingerprint(objective: ReferenceObjective, saved: SavedRun | None) -> str | None:
