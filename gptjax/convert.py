@@ -103,7 +103,7 @@ def _parse(kind: type[T], name: str, options: Sequence[str]) -> T:
 
 def explain_command(word: str) -> str:
     """The message for a first word that is no command: the one that is meant."""
-    if word.startswith("-"):
+    if word.startswith("-") and word.lstrip("-").replace("_", "-") not in EXAMPLES:
         meant = "from-hf" if word.startswith("--model") else "to-hf"
         return f"{quote(word)} stands first; what is to be done comes before it: {PROG} {meant} {quote(word)} …"
     name = re.sub(r"[^a-z]+", "-", word.lower().replace("llm.c", "llmc"))
