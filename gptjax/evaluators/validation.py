@@ -51,6 +51,10 @@ class ValidationLoss(PeriodicEvaluator):
     at_start: ClassVar[bool] = True
     counts: ClassVar[tuple[str, ...]] = ("tokens", "batch_size")
 
+    @property
+    def metric_prefix(self) -> str:
+        return f"{self.name}_"
+
     def open(self, context: EvalContext) -> Any:
         """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
         if self.data is not None:

@@ -15,6 +15,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
+from gptjax.evaluators.evaluator import may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.registry import choose_architecture
@@ -93,7 +94,8 @@ def _describe_unmasked(config: TrainConfig) -> list[str]:
 
 def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
-    losses = [evaluator for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss)]
+    metric = config.checkpoint.best_metric
+    losses = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
     if not config.checkpoint.keep_best or not losses:
         return []
     by_time = []
@@ -104,8 +106,8 @@ def _describe_unevaluated(config: TrainConfig) -> list[str]:
         return by_time
     return [
         *by_time,
-        f"note: no checkpoint before the last is evaluated, so none of them can become `best`: let a ValidationLoss "
-        f"run at the steps that are saved ({saved[0]:,}, …)",
+        f"note: no checkpoint before the last is evaluated with {metric}, so none of them can become `best`: let its "
+        f"evaluation run at the steps that are saved ({saved[0]:,}, …)",
     ]
 
 
