@@ -104,7 +104,7 @@ def prepare_config(
     return config, tokenizer
 
 
-def prepare_device(config: TrainConfig) -> TrainConfig:
+def prepare_device(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
     """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers.
 
     On CPUs memory that a step frees is kept for the next one.
@@ -120,7 +120,8 @@ def prepare_device(config: TrainConfig) -> TrainConfig:
             print_once(f"note: {kind} only emulates products in {model.compute.dtype}; {advice}")
         return config
     if (config.directory / "config.json").is_file():
-        dtype, why = RunDir.open(config.directory).model_config.compute.dtype, "as this run began"
+        run = RunDir.open(config.directory, imports=modules or {})
+        dtype, why = run.model_config.compute.dtype, "as this run began"
     else:
         dtype, why = preferred_dtype(), f"for this {jax.devices()[0].platform.upper()}"
     print_once(f"  model.compute.dtype: 'auto' → {dtype!r}, {why}")
@@ -210,21 +211,18 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
     return metrics
 
 
-def collect_fingerprints(
-    data: DataSource, reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None
-) -> Fingerprints:
-    """Identity of the training and validation text. The order of the data follows from the config.
+def collect_fingerprints(data: DataSource, reader: RowReader, tokenizer: Tokenizer | None) -> Fingerprints:
+    """Identity of the training text and of its tokenizer. The order of the data follows from the config.
 
     A data source that has no fingerprint is identified by its config.
     """
     return {
         "data": reader.fingerprint or hash_json(to_json(data)),
-        "validation": evaluators.validation_fingerprint,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
 
 
-def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
+def initialize_state(config: TrainConfig, mesh: MeshConfig, *, modules: Modules | None = None) -> TrainState:
     """A state at step 0: new weights, or those of `init_from`."""
     optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     has_ema = config.ema.enabled
@@ -233,7 +231,7 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     key = jax.random.key(config.seed)
     adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
     begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
-    return begin(load_start(config, mesh))
+    return begin(load_start(config, mesh, modules=modules))
 
 
 def open_checkpoints(config: TrainConfig) -> CheckpointManager:

@@ -286,7 +286,8 @@ def list_divergences(config: TrainConfig, directory: Path) -> list[str]:
 def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     """The reason for which a run that had another seed is not resumed."""
     reader = open_batches(config, SINGLE).reader
-    fingerprints = collect_fingerprints(config.data, reader, open_evaluators(config, None, SINGLE), None)
+    fingerprints = collect_fingerprints(config.data, reader, None)
+    fingerprints["validation"] = open_evaluators(config, None, SINGLE).validation_fingerprint
     content = {"config": to_json(replace(config, seed=config.seed + 2)), "fingerprints": fingerprints}
     content |= {"format_version": FORMAT_VERSION, "best_value": None, "step": 3}
     (directory / "3" / "metadata").mkdir(parents=True)
