@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import atomic_directory, expand_path, file_sha256, lock_file, write_atomically
+from gptjax.core.files import atomic_directory, expand_path, file_sha256, lock_file, read_text, write_atomically
 
 
 def test_write_atomically_creates_and_replaces(tmp_path: Path):
