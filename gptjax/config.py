@@ -96,11 +96,7 @@ class TrainConfig:
                 raise UserError(f"{field} is {value}; it must be at least 1.")
         if self.max_restarts < 0:
             raise UserError(f"max_restarts is {self.max_restarts}; it must be at least 0.")
-        if "://" in self.output_dir:
-            raise UserError(
-                f"output_dir is {self.output_dir!r}: a run directory is a local path. Mount the bucket, with gcsfuse "
-                "for example, and give the path of the mount."
-            )
+        expand_path(self.output_dir)
         steps = [step for step, _ in self.row_offsets]
         if steps != sorted(steps) or min((number for offset in self.row_offsets for number in offset), default=0) < 0:
             raise UserError(f"row_offsets are {self.row_offsets}; wanted (step, rows) with ascending steps from 0 on.")

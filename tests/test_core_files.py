@@ -4,12 +4,21 @@ import errno
 import fcntl
 import hashlib
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import atomic_directory, expand_path, file_sha256, lock_file, read_text, write_atomically
+from gptjax.core.files import (
+    atomic_directory,
+    cache_directory,
+    expand_path,
+    file_sha256,
+    lock_file,
+    read_text,
+    write_atomically,
+)
 
 
 def test_write_atomically_creates_and_replaces(tmp_path: Path):
@@ -35,6 +44,25 @@ def test_a_failed_write_keeps_only_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/runs", Path("s3://bucket/x"), "https://example.org/a.txt"])
+def test_address_is_no_local_path(path: str | Path):
+    with pytest.raises(UserError, match="is an address; wanted a local path"):
+        expand_path(path)
+
+
+def test_path_with_a_colon_is_a_path():
+    for name in ("a:b/c", "./gs:/b", "C:/x"):
+        assert expand_path(name) == Path(name)
+
+
+def test_cache_without_a_home_names_the_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GPTJAX_CACHE", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # an unknown user, as in some containers
+    with pytest.raises(UserError, match=r"no home directory.*Set GPTJAX_CACHE"):
+        cache_directory()
+
+
 def test_file_sha256_is_that_of_the_bytes(tmp_path: Path):
     content = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(content)
@@ -57,7 +85,7 @@ def test_atomic_directory_appears_when_the_block_ends(tmp_path: Path, exists: bo
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), UserError, "output cannot be written: .*No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), UserError, "output cannot be written: No space left"),
         (PermissionError(13, "Permission denied", "/other/file"), UserError, "^/other/file cannot be read: Permission"),
         (ValueError("wrong weights"), ValueError, "wrong weights"),
         (KeyboardInterrupt("stopped"), KeyboardInterrupt, "stopped"),

@@ -1,6 +1,7 @@
 """Objectives over pairs: their formulas in float64, on one device and on eight, and the reference that is stored."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,10 @@ def test_stored_reference_gives_the_run_of_a_computed_one(config: TrainConfig, t
     files = stored.directory / "reference"
     written = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
     assert train(stored) == 0
+    shutil.rmtree(base.directory)
+    assert train(stored) == 0
+    with pytest.raises(UserError, match=r"objective\.beta: 0\.3 → 0\.5"):
+        train(replace(stored, objective=replace(stored.objective, beta=0.5)))
     assert {path.name: path.stat().st_mtime_ns for path in files.iterdir()} == written, "nothing is computed again"
     identity = json.loads((files / "reference.json").read_text())
     assert set(identity) == {"weights", "context_length", "splits", "sha256"}

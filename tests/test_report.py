@@ -54,6 +54,17 @@ def test_describe_run_notes_saves_by_time(config: TrainConfig, capsys: pytest.Ca
     assert "note: checkpoints of --checkpoint.every-minutes become `best` only at" in capsys.readouterr().out
 
 
+def test_checkpoints_that_are_not_evaluated_by_the_metric_that_decides_are_noted(config: TrainConfig) -> None:
+    """Another evaluator runs at every save."""
+    evaluators = (ValidationLoss(every=30), ValidationLoss(name="books", every=50))
+    config = replace(config, steps=140, checkpoint=CheckpointConfig(every=50), evaluators=evaluators)
+    (note,) = report._describe_unevaluated(config)
+    assert note.startswith("note: no checkpoint before the last is evaluated with val_loss")
+    assert not report._describe_unevaluated(
+        replace(config, checkpoint=CheckpointConfig(every=50, best_metric="books_loss"))
+    )
+
+
 def test_describe_run_prints_stages_and_average(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     describe(replace(config, stages=(Stage(20, batch_size=16),), ema=EMA(decay=0.9)))
     printed = capsys.readouterr().out
@@ -111,12 +122,16 @@ def test_commands_of_the_summary_work_as_they_are_printed(
 
 
 def test_summary_without_checkpoint_names_the_command(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And what was said at the start of a GPU that is not used is said again."""
+    monkeypatch.setattr(report, "describe_unused_gpu", lambda: "WARNING: on the CPU")
     config = replace(config, output_dir=str(tmp_path))
     write_metrics(config)
     report.print_summary(config, COMMAND, stopped=Stop.by_signal(2))
-    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in printed
+    assert printed.endswith("WARNING: on the CPU\n")
 
 
 def test_summary_compares_with_bigram_and_names_commands(

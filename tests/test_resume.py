@@ -12,6 +12,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
+from gptjax.data.config import TokenShards
 from gptjax.runs.resume import adopt_history, describe_rate_change
 from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.stages import Stage
@@ -60,6 +61,15 @@ def test_forced_resume_with_another_batch_reads_on_where_the_run_was(config: Tra
     save(forced, 60)
     again = adopt_history(replace(config, batch_size=16, stages=(Stage(70, lr_scale=0.5),), resume="force"))
     assert again.history_until(100) == forced.history_until(100)
+
+
+def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
+    save(adopt_history(config), 50)
+    longer = replace(config, model=replace(config.model, context_length=32), resume="force")
+    packed = replace(config, data=TokenShards(packing="best_fit"), resume="force")
+    for changed, field in ((longer, "model.context_length: 16 → 32"), (packed, "data.packing: 'concat' → 'best_fit'")):
+        with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from="):
+            adopt_history(changed)
 
 
 def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

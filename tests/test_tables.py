@@ -254,6 +254,28 @@ def test_text_in_the_objects_of_a_list_is_joined(kind: str, tmp_path: Path):
     assert [record for block in blocks for _, record in block.read()] == (rows if blocks else [])
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_in_columns_that_are_not_utf8_are_single_records(kind: str, tmp_path: Path):
+    latin1 = pyarrow.array([b"caf\xe9", b"ok", b"ok"]).view(pyarrow.string())
+    lists = pyarrow.ListArray.from_arrays([0, 1, 3], latin1)
+    structs = pyarrow.ListArray.from_arrays([0, 1, 3], pyarrow.StructArray.from_arrays([latin1], ["text"]))
+    table = pyarrow.table({"text": lists, "messages": structs})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    for field in ("text", "messages.text"):
+        context = ReadContext(field)
+        assert read(path, context) == ["caf\ufffd", "ok\n\nok"]
+        assert context.notes == {REPLACED_RECORDS: 1}
+    [first, (_, second)] = [record for block in iter_blocks(path, fields=("messages",)) for record in block.read()]
+    assert isinstance(first[1], UserError)
+    assert "row 1: has a text that is not UTF-8" in str(first[1])
+    assert second == {"messages": [{"text": "ok"}, {"text": "ok"}]}
+
+
 def test_chats_are_read_from_an_array(tmp_path: Path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "chats.json").write_text(json.dumps([{"messages": turns}] * 3, indent=1))

@@ -26,6 +26,10 @@ PACKED = {
 """Endings of files to unpack first, and the command."""
 
 
+TOKENS = {".bin", ".npy", ".idx", ".mds"}
+"""Endings of token files."""
+
+
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
@@ -39,8 +43,11 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
             raise UserError(f"source {spec}: Permission denied. Make the directory readable, or choose another.")
         below = list(list_files_below(path))
         found = [file for file in below if is_known(file.name)]
+        others = sorted({file.suffix for file in below if file.suffix})
+        if TOKENS & {*others} and all(file.suffix == ".json" for file in found):  # MDS has an index.json
+            held = f"the directory holds token files ({', '.join(others)}) and no text"
+            raise UserError(f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {spec}")
         if not found:
-            others = sorted({file.suffix for file in below if file.suffix})
             named = f" As text, a pattern reads others: '{path}/**/*{others[0]}'." if others else ""
             raise UserError(f"source {spec}: the directory holds no {known} files.{named}")
     elif os.path.lexists(path):

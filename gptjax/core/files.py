@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,14 @@ LARGEST_CONFIG, LARGEST_TOKENIZER = 2**24, 2**28
 def expand_path(path: AnyPath) -> Path:
     """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
 
-    Every path of a command line or a config is read by this function.
+    Every path of a command line or a config is read by this function. Raises a UserError for an address such as
+    `gs://bucket/runs`, of which `Path` makes a local directory `gs:`.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise UserError(
+            f"{quote(os.fspath(path))} is an address; wanted a local path. Mount the bucket, with gcsfuse for example, "
+            "and give the path of the mount; or copy the files here."
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -32,8 +39,18 @@ def expand_path(path: AnyPath) -> Path:
 
 
 def cache_directory() -> Path:
-    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`."""
-    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax")
+    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`.
+
+    Raises a UserError if there is neither.
+    """
+    if directory := os.environ.get("GPTJAX_CACHE"):
+        return Path(directory)
+    try:
+        return Path.home() / ".cache" / "gptjax"
+    except RuntimeError:  # HOME is unset, as in some containers, and the user has no entry in passwd
+        raise UserError(
+            "This user has no home directory for the cache. Set GPTJAX_CACHE to a directory that can be written."
+        ) from None
 
 
 def read_text(path: Path, *, limit: int = LARGEST_CONFIG) -> str:
@@ -134,7 +151,7 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and output.parent not in Path(os.fspath(error.filename)).absolute().parents:
             raise UserError(f"{quote(os.fspath(error.filename))} cannot be read: {error.strerror}.") from error
-        raise UserError(f"--output={output} cannot be written: {error}.") from error
+        raise UserError(f"--output={output} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

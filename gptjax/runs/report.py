@@ -15,6 +15,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
+from gptjax.evaluators.evaluator import may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.registry import choose_architecture
@@ -28,7 +29,7 @@ from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
 from gptjax.runs.startup import Evaluators
-from gptjax.sharding.devices import describe_devices
+from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
 
@@ -93,7 +94,8 @@ def _describe_unmasked(config: TrainConfig) -> list[str]:
 
 def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
-    losses = [evaluator for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss)]
+    metric = config.checkpoint.best_metric
+    losses = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
     if not config.checkpoint.keep_best or not losses:
         return []
     by_time = []
@@ -104,8 +106,8 @@ def _describe_unevaluated(config: TrainConfig) -> list[str]:
         return by_time
     return [
         *by_time,
-        f"note: no checkpoint before the last is evaluated, so none of them can become `best`: let a ValidationLoss "
-        f"run at the steps that are saved ({saved[0]:,}, …)",
+        f"note: no checkpoint before the last is evaluated with {metric}, so none of them can become `best`: let its "
+        f"evaluation run at the steps that are saved ({saved[0]:,}, …)",
     ]
 
 
@@ -126,6 +128,8 @@ def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) ->
     except (OSError, UserError, ValueError) as error:  # a log that was lost, a full disk, a wrong MPLBACKEND
         print_once(f"warning: the losses are not plotted: {error}")
     _print_commands(config, command, stopped=stopped)
+    if (warning := describe_unused_gpu()) is not None:  # the one at the start has scrolled away
+        print_once(warning)
 
 
 def _print_results(config: TrainConfig) -> None:

@@ -25,7 +25,7 @@ from gptjax.process.early_exit import stop_status
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model
-from gptjax.runs.resume import Fingerprints, restore_state
+from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
@@ -91,17 +91,20 @@ def _train(
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
-    config = startup.prepare_device(config)
+    config = startup.prepare_device(config, modules)
     config.check_mesh(mesh)
     with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
         keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
-        frozen = prepare_frozen_model(config, read_spec, mesh)
+        fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
+        if (saved := find_saved_run(config, modules)) is not None:
+            check_same_run(config, saved, fingerprints)
+        frozen = prepare_frozen_model(config, read_spec, mesh, saved=saved, modules=modules)
         if frozen.read_spec != read_spec:
             read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
-        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | frozen.fingerprints
+        fingerprints |= {"validation": evaluators.validation_fingerprint} | frozen.fingerprints
         run = _Run(
             mesh=mesh,
             tokenizer=tokenizer,
@@ -163,7 +166,7 @@ class _Run:
         started_at = self.started_at if rollback_record is None else time.monotonic()
         with self.watchdog.doing("start"):
             state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
-            state = state or startup.initialize_state(config, mesh)
+            state = state or startup.initialize_state(config, mesh, modules=self.modules)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)

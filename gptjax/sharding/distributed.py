@@ -41,7 +41,8 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
 
     Otherwise this does nothing. Raises a UserError for an incomplete or invalid description.
     """
-    check_environment(environment)
+    check_xla_flags()
+    check_launcher(environment)
     if not has_several_processes(environment) or jax.distributed.is_initialized():
         return
     address, count, process = _read_slurm(environment) or (
@@ -140,11 +141,8 @@ def name_process() -> str:
     return f"process {distributed.global_state.process_id} of {count_processes()} on {socket.gethostname()}"
 
 
-def check_environment(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise a UserError for variables with which a run would go wrong."""
-    if environment.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on"):
-        raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
-    check_xla_flags()
+def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise a UserError for variables of a launcher that describe the processes wrongly or not at all."""
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x
@@ -160,18 +158,28 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
             "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
             "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
+    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+        if environment.get(size, "1") != "1" and not has_several_processes(environment):
+            raise UserError(
+                f"mpirun has started {environment[size][:9]} processes ({size}), and each would train the whole run. "
+                "Start python -m gptjax.train without it: one process uses all devices of a machine. Several machines, "
+                "one process each: set "
+                f"JAX_COORDINATOR_ADDRESS=HOST:12355 JAX_NUM_PROCESSES=${size} JAX_PROCESS_ID=${rank}."
+            )
 
 
 def _read_slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     """(coordinator, processes, number of this one) for a list of nodes that JAX reads wrongly, such as `n[3-4]-ib`."""
-    nodes = environment.get("SLURM_STEP_NODELIST", "")
-    found = re.match(r"([^\[,]*)\[(\d+)[^\]]*\]([^,\[]+)", nodes)
+    # The first entry, up to a comma outside of brackets, such as rack[1-2]node[3,5].
+    entry = re.match(r"(?:[^\[,]|\[[^\]]*\])*", environment.get("SLURM_STEP_NODELIST", ""))
+    found = entry and re.fullmatch(r"[^\[]*\[[^\]]*\][^\[]+(\[.*)?", entry[0])
     count, process = _read_integer(environment, "SLURM_NTASKS"), _read_integer(environment, "SLURM_PROCID")
     if found is None or count is None or process is None or "JAX_COORDINATOR_ADDRESS" in environment:
         return None
     # The port that JAX derives from the job's number, too.
     port = int(environment.get("SLURM_JOB_ID", "0")) % 2**12 + (65535 - 2**12 + 1)
-    return f"{found[1]}{found[2]}{found[3]}:{port}", count, process
+    first = re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", found[0])
+    return f"{first}:{port}", count, process
 
 
 def has_several_processes(environment: Mapping[str, str] = os.environ) -> bool:
