@@ -48,6 +48,10 @@ def apply_softcap(logits: Array, cap: float | None, curve: str = "tanh") -> Arra
     return cap * jnp.tanh(ratio) if curve == "tanh" else logits * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
 
+PROBABILITIES, ATTENTION_OUTPUT, MLP_OUTPUT = range(3)
+"""Dropout sites of a layer, which are folded into its keys."""
+
+
 def fold_in_rows(keys: DropoutKeys | None, data: int | Array) -> DropoutKeys | None:
     """A fresh key for each row, for one place in the model (a layer, or a site within it). None stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
