@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.fields import suggest_command, suggest_prepare
+from data_pipelines.readers.fields import LABEL, suggest_command, suggest_prepare
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -23,7 +23,7 @@ ANSWERS = ("completion", "response", "output", "answer", "assistant")
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
 SYSTEM = ("system", "system_prompt")
-FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history")
+FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL)
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -71,7 +71,14 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     if question is None or answer is None:
         other = suggest_command(set(record) - {*QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
+    if is_labelled(record) and str(record[LABEL]).lower() == "false":
+        raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")
     return _join_turns(record, question, record[answer], where=where)
+
+
+def is_labelled(record: dict[str, Any]) -> bool:
+    """Whether a record says if its answer is a good one, as TRL's sets for KTO do."""
+    return str(record.get(LABEL)).lower() in ("true", "false")
 
 
 def _parse_json(value: Any) -> Any:

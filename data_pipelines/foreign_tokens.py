@@ -52,9 +52,13 @@ def find_foreign(directory: Path) -> dict[str, TokenFiles]:
     )
     for pattern, are_documents, read in kinds:
         splits: dict[str, list[Path]] = {}
-        for path in sorted(path for path in directory.glob(pattern) if path.is_file()):  # no pipe, which never ends
+        found = sorted(path for path in directory.glob(pattern) if path.is_file())  # no pipe, which never ends
+        for path in _leave_out_merged(found) if read is _read_mds else found:
             named = find_split("/".join(path.relative_to(directory).parts))
             splits.setdefault({"validation": "val"}.get(named or "train", named or "train"), []).append(path)
+        if list(splits) == ["test"]:
+            first = splits["test"][0]
+            raise UserError(f"{directory}: holds files of the test split only, such as {first}. Rename it to train.")
         if tests := splits.pop("test", []):
             tell_once(f"note: {directory}: not copied: {count_of(len(tests), 'files')} of the test split: {tests[0]}.")
         if splits:
@@ -70,8 +74,11 @@ def _read_array(path: Path) -> Iterator[np.ndarray]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a header is parsed as Python's literals, with errors of many classes
             raise UserError(f"{path}: cannot be read as an array of NumPy: {quote(str(error))}.") from None
-        if array.dtype.kind not in "iu" or not array.flags.c_contiguous:
-            raise UserError(f"{path}: holds {array.dtype} values; wanted rows of whole numbers.")
+        if array.dtype.kind not in "iu":
+            raise UserError(f"{path}: holds {array.dtype} values; wanted whole numbers.")
+        if not array.flags.c_contiguous:
+            advice = "Write it again: np.save(FILE, np.ascontiguousarray(array))."
+            raise UserError(f"{path}: is stored by columns (Fortran's order), wanted by rows. {advice}")
         tokens = FileArray(path, array.dtype, offset=array.offset, count=array.size)
     elif has_header(path):
         tokens = open_shard(path)
@@ -110,28 +117,52 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
         yield tokens[first : first + int(length)]
 
 
-def _read_mds(index: Path) -> Iterator[np.ndarray]:
+class _MdsShard(NamedTuple):
+    """What an index says of a file."""
+
+    path: Path
+    size: int
+    compression: Any
+    columns: list[str]
+    encodings: list[Any]
+    sizes: list[Any]
+
+
+def _leave_out_merged(indexes: list[Path]) -> list[Path]:
+    """The indexes without those that repeat others: all files that they name lie in folders with an index of theirs."""
+    folders = {index.parent for index in indexes}
+    return [
+        index
+        for index in indexes
+        if len(indexes) == 1 or not {shard.path.parent for shard in _read_mds_index(index)} <= folders - {index.parent}
+    ]
+
+
+def _read_mds_index(index: Path) -> list[_MdsShard]:
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["shards"]
         described = [
-            (
-                str(shard["raw_data"]["basename"]),
+            _MdsShard(
+                index.parent / str(shard["raw_data"]["basename"]),
                 int(shard["raw_data"].get("bytes", MDS_MOST)),
                 shard.get("compression"),
                 [str(column) for column in shard["column_names"]],
                 list(shard["column_encodings"]),
                 list(shard["column_sizes"]),
             )
-            for shard in shards
+            for shard in json.loads(index.read_text(encoding="utf-8"))["shards"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"{index}: is not an index of MDS: {quote(repr(error))}.") from None
-    if len({name for name, *_ in described}) < len(described):
+    if len({shard.path for shard in described}) < len(described):
         raise UserError(f"{index}: names a file twice.")
-    for name, size, compression, columns, encodings, sizes in described:
-        path = index.parent / name
-        if Path(name).name != name:
-            raise UserError(f"{index}: {quote(name)} is not beside it.")
+    for shard in described:
+        if ".." in shard.path.parts or not shard.path.is_relative_to(index.parent):
+            raise UserError(f"{index}: {quote(str(shard.path))} is not below its folder.")
+    return described
+
+
+def _read_mds(index: Path) -> Iterator[np.ndarray]:
+    for path, size, compression, columns, encodings, sizes in _read_mds_index(index):
         column = next((column for column in MDS_COLUMNS if column in columns), None)
         if column is None:
             raise UserError(f"{index}: wanted a column {' or '.join(MDS_COLUMNS)}; it has {quote(', '.join(columns))}.")
@@ -156,8 +187,8 @@ def _open_mds_file(path: Path, compression: str, *, size: int) -> np.ndarray:
     kind, codec = compression.partition(":")[0], MDS_CODECS.get(compression.partition(":")[0])
     packed = path.parent / f"{path.name}.{kind}"
     if codec is None or not packed.is_file():
-        wanted = f"{path.name} or {packed.name}" if codec else path.name
-        raise UserError(f"{path.parent / MDS_INDEX}: {quote(wanted)} is not beside it. Copy it there, decompressed.")
+        wanted = f"{path} or {packed.name}" if codec else str(path)
+        raise UserError(f"{quote(wanted)} is not there, though {MDS_INDEX} names it. Copy it there, decompressed.")
     pyarrow = import_pyarrow(what=f"{packed}: reading it")
     with explain_errors(packed), pyarrow.CompressedInputStream(pyarrow.OSFile(str(packed)), codec) as file:
         content = bytearray()

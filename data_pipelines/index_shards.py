@@ -127,7 +127,7 @@ def copy_tokens(source: Path, output: Path, tokenizer: Tokenizer) -> Manifest:
         write_manifest(directory, counts, tokenizer=tokenizer, request=request)
     manifest = read_manifest(output)
     assert manifest is not None
-    print_splits(output, manifest)
+    print_splits(output, manifest, advice="Bring more tokens, for validation in files with val in their names.")
     if "val" not in files:
         size = f"{manifest.splits['val'].tokens:,} tokens at the end" if "val" in manifest.splits else "none"
         print_notes([f"no file names a validation split; it is {size}"])
@@ -257,6 +257,8 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
 def main(request: IndexShards) -> None:
     """Index or copy with the tokenizer that the request names."""
     directory = expand_path(request.directory)
+    if directory.is_file():
+        raise UserError(f"{directory}: is a file. Give the directory that holds it: {directory.absolute().parent}")
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of token files.")
     tokenizer = choose_tokenizer(directory, request.tokenizer, end_of_text=request.end_of_text)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system
-from data_pipelines.readers.fields import suggest_command, suggest_prepare
+from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system, is_labelled
+from data_pipelines.readers.fields import LABEL, suggest_command, suggest_prepare
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     ROLE_KEYS,
@@ -26,7 +26,7 @@ SIDE_NAMES = {
 }
 """Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
-_OWN = ("conversations", "preferred_output", "non_preferred_output", "completions")
+_OWN = ("conversations", "preferred_output", "non_preferred_output", "completions", LABEL)
 FIELDS = (*_NAMES, *QUESTIONS, *ADDED, *SYSTEM, *_OWN)
 EQUAL = "pairs skipped: chosen and rejected are equal"
 NO_PROMPT, BLANK = f"{SKIPPED}nothing in common, and no prompt", f"{SKIPPED}a blank text"
@@ -64,6 +64,11 @@ def parse_pair(record: Any, *, where: str) -> Pair:
             return _split_by_common_turns(chosen, rejected, where=where)
         case str() | None, str(), str():
             return _check_strings(prompt, chosen, rejected, where=where)
+    if chosen is rejected is None and is_labelled(record):
+        raise InvalidRecord(
+            f"{where}: has a completion with a label, as KTO's sets do, and no pair. Those with a true label are for "
+            "python -m data_pipelines.prepare_chat."
+        )
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
     raise InvalidRecord(
         f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."
@@ -103,7 +108,7 @@ def _find_prompt(record: dict[str, Any], *, where: str) -> Any:
         return None
     prompt = add_context(record, key, where=where) if isinstance(record[key], str) else record[key]
     system = find_system(record, where=where)
-    if not system:
+    if not system or not isinstance(prompt, str | list):
         return prompt
     sides = [record.get(name) for name in _NAMES if name in record]
     if isinstance(prompt, str) and sides and all(isinstance(side, str) for side in sides):

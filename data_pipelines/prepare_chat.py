@@ -19,15 +19,17 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
-from gptjax.tokenization.chat_template import CHATML, NANOCHAT
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, NANOCHAT, ChatTemplate, load_chat_template
 
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 EMPTY_MESSAGE = "conversations have an empty message, which was kept"
@@ -39,10 +41,15 @@ class PrepareChat(PrepareScored):
     """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
     train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
-    template: Literal["chatml", "nanochat"] | None = None
-    """Chat template. By default the tokenizer's own, or else chatml."""
+    template: str | None = None
+    """Chat template: chatml, nanochat, or a chat_template.json. By default the tokenizer's own, or else chatml."""
     system_prompt: str | None = None
     """System message of conversations that have none. It becomes part of the template."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.template is not None:
+            find_template(self.template)
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,21 @@ class EncodeConversation:
         return Example(repr(messages), [document], tuple(note for note, is_true in found.items() if is_true))
 
 
+def find_template(name: str) -> ChatTemplate:
+    """A template by its name, or by a file or directory that holds one. Raises `UserError` if there is none."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    path = expand_path(name)
+    path = path / CHAT_TEMPLATE_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"--template={name}: wanted {', '.join(TEMPLATES)}, or a {CHAT_TEMPLATE_FILE} (docs/chat.md).")
+    return load_chat_template(path)
+
+
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
     given = request.load_tokenizer()
-    own = given.chat_template or CHATML
-    template = own if request.template is None else TEMPLATES[request.template]
+    template = (given.chat_template or CHATML) if request.template is None else find_template(request.template)
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
     tokenizer = given.with_special_tokens(template.special_tokens).with_chat_template(template)

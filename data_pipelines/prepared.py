@@ -28,20 +28,27 @@ class Prepared(TokenShards):
     """Validation split as for `data_pipelines.prepare`: `hash:F`, `tail:F`, `random:K/N/SEED` or `none`."""
     text_field: str = TEXT_FIELD
     """The field of a record that holds its text."""
+    separator: str | None = None
+    """Cut text files into documents here, such as `<|endoftext|>` or `\\n\\n`. By default a file is one document."""
+    end_of_text: str | None = None
+    """The special token that begins documents, for a tokenizer whose files do not say it."""
 
     def resolve(self) -> TokenShards:
         """Return the plain shards; prepares them if need be, which takes seconds for small sources."""
-        plain = TokenShards(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenShards)})
-        path = self.path or str(_prepare_in_cache(self.source, self.tokenizer, self.split, self.text_field))
+        names = {field.name for field in dataclasses.fields(TokenShards)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Prepared)}
+        plain = TokenShards(**{name: value for name, value in values.items() if name in names})
+        options = {name: value for name, value in values.items() if name == "tokenizer" or name not in names}
+        path = self.path or str(_prepare_in_cache(**options))
         return dataclasses.replace(plain, path=path, tokenizer=None)
 
 
 @functools.cache
-def _prepare_in_cache(source: str, tokenizer: str, split: str, text_field: str) -> Path:
+def _prepare_in_cache(source: str, **options: str | None) -> Path:
     from data_pipelines.prepare import Prepare, prepare, resolve_request  # slow to import
 
-    options = Prepare(source=source, output=Path(), tokenizer=tokenizer, split=split, text_field=text_field)
-    request = resolve_request(options)
+    request = resolve_request(Prepare(source=source, output=Path(), **options))  # pyright: ignore[reportArgumentType]
+    tokenizer = str(request.options.tokenizer)
     digest = hash_json(request.identity())
     readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{request.corpus.source.name}-{Path(tokenizer).name}")
     output = cache_directory() / f"{readable}-{digest[:12]}"

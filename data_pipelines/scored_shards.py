@@ -33,7 +33,7 @@ from gptjax.tokenization.chat import MaskedTokens
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
-RECORDS_VERSION = 3
+RECORDS_VERSION = 4
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
@@ -150,15 +150,15 @@ class BlockEncoder:
         return EncodedBlock({side: self._join(each) for side, each in documents.items()}, count, context.notes)
 
     def _fit(self, example: Example) -> Example:
-        """Cut off behind `max_tokens`; raises `UselessRecord` where nothing scored or no difference is left."""
+        """Cut off behind `max_tokens`; raises `UselessRecord` where no answer or no difference is left."""
         limit, plural = self.max_tokens, self.kind.plural
         documents, notes = example.documents, example.notes
         if limit is not None and any(len(document.tokens) > limit for document in documents):
             documents = [MaskedTokens(document.tokens[:limit], document.loss_mask[:limit]) for document in documents]
-            if len({document.tokens.tobytes() for document in documents}) < len(documents) or not all(
-                document.loss_mask.any() for document in documents
-            ):
-                raise UselessRecord(f"{plural} skipped: nothing scored is left at --max-document-tokens={limit}")
+            if not all(document.loss_mask.any() for document in documents):
+                raise UselessRecord(f"{plural} skipped: no answer is left at --max-document-tokens={limit}")
+            if len({document.tokens.tobytes() for document in documents}) < len(documents):
+                raise UselessRecord(f"{plural} skipped: no difference is left at --max-document-tokens={limit}")
             notes = (*notes, f"{plural} cut off at --max-document-tokens={limit}")
         return Example(example.key, documents, notes)
 

@@ -44,7 +44,8 @@ class TrainConfig:
     """End with status 75 and the stacks of all threads in a file after this long without a step; four times as long
     while starting, compiling, evaluating and saving. None: wait forever."""
     max_restarts: int = 0
-    """Start again after a failure, at most so many times in a row without a newer checkpoint. 0: never."""
+    """Start again after a failure (status 1, a crash, or 75 after a hang or a lost process), at most so many times in a
+    row without a newer checkpoint. 0: never."""
     patience: int | None = None
     """Stop after so many evaluations in a row without a lower `checkpoint.best_metric`. None: never."""
     batch_size: int = 8
@@ -95,11 +96,7 @@ class TrainConfig:
                 raise UserError(f"{field} is {value}; it must be at least 1.")
         if self.max_restarts < 0:
             raise UserError(f"max_restarts is {self.max_restarts}; it must be at least 0.")
-        if "://" in self.output_dir:
-            raise UserError(
-                f"output_dir is {self.output_dir!r}: a run directory is a local path. Mount the bucket, with gcsfuse "
-                "for example, and give the path of the mount."
-            )
+        expand_path(self.output_dir)
         steps = [step for step, _ in self.row_offsets]
         if steps != sorted(steps) or min((number for offset in self.row_offsets for number in offset), default=0) < 0:
             raise UserError(f"row_offsets are {self.row_offsets}; wanted (step, rows) with ascending steps from 0 on.")

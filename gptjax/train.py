@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from gptjax.cli.command_line import parse_config, require_config
+from gptjax.cli.command_line import list_resume_words, parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import exit_on_user_error
@@ -43,10 +43,11 @@ def run(words: list[str]) -> int:
         from gptjax.sharding.distributed import initialize_distributed
 
         request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
+        resume_words = list_resume_words(words, request)
         if request.config.max_restarts and not is_supervised():
-            return supervise(request.config, words)
+            return supervise(request.config, words, again=resume_words)
         follow_parent()
-        command = shlex.join([*PROG.split(), *words])
+        command = shlex.join([*PROG.split(), *resume_words])
         initialize_distributed(command=command)
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
@@ -58,18 +59,20 @@ def run(words: list[str]) -> int:
     )
 
 
-def supervise(config: "TrainConfig", words: list[str]) -> int:
-    """Train in a process that is started again after a failure."""
-    from gptjax.checkpoints.integrity import list_steps
+def supervise(config: "TrainConfig", words: list[str], *, again: list[str]) -> int:
+    """Train in a process that is started after a failure with the words `again`."""
+    from gptjax.checkpoints.integrity import complete_steps
     from gptjax.runs.run_dir import CHECKPOINTS
     from gptjax.sharding.distributed import has_several_processes
 
     remove_early_handler()
     limit, end = config.max_restarts, config.max_seconds
+    command = [sys.executable, *PROG.split()[1:]]
     return run_with_restarts(
-        [sys.executable, *PROG.split()[1:], *words],
+        [*command, *words],
+        again=[*command, *again],
         limit=limit,
-        find_step=lambda: max(list_steps(config.directory / CHECKPOINTS), default=None),
+        find_step=lambda: max(complete_steps(config.directory / CHECKPOINTS), default=None),
         is_over=lambda seconds: end is not None and seconds >= end,
         pause=LONG_PAUSE_SECONDS if has_several_processes() else PAUSE_SECONDS,
     )

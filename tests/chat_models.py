@@ -41,8 +41,16 @@ def write_chat_run(directory: Path, *, tokenizer: Tokenizer = TOKENIZER, context
 class Echo(TextGenerator):
     """It answers with the user's last message, a token a time, each after `delay` seconds."""
 
-    def __init__(self, *, context_length: int = 64, delay: float = 0.0, tokenizer: Tokenizer = TOKENIZER) -> None:
+    def __init__(
+        self,
+        *,
+        context_length: int = 64,
+        delay: float = 0.0,
+        tokenizer: Tokenizer = TOKENIZER,
+        jinja_template: str | None = None,
+    ) -> None:
         self.tokenizer, self.length, self.delay = tokenizer, context_length, delay
+        self.jinja_template = jinja_template
         self.options = GenerationOptions(checkpoint="runs/echo")
         self.prompts: list[str] = []
         self.lengths: list[int] = []

@@ -181,6 +181,13 @@ def test_targets_that_cannot_be_adapted_are_refused(targets: tuple[str, ...], me
     assert jnp.isfinite(LoRA(rank=2).scale)
 
 
+def test_adapters_that_would_train_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match=r"lora\.targets and lora\.new_tokens are empty: nothing would be trained"):
+        LoRA(rank=2, targets=())
+    assert LoRA(rank=2, targets=(), new_tokens=(3,)).trained_rows == (3,)
+    assert not LoRA(rank=0, targets=()).enabled
+
+
 FORM_CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {"bias": False, "positions": "rotary", "norm": "rms", "gated_mlp": True, "activation": "silu"},

@@ -11,7 +11,13 @@ import tokenizers
 from data_pipelines.encode.bpe_trainer import PatternName, train_bpe
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
-from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, NANOCHAT, ChatTemplate, Message
+from gptjax.tokenization.chat_template import (
+    CHAT_TEMPLATE_FILE,
+    NANOCHAT,
+    ChatTemplate,
+    Message,
+    read_jinja_template,
+)
 from gptjax.tokenization.tokenizer import BPE, Bytes, load_tokenizer
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
@@ -135,6 +141,9 @@ def test_template_is_saved_with_the_tokenizer(tmp_path: Path, tok: BPE):
     (tmp_path / CHAT_TEMPLATE_FILE).write_text('{"user": 3}')
     with pytest.raises(UserError, match=r"chat_template\.json: does not hold a chat template"):
         load_tokenizer(tmp_path)
+    (tmp_path / CHAT_TEMPLATE_FILE).write_text('{"chat_template": "{{ x }}"}')  # as transformers' processors save it
+    assert load_tokenizer(tmp_path).chat_template is None
+    assert read_jinja_template(tmp_path) == "{{ x }}"
     tok.save(tmp_path)
     assert load_tokenizer(tmp_path).chat_template is None
 

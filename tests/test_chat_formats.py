@@ -33,6 +33,7 @@ def test_messages_out_of_json():
         ([{"role": "user", "content": None}], "message 1: its content is None"),
         ([{"role": "user", "content": [{"type": "text"}]}], "message 1: its content is"),
         ([{"role": "user", "content": []}], "message 1: its content is"),
+        ([{"role": "user", "content": [{"type": None, "text": 1}]}], "message 1: its content is"),
         ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 4}], "message 2: its content is 4"),
     ],
 )
@@ -160,6 +161,15 @@ def test_records_of_another_form_are_named(record: Any, message: str):
     with pytest.raises(UserError, match=message) as caught:
         parse_conversation(record, where="x.jsonl:3")
     assert str(caught.value).startswith("x.jsonl:3: ")
+
+
+@pytest.mark.parametrize("label", [False, "False"])
+def test_rejected_completions_of_kto_are_not_learned(label: Any) -> None:
+    record = {"prompt": "Two and two?", "completion": "Five.", "label": label}
+    with pytest.raises(UselessRecord, match="their label is false"):
+        parse_conversation(record, where="x.jsonl:1")
+    for kept in (True, 0, "joy"):
+        assert parse_conversation(record | {"label": kept}, where="x.jsonl:1").messages[1].content == "Five."
 
 
 @pytest.mark.parametrize("history", [LISTS[0], json.dumps([["Hi", "Ho"]])])

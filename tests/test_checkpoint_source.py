@@ -11,7 +11,8 @@ from tiny import SINGLE
 
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
-from gptjax.evaluate import Evaluate, evaluate
+from gptjax.evaluate import evaluate
+from gptjax.evaluation.options import Evaluate
 from gptjax.huggingface import model_dir
 from gptjax.huggingface.model_import import from_hf
 from gptjax.runs.checkpoint_source import SavedModel, open_checkpoint

@@ -1,6 +1,6 @@
 """Fields of a config and options of an entry point are flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import example_configs
@@ -8,7 +8,7 @@ import pytest
 import tyro
 from example_configs import AdamW, Config, Loss, Mesh, Muon, Stage, WebShards, install_configs, write_config
 
-from gptjax.cli.command_line import ConfigRequest, Imports, parse_config, parse_options
+from gptjax.cli.command_line import ConfigRequest, Imports, list_resume_words, parse_config, parse_options
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
 
@@ -82,6 +82,24 @@ def test_config_may_be_a_separate_word_anywhere():
     request = parse("--steps=3", "--config", "quickstart")
     assert (request.config.name, request.config.steps, request.path.name) == ("quick", 3, "quickstart.py")
     assert parse("--steps=3", "quickstart").config == request.config, "nanoGPT's order"
+
+
+@pytest.mark.parametrize(
+    "words", ["quickstart --resume=never --steps 9", "--steps 9 --resume never --config quickstart"]
+)
+@pytest.mark.parametrize("in_file", ["auto", "never"])
+def test_words_that_resume_name_the_config_and_no_never(words: str, in_file: str):
+    from gptjax.config import TrainConfig
+
+    request = ConfigRequest(TrainConfig(resume="never"), TrainConfig(resume=in_file), Path(), {}, ())
+    found = list_resume_words(words.split(), request)
+    assert found == ["--config=quickstart", "--steps", "9", *(["--resume=auto"] if in_file == "never" else [])]
+    unchanged = replace(request, config=TrainConfig(resume=10))
+    assert list_resume_words(["a.py", "--import=b", "--resume=10"], unchanged) == [
+        "--config=a.py",
+        "--import=b",
+        "--resume=10",
+    ]
 
 
 @pytest.mark.parametrize(

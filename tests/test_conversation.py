@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from chat_models import TOKENIZER, Echo
+from chat_models import PLAIN, TOKENIZER, Echo
 
 from data_pipelines.chat_formats import parse_conversation
 from gptjax.core.errors import UserError
 from gptjax.serving.conversation import Conversation
+from gptjax.tokenization.chat_template import CHATML
 
 
 def talk(echo: Echo, **options: Any) -> Conversation:
@@ -79,3 +80,14 @@ def test_saved_conversation_is_read_by_preparation():
 def test_model_without_a_chat_template_is_refused():
     with pytest.raises(UserError, match=r"was not trained on chats.*gptjax\.sample"):
         talk(Echo(tokenizer=TOKENIZER.with_chat_template(None)))
+
+
+def test_model_of_transformers_is_asked_in_chatml_where_its_jinja_says_so():
+    """Its template is not executed, only searched for the names of ChatML's tokens."""
+    plain, jinja = TOKENIZER.with_chat_template(None), CHATML.to_jinja(begin=None)
+    echo = Echo(tokenizer=plain, jinja_template=jinja, context_length=200)
+    assert "".join(talk(echo).answer("Hi")) == "Hi"
+    assert echo.prompts[0].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    for tokenizer, template in [(plain, "[INST] {{ x }}"), (PLAIN, jinja)]:
+        with pytest.raises(UserError, match=r"Jinja, which is not executed.*chat_template\.json"):
+            talk(Echo(tokenizer=tokenizer, jinja_template=template))

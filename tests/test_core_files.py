@@ -4,12 +4,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import atomic_directory, expand_path, file_sha256, lock_file, write_atomically
+from gptjax.core.files import atomic_directory, cache_directory, expand_path, file_sha256, lock_file, write_atomically
 
 
 def test_write_atomically_creates_and_replaces(tmp_path: Path):
@@ -33,6 +34,25 @@ def test_a_failed_write_keeps_only_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/runs", Path("s3://bucket/x"), "https://example.org/a.txt"])
+def test_address_is_no_local_path(path: str | Path):
+    with pytest.raises(UserError, match="is an address; wanted a local path"):
+        expand_path(path)
+
+
+def test_path_with_a_colon_is_a_path():
+    for name in ("a:b/c", "./gs:/b", "C:/x"):
+        assert expand_path(name) == Path(name)
+
+
+def test_cache_without_a_home_names_the_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("GPTJAX_CACHE", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # an unknown user, as in some containers
+    with pytest.raises(UserError, match=r"no home directory.*Set GPTJAX_CACHE"):
+        cache_directory()
 
 
 def test_file_sha256_is_that_of_the_bytes(tmp_path: Path):

@@ -91,6 +91,16 @@ def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
     assert calls == []
 
 
+@pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_mpirun_without_a_coordinator_is_refused(calls: list[dict], size: str):
+    with pytest.raises(UserError, match=rf"mpirun has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):
+        initialize_distributed({size: "4"})
+    initialize_distributed({size: "1"})
+    assert calls == []
+    initialize_distributed({size: "4", "JAX_COORDINATOR_ADDRESS": "a:1"})
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("address", ["localhost", "localhost:22x", ":5", "localhost:70000"])
 def test_address_without_a_port_is_refused(calls: list[dict], address: str):
     with pytest.raises(UserError, match=f"JAX_COORDINATOR_ADDRESS is {address}; wanted HOST:PORT"):
@@ -104,11 +114,19 @@ def test_double_precision_is_refused(calls: list[dict]):
     initialize_distributed({"JAX_ENABLE_X64": "0"})
 
 
-def test_node_list_with_text_behind_its_bracket_names_the_first_node(calls: list[dict]):
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[3-4]-ib", "node3-ib"),
+        ("rack[1-2]node[3-4]", "rack1node3"),
+        ("c[007,9-11]-[2,5]x,other[1-2]", "c007-2x"),
+    ],
+)
+def test_node_list_with_text_behind_its_bracket_names_the_first_node(calls: list[dict], nodes: str, first: str):
     environment = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "5000"}
-    initialize_distributed(environment | {"SLURM_STEP_NODELIST": "node[3-4]-ib"})
+    initialize_distributed(environment | {"SLURM_STEP_NODELIST": nodes})
     (arguments,) = calls
-    assert arguments["coordinator_address"] == f"node3-ib:{5000 % 4096 + 61440}"
+    assert arguments["coordinator_address"] == f"{first}:{5000 % 4096 + 61440}"
     assert (arguments["num_processes"], arguments["process_id"]) == (2, 1)
 
 

@@ -53,9 +53,17 @@ def send(code: str, number: signal.Signals, *words: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("number", "result"),
-    [(signal.SIGUSR1, (75, "SIGUSR1\n")), (signal.SIGINT, (130, "interrupted\n")), (signal.SIGTERM, (-15, ""))],
+    [
+        (signal.SIGUSR1, (75, "SIGUSR1\n")),
+        (signal.SIGUSR2, (75, "SIGUSR2\n")),
+        (signal.SIGINT, (130, "interrupted\n")),
+        (signal.SIGTERM, (-15, "")),
+    ],
 )
-def test_signal_before_training_ends_in_one_line(number: signal.Signals, result: tuple[int, str]):
+def test_signal_before_training_ends_in_one_line(
+    number: signal.Signals, result: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GPTJAX_STOP_SIGNALS", "USR2")
     assert send(EARLY, number) == result
 
 

@@ -14,7 +14,8 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig, flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.conversion.exports import ToHf, export_model
 from gptjax.core.errors import UserError
-from gptjax.evaluate import Evaluate, evaluate
+from gptjax.evaluate import evaluate
+from gptjax.evaluation.options import Evaluate
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.objective import NextToken
 from gptjax.optim import EMA, AdamW, Constant

@@ -18,10 +18,14 @@ from tiny import (
 )
 
 from gptjax.config import TrainConfig
+from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.evaluate import Evaluate, evaluate, find_data, main
-from gptjax.evaluation.comparison import Evaluation
-from gptjax.evaluation.figures import Figure
+from gptjax.evaluate import evaluate, main
+from gptjax.evaluation import checkpoints
+from gptjax.evaluation.checkpoints import find_data
+from gptjax.evaluation.comparison import Evaluation, compare
+from gptjax.evaluation.figures import DocumentSums, Figure
+from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.report import to_result, write_result
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.runs.run_dir import RunDir, write_imported_run
@@ -235,6 +239,72 @@ def test_checkpoints_are_compared_document_by_document(
     assert change["low"] < change["value"] < change["high"]
     assert change["high"] - change["low"] < own["high"] - own["low"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def make_sums(numbers: list[int], *, source: str, words: float = 3.0) -> DocumentSums:
+    nats, ones = np.array(numbers, np.float64), np.ones(len(numbers))
+    return DocumentSums(nats, nats, ones, ones, ones, words * ones, numbers=np.array(numbers), source=source)
+
+
+def test_documents_are_paired_by_their_numbers_and_what_has_no_pair_is_told() -> None:
+    base = Evaluation("a", {}, sums=make_sums([0, 2, 3, 5], source="x"))
+    other = lambda **changes: Evaluation("b", {}, sums=replace(make_sums([1, 2, 3], source="x"), **changes))
+    found = compare(other(), base)
+    assert found.differences["nats_per_token"].value == 0
+    assert found.notes == ("differences on the text are over 2 documents that both have",)
+    same_words = compare(other(source="y"), base)
+    assert same_words.differences["nats_per_token"] == found.differences["nats_per_token"]
+    for changes, reason in (
+        ({"source": "y", "words": np.array([1.0, 2.0, 3.0])}, "their documents differ"),
+        ({"unit": "parts"}, "one has parts, the other documents"),
+        ({"numbers": np.array([1, 4, 6])}, "no document was scored with both"),
+    ):
+        found = compare(other(**changes), base)
+        assert (found.differences, found.notes) == ({}, (f"no difference on the text: {reason}",))
+
+
+def test_mistakes_are_found_before_anything_is_scored(
+    run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "evaluate_checkpoint", lambda *_: pytest.fail("something was scored"))
+    words = [f"--checkpoint={run.directory}", "--mesh=single", "--tokens=50"]
+    (tmp_path / "offsets").write_text("1\n")
+    for wrong, message in (
+        ("--checkpoint=/nowhere", "/nowhere is not there"),
+        ("--core=/nowhere", "--core=/nowhere"),
+        ("--window=17", "the window of --protocol=gptjax is 17 tokens"),
+        ("--stride=0", "the stride of --protocol=gptjax is 0 tokens"),
+        (f"--offsets={tmp_path / 'offsets'}", "--offsets says where windows begin"),
+    ):
+        assert message in read_error(capsys, *words, wrong)
+
+
+def test_what_was_measured_before_an_error_is_kept(
+    run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse, file = tmp_path / "worse", tmp_path / "result.json"
+    write_imported_run(worse, model=RunDir.open(run.directory).load_model("5"), tokenizer=tokenizer())
+    score, done = checkpoints.texts.score_text, []
+
+    def score_once(*words: Any, **options: Any) -> DocumentSums:
+        if done:
+            raise UserError("the disk is gone")
+        done.append(True)
+        return score(*words, **options)
+
+    monkeypatch.setattr(checkpoints.texts, "score_text", score_once, raising=False)
+    text = tmp_path / "text.txt"
+    text.write_text(text_of(20))
+    words = [f"--checkpoint={run.directory}", f"--checkpoint={worse}", f"--json={file}", f"--text={text}"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--mesh=single"])
+    assert stop.value.code == 2
+    printed, result = capsys.readouterr(), json.loads(file.read_text())
+    assert "error: the disk is gone" in printed.err
+    assert f"{worse} is not finished: the disk is gone" in printed.out
+    first, second = result["checkpoints"]
+    assert first["figures"]["nats_per_token"]["value"] == first["val_loss"]
+    assert (second["failed"], second["figures"]) == ("the disk is gone", {})
 
 
 def test_a_checkpoint_that_is_spelled_twice_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import pytest
 from tiny import SINGLE, read_lines, text_of, tiny_config, write_text_shards
 
 from gptjax.core.errors import UserError
-from gptjax.evaluate import Evaluate, evaluate
+from gptjax.evaluate import evaluate
 from gptjax.evaluation import evaluators
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
+from gptjax.evaluation.options import Evaluate
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
@@ -23,12 +24,12 @@ from gptjax.runs.trainer import train
 def test_text_is_scored_on_a_schedule_as_the_command_scores_it(tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"page": text_of(12)}))
-    own = TextProtocol(every=5, name="sums", text=str(text), text_field="page", protocol="harness", tokens=60)
+    own = TextProtocol(every=5, name="sums", text=str(text), text_field="page", protocol="nanogpt", tokens=60)
     config = tiny_config(write_text_shards(tmp_path / "shards"), evaluators=(own, TextProtocol(every=10, name="val")))
     assert train(config) == 0
     found = dict(read_lines(config.directory, "eval_sums_nats_per_token"))
     assert list(found) == [5, 10]
-    options = Evaluate((str(config.directory),), text=str(text), text_field="page", protocol="harness", mesh=SINGLE)
+    options = Evaluate((str(config.directory),), text=str(text), text_field="page", protocol="nanogpt", mesh=SINGLE)
     assert evaluate(replace(options, tokens=60))["val_loss"] == pytest.approx(found[10], abs=1e-6)
     assert [step for step, _ in read_lines(config.directory, "eval_val_bits_per_byte")] == [10]
 

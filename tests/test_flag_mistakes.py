@@ -84,7 +84,7 @@ TYPED = {
     "prepare --source=stdlib --tokenizer=bpe-8192 --output=b": "prepare learns bpe:8192.",
     "prepare --source=a --tokenizer=gpt2 --output=b --force": "Write --overwrite.",
     "prepare_chat --source=a --tokenizer=gpt2 --output=b --max_length=512": "Write --max-document-tokens=512.",
-    "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat.",
+    "prepare_chat --source=a --tokenizer=gpt2 --output=b --template=llama3": "wanted chatml, nanochat, or a ",
     "prepare_chat --source=a --output=b": "Write --tokenizer=….",
     "prepare_preferences --data=a --tokenizer=gpt2 --output=b": "Write --source=a.",
     "prepare_preferences --source=a --tokenizer=gpt2 --output=b --split=0.1": "Write hash:0.1",

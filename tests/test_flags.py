@@ -19,7 +19,7 @@ from gptjax.cli.flags import Flag, list_flags, normalize_words
 from gptjax.config import TrainConfig, load_config
 from gptjax.conversion.exports import ToHf
 from gptjax.core.errors import UserError
-from gptjax.evaluate import Evaluate
+from gptjax.evaluation.options import Evaluate
 from gptjax.serving.sampler import Sample
 
 TYPED_TO_TRAIN = {

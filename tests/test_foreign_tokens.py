@@ -1,5 +1,6 @@
 """Token files of other projects: recorded in place, or copied with their documents."""
 
+import io
 import json
 import os
 import struct
@@ -10,6 +11,7 @@ import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.index_shards import IndexShards, main
+from data_pipelines.readers.files import open_files
 from data_pipelines.verify import VerifyShards, verify_directory
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
@@ -24,6 +26,13 @@ MDS_INDEX = b"""{"shards": [{"raw_data": {"basename": "x.mds"}, "column_names": 
 
 
 MDS_SHARD = b"""{"raw_data": {"basename": "x.mds"}, "column_names": [], "column_encodings": [], "column_sizes": []}, """
+
+
+def save(array):
+    """The bytes of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def make_index(lengths, begins):
@@ -115,6 +124,29 @@ def test_mds_is_copied_as_a_stream(encoding, compression, documents, expected, t
     write_mds(tmp_path / "source" / "val", ended[:90].reshape(-1, 9), encoding)
     np.testing.assert_array_equal(copy(tmp_path / "source", tokenizer, tmp_path)[:-91], np.insert(ended, 0, END))
     assert len(open_split(tmp_path / "copied", "val")) == 91
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["with their own", "without"])
+def test_merged_index_of_mds_is_read_once(nested, expected, tokenizer, tmp_path):
+    source, shards = tmp_path / "source", []
+    for number, half in enumerate((expected[:41], expected[41:])):
+        write_mds(source / f"{number}", [half], "bytes")
+        index = source / f"{number}" / "index.json"
+        shard = json.loads(index.read_text())["shards"][0]
+        shard["raw_data"]["basename"] = f"{number}/shard.00000.mds"
+        shards.append(shard)
+        if not nested:
+            index.unlink()
+    (source / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    np.testing.assert_array_equal(copy(source, tokenizer, tmp_path), expected)
+
+
+def test_single_file_is_named_with_its_directory(tokenizer, tmp_path):
+    np.save(tmp_path / "train.npy", np.arange(9))
+    with pytest.raises(UserError, match=f"is a file. Give the directory that holds it: {tmp_path}$"):
+        main(IndexShards(tmp_path / "train.npy", tokenizer))
+    with pytest.raises(UserError, match=rf"token files \(.npy\) and no text.*index_shards {tmp_path}$"):
+        open_files(str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<i4", "<i8"])
@@ -217,14 +249,20 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
             "index.json",
             b'{"shards": [{"raw_data": {"basename": "../x"}, "column_names": [], '
             b'"column_encodings": [], "column_sizes": []}]}',
-            "is not beside it",
+            "is not below its folder",
         ),
         ("index.json", MDS_INDEX % (b"[1, 2]", b"null"), "wanted a column tokens or input_ids; it has 1, 2"),
-        ("index.json", MDS_INDEX % (b'["tokens"]', b'"a/b"'), "is not beside it"),
+        ("index.json", MDS_INDEX % (b'["tokens"]', b'"a/b"'), "x.mds is not there, though index.json names it"),
         ("a.bin", b"", "no tokens for training"),
         ("a.bin", bytes(range(101)), "101 bytes are not a whole number of 16-bit ids"),
         ("a.npy", b"\x93NUMPY garbage", "cannot be read as an array"),
         ("a.npy", np.arange(9000, dtype="<u4").tobytes(), "holds the id"),
+        ("a.npy", save(np.ones((3, 4), "<u2", order="F")), "by columns .*Write it again"),
+        ("test.npy", np.arange(9000, dtype="<u4").tobytes(), "holds files of the test split only"),
+        ("train.bin", "It's plain text: è.\n".encode() * 9, "is plain text; .*data_pipelines.prepare"),
+        ("train.bin", bytes(np.random.default_rng(0).integers(1, 9, 4000, "u1")), "ids of 8 bits"),
+        ("train.bin", np.array([5, 9, 7000, -100] * 99, "<i4").tobytes(), "holds the negative value -100"),
+        ("train.bin", np.array([5, 9, 7000, -100] * 99, "<i8").tobytes(), "holds the negative value -100"),
         ("a.txt", b"text", "holds no token files"),
     ],
 )

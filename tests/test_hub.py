@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -111,6 +112,21 @@ def test_other_splits_are_not_read_and_that_is_told(hub, capsys):
     change_files(hub, {path: path.encode() for path in paths})
     assert read("hf:owner/tales") == paths[:1]
     assert "hf:owner/tales: not read: 2 other files, such as hf:owner/tales:Test.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "read", "told"),
+    [
+        (":*.txt", "train validation test", "train", "2 files of other splits are not read.*--validation-source"),
+        ("", "validation test", "test validation", "reads 2 files that their names call validation or test"),
+        (":*valid*", "train validation", "validation", ""),
+    ],
+)
+def test_splits_of_a_repository_are_never_mixed_silently(hub, capsys, pattern, names, read, told):
+    change_files(hub, {f"data/{name}-0.txt": name.encode() for name in names.split()})
+    source = open_source(f"hf:owner/tales{pattern}")
+    assert [str(document, "utf-8") for document in documents_in(source, ReadContext())] == read.split()
+    assert re.search(told, capsys.readouterr().err)
 
 
 def test_without_network_the_error_names_the_source(tmp_path, monkeypatch):

@@ -37,6 +37,29 @@ assert read_native_output() == "first\\nsecond\\n"
     assert run(body) == (0, ["python", "first", "python again", "second"])
 
 
+def test_file_of_shown_output_stays_small_and_an_abort_behind_it_is_found():
+    body = """
+from gptjax.process import native_output
+native_output.MAX_BYTES = 2**16
+for second in range(0, 40, 10):
+    library("warning\\n" * 2**12)
+    assert native.find_abort() is None
+    native.pass_on(second)
+    native.pass_on(second + 5)
+    native.pass_on(second + 6)
+    assert os.fstat(2).st_size <= 2**16
+library("w\\n" * 2**21)
+assert native.find_abort() is None
+library("F11")
+assert native.find_abort() is None
+library("29 20:40 cli")
+assert native.find_abort() == "F1129 20:40 cli"
+native.close()
+"""
+    status, lines = run(body)
+    assert (status, len(lines)) == (0, 4 * 2**12 + 2**21 + 1)
+
+
 def test_process_that_ends_before_shows_its_own_line_only():
     assert run('library("pages\\n"); print("why", file=sys.stderr); os._exit(75)') == (75, ["why"])
 
@@ -45,7 +68,7 @@ def test_crash_and_requested_stacks_reach_the_terminal_while_libraries_write_to_
     monkeypatch.setenv("GPTJAX_TRACEBACK", "1")
     status, lines = run("""
 from gptjax.process.process_end import _print_error
-_print_error("no progress")
+_print_error("no progress", has_stacks=True)
 os.kill(os.getpid(), 11)
 """)
     assert (status, lines[0]) == (-11, "error: no progress")

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: only answers are learned, each conversation by itself, with one mean on any mesh."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_sft_validation_is_the_mean_over_answers_of_documents_by_themselves(conf
         one = replace(config, evaluators=(ValidationLoss(batch_size=batch_size),))
         with mesh.activate():
             [(_, evaluate)] = open_evaluators(one, None, mesh).opened
+            assert re.search(r"; \d+ of \d+ documents are left out: nothing in their first 16", evaluate.describe())
             found = evaluate(place_model(model, mesh))
         assert found == {"val_loss": pytest.approx(nats / count, abs=1e-5)}
 

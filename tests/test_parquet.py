@@ -10,7 +10,7 @@ import pytest
 from texts import documents_by
 
 from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
-from data_pipelines.readers.formats import parquet
+from data_pipelines.readers.formats import arrow_values, parquet
 from data_pipelines.readers.formats.parquet import read_parquet
 from gptjax.core.errors import UserError
 
@@ -86,6 +86,18 @@ def test_damaged_file_is_refused(tmp_path):
             read(tmp_path / f"{name}.parquet")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"%\x02\x18\x04text", b"%\x03\x18\x04text"), (b"\x04text", b"\x04te\xe9t")]
+)
+def test_damaged_schema_is_refused(tmp_path, before, after):
+    """The first alteration makes pyarrow end the process when the column is looked at before it is read."""
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(before, after))
+    with pytest.raises(UserError, match=r"x\.parquet: "):
+        read(path)
+
+
 def test_altered_page_fails_its_checksum(tmp_path):
     path = tmp_path / "x.parquet"
     options = {"use_dictionary": False, "compression": "NONE", "write_statistics": False}
@@ -139,4 +151,4 @@ def test_lists_with_offsets_outside_of_their_structs_are_refused():
     offsets = pyarrow.array([0, 2**20, 1], pyarrow.int32()).buffers()[1]
     lists = pyarrow.ListArray.from_buffers(pyarrow.list_(structs.type), 2, [None, offsets], children=[structs])
     with pytest.raises(pyarrow.ArrowInvalid):
-        parquet.find_column(pyarrow.record_batch({"list": lists}), "list.text")
+        arrow_values.find_column(pyarrow.record_batch({"list": lists}), "list.text")

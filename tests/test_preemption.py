@@ -63,11 +63,24 @@ def test_status_tells_a_scheduler_what_to_do():
     assert [stop_status(number) for number in numbers] == [130, 143, 129, 152, 75, 75]
 
 
-def test_stop_signals_of_the_environment_are_added():
-    assert list_stop_signals({}) == STOP_SIGNALS
-    assert list_stop_signals({"GPTJAX_STOP_SIGNALS": "usr2,SIGQUIT"})[-2:] == (signal.SIGUSR2, signal.SIGQUIT)
-    with pytest.raises(UserError, match="SIGNONE"):
-        list_stop_signals({"GPTJAX_STOP_SIGNALS": "NONE"})
+def test_stop_signals_of_the_environment_are_added(monkeypatch: pytest.MonkeyPatch):
+    assert list_stop_signals() == STOP_SIGNALS
+    monkeypatch.setenv("GPTJAX_STOP_SIGNALS", "usr2,SIGQUIT")
+    assert list_stop_signals()[-2:] == (signal.SIGUSR2, signal.SIGQUIT)
+    monkeypatch.setenv("GPTJAX_REQUEUE_SIGNALS", "TERM QUIT")
+    assert list_stop_signals()[-2:] == (signal.SIGUSR2, signal.SIGQUIT)
+    assert [stop_status(number) for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)] == [75, 75, 130]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("NONE", "which does not exist"), ("KILL", "cannot end a run in order"), ("STOP", "SIGSTOP")]
+)
+def test_stop_signal_that_cannot_be_is_refused_by_its_variable(
+    name: str, problem: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GPTJAX_STOP_SIGNALS", f"USR2 {name}")
+    with pytest.raises(UserError, match=f"GPTJAX_STOP_SIGNALS names .*{problem}"), GracefulShutdown():
+        pass
 
 
 CHILD = """
@@ -134,7 +147,7 @@ def test_one_of_several_processes_passes_the_signal_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.stack([value, value * 0]))
     with GracefulShutdown() as shutdown:
         shutdown.begin_training()
-        assert shutdown.get_signal(5) == signal.SIGTERM  # another process has received it
+        assert shutdown.get_signal(5) == signal.SIGUSR1  # only JAX knows of it: to be started again
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.01)
         assert (shutdown.get_signal(4), shutdown.get_signal(5)) == (None, signal.SIGUSR1)

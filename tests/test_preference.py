@@ -1,6 +1,7 @@
 """Objectives over pairs: their formulas in float64, on one device and on eight, and the reference that is stored."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,10 @@ def test_stored_reference_gives_the_run_of_a_computed_one(config: TrainConfig, t
     files = stored.directory / "reference"
     written = {path.name: path.stat().st_mtime_ns for path in files.iterdir()}
     assert train(stored) == 0
+    shutil.rmtree(base.directory)
+    assert train(stored) == 0
+    with pytest.raises(UserError, match=r"objective\.beta: 0\.3 → 0\.5"):
+        train(replace(stored, objective=replace(stored.objective, beta=0.5)))
     assert {path.name: path.stat().st_mtime_ns for path in files.iterdir()} == written, "nothing is computed again"
     identity = json.loads((files / "reference.json").read_text())
     assert set(identity) == {"weights", "context_length", "splits", "sha256"}
@@ -212,6 +217,8 @@ def test_other_data_is_refused_under_a_preference_objective(config: TrainConfig,
 def test_pairs_that_are_cut_keep_what_differs_and_are_told(tmp_path: Path) -> None:
     """Too long together: the longer one is cut first. A pair whose rest does not differ is left out."""
     assert cut_pairs(np.array([[3, 4], [20, 4], [20, 20], [6, 13]]), 16).tolist() == [[3, 4], [12, 4], [8, 8], [6, 10]]
+    whole = np.array([[20, 20], [7, 20], [8, 8], [9, 7], [4, 20]])
+    assert cut_pairs(whole, 15).tolist() == [[7, 7], [7, 8], [7, 7], [8, 7], [4, 11]]
     mask = lambda prompt, answer: np.repeat([0, 1], [prompt, answer]).astype(np.uint8)
     ids = lambda count, last: np.append(np.arange(count - 1) % 40, last)
     same_until_the_cut = [(ids(20, 1), mask(3, 17)), (ids(20, 2), mask(3, 17))]
@@ -222,7 +229,7 @@ def test_pairs_that_are_cut_keep_what_differs_and_are_told(tmp_path: Path) -> No
     reader = config.data.open(make_read_spec(config, None))
     text = " ".join(reader.describe())
     assert "3 of 3 pairs are longer than 16 tokens and cut" in text
-    assert "1 of 3 pairs are left out" in text
+    assert "1 of 3 pairs are left out: no answer or no difference is left of them" in text
     rows = reader.read(np.arange(2))
     assert sorted((rows["targets"] >= 0).sum(axis=1).tolist()) == [2, 12]
 

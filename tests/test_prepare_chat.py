@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
 from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
-from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, NANOCHAT, Message, RoleFormat
 from gptjax.tokenization.messages import NO_ANSWER, NO_LIST, NO_ROLE, NO_TEXT, WRONG_TURNS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -138,6 +139,19 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
         run(source, "bytes", tokenizer="bytes")
 
 
+def test_template_may_be_a_file_of_ones_own(tmp_path, run):
+    """Its role tokens are added to the tokenizer, and it is saved with the data."""
+    own = replace(NANOCHAT, user=RoleFormat("[ASK]", "", "[/ASK]"), system_prompt="Be brief.")
+    own.save(tmp_path)
+    source = write(tmp_path / "chat.jsonl", [line(SUMS[:2])])
+    for number, name in enumerate((tmp_path / CHAT_TEMPLATE_FILE, tmp_path)):
+        run(source, f"out{number}", template=str(name))
+        tokenizer = load_tokenizer(tmp_path / f"out{number}")
+        [(tokens, _)] = documents(tmp_path / f"out{number}")
+        assert tokenizer.chat_template == own
+        assert "[ASK]Be brief.\n\n2+2?[/ASK]<|assistant_start|>4" in tokenizer.decode(tokens)
+
+
 def test_validation_by_hash_or_from_another_source(tmp_path, run):
     train, other = write(tmp_path / "a.jsonl", map(line, many(300))), write(tmp_path / "b.jsonl", map(line, many(5)))
     manifest = run(train, split="hash:0.2")
@@ -173,7 +187,7 @@ def test_long_conversations_are_cut_off(tmp_path, run, capsys):
     assert cut[1][-1] == 1
     printed = capsys.readouterr().out
     assert "1 conversation cut off at --max-document-tokens=40" in printed
-    assert "1 conversation skipped: nothing scored is left at --max-document-tokens=40" in printed
+    assert "1 conversation skipped: no answer is left at --max-document-tokens=40" in printed
 
 
 INVALID = [

@@ -135,7 +135,8 @@ def test_equal_pairs_are_skipped_and_long_ones_cut(tmp_path, run, capsys):
     assert len(pairs[0].chosen) == len(pairs[0].chosen_loss_mask) == 30 > len(pairs[0].rejected)
     printed = capsys.readouterr().out
     assert "1 pair skipped: chosen and rejected are equal" in printed
-    assert "2 pairs skipped: nothing scored is left at --max-document-tokens=30" in printed
+    assert "1 pair skipped: no answer is left at --max-document-tokens=30" in printed
+    assert "1 pair skipped: no difference is left at --max-document-tokens=30" in printed
     assert "1 pair cut off at --max-document-tokens=30" in printed
     with pytest.raises(UserError, match=r"holds no usable pairs\..*chosen and rejected are equal"):
         run(write(tmp_path / "y.jsonl", [same]), "none")

@@ -71,6 +71,15 @@ def test_prepared_keeps_the_fields_of_shards(tmp_path, cache):
     assert plain.resolve() == plain
 
 
+def test_prepared_cuts_at_a_separator(tmp_path, cache):
+    (tmp_path / "tales.txt").write_text("one two\n<|endoftext|>\n" * 9)
+    whole = Prepared(source=str(tmp_path / "tales.txt"), tokenizer="bytes", split="none")
+    paths = [dataclasses.replace(whole, separator=mark).resolve().path for mark in (None, "<|endoftext|>")]
+    assert [read_manifest(path).splits["train"].documents for path in paths] == [1, 9]  # pyright: ignore
+    with pytest.raises(UserError, match="</s>"):
+        dataclasses.replace(whole, end_of_text="</s>").resolve()
+
+
 @pytest.mark.parametrize(("field", "value"), [("source", "absent"), ("tokenizer", "absent"), ("split", "head:1")])
 def test_prepared_with_wrong_fields_leaves_nothing(tmp_path, cache, field, value):
     source = write_jsonl(tmp_path / "tales.jsonl", make_texts())

@@ -22,7 +22,7 @@ from gptjax.evaluation.texts import Text, encode_text, read_documents, score_tex
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
-from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN
+from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars
 
 CONTEXT = 24
 TOKENIZER = BPE(
@@ -78,10 +78,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def score(model: GPT, file: Path, protocol: EvalProtocol, **options: Any) -> DocumentSums:
+def score(model: GPT, file: Path, protocol: EvalProtocol) -> DocumentSums:
     resolved = protocol.resolve(CONTEXT)
     scoring = ScoringOptions(batch_size=3)
-    return score_text(model, encode_text(file, TOKENIZER, resolved), resolved, options=scoring, **options)
+    return score_text(model, encode_text(file, TOKENIZER, resolved), resolved, options=scoring)
 
 
 def per_token(sums: DocumentSums) -> float:
@@ -92,10 +92,10 @@ def test_nanogpt_has_the_mean_of_its_random_windows(model: GPT, file: Path, nats
     data = TOKENIZER.encode("".join(LINES))
     offsets = np.random.RandomState(0).randint(0, len(data) - CONTEXT, 7).tolist()
     losses = [nats_of(data[i : i + CONTEXT + 1]).mean() for i in offsets]
-    found = score(model, file, find_protocol("nanogpt"), offsets=offsets)
+    found = score(model, file, replace(find_protocol("nanogpt"), offsets=tuple(offsets)))
     assert per_token(found) == pytest.approx(np.mean(losses), abs=1e-5)
     with pytest.raises(UserError, match=r"offsets: 999 is outside the text"):
-        score(model, file, find_protocol("nanogpt"), offsets=[999])
+        score(model, file, replace(find_protocol("nanogpt"), offsets=(999,)))
 
 
 def test_nanogpt_takes_all_full_windows_by_default(model: GPT, file: Path, nats_of: Callable) -> None:
@@ -135,9 +135,27 @@ def test_hf_stride_has_the_sum_of_transformers_page(model: GPT, file: Path, nats
     assert per_token(found) == pytest.approx(nll / count, abs=1e-5)
 
 
-def reference_rolling(ids: list[int], nats_of: Callable) -> Iterator[np.ndarray]:
+@pytest.mark.parametrize("name", ["gptjax", "nanogpt"])
+def test_windows_that_overlap_read_as_many_tokens_as_windows_side_by_side(
+    model: GPT, file: Path, nats_of: Callable, name: str
+) -> None:
+    ids = TOKENIZER.encode("".join(LINES))
+    ids = ids if name == "nanogpt" else np.concatenate([[258], ids])
+    nats = list(nats_of(ids[: CONTEXT + 1]))
+    for end in range(CONTEXT + 1, len(ids), 7):
+        new = ids[end - CONTEXT + 6 : end + 7]  # the next seven tokens, which are fewer at the end
+        if name == "gptjax" or len(new) == CONTEXT + 1:
+            nats += list(nats_of(new)[-len(ids[end : end + 7]) :])
+    found = score(model, file, replace(find_protocol(name), stride=7))
+    assert found.scored.sum() == len(nats)
+    assert per_token(found) == pytest.approx(np.mean(nats), abs=1e-5)
+
+
+def reference_rolling(ids: list[int], nats_of: Callable, first: tuple[int, ...] = (258,)) -> Iterator[np.ndarray]:
     """The harness: all predicted once; windows of the context with one token of context, the last moved back."""
-    yield nats_of(np.array([258, *ids[:CONTEXT]]))
+    ids = ids if first else ids[1:]
+    first = first or (int(TOKENIZER.encode("".join(LINES))[0]),)
+    yield nats_of(np.array([*first, *ids[:CONTEXT]]))
     done = min(CONTEXT, len(ids))
     while done < len(ids):
         new = min(len(ids) - done, CONTEXT)
@@ -164,6 +182,34 @@ def test_harness_scores_each_document_after_an_end_of_text(model: GPT, tmp_path:
     assert found.words.sum() == words
     assert figures["word_perplexity"].value == pytest.approx(math.exp(sum(wanted) / words), rel=1e-5)
     assert figures["bits_per_byte"].value == pytest.approx(sum(wanted) / size / math.log(2), rel=1e-6)
+
+
+def test_last_window_ends_with_the_text_whatever_opens_it(model: GPT, file: Path, nats_of: Callable) -> None:
+    ids = TOKENIZER.encode("".join(LINES)).tolist()
+    protocol = replace(find_protocol("harness"), first_token="context", documents="together")
+    wanted = np.concatenate([*reference_rolling(ids, nats_of, ())])
+    found = score(model, file, protocol)
+    assert found.scored.sum() == len(wanted) == len(ids) - 1
+    assert found.nats.sum() == pytest.approx(wanted.sum(), abs=1e-4)
+    assert "documents run together, the first token is context, the last window ends with the text" in (
+        protocol.resolve(CONTEXT).describe()
+    )
+    with pytest.raises(UserError, match=r"--protocol=harness begins with an end of text, .* --first-token=context"):
+        encode_text(file, Chars.from_text("".join(LINES)), find_protocol("harness"))
+
+
+def test_number_of_tokens_is_kept_exactly_and_told(model: GPT, file: Path) -> None:
+    pages = [TOKENIZER.encode(line).astype(np.int32) for line in LINES]
+    for name, changes in (("harness", {}), ("gptjax", {}), ("hf-stride-512", {"stride": 12})):
+        protocol = replace(find_protocol(name), tokens=30, **changes).resolve(CONTEXT)
+        placed = place_windows(protocol, pages, end_of_text=258)
+        assert sum(p.window.scored for p in placed) == 30
+    describe = lambda protocol, **found: protocol.resolve(CONTEXT).describe(**found).rpartition("only, ")[2]
+    whole = describe(find_protocol("modded-nanogpt"), scored=2176)
+    assert whole == "the first 10,485,760 tokens (2,176 are scored)"
+    assert describe(replace(find_protocol("nanogpt"), tokens=48), scored=48) == "the first 48 tokens"
+    rows = replace(find_protocol("wikitext2-rows"), window=12).resolve(CONTEXT).describe(documents=9)
+    assert rows.endswith("the first 100 documents (there are 9)")
 
 
 def test_sums_do_not_depend_on_how_many_windows_are_scored_at_once(
@@ -231,6 +277,17 @@ def test_protocols_that_do_not_fit_are_refused(model: GPT, file: Path) -> None:
         EvalProtocol(window=25).resolve(CONTEXT)
     with pytest.raises(UserError, match=r"the stride of .* is 9 tokens; it lies between 1 and the window of 8"):
         EvalProtocol(window=8, stride=9).resolve(CONTEXT)
+    for wrong in (EvalProtocol(stride=0), EvalProtocol(window=0)):
+        with pytest.raises(UserError, match=r"is 0 tokens; it lies between 1"):
+            wrong.resolve(CONTEXT)
+    for name in ("harness", "wikitext2-rows"):
+        with pytest.raises(UserError, match=rf"--protocol={name} .*, so it has no stride\. Leave --stride out"):
+            replace(find_protocol(name), window=8, stride=4).resolve(CONTEXT)
+        with pytest.raises(UserError, match=rf"--offsets are places in one text, and --protocol={name} takes each"):
+            replace(find_protocol(name), window=8, offsets=(1,)).resolve(CONTEXT)
+    for changes in ({"stride": 4}, {"tokens": 9}):
+        with pytest.raises(UserError, match="--offsets says where windows begin"):
+            replace(find_protocol("nanogpt"), offsets=(1,), **changes).resolve(CONTEXT)
     with pytest.raises(UserError, match=r"--protocol=gpt2 is unknown; wanted one of gptjax"):
         find_protocol("gpt2")
     with pytest.raises(UserError, match=r"too few tokens to predict one; at least 2 are needed"):

@@ -1,15 +1,16 @@
 """A reference's stored log-probabilities: what they are bound to, and which data they exist for."""
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from models import make_model
 from scored import draw_pairs, write_documents
-from tiny import MODEL, tiny_config
+from tiny import MODEL, SINGLE, tiny_config
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
@@ -21,6 +22,7 @@ from gptjax.evaluators.exact_match import ExactMatch
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.preference import DPO
 from gptjax.runs import reference
+from gptjax.runs.resume import SavedRun
 from gptjax.runs.startup import make_read_spec
 from gptjax.sharding.mesh import MeshConfig
 
@@ -50,8 +52,13 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
-def store(config: TrainConfig, weights: str = "w") -> ReadSpec:
-    return reference.store_reference(config, make_read_spec(config, None), make_model(MODEL), weights=weights)
+def store(config: TrainConfig, weights: str = "w", *, saved: SavedRun | None = None) -> ReadSpec:
+    """With weights of this fingerprint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "load_frozen_weights", lambda *_, **__: make_model(MODEL))
+        patch.setattr(reference, "hash_weights", lambda _: weights)
+        spec = make_read_spec(config, None)
+        return reference.prepare_frozen_model(config, spec, SINGLE, saved=saved).read_spec
 
 
 def test_reference_is_computed_again_where_a_file_is_missing_or_altered(
@@ -90,6 +97,38 @@ def test_reference_that_was_stored_in_part_is_computed_again(
             store(config, weights="other")
     store(config)
     assert len(computed) == 3
+
+
+def test_run_that_goes_on_needs_its_stored_reference_only(config: TrainConfig, computed: list[str]) -> None:
+    """Whatever became of the reference's run; also with fewer splits than were stored."""
+    saved = SavedRun(3, config, {"reference": "w"})
+    spec = store(config)
+    files = {path: path.stat().st_mtime_ns for path in sorted((config.directory / "reference").iterdir())}
+    assert store(config, "another", saved=saved) == spec
+    assert store(replace(config, evaluators=()), "another", saved=saved) == spec
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    (config.directory / "reference" / "train.npy").unlink()
+    with pytest.raises(UserError, match="reference: w… → another…"):
+        store(config, "another", saved=saved)
+    assert computed == ["pairs (train)"]
+    store(config, saved=saved)
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize("resume", ["auto", "force"])
+def test_refused_resume_leaves_the_stored_reference(
+    config: TrainConfig, computed: list[str], resume: Literal["auto", "force"]
+) -> None:
+    store(config)
+    file = config.directory / "reference" / "reference.json"
+    before = file.read_text()
+    other = replace(config, objective=DPO(reference="runs/other"), resume=resume)
+    with (
+        contextlib.nullcontext() if resume == "force" else pytest.raises(UserError, match=r"objective\.reference: None")
+    ):
+        store(other, "other", saved=SavedRun(3, config, {"reference": "w"}))
+    assert (file.read_text() == before) == (resume == "auto")
+    assert len(computed) == (2 if resume == "force" else 1)
 
 
 def test_each_component_of_a_mixture_has_its_own_reference(

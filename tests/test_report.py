@@ -54,6 +54,17 @@ def test_describe_run_notes_saves_by_time(config: TrainConfig, capsys: pytest.Ca
     assert "note: checkpoints of --checkpoint.every-minutes become `best` only at" in capsys.readouterr().out
 
 
+def test_checkpoints_that_are_not_evaluated_by_the_metric_that_decides_are_noted(config: TrainConfig) -> None:
+    """Another evaluator runs at every save."""
+    evaluators = (ValidationLoss(every=30), ValidationLoss(name="books", every=50))
+    config = replace(config, steps=140, checkpoint=CheckpointConfig(every=50), evaluators=evaluators)
+    (note,) = report._describe_unevaluated(config)
+    assert note.startswith("note: no checkpoint before the last is evaluated with val_loss")
+    assert not report._describe_unevaluated(
+        replace(config, checkpoint=CheckpointConfig(every=50, best_metric="books_loss"))
+    )
+
+
 def test_describe_run_prints_stages_and_average(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     describe(replace(config, stages=(Stage(20, batch_size=16),), ema=EMA(decay=0.9)))
     printed = capsys.readouterr().out

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gptjax.process import restarts
 from gptjax.process.restarts import should_restart
 
 
@@ -29,7 +31,9 @@ from pathlib import Path
 from gptjax.process.restarts import run_with_restarts
 steps = Path(sys.argv[1])
 read = lambda: int(steps.read_text()) if steps.exists() else None
-sys.exit(run_with_restarts([sys.executable, "-c", sys.argv[2], sys.argv[1]], limit=2, find_step=read, pause=0.0))
+words, pause = [sys.executable, "-c", sys.argv[2], sys.argv[1]], float(sys.argv[3])
+again = [*words, "again"]
+sys.exit(run_with_restarts(words, again=again, limit=2, find_step=read, pause=pause))
 """
 CRASH = "import os; print('start', flush=True); os.abort()"
 """Without any progress."""
@@ -43,6 +47,16 @@ print("start", flush=True)
 sys.exit(0 if step == 7 else 75)
 """
 """A step each time, and complete after seven."""
+FALL = """
+import sys
+from pathlib import Path
+steps = Path(sys.argv[1])
+step = int(steps.read_text()) - 1 if steps.exists() else 9
+steps.write_text(str(step))
+print("start", *sys.argv[2:], flush=True)
+sys.exit(1)
+"""
+"""Each time the newest checkpoint is damaged."""
 WAIT = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -51,8 +65,8 @@ time.sleep(60)
 """
 
 
-def start_parent(child: str, directory: Path) -> subprocess.Popen:
-    words = [sys.executable, "-c", PARENT, str(directory / "steps"), child]
+def start_parent(child: str, directory: Path, *, pause: float = 0.0) -> subprocess.Popen:
+    words = [sys.executable, "-c", PARENT, str(directory / "steps"), child, str(pause)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,6 +91,38 @@ def test_signal_reaches_the_child_and_ends_the_restarts(tmp_path: Path):
         parent.send_signal(signal.SIGTERM)
         assert parent.wait(timeout=60) == 75
         assert parent.stdout.read() == ""
+
+
+def test_older_step_is_no_progress_and_restarts_have_their_own_words(tmp_path: Path):
+    said, errors = start_parent(FALL, tmp_path).communicate(timeout=60)
+    assert said.splitlines() == ["start", "start again", "start again"]
+    assert "step 7 is saved. It is not restarted" in errors
+
+
+def test_signal_ends_the_pause_between_two_starts(tmp_path: Path):
+    with start_parent(CRASH, tmp_path, pause=300.0) as parent:
+        assert parent.stderr is not None
+        assert "Restart 1 of 2 in 300 s" in parent.stderr.readline()
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(timeout=60) == 143
+
+
+def test_signal_during_the_start_of_a_child_reaches_it(monkeypatch: pytest.MonkeyPatch):
+    previous = {number: signal.getsignal(number) for number in restarts._SIGNALS}
+    start = subprocess.Popen
+
+    def start_late(*words: Any, **options: Any) -> subprocess.Popen:
+        child = start(*words, **options)
+        signal.raise_signal(signal.SIGTERM)  # the parent does not know the child yet
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", start_late)
+    try:
+        words = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+        assert restarts.run_with_restarts(words, limit=2, find_step=lambda: None) == 143
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
+from gptjax.data.config import TokenShards
 from gptjax.runs.resume import adopt_history, describe_rate_change
 from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.stages import Stage
@@ -62,17 +63,47 @@ def test_forced_resume_with_another_batch_reads_on_where_the_run_was(config: Tra
     assert again.history_until(100) == forced.history_until(100)
 
 
+def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
+    save(adopt_history(config), 50)
+    longer = replace(config, model=replace(config.model, context_length=32), resume="force")
+    packed = replace(config, data=TokenShards(packing="best_fit"), resume="force")
+    for changed, field in ((longer, "model.context_length: 16 → 32"), (packed, "data.packing: 'concat' → 'best_fit'")):
+        with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from="):
+            adopt_history(changed)
+
+
 def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     save_steps(tmp_path, 10, 20, 30)
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         with pytest.raises(UserError, match=r"--resume=15: .* There are: 10, 20, 30"):
             checkpoints.choose_step(15)
         assert checkpoints.choose_step(10) == 10
-        assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10"}
+        assert {path.name for path in tmp_path.iterdir()} == {"10", "10.after_10", "20.after_10", "30.after_10"}
         checkpoints.save(20, make_state(), metadata={}, best_value=None)
         checkpoints.wait()
         assert checkpoints.choose_step(10) == 20
         assert "has gone back to step 10 before" in capsys.readouterr().out
+
+
+def test_going_back_to_the_newest_step_leaves_a_mark(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_steps(tmp_path, 10)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        assert checkpoints.choose_step(10) == 10
+        assert "has gone back" not in capsys.readouterr().out
+        checkpoints.save(20, make_state(), metadata={}, best_value=None)
+        checkpoints.wait()
+        assert checkpoints.choose_step(10) == 20, "a restart with the same words repeats nothing"
+
+
+def test_going_back_to_a_damaged_step_moves_nothing(tmp_path: Path):
+    save_steps(tmp_path, 10, 20)
+    with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
+        damaged = next(path for path in (tmp_path / "10" / "model").rglob("*") if path.is_file())
+        damaged.write_bytes(damaged.read_bytes() + b"x")
+        with pytest.raises(UserError, match=r"--resume=10: .*bytes.* Use step 20, which is complete \(--resume=20\)"):
+            checkpoints.choose_step(10)
+        assert {path.name for path in tmp_path.iterdir()} == {"10", "20"}
+        assert checkpoints.choose_step() == 20
 
 
 def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,13 +116,15 @@ def test_going_back_that_was_killed_is_completed(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_rotation, "_set_aside", rename_and_stop)
+        patch.setattr(checkpoint_rotation, "find_damage_once", lambda path: [])
         with pytest.raises(KeyboardInterrupt):
             checkpoint_rotation.roll_back_to(tmp_path, 10)
     assert {path.name for path in tmp_path.iterdir()} == {"10", "20", "30", "40.after_10", "10.after_10.begun"}
     assert checkpoint_rotation.find_last_kept(tmp_path) == 10
     monkeypatch.setattr(checkpoint_rotation, "describe_incomplete", lambda path: None)
     checkpoint_rotation.clear_unfinished(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"10", "20.after_10", "30.after_10", "40.after_10"}
+    aside = {f"{step}.after_10" for step in (10, 20, 30, 40)}
+    assert {path.name for path in tmp_path.iterdir()} == {"10", *aside}
 
 
 def test_the_same_command_after_its_step_was_pruned_keeps_the_history(config: TrainConfig):

@@ -1,13 +1,16 @@
 """`python -m gptjax.verify` names every damaged file of runs and of prepared data."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from checkpoint_states import make_state
 from tiny import tiny_config, tokenizer, write_text_shards
 
+import gptjax.verify
 from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
+from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.verify import main, verify
@@ -65,6 +68,18 @@ def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsy
     assert error.startswith(f"error: {len(damaged)} differ")
     for path in damaged:
         assert str(path) in error
+
+
+def test_step_that_a_live_run_deletes_meanwhile_is_no_problem(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def find_late(path: Path) -> list[str]:
+        shutil.rmtree(path)
+        return find_checkpoint_damage(path)
+
+    monkeypatch.setattr(gptjax.verify, "find_checkpoint_damage", find_late)
+    assert verify(run) == []
+    assert "checkpoints/1: deleted meanwhile" in capsys.readouterr().out
 
 
 def test_verify_refuses_what_is_no_run(tmp_path: Path):

@@ -11,7 +11,7 @@ from texts import documents_in
 
 from data_pipelines.prepare import Prepare, prepare
 from data_pipelines.prepare_chat import PrepareChat, prepare_chat
-from data_pipelines.readers.documents import REPLACED_RECORDS, ReadContext
+from data_pipelines.readers.documents import INVALID, REPLACED_RECORDS, ReadContext
 from data_pipelines.readers.files import open_files
 from data_pipelines.readers.paths import find_split
 from data_pipelines.readers.records import iter_blocks
@@ -157,7 +157,7 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
     assert f"Those of validation are {tmp_path}/validation-0.txt: " in told
     assert read(tmp_path / "validation*") == ["validation-0"]
     assert read(tmp_path / "[vt][ae][ls][it]*.txt") == ["test-0", "validation-0"], "without training files all are read"
-    assert "reads 2 files among the others" in capsys.readouterr().err
+    assert "reads 2 files that their names call validation or test" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,36 @@ def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, mess
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name, ReadContext(strict=True))
+
+
+RAW_ROWS = ['"Well, said Ann', '"Yes," he said', '"No."', "plain", 'a "word" in it']
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts"),
+    [
+        (RAW_ROWS, RAW_ROWS),
+        (['"a ""word"" in it"', '"No."', "plain"], ['a "word" in it', "No.", "plain"]),
+        (['"two', 'lines"', "b"], None),
+        (["plain"] * 40_000 + RAW_ROWS[:2] + ['"No."'], ["plain"] * 40_000 + RAW_ROWS[:2] + ["No."]),
+    ],
+    ids=["without quoting", "quoted", "a cell of two lines", "beyond what is looked at"],
+)
+def test_quotes_of_a_tab_separated_table_are_text_unless_they_enclose_cells(
+    rows: list[str], texts: list[str] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = [f"{number}\t{text}" if text != 'lines"' else text for number, text in enumerate(rows)]
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "\n".join(lines) + "\n")
+    assert read(tmp_path / "a.tsv", ReadContext(strict=True)) == (texts or ["two\nlines", "b"])
+    assert ("row 1 is lines 2 to 3, for a quoted cell has line ends" in capsys.readouterr().err) == (texts is None)
+
+
+def test_a_row_whose_quotes_do_not_fit_is_skipped_alone(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"a" b\n2,c\n3,"d\n4,e\n')
+    context = ReadContext()
+    assert read(tmp_path / "a.csv", context) == ["c"]
+    assert context.notes == {INVALID: 2}
+    assert "row 1 (line 2): its quotes do not fit: ',' expected after '\"'" in context.notes.first[INVALID]
 
 
 @pytest.mark.parametrize("mark", [";", "|", "\t"])
@@ -222,6 +252,28 @@ def test_text_in_the_objects_of_a_list_is_joined(kind: str, tmp_path: Path):
     assert read(path, ReadContext("page.parts.text")) == ["one 0\n\ntwo", "one 1\n\ntwo"]
     blocks = [block for block in iter_blocks(path, fields=("page",)) if kind != "jsonl"]
     assert [record for block in blocks for _, record in block.read()] == (rows if blocks else [])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_in_columns_that_are_not_utf8_are_single_records(kind: str, tmp_path: Path):
+    latin1 = pyarrow.array([b"caf\xe9", b"ok", b"ok"]).view(pyarrow.string())
+    lists = pyarrow.ListArray.from_arrays([0, 1, 3], latin1)
+    structs = pyarrow.ListArray.from_arrays([0, 1, 3], pyarrow.StructArray.from_arrays([latin1], ["text"]))
+    table = pyarrow.table({"text": lists, "messages": structs})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    for field in ("text", "messages.text"):
+        context = ReadContext(field)
+        assert read(path, context) == ["caf\ufffd", "ok\n\nok"]
+        assert context.notes == {REPLACED_RECORDS: 1}
+    [first, (_, second)] = [record for block in iter_blocks(path, fields=("messages",)) for record in block.read()]
+    assert isinstance(first[1], UserError)
+    assert "row 1: has a text that is not UTF-8" in str(first[1])
+    assert second == {"messages": [{"text": "ok"}, {"text": "ok"}]}
 
 
 def test_chats_are_read_from_an_array(tmp_path: Path):

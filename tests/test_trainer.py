@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.metrics.goodput import read_spans
 from gptjax.optim import AdamW, Constant
+from gptjax.process.restarts import SUPERVISED_VARIABLE
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import make_data_check, train
 from gptjax.sharding.mesh import MeshConfig
@@ -60,12 +63,17 @@ def test_run_directory_holds_config_tokenizer_and_checkpoints(finished: TrainCon
 
 
 def test_finished_run_trained_again_says_so_and_does_nothing(
-    finished: TrainConfig, capsys: pytest.CaptureFixture[str]
+    finished: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is started by a parent that began long ago, whose time is not that of this start."""
+    monkeypatch.setenv(SUPERVISED_VARIABLE, repr(time.monotonic() - 1e6))
     metrics = (finished.directory / "metrics.jsonl").read_bytes()
     assert train(finished) == 0
     assert "the run is complete: its last evaluation is repeated. --steps=120" in capsys.readouterr().out
     assert (finished.directory / "metrics.jsonl").read_bytes() == metrics
+    starts = [span.seconds for span in read_spans(finished.directory) if span.kind == "start"]
+    assert len(starts) == 2
+    assert sum(starts) < 1e6
 
 
 def test_run_may_start_from_weights_with_a_shorter_context(finished: TrainConfig, shards: Path) -> None:

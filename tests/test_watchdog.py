@@ -123,8 +123,21 @@ def test_message_comes_before_a_disk_that_takes_no_stacks(
 ):
     said: list[str] = []
     monkeypatch.setattr(process_end, "write_report", lambda name, write: said.append(capsys.readouterr().err))
-    process_end._print_error("no progress\nResume")
+    process_end._print_error("no progress\nResume", has_stacks=True)
     assert said == ["error: no progress\n  Resume\n"]
+
+
+@pytest.mark.parametrize(("status", "reports"), [(2, []), (75, ["stacks"])])
+def test_mistake_of_a_person_leaves_no_stacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int, reports: list[str]
+):
+    written: list[str] = []
+    monkeypatch.setattr(process_end, "_ending", threading.Lock())
+    monkeypatch.setattr(process_end, "write_report", lambda name, write: written.append(name))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        process_end.end_process("why", status=status)
+    assert (written, capsys.readouterr().err) == (reports, "error: why\n")
 
 
 @pytest.mark.slow

@@ -52,20 +52,20 @@ def request(
     return status, text
 
 
-def ask(server: ChatServer, message: object, tab: str = TAB) -> list[dict]:
-    status, text = request(server, "/answer", {"conversation": tab, "message": message})
+def ask(server: ChatServer, message: object, tab: str = TAB, **more: object) -> list[dict]:
+    status, text = request(server, "/answer", {"conversation": tab, "message": message, **more})
     assert status == 200, text
     return [json.loads(line) for line in text.splitlines()]
 
 
 def test_answers_come_in_parts_and_tabs_are_apart(server: ChatServer) -> None:
-    assert ask(server, "Hé") == [{"text": "H"}, {"text": "é"}, {"done": True, "note": None}]
+    assert ask(server, "Hé") == [{"text": "H"}, {"text": "é"}, {"done": True, "note": None, "turns": 1}]
     ask(server, "other", OTHER)
     _, saved = request(server, f"/save?conversation={TAB}")
     assert [message["content"] for message in json.loads(saved)["messages"]] == ["Hé", "Hé"]
     assert request(server, "/reset", {"conversation": TAB})[0] == 200
-    _, saved = request(server, f"/save?conversation={TAB}")
-    assert json.loads(saved)["messages"] == []
+    status, saved = request(server, f"/save?conversation={TAB}")
+    assert (status, json.loads(saved)) == (400, {"error": "there is nothing to save."})
     assert "<title>gptjax chat</title>" in request(server, "/")[1]
 
 
@@ -75,7 +75,7 @@ def test_stop_ends_an_answer(server: ChatServer) -> None:
     assert next(records) == {"text": "h"}
     assert request(server, "/stop", {"conversation": TAB})[0] == 200
     tab.conversation.note = "the oldest turn has left"
-    assert list(records) == [{"done": True, "note": "stopped; the oldest turn has left"}]
+    assert list(records) == [{"done": True, "note": "stopped; the oldest turn has left", "turns": 1}]
     assert [message.content for message in tab.conversation.messages] == ["hello", "h"]
 
 
@@ -120,11 +120,19 @@ def test_wrong_requests_are_refused(
     assert ask(server, "a")[0] == {"text": "a"}, "the server goes on"
 
 
-def test_oldest_conversation_is_forgotten(server: ChatServer) -> None:
-    ask(server, "Hi")
+def test_oldest_conversation_is_forgotten_and_its_page_is_told(server: ChatServer) -> None:
+    shown = ask(server, "Hi")[-1]["turns"]
+    assert ask(server, "Ho", turns=shown)[-1] == {"done": True, "note": None, "turns": 2}
     for number in range(MAX_CONVERSATIONS):
         server.find_tab(f"{number:032}")
     assert server.find_tab(TAB).conversation.messages == []
+    told = ask(server, "Ha", turns=2)[-1]
+    assert told == {
+        "done": True,
+        "note": "the server has lost earlier turns; the model no longer knows them",
+        "turns": 1,
+    }
+    assert ask(server, "He", turns=told["turns"])[-1]["note"] is None, "it is told once"
 
 
 def test_port_in_use_is_named(server: ChatServer) -> None:

@@ -173,7 +173,7 @@ def count_marks(content: Document, specials: Iterable[str], notes: Notes) -> Non
         return
     for mark in {*LEARNED_MARKS, *(name for name in specials if name.startswith("<"))}:
         if times := text.count(mark.encode()):
-            advice = f"; --separator='{mark}' cuts text files" if mark in ENDS else ""
+            advice = f"; --separator='{mark}' (data.separator in a config) cuts text files" if mark in ENDS else ""
             notes[f"times {mark} stands in text and is learnt as text{advice}"] += times
 
 

@@ -55,8 +55,12 @@ def build_shards(
     return manifest
 
 
-def print_splits(directory: Path, manifest: Manifest) -> None:
-    """Print a line for each split of a directory, and the notes of its preparation."""
+PREPARE_MORE = "Prepare more text, or give it a larger part, such as --split=hash:0.05."
+"""What to do about a small validation split."""
+
+
+def print_splits(directory: Path, manifest: Manifest, *, advice: str = PREPARE_MORE) -> None:
+    """Print a line for each split of a directory, and the notes of its preparation. A small split gets `advice`."""
     for name, count in manifest.splits.items():
         scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
         ratio = (
@@ -68,12 +72,7 @@ def print_splits(directory: Path, manifest: Manifest) -> None:
         sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
-            print(
-                f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context; see --split."
-            )
+            print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context. {advice}")
         elif name == "val" and scored is None and count.tokens < VALIDATION_TOKENS:
-            print(
-                f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. Prepare more text, or "
-                "give it a larger part, such as --split=hash:0.05."
-            )
+            print(f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. {advice}")
     print_notes(manifest.notes)

@@ -9,6 +9,8 @@ MAX_DEPTH = 5
 """Objects inside each other in which messages look for text."""
 SHOWN_FIELDS = 20
 CHAT_FIELDS = ("messages", "conversations")
+LABEL = "label"
+"""KTO's: whether a completion is a good one. Alone it makes no record."""
 QUESTION_AND_ANSWER = ({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"})
 """Fields of records that are conversations."""
 

@@ -1,8 +1,8 @@
 """Files of a Hugging Face data set repository, through the library `huggingface_hub`; no remote scripts run.
 
 `hf:OWNER/NAME` is the training files of a repository with one set: where names say `train`, the other files are not
-read, for a repository holds more than data. `hf:OWNER/NAME@REVISION:PATTERN` is what matches the
-pattern, in which `*` also matches `/`, at a branch, tag or commit.
+read, for a repository holds more than data. `hf:OWNER/NAME@REVISION:PATTERN` is what matches the pattern, in which `*`
+also matches `/`, at a branch, tag or commit. Of several splits it is the training files, as of a local pattern.
 
 The repository is listed once, with sizes and hashes at one commit. Each file is fetched when its turn comes, into the
 library's cache (`HF_HOME`). The library reads `HF_ENDPOINT` and `HF_TOKEN`.
@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 from data_pipelines.readers.documents import Chunk, ReadContext
 from data_pipelines.readers.files import Files, find_reader
-from data_pipelines.readers.paths import find_split, tell_once
+from data_pipelines.readers.paths import find_split, keep_training, locate_split, tell_once
 from gptjax.core.errors import DISK_FULL_ERRNOS, UserError, count_of
 from gptjax.core.files import hash_json
 
 _SPEC = re.compile(r"hf:(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
-_TRAIN = re.compile(r"(?<![A-Za-z])train(ing)?(?![A-Za-z])", re.IGNORECASE)
 _DESCRIPTION = re.compile(r"(.*/)?([.]|readme|licen|citation)[^/]*|.*[.](md|rst)", re.IGNORECASE)
 
 
@@ -76,10 +75,15 @@ class HubFiles:
             wanted = f"matches {self.pattern}" if self.pattern else "is text, JSON lines, Parquet or ArrayRecord"
             held = ", ".join(file.path for file in self.listing[1][:8]) or "nothing"
             raise UserError(f"source {self.spec}: no file that can be read {wanted}; the repository holds {held}.")
+        if self.pattern is None:  # whatever else there is need not be data
+            found = [file for file in found if find_split(file.path) == "train"] or found
+        place = self.spec.removesuffix(f":{self.pattern}")
+        kept = set(keep_training(self.spec, [file.path for file in found], prefix=f"{place}:"))
+        found = [file for file in found if file.path in kept]
         if self.pattern is None and len(folders := sorted({_find_set(file.path) for file in found})) > 1:
             # They may be languages, or samples.
-            train = _TRAIN.search(found[0].path)
-            what = f"*{train[0]}*" if train else "*"
+            named = locate_split(found[0].path)
+            what = f"*{named.word}*" if named and named.split == "train" else "*"
             choices = " or ".join(f"{self.spec}:{folder}{what}" for folder in folders[:8] if folder)
             raise UserError(
                 f"source {self.spec}: its training files are in {len(folders)} folders, which may be different sets or "
@@ -93,10 +97,10 @@ class HubFiles:
         return found
 
     def match(self) -> list[RemoteFile]:
-        """The files that match; without a pattern the data files, of the split `train` where names tell it."""
+        """The files of all splits that match the pattern, or the data files."""
         if self.pattern is not None:
             return [file for file in self.listing[1] if fnmatch.fnmatchcase(file.path, self.pattern)]
-        return [file for file in self._data if find_split(file.path) == "train"] or self._data
+        return self._data
 
     @property
     def _data(self) -> list[RemoteFile]:
@@ -146,6 +150,6 @@ def open_hub(spec: str) -> HubFiles | None:
 
 
 def _find_set(path: str) -> str:
-    """The folders above the name of the split or, where nothing names it, the top folder."""
-    train = _TRAIN.search(path)
-    return path[: (path.rfind("/", 0, train.start()) if train else path.find("/")) + 1]
+    """The folders above the part that names the split or, where nothing names one, the top folder."""
+    named = locate_split(path)
+    return named.above if named else path[: path.find("/") + 1]

@@ -5,9 +5,9 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptjax.core.errors import UserError, count_of, format_message
 from gptjax.core.files import expand_path, hash_json
@@ -26,6 +26,10 @@ PACKED = {
 """Endings of files to unpack first, and the command."""
 
 
+TOKENS = {".bin", ".npy", ".idx", ".mds"}
+"""Endings of token files."""
+
+
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
     """Return the files in the order of their names; in a directory, those at any depth whose name `is_known`.
 
@@ -39,8 +43,11 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
             raise UserError(f"source {spec}: Permission denied. Make the directory readable, or choose another.")
         below = list(list_files_below(path))
         found = [file for file in below if is_known(file.name)]
+        others = sorted({file.suffix for file in below if file.suffix})
+        if TOKENS & {*others} and all(file.suffix == ".json" for file in found):  # MDS has an index.json
+            held = f"the directory holds token files ({', '.join(others)}) and no text"
+            raise UserError(f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {spec}")
         if not found:
-            others = sorted({file.suffix for file in below if file.suffix})
             named = f" As text, a pattern reads others: '{path}/**/*{others[0]}'." if others else ""
             raise UserError(f"source {spec}: the directory holds no {known} files.{named}")
     elif os.path.lexists(path):
@@ -55,7 +62,7 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         if not file.is_file():
             raise UserError(f"{file}: is a link to nothing, a pipe or a device, wanted a regular file.")
         check_unpacked(file)
-    return keep_training(spec, tuple(sorted(found)))
+    return tuple(map(Path, keep_training(spec, list(map(str, sorted(found))))))
 
 
 def keep_data(spec: str, is_known: Callable[[str], object]) -> tuple[Callable[[str], object], int]:
@@ -78,34 +85,35 @@ def check_unpacked(file: Path) -> None:
             raise UserError(f"{file}: is packed in a way that is not read here. Unpack it first: {command} {file.name}")
 
 
-def keep_training(spec: str, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The files without those of validation and test, where the names of others say `train`.
+def keep_training(spec: str, names: Sequence[str], *, prefix: str = "") -> list[str]:
+    """The names without those of validation and test, where others say `train`.
 
-    Where no name says so, all are kept, and a line on stderr tells which other splits are among them.
+    Where no name says so, all are kept, and a line on stderr tells which other splits are among them. Folders that all
+    have in common are not looked at. Messages write `prefix` before a name.
     """
-    top = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    splits = {path: find_split(os.path.relpath(path, top)) for path in paths}
-    others = [path for path, split in splits.items() if split in ("validation", "test")]
+    top = os.path.commonpath([os.path.dirname(name) for name in names]) if names else ""
+    splits = {name: find_split(os.path.relpath(name, top or ".")) for name in names}
+    others = [name for name, split in splits.items() if split in ("validation", "test")]
     if not others or len(set(splits.values())) == 1:  # a pattern may be of one split
-        return paths
+        return list(names)
+    first = f"{prefix}{others[0]}"
     if "train" not in splits.values():
-        count = count_of(len(others), "files")
-        named = f"{count} among the others that their names call validation or test, such as {others[0]}"
-        tell_once(f"note: source {spec}: reads {named}. A quoted pattern of names leaves them out.")
-        return paths
-    chosen = _join_names([path for path, split in splits.items() if split == "validation"])
+        named = f"{count_of(len(others), 'files')} that their names call validation or test, such as"
+        tell_once(f"note: source {spec}: reads {named} {first}. A quoted pattern of names leaves them out.")
+        return list(names)
+    chosen = _join_names([name for name, split in splits.items() if split == "validation"], prefix)
     hint = f" Those of validation are {chosen}: prepare takes them with --validation-source." if chosen else ""
     count = count_of(len(others), "files of other splits are")
-    tell_once(f"note: source {spec}: {count} not read, such as {others[0]}.{hint}")
-    return tuple(path for path in paths if path not in set(others))
+    tell_once(f"note: source {spec}: {count} not read, such as {first}.{hint}")
+    return [name for name in names if name not in set(others)]
 
 
-def _join_names(paths: list[Path]) -> str:
+def _join_names(names: list[str], prefix: str) -> str:
     """What names these files and no others that differ in more than numbers; empty if nothing simple does."""
-    if len(paths) == 1:
-        return str(paths[0])
-    patterns = {path.with_name(re.sub(r"\d+", "*", path.name)) for path in paths}
-    return f"'{patterns.pop()}'" if len(patterns) == 1 else ""
+    if len(names) == 1:
+        return prefix + names[0]
+    patterns = {os.path.join(os.path.dirname(name), re.sub(r"\d+", "*", os.path.basename(name))) for name in names}
+    return f"'{prefix}{patterns.pop()}'" if len(patterns) == 1 else ""
 
 
 @functools.cache
@@ -124,17 +132,33 @@ SPLIT_WORDS = {
 """Words in the names of files, and the split that they name."""
 
 
-def find_split(name: str) -> str | None:
+class NamedSplit(NamedTuple):
+    """The split that a path names, the folders above the part that names it, and the word as it is spelled there."""
+
+    split: str
+    above: str
+    word: str
+
+
+def locate_split(name: str) -> NamedSplit | None:
     """The split that a path below a source names, `train`, `validation` or `test`; None if it names none, or several.
 
     The file's name decides, or else the folders above it.
     """
-    for part in reversed(name.split("/")):
-        words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", part).lower())  # corpusTrain is two words
-        found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    parts = name.split("/")
+    for number in reversed(range(len(parts))):
+        words = re.findall(r"[A-Z]*[a-z]+|[A-Z]+", parts[number])  # corpusTrain is two words
+        found = {SPLIT_WORDS[word.lower()]: word for word in words if word.lower() in SPLIT_WORDS}
         if found:
-            return found.pop() if len(found) == 1 else None
+            split, word = next(iter(found.items()))
+            above = "".join(f"{part}/" for part in parts[:number])
+            return NamedSplit(split, above, word) if len(found) == 1 else None
     return None
+
+
+def find_split(name: str) -> str | None:
+    """The split of `locate_split`, or None."""
+    return found.split if (found := locate_split(name)) else None
 
 
 def list_files_below(directory: Path) -> Iterator[Path]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.formats import arrow_files
+from data_pipelines.readers.formats.arrow_values import iter_records
 from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, explain_line
-from data_pipelines.readers.formats.parquet import explain_columns, open_parquet
+from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
 from data_pipelines.readers.formats.text_files import open_file
 from data_pipelines.readers.paths import find_files, keep_data
@@ -101,9 +102,7 @@ def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:
 def _iter_row_groups(path: Path, fields: tuple[str, ...]) -> Iterator[RecordBlock]:
     row = 0
     with open_parquet(path) as file:
-        columns = tuple(name for name in file.schema_arrow.names if name in fields)
-        if not columns:
-            raise explain_columns(path, file.schema_arrow.names, fields)
+        columns = tuple(choose_columns(path, file.schema_arrow.names, fields))
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             step = max(ITEMS, -(-group.num_rows // RANGES))
@@ -122,8 +121,7 @@ def _read_rows(
         place = 0
         for batch in file.iter_batches(64, row_groups=[group], columns=list(columns), use_threads=False):
             wanted = batch.slice(max(0, begin - place), max(0, end - max(begin, place)))
-            for number, record in enumerate(wanted.to_pylist(), start=row + max(begin, place) + 1):
-                yield f"{path}: row {number}", record
+            yield from iter_records(wanted, str(path), row + max(begin, place) + 1)
             place += len(batch)
             if place >= end:
                 return

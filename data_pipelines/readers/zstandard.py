@@ -3,6 +3,7 @@
 A window is what the decoder may look back to. `zstd --long=31` writes windows of 2 GiB, as public dumps have them.
 """
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def error_classes() -> tuple[type[Exception], ...]:
     return () if library is None else (library.ZstdError,)
 
 
+@functools.cache
 def _find_library() -> Any:
     """The module of Python 3.14, or its backport; None if there is neither."""
     for name in ("compression.zstd", "backports.zstd"):

@@ -45,7 +45,7 @@ def benchmark_decoding(
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     if config.model.vocab_size is None:
         config, _ = prepare_benchmark(config, modules, random_data=options.random_data)
-    config = startup.prepare_device(config)
+    config = startup.prepare_device(config, modules)
     mesh = config.mesh.resolve(jax.device_count())
     new_tokens = resolve_new_tokens(config.model, options)
     notes += [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=True)]

@@ -56,6 +56,8 @@ class Setting:
     tokenizer: Tokenizer | None
     options: BenchOptions
     report: Report
+    modules: Modules | None = None
+    """Where configs of other runs find classes of the user's own."""
 
 
 def benchmark_training(
@@ -72,13 +74,13 @@ def benchmark_training(
     notes = note_load()
     peers = [peer for spec in options.peer for peer in parse_peers(spec, options.torch_mode)]
     config, tokenizer = prepare_benchmark(config, modules, random_data=options.random_data)
-    config = startup.prepare_device(config)
+    config = startup.prepare_device(config, modules)
     mesh = config.mesh.resolve(jax.device_count())
     config.check_mesh(mesh)
     notes += [note for peer in peers for note in check_comparable(peer, config, mesh=mesh, decode=False)]
     if config.stages:
         notes.append("only the first phase of the stages is measured")
-    setting = Setting(config, mesh, tokenizer, options, report)
+    setting = Setting(config, mesh, tokenizer, options, report, modules)
     with mesh.activate():
         own, comparison, breakdown = measure_config(setting, peers)
         comparisons = [comparison]
@@ -127,7 +129,13 @@ def open_ours(
     times_compilation: bool = False,
 ) -> StepContestant:
     """Our step, after its first runs. The stack closes it."""
-    training = TrainingRun(config, setting.mesh, tokenizer=setting.tokenizer, times_compilation=times_compilation)
+    training = TrainingRun(
+        config,
+        setting.mesh,
+        tokenizer=setting.tokenizer,
+        modules=setting.modules,
+        times_compilation=times_compilation,
+    )
     stack.callback(training.close)
     step = StepContestant(training, name=name)
     step.run(setting.options.warmup)

@@ -95,7 +95,13 @@ class TrainingRun:
     """A run of a config that is only timed. It keeps nothing: its directory is temporary."""
 
     def __init__(
-        self, config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None, times_compilation: bool = False
+        self,
+        config: TrainConfig,
+        mesh: MeshConfig,
+        *,
+        tokenizer: Tokenizer | None,
+        modules: Modules | None = None,
+        times_compilation: bool = False,
     ) -> None:
         """Draw a state, open the data and compile the step, under `mesh.activate()`.
 
@@ -103,8 +109,8 @@ class TrainingRun:
         scopes.
         """
         self.config, self.mesh = config, mesh
-        self.batches, self.frozen = open_batches(config, mesh, tokenizer=tokenizer)
-        self.state: TrainState = startup.initialize_state(config, mesh)
+        self.batches, self.frozen = open_batches(config, mesh, tokenizer=tokenizer, modules=modules)
+        self.state: TrainState = startup.initialize_state(config, mesh, modules=modules)
         self.compile_times: CompileTimes | None = None
         compile_step = partial(startup.compile_step, config, mesh, self.state, self.batches, frozen=self.frozen)
         if times_compilation:
@@ -127,7 +133,7 @@ class TrainingRun:
 
 
 def open_batches(
-    config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None
+    config: TrainConfig, mesh: MeshConfig, *, tokenizer: Tokenizer | None, modules: Modules | None = None
 ) -> tuple[BatchLoader, GPT | None]:
     """The batches of a run, and the model that its objective compares with, if a step computes it.
 
@@ -138,7 +144,7 @@ def open_batches(
     if isinstance(objective, ReferenceObjective) and objective.store_reference:
         reader, spec = ZeroReference(reader), replace(spec, reference=Path())
         return BatchLoader(reader, spec, mesh=mesh), None
-    return BatchLoader(reader, spec, mesh=mesh), prepare_frozen_model(config, spec, mesh).model
+    return BatchLoader(reader, spec, mesh=mesh), prepare_frozen_model(config, spec, mesh, modules=modules).model
 
 
 @dataclass(frozen=True)

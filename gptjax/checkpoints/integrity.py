@@ -139,11 +139,11 @@ def _read_times(path: Path) -> tuple[int, int]:
     return state.st_mtime_ns, state.st_ctime_ns
 
 
-def suggest_other(directory: Path, step: int) -> str:
-    """What to use instead of a step that cannot be read."""
+def suggest_other(directory: Path, step: int, *, flag: str = "step") -> str:
+    """What to use instead of a step that cannot be read, and the flag for it."""
     others = [other for other in complete_steps(directory) if other != step]
     if not others:
         return "There is no other complete checkpoint."
     earlier = [other for other in others if other < step]
     use = max(earlier) if earlier else max(others)
-    return f"Use step {use}, which is complete (--step={use})."
+    return f"Use step {use}, which is complete (--{flag}={use})."

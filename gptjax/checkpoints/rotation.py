@@ -10,6 +10,7 @@ from gptjax.checkpoints.integrity import (
     describe_incomplete,
     find_damage_once,
     list_steps,
+    suggest_other,
 )
 from gptjax.core.errors import UserError
 from gptjax.core.files import sync_path
@@ -68,20 +69,29 @@ def choose_step(directory: Path) -> int | None:
 
 
 def roll_back_to(directory: Path, step: int) -> None:
-    """Set aside what comes after a step. Raises a UserError if there is no such checkpoint."""
+    """Set aside what comes after a step, and leave the mark `STEP.after_STEP`, so that it happens once.
+
+    Raises a UserError if there is no such checkpoint, or if it is damaged. Nothing has moved then.
+    """
     if aside := sorted(path.name for path in directory.glob(f"*.after_{step}")):
-        print_once(f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on")
+        print_once(
+            f"note: this run has gone back to step {step} before ({', '.join(aside)}); it goes on. To go back again, "
+            "remove these"
+        )
         return
     if step not in (existing := list_steps(directory)):
         listed = ", ".join(map(str, existing)) or "none"
         raise UserError(f"--resume={step}: {directory} has no checkpoint of this step. There are: {listed}.")
+    if damage := find_damage_once(directory / str(step)):
+        raise UserError(f"--resume={step}: {damage[0]}. {suggest_other(directory, step, flag='resume')}")
     set_aside_after(directory, step, why=f"after_{step}")
 
 
 def set_aside_after(directory: Path, step: int, *, why: str) -> int:
     """Keep all later checkpoints as `STEP.WHY`. Returns the newest that is left; 0 if there is none.
 
-    After a kill, `clear_unfinished` does the rest.
+    After a kill, `clear_unfinished` does the rest. An empty file of such a name stays for the step itself where a
+    person has asked for it.
     """
     existing = list_steps(directory)
     marker = directory / f"{step}.{why}{_BEGUN}"
@@ -90,7 +100,11 @@ def set_aside_after(directory: Path, step: int, *, why: str) -> int:
     for later in reversed(existing):
         if later > step:
             _set_aside(directory / str(later), why)
-    marker.unlink()
+    if why == f"after_{step}":
+        marker.rename(directory / f"{step}.{why}")
+    else:
+        marker.unlink()
+    sync_path(directory)
     return max((earlier for earlier in existing if earlier <= step), default=0)
 
 

@@ -14,7 +14,7 @@ from tyro import _strings
 from gptjax.cli.config_files import find_config, import_modules, list_configs, load_config_file
 from gptjax.cli.flag_mistakes import explain_unknown, explain_words
 from gptjax.cli.flag_synonyms import COMMON_FLAGS, CONFIG_WORDS
-from gptjax.cli.flags import Flag, Flags, list_flags, normalize_words
+from gptjax.cli.flags import Flag, Flags, drop_flags, list_flags, normalize_words
 from gptjax.core.errors import UserError
 from gptjax.core.provenance import print_versions
 from gptjax.core.serialization import Modules
@@ -75,6 +75,17 @@ def parse_config(
     words = normalize_words(rest, list_flags(config_type, base))
     explicit_fields = tuple(_name_field(word) for word in words if word.startswith("--"))
     return ConfigRequest(config, base, path, {path.stem: module, **modules}, explicit_fields)
+
+
+def list_resume_words(words: Sequence[str], request: ConfigRequest[Any]) -> list[str]:
+    """The words of a command that goes on with a run which these words have begun.
+
+    They begin with `--config=SPEC`. `--resume=never` is not among them, for the run exists from its first start on.
+    """
+    ((spec,), imports), rest = _take_config(words)
+    if request.config.resume == "never":
+        rest = [*drop_flags(rest, "resume"), *(["--resume=auto"] if request.base.resume == "never" else [])]
+    return [f"--config={spec}", *(f"--import={name}" for name in imports), *rest]
 
 
 def _name_field(word: str) -> str:

@@ -128,6 +128,13 @@ def pair_words(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield (word[:-1] if ends_open else word), following
 
 
+def drop_flags(words: Sequence[str], *names: str) -> list[str]:
+    """The words without the flags of these names, such as `schedule-steps`, and without the values behind them."""
+    return [
+        kept for word, following in pair_words(words) if split_word(word)[0] not in names for kept in (word, *following)
+    ]
+
+
 def is_flag(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "." and word != "-"
 

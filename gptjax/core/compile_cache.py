@@ -14,6 +14,7 @@ import os
 import platform
 from pathlib import Path
 
+from gptjax.core.errors import UserError
 from gptjax.core.files import cache_directory
 from gptjax.core.xla_flags import check_xla_flags
 from gptjax.process.console import print_once
@@ -49,11 +50,11 @@ def enable_compile_cache() -> None:
         root = cache_directory() / "compiled"
         directory = _make_own_directory(root / name_machine())
         prune(root)
-    except (OSError, RuntimeError) as error:  # without a home, Path.home() raises a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else error
-        where = getattr(error, "filename", None) or "the cache directory"
+    except (OSError, UserError) as error:
         hint = "Set GPTJAX_CACHE to a directory of yours to keep them."
-        print_once(f"note: compiled programs are not kept: {where}: {reason}. {hint}", to_stderr=True)
+        where = getattr(error, "filename", None) or "the cache directory"
+        reason = f"{where}: {error.strerror}. {hint}" if isinstance(error, OSError) else str(error)
+        print_once(f"note: compiled programs are not kept: {reason}", to_stderr=True)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,14 @@ AnyPath = str | os.PathLike[str]
 def expand_path(path: AnyPath) -> Path:
     """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
 
-    Every path of a command line or a config is read by this function.
+    Every path of a command line or a config is read by this function. Raises a UserError for an address such as
+    `gs://bucket/runs`, of which `Path` makes a local directory `gs:`.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
+        raise UserError(
+            f"{quote(os.fspath(path))} is an address; wanted a local path. Mount the bucket, with gcsfuse for example, "
+            "and give the path of the mount; or copy the files here."
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -30,8 +37,18 @@ def expand_path(path: AnyPath) -> Path:
 
 
 def cache_directory() -> Path:
-    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`."""
-    return Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax")
+    """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`.
+
+    Raises a UserError if there is neither.
+    """
+    if directory := os.environ.get("GPTJAX_CACHE"):
+        return Path(directory)
+    try:
+        return Path.home() / ".cache" / "gptjax"
+    except RuntimeError:  # HOME is unset, as in some containers, and the user has no entry in passwd
+        raise UserError(
+            "This user has no home directory for the cache. Set GPTJAX_CACHE to a directory that can be written."
+        ) from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -212,8 +212,9 @@ class PairSequences(BestFitSequences):
         whole = np.diff(self._document_starts, append=len(self.stream)).reshape(-1, 2)
         cut = int((lengths != whole).any(axis=1).sum())
         own = [f"{count_of(self.num_pairs, 'pairs')}, {self.num_pairs / len(self):.1f} in a row"]
+        why = "no answer or no difference is left of them"
         return own + describe_cuts(
-            "pairs", len(starts), cut=cut, left_out=int((~kept).sum()), limit=self.context_length
+            "pairs", len(starts), cut=cut, left_out=int((~kept).sum()), limit=self.context_length, why=why
         )
 
     def find_targets(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n T"]:
@@ -233,6 +234,6 @@ class PairSequences(BestFitSequences):
 
 def cut_pairs(lengths: Int[np.ndarray, "pairs 2"], limit: int) -> Int[np.ndarray, "pairs 2"]:
     """Lengths that are together at most `limit`: the longer document is cut first, none below half of the limit."""
-    shorter = np.minimum(lengths.min(axis=1), limit // 2)
-    allowed = np.maximum(limit - shorter, limit // 2)
-    return np.minimum(lengths, allowed[:, None])
+    shorter, half = lengths.min(axis=1), limit // 2
+    longest = np.where(shorter > half, half, limit - shorter)
+    return np.minimum(lengths, longest[:, None])

@@ -261,7 +261,8 @@ class TruncatedSequences(BestFitSequences):
     def notes(self) -> list[str]:
         lengths = np.diff(self._document_starts, append=len(self.stream))
         cut, left_out = int((lengths > self.context_length).sum()), len(lengths) - len(self.plan.starts)
-        return describe_cuts("documents", len(lengths), cut=cut, left_out=left_out, limit=self.context_length)
+        why = f"nothing in their first {self.context_length} tokens is scored"
+        return describe_cuts("documents", len(lengths), cut=cut, left_out=left_out, limit=self.context_length, why=why)
 
 
 def count_scored(mask: np.ndarray | FileArray | None, begins: Numbers, ends: Numbers) -> Numbers:
@@ -272,12 +273,9 @@ def count_scored(mask: np.ndarray | FileArray | None, begins: Numbers, ends: Num
     return before[np.maximum(ends, begins)] - before[begins]
 
 
-def describe_cuts(what: str, total: int, *, cut: int, left_out: int, limit: int) -> list[str]:
-    """Lines that say how many documents are cut or left out; none if all are read whole."""
-    found = (
-        (cut, f"are longer than {limit} tokens and cut"),
-        (left_out, f"are left out, for nothing in their first {limit} tokens is scored"),
-    )
+def describe_cuts(what: str, total: int, *, cut: int, left_out: int, limit: int, why: str) -> list[str]:
+    """Lines that say how many documents are cut or left out, and why; none if all are read whole."""
+    found = ((cut, f"are longer than {limit} tokens and cut"), (left_out, f"are left out: {why}"))
     return [f"{count:,} of {total:,} {what} {fate}" for count, fate in found if count]
 
 

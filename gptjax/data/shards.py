@@ -22,6 +22,8 @@ RAW_DTYPES: dict[Format, np.dtype] = {"raw-uint16": np.dtype("<u2"), "raw-uint32
 """Token type of files without a header. Ids that others keep as int32 are the same bytes as uint32."""
 LOOKED_BYTES = 2**15
 """How much is looked at in three places of a file without a header, before its ids are believed."""
+CONTROL_BYTES = bytes({*range(32), 127} - {9, 10, 12, 13})
+"""Bytes that no text has, and ids have everywhere: the upper bytes of small ids are among them."""
 HIGH_HALF = 15
 """Largest high half of a 32-bit id: vocabularies have fewer than 2^20 ids."""
 HEADER_BYTES = 1024
@@ -124,7 +126,8 @@ def has_header(path: Path) -> bool:
 def guess_width(path: Path) -> Literal[2, 4, 8] | None:
     """Bytes of a token in a file without a header, by the values in three places; None for a file of a few tokens.
 
-    The upper parts of a wider id are 0 or tiny. Raises `UserError` for a file in which all values are the same.
+    The upper parts of a wider id are 0 or tiny. Raises `UserError` for what is no ids of 16, 32 or 64 bits: values that
+    are all the same, text, ids of 8 bits, negative values.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -138,7 +141,25 @@ def guess_width(path: Path) -> Literal[2, 4, 8] | None:
     quarters = np.frombuffer(content, "<u2").reshape(-1, 4)
     if quarters.min() == quarters.max():
         raise UserError(f"{path}: all values are {quarters[0, 0]}, so these are no tokens.")
+    _refuse_other_values(path, content, quarters)
     if quarters[:, 2:].max() == 0 and quarters[:, 1].max() <= HIGH_HALF:
         return 8
     high = quarters[:, 1::2].max()
     return 4 if high == 0 or high <= HIGH_HALF < quarters[:, ::2].max() else 2
+
+
+def _refuse_other_values(path: Path, content: bytes, quarters: np.ndarray) -> None:
+    """Raise `UserError` for text, for ids of 8 bits and for negative values of 32 or 64 bits."""
+    if len(content.translate(None, CONTROL_BYTES)) == len(content):
+        raise UserError(f"{path}: is plain text; wanted token ids. python -m data_pipelines.prepare makes them.")
+    pairs = np.frombuffer(content, np.uint8).reshape(-1, 2)
+    pairs = pairs[pairs.any(axis=1)]  # padding says nothing
+    low, high = (np.bincount(pairs[:, side], minlength=256) for side in (0, 1))
+    # In ids of 16 bits, upper bytes are others than lower ones.
+    if not (low + high).all() and np.abs(low - high).sum() < 0.2 * len(pairs):
+        raise UserError(f"{path}: looks like ids of 8 bits; wanted 16, 32 or 64. Write it again as uint16.")
+    upper = quarters[:, 1::2]
+    if (upper == 0xFFFF).any() and (upper[upper != 0xFFFF] <= HIGH_HALF).all():
+        values = np.ascontiguousarray(quarters).view("<i4")
+        found = f"holds the negative value {values[values < 0].flat[0]}, as labels do where nothing is scored"
+        raise UserError(f"{path}: {found}; wanted token ids. Write the ids of the inputs instead.")

@@ -94,6 +94,11 @@ class RowSet(Protocol):
 
     stream: TokenStream
 
+    @property
+    def notes(self) -> list[str]:
+        """What is cut or left out, a line each."""
+        return []
+
     def __len__(self) -> int: ...
 
     def read(self, rows: Int[np.ndarray, " n"], *, with_documents: bool = False) -> Rows: ...

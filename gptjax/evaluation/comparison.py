@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.core.errors import UserError
-from gptjax.evaluation.figures import DocumentSums, Figure, ItemScores, compare_figures, item_figure
+from gptjax.core.errors import UserError, count_of
+from gptjax.evaluation.figures import DocumentSums, Figure, ItemScores, compare_figures, item_figure, pair_documents
 
 PER_TOKEN = ("nats_per_token", "token_perplexity")
 """Figures that depend on the tokenizer."""
@@ -31,19 +31,38 @@ class Evaluation:
     """Step, protocol and counts, for the JSON file."""
 
 
-def compare(evaluation: Evaluation, baseline: Evaluation) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class Comparison:
+    """Differences of an evaluation from a baseline's."""
+
+    differences: dict[str, Figure]
+    notes: tuple[str, ...]
+    """What was not compared, or in part, and why."""
+
+
+def compare(evaluation: Evaluation, baseline: Evaluation) -> Comparison:
     """Differences from the baseline, with intervals over documents or items that both have in common."""
     differences: dict[str, Figure] = {}
+    notes: list[str] = []
     own, other = evaluation.sums, baseline.sums
-    if own is not None and other is not None and len(own.nats) == len(other.nats):
-        found = compare_figures(own, other)
-        same = evaluation.tokenizer == baseline.tokenizer
-        differences |= {name: figure for name, figure in found.items() if same or name not in PER_TOKEN}
+    if own is not None and other is not None:
+        if isinstance(pairs := pair_documents(own, other), str):
+            notes.append(f"no difference on the text: {pairs}")
+        else:
+            same = evaluation.tokenizer == baseline.tokenizer
+            found = compare_figures(*pairs)
+            differences |= {name: figure for name, figure in found.items() if same or name not in PER_TOKEN}
+            if (common := len(pairs[0].nats)) < max(len(own.nats), len(other.nats)):
+                notes.append(f"differences on the text are over {count_of(common, 'documents')} that both have")
     for name, items in evaluation.items.items():
         others = baseline.items.get(name)
-        if others is not None and len(others.pairs) == len(items.pairs):
+        if others is None:
+            continue
+        if len(others.pairs) == len(items.pairs):
             differences[name] = item_figure(items, others)
-    return differences
+        else:
+            notes.append(f"no difference of {name}: {len(items.pairs)} items, and {len(others.pairs)} of the baseline")
+    return Comparison(differences, tuple(notes))
 
 
 def format_table(evaluations: Sequence[Evaluation], baseline: Evaluation | None = None) -> str:
@@ -53,7 +72,7 @@ def format_table(evaluations: Sequence[Evaluation], baseline: Evaluation | None 
     """
     columns, differences = list(evaluations), {}
     if baseline is not None:
-        differences = {id(e): compare(e, baseline) for e in columns if e is not baseline}
+        differences = {id(e): compare(e, baseline).differences for e in columns if e is not baseline}
     names = list(dict.fromkeys(name for e in columns for name in e.figures))
     title = lambda e: f"{quote(e.name)} (baseline)" if e is baseline else quote(e.name)
     rows = [["figure", *map(title, columns)], ["---"] * (len(columns) + 1)]

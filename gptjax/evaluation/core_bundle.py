@@ -5,6 +5,7 @@ Lines under `eval_data`. Prompts, order of items and examples are nanochat's, so
 """
 
 import csv
+import importlib.util
 import json
 import random
 from collections import Counter
@@ -48,6 +49,8 @@ def read_bundle(directory: Path) -> list[CoreTask]:
     Raises:
         UserError: a file is missing, or does not hold what its name says.
     """
+    if importlib.util.find_spec("yaml") is None:
+        raise UserError("--core needs PyYAML. pip install 'gptjax[eval]'.")
     import yaml  # of the extra `eval`
 
     try:

@@ -93,9 +93,7 @@ class HarnessTasks(_BatchedEvaluator):
     counts: ClassVar[tuple[str, ...]] = ("batch_size", "limit")
 
     def open(self, context: EvalContext) -> OpenEvaluator:
-        """Raises `UserError` if the harness is not installed, or a file does not exist."""
-        harness.require_lm_eval()
-        harness.check_files(self.task_data)
+        """Raises `UserError` if the harness is not installed, a task is unknown, or a file cannot be read."""
         tokenizer = _require_tokenizer(context)
         request = harness.TaskRequest(
             self.tasks,
@@ -104,6 +102,8 @@ class HarnessTasks(_BatchedEvaluator):
             limit=self.limit,
             num_fewshot=self.num_fewshot,
         )
+        with harness.prepare_tasks(request):
+            pass  # mistakes are refused here
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)

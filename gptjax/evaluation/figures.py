@@ -6,10 +6,10 @@ far more closely than their own intervals suggest.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -32,6 +32,16 @@ class DocumentSums:
     """Words of the original text."""
     unit: str = "documents"
     """What is drawn for an interval: documents, or parts of a single one."""
+    numbers: Int[np.ndarray, " documents"] | None = None
+    """Place of each document in its text, or of each part in its document. None: there are all."""
+    source: str = ""
+    """What tells the text from others."""
+
+    def take(self, rows: Int[np.ndarray, " rows"]) -> "DocumentSums":
+        """The sums of some documents."""
+        arrays = ("nats", "weighted_nats", "tokens", "scored", "bytes", "words")
+        taken = {name: getattr(self, name)[rows] for name in arrays}
+        return replace(self, **taken, numbers=None if self.numbers is None else self.numbers[rows])
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,24 @@ def compare_figures(
     others = compute_quotients(baseline, draws=draws, seed=seed)
     differences = {name: own[name] - others[name] for name in own if name in others}
     return {name: Figure(float(values[0]), *find_interval(values[1:])) for name, values in differences.items()}
+
+
+def pair_documents(sums: DocumentSums, baseline: DocumentSums) -> tuple[DocumentSums, DocumentSums] | str:
+    """The sums of the documents that both have, in one order; or why there are none.
+
+    Texts with different tokens, as two tokenizers make them, are the same if their documents have the same words.
+    """
+    if sums.unit != baseline.unit:
+        return f"one has {sums.unit}, the other {baseline.unit}"
+    left, right = (np.arange(len(x.nats)) if x.numbers is None else x.numbers for x in (sums, baseline))
+    _, own, others = np.intersect1d(left, right, assume_unique=True, return_indices=True)
+    if not len(own):
+        return "no document was scored with both"
+    own_sums, other_sums = sums.take(own), baseline.take(others)
+    has_words = own_sums.words.sum() > 0
+    if sums.source != baseline.source and not (has_words and np.allclose(own_sums.words, other_sums.words)):
+        return "their documents differ"
+    return own_sums, other_sums
 
 
 def compute_quotients(sums: DocumentSums, *, draws: int, seed: int) -> dict[str, np.ndarray]:

@@ -64,42 +64,65 @@ def require_lm_eval() -> None:
         raise UserError("tasks need lm-evaluation-harness. pip install 'gptjax[eval]'.")
 
 
-def check_files(task_data: Sequence[str]) -> None:
-    """Raise `UserError` for local files that do not exist."""
-    find_task_files(task_data)
+@dataclass(frozen=True)
+class PreparedTasks:
+    """Tasks whose names and local files were checked."""
+
+    request: TaskRequest
+    manager: Any
+    """The harness' `TaskManager`."""
+    names: tuple[str, ...]
+
+    def run(self, model: "HarnessModel") -> TaskResults:
+        """Run the tasks. Nothing is sent anywhere; data sets come from the hub, its cache or local files.
+
+        Raises:
+            UserError: no task's data can be loaded, or one cannot be run.
+        """
+        request = self.request
+        with quiet_harness():
+            tasks, not_run = open_tasks(self.manager, self.names)
+            try:
+                found = import_module("lm_eval").simple_evaluate(
+                    model=model,
+                    tasks=tasks,
+                    task_manager=self.manager,
+                    num_fewshot=request.num_fewshot,
+                    limit=request.limit,
+                    bootstrap_iters=0,
+                    apply_chat_template=request.apply_chat_template,
+                    fewshot_as_multiturn=request.apply_chat_template,
+                )
+            except (OSError, ValueError, KeyError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(
+                    f"the tasks {', '.join(request.tasks)} cannot be run: {type(error).__name__}: {reason}. Without a "
+                    "network, give local files with --task-data=TASK=FILE."
+                ) from error
+        assert found is not None
+        results = collect_results(model, dict(found))
+        results.about["not_run"] = not_run
+        return results
+
+
+@contextlib.contextmanager
+def prepare_tasks(request: TaskRequest) -> Iterator[PreparedTasks]:
+    """The tasks, for any number of models. Local files are converted, and kept until the context ends.
+
+    Raises:
+        UserError: the harness is not installed, a task is unknown, or a file cannot be read.
+    """
+    require_lm_eval()
+    with tempfile.TemporaryDirectory() as scratch:
+        with quiet_harness():
+            manager, names = load_tasks(request, Path(scratch))
+        yield PreparedTasks(request, manager, tuple(names))
 
 
 def run_tasks(model: "HarnessModel", request: TaskRequest) -> TaskResults:
-    """Run the tasks. Nothing is sent anywhere; data sets come from the hub, its cache or local files.
-
-    Raises:
-        UserError: a task is unknown, or its data cannot be loaded.
-    """
-    require_lm_eval()
-    with tempfile.TemporaryDirectory() as scratch, quiet_harness():
-        manager, names = load_tasks(request, Path(scratch))
-        tasks, not_run = open_tasks(manager, names)
-        try:
-            found = import_module("lm_eval").simple_evaluate(
-                model=model,
-                tasks=tasks,
-                task_manager=manager,
-                num_fewshot=request.num_fewshot,
-                limit=request.limit,
-                bootstrap_iters=0,
-                apply_chat_template=request.apply_chat_template,
-                fewshot_as_multiturn=request.apply_chat_template,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"the tasks {', '.join(request.tasks)} cannot be run: {type(error).__name__}: {reason}. Without a "
-                "network, give local files with --task-data=TASK=FILE."
-            ) from error
-    assert found is not None
-    results = collect_results(model, dict(found))
-    results.about["not_run"] = not_run
-    return results
+    """Run the tasks of one model; see `PreparedTasks.run`."""
+    with prepare_tasks(request) as tasks:
+        return tasks.run(model)
 
 
 def open_tasks(manager: Any, names: Sequence[str]) -> tuple[list[Any], dict[str, str]]:

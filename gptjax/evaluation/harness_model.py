@@ -99,8 +99,8 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in windows with one token of context (`windows.rolling_windows`)."""
         texts = [request.args[0] for request in requests]
-        rows = [np.array(self.tok_encode(text), np.int32) for text in texts]
-        windows = [list(rolling_windows(row, self.max_length, first=self.prefix_token_id)) for row in rows]
+        rows = [np.array([self.prefix_token_id, *self.tok_encode(text)], np.int32) for text in texts]
+        windows = [list(rolling_windows(row, self.max_length)) for row in rows]
         with self.model.mesh.activate():
             scores = score_windows(self.model, [w for text in windows for w in text], options=self.scoring)
         sums = [float(score.log_probabilities.sum(dtype=np.float64)) for score in scores]

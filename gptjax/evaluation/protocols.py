@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gptjax.core.errors import UserError, count_of, quote
-from gptjax.evaluation.windows import EvalWindow, Ids, disjoint_windows, rolling_windows, strided_windows
+from gptjax.evaluation.windows import EvalWindow, Ids, rolling_windows, strided_windows
 
 FirstToken = Literal["context", "end-of-text"]
 Documents = Literal["together", "alone"]
@@ -28,6 +28,8 @@ class EvalProtocol:
     """Tokens that a row reads. None: the model's context."""
     stride: int | None = None
     """Tokens between the starts of windows. None: as many as a window has, so that no token is read twice."""
+    offsets: tuple[int, ...] | None = None
+    """Starts of the windows in the text, as nanoGPT draws them, instead of a stride. They may overlap."""
     first_token: FirstToken = "end-of-text"
     """`end-of-text` puts that token before each document, so that its first token is predicted, too; `context` adds
     nothing, and what opens a text is not predicted. Shards are taken as they are stored."""
@@ -53,8 +55,8 @@ class EvalProtocol:
 
     def resolve(self, context_length: int) -> "EvalProtocol":
         """With numbers for window and stride. Raises `UserError` if they do not fit."""
-        window = self.window or context_length
-        stride = self.stride or window
+        window = context_length if self.window is None else self.window
+        stride = window if self.stride is None else self.stride
         for name, value, most in (("window", window, context_length), ("stride", stride, window)):
             if not 1 <= value <= most:
                 limit = "the model's context" if name == "window" else "the window"
@@ -62,33 +64,65 @@ class EvalProtocol:
                     f"the {name} of --protocol={self.name} is {value} tokens; it lies between 1 and {limit} of {most}. "
                     f"Give --{name}=N."
                 )
-        return replace(self, window=window, stride=stride)
+        resolved = replace(self, window=window, stride=stride)
+        resolved.check_options()
+        return resolved
 
-    def cut(self, tokens: Ids, *, first: int | None = None) -> Iterator[EvalWindow]:
-        """The windows of a text. The protocol is resolved.
+    def check_options(self) -> None:
+        """Raise `UserError` for a part that the others would leave without effect. The protocol is resolved."""
+        has_one_window = self.whole_rows and self.documents == "alone"
+        if self.stride != self.window and (self.ends_with_text or has_one_window):
+            reason = "scores one window of each document" if has_one_window else "puts its windows side by side"
+            raise UserError(f"--protocol={self.name} {reason}, so it has no stride. Leave --stride out.")
+        if self.offsets is None:
+            return
+        if self.documents == "alone":
+            raise UserError(
+                f"--offsets are places in one text, and --protocol={self.name} takes each document by itself. Take "
+                "--protocol=nanogpt."
+            )
+        if self.stride != self.window or self.label_shift or self.ends_with_text or self.tokens is not None:
+            raise UserError(
+                f"--offsets says where windows begin and how many there are, and so does --protocol={self.name} with "
+                "its stride or --tokens. Take --protocol=nanogpt without those."
+            )
 
-        Args:
-            first: an id that stands before the text and opens its first window; None: the text opens it.
-        """
+    def cut(self, tokens: Ids) -> Iterator[EvalWindow]:
+        """The windows of a text, whose first token is not predicted. The protocol is resolved."""
         assert self.window is not None
         assert self.stride is not None
-        if self.whole_rows:
-            tokens = tokens[: self.window]
-        if first is not None and self.ends_with_text:
-            yield from rolling_windows(tokens, self.window, first=first)
+        if self.ends_with_text:
+            yield from (w for w in rolling_windows(tokens, self.window) if self._takes(w))
             return
-        if first is not None:
-            tokens = np.concatenate([np.array([first], tokens.dtype), tokens])
-        if self.stride < self.window or self.label_shift:
-            windows = strided_windows(tokens, self.window, stride=self.stride)
-        else:
-            windows = disjoint_windows(tokens, self.window)
-        yield from (w for w in windows if not self.full_windows or len(w.inputs) == self.window)
+        # transformers' page counts the token that a row predicts last among those that it reads.
+        length = self.window if self.label_shift else self.window + 1
+        yield from (w for w in strided_windows(tokens, length, stride=self.stride) if self._takes(w, length=length))
 
-    def describe(self, *, has_end_of_text: bool = True, is_stored: bool = False) -> str:
-        """The protocol in words, for a tokenizer with an end of text or without, and for shards."""
-        together = {"together": "documents run together", "alone": "each document by itself"}[self.documents]
+    def _takes(self, window: EvalWindow, *, length: int | None = None) -> bool:
+        """Whether a window is scored: every one, or those that are full."""
+        length = (self.window or 0) + 1 if length is None else length
+        return not self.full_windows or len(window.tokens) == length
+
+    def describe(
+        self,
+        *,
+        has_end_of_text: bool = True,
+        is_stored: bool = False,
+        scored: int | None = None,
+        documents: int | None = None,
+    ) -> str:
+        """The protocol in words.
+
+        Args:
+            has_end_of_text: whether the tokenizer has one.
+            is_stored: whether the text is of shards.
+            scored, documents: how many tokens were scored, and how many documents there are, where that is known.
+        """
+        alone = self.documents == "alone"
+        together = "each document by itself" if alone else "documents run together"
         apart = "without overlap" if self.stride == self.window else f"{self.stride} apart"
+        if self.offsets is not None:
+            apart = f"at {count_of(len(self.offsets), 'given offsets')}"
         adds = self.first_token == "end-of-text" and has_end_of_text
         first = "documents follow an end of text" if adds else "the first token is context"
         first = "tokens as they are stored" if is_stored else first
@@ -98,15 +132,17 @@ class EvalProtocol:
         if self.full_windows:
             parts.append("full windows only")
         if self.ends_with_text:
-            parts.append("the last window ends with its document")
+            parts.append(f"the last window ends with {'its document' if alone else 'the text'}")
         if self.label_shift:
             parts.append("a window of n scored tokens has the weight n - 1, as on transformers' page")
-        if self.rows:
+        if self.rows and not is_stored:
             parts.append("each line that is not blank is a document")
-        if self.max_documents is not None:
-            parts.append(f"the first {count_of(self.max_documents, 'documents')}")
-        if self.tokens is not None:
-            parts.append(f"the first {self.tokens:,} tokens")
+        if (limit := self.max_documents) is not None:
+            fewer = f" (there are {documents:,})" if documents is not None and documents < limit else ""
+            parts.append(f"the first {count_of(limit, 'documents')}{fewer}")
+        if (limit := self.tokens) is not None:
+            fewer = f" ({scored:,} are scored)" if scored is not None and scored < limit else ""
+            parts.append(f"the first {count_of(limit, 'tokens')}{fewer}")
         return ", ".join(parts)
 
 
@@ -159,14 +195,12 @@ def place_windows(
     documents: Sequence[Ids],
     *,
     end_of_text: int | None = None,
-    offsets: Sequence[int] | None = None,
     masks: Sequence[np.ndarray] | None = None,
 ) -> list[PlacedWindow]:
     """The windows of all documents under a resolved protocol.
 
     Args:
         end_of_text: goes before each document if the protocol wants it; None: documents are taken as they are.
-        offsets: starts of nanoGPT's random windows, instead of all windows. They may overlap.
         masks: for each token whether its prediction counts; for documents that are taken as they are.
 
     Raises:
@@ -174,20 +208,20 @@ def place_windows(
     """
     if protocol.max_documents is not None:
         documents = documents[: protocol.max_documents]
-    first = end_of_text if protocol.first_token == "end-of-text" else None
+    if protocol.whole_rows:
+        documents = [tokens[: protocol.window] for tokens in documents]
     owners = [np.full(len(tokens), number) for number, tokens in enumerate(documents)]
     if masks is not None:
-        owners = [np.where(mask, owner, -1) for owner, mask in zip(owners, masks, strict=False)]
+        owners = [np.where(mask[: len(owner)], owner, -1) for owner, mask in zip(owners, masks, strict=False)]
+    if protocol.first_token == "end-of-text" and end_of_text is not None:
+        documents = [np.concatenate([np.array([end_of_text], np.int32), tokens]) for tokens in documents]
+        owners = [np.concatenate([owner[:1], owner]) for owner in owners]
     if protocol.documents == "alone":
-        placed = _place_documents(protocol, documents, owners, first=first)
+        placed = _place_documents(protocol, documents, owners)
     else:
-        if first is not None:
-            documents = [np.concatenate([np.array([first], np.int32), tokens]) for tokens in documents]
-            owners = [np.concatenate([owner[:1], owner]) for owner in owners]
         text = np.concatenate([*documents, np.zeros(0, np.int32)])
-        if protocol.tokens is not None:
-            text = text[: protocol.tokens + 1]
-        placed = _place_text(protocol, text, np.concatenate([*owners, np.zeros(0, np.int64)]), offsets=offsets)
+        owner = np.concatenate([*owners, np.zeros(0, np.int64)])
+        placed = _place_text(protocol, text if protocol.tokens is None else text[: protocol.tokens + 1], owner)
     if not placed:
         least = f"{(protocol.window or 0) + 1} are needed for a window" if protocol.full_windows else "2 are needed"
         raise UserError(f"the text has too few tokens to predict one; at least {least}.")
@@ -195,29 +229,33 @@ def place_windows(
 
 
 def _place_documents(
-    protocol: EvalProtocol, documents: Sequence[Ids], owners: Sequence[Ids], *, first: int | None
+    protocol: EvalProtocol, documents: Sequence[Ids], owners: Sequence[np.ndarray]
 ) -> list[PlacedWindow]:
-    placed, predicted = [], 0
+    """The windows of documents that are scored each by itself, up to the protocol's number of tokens."""
+    placed, left = [], protocol.tokens
     for tokens, owner in zip(documents, owners, strict=True):
-        seen = int(first is None)
-        for window in protocol.cut(tokens, first=first):
-            if protocol.tokens is not None and predicted >= protocol.tokens:
-                return placed
-            placed.append(_place(protocol, window, owner[seen : seen + window.scored]))
-            seen, predicted = seen + window.scored, predicted + window.scored
+        tokens = tokens if left is None else tokens[: left + 1]
+        found = _place_windows(protocol, tokens, owner)
+        placed += found
+        if left is not None:
+            left -= sum(p.window.scored for p in found)
     return placed
 
 
-def _place_text(protocol: EvalProtocol, text: Ids, owner: Ids, *, offsets: Sequence[int] | None) -> list[PlacedWindow]:
+def _place_text(protocol: EvalProtocol, text: Ids, owner: np.ndarray) -> list[PlacedWindow]:
     """The windows of a text whose tokens belong to the documents `owner`."""
-    length = protocol.window or 1
-    if offsets is not None:
-        if wrong := [i for i in offsets if not 0 <= i < len(text) - length]:
-            raise UserError(f"--offsets: {wrong[0]} is outside the text; wanted 0 to {len(text) - length - 1}.")
-        windows = [EvalWindow(text[i : i + length + 1], length) for i in offsets]
-        return [_place(protocol, w, owner[i + 1 : i + 1 + length]) for w, i in zip(windows, offsets, strict=True)]
+    length, offsets = protocol.window or 1, protocol.offsets
+    if offsets is None:
+        return _place_windows(protocol, text, owner)
+    if wrong := [i for i in offsets if not 0 <= i < len(text) - length]:
+        raise UserError(f"--offsets: {wrong[0]} is outside the text; wanted 0 to {len(text) - length - 1}.")
+    windows = [EvalWindow(text[i : i + length + 1], length) for i in offsets]
+    return [_place(protocol, w, owner[i + 1 : i + 1 + length]) for w, i in zip(windows, offsets, strict=True)]
+
+
+def _place_windows(protocol: EvalProtocol, tokens: Ids, owner: np.ndarray) -> list[PlacedWindow]:
     placed, seen = [], 1
-    for window in protocol.cut(text):
+    for window in protocol.cut(tokens):
         placed.append(_place(protocol, window, owner[seen : seen + window.scored]))
         seen += window.scored
     return placed

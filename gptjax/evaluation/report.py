@@ -15,8 +15,9 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
     """What the command prints: protocol and counts of each checkpoint, and the table."""
     lines = []
     for e in evaluations:
-        average = ", average of the weights" if e.about["weights"] == "average" else ""
-        lines.append(f"{e.name}: step {e.about['step']}{average}")
+        average = ", average of the weights" if e.about.get("weights") == "average" else ""
+        if "step" in e.about:
+            lines.append(f"{e.name}: step {e.about['step']}{average}")
         if "protocol" in e.about:
             counts = ", ".join(count_of(e.about[name], name) for name in ("tokens", "words", "bytes", "documents"))
             lines += [e.about["protocol"], f"{counts}; intervals: {e.about['interval']}"]
@@ -27,7 +28,13 @@ def describe(evaluations: list[Evaluation], *, baseline: str | None = None, quan
         if "val_loss_quantized" in e.about:
             rounded, loss = e.about["val_loss_quantized"], e.figures["nats_per_token"].value
             lines.append(f"weights in {quantize}: {rounded:.4f} nats per token, {rounded - loss:+.4f}")
-    return "\n".join([*lines, "", format_table(evaluations, _find(evaluations, baseline))])
+        if "failed" in e.about:
+            lines.append(f"{e.name} is not finished: {e.about['failed']}")
+    compared = _find(evaluations, baseline)
+    notes: list[str] = []
+    if compared is not None:
+        notes = [f"{e.name}: {note}" for e in evaluations if e is not compared for note in compare(e, compared).notes]
+    return "\n".join([*lines, "", format_table(evaluations, compared), *notes])
 
 
 def _describe_tasks(about: dict[str, Any]) -> str:
@@ -63,7 +70,11 @@ def _to_json(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, A
     values = {short: figures[name].value for name, short in names.items() if name in figures} | evaluation.about
     result: dict[str, Any] = {"checkpoint": evaluation.name, **{key: _finite(value) for key, value in values.items()}}
     result["figures"] = _figures_to_json(figures)
-    return result if baseline is None else result | {"differences": _figures_to_json(compare(evaluation, baseline))}
+    if baseline is None:
+        return result
+    found = compare(evaluation, baseline)
+    result["differences"] = _figures_to_json(found.differences)
+    return result | ({"not_compared": list(found.notes)} if found.notes else {})
 
 
 def _figures_to_json(figures: dict[str, Figure]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Text:
     """Whether the tokens hold their own ends of text, as shards do."""
     masks: Sequence[np.ndarray] | None = None
     """For each token whether its prediction counts; None: all count."""
+    source: str | None = None
+    """What tells stored tokens from others; None: the name does."""
 
 
 def read_documents(
@@ -105,7 +107,16 @@ def encode_text(
     separator: str | None = None,
     told: set[str] | None = None,
 ) -> Text:
-    """A file's documents, with the tokenizer. The other arguments are those of `read_documents`."""
+    """A file's documents, with the tokenizer. The other arguments are those of `read_documents`.
+
+    Raises:
+        UserError: also for a protocol of the harness and a tokenizer without the end of text that it begins with.
+    """
+    if protocol.ends_with_text and protocol.first_token == "end-of-text" and tokenizer.end_of_text is None:
+        raise UserError(
+            f"--protocol={protocol.name} begins with an end of text, and the tokenizer has none. Give "
+            "--first-token=context, which does not predict the first token."
+        )
     documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
     for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):
         if times := sum(document.count(mark) for document in documents):
@@ -132,7 +143,7 @@ def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol:
     if tokenizer is not None and int(tokens.max()) < tokenizer.vocab_size:
         count, special = COUNT_WORDS[protocol.words], np.array([*tokenizer.specials.values(), -1])
         words = [count(tokenizer.decode(part[~np.isin(part, special)])) for part in documents]
-    return Text(stream.name, documents, words, tokenizer, is_stored=True, masks=masks)
+    return Text(stream.name, documents, words, tokenizer, is_stored=True, masks=masks, source=stream.fingerprint)
 
 
 def score_text(
@@ -141,11 +152,10 @@ def score_text(
     protocol: EvalProtocol,
     *,
     options: ScoringOptions = DEFAULTS,
-    offsets: Sequence[int] | None = None,
 ) -> DocumentSums:
     """The sums of each document under a resolved protocol. Call it under the model's mesh."""
     end = None if text.is_stored or text.tokenizer is None else text.tokenizer.end_of_text
-    placed = place_windows(protocol, text.documents, end_of_text=end, offsets=offsets, masks=text.masks)
+    placed = place_windows(protocol, text.documents, end_of_text=end, masks=text.masks)
     return sum_documents(text, placed, _score_in_parts(model, placed, options))
 
 
@@ -178,9 +188,9 @@ def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.
         unit, words = "equal parts of the one document", _count_scored_words(text, int(known[0]), int(scored.sum()))
         total = float(sum(measure(_find_counted(p)).sum() for p in placed))
         divide = EvenParts(total or float(scored.sum()), has_bytes=total > 0)
-        counts = np.full(PARTS, words / PARTS)
+        counts, numbers = np.full(PARTS, words / PARTS), np.arange(PARTS)
     else:
-        unit, divide = "documents", None
+        unit, divide, numbers = "documents", None, known
         pairs = zip(known.tolist(), scored[known].tolist(), strict=True)
         counts = np.array([_count_scored_words(text, document, tokens) for document, tokens in pairs])
     sums = np.zeros((5, len(counts)))
@@ -190,8 +200,9 @@ def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.
         group = np.searchsorted(known, p.documents[is_counted]) if divide is None else divide.place(sizes)
         for row, x in zip(sums, (values, values * p.weight, ones * p.weight, ones, sizes), strict=True):
             np.add.at(row, group, x)
+    source = text.name if text.source is None else text.source
     own_nats, weighted, tokens, scored_tokens, size = sums
-    return DocumentSums(own_nats, weighted, tokens, scored_tokens, size, counts, unit)
+    return DocumentSums(own_nats, weighted, tokens, scored_tokens, size, counts, unit, numbers, source)
 
 
 def _find_counted(p: PlacedWindow) -> Ids:

@@ -31,21 +31,12 @@ class EvalWindow(NamedTuple):
         return self.tokens[len(self.tokens) - self.scored :]
 
 
-def disjoint_windows(tokens: Ids, length: int) -> Iterator[EvalWindow]:
-    """Windows of `length` predictions side by side; the last may be shorter. Each predicts all but its first token.
-
-    The first token of each window is the last of the one before, so all tokens but the very first are scored once.
-    """
-    for start in range(0, len(tokens) - 1, length):
-        part = tokens[start : start + length + 1]
-        yield EvalWindow(part, len(part) - 1)
-
-
 def strided_windows(tokens: Ids, length: int, *, stride: int) -> Iterator[EvalWindow]:
     """Windows of at most `length` tokens, `stride` apart; each scores the tokens that no earlier one has seen.
 
-    This is the sliding window of transformers' page on perplexity: a token that opens a row is never predicted, and the
-    last window ends with the text.
+    A stride of `length - 1` puts them side by side: each begins with the last token of the one before, so all tokens
+    but the very first are scored once. A shorter one is the sliding window of transformers' page on perplexity, where a
+    token that opens a row is never predicted. The last window ends with the text, and may be shorter.
 
     Raises:
         UserError: the stride is not between 1 and `length`.
@@ -63,15 +54,12 @@ def strided_windows(tokens: Ids, length: int, *, stride: int) -> Iterator[EvalWi
             return
 
 
-def rolling_windows(tokens: Ids, length: int, *, first: int) -> Iterator[EvalWindow]:
-    """The windows of lm-evaluation-harness (`get_rolling_token_windows`, context 1): every token is scored once.
+def rolling_windows(tokens: Ids, length: int) -> Iterator[EvalWindow]:
+    """The windows of lm-evaluation-harness (`get_rolling_token_windows`, context 1): all but the first are scored once.
 
-    A window reads at most `length` tokens. The first begins with the id `first`, which stands for nothing. Each other
-    one begins with the last token of the one before. The last is moved back to end with the text, and so sees all that
-    fits before its first scored token.
+    A window reads at most `length` tokens. Each begins with the last token of the one before. The last is moved back to
+    end with the text, and so sees all that fits before its first scored token.
     """
-    for start in range(0, len(tokens), length):
+    for start in range(1, len(tokens), length):
         end = min(start + length, len(tokens))
-        begin = end - length - 1
-        before = tokens[max(0, begin) : start] if start else np.array([first], tokens.dtype)
-        yield EvalWindow(np.concatenate([before, tokens[start:end]]), end - start)
+        yield EvalWindow(tokens[max(0, end - length - 1) : end], end - start)

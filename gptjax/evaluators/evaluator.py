@@ -57,8 +57,9 @@ class Evaluator(Protocol):
 
     The metric that `checkpoint.best_metric` names decides which checkpoint is the best.
 
-    An evaluator may have `metrics`, a tuple: the names of all that it measures of the model, () for text alone. Then a
-    `checkpoint.best_metric` that no evaluator measures is refused before the first step.
+    An evaluator may have `metrics`, a tuple: the names of all that it measures of the model, () for text alone. Or it
+    has `metric_prefix`, with which they all begin, a loss among them. Then a `checkpoint.best_metric` that no evaluator
+    measures is refused before the first step.
     """
 
     if TYPE_CHECKING:
@@ -75,7 +76,15 @@ class Evaluator(Protocol):
 
 def may_measure(evaluator: Evaluator, metric: str) -> bool:
     """False if an evaluator says that its metrics are others."""
-    return metric in getattr(evaluator, "metrics", (metric,))
+    names: tuple[str, ...] | None = getattr(evaluator, "metrics", None)
+    return metric.startswith(getattr(evaluator, "metric_prefix", "")) if names is None else metric in names
+
+
+def list_metrics(evaluator: Evaluator) -> tuple[str, ...]:
+    """Metrics that an evaluator is known to measure before it runs."""
+    names: tuple[str, ...] | None = getattr(evaluator, "metrics", None)
+    prefix: str | None = getattr(evaluator, "metric_prefix", None)
+    return names if names is not None else () if prefix is None else (f"{prefix}loss",)
 
 
 @dataclass(frozen=True)

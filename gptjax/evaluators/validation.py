@@ -50,6 +50,10 @@ class ValidationLoss(PeriodicEvaluator):
     at_start: ClassVar[bool] = True
     counts: ClassVar[tuple[str, ...]] = ("tokens", "batch_size")
 
+    @property
+    def metric_prefix(self) -> str:
+        return f"{self.name}_"
+
     def open(self, context: EvalContext) -> Any:
         """A `ValidationEvaluator`, or a `RowsEvaluator` for objectives that read whole documents."""
         if self.data is not None:
@@ -170,7 +174,7 @@ class RowsEvaluator:
         unit = "pair" if get_row_kind(self.context.objective) == "pairs" else "scored token"
         return (
             f"{self.count:,} of {count_of(len(self.rows), 'rows')} of {self.rows.stream.name}, whole documents that do "
-            f"not see each other; the mean over each {unit}"
+            f"not see each other; the mean over each {unit}" + "".join(f"; {note}" for note in self.rows.notes)
         )
 
     def __call__(self, model: "gpt.GPT") -> Metrics:

@@ -25,6 +25,11 @@ class LoRA:
             raise UserError(f"lora.rank is {self.rank}; it must not be negative.")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"lora.alpha is {self.alpha}; it must be above 0 and finite.")
+        if self.rank > 0 and not self.targets and not self.new_tokens:
+            raise UserError(
+                "lora.rank is above 0, but lora.targets and lora.new_tokens are empty: nothing would be trained. Give "
+                "lora.targets, such as `matrix` for all matrices of the blocks."
+            )
 
     @property
     def enabled(self) -> bool:

@@ -28,6 +28,18 @@ def merge_model_config(source: GPTConfig, wanted: GPTConfig) -> GPTConfig:
     return replace(source, **fields)
 
 
+def as_frozen_model(source: GPTConfig, wanted: GPTConfig) -> GPTConfig:
+    """The config of a frozen model beside a run of `wanted`: its own function of the tokens, as the run computes.
+
+    From the run are the document mask, the compute options and the context length, but at most as many positions as the
+    source has learned.
+    """
+    limit = source.position_scheme.max_length
+    length = wanted.context_length if limit is None else min(limit, wanted.context_length)
+    mask, compute = wanted.intra_document_mask, wanted.compute
+    return replace(source, intra_document_mask=mask, compute=compute, context_length=length)
+
+
 def select_layers(source: GPTConfig, layers: tuple[int, ...]) -> GPTConfig:
     """The config of a model with these layers of another, counted from 0; no layers stand for all."""
     if not layers:

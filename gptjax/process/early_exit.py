@@ -4,6 +4,7 @@ Training has handlers of its own as soon as it is set up (`gptjax.supervision.pr
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ REQUEUE_STATUS = 75
 """The exit status (EX_TEMPFAIL) after which a scheduler should start the same command again."""
 SIGNALLED_STATUS = 128
 """The exit status of a process that a signal has stopped is the signal's number above this."""
-_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGUSR1: signal.SIG_DFL}
+STOP_VARIABLE, REQUEUE_VARIABLE = "GPTJAX_STOP_SIGNALS", "GPTJAX_REQUEUE_SIGNALS"
+"""Further signals that end a run in order, and signals after which it ends with `REQUEUE_STATUS`: `USR2`, `TERM`."""
+_NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "PIPE")
+"""Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,25 +31,62 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+def read_signals(variable: str) -> tuple[signal.Signals, ...]:
+    """The signals that an environment variable names, such as `USR2,SIGQUIT`.
+
+    Raises:
+        ValueError: one does not exist, or cannot ask for the end of a run.
+    """
+    return _parse_signals(variable, os.environ.get(variable, ""))
+
+
+@functools.cache
+def _parse_signals(variable: str, text: str) -> tuple[signal.Signals, ...]:
+    names = [name.upper().removeprefix("SIG") for name in text.replace(",", " ").split()]
+    for name in names:
+        if f"SIG{name}" not in signal.Signals.__members__:
+            raise ValueError(f"{variable} names the signal {name[:20]!r}, which does not exist. Wanted: USR2.")
+        if name in _NO_REQUESTS:
+            raise ValueError(f"{variable} names SIG{name}, which cannot end a run in order. Wanted: USR2.")
+    return tuple(signal.Signals[f"SIG{name}"] for name in names)
+
+
 def stop_status(number: int) -> int:
-    """The exit status after a signal: 75 where it asks to be started again later, else 128 + its number."""
-    requeues = number in (signal.SIGUSR1, signal.SIGUSR2)
-    return REQUEUE_STATUS if requeues else 128 + number
+    """The exit status after a signal: 75 where it asks to be started again later, else 128 + its number.
+
+    That are SIGUSR1, SIGUSR2 and those that `GPTJAX_REQUEUE_SIGNALS` names.
+    """
+    requeues = {signal.SIGUSR1, signal.SIGUSR2}
+    with contextlib.suppress(ValueError):  # it is reported where training sets its handlers
+        requeues |= {*read_signals(REQUEUE_VARIABLE)}
+    return REQUEUE_STATUS if number in requeues else 128 + number
+
+
+def _find_defaults() -> dict[signal.Signals, object]:
+    """The signals of the early handler, with the handler that each has at Python's start."""
+    found: dict[signal.Signals, object] = {signal.SIGINT: signal.default_int_handler, signal.SIGUSR1: signal.SIG_DFL}
+    with contextlib.suppress(ValueError):
+        asked = (*read_signals(STOP_VARIABLE), *read_signals(REQUEUE_VARIABLE))
+        found = dict.fromkeys(asked, signal.SIG_DFL) | found
+    return found
 
 
 def install_early_handler() -> None:
-    """End the process at once on Ctrl-C and SIGUSR1. Nothing has been written, so nothing needs to be cleaned up."""
+    """End the process at once on Ctrl-C, SIGUSR1 and the signals of the two variables.
+
+    Nothing has been written, so nothing needs to be cleaned up.
+    """
     if threading.current_thread() is threading.main_thread():
-        for number, default in _DEFAULTS.items():
+        for number, default in _find_defaults().items():
             if signal.getsignal(number) is default:
                 signal.signal(number, _exit_at_once)
 
 
 def remove_early_handler() -> None:
     """Undo `install_early_handler`."""
-    for number, default in _DEFAULTS.items():
+    for number, default in _find_defaults().items():
         if signal.getsignal(number) is _exit_at_once:
-            signal.signal(number, default)
+            signal.signal(number, default)  # pyright: ignore[reportArgumentType]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,11 @@ from gptjax.process.diagnosis import shows_tracebacks
 
 HOLD_SECONDS = 4.0
 """So long output is held back. An abort is delayed by longer."""
+MAX_BYTES = 2**22
+"""A file of more, all of which was shown, is replaced by an empty one."""
+_OVERLAP = 2**12
+"""A line of an abort may be written in two pieces; so far back a search begins."""
+_CHUNK = 2**20
 _ABORT = re.compile(r"^(?:F\d{4} |terminate called).*", re.MULTILINE)
 """The last words of Abseil's LOG(FATAL) and of C++."""
 _held: "NativeOutput | None" = None
@@ -30,39 +35,65 @@ class NativeOutput:
     def __init__(self) -> None:
         sys.stderr.flush()
         self.terminal = os.dup(2)
+        self._begin_file()
+        self._abort: str | None = None
+
+    def _begin_file(self) -> None:
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115, as long as the process
         os.dup2(self._file.fileno(), 2)
-        self._shown, self._noticed, self._noticed_at = 0, 0, 0.0
+        self._shown, self._noticed, self._searched, self._noticed_at = 0, 0, 0, 0.0
 
     def open_terminal(self) -> Any:
         """A text stream to where file descriptor 2 led."""
         return os.fdopen(os.dup(self.terminal), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
-    def read(self, start: int = 0) -> bytes:
-        """All that libraries have written, from this place on."""
-        return os.pread(self._file.fileno(), 2**24, start)
+    @property
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def read_last(self) -> bytes:
+        """The end of what libraries have written: at most 1 MiB."""
+        return os.pread(self._file.fileno(), _CHUNK, max(0, self._size - _CHUNK))
 
     def pass_on(self, now: float) -> None:
         """Write to the terminal what has been held back for long enough; `now` is in seconds."""
-        waits = self._noticed > self._shown
+        end, waits = self._size, self._noticed > self._shown
         if waits and (now - self._noticed_at >= HOLD_SECONDS or shows_tracebacks()):
             self._write(self._noticed)
-        elif not waits and (end := os.fstat(self._file.fileno()).st_size) > self._shown:
+        elif not waits and end > self._shown:
             self._noticed, self._noticed_at = end, now
+        elif not waits and end > MAX_BYTES:
+            self._replace_file()
 
     def find_abort(self) -> str | None:
         """The line with which a library aborts this process; None if none does."""
-        found = _ABORT.search(self.read().decode("utf-8", "replace"))
-        return None if found is None else found[0]
+        while self._abort is None and self._searched < (end := self._size):
+            start = max(0, self._searched - _OVERLAP)
+            text = os.pread(self._file.fileno(), _OVERLAP + _CHUNK, start)
+            if found := _ABORT.search(text.decode("utf-8", "replace")):
+                self._abort = found[0]
+            self._searched = min(end, start + len(text))
+        return self._abort
 
     def close(self) -> None:
         """Write the rest to the terminal, and give file descriptor 2 back."""
-        self._write(os.fstat(self._file.fileno()).st_size)
+        self._write(self._size)
         os.dup2(self.terminal, 2)
+
+    def _replace_file(self) -> None:
+        """Let libraries write into an empty file. What they have written in between is shown."""
+        full, shown, searched = self._file, self._shown, self._searched
+        self._begin_file()
+        new, self._file, self._shown, self._searched = self._file, full, shown, searched
+        self.find_abort()
+        self._write(self._size)
+        full.close()
+        self._file, self._shown, self._searched = new, 0, 0
 
     def _write(self, end: int) -> None:
         with contextlib.suppress(OSError):
-            os.write(self.terminal, self.read(self._shown)[: end - self._shown])
+            while text := os.pread(self._file.fileno(), min(_CHUNK, end - self._shown), self._shown):
+                self._shown += os.write(self.terminal, text)
         self._shown = end
 
 
@@ -89,8 +120,8 @@ def find_terminal() -> int:
 
 
 def read_native_output() -> str:
-    """What libraries have written since `hold_native_output`."""
-    return "" if _held is None else _held.read().decode("utf-8", "replace")
+    """The end of what libraries have written since `hold_native_output`."""
+    return "" if _held is None else _held.read_last().decode("utf-8", "replace")
 
 
 def release_native_output() -> None:

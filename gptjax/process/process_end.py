@@ -63,13 +63,13 @@ def exit_process(status: int, message: str) -> NoReturn:
 def end_process(message: str, *, status: int) -> NoReturn:
     """Print the message, write the stacks of all threads into a file that it names, and end at once.
 
-    Of several threads that call it, one prints.
+    There are no stacks at status 2: a person made a mistake. Of several threads that call it, one prints.
     """
     if not _ending.acquire(blocking=False):
         threading.Event().wait(3 * PRINT_SECONDS)
         os._exit(status)
     announce = lambda: None if _peers is None else _peers.announce_end(status, message)
-    for act in (lambda: _print_error(message), announce):
+    for act in (lambda: _print_error(message, has_stacks=status != 2), announce):
         thread = threading.Thread(target=act, daemon=True)
         thread.start()
         thread.join(PRINT_SECONDS)
@@ -97,10 +97,12 @@ def end_at_abort(native: NativeOutput, explain: Callable[[], tuple[str, int]]) -
         done.set()
 
 
-def _print_error(message: str) -> None:
+def _print_error(message: str, *, has_stacks: bool) -> None:
     """The message comes first, and in one piece: the disk that is to take the stacks or the log may hang."""
     sys.stderr.write(f"error: {message}".replace("\n", "\n  ") + "\n")
     _flush()
+    if not has_stacks:
+        return
     if shows_tracebacks():
         faulthandler.dump_traceback(find_terminal())
     file = write_report("stacks", lambda file: _dump_stacks(file, message))

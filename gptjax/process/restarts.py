@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from gptjax.process.early_exit import REQUEUE_STATUS
+from gptjax.process.early_exit import REQUEUE_STATUS, stop_status
 
 SUPERVISED_VARIABLE = "GPTJAX_SUPERVISED"
 """In the child: the time, by `time.monotonic`, at which its parent began."""
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 5.0, 60.0
 """For one process, and for several: the others must have noticed that one is gone, and have ended."""
+_LOOK_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -52,6 +53,7 @@ def should_restart(status: int, *, was_asked: bool) -> bool:
 def run_with_restarts(
     words: Sequence[str],
     *,
+    again: Sequence[str] | None = None,
     limit: int,
     find_step: Callable[[], int | None],
     is_over: Callable[[float], bool] = lambda seconds: False,
@@ -61,8 +63,9 @@ def run_with_restarts(
 
     Args:
         words: the command.
+        again: the command of restarts, if it is another.
         limit: restarts in a row that save no newer step. One that does resets the count.
-        find_step: the newest step that is saved; None if there is none.
+        find_step: the newest step that is saved as a whole; None if there is none.
         is_over: whether the time of the run is up, given the seconds since the first start.
         pause: seconds before a restart.
     """
@@ -72,10 +75,11 @@ def run_with_restarts(
     while True:
         before = find_step()
         status = parent.run(words, environment)
-        if not should_restart(status, was_asked=parent.was_asked) or is_over(time.monotonic() - began):
+        if not should_restart(status, was_asked=parent.asked is not None) or is_over(time.monotonic() - began):
             return status if status >= 0 else 128 - status
         after = find_step()
-        failures = failures + 1 if after == before else 1
+        has_progress = after is not None and (before is None or after > before)
+        failures = 1 if has_progress else failures + 1
         how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
         saved = "nothing is saved yet" if after is None else f"step {after:,} is saved"
         if failures > limit:
@@ -84,29 +88,43 @@ def run_with_restarts(
             )
             return status if status >= 0 else 128 - status
         _print_line(f"ended {how}; {saved}. Restart {failures} of {limit} in {pause:g} s")
-        time.sleep(pause)
-        if parent.was_asked:
-            return status if status >= 0 else 128 - status
+        parent.wait(pause)
+        if parent.asked is not None:
+            return stop_status(parent.asked)
+        words = again or words
 
 
 class _Parent:
     """Passes signals on to the child."""
 
     def __init__(self) -> None:
-        self.was_asked = False
+        self.asked: int | None = None
+        """The last signal that came."""
         self._child: subprocess.Popen | None = None
+        self._unsent: int | None = None
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._pass_on)
 
     def run(self, words: Sequence[str], environment: dict[str, str]) -> int:
         self._child = subprocess.Popen(words, env=environment)
+        if self._unsent is not None:  # it came before the child had a name here
+            self._child.send_signal(self._unsent)
         return self._child.wait()
 
+    def wait(self, seconds: float) -> None:
+        """Wait between two starts; a signal ends it."""
+        end = time.monotonic() + seconds
+        # In short pieces: Python resumes a sleep after a handler, and an Event set by a handler may lock itself out.
+        while self.asked is None and (rest := end - time.monotonic()) > 0:
+            time.sleep(min(rest, _LOOK_SECONDS))
+
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.was_asked = True
+        self.asked = number
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
+        else:
+            self._unsent = number
 
 
 def _print_line(text: str) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 from gptjax.config import TrainConfig
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError, quote
+from gptjax.core.serialization import Modules
 from gptjax.finetuning.lora import LoRA
-from gptjax.finetuning.model_config import EXTENDABLE_FIELDS, merge_model_config
+from gptjax.finetuning.model_config import EXTENDABLE_FIELDS, as_frozen_model
 from gptjax.finetuning.vocabulary import grow_vocabulary
 from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import GPT, take_layers, with_context_length, with_static
+from gptjax.model.gpt import GPT, take_layers, with_static
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
@@ -21,11 +22,14 @@ from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 
 
-def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
-    """The weights of `init_from`, with a row for each token that the data's tokenizer has added."""
+def load_start(config: TrainConfig, mesh: MeshConfig, *, modules: Modules | None = None) -> GPT:
+    """The weights of `init_from`, with a row for each token that the data's tokenizer has added.
+
+    `modules` are where its config finds classes of the user's own.
+    """
     if config.init_from is None:
         raise UserError("the run starts from new weights: give --init-from=RUN.")
-    source = open_checkpoint(config.init_from)
+    source = open_checkpoint(config.init_from, imports=modules or {})
     weights = source.load_model(mesh=mesh, context_length=config.model.context_length)
     weights = take_layers(weights, config.init_layers)
     own, known = config.data.load_tokenizer(), None
@@ -35,24 +39,40 @@ def load_start(config: TrainConfig, mesh: MeshConfig) -> GPT:
     return with_static(weights, config=config.model)
 
 
-def load_weights(config: TrainConfig, mesh: MeshConfig, source: str | None) -> GPT:
+def load_frozen_weights(
+    config: TrainConfig, mesh: MeshConfig, source: str | None, *, modules: Modules | None = None
+) -> GPT:
     """The weights of a run or of a saved model, to compare with; None stands for those that this run starts from.
 
-    They compute as the run does: its dtype, context length and document mask. Call it under `mesh.activate()`.
+    They compute with the run's dtype, context length and document mask; all else is their own, such as the rotary base.
+    Call it under `mesh.activate()`. Raises `UserError` for another vocabulary, or for fewer positions than rows have.
     """
     if source is None:
-        return load_start(config, mesh)
-    model = open_checkpoint(source).load_model(mesh=mesh)
-    found, wanted = model.config.resolved_vocab_size, config.model.resolved_vocab_size
+        return load_start(config, mesh, modules=modules)
+    saved = open_checkpoint(source, imports=modules or {})
+    found, wanted = saved.model_config.resolved_vocab_size, config.model.resolved_vocab_size
     if found != wanted:
         raise UserError(f"{source} has {found:,} tokens, the model that is trained {wanted:,}. Use the same tokenizer.")
-    own = merge_model_config(model.config, config.model)
+    check_same_tokenizer(config.data.load_tokenizer(), saved.tokenizer, name=source)
+    own = as_frozen_model(saved.model_config, config.model)
     if own.context_length < config.model.context_length:
         raise UserError(
             f"{source} has {own.context_length} positions, and rows have {config.model.context_length} tokens. "
             f"Give --model.context-length={own.context_length}."
         )
-    return with_static(with_context_length(model, own.context_length), config=own)
+    model = saved.load_model(mesh=mesh, context_length=own.context_length)
+    return with_static(model, config=own)
+
+
+def check_same_tokenizer(ours: Tokenizer | None, theirs: Tokenizer | None, *, name: str) -> None:
+    """Raise `UserError` if ids mean other tokens to the model `name` than in the data, as far as both are known."""
+    if ours is None or theirs is None or ours.extends(theirs) or theirs.extends(ours):
+        return
+    if ours.fingerprint != theirs.fingerprint:
+        raise UserError(
+            f"{name} was trained with {theirs.name}, and the data was made with {ours.name}: "
+            f"{explain_difference(ours, theirs)}. Prepare the data with --tokenizer={name}."
+        )
 
 
 def report_merge(source: Checkpoint, config: TrainConfig, model: GPTConfig) -> None:

@@ -8,10 +8,11 @@ last, binds them to the tokens and to the weights, and has their SHA-256. Compon
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import file_sha256, write_atomically
+from gptjax.core.serialization import Modules
 from gptjax.data.config import Mixture
 from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
@@ -32,7 +34,8 @@ from gptjax.objectives.objective import FrozenModelObjective
 from gptjax.objectives.preference import ReferenceObjective, compute_log_probs
 from gptjax.process.console import print_once
 from gptjax.process.progress import note_progress
-from gptjax.runs.initial_weights import load_weights
+from gptjax.runs.initial_weights import load_frozen_weights
+from gptjax.runs.resume import Fingerprints, SavedRun, check_same_run
 from gptjax.sharding.mesh import MeshConfig, reshard
 
 DIRECTORY = "reference"
@@ -46,46 +49,85 @@ class FrozenModel:
     """What the run asks of its data, with the stored log-probabilities of a reference."""
     model: GPT | None = None
     """The model, if every step computes with it."""
-    fingerprints: dict[str, str | None] = field(default_factory=dict)
+    fingerprints: Fingerprints = field(default_factory=dict)
     """Its identity, which a resumed run compares."""
 
 
-def prepare_frozen_model(config: TrainConfig, spec: ReadSpec, mesh: MeshConfig) -> FrozenModel:
+def prepare_frozen_model(
+    config: TrainConfig,
+    spec: ReadSpec,
+    mesh: MeshConfig,
+    *,
+    saved: SavedRun | None = None,
+    modules: Modules | None = None,
+) -> FrozenModel:
     """Load the objective's frozen model, or store what it says of the data, if that was not done before.
 
-    Objectives without such a model get `spec` back. Call it under `mesh.activate()`.
+    Objectives without such a model get `spec` back. Call it under `mesh.activate()`. A run that goes on from `saved`
+    with its stored log-probabilities needs the model no more. Raises `UserError` before it replaces those by others.
+
+    Args:
+        saved: the checkpoint that the run goes on from.
+        modules: where configs of other runs find classes of the user's own.
     """
     objective = config.objective
     if not isinstance(objective, FrozenModelObjective):
         return FrozenModel(spec)
-    load = partial(load_weights, config, mesh)
-    if isinstance(objective, ReferenceObjective) and objective.store_reference:
-        model = load(objective.reference)
-        fingerprint = hash_weights(model)
-        return FrozenModel(store_reference(config, spec, model, weights=fingerprint), None, {"reference": fingerprint})
-    model = objective.load_frozen_model(load)
-    return FrozenModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
+    load = partial(load_frozen_weights, config, mesh, modules=modules)
+    if not (isinstance(objective, ReferenceObjective) and objective.store_reference):
+        model = objective.load_frozen_model(load)
+        return FrozenModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
+    parts = list(_list_parts(config, spec))
+    with_reference = replace(spec, reference=config.directory / DIRECTORY)
+    known = _find_fingerprint(objective, saved)
+    if known is not None and all(_is_stored(part.directory, part.identify(known)) for part in parts):
+        return FrozenModel(with_reference, None, {"reference": known})
+    model = load(objective.reference)
+    fingerprints: Fingerprints = {"reference": hash_weights(model)}
+    if saved is not None:
+        check_same_run(config, saved, fingerprints)
+    store_reference(config, parts, model, weights=fingerprints["reference"])
+    return FrozenModel(with_reference, None, fingerprints)
 
 
-def store_reference(config: TrainConfig, spec: ReadSpec, model: GPT, *, weights: str) -> ReadSpec:
-    """The spec with the stored log-probabilities, which are computed unless they are there already.
+def _find_fingerprint(objective: ReferenceObjective, saved: SavedRun | None) -> str | None:
+    """That of the reference's weights in a checkpoint with the same reference."""
+    before = None if saved is None else saved.config.objective
+    is_same = isinstance(before, ReferenceObjective) and before.reference == objective.reference
+    return saved.fingerprints.get("reference") if saved is not None and is_same else None
 
-    Raises `UserError` for data whose log-probabilities cannot be stored.
-    """
-    objective, mesh, directory = config.objective, model.mesh, config.directory / DIRECTORY
+
+@dataclass(frozen=True)
+class ReferencePart:
+    """Pairs by split, and the directory of their log-probabilities."""
+
+    directory: Path
+    rows: dict[str, PairSequences]
+    context_length: int
+
+    def identify(self, weights: str) -> dict[str, Any]:
+        """What the log-probabilities belong to, if the reference has weights of this fingerprint."""
+        splits = {split: reader.stream.fingerprint for split, reader in self.rows.items()}
+        return {"weights": weights, "context_length": self.context_length, "splits": splits}
+
+
+def store_reference(config: TrainConfig, parts: Iterable[ReferencePart], model: GPT, *, weights: str) -> None:
+    """Store the log-probabilities that are not there already."""
+    objective, mesh = config.objective, model.mesh
     assert isinstance(objective, ReferenceObjective)
     compute = partial(compute_all, model, objective=objective, batch_size=config.batch.microbatch, mesh=mesh)
+    for part in parts:
+        identity = part.identify(weights)
+        if not _is_stored(part.directory, identity):
+            _store_rows(part.rows, part.directory, identity=identity, compute=compute)
+
+
+def _list_parts(config: TrainConfig, spec: ReadSpec) -> Iterator[ReferencePart]:
+    """Yield the pairs of each source. Raises `UserError` for data whose log-probabilities cannot be stored."""
     splits = ("train", "val") if config.evaluators else ("train",)
-    for source, where, wanted in _list_sources(config.data, directory, splits):
+    for source, directory, wanted in _list_sources(config.data, config.directory / DIRECTORY, splits):
         rows = {split: one for split in wanted if (one := _open_pairs(source, split, spec)) is not None}
-        identity = {
-            "weights": weights,
-            "context_length": spec.context_length,
-            "splits": {split: reader.stream.fingerprint for split, reader in rows.items()},
-        }
-        if _read_identity(where) != identity:
-            _store_rows(rows, where, identity=identity, compute=compute)
-    return replace(spec, reference=directory)
+        yield ReferencePart(directory, rows, spec.context_length)
 
 
 def _list_sources(
@@ -119,7 +161,7 @@ def _store_rows(
     rows: dict[str, PairSequences],
     directory: Path,
     *,
-    identity: dict[str, object],
+    identity: dict[str, Any],
     compute: Callable[[PairSequences], np.ndarray],
 ) -> None:
     is_writer, sums = jax.process_index() == 0, dict[str, str]()
@@ -140,14 +182,15 @@ def _store_rows(
     multihost_utils.sync_global_devices("reference")
 
 
-def _read_identity(directory: Path) -> object:
-    """What the stored files belong to; None unless all are there and as they were written."""
+def _is_stored(directory: Path, identity: dict[str, Any]) -> bool:
+    """Whether the files are there, as they were written, and belong to this identity. They may hold more splits."""
     try:
-        identity = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
-        sums = identity.pop("sha256")
-        return identity if sums == {split: file_sha256(directory / f"{split}.npy") for split in sums} else None
+        found = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
+        sums, splits = found.pop("sha256"), list(identity["splits"])
+        found["splits"] = {split: found["splits"][split] for split in splits}
+        return found == identity and all(sums[split] == file_sha256(directory / f"{split}.npy") for split in splits)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
+        return False
 
 
 def compute_all(

@@ -2,18 +2,20 @@
 
 import math
 import os
-import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from gptjax.checkpoints.integrity import list_steps
+from gptjax.cli.flags import drop_flags
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
+from gptjax.evaluators.evaluator import may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.registry import choose_architecture
@@ -92,7 +94,8 @@ def _describe_unmasked(config: TrainConfig) -> list[str]:
 
 def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
-    losses = [evaluator for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss)]
+    metric = config.checkpoint.best_metric
+    losses = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
     if not config.checkpoint.keep_best or not losses:
         return []
     by_time = []
@@ -103,8 +106,8 @@ def _describe_unevaluated(config: TrainConfig) -> list[str]:
         return by_time
     return [
         *by_time,
-        f"note: no checkpoint before the last is evaluated, so none of them can become `best`: let a ValidationLoss "
-        f"run at the steps that are saved ({saved[0]:,}, …)",
+        f"note: no checkpoint before the last is evaluated with {metric}, so none of them can become `best`: let its "
+        f"evaluation run at the steps that are saved ({saved[0]:,}, …)",
     ]
 
 
@@ -147,7 +150,8 @@ def _print_results(config: TrainConfig) -> None:
 
 
 def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) -> None:
-    if "--config" not in command:  # trained from Python
+    words = shlex.split(command)
+    if _find_config(words) is None:  # trained from Python
         print_once(f"the run is in {config.directory}; train() with the same config resumes it")
         return
     if not list_steps(config.directory / CHECKPOINTS):
@@ -155,12 +159,13 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
         return
     run = os.path.relpath(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
-    imports = _find_imports(config, command)
+    imports = _find_imports(config, words)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
-    longer, length = re.sub(r" --steps[= ]\S+", "", command) + f" --steps={2 * config.steps}", 2 * config.steps
+    length = 2 * config.steps
+    longer = [*drop_flags(words, "steps"), f"--steps={length}"]
     if length > config.schedule_length:
-        longer = re.sub(r" --schedule-steps[= ]\S+", "", longer) + f" --schedule-steps={length}"
-    more = f"resume    {command}" if stopped else f"train on  {longer}"
+        longer = [*drop_flags(longer, "schedule-steps"), f"--schedule-steps={length}"]
+    more = f"resume    {command}" if stopped else f"train on  {shlex.join(longer)}"
     lines = [f"  {more}"]
     if (config.directory / TOKENIZER_FILE).is_file():
         is_chat = getattr(config.objective, "rows", "text") != "text"
@@ -173,13 +178,18 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     print_once("next:", *lines)
 
 
-def _find_imports(config: TrainConfig, command: str) -> str:
+def _find_config(words: Sequence[str]) -> str | None:
+    """The config in the words of a command; None if it has none."""
+    return next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
+
+
+def _find_imports(config: TrainConfig, words: Sequence[str]) -> str:
     """The flag for commands that read a run whose model or data needs the user's own config file; else empty."""
     parts = (config.data, config.model.position_scheme)
     is_own = config.model.activation not in BUILTIN_ACTIVATIONS
     is_own = is_own or not all(type(part).__module__.startswith("gptjax.") for part in parts)
-    found = re.search(r"--config[= ](\S+)", command)
-    return f" --import={found[1]}" if is_own and found else ""
+    found = _find_config(words)
+    return f" {shlex.join([f'--import={found}'])}" if is_own and found else ""
 
 
 def _has_validation(config: TrainConfig) -> bool:

@@ -1,7 +1,7 @@
 """What a run that resumes takes over, and whether it would learn something else from there on."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.checkpoints.checkpoint_format import read_metadata
@@ -24,6 +24,39 @@ Fingerprints = dict[str, str | None]
 """Identities of what a run learns from, by name. None: there is none, such as no tokenizer."""
 
 
+class SavedRun(NamedTuple):
+    """What the checkpoint says from which a run goes on."""
+
+    step: int
+    config: TrainConfig
+    fingerprints: Fingerprints
+
+
+def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerprints) -> list[str]:
+    """The changes of a run that goes on, a line each. Raises `UserError` where it would not be the same run.
+
+    Only these fingerprints are compared: a part of them is known before a reference is stored.
+    """
+    if config.resume == "never":
+        raise UserError(
+            f"{config.directory} has a checkpoint at step {saved.step} and resume is `never`. Choose another --name."
+        )
+    if saved.step > config.steps:
+        raise UserError(
+            f"{config.directory} is at step {saved.step} already, beyond steps {config.steps}. Give more --steps."
+        )
+    reported, refused = compare_configs(saved.config, config)
+    refused += _compare_history(saved.config, config, saved.step)
+    refused += _compare_fingerprints(saved.fingerprints, fingerprints)
+    if refused and config.resume != "force":
+        raise UserError(
+            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
+            "Undo the change, choose another --name, or resume in any case with --resume=force. Stages "
+            "(docs/resume.md) change the batch, the windows or the rate from a step on."
+        )
+    return reported + refused
+
+
 def restore_state(
     config: TrainConfig,
     checkpoints: CheckpointManager,
@@ -35,29 +68,12 @@ def restore_state(
     step = checkpoints.choose_step(config.resume if isinstance(config.resume, int) else None)
     if step is None:
         return None
-    if config.resume == "never":
-        raise UserError(
-            f"{config.directory} has a checkpoint at step {step} and resume is `never`. Choose another --name."
-        )
-    if step > config.steps:
-        raise UserError(
-            f"{config.directory} is at step {step} already, beyond steps {config.steps}. Give more --steps."
-        )
-    metadata = checkpoints.read_metadata(step)
-    saved = read_saved_config(metadata.get("config", {}), config, step, modules=modules)
-    reported, refused = compare_configs(saved, config)
-    refused += _compare_history(saved, config, step)
-    refused += _compare_fingerprints(metadata.get("fingerprints", {}), fingerprints)
-    if refused and config.resume != "force":
-        raise UserError(
-            f"{config.directory} holds a run that learned something else:\n  " + "\n  ".join(refused) + "\n"
-            "Undo the change, choose another --name, or resume in any case with --resume=force. Stages "
-            "(docs/resume.md) change the batch, the windows or the rate from a step on."
-        )
-    print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in reported + refused))
-    print_once(*_describe_end(config, step), *describe_rate_change(saved, config, step))
-    if changes := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
-        print_once(f"  not bit for bit from here on: {changes}")
+    saved = _read_saved_run(checkpoints.read_metadata(step), config, step, modules=modules)
+    changes = check_same_run(config, saved, fingerprints)
+    print_once(f"resuming {config.directory} at step {step:,}", *(f"  changed: {line}" for line in changes))
+    print_once(*_describe_end(config, step), *describe_rate_change(saved.config, config, step))
+    if difference := describe_environment_change(config.directory / ENVIRONMENT, list_device_kinds()):
+        print_once(f"  not bit for bit from here on: {difference}")
     optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     wanted, there = config.ema.enabled, checkpoints.has_ema_item(step)
     has_ema = wanted and there
@@ -105,8 +121,13 @@ def read_saved_config(content: Any, config: TrainConfig, step: int, *, modules: 
     return replace(saved, epoch_seeds=saved.epoch_seeds or "added")
 
 
-def find_saved_config(config: TrainConfig, modules: Modules | None = None) -> tuple[int, TrainConfig] | None:
-    """(step, config) of the checkpoint that a run will go on from, if it can be read; damage is reported later."""
+def _read_saved_run(metadata: dict[str, Any], config: TrainConfig, step: int, *, modules: Modules | None) -> SavedRun:
+    saved = read_saved_config(metadata.get("config", {}), config, step, modules=modules)
+    return SavedRun(step, saved, metadata.get("fingerprints", {}))
+
+
+def find_saved_run(config: TrainConfig, modules: Modules | None = None) -> SavedRun | None:
+    """The checkpoint that a run will go on from, if it can be read; damage is reported later."""
     directory = config.directory / CHECKPOINTS
     back_to = config.resume if isinstance(config.resume, int) else None
     if any(directory.glob(f"*.after_{back_to}")):  # it has gone back, and goes on
@@ -116,8 +137,7 @@ def find_saved_config(config: TrainConfig, modules: Modules | None = None) -> tu
         if back_to not in (None, step) or (last_kept is not None and step > last_kept):
             continue
         try:
-            content = read_metadata(directory, step).get("config", {})
-            return step, read_saved_config(content, config, step, modules=modules)
+            return _read_saved_run(read_metadata(directory, step), config, step, modules=modules)
         except UserError:
             continue
     return None
@@ -130,7 +150,7 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     orders that they had. With `--resume=force` and another batch size, the steps so far become stages, so that no row
     is skipped or repeated.
     """
-    found = find_saved_config(config, modules)
+    found = find_saved_run(config, modules)
     if found is None:
         return replace(
             config,
@@ -138,7 +158,7 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
             epoch_seeds=config.epoch_seeds or "mixed",
             row_offsets=adopt_offsets(config, config, 0),
         )
-    step, saved = found
+    step, saved, _ = found
     config = replace(
         config,
         epoch_seeds=config.epoch_seeds or saved.epoch_seeds,
@@ -146,9 +166,26 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
-    if config.resume == "force" and saved.history_until(step) != config.history_until(step):
-        config = _keep_batches(saved, config, step)
+    if config.resume == "force" and step > 0:
+        _check_rows(saved, config)
+        if saved.history_until(step) != config.history_until(step):
+            config = _keep_batches(saved, config, step)
     return config
+
+
+def _check_rows(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """Raise if the rows of the data would be others: the run has read so many of them, and could not read on."""
+    pairs = {
+        "model.context_length": (saved.model.context_length, wanted.model.context_length),
+        "data.packing": tuple(getattr(config.data, "packing", None) for config in (saved, wanted)),
+    }
+    for field, (old, new) in pairs.items():
+        if old != new:
+            raise UserError(
+                f"{field}: {old!r} → {new!r} makes other rows of the data, so that the run could not read on where it "
+                f"was, not even with --resume=force. Undo the change, or begin a new run with these weights: "
+                f"--name=OTHER --init-from={saved.directory}"
+            )
 
 
 def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainConfig:

@@ -18,7 +18,7 @@ from gptjax.core.serialization import Modules, find_unimportable, from_json, to_
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource, ReadSpec, RowReader
-from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, may_measure
+from gptjax.evaluators.evaluator import EvalContext, Evaluator, Metrics, OpenEvaluator, list_metrics, may_measure
 from gptjax.evaluators.metric_names import check_best_metric, check_evaluator_names
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.model_config import merge_model_config, select_layers
@@ -31,6 +31,7 @@ from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.process.memory import keep_freed_memory, release_freed_memory
 from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.runs.field_effects import check_effects
 from gptjax.runs.initial_weights import (
     add_trained_rows,
     check_explicit_fields,
@@ -67,8 +68,10 @@ def prepare_config(
 ) -> tuple[TrainConfig, Tokenizer | None]:
     """The config with its data prepared, its history and its model's shape known, and the data's tokenizer.
 
-    `explicit_fields` are paths of fields that the command line has set. One that cannot be had is a `UserError`.
+    `explicit_fields` are paths of fields that the command line has set. One that cannot be had, or that has no effect,
+    is a `UserError`.
     """
+    check_effects(config, explicit_fields)
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
@@ -101,7 +104,7 @@ def prepare_config(
     return config, tokenizer
 
 
-def prepare_device(config: TrainConfig) -> TrainConfig:
+def prepare_device(config: TrainConfig, modules: Modules | None = None) -> TrainConfig:
     """The config with a dtype in place of `auto`: that of the run if it exists, else what the device prefers.
 
     On CPUs memory that a step frees is kept for the next one.
@@ -117,7 +120,8 @@ def prepare_device(config: TrainConfig) -> TrainConfig:
             print_once(f"note: {kind} only emulates products in {model.compute.dtype}; {advice}")
         return config
     if (config.directory / "config.json").is_file():
-        dtype, why = RunDir.open(config.directory).model_config.compute.dtype, "as this run began"
+        run = RunDir.open(config.directory, imports=modules or {})
+        dtype, why = run.model_config.compute.dtype, "as this run began"
     else:
         dtype, why = preferred_dtype(), f"for this {jax.devices()[0].platform.upper()}"
     print_once(f"  model.compute.dtype: 'auto' → {dtype!r}, {why}")
@@ -189,7 +193,7 @@ def open_evaluators(
     check_evaluator_names(config.evaluators)
     metric = config.checkpoint.best_metric
     if not any(may_measure(evaluator, metric) for evaluator in config.evaluators):
-        measured = {name for evaluator in config.evaluators for name in getattr(evaluator, "metrics", ())}
+        measured = {name for evaluator in config.evaluators for name in list_metrics(evaluator)}
         check_best_metric(metric, measured, patience=config.patience)
     opened = [(evaluator, evaluator.open(context)) for evaluator in config.evaluators]
     for evaluator, evaluate in opened:
@@ -207,21 +211,18 @@ def evaluate_state(evaluate: OpenEvaluator, state: TrainState, config: TrainConf
     return metrics
 
 
-def collect_fingerprints(
-    data: DataSource, reader: RowReader, evaluators: Evaluators, tokenizer: Tokenizer | None
-) -> Fingerprints:
-    """Identity of the training and validation text. The order of the data follows from the config.
+def collect_fingerprints(data: DataSource, reader: RowReader, tokenizer: Tokenizer | None) -> Fingerprints:
+    """Identity of the training text and of its tokenizer. The order of the data follows from the config.
 
     A data source that has no fingerprint is identified by its config.
     """
     return {
         "data": reader.fingerprint or hash_json(to_json(data)),
-        "validation": evaluators.validation_fingerprint,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
 
 
-def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
+def initialize_state(config: TrainConfig, mesh: MeshConfig, *, modules: Modules | None = None) -> TrainState:
     """A state at step 0: new weights, or those of `init_from`."""
     optimizer = config.optimizer.build(steps=config.schedule_length, mesh=mesh)
     has_ema = config.ema.enabled
@@ -230,7 +231,7 @@ def initialize_state(config: TrainConfig, mesh: MeshConfig) -> TrainState:
     key = jax.random.key(config.seed)
     adapt = lambda model: training_state.add_adapters(model, config.lora, key=key)
     begin = jax.jit(lambda model: training_state.init_state(adapt(model), optimizer, has_ema=has_ema))
-    return begin(load_start(config, mesh))
+    return begin(load_start(config, mesh, modules=modules))
 
 
 def open_checkpoints(config: TrainConfig) -> CheckpointManager:

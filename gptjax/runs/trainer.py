@@ -25,7 +25,7 @@ from gptjax.process.early_exit import stop_status
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
 from gptjax.runs.reference import FrozenModel, prepare_frozen_model
-from gptjax.runs.resume import Fingerprints, restore_state
+from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
@@ -51,7 +51,7 @@ def train(
     Args:
         modules: where a saved config of this run finds classes of the user's own, besides those of `config`.
         source: text of the config file, kept with the run.
-        command: what a person typed, for the summary.
+        command: what resumes the run, for messages.
         explicit_fields: paths of fields that the command line has set, such as `model.context_length`.
 
     Returns:
@@ -86,22 +86,25 @@ def _train(
     watchdog: Watchdog,
 ) -> tuple[TrainConfig, Stop | None]:
     """Train, and return the config with everything resolved and why the run ended early, if it did."""
-    began_at = restarts.began_at() or time.monotonic()
+    started_at = time.monotonic()
     config, tokenizer = startup.prepare_config(config, modules, explicit_fields=explicit_fields)
     read_spec = startup.make_read_spec(config, tokenizer)
     reader = config.data.open(read_spec)
     mesh = config.mesh.resolve(jax.device_count())
-    config = startup.prepare_device(config)
+    config = startup.prepare_device(config, modules)
     config.check_mesh(mesh)
     with mesh.activate(), run_lock(config.directory), startup.open_checkpoints(config) as checkpoints:
         keep_reports_in(config.directory)
         if jax.process_index() == 0:
             keep_console_log(config.directory / CONSOLE_LOG)
-        frozen = prepare_frozen_model(config, read_spec, mesh)
+        fingerprints = startup.collect_fingerprints(config.data, reader, tokenizer)
+        if (saved := find_saved_run(config, modules)) is not None:
+            check_same_run(config, saved, fingerprints)
+        frozen = prepare_frozen_model(config, read_spec, mesh, saved=saved, modules=modules)
         if frozen.read_spec != read_spec:
             read_spec, reader = frozen.read_spec, config.data.open(frozen.read_spec)
         evaluators = startup.open_evaluators(config, tokenizer, mesh, frozen=frozen.model, read_spec=read_spec)
-        fingerprints = startup.collect_fingerprints(config.data, reader, evaluators, tokenizer) | frozen.fingerprints
+        fingerprints |= {"validation": evaluators.validation_fingerprint} | frozen.fingerprints
         run = _Run(
             mesh=mesh,
             tokenizer=tokenizer,
@@ -111,7 +114,7 @@ def _train(
             checkpoints=checkpoints,
             shutdown=shutdown,
             watchdog=watchdog,
-            began_at=began_at,
+            started_at=started_at,
             modules=modules,
             source=source,
         )
@@ -130,7 +133,8 @@ class _Run:
     checkpoints: CheckpointManager
     shutdown: GracefulShutdown
     watchdog: Watchdog
-    began_at: float
+    started_at: float
+    """When this process began, by `time.monotonic`."""
     modules: Modules | None
     source: str | None
     programs: startup.Programs = field(default_factory=dict)
@@ -159,16 +163,16 @@ class _Run:
         `rollback_record` is recorded at the step from which the run goes on. Raises `Diverged` to go back.
         """
         mesh, checkpoints = self.mesh, self.checkpoints
-        began_at = self.began_at if rollback_record is None else time.monotonic()
+        started_at = self.started_at if rollback_record is None else time.monotonic()
         with self.watchdog.doing("start"):
             state = restore_state(config, checkpoints, self.fingerprints, mesh, self.modules)
-            state = state or startup.initialize_state(config, mesh)
+            state = state or startup.initialize_state(config, mesh, modules=self.modules)
         start = int(state.step)
         if jax.process_index() == 0:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
         if rollback_record is None:
             report.describe_run(config, mesh, batches, self.evaluators)
-        with startup.open_logger(config, mesh, start, seconds=time.monotonic() - began_at) as log:
+        with startup.open_logger(config, mesh, start, seconds=time.monotonic() - started_at) as log:
             if rollback_record is not None:
                 log.write(start, rollback_record, is_event=True)
             with log.measure("compile"), self.watchdog.doing("compile"):
@@ -186,9 +190,8 @@ class _Run:
                 guard=_make_guard(config, checkpoints, start=start, rollback_record=rollback_record),
                 watchdog=self.watchdog,
             )
-            return loop.run(
-                state, self.shutdown, _make_rules(config, self.shutdown, start=start, began_at=self.began_at)
-            )
+            began_at = restarts.began_at() or self.started_at  # max_time counts all starts of one command
+            return loop.run(state, self.shutdown, _make_rules(config, self.shutdown, start=start, began_at=began_at))
 
 
 def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: dict[str, Any]) -> Saver:

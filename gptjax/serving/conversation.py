@@ -8,11 +8,35 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.serving.text_generation import Completion, TextGenerator
-from gptjax.tokenization.chat import ChatEncoder
-from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.chat import ChatEncoder, with_chatml
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, Message
+from gptjax.tokenization.tokenizer import Tokenizer
 
 DEFAULT_ANSWER = 256
 """Tokens of an answer at most, where the context has room."""
+
+
+def choose_template(generator: TextGenerator) -> Tokenizer:
+    """The model's tokenizer with a chat template: its own, or ChatML where its Jinja template writes ChatML's tokens.
+
+    Raises `UserError` for a model without one.
+    """
+    tokenizer, jinja, name = generator.tokenizer, generator.jinja_template, generator.options.checkpoint
+    if jinja is not None and all(token in jinja for token in CHATML.special_tokens):
+        tokenizer = with_chatml(tokenizer)
+    if tokenizer.chat_template is not None:
+        return tokenizer
+    advice = "Continue texts with python -m gptjax.sample --interactive"
+    if jinja is not None:
+        raise UserError(
+            f"{name} has a chat template in Jinja, which is not executed, and which is not ChatML "
+            f"({' … '.join(CHATML.special_tokens)}). {advice}, or put a {CHAT_TEMPLATE_FILE} that says the same beside "
+            "its tokenizer (docs/chat.md)."
+        )
+    raise UserError(
+        f"{name} was not trained on chats: it has no chat template. {advice}, or fine-tune it on chats first "
+        "(docs/chat.md)."
+    )
 
 
 @dataclass
@@ -28,12 +52,7 @@ class Conversation:
     """What happened to the last message that its author should know."""
 
     def __post_init__(self) -> None:
-        tokenizer = self.generator.tokenizer
-        if tokenizer.chat_template is None:
-            raise UserError(
-                f"{self.generator.options.checkpoint} was not trained on chats: it has no chat template. Continue "
-                "texts with python -m gptjax.sample --interactive, or fine-tune it on chats first (docs/chat.md)."
-            )
+        tokenizer = choose_template(self.generator)
         self._encoder = ChatEncoder(tokenizer)
         ends = (self._encoder.end, tokenizer.end_of_text)
         self._ends = [end for end in ends if end is not None]
@@ -56,6 +75,11 @@ class Conversation:
             seed=(self.generator.options.seed + len(self.messages)) % 2**32,
         )
         return self._follow(question, stream)
+
+    @property
+    def num_turns(self) -> int:
+        """Messages of the user that were answered."""
+        return len(self.messages) // 2
 
     def reset(self) -> None:
         """Forget all messages."""

@@ -15,6 +15,7 @@ from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.products import Quantize
 from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.sharding.mesh import MeshConfig
+from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.text_stream import TextStream
 from gptjax.tokenization.tokenizer import Tokenizer
 
@@ -111,11 +112,18 @@ class TextGenerator:
     """A model whose weights are ready to be read, and its tokenizer."""
 
     def __init__(
-        self, model: "gpt.GPT", tokenizer: Tokenizer, options: GenerationOptions, *, step: int | None = None
+        self,
+        model: "gpt.GPT",
+        tokenizer: Tokenizer,
+        options: GenerationOptions,
+        *,
+        step: int | None = None,
+        jinja_template: str | None = None,
     ) -> None:
         with model.mesh.activate():
             self.model = decoding.prepare_for_decoding(model, quantize=options.quantize)
         self.tokenizer, self.options, self.step = tokenizer, options, step
+        self.jinja_template = jinja_template
         self.speed: generation.DecodingSpeed | None = None
         """That of the last texts."""
 
@@ -127,7 +135,8 @@ class TextGenerator:
         mesh = options.mesh.resolve(jax.device_count())
         with mesh.activate():
             model = run.load_model(options.step, mesh=mesh, ema=options.ema)
-            return cls(model, tokenizer, options, step=run.find_step(options.step))
+            template = read_jinja_template(run.directory)
+            return cls(model, tokenizer, options, step=run.find_step(options.step), jinja_template=template)
 
     @property
     def context_length(self) -> int:

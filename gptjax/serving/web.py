@@ -1,7 +1,8 @@
 """The chat as a web page of the standard library's server: on this machine, one conversation a tab.
 
 `/` is the page. `POST /answer`, `/stop` and `/reset` take JSON with the tab's `conversation`, and `GET /save` returns
-its messages. An answer comes as lines of JSON while it is written: `text`, then one line with `done`.
+its messages. An answer comes as lines of JSON while it is written: `text`, then one line with `done` and the number of
+`turns` so far.
 
 A page of another origin can neither read nor ask: the host and the origin of each request are checked.
 """
@@ -63,12 +64,17 @@ class ChatServer(ThreadingHTTPServer):
                 self._tabs.popitem(last=False)
             return self._tabs[name]
 
-    def answer(self, tab: Tab, message: Any) -> Generator[dict[str, Any], None, None]:
-        """Yield the parts of an answer, then how it ended. A tab that asks again first waits for its last answer."""
+    def answer(self, tab: Tab, message: Any, *, turns: int = 0) -> Generator[dict[str, Any], None, None]:
+        """Yield the parts of an answer, then how it ended. A tab that asks again first waits for its last answer.
+
+        `turns` is the number of turns that the page shows. If fewer are known, because the server was started again or
+        other tabs have taken the place of this one, a note says so.
+        """
         if not isinstance(message, str):
             raise UserError("the request has no message.")
         with tab.lock:
             tab.stopped.clear()
+            is_lost = tab.conversation.num_turns < turns
             with self.model_lock:
                 parts = tab.conversation.answer(message)
                 try:
@@ -78,9 +84,10 @@ class ChatServer(ThreadingHTTPServer):
                             break
                 finally:
                     parts.close()
-            notes = ["stopped"] if tab.stopped.is_set() else []
+            notes = ["the server has lost earlier turns; the model no longer knows them"] if is_lost else []
+            notes += ["stopped"] if tab.stopped.is_set() else []
             notes += [] if tab.conversation.note is None else [tab.conversation.note]
-            yield {"done": True, "note": "; ".join(notes) or None}
+            yield {"done": True, "note": "; ".join(notes) or None, "turns": tab.conversation.num_turns}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, self.server.page, "text/html; charset=utf-8")
             elif url.path == "/save":
                 tab = self.server.find_tab(parse_qs(url.query).get("conversation", [""])[0])
+                if not tab.conversation.messages:
+                    raise UserError("there is nothing to save.")
                 self._send(200, tab.conversation.to_json_line().encode(), "application/jsonl", name="chat.jsonl")
             else:
                 self._send_error(404, "there is no such page.")
@@ -111,7 +120,9 @@ class Handler(BaseHTTPRequestHandler):
             request = self._read_json()
             tab = self.server.find_tab(request.get("conversation"))
             if self.path == "/answer":
-                self._stream(self.server.answer(tab, request.get("message")))
+                turns = request.get("turns")
+                turns = turns if isinstance(turns, int) else 0
+                self._stream(self.server.answer(tab, request.get("message"), turns=turns))
             elif self.path == "/stop":
                 tab.stopped.set()
                 self._send_json(200, {})

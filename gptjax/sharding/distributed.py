@@ -160,18 +160,28 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
             "of a machine. Start python -m gptjax.train without it. Several machines, one process each: set "
             "JAX_COORDINATOR_ADDRESS=$MASTER_ADDR:12355 JAX_NUM_PROCESSES=$WORLD_SIZE JAX_PROCESS_ID=$RANK."
         )
+    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+        if environment.get(size, "1") != "1" and not has_several_processes(environment):
+            raise UserError(
+                f"mpirun has started {environment[size][:9]} processes ({size}), and each would train the whole run. "
+                "Start python -m gptjax.train without it: one process uses all devices of a machine. Several machines, "
+                "one process each: set "
+                f"JAX_COORDINATOR_ADDRESS=HOST:12355 JAX_NUM_PROCESSES=${size} JAX_PROCESS_ID=${rank}."
+            )
 
 
 def _read_slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     """(coordinator, processes, number of this one) for a list of nodes that JAX reads wrongly, such as `n[3-4]-ib`."""
-    nodes = environment.get("SLURM_STEP_NODELIST", "")
-    found = re.match(r"([^\[,]*)\[(\d+)[^\]]*\]([^,\[]+)", nodes)
+    # The first entry, up to a comma outside of brackets, such as rack[1-2]node[3,5].
+    entry = re.match(r"(?:[^\[,]|\[[^\]]*\])*", environment.get("SLURM_STEP_NODELIST", ""))
+    found = entry and re.fullmatch(r"[^\[]*\[[^\]]*\][^\[]+(\[.*)?", entry[0])
     count, process = _read_integer(environment, "SLURM_NTASKS"), _read_integer(environment, "SLURM_PROCID")
     if found is None or count is None or process is None or "JAX_COORDINATOR_ADDRESS" in environment:
         return None
     # The port that JAX derives from the job's number, too.
     port = int(environment.get("SLURM_JOB_ID", "0")) % 2**12 + (65535 - 2**12 + 1)
-    return f"{found[1]}{found[2]}{found[3]}:{port}", count, process
+    first = re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", found[0])
+    return f"{first}:{port}", count, process
 
 
 def has_several_processes(environment: Mapping[str, str] = os.environ) -> bool:

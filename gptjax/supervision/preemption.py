@@ -1,7 +1,8 @@
 """Ends a run in order when a signal asks for it.
 
 These signals mean the end: SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 (a scheduler's warning)
-and SIGXCPU (a limit of CPU time). SIGUSR2 and others are added by `GPTJAX_STOP_SIGNALS=USR2`.
+and SIGXCPU (a limit of CPU time). SIGUSR2 and others are added by `GPTJAX_STOP_SIGNALS=USR2`. After those of
+`GPTJAX_REQUEUE_SIGNALS=TERM` a run ends with status 75.
 
 A thread hears a signal even while the main thread computes. It says what will happen, and it ends the process where
 the main thread cannot: at a second Ctrl-C or SIGTERM, and before training, when there is nothing to save.
@@ -14,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
-from gptjax.process.early_exit import stop_status
+from gptjax.process.early_exit import REQUEUE_VARIABLE, STOP_VARIABLE, read_signals, stop_status
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.sharding.distributed import count_processes
 
@@ -42,13 +43,12 @@ class StopRequested(BaseException):
         self.number = number
 
 
-def list_stop_signals(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
-    """The signals that end a run, with those that `GPTJAX_STOP_SIGNALS` names."""
-    names = environment.get("GPTJAX_STOP_SIGNALS", "").replace(",", " ").split()
+def list_stop_signals() -> tuple[int, ...]:
+    """The signals that end a run, with those that the environment names. Raises a `UserError` for a wrong name."""
     try:
-        asked = [signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"] for name in names]
-    except KeyError as error:
-        raise UserError(f"GPTJAX_STOP_SIGNALS names the signal {error}, which does not exist. Wanted: USR2.") from None
+        asked = [*read_signals(STOP_VARIABLE), *read_signals(REQUEUE_VARIABLE)]
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return tuple(dict.fromkeys([*STOP_SIGNALS, *asked]))
 
 
@@ -68,10 +68,11 @@ class GracefulShutdown:
         self._tell_jax: Callable[[int], object] | None = None
 
     def __enter__(self) -> "GracefulShutdown":
+        numbers = list_stop_signals()
         if threading.current_thread() is threading.main_thread():  # Python sets handlers only there
             self._tell_jax = take_jax_handler() if count_processes() > 1 else None
             self._start_thread()
-            for number in list_stop_signals():
+            for number in numbers:
                 is_ignored = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN  # nohup
                 if not is_ignored:
                     self._previous_handlers[number] = signal.signal(number, self._handle)
@@ -123,7 +124,7 @@ class GracefulShutdown:
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
         received = multihost_utils.process_allgather(np.asarray(self._received or 0))
-        return int(np.max(received)) or signal.SIGTERM
+        return int(np.max(received)) or signal.SIGUSR1  # only JAX has heard of it: a preemption
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, between two instructions of Python."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.files import write_atomically
 
 CHAT_TEMPLATE_FILE = "chat_template.json"
@@ -133,10 +133,16 @@ NANOCHAT = ChatTemplate(
 
 
 def read_chat_template(directory: Path) -> ChatTemplate | None:
-    """The template beside a tokenizer; None without one. Raises `UserError` for a file that holds something else."""
+    """The template beside a tokenizer; None without one. Raises `UserError` for a file that holds something else.
+
+    Processors of transformers save their Jinja under the same name, which is none of ours (`read_jinja_template`).
+    """
     path = directory / CHAT_TEMPLATE_FILE
-    if not path.is_file():
-        return None
+    return load_chat_template(path) if path.is_file() and _read_jinja_field(path) is None else None
+
+
+def load_chat_template(path: Path) -> ChatTemplate:
+    """The template of a file that `ChatTemplate.save` wrote. Raises `UserError` for another file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         roles = {role: _read_format(content[role]) for role in ROLES}
@@ -144,7 +150,9 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
         if None in (roles["user"], roles["assistant"]) or not isinstance(prompt, str | None):
             raise ValueError("no user, no assistant, or a system prompt that is no text")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path}: does not hold a chat template ({error!r}). Put the file of the data back.") from None
+        raise UserError(
+            f"{path}: does not hold a chat template of gptjax ({quote(repr(error))}). Put the file of the data back."
+        ) from None
     return ChatTemplate(**cast(Any, roles), system_prompt=prompt)
 
 
@@ -152,11 +160,15 @@ def read_jinja_template(directory: Path) -> str | None:
     """The chat template that transformers stores beside a model; None without one."""
     if (file := directory / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
-    if not (settings := directory / "tokenizer_config.json").is_file():
-        return None
+    found = (_read_jinja_field(directory / name) for name in (CHAT_TEMPLATE_FILE, "tokenizer_config.json"))
+    return next((template for template in found if template is not None), None)
+
+
+def _read_jinja_field(path: Path) -> str | None:
+    """`chat_template` of a JSON file of transformers; None if there is no such file or field."""
     try:
-        template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError, RecursionError):
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return template if isinstance(template, str) else None
 

@@ -70,7 +70,7 @@ def _read_message(item: Any, *, where: str) -> Message:
 def _join_parts(parts: list[Any]) -> str | None:
     """The texts of OpenAI's parts; None for what is none. Images and the like are a `UselessRecord`."""
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    kinds = {part.get("type", "text") for part in parts if isinstance(part, dict)}
+    kinds = {str(part.get("type") or "text") for part in parts if isinstance(part, dict)}
     if not kinds <= {"text", "input_text", "output_text"}:
         raise UselessRecord(f"conversations {OTHER_PARTS}")
     known = [text for text in texts if isinstance(text, str)]

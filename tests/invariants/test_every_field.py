@@ -32,6 +32,7 @@ import gptjax.train
 from gptjax.checkpoints.checkpoint import CheckpointManager
 from gptjax.checkpoints.checkpoint_format import FORMAT_VERSION
 from gptjax.checkpoints.saver import Saver
+from gptjax.cli.command_line import ConfigRequest
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
@@ -244,12 +245,12 @@ def find_end(config: TrainConfig) -> int | None:
 def is_restarted(config: TrainConfig) -> bool:
     """Whether the command starts a parent that restarts it."""
     with pytest.MonkeyPatch.context() as patch:
-        request = types.SimpleNamespace(config=config, base=config, path=Path(__file__), modules={}, explicit_fields=())
+        request = ConfigRequest(config, config, Path(__file__), {}, ())
         patch.setattr(gptjax.train, "require_config", lambda *_, **__: "")
         patch.setattr(gptjax.train, "parse_config", lambda *_, **__: request)
-        patch.setattr(gptjax.train, "supervise", lambda *_: 1)
+        patch.setattr(gptjax.train, "supervise", lambda *_, **__: 1)
         patch.setattr("gptjax.runs.trainer.train", lambda *_, **__: 0)
-        return bool(gptjax.train.run([]))
+        return bool(gptjax.train.run(["--config=quickstart"]))
 
 
 def record_log(config: TrainConfig, directory: Path, capsys: pytest.CaptureFixture) -> tuple[Any, ...]:
@@ -285,7 +286,8 @@ def list_divergences(config: TrainConfig, directory: Path) -> list[str]:
 def resume_with_other_seed(config: TrainConfig, directory: Path) -> str:
     """The reason for which a run that had another seed is not resumed."""
     reader = open_batches(config, SINGLE).reader
-    fingerprints = collect_fingerprints(config.data, reader, open_evaluators(config, None, SINGLE), None)
+    fingerprints = collect_fingerprints(config.data, reader, None)
+    fingerprints["validation"] = open_evaluators(config, None, SINGLE).validation_fingerprint
     content = {"config": to_json(replace(config, seed=config.seed + 2)), "fingerprints": fingerprints}
     content |= {"format_version": FORMAT_VERSION, "best_value": None, "step": 3}
     (directory / "3" / "metadata").mkdir(parents=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, validate_utf8
-from data_pipelines.readers.formats.parquet import check_column, explain_columns, find_column, join_values
+from data_pipelines.readers.formats.arrow_values import check_values, find_column, iter_records, join_values
+from data_pipelines.readers.formats.parquet import check_column, choose_columns
 from data_pipelines.readers.formats.text_files import explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
@@ -22,7 +23,7 @@ def read_arrow(path: Path, context: ReadContext) -> Iterator[Document]:
     with _open(path) as (schema, batches):
         check_column(path, context.text_field, schema)
         for batch in batches:
-            for value in join_values(_check_values(find_column(batch, context.text_field))):
+            for value in join_values(check_values(find_column(batch, context.text_field))):
                 row += 1
                 where = f"{path}: row {row}"
                 if value is None:
@@ -35,29 +36,15 @@ def iter_arrow_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, 
     """Yield (FILE: row NUMBER, the columns `fields` of the row)."""
     row = 0
     with _open(path) as (schema, batches):
-        columns = [name for name in schema.names if name in fields]
-        if not columns:
-            raise explain_columns(path, schema.names, fields)
+        columns = choose_columns(path, schema.names, fields)
         for batch in batches:
             chosen = batch.select(columns)
-            chosen.validate(full=True)
+            for values in chosen.columns:
+                check_values(values)
             for begin in range(0, len(chosen), ROWS):
-                for record in chosen.slice(begin, ROWS).to_pylist():
-                    row += 1
-                    yield f"{path}: row {row}", record
-
-
-def _check_values(values: Any) -> Any:
-    """The values once their offsets are known to lie inside their buffers, beyond which the library would read.
-
-    Strings are taken as bytes, so that one which is not UTF-8 does not count as damage.
-    """
-    import pyarrow
-
-    same_layout = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
-    values = values.view(same_layout[values.type]) if values.type in same_layout else values
-    values.validate(full=True)
-    return values
+                part = chosen.slice(begin, ROWS)
+                yield from iter_records(part, str(path), row + 1)
+                row += len(part)
 
 
 @contextlib.contextmanager
@@ -78,5 +65,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
             else:
                 stream = ipc.open_stream(source)
                 yield stream.schema, iter(stream)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the name of a column is not UTF-8 ({error}).") from None
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Arrow: {quote(str(error)).rstrip('.')}.") from None

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, validate_utf8
-from data_pipelines.readers.fields import find_text, join_text, list_fields, suggest_command, suggest_prepare
+from data_pipelines.readers.fields import LABEL, list_fields, suggest_command, suggest_prepare
+from data_pipelines.readers.formats.arrow_values import find_column, is_list, join_values
 from data_pipelines.readers.formats.text_files import explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
@@ -28,12 +29,9 @@ def read_parquet(path: Path, context: ReadContext) -> Iterator[Chunk]:
     with open_parquet(path) as file:
         check_column(path, context.text_field, file.schema_arrow)
         for number in range(file.num_row_groups):
-            group = file.metadata.row_group(number)
-            columns = [group.column(i) for i in range(group.num_columns)]
-            name = _find_stored([c.path_in_schema for c in columns], context.text_field)
-            size = sum(c.total_uncompressed_size for c in columns if _is_of_column(c.path_in_schema, name))
+            size = _measure_column(file, number, context.text_field)
             yield from DocumentBlock(size, partial(_read_row_group, path, number, row)).chunks(context)
-            row += group.num_rows
+            row += file.metadata.row_group(number).num_rows
 
 
 def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> Iterator[Document]:
@@ -51,6 +49,19 @@ def _read_row_group(path: Path, group: int, row: int, context: ReadContext) -> I
                     context.skip_record(f"{where}: {column!r} is null, wanted a string.")
 
 
+def _measure_column(file: Any, group: int, column: str) -> int:
+    """Bytes of a column in a row group, unpacked.
+
+    A row is read first. That raises for damaged metadata, where pyarrow 26.0 would end the process.
+    """
+    paths = [field.path for field in file.schema]
+    stored = _find_stored(paths, column)
+    next(file.iter_batches(1, row_groups=[group], columns=[stored], use_threads=False), None)
+    metadata = file.metadata.row_group(group)
+    chosen = [number for number, path in enumerate(paths) if _is_of_column(path, stored)]
+    return sum(metadata.column(number).total_uncompressed_size for number in chosen)
+
+
 def _find_stored(paths: list[str], column: str) -> str:
     """What names the column in the file: itself or, where lists are on the way to it, the column of these."""
     return column if any(_is_of_column(path, column) for path in paths) else column.partition(".")[0]
@@ -58,44 +69,6 @@ def _find_stored(paths: list[str], column: str) -> str:
 
 def _is_of_column(path: str, column: str) -> bool:
     return path == column or path.startswith(f"{column}.")
-
-
-def find_column(batch: Any, column: str) -> Any:
-    """The array of a column, or of a field inside a struct, or inside the structs of a list."""
-    from pyarrow import types
-
-    if column in batch.schema.names:
-        return batch.column(column)
-    first, *rest = column.split(".")
-    values = batch.column(first)
-    for number, name in enumerate(rest):
-        if not types.is_struct(values.type):  # the structs of a list: their fields as a list
-            return _join_structs(values, ".".join(rest[number:]))
-        values = values.flatten()[values.type.get_field_index(name)]  # unlike `field`, with the struct's own nulls
-    return values
-
-
-def _join_structs(values: Any, path: str) -> Any:
-    """An array of strings: the texts at `path` in the structs of each list, joined."""
-    import pyarrow
-
-    values.validate(full=True)  # offsets outside of the buffers would be followed
-    texts = [find_text({"list": value.as_py()}, f"list.{path}") for value in values]
-    return pyarrow.array(texts, pyarrow.large_string())
-
-
-def join_values(values: Any) -> Iterator[Document | None]:
-    """The bytes of each string, or of the joined strings of a list; None for a null."""
-    if is_list(values.type):
-        for value in values:
-            text = join_text(value.as_py())
-            yield None if text is None else text.encode()
-        return
-    if values.type == "string_view":  # which cannot be cast to binary at once
-        values = values.cast("large_string")
-    # As strings, pyarrow would refuse a whole batch for one that is not UTF-8.
-    for value in values.cast("large_binary"):
-        yield memoryview(value.as_buffer()).cast("B") if value.is_valid else None
 
 
 @contextlib.contextmanager
@@ -111,7 +84,9 @@ def open_parquet(path: Path) -> Iterator[Any]:
             with parquet.ParquetFile(path, metadata=metadata, **options) as file:
                 yield file
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as Parquet: {str(error).rstrip('.')}.") from None
+        raise UserError(f"{path}: cannot be read as Parquet: {quote(str(error)).rstrip('.')}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the name of a column is not UTF-8 ({error}).") from None
 
 
 @lru_cache(maxsize=1)
@@ -134,13 +109,6 @@ def check_column(path: Path, column: str, schema: Any) -> None:
     raise UserError(f"{path}: {what}. {names} (--text-field chooses one).{suggest_command(schema.names)}")
 
 
-def is_list(kind: Any) -> bool:
-    """Whether a type is a list of any kind."""
-    from pyarrow import types
-
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
 def _is_text(kind: Any) -> bool:
     """Whether a type holds strings, or lists of them."""
     from pyarrow import types
@@ -150,11 +118,13 @@ def _is_text(kind: Any) -> bool:
     return any(is_text(inner) for is_text in texts)
 
 
-def explain_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> UserError:
-    """The error for a file that has none of the wanted columns."""
-    names = quote(", ".join(map(repr, found)))
-    advice = suggest_command(found) or suggest_prepare(found)
-    return UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
+def choose_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> list[str]:
+    """The columns of a file that are wanted. Raises `UserError` where none of them makes a record."""
+    if not {*found} & {*wanted} - {LABEL}:
+        names = quote(", ".join(map(repr, found)))
+        advice = suggest_command(found) or suggest_prepare(found)
+        raise UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
+    return [name for name in found if name in wanted]
 
 
 def _find_type(column: str, schema: Any) -> Any:

@@ -4,19 +4,23 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
+from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, quote
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = tuple(kind + end for kind in DELIMITERS for end in COMPRESSED)
 CELL_BYTES = 2**31 - 1
 """Largest cell; Python's default of 128 kB is less than many texts."""
+LOOKED_BYTES = 2**18
+"""How much of a table is looked at before it is read."""
 MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
 
@@ -56,23 +60,81 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
 def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     """Yield (FILE: row NUMBER, cells by the names of the header); rows count from 1 behind the header.
 
-    A row with more cells than the header is a `UserError` in its place. Bytes that are not UTF-8 are surrogates.
+    A row that is wrong is a `UserError` in its place. Bytes that are not UTF-8 are surrogates.
     """
     csv.field_size_limit(CELL_BYTES)
     with open_file(path) as file:
-        delimiter = find_delimiter(path, file.peek(2**12))
+        start = file.peek(LOOKED_BYTES)
+        delimiter = find_delimiter(path, start)
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        split = _split_lines if delimiter == "\t" and _is_row_a_line(start) else partial(_split_quoted, path)
+        rows = split(text, start, delimiter)
         try:
-            rows = csv.DictReader(text, delimiter=delimiter, restval="")
-            if not rows.fieldnames or len(set(rows.fieldnames)) < len(rows.fieldnames):
+            names = next(rows, None)
+            if not isinstance(names, list) or len(set(names)) < len(names):
                 raise UserError(f"{path}: its first line is no header of different names.")
             for number, row in enumerate(rows, start=1):
-                where, beyond = f"{path}: row {number}", row.pop(None, [])
-                yield where, _explain_beyond(where, rows.fieldnames, beyond, delimiter) if beyond else row
-        except csv.Error as error:
-            raise UserError(f"{path}: is no table: {error}.") from None
+                yield f"{path}: row {number}", _name_cells(f"{path}: row {number}", names, row, delimiter)
         finally:
             text.detach()
+
+
+def _is_row_a_line(start: bytes) -> bool:
+    """Whether each of the first lines has as many tabs as the header, which has some: no cell has a line end."""
+    *lines, last = start.splitlines()
+    counts = {line.count(b"\t") for line in (lines or [last]) if line}
+    return len(counts) == 1 and counts != {0}
+
+
+def _split_lines(text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str]]:
+    """The cells of each line. A quote is a letter like others, unless all cells that begin with one end with one."""
+    looked = [line.decode("utf-8", "replace") for line in start.splitlines()[1:-1] if b'"' in line]
+    quoted = all(_unquote(line, mark) for line in looked)
+    for number, line in enumerate(text):
+        if line := line.rstrip("\r\n"):
+            cells = _unquote(line, mark) if '"' in line and (quoted or number == 0) else None
+            yield cells or line.split(mark)
+
+
+def _unquote(line: str, mark: str) -> list[str] | None:
+    """The cells of a line by the rules of .csv; None if its quotes do not fit."""
+    try:
+        return next(csv.reader([line], delimiter=mark, strict=True))
+    except csv.Error:
+        return None
+
+
+def _split_quoted(path: Path, text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str] | str]:
+    """The cells of each row by the rules of .csv, or what is wrong with it. Cells in quotes may have line ends."""
+    rows = csv.reader(text, delimiter=mark, strict=True)
+    number, told = 0, mark != "\t"
+    while True:
+        before = rows.line_num
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            lines = f"line {before + 1}" if rows.line_num <= before + 1 else f"lines {before + 1} to {rows.line_num}"
+            row = f" ({lines}): its quotes do not fit: {error}."
+        if row is None:
+            return
+        if row:
+            if not told and rows.line_num > before + 1:
+                lines = f"row {number} is lines {before + 1} to {rows.line_num}"
+                tell_once(f"note: {path}: {lines}, for a quoted cell has line ends")
+                told = True
+            number += 1
+            yield row
+
+
+def _name_cells(where: str, names: list[str], row: list[str] | str, mark: str) -> dict[str, Any] | UserError:
+    """The cells by name, empty ones where the row is shorter than the header."""
+    if isinstance(row, str):
+        return UserError(f"{where}{row}")
+    if len(row) > len(names):
+        header = f"{len(names)} ({quote(list_fields(names), limit=80)})"
+        advice = f"A text with {mark!r} in it needs double quotes around it."
+        return UserError(f"{where}: has {len(row)} cells, the header {header}. {advice}")
+    return dict(zip(names, row + [""] * (len(names) - len(row)), strict=True))
 
 
 def find_delimiter(path: Path, start: bytes) -> str:
@@ -80,12 +142,6 @@ def find_delimiter(path: Path, start: bytes) -> str:
     header = start.partition(b"\n")[0].decode("utf-8", "replace")
     usual = next(mark for kind, mark in DELIMITERS.items() if kind in path.name.lower()[-len(".csv.zst") :])
     return usual if usual in header else max(MARKS, key=lambda mark: (header.count(mark), mark == usual))
-
-
-def _explain_beyond(where: str, names: Sequence[str], beyond: Sequence[str], delimiter: str) -> UserError:
-    header = f"{len(names)} ({quote(list_fields(list(names)), limit=80)})"
-    advice = f"A text with {delimiter!r} in it needs double quotes around it."
-    return UserError(f"{where}: has {len(names) + len(beyond)} cells, the header {header}. {advice}")
 
 
 def iter_array(path: Path) -> Iterator[tuple[str, Any]]:

@@ -110,9 +110,10 @@ def _find_order(start: bytes) -> str:
 @contextlib.contextmanager
 def explain_errors(path: Path) -> Iterator[None]:
     """Turn errors of reading a file into a `UserError` that names it."""
+    classes = error_classes()  # once an error is there, the interpreter may be ending, and imports nothing
     try:
         yield
-    except (OSError, EOFError, zlib.error, *error_classes()) as error:
+    except (OSError, EOFError, zlib.error, *classes) as error:
         if "too much memory" in str(error):  # a later frame has a larger window than the first
             advice = f"Unpack it first: zstd -d --long=31 {path.name}"
             raise UserError(f"{path}: was compressed with a larger window than is read here. {advice}") from None

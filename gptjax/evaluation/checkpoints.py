@@ -1,0 +1,209 @@
+"""Checkpoints measured one after another. All that they need is opened first, so that a mistake costs no time."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
+from gptjax.core.lazy import LazyModule
+from gptjax.data.config import TokenShards
+from gptjax.data.source import DataSource
+from gptjax.evaluation.comparison import Evaluation
+from gptjax.evaluation.figures import compute_figures
+from gptjax.evaluation.options import Evaluate
+from gptjax.evaluation.protocols import EvalProtocol
+from gptjax.runs.checkpoint_source import Checkpoint, open_checkpoint
+from gptjax.tokenization.chat import with_chatml
+from gptjax.tokenization.chat_template import read_jinja_template
+from gptjax.tokenization.difference import explain_difference
+
+if TYPE_CHECKING:
+    from gptjax.evaluation import core_bundle, harness, scoring, texts
+else:
+    # These import flax, which --help does not need.
+    core_bundle = LazyModule("gptjax.evaluation.core_bundle")
+    harness = LazyModule("gptjax.evaluation.harness")
+    scoring = LazyModule("gptjax.evaluation.scoring")
+    texts = LazyModule("gptjax.evaluation.texts")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is read before anything is scored, so that a mistake costs no time."""
+
+    runs: dict[str, Checkpoint]
+    protocol: EvalProtocol
+    tasks: "harness.PreparedTasks | None" = None
+    core: "tuple[core_bundle.CoreTask, ...]" = ()
+    told: set[str] = field(default_factory=set)
+    """Notes on the text that were printed."""
+
+
+@contextlib.contextmanager
+def open_inputs(options: Evaluate) -> Iterator[Inputs]:
+    """Open checkpoints, tasks, CORE's bundle and offsets. Raises `UserError` for whatever is wrong with them."""
+    if not options.checkpoints:
+        raise UserError("no checkpoint is given. Give --checkpoint=RUN.")
+    options.check_outputs()
+    protocol = options.resolve_protocol()
+    runs = {spec: open_checkpoint(spec, imports=options.imports) for spec in options.checkpoints}
+    for run in runs.values():
+        check_run(options, run, protocol)
+    with contextlib.ExitStack() as stack:
+        tasks = None if options.tasks is None else stack.enter_context(harness.prepare_tasks(request_tasks(options)))
+        core = () if options.core is None else core_bundle.read_bundle(expand_path(options.core))
+        yield Inputs(runs, protocol, tasks, tuple(core))
+
+
+def check_run(options: Evaluate, run: Checkpoint, protocol: EvalProtocol) -> None:
+    """Raise `UserError` for a checkpoint that cannot be measured as asked for."""
+    run.find_step(options.step)
+    if options.text is not None or options.tasks is not None or options.core is not None:
+        run.require_tokenizer()
+    if options.scores_text:
+        protocol.resolve(options.context_length or run.model_config.context_length)
+        if options.text is None:
+            find_data(options, run)
+
+
+def evaluate_all(options: Evaluate, evaluations: list[Evaluation] | None = None) -> list[Evaluation]:
+    """An evaluation of each checkpoint, one after another: only one model is in memory.
+
+    Args:
+        evaluations: the list to add them to. After an error it has what was measured before.
+    """
+    evaluations = [] if evaluations is None else evaluations
+    with open_inputs(options) as inputs:
+        for spec, run in inputs.runs.items():
+            evaluations.append(Evaluation(spec, {}))
+            try:
+                evaluate_checkpoint(evaluations[-1], options, run, inputs)
+            except Exception as error:
+                evaluations[-1].about["failed"] = str(error) or type(error).__name__
+                raise
+    return evaluations
+
+
+def evaluate_checkpoint(evaluation: Evaluation, options: Evaluate, run: Checkpoint, inputs: Inputs) -> None:
+    """Add everything that was asked for, measured of one checkpoint."""
+    mesh = options.mesh.resolve(jax.device_count())
+    step = run.find_step(options.step)
+    weights = "average" if options.ema and run.has_ema(step) else "last"
+    evaluation.about |= {"step": step, "weights": weights}
+    evaluation.tokenizer = None if run.tokenizer is None else run.tokenizer.fingerprint
+    with mesh.activate():
+        model = run.load_model(
+            step, mesh=mesh, context_length=options.context_length, ema=options.ema, dtype=options.dtype
+        )
+        if options.scores_text:
+            add_text(evaluation, options, run, model, inputs)
+        if inputs.tasks is not None:
+            add_tasks(evaluation, options, run, model, inputs.tasks)
+        if inputs.core:
+            add_core(evaluation, options, run, model, inputs.core)
+
+
+def request_tasks(options: Evaluate) -> "harness.TaskRequest":
+    """The tasks that the flags name."""
+    names = tuple(name.strip() for name in (options.tasks or "").split(",") if name.strip())
+    return harness.TaskRequest(
+        names,
+        include_path=options.include_path,
+        task_data=options.task_data,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+    )
+
+
+def add_tasks(
+    evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any, tasks: "harness.PreparedTasks"
+) -> None:
+    """Run the harness' tasks, and add their figures, items and controls."""
+    from gptjax.evaluation.harness_model import HarnessModel  # imports lm_eval
+
+    tokenizer = run.require_tokenizer()
+    template = read_jinja_template(run.directory) if tokenizer.chat_template is None else None
+    if template is None:
+        tokenizer = with_chatml(tokenizer)  # a base model with the tokens of chats is asked like its descendants
+    adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)
+    results = tasks.run(adapter)
+    evaluation.figures |= results.figures
+    evaluation.items |= results.items
+    evaluation.about["harness"] = results.about
+    if options.responses is not None:
+        mode = "w" if evaluation.name == options.checkpoints[0] else "a"
+        path = expand_path(options.responses)
+        harness.write_responses(path, results.samples, checkpoint=evaluation.name, mode=mode)
+
+
+def add_core(
+    evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any, tasks: "Sequence[core_bundle.CoreTask]"
+) -> None:
+    """Score CORE's tasks."""
+    tokenizer, rows = run.require_tokenizer(), options.batch_size
+    figures, items = core_bundle.score_core(model, tokenizer, tasks, limit=options.limit, batch_size=rows)
+    evaluation.figures |= figures
+    evaluation.items |= items
+
+
+def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any, inputs: Inputs) -> None:
+    """Score the text, and add its figures."""
+    protocol = inputs.protocol.resolve(model.config.context_length)
+    if options.text is not None:
+        name, choices = options.text, {"text_field": options.text_field, "separator": options.separator}
+        tokenizer = run.require_tokenizer()
+        text = texts.encode_text(expand_path(options.text), tokenizer, protocol, told=inputs.told, **choices)
+    else:
+        data = find_data(options, run)
+        stream = data.open_stream(options.split)
+        if stream is None:
+            raise UserError(f"the run's data has no split {options.split!r} of its own. Give --data or --text.")
+        if (own := data.load_tokenizer()) is not None:
+            evaluation.tokenizer = own.fingerprint  # a run with more special tokens reads the same ids
+        text = texts.open_stored_text(stream, run.tokenizer, protocol)
+        name = f"{name_data(options, data)} ({options.split})"
+    end = None if run.tokenizer is None else run.tokenizer.end_of_text
+    settings = scoring.ScoringOptions(batch_size=options.batch_size, end_of_text=end)
+    score = lambda model: texts.score_text(model, text, protocol, options=settings)
+    sums = score(model)
+    evaluation.sums, evaluation.figures = sums, compute_figures(sums)
+    tokens, documents = round(float(sums.scored.sum())), len(text.documents)
+    facts = {"has_end_of_text": end is not None, "is_stored": text.is_stored}
+    evaluation.about |= {
+        "protocol": f"{name}: {protocol.describe(scored=tokens, documents=documents, **facts)}",
+        "tokens": tokens,
+        "documents": documents,
+        "words": round(float(sums.words.sum())),
+        "bytes": round(float(sums.bytes.sum())),
+        "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}",
+    }
+    if options.quantize is not None:
+        from gptjax.generation.decoding import round_weights
+
+        rounded = compute_figures(score(round_weights(model, options.quantize)), draws=1)
+        evaluation.about["val_loss_quantized"] = rounded["nats_per_token"].value
+
+
+def find_data(options: Evaluate, run: Checkpoint) -> DataSource:
+    """The shards that are scored: those of --data, or the run's own."""
+    data = run.data if options.data is None else TokenShards(path=options.data)
+    if data == TokenShards():
+        raise UserError(f"{run.directory} has no data of its own. Give --data or --text.")
+    tokenizer, own = data.load_tokenizer(), run.tokenizer
+    if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
+        raise UserError(
+            f"{options.data or 'the data'} was made with another tokenizer ({tokenizer.name}) than the run's "
+            f"({own.name}): {explain_difference(tokenizer, own)}. Prepare the text with --tokenizer={run.directory}."
+        )
+    return data
+
+
+def name_data(options: Evaluate, data: DataSource) -> str:
+    """The shards as they were typed, or without their directory: a result may be published."""
+    return options.data or PurePath(str(getattr(data, "path", None) or type(data).__name__)).name
