@@ -5,10 +5,10 @@
 
 Made conversations, of one to three turns and very different lengths, are packed into rows by both. Rates are target
 tokens and pairs a second: only answers are targets. On a machine with other work, trust the ratio by processor time.
-The first step of each part is not counted. Ours reads batches
-from disk, as training does. TRL runs without gradient checkpointing, which it uses by default, and with each batch
-size that is named; `packed` is its packing `bfd`, in which conversations do not see each other, as ours do not.
-`wrapped` is the packing in which they do. Reference log-probabilities are stored beforehand by both.
+The first step of each part is not counted. Ours reads batches from disk, as training does. TRL runs without gradient
+checkpointing, which it uses by default, and with each batch size that is named; `packed` is its packing `bfd`, in which
+conversations do not see each other, as ours do not. `wrapped` is the packing in which they do. Reference
+log-probabilities are stored beforehand by both.
 Results: RESULTS.md, "Post-training beside TRL".
 """
 

@@ -21,7 +21,14 @@ from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.evaluators.validation import ValidationLoss
-from gptjax.finetuning.adapters import add_adapters, apply_adapters, get_trainable, merge_adapters, replace_trainable
+from gptjax.finetuning.adapters import (
+    add_adapters,
+    apply_adapters,
+    find_targets,
+    get_trainable,
+    merge_adapters,
+    replace_trainable,
+)
 from gptjax.finetuning.lora import LoRA
 from gptjax.huggingface.architectures.registry import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
@@ -171,7 +178,11 @@ def test_state_of_adapters_is_small() -> None:
 
 @pytest.mark.parametrize(
     ("targets", "message"),
-    [(("tokens",), "the embedding and the head are tied"), (("nothing",), "wanted `matrix`, or the last parts of")],
+    [
+        (("tokens",), "the embedding and the head are tied"),
+        (("nothing",), "wanted `matrix`, or parts of these names"),
+        (("up.mlp",), "parts of"),
+    ],
 )
 def test_targets_that_cannot_be_adapted_are_refused(targets: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -179,6 +190,18 @@ def test_targets_that_cannot_be_adapted_are_refused(targets: tuple[str, ...], me
     with pytest.raises(UserError, match="adapters need trained weights"):
         tiny_config(Path("shards"), lora=LoRA(rank=2))
     assert jnp.isfinite(LoRA(rank=2).scale)
+
+
+def test_targets_name_parts_of_the_blocks() -> None:
+    found = lambda *targets: [*find_targets(make_model(GROUPED), LoRA(rank=2, targets=targets))]
+    attention = [f"blocks.attention.{name}" for name in ("q", "kv", "out")]
+    mlp = [f"blocks.mlp.{name}" for name in ("gate", "up", "down")]
+    assert sorted(found("attention")) == sorted(attention)
+    assert sorted(found("mlp")) == sorted(mlp)
+    assert sorted(found("mlp.up", "kv")) == ["blocks.attention.kv", "blocks.mlp.up"]
+    assert sorted(found("matrix")) == sorted(attention + mlp)
+    with pytest.raises(UserError, match=r"lora\.targets has 'head'; wanted `matrix`"):
+        found("head")
 
 
 def test_adapters_that_would_train_nothing_are_refused() -> None:

@@ -108,12 +108,6 @@ def test_address_without_a_port_is_refused(calls: list[dict], address: str):
     assert calls == []
 
 
-def test_double_precision_is_refused(calls: list[dict]):
-    with pytest.raises(UserError, match="JAX_ENABLE_X64 is set"):
-        initialize_distributed({"JAX_ENABLE_X64": "1"})
-    initialize_distributed({"JAX_ENABLE_X64": "0"})
-
-
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [

@@ -122,12 +122,16 @@ def test_commands_of_the_summary_work_as_they_are_printed(
 
 
 def test_summary_without_checkpoint_names_the_command(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And what was said at the start of a GPU that is not used is said again."""
+    monkeypatch.setattr(report, "describe_unused_gpu", lambda: "WARNING: on the CPU")
     config = replace(config, output_dir=str(tmp_path))
     write_metrics(config)
     report.print_summary(config, COMMAND, stopped=Stop.by_signal(2))
-    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in printed
+    assert printed.endswith("WARNING: on the CPU\n")
 
 
 def test_summary_compares_with_bigram_and_names_commands(

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+from gptjax.process.broken_import import report_broken_import
 from gptjax.process.console import prepare_streams
 from gptjax.process.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
 from gptjax.process.early_exit import Terminated, remove_early_handler, stop_status
@@ -74,7 +75,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     prepare_streams()
     if not keeps_early_handler:
         remove_early_handler()
-    if sys.excepthook is sys.__excepthook__:
+    if sys.excepthook in (sys.__excepthook__, report_broken_import):
         sys.excepthook = report_bug
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = report_unraisable

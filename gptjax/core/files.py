@@ -135,7 +135,7 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and output.parent not in Path(os.fspath(error.filename)).absolute().parents:
             raise UserError(f"{quote(os.fspath(error.filename))} cannot be read: {error.strerror}.") from error
-        raise UserError(f"--output={output} cannot be written: {error}.") from error
+        raise UserError(f"--output={output} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

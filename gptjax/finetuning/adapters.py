@@ -55,7 +55,7 @@ def find_targets(model: GPT, lora: LoRA) -> dict[str, Any]:
     names = {f"blocks.{jax.tree_util.keystr(path, simple=True, separator='.')}": weight for path, weight in leaves}
     matrices = {name: weight for name, weight in names.items() if weight_role(weight.axis_names) == "matrix"}
     for target in lora.targets:
-        chosen = {n: w for n, w in matrices.items() if target == "matrix" or n == target or n.endswith(f".{target}")}
+        chosen = {name: w for name, w in matrices.items() if target == "matrix" or f".{target}." in f".{name}."}
         if target in ("tokens", "head", "embedding") and model.head is None:
             raise UserError(
                 f"lora.targets has {target!r}, but the embedding and the head are tied: an adapter of one would change "
@@ -63,7 +63,7 @@ def find_targets(model: GPT, lora: LoRA) -> dict[str, Any]:
             )
         if not chosen:
             known = ", ".join(matrices)
-            raise UserError(f"lora.targets has {target!r}; wanted `matrix`, or the last parts of: {known}.")
+            raise UserError(f"lora.targets has {target!r}; wanted `matrix`, or parts of these names: {known}.")
         found |= chosen
     return found
 

@@ -29,7 +29,7 @@ from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
 from gptjax.runs.startup import Evaluators
-from gptjax.sharding.devices import describe_devices
+from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
 
@@ -128,6 +128,8 @@ def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) ->
     except (OSError, UserError, ValueError) as error:  # a log that was lost, a full disk, a wrong MPLBACKEND
         print_once(f"warning: the losses are not plotted: {error}")
     _print_commands(config, command, stopped=stopped)
+    if (warning := describe_unused_gpu()) is not None:  # the one at the start has scrolled away
+        print_once(warning)
 
 
 def _print_results(config: TrainConfig) -> None:

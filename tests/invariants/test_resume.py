@@ -33,8 +33,8 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig, MetricLogger
 from gptjax.objectives.distillation import Distillation
-from gptjax.objectives.objective import SFT
-from gptjax.objectives.preference import DPO
+from gptjax.objectives.objective import SFT, get_row_kind
+from gptjax.objectives.preference import DPO, SimPO
 from gptjax.optim import EMA, AdamW, Muon
 from gptjax.optim.schedules import Constant
 from gptjax.runs.run_dir import RunDir, write_imported_run
@@ -383,13 +383,16 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo_computed": {"objective": DPO(store_reference=False)},
     "distillation": {"objective": Distillation()},
     "lora": {"objective": SFT(), "lora": LoRA(rank=2)},
+    "dpo_lora": {"objective": DPO(), "lora": LoRA(rank=2)},
+    "simpo": {"objective": SimPO()},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_killed_run_of_every_objective_ends_like_an_uninterrupted_one(name: str, tmp_path: Path, compile_cache: str):
-    fields, pairs = OBJECTIVES[name], name.startswith("dpo")
+    fields = OBJECTIVES[name]
+    pairs = get_row_kind(fields["objective"]) == "pairs"
     draw = draw_pairs if pairs else draw_documents
     splits = {split: draw(200, seed=seed) for seed, split in enumerate(("train", "val"))}
     shards = write_documents(tmp_path / "shards", splits, kind="preferences" if pairs else "chat")
