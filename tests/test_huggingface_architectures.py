@@ -73,15 +73,15 @@ def save(directory: Path, config: GPTConfig, *, dtype: DType = "float32", archit
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
 def test_own_positional_scheme_with_a_built_in_activation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POSITIONS, "sinusoids", POSITIONS["learned"])
     config = replace(GPT2_CONFIG, positions="sinusoids")
     for architecture in ARCHITECTURES.values():
-        assert architecture.list_refused(config)[-1] == "model.positions=sinusoids"
+        assert "model.positions=sinusoids" in architecture.list_refused(config)
 
 
-def test_auto_takes_the_first_form_that_can_express_the_model(name: str) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_auto_takes_the_first_architecture_that_can_express_the_model(name: str) -> None:
     assert choose_architecture(MODELS[name]).model_type == name.partition("_")[0]
 
 
