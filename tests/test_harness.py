@@ -4,7 +4,7 @@ import json
 import random
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import main
+from gptjax.evaluation.task_controls import measure_controls
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
@@ -156,6 +157,9 @@ def test_one_command_gives_the_table_of_the_model_card(
         assert figures[name]["value"] is not None
     assert figures["cbt_cn chance"]["value"] == pytest.approx(0.1)
     assert figures["cbt_cn majority class"]["value"] == 1.0
+    assert 1 / 3 <= figures["lambada_openai majority class"]["value"] <= 1
+    assert figures["lambada_openai perplexity without question"]["value"] > 1
+    assert not any(name.startswith("enwik8 ") and ("class" in name or "question" in name) for name in figures)
     assert {"low", "high"} <= figures["wikitext word_perplexity"].keys()
     lines = [json.loads(line) for line in responses.read_text().splitlines()]
     assert {line["task"] for line in lines} >= {"cbt_cn", "enwik8", "lambada_openai"}
@@ -242,6 +246,51 @@ def test_tasks_without_data_are_marked_as_not_run(run: Path, data: Path, capsys:
     assert "| enwik8 bits_per_byte |" in printed
     assert "\nnot run: text8: " in printed
     assert "no task can be run: enwik8: " in read_error(capsys, *words)
+
+
+GROUP = """\
+group: sums
+task: [first, second]
+aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]
+"""
+
+
+def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """From directories that are named from here; a column of two types is refused."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (folder := tmp_path / "own").mkdir()
+    rows = [{"question": "the cat", "answers": ["boat", "two cats"], "gold": 1}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("first", "second"):
+        task = CHOICES.replace("FILE", str(tmp_path / "rows.jsonl")).replace("task: choices", f"task: {name}")
+        (folder / f"{name}.yaml").write_text(task)
+    (folder / "sums.yaml").write_text(GROUP)
+    monkeypatch.chdir(tmp_path)
+    words = [f"--checkpoint={run}", "--mesh=single", "--include-path=own"]
+    main([*words, "--tasks=sums,enwik8", f"--task-data=enwik8={data / 'enwik8.txt'}"])
+    printed = capsys.readouterr()
+    assert "| sums acc | " in printed.out
+    assert "| enwik8 bits_per_byte | " in printed.out
+    assert "has no sum" not in printed.err
+    local = f"--task-data=first={tmp_path / 'rows.jsonl'}"
+    main([*words, "--tasks=sums", local])
+    printed = capsys.readouterr()
+    assert "| second acc | " in printed.out
+    assert "| sums acc | " not in printed.out
+    assert "note: sums has no sum of its tasks, as one has local data" in printed.err
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(rows[0] | {"gold": "one"}) + "\n")
+    message = read_error(capsys, *words, "--tasks=sums", local)
+    assert f"{tmp_path / 'rows.jsonl'}: a column of its rows holds values of different types: " in message
+
+
+def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
+    samples = [{"doc_id": i, "target": target} for i, target in enumerate([["a", "b"], "b", "c"])]
+    found = measure_controls(cast(Any, None), samples + samples, kind="generate_until")
+    assert found == {"majority class": pytest.approx(2 / 3)}
+    assert measure_controls(cast(Any, None), samples, kind="loglikelihood_rolling") == {}
 
 
 def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
