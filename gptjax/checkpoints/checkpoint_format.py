@@ -154,7 +154,7 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
 
 
 def flatten_by_name(tree: Any) -> NamedArrays:
-    """Return the leaves of a pytree by dotted path, such as `blocks.attention.qkv` or `adam.mu.tokens`."""
+    """Return the leaves of a pytree by dotted path, such as `blocks.attention.qkv` or `adam.mu.token_embedding`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
     return {name(path): leaf for path, leaf in leaves}
