@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, read_text
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
@@ -135,10 +135,8 @@ def locate_checkpoint(spec: str) -> str:
 
 def is_saved_model(directory: Path) -> bool:
     """Whether the config.json of a directory is one of Hugging Face's. `RunDir.open` explains all other faults."""
-    if not (directory / "config.json").is_file():  # a pipe or a device may be read without end
-        return False
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        content = json.loads(read_text(directory / "config.json"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "class" not in content and "model_type" in content
