@@ -101,6 +101,13 @@ def test_other_directories_are_refused_with_the_reason(tmp_path: Path, content: 
         open_checkpoint(tmp_path)
 
 
+def test_directory_that_hides_a_model_of_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"gpt2 is not a run .* The hub's is hf:openai-community/gpt2\.$"):
+        open_checkpoint("gpt2")
+
+
 def test_another_step_of_a_saved_model_is_refused(saved: Path) -> None:
     with pytest.raises(UserError, match="one set of weights; it has no step 5"):
         open_checkpoint(saved).load_model("5")

@@ -146,6 +146,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a key twice": write("config.json", '{"model_type": "gpt2", "n_layer": 2, "n_layer": 3}'),
     "a config that is no text": write("config.json", b"\xff\xfe\x00"),
     "a config that is a device": link_to_device,
+    "a config of gigabytes": lambda folder: os.truncate(folder / "config.json", 2**32),
     "a config that is a pipe": replace_by_pipe("config.json"),
     "weights that are a pipe": replace_by_pipe("model.safetensors"),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),

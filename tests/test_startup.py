@@ -141,6 +141,15 @@ def test_init_from_weights_decide_the_shape(
         np.testing.assert_array_equal(np.asarray(array)[:rows], np.asarray(weights[name])[:rows])
 
 
+def test_init_from_is_opened_before_data_is_prepared(shards: Path) -> None:
+    class Unprepared(TokenShards):
+        def resolve(self) -> TokenShards:
+            raise AssertionError("hours of preparation")
+
+    with pytest.raises(UserError, match="runs/absent is not there"):
+        prepare_config(tiny_config(shards, data=Unprepared(), init_from="runs/absent"))
+
+
 def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     ids = other.encode(text_of(20))

@@ -9,9 +9,10 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, VALUES
+from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, SWITCHED_ON, VALUES
 from gptjax.cli.flags import (
     FALSE,
+    TRUE,
     Flag,
     Flags,
     find_flag,
@@ -22,6 +23,7 @@ from gptjax.cli.flags import (
     write_switch,
 )
 from gptjax.core.errors import quote
+from gptjax.core.files import expand_path
 
 SHORTEST_MISTAKE = 4
 """Letters of a word for which a flag with almost the same letters may be meant."""
@@ -143,8 +145,11 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
         return f"There is no flag --{shown}. {reason}"
     word = name.rpartition(".")[2].lower()
     meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
+    meant, value = _choose_meant(meant, word, value, flags)
+    if meant == ["data.path"] and value and _is_text_file(value):
+        how = f"python -m data_pipelines.prepare --source={_spell(value)} makes them of this file"
+        return f"There is no flag --{shown}. Write --data.path=DIR, a directory of shards; {how}."
     if meant:
-        value = word if word in VALUES else value  # --bf16
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
         forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
@@ -159,6 +164,33 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     return f"There is no flag --{shown}. --help lists all flags."
 
 
+def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) -> tuple[list[str], str | None]:
+    """(the flags that the value fits, or all; the value to write), where a word may be a flag or a value of it.
+
+    `--bf16` and `--fsdp` are values, `--fsdp=8` is a number of devices.
+    """
+    is_switched_on = value is None or value.lower() in TRUE - {"1"}
+    spelled = VALUES.get(word, word)
+    if is_switched_on and (chosen := [flag for flag in meant if spelled in flags[flag].choices]):
+        return chosen[:1], spelled
+    if is_switched_on and meant and (on := SWITCHED_ON.get(meant[0])):
+        return meant[:1], on
+    if value and "data.path" in meant and "data.source" in flags:
+        return ["data.source" if _is_text_file(value) else "data.path"], value
+    fitting = [
+        flag
+        for flag in meant
+        if value and _explain_value(flag, [normalize_value(value, flags[flag])], flags[flag]) is None
+    ]
+    return (fitting[:1] if word in FLAGS_BY_WORD else []) or meant[: 1 if word in FLAGS_BY_WORD else 3], value
+
+
+def _is_text_file(value: str) -> bool:
+    """Whether a value names a file or a source of text rather than a directory of shards."""
+    path = expand_path(value)
+    return path.is_file() or (bool(path.suffix) and not path.is_dir()) or value.startswith("hf:")
+
+
 def _explain_first(name: str, value: str | None) -> str:
     return f"{name.upper()} is the first word behind the command{f': {quote(value)}' if value else ''}."
 
@@ -170,10 +202,9 @@ def _negate(word: str, meant: str, value: str | None) -> str | None:
 
 
 def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
-    """The flags that a name may mean, the likeliest first; at most three."""
-    synonyms = [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]
-    if synonyms:
-        return synonyms[:1]
+    """The flags that a name may mean, the likeliest first."""
+    if synonyms := [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]:
+        return synonyms
     if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
         return sorted(found, key=lambda flag: flag.count("."))[:3]
     if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:

@@ -36,7 +36,7 @@ _SAME = {
     "name": "run-name exp-name experiment wandb-run-name run-id",
     "init-from": "initialize-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
     "seed": "random-seed rng-seed",
-    "mesh": "mesh-shape mesh-type strategy parallelism sharding fsdp",
+    "mesh": "mesh-shape mesh-type strategy parallelism sharding fsdp ddp dp tp",
     "log.wandb": "wandb wandb-log use-wandb report-to",
     "log.wandb-project": "wandb-project project",
     "log.every": "log-interval logging-steps log-every log-freq",
@@ -90,8 +90,8 @@ _SAME = {
     "model.compute.attention-impl": "attn attention attn-impl flash flash-attention "
     "use-flash-attention attention-kernel attn-implementation",
     "model.compute.scan-layers": "scan unroll",
-    "mesh.data": "data-parallel data-parallel-size dp-size",
-    "mesh.fsdp": "fsdp-size ici-fsdp-parallelism",
+    "mesh.data": "data-parallel data-parallel-size dp-size dp ddp",
+    "mesh.fsdp": "fsdp-size ici-fsdp-parallelism fsdp",
     "mesh.tensor": "tensor-parallel tensor-parallel-size tp-size tp",
     "checkpoint.keep": "max-to-keep save-total-limit keep-last-n",
     "evaluators.0.batch-size": "eval-batch-size val-batch-size",
@@ -181,6 +181,15 @@ EXPLANATIONS = {
         ("prompt", "message", "question"),
         "gptjax.sample --prompt=… continues a text; a chat reads its messages from the terminal or a pipe.",
     ),
+    "report-to=tensorboard": "Write --log.tensorboard.",
+    **dict.fromkeys(
+        ("eval-iters", "eval-batches", "limit-val-batches"),
+        "--evaluators.0.tokens or .1.tokens counts what a validation reads; by default it is the whole split.",
+    ),
+    **dict.fromkeys(
+        ("decay-lr", "lr-decay"),
+        "The schedule is a class of the config file; Constant() keeps the rate (docs/optimizers.md).",
+    ),
     "model=hf": "What lm_eval takes as --model hf --model_args pretrained=NAME is --checkpoint=NAME here.",
     "always-save-checkpoint": "--checkpoint.every says how often a run is saved.",
     **dict.fromkeys(
@@ -189,6 +198,8 @@ EXPLANATIONS = {
     ),
 }
 """What to say of a word that no flag stands for."""
+SWITCHED_ON = {"log.wandb": "online"}
+"""What a flag of words is where it is typed like a switch."""
 FORMS = {"split": "hash:{}", "tokenizer": "bpe:{}"}
 """How a number is written that other programs give to such a flag."""
 VALUES = {
@@ -208,6 +219,8 @@ VALUES = {
     "disabled": "off",
     "true": "on",
     "false": "off",
+    "none": "off",
+    "wandb": "online",
 }
 """Other spellings of choices."""
 

@@ -22,6 +22,7 @@ from gptjax.evaluators.metric_names import to_metrics
 from gptjax.objectives.objective import get_nats_metric, get_row_kind
 from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class ValidationLoss(PeriodicEvaluator):
             context = replace(context, data=self.data.resolve())
             own, wanted = context.data.load_tokenizer(), context.tokenizer
             if own and wanted and own.fingerprint != wanted.fingerprint and not wanted.extends(own):
-                problem = f"was made with {own.name}, and the run's with {wanted.name}: prepare it with the latter"
-                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}.")
+                problem = f"was made with {own.name}, and the run's with {wanted.name}"
+                what = f"{explain_difference(own, wanted)}. Prepare it with the latter"
+                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}: {what}.")
             if context.read_spec is not None and context.read_spec.reference is not None:
                 problem = "has data of its own, but the reference is stored for the run's"
                 advice = "Compute it in every step: --objective.no-store-reference"

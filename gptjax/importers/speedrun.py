@@ -20,10 +20,10 @@ from gptjax.importers.foreign import (
     collect_tensors,
     count_layers,
     list_names,
+    make_config,
     read_number,
     read_torch_file,
 )
-from gptjax.model.config import GPTConfig
 
 LAYER = "blocks.{}"
 ROWS = [
@@ -56,7 +56,8 @@ def read_speedrun(path: Path, *, num_heads: int | None = None, context_length: i
     vocab, width = embedding.shape
     read = lambda name, default: default if settings is None else read_number(settings, name, path)
     is_tied = head.shape == embedding.shape and np.array_equal(head.read(), embedding.read())
-    config = GPTConfig(
+    config = make_config(
+        path,
         num_layers=layers,
         num_heads=num_heads or read("num_heads", max(width // HEAD_DIM, 1)),
         embed_dim=width,

@@ -18,13 +18,14 @@ from jax import Array
 
 from gptjax.core.errors import UserError
 from gptjax.model.attention import SequenceAttention
-from gptjax.model.block import Attend, Block, LayerInputs, Norm
+from gptjax.model.block import Attend, Block, LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.extras import UNet, ValueEmbeddings
 from gptjax.model.kernels import select_kernel
 from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
 from gptjax.model.loss import Head
 from gptjax.model.module import Module
+from gptjax.model.norm import Norm
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
 from gptjax.model.products import StoredMatrix, activation_dtype, multiply, multiply_head, run_in_loop
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions

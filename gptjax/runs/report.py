@@ -24,7 +24,7 @@ from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
-from gptjax.model.layers import BUILTIN_ACTIVATIONS
+from gptjax.model.layers import ACTIVATIONS
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
@@ -188,7 +188,7 @@ def _find_config(words: Sequence[str]) -> str | None:
 def _find_imports(config: TrainConfig, words: Sequence[str]) -> str:
     """The flag for commands that read a run whose model or data needs the user's own config file; else empty."""
     parts = (config.data, config.model.position_scheme)
-    is_own = config.model.activation not in BUILTIN_ACTIVATIONS
+    is_own = config.model.activation not in ACTIVATIONS.builtin
     is_own = is_own or not all(type(part).__module__.startswith("gptjax.") for part in parts)
     found = _find_config(words)
     return f" {shlex.join([f'--import={found}'])}" if is_own and found else ""

@@ -72,13 +72,14 @@ def prepare_config(
     is a `UserError`.
     """
     check_effects(config, explicit_fields)
+    source: Checkpoint | None = None
+    exists = (config.directory / "config.json").is_file()
+    # Before the data: a preparation may take hours.
+    if config.init_from is not None:  # once this run exists, its own directory says as much
+        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
-    source: Checkpoint | None = None
-    exists = (config.directory / "config.json").is_file()
-    if config.init_from is not None:  # once this run exists, its own directory says as much
-        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
     model = config.model
     if source is not None:

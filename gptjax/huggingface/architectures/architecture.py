@@ -16,6 +16,7 @@ from typing import Any
 from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
+from gptjax.model.positions import POSITIONS
 from gptjax.sharding.devices import DType
 
 CONFIG_FILE = "config.json"
@@ -85,6 +86,8 @@ class Architecture:
         ]
         if config.activation not in self.activations.values():
             refused.append("activation")
+        if config.positions not in POSITIONS.builtin and "positions" not in refused:
+            refused.append("positions")
         return [f"model.{name}={getattr(config, name)}" for name in refused]
 
     def check(self, config: GPTConfig) -> None:
