@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -131,6 +132,8 @@ def data(tmp_path: Path) -> Path:
         "ptb.txt": "".join(f" {write_text(draw, 9)} \n" for _ in range(4)),
         "one_billion_words.txt": "".join(f"{write_text(draw, 9)} .\n" for _ in range(4)),
         "sst2_few_shot.tsv": "sentence\tlabel\nbad \t0\ngood \t1\n",
+        "sst2_5_shot.tsv": "sentence\tlabel\nbad \t0\ngood \t1\n",
+        "sst2_5_shot.train.tsv": "sentence\tlabel\n" + "".join(f"so {w}\t{i % 2}\n" for i, w in enumerate(WORDS[:9])),
         "gsm8k_step_by_step.jsonl": dump({"question": "how many?", "answer": f"so #### {i}"} for i in range(2)),
     }
     options = "|".join(WORDS[:10])
@@ -147,7 +150,12 @@ def test_one_command_gives_the_table_of_the_model_card(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     file, responses = tmp_path / "result.json", tmp_path / "responses.jsonl"
-    words = [f"--checkpoint={run}", "--tasks=gpt2_model_card,sst2_few_shot", f"--task-data={data}", "--mesh=single"]
+    words = [
+        f"--checkpoint={run}",
+        "--tasks=gpt2_model_card,sst2_few_shot,sst2_5_shot",
+        f"--task-data={data}",
+        "--mesh=single",
+    ]
     (data / "ptb.txt").rename(tmp_path / "elsewhere")
     main([*words, f"--task-data=ptb={tmp_path / 'elsewhere'}", f"--json={file}", f"--responses={responses}"])
     figures = json.loads(file.read_text())["figures"]
@@ -163,6 +171,10 @@ def test_one_command_gives_the_table_of_the_model_card(
     assert {"low", "high"} <= figures["wikitext word_perplexity"].keys()
     lines = [json.loads(line) for line in responses.read_text().splitlines()]
     assert {line["task"] for line in lines} >= {"cbt_cn", "enwik8", "lambada_openai"}
+    [asked] = [line["arguments"][0][0] for line in lines if line["task"] == "sst2_5_shot" and line["doc_id"] == 0]
+    examples = r'(Review: "so \w+,?"\nAnswer: (posi|nega)tive\n\n){5}'
+    question = r"Is this review positive or negative\?\n\n"
+    assert re.fullmatch(f'{question}{examples}Review: "bad"\nAnswer:', asked)
     assert all(line["resps"] for line in lines)
 
 
