@@ -72,7 +72,8 @@ _SAME = {
     "processes": "workers num-workers num-proc n-jobs jobs threads nproc",
     "shard-tokens": "shard-size tokens-per-shard",
     "vocab-size": "vocab size n-vocab num-tokens",
-    "model": "name hub repo repo-id pretrained checkpoint ckpt ckpt-path checkpoint-path weights file source input path from",
+    "model": "name hub repo repo-id pretrained checkpoint ckpt ckpt-path checkpoint-path weights "
+    "file source input path from",
     "repetition-penalty": "repetition repeat-penalty rep-penalty",
     "template": "chat-template",
     "peer": "compare against baseline vs",
