@@ -38,10 +38,8 @@ class Prepared(TokenShards):
     def resolve(self) -> TokenShards:
         """Return the plain shards; prepares them if need be, which takes seconds for small sources."""
         if self.path is not None and expand_path(self.path).is_file():
-            raise UserError(
-                f"data.path is {self.path}, a file; wanted a directory of shards. --data.source={shlex.quote(self.path)} "
-                "reads a text."
-            )
+            advice = f"--data.source={shlex.quote(self.path)} reads a text"
+            raise UserError(f"data.path is {self.path}, a file; wanted a directory of shards. {advice}.")
         names = {field.name for field in dataclasses.fields(TokenShards)}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Prepared)}
         plain = TokenShards(**{name: value for name, value in values.items() if name in names})
