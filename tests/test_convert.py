@@ -133,7 +133,7 @@ def test_export_casts_to_the_given_type(tmp_path: Path, run: Path, model: GPT):
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
-    expected = np.asarray(model.tokens[...])[:259].astype(tensors["transformer.wte.weight"].dtype)
+    expected = np.asarray(model.token_embedding[...])[:259].astype(tensors["transformer.wte.weight"].dtype)
     np.testing.assert_array_equal(tensors["transformer.wte.weight"], expected)
 
 

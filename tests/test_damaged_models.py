@@ -244,7 +244,7 @@ def test_names_of_a_wrapped_model_are_understood(prefix: str, tmp_path: Path):
     tensors = draw_tensors(CONFIG)
     folder = write_model(tmp_path / "model", {prefix + name: tensor for name, tensor in tensors.items()})
     _, model, _ = from_hf(folder)
-    assert np.array_equal(np.asarray(model.tokens[...])[:260], tensors[EMBEDDING])
+    assert np.array_equal(np.asarray(model.token_embedding[...])[:260], tensors[EMBEDDING])
 
 
 def test_a_directory_named_like_a_model_of_the_hub_is_told(

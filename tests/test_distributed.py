@@ -91,6 +91,12 @@ def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
     assert calls == []
 
 
+def test_other_word_than_auto_is_refused(calls: list[dict]):
+    with pytest.raises(UserError, match="GPTJAX_DISTRIBUTED is yes; wanted auto"):
+        initialize_distributed({"GPTJAX_DISTRIBUTED": "yes"})
+    assert calls == []
+
+
 @pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_mpirun_without_a_coordinator_is_refused(calls: list[dict], size: str):
     with pytest.raises(UserError, match=rf"mpirun has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):

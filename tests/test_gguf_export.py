@@ -71,7 +71,7 @@ def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str, caps
     kinds = field("tokenizer.ggml.token_type")
     assert (kinds[0], kinds[258], kinds[263]) == (1, 3, 5), "normal, control, unused"
     tensors: dict[str, Any] = {tensor.name: tensor.data for tensor in reader.tensors}
-    np.testing.assert_array_equal(tensors["token_embd.weight"], np.asarray(model.tokens[...])[:264])
+    np.testing.assert_array_equal(tensors["token_embd.weight"], np.asarray(model.token_embedding[...])[:264])
     if name == "llama":
         attention: Any = model.blocks.attention
         key = np.asarray(attention.kv[...])[1, :, 0].reshape(32, 2, 2, 4).transpose(1, 3, 2, 0)

@@ -137,7 +137,7 @@ def test_init_from_weights_decide_the_shape(
     assert state.model.config == config.model
     weights = flatten_by_name(run.load_model())
     for name, array in flatten_by_name(state.model).items():
-        rows = len(ALPHABET) if name == "tokens" else len(array)  # an export has no rows of padding
+        rows = len(ALPHABET) if name == "token_embedding" else len(array)  # an export has no rows of padding
         np.testing.assert_array_equal(np.asarray(array)[:rows], np.asarray(weights[name])[:rows])
 
 

@@ -9,14 +9,19 @@ from gptjax.core.errors import UserError
 MIN_ADDRESS_SPACE = 3 * 2**30
 """Bytes. A tiny run on two cores needs 2 to 4 GiB; at fewer, threads of XLA or Orbax cannot be started and abort it."""
 _TRUE = ("1", "true", "yes", "on")
+_REFUSED = {
+    "JAX_ENABLE_X64": (_TRUE, "gptjax trains in float32 and counts in int32"),
+    "JAX_DISABLE_JIT": (_TRUE, "a training step is compiled as a whole"),
+    "JAX_NUMPY_DTYPE_PROMOTION": (("strict",), "gptjax computes with several dtypes"),
+}
+"""Values of JAX's variables with which nothing is trained, and why."""
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     """Raise a UserError that names the variable or the limit. Call it before JAX is imported."""
-    if environment.get("JAX_ENABLE_X64", "").lower() in _TRUE:
-        raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
-    if environment.get("JAX_DISABLE_JIT", "").lower() in _TRUE:
-        raise UserError("JAX_DISABLE_JIT is set, but a training step is compiled as a whole. Unset it.")
+    for name, (values, reason) in _REFUSED.items():
+        if (value := environment.get(name, "").lower()) in values:
+            raise UserError(f"{name} is set to {value}, but {reason}. Unset it.")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
         raise UserError(

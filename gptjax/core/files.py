@@ -38,6 +38,14 @@ def expand_path(path: AnyPath) -> Path:
         raise UserError(f"{quote(str(path))} begins with the home directory of a user who does not exist.") from None
 
 
+def shorten_path(path: Path) -> str:
+    """A path for commands that are printed: seen from the working directory, unless that was deleted."""
+    try:
+        return os.path.relpath(path)
+    except FileNotFoundError:
+        return str(path)
+
+
 def cache_directory() -> Path:
     """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`.
 

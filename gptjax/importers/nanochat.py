@@ -14,7 +14,7 @@ from gptjax.importers.foreign import MODERN, ForeignModel, collect_tensors, make
 
 LAYER = "transformer.h.{}"
 ROWS = [
-    WeightMapping("transformer.wte.weight", "tokens", "V D"),
+    WeightMapping("transformer.wte.weight", "token_embedding", "V D"),
     *map_projections({name: f"{LAYER}.attn.c_{name}.weight" for name in "qkv"}, head_order="swapped"),
     WeightMapping(f"{LAYER}.attn.c_proj.weight", "blocks.attention.out", "D HK"),
     WeightMapping(f"{LAYER}.mlp.c_fc.weight", "blocks.mlp.up", "F D"),

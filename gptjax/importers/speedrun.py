@@ -27,7 +27,7 @@ from gptjax.importers.foreign import (
 
 LAYER = "blocks.{}"
 ROWS = [
-    WeightMapping("wte.weight", "tokens", "V D"),
+    WeightMapping("wte.weight", "token_embedding", "V D"),
     WeightMapping(f"{LAYER}.attn.c_attn.weight", "blocks.attention.qkv", "CHK D"),
     WeightMapping(f"{LAYER}.attn.c_proj.weight", "blocks.attention.out", "D HK"),
     WeightMapping(f"{LAYER}.mlp.c_fc.weight", "blocks.mlp.up", "F D"),

@@ -71,8 +71,8 @@ class GPT(Module):
         length = config.position_scheme.max_length
         draw = lambda key, axis_names, *shape, std: normal_param(key, axis_names, shape, std=std, mesh=mesh)
         std, head_std = config.initial_embedding_std, config.initial_head_std
-        self.tokens = draw(token_key, "VD", vocab, width, std=std)
-        self.positions = None if length is None else draw(position_key, "TD", length, width, std=std)
+        self.token_embedding = draw(token_key, "VD", vocab, width, std=std)
+        self.position_embedding = None if length is None else draw(position_key, "TD", length, width, std=std)
         self.value_embeddings = ValueEmbeddings(config, mesh, key=value_key) if config.value_table_names else None
         self.blocks = jax.vmap(lambda key, depth: Block(config, mesh, key=key, depth=depth))(
             jax.random.split(block_key, layers), jnp.linspace(0.0, 1.0, layers)
@@ -118,8 +118,8 @@ class GPT(Module):
     def embed(self, tokens: BT, positions: Positions) -> BTD:
         """Token embeddings with positions."""
         config, mesh = self.config, self.mesh
-        x = embedding_lookup(gather(self.tokens, mesh), tokens, mesh).astype(jnp.float32)
-        x = config.position_scheme.embed(x, positions, table=self.positions, mesh=mesh)
+        x = embedding_lookup(gather(self.token_embedding, mesh), tokens, mesh).astype(jnp.float32)
+        x = config.position_scheme.embed(x, positions, table=self.position_embedding, mesh=mesh)
         x = rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
         return x.astype(activation_dtype(config.compute.dtype))
 
@@ -180,7 +180,7 @@ class GPT(Module):
     @property
     def output_head(self) -> Head:
         """The output head as it is stored (V padded), tied or not."""
-        weight = self.tokens[...] if self.head is None else self.head[...].T
+        weight = self.token_embedding[...] if self.head is None else self.head[...].T
         return Head(weight, None if self.head_bias is None else self.head_bias[...])
 
     @jax.named_scope("head")
@@ -269,8 +269,8 @@ def with_context_length(model: GPT, context_length: int) -> GPT:
             f"Use --model.context-length={limit} or less."
         )
     changed = with_static(model, config=replace(config, context_length=context_length))
-    if model.positions is not None:
-        changed.positions = nnx.Param(model.positions[...][:context_length], axis_names="TD")
+    if model.position_embedding is not None:
+        changed.position_embedding = nnx.Param(model.position_embedding[...][:context_length], axis_names="TD")
     return changed
 
 

@@ -1,7 +1,6 @@
 """Text that a run prints before its first step and after its last."""
 
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.flags import drop_flags
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
+from gptjax.core.files import shorten_path
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
@@ -159,7 +159,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return
-    run = os.path.relpath(config.directory)
+    run = shorten_path(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     imports = _find_imports(config, words)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.

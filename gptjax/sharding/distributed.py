@@ -143,6 +143,8 @@ def name_process() -> str:
 
 def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
     """Raise a UserError for variables of a launcher that describe the processes wrongly or not at all."""
+    if (value := environment.get("GPTJAX_DISTRIBUTED", "")) not in ("", "auto"):
+        raise UserError(f"GPTJAX_DISTRIBUTED is {quote(value)}; wanted auto, or nothing for a single process.")
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x

@@ -160,7 +160,7 @@ def test_gradient_of_an_embedding_counts_every_occurrence() -> None:
     config = with_dtype(replace(BASE, num_layers=1), "bfloat16")
     model, tokens = make_model(config), jnp.zeros((ROWS, LENGTH), jnp.int32)
     gradients = jax.grad(lambda model: model.embed(tokens, jnp.arange(LENGTH)).astype(jnp.float32).sum())(model)
-    assert gradients.tokens[...][0].tolist() == [ROWS * LENGTH] * config.embed_dim
+    assert gradients.token_embedding[...][0].tolist() == [ROWS * LENGTH] * config.embed_dim
 
 
 def test_documents_and_targets_of_the_batch_are_used() -> None:

@@ -132,7 +132,7 @@ MODEL = (
         "gptjax/model/gpt.py",
         "test_model_extras.py::test_norms_positions_activations_and_heads_equal_formula",
         # An untied head is reshaped, not transposed.
-        ("self.head[...].T", "self.head[...].reshape(self.tokens.shape)"),
+        ("self.head[...].T", "self.head[...].reshape(self.token_embedding.shape)"),
     ),
     *mutate(
         "gptjax/model/config.py",
@@ -232,8 +232,8 @@ MODEL = (
         "invariants/test_precision.py",
         # The gradients of an embedding are added in bfloat16.
         (
-            "embedding_lookup(gather(self.tokens, mesh), tokens",
-            "embedding_lookup(gather(self.tokens, mesh).astype(jnp.bfloat16), tokens",
+            "embedding_lookup(gather(self.token_embedding, mesh), tokens",
+            "embedding_lookup(gather(self.token_embedding, mesh).astype(jnp.bfloat16), tokens",
         ),
     ),
     *mutate(

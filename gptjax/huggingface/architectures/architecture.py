@@ -20,7 +20,7 @@ from gptjax.model.positions import POSITIONS
 from gptjax.sharding.devices import DType
 
 CONFIG_FILE = "config.json"
-HEAD, EMBEDDING = "head", "tokens"
+HEAD, EMBEDDING = "head", "token_embedding"
 """Paths of the output head and of the embedding, which may be tied."""
 NOT_COMPUTED = frozenset({"init", "compute", "dropout", "intra_document_mask"})
 """Fields of `GPTConfig` that do not change what given weights compute for one text."""
