@@ -100,6 +100,14 @@ TYPED_TO_TRAIN = {
     "--eval_iters=200": "counts what a validation reads",
     "--decay_lr=False": "Constant() keeps the rate",
     "--data=books.txt": "Write --data.source=books.txt.",
+    "--no-wandb": "Write --log.wandb=off.",
+    "--lora": "Write --lora.rank=8.",
+    "--steps==5": "Write --steps=5.",
+    "--steps:=5": "Write --steps=5.",
+    "--swiglu": "Write --model.activation=silu --model.gated-mlp.",
+    "--text=book.txt": "Write --data.source=book.txt.",
+    "--ckpt=runs/x": "Write --init-from=runs/x.",
+    "--fresh": "A new --name begins another run",
     "--data=data/books": "Write --data.path=data/books.",
 }
 TYPED_TO_OTHERS = [

@@ -243,6 +243,8 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
         if not specs and name in CONFIG_WORDS:
             value = value if equals else next(iter(rest[place + 1 :]), "")
             raise UserError(explain_unknown(name.replace("_", "-"), value, {"config": Flag(str)}))
+    if specs and rest and rest[0] in list_configs():
+        raise UserError(f"Two configs are given, {quote(rest[0])} and {quote(specs[0])}: a run has one.")
     before = [None, *rest]
     for place, word in enumerate(rest):  # nanoGPT's order: flags, then the config
         is_value = place > 0 and before[place].startswith("--") and "=" not in before[place]

@@ -96,6 +96,8 @@ def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
     if not values or (values == [""] and flag.types not in ((str,), (str, types.NoneType))):
         return f"--{name} has no value. Write --{name}={_example(flag)}."
     value = values[0]
+    if value.startswith("=") and flag.types != (str,):
+        return f"--{name}={quote(value)} has two signs of equality. Write --{name}{_spell(value)}."
     if value == "None" and types.NoneType in flag.types:
         return None
     if flag.choices and set(flag.types) <= {*_literal_types(flag), types.NoneType} and value not in flag.choices:
@@ -139,7 +141,7 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     `has_first` says that the first word behind the command is given, so that no flag can stand for it.
     """
     name, colon, behind = name.partition(":")
-    value = behind if colon else value
+    value = (behind or value) if colon else value
     shown = quote(name + colon + behind)
     if reason := EXPLANATIONS.get(f"{name}={value}"):
         return f"There is no flag --{shown}. {reason}"
@@ -169,6 +171,7 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
 
     `--bf16` and `--fsdp` are values, `--fsdp=8` is a number of devices.
     """
+    value = "false" if value is None and word.startswith("no-") else value
     is_switched_on = value is None or value.lower() in TRUE - {"1"}
     spelled = VALUES.get(word, word)
     if is_switched_on and (chosen := [flag for flag in meant if spelled in flags[flag].choices]):
@@ -177,6 +180,8 @@ def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) 
         return meant[:1], on
     if value and "data.path" in meant and "data.source" in flags:
         return ["data.source" if _is_text_file(value) else "data.path"], value
+    if "split" in meant and _is_number(value):
+        return ["split"], value
     fitting = [
         flag
         for flag in meant
@@ -248,13 +253,16 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
         return write_switch(name, value is None or value.lower() not in FALSE)
     if value in (None, ""):
         return f"--{name}={_example(flag)}"
-    is_number = str(value).replace(".", "", 1).isdecimal()
-    written = FORMS[name].format(value) if name in FORMS and is_number else normalize_value(str(value), flag)
+    written = FORMS[name].format(value) if name in FORMS and _is_number(value) else normalize_value(str(value), flag)
     if _explain_value(name, [written], flag) is not None:
         close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.8)
         written = close[0] if close else "|".join(flag.choices) or _example(flag)
         return f"--{name}={quote(written)}"
     return f"--{name}={_spell(written)}"
+
+
+def _is_number(value: str | None) -> bool:
+    return str(value).replace(".", "", 1).isdecimal()
 
 
 def _spell(value: str) -> str:
@@ -275,5 +283,7 @@ def _explain_bare(word: str, flags: Flags) -> str:
         )
     required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
     meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
+    if (known := find_flag(name, flags)[0]) is not None:
+        return f"{quote(word)} begins without dashes. Write --{known}=…."
     hint = f" Write --{meant[0]}={_spell(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
     return f"{quote(word)} belongs to no flag.{hint}"

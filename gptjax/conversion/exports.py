@@ -5,6 +5,7 @@ An export is compared with transformers, if that is installed, before its direct
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
@@ -106,7 +107,8 @@ def export_model(options: ToHf) -> None:
         facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
         if isinstance(run, RunDir):
             facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
-            facts = replace(facts, data=tuple(describe_data(run.data)))
+            with suppress(UserError):  # of a class of the user's own, whose file is not given
+                facts = replace(facts, data=tuple(describe_data(run.data)))
         model_card.write_model_card(directory, model.config, architecture=architecture, dtype=dtype, facts=facts)
         result = "not verified: --no-verify"
         if options.verify:
