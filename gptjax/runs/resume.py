@@ -45,6 +45,8 @@ def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerpri
         raise UserError(
             f"{config.directory} is at step {saved.step} already, beyond steps {config.steps}. Give more --steps."
         )
+    if config.resume == "force":
+        _check_rows(saved.config, config)
     reported, refused = compare_configs(saved.config, config)
     refused += _compare_history(saved.config, config, saved.step)
     refused += _compare_fingerprints(saved.fingerprints, fingerprints)
@@ -166,10 +168,8 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
-    if config.resume == "force" and step > 0:
-        _check_rows(saved, config)
-        if saved.history_until(step) != config.history_until(step):
-            config = _keep_batches(saved, config, step)
+    if config.resume == "force" and saved.history_until(step) != config.history_until(step):
+        config = _keep_batches(saved, config, step)
     return config
 
 
