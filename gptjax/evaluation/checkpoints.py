@@ -186,7 +186,9 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         "documents": documents,
         "words": round(float(sums.words.sum())),
         "bytes": round(float(sums.bytes.sum())),
-        "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}",
+        "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}"
+        if len(sums.nats) > 1
+        else "none of one document",
     }
     if options.quantize is not None:
         from gptjax.generation.decoding import round_weights

@@ -3,8 +3,10 @@
 What is wrong at once, such as a file that does not exist, is refused before the first step.
 """
 
+import contextlib
 import re
 import sys
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -125,13 +127,14 @@ class HarnessTasks(_BatchedEvaluator):
             num_fewshot=self.num_fewshot,
             apply_chat_template=self.apply_chat_template,
         )
-        with harness.prepare_tasks(request):
-            pass  # mistakes are refused here
+        stack = contextlib.ExitStack()
+        prepared = stack.enter_context(harness.prepare_tasks(request))  # mistakes are refused here
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
-            return name_metrics(harness.run_tasks(adapter, request).figures)
+            return name_metrics(prepared.run(adapter).figures)
 
+        weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
         return guard(evaluate, " ".join(self.tasks))
 
 

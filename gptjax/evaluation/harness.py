@@ -118,12 +118,6 @@ def prepare_tasks(request: TaskRequest) -> Iterator[PreparedTasks]:
         yield PreparedTasks(request, manager, tuple(names))
 
 
-def run_tasks(model: "HarnessModel", request: TaskRequest) -> TaskResults:
-    """Run the tasks of one model; see `PreparedTasks.run`."""
-    with prepare_tasks(request) as tasks:
-        return tasks.run(model)
-
-
 def open_tasks(manager: Any, names: Sequence[str], *, local: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
     """The tasks with their data, and why each of the others has none.
 
