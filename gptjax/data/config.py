@@ -68,10 +68,10 @@ class TokenShards(DataSource):
         return SequenceReader(self.open_rows("train", spec), spec, packing=self.packing, prefetch=self.prefetch)
 
     def open_rows(self, split: str, spec: ReadSpec) -> Sequences:
-        if spec.rows == "pairs":
+        if spec.row_kind == "pairs":
             raise UserError("data is TokenShards, but this objective reads pairs. Use data=PreferenceShards(path=...).")
         check_kind(self._directory, pairs=False)
-        if spec.rows == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
+        if spec.row_kind == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
             raise UserError(
                 f"data.packing is {self.packing!r}, which cuts conversations anywhere. "
                 "Use --data.packing=best_fit_truncate."

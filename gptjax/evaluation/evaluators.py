@@ -65,7 +65,7 @@ class TextProtocol(_BatchedEvaluator):
         """Raises `UserError` for a text or shards that cannot be read."""
         protocol = find_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
         protocol = protocol if self.tokens is None else replace(protocol, tokens=self.tokens)
-        protocol = protocol.resolve(context.model.context_length)
+        protocol = protocol.resolve(context.model_config.context_length)
         if self.text is None or self.data is not None:
             text = texts.open_stored_text(self._open_stream(context), context.tokenizer, protocol)
         else:

@@ -23,7 +23,7 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.extras import UNet, ValueEmbeddings
 from gptjax.model.kernels import select_kernel
 from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
-from gptjax.model.loss import Head
+from gptjax.model.loss import OutputHead
 from gptjax.model.module import Module
 from gptjax.model.norm import Norm
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
@@ -178,10 +178,10 @@ class GPT(Module):
         return head if isinstance(head, StoredMatrix) else None
 
     @property
-    def output_head(self) -> Head:
+    def output_head(self) -> OutputHead:
         """The output head as it is stored (V padded), tied or not."""
         weight = self.token_embedding[...] if self.head is None else self.head[...].T
-        return Head(weight, None if self.head_bias is None else self.head_bias[...])
+        return OutputHead(weight, None if self.head_bias is None else self.head_bias[...])
 
     @jax.named_scope("head")
     def unembed(self, hidden: BTD) -> BTV:

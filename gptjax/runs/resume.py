@@ -196,8 +196,8 @@ def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainCo
         step,
         batch_size=now.batch.size,
         grad_accum=now.batch.grad_accum,
-        long_window=now.model.long_window,
-        short_window=now.model.short_window,
+        long_window=now.model_config.long_window,
+        short_window=now.model_config.short_window,
         lr_scale=now.lr_scale,
     )
     later = tuple(stage for stage in wanted.stages if stage.begin > step)

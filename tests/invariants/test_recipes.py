@@ -135,7 +135,7 @@ def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_pat
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             restored = checkpoints.restore(later, 2)
         batch = next(open_loader(config, SINGLE).iterate_from(2))
-        expected = compute_loss(with_static(restored.model, config=config.phases[-1].model), batch)
+        expected = compute_loss(with_static(restored.model, config=config.phases[-1].model_config), batch)
         assert advance(restored, 2)[0] == second
     assert second[0] == pytest.approx(expected, abs=1e-5)
     assert np.ptp(first + second) > 1e-3, "losses that hardly move would prove little"
