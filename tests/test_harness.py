@@ -276,7 +276,9 @@ def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
     rows = [{"question": "the cat", "answers": ["boat", "two cats"], "gold": 1}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("first", "second"):
-        task = CHOICES.replace("FILE", str(tmp_path / "rows.jsonl")).replace("task: choices", f"task: {name}")
+        task = CHOICES.replace("FILE", str(tmp_path / "rows.jsonl")).replace(
+            "task: choices", f"task: {name}\ntag: both"
+        )
         (folder / f"{name}.yaml").write_text(task)
     (folder / "sums.yaml").write_text(GROUP)
     monkeypatch.chdir(tmp_path)
@@ -292,6 +294,10 @@ def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
     assert "| second acc | " in printed.out
     assert "| sums acc | " not in printed.out
     assert "note: sums has no sum of its tasks, as one has local data" in printed.err
+    main([*words, "--tasks=both", local])
+    printed = capsys.readouterr()
+    assert "first: 1 item, 0 examples, second: 1 item" in printed.out
+    assert "has no sum" not in printed.err
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write(json.dumps(rows[0] | {"gold": "one"}) + "\n")
     message = read_error(capsys, *words, "--tasks=sums", local)

@@ -10,6 +10,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.evaluators.evaluator import EvalContext, PeriodicEvaluator
 from gptjax.evaluators.validation import BigramBaseline, ValidationLoss
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.model.layers import ACTIVATIONS
@@ -60,8 +61,20 @@ def test_checkpoints_that_are_not_evaluated_by_the_metric_that_decides_are_noted
     config = replace(config, steps=140, checkpoint=CheckpointConfig(every=50), evaluators=evaluators)
     (note,) = report._describe_unevaluated(config)
     assert note.startswith("note: no checkpoint before the last is evaluated with val_loss")
-    assert not report._describe_unevaluated(
-        replace(config, checkpoint=CheckpointConfig(every=50, best_metric="books_loss"))
+    books = replace(config, checkpoint=CheckpointConfig(every=50, best_metric="books_loss"))
+    assert not report._describe_unevaluated(books)
+
+
+def test_own_evaluator_is_not_expected_to_measure_the_default_metric(config: TrainConfig) -> None:
+    class Accuracy(PeriodicEvaluator):
+        def open(self, context: EvalContext) -> None:
+            raise NotImplementedError
+
+    config = replace(config, steps=140, checkpoint=CheckpointConfig(every=50), evaluators=(Accuracy(every=30),))
+    assert not report._describe_unevaluated(config)
+    asked = replace(config, checkpoint=CheckpointConfig(every=50, best_metric="accuracy"))
+    assert report._describe_unevaluated(asked)[0].startswith(
+        "note: no checkpoint before the last is evaluated with acc"
     )
 
 

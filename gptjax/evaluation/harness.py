@@ -179,15 +179,16 @@ def is_own(manager: Any, name: str) -> bool:
 
 
 def _expand_groups(manager: Any, names: Sequence[str], *, local: Mapping[str, str]) -> Iterator[str]:
-    """The names with groups that hold tasks of ours, or with local data, replaced by what is in them.
+    """The names with tags, and groups that hold tasks of ours or with local data, replaced by what is in them.
 
     Each of those tasks may lack data without the others. All other groups stay whole, with their aggregates.
     """
     for name in names:
         members = _list_members(manager, name)
         leaves = list(_list_leaves(manager, name)) if members else []
-        if any(leaf in local or is_own(manager, leaf) for leaf in leaves):
-            if not is_own(manager, name):
+        is_tag = bool(members) and manager.task_index[name].kind.name == "TAG"
+        if is_tag or any(leaf in local or is_own(manager, leaf) for leaf in leaves):
+            if not is_tag and not is_own(manager, name):
                 print_once(f"note: {name} has no sum of its tasks, as one has local data", to_stderr=True)
             yield from _expand_groups(manager, members, local=local)
         else:
@@ -195,14 +196,16 @@ def _expand_groups(manager: Any, names: Sequence[str], *, local: Mapping[str, st
 
 
 def _list_members(manager: Any, name: str) -> list[str]:
-    """The names in a group; empty for a task, and for a group that changes its tasks."""
+    """The names in a group or with a tag; empty for a task, and for a group that changes its tasks."""
     entry = manager.task_index.get(name)
+    if entry is not None and entry.kind.name == "TAG":
+        return sorted(entry.tags)
     members = (entry.cfg or {}).get("task") if entry is not None and entry.kind.name == "GROUP" else None
     return members if isinstance(members, list) and all(isinstance(member, str) for member in members) else []
 
 
 def _list_leaves(manager: Any, name: str) -> Iterator[str]:
-    """The tasks in a group and in the groups in it."""
+    """The tasks in a group, and in the groups and tags in it."""
     if members := _list_members(manager, name):
         for member in members:
             yield from _list_leaves(manager, member)

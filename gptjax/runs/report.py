@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from gptjax.checkpoints.checkpoint_format import DEFAULT_METRIC
 from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.flags import drop_flags
 from gptjax.config import TrainConfig
@@ -15,7 +16,7 @@ from gptjax.core.files import shorten_path
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
-from gptjax.evaluators.evaluator import may_measure
+from gptjax.evaluators.evaluator import list_metrics, may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.registry import choose_architecture
@@ -96,7 +97,9 @@ def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
     metric = config.checkpoint.best_metric
     losses = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
-    if not config.checkpoint.keep_best or not losses:
+    # A user's own evaluator may measure anything, so it is expected to measure what was asked for alone.
+    is_expected = metric != DEFAULT_METRIC or any(metric in list_metrics(evaluator) for evaluator in losses)
+    if not (config.checkpoint.keep_best and losses and is_expected):
         return []
     by_time = []
     if config.checkpoint.every_minutes is not None:
