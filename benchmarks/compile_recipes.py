@@ -114,7 +114,7 @@ def compile_first_fit(
     options: Options, config: TrainConfig, *, phase: Phase, target: Target, mesh: MeshConfig
 ) -> Compiled:
     """Compile with less and less memory until a program fits. Returns the last one if none does."""
-    model, first = phase.model, replace(phase.batch, grad_accum=options.grad_accum or phase.batch.grad_accum)
+    model, first = phase.model_config, replace(phase.batch, grad_accum=options.grad_accum or phase.batch.grad_accum)
     replace(config, batch_size=first.size, grad_accum=first.grad_accum, stages=()).check_mesh(mesh)
     sizes = list_batch_sizes(first, model.context_length, mesh=mesh, max_tokens=target.max_tokens)
     remats: list[Remat] = [options.remat] if options.remat else list(dict.fromkeys([model.compute.remat, "full"]))
@@ -182,7 +182,11 @@ def compile_case(options: Options, case: Case) -> None:
     target, mesh, config = TARGETS[case.target], parse_mesh(case.mesh), load_config(case.recipe)
     phase = next(phase for phase in config.phases if phase.begin == case.step)
     compiled = compile_first_fit(options, config, phase=phase, target=target, mesh=mesh)
-    model, batch, failures = compiled.phase.model, compiled.phase.batch, [compiled.problem] if compiled.problem else []
+    model, batch, failures = (
+        compiled.phase.model_config,
+        compiled.phase.batch,
+        [compiled.problem] if compiled.problem else [],
+    )
     calls, wanted = count_attention_calls(model, target, mesh=mesh, text=compiled.text)
     if calls != wanted:
         failures.append(f"{calls} calls of fused attention, forward and backward; wanted {wanted}")

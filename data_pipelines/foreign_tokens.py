@@ -28,6 +28,8 @@ MDS_CODECS = {"zstd": "zstd", "gz": "gzip", "bz2": "bz2", "br": "brotli"}
 """By the word in the index, which is also the ending of the file."""
 MDS_MOST = 2**32 - 1
 """Bytes of a shard: its offsets have 32 bits."""
+READ_TOKENS = 2**22
+"""About as many tokens of short sequences are read at once."""
 MDS_COLUMNS = ("tokens", "input_ids")
 
 
@@ -104,17 +106,20 @@ def _read_megatron(path: Path) -> Iterator[np.ndarray]:
         raise UserError(f"{path}: holds tokens of type {code} in version {fields['version']}, which cannot be read.")
     if path.stat().st_size < header.itemsize + 12 * count or not content.is_file():
         raise UserError(f"{path}: is cut short, or {content.name} is not beside it.")
-    lengths = FileArray(path, np.dtype("i4"), offset=header.itemsize, count=count)
-    begins = FileArray(path, np.dtype("i8"), offset=header.itemsize + 4 * count, count=count)
+    lengths = np.asarray(FileArray(path, np.dtype("i4"), offset=header.itemsize, count=count), np.int64)
+    begins = np.asarray(FileArray(path, np.dtype("i8"), offset=header.itemsize + 4 * count, count=count))
     dtype = np.dtype(MEGATRON_DTYPES[code])
-    tokens = FileArray(content, dtype)
-    if count and (int(np.asarray(lengths, np.int64).sum()) > len(tokens) or np.asarray(lengths).min() < 0):
+    tokens, starts = FileArray(content, dtype), begins // dtype.itemsize
+    if count == 0:
+        return
+    if int(lengths.sum()) > len(tokens) or lengths.min() < 0:
         raise UserError(f"{path}: its sequences are longer than {content.name} together. Copy both files again.")
-    for length, begin in zip(np.asarray(lengths), np.asarray(begins), strict=True):
-        first = int(begin) // dtype.itemsize
-        if not 0 <= first <= first + int(length) <= len(tokens):
-            raise UserError(f"{path}: a sequence lies outside of {content.name}. Copy both files again.")
-        yield tokens[first : first + int(length)]
+    if ((starts < 0) | (starts > len(tokens) - lengths)).any():
+        raise UserError(f"{path}: a sequence lies outside of {content.name}. Copy both files again.")
+    parts = np.cumsum(lengths) // READ_TOKENS  # sequences that are read at once
+    for group in np.split(np.arange(count), np.flatnonzero(np.diff(parts)) + 1):
+        found = tokens.read_ranges(starts[group], lengths[group])
+        yield from np.split(found, np.cumsum(lengths[group])[:-1])
 
 
 class _MdsShard(NamedTuple):

@@ -41,6 +41,7 @@ class PrepareChat(PrepareScored):
     """Tokenise conversations into shards, on all cores. After a kill the same command continues."""
 
     train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
+    few_flags: ClassVar[str | None] = "--config=own_chats_cpu --init-from=RUN"
     template: str | None = None
     """Chat template: chatml, nanochat, or a chat_template.json. By default the tokenizer's own, or else chatml."""
     system_prompt: str | None = None

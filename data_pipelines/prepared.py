@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.readers.documents import TEXT_FIELD
-from gptjax.core.files import cache_directory, hash_json
+from gptjax.core.errors import UserError
+from gptjax.core.files import cache_directory, expand_path, hash_json
 from gptjax.data.config import TokenShards
 
 
@@ -35,6 +37,9 @@ class Prepared(TokenShards):
 
     def resolve(self) -> TokenShards:
         """Return the plain shards; prepares them if need be, which takes seconds for small sources."""
+        if self.path is not None and expand_path(self.path).is_file():
+            advice = f"--data.source={shlex.quote(self.path)} reads a text"
+            raise UserError(f"data.path is {self.path}, a file; wanted a directory of shards. {advice}.")
         names = {field.name for field in dataclasses.fields(TokenShards)}
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Prepared)}
         plain = TokenShards(**{name: value for name, value in values.items() if name in names})

@@ -7,6 +7,7 @@ when they are first used. Entry points are not among them: one that runs as `pyt
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gptjax.process import broken_import as _broken_import  # noqa: F401, its hook is for the imports after it
 from gptjax.process.early_exit import install_early_handler, is_module_run
 
 if TYPE_CHECKING:

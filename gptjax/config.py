@@ -147,7 +147,7 @@ class TrainConfig:
     def flops(self, steps: int, *, causal: bool) -> float:
         """FLOPs of the first `steps` steps, as `GPTConfig.flops_per_token` counts them."""
         return sum(
-            count * phase.tokens * phase.model.flops_per_token(causal=causal)
+            count * phase.tokens * phase.model_config.flops_per_token(causal=causal)
             for phase, count in self._steps_by_phase(steps)
         )
 

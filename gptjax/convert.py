@@ -82,18 +82,23 @@ def main(argv: list[str] | None = None) -> None:
             case ["to-gguf", *options]:
                 export_gguf(_parse(ToGGUF, "to-gguf", options))
             case ["from-hf", *options]:
-                import_model(_parse(FromHf, "from-hf", options))
+                import_model(_parse(FromHf, "from-hf", _name_first(options, "model")))
             case ["from-peft", *options]:
-                import_adapter(_parse(FromPeft, "from-peft", options))
+                import_adapter(_parse(FromPeft, "from-peft", _name_first(options, "adapter")))
             case [word, *options] if word.removeprefix("from-") in PROGRAMS and word.startswith("from-"):
-                options = [f"--model={options[0]}", *options[1:]] if options and options[0][0] != "-" else options
-                import_checkpoint(word, _parse(FromCheckpoint, word, options))
+                import_checkpoint(word, _parse(FromCheckpoint, word, _name_first(options, "model")))
             case ["-h" | "--help", *_]:
                 print(USAGE)
             case []:
                 raise UserError(USAGE)
             case _:
                 raise UserError(explain_command(argv[0]))
+
+
+def _name_first(options: Sequence[str], flag: str) -> list[str]:
+    """The words of an import, whose first one may be what is imported, without the flag."""
+    is_bare = bool(options) and options[0] != "" and not options[0].startswith("-")
+    return [f"--{flag}={options[0]}", *options[1:]] if is_bare else list(options)
 
 
 def _parse(kind: type[T], name: str, options: Sequence[str]) -> T:
@@ -103,7 +108,7 @@ def _parse(kind: type[T], name: str, options: Sequence[str]) -> T:
 
 def explain_command(word: str) -> str:
     """The message for a first word that is no command: the one that is meant."""
-    if word.startswith("-"):
+    if word.startswith("-") and word.lstrip("-").replace("_", "-") not in EXAMPLES:
         meant = "from-hf" if word.startswith("--model") else "to-hf"
         return f"{quote(word)} stands first; what is to be done comes before it: {PROG} {meant} {quote(word)} …"
     name = re.sub(r"[^a-z]+", "-", word.lower().replace("llm.c", "llmc"))

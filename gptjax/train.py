@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gptjax.cli.command_line import list_resume_words, parse_config, require_config
 from gptjax.core.compile_cache import enable_compile_cache
 from gptjax.core.diff import diff_configs
+from gptjax.core.environment import check_environment
 from gptjax.core.errors import exit_on_user_error
 from gptjax.process.console import print_once, safe_console
 from gptjax.process.early_exit import exit_early, leave_after_signal, remove_early_handler
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(words: list[str]) -> int:
     """Train as the command line says, and return the exit status."""
     require_config(words, prog=PROG, description=DESCRIPTION)
+    check_environment()
     # A crash of native code, such as SIGBUS from a data file that is cut while it is read, says where it was.
     faulthandler.enable(sys.__stderr__ or 2, all_threads=False)
     with postpone_garbage_collection():

@@ -130,7 +130,7 @@ def compute_logits(model: GPT, tokens: Any, **given: Any) -> np.ndarray:
     """(B, T, V) of a GPT; `given` is for `compute_hidden`."""
     config, weights = model.config, read_weights(model)
     x = compute_hidden(model, tokens, **given)
-    z = x @ (weights["tokens"].T if config.tie_embeddings else weights["head"])
+    z = x @ (weights["token_embedding"].T if config.tie_embeddings else weights["head"])
     z = z + weights.get("head_bias", 0)
     if (cap := config.logit_softcap) is not None:
         z = cap * xp.tanh(z / cap) if config.logit_softcap_curve == "tanh" else z / xp.sqrt(1 + (z / cap) ** 2)
@@ -158,9 +158,9 @@ def compute_hidden(
     tables = [pattern[layer % len(pattern)] for layer in range(layers)]
     table_names = sorted(set(tables) - {"."})
 
-    x = weights["tokens"][tokens]
+    x = weights["token_embedding"][tokens]
     if config.positions == "learned":
-        x = x + weights["positions"][xp.arange(tokens.shape[1])[None] if positions is None else positions]
+        x = x + weights["position_embedding"][xp.arange(tokens.shape[1])[None] if positions is None else positions]
     x = drop(rms_norm(x, epsilon) if config.embedding_norm else x, layers)
     x0, first_values, skips = x, None, []
     for layer in range(layers):

@@ -179,7 +179,7 @@ def test_state_of_adapters_is_small() -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (("tokens",), "the embedding and the head are tied"),
+        (("token_embedding",), "the embedding and the head are tied"),
         (("nothing",), "wanted `matrix`, or parts of these names"),
         (("up.mlp",), "parts of"),
     ],

@@ -12,16 +12,12 @@ from jax import Array
 from jax.sharding import AbstractMesh, AxisType
 
 from gptjax.core.errors import UserError
-from gptjax.model.attention import (
-    AttentionInputs,
-    AttentionOptions,
-    Sinks,
-    attend,
-    causal_attention,
-)
+from gptjax.model.attention import attend
+from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions, Sinks
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.flash_attention import cudnn_attention
 from gptjax.model.kernels import select_kernel, why_not_flash
+from gptjax.model.xla_attention import causal_attention
 from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import MeshConfig
 

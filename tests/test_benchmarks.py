@@ -116,3 +116,11 @@ def test_post_training_compares_each_way_of_trl_with_ours():
     output = run("post_training.py", *size, "--conversations=60", "--rounds=1", "--steps=1")
     assert len(find_numbers(r"([\d.]+) a second", output)) == 7
     assert all(0.01 < ratio < 1000 for ratio in find_numbers(r"([\d.]+) ×", output))
+
+
+@pytest.mark.parity
+def test_harness_speed_compares_equal_likelihoods():
+    pytest.importorskip("lm_eval")
+    output = run("harness_speed.py", "--items=8", "--layers=1", "--width=64")
+    assert all(worst < 1e-3 for worst in find_numbers(r"differ by at most (\S+)", output))
+    assert len(find_numbers(r"([\d.]+) items/s", output)) == 6

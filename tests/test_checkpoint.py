@@ -47,7 +47,7 @@ def test_restored_state_is_the_same_to_the_bit(tmp_path: Path, optimizer: str, m
         assert checkpoints.has_ema_item(7) == has_ema
     assert_same(restored, state)
     assert all(a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (restored, abstract)), strict=True))
-    own = {"step": 7, "best_value": 2.5, "format_version": 3, "checksums": True}
+    own = {"step": 7, "best_value": 2.5, "format_version": 4, "checksums": True}
     assert metadata == {"config": {"a": [1, None]}, **own}
 
 
@@ -95,10 +95,10 @@ def test_weights_are_restored_without_the_optimizer(tmp_path: Path):
     assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=1, item=EMA_ITEM), state.ema)
     with FSDP.activate():
         model = restore_model(tmp_path, abstract_model(CONFIG, FSDP), step=1)
-    sharding = model.tokens[...].sharding
+    sharding = model.token_embedding[...].sharding
     assert isinstance(sharding, NamedSharding)
     assert sharding.spec == FSDP.weight_spec("VD")
-    np.testing.assert_array_equal(np.asarray(model.tokens[...]), np.asarray(state.model.tokens[...]))
+    np.testing.assert_array_equal(np.asarray(model.token_embedding[...]), np.asarray(state.model.token_embedding[...]))
 
 
 def test_saved_model_restores_as_weights_only(tmp_path: Path):

@@ -18,8 +18,8 @@ def test_arrays_are_stored_by_name(tmp_path: Path):
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(3, make_state("muon", has_ema=True), metadata={}, best_value=None)
     names = {item: set(read_shapes(tmp_path / "3" / item)) for item in ("model", "optimizer", "counters", "ema")}
-    assert {"blocks.attention.qkv", "blocks.mlp_norm.scale", "tokens", "norm.bias"} <= names["model"]
-    assert {"muon.inner_state.momentum.blocks.mlp.up", "adam.inner_state.mu.tokens"} <= names["optimizer"]
+    assert {"blocks.attention.qkv", "blocks.mlp_norm.scale", "token_embedding", "norm.bias"} <= names["model"]
+    assert {"muon.inner_state.momentum.blocks.mlp.up", "adam.inner_state.mu.token_embedding"} <= names["optimizer"]
     assert names["counters"] == {"step", "skipped", "consecutive_skips"}
     assert names["ema"] == names["model"]
 
@@ -43,7 +43,7 @@ def test_restore_names_arrays_that_do_not_fit(tmp_path: Path):
     with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
         with pytest.raises(UserError, match=r"missing: muon\.inner_state.*unexpected: adam\.count"):
             checkpoints.restore(make_abstract_state("muon"), 1)
-        with pytest.raises(UserError, match=r"positions float32\[8, 16\] \(wanted float32\[32, 16\]\)"):
+        with pytest.raises(UserError, match=r"position_embedding float32\[8, 16\] \(wanted float32\[32, 16\]\)"):
             checkpoints.restore(make_abstract_state(config=replace(CONFIG, context_length=32)), 1)
     with pytest.raises(UserError, match=r"missing: head float32\[16, 128\]"):
         restore_model(tmp_path, abstract_model(replace(CONFIG, tie_embeddings=False)), step=1)

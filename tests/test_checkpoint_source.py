@@ -57,11 +57,12 @@ def test_saved_model_is_sampled_and_exported_in_place(saved: Path, tmp_path: Pat
     convert(["to-hf", f"--checkpoint={saved}", f"--output={tmp_path / 'again'}", "--no-verify"])
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again["summary_type"] == "cls_index"
-    np.testing.assert_array_equal(from_hf(tmp_path / "again")[1].tokens[...], from_hf(saved)[1].tokens[...])
+    again, before = (from_hf(path)[1].token_embedding[...] for path in (tmp_path / "again", saved))
+    np.testing.assert_array_equal(again, before)
 
 
 def test_shorter_context_keeps_the_first_positions(saved: Path) -> None:
-    assert open_checkpoint(saved).load_model(context_length=5).positions[...].shape == (5, 30)
+    assert open_checkpoint(saved).load_model(context_length=5).position_embedding[...].shape == (5, 30)
 
 
 def test_hub_prefix_fetches_the_repository(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,13 @@ def test_other_directories_are_refused_with_the_reason(tmp_path: Path, content: 
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
         open_checkpoint(tmp_path)
+
+
+def test_directory_that_hides_a_model_of_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"gpt2 is not a run .* The hub's is hf:openai-community/gpt2\.$"):
+        open_checkpoint("gpt2")
 
 
 def test_another_step_of_a_saved_model_is_refused(saved: Path) -> None:

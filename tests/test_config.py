@@ -21,7 +21,7 @@ MUON = Muon(
     schedule=Linear(warmup_steps=3),
     ns_coefficients=(2.0, -1.5, 0.5),
     head=ParamGroup(0.004),
-    named_groups=(NamedGroup("positions", ParamGroup(0.1)),),
+    named_groups=(NamedGroup("position_embedding", ParamGroup(0.1)),),
 )
 CONFIG = TrainConfig(optimizer=MUON, evaluators=(ValidationLoss(), BigramBaseline(), Samples(top_k=None)))
 

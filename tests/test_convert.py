@@ -14,9 +14,12 @@ import pytest
 import tokenizers
 from hf_models import are_identical, draw_tensors, make_hf_config, write_model_dir
 from safetensors.numpy import load_file
+from tiny import write_text_shards
 
+from gptjax.conversion.exports import describe_data
 from gptjax.conversion.imports import ORIGIN_FILE
 from gptjax.convert import main
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.huggingface import model_dir
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import from_hf
@@ -130,7 +133,7 @@ def test_export_casts_to_the_given_type(tmp_path: Path, run: Path, model: GPT):
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
-    expected = np.asarray(model.tokens[...])[:259].astype(tensors["transformer.wte.weight"].dtype)
+    expected = np.asarray(model.token_embedding[...])[:259].astype(tensors["transformer.wte.weight"].dtype)
     np.testing.assert_array_equal(tensors["transformer.wte.weight"], expected)
 
 
@@ -330,3 +333,16 @@ def test_wrong_export_is_refused(
     monkeypatch.setattr(model_dir, "to_hf", export_wrong_bias)
     message = run_and_fail(capsys, "to-hf", f"--checkpoint={run}", f"--output={tmp_path / 'out'}")
     assert "computes other logits" in message
+
+
+def test_data_are_told_with_their_source_and_counts(tmp_path: Path):
+    shards = TokenShards(path=str(write_text_shards(tmp_path / "shards", lines=12)))
+    told = dict(describe_data(shards))
+    splits = json.loads((tmp_path / "shards" / "manifest.json").read_text())["splits"]
+    assert told["train"].startswith(f"{splits['train']['documents']:,} document")
+    assert f"{splits['train']['tokens']:,} tokens, " in told["train"]
+    assert f"{splits['val']['bytes']:,} bytes of text" in told["val"]
+    assert told["tokenizer"].endswith("48 ids")
+    mixed = dict(describe_data(Mixture((MixtureComponent(shards), MixtureComponent(TokenShards(path="/gone"))))))
+    assert mixed["train of component 0"] == told["train"]
+    assert not any("component 1" in name for name in mixed)

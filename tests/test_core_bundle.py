@@ -1,6 +1,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def test_accuracy_is_that_of_the_least_mean_loss(bundle: Path, model: GPT) -> No
     golds = [item["gold"] for item in tasks[0].items]
     assert figures["core q majority class"].value == max(map(golds.count, golds)) / len(golds)
     assert figures["core q chance"].value == 0.5
-    assert "core t majority class" not in figures, "it has no choices"
+    assert figures["core t majority class"].value == 1.0, "every text goes on with the same word"
 
     end = [TOKENIZER.end_of_text]
     for name, given, answers in (("q", QUESTIONS, "choices"), ("s", SCHEMAS, "context_options")):
@@ -120,3 +121,23 @@ def test_damaged_bundle_is_refused(bundle: Path, name: str, content: str) -> Non
         read_bundle(bundle)
     with pytest.raises(UserError, match=r"is not CORE's bundle: .*No such file"):
         read_bundle(bundle / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"query": "a", "choices": ["b", "c"]}, "an item of q lacks gold"),
+        ({"query": "a", "choices": ["b", "c"], "gold": 2}, "an item of q has no answer 2"),
+        ({"query": "a", "choices": "bc", "gold": 1}, "an item of q lacks choices"),
+        ([], "an item of q lacks query"),
+    ],
+)
+def test_items_that_cannot_be_scored_are_refused_when_the_bundle_is_read(bundle: Path, item: Any, message: str) -> None:
+    (bundle / "eval_data" / "questions.jsonl").write_text("\n".join(map(json.dumps, [*QUESTIONS, item])))
+    with pytest.raises(UserError, match=message):
+        read_bundle(bundle)
+
+
+def test_limit_that_leaves_too_few_examples_is_refused_before_scoring(bundle: Path, model: GPT) -> None:
+    with pytest.raises(UserError, match=r"task q has 2 examples in each prompt, .* its 2 items\. Give --limit=3"):
+        score_core(model, TOKENIZER, read_bundle(bundle), limit=2)

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import atomic_directory, cache_directory, expand_path, file_sha256, lock_file, write_atomically
+from gptjax.core.files import (
+    atomic_directory,
+    cache_directory,
+    expand_path,
+    file_sha256,
+    lock_file,
+    read_text,
+    write_atomically,
+)
 
 
 def test_write_atomically_creates_and_replaces(tmp_path: Path):
@@ -77,7 +85,7 @@ def test_atomic_directory_appears_when_the_block_ends(tmp_path: Path, exists: bo
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), UserError, "output cannot be written: .*No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), UserError, "output cannot be written: No space left"),
         (PermissionError(13, "Permission denied", "/other/file"), UserError, "^/other/file cannot be read: Permission"),
         (ValueError("wrong weights"), ValueError, "wrong weights"),
         (KeyboardInterrupt("stopped"), KeyboardInterrupt, "stopped"),
@@ -159,3 +167,13 @@ def test_one_function_expands_paths() -> None:
     root = Path(__file__).parent.parent
     files = [path for package in ("gptjax", "data_pipelines", "configs") for path in (root / package).rglob("*.py")]
     assert [path.name for path in files if "expanduser" in path.read_text(encoding="utf-8")] == ["files.py"]
+
+
+def test_text_of_a_stranger_is_read_up_to_a_size(tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text("für")
+    assert read_text(path, limit=4) == "für"
+    with pytest.raises(ValueError, match="it has 4 bytes, more than the 3 that are read"):
+        read_text(path, limit=3)
+    with pytest.raises(ValueError, match="it is a directory"):
+        read_text(tmp_path)

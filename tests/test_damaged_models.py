@@ -146,6 +146,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a key twice": write("config.json", '{"model_type": "gpt2", "n_layer": 2, "n_layer": 3}'),
     "a config that is no text": write("config.json", b"\xff\xfe\x00"),
     "a config that is a device": link_to_device,
+    "a config of gigabytes": lambda folder: os.truncate(folder / "config.json", 2**32),
     "a config that is a pipe": replace_by_pipe("config.json"),
     "weights that are a pipe": replace_by_pipe("model.safetensors"),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
@@ -243,7 +244,7 @@ def test_names_of_a_wrapped_model_are_understood(prefix: str, tmp_path: Path):
     tensors = draw_tensors(CONFIG)
     folder = write_model(tmp_path / "model", {prefix + name: tensor for name, tensor in tensors.items()})
     _, model, _ = from_hf(folder)
-    assert np.array_equal(np.asarray(model.tokens[...])[:260], tensors[EMBEDDING])
+    assert np.array_equal(np.asarray(model.token_embedding[...])[:260], tensors[EMBEDDING])
 
 
 def test_a_directory_named_like_a_model_of_the_hub_is_told(

@@ -167,7 +167,7 @@ def test_impossible_mixtures_are_an_error(sets: tuple[Path, Path], tmp_path: Pat
         MixtureComponent(TokenShards(), 1.0, ((5, 1.0), (3, 1.0)))
     other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
     foreign = write_shards(tmp_path / "foreign", {"train": [np.arange(40)], "val": [np.arange(9)]}, own=other)
-    with pytest.raises(UserError, match="Prepare all components of a mixture with the same tokenizer"):
+    with pytest.raises(UserError, match=r"they differ in tokens\. Prepare all of a mixture with the same tokenizer"):
         make_mixture((sets[0], foreign)).load_tokenizer()
     with pytest.raises(UserError, match="must not be negative"):
         make_mixture(sets, weights=(-1.0, 2.0)).open(SPEC)

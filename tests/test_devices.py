@@ -1,5 +1,7 @@
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -7,6 +9,27 @@ import pytest
 
 from gptjax.sharding import devices
 from gptjax.sharding.devices import describe_devices, get_peak_flops, get_peak_memory, has_units_for, preferred_dtype
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["nvidia0", "nvidia1", "nvidiactl", "kfd", "dri/renderD128"], "has 2 GPU.*jax.cuda12"),
+        (["kfd", "dri/renderD128"], "has 1 GPU.*jax.rocm7-local"),
+        (["dxg"], "has 1 GPU.*jax.cuda12"),
+        (["kfd", "dri/card0"], None),
+        (["dri/renderD128"], None),
+    ],
+)
+def test_gpu_that_jax_does_not_use_is_found_by_its_device_file(files: list[str], words: str | None, tmp_path: Path):
+    (tmp_path / "dri").mkdir()
+    for name in files:
+        (tmp_path / name).touch()
+    warning = devices.describe_unused_gpu({}, root=tmp_path)
+    assert (warning is None) if words is None else re.search(words, warning or "")
+    assert devices.describe_unused_gpu({"JAX_PLATFORMS": "cpu"}, root=tmp_path) is None
+    assert devices.describe_unused_gpu({"HIP_VISIBLE_DEVICES": ""}, root=tmp_path) is None
+
 
 PEAKS = {
     "NVIDIA A100-SXM4-80GB": 312e12,

@@ -31,6 +31,8 @@ class Others:
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "Raise --grad-accum"),
         (RuntimeError("Unable to initialize backend 'tpu': UNAVAILABLE: no TPU"), "Unset JAX_PLATFORMS"),
         (MemoryError(), "the machine is out of memory"),
+        (ImportError("libjax_common.so: failed to map segment from shared object"), "ulimit -v unlimited"),
+        (RuntimeError("INVALID_ARGUMENT: Disallowed host-to-device transfer: aval"), "JAX_TRANSFER_GUARD"),
         (ValueError('Invalid value "x" for JAX flag jax_num_cpu_devices'), "Correct or unset it"),
         (RuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [1.2.3.4]"), "another process"),
     ],

@@ -91,6 +91,12 @@ def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
     assert calls == []
 
 
+def test_other_word_than_auto_is_refused(calls: list[dict]):
+    with pytest.raises(UserError, match="GPTJAX_DISTRIBUTED is yes; wanted auto"):
+        initialize_distributed({"GPTJAX_DISTRIBUTED": "yes"})
+    assert calls == []
+
+
 @pytest.mark.parametrize("size", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_mpirun_without_a_coordinator_is_refused(calls: list[dict], size: str):
     with pytest.raises(UserError, match=rf"mpirun has started 4 processes \({size}\).*JAX_NUM_PROCESSES=\${size}"):
@@ -106,12 +112,6 @@ def test_address_without_a_port_is_refused(calls: list[dict], address: str):
     with pytest.raises(UserError, match=f"JAX_COORDINATOR_ADDRESS is {address}; wanted HOST:PORT"):
         initialize_distributed({"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"})
     assert calls == []
-
-
-def test_double_precision_is_refused(calls: list[dict]):
-    with pytest.raises(UserError, match="JAX_ENABLE_X64 is set"):
-        initialize_distributed({"JAX_ENABLE_X64": "1"})
-    initialize_distributed({"JAX_ENABLE_X64": "0"})
 
 
 @pytest.mark.parametrize(

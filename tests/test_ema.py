@@ -88,7 +88,7 @@ def test_step_updates_the_average_and_trains_as_without():
     assert plain.eval_model is plain.model
     assert averaged.eval_model is averaged.ema
 
-    positions = averaged.model.positions
+    positions = averaged.model.position_embedding
     assert positions is not None
     positions[...] = positions[...].at[0].set(jnp.nan)
     after, _ = ema_step(averaged, draw_batch(9))

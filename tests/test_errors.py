@@ -57,6 +57,11 @@ def test_deleted_directory_is_named(
             2,
             "error: Quota exceeded. Free space and give the same command again.\n",
         ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "/x"),
+            2,
+            "error: /x: Too many open files. Raise the limit (ulimit -n 4096) and give the same command again.\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -14,24 +14,35 @@ from gptjax.evaluate import evaluate
 from gptjax.evaluation import evaluators
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
 from gptjax.evaluation.options import Evaluate
+from gptjax.evaluation.protocols import EvalProtocol
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.metrics.plots import list_evaluations
 from gptjax.runs.trainer import train
 
+SLIDING = EvalProtocol("sliding", window=12, stride=5)
+
 
 def test_text_is_scored_on_a_schedule_as_the_command_scores_it(tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"page": text_of(12)}))
     own = TextProtocol(every=5, name="sums", text=str(text), text_field="page", protocol="nanogpt", tokens=60)
-    config = tiny_config(write_text_shards(tmp_path / "shards"), evaluators=(own, TextProtocol(every=10, name="val")))
+    shards = write_text_shards(tmp_path / "shards")
+    others = (
+        TextProtocol(every=10, name="val"),
+        TextProtocol(every=10, name="sliding", data=str(shards), protocol=SLIDING),
+    )
+    config = tiny_config(shards, evaluators=(own, *others))
     assert train(config) == 0
     found = dict(read_lines(config.directory, "eval_sums_nats_per_token"))
     assert list(found) == [5, 10]
     options = Evaluate((str(config.directory),), text=str(text), text_field="page", protocol="nanogpt", mesh=SINGLE)
     assert evaluate(replace(options, tokens=60))["val_loss"] == pytest.approx(found[10], abs=1e-6)
     assert [step for step, _ in read_lines(config.directory, "eval_val_bits_per_byte")] == [10]
+    found = dict(read_lines(config.directory, "eval_sliding_nats_per_token"))
+    options = Evaluate((str(config.directory),), window=12, stride=5, mesh=SINGLE)
+    assert evaluate(options)["val_loss"] == pytest.approx(found[10], abs=1e-6)
 
 
 def test_failing_evaluation_is_logged_and_training_goes_on(
@@ -56,6 +67,9 @@ def test_failing_evaluation_is_logged_and_training_goes_on(
     [
         (TextProtocol(text="/nowhere.txt"), r"/nowhere.txt cannot be read"),
         (TextProtocol(protocol="x"), r"--protocol=x is unknown"),
+        (TextProtocol(text="a", data="b"), r"has both text and data: choose one"),
+        (TextProtocol(protocol=EvalProtocol(stride=0)), r"the stride of --protocol=gptjax is 0"),
+        (HarnessTasks(apply_chat_template=True), r"apply_chat_template needs data with a chat template"),
         (Core(bundle="/nowhere"), r"--core=/nowhere is not CORE's bundle"),
     ],
 )

@@ -158,7 +158,7 @@ def test_intra_document_mask_evaluates_each_document_alone(tmp_path: Path, model
     splits, sidecars = {"train": [ids], "val": [ids]}, {("val", "documents"): starts}
     shards = write_shards(tmp_path / "shards", splits, own=tokenizer(), sidecars=sidecars)
     masked = replace(MODEL, intra_document_mask=True)
-    evaluate = ValidationLoss(batch_size=2).open(replace(make_context(shards), model=masked))
+    evaluate = ValidationLoss(batch_size=2).open(replace(make_context(shards), model_config=masked))
     assert "each document by itself" in evaluate.describe()
     nats = 0.0
     cuts = sorted({*starts, *range(0, 49, MODEL.context_length), 49})

@@ -216,7 +216,7 @@ def round_matrices(model: GPT, dtype: DType) -> GPT:
 
     def round_one(path: Any, leaf: Any) -> Any:
         values, name = leaf.get_value(), format_path(path)
-        if values.ndim < 2 or name == "positions" or name.endswith(("scale", "bias")):
+        if values.ndim < 2 or name == "position_embedding" or name.endswith(("scale", "bias")):
             return leaf
         return leaf.replace(jnp.asarray(np.asarray(values).astype(DTYPES[dtype]).astype(np.float32)))
 

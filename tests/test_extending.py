@@ -204,7 +204,7 @@ def test_own_activation_and_positions_are_trained_and_read_back(
     with pytest.raises(UserError, match=r"activation is 'mish'; it must be one of .*--import"):
         _ = RunDir.open(config.directory).model_config
     model = RunDir.open(config.directory, imports=[str(tmp_path / "own_model.py")]).load_model()
-    assert model.positions is None
+    assert model.position_embedding is None
     prompt = np.arange(9)[None] % 5
     ids = generate(model, prompt, max_new_tokens=3, temperature=0.0)
     np.testing.assert_array_equal(ids[0, 9:], np.argmax(model(jnp.asarray(ids[:, :-1])), axis=-1)[0, 8:])

@@ -49,7 +49,7 @@ TYPED_TO_TRAIN = {
     "--min_lr=6e-5": "a share of the largest, such as 0.1",
     "--total_batch_size=524288": "divide tokens by --model.context-length",
     "--micro-batch-size=8": "all devices together; --grad-accum=N",
-    "--wandb_log=True": "--log.wandb=",
+    "--wandb_log=True": "Write --log.wandb=online.",
     "--eval_interval=5": "--evaluators.1.every=5",
     "--device=cuda": "JAX_PLATFORMS=cpu",
     "--optimizer=adamw": "docs/optimizers.md",
@@ -87,7 +87,31 @@ TYPED_TO_TRAIN = {
     "--val_fraction=0.1": "data_pipelines.prepare --split=",
     "--rope": "--model.positions=rotary",
     "--data.pth=x": "--data.path=x",
-    "--report_to=none": "--log.wandb=off|",
+    "--report_to=none": "Write --log.wandb=off.",
+    "--report_to=wandb": "Write --log.wandb=online.",
+    "--wandb": "Write --log.wandb=online.",
+    "--wandb=False": "Write --log.wandb=off.",
+    "--tp=2": "Write --mesh.tensor=2.",
+    "--tp": "Write --mesh=tensor.",
+    "--fsdp": "Write --mesh=fsdp.",
+    "--fsdp=8": "Write --mesh.fsdp=8.",
+    "--dp=4": "Write --mesh.data=4.",
+    "--ddp": "Write --mesh=data.",
+    "--eval_iters=200": "counts what a validation reads",
+    "--decay_lr=False": "Constant() keeps the rate",
+    "--data=books.txt": "Write --data.source=books.txt.",
+    "--seed 1 2": "--seed takes one value, 1.",
+    "--dtype=float64": "Write --model.compute.dtype=bfloat16|",
+    "--lr_decay_iters=100": "Write --schedule-steps=100.",
+    "--no-wandb": "Write --log.wandb=off.",
+    "--lora": "Write --lora.rank=8.",
+    "--steps==5": "Write --steps=5.",
+    "--steps:=5": "Write --steps=5.",
+    "--swiglu": "Write --model.activation=silu --model.gated-mlp.",
+    "--text=book.txt": "Write --data.source=book.txt.",
+    "--ckpt=runs/x": "Write --init-from=runs/x.",
+    "--fresh": "A new --name begins another run",
+    "--data=data/books": "Write --data.path=data/books.",
 }
 TYPED_TO_OTHERS = [
     (Sample, "runs/x", "--checkpoint=runs/x"),
@@ -145,6 +169,11 @@ SAID = {
     "warmup": "optimizer.schedule.warmup-steps",
 }
 """What people call an option, and the flag."""
+
+
+def test_a_file_for_a_config_that_reads_shards_is_to_be_prepared():
+    flags = list_flags(TrainConfig, load_config("gpt2_124m"))
+    assert "data_pipelines.prepare --source=books.txt makes them" in explain_unknown("dataset", "books.txt", flags)
 
 
 def test_the_usual_names_of_options_typed_as_flags_lead_to_them():

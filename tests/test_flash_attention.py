@@ -14,7 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from gptjax.core.errors import UserError
 from gptjax.model import flash_attention, kernels
-from gptjax.model.attention import attend, causal_attention
+from gptjax.model.attention import attend
 from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.flash_attention import (
@@ -25,6 +25,7 @@ from gptjax.model.flash_attention import (
     why_not_packed,
 )
 from gptjax.model.kernels import Kernel, select_kernel, why_not_flash
+from gptjax.model.xla_attention import causal_attention
 from gptjax.sharding.mesh import MeshConfig
 
 SEGMENTS = jnp.array([[1, 1, 2, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]])

@@ -57,7 +57,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str) -> None:
+def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     gguf = pytest.importorskip("gguf")
     model = draw_model({"gpt2": GPT2, "llama": LLAMA}[name])
     write_imported_run(tmp_path / "run", model=model, tokenizer=TOKENIZER)
@@ -71,10 +71,13 @@ def test_gguf_holds_weights_tokens_and_their_end(tmp_path: Path, name: str) -> N
     kinds = field("tokenizer.ggml.token_type")
     assert (kinds[0], kinds[258], kinds[263]) == (1, 3, 5), "normal, control, unused"
     tensors: dict[str, Any] = {tensor.name: tensor.data for tensor in reader.tensors}
-    np.testing.assert_array_equal(tensors["token_embd.weight"], np.asarray(model.tokens[...])[:264])
+    np.testing.assert_array_equal(tensors["token_embd.weight"], np.asarray(model.token_embedding[...])[:264])
     if name == "llama":
         attention: Any = model.blocks.attention
         key = np.asarray(attention.kv[...])[1, :, 0].reshape(32, 2, 2, 4).transpose(1, 3, 2, 0)
         np.testing.assert_array_equal(tensors["blk.1.attn_k.weight"], key.reshape(16, 32))
+    assert "note: " not in capsys.readouterr().out
+    main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'h.gguf'}", "--dtype=float16"])
+    assert "note: in float16 llama.cpp's log-probabilities differ by about 1e-3 to 1e-2" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["to-gguf", f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'x.gguf'}"])

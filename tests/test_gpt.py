@@ -72,7 +72,7 @@ def test_options_add_and_remove_their_weights() -> None:
 
 
 def test_logits_leave_out_the_padding_of_the_vocabulary(model: GPT) -> None:
-    assert model.tokens.shape == (128, 32)
+    assert model.token_embedding.shape == (128, 32)
     assert forward(model, TOKENS).shape == (2, 16, VOCABULARY)
 
 
@@ -112,8 +112,8 @@ def test_initial_weights_have_the_spread_of_gpt2() -> None:
     config = replace(MODEL, embed_dim=128, num_layers=8)
     model = jax.jit(lambda: GPT(config, key=jax.random.key(1)))()
     spread = lambda weight: float(jnp.std(weight[...]))
-    assert spread(model.tokens) == pytest.approx(0.02, rel=0.05)
-    assert spread(model.positions) == pytest.approx(0.02, rel=0.1)
+    assert spread(model.token_embedding) == pytest.approx(0.02, rel=0.05)
+    assert spread(model.position_embedding) == pytest.approx(0.02, rel=0.1)
     assert spread(model.blocks.attention.qkv) == pytest.approx(0.02, rel=0.05)
     assert spread(model.blocks.mlp.up) == pytest.approx(0.02, rel=0.05)
     assert spread(model.blocks.attention.out) == pytest.approx(0.02 / 4, rel=0.05)
@@ -131,8 +131,8 @@ def test_initial_weights_follow_the_init_config() -> None:
     model = jax.jit(lambda: GPT(config, key=jax.random.key(0)))()
     attention, mlp, fan_in = model.blocks.attention, model.blocks.mlp, 0.5 / np.sqrt(64)
     expected = [
-        (model.tokens, 1.0),
-        (model.positions, 1.0),
+        (model.token_embedding, 1.0),
+        (model.position_embedding, 1.0),
         (model.head, 0.001),
         (model.value_embeddings.tables, fan_in),
         (attention.q, fan_in),
@@ -177,7 +177,7 @@ def test_with_static_leaves_the_given_model_unchanged(model: GPT) -> None:
     other = with_static(model, config=replace(MODEL, dropout=0.5))
     assert other.blocks.mlp.config.dropout == 0.5
     assert model.blocks.mlp.config.dropout == 0.0
-    assert other.tokens[...] is model.tokens[...]
+    assert other.token_embedding[...] is model.token_embedding[...]
 
 
 def test_abstract_model_has_the_shapes_of_a_model() -> None:

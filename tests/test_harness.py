@@ -2,9 +2,10 @@
 
 import json
 import random
+import re
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import main
+from gptjax.evaluation.task_controls import measure_controls
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.runs.checkpoint_source import open_checkpoint
@@ -130,6 +132,8 @@ def data(tmp_path: Path) -> Path:
         "ptb.txt": "".join(f" {write_text(draw, 9)} \n" for _ in range(4)),
         "one_billion_words.txt": "".join(f"{write_text(draw, 9)} .\n" for _ in range(4)),
         "sst2_few_shot.tsv": "sentence\tlabel\nbad \t0\ngood \t1\n",
+        "sst2_5_shot.tsv": "sentence\tlabel\nbad \t0\ngood \t1\n",
+        "sst2_5_shot.train.tsv": "sentence\tlabel\n" + "".join(f"so {w}\t{i % 2}\n" for i, w in enumerate(WORDS[:9])),
         "gsm8k_step_by_step.jsonl": dump({"question": "how many?", "answer": f"so #### {i}"} for i in range(2)),
     }
     options = "|".join(WORDS[:10])
@@ -146,7 +150,12 @@ def test_one_command_gives_the_table_of_the_model_card(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     file, responses = tmp_path / "result.json", tmp_path / "responses.jsonl"
-    words = [f"--checkpoint={run}", "--tasks=gpt2_model_card,sst2_few_shot", f"--task-data={data}", "--mesh=single"]
+    words = [
+        f"--checkpoint={run}",
+        "--tasks=gpt2_model_card,sst2_few_shot,sst2_5_shot",
+        f"--task-data={data}",
+        "--mesh=single",
+    ]
     (data / "ptb.txt").rename(tmp_path / "elsewhere")
     main([*words, f"--task-data=ptb={tmp_path / 'elsewhere'}", f"--json={file}", f"--responses={responses}"])
     figures = json.loads(file.read_text())["figures"]
@@ -156,9 +165,16 @@ def test_one_command_gives_the_table_of_the_model_card(
         assert figures[name]["value"] is not None
     assert figures["cbt_cn chance"]["value"] == pytest.approx(0.1)
     assert figures["cbt_cn majority class"]["value"] == 1.0
+    assert 1 / 3 <= figures["lambada_openai majority class"]["value"] <= 1
+    assert figures["lambada_openai perplexity without question"]["value"] > 1
+    assert not any(name.startswith("enwik8 ") and ("class" in name or "question" in name) for name in figures)
     assert {"low", "high"} <= figures["wikitext word_perplexity"].keys()
     lines = [json.loads(line) for line in responses.read_text().splitlines()]
     assert {line["task"] for line in lines} >= {"cbt_cn", "enwik8", "lambada_openai"}
+    [asked] = [line["arguments"][0][0] for line in lines if line["task"] == "sst2_5_shot" and line["doc_id"] == 0]
+    examples = r'(Review: "so \w+,?"\nAnswer: (posi|nega)tive\n\n){5}'
+    question = r"Is this review positive or negative\?\n\n"
+    assert re.fullmatch(f'{question}{examples}Review: "bad"\nAnswer:', asked)
     assert all(line["resps"] for line in lines)
 
 
@@ -242,6 +258,57 @@ def test_tasks_without_data_are_marked_as_not_run(run: Path, data: Path, capsys:
     assert "| enwik8 bits_per_byte |" in printed
     assert "\nnot run: text8: " in printed
     assert "no task can be run: enwik8: " in read_error(capsys, *words)
+
+
+GROUP = """\
+group: sums
+task: [first, second]
+aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]
+"""
+
+
+def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """From directories that are named from here; a column of two types is refused."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (folder := tmp_path / "own").mkdir()
+    rows = [{"question": "the cat", "answers": ["boat", "two cats"], "gold": 1}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("first", "second"):
+        task = CHOICES.replace("FILE", str(tmp_path / "rows.jsonl")).replace(
+            "task: choices", f"task: {name}\ntag: both"
+        )
+        (folder / f"{name}.yaml").write_text(task)
+    (folder / "sums.yaml").write_text(GROUP)
+    monkeypatch.chdir(tmp_path)
+    words = [f"--checkpoint={run}", "--mesh=single", "--include-path=own"]
+    main([*words, "--tasks=sums,enwik8", f"--task-data=enwik8={data / 'enwik8.txt'}"])
+    printed = capsys.readouterr()
+    assert "| sums acc | " in printed.out
+    assert "| enwik8 bits_per_byte | " in printed.out
+    assert "has no sum" not in printed.err
+    local = f"--task-data=first={tmp_path / 'rows.jsonl'}"
+    main([*words, "--tasks=sums", local])
+    printed = capsys.readouterr()
+    assert "| second acc | " in printed.out
+    assert "| sums acc | " not in printed.out
+    assert "note: sums has no sum of its tasks, as one has local data" in printed.err
+    main([*words, "--tasks=both", local])
+    printed = capsys.readouterr()
+    assert "first: 1 item, 0 examples, second: 1 item" in printed.out
+    assert "has no sum" not in printed.err
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(rows[0] | {"gold": "one"}) + "\n")
+    message = read_error(capsys, *words, "--tasks=sums", local)
+    assert f"{tmp_path / 'rows.jsonl'}: a column of its rows holds values of different types: " in message
+
+
+def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
+    samples = [{"doc_id": i, "target": target} for i, target in enumerate([["a", "b"], "b", "c"])]
+    found = measure_controls(cast(Any, None), samples + samples, kind="generate_until")
+    assert found == {"majority class": pytest.approx(2 / 3)}
+    assert measure_controls(cast(Any, None), samples, kind="loglikelihood_rolling") == {}
 
 
 def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:

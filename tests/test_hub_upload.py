@@ -89,20 +89,23 @@ def test_card_tells_recipe_losses_and_evaluations(run: Path, tmp_path: Path) -> 
     result = {
         "protocol": "/home/me/a: b/x.txt: 16 tokens | no stride",
         "figures": figures,
-        "harness": {"lm_eval": "0.4.13"},
+        "harness": {"lm_eval": "0.4.13", "items": {"piqa": 4}, "num_fewshot": {"piqa": 1}},
     }
+    core = {"core": {"items": {"core x": 500}, "num_fewshot": {"core x": 10}}}
     others = [{"checkpoint": "elsewhere", "figures": {}}, {"checkpoint": str(run), **result}]
     (tmp_path / "result.json").write_text(json.dumps({"baseline": "elsewhere", "checkpoints": others}))
-    (tmp_path / "second.json").write_text(json.dumps({"checkpoint": str(run), "figures": {"core x": figures["CORE"]}}))
+    (tmp_path / "second.json").write_text(
+        json.dumps({"checkpoint": str(run), "figures": {"core x": figures["CORE"]}} | core)
+    )
     export(run, tmp_path / "out", *(f"--evaluation={tmp_path / name}.json" for name in ("result", "second")))
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "| optimizer | gptjax.optim.adamw:AdamW |" in card
     assert "| step | tokens | val_loss | val_bpb |" in card
     assert r"| x.txt: 16 tokens \| no stride | nats_per_token | 3.5 |  |" in card
-    assert "| lm-evaluation-harness 0.4.13 | piqa acc | 0.5 | 0.25 – 0.75 |" in card
+    assert "| lm-evaluation-harness 0.4.13, 4 items, 1 example | piqa acc | 0.5 | 0.25 – 0.75 |" in card
     assert "| CORE | CORE | 0.1 |  |" in card
-    assert "| CORE | core x | 0.1 |  |" in card, "of the second file"
+    assert "| CORE, 500 items, 10 examples | core x | 0.1 |  |" in card, "of the second file"
     assert "![Losses](loss.png)" in card
     assert str(run.parent) not in card, "paths of the machine are not told"
 

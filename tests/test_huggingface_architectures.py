@@ -28,6 +28,7 @@ from gptjax.huggingface.model_dir import compute_torch_logits, write_model
 from gptjax.huggingface.model_import import from_hf, from_hf_config
 from gptjax.huggingface.safetensors_dir import read_json, write_json
 from gptjax.model.config import GPTConfig
+from gptjax.model.positions import POSITIONS
 from gptjax.sharding.devices import DType
 
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -72,8 +73,15 @@ def save(directory: Path, config: GPTConfig, *, dtype: DType = "float32", archit
     return model
 
 
+def test_own_positional_scheme_with_a_built_in_activation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POSITIONS, "sinusoids", POSITIONS["learned"])
+    config = replace(GPT2_CONFIG, positions="sinusoids")
+    for architecture in ARCHITECTURES.values():
+        assert "model.positions=sinusoids" in architecture.list_refused(config)
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_auto_takes_the_first_form_that_can_express_the_model(name: str) -> None:
+def test_auto_takes_the_first_architecture_that_can_express_the_model(name: str) -> None:
     assert choose_architecture(MODELS[name]).model_type == name.partition("_")[0]
 
 

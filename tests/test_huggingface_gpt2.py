@@ -79,8 +79,8 @@ def test_import_places_weights_by_axis_names(saved: Saved):
     out_of_head_1 = tensors["transformer.h.2.attn.c_proj.weight"][head : 2 * head]
     np.testing.assert_array_equal(model.blocks.attention.out[...][2, 1], out_of_head_1)
     np.testing.assert_array_equal(model.blocks.mlp.up[...][0], tensors["transformer.h.0.mlp.c_fc.weight"])
-    assert model.tokens[...].shape[0] == 256
-    assert not model.tokens[...][251:].any(), "rows that pad the vocabulary are zero"
+    assert model.token_embedding[...].shape[0] == 256
+    assert not model.token_embedding[...][251:].any(), "rows that pad the vocabulary are zero"
 
 
 def test_import_accepts_base_model_names_and_masks(tmp_path: Path):

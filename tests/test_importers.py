@@ -299,6 +299,8 @@ def test_speedrun_checkpoint_computes_as_there(tmp_path: Path, tied: bool) -> No
             lambda state: state | {"blocks.0.attn.lambda": np.ones(1)},
             "holds blocks.0.attn.lambda, which is",
         ),
+        ("modded", lambda state: state | {"transformer.h.1.lambdas": np.ones((1, 2))}, "holds transformer.h.1.lambdas"),
+        ("modded", lambda state: state | {"skip_weights": np.ones(())}, "skip_weights has shape (); wanted: (2,)"),
         ("speedrun", lambda state: state, "holds transformer.wte.weight, lm_head.weight, transformer.h.0.attn.c_q"),
         ("speedrun", lambda state: {"model": state, "config": [1]}, "wte.weight, lm_head.weight and an even number"),
     ],
@@ -313,6 +315,50 @@ def test_what_is_not_understood_is_named(
     path = save_torch(tmp_path / "file.pt", {"model": content} if command == "modded" else content)
     with pytest.raises(SystemExit):
         main([f"from-{command}", str(path), f"--output={tmp_path / 'run'}", "--num-heads=4"])
+    assert message in capsys.readouterr().err.replace("'", "")
+    assert not (tmp_path / "run").exists()
+
+
+def change_tensors() -> dict[str, Any]:
+    """What cannot be a weight, in place of one, by the message."""
+    import torch
+
+    like = lambda shape: torch.ones(*shape)
+    return {
+        "is sparse_coo on cpu; wanted: a dense tensor": like((96, 32)).to_sparse(),
+        "is strided on meta; wanted: a dense tensor": torch.ones(96, 32, device="meta"),
+        "is of type complex64; wanted: float32, bfloat16, float16": like((96, 32)) * 1j,
+        "is of type float64; wanted: float32": like((96, 32)).double(),
+        "by its shape, and 4 are stored": like((1, 1)).expand(96, 32),
+    }
+
+
+@pytest.mark.parity
+def test_tensors_that_are_no_weights_are_refused(
+    tmp_path: Path, gpt2_tensors: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    name = "transformer.h.0.attn.c_attn.weight"
+    state = {key: torch.tensor(value) for key, value in gpt2_tensors.items()}
+    arguments = {"n_layer": 4, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 131, "bias": True}
+    refused = lambda state, message, **changes: check_refused(
+        tmp_path, capsys, {"model": state, "model_args": arguments | changes}, message
+    )
+    for message, tensor in change_tensors().items():
+        refused(state | {name: tensor}, f"ckpt.pt: the weight {name} {message}" if "is " in message[:3] else message)
+    refused(state | {f"x{i}": state[name] for i in range(40)}, "ckpt.pt: its weights have ")
+    refused(state | {name: state[name] * np.nan}, f"ckpt.pt: the weight {name} holds values that are not finite")
+    refused(state, "ckpt.pt: its sizes make no model: ", n_head=5)
+
+
+def check_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, message: str) -> None:
+    import torch
+
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(SystemExit) as stop:
+        main(["from-nanogpt", str(tmp_path / "ckpt.pt"), f"--output={tmp_path / 'run'}"])
+    assert stop.value.code == 2
     assert message in capsys.readouterr().err.replace("'", "")
     assert not (tmp_path / "run").exists()
 

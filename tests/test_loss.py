@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.model.layers import apply_softcap
-from gptjax.model.loss import Head, LossOptions, next_token_loss, split_into_chunks
+from gptjax.model.loss import LossOptions, OutputHead, next_token_loss, split_into_chunks
 from gptjax.sharding.mesh import MeshConfig
 
 B, T, D, V, PADDED = 4, 6, 16, 50, 128
@@ -22,14 +22,14 @@ BIAS = jax.random.normal(jax.random.key(3), (PADDED,))
 TARGETS = jax.random.randint(jax.random.key(2), (B, T), 0, V).at[1, 2:].set(IGNORE_INDEX)
 
 
-def sum_nats(hidden: Array, head: Head, *, targets: Array = TARGETS, **options: Any) -> Array:
+def sum_nats(hidden: Array, head: OutputHead, *, targets: Array = TARGETS, **options: Any) -> Array:
     settings = {"vocab_size": V, "chunk_tokens": 5, "dtype": "float32", "mesh": MeshConfig()} | options
     return next_token_loss(hidden, head, targets, options=LossOptions(**settings))[0]
 
 
 def reference(
     hidden: Array,
-    head: Head,
+    head: OutputHead,
     *,
     targets: Array = TARGETS,
     softcap: tuple[float, str] | None = None,
@@ -53,7 +53,7 @@ def assert_equal(actual: Any, expected: Any, *, rtol: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("chunk_tokens", [1000, 24, 7, 1])
 def test_loss_and_gradients_do_not_depend_on_the_chunk(chunk_tokens: int) -> None:
-    head = Head(WEIGHT)
+    head = OutputHead(WEIGHT)
     expected = jax.jit(jax.value_and_grad(reference, (0, 1)))(HIDDEN, head)
     run = partial(sum_nats, chunk_tokens=chunk_tokens)
     nats, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(HIDDEN, head)
@@ -70,7 +70,7 @@ def test_bfloat16_gradients_compile_in_full_optimization(chunk_tokens: int) -> N
     """
     hidden_key, weight_key, target_key = jax.random.split(jax.random.key(0), 3)
     hidden, targets = jax.random.normal(hidden_key, (8, 64, 64)), jax.random.randint(target_key, (8, 64), 0, 256)
-    head = Head(jax.random.normal(weight_key, (256, 64)))
+    head = OutputHead(jax.random.normal(weight_key, (256, 64)))
     run = partial(sum_nats, targets=targets, dtype="bfloat16", chunk_tokens=chunk_tokens, vocab_size=256)
     options = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
     compiled = jax.jit(jax.value_and_grad(run, (0, 1))).lower(hidden, head).compile(options)
@@ -84,7 +84,7 @@ def test_bfloat16_gradients_compile_in_full_optimization(chunk_tokens: int) -> N
 @pytest.mark.parametrize("curve", ["tanh", "sqrt"])
 def test_softcap_bias_and_z_loss_equal_the_formula(curve: str) -> None:
     """z-loss (arXiv:2204.02311) is only in the gradient: reported losses stay comparable."""
-    head = Head(WEIGHT, BIAS)
+    head = OutputHead(WEIGHT, BIAS)
     run = partial(sum_nats, logit_softcap=3.0, logit_softcap_curve=curve, z_loss=0.1)
     nats, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(HIDDEN, head)
     expected = partial(reference, softcap=(3.0, curve))
@@ -105,7 +105,7 @@ def test_softcap_gradient_is_its_slope() -> None:
 
 def test_padding_of_the_vocabulary_takes_no_part() -> None:
     large = WEIGHT.at[V:].set(100.0)
-    run = jax.jit(jax.value_and_grad(lambda weight: sum_nats(HIDDEN, Head(weight))))
+    run = jax.jit(jax.value_and_grad(lambda weight: sum_nats(HIDDEN, OutputHead(weight))))
     (expected, _), (nats, gradient) = run(WEIGHT), run(large)
     np.testing.assert_array_equal(nats, expected)
     assert float(jnp.abs(gradient[V:]).max()) == 0.0
@@ -114,25 +114,25 @@ def test_padding_of_the_vocabulary_takes_no_part() -> None:
 def test_nothing_scored_gives_zero_loss_and_gradient() -> None:
     ignored = jnp.full_like(TARGETS, IGNORE_INDEX)
     run = jax.value_and_grad(partial(sum_nats, targets=ignored))
-    nats, gradient = run(HIDDEN, Head(WEIGHT))
+    nats, gradient = run(HIDDEN, OutputHead(WEIGHT))
     assert (float(nats), float(jnp.abs(gradient).max())) == (0.0, 0.0)
 
 
 def test_scored_targets_are_counted() -> None:
     options = LossOptions(vocab_size=V, chunk_tokens=99, dtype="float32", mesh=MeshConfig())
-    assert next_token_loss(HIDDEN, Head(WEIGHT), TARGETS, options=options)[1] == B * T - (T - 2)
+    assert next_token_loss(HIDDEN, OutputHead(WEIGHT), TARGETS, options=options)[1] == B * T - (T - 2)
 
 
 @pytest.mark.parametrize(
     "mesh", [MeshConfig(data=4), MeshConfig(fsdp=4), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str
 )
 def test_every_mesh_gives_the_same_loss_and_gradients(mesh: MeshConfig) -> None:
-    head = Head(WEIGHT, BIAS)
+    head = OutputHead(WEIGHT, BIAS)
     expected = jax.jit(jax.value_and_grad(reference, (0, 1)))(HIDDEN, head)
     with mesh.activate():
         place = lambda x, spec: jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
         hidden, targets = (place(x, mesh.activation_spec(names)) for x, names in ((HIDDEN, "BTD"), (TARGETS, "BT")))
-        placed = Head(place(WEIGHT, mesh.weight_spec("VD")), place(BIAS, mesh.weight_spec("V")))
+        placed = OutputHead(place(WEIGHT, mesh.weight_spec("VD")), place(BIAS, mesh.weight_spec("V")))
         run = jax.jit(jax.value_and_grad(partial(sum_nats, targets=targets, mesh=mesh), (0, 1)))
         nats, gradients = run(hidden, placed)
     assert gradients[1].weight.sharding.is_equivalent_to(placed.weight.sharding, 2)
@@ -147,12 +147,12 @@ def test_chunks_without_a_target_are_skipped(mesh: MeshConfig) -> None:
     sparse = TARGETS.at[1].set(jnp.where(jnp.arange(T) % 2, TARGETS[0], IGNORE_INDEX)).at[2:].set(IGNORE_INDEX)
     options = LossOptions(vocab_size=V, chunk_tokens=5, dtype="float32", mesh=MeshConfig(), skip_unscored=True)
     assert int(split_into_chunks(options, sparse, HIDDEN).number) == 2
-    head = Head(WEIGHT, BIAS)
+    head = OutputHead(WEIGHT, BIAS)
     expected = jax.jit(jax.value_and_grad(partial(reference, targets=sparse), (0, 1)))(HIDDEN, head)
     with mesh.activate():
         place = lambda x, spec: x if spec is None else jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), spec))
         hidden, targets = (place(x, mesh.activation_spec(names)) for x, names in ((HIDDEN, "BTD"), (sparse, "BT")))
-        placed = Head(place(WEIGHT, mesh.weight_spec("VD")), place(BIAS, mesh.weight_spec("V")))
+        placed = OutputHead(place(WEIGHT, mesh.weight_spec("VD")), place(BIAS, mesh.weight_spec("V")))
         run = partial(sum_nats, targets=targets, mesh=mesh, skip_unscored=True)
         nats, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(hidden, placed)
         alone = jax.jit(run)(hidden, placed)
@@ -161,7 +161,7 @@ def test_chunks_without_a_target_are_skipped(mesh: MeshConfig) -> None:
 
 
 def test_bfloat16_operands_stay_close() -> None:
-    head = Head(WEIGHT)
+    head = OutputHead(WEIGHT)
     np.testing.assert_allclose(sum_nats(HIDDEN, head, dtype="bfloat16"), reference(HIDDEN, head), rtol=0.01)
 
 
@@ -176,7 +176,7 @@ def test_gradients_of_a_single_chunk_in_16_bits_equal_those_of_float32(dtype: st
 
     def sum_nats(hidden: Array, weight: Array, dtype: str) -> Array:
         options = LossOptions(vocab_size=65, chunk_tokens=8192, dtype=dtype, mesh=MeshConfig())
-        return next_token_loss(hidden, Head(weight), targets, options=options)[0]
+        return next_token_loss(hidden, OutputHead(weight), targets, options=options)[0]
 
     gradients = jax.jit(jax.grad(sum_nats, argnums=(0, 1)), static_argnums=2)
     for found, wanted in zip(gradients(hidden, weight, dtype), gradients(hidden, weight, "float32"), strict=True):

@@ -23,8 +23,8 @@ from gptjax.sharding.mesh import MeshConfig
 
 MESH = MeshConfig()
 PARAMS = {
-    "tokens": ("VD", (20, 16)),
-    "positions": ("TD", (8, 16)),
+    "token_embedding": ("VD", (20, 16)),
+    "position_embedding": ("TD", (8, 16)),
     "head": ("DV", (16, 20)),
     "norm.scale": ("D", (16,)),
     "blocks.qkv": ("DCHK", (2, 16, 3, 2, 8)),
@@ -90,13 +90,20 @@ def test_adamw_decays_matrices_and_embeddings_only():
 
 def test_groups_override_the_learning_rate():
     plain = AdamW(learning_rate=0.01, schedule=Constant(), weight_decay=0.0)
-    named = (NamedGroup("positions", ParamGroup(0.07)),)
+    named = (NamedGroup("position_embedding", ParamGroup(0.07)),)
     groups = replace(
         plain, embedding=ParamGroup(0.02), head=ParamGroup(0.03), vector=ParamGroup(0.05), named_groups=named
     )
     one, two = update(plain)[0], update(groups)[0]
     ratios = {path: float(np.median(two[path] / one[path])) for path in one}
-    wanted = {"tokens": 2, "positions": 7, "head": 3, "norm.scale": 5, "blocks.bias": 5, "blocks.up": 1}
+    wanted = {
+        "token_embedding": 2,
+        "position_embedding": 7,
+        "head": 3,
+        "norm.scale": 5,
+        "blocks.bias": 5,
+        "blocks.up": 1,
+    }
     assert {path: ratios[path] for path in wanted} == pytest.approx(wanted)
 
 
@@ -114,11 +121,13 @@ def test_unset_group_fields_fall_back_to_the_optimizer():
     vector = lambda **group: replace(config, vector=ParamGroup(**group)).hyperparams("blocks.norm", "D")
     assert vector(learning_rate=0.3) == ParamHyperparams(0.3, 0.8, 0.95, 1e-8, 0.0)
     assert vector(weight_decay=0.2).weight_decay == 0.2
-    assert replace(config, embedding=ParamGroup(weight_decay=0.0)).hyperparams("tokens", "VD").weight_decay == 0.0
+    assert (
+        replace(config, embedding=ParamGroup(weight_decay=0.0)).hyperparams("token_embedding", "VD").weight_decay == 0.0
+    )
     muon = Muon(0.03, weight_decay=0.2, adam_learning_rate=0.01, value_embedding=ParamGroup(0.3, weight_decay=0.4))
     assert muon.hyperparams("blocks.mlp.up", "DF")[::4] == (0.03, 0.2)
     assert muon.hyperparams("value_embeddings", "VE")[::4] == (0.3, 0.4)
-    assert muon.hyperparams("tokens", "VD")[::4] == (0.01, 0.0)
+    assert muon.hyperparams("token_embedding", "VD")[::4] == (0.01, 0.0)
     assert muon.hyperparams("blocks.sinks", "IHK")[::4] == (0.01, 0.0)
 
 
@@ -131,7 +140,7 @@ def test_each_group_has_its_own_adam():
     }
     gradients = [make_tree(1), make_tree(2)]
     got, _ = update(replace(Muon(schedule=Constant()), **groups), *gradients)
-    for role, path in {"embedding": "tokens", "head": "head", "vector": "norm.scale"}.items():
+    for role, path in {"embedding": "token_embedding", "head": "head", "vector": "norm.scale"}.items():
         rate, *betas = dataclasses.astuple(groups[role])[:4]
         adam, own = optax.scale_by_adam(*betas), [to_numpy(gradient)[path] for gradient in gradients]
         state, wanted = adam.init(own[0]), None
@@ -151,7 +160,7 @@ def test_muon_uses_adam_for_all_but_unnamed_matrices():
         ns_dtype="float32",
     )
     updates, state = update(config)
-    for path, rate in {"tokens": 0.1, "head": 0.2, "norm.scale": 0.3, "blocks.down": 0.4}.items():
+    for path, rate in {"token_embedding": 0.1, "head": 0.2, "norm.scale": 0.3, "blocks.down": 0.4}.items():
         np.testing.assert_allclose(np.abs(updates[path]), rate, rtol=1e-3)  # the size of Adam's first step
     singular = np.linalg.svd(updates["blocks.up"][0] / 0.5 / 2, compute_uv=False)  # √(F / D) = 2
     assert singular.min() > 0.6

@@ -20,6 +20,7 @@ from data_pipelines import prepare as prepare_module
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import Limits
 from data_pipelines.prepare import Prepare, prepare, resolve_request
+from data_pipelines.prepare_chat import PrepareChat
 from data_pipelines.recipes import RECIPES
 from data_pipelines.runtime.options import suggest_next
 from data_pipelines.train_tokenizer import TrainTokenizer, train_tokenizer
@@ -193,6 +194,10 @@ def test_next_command_is_shown_for_splits_that_fill_a_row(tmp_path):
     options = Prepare(source="a.txt", output=tmp_path / "my data", tokenizer="bytes")
     splits = {"train": Counts(documents=1, tokens=500, bytes=500), "val": Counts(documents=1, tokens=257, bytes=257)}
     assert suggest_next(options, splits).endswith(f"--config=own_text_cpu --data.path='{tmp_path}/my data'")
+    few, many = ({"train": Counts(documents=9, tokens=tokens, bytes=9)} for tokens in (300, 300_000))
+    chats = PrepareChat(source="a.jsonl", output=tmp_path, tokenizer="gpt2")
+    assert "--config=own_chats_cpu --init-from=RUN" in suggest_next(chats, few)
+    assert "--config=modern_253m_sft --init-from=RUN" in suggest_next(chats, many)
     splits["val"] = Counts(documents=1, tokens=256, bytes=256)
     assert "needs 257 tokens in each split, and val has 256." in suggest_next(options, splits)
     assert load_config("own_text_cpu").model.context_length + 1 == options.least_tokens

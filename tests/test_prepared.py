@@ -76,6 +76,10 @@ def test_prepared_cuts_at_a_separator(tmp_path, cache):
     whole = Prepared(source=str(tmp_path / "tales.txt"), tokenizer="bytes", split="none")
     paths = [dataclasses.replace(whole, separator=mark).resolve().path for mark in (None, "<|endoftext|>")]
     assert [read_manifest(path).splits["train"].documents for path in paths] == [1, 9]  # pyright: ignore
+    with pytest.raises(
+        UserError, match=r"a file; wanted a directory of shards\. --data.source=.*tales\.txt reads a text"
+    ):
+        dataclasses.replace(whole, path=whole.source).resolve()
     with pytest.raises(UserError, match="</s>"):
         dataclasses.replace(whole, end_of_text="</s>").resolve()
 

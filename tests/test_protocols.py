@@ -290,7 +290,7 @@ def test_protocols_that_do_not_fit_are_refused(model: GPT, file: Path) -> None:
             replace(find_protocol("nanogpt"), offsets=(1,), **changes).resolve(CONTEXT)
     with pytest.raises(UserError, match=r"--protocol=gpt2 is unknown; wanted one of gptjax"):
         find_protocol("gpt2")
-    with pytest.raises(UserError, match=r"too few tokens to predict one; at least 2 are needed"):
+    with pytest.raises(UserError, match=r"the text: has too few tokens to predict one; at least 2 are needed"):
         place_windows(EvalProtocol(first_token="context").resolve(4), [np.array([3])])
 
 

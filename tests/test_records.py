@@ -45,6 +45,12 @@ def test_blocks_of_lines_hold_all_lines(tmp_path):
     assert len(list(iter_blocks(tmp_path / "x.jsonl", fields=(), block_bytes=50))) > 10
 
 
+def test_blocks_of_large_items_hold_few(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([{"n": "long " * 20}] * 50))
+    blocks = list(iter_blocks(tmp_path / "x.json", fields=(), block_bytes=500))
+    assert [len(list(block.read())) for block in blocks] == [5] * 10
+
+
 def test_records_on_the_hub_are_to_be_downloaded():
     with pytest.raises(UserError, match=r"'hf:a/b': no such file.*Download the files first"):
         find_record_files("hf:a/b")

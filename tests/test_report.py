@@ -10,6 +10,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.evaluators.evaluator import EvalContext, PeriodicEvaluator
 from gptjax.evaluators.validation import BigramBaseline, ValidationLoss
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.model.layers import ACTIVATIONS
@@ -60,8 +61,20 @@ def test_checkpoints_that_are_not_evaluated_by_the_metric_that_decides_are_noted
     config = replace(config, steps=140, checkpoint=CheckpointConfig(every=50), evaluators=evaluators)
     (note,) = report._describe_unevaluated(config)
     assert note.startswith("note: no checkpoint before the last is evaluated with val_loss")
-    assert not report._describe_unevaluated(
-        replace(config, checkpoint=CheckpointConfig(every=50, best_metric="books_loss"))
+    books = replace(config, checkpoint=CheckpointConfig(every=50, best_metric="books_loss"))
+    assert not report._describe_unevaluated(books)
+
+
+def test_own_evaluator_is_not_expected_to_measure_the_default_metric(config: TrainConfig) -> None:
+    class Accuracy(PeriodicEvaluator):
+        def open(self, context: EvalContext) -> None:
+            raise NotImplementedError
+
+    config = replace(config, steps=140, checkpoint=CheckpointConfig(every=50), evaluators=(Accuracy(every=30),))
+    assert not report._describe_unevaluated(config)
+    asked = replace(config, checkpoint=CheckpointConfig(every=50, best_metric="accuracy"))
+    assert report._describe_unevaluated(asked)[0].startswith(
+        "note: no checkpoint before the last is evaluated with acc"
     )
 
 
@@ -122,12 +135,16 @@ def test_commands_of_the_summary_work_as_they_are_printed(
 
 
 def test_summary_without_checkpoint_names_the_command(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And what was said at the start of a GPU that is not used is said again."""
+    monkeypatch.setattr(report, "describe_unused_gpu", lambda: "WARNING: on the CPU")
     config = replace(config, output_dir=str(tmp_path))
     write_metrics(config)
     report.print_summary(config, COMMAND, stopped=Stop.by_signal(2))
-    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"next: {COMMAND}\n(stopped before the first step, so nothing was saved)" in printed
+    assert printed.endswith("WARNING: on the CPU\n")
 
 
 def test_summary_compares_with_bigram_and_names_commands(

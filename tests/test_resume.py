@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_states import make_state, save_steps
-from tiny import tiny_config
+from tiny import SINGLE, tiny_config
 
 from gptjax.checkpoints import rotation as checkpoint_rotation
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
@@ -13,7 +13,7 @@ from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.config import TokenShards
-from gptjax.runs.resume import adopt_history, describe_rate_change
+from gptjax.runs.resume import adopt_history, describe_rate_change, restore_state
 from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.stages import Stage
 
@@ -67,9 +67,13 @@ def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
     save(adopt_history(config), 50)
     longer = replace(config, model=replace(config.model, context_length=32), resume="force")
     packed = replace(config, data=TokenShards(packing="best_fit"), resume="force")
-    for changed, field in ((longer, "model.context_length: 16 → 32"), (packed, "data.packing: 'concat' → 'best_fit'")):
-        with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from="):
-            adopt_history(changed)
+    with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        for changed, field in (
+            (longer, "model.context_length: 16 → 32"),
+            (packed, "data.packing: 'concat' → 'best_fit'"),
+        ):
+            with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from="):
+                restore_state(changed, checkpoints, {}, SINGLE)
 
 
 def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -96,7 +96,7 @@ def test_run_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, r"is not a run directory: it has no config\.json"),
-        ("{half", r"config\.json: not JSON"),
+        ("{half", r"config\.json is not JSON"),
         ("[]", "does not hold the config of a run"),
         ("{}", "does not hold the config of a run"),
         ('{"class": "subprocess:Popen", "args": "ls"}', "does not hold the config of a run"),

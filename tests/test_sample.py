@@ -18,8 +18,10 @@ from gptjax.model.gpt import GPT, with_static
 from gptjax.runs.run_dir import write_imported_run
 from gptjax.sample import main, sample
 from gptjax.serving.sampler import Sample, encode_prompt, read_prompts
+from gptjax.serving.text_generation import Completion
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
 from gptjax.tokenization.chat_template import CHATML, Message
+from gptjax.tokenization.text_stream import TextStream
 from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Bytes, Chars
 
 TOKENIZER = BPE(
@@ -141,6 +143,15 @@ def test_text_stops_before_a_stop_text(run: Path, monkeypatch: pytest.MonkeyPatc
     replace_stream(monkeypatch, [[65, 66, 67, 68], [65, 67, 68, 68], [66, 66, 66, 66]])
     options = Sample(checkpoint=str(run), prompt=("the",), num_samples=3, max_new_tokens=4, stop_text=("BC", "DD"))
     assert sample(options) == ["theA", "theAC", "theBBBB"]
+
+
+def test_tokens_of_a_stop_text_are_left_out_like_its_text() -> None:
+    completion = Completion(TextStream(TOKENIZER, stop_texts=["BC", "he"]))
+    completion.add([65, 66, 67, 68], [-1.0, -2.0, -3.0, -4.0], ends=[])
+    assert (completion.text, completion.ids, completion.log_probabilities) == ("A", [65], [-1.0])
+    completion = Completion(TextStream(TOKENIZER, stop_texts=["he"]))
+    completion.add([65, *TOKENIZER.encode("the").tolist(), 66], [-1.0, -2.0, -3.0], ends=[])
+    assert (completion.text, len(completion.ids)) == ("At", 2), "a token that is in the text in part is kept"
 
 
 def test_json_holds_tokens_and_log_probabilities(

@@ -86,7 +86,7 @@ def test_windows_change_flops_and_the_summary():
     model = replace(MODEL, window_pattern="SL", short_window=4)
     stages = (Stage(0, long_window=8), Stage(2, short_window=8))
     config = TrainConfig(batch_size=8, model=model, stages=stages)
-    narrow, wide = (phase.model.flops_per_token(causal=True) * 128 for phase in config.phases)
+    narrow, wide = (phase.model_config.flops_per_token(causal=True) * 128 for phase in config.phases)
     assert narrow < wide
     assert config.flops(5, causal=True) == pytest.approx(2 * narrow + 3 * wide)
     assert config.history_until(2) == (

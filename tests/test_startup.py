@@ -137,8 +137,17 @@ def test_init_from_weights_decide_the_shape(
     assert state.model.config == config.model
     weights = flatten_by_name(run.load_model())
     for name, array in flatten_by_name(state.model).items():
-        rows = len(ALPHABET) if name == "tokens" else len(array)  # an export has no rows of padding
+        rows = len(ALPHABET) if name == "token_embedding" else len(array)  # an export has no rows of padding
         np.testing.assert_array_equal(np.asarray(array)[:rows], np.asarray(weights[name])[:rows])
+
+
+def test_init_from_is_opened_before_data_is_prepared(shards: Path) -> None:
+    class Unprepared(TokenShards):
+        def resolve(self) -> TokenShards:
+            raise AssertionError("hours of preparation")
+
+    with pytest.raises(UserError, match="runs/absent is not there"):
+        prepare_config(tiny_config(shards, data=Unprepared(), init_from="runs/absent"))
 
 
 def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:

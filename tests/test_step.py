@@ -47,7 +47,7 @@ def make_batch() -> Batch:
 
 def poison(state: TrainState) -> TrainState:
     """Set some weights to NaN."""
-    positions = state.model.positions
+    positions = state.model.position_embedding
     assert positions is not None
     positions[...] = positions[...].at[3].set(jnp.nan)
     return state
@@ -99,7 +99,7 @@ def test_update_with_nan_is_skipped(state_and_step: tuple[MakeState, Any]):
     state, metrics = step(replace(state, model=make_state().model), make_batch())
     assert np.isfinite(float(metrics["loss"]))
     assert (int(metrics["skipped"]), int(metrics["consecutive_skips"])) == (3, 0)
-    assert bool(jnp.any(state.model.tokens[...] != make_state().model.tokens[...]))
+    assert bool(jnp.any(state.model.token_embedding[...] != make_state().model.token_embedding[...]))
 
 
 def test_update_that_overflows_is_skipped():
@@ -145,7 +145,7 @@ def test_step_is_deterministic_and_donates_its_state(state_and_step: tuple[MakeS
     make_state, step = state_and_step
     state = make_state()
     assert_same(step(state, make_batch()), step(make_state(), make_batch()))
-    assert state.model.tokens[...].is_deleted()
+    assert state.model.token_embedding[...].is_deleted()
 
 
 def test_dropout_keys_depend_on_seed_step_and_row():

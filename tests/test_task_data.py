@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.evaluation.task_data import find_task_files, read_rows
+from gptjax.evaluation.task_data import complete_rows, find_task_files, read_rows
 
 CBT = "\n".join(
     [f"{n} Sentence {n} ." for n in range(1, 21)]
@@ -52,9 +52,15 @@ def test_files_are_found_by_task_and_part(tmp_path: Path) -> None:
         ("a.json", "{", "does not hold rows"),
         ("a.txt", "21 no options here", "does not hold rows"),
         ("b.txt", "1 one\n", "has no rows"),
+        ("a.tsv", "a\tb\n1\t2\t3\n", "the row '1' has more or fewer cells than the header"),
+        ("a.csv", "a,b\n1\n", "the row '1' has more or fewer cells"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read_rows("cbt_cn", tmp_path / name)
+
+
+def test_rows_get_all_columns_of_the_file() -> None:
+    assert complete_rows([{"a": 1}, {"b": 2}]) == [{"a": 1, "b": None}, {"a": None, "b": 2}]

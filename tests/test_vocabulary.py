@@ -38,7 +38,7 @@ def test_new_rows_are_the_mean_of_the_known_ones(
     model = create_model(replace(MODEL, vocab_size=rows, tie_embeddings=tied))
     grown, old = grow_vocabulary(model, wanted, known=known), known or rows
     assert grown.config.vocab_size == wanted
-    tables = [(model.tokens[...], grown.tokens[...])]
+    tables = [(model.token_embedding[...], grown.token_embedding[...])]
     tables += [] if tied else [(model.head[...].T, grown.head[...].T)]
     for before, after in tables:
         assert after.shape == (stored, MODEL.embed_dim)
@@ -69,9 +69,9 @@ def test_run_on_chats_starts_from_weights_without_their_tokens(
     assert config.model.vocab_size == max(rows, TOKENIZER.vocab_size)
     assert "<|im_start|>, <|im_end|> are new; their rows begin as the mean of the other 258" in capsys.readouterr().out
     weights = load_start(config, SINGLE.resolve(1))
-    mean = np.mean(base.tokens[...][: PLAIN.vocab_size], axis=0)
+    mean = np.mean(base.token_embedding[...][: PLAIN.vocab_size], axis=0)
     for token in range(PLAIN.vocab_size, TOKENIZER.vocab_size):
-        np.testing.assert_allclose(weights.tokens[...][token], mean, atol=1e-6)
+        np.testing.assert_allclose(weights.token_embedding[...][token], mean, atol=1e-6)
 
 
 def test_data_without_the_special_tokens_of_the_weights_is_accepted(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from data_pipelines.runtime.sigint import block_sigint
 from gptjax.core.errors import UserError
+from gptjax.core.provenance import count_cores
 
 ARGUMENTS_PER_WORKER = 4
 """How many arguments are sent to each worker before the oldest result is awaited."""
@@ -87,11 +88,6 @@ def map_on_cores(
             f"a worker process died: for want of memory (use fewer than --processes={processes}), or because the "
             'script that prepares has no `if __name__ == "__main__":` around it, and ran again in every worker.'
         ) from None
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> tuple[SpawnProcess, Connection]:

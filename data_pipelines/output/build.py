@@ -60,7 +60,10 @@ PREPARE_MORE = "Prepare more text, or give it a larger part, such as --split=has
 
 
 def print_splits(directory: Path, manifest: Manifest, *, advice: str = PREPARE_MORE) -> None:
-    """Print a line for each split of a directory, and the notes of its preparation. A small split gets `advice`."""
+    """Print a line for each split of a directory, and the notes of its preparation.
+
+    A small split gets `advice`; up to the comma it is for training, too.
+    """
     for name, count in manifest.splits.items():
         scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
         ratio = (
@@ -71,8 +74,9 @@ def print_splits(directory: Path, manifest: Manifest, *, advice: str = PREPARE_M
         documents = "document " if count.documents == 1 else "documents"
         sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
+        more = advice if name == "val" else f"{advice.partition(',')[0]}."
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
-            print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context. {advice}")
+            print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context. {more}")
         elif name == "val" and scored is None and count.tokens < VALIDATION_TOKENS:
             print(f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. {advice}")
     print_notes(manifest.notes)

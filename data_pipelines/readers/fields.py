@@ -13,6 +13,8 @@ LABEL = "label"
 """KTO's: whether a completion is a good one. Alone it makes no record."""
 QUESTION_AND_ANSWER = ({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"})
 """Fields of records that are conversations."""
+MESSAGE = ({"role", "content"}, {"from", "value"})
+"""Fields of a message."""
 
 
 def find_text(record: Mapping[str, Any], field: str) -> str | None:
@@ -49,8 +51,16 @@ def suggest_command(names: Collection[str]) -> str:
     """What a message adds for fields of conversations or of pairs: the command that reads them."""
     if {"chosen", "rejected"} <= set(names):
         return " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
-    is_chat = any(field in names for field in CHAT_FIELDS) or any(pair <= set(names) for pair in QUESTION_AND_ANSWER)
+    pairs = (*QUESTION_AND_ANSWER, *MESSAGE)
+    is_chat = any(field in names for field in CHAT_FIELDS) or any(pair <= set(names) for pair in pairs)
     return " Conversations are for python -m data_pipelines.prepare_chat." if is_chat else ""
+
+
+def suggest_for_list(value: Any) -> str:
+    """The same for a list: messages, or lists of them, are for `prepare_chat`."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return suggest_command(value) if isinstance(value, Mapping) else ""
 
 
 def suggest_prepare(names: Collection[str]) -> str:

@@ -28,6 +28,8 @@ PACKED = {
 
 TOKENS = {".bin", ".npy", ".idx", ".mds"}
 """Endings of token files."""
+BESIDE_TOKENS = {"index.json", "manifest.json", "tokenizer.json", "readme.md"}
+"""Files beside them that are no text."""
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
@@ -44,7 +46,7 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         below = list(list_files_below(path))
         found = [file for file in below if is_known(file.name)]
         others = sorted({file.suffix for file in below if file.suffix})
-        if TOKENS & {*others} and all(file.suffix == ".json" for file in found):  # MDS has an index.json
+        if TOKENS & {*others} and all(file.name.lower() in BESIDE_TOKENS for file in found):
             held = f"the directory holds token files ({', '.join(others)}) and no text"
             raise UserError(f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {spec}")
         if not found:

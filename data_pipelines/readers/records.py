@@ -4,7 +4,6 @@ A record is a JSON value with its place: FILE:LINE, or FILE: item or row NUMBER.
 place as a `UserError`.
 """
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +23,7 @@ PARQUET_SUFFIX = ".parquet"
 BLOCK_BYTES = 2**20
 NOT_JSON = f"{SKIPPED}not JSON"
 ITEMS = 1000
-"""Items of an array in a block, and at least as many rows of Parquet."""
+"""Items of an array in a block at most, and rows of Parquet at least."""
 RANGES = 16
 """Blocks of a row group at most. Each reads the group from its beginning."""
 _KNOWN = ".jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .arrow"
@@ -55,11 +54,11 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
     if name.endswith(PARQUET_SUFFIX):
         return _iter_row_groups(path, fields)
     if name.endswith(arrow_files.SUFFIXES):
-        return _iter_given(arrow_files.iter_arrow_rows(path, fields))
+        return _iter_given(arrow_files.iter_arrow_rows(path, fields), block_bytes)
     if name.endswith(TABLE_SUFFIXES):
-        return _iter_given(_check_cells(iter_rows(path)))
+        return _iter_given(_check_cells(iter_rows(path)), block_bytes)
     if name.endswith(JSON_SUFFIXES) and is_json_array(path):
-        return _iter_given(iter_array(path))
+        return _iter_given(iter_array(path), block_bytes)
     return _iter_lines(path, block_bytes)
 
 
@@ -81,10 +80,17 @@ def _parse_lines(path: Path, first: int, lines: list[bytes]) -> Iterator[NamedRe
                 yield where, InvalidRecord(f"{where}: {explain_line(line, error)}", NOT_JSON)
 
 
-def _iter_given(records: Iterator[NamedRecord]) -> Iterator[RecordBlock]:
+def _iter_given(records: Iterator[NamedRecord], block_bytes: int) -> Iterator[RecordBlock]:
     """Blocks of records that this process has parsed."""
-    while block := list(itertools.islice(records, ITEMS)):
-        yield RecordBlock(sum(len(str(record)) for _, record in block), partial(iter, block))
+    block, size = list[NamedRecord](), 0
+    for named in records:
+        block.append(named)
+        size += len(str(named[1]))
+        if size >= block_bytes or len(block) == ITEMS:
+            yield RecordBlock(size, partial(iter, block))
+            block, size = [], 0
+    if block:
+        yield RecordBlock(size, partial(iter, block))
 
 
 def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:

@@ -13,6 +13,8 @@ from gptjax.data.manifest import Counts, Manifest
 
 T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
+FEW_TOKENS = 100_000
+"""A model learns fewer tokens by heart in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class ShardOptions:
 
     train_flags: ClassVar[str]
     """A config for such shards, as a command shows it."""
+    few_flags: ClassVar[str | None] = None
+    """The same for fewer than `FEW_TOKENS` tokens; None: for these, too, it is the one above."""
     least_tokens: ClassVar[int] = 0
     """Tokens of a split from which that config can train: a row, and the token after it. 0 where rows are padded."""
     source: str
@@ -97,10 +101,12 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
 
 def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     """The command that trains on the shards, or what they lack for it."""
+    tokens = sum(count.tokens for count in splits.values())
+    flags = options.few_flags if options.few_flags and tokens < FEW_TOKENS else options.train_flags
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:
         return (
             f"next: prepare more text. {options.train_flags} needs {options.least_tokens} tokens in each split, and "
             f"{name} has {splits[name].tokens}."
         )
-    return f"next: python -m gptjax.train {options.train_flags} --data.path={shlex.quote(str(options.output))}"
+    return f"next: python -m gptjax.train {flags} --data.path={shlex.quote(str(options.output))}"

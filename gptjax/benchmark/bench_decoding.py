@@ -132,7 +132,7 @@ def count_read_bytes(config: GPTConfig, *, rows: int, length: int) -> int:
     size = jnp.dtype(config.compute.dtype).itemsize
     leaves = jax.tree.leaves_with_path(abstract_model(config))
     stored = {jax.tree_util.keystr(path, simple=True, separator="."): math.prod(leaf.shape) for path, leaf in leaves}
-    looked_up = {"positions", "value_embeddings", *(() if config.tie_embeddings else ("tokens",))}
+    looked_up = {"position_embedding", "value_embeddings", *(() if config.tie_embeddings else ("token_embedding",))}
     weights = sum(count for name, count in stored.items() if name.partition(".")[0] not in looked_up)
     cache = 2 * config.num_layers * config.kv_heads * config.head_dim * length * rows
     return size * (weights + cache)

@@ -21,8 +21,8 @@ from gptjax.sharding.mesh import MeshConfig
 from gptjax.training.state import abstract_state
 
 PARTS = {
-    "tokens": "token embedding",
-    "positions": "position embedding",
+    "token_embedding": "token embedding",
+    "position_embedding": "position embedding",
     "value_embeddings": "value embeddings",
     "blocks.attention": "attention",
     "blocks.attention_norm": "norms",
@@ -35,7 +35,7 @@ PARTS = {
     "head_bias": "head",
 }
 """Where a parameter's name begins → the part of the model that it belongs to."""
-PADDED_AXES = {"tokens": 0, "value_embeddings": 1, "head": 1, "head_bias": 0}
+PADDED_AXES = {"token_embedding": 0, "value_embeddings": 1, "head": 1, "head_bias": 0}
 """The axis of each array whose rows are padded with the vocabulary."""
 
 

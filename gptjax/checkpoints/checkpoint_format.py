@@ -13,7 +13,6 @@ of an earlier gptjax have no sums; they are complete if Orbax says so.
 
 import functools
 import json
-import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +30,7 @@ from gptjax.checkpoints.integrity import (
     list_steps,
     suggest_other,
 )
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, describe_errno
 from gptjax.core.lazy import LazyModule
 from gptjax.process.console import print_once
 
@@ -154,7 +153,7 @@ def read_metadata(directory: Path, step: int) -> dict[str, Any]:
 
 
 def flatten_by_name(tree: Any) -> NamedArrays:
-    """Return the leaves of a pytree by dotted path, such as `blocks.attention.qkv` or `adam.mu.tokens`."""
+    """Return the leaves of a pytree by dotted path, such as `blocks.attention.qkv` or `adam.mu.token_embedding`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
     return {name(path): leaf for path, leaf in leaves}
@@ -264,7 +263,7 @@ def describe_cause(error: BaseException) -> str:
     """Why a file could not be read or written, in a few words."""
     cause = error.__cause__ or error
     if found := re.search(r"os_error_code='(\d+)'", str(cause)):  # of tensorstore, behind several paths
-        return os.strerror(int(found[1]))
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
+        return describe_errno(int(found[1]))
+    if isinstance(cause, OSError) and cause.errno:
+        return describe_errno(cause.errno)
     return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"[:200]

@@ -15,7 +15,7 @@ from gptjax.cli.config_files import find_config, import_modules, list_configs, l
 from gptjax.cli.flag_mistakes import explain_unknown, explain_words
 from gptjax.cli.flag_synonyms import COMMON_FLAGS, CONFIG_WORDS
 from gptjax.cli.flags import Flag, Flags, drop_flags, list_flags, normalize_words
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.core.provenance import print_versions
 from gptjax.core.serialization import Modules
 
@@ -238,9 +238,13 @@ def _take_config(argv: Sequence[str]) -> tuple[tuple[list[str], ...], list[str]]
         specs, rest = [rest[0]], rest[1:]
     for place, word in enumerate(rest):
         name, equals, value = word.lstrip("-").partition("=")
+        if not specs and name == "config" and equals:
+            raise UserError(f"{quote(word)} does not begin with two dashes. Write --config={quote(value)}.")
         if not specs and name in CONFIG_WORDS:
             value = value if equals else next(iter(rest[place + 1 :]), "")
             raise UserError(explain_unknown(name.replace("_", "-"), value, {"config": Flag(str)}))
+    if specs and rest and rest[0] in list_configs():
+        raise UserError(f"Two configs are given, {quote(rest[0])} and {quote(specs[0])}: a run has one.")
     before = [None, *rest]
     for place, word in enumerate(rest):  # nanoGPT's order: flags, then the config
         is_value = place > 0 and before[place].startswith("--") and "=" not in before[place]

@@ -131,8 +131,9 @@ def _find_wrong_keyword(error: Exception) -> str | None:
     names = [field.name for field in dataclasses.fields(classes[0])]
     flags = FLAGS_BY_WORD.get(found[2].replace("_", "-"), [])  # what others call a flag, its field is called, too
     meant = [name for flag in flags if (name := flag.rpartition(".")[2].replace("-", "_")) in names]
-    meant = meant or difflib.get_close_matches(found[2], names, n=1)
-    hint = f" Did you mean {meant[0]}?" if meant else ""
+    meant = meant or ([] if flags else difflib.get_close_matches(found[2], names, n=1))
+    elsewhere = f" In a config it is {flags[0].replace('-', '_')}." if flags else ""
+    hint = f" Did you mean {meant[0]}?" if meant else elsewhere
     return f"{found[1]} has no field {found[2]!r}.{hint} It has {', '.join(names)}."
 
 

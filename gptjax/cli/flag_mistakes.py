@@ -9,9 +9,10 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, VALUES
+from gptjax.cli.flag_synonyms import EXPLANATIONS, FLAGS_BY_WORD, FORMS, SWITCHED_ON, VALUES
 from gptjax.cli.flags import (
     FALSE,
+    TRUE,
     Flag,
     Flags,
     find_flag,
@@ -22,6 +23,7 @@ from gptjax.cli.flags import (
     write_switch,
 )
 from gptjax.core.errors import quote
+from gptjax.core.files import expand_path
 
 SHORTEST_MISTAKE = 4
 """Letters of a word for which a flag with almost the same letters may be meant."""
@@ -80,6 +82,8 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
         return _explain_bare(word, flags)
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
+    if str not in flags[name].types and not flags[name].appends:
+        return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
     if flags[name].appends:
         hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
@@ -94,6 +98,8 @@ def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:
     if not values or (values == [""] and flag.types not in ((str,), (str, types.NoneType))):
         return f"--{name} has no value. Write --{name}={_example(flag)}."
     value = values[0]
+    if value.startswith("=") and flag.types != (str,):
+        return f"--{name}={quote(value)} has two signs of equality. Write --{name}{_spell(value)}."
     if value == "None" and types.NoneType in flag.types:
         return None
     if flag.choices and set(flag.types) <= {*_literal_types(flag), types.NoneType} and value not in flag.choices:
@@ -137,14 +143,17 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     `has_first` says that the first word behind the command is given, so that no flag can stand for it.
     """
     name, colon, behind = name.partition(":")
-    value = behind if colon else value
+    value = (behind or value) if colon else value
     shown = quote(name + colon + behind)
     if reason := EXPLANATIONS.get(f"{name}={value}"):
         return f"There is no flag --{shown}. {reason}"
     word = name.rpartition(".")[2].lower()
     meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
+    meant, value = _choose_meant(meant, word, value, flags)
+    if meant == ["data.path"] and value and _is_text_file(value):
+        how = f"python -m data_pipelines.prepare --source={_spell(value)} makes them of this file"
+        return f"There is no flag --{shown}. Write --data.path=DIR, a directory of shards; {how}."
     if meant:
-        value = word if word in VALUES else value  # --bf16
         if flags[meant[0]].positional:
             return f"There is no flag --{shown}. {_explain_first(meant[0], value)}"
         forms = " or ".join(_write(flag, _negate(word, flag, value), flags[flag]) for flag in meant)
@@ -159,6 +168,36 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     return f"There is no flag --{shown}. --help lists all flags."
 
 
+def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) -> tuple[list[str], str | None]:
+    """(the flags that the value fits, or all; the value to write), where a word may be a flag or a value of it.
+
+    `--bf16` and `--fsdp` are values, `--fsdp=8` is a number of devices.
+    """
+    value = "false" if value is None and word.startswith("no-") else value
+    is_switched_on = value is None or value.lower() in TRUE - {"1"}
+    spelled = VALUES.get(word, word)
+    if is_switched_on and (chosen := [flag for flag in meant if spelled in flags[flag].choices]):
+        return chosen[:1], spelled
+    if is_switched_on and meant and (on := SWITCHED_ON.get(meant[0])):
+        return meant[:1], on
+    if value and "data.path" in meant and "data.source" in flags:
+        return ["data.source" if _is_text_file(value) else "data.path"], value
+    if "split" in meant and _is_number(value):
+        return ["split"], value
+    fitting = [
+        flag
+        for flag in meant
+        if value and _explain_value(flag, [normalize_value(value, flags[flag])], flags[flag]) is None
+    ]
+    return (fitting[:1] if word in FLAGS_BY_WORD else []) or meant[: 1 if word in FLAGS_BY_WORD else 3], value
+
+
+def _is_text_file(value: str) -> bool:
+    """Whether a value names a file or a source of text rather than a directory of shards."""
+    path = expand_path(value)
+    return path.is_file() or (bool(path.suffix) and not path.is_dir()) or value.startswith("hf:")
+
+
 def _explain_first(name: str, value: str | None) -> str:
     return f"{name.upper()} is the first word behind the command{f': {quote(value)}' if value else ''}."
 
@@ -170,10 +209,9 @@ def _negate(word: str, meant: str, value: str | None) -> str | None:
 
 
 def _find_meant(name: str, word: str, flags: Flags) -> list[str]:
-    """The flags that a name may mean, the likeliest first; at most three."""
-    synonyms = [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]
-    if synonyms:
-        return synonyms[:1]
+    """The flags that a name may mean, the likeliest first."""
+    if synonyms := [flag for flag in FLAGS_BY_WORD.get(word, ()) if flag in flags]:
+        return synonyms
     if found := [flag for flag in flags if flag.endswith(f".{word}") or flag == word]:
         return sorted(found, key=lambda flag: flag.count("."))[:3]
     if word in EXPLANATIONS or name.lower() in EXPLANATIONS or len(name) < SHORTEST_MISTAKE:
@@ -217,13 +255,16 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
         return write_switch(name, value is None or value.lower() not in FALSE)
     if value in (None, ""):
         return f"--{name}={_example(flag)}"
-    is_number = str(value).replace(".", "", 1).isdecimal()
-    written = FORMS[name].format(value) if name in FORMS and is_number else normalize_value(str(value), flag)
+    written = FORMS[name].format(value) if name in FORMS and _is_number(value) else normalize_value(str(value), flag)
     if _explain_value(name, [written], flag) is not None:
-        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.87)  # float64 is not float16
         written = close[0] if close else "|".join(flag.choices) or _example(flag)
         return f"--{name}={quote(written)}"
     return f"--{name}={_spell(written)}"
+
+
+def _is_number(value: str | None) -> bool:
+    return str(value).replace(".", "", 1).isdecimal()
 
 
 def _spell(value: str) -> str:
@@ -244,5 +285,7 @@ def _explain_bare(word: str, flags: Flags) -> str:
         )
     required = [flag for flag, kind in flags.items() if kind.default is dataclasses.MISSING and not kind.positional]
     meant = required or [flag for flag in ("checkpoint",) if flag in flags and not flags[flag].default]
+    if (known := find_flag(name, flags)[0]) is not None:
+        return f"{quote(word)} begins without dashes. Write --{known}=…."
     hint = f" Write --{meant[0]}={_spell(word)}." if meant else " Write --FLAG=VALUE; quote a value with blanks."
     return f"{quote(word)} belongs to no flag.{hint}"

@@ -15,7 +15,7 @@ _SAME = {
     "grad-accum": "gradient-accumulation-steps grad-accum-steps gradient-accumulation accumulate-grad-batches",
     "model.num-layers": "n-layer n-layers layers num-layers num-hidden-layers depth nlayer base-num-decoder-layers",
     "model.num-heads": "n-head n-heads heads num-heads num-attention-heads nhead base-num-query-heads",
-    "model.num-kv-heads": "kv-heads n-kv-head n-kv-heads num-key-value-heads base-num-kv-heads",
+    "model.num-kv-heads": "gqa num-query-groups kv-heads n-kv-head n-kv-heads num-key-value-heads base-num-kv-heads",
     "model.embed-dim": "n-embd d-model hidden-size hidden-dim dim width model-dim n-embed embed-dim emb-dim "
     "base-emb-dim embedding-dim embedding-size emb-size emb",
     "model.mlp-dim": "n-inner d-ff ffn-dim intermediate-size mlp-dim base-mlp-dim "
@@ -28,22 +28,25 @@ _SAME = {
     "model.compute.dtype": "dtype precision mixed-precision bf16 fp16 fp32 torch-dtype mp compute-dtype amp autocast",
     "model.rotary-base": "rope-theta rope-base rotary-base",
     "model.compute.remat": "gradient-checkpointing checkpointing remat activation-checkpointing",
+    "data.source": "text text-file input input-file corpus",
+    "optimizer.adam-learning-rate": "adam-lr adam-learning-rate embedding-lr",
     "data.path": "dataset data data-dir data-path train-data train-file dataset-path dataset-dir input-bin "
     "dataset-name",
     "output-dir": "out-dir outdir save-dir output out results-dir base-output-directory "
     "output-directory checkpoint-dir ckpt-dir log-dir logdir run-dir exp-dir",
     "ema.decay": "ema ema-decay",
     "name": "run-name exp-name experiment wandb-run-name run-id",
-    "init-from": "initialize-from load from-checkpoint pretrained checkpoint finetune start-from load-from model",
+    "init-from": "initialize-from load from-checkpoint pretrained checkpoint finetune start-from load-from model "
+    "from-pretrained ckpt ckpt-path",
     "seed": "random-seed rng-seed",
-    "mesh": "mesh-shape mesh-type strategy parallelism sharding fsdp",
+    "mesh": "mesh-shape mesh-type strategy parallelism sharding fsdp ddp dp tp",
     "log.wandb": "wandb wandb-log use-wandb report-to",
     "log.wandb-project": "wandb-project project",
     "log.every": "log-interval logging-steps log-every log-freq",
     "checkpoint.every": "save-interval save-every save-steps checkpoint-interval ckpt-interval checkpoint-every",
     "evaluators.0.every": "eval-interval eval-every eval-steps val-every val-loss-every",
     "evaluators.1.every": "eval-interval eval-every eval-steps val-every val-loss-every sample-every",
-    "json": "output-path output-file outfile out-file output results",
+    "json": "out output-path output-file outfile out-file output results",
     "data": "dataset shards",
     "overwrite": "force overwrite-output-dir",
     "system-prompt": "system system-message",
@@ -58,19 +61,23 @@ _SAME = {
     "num-samples": "n samples n-samples num-return-sequences",
     "text": "file text-file input input-file eval-file",
     "tokens": "eval-tokens max-tokens eval-iters num-tokens",
-    "source": "input data dataset file files path in input-file train-file text corpus data-path",
+    "source": "hf hub input data dataset file files path in input-file train-file text corpus data-path",
     "output": "out output-dir out-dir outdir save-dir destination dest o output-prefix outfile out-file output-file",
     "tokenizer": "tok vocab vocab-size encoding tokenizer-name tokenizer-path tokenizer-type model",
     "text-field": "text-column column key field text-key content-key jsonl-field content-field json-keys json-key",
     "separator": "delimiter doc-separator document-separator sep",
     "end-of-text": "eos eos-token eot end-token eod",
     "validation-source": "val valid validation val-source val-data valid-data eval-data test",
-    "split": "val-fraction val-split test-size val-size validation-split valid-fraction",
+    "split": "val valid validation val-fraction val-split test-size val-size validation-split valid-fraction",
     "processes": "workers num-workers num-proc n-jobs jobs threads nproc",
     "shard-tokens": "shard-size tokens-per-shard",
     "vocab-size": "vocab size n-vocab num-tokens",
-    "model": "checkpoint ckpt ckpt-path checkpoint-path weights file source input path from",
-    "dtype": "outtype out-type type precision torch-dtype",
+    "model": "name hub repo repo-id pretrained checkpoint ckpt ckpt-path checkpoint-path weights "
+    "file source input path from",
+    "repetition-penalty": "repetition repeat-penalty rep-penalty",
+    "template": "chat-template",
+    "peer": "compare against baseline vs",
+    "dtype": "fp16 bf16 fp32 f16 f32 outtype out-type type precision torch-dtype",
     "web": "server serve ui gui browser webui",
     "responses": "log-samples predictions save-responses samples-file",
     "max-document-tokens": "max-length max-seq-length max-seq-len max-tokens truncation block-size context-length",
@@ -78,6 +85,7 @@ _SAME = {
     "best-batch": "batch-sizes batches",
     "optimizer.epsilon": "eps adam-eps adam-epsilon",
     "optimizer.schedule.decay-steps": "lr-decay-iters lr-decay-steps",
+    "schedule-steps": "lr-decay-iters lr-decay-steps",
     "optimizer.schedule.min-ratio": "min-lr-ratio",
     "model.norm": "norm-type normalization",
     "model.norm-epsilon": "norm-eps layer-norm-eps layer-norm-epsilon layernorm-epsilon rms-norm-eps",
@@ -90,13 +98,16 @@ _SAME = {
     "model.compute.attention-impl": "attn attention attn-impl flash flash-attention "
     "use-flash-attention attention-kernel attn-implementation",
     "model.compute.scan-layers": "scan unroll",
-    "mesh.data": "data-parallel data-parallel-size dp-size",
-    "mesh.fsdp": "fsdp-size ici-fsdp-parallelism",
+    "mesh.data": "data-parallel data-parallel-size dp-size dp ddp",
+    "mesh.fsdp": "fsdp-size ici-fsdp-parallelism fsdp",
     "mesh.tensor": "tensor-parallel tensor-parallel-size tp-size tp",
     "checkpoint.keep": "max-to-keep save-total-limit keep-last-n",
+    "evaluators.0.tokens": "val-tokens eval-tokens",
+    "evaluators.1.tokens": "val-tokens eval-tokens",
     "evaluators.0.batch-size": "eval-batch-size val-batch-size",
     "lora.targets": "target-modules lora-target-modules",
     "push-to": "push-to-hub hub-model-id",
+    "context-length": "ctx context block-size seq-len max-seq-len max-length",
     "patience": "early-stopping early-stopping-patience",
 }
 FLAGS_BY_WORD: dict[str, list[str]] = {}
@@ -107,7 +118,22 @@ for _flag, _words in _SAME.items():
 
 _DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses, and --mesh spreads over them."
 EXPLANATIONS = {
-    **dict.fromkeys(("device", "devices", "gpus", "num-gpus", "gpu", "cuda", "accelerator", "num-devices"), _DEVICES),
+    **dict.fromkeys(
+        (
+            "device",
+            "devices",
+            "gpus",
+            "nproc-per-node",
+            "world-size",
+            "num-gpus",
+            "gpu",
+            "cuda",
+            "accelerator",
+            "num-devices",
+            "backend",
+        ),
+        _DEVICES,
+    ),
     "compile": "Every step is compiled.",
     "min-lr": "--optimizer.schedule.min-ratio is the last rate as a share of the largest, such as 0.1.",
     **dict.fromkeys(
@@ -157,6 +183,27 @@ EXPLANATIONS = {
         "--max-time takes a time with its unit, such as 90m or 11.5h.",
     ),
     **dict.fromkeys(("rope", "use-rope"), "Write --model.positions=rotary."),
+    **dict.fromkeys(("rmsnorm", "rms-norm", "use-rmsnorm"), "Write --model.norm=rms."),
+    **dict.fromkeys(("swiglu", "use-swiglu"), "Write --model.activation=silu --model.gated-mlp."),
+    **dict.fromkeys(("zero", "zero-stage", "deepspeed"), "--mesh=fsdp divides weights, gradients and moments."),
+    **dict.fromkeys(
+        ("pp", "pipeline-parallel", "pipeline-parallel-size", "pipeline-model-parallel-size"),
+        "There is no pipeline parallelism; --mesh=fsdp and --mesh.tensor=N divide a model.",
+    ),
+    **dict.fromkeys(
+        ("overwrite", "fresh", "restart", "from-scratch", "no-resume"),
+        "A new --name begins another run; a run that exists is never overwritten.",
+    ),
+    **dict.fromkeys(("profile", "profiler", "trace"), "python -m gptjax.bench --config=NAME --profile times a config."),
+    **dict.fromkeys(
+        ("quantize", "quantization", "quant"), "llama-quantize of llama.cpp makes smaller types of the file."
+    ),
+    **dict.fromkeys(
+        ("mask-prompt", "train-on-prompt", "mask-user", "completion-only-loss", "assistant-only-loss"),
+        "Only what the assistant says is scored.",
+    ),
+    **dict.fromkeys(("logger", "loggers"), "--log.wandb=online and --log.tensorboard add records of a run."),
+    "shuffle": "Training reads rows in an order that its --seed decides.",
     **dict.fromkeys(("num-workers", "workers"), "Data is read ahead by a thread; there are no workers."),
     **dict.fromkeys(
         ("c", "config-file", "cfg", "conf", "config-path", "config-name", "preset"),
@@ -181,6 +228,15 @@ EXPLANATIONS = {
         ("prompt", "message", "question"),
         "gptjax.sample --prompt=… continues a text; a chat reads its messages from the terminal or a pipe.",
     ),
+    "report-to=tensorboard": "Write --log.tensorboard.",
+    **dict.fromkeys(
+        ("eval-iters", "eval-batches", "limit-val-batches"),
+        "--evaluators.0.tokens or .1.tokens counts what a validation reads; by default it is the whole split.",
+    ),
+    **dict.fromkeys(
+        ("decay-lr", "lr-decay"),
+        "The schedule is a class of the config file; Constant() keeps the rate (docs/optimizers.md).",
+    ),
     "model=hf": "What lm_eval takes as --model hf --model_args pretrained=NAME is --checkpoint=NAME here.",
     "always-save-checkpoint": "--checkpoint.every says how often a run is saved.",
     **dict.fromkeys(
@@ -189,6 +245,13 @@ EXPLANATIONS = {
     ),
 }
 """What to say of a word that no flag stands for."""
+SWITCHED_ON = {
+    "log.wandb": "online",
+    "ema.decay": "0.999",
+    "lora.rank": "8",
+    "model.compute.attention-impl": "auto",
+}
+"""What a flag is where it is typed like a switch."""
 FORMS = {"split": "hash:{}", "tokenizer": "bpe:{}"}
 """How a number is written that other programs give to such a flag."""
 VALUES = {
@@ -208,6 +271,8 @@ VALUES = {
     "disabled": "off",
     "true": "on",
     "false": "off",
+    "none": "off",
+    "wandb": "online",
 }
 """Other spellings of choices."""
 

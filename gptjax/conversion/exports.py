@@ -4,7 +4,10 @@ An export is compared with transformers, if that is installed, before its direct
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import tyro
@@ -12,7 +15,11 @@ import tyro
 from gptjax.cli.command_line import Imports
 from gptjax.conversion.imports import ORIGIN_FILE
 from gptjax.core.compile_cache import enable_compile_cache
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import atomic_directory, expand_path
+from gptjax.data.config import Mixture
+from gptjax.data.manifest import read_manifest
+from gptjax.data.source import DataSource
 from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
 from gptjax.huggingface.architectures.registry import ArchitectureName, choose_architecture
 from gptjax.huggingface.safetensors_dir import read_json
@@ -22,17 +29,25 @@ from gptjax.sharding.devices import DType
 
 
 @dataclass(frozen=True)
-class ToHf:
-    """Write a run's weights, config and tokenizer as a directory that transformers loads."""
+class Export:
+    """What every export is made of."""
 
     checkpoint: str
     """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     output: str
     """Directory to make. It must be empty or not exist."""
-    step: str = "latest"
+    step: str = field(default="latest", kw_only=True)
     """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
+    ema: bool = field(default=True, kw_only=True)
     """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
+    imports: Imports = field(default=(), kw_only=True)
+    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+@dataclass(frozen=True)
+class ToHf(Export):
+    """Write a run's weights, config and tokenizer as a directory that transformers loads."""
+
     architecture: ArchitectureName = "auto"
     """Class of models to write. `auto` takes the first that can express the model."""
     dtype: DType | None = None
@@ -45,44 +60,30 @@ class ToHf:
     """Also upload the directory to this model repository on the hub, OWNER/REPO. It is made if it does not exist."""
     private: bool = False
     """Make a new repository private."""
-    imports: Imports = ()
-    """Module or Python file with classes that the run's config uses. May be given several times."""
 
 
 @dataclass(frozen=True)
-class ToPeft:
+class ToPeft(Export):
     """Write a run's adapters as a directory that PEFT loads beside their base: a GPT-2, Llama or Qwen3."""
 
     checkpoint: str
     """A run directory, trained with `lora.rank`."""
-    output: str
-    """Directory to make. It must be empty or not exist."""
     base: str | None = None
     """Name or directory of the model that the adapters belong to, for PEFT to find it."""
-    step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
-    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
-    imports: Imports = ()
-    """Module or Python file with classes that the run's config uses. May be given several times."""
 
 
 @dataclass(frozen=True)
-class ToGGUF:
+class ToGGUF(Export):
     """Write weights and tokenizer as one file for llama.cpp. It holds the shapes of GPT-2 and Llama."""
 
-    checkpoint: str
-    """A run, the directory of a model that transformers saved, or hf:OWNER/REPO."""
     output: str
     """File to make, such as model.gguf."""
-    step: str = "latest"
-    """Checkpoint: a number, `latest` or `best`."""
-    ema: bool = True
-    """Use the run's average of the weights, if it has one. --no-ema uses the raw weights."""
     dtype: DType = "float32"
     """Type of the matrices: float16 halves the file and rounds. Vectors are float32."""
-    imports: Imports = ()
-    """Module or Python file with classes that the run's config uses. May be given several times."""
+
+
+GGUF_ROUNDING: dict[DType, str] = {"float16": "1e-3 to 1e-2", "bfloat16": "1e-2 to 1e-1"}
+"""Largest difference of llama.cpp's log-probabilities that was measured (docs/huggingface.md)."""
 
 
 def export_model(options: ToHf) -> None:
@@ -106,6 +107,8 @@ def export_model(options: ToHf) -> None:
         facts = model_card.CardFacts(run.directory.name, evaluations=evaluations, losses_elsewhere=tuple(losses))
         if isinstance(run, RunDir):
             facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
+            with suppress(UserError):  # of a class of the user's own, whose file is not given
+                facts = replace(facts, data=tuple(describe_data(run.data)))
         model_card.write_model_card(directory, model.config, architecture=architecture, dtype=dtype, facts=facts)
         result = "not verified: --no-verify"
         if options.verify:
@@ -120,6 +123,27 @@ def export_model(options: ToHf) -> None:
         print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
     if options.push_to is not None:
         print(hub_upload.upload_directory(output, options.push_to, private=options.private))
+
+
+def describe_data(data: DataSource) -> Iterator[tuple[str, str]]:
+    """Where data come from and how much there is, as the manifests of their shards say while they are there."""
+    if isinstance(data, Mixture):
+        for number, component in enumerate(data.components):
+            yield from ((f"{name} of component {number}", value) for name, value in describe_data(component.data))
+    if not isinstance(path := getattr(data, "path", None), str):
+        return
+    try:
+        manifest = read_manifest(expand_path(path))
+    except UserError:
+        return
+    if manifest is None:
+        return
+    if isinstance(source := manifest.request.get("source"), str):
+        yield "source", PurePath(source).name if PurePath(source).is_absolute() else source
+    yield "tokenizer", f"{manifest.tokenizer}, {manifest.vocab_size:,} ids"
+    for split, counts in manifest.splits.items():
+        parts = ((counts.documents, "documents"), (counts.tokens, "tokens"), (counts.bytes, "bytes of text"))
+        yield split, ", ".join(count_of(number, unit) for number, unit in parts if number)
 
 
 def _describe_export(options: ToHf, run: Checkpoint, *, architecture: Architecture, dtype: DType) -> str:
@@ -154,6 +178,8 @@ def export_gguf(options: ToGGUF) -> None:
     name, tokenizer = run.directory.name, run.require_tokenizer()
     write_gguf(output, model, architecture=architecture, tokenizer=tokenizer, name=name, dtype=options.dtype)
     print(f"{output}: {name} at step {step} as {architecture.model_type} in {options.dtype}, with its tokenizer")
+    if (rounding := GGUF_ROUNDING.get(options.dtype)) is not None:
+        print(f"note: in {options.dtype} llama.cpp's log-probabilities differ by about {rounding}; in float32 by 3e-3")
 
 
 def load_with_origin(run: Checkpoint, options: ToHf) -> tuple[Any, HFOrigin | None]:

@@ -20,7 +20,7 @@ class FromHf:
 
     model: str
     """Directory that transformers saved, or the name of a model on the hub: `gpt2`, or `hf:gpt2` where a directory of
-    that name is here."""
+    that name is here. It may also come first, without the flag."""
     output: str
     """Run directory to make. It must be empty or not exist."""
 
@@ -30,7 +30,7 @@ class FromPeft:
     """Make a run directory, with weights at step 0, from a model and a LoRA adapter that PEFT saved, merged."""
 
     adapter: str
-    """Directory with adapter_config.json and adapter_model.safetensors."""
+    """Directory with adapter_config.json and adapter_model.safetensors. It may also come first, without the flag."""
     output: str
     """Run directory to make. It must be empty or not exist."""
     base: str | None = None

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+from gptjax.process.broken_import import report_broken_import
 from gptjax.process.console import prepare_streams
 from gptjax.process.diagnosis import explain_error, is_lost_peer, keep_traceback, report_bug, report_unraisable
 from gptjax.process.early_exit import Terminated, remove_early_handler, stop_status
@@ -20,6 +21,8 @@ from gptjax.process.process_end import exit_process, has_peers, wait_for_failure
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk, an exhausted quota and a file that is too large."""
+_LIMITS = {errno.EFBIG: "ulimit -f unlimited", errno.EMFILE: "ulimit -n 4096"}
+"""Error numbers for a limit of the shell that is reached, and what raises it."""
 
 
 BROKEN_PIPE_STATUS = 141
@@ -35,6 +38,11 @@ _SINGULAR = {"have": "has", "are": "is"}
 
 class UserError(Exception):
     """Says in one or two sentences what was wrong, what was found, what was wanted and what to do."""
+
+
+def describe_errno(number: int) -> str:
+    """What an error number of the system means, for the inside of a sentence, and what raises a limit."""
+    return os.strerror(number) + (f" ({_LIMITS[number]} raises the limit)" if number in _LIMITS else "")
 
 
 def quote(text: str, *, limit: int = SHOWN_CHARACTERS) -> str:
@@ -74,7 +82,7 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
     prepare_streams()
     if not keeps_early_handler:
         remove_early_handler()
-    if sys.excepthook is sys.__excepthook__:
+    if sys.excepthook in (sys.__excepthook__, report_broken_import):
         sys.excepthook = report_bug
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = report_unraisable
@@ -88,8 +96,9 @@ def exit_on_user_error(*, keeps_early_handler: bool = False) -> Iterator[None]:
         _exit(BROKEN_PIPE_STATUS, "its output is not read")
     except OSError as error:
         where = "" if error.filename is None else f"{quote(os.fspath(error.filename))}: "
-        if error.errno in DISK_FULL_ERRNOS:
-            message = f"{where}{error.strerror}. Free space and give the same command again."
+        if error.errno in (*DISK_FULL_ERRNOS, *_LIMITS):
+            advice = f"Raise the limit ({_LIMITS[error.errno]})" if error.errno in _LIMITS else "Free space"
+            message = f"{where}{error.strerror}. {advice} and give the same command again."
         elif error.filename is None:
             if not _is_directory_deleted():
                 raise

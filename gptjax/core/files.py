@@ -17,6 +17,8 @@ from gptjax.core.errors import UserError, quote
 from gptjax.process.early_exit import raise_terminated
 
 AnyPath = str | os.PathLike[str]
+LARGEST_CONFIG, LARGEST_TOKENIZER = 2**24, 2**28
+"""Bytes of a file of settings, and of one with a vocabulary, that are read into memory."""
 
 
 def expand_path(path: AnyPath) -> Path:
@@ -36,6 +38,14 @@ def expand_path(path: AnyPath) -> Path:
         raise UserError(f"{quote(str(path))} begins with the home directory of a user who does not exist.") from None
 
 
+def shorten_path(path: Path) -> str:
+    """A path for commands that are printed: seen from the working directory, unless that was deleted."""
+    try:
+        return os.path.relpath(path)
+    except FileNotFoundError:
+        return str(path)
+
+
 def cache_directory() -> Path:
     """Where things made or fetched once are kept: `$GPTJAX_CACHE`, else `~/.cache/gptjax`.
 
@@ -49,6 +59,20 @@ def cache_directory() -> Path:
         raise UserError(
             "This user has no home directory for the cache. Set GPTJAX_CACHE to a directory that can be written."
         ) from None
+
+
+def read_text(path: Path, *, limit: int = LARGEST_CONFIG) -> str:
+    """The text (UTF-8) of a file that a stranger may have made.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no regular file, which may have no end, has more than `limit` bytes, or is not UTF-8.
+    """
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"it has {size:,} bytes, more than the {limit:,} that are read")
+    if not path.is_file():
+        raise ValueError("it is a directory, a pipe or a device")
+    return path.read_text(encoding="utf-8")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -135,7 +159,7 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and output.parent not in Path(os.fspath(error.filename)).absolute().parents:
             raise UserError(f"{quote(os.fspath(error.filename))} cannot be read: {error.strerror}.") from error
-        raise UserError(f"--output={output} cannot be written: {error}.") from error
+        raise UserError(f"--output={output} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from gptjax.data.shards import Format
 from gptjax.data.source import DataSource, ReadSpec, RowSet
 from gptjax.data.splits import find_split_files, open_split
 from gptjax.data.token_stream import TokenStream
+from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -67,10 +68,10 @@ class TokenShards(DataSource):
         return SequenceReader(self.open_rows("train", spec), spec, packing=self.packing, prefetch=self.prefetch)
 
     def open_rows(self, split: str, spec: ReadSpec) -> Sequences:
-        if spec.rows == "pairs":
+        if spec.row_kind == "pairs":
             raise UserError("data is TokenShards, but this objective reads pairs. Use data=PreferenceShards(path=...).")
         check_kind(self._directory, pairs=False)
-        if spec.rows == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
+        if spec.row_kind == "answers" and self.packing not in ("best_fit", "best_fit_truncate"):
             raise UserError(
                 f"data.packing is {self.packing!r}, which cuts conversations anywhere. "
                 "Use --data.packing=best_fit_truncate."
@@ -151,8 +152,8 @@ class Mixture(DataSource):
         for tokenizer in found[1:]:
             if tokenizer.fingerprint != found[0].fingerprint:
                 raise UserError(
-                    f"data.components: one was made with {found[0].name}, another with {tokenizer.name}. "
-                    "Prepare all components of a mixture with the same tokenizer."
+                    f"data.components: one was made with {found[0].name}, another with {tokenizer.name}: "
+                    f"{explain_difference(found[0], tokenizer)}. Prepare all of a mixture with the same tokenizer."
                 )
         return found[0] if found else None
 

@@ -126,7 +126,7 @@ class PreferenceShards(DataSource):
         return SequenceReader(self.open_rows("train", spec), spec, packing="pairs", prefetch=self.prefetch)
 
     def open_rows(self, split: str, spec: ReadSpec) -> "PairSequences":
-        if spec.rows != "pairs":
+        if spec.row_kind != "pairs":
             raise UserError(
                 f"{self._directory} holds preference pairs, but the objective does not read pairs: it would learn the "
                 "rejected texts, too. Use an objective such as DPO()."

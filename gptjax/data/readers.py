@@ -88,7 +88,7 @@ def check_stream(stream: TokenStream, spec: ReadSpec) -> None:
     check_documents(stream, spec.end_of_text, per_file=16)
     if spec.with_documents:
         check_documents_known(stream, spec.end_of_text)
-    if spec.rows != "text" and stream.loss_mask is None:
+    if spec.row_kind != "text" and stream.loss_mask is None:
         raise UserError(
             f"{stream.name}: no file says which tokens are answers, so this objective has nothing to learn. Prepare "
             "conversations with python -m data_pipelines.prepare_chat, or pairs with prepare_preferences."

@@ -45,7 +45,7 @@ class ReadSpec:
     """Read `segments` and `positions` too, for attention within documents."""
     batch_schedule: BatchSchedule
     """Turns steps into row numbers. Empty inside a mixture, where a component's rows do not follow the steps."""
-    rows: RowKind = "text"
+    row_kind: RowKind = "text"
     """The kind of rows that the objective reads."""
     reference: Path | None = None
     """Directory of the reference's stored log-probabilities (`gptjax.runs.reference`), read as `reference`."""
@@ -128,7 +128,7 @@ class DataSource(Protocol):
         return None
 
     def open_rows(self, split: str, spec: ReadSpec) -> "RowSet | None":
-        """The rows of a split in their order, of the kind `spec.rows`, for objectives that read whole documents."""
+        """The rows of a split in their order, of the kind `spec.row_kind`, for objectives that read whole documents."""
         return None
 
     def check(self) -> None:

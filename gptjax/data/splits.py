@@ -12,6 +12,11 @@ from gptjax.data.manifest import MANIFEST_NAME, PREPARE_AGAIN, Counts, Manifest,
 from gptjax.data.shards import Format
 from gptjax.data.token_stream import TokenStream
 
+WITHOUT_VALIDATION = (
+    "Prepare again with --split=hash:0.005, or do without: gptjax.evaluate has --text and --split=train, and a config "
+    "with evaluators=() trains."
+)
+
 
 class MissingSplit(UserError):
     """The directory has no files of the split."""
@@ -44,6 +49,8 @@ def find_split_files(directory: AnyPath, split: str) -> list[Path]:
     if not found:
         others = ", ".join(path.name for path in sorted(folder.glob("*.bin"))[:5])
         advice = "" if others and not any(folder.glob("*.idx")) else f" {_suggest_command(folder)}"
+        if split == "val" and not advice:
+            advice = f" {WITHOUT_VALIDATION}"
         holds = f"{others or 'no .bin files at all'}.{advice}"
         raise MissingSplit(f"{folder}: no files of the split {split!r} (*{split}*.bin); it holds {holds}")
     return found

@@ -57,6 +57,7 @@ def open_inputs(options: Evaluate) -> Iterator[Inputs]:
     with contextlib.ExitStack() as stack:
         tasks = None if options.tasks is None else stack.enter_context(harness.prepare_tasks(request_tasks(options)))
         core = () if options.core is None else core_bundle.read_bundle(expand_path(options.core))
+        core_bundle.check_tasks(core, limit=options.limit)
         yield Inputs(runs, protocol, tasks, tuple(core))
 
 
@@ -150,6 +151,10 @@ def add_core(
     figures, items = core_bundle.score_core(model, tokenizer, tasks, limit=options.limit, batch_size=rows)
     evaluation.figures |= figures
     evaluation.items |= items
+    evaluation.about["core"] = {
+        "num_fewshot": {f"core {task.name}": task.num_fewshot for task in tasks},
+        "items": {name: len(scores.pairs) for name, scores in items.items()},
+    }
 
 
 def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: Any, inputs: Inputs) -> None:
@@ -181,7 +186,9 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
         "documents": documents,
         "words": round(float(sums.words.sum())),
         "bytes": round(float(sums.bytes.sum())),
-        "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}",
+        "interval": f"95 %, bootstrap over {len(sums.nats)} {sums.unit}"
+        if len(sums.nats) > 1
+        else "none of one document",
     }
     if options.quantize is not None:
         from gptjax.generation.decoding import round_weights

@@ -74,7 +74,7 @@ def format_table(evaluations: Sequence[Evaluation], baseline: Evaluation | None 
     if baseline is not None:
         differences = {id(e): compare(e, baseline).differences for e in columns if e is not baseline}
     names = list(dict.fromkeys(name for e in columns for name in e.figures))
-    title = lambda e: f"{quote(e.name)} (baseline)" if e is baseline else quote(e.name)
+    title = lambda e: f"{escape_cell(e.name)} (baseline)" if e is baseline else escape_cell(e.name)
     rows = [["figure", *map(title, columns)], ["---"] * (len(columns) + 1)]
     for name in names:
         cells = [name]
@@ -96,7 +96,7 @@ def format_figure(figure: Figure, *, signed: bool = False) -> str:
     return f"{write(figure.value)} [{write(figure.low)}, {write(figure.high)}]"
 
 
-def quote(name: str) -> str:
+def escape_cell(name: str) -> str:
     """A name in a Markdown table."""
     return name.replace("\n", " ").replace("|", "\\|")
 

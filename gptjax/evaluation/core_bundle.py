@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.evaluation.figures import DRAWS, Figure, ItemScores, draw_totals, find_interval, item_figure
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions
@@ -25,6 +25,13 @@ from gptjax.model.gpt import GPT
 from gptjax.tokenization.tokenizer import Tokenizer
 
 ORDER_SEED, EXAMPLES_SEED = 1337, 1234
+TEXT = str | int | float
+FIELDS: dict[str, dict[str, Any]] = {
+    "multiple_choice": {"query": TEXT, "choices": list, "gold": int},
+    "schema": {"context_options": list, "continuation": TEXT, "gold": int},
+    "language_modeling": {"context": str, "continuation": TEXT},
+}
+"""What an item of each kind has."""
 Item = dict[str, Any]
 
 
@@ -66,11 +73,34 @@ def read_bundle(directory: Path) -> list[CoreTask]:
 
 def _read_task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> CoreTask:
     lines = (directory / "eval_data" / entry["dataset_uri"]).read_text(encoding="utf-8").split("\n")
-    items = [json.loads(line) for line in lines if line.strip()]
+    name, kind = entry["label"], entry["icl_task_type"]
+    if kind not in FIELDS:
+        raise ValueError(f"the task {name} is of an unknown kind, {kind!r}")
+    items = [_check_item(json.loads(line), name, kind=kind) for line in lines if line.strip()]
     random.Random(ORDER_SEED).shuffle(items)
     shots = entry["num_fewshot"][0] if isinstance(entry["num_fewshot"], list) else int(entry["num_fewshot"])
-    delimiter = entry.get("continuation_delimiter", " ")
-    return CoreTask(entry["label"], entry["icl_task_type"], items, shots, delimiter, chances[entry["label"]])
+    return CoreTask(name, kind, items, shots, entry.get("continuation_delimiter", " "), chances[name])
+
+
+def _check_item(item: Any, task: str, *, kind: str) -> Item:
+    """The item. Raises ValueError unless it has what items of this kind have."""
+    for field, hint in FIELDS[kind].items():
+        if not isinstance(item, dict) or not isinstance(item.get(field), hint):
+            raise ValueError(f"an item of {task} lacks {field}: {str(item)[:80]}")
+    answers = item.get({"multiple_choice": "choices", "schema": "context_options"}.get(kind, ""))
+    if answers is not None and not (0 <= item["gold"] < len(answers) and all(isinstance(a, TEXT) for a in answers)):
+        raise ValueError(f"an item of {task} has no answer {item['gold']}: {str(item)[:80]}")
+    return item
+
+
+def check_tasks(tasks: Sequence[CoreTask], *, limit: int | None) -> None:
+    """Raise `UserError` for a task with fewer items than its prompts have examples, before any is scored."""
+    for task in tasks:
+        if len(task.items[:limit]) <= task.num_fewshot:
+            raise UserError(
+                f"--core: the task {task.name} has {task.num_fewshot} examples in each prompt, which come from its "
+                f"{count_of(len(task.items[:limit]), 'items')}. Give --limit={task.num_fewshot + 1} or more."
+            )
 
 
 def score_core(
@@ -81,6 +111,7 @@ def score_core(
     Args:
         limit: items of each task, from the start of its order. nanochat takes 500 during training and all at the end.
     """
+    check_tasks(tasks, limit=limit)
     figures, items, centred, draws = {}, {}, [], []
     options = ScoringOptions(batch_size=batch_size, end_of_text=tokenizer.end_of_text)
     for seed, task in enumerate(tasks):
@@ -103,9 +134,9 @@ def score_core(
 
 def measure_controls(task: CoreTask, *, limit: int | None) -> dict[str, float]:
     """Accuracy without reading: by chance, as the bundle has it, and by always giving the most frequent answer."""
-    golds = [item["gold"] for item in task.items[:limit] if "gold" in item]
-    majority = {"majority class": max(Counter(golds).values()) / len(golds)} if golds else {}
-    return {"chance": task.chance / 100, **majority}
+    answer = "continuation" if task.kind == "language_modeling" else "gold"
+    golds = [item[answer] for item in task.items[:limit]]
+    return {"chance": task.chance / 100, "majority class": max(Counter(golds).values()) / len(golds)}
 
 
 def measure_unread(
@@ -197,8 +228,6 @@ def render_prompts(task: CoreTask, item: Item, shots: Sequence[Item]) -> list[st
     if task.kind == "schema":
         before = "".join(f"{s['context_options'][s['gold']]}{d}{s['continuation']}\n\n" for s in shots)
         return [f"{before}{context}{d}{item['continuation']}" for context in item["context_options"]]
-    if task.kind == "language_modeling":
-        before = "".join(f"{s['context'].strip()}{d}{s['continuation']}\n\n" for s in shots)
-        asked = f"{before}{item['context'].strip()}{d}"
-        return [asked.strip(), f"{asked}{item['continuation']}"]
-    raise UserError(f"CORE's task {task.name} is of an unknown kind, {task.kind!r}.")
+    before = "".join(f"{s['context'].strip()}{d}{s['continuation']}\n\n" for s in shots)
+    asked = f"{before}{item['context'].strip()}{d}"
+    return [asked.strip(), f"{asked}{item['continuation']}"]

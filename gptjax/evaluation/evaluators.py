@@ -3,18 +3,23 @@
 What is wrong at once, such as a file that does not exist, is refused before the first step.
 """
 
+import contextlib
 import re
 import sys
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.core.lazy import LazyModule
+from gptjax.data.config import TokenShards
+from gptjax.data.token_stream import TokenStream
 from gptjax.evaluation.figures import Figure, compute_figures
-from gptjax.evaluation.protocols import find_protocol
+from gptjax.evaluation.protocols import EvalProtocol, find_protocol
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.metrics.plots import EVALUATION_PREFIX
+from gptjax.tokenization.chat import with_chatml
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,24 +52,25 @@ class TextProtocol(_BatchedEvaluator):
     """A file, as `evaluate --text` takes. None: the validation split of the run."""
     text_field: str | None = None
     """Key or column that holds the text of a record. None: `text`."""
-    protocol: str = "gptjax"
-    """Name of the protocol (docs/evaluation.md)."""
+    data: str | None = None
+    """Directory of shards, instead of a text; its validation split is scored."""
+    protocol: str | EvalProtocol = "gptjax"
+    """Name of the protocol (docs/evaluation.md), or one with windows and so on of your own."""
     tokens: int | None = None
     """Tokens to predict, from the start. None: the protocol's, or all."""
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size", "tokens")
 
     def open(self, context: EvalContext) -> OpenEvaluator:
-        """Raises `UserError` for a text that cannot be read."""
-        protocol = find_protocol(self.protocol).resolve(context.model.context_length)
-        if self.tokens is not None:
-            protocol = replace(protocol, tokens=self.tokens)
-        if self.text is None:
-            text = texts.open_stored_text(context.validation, context.tokenizer, protocol)
+        """Raises `UserError` for a text or shards that cannot be read."""
+        protocol = find_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
+        protocol = protocol if self.tokens is None else replace(protocol, tokens=self.tokens)
+        protocol = protocol.resolve(context.model_config.context_length)
+        if self.text is None or self.data is not None:
+            text = texts.open_stored_text(self._open_stream(context), context.tokenizer, protocol)
         else:
-            text = texts.encode_text(
-                expand_path(self.text), _require_tokenizer(context), protocol, text_field=self.text_field
-            )
+            tokenizer = _require_tokenizer(context)
+            text = texts.encode_text(expand_path(self.text), tokenizer, protocol, text_field=self.text_field)
         end = None if context.tokenizer is None else context.tokenizer.end_of_text
         options = scoring.ScoringOptions(batch_size=self.batch_size, end_of_text=end)
 
@@ -73,6 +79,20 @@ class TextProtocol(_BatchedEvaluator):
             return name_metrics({f"{self.name} {key}": value for key, value in compute_figures(sums).items()})
 
         return guard(evaluate, self.name)
+
+    def _open_stream(self, context: EvalContext) -> TokenStream:
+        """The shards of `data`, or the run's validation split."""
+        if self.data is None:
+            return context.validation
+        if self.text is not None:
+            raise UserError(f"evaluators: {self.name} has both text and data: choose one.")
+        shards = TokenShards(path=self.data)
+        tokenizer = shards.load_tokenizer()
+        if tokenizer and context.tokenizer and tokenizer.fingerprint != context.tokenizer.fingerprint:
+            raise UserError(f"evaluators: {self.data} was made with another tokenizer than the run's data.")
+        if (stream := shards.open_stream("val")) is None:
+            raise UserError(f"evaluators: {self.data} has no validation split.")
+        return stream
 
 
 @dataclass(frozen=True)
@@ -89,26 +109,32 @@ class HarnessTasks(_BatchedEvaluator):
     """Directories with further tasks."""
     task_data: tuple[str, ...] = ()
     """Local files, as TASK=FILE, or directories of them."""
+    apply_chat_template: bool = False
+    """Ask the tasks as in a chat; examples become turns."""
 
     counts: ClassVar[tuple[str, ...]] = ("batch_size", "limit")
 
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` if the harness is not installed, a task is unknown, or a file cannot be read."""
-        tokenizer = _require_tokenizer(context)
+        tokenizer = with_chatml(_require_tokenizer(context))
+        if self.apply_chat_template and tokenizer.chat_template is None:
+            raise UserError("evaluators: apply_chat_template needs data with a chat template, and this has none.")
         request = harness.TaskRequest(
             self.tasks,
             include_path=self.include_path,
             task_data=self.task_data,
             limit=self.limit,
             num_fewshot=self.num_fewshot,
+            apply_chat_template=self.apply_chat_template,
         )
-        with harness.prepare_tasks(request):
-            pass  # mistakes are refused here
+        stack = contextlib.ExitStack()
+        prepared = stack.enter_context(harness.prepare_tasks(request))  # mistakes are refused here
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             adapter = harness_model.HarnessModel(model, tokenizer, batch_size=self.batch_size)
-            return name_metrics(harness.run_tasks(adapter, request).figures)
+            return name_metrics(prepared.run(adapter).figures)
 
+        weakref.finalize(evaluate, stack.close)  # local files were converted, and are read by each evaluation
         return guard(evaluate, " ".join(self.tasks))
 
 
@@ -126,6 +152,7 @@ class Core(_BatchedEvaluator):
     def open(self, context: EvalContext) -> OpenEvaluator:
         """Raises `UserError` for a directory that is no bundle."""
         tokenizer, tasks = _require_tokenizer(context), core_bundle.read_bundle(expand_path(self.bundle))
+        core_bundle.check_tasks(tasks, limit=self.limit)
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             figures, items = core_bundle.score_core(

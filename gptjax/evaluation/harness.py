@@ -7,8 +7,7 @@ import json
 import logging
 import math
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +18,9 @@ import numpy as np
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
-from gptjax.evaluation.task_data import find_task_files, read_rows
+from gptjax.evaluation.task_controls import measure_controls
+from gptjax.evaluation.task_data import complete_rows, find_task_files, read_rows
+from gptjax.process.console import print_once
 
 if TYPE_CHECKING:
     from gptjax.evaluation.harness_model import HarnessModel
@@ -81,7 +82,7 @@ class PreparedTasks:
         """
         request = self.request
         with quiet_harness():
-            tasks, not_run = open_tasks(self.manager, self.names)
+            tasks, not_run = open_tasks(self.manager, self.names, local=list(find_task_files(request.task_data)))
             try:
                 found = import_module("lm_eval").simple_evaluate(
                     model=model,
@@ -95,10 +96,8 @@ class PreparedTasks:
                 )
             except (OSError, ValueError, KeyError) as error:
                 reason = str(error).strip().partition("\n")[0]
-                raise UserError(
-                    f"the tasks {', '.join(request.tasks)} cannot be run: {type(error).__name__}: {reason}. Without a "
-                    "network, give local files with --task-data=TASK=FILE."
-                ) from error
+                names = ", ".join(request.tasks)
+                raise UserError(f"the tasks {names} cannot be run: {type(error).__name__}: {reason}.") from error
         assert found is not None
         results = collect_results(model, dict(found))
         results.about["not_run"] = not_run
@@ -119,14 +118,11 @@ def prepare_tasks(request: TaskRequest) -> Iterator[PreparedTasks]:
         yield PreparedTasks(request, manager, tuple(names))
 
 
-def run_tasks(model: "HarnessModel", request: TaskRequest) -> TaskResults:
-    """Run the tasks of one model; see `PreparedTasks.run`."""
-    with prepare_tasks(request) as tasks:
-        return tasks.run(model)
-
-
-def open_tasks(manager: Any, names: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+def open_tasks(manager: Any, names: Sequence[str], *, local: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
     """The tasks with their data, and why each of the others has none.
+
+    Args:
+        local: the tasks that have local files.
 
     Raises:
         UserError: none can be run.
@@ -137,14 +133,15 @@ def open_tasks(manager: Any, names: Sequence[str]) -> tuple[list[Any], dict[str,
         try:
             loaded = manager.load([name])
         except Exception as error:  # of any library that reads data
-            missing[name] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
+            task = Path(name).stem if Path(name).is_absolute() else name
+            missing[task] = f"{type(error).__name__}: {quote(str(error).strip().partition(chr(10))[0])}"
         else:
             tasks += (loaded["groups"] or loaded["tasks"]).values()
     if not tasks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise UserError(
-            f"no task can be run: {reasons}. Without a network, give local files with --task-data=TASK=FILE."
-        )
+        without = [name for name in missing if name not in local]
+        advice = f" Without a network, give local files: --task-data={without[0]}=FILE." if without else ""
+        raise UserError(f"no task can be run: {reasons}.{advice}")
     return tasks, missing
 
 
@@ -152,7 +149,7 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
     """The harness' task manager and the names to run. Its own thousands of files are read only if needed."""
     task_manager: Any = import_module("lm_eval.tasks").TaskManager
     files = find_task_files(request.task_data)
-    paths = [str(OWN_TASKS), *(str(expand_path(path)) for path in request.include_path)]
+    paths = [str(OWN_TASKS), *(str(expand_path(path).absolute()) for path in request.include_path)]
     for path in paths:
         if not Path(path).is_dir():
             raise UserError(f"--include-path={path} is no directory.")
@@ -171,26 +168,49 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         for task, parts in files.items()
         if task in manager.task_index and "test" in parts
     }
-    if local or any(name in manager.task_index and is_own(manager, name) for name in names):
-        names = [local.get(name, name) for name in _expand_groups(manager, names)]
+    names = [local.get(name, name) for name in _expand_groups(manager, names, local=local)]
     return manager, list(dict.fromkeys(names))
 
 
 def is_own(manager: Any, name: str) -> bool:
     """Whether a task is one of ours."""
-    path = manager.task_index[name].yaml_path
+    path = manager.task_index[name].yaml_path if name in manager.task_index else None
     return path is not None and Path(path).parent == OWN_TASKS
 
 
-def _expand_groups(manager: Any, names: Sequence[str]) -> Iterator[str]:
-    """The names with groups replaced by what is in them."""
+def _expand_groups(manager: Any, names: Sequence[str], *, local: Mapping[str, str]) -> Iterator[str]:
+    """The names with tags, and groups that hold tasks of ours or with local data, replaced by what is in them.
+
+    Each of those tasks may lack data without the others. All other groups stay whole, with their aggregates.
+    """
     for name in names:
-        entry = manager.task_index.get(name)
-        members = (entry.cfg or {}).get("task") if entry is not None and entry.kind.name == "GROUP" else None
-        if isinstance(members, list) and all(isinstance(member, str) for member in members):
-            yield from _expand_groups(manager, members)
+        members = _list_members(manager, name)
+        leaves = list(_list_leaves(manager, name)) if members else []
+        is_tag = bool(members) and manager.task_index[name].kind.name == "TAG"
+        if is_tag or any(leaf in local or is_own(manager, leaf) for leaf in leaves):
+            if not is_tag and not is_own(manager, name):
+                print_once(f"note: {name} has no sum of its tasks, as one has local data", to_stderr=True)
+            yield from _expand_groups(manager, members, local=local)
         else:
             yield name
+
+
+def _list_members(manager: Any, name: str) -> list[str]:
+    """The names in a group or with a tag; empty for a task, and for a group that changes its tasks."""
+    entry = manager.task_index.get(name)
+    if entry is not None and entry.kind.name == "TAG":
+        return sorted(entry.tags)
+    members = (entry.cfg or {}).get("task") if entry is not None and entry.kind.name == "GROUP" else None
+    return members if isinstance(members, list) and all(isinstance(member, str) for member in members) else []
+
+
+def _list_leaves(manager: Any, name: str) -> Iterator[str]:
+    """The tasks in a group, and in the groups and tags in it."""
+    if members := _list_members(manager, name):
+        for member in members:
+            yield from _list_leaves(manager, member)
+    else:
+        yield name
 
 
 def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directory: Path) -> Path:
@@ -203,7 +223,13 @@ def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directo
     files = {}
     for split, part in splits.items():
         file = directory / f"{task}.{split}.parquet"
-        dataset.from_list(read_rows(task, parts[part])).to_parquet(file)
+        try:
+            dataset.from_list(complete_rows(read_rows(task, parts[part]))).to_parquet(file)
+        except (ValueError, TypeError) as error:  # pyarrow's
+            reason = quote(str(error).strip().partition("\n")[0])
+            raise UserError(
+                f"--task-data: {parts[part]}: a column of its rows holds values of different types: {reason}."
+            ) from None
         files[split] = str(file)
     own = {split: split if split in files else None for split in ("test", "validation", "train")}
     changes = {
@@ -236,7 +262,8 @@ def collect_results(model: "HarnessModel", found: dict[str, Any]) -> TaskResults
             results.figures[name] = Figure(value, math.nan, math.nan) if scores is None else item_figure(scores)
             if scores is not None:
                 results.items[name] = scores
-        for control, value in measure_controls(model, results.samples.get(task, [])).items():
+        kind = (found.get("configs") or {}).get(task, {}).get("output_type")
+        for control, value in measure_controls(model, results.samples.get(task, []), kind=kind).items():
             results.figures[f"{task} {control}"] = Figure(value, math.nan, math.nan)
     results.about = {
         "versions": found.get("versions", {}),
@@ -261,42 +288,6 @@ def find_item_scores(values: Sequence[Any], value: float) -> ItemScores | None:
         scores = ItemScores(pairs, transform)
         if math.isclose(scores.value, value, rel_tol=1e-6, abs_tol=1e-9):
             return scores
-    return None
-
-
-def measure_controls(model: "HarnessModel", samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What a multiple choice gives without reading: chance, the most frequent answer, the answers by themselves."""
-    golds, choices = [], []
-    for sample in samples:
-        answers = [arguments[1] for arguments in sample["arguments"] if len(arguments) == 2]
-        if "acc" not in sample or len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
-            return {}
-        if (gold := _find_gold(sample.get("target"), answers)) is None:
-            return {}
-        golds.append(gold)
-        choices.append(answers)
-    if not choices:
-        return {}
-    controls = {"chance": float(np.mean([1 / len(answers) for answers in choices]))}
-    controls["majority class"] = max(Counter(golds).values()) / len(golds)
-    if all(len(set(answers)) > 1 for answers in choices):
-        first = model.prefix_token_id
-        requests = [(None, [first], model.tok_encode(answer)) for answers in choices for answer in answers]
-        likelihoods = iter(model._loglikelihood_tokens(requests))
-        best = [int(np.argmax([next(likelihoods)[0] for _ in answers])) for answers in choices]
-        controls["answer without question"] = float(np.mean([b == g for b, g in zip(best, golds, strict=True)]))
-    return controls
-
-
-def _find_gold(target: Any, answers: Sequence[str]) -> int | None:
-    """The index of the right answer; None for several, or for a target of another kind."""
-    if isinstance(target, int | np.integer) and not isinstance(target, bool):
-        return int(target) if 0 <= target < len(answers) else None
-    if isinstance(target, str):
-        if target.isdigit() and int(target) < len(answers):
-            return int(target)
-        stripped = [answer.strip() for answer in answers]
-        return stripped.index(target.strip()) if target.strip() in stripped else None
     return None
 
 

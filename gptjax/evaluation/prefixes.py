@@ -27,11 +27,13 @@ from gptjax.evaluation.scoring import (
     score_windows,
 )
 from gptjax.evaluation.windows import EvalWindow
-from gptjax.model.attention import AttentionInputs, AttentionOptions, SequenceAttention, dot_product_attention
+from gptjax.model.attention import SequenceAttention
+from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.kernels import select_kernel
+from gptjax.model.xla_attention import dot_product_attention
 from gptjax.sharding.axes import BT, BTD, BTHK
 
 MIN_PREFIX = 8

@@ -196,12 +196,14 @@ def place_windows(
     *,
     end_of_text: int | None = None,
     masks: Sequence[np.ndarray] | None = None,
+    name: str = "the text",
 ) -> list[PlacedWindow]:
     """The windows of all documents under a resolved protocol.
 
     Args:
         end_of_text: goes before each document if the protocol wants it; None: documents are taken as they are.
         masks: for each token whether its prediction counts; for documents that are taken as they are.
+        name: the text in messages.
 
     Raises:
         UserError: nothing is left to be predicted, or an offset lies outside the text.
@@ -224,7 +226,7 @@ def place_windows(
         placed = _place_text(protocol, text if protocol.tokens is None else text[: protocol.tokens + 1], owner)
     if not placed:
         least = f"{(protocol.window or 0) + 1} are needed for a window" if protocol.full_windows else "2 are needed"
-        raise UserError(f"the text has too few tokens to predict one; at least {least}.")
+        raise UserError(f"{name}: has too few tokens to predict one; at least {least}.")
     return placed
 
 

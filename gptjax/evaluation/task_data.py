@@ -67,6 +67,12 @@ def read_rows(task: str, path: Path) -> list[Row]:
     return rows
 
 
+def complete_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the same columns in each. What a row lacks is None."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
 def _find_reader(task: str, path: Path) -> Callable[[Path], Iterator[Row]]:
     by_suffix = {".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".json": _read_json, ".tsv": _read_table}
     by_suffix |= {".csv": _read_table, ".parquet": _read_parquet}
@@ -101,6 +107,10 @@ def _read_table(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
         for row in csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting):
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"the row {str(next(iter(row.values())))[:40]!r} has more or fewer cells than the header"
+                )
             yield {
                 name: int(value) if re.fullmatch(r"-?\d{1,9}", value or "") else value for name, value in row.items()
             }

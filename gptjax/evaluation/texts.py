@@ -155,7 +155,7 @@ def score_text(
 ) -> DocumentSums:
     """The sums of each document under a resolved protocol. Call it under the model's mesh."""
     end = None if text.is_stored or text.tokenizer is None else text.tokenizer.end_of_text
-    placed = place_windows(protocol, text.documents, end_of_text=end, masks=text.masks)
+    placed = place_windows(protocol, text.documents, end_of_text=end, masks=text.masks, name=text.name)
     return sum_documents(text, placed, _score_in_parts(model, placed, options))
 
 

@@ -30,7 +30,7 @@ class EvalContext:
 
     data: DataSource
     tokenizer: Tokenizer | None
-    model: GPTConfig
+    model_config: GPTConfig
     objective: Objective
     mesh: MeshConfig
     frozen: "gpt.GPT | None" = None

@@ -48,10 +48,10 @@ class ExactMatch(PeriodicEvaluator):
             return None
         encoder, questions = ChatEncoder(tokenizer), list(read_questions(expand_path(self.path)))
         prompts = [encoder.encode_prompt(messages) for messages, _ in questions]
-        room = context.model.context_length - max(map(len, prompts))
+        room = context.model_config.context_length - max(map(len, prompts))
         if room < 1:
             raise UserError(
-                f"{self.path}: a question leaves no room for an answer in {context.model.context_length} tokens."
+                f"{self.path}: a question leaves no room for an answer in {context.model_config.context_length} tokens."
             )
         length, batch_size = min(self.max_new_tokens, room), context.mesh.round_up_rows(self.batch_size)
 

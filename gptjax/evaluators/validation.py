@@ -22,6 +22,7 @@ from gptjax.evaluators.metric_names import to_metrics
 from gptjax.objectives.objective import get_nats_metric, get_row_kind
 from gptjax.tokenization.chat import ChatEncoder, take_until
 from gptjax.tokenization.chat_template import Message
+from gptjax.tokenization.difference import explain_difference
 from gptjax.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class ValidationLoss(PeriodicEvaluator):
             context = replace(context, data=self.data.resolve())
             own, wanted = context.data.load_tokenizer(), context.tokenizer
             if own and wanted and own.fingerprint != wanted.fingerprint and not wanted.extends(own):
-                problem = f"was made with {own.name}, and the run's with {wanted.name}: prepare it with the latter"
-                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}.")
+                problem = f"was made with {own.name}, and the run's with {wanted.name}"
+                what = f"{explain_difference(own, wanted)}. Prepare it with the latter"
+                raise UserError(f"evaluators: the data of ValidationLoss {self.name!r} {problem}: {what}.")
             if context.read_spec is not None and context.read_spec.reference is not None:
                 problem = "has data of its own, but the reference is stored for the run's"
                 advice = "Compute it in every step: --objective.no-store-reference"
@@ -88,7 +90,7 @@ class ValidationEvaluator:
             raise UserError(f"{stream.name} has {count_of(len(stream), 'tokens')}; at least 2 are needed.")
         self.predicted = min(available, tokens or available)
         ids = stream.read(0, 1 + self.predicted)
-        check_token_ids(ids, context.model.resolved_vocab_size, source=stream.name)
+        check_token_ids(ids, context.model_config.resolved_vocab_size, source=stream.name)
         mask = stream.loss_mask
         scored = ids[1:] if mask is None else ids[1:][mask[1 : 1 + self.predicted] == 1]
         self.scored = len(scored)
@@ -96,12 +98,14 @@ class ValidationEvaluator:
             raise UserError(f"{stream.name}: none of its first {self.predicted:,} next tokens is scored. Take more.")
         self.bytes = self._count_bytes(scored)
         end = context.tokenizer.end_of_text if context.tokenizer else None
-        masked = context.model.intra_document_mask
-        self._documents = ConcatSequences(stream, context.model.context_length, end_of_text=end) if masked else None
+        masked = context.model_config.intra_document_mask
+        self._documents = (
+            ConcatSequences(stream, context.model_config.context_length, end_of_text=end) if masked else None
+        )
 
     def describe(self) -> str:
         """The protocol in words: which tokens are predicted, how, and in which unit."""
-        length = self.context.model.context_length
+        length = self.context.model_config.context_length
         together = "each document by itself" if self._documents else "documents run together"
         if (nats := get_nats_metric(self.context.objective)) is None:
             unit = "mean loss"
@@ -122,7 +126,7 @@ class ValidationEvaluator:
         return int(tokenizer.bytes_per_token[scored].sum(dtype=np.int64))
 
     def __call__(self, model: "gpt.GPT") -> Metrics:
-        config, mesh = self.context.model, self.context.mesh
+        config, mesh = self.context.model_config, self.context.mesh
         batches = iter_validation_batches(
             self.stream,
             config.context_length,
@@ -166,7 +170,7 @@ class RowsEvaluator:
             raise UserError(f"evaluators: {type(context.data).__name__} has no validation rows. Take it out.")
         self.rows, self.context = rows, context
         self.batch_size = context.mesh.round_up_rows(batch_size)
-        length = context.model.context_length
+        length = context.model_config.context_length
         self.count = len(rows) if tokens is None else min(len(rows), -(-tokens // length))
         self._step = training_step.make_eval_step(context.objective)
 
@@ -216,7 +220,7 @@ class BigramBaseline:
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             ids = validation.read(0, len(validation))
-            vocab_size = max(context.model.resolved_vocab_size, int(ids.max()) + 1)
+            vocab_size = max(context.model_config.resolved_vocab_size, int(ids.max()) + 1)
             nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
             values: Metrics = {"bigram_loss": nats, "bigram_constant": constant}
             if tokenizer is None:
@@ -262,10 +266,11 @@ class Samples(PeriodicEvaluator):
         chat = self._open_chat(context, tokenizer)
         end = tokenizer.end_of_text if chat is None else chat.end
         prompt = self._encode_prompt(tokenizer, chat)
-        available = context.model.context_length - len(prompt)
+        available = context.model_config.context_length - len(prompt)
         if not prompt or available < 1:
             raise UserError(
-                f"evaluators: a sample's prompt has {len(prompt)} tokens; 1 to {context.model.context_length - 1} fit."
+                f"evaluators: a sample's prompt has {len(prompt)} tokens; "
+                f"1 to {context.model_config.context_length - 1} fit."
             )
 
         def evaluate(model: "gpt.GPT") -> Metrics:

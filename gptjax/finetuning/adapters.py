@@ -56,7 +56,7 @@ def find_targets(model: GPT, lora: LoRA) -> dict[str, Any]:
     matrices = {name: weight for name, weight in names.items() if weight_role(weight.axis_names) == "matrix"}
     for target in lora.targets:
         chosen = {name: w for name, w in matrices.items() if target == "matrix" or f".{target}." in f".{name}."}
-        if target in ("tokens", "head", "embedding") and model.head is None:
+        if target in ("token_embedding", "head", "embedding") and model.head is None:
             raise UserError(
                 f"lora.targets has {target!r}, but the embedding and the head are tied: an adapter of one would change "
                 "the other when it is merged. Leave it out; lora.new_tokens trains the rows of added tokens."
@@ -151,7 +151,9 @@ def _combine(model: GPT, join: Any) -> GPT:
         weight = getattr(owner, last)
         setattr(owner, last, weight.replace(join(weight, *adapters.get_pair(name), adapters.lora.scale)))
     if adapters.rows is not None:
-        copy.tokens = copy.tokens.replace(copy.tokens[...] + _spread(adapters, adapters.rows))
+        copy.token_embedding = copy.token_embedding.replace(
+            copy.token_embedding[...] + _spread(adapters, adapters.rows)
+        )
     if adapters.head_rows is not None:
         copy.head = copy.head.replace(copy.head[...] + _spread(adapters, adapters.head_rows).T)
     return copy

@@ -21,9 +21,8 @@ def merge_model_config(source: GPTConfig, wanted: GPTConfig) -> GPTConfig:
     fields = {field: getattr(wanted, field) for field in RUN_FIELDS}
     if any(getattr(wanted, field) != getattr(GPTConfig, field) for field in WINDOW_FIELDS):
         fields |= {field: getattr(wanted, field) for field in WINDOW_FIELDS}
-    scheme, limit = source.position_scheme, source.position_scheme.max_length
-    fields["context_length"] = wanted.context_length if limit is None else min(limit, wanted.context_length)
-    if wanted.rotary_base is not None and hasattr(scheme, "rotary_base"):
+    fields["context_length"] = _limit_context(source, wanted)
+    if wanted.rotary_base is not None and hasattr(source.position_scheme, "rotary_base"):
         fields["rotary_base"] = wanted.rotary_base
     return replace(source, **fields)
 
@@ -34,10 +33,14 @@ def as_frozen_model(source: GPTConfig, wanted: GPTConfig) -> GPTConfig:
     From the run are the document mask, the compute options and the context length, but at most as many positions as the
     source has learned.
     """
+    mask, length = wanted.intra_document_mask, _limit_context(source, wanted)
+    return replace(source, intra_document_mask=mask, compute=wanted.compute, context_length=length)
+
+
+def _limit_context(source: GPTConfig, wanted: GPTConfig) -> int:
+    """The wanted context length, but at most the number of learned positions."""
     limit = source.position_scheme.max_length
-    length = wanted.context_length if limit is None else min(limit, wanted.context_length)
-    mask, compute = wanted.intra_document_mask, wanted.compute
-    return replace(source, intra_document_mask=mask, compute=compute, context_length=length)
+    return wanted.context_length if limit is None else min(limit, wanted.context_length)
 
 
 def select_layers(source: GPTConfig, layers: tuple[int, ...]) -> GPTConfig:

@@ -52,7 +52,7 @@ def _prepare(model: GPT, quantize: Quantize | None) -> GPT:
         return parameter.replace(store_matrix(values, inputs, dtype=dtype, quantize=quantize))
 
     prepared = jax.tree.map(prepare, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
-    head = model.tokens[...].T if model.head is None else model.head[...]
+    head = model.token_embedding[...].T if model.head is None else model.head[...]
     stored = head.astype(dtype) if keeps_arrays else store_head(head, dtype=dtype, quantize=quantize)
     prepared.head = nnx.data(nnx.Param(stored, axis_names="DV"))
     return prepared
@@ -75,5 +75,5 @@ def round_weights(model: GPT, quantize: Quantize) -> GPT:
 
     result = jax.tree.map(round_parameter, model, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     if model.head is None:
-        result.head = nnx.data(nnx.Param(round_matrix(model.tokens[...].T, (0,)), axis_names="DV"))
+        result.head = nnx.data(nnx.Param(round_matrix(model.token_embedding[...].T, (0,)), axis_names="DV"))
     return result

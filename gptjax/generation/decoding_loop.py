@@ -112,9 +112,9 @@ def _shard_rows(positions: Array, mesh: MeshConfig) -> Array:
     return reshard(positions, mesh.activation_spec("B")) if positions.ndim else positions
 
 
-def count_bytes(model: GPT, cache: Cache) -> int:
+def count_read_bytes(model: GPT, cache: Cache) -> int:
     """Bytes of weights and cache that a step reads. Of embeddings it reads a row for each token, which is left out."""
-    tables = (model.tokens, model.positions, model.value_embeddings)
+    tables = (model.token_embedding, model.position_embedding, model.value_embeddings)
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     return size(model) - size(tables) + size(cache)
 

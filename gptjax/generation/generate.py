@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from gptjax.core.errors import UserError
 from gptjax.generation.decoding import prepare_for_decoding
-from gptjax.generation.decoding_loop import DecodingState, Request, count_bytes, read_prompts, write_tokens
+from gptjax.generation.decoding_loop import DecodingState, Request, count_read_bytes, read_prompts, write_tokens
 from gptjax.generation.sampling import SamplingOptions
 from gptjax.model.gpt import GPT
 from gptjax.model.products import Quantize
@@ -190,7 +190,7 @@ def _stream(
         seconds, done = seconds + time.perf_counter() - start, goal
         yield NewTokens(new, nats, np.array(state.finished))
     if report_speed is not None:
-        report_speed(DecodingSpeed(int(state.written), seconds, count_bytes(model, state.cache), int(state.step)))
+        report_speed(DecodingSpeed(int(state.written), seconds, count_read_bytes(model, state.cache), int(state.step)))
 
 
 def stream_cropped(

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt16
 
-from gptjax.model.attention import AttentionInputs, AttentionOptions, attention_specs, dot_product_attention
+from gptjax.model.attention import attention_specs
+from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.products import hide_dtype, multiply_read_only, reveal_dtype
+from gptjax.model.xla_attention import dot_product_attention
 from gptjax.sharding.axes import BT, BTD, BTHK, BTJK, Positions
 from gptjax.sharding.mesh import MeshConfig
 

@@ -23,7 +23,7 @@ from gptjax.tokenization.tokenizer_json import spell_token
 LAYER = "blk.{}"
 NORMS = {"attn_norm": "blocks.attention_norm", "ffn_norm": "blocks.mlp_norm"}
 EMBEDDINGS = (
-    WeightMapping("token_embd.weight", "tokens", "V D"),
+    WeightMapping("token_embd.weight", "token_embedding", "V D"),
     WeightMapping("output_norm.weight", "norm.scale", "D", default=1.0),
     WeightMapping("output.weight", "head", "V D"),
     WeightMapping(f"{LAYER}.attn_output.weight", "blocks.attention.out", "D HK"),
@@ -33,7 +33,7 @@ EMBEDDINGS = (
 )
 GPT2_WEIGHTS = (
     *EMBEDDINGS,
-    WeightMapping("position_embd.weight", "positions", "T D"),
+    WeightMapping("position_embd.weight", "position_embedding", "T D"),
     WeightMapping("output_norm.bias", "norm.bias", "D", default=0.0),
     WeightMapping(f"{LAYER}.attn_qkv.weight", "blocks.attention.qkv", "CHK D"),
     WeightMapping(f"{LAYER}.attn_qkv.bias", "blocks.attention.qkv_bias", "CHK", default=0.0),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
 from gptjax.huggingface.architectures.architecture import Architecture
 from gptjax.huggingface.safetensors_dir import read_json
@@ -30,6 +30,8 @@ class CardFacts:
     name: str
     run: Facts = field(default_factory=dict)
     """The run's config.json."""
+    data: tuple[tuple[str, str], ...] = ()
+    """Sources and counts of the data."""
     evaluations: tuple[Facts, ...] = ()
     """Results of `evaluate --json`."""
     validation: tuple[Facts, ...] = ()
@@ -100,6 +102,7 @@ def make_model_card(config: GPTConfig, *, architecture: Architecture, dtype: DTy
     tags = ["gptjax", "text-generation", *(["custom_code"] if architecture.code else [])]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [{', '.join(tags)}]", "---"]
     run, rows = facts.run, _list_recipe(facts.run)
+    data = [*facts.data, *_flatten(run.get("data"), "data")]
     losses = "\n".join(f"- {loss}" for loss in facts.losses_elsewhere)
     parts = [
         "\n".join(head),
@@ -109,7 +112,7 @@ def make_model_card(config: GPTConfig, *, architecture: Architecture, dtype: DTy
         "\n".join(["```python", *_show_loading(architecture), "```"]),
         "## Architecture",
         _table(("field", "value"), _list_architecture(config)),
-        *(["## Data", _table(("field", "value"), _flatten(run["data"], "data"))] if run.get("data") else []),
+        *(["## Data", _table(("field", "value"), data)] if data else []),
         *(["## Recipe", _table(("field", "value"), rows)] if rows else []),
         *_describe_losses(facts),
         *_describe_evaluations(facts.evaluations),
@@ -188,16 +191,28 @@ def _describe_evaluations(evaluations: Iterable[Facts]) -> list[str]:
 
 def _list_figures(result: Facts) -> Iterator[tuple[str, str, float, str]]:
     """The figures of a result, those of a text, of tasks or of CORE, each with its interval."""
-    harness = f"lm-evaluation-harness {result['harness'].get('lm_eval')}" if "harness" in result else "local tasks"
     for name, figure in result["figures"].items():
         value, low, high = (figure.get(key) for key in ("value", "low", "high"))
         if not isinstance(value, float):
             continue
         # It begins with the path of the text, whose directories are not told.
-        protocol = str(result.get("protocol")).rpartition("/")[2] if name in TEXT_FIGURES else harness
-        protocol = "CORE" if name == "CORE" or name.startswith("core ") else protocol
+        is_text = name in TEXT_FIGURES
+        protocol = str(result.get("protocol")).rpartition("/")[2] if is_text else _describe_task(result, name)
         interval = f"{low:.6g} – {high:.6g}" if isinstance(low, float) and isinstance(high, float) else ""
         yield protocol, name, value, interval
+
+
+def _describe_task(result: Facts, name: str) -> str:
+    """What gave a task's figure, with the items that were scored and the examples in each prompt."""
+    is_core = name == "CORE" or name.startswith("core ")
+    about = result.get("core" if is_core else "harness", {})
+    title = "CORE" if is_core else f"lm-evaluation-harness {about['lm_eval']}" if "lm_eval" in about else "local tasks"
+    tasks = [task for task in about.get("items", {}) if name.startswith(f"{task} ") or name == task]
+    if not tasks:
+        return title
+    task = max(tasks, key=len)
+    counts = (about["items"][task], "items"), (about.get("num_fewshot", {}).get(task) or 0, "examples")
+    return ", ".join([title, *(count_of(count, unit) for count, unit in counts if isinstance(count, int))])
 
 
 def _table(names: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

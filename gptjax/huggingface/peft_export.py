@@ -100,7 +100,7 @@ def _list_trained_rows(model: GPT, adapters: Adapters, *, architecture: Architec
     if adapters.rows is None:
         return {}
     tokens, module = list(adapters.lora.trained_rows), {row.path: _module(row) for row in architecture.weights}
-    rows = {module[EMBEDDING]: np.asarray(model.tokens[...])[tokens] + np.asarray(adapters.rows[...])}
+    rows = {module[EMBEDDING]: np.asarray(model.token_embedding[...])[tokens] + np.asarray(adapters.rows[...])}
     if model.head is not None and adapters.head_rows is not None:
         rows[module[HEAD]] = np.asarray(model.head[...]).T[tokens] + np.asarray(adapters.head_rows[...])
     return {name: np.ascontiguousarray(array) for name, array in rows.items()}

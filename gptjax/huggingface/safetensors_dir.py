@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.files import read_text
 from gptjax.process.console import print_once
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -183,10 +184,8 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *, metadata: d
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `UserError` if there is none."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is a directory, a pipe or a device; wanted: a file of JSON.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
+        content = json.loads(read_text(path), object_pairs_hook=_refuse_duplicates)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). Give the directory of a saved model.") from None
     except (ValueError, RecursionError) as error:

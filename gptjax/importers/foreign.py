@@ -5,6 +5,7 @@ No pickle is executed: files of PyTorch are read by `torch.load(weights_only=Tru
 
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from gptjax.process.console import print_once
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """Prefixes of names that `torch.compile` and `DistributedDataParallel` add."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""Of weights: those that become float32 without a loss."""
 MODERN: dict[str, Any] = {
     "bias": False,
     "activation": "relu2",
@@ -39,16 +42,20 @@ class ForeignTensor:
     """A tensor of numpy or PyTorch, whose values are read when they are needed."""
 
     values: Any
+    name: str = "a weight"
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.values.shape)
 
     def read(self) -> np.ndarray:
-        """The values in float32. Raises `UserError` if one is not finite."""
-        array = np.asarray(self.values.float() if hasattr(self.values, "float") else self.values, np.float32)
+        """The values in float32. Raises `UserError` if one is not finite, or of a type that this would round."""
+        if (dtype := str(self.values.dtype).removeprefix("torch.")) not in DTYPES:
+            raise UserError(f"{self.name} is of type {dtype}; wanted: {', '.join(DTYPES)}. Convert it before.")
+        values = self.values
+        array = np.asarray(values.detach().float() if hasattr(values, "detach") else values, np.float32)
         if not np.isfinite(array).all():
-            raise UserError("a weight holds values that are not finite (NaN or infinity).")
+            raise UserError(f"{self.name} holds values that are not finite (NaN or infinity).")
         return array
 
 
@@ -101,16 +108,50 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 def collect_tensors(state: Any, path: Path) -> dict[str, ForeignTensor]:
     """The tensors of a state dictionary by name, without the prefixes of wrappers."""
-    if not isinstance(state, dict) or not all(hasattr(value, "shape") for value in state.values()):
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no dictionary of tensors where its weights should be.")
     plain = [WRAPPERS.sub("", str(name)) for name in state]
-    if twice := next((name for name in plain if plain.count(name) > 1), None):
-        raise UserError(f"{path} holds the weight {quote(twice)} twice. Keep the one that is meant.")
+    if twice := [name for name, times in Counter(plain).items() if times > 1]:
+        raise UserError(f"{path} holds {list_names(twice)} twice. Keep the one that is meant.")
+    check_storage(dict(zip(plain, state.values(), strict=True)), path)
     found = {part for name in state if (prefix := WRAPPERS.match(str(name))) for part in prefix[0].split(".") if part}
     if found:
         names = " and ".join(f"{name}." for name in sorted(found))
         print_once(f"note: {path}: the names of its weights lose {names}, which a wrapper added", to_stderr=True)
-    return {name: ForeignTensor(value) for name, value in zip(plain, state.values(), strict=True)}
+    where = f"{path}: the weight "
+    return {name: ForeignTensor(x, f"{where}{quote(name)}") for name, x in zip(plain, state.values(), strict=True)}
+
+
+def check_storage(tensors: Mapping[str, Any], path: Path) -> None:
+    """Raise `UserError` for tensors that hold no values of their own, or fewer than their shapes say.
+
+    A few bytes may stand for gigabytes: `expand` repeats one value, and many tensors may share one storage. Weights
+    share at most one, an embedding and its head.
+    """
+    stored: dict[int, int] = {}
+    for name, tensor in tensors.items():
+        if str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu" or tensor.is_quantized:
+            kind = f"{tensor.layout} on {tensor.device}".removeprefix("torch.")
+            raise UserError(f"{path}: the weight {quote(name)} is {kind}; wanted: a dense tensor with values.")
+        storage = tensor.untyped_storage()
+        if tensor.nbytes > storage.nbytes():
+            raise UserError(
+                f"{path}: the weight {quote(name)} has {tensor.nbytes:,} bytes by its shape, and {storage.nbytes():,} "
+                "are stored: its values are repeated. Save it with .contiguous()."
+            )
+        stored[storage.data_ptr()] = storage.nbytes()
+    if (size := sum(tensor.nbytes for tensor in tensors.values())) > 2 * sum(stored.values()):
+        raise UserError(f"{path}: its weights have {size:,} bytes, and {sum(stored.values()):,} are stored.")
+
+
+def make_config(path: Path, **options: Any) -> GPTConfig:
+    """The config with these fields. A `UserError` names the file that they come from."""
+    try:
+        return GPTConfig(**options)
+    except UserError as error:
+        raise UserError(f"{path}: its sizes make no model: {error}") from None
 
 
 def count_layers(tensors: Mapping[str, ForeignTensor], pattern: str) -> int:

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from gptjax.core.errors import UserError
-from gptjax.importers.foreign import ForeignModel, ForeignTensor
+from gptjax.importers.foreign import ForeignModel, ForeignTensor, make_config
 from gptjax.importers.nanogpt import ROWS
 from gptjax.model.config import GPTConfig
 
@@ -29,7 +29,9 @@ def read_llmc(path: Path) -> ForeignModel:
     length, vocab, layers, heads, width, padded = map(int, header[2:8])
     if not all(0 < number <= LARGEST for number in (length, vocab, layers, heads, width, padded)) or vocab > padded:
         raise UserError(f"{path}: its header says {header[2:8].tolist()}, which is no model.")
-    config = GPTConfig(num_layers=layers, num_heads=heads, embed_dim=width, context_length=length, vocab_size=vocab)
+    config = make_config(
+        path, num_layers=layers, num_heads=heads, embed_dim=width, context_length=length, vocab_size=vocab
+    )
     return ForeignModel(path, config, _read_tensors(path, config, padded, DTYPES[int(header[1])]), ROWS)
 
 

@@ -19,11 +19,11 @@ from gptjax.importers.foreign import (
     collect_tensors,
     count_layers,
     list_names,
+    make_config,
     read_torch_file,
 )
 from gptjax.importers.nanochat import LAYER
 from gptjax.importers.nanochat import ROWS as NANOCHAT_ROWS
-from gptjax.model.config import GPTConfig
 
 ROWS = [
     *NANOCHAT_ROWS,
@@ -49,7 +49,8 @@ def read_modded(path: Path, *, num_heads: int | None = None, context_length: int
         found = list_names(list(tensors)) or "nothing"
         raise UserError(f"{path} is not of record 11, with transformer.wte.weight and layers: it holds {found}.")
     vocab, width = embedding.shape
-    config = GPTConfig(
+    config = make_config(
+        path,
         num_layers=layers,
         num_heads=num_heads or max(width // HEAD_DIM, 1),
         embed_dim=width,
@@ -75,10 +76,10 @@ def _translate(tensors: Mapping[str, ForeignTensor]) -> dict[str, ForeignTensor]
         if kind == "lamb" and size == 1:
             share = tensor.read().reshape(())
             out[f"{layer}.mix"] = ForeignTensor(np.stack([1 - share, share]))
-        elif kind == "lambdas" and size == 2:
+        elif kind == "lambdas" and tensor.shape == (2,):
             residual, x0 = tensor.read()
             out |= {f"{layer}.residual_mix": ForeignTensor(residual), f"{layer}.x0_mix": ForeignTensor(x0)}
-        elif name == "skip_weights":
+        elif name == "skip_weights" and len(tensor.shape) == 1:
             out[name] = ForeignTensor(tensor.read()[::-1])
         else:
             out[name] = tensor

@@ -4,18 +4,17 @@ Its rotary positions turn the other way, so the halves of each head of q and k a
 and take the smallest epsilon of float32.
 """
 
-import json
 from pathlib import Path
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError
 from gptjax.huggingface.architectures.llama import map_projections
 from gptjax.huggingface.architectures.weight_map import WeightMapping
-from gptjax.importers.foreign import MODERN, ForeignModel, collect_tensors, read_number, read_torch_file
-from gptjax.model.config import GPTConfig
+from gptjax.huggingface.safetensors_dir import read_json
+from gptjax.importers.foreign import MODERN, ForeignModel, collect_tensors, make_config, read_number, read_torch_file
 
 LAYER = "transformer.h.{}"
 ROWS = [
-    WeightMapping("transformer.wte.weight", "tokens", "V D"),
+    WeightMapping("transformer.wte.weight", "token_embedding", "V D"),
     *map_projections({name: f"{LAYER}.attn.c_{name}.weight" for name in "qkv"}, head_order="swapped"),
     WeightMapping(f"{LAYER}.attn.c_proj.weight", "blocks.attention.out", "D HK"),
     WeightMapping(f"{LAYER}.mlp.c_fc.weight", "blocks.mlp.up", "F D"),
@@ -35,12 +34,10 @@ def read_nanochat(directory: Path) -> ForeignModel:
         raise UserError(f"{directory} has no model_STEP.pt. Give a directory of nanochat's checkpoints.")
     path = files[-1]
     meta = path.with_name(path.name.replace("model_", "meta_")).with_suffix(".json")
-    try:
-        settings = json.loads(meta.read_text(encoding="utf-8"))["model_config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{meta} cannot be read: {quote(repr(error))}. It belongs to {path.name}.") from None
+    settings = read_json(meta).get("model_config")
     number = lambda name: read_number(settings, name, meta)
-    config = GPTConfig(
+    config = make_config(
+        path,
         num_layers=number("n_layer"),
         num_heads=number("n_head"),
         num_kv_heads=None if number("n_kv_head") == number("n_head") else number("n_kv_head"),

@@ -6,8 +6,14 @@ from pathlib import Path
 from gptjax.core.errors import UserError
 from gptjax.huggingface.architectures.gpt2 import WEIGHTS as GPT2_WEIGHTS
 from gptjax.huggingface.architectures.weight_map import WeightMapping
-from gptjax.importers.foreign import ForeignModel, check_tied, collect_tensors, read_number, read_torch_file
-from gptjax.model.config import GPTConfig
+from gptjax.importers.foreign import (
+    ForeignModel,
+    check_tied,
+    collect_tensors,
+    make_config,
+    read_number,
+    read_torch_file,
+)
 
 TRANSPOSED = {"D CHK": "CHK D", "HK D": "D HK", "D F": "F D", "F D": "D F"}
 ROWS = [
@@ -24,7 +30,8 @@ def read_nanogpt(path: Path) -> ForeignModel:
     settings = content.get("model_args")
     if not isinstance(settings, dict):
         raise UserError(f"{path} has no model_args. Give the ckpt.pt that nanoGPT's train.py wrote.")
-    config = GPTConfig(
+    config = make_config(
+        path,
         num_layers=read_number(settings, "n_layer", path),
         num_heads=read_number(settings, "n_head", path),
         embed_dim=read_number(settings, "n_embd", path),

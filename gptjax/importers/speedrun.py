@@ -20,14 +20,14 @@ from gptjax.importers.foreign import (
     collect_tensors,
     count_layers,
     list_names,
+    make_config,
     read_number,
     read_torch_file,
 )
-from gptjax.model.config import GPTConfig
 
 LAYER = "blocks.{}"
 ROWS = [
-    WeightMapping("wte.weight", "tokens", "V D"),
+    WeightMapping("wte.weight", "token_embedding", "V D"),
     WeightMapping(f"{LAYER}.attn.c_attn.weight", "blocks.attention.qkv", "CHK D"),
     WeightMapping(f"{LAYER}.attn.c_proj.weight", "blocks.attention.out", "D HK"),
     WeightMapping(f"{LAYER}.mlp.c_fc.weight", "blocks.mlp.up", "F D"),
@@ -56,7 +56,8 @@ def read_speedrun(path: Path, *, num_heads: int | None = None, context_length: i
     vocab, width = embedding.shape
     read = lambda name, default: default if settings is None else read_number(settings, name, path)
     is_tied = head.shape == embedding.shape and np.array_equal(head.read(), embedding.read())
-    config = GPTConfig(
+    config = make_config(
+        path,
         num_layers=layers,
         num_heads=num_heads or read("num_heads", max(width // HEAD_DIM, 1)),
         embed_dim=width,

@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.model.loss import (
-    Head,
     LossOptions,
+    OutputHead,
     accumulate_gradients,
     compute_logits,
     gather_head,
@@ -54,11 +54,11 @@ class DistillationSums(NamedTuple):
 @jax.named_scope("loss")
 def distillation_loss(
     hidden: BTD,
-    head: Head,
+    head: OutputHead,
     targets: BT,
     *,
     teacher_hidden: TeacherHidden,
-    teacher_head: Head,
+    teacher_head: OutputHead,
     options: DistillationOptions,
 ) -> DistillationSums:
     """The summed loss and its terms. Only `loss` has a gradient, for `hidden` and `head`."""
@@ -71,10 +71,10 @@ def distillation_loss(
 def _sum_loss(
     options: DistillationOptions,
     hidden: BTD,
-    head: Head,
+    head: OutputHead,
     targets: BT,
     teacher_hidden: TeacherHidden,
-    teacher_head: Head,
+    teacher_head: OutputHead,
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
     return _forward(options, hidden, head, targets, teacher_hidden, teacher_head)[0]
 
@@ -82,11 +82,11 @@ def _sum_loss(
 def _forward(
     options: DistillationOptions,
     hidden: BTD,
-    head: Head,
+    head: OutputHead,
     targets: BT,
     teacher_hidden: TeacherHidden,
-    teacher_head: Head,
-) -> tuple[tuple[Scalar, tuple[Scalar, Scalar]], tuple[BTD, Head, Any]]:
+    teacher_head: OutputHead,
+) -> tuple[tuple[Scalar, tuple[Scalar, Scalar]], tuple[BTD, OutputHead, Any]]:
     student, mesh = options.student, options.student.mesh
     rows, scalar = mesh.activation_spec("BTD"), mesh.activation_spec("")
     head_specs = student.head_specs(head)
@@ -99,7 +99,7 @@ def _forward(
     return (loss, (cross_entropy, kl)), (d_hidden, d_head, zeros)
 
 
-def _backward(options: DistillationOptions, saved: tuple[BTD, Head, Any], d_out: Any) -> tuple[Any, ...]:
+def _backward(options: DistillationOptions, saved: tuple[BTD, OutputHead, Any], d_out: Any) -> tuple[Any, ...]:
     d_hidden, d_head, (d_teacher_hidden, d_teacher_head) = saved
     d_loss = d_out[0]
     d_student = (d_hidden * d_loss).astype(d_hidden.dtype), jax.tree.map(lambda d: d * d_loss, d_head)
@@ -112,16 +112,16 @@ _sum_loss.defvjp(_forward, _backward)
 def _local_gradients(
     options: DistillationOptions,
     hidden: BTD,
-    head: Head,
+    head: OutputHead,
     targets: BT,
     teacher_hidden: TeacherHidden,
-    teacher_head: Head,
-) -> tuple[Scalar, Scalar, BTD, Head]:
+    teacher_head: OutputHead,
+) -> tuple[Scalar, Scalar, BTD, OutputHead]:
     """Both sums over all devices; the weighted loss's gradients for this one's rows and its part of the head."""
     student = options.student
     teacher = gather_head(options.teacher, teacher_head)
 
-    def score(h: Array, y: Array, teacher_h: Array, *, head: Head) -> tuple[tuple[Scalar, Scalar], Array]:
+    def score(h: Array, y: Array, teacher_h: Array, *, head: OutputHead) -> tuple[tuple[Scalar, Scalar], Array]:
         scored = (y != IGNORE_INDEX).astype(jnp.float32)
         nats, d_nats = score_chunk(student, h, y, head)
         divergence, d_kl = _compare_chunk(options, h, teacher_h, head=head, teacher_head=teacher)
@@ -136,7 +136,7 @@ def _local_gradients(
 
 
 def _compare_chunk(
-    options: DistillationOptions, h: Array, teacher_h: Array, *, head: Head, teacher_head: Head
+    options: DistillationOptions, h: Array, teacher_h: Array, *, head: OutputHead, teacher_head: OutputHead
 ) -> tuple[Array, Array]:
     """KL(teacher ‖ student) of each token at the temperature, and its gradient for the student's products."""
     student, teacher = (

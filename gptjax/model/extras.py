@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from gptjax.model.attention import Sinks
+from gptjax.model.attention_inputs import Sinks
 from gptjax.model.config import GPTConfig
 from gptjax.model.module import Module
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
@@ -16,7 +16,7 @@ from gptjax.sharding.mesh import MeshConfig, reshard
 
 
 class LearnedSinks(Module):
-    """Keys and values of one layer that belong to no token (`attention.Sinks`). The values start at zero.
+    """Keys and values of one layer that belong to no token (`attention_inputs.Sinks`). The values start at zero.
 
     The keys are drawn at random: sinks that start alike would stay alike.
     """
@@ -43,7 +43,8 @@ class ValueMix(Module):
     def __call__(self, x: BTD, v: BTJK, extra_values: BTJK) -> BTJK:
         if self.gate is not None:
             logits = self.linear("BTP,PJ->BTJ", x[..., :GATE_CHANNELS], self.gate)
-            return v + 3.0 * jax.nn.sigmoid(logits)[..., None] * extra_values
+            gate = 3.0 * jax.nn.sigmoid(logits.astype(jnp.float32))[..., None]
+            return add_scaled(jnp.float32(1.0), v, gate, extra_values)
         assert self.mix is not None
         own, extra = gather(self.mix, self.mesh)
         return add_scaled(own, v, extra, extra_values)
@@ -112,6 +113,6 @@ class UNet(Module):
         return add_scaled(jnp.float32(1.0), x, self.skip_weights[...][partner], skips[-1]), skips[:-1]
 
 
-def add_scaled(a: Scalar, x: Array, b: Scalar, y: Array) -> Array:
-    """a x + b y in `x`'s dtype. The gradients of a and b are sums over all tokens, hence float32."""
+def add_scaled(a: Array, x: Array, b: Array, y: Array) -> Array:
+    """a x + b y in `x`'s dtype. The gradients of a and b, which are broadcast, are sums, hence float32."""
     return (a * x.astype(jnp.float32) + b * y.astype(jnp.float32)).astype(x.dtype)

@@ -18,13 +18,14 @@ from jax import Array
 
 from gptjax.core.errors import UserError
 from gptjax.model.attention import SequenceAttention
-from gptjax.model.block import Attend, Block, LayerInputs, Norm
+from gptjax.model.block import Attend, Block, LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.extras import UNet, ValueEmbeddings
 from gptjax.model.kernels import select_kernel
 from gptjax.model.layers import apply_softcap, dropout, fold_in_rows, rms_norm
-from gptjax.model.loss import Head
+from gptjax.model.loss import OutputHead
 from gptjax.model.module import Module
+from gptjax.model.norm import Norm
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
 from gptjax.model.products import StoredMatrix, activation_dtype, multiply, multiply_head, run_in_loop
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions
@@ -70,8 +71,8 @@ class GPT(Module):
         length = config.position_scheme.max_length
         draw = lambda key, axis_names, *shape, std: normal_param(key, axis_names, shape, std=std, mesh=mesh)
         std, head_std = config.initial_embedding_std, config.initial_head_std
-        self.tokens = draw(token_key, "VD", vocab, width, std=std)
-        self.positions = None if length is None else draw(position_key, "TD", length, width, std=std)
+        self.token_embedding = draw(token_key, "VD", vocab, width, std=std)
+        self.position_embedding = None if length is None else draw(position_key, "TD", length, width, std=std)
         self.value_embeddings = ValueEmbeddings(config, mesh, key=value_key) if config.value_table_names else None
         self.blocks = jax.vmap(lambda key, depth: Block(config, mesh, key=key, depth=depth))(
             jax.random.split(block_key, layers), jnp.linspace(0.0, 1.0, layers)
@@ -117,8 +118,8 @@ class GPT(Module):
     def embed(self, tokens: BT, positions: Positions) -> BTD:
         """Token embeddings with positions."""
         config, mesh = self.config, self.mesh
-        x = embedding_lookup(gather(self.tokens, mesh), tokens, mesh).astype(jnp.float32)
-        x = config.position_scheme.embed(x, positions, table=self.positions, mesh=mesh)
+        x = embedding_lookup(gather(self.token_embedding, mesh), tokens, mesh).astype(jnp.float32)
+        x = config.position_scheme.embed(x, positions, table=self.position_embedding, mesh=mesh)
         x = rms_norm(x, None, epsilon=config.norm_epsilon) if config.embedding_norm else x
         return x.astype(activation_dtype(config.compute.dtype))
 
@@ -177,10 +178,10 @@ class GPT(Module):
         return head if isinstance(head, StoredMatrix) else None
 
     @property
-    def output_head(self) -> Head:
+    def output_head(self) -> OutputHead:
         """The output head as it is stored (V padded), tied or not."""
-        weight = self.tokens[...] if self.head is None else self.head[...].T
-        return Head(weight, None if self.head_bias is None else self.head_bias[...])
+        weight = self.token_embedding[...] if self.head is None else self.head[...].T
+        return OutputHead(weight, None if self.head_bias is None else self.head_bias[...])
 
     @jax.named_scope("head")
     def unembed(self, hidden: BTD) -> BTV:
@@ -268,8 +269,8 @@ def with_context_length(model: GPT, context_length: int) -> GPT:
             f"Use --model.context-length={limit} or less."
         )
     changed = with_static(model, config=replace(config, context_length=context_length))
-    if model.positions is not None:
-        changed.positions = nnx.Param(model.positions[...][:context_length], axis_names="TD")
+    if model.position_embedding is not None:
+        changed.position_embedding = nnx.Param(model.position_embedding[...][:context_length], axis_names="TD")
     return changed
 
 

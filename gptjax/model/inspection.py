@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from gptjax.model.attention import AttentionInputs, AttentionOptions, SequenceAttention, causal_mask
+from gptjax.model.attention import SequenceAttention
+from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions, causal_mask
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT, LayerState, unstack_blocks

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from gptjax.core.registry import Registry
 from gptjax.sharding.axes import BTD, DropoutKeys
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "silu": jax.nn.silu,
-}
-BUILTIN_ACTIVATIONS = frozenset(ACTIVATIONS)
-"""Those above. Others come from a user's file, which commands that read a run must be given."""
+ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(
+    {
+        "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "relu": jax.nn.relu,
+        "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+        "silu": jax.nn.silu,
+    }
+)
+"""Others come from a user's file, which commands that read a run must be given."""
 
 
 def layer_norm(x: BTD, scale: Float[Array, " D"] | None, bias: Float[Array, " D"] | None, *, epsilon: float) -> BTD:
@@ -46,6 +48,10 @@ def apply_softcap(logits: Array, cap: float | None, curve: str = "tanh") -> Arra
         return logits
     ratio = logits / cap
     return cap * jnp.tanh(ratio) if curve == "tanh" else logits * jax.lax.rsqrt(1.0 + jnp.square(ratio))
+
+
+PROBABILITIES, ATTENTION_OUTPUT, MLP_OUTPUT = range(3)
+"""Dropout sites of a layer, which are folded into its keys."""
 
 
 def fold_in_rows(keys: DropoutKeys | None, data: int | Array) -> DropoutKeys | None:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from gptjax.model.loss import Head, LossOptions, accumulate_gradients, gather_head, score_chunk, split_into_chunks
+from gptjax.model.loss import LossOptions, OutputHead, accumulate_gradients, gather_head, score_chunk, split_into_chunks
 from gptjax.sharding.axes import BT, BTD
 
 
 @jax.named_scope("loss")
-def token_log_probs(hidden: BTD, head: Head, targets: BT, *, options: LossOptions) -> Float[Array, "B T"]:
+def token_log_probs(hidden: BTD, head: OutputHead, targets: BT, *, options: LossOptions) -> Float[Array, "B T"]:
     """The log-probability of each target in nats; 0 where the target is `IGNORE_INDEX`.
 
     The backward pass computes the logits of a chunk once more.
@@ -21,14 +21,14 @@ def token_log_probs(hidden: BTD, head: Head, targets: BT, *, options: LossOption
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Float[Array, "B T"]:
+def _log_probs(options: LossOptions, hidden: BTD, head: OutputHead, targets: BT) -> Float[Array, "B T"]:
     mesh = options.mesh
     in_specs = (mesh.activation_spec("BTD"), options.head_specs(head), mesh.activation_spec("BT"))
     local = mesh.shard_map(partial(_local_log_probs, options), in_specs, mesh.activation_spec("BT"))
     return local(hidden, head, targets)
 
 
-def _local_log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Float[Array, "B T"]:
+def _local_log_probs(options: LossOptions, hidden: BTD, head: OutputHead, targets: BT) -> Float[Array, "B T"]:
     """The log-probabilities of this device's rows."""
     gathered, chunks = gather_head(options, head), split_into_chunks(options, targets, hidden)
 
@@ -41,19 +41,19 @@ def _local_log_probs(options: LossOptions, hidden: BTD, head: Head, targets: BT)
 
 
 def _log_probs_forward(
-    options: LossOptions, hidden: BTD, head: Head, targets: BT
-) -> tuple[Float[Array, "B T"], tuple[BTD, Head, BT]]:
+    options: LossOptions, hidden: BTD, head: OutputHead, targets: BT
+) -> tuple[Float[Array, "B T"], tuple[BTD, OutputHead, BT]]:
     return _log_probs(options, hidden, head, targets), (hidden, head, targets)
 
 
 def _log_probs_backward(
-    options: LossOptions, saved: tuple[BTD, Head, BT], d_log_probs: Float[Array, "B T"]
-) -> tuple[BTD, Head, None]:
+    options: LossOptions, saved: tuple[BTD, OutputHead, BT], d_log_probs: Float[Array, "B T"]
+) -> tuple[BTD, OutputHead, None]:
     mesh, head_specs = options.mesh, options.head_specs(saved[1])
     rows = mesh.activation_spec("BT")
 
-    def local(hidden: BTD, head: Head, targets: BT, weights: Float[Array, "B T"]) -> tuple[BTD, Head]:
-        def score(h: Array, y: Array, weight: Array, *, head: Head) -> tuple[tuple[()], Array]:
+    def local(hidden: BTD, head: OutputHead, targets: BT, weights: Float[Array, "B T"]) -> tuple[BTD, OutputHead]:
+        def score(h: Array, y: Array, weight: Array, *, head: OutputHead) -> tuple[tuple[()], Array]:
             return (), -weight[:, None] * score_chunk(options, h, y, head)[1]
 
         return accumulate_gradients(options, score, hidden, head, rows=(targets, weights))[1:]

@@ -29,7 +29,7 @@ FLOAT16_FACTOR = 2.0**10
 """Factor on gradients of logits while they are operands in float16. They lie within (-1, 1), or little more."""
 
 
-class Head(NamedTuple):
+class OutputHead(NamedTuple):
     """The output head (V, D) and its bias (V,): stored arrays, their gradients, their specs, or one device's part."""
 
     weight: Any
@@ -86,9 +86,9 @@ class LossOptions:
         present = tuple(axis for axis in axes if self.mesh.axis_sizes[axis] > 1)
         return jax.lax.pmax(x, present) if present else x
 
-    def head_specs(self, head: Head) -> Any:
+    def head_specs(self, head: OutputHead) -> Any:
         """How the head is sharded."""
-        return Head(self.mesh.weight_spec("VD"), None if head.bias is None else self.mesh.weight_spec("V"))
+        return OutputHead(self.mesh.weight_spec("VD"), None if head.bias is None else self.mesh.weight_spec("V"))
 
 
 def _most_chunk_tokens(vocab: int) -> int:
@@ -97,7 +97,7 @@ def _most_chunk_tokens(vocab: int) -> int:
 
 
 @jax.named_scope("loss")
-def next_token_loss(hidden: BTD, head: Head, targets: BT, *, options: LossOptions) -> tuple[Scalar, Count]:
+def next_token_loss(hidden: BTD, head: OutputHead, targets: BT, *, options: LossOptions) -> tuple[Scalar, Count]:
     """(summed cross-entropy in nats, number of scored targets). Divide once the sums of all devices are known.
 
     Args:
@@ -109,13 +109,13 @@ def next_token_loss(hidden: BTD, head: Head, targets: BT, *, options: LossOption
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_nats(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Scalar:
+def _sum_nats(options: LossOptions, hidden: BTD, head: OutputHead, targets: BT) -> Scalar:
     mesh = options.mesh
     in_specs = (mesh.activation_spec("BTD"), options.head_specs(head), mesh.activation_spec("BT"))
     return mesh.shard_map(partial(_local_nats, options), in_specs, mesh.activation_spec(""))(hidden, head, targets)
 
 
-def _forward(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> tuple[Scalar, tuple[BTD, Head]]:
+def _forward(options: LossOptions, hidden: BTD, head: OutputHead, targets: BT) -> tuple[Scalar, tuple[BTD, OutputHead]]:
     mesh, head_specs = options.mesh, options.head_specs(head)
     in_specs = (mesh.activation_spec("BTD"), head_specs, mesh.activation_spec("BT"))
     out_specs = (mesh.activation_spec(""), mesh.activation_spec("BTD"), head_specs)
@@ -125,7 +125,7 @@ def _forward(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> tupl
     return nats, (d_hidden, d_head)
 
 
-def _backward(options: LossOptions, saved: tuple[BTD, Head], d_nats: Scalar) -> tuple[BTD, Head, None]:
+def _backward(options: LossOptions, saved: tuple[BTD, OutputHead], d_nats: Scalar) -> tuple[BTD, OutputHead, None]:
     d_hidden, d_head = saved
     return (d_hidden * d_nats).astype(d_hidden.dtype), jax.tree.map(lambda d: d * d_nats, d_head), None
 
@@ -133,7 +133,7 @@ def _backward(options: LossOptions, saved: tuple[BTD, Head], d_nats: Scalar) -> 
 _sum_nats.defvjp(_forward, _backward)
 
 
-def _local_nats(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> Scalar:
+def _local_nats(options: LossOptions, hidden: BTD, head: OutputHead, targets: BT) -> Scalar:
     """The sum over all devices, computed on one of them."""
     gathered, chunks = gather_head(options, head), split_into_chunks(options, targets, hidden)
 
@@ -144,10 +144,12 @@ def _local_nats(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> S
     return options.sum_over(jax.lax.fori_loop(0, chunks.number, add_chunk, jnp.float32(0)), "data", "fsdp")
 
 
-def _local_gradients(options: LossOptions, hidden: BTD, head: Head, targets: BT) -> tuple[Scalar, BTD, Head]:
+def _local_gradients(
+    options: LossOptions, hidden: BTD, head: OutputHead, targets: BT
+) -> tuple[Scalar, BTD, OutputHead]:
     """The sum, and its gradients for this device's rows and its part of the head."""
 
-    def score(h: Array, y: Array, *, head: Head) -> tuple[Scalar, Array]:
+    def score(h: Array, y: Array, *, head: OutputHead) -> tuple[Scalar, Array]:
         nats, d_logits = score_chunk(options, h, y, head)
         return nats.sum(), d_logits
 
@@ -156,8 +158,13 @@ def _local_gradients(options: LossOptions, hidden: BTD, head: Head, targets: BT)
 
 
 def accumulate_gradients(
-    options: LossOptions, score: Callable[..., tuple[Any, Array]], hidden: BTD, head: Head, *, rows: tuple[Array, ...]
-) -> tuple[Any, BTD, Head]:
+    options: LossOptions,
+    score: Callable[..., tuple[Any, Array]],
+    hidden: BTD,
+    head: OutputHead,
+    *,
+    rows: tuple[Array, ...],
+) -> tuple[Any, BTD, OutputHead]:
     """Sums over this device's tokens, and the gradients for its hidden states and its part of the head.
 
     Args:
@@ -175,7 +182,7 @@ def accumulate_gradients(
         *own, h = chunks.take(i)
         return score(h, *own, head=gathered)
 
-    def add_chunk(i: Array, carry: tuple[Any, Head, Array]) -> tuple[Any, Head, Array]:
+    def add_chunk(i: Array, carry: tuple[Any, OutputHead, Array]) -> tuple[Any, OutputHead, Array]:
         total, d_head, d_chunks = carry
         sums, d_logits = score_number(i)
         d_bias = None if d_head.bias is None else d_head.bias + d_logits.sum(axis=0)
@@ -183,10 +190,10 @@ def accumulate_gradients(
         d_weight = d_head.weight + _multiply("dm,mv->dv", transposed[i], d_logits)
         d_h = options.sum_over(_multiply("mv,vd->md", d_logits, gathered.weight) / factor, "tensor")
         total = jax.tree.map(jnp.add, total, sums)
-        return total, Head(d_weight, d_bias), d_chunks.at[i].set(d_h.astype(d_chunks.dtype))
+        return total, OutputHead(d_weight, d_bias), d_chunks.at[i].set(d_h.astype(d_chunks.dtype))
 
     sums = jax.eval_shape(lambda: score_number(0)[0])
-    zeros = Head(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
+    zeros = OutputHead(jnp.zeros(gathered.weight.shape[::-1], jnp.float32), jax.tree.map(jnp.zeros_like, head.bias))
     carry = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums), zeros, jnp.zeros_like(chunks.arrays[-1])
     total, d_head, d_chunks = jax.lax.fori_loop(0, chunks.number, add_chunk, carry)
     d_weight = d_head.weight.T / factor
@@ -194,7 +201,7 @@ def accumulate_gradients(
         d_weight = jax.lax.psum_scatter(d_weight, "fsdp", scatter_dimension=1, tiled=True)
     d_weight = options.sum_over(d_weight, "data")
     d_bias = None if d_head.bias is None else options.sum_over(d_head.bias, "data", "fsdp")
-    return total, chunks.join(d_chunks), Head(d_weight, d_bias)
+    return total, chunks.join(d_chunks), OutputHead(d_weight, d_bias)
 
 
 def _multiply(axis_names: str, x: Array, y: Array) -> Array:
@@ -214,7 +221,7 @@ class ChunkLogits(NamedTuple):
     """From the gradient of the softcapped logits to that of the products."""
 
 
-def compute_logits(options: LossOptions, h: Float[Array, "M D"], head: Head) -> ChunkLogits:
+def compute_logits(options: LossOptions, h: Float[Array, "M D"], head: OutputHead) -> ChunkLogits:
     """The logits of M tokens from a gathered head."""
     rows = head.weight.shape[0]
     logits = _multiply("md,vd->mv", h.astype(options.dtype), head.weight)
@@ -235,7 +242,7 @@ def normalize(options: LossOptions, logits: Float[Array, "M V"]) -> tuple[Array,
 
 
 def score_chunk(
-    options: LossOptions, h: Float[Array, "M D"], y: Int[Array, " M"], head: Head
+    options: LossOptions, h: Float[Array, "M D"], y: Int[Array, " M"], head: OutputHead
 ) -> tuple[Float[Array, " M"], Float[Array, "M V"]]:
     """Cross-entropy of M tokens, 0 where nothing is scored, and its gradient for their logits."""
     logits, column, first, softcap_vjp = compute_logits(options, h, head)
@@ -294,7 +301,7 @@ def split_into_chunks(options: LossOptions, targets: BT, *others: Array) -> Chun
     return Chunks(arrays, number, order, targets.shape)
 
 
-def gather_head(options: LossOptions, head: Head) -> Head:
+def gather_head(options: LossOptions, head: OutputHead) -> OutputHead:
     """This device's rows of the head, whole in width. It is cast first, so that fewer bytes travel."""
     weight = head.weight.astype(options.dtype)
     is_sharded = options.mesh.axis_sizes["fsdp"] > 1

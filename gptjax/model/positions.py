@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from gptjax.core.errors import UserError
 from gptjax.core.lazy import LazyModule
+from gptjax.core.registry import Registry
 from gptjax.model.params import embedding_lookup, gather
 from gptjax.sharding.axes import BTD, BTHK, BTJK, Positions
 from gptjax.sharding.mesh import MeshConfig
@@ -118,4 +119,4 @@ def apply_rotary(x: BTHK, angles: Float[Array, "*B T pairs"]) -> BTHK:
     return rotated.astype(x.dtype)
 
 
-POSITIONS = {"learned": LearnedPositions, "rotary": RotaryPositions}
+POSITIONS: Registry[type] = Registry({"learned": LearnedPositions, "rotary": RotaryPositions})

@@ -69,8 +69,8 @@ class FrozenModelObjective(Protocol):
 
 
 def get_row_kind(objective: Objective) -> RowKind:
-    """The kind of rows that an objective reads; a class without `rows` takes any."""
-    return getattr(objective, "rows", "text")
+    """The kind of rows that an objective reads; a class without `row_kind` takes any."""
+    return getattr(objective, "row_kind", "text")
 
 
 def get_nats_metric(objective: Objective) -> str | None:
@@ -147,4 +147,4 @@ class SFT(NextToken):
     changes nothing, and a long answer counts more than a short one. The logged `loss` is this mean.
     """
 
-    rows: ClassVar[RowKind] = "answers"
+    row_kind: ClassVar[RowKind] = "answers"

@@ -70,7 +70,7 @@ class PairObjective(abc.ABC):
     chunk_tokens: int = 8192
     """Tokens of one device whose logits are in memory at a time."""
 
-    rows: ClassVar[RowKind] = "pairs"
+    row_kind: ClassVar[RowKind] = "pairs"
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:

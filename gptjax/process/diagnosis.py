@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from gptjax.process.broken_import import explain_broken_import, report_broken_import
+
 SHOW_VARIABLE = "GPTJAX_TRACEBACK"
 _directory: Path | None = None
 _EXPLANATIONS = (
@@ -22,6 +24,10 @@ _EXPLANATIONS = (
         ("Unable to initialize backend", "Unknown backend", "No visible GPU", "CUDA_ERROR_NO_DEVICE"),
         "JAX cannot use the device that JAX_PLATFORMS asks for. Unset JAX_PLATFORMS, or install the device's plugin, "
         "such as 'gptjax[cuda12]', in the version of jaxlib",
+    ),
+    (
+        ("Disallowed host-to-device", "Disallowed device-to-host", "Disallowed device-to-device"),
+        "JAX_TRANSFER_GUARD forbids to move arrays between the devices and the host. Unset it",
     ),
     (
         (
@@ -38,6 +44,10 @@ _EXPLANATIONS = (
 )
 
 
+_NO_MEMORY_TO_LOAD = ("failed to map segment", "annot allocate memory")
+"""What the dynamic loader says under `ulimit -v`."""
+
+
 def explain_error(error: BaseException, *, alone: bool) -> str | None:
     """The cause of an error of JAX or of memory in one sentence, with what to do; None if it is not known.
 
@@ -45,6 +55,10 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
     """
     if isinstance(error, MemoryError):
         return "the machine is out of memory. Lower --batch-size, or raise --grad-accum"
+    if (meaning := explain_broken_import(error)) is not None:
+        return meaning
+    if isinstance(error, ImportError) and any(sign in str(error) for sign in _NO_MEMORY_TO_LOAD):
+        return f"a library cannot be loaded into memory. Raise the limit: ulimit -v unlimited. ({error})"
     places = traceback.extract_tb(error.__traceback__)
     if isinstance(error, AssertionError) and places and places[-1].filename.endswith("xla_bridge.py"):
         return _EXPLANATIONS[1][1]  # jax 0.10.2 asserts that it has found a backend
@@ -55,7 +69,7 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
     if not isinstance(error, RuntimeError):  # JaxRuntimeError is one, and so are the errors of a backend's start
         return None
     text = str(error)
-    for signs, meaning in _EXPLANATIONS[: 2 if alone else None]:
+    for signs, meaning in _EXPLANATIONS[: -1 if alone else None]:
         if any(sign in text for sign in signs):
             first = text.strip().splitlines()[0] if text.strip() else ""
             return f"{meaning}. ({first[:160]})"
@@ -64,7 +78,7 @@ def explain_error(error: BaseException, *, alone: bool) -> str | None:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error says that another process of the run is gone."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _EXPLANATIONS[2][0])
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _EXPLANATIONS[-1][0])
 
 
 def shows_tracebacks() -> bool:
@@ -109,6 +123,8 @@ def write_report(name: str, write: Callable[[TextIO], object]) -> Path | None:
 
 def report_bug(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
     """A `sys.excepthook`: one line for an error that nobody expected, and its traceback in a file."""
+    if explain_broken_import(error) is not None:  # numpy's C code calls the hook, and goes on to fail elsewhere
+        report_broken_import(kind, error, place)
     if shows_tracebacks() or not isinstance(error, Exception):
         sys.__excepthook__(kind, error, place)
         return

@@ -19,6 +19,7 @@ SIGNALLED_STATUS = 128
 """The exit status of a process that a signal has stopped is the signal's number above this."""
 STOP_VARIABLE, REQUEUE_VARIABLE = "GPTJAX_STOP_SIGNALS", "GPTJAX_REQUEUE_SIGNALS"
 """Further signals that end a run in order, and signals after which it ends with `REQUEUE_STATUS`: `USR2`, `TERM`."""
+_WANTED = "names such as USR2 or TERM"
 _NO_REQUESTS = ("KILL", "STOP", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "CHLD", "CONT", "PIPE")
 """Signals that no program can catch, that report a fault, or that the system sends for other reasons."""
 
@@ -45,9 +46,9 @@ def _parse_signals(variable: str, text: str) -> tuple[signal.Signals, ...]:
     names = [name.upper().removeprefix("SIG") for name in text.replace(",", " ").split()]
     for name in names:
         if f"SIG{name}" not in signal.Signals.__members__:
-            raise ValueError(f"{variable} names the signal {name[:20]!r}, which does not exist. Wanted: USR2.")
+            raise ValueError(f"{variable} names the signal {name[:20]!r}, which does not exist. Wanted: {_WANTED}.")
         if name in _NO_REQUESTS:
-            raise ValueError(f"{variable} names SIG{name}, which cannot end a run in order. Wanted: USR2.")
+            raise ValueError(f"{variable} names SIG{name}, which cannot end a run in order. Wanted: {_WANTED}.")
     return tuple(signal.Signals[f"SIG{name}"] for name in names)
 
 

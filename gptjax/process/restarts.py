@@ -1,5 +1,6 @@
 """Starts a command again that failed, a limited number of times: a parent process that does nothing else."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -23,13 +24,14 @@ _ASKED_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, s
 
 def began_at() -> float | None:
     """The time, by `time.monotonic`, at which the first start of this command began; None without restarts."""
-    text = os.environ.get(SUPERVISED_VARIABLE)
-    return None if text is None else float(text)
+    with contextlib.suppress(ValueError):  # somebody else's value
+        return float(os.environ.get(SUPERVISED_VARIABLE, ""))
+    return None
 
 
 def is_supervised() -> bool:
     """Whether this process is the child."""
-    return SUPERVISED_VARIABLE in os.environ
+    return began_at() is not None
 
 
 def follow_parent() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, read_text
 from gptjax.core.lazy import LazyModule
 from gptjax.core.serialization import Modules
 from gptjax.data.config import TokenShards
@@ -30,13 +30,14 @@ else:
 
 HUB_PREFIX = "hf:"
 WANTED = "Give a run, the directory of a model that transformers saved, or hf:OWNER/REPO."
-NANOGPT_WORDS = {
+HUB_NAMES = {
+    name: f"The hub's is {HUB_PREFIX}openai-community/{name}."
+    for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+}
+"""What to say where no model here has this name."""
+NANOGPT_WORDS = HUB_NAMES | {
     "scratch": "Without --init-from the weights begin at random.",
     "resume": "The same command, with the same --name, continues a run.",
-    **{
-        name: f"The hub's is {HUB_PREFIX}openai-community/{name}."
-        for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-    },
 }
 """What nanoGPT's --init_from means here where no directory has that name."""
 
@@ -121,7 +122,8 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
             run = directory.parent.parent
             raise UserError(f"{directory} is a step of a run. Write --checkpoint={run} --step={directory.name}.")
         if directory.exists():
-            raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {WANTED}")
+            advice = HUB_NAMES.get(str(spec), WANTED)
+            raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {advice}")
         raise UserError(f"{directory} is not there. {NANOGPT_WORDS.get(str(spec), WANTED)}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)
 
@@ -133,10 +135,8 @@ def locate_checkpoint(spec: str) -> str:
 
 def is_saved_model(directory: Path) -> bool:
     """Whether the config.json of a directory is one of Hugging Face's. `RunDir.open` explains all other faults."""
-    if not (directory / "config.json").is_file():  # a pipe or a device may be read without end
-        return False
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        content = json.loads(read_text(directory / "config.json"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "class" not in content and "model_type" in content

@@ -1,21 +1,22 @@
 """Text that a run prints before its first step and after its last."""
 
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from gptjax.checkpoints.checkpoint_format import DEFAULT_METRIC
 from gptjax.checkpoints.integrity import list_steps
 from gptjax.cli.flags import drop_flags
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
+from gptjax.core.files import shorten_path
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import read_manifest
-from gptjax.evaluators.evaluator import may_measure
+from gptjax.evaluators.evaluator import list_metrics, may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.registry import choose_architecture
@@ -24,12 +25,12 @@ from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
-from gptjax.model.layers import BUILTIN_ACTIVATIONS
+from gptjax.model.layers import ACTIVATIONS
 from gptjax.objectives.objective import get_row_kind
 from gptjax.process.console import print_once
 from gptjax.runs.run_dir import CHECKPOINTS, TOKENIZER_FILE
 from gptjax.runs.startup import Evaluators
-from gptjax.sharding.devices import describe_devices
+from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
 
@@ -96,7 +97,9 @@ def _describe_unevaluated(config: TrainConfig) -> list[str]:
     """A note if no checkpoint before the last is evaluated: then the last is `best`, whatever its loss."""
     metric = config.checkpoint.best_metric
     losses = [evaluator for evaluator in config.evaluators if may_measure(evaluator, metric)]
-    if not config.checkpoint.keep_best or not losses:
+    # A user's own evaluator may measure anything, so it is expected to measure what was asked for alone.
+    is_expected = metric != DEFAULT_METRIC or any(metric in list_metrics(evaluator) for evaluator in losses)
+    if not (config.checkpoint.keep_best and losses and is_expected):
         return []
     by_time = []
     if config.checkpoint.every_minutes is not None:
@@ -128,6 +131,8 @@ def print_summary(config: TrainConfig, command: str, *, stopped: Stop | None) ->
     except (OSError, UserError, ValueError) as error:  # a log that was lost, a full disk, a wrong MPLBACKEND
         print_once(f"warning: the losses are not plotted: {error}")
     _print_commands(config, command, stopped=stopped)
+    if (warning := describe_unused_gpu()) is not None:  # the one at the start has scrolled away
+        print_once(warning)
 
 
 def _print_results(config: TrainConfig) -> None:
@@ -157,7 +162,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     if not list_steps(config.directory / CHECKPOINTS):
         print_once(f"next: {command}", "(stopped before the first step, so nothing was saved)")
         return
-    run = os.path.relpath(config.directory)
+    run = shorten_path(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
     imports = _find_imports(config, words)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
@@ -186,7 +191,7 @@ def _find_config(words: Sequence[str]) -> str | None:
 def _find_imports(config: TrainConfig, words: Sequence[str]) -> str:
     """The flag for commands that read a run whose model or data needs the user's own config file; else empty."""
     parts = (config.data, config.model.position_scheme)
-    is_own = config.model.activation not in BUILTIN_ACTIVATIONS
+    is_own = config.model.activation not in ACTIVATIONS.builtin
     is_own = is_own or not all(type(part).__module__.startswith("gptjax.") for part in parts)
     found = _find_config(words)
     return f" {shlex.join([f'--import={found}'])}" if is_own and found else ""

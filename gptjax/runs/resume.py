@@ -45,6 +45,8 @@ def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerpri
         raise UserError(
             f"{config.directory} is at step {saved.step} already, beyond steps {config.steps}. Give more --steps."
         )
+    if config.resume == "force":
+        _check_rows(saved.config, config)
     reported, refused = compare_configs(saved.config, config)
     refused += _compare_history(saved.config, config, saved.step)
     refused += _compare_fingerprints(saved.fingerprints, fingerprints)
@@ -166,10 +168,8 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     )
     if config.schedule_steps is None:
         config = replace(config, schedule_steps=saved.schedule_length)
-    if config.resume == "force" and step > 0:
-        _check_rows(saved, config)
-        if saved.history_until(step) != config.history_until(step):
-            config = _keep_batches(saved, config, step)
+    if config.resume == "force" and saved.history_until(step) != config.history_until(step):
+        config = _keep_batches(saved, config, step)
     return config
 
 
@@ -196,8 +196,8 @@ def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainCo
         step,
         batch_size=now.batch.size,
         grad_accum=now.batch.grad_accum,
-        long_window=now.model.long_window,
-        short_window=now.model.short_window,
+        long_window=now.model_config.long_window,
+        short_window=now.model_config.short_window,
         lr_scale=now.lr_scale,
     )
     later = tuple(stage for stage in wanted.stages if stage.begin > step)

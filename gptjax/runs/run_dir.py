@@ -21,7 +21,15 @@ from gptjax.cli.config_files import import_modules
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, find_damage, read_sums, sum_files, write_sums
-from gptjax.core.files import atomic_directory, expand_path, lock_file, make_directories, sync_path, write_atomically
+from gptjax.core.files import (
+    atomic_directory,
+    expand_path,
+    lock_file,
+    make_directories,
+    read_text,
+    sync_path,
+    write_atomically,
+)
 from gptjax.core.lazy import LazyModule
 from gptjax.core.provenance import collect_environment
 from gptjax.core.serialization import Modules, from_json, to_json
@@ -221,15 +229,13 @@ def _read_config(directory: Path, *, damage: str | None) -> dict[str, Any]:
     """config.json; if it is damaged, the config of the newest checkpoint that can be read, with a warning."""
     file = directory / CONFIG_FILE
     content = None
-    if damage is None and file.exists() and not file.is_file():  # it may be read without end
-        damage = f"{file} is a pipe, a device or a directory, wanted a file"
     if damage is None:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(read_text(file))
         except FileNotFoundError:
             damage = f"{directory} is not a run directory: it has no config.json"
         except (ValueError, RecursionError) as error:
-            damage = f"{file}: not JSON: {error}"
+            damage = f"{file} is not JSON: {error}"
     if damage is not None:
         content = _read_saved_config(directory, damage)
     if not isinstance(content, dict) or content.get("class") != "gptjax.config:TrainConfig":

@@ -72,13 +72,14 @@ def prepare_config(
     is a `UserError`.
     """
     check_effects(config, explicit_fields)
+    source: Checkpoint | None = None
+    exists = (config.directory / "config.json").is_file()
+    # Before the data: a preparation may take hours.
+    if config.init_from is not None:  # once this run exists, its own directory says as much
+        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
-    source: Checkpoint | None = None
-    exists = (config.directory / "config.json").is_file()
-    if config.init_from is not None:  # once this run exists, its own directory says as much
-        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
     tokenizer = config.data.load_tokenizer() or (source.tokenizer if source else None)
     model = config.model
     if source is not None:
@@ -155,7 +156,7 @@ def make_read_spec(config: TrainConfig, tokenizer: Tokenizer | None) -> ReadSpec
         end_of_text=tokenizer.end_of_text if tokenizer else None,
         with_documents=config.model.intra_document_mask,
         batch_schedule=tuple((phase.begin, phase.batch) for phase in config.phases),
-        rows=get_row_kind(config.objective),
+        row_kind=get_row_kind(config.objective),
         epoch_seeds=config.epoch_seeds or "mixed",
         row_offsets=config.row_offsets,
     )
@@ -274,14 +275,14 @@ def compile_steps(
     ends = [*(phase.begin for phase in phases[1:]), config.steps]
     for phase, end in zip(phases, ends, strict=True):
         to_come = max(phase.begin, start) < min(end, config.steps)
-        if to_come and (phase.batch, phase.model) not in programs:
-            programs[phase.batch, phase.model] = compile_step(config, mesh, state, batches, phase, frozen=frozen)
+        if to_come and (phase.batch, phase.model_config) not in programs:
+            programs[phase.batch, phase.model_config] = compile_step(config, mesh, state, batches, phase, frozen=frozen)
     if config.stages:
         print_once(f"compiled  {count_of(len(programs), 'programs')} for the stages to come")
 
     def train_step(step: int) -> Any:
         phase = next(phase for phase in reversed(phases) if phase.begin <= step)
-        program = programs[phase.batch, phase.model]
+        program = programs[phase.batch, phase.model_config]
         return program if frozen is None else lambda state, batch: program(state, batch, frozen)
 
     return train_step
@@ -321,7 +322,7 @@ def make_phase_step(config: TrainConfig, mesh: MeshConfig, phase: Phase) -> jax.
             steps=config.schedule_length,
             seed=config.seed,
             ema=config.ema,
-            model=phase.model,
+            model_config=phase.model_config,
             lr_scales=tuple((phase.begin, phase.lr_scale) for phase in config.phases),
         ),
         mesh=mesh,

@@ -98,8 +98,15 @@ class Completion:
         self.new_text = self.stream.add(ids[:count])
         if self.stream.stopped:
             self.finish_reason = "stop_text"
+            self._drop_stop_text()
         elif count < len(ids):
             self.finish("end_of_text")
+
+    def _drop_stop_text(self) -> None:
+        """Drop the last tokens without which the text is still whole: those of the stop text and after it."""
+        while self.ids and self.stream.decode(self.ids[:-1]).startswith(self.text):
+            self.ids.pop()
+            self.log_probabilities.pop()
 
     def finish(self, reason: FinishReason) -> None:
         """Give out what was held back, unless the text has ended."""

@@ -111,15 +111,21 @@ def list_device_kinds() -> list[str]:
 
 
 def describe_unused_gpu(environment: Mapping[str, str] = os.environ, *, root: Path = Path("/dev")) -> str | None:
-    """A warning if this machine has an NVIDIA GPU and JAX computes on the CPU though nobody asked for that."""
-    gpus = sorted(root.glob("nvidia[0-9]*"))
-    asked = environment.get("JAX_PLATFORMS", "").startswith("cpu") or environment.get("CUDA_VISIBLE_DEVICES") == ""
+    """A warning if this machine has a GPU and JAX computes on the CPU though nobody asked for that.
+
+    Linux shows NVIDIA's as `nvidia0`, AMD's by `kfd` with `dri/renderD128`, and those of Windows by `dxg` (WSL).
+    """
+    amd = sorted(root.glob("dri/renderD*")) if (root / "kfd").exists() else []
+    gpus = sorted(root.glob("nvidia[0-9]*")) or amd or sorted(root.glob("dxg"))
+    hides = (environment.get(name) == "" for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"))
+    asked = environment.get("JAX_PLATFORMS", "").startswith("cpu") or any(hides)
     if not gpus or asked or jax.default_backend() != "cpu":
         return None
-    names = ("jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin")
+    install = "rocm7-local" if gpus == amd else "cuda12"
+    names = ("jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
     versions = [f"{name} {version}" for name in names if (version := find_version(name))]
     return (
         f"WARNING: this machine has {len(gpus)} GPU(s), and JAX does not use them: the run is on the CPU. Installed: "
-        f"{', '.join(versions)}. The plugin must have jaxlib's version: pip install -U 'jax[cuda12]'. "
-        "JAX_PLATFORMS=cpu hides this warning."
+        f"{', '.join(versions)}. The plugin must have jaxlib's version: pip install -U "
+        f"'jax[{install}]'. JAX_PLATFORMS=cpu hides this warning."
     )

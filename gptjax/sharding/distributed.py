@@ -41,7 +41,8 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
 
     Otherwise this does nothing. Raises a UserError for an incomplete or invalid description.
     """
-    check_environment(environment)
+    check_xla_flags()
+    check_launcher(environment)
     if not has_several_processes(environment) or jax.distributed.is_initialized():
         return
     address, count, process = _read_slurm(environment) or (
@@ -140,11 +141,10 @@ def name_process() -> str:
     return f"process {distributed.global_state.process_id} of {count_processes()} on {socket.gethostname()}"
 
 
-def check_environment(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise a UserError for variables with which a run would go wrong."""
-    if environment.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on"):
-        raise UserError("JAX_ENABLE_X64 is set, but gptjax trains in float32 and counts in int32. Unset it.")
-    check_xla_flags()
+def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise a UserError for variables of a launcher that describe the processes wrongly or not at all."""
+    if (value := environment.get("GPTJAX_DISTRIBUTED", "")) not in ("", "auto"):
+        raise UserError(f"GPTJAX_DISTRIBUTED is {quote(value)}; wanted auto, or nothing for a single process.")
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     host, _, port = (address or "").rpartition(":")
     if address and not (host and port.isdecimal() and 0 < int(port) < 2**16):  # JAX crashes at a port like 22x

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from gptjax.core.errors import UserError, quote
-from gptjax.core.files import write_atomically
+from gptjax.core.files import LARGEST_TOKENIZER, read_text, write_atomically
 
 CHAT_TEMPLATE_FILE = "chat_template.json"
 Role = Literal["system", "user", "assistant"]
@@ -144,7 +144,7 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
 def load_chat_template(path: Path) -> ChatTemplate:
     """The template of a file that `ChatTemplate.save` wrote. Raises `UserError` for another file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         roles = {role: _read_format(content[role]) for role in ROLES}
         prompt = content["system_prompt"]
         if None in (roles["user"], roles["assistant"]) or not isinstance(prompt, str | None):
@@ -167,7 +167,7 @@ def read_jinja_template(directory: Path) -> str | None:
 def _read_jinja_field(path: Path) -> str | None:
     """`chat_template` of a JSON file of transformers; None if there is no such file or field."""
     try:
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        template = json.loads(read_text(path, limit=LARGEST_TOKENIZER)).get("chat_template")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return template if isinstance(template, str) else None

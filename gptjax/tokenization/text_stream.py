@@ -21,6 +21,10 @@ class TextStream:
         """The text that is certain with these ids."""
         return self._take(self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, ids))))
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids from the first on, whatever was added before."""
+        return b"".join(map(self._tokenizer.token_bytes, ids)).decode("utf-8", errors="replace")
+
     def finish(self) -> str:
         """The text that was held back. Bytes of an unfinished character become U+FFFD."""
         new = self._take(self._decoder.decode(b"", final=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.files import LARGEST_TOKENIZER, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
@@ -87,7 +88,7 @@ def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> 
     for path in (directory / name for name in CONFIG_FILES) if directory is not None else ():
         if path.is_file():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(read_text(path, limit=LARGEST_TOKENIZER))
             except (OSError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}: cannot be read as JSON: {quote(str(error))}.") from None
             named = content.get("eos_token") if isinstance(content, dict) else None
@@ -104,7 +105,7 @@ def read_tokenizer_json(path: Path) -> TokenTable:
     from tokenizers import Tokenizer
 
     try:  # the library checks types and fills in what older files leave out
-        content = json.loads(Tokenizer.from_str(path.read_text(encoding="utf-8")).to_str())
+        content = json.loads(Tokenizer.from_str(read_text(path, limit=LARGEST_TOKENIZER)).to_str())
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises plain Exceptions, and a panic that is none

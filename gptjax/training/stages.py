@@ -45,18 +45,18 @@ class Phase:
 
     begin: int
     batch: BatchSize
-    model: GPTConfig
+    model_config: GPTConfig
     lr_scale: float = 1.0
 
     @property
     def tokens(self) -> int:
         """Tokens of one step."""
-        return self.batch.size * self.model.context_length
+        return self.batch.size * self.model_config.context_length
 
     @property
     def summary(self) -> str:
         """The settings that influence what is learned, in words. Gradient accumulation does not."""
-        windows = (("long", self.model.long_window), ("short", self.model.short_window))
+        windows = (("long", self.model_config.long_window), ("short", self.model_config.short_window))
         spans = [f"{name} attention windows of {window:,}" for name, window in windows if window is not None]
         scale = [] if self.lr_scale == 1 else [f"learning rate × {self.lr_scale}"]
         return ", ".join([f"{self.batch.size} rows = {self.tokens:,} tokens a step", *spans, *scale])

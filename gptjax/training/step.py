@@ -42,7 +42,7 @@ class StepConfig:
     seed: int
     """Seed of the dropout keys."""
     ema: EMA = EMA()
-    model: GPTConfig | None = None
+    model_config: GPTConfig | None = None
     """The config that the loss is computed with, such as a stage's attention windows. None: the state's own."""
     lr_scales: tuple[tuple[int, float], ...] = ()
     """(first step, factor on all learning rates from it on), ascending; the factor is 1 before the first."""
@@ -63,10 +63,12 @@ def make_train_step(
     update = in_optimizer(transformation.update)
 
     def sum_loss(model: GPT, batch: MicroBatch, dropout_keys: DropoutKeys | None, frozen: GPT | None) -> LossSums:
-        return compute_sums(objective, with_static(model, config=config.model), batch, dropout_keys, frozen=frozen)
+        return compute_sums(
+            objective, with_static(model, config=config.model_config), batch, dropout_keys, frozen=frozen
+        )
 
     def train_step(state: TrainState, batch: Batch, frozen: GPT | None = None) -> tuple[TrainState, StepMetrics]:
-        model_config = config.model or state.model.config
+        model_config = config.model_config or state.model.config
         keys = None
         if model_config.dropout > 0:
             keys = make_dropout_keys(config.seed, state.step, batch=batch, mesh=mesh)

@@ -38,15 +38,15 @@ def test_gradient_of_a_logit_reaches_the_past_and_never_the_future(name: str) ->
     def compute_influence(direction: Array) -> Array:
         """(T, T): how far the logits at t, in one direction, depend on the input at s."""
         model = GPT(config, key=jax.random.key(0), mesh=mesh)
-        assert model.positions is not None
-        param: Any = model.positions
+        assert model.position_embedding is not None
+        param: Any = model.position_embedding
         keys = None
         if config.dropout:
             keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(1), row))(jnp.arange(8))
 
         def compute_logits(positions: Array) -> Array:
             moved = with_static(model)
-            moved.positions = param.replace(positions)
+            moved.position_embedding = param.replace(positions)
             return jnp.einsum("BTV,V->T", moved(jnp.asarray(tokens), keys), direction)
 
         _, vjp = jax.vjp(compute_logits, param[...])

@@ -11,7 +11,8 @@ import pytest
 from jax import Array
 from tiny import MODEL, read_lines, tiny_config, write_text_shards
 
-from gptjax.model.attention import AttentionInputs, AttentionOptions, Sinks, attend
+from gptjax.model.attention import attend
+from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions, Sinks
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.kernels import KERNELS, Kernel, why_not, why_not_flash

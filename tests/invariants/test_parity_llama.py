@@ -90,7 +90,7 @@ def convert_weights(state: dict[str, np.ndarray], config: GPTConfig) -> dict[str
     q, k, v = split_heads("q_proj", heads), split_heads("k_proj", kv_heads), split_heads("v_proj", kv_heads)
     attention = {"q": q, "kv": np.stack([k, v], axis=2)} if kv_heads < heads else {"qkv": np.stack([q, k, v], axis=2)}
     weights = {f"blocks.attention.{name}": weight for name, weight in attention.items()} | {
-        "tokens": pad_vocab(state["model.embed_tokens.weight"]),
+        "token_embedding": pad_vocab(state["model.embed_tokens.weight"]),
         "blocks.attention.out": project("self_attn.o_proj").reshape(-1, heads, head_dim, embed_dim),
         "blocks.attention_norm.scale": stack("input_layernorm"),
         "blocks.mlp_norm.scale": stack("post_attention_layernorm"),

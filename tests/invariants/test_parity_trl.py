@@ -147,7 +147,7 @@ def read_all(source: DataSource, model: GPT, objective: Objective, data: Data) -
     config, kind = model.config, get_row_kind(objective)
     sizes: dict[str, Any] = {"context_length": config.context_length, "vocab_size": config.resolved_vocab_size}
     spec = ReadSpec(
-        **sizes, seed=0, end_of_text=data.tokenizer.end_of_text, with_documents=True, batch_schedule=(), rows=kind
+        **sizes, seed=0, end_of_text=data.tokenizer.end_of_text, with_documents=True, batch_schedule=(), row_kind=kind
     )
     rows = source.open_rows("train", spec)
     assert rows is not None

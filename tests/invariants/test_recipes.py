@@ -34,6 +34,7 @@ COVERED |= {"shakespeare_modern_cpu", "modern_cpu"}
 `modern_cpu` is `speedrun_162m` without its U-Net and its softcap, tied and unrolled.
 """
 COVERED |= {"chat_cpu_sft", "chat_cpu_dpo", "modern_253m_sft", "modern_253m_dpo", "nanochat_d12_sft", "distil_gpt2"}
+COVERED |= {"own_chats_cpu"}
 """Other objectives, trained from weights (`test_post_training_recipes.py`)."""
 RECIPES = [name for name in NAMES if name not in COVERED]
 SINGLE, DATA, FSDP, ALL_AXES = (
@@ -134,7 +135,7 @@ def test_recipe_equals_formula_on_devices_and_after_a_stop(shards: Path, tmp_pat
         with CheckpointManager(tmp_path, CheckpointConfig()) as checkpoints:
             restored = checkpoints.restore(later, 2)
         batch = next(open_loader(config, SINGLE).iterate_from(2))
-        expected = compute_loss(with_static(restored.model, config=config.phases[-1].model), batch)
+        expected = compute_loss(with_static(restored.model, config=config.phases[-1].model_config), batch)
         assert advance(restored, 2)[0] == second
     assert second[0] == pytest.approx(expected, abs=1e-5)
     assert np.ptp(first + second) > 1e-3, "losses that hardly move would prove little"

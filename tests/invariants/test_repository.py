@@ -142,8 +142,8 @@ def test_readme_map_names_existing_files_of_every_package() -> None:
     files = list(list_map_files())
     assert len(files) > 50
     assert [file for file in files if not (ROOT / file).is_file()] == []
-    packages = {path.parent.name for path in (ROOT / "gptjax").glob("*/__init__.py")}
-    assert packages - {Path(file).parent.name for file in files if file.startswith("gptjax/")} == set()
+    packages = {path.parent for root in ("gptjax", "data_pipelines") for path in (ROOT / root).glob("*/__init__.py")}
+    assert packages - {(ROOT / file).parents[i] for file in files for i in (0, 1)} == set()
 
 
 def test_documents_name_existing_tests() -> None:

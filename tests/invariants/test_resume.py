@@ -366,7 +366,7 @@ def make_killed_config(shards: Path, directory: Path, *, steps: int, **changes: 
 
 
 def test_killed_run_ends_like_an_uninterrupted_one(shards: Path, tmp_path: Path, compile_cache: str):
-    kill_repeatedly(make_killed_config(shards, tmp_path, steps=80), cache=compile_cache, kills=4, seed=0)
+    kill_repeatedly(make_killed_config(shards, tmp_path, steps=80), cache=compile_cache, kills=3, seed=0)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ MODEL = (
         ("heads_first(q * options.scale)", "heads_first(q)"),
     ),
     *mutate(
-        "gptjax/model/attention.py",
+        "gptjax/model/xla_attention.py",
         "test_attention.py",
         # Query head h reads key head h mod J.
         (
@@ -86,10 +86,14 @@ MODEL = (
         ("(rows, positions[0], len", "(rows, 0 * positions[0], len"),
     ),
     *mutate(
-        "gptjax/model/block.py",
+        "gptjax/model/attention.py",
         "test_model_extras.py::test_option_equals_formula_and_cache_and_is_causal",
         # Sinks depend on the position of the query.
         ("else self.sinks(q)", "else self.sinks(config.position_scheme.rotate(q, k, positions)[0])"),
+    ),
+    *mutate(
+        "gptjax/model/block.py",
+        "test_model_extras.py::test_option_equals_formula_and_cache_and_is_causal",
         # The MLP reads the residual stream without its norm.
         ("self.mlp(self.mlp_norm(x))", "self.mlp(x)"),
     ),
@@ -99,7 +103,7 @@ MODEL = (
         # All layers drop the same channels.
         ("fold_in_rows(inputs.dropout_keys, layer))", "inputs.dropout_keys)"),
         # Attention and MLP drop the same channels.
-        ("ATTENTION_OUTPUT, MLP_OUTPUT = 1, 2", "ATTENTION_OUTPUT, MLP_OUTPUT = 1, 1"),
+        ("fold_in_rows(dropout_keys, MLP_OUTPUT)", "fold_in_rows(dropout_keys, ATTENTION_OUTPUT)"),
     ),
     *mutate(
         "gptjax/model/extras.py",
@@ -128,7 +132,7 @@ MODEL = (
         "gptjax/model/gpt.py",
         "test_model_extras.py::test_norms_positions_activations_and_heads_equal_formula",
         # An untied head is reshaped, not transposed.
-        ("self.head[...].T", "self.head[...].reshape(self.tokens.shape)"),
+        ("self.head[...].T", "self.head[...].reshape(self.token_embedding.shape)"),
     ),
     *mutate(
         "gptjax/model/config.py",
@@ -228,8 +232,8 @@ MODEL = (
         "invariants/test_precision.py",
         # The gradients of an embedding are added in bfloat16.
         (
-            "embedding_lookup(gather(self.tokens, mesh), tokens",
-            "embedding_lookup(gather(self.tokens, mesh).astype(jnp.bfloat16), tokens",
+            "embedding_lookup(gather(self.token_embedding, mesh), tokens",
+            "embedding_lookup(gather(self.token_embedding, mesh).astype(jnp.bfloat16), tokens",
         ),
     ),
     *mutate(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text, suggest_command
+from data_pipelines.readers.fields import describe_fields, find_text, suggest_command, suggest_for_list
 from data_pipelines.readers.formats.tables import is_json_array, read_json_array
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
 from gptjax.core.errors import UserError, quote
@@ -61,7 +61,8 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: {explain_line(line, error)}") from None
     if not isinstance(value, dict):
-        advice = " An array is read from a file that is called .json." if isinstance(value, list) else ""
+        as_array = " An array is read from a file that is called .json." if isinstance(value, list) else ""
+        advice = suggest_for_list(value) or as_array
         raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.{advice}")
     return value
 

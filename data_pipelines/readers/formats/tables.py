@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command
+from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command, suggest_for_list
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, quote
@@ -44,9 +44,8 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
     for number, (where, record) in enumerate(iter_array(path)):
         if number == 0 and not isinstance(record, dict):
             found = quote(str(record), limit=40)
-            raise UserError(
-                f"{path}: holds no array of objects; its first item is {found}. Wanted such as [{{…}}, {{…}}]."
-            )
+            advice = suggest_for_list(record) or " Wanted such as [{…}, {…}]."
+            raise UserError(f"{path}: holds no array of objects; its first item is {found}.{advice}")
         text = find_text(record, context.text_field) if isinstance(record, dict) else None
         if text is not None:
             yield encode_utf8(text, context, where=where)
@@ -118,7 +117,7 @@ def _split_quoted(path: Path, text: io.TextIOWrapper, start: bytes, mark: str) -
         if row is None:
             return
         if row:
-            if not told and rows.line_num > before + 1:
+            if not told and number > 0 and rows.line_num > before + 1:
                 lines = f"row {number} is lines {before + 1} to {rows.line_num}"
                 tell_once(f"note: {path}: {lines}, for a quoted cell has line ends")
                 told = True

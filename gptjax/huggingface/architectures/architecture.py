@@ -16,10 +16,11 @@ from typing import Any
 from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
+from gptjax.model.positions import POSITIONS
 from gptjax.sharding.devices import DType
 
 CONFIG_FILE = "config.json"
-HEAD, EMBEDDING = "head", "tokens"
+HEAD, EMBEDDING = "head", "token_embedding"
 """Paths of the output head and of the embedding, which may be tied."""
 NOT_COMPUTED = frozenset({"init", "compute", "dropout", "intra_document_mask"})
 """Fields of `GPTConfig` that do not change what given weights compute for one text."""
@@ -85,6 +86,8 @@ class Architecture:
         ]
         if config.activation not in self.activations.values():
             refused.append("activation")
+        if config.positions not in POSITIONS.builtin and "positions" not in refused:
+            refused.append("positions")
         return [f"model.{name}={getattr(config, name)}" for name in refused]
 
     def check(self, config: GPTConfig) -> None:
@@ -135,9 +138,14 @@ class Architecture:
         if hf_field not in content and hf_field not in self.defaults:
             raise UserError(f"{path} lacks {hf_field}. Give the config of a saved {self.model_type} model.")
         value, hint = content.get(hf_field, self.defaults.get(hf_field)), HINTS[self.fields[hf_field]]
-        if type(value) is int and abs(value) < 2**53 and not fits(value, hint) and fits(float(value), hint):
+        if (
+            type(value) is int
+            and abs(value) < 2**53
+            and not matches_type(value, hint)
+            and matches_type(float(value), hint)
+        ):
             return float(value)
-        if not fits(value, hint):
+        if not matches_type(value, hint):
             wanted = getattr(hint, "__name__", str(hint))
             raise UserError(f"{path}: {hf_field} is {quote(repr(value))}; wanted: {wanted}.")
         return value
@@ -147,12 +155,12 @@ HINTS = typing.get_type_hints(GPTConfig)
 """The type of each field of `GPTConfig`."""
 
 
-def fits(value: Any, hint: Any) -> bool:
+def matches_type(value: Any, hint: Any) -> bool:
     """True if a value read from JSON is of this type: a plain type, one of several, or one of a few words."""
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
     if arguments := typing.get_args(hint):
-        return any(fits(value, argument) for argument in arguments)
+        return any(matches_type(value, argument) for argument in arguments)
     return type(value) is hint
 
 

@@ -45,8 +45,8 @@ def map_block() -> tuple[WeightMapping, ...]:
 
 
 WEIGHTS = (
-    WeightMapping("tokens.weight", "tokens", "V D"),
-    WeightMapping("positions.weight", "positions", "T D"),
+    WeightMapping("token_embedding.weight", "token_embedding", "V D"),
+    WeightMapping("position_embedding.weight", "position_embedding", "T D"),
     WeightMapping("value_tables.{}.weight", "value_embeddings.tables", "V E"),
     *map_block(),
     WeightMapping("skip_weights", "unet.skip_weights", "N"),

@@ -13,8 +13,8 @@ from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
 WEIGHTS = (
-    WeightMapping("transformer.wte.weight", "tokens", "V D"),
-    WeightMapping("transformer.wpe.weight", "positions", "T D"),
+    WeightMapping("transformer.wte.weight", "token_embedding", "V D"),
+    WeightMapping("transformer.wpe.weight", "position_embedding", "T D"),
     WeightMapping("transformer.h.{}.ln_1.weight", "blocks.attention_norm.scale", "D", default=1.0),
     WeightMapping("transformer.h.{}.ln_1.bias", "blocks.attention_norm.bias", "D", default=0.0),
     WeightMapping("transformer.h.{}.attn.c_attn.weight", "blocks.attention.qkv", "D CHK"),

@@ -56,7 +56,7 @@ def map_attention(layer: str, *, head_order: HeadOrder = "halves") -> tuple[Weig
 
 
 WEIGHTS = (
-    WeightMapping("model.embed_tokens.weight", "tokens", "V D"),
+    WeightMapping("model.embed_tokens.weight", "token_embedding", "V D"),
     WeightMapping("model.layers.{}.input_layernorm.weight", "blocks.attention_norm.scale", "D", default=1.0),
     *map_attention("model.layers.{}"),
     WeightMapping("model.layers.{}.post_attention_layernorm.weight", "blocks.mlp_norm.scale", "D", default=1.0),

@@ -225,15 +225,15 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = GPTJaxConfig
     base_model_prefix = ""
     _no_split_modules = ["Block"]
-    _tied_weights_keys = {"lm_head.weight": "tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "token_embedding.weight"}
 
     def __init__(self, config: GPTJaxConfig) -> None:
         super().__init__(config)
         layers, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
         head_dim = width // config.num_attention_heads
-        self.tokens = nn.Embedding(vocabulary, width)
+        self.token_embedding = nn.Embedding(vocabulary, width)
         has_table = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_position_embeddings, width) if has_table else None
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, width) if has_table else None
         tables = sorted({config.value_table(layer) for layer in range(layers)} - {"."})
         kv_width = config.num_key_value_heads * head_dim
         self.value_tables = nn.ModuleList([nn.Embedding(vocabulary, kv_width) for _ in tables])
@@ -247,7 +247,7 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.tokens
+        return self.token_embedding
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -294,8 +294,8 @@ class GPTJaxForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids = places[None]
             if attention_mask is not None and attention_mask.ndim == 2:  # rows that are padded on the left begin later
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        x = self.tokens(ids)
-        x = x if self.positions is None else x + self.positions(position_ids)
+        x = self.token_embedding(ids)
+        x = x if self.position_embedding is None else x + self.position_embedding(position_ids)
         x = rms_norm(x, config.norm_epsilon) if config.embedding_norm else x
         x = x0 = self.dropout(x)
         rotation = self.compute_rotation(position_ids) if config.positions == "rotary" else None

@@ -11,7 +11,7 @@ from gptjax.huggingface.architectures.weight_map import WeightMapping
 from gptjax.model.config import GPTConfig
 
 LAYER = "model.layers.{}"
-KEPT = {"tokens", "head"}
+KEPT = {"token_embedding", "head"}
 
 
 class NanoChatArchitecture(RotaryArchitecture):

@@ -43,12 +43,12 @@ def _check_common_fields(content: dict[str, Any], *, where: object) -> None:
     if content.get("quantization_config"):
         raise UserError(f"{where}: its weights are quantized (quantization_config). Save the model with plain weights.")
     vocab = content.get("vocab_size")
-    limit = vocab if type(vocab) is int else math.inf
+    limit, wanted = (vocab, f"an id below {vocab}") if type(vocab) is int else (math.inf, "an id, which is 0 or more")
     for name in ("bos_token_id", "eos_token_id"):
         ids = content.get(name)
         for number in ids if isinstance(ids, list) else [ids]:
             if number is not None and not (type(number) is int and 0 <= number < limit):
-                raise UserError(f"{where}: {name} is {quote(repr(number))}; wanted an id below {vocab}.")
+                raise UserError(f"{where}: {name} is {quote(repr(number))}; wanted {wanted}.")
     names = content.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"{where}: architectures is {quote(repr(names))}; wanted a list of class names.")

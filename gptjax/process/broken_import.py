@@ -1,0 +1,55 @@
+"""Says in one line that a file beside the command has the name of a module and was imported in its place.
+
+`python -m` looks for modules in the current directory first: a script of one's own called `random.py` or `jax.py` there
+breaks everything that imports the real one. This module itself imports nothing that could be affected.
+"""
+
+import os
+import sys
+from types import TracebackType
+
+_PACKAGES = ("flax", "grain", "jax", "jaxlib", "matplotlib", "numpy", "optax", "orbax", "tokenizers", "tyro")
+
+
+def find_shadow(error: BaseException) -> str | None:
+    """The file of the current directory that has probably caused an error by its name; None if there is none."""
+    names = sys.stdlib_module_names.union(_PACKAGES)
+    paths = []
+    place = error.__traceback__
+    while place is not None:  # its own content fails
+        paths.append(place.tb_frame.f_code.co_filename)
+        place = place.tb_next
+    if isinstance(error, ImportError | AttributeError):
+        paths += [getattr(sys.modules.get(name), "__file__", None) or "" for name in sorted(names)]
+    here = os.getcwd()
+    for path in map(os.path.abspath, filter(None, paths)):
+        module = path.removesuffix(".py").removesuffix(f"{os.sep}__init__")
+        if os.path.dirname(module) == here and os.path.basename(module) in names:
+            return path
+    return None
+
+
+def explain_broken_import(error: BaseException) -> str | None:
+    """What the file is and what to do, in a sentence; None if an error has another cause."""
+    if (path := find_shadow(error)) is None:
+        return None
+    first = (str(error).splitlines() or [""])[0][:160]
+    return (
+        f"{path} has the name of a module, and Python imports it in place of that one. Rename it, or start in another "
+        f"directory. ({type(error).__name__}: {first})"
+    )
+
+
+def report_broken_import(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """A `sys.excepthook` for the imports of an entry point, before it has one of its own."""
+    message = explain_broken_import(error)
+    if message is None or os.environ.get("GPTJAX_TRACEBACK", "0") not in ("", "0"):
+        sys.__excepthook__(kind, error, place)
+    if message is not None:
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+        os._exit(2)
+
+
+if sys.argv[:1] == ["-m"]:  # now, for the imports that come next may fail
+    sys.excepthook = report_broken_import

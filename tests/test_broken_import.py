@@ -1,0 +1,33 @@
+"""A file beside the command that has the name of a module is named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("random.py", ""),  # before the entry point runs
+        ("socket.py", "open_plot()"),  # a script of one's own, which fails
+        pytest.param("jax.py", "", marks=pytest.mark.slow),
+        pytest.param("numpy/__init__.py", "", marks=pytest.mark.slow),
+        pytest.param("logging.py", "", marks=pytest.mark.slow),
+        pytest.param("token.py", "", marks=pytest.mark.slow),
+    ],
+)
+def test_file_with_the_name_of_a_module_is_one_line(name: str, content: str, tmp_path: Path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "gptjax.train", "--config=smoke", f"--output-dir={tmp_path}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(f"error: {path} has the name of a module")
+    assert "Rename it, or start in another directory." in first
+    assert done.returncode == 2
+    assert len(rest) <= 1, "the file of the traceback"
