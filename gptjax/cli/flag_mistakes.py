@@ -82,6 +82,8 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
         return _explain_bare(word, flags)
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
+    if str not in flags[name].types and not flags[name].appends:
+        return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
     if flags[name].appends:
         hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
@@ -255,7 +257,7 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
         return f"--{name}={_example(flag)}"
     written = FORMS[name].format(value) if name in FORMS and _is_number(value) else normalize_value(str(value), flag)
     if _explain_value(name, [written], flag) is not None:
-        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.87)  # float64 is not float16
         written = close[0] if close else "|".join(flag.choices) or _example(flag)
         return f"--{name}={quote(written)}"
     return f"--{name}={_spell(written)}"

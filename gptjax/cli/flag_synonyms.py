@@ -85,6 +85,7 @@ _SAME = {
     "best-batch": "batch-sizes batches",
     "optimizer.epsilon": "eps adam-eps adam-epsilon",
     "optimizer.schedule.decay-steps": "lr-decay-iters lr-decay-steps",
+    "schedule-steps": "lr-decay-iters lr-decay-steps",
     "optimizer.schedule.min-ratio": "min-lr-ratio",
     "model.norm": "norm-type normalization",
     "model.norm-epsilon": "norm-eps layer-norm-eps layer-norm-epsilon layernorm-epsilon rms-norm-eps",
@@ -129,6 +130,7 @@ EXPLANATIONS = {
             "cuda",
             "accelerator",
             "num-devices",
+            "backend",
         ),
         _DEVICES,
     ),
@@ -200,6 +202,7 @@ EXPLANATIONS = {
         ("mask-prompt", "train-on-prompt", "mask-user", "completion-only-loss", "assistant-only-loss"),
         "Only what the assistant says is scored.",
     ),
+    **dict.fromkeys(("logger", "loggers"), "--log.wandb=online and --log.tensorboard add records of a run."),
     "shuffle": "Training reads rows in an order that its --seed decides.",
     **dict.fromkeys(("num-workers", "workers"), "Data is read ahead by a thread; there are no workers."),
     **dict.fromkeys(
