@@ -13,7 +13,8 @@ Published no loss; nanoGPT takes 20 steps of 32,768 tokens at 3e-5 on one GPU
 from data_pipelines.prepared import Prepared
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.optim import AdamW, Constant
 
 config = TrainConfig(

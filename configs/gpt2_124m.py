@@ -13,7 +13,8 @@ Published nanoGPT: validation loss about 2.85 after 600,000 steps of 491,520 tok
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW, Cosine
 

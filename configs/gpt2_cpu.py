@@ -13,7 +13,8 @@ Measured  by us on 142 books (16.6 M tokens of a BPE of 4,096), evaluated on fiv
 from dataclasses import replace
 
 from configs.quickstart import config as base
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.objective import NextToken
 from gptjax.optim import AdamW, Cosine
 

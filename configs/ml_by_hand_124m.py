@@ -17,7 +17,8 @@ from dataclasses import replace
 
 from configs.gpt2_124m import config as base
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig
 from gptjax.optim import Cosine, ParamGroup
 

@@ -19,7 +19,8 @@ from dataclasses import replace
 
 from configs.gpt2_124m import config as base
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.optim import AdamW, Cosine
 
 SHARES = {"data/wikipedia": 0.8, "data/wikitext103": 0.1, "data/tinystories": 0.1}

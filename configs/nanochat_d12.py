@@ -28,7 +28,8 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.optim import Cosine, Muon, NamedGroup, ParamGroup, WarmupStableDecay
 

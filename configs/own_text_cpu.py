@@ -12,7 +12,9 @@ from dataclasses import replace
 
 from configs.quickstart import config as base
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.bigram import BigramBaseline
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.objectives.objective import NextToken
 
 config = replace(

@@ -11,7 +11,9 @@ Measured  by us, Python 3.11, two cores: 1.739 bits per byte against 2.149 (0.81
 from data_pipelines.prepared import Prepared
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.bigram import BigramBaseline
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.optim import Muon, WarmupStableDecay
 

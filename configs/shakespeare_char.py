@@ -11,7 +11,8 @@ Published nanoGPT: best validation loss 1.4697 nats in about 3 minutes on one A1
 from data_pipelines.prepared import Prepared
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig
 from gptjax.optim import AdamW, Cosine
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from configs.quickstart import config as cpu
 from configs.shakespeare_char import config as base
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 
 config = replace(
     base,

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from configs.modern_cpu import MODERN
 from configs.shakespeare_char import config as base
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.optim import Muon, WarmupStableDecay
 
 config = replace(

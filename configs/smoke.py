@@ -10,7 +10,9 @@ Expected  2.3 nats a byte on the first 8,192 of validation, where the bigram mod
 from dataclasses import replace
 
 from configs.quickstart import config as base
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.bigram import BigramBaseline
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.optim import WarmupStableDecay
 
 config = replace(

@@ -17,7 +17,8 @@ Choice    The published count of parameters is taken at its word: the head has a
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.config import GPTConfig, InitConfig
 from gptjax.optim import Muon, WarmupStableDecay
 

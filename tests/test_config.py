@@ -8,8 +8,10 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import from_json, to_json
 from gptjax.data.source import DataSource
+from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.evaluators.evaluator import Evaluator
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.loggers import Logger
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.objectives.objective import Objective

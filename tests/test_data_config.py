@@ -12,7 +12,7 @@ from gptjax.core.serialization import from_json, to_json
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.evaluators.validation import BigramBaseline
+from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.runs.run_dir import RunDir
 from gptjax.runs.trainer import train
 from gptjax.tokenization.tokenizer import Chars

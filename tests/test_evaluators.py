@@ -14,10 +14,11 @@ from tiny import MODEL, tokenizer, write_shards, write_text_shards
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.bigram import bigram_loss
+from gptjax.evaluators.bigram import BigramBaseline, bigram_loss
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.evaluators.metric_names import check_evaluator_names, to_metrics
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.gpt import GPT, with_static
 from gptjax.objectives.objective import NextToken
 from gptjax.sharding.mesh import MeshConfig

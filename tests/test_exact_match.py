@@ -18,7 +18,7 @@ from gptjax.evaluators import exact_match
 from gptjax.evaluators import validation as evaluators
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.evaluators.exact_match import ExactMatch, read_questions
-from gptjax.evaluators.validation import Samples
+from gptjax.evaluators.samples import Samples
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
 from gptjax.objectives.objective import SFT

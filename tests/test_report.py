@@ -10,8 +10,9 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
+from gptjax.evaluators.bigram import BigramBaseline
 from gptjax.evaluators.evaluator import EvalContext, PeriodicEvaluator
-from gptjax.evaluators.validation import BigramBaseline, ValidationLoss
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.model.layers import ACTIVATIONS
 from gptjax.optim import AdamW, Constant

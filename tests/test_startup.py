@@ -15,7 +15,8 @@ from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
 from gptjax.data.shards import write_shard
 from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.huggingface.architectures.registry import choose_architecture
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig

@@ -12,7 +12,9 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.bigram import BigramBaseline
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.goodput import read_spans
 from gptjax.optim import AdamW, Constant
 from gptjax.process.restarts import SUPERVISED_VARIABLE

@@ -1,11 +1,49 @@
 """A baseline: the loss of a model that knows only the previous token. A GPT must be clearly better."""
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
+from gptjax.core.errors import UserError
+from gptjax.core.lazy import LazyModule
+from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator
+
+if TYPE_CHECKING:
+    from gptjax.model import gpt
+else:
+    gpt = LazyModule("gptjax.model.gpt")  # imports flax
+
 TokenIds = Integer[np.ndarray, " _"]
+
+
+@dataclass(frozen=True)
+class BigramBaseline:
+    """Loss of a bigram, fitted on the training split, on the whole validation split: a baseline for the model."""
+
+    metrics: ClassVar[tuple[str, ...]] = ()  # none of the model
+
+    def should_run(self, step: int, *, steps: int) -> bool:
+        return step == 0
+
+    def open(self, context: EvalContext) -> OpenEvaluator:
+        train, validation, tokenizer = context.data.open_stream("train"), context.validation, context.tokenizer
+        if train is None:
+            raise UserError(f"evaluators: {type(context.data).__name__} has no single training text for a bigram.")
+
+        def evaluate(model: "gpt.GPT") -> Metrics:
+            ids = validation.read(0, len(validation))
+            vocab_size = max(context.model_config.resolved_vocab_size, int(ids.max()) + 1)
+            nats, constant = bigram_loss(train.read(0, len(train)), ids, vocab_size=vocab_size)
+            values: Metrics = {"bigram_loss": nats, "bigram_constant": constant}
+            if tokenizer is None:
+                return values
+            text_bytes = int(tokenizer.bytes_per_token[ids[1:]].sum(dtype=np.int64))
+            return values | {"bigram_bpb": nats * (len(ids) - 1) / math.log(2) / text_bytes}
+
+        return evaluate
 
 
 class BigramCounts(NamedTuple):

@@ -8,7 +8,9 @@ from typing import Any
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.config import TrainConfig
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
-from gptjax.evaluators.validation import BigramBaseline, Samples, ValidationLoss
+from gptjax.evaluators.bigram import BigramBaseline
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.lora import LoRA
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger, WandbLogger

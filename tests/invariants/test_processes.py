@@ -27,7 +27,8 @@ from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.readers import SequenceReader
 from gptjax.data.source import ReadSpec
-from gptjax.evaluators.validation import Samples, ValidationLoss
+from gptjax.evaluators.samples import Samples
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.optim import AdamW, Muon
 from gptjax.optim.ema import EMA

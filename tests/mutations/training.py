@@ -102,10 +102,14 @@ TRAINING = (
         "test_evaluators.py",
         # The loss mask is that of the inputs.
         ("mask[1 : 1 + self.predicted]", "mask[: self.predicted]"),
-        # Bits are nats times ln 2.
-        ("(len(ids) - 1) / math.log(2)", "(len(ids) - 1) * math.log(2)"),
         # Bytes are those of the inputs.
         ("ids[1:] if mask is None", "ids[:-1] if mask is None"),
+    ),
+    *mutate(
+        "gptjax/evaluators/bigram.py",
+        "test_evaluators.py",
+        # Bits are nats times ln 2.
+        ("(len(ids) - 1) / math.log(2)", "(len(ids) - 1) * math.log(2)"),
     ),
     *mutate(
         "gptjax/evaluators/evaluator.py",
