@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import example_configs
 import pytest
@@ -88,7 +89,7 @@ def test_config_may_be_a_separate_word_anywhere():
     "words", ["quickstart --resume=never --steps 9", "--steps 9 --resume never --config quickstart"]
 )
 @pytest.mark.parametrize("in_file", ["auto", "never"])
-def test_words_that_resume_name_the_config_and_no_never(words: str, in_file: str):
+def test_words_that_resume_name_the_config_and_no_never(words: str, in_file: Literal["auto", "never"]):
     from gptjax.config import TrainConfig
 
     request = ConfigRequest(TrainConfig(resume="never"), TrainConfig(resume=in_file), Path(), {}, ())

@@ -77,7 +77,7 @@ def test_metrics_of_sums_have_intervals_and_paired_differences() -> None:
     assert figure.low < figure.value < figure.high
     ours = Evaluation("a|b", {"t x": item_figure(better)}, items={"t x": better})
     base = Evaluation("base", {"t x": figure, "t y": figure}, items={"t x": scores})
-    change = compare(ours, base)["t x"]
+    change = compare(ours, base).differences["t x"]
     assert change.value == pytest.approx(better.value - scores.value)
     assert change.high < 0
     table = format_table([ours, base], base)

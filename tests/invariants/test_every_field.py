@@ -38,7 +38,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource
-from gptjax.evaluators import validation as evaluators
+from gptjax.evaluators import samples
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.finetuning.adapters import add_adapters
 from gptjax.metrics.logger import MetricLogger
@@ -157,7 +157,7 @@ def record_generation(config: TrainConfig) -> list[Any]:
         return jnp.zeros((1, 1), jnp.int32)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluators.generation, "generate", generate)
+        patch.setattr(samples.generation, "generate", generate)
         patch.setattr(type(tokenizer()), "decode", lambda self, ids: "")
         found = config.evaluators[0].open(make_context(config))(abstract_model(config.model))
     return [*calls, *found]
