@@ -38,7 +38,7 @@ from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
 from gptjax.data.loader import BatchLoader
 from gptjax.data.source import DataSource
-from gptjax.evaluators import samples
+from gptjax.evaluators import bigram, samples, validation
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.finetuning.adapters import add_adapters
 from gptjax.metrics.logger import MetricLogger
@@ -67,7 +67,8 @@ from gptjax.training.state import TrainState, abstract_state, create_state
 from .field_values import FIELDS, NEEDS, REFUSED, SECTIONS, place_section
 
 PROTOCOLS = (DataSource, Evaluator, Logger, Objective, Optimizer, Schedule)
-MODULES = (gptjax.data.config, gptjax.metrics.loggers, gptjax.optim, gptjax.objectives.objective, evaluators)
+EVALUATORS = (bigram, samples, validation)
+MODULES = (gptjax.data.config, gptjax.metrics.loggers, gptjax.optim, gptjax.objectives.objective, *EVALUATORS)
 
 
 def list_dataclasses(hint: Any) -> set[type]:
