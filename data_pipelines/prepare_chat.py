@@ -77,7 +77,10 @@ def find_template(name: str) -> ChatTemplate:
     path = path / CHAT_TEMPLATE_FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"--template={name}: wanted {', '.join(TEMPLATES)}, or a {CHAT_TEMPLATE_FILE} (docs/chat.md).")
-    return load_chat_template(path)
+    try:
+        return load_chat_template(path, advice="Copy one from prepared data and edit it (docs/chat.md).")
+    except UserError as error:
+        raise UserError(f"--template={name}: {error}") from None
 
 
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

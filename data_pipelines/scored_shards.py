@@ -22,6 +22,7 @@ from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import INVALID, Notes, ReadContext
+from data_pipelines.readers.files import identify_readers
 from data_pipelines.readers.paths import identify_files
 from data_pipelines.readers.records import RecordBlock, find_record_files, iter_blocks
 from data_pipelines.runtime.options import ShardOptions, require_at_least
@@ -186,7 +187,9 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
 
     def compute_identity() -> dict[str, Any]:
         sources = {"source": request.source, "validation_source": request.validation_source}
-        files = {name: identify_files(spec, find_record_files(spec)) for name, spec in sources.items() if spec}
+        found = {name: find_record_files(spec) for name, spec in sources.items() if spec}
+        files = {name: identify_files(str(sources[name]), paths) for name, paths in found.items()}
+        readers = identify_readers(path.name for paths in found.values() for path in paths)
         return {
             "kind": kind.name,
             "tokenizer": kind.tokenizer.fingerprint,
@@ -198,6 +201,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
             "format": MANIFEST_VERSION,
             "records": RECORDS_VERSION,
             **files,
+            **readers,
         }
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:

@@ -45,7 +45,9 @@ def report(options: Evaluate, evaluations: list[Evaluation]) -> None:
     output = sys.stderr if options.json == "-" else sys.stdout
     print(describe(evaluations, baseline=options.compared, quantize=options.quantize), file=output)
     if options.json is not None:
-        write_result(options.json, to_result(evaluations, baseline=options.compared))
+        write_result(
+            options.json, to_result(evaluations, baseline=options.compared, several=len(options.checkpoints) > 1)
+        )
     if options.picture is not None:
         draw_bars(expand_path(options.picture), evaluations)
 

@@ -1,7 +1,9 @@
+import contextlib
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from tiny import (
 )
 
 from gptjax.config import TrainConfig
+from gptjax.conversion.exports import has_data_of_checkpoint
 from gptjax.core.errors import UserError
+from gptjax.core.serialization import to_json
 from gptjax.data.config import TokenShards
 from gptjax.evaluate import evaluate, main
 from gptjax.evaluation import checkpoints
@@ -122,6 +126,13 @@ def test_result_is_printed_and_written(run: TrainConfig, tmp_path: Path, capsys:
     assert f"| nats_per_token | {written['val_loss']:.4f} [" in printed
     low, high = (written["figures"]["nats_per_token"][end] for end in ("low", "high"))
     assert low < written["val_loss"] < high
+
+
+def test_data_that_were_prepared_again_are_not_those_of_the_checkpoint(run: TrainConfig, tmp_path: Path) -> None:
+    trained = RunDir.open(run.directory)
+    assert has_data_of_checkpoint(trained, 10)
+    other = to_json(replace(run, data=TokenShards(path=str(write_text_shards(tmp_path / "other", lines=60)))))
+    assert not has_data_of_checkpoint(replace(trained, content=trained.content | {"data": other["data"]}), 10)
 
 
 def test_files_that_could_not_be_written_are_refused_before_scoring(
@@ -307,6 +318,25 @@ def test_what_was_measured_before_an_error_is_kept(
     first, second = result["checkpoints"]
     assert first["figures"]["nats_per_token"]["value"] == first["val_loss"]
     assert (second["failed"], second["figures"]) == ("the disk is gone", {})
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupted_evaluation_says_so_in_its_result(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(evaluation: Evaluation, *_: Any) -> None:
+        evaluation.figures["nats_per_token"] = Figure(1.0, 1.0, 1.0)
+        raise KeyboardInterrupt
+
+    names = ["a", "b"][:count]
+    inputs = SimpleNamespace(runs=dict.fromkeys(names))
+    monkeypatch.setattr(checkpoints, "open_inputs", lambda _: contextlib.nullcontext(inputs))
+    monkeypatch.setattr(checkpoints, "evaluate_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main([*(f"--checkpoint={name}" for name in names), f"--json={tmp_path / 'x.json'}"])
+    result = json.loads((tmp_path / "x.json").read_text())
+    [found] = [result] if count == 1 else result["checkpoints"]
+    assert (found["checkpoint"], found["failed"]) == ("a", "interrupted")
 
 
 def test_a_checkpoint_that_is_spelled_twice_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

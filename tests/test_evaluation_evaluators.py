@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SINGLE, read_lines, text_of, tiny_config, write_text_shards
+from tiny import SINGLE, read_lines, text_of, tiny_config, write_shards, write_text_shards
 
 from gptjax.core.errors import UserError
 from gptjax.evaluate import evaluate
@@ -15,11 +15,13 @@ from gptjax.evaluation import evaluators
 from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.protocols import EvalProtocol
+from gptjax.evaluators.evaluator import EvalContext
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
 from gptjax.metrics.plots import list_evaluations
 from gptjax.runs.trainer import train
+from gptjax.tokenization.tokenizer import BPE, END_OF_TEXT, GPT2_PATTERN, Chars
 
 SLIDING = EvalProtocol("sliding", window=12, stride=5)
 
@@ -80,6 +82,17 @@ def test_mistakes_are_refused_before_the_first_step(tmp_path: Path, evaluator: A
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (config.directory / "metrics.jsonl").exists()
+
+
+def test_shards_of_the_tokenizer_without_later_special_tokens_are_taken(tmp_path: Path) -> None:
+    own = BPE({bytes([b]): b for b in range(256)}, {END_OF_TEXT: 256}, merges=[], pattern=GPT2_PATTERN)
+    ids = own.encode(text_of(12))
+    shards = write_shards(tmp_path / "shards", {"train": [ids], "val": [ids]}, own=own)
+    evaluator, config = TextProtocol(data=str(shards)), tiny_config(shards)
+    find = lambda own: evaluator.open(EvalContext(config.data, own, config.model, config.objective, SINGLE))
+    assert callable(find(own.with_special_tokens(["<|new|>"])))
+    with pytest.raises(UserError, match="was made with another tokenizer"):
+        find(Chars.from_text("abc"))
 
 
 def test_numbers_out_of_range_are_refused() -> None:

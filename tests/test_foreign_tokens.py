@@ -142,10 +142,11 @@ def test_merged_index_of_mds_is_read_once(nested, expected, tokenizer, tmp_path)
 
 
 def test_single_file_is_named_with_its_directory(tokenizer, tmp_path):
+    (tmp_path := tmp_path / "my data").mkdir()
     np.save(tmp_path / "train.npy", np.arange(9))
     with pytest.raises(UserError, match=f"is a file. Give the directory that holds it: {tmp_path}$"):
         main(IndexShards(tmp_path / "train.npy", tokenizer))
-    with pytest.raises(UserError, match=rf"token files \(.npy\) and no text.*index_shards {tmp_path}$"):
+    with pytest.raises(UserError, match=rf"token files \(.npy\) and no text.*index_shards '{tmp_path}'$"):
         open_files(str(tmp_path))
 
 

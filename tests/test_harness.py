@@ -13,6 +13,7 @@ import pytest
 from gptjax.convert import main as convert
 from gptjax.core.errors import UserError
 from gptjax.evaluate import main
+from gptjax.evaluation.harness import TaskRequest, prepare_tasks
 from gptjax.evaluation.task_controls import measure_controls
 from gptjax.model.config import ComputeConfig, GPTConfig, InitConfig
 from gptjax.model.gpt import GPT
@@ -293,7 +294,7 @@ def test_groups_keep_their_sums_unless_a_task_in_them_has_local_data(
     printed = capsys.readouterr()
     assert "| second acc | " in printed.out
     assert "| sums acc | " not in printed.out
-    assert "note: sums has no sum of its tasks, as one has local data" in printed.err
+    assert "note: sums has no sum of its tasks, as one is ours or has local data" in printed.err
     main([*words, "--tasks=both", local])
     printed = capsys.readouterr()
     assert "first: 1 item, 0 examples, second: 1 item" in printed.out
@@ -309,6 +310,19 @@ def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
     found = measure_controls(cast(Any, None), samples + samples, kind="generate_until")
     assert found == {"majority class": pytest.approx(2 / 3)}
     assert measure_controls(cast(Any, None), samples, kind="loglikelihood_rolling") == {}
+
+
+def test_examples_do_not_come_from_the_scored_file(data: Path) -> None:
+    """Unless there are none. A file of a task that is not asked for does no harm."""
+    files = tuple(f"{name}={data / name}{end}" for name, end in (("sst2_5_shot", ".tsv"), ("enwik8", ".txt")))
+    with (
+        pytest.raises(UserError, match=r"takes 5 examples from the split train, .*--task-data=sst2_5_shot.train=FILE"),
+        prepare_tasks(TaskRequest(("sst2_5_shot",), task_data=files)),
+    ):
+        pass
+    for task in ("enwik8", "sst2_5_shot"):
+        with prepare_tasks(TaskRequest((task,), task_data=files, num_fewshot=None if task == "enwik8" else 0)) as found:
+            assert len(found.names) == 1
 
 
 def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: pytest.CaptureFixture) -> None:

@@ -147,6 +147,7 @@ def test_identity_is_of_the_content(hub):
 
     first = identity()
     assert first["files"] == 2
+    assert "readers" in first, "of Parquet"
     read("hf:owner/tales")
     change_files(hub, FILES | {"README.md": b"# About, edited"})
     assert identity() == first

@@ -265,7 +265,7 @@ def test_journal_with_missing_files_starts_again(tmp_path, capsys):
     writer.close()
     assert open_journal().progress == progress
     assert open_journal().progress.notes.lines() == ["2 invalid records skipped; the first: x:3"]
-    assert json.loads((partial / "progress.json").read_text())["version"] == 5, "increase it with the meaning of units"
+    assert json.loads((partial / "progress.json").read_text())["version"] == 6, "increase it with the meaning of units"
     (partial / "train.documents").write_bytes(b"short")
     assert open_journal().progress == Progress()
     assert "or incomplete. Starting again." in capsys.readouterr().err

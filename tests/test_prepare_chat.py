@@ -18,7 +18,7 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.prepare_chat import EMPTY_MESSAGE, REPEATED_ROLE, PrepareChat, prepare_chat
+from data_pipelines.prepare_chat import EMPTY_MESSAGE, REPEATED_ROLE, PrepareChat, find_template, prepare_chat
 from data_pipelines.readers.records import NOT_JSON
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError, count_of
@@ -137,6 +137,12 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()
     with pytest.raises(UserError, match="cannot take special tokens"):
         run(source, "bytes", tokenizer="bytes")
+
+
+def test_template_of_another_form_is_refused_with_the_flag(tmp_path):
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^--template=.*bad\.json: .*Copy one from prepared data.*docs/chat\.md"):
+        find_template(str(tmp_path / "bad.json"))
 
 
 def test_template_may_be_a_file_of_ones_own(tmp_path, run):

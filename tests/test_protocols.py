@@ -194,7 +194,10 @@ def test_last_window_ends_with_the_text_whatever_opens_it(model: GPT, file: Path
     assert "documents run together, the first token is context, the last window ends with the text" in (
         protocol.resolve(CONTEXT).describe()
     )
-    with pytest.raises(UserError, match=r"--protocol=harness begins with an end of text, .* --first-token=context"):
+    with pytest.raises(
+        UserError,
+        match=r"--protocol=harness begins with an end of text, .* --first-token=context.*EvalProtocol\(first_",
+    ):
         encode_text(file, Chars.from_text("".join(LINES)), find_protocol("harness"))
 
 

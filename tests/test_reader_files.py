@@ -94,6 +94,14 @@ def test_compressed_file_of_an_unknown_format_is_text(tmp_path):
         read(tmp_path / "corpus.gz")
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv.gz", "a.parquet", "a.arrow", "a.txt", "a.jsonl"])
+def test_identity_has_the_version_of_readers_that_changed(name, tmp_path):
+    (tmp_path / name).write_text("")
+    known = {"source", "files", "names_sizes_times"}
+    is_changed = name not in ("a.txt", "a.jsonl")
+    assert open_files(str(tmp_path)).identity().keys() == known | ({"readers"} if is_changed else set())
+
+
 def test_identity_changes_with_the_files(folder, monkeypatch):
     def identity():
         return open_files(str(folder)).identity()

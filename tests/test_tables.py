@@ -1,5 +1,6 @@
 """Shapes of text that people bring: arrays, tables, nested fields, Arrow, separators, splits in names."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,8 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
             "row 1: has 2 cells, the header 1 .text.. A text with ',' in it needs double quotes",
         ),
         ("a.csv", b"text,text\n1,2\n", "no header of different names"),
+        ("a.tsv", b"", "no header of different names"),
+        ("a.tsv.gz", gzip.compress(b""), "no header of different names"),
     ],
 )
 def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, message: str, tmp_path: Path):
@@ -212,6 +215,18 @@ def test_quotes_of_a_tab_separated_table_are_text_unless_they_enclose_cells(
     (tmp_path / "a.tsv").write_text("id\ttext\n" + "\n".join(lines) + "\n")
     assert read(tmp_path / "a.tsv", ReadContext(strict=True)) == (texts or ["two\nlines", "b"])
     assert ("row 1 is lines 2 to 3, for a quoted cell has line ends" in capsys.readouterr().err) == (texts is None)
+
+
+@pytest.mark.parametrize(("first", "skipped"), [('"quoted"', 3), ("plain", 2)])
+def test_a_torn_cell_beyond_what_is_looked_at_is_told(first: str, skipped: int, tmp_path: Path):
+    lines = [f"0\t{first}", *["1\tplain"] * 40_000, '2\t"two', "middle", 'lines"', "3\tlast"]
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "\n".join(lines) + "\n")
+    context = ReadContext()
+    texts = read(tmp_path / "a.tsv", context)
+    assert context.notes == {INVALID: skipped}
+    assert "a cell with line ends is read only from a table that has one near its start" in context.notes.first[INVALID]
+    assert texts[-1] == "last"
+    assert len(texts) == len(lines) - skipped
 
 
 def test_a_row_whose_quotes_do_not_fit_is_skipped_alone(tmp_path: Path):

@@ -51,14 +51,14 @@ def test_controls_stand_beside_a_multiple_choice() -> None:
     model: Any = SimpleNamespace(prefix_token_id=0, tok_encode=list, _loglikelihood_tokens=shorter)
     samples = {
         "t": make_samples(),
-        "g": [{"arguments": [("q", {})], "exact_match": 1.0, "filter": "none", "doc_id": 0}],
+        "g": [{"arguments": [("q", {})], "exact_match": 1.0, "filter": "none", "doc_id": 0, "target": "1"}],
     }
     found = collect_results(
         model,
         {
             "results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.2, "alias": "t"}, "g": {"exact_match,none": 1.0}},
             "samples": samples,
-            "configs": {"t": {"output_type": "multiple_choice"}},
+            "configs": {"t": {"output_type": "multiple_choice"}, "g": {"output_type": "generate_until"}},
         },
     )
     values = {name: figure.value for name, figure in found.figures.items()}

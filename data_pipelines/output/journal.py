@@ -19,7 +19,7 @@ from gptjax.core.errors import count_of
 from gptjax.core.files import write_atomically
 from gptjax.tokenization.tokenizer_json import FILE_NAME
 
-PROGRESS_VERSION = 5
+PROGRESS_VERSION = 6
 """Increase it whenever the position gets another meaning, also when a source yields other chunks."""
 
 

@@ -1,7 +1,7 @@
 """Local files as a source: one file, a directory read recursively, or a pattern; each format has its reader."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ READERS: tuple[tuple[tuple[str, ...], DocumentReader], ...] = (
     (arrow_files.SUFFIXES, arrow_files.read_arrow),
     ((".array_record", ".arrayrecord"), read_array_records),
 )
+READERS_VERSION = 2
+"""Increase it when tables, Parquet or Arrow are read differently: data that were prepared from them are made again."""
 # ArrayRecord's own tools number the files of a set behind the suffix.
 _NUMBERED = re.compile(r"(\.array_?record)-\d+-of-\d+$")
 _KNOWN = ".txt, .md, .rst, .jsonl, .csv, .tsv (also .gz, .zst), .parquet, .arrow or .array_record"
@@ -41,6 +43,12 @@ def find_reader(name: str) -> DocumentReader | None:
     """The reader of a file of that name; None for an unknown format."""
     plain = _NUMBERED.sub(r"\1", name.lower())
     return next((reader for suffixes, reader in READERS if plain.endswith(suffixes)), None)
+
+
+def identify_readers(names: Iterable[str]) -> dict[str, int]:
+    """What makes data of the named files others than those of earlier readers; nothing for most formats."""
+    changed = (read_table, read_parquet, arrow_files.read_arrow)
+    return {"readers": READERS_VERSION} if any(find_reader(name) in changed for name in names) else {}
 
 
 def open_files(spec: str) -> "Files":
@@ -75,7 +83,7 @@ class Files:
             yield from reader(path, context)
 
     def identity(self) -> dict[str, Any]:
-        return identify_files(self.spec, self.paths)
+        return identify_files(self.spec, self.paths) | identify_readers(path.name for path in self.paths)
 
 
 def _read_unknown(path: Path, context: ReadContext) -> Iterator[Chunk]:

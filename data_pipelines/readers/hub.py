@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.readers.documents import Chunk, ReadContext
-from data_pipelines.readers.files import Files, find_reader
+from data_pipelines.readers.files import Files, find_reader, identify_readers
 from data_pipelines.readers.paths import find_split, keep_training, locate_split, tell_once
 from gptjax.core.errors import DISK_FULL_ERRNOS, UserError, count_of
 from gptjax.core.files import hash_json
@@ -55,7 +55,9 @@ class HubFiles:
     def identity(self) -> dict[str, Any]:
         """Paths, sizes and hashes of the files, not the commit: an edited readme changes no text."""
         digest = hash_json(self.files)
-        return {"source": self.spec, "files": len(self.files), "paths_sizes_hashes": digest}
+        return {"source": self.spec, "files": len(self.files), "paths_sizes_hashes": digest} | identify_readers(
+            file.path for file in self.files
+        )
 
     def fetch(self, file: RemoteFile, directory: Path | None = None) -> Path:
         """Fetch a file into the library's cache, or below `directory`; returns its path."""

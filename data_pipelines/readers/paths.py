@@ -4,6 +4,7 @@ import functools
 import glob
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,7 +49,9 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
         others = sorted({file.suffix for file in below if file.suffix})
         if TOKENS & {*others} and all(file.name.lower() in BESIDE_TOKENS for file in found):
             held = f"the directory holds token files ({', '.join(others)}) and no text"
-            raise UserError(f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {spec}")
+            raise UserError(
+                f"source {spec}: {held}. For tokens there is python -m data_pipelines.index_shards {shlex.quote(spec)}"
+            )
         if not found:
             named = f" As text, a pattern reads others: '{path}/**/*{others[0]}'." if others else ""
             raise UserError(f"source {spec}: the directory holds no {known} files.{named}")

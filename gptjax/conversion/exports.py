@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from gptjax.checkpoints.checkpoint_format import read_metadata
 from gptjax.cli.command_line import Imports
 from gptjax.conversion.imports import ORIGIN_FILE
 from gptjax.core.compile_cache import enable_compile_cache
@@ -24,7 +25,7 @@ from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
 from gptjax.huggingface.architectures.registry import ArchitectureName, choose_architecture
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
-from gptjax.runs.run_dir import RunDir
+from gptjax.runs.run_dir import CHECKPOINTS, RunDir
 from gptjax.sharding.devices import DType
 
 
@@ -108,7 +109,8 @@ def export_model(options: ToHf) -> None:
         if isinstance(run, RunDir):
             facts = facts.with_run(run.directory, run.content, step=run.find_step(options.step))
             with suppress(UserError):  # of a class of the user's own, whose file is not given
-                facts = replace(facts, data=tuple(describe_data(run.data)))
+                if has_data_of_checkpoint(run, run.find_step(options.step)):
+                    facts = replace(facts, data=tuple(describe_data(run.data)))
         model_card.write_model_card(directory, model.config, architecture=architecture, dtype=dtype, facts=facts)
         result = "not verified: --no-verify"
         if options.verify:
@@ -123,6 +125,20 @@ def export_model(options: ToHf) -> None:
         print("note: the export has no eos token; lm_eval needs --model_args ...,prefix_token_id=ID", file=sys.stderr)
     if options.push_to is not None:
         print(hub_upload.upload_directory(output, options.push_to, private=options.private))
+
+
+def has_data_of_checkpoint(run: RunDir, step: int) -> bool:
+    """Whether the data that are at their paths now are those that the checkpoint was trained with.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    from gptjax.runs import startup  # imports flax
+
+    reader = run.data.open(startup.make_read_spec(run.config, run.tokenizer))
+    found = startup.collect_fingerprints(run.data, reader, run.tokenizer)
+    saved = read_metadata(run.directory / CHECKPOINTS, step).get("fingerprints", {})
+    return saved.get("data") == found["data"]
 
 
 def describe_data(data: DataSource) -> Iterator[tuple[str, str]]:

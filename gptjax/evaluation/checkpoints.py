@@ -84,8 +84,9 @@ def evaluate_all(options: Evaluate, evaluations: list[Evaluation] | None = None)
             evaluations.append(Evaluation(spec, {}))
             try:
                 evaluate_checkpoint(evaluations[-1], options, run, inputs)
-            except Exception as error:
-                evaluations[-1].about["failed"] = str(error) or type(error).__name__
+            except BaseException as error:  # also Ctrl-C, after which the result must not look complete
+                told = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+                evaluations[-1].about["failed"] = told
                 raise
     return evaluations
 

@@ -87,8 +87,8 @@ class TextProtocol(_BatchedEvaluator):
         if self.text is not None:
             raise UserError(f"evaluators: {self.name} has both text and data: choose one.")
         shards = TokenShards(path=self.data)
-        tokenizer = shards.load_tokenizer()
-        if tokenizer and context.tokenizer and tokenizer.fingerprint != context.tokenizer.fingerprint:
+        tokenizer, own = shards.load_tokenizer(), context.tokenizer
+        if tokenizer and own and tokenizer.fingerprint != own.fingerprint and not own.extends(tokenizer):
             raise UserError(f"evaluators: {self.data} was made with another tokenizer than the run's data.")
         if (stream := shards.open_stream("val")) is None:
             raise UserError(f"evaluators: {self.data} has no validation split.")

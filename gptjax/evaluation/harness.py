@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError, count_of, quote
 from gptjax.core.files import expand_path
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
 from gptjax.evaluation.task_controls import measure_controls
@@ -168,8 +168,25 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         for task, parts in files.items()
         if task in manager.task_index and "test" in parts
     }
-    names = [local.get(name, name) for name in _expand_groups(manager, names, local=local)]
-    return manager, list(dict.fromkeys(names))
+    names = list(dict.fromkeys(_expand_groups(manager, names, local=local)))
+    for name in (name for name in names if name in local):
+        _check_examples(name, manager.task_index[name].cfg or {}, files[name], shots=request.num_fewshot)
+    return manager, [local.get(name, name) for name in names]
+
+
+def _check_examples(task: str, config: Mapping[str, Any], parts: Mapping[str, Path], *, shots: int | None) -> None:
+    """Raise `UserError` for a task that would take the examples of another split from the scored file."""
+    shots = config.get("num_fewshot") or 0 if shots is None else shots
+    split = config.get("fewshot_split") or config.get("training_split")
+    if shots and "train" not in parts and split not in (None, _find_scored_split(config)):
+        raise UserError(
+            f"--task-data: {task} takes {count_of(shots, 'examples')} from the split {quote(str(split))}, which has no "
+            f"file. Give --task-data={task}.train=FILE, or --num-fewshot=0."
+        )
+
+
+def _find_scored_split(config: Mapping[str, Any]) -> str:
+    return config.get("test_split") or config.get("validation_split") or "test"
 
 
 def is_own(manager: Any, name: str) -> bool:
@@ -189,7 +206,7 @@ def _expand_groups(manager: Any, names: Sequence[str], *, local: Mapping[str, st
         is_tag = bool(members) and manager.task_index[name].kind.name == "TAG"
         if is_tag or any(leaf in local or is_own(manager, leaf) for leaf in leaves):
             if not is_tag and not is_own(manager, name):
-                print_once(f"note: {name} has no sum of its tasks, as one has local data", to_stderr=True)
+                print_once(f"note: {name} has no sum of its tasks, as one is ours or has local data", to_stderr=True)
             yield from _expand_groups(manager, members, local=local)
         else:
             yield name
@@ -218,7 +235,7 @@ def write_local_task(manager: Any, task: str, *, parts: dict[str, Path], directo
     dataset: Any = import_module("datasets").Dataset
     entry = manager.task_index[task]
     config = entry.cfg or {}
-    scored = config.get("test_split") or config.get("validation_split") or "test"
+    scored = _find_scored_split(config)
     splits = {scored: "test"} | ({"train": "train"} if "train" in parts else {})
     files = {}
     for split, part in splits.items():
@@ -263,7 +280,10 @@ def collect_results(model: "HarnessModel", found: dict[str, Any]) -> TaskResults
             if scores is not None:
                 results.items[name] = scores
         kind = (found.get("configs") or {}).get(task, {}).get("output_type")
-        for control, value in measure_controls(model, results.samples.get(task, []), kind=kind).items():
+        # The metric of another's task may take its answer out of a target that is longer.
+        is_known = kind != "generate_until" or (OWN_TASKS / f"{task}.yaml").is_file()
+        samples = results.samples.get(task, []) if is_known else []
+        for control, value in measure_controls(model, samples, kind=kind).items():
             results.figures[f"{task} {control}"] = Figure(value, math.nan, math.nan)
     results.about = {
         "versions": found.get("versions", {}),

@@ -53,15 +53,18 @@ def _find(evaluations: list[Evaluation], name: str | None) -> Evaluation | None:
     return next((e for e in evaluations if e.name == name), None)
 
 
-def to_result(evaluations: list[Evaluation], *, baseline: str | None = None) -> dict[str, Any]:
+def to_result(evaluations: list[Evaluation], *, baseline: str | None = None, several: bool = False) -> dict[str, Any]:
     """An evaluation as JSON: `checkpoint`, `figures` (value, low, high), protocol and counts.
 
     `val_loss`, `val_perplexity` and `val_bpb` are its figures per token and byte. Several checkpoints are a list under
     `checkpoints`, each with its paired `differences` from the `baseline`.
+
+    Args:
+        several: more than one was asked for, though an error may have left one.
     """
     compared = _find(evaluations, baseline)
     results = [_to_json(e, None if e is compared else compared) for e in evaluations]
-    return results[0] if len(results) == 1 else {"baseline": baseline, "checkpoints": results}
+    return results[0] if len(results) == 1 and not several else {"baseline": baseline, "checkpoints": results}
 
 
 def _to_json(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, Any]:

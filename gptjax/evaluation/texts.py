@@ -115,7 +115,8 @@ def encode_text(
     if protocol.ends_with_text and protocol.first_token == "end-of-text" and tokenizer.end_of_text is None:
         raise UserError(
             f"--protocol={protocol.name} begins with an end of text, and the tokenizer has none. Give "
-            "--first-token=context, which does not predict the first token."
+            "--first-token=context, which does not predict the first token "
+            f'(in a config: EvalProtocol(first_token="context", …)).'
         )
     documents = read_documents(path, rows=protocol.rows, text_field=text_field, separator=separator, told=told)
     for mark in sorted({END_OF_TEXT, *(name for name in tokenizer.specials if name.startswith("<"))}):

@@ -141,7 +141,7 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
     return load_chat_template(path) if path.is_file() and _read_jinja_field(path) is None else None
 
 
-def load_chat_template(path: Path) -> ChatTemplate:
+def load_chat_template(path: Path, *, advice: str = "Put the file of the data back.") -> ChatTemplate:
     """The template of a file that `ChatTemplate.save` wrote. Raises `UserError` for another file."""
     try:
         content = json.loads(read_text(path))
@@ -150,9 +150,7 @@ def load_chat_template(path: Path) -> ChatTemplate:
         if None in (roles["user"], roles["assistant"]) or not isinstance(prompt, str | None):
             raise ValueError("no user, no assistant, or a system prompt that is no text")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"{path}: does not hold a chat template of gptjax ({quote(repr(error))}). Put the file of the data back."
-        ) from None
+        raise UserError(f"{path}: does not hold a chat template of gptjax ({quote(repr(error))}). {advice}") from None
     return ChatTemplate(**cast(Any, roles), system_prompt=prompt)
 
 

@@ -13,7 +13,7 @@ from data_pipelines.readers.documents import Document, ReadContext, encode_utf8,
 from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command, suggest_for_list
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
 from data_pipelines.readers.paths import tell_once
-from gptjax.core.errors import UserError, quote
+from gptjax.core.errors import UserError, count_of, quote
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_SUFFIXES = tuple(kind + end for kind in DELIMITERS for end in COMPRESSED)
@@ -21,6 +21,8 @@ CELL_BYTES = 2**31 - 1
 """Largest cell; Python's default of 128 kB is less than many texts."""
 LOOKED_BYTES = 2**18
 """How much of a table is looked at before it is read."""
+TORN = "a cell with line ends is read only from a table that has one near its start."
+"""Why a line may be no row in a table whose first lines are all rows."""
 MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
 
@@ -80,19 +82,32 @@ def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
 
 def _is_row_a_line(start: bytes) -> bool:
     """Whether each of the first lines has as many tabs as the header, which has some: no cell has a line end."""
-    *lines, last = start.splitlines()
-    counts = {line.count(b"\t") for line in (lines or [last]) if line}
+    lines = start.splitlines()
+    counts = {line.count(b"\t") for line in (lines[:-1] or lines) if line}
     return len(counts) == 1 and counts != {0}
 
 
-def _split_lines(text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str]]:
-    """The cells of each line. A quote is a letter like others, unless all cells that begin with one end with one."""
+def _split_lines(text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str] | str]:
+    """The cells of each line, or what is wrong with it: further on a cell may have line ends, which tear its row.
+
+    A quote is a letter like others, unless all cells that begin with one end with one.
+    """
     looked = [line.decode("utf-8", "replace") for line in start.splitlines()[1:-1] if b'"' in line]
     quoted = all(_unquote(line, mark) for line in looked)
-    for number, line in enumerate(text):
+    has_quoted = quoted and any(cell.startswith('"') for line in looked for cell in line.split(mark))
+    width = 0
+    for number, line in enumerate(text, start=1):
         if line := line.rstrip("\r\n"):
-            cells = _unquote(line, mark) if '"' in line and (quoted or number == 0) else None
-            yield cells or line.split(mark)
+            cells = _unquote(line, mark) if '"' in line and (quoted or not width) else line.split(mark)
+            if cells is None and has_quoted and width:
+                yield f" (line {number}): its quotes do not fit: {TORN}"
+                continue
+            cells = cells or line.split(mark)
+            width = width or len(cells)
+            if len(cells) < width:
+                yield f" (line {number}): has {count_of(len(cells), 'cells')}, the header {width}: {TORN}"
+            else:
+                yield cells
 
 
 def _unquote(line: str, mark: str) -> list[str] | None:
