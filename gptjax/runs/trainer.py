@@ -31,7 +31,7 @@ from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
-from gptjax.supervision.preemption import GracefulShutdown, StopRequested
+from gptjax.supervision.signals import GracefulShutdown, StopRequested
 from gptjax.supervision.stopping import Stop, StopRules
 from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ class _Run:
         if jax.process_index() == 0:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
         if rollback_record is None:
-            report.describe_run(config, mesh, batches, self.evaluators)
+            report.describe_run(config, mesh, batches, self.evaluators, start=start)
         with startup.open_logger(config, mesh, start, seconds=time.monotonic() - started_at) as log:
             if rollback_record is not None:
                 log.write(start, rollback_record, is_event=True)
