@@ -142,6 +142,9 @@ MISTAKES = {
     "evaluators=(Samples,)": "evaluators is the class Samples; write Samples(…).",
     "model=GPTConfig(n_layer=2)": "GPTConfig has no field 'n_layer'. Did you mean num_layers? It has num_layers, ",
     "optimizer=AdamW(schedule=Cosine(final_fraction=0.1))": "no field 'final_fraction'. Did you mean min_ratio?",
+    "num_workers=4": "TrainConfig has no field 'num_workers'. It has name, ",
+    "eval_interval=4": "TrainConfig has no field 'eval_interval'. It has name, ",
+    "lr=0.1": "TrainConfig has no field 'lr'. In a config it is optimizer.learning_rate. It has name, ",
     "steps='40'": "mine.py, line 5: TrainConfig: steps is '40'; wanted int.",
     "optimizer=AdamW(schedule='cosine')": "schedule is 'cosine'; wanted Schedule, such as Constant(…) or Cosine(…)",
     "optimizer='adamw'": "optimizer is 'adamw'; wanted Optimizer.",
@@ -160,7 +163,7 @@ for fields in {list(MISTAKES)!r}:
         "from gptjax.config import TrainConfig",
         "from gptjax.model.config import GPTConfig",
         "from gptjax.optim import AdamW, Cosine",
-        "from gptjax.evaluators.validation import Samples",
+        "from gptjax.evaluators.samples import Samples",
         f"config = TrainConfig(name='mine', {{fields}})",
     ]
     Path("mine.py").write_text("\\n".join(lines), encoding="utf-8")
