@@ -24,7 +24,7 @@ from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.manifest import Counts, Manifest, ShardFile, Sidecar
 from gptjax.data.packing import Packing
-from gptjax.data.readers import SequenceReader
+from gptjax.data.row_readers import SequenceReader
 from gptjax.data.shards import write_shard
 from gptjax.data.source import ReadSpec
 from gptjax.data.splits import open_split

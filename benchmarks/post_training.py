@@ -35,7 +35,7 @@ from gptjax.core.errors import exit_on_user_error
 from gptjax.data.config import TokenShards
 from gptjax.data.loader import BatchLoader
 from gptjax.data.preferences import PreferenceShards
-from gptjax.huggingface.architectures.registry import ARCHITECTURES
+from gptjax.huggingface.architectures.selection import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig, GPTConfig
 from gptjax.model.gpt import GPT

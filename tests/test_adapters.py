@@ -30,7 +30,7 @@ from gptjax.finetuning.adapters import (
     replace_trainable,
 )
 from gptjax.finetuning.lora import LoRA
-from gptjax.huggingface.architectures.registry import ARCHITECTURES
+from gptjax.huggingface.architectures.selection import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters

@@ -11,7 +11,7 @@ from formula import assert_gradient_equals, compute_hidden, compute_logits, read
 from models import make_model, place_model
 from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer, write_text_shards
 
-from gptjax.benchmark.training import open_batches
+from gptjax.benchmark.step_contestants import open_batches
 from gptjax.core.errors import UserError
 from gptjax.data.loader import put_on_devices
 from gptjax.evaluators.validation import ValidationLoss

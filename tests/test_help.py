@@ -19,7 +19,7 @@ from gptjax.benchmark.options import BenchOptions
 from gptjax.cli.command_line import parse_known_options, parse_options
 from gptjax.cli.config_files import find_config, list_configs
 from gptjax.config import load_config
-from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol
+from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtocol
 from gptjax.objectives.distillation import Distillation
 from gptjax.objectives.preference import IPO, ORPO, SimPO
 

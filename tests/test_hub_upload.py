@@ -10,7 +10,7 @@ from hub_server import Hub, serving
 
 from gptjax.convert import main
 from gptjax.core.errors import UserError
-from gptjax.huggingface.architectures.registry import ARCHITECTURES, choose_architecture
+from gptjax.huggingface.architectures.selection import ARCHITECTURES, choose_architecture
 from gptjax.huggingface.model_card import CardFacts, make_model_card, read_evaluations
 from gptjax.model.config import GPTConfig
 from gptjax.runs.run_dir import write_imported_run

@@ -22,7 +22,7 @@ import configs
 from gptjax.config import load_config
 from gptjax.core.errors import UserError
 from gptjax.huggingface.architectures.custom import CUSTOM
-from gptjax.huggingface.architectures.registry import ARCHITECTURES, choose_architecture
+from gptjax.huggingface.architectures.selection import ARCHITECTURES, choose_architecture
 from gptjax.huggingface.architectures.weight_map import list_parameters
 from gptjax.huggingface.model_dir import compute_torch_logits, write_model
 from gptjax.huggingface.model_import import from_hf, from_hf_config

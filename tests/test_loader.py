@@ -19,7 +19,7 @@ from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
 from gptjax.data.loader import BatchLoader, iter_validation_batches
 from gptjax.data.packing import Packing
-from gptjax.data.readers import SequenceReader
+from gptjax.data.row_readers import SequenceReader
 from gptjax.data.source import DataSource, ReadSpec, RowReader, Rows
 from gptjax.data.splits import open_split
 from gptjax.sharding.mesh import MeshConfig

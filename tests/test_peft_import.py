@@ -19,7 +19,7 @@ from gptjax import convert
 from gptjax.core.errors import UserError
 from gptjax.finetuning.adapters import merge_adapters
 from gptjax.finetuning.lora import LoRA
-from gptjax.huggingface.architectures.registry import ARCHITECTURES
+from gptjax.huggingface.architectures.selection import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.peft_export import write_adapters

@@ -16,7 +16,7 @@ from models import make_model, open_loader, place_model
 from scored import draw_documents, draw_pairs, write_documents
 from tiny import MODEL, SINGLE, read_lines, tiny_config, tokenizer
 
-from gptjax.benchmark.training import open_batches
+from gptjax.benchmark.step_contestants import open_batches
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards

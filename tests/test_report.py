@@ -15,6 +15,7 @@ from gptjax.evaluators.evaluator import EvalContext, PeriodicEvaluator
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.metrics_file import MetricsFileWriter
 from gptjax.model.layers import ACTIVATIONS
+from gptjax.objectives.objective import SFT
 from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
 from gptjax.runs import report, startup
@@ -162,6 +163,9 @@ def test_summary_compares_with_bigram_and_names_commands(
     assert (config.directory / "loss.png").is_file()
     report.print_summary(config, f"{COMMAND} --steps=60", stopped=Stop.by_signal(2))
     assert f"resume    {COMMAND} --steps=60" in capsys.readouterr().out
+    masked = replace(config, objective=SFT(), model=replace(config.model, intra_document_mask=True))
+    report.print_summary(masked, COMMAND, stopped=None)
+    assert "  chat      python -m gptjax.chat --checkpoint=" in capsys.readouterr().out
     part = replace(config, evaluators=(ValidationLoss(tokens=9),), schedule_steps=500)
     report.print_summary(part, f"{COMMAND} --steps 60 --schedule-steps=500", stopped=None)
     printed = capsys.readouterr().out

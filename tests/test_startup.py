@@ -17,7 +17,7 @@ from gptjax.data.shards import write_shard
 from gptjax.evaluators.evaluator import EvalContext, OpenEvaluator
 from gptjax.evaluators.samples import Samples
 from gptjax.evaluators.validation import ValidationLoss
-from gptjax.huggingface.architectures.registry import choose_architecture
+from gptjax.huggingface.architectures.selection import choose_architecture
 from gptjax.huggingface.model_dir import write_model
 from gptjax.model.config import ComputeConfig
 from gptjax.model.gpt import GPT

@@ -6,7 +6,7 @@ import pytest
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
-from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.signals import GracefulShutdown
 from gptjax.supervision.stopping import StopRules, list_losses
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gptjax.process import process_end
 from gptjax.process.progress import note_progress
-from gptjax.supervision import preemption
+from gptjax.supervision import signals
 from gptjax.supervision.watchdog import COLLECTIVE_SECONDS, LONG_FACTOR, Watchdog
 
 
@@ -80,7 +80,7 @@ HANGING = """
 import sys
 from pathlib import Path
 from gptjax.process.diagnosis import keep_reports_in
-from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.signals import GracefulShutdown
 from gptjax.supervision.watchdog import Watchdog
 directory = Path(sys.argv[1])
 keep_reports_in(directory)
@@ -146,6 +146,6 @@ def test_two_signals_end_a_read_that_never_returns(tmp_path: Path):
         assert child.stdout is not None
         child.send_signal(signal.SIGTERM)
         assert "saving after this step" in child.stdout.readline()
-        time.sleep(preemption.REPEAT_SECONDS + 0.1)
+        time.sleep(signals.REPEAT_SECONDS + 0.1)
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=60) == 143

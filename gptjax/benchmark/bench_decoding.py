@@ -15,8 +15,8 @@ from gptjax.benchmark.options import BenchOptions
 from gptjax.benchmark.peers.matching import Peer, check_comparable, make_decoding_work, open_peer, parse_peers
 from gptjax.benchmark.peers.work import TorchPeer
 from gptjax.benchmark.results import Comparison, ContestantResult, Environment, Result, note_load
+from gptjax.benchmark.step_contestants import OURS, prepare_benchmark
 from gptjax.benchmark.timing import FunctionContestant, Spread, compare_rounds, run_in_turn
-from gptjax.benchmark.training import OURS, prepare_benchmark
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import Modules

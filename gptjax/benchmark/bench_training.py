@@ -20,8 +20,7 @@ from gptjax.benchmark.peers.matching import (
 )
 from gptjax.benchmark.peers.torch_client import OutOfMemory
 from gptjax.benchmark.results import Comparison, ContestantResult, Environment, OwnStep, Result, Utilization, note_load
-from gptjax.benchmark.timing import Spread, compare_rounds, run_in_turn
-from gptjax.benchmark.training import (
+from gptjax.benchmark.step_contestants import (
     LOOP,
     OURS,
     CompileTimes,
@@ -32,6 +31,7 @@ from gptjax.benchmark.training import (
     open_loop,
     prepare_benchmark,
 )
+from gptjax.benchmark.timing import Spread, compare_rounds, run_in_turn
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.serialization import Modules

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import jax
 
 from gptjax.benchmark.breakdown import Breakdown
+from gptjax.benchmark.step_contestants import CompileTimes, Memory
 from gptjax.benchmark.timing import Spread
-from gptjax.benchmark.training import CompileTimes, Memory
 from gptjax.config import TrainConfig
 from gptjax.core.serialization import to_json
 from gptjax.sharding.mesh import MeshConfig

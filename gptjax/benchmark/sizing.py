@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from gptjax.benchmark.training import Memory
+from gptjax.benchmark.step_contestants import Memory
 from gptjax.config import TrainConfig
 from gptjax.data.loader import abstract_batch
 from gptjax.model.config import GPTConfig

@@ -21,7 +21,7 @@ from gptjax.data.config import Mixture
 from gptjax.data.manifest import read_manifest
 from gptjax.data.source import DataSource
 from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
-from gptjax.huggingface.architectures.registry import ArchitectureName, choose_architecture
+from gptjax.huggingface.architectures.selection import ArchitectureName, choose_architecture
 from gptjax.huggingface.safetensors_dir import read_json
 from gptjax.runs.checkpoint_source import Checkpoint, SavedModel, open_checkpoint
 from gptjax.runs.run_dir import RunDir

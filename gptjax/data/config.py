@@ -10,7 +10,7 @@ from gptjax.data.manifest import read_manifest
 from gptjax.data.mixture import MixtureSchedule
 from gptjax.data.packing import Packing
 from gptjax.data.preferences import check_kind
-from gptjax.data.readers import MixtureReader, SequenceReader, check_stream
+from gptjax.data.row_readers import MixtureReader, SequenceReader, check_stream
 from gptjax.data.sequences import Sequences, open_sequences
 from gptjax.data.shards import Format
 from gptjax.data.source import DataSource, ReadSpec, RowSet

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.batch_size import BatchSize
-from gptjax.data.readers import check_token_ids
+from gptjax.data.row_readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import ReadSpec, RowReader
 from gptjax.data.token_stream import TokenStream

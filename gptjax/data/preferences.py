@@ -19,7 +19,7 @@ from gptjax.data.checksums import check_unchanged
 from gptjax.data.file_array import FileArray
 from gptjax.data.manifest import read_manifest
 from gptjax.data.packing import PackingPlan, pack_units
-from gptjax.data.readers import SequenceReader, check_stream
+from gptjax.data.row_readers import SequenceReader, check_stream
 from gptjax.data.sequences import BestFitSequences, count_scored, describe_cuts
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import open_split

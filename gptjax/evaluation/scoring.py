@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Float32, Int
 
 from gptjax.core.errors import UserError
-from gptjax.data.readers import check_token_ids
+from gptjax.data.row_readers import check_token_ids
 from gptjax.evaluation.windows import EvalWindow
 from gptjax.model.gpt import GPT, DocumentIds
 from gptjax.sharding.axes import BT, BTD

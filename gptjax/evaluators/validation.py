@@ -12,7 +12,7 @@ from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.lazy import LazyModule
 from gptjax.data.loader import iter_validation_batches, put_on_devices
-from gptjax.data.readers import check_token_ids
+from gptjax.data.row_readers import check_token_ids
 from gptjax.data.sequences import ConcatSequences
 from gptjax.data.source import DataSource
 from gptjax.data.token_stream import TokenStream

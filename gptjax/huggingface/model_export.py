@@ -6,7 +6,7 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.huggingface.architectures.architecture import Architecture, HFOrigin
-from gptjax.huggingface.architectures.registry import choose_architecture
+from gptjax.huggingface.architectures.selection import choose_architecture
 from gptjax.huggingface.architectures.weight_map import DTYPES, WeightMapping, list_parameters
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT

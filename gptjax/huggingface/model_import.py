@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from gptjax.core.errors import UserError, quote
 from gptjax.huggingface.architectures.architecture import CONFIG_FILE, EMBEDDING, HEAD, Architecture, HFOrigin
-from gptjax.huggingface.architectures.registry import find_architecture
+from gptjax.huggingface.architectures.selection import find_architecture
 from gptjax.huggingface.architectures.weight_map import (
     WeightMapping,
     format_path,

@@ -15,7 +15,7 @@ from gptjax.core.errors import UserError
 from gptjax.finetuning.adapters import Adapters
 from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Architecture
 from gptjax.huggingface.architectures.custom import CUSTOM
-from gptjax.huggingface.architectures.registry import choose_architecture
+from gptjax.huggingface.architectures.selection import choose_architecture
 from gptjax.huggingface.architectures.weight_map import WeightMapping, order_channels
 from gptjax.huggingface.safetensors_dir import write_json, write_safetensors
 from gptjax.model.gpt import GPT

@@ -16,7 +16,7 @@ from gptjax.core.errors import UserError, quote
 from gptjax.finetuning.vocabulary import grow_vocabulary
 from gptjax.huggingface.architectures.architecture import EMBEDDING, HEAD, Architecture
 from gptjax.huggingface.architectures.custom import CUSTOM
-from gptjax.huggingface.architectures.registry import choose_architecture
+from gptjax.huggingface.architectures.selection import choose_architecture
 from gptjax.huggingface.model_export import to_hf
 from gptjax.huggingface.model_import import load_weights
 from gptjax.huggingface.safetensors_dir import open_tensors, read_json

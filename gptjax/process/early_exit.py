@@ -1,6 +1,6 @@
 """How a signal ends a process that trains nothing yet: in one line, instead of a traceback of what it was doing.
 
-Training has handlers of its own as soon as it is set up (`gptjax.supervision.preemption`).
+Training has handlers of its own as soon as it is set up (`gptjax.supervision.signals`).
 """
 
 import contextlib

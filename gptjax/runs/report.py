@@ -19,7 +19,7 @@ from gptjax.data.manifest import read_manifest
 from gptjax.evaluators.evaluator import list_metrics, may_measure
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
-from gptjax.huggingface.architectures.registry import choose_architecture
+from gptjax.huggingface.architectures.selection import choose_architecture
 from gptjax.metrics.goodput import describe_goodput, read_spans
 from gptjax.metrics.metrics_file import read_metrics
 from gptjax.metrics.plots import plot_losses
@@ -173,7 +173,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     more = f"resume    {command}" if stopped else f"train on  {shlex.join(longer)}"
     lines = [f"  {more}"]
     if (config.directory / TOKENIZER_FILE).is_file():
-        is_chat = getattr(config.objective, "rows", "text") != "text"
+        is_chat = get_row_kind(config.objective) != "text"
         name = "chat" if is_chat else "sample"
         lines.append(f"  {name:<10}python -m gptjax.{name} --checkpoint={run}{imports}")
     if _has_validation(config):

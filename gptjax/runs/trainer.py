@@ -31,7 +31,7 @@ from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
 from gptjax.sharding.distributed import count_processes, name_process
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
-from gptjax.supervision.preemption import GracefulShutdown, StopRequested
+from gptjax.supervision.signals import GracefulShutdown, StopRequested
 from gptjax.supervision.stopping import Stop, StopRules
 from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptjax.checkpoints.saver import agree
 from gptjax.process.early_exit import REQUEUE_STATUS, stop_status
-from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.signals import GracefulShutdown
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ from gptjax.runs.resume import restore_state as restore_run_state
 from gptjax.runs.startup import collect_fingerprints, make_phase_step, make_read_spec, open_evaluators, prepare_config
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.divergence import Diverged, DivergenceGuard
-from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.signals import GracefulShutdown
 from gptjax.supervision.stopping import StopRules
 from gptjax.supervision.watchdog import Watchdog
 from gptjax.tokenization.tokenizer import Tokenizer

@@ -29,7 +29,7 @@ from data_pipelines.prepare_preferences import PreparePreferences, prepare_prefe
 from gptjax.data.config import TokenShards
 from gptjax.data.preferences import PreferenceShards, open_preferences
 from gptjax.data.source import DataSource, ReadSpec
-from gptjax.huggingface.architectures.registry import ARCHITECTURES
+from gptjax.huggingface.architectures.selection import ARCHITECTURES
 from gptjax.huggingface.model_dir import write_model
 from gptjax.huggingface.model_export import to_hf
 from gptjax.model.config import ComputeConfig, GPTConfig

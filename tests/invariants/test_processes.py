@@ -25,7 +25,7 @@ from gptjax.checkpoints.integrity import complete_steps
 from gptjax.config import TrainConfig
 from gptjax.data.batch_size import BatchSize
 from gptjax.data.config import Mixture, MixtureComponent, TokenShards
-from gptjax.data.readers import SequenceReader
+from gptjax.data.row_readers import SequenceReader
 from gptjax.data.source import ReadSpec
 from gptjax.evaluators.samples import Samples
 from gptjax.evaluators.validation import ValidationLoss

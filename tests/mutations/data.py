@@ -42,7 +42,7 @@ DATA = (
         ("order.append(begin + np.argsort", "order.append(np.argsort"),
     ),
     *mutate(
-        "gptjax/data/readers.py",
+        "gptjax/data/row_readers.py",
         "test_loader.py",
         # The seed is not used.
         ("seed=spec.seed", "seed=0"),

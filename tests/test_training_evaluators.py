@@ -11,10 +11,10 @@ from tiny import SINGLE, read_lines, text_of, tiny_config, write_text_shards
 
 from gptjax.core.errors import UserError
 from gptjax.evaluate import evaluate
-from gptjax.evaluation import evaluators
-from gptjax.evaluation.evaluators import Core, HarnessTasks, TextProtocol, name_metric
+from gptjax.evaluation import training_evaluators
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.protocols import EvalProtocol
+from gptjax.evaluation.training_evaluators import Core, HarnessTasks, TextProtocol, name_metric
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.metrics.logger import LogConfig
 from gptjax.metrics.loggers import TensorBoardLogger
@@ -51,7 +51,7 @@ def test_failing_evaluation_is_logged_and_training_goes_on(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory\nmore")
 
-    monkeypatch.setattr(evaluators.texts, "score_text", fail, raising=False)
+    monkeypatch.setattr(training_evaluators.texts, "score_text", fail, raising=False)
     own = (TextProtocol(every=5, name="broken"), ValidationLoss(every=5))
     config = tiny_config(write_text_shards(tmp_path / "shards"), evaluators=own)
     assert train(config) == 0

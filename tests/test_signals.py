@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from gptjax.core.errors import UserError
 from gptjax.process.early_exit import stop_status
-from gptjax.supervision import preemption
-from gptjax.supervision.preemption import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
+from gptjax.supervision import signals as stop_signals
+from gptjax.supervision.signals import STOP_SIGNALS, GracefulShutdown, StopRequested, list_stop_signals
 
 
 def wait_for_output(capfd: pytest.CaptureFixture[str], words: str) -> None:
@@ -85,7 +85,7 @@ def test_stop_signal_that_cannot_be_is_refused_by_its_variable(
 
 CHILD = """
 import hashlib, sys
-from gptjax.supervision.preemption import GracefulShutdown
+from gptjax.supervision.signals import GracefulShutdown
 with GracefulShutdown() as shutdown:
     if sys.argv[1] == "training":
         shutdown.begin_training()
@@ -110,7 +110,7 @@ def test_process_that_runs_no_python_ends_within_seconds(phase: str, signals: in
         for count in range(signals):
             child.send_signal(signal.SIGINT if signals == 2 else signal.SIGUSR1)
             assert ("saving after this step", "stopped at once")[count] in child.stdout.readline() or signals == 1
-            time.sleep(preemption.REPEAT_SECONDS + 0.1)
+            time.sleep(stop_signals.REPEAT_SECONDS + 0.1)
         assert child.wait(timeout=60) == status
 
 
@@ -154,8 +154,8 @@ def test_sighup_under_nohup_stays_ignored(monkeypatch: pytest.MonkeyPatch):
 def test_one_of_several_processes_passes_the_signal_on(monkeypatch: pytest.MonkeyPatch):
     """JAX is told of a SIGTERM, on which it makes all processes agree on a step."""
     told: list[int] = []
-    monkeypatch.setattr(preemption, "count_processes", lambda: 2)
-    monkeypatch.setattr(preemption, "take_jax_handler", lambda: told.append)
+    monkeypatch.setattr(stop_signals, "count_processes", lambda: 2)
+    monkeypatch.setattr(stop_signals, "take_jax_handler", lambda: told.append)
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 5)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.stack([value, value * 0]))
     with GracefulShutdown() as shutdown:
