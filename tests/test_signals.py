@@ -116,7 +116,7 @@ def test_process_that_runs_no_python_ends_within_seconds(phase: str, signals: in
 
 def test_second_signal_that_requeues_ends_with_its_status(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GPTJAX_REQUEUE_SIGNALS", "TERM")
-    monkeypatch.setattr(preemption, "REPEAT_SECONDS", 0.0)
+    monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0.0)
     ended, statuses = threading.Event(), []
     monkeypatch.setattr(os, "_exit", lambda status: (statuses.append(status), ended.set()))
     with GracefulShutdown() as shutdown:

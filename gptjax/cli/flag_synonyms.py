@@ -116,7 +116,7 @@ for _flag, _words in _SAME.items():
     for _word in _words.split():
         FLAGS_BY_WORD.setdefault(_word, []).append(_flag)
 
-_DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses, and a mesh spreads training over them."
+_DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses."
 EXPLANATIONS = {
     **dict.fromkeys(
         (
