@@ -72,7 +72,9 @@ def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
     a, b = (np.asarray(x[...], np.float64) for x in model.adapters.get_pair("blocks.attention.q"))
     wanted = np.asarray(plain["blocks.attention.q"]) + 2.0 * np.einsum("ndr,nrhk->ndhk", a, b)
     np.testing.assert_allclose(np.asarray(weights["blocks.attention.q"]), wanted, atol=1e-5)
-    changed = np.flatnonzero((np.asarray(weights["tokens"]) != np.asarray(plain["tokens"])).any(axis=1))
+    changed = np.flatnonzero(
+        (np.asarray(weights["token_embedding"]) != np.asarray(plain["token_embedding"])).any(axis=1)
+    )
     assert changed.tolist() == [1, 5]
 
 
