@@ -19,6 +19,7 @@ request again finds it and stops. After a kill the same command continues, to th
 """
 
 import contextlib
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +81,13 @@ class Prepare(ShardOptions):
     def make_context(self) -> ReadContext:
         """How the source is read."""
         return ReadContext(self.text_field, self.strict, separator=parse_separator(self.separator))
+
+
+class PrepareForRun(Prepare):
+    """The same, as the config of a run asks for it, by flags such as `--data.source` and `--data.split`."""
+
+    def spell_flags(self, text: str) -> str:
+        return re.sub(r"--(?=(source|tokenizer|split|text-field|separator|end-of-text)\b)", "--data.", text)
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,8 @@ def _load_or_learn(directory: Path, request: ResolvedRequest, *, journal: Journa
             tokenizer = Chars.from_text(text for _, document in documents for text in iter_text(document))
         else:
             train = (document for side, document in documents if side == "train")
-            tokenizer = train_bpe_on_documents(train, vocab_size=int(spec.removeprefix("bpe:")))
+            size, smaller = int(spec.removeprefix("bpe:")), "--tokenizer=bytes or --tokenizer=bpe:{}"
+            tokenizer = train_bpe_on_documents(train, vocab_size=size, smaller=smaller)
         tokenizer.save(directory)
         journal.record(Progress())
     return load_tokenizer(directory)

@@ -7,11 +7,15 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipelines.readers.documents import TEXT_FIELD
 from gptjax.core.errors import UserError
 from gptjax.core.files import cache_directory, expand_path, hash_json
 from gptjax.data.config import TokenShards
+
+if TYPE_CHECKING:
+    from data_pipelines.prepare import Prepare
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,19 @@ class Prepared(TokenShards):
 
 @functools.cache
 def _prepare_in_cache(source: str, **options: str | None) -> Path:
-    from data_pipelines.prepare import Prepare, prepare, resolve_request  # slow to import
+    from data_pipelines.prepare import PrepareForRun  # slow to import
 
-    request = resolve_request(Prepare(source=source, output=Path(), **options))  # pyright: ignore[reportArgumentType]
+    request = PrepareForRun(source=source, output=Path(), **options)  # pyright: ignore[reportArgumentType]
+    try:
+        return _find_or_prepare(request)
+    except UserError as error:
+        raise UserError(request.spell_flags(str(error))) from None
+
+
+def _find_or_prepare(options: "Prepare") -> Path:
+    from data_pipelines.prepare import prepare, resolve_request
+
+    request, source = resolve_request(options), options.source
     tokenizer = str(request.options.tokenizer)
     digest = hash_json(request.identity())
     readable = re.sub(r"[^A-Za-z0-9]+", "-", f"{request.corpus.source.name}-{Path(tokenizer).name}")

@@ -69,8 +69,7 @@ class PrepareScored(ShardOptions):
         size = sum(path.stat().st_size for path in find_record_files(self.source))
         return SMALL_SPLIT if size < SMALL_BYTES else super().effective_split
 
-    @property
-    def other_splits(self) -> str:
+    def suggest_splits(self, used: str) -> str:
         return "--split=hash:0.3, --split=none or a --validation-source"
 
 

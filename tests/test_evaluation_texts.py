@@ -27,7 +27,7 @@ READ = {
     "an unknown ending": ("a.raw", b"one", ["one"], "1 file of an unknown format read as plain text"),
 }
 REFUSED = {
-    "a field inside another": ("a.jsonl", b'{"content": {"text": "one"}}\n', r"content\.text \(--text-field"),
+    "a field inside another": ("a.jsonl", b'{"content": {"text": "one"}}\n', r'"content\.text" \(--text-field'),
     "nothing": ("a.jsonl", b"", "holds no text"),
     "UTF-16": ("a.txt", "one".encode("utf-16"), r"is UTF-16, wanted UTF-8\. Convert it: iconv"),
     "Parquet by another name": ("a.txt", b"PAR1", "it is Parquet"),

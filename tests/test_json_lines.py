@@ -14,6 +14,7 @@ from gptjax.core.errors import UserError
 
 INVALID_LINES = [
     (b'{"text": "cut', "not a line of JSON"),
+    (b'{"text": "a"\n', "not a line of JSON in UTF-8: Expecting ',' delimiter at character 14."),
     (b'{"c\\ud800": "x"}', 'wanted an object with a string "text", got one with'),
     (b'{"text": null}', 'wanted an object with a string "text"'),
     (b'["text"]', "wanted a JSON object"),
@@ -71,8 +72,8 @@ def test_any_field_may_hold_the_text():
     line = b'{"text": "no", "body": "yes \\u00e9", "half": "\\ud800", "n": null}'
     assert parse_text(line, ReadContext("body", strict=True), where="") == "yes é".encode()
     for field, message in [
-        ("html", r'a string "html", got one with text, body, half \(--text-field chooses another\)'),
-        ("n", r'a string "n", got None there, in one with text, body, half'),
+        ("html", r'a string "html", got one with "text", "body", "half" \(--text-field chooses another\)'),
+        ("n", r'a string "n", got None there, in one with "text", "body", "half"'),
     ]:
         with pytest.raises(UserError, match=f"^x:3: wanted an object with {message}"):
             parse_text(line, ReadContext(field, strict=True), where="x:3")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.runtime.options import ShardOptions, require_at_least
+from data_pipelines.runtime.options import ShardOptions, enlarge_split, find_used_split, require_at_least
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Counts
 
@@ -39,7 +39,7 @@ def test_shard_options_have_one_validation():
         (None, NONE, NONE, r"^source x: holds no text\. 2 invalid records"),
         ("y", SOME, NONE, r"^source y: holds no text\."),
         ("y", NONE, SOME, r"^source x: holds no text\."),
-        (None, SOME, NONE, r"^--split=hash:0\.005 leaves no text for val \(of 3 documents\)\..*none\. 2 invalid"),
+        (None, SOME, NONE, r"^--split=hash:0\.005 leaves no text for val \(of 3 documents\)\. .*none\. 2 invalid"),
     ],
 )
 def test_check_splits_names_what_is_empty(other, train, val, message):
@@ -47,3 +47,19 @@ def test_check_splits_names_what_is_empty(other, train, val, message):
     options.check_splits({"train": SOME, "val": SOME}, notes="", what="text")
     with pytest.raises(UserError, match=message):
         options.check_splits({"train": train, "val": val}, notes="2 invalid records skipped", what="text")
+
+
+@pytest.mark.parametrize(
+    ("split", "notes", "larger"),
+    [
+        ("hash:0.005", "", "hash:0.05"),
+        ("hash:0.05", "", "hash:0.1"),
+        ("tail:0.2", "", "tail:0.4"),
+        ("tail:0.3", "", None),
+        ("random:1/9/0", "", "tail:0.1"),
+        ("none", "", None),
+        ("hash:0.02", "1 document, too few for hash:0.02: split by tail:0.1 instead", "tail:0.2"),
+    ],
+)
+def test_a_larger_split_is_larger_than_the_one_in_use(split, notes, larger):
+    assert enlarge_split(find_used_split(split, notes)) == larger

@@ -115,7 +115,7 @@ def test_prepare_without_text_says_why(tmp_path):
     with pytest.raises(UserError, match="holds no text"):
         run(write_jsonl(tmp_path / "blank.jsonl", ["", " "]), tmp_path / "out", split="none")
     (tmp_path / "x.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
-    why = r'holds no text\. 2 invalid records skipped; the first: .*x\.jsonl:1: .* "text", got one with content'
+    why = r'holds no text\. 2 invalid records skipped; the first: .*x\.jsonl:1: .* "text", got one with "content"'
     with pytest.raises(UserError, match=why):
         run(tmp_path / "x.jsonl", tmp_path / "out", split="none")
     with pytest.raises(UserError, match=why):
@@ -177,6 +177,7 @@ def test_prepare_notes_a_split_of_few_tokens(tmp_path, capsys):
     assert (counts["train"].tokens, counts["val"].tokens) == (2504, 3)
     printed = capsys.readouterr().out
     assert "note: val has only 3 tokens: no row for a longer context" in printed
+    assert "such as --split=tail:0.05." in printed
     assert "train has only" not in printed
 
 
@@ -275,8 +276,14 @@ def test_single_text_is_split_and_its_beginning_learned_from(tmp_path, capsys):
 
 
 def test_split_without_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"leaves no text for train \(of 1 document\).*or none"):
+    few = r"leaves no text for train \(of 1 document\)\. The source has only 1 token: use more text\."
+    with pytest.raises(UserError, match=few):
         run(write_jsonl(tmp_path / "x.jsonl", ["x"]), tmp_path / "out")
+    blank_end = r"leaves no text for val \(of 1 document\)\. The source has only 2 tokens: use more text\.$"
+    with pytest.raises(UserError, match=blank_end):
+        run(write_jsonl(tmp_path / "x.jsonl", ["hi\n"]), tmp_path / "out", split="tail:0.1")
+    with pytest.raises(UserError, match=r"for val .* Use --split=tail:0\.05 or --split=none\.$"):
+        run(write_jsonl(tmp_path / "x.jsonl", ["hi" * 200 + "\n"]), tmp_path / "out", split="tail:0.0001")
     assert not (tmp_path / "out").exists()
 
 
@@ -326,10 +333,11 @@ def test_notes_stay_with_the_data(tmp_path, capsys):
         file.write("broken\n")
     note, _ = notes = run(source, out, split="none").notes
     assert note.startswith(f"1 invalid record skipped; the first: {source}:41: ")
-    for again in (lambda: run(source, out, split="none"), lambda: verify_directory(VerifyShards(out))):
+    again = (lambda: run(source, out, split="none"), False), (lambda: verify_directory(VerifyShards(out)), True)
+    for read, is_told in again:
         capsys.readouterr()
-        assert again().notes == notes
-        assert f"note: {note}\n" in capsys.readouterr().out
+        assert read().notes == notes
+        assert (f"note: {note}\n" in capsys.readouterr().out) == is_told, "at a repetition nothing is new"
     manifest = json.loads((out / MANIFEST_NAME).read_text())
     for name in ("notes", "tokenizer_files", "sha256"):
         del manifest[name]

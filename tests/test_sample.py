@@ -116,7 +116,7 @@ def test_prompt_file_may_hold_records(tmp_path: Path) -> None:
     (file := tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"question": "one"}\n{"question": "two"}\n'))
     options = Sample(checkpoint="any", prompt_file=str(file))
     assert read_prompts(replace(options, text_field="question")) == ("one", "two")
-    with pytest.raises(UserError, match=r"got one with question \(--text-field chooses another\)"):
+    with pytest.raises(UserError, match=r'got one with "question" \(--text-field chooses another\)'):
         read_prompts(options)
 
 

@@ -76,7 +76,7 @@ def test_a_table_with_a_header_is_records(name: str, mark: str, tmp_path: Path):
     (tmp_path / name).write_text("\ufeff" + "".join(mark.join(row) + "\r\n" for row in rows))
     context = ReadContext()
     assert read(tmp_path / name, context) == [f'a "quoted"{mark} text\nof two lines', "é", ""]
-    with pytest.raises(UserError, match='row 1: wanted the column "body"; its first line names id, text'):
+    with pytest.raises(UserError, match='row 1: wanted the column "body"; its first line names "id", "text"'):
         read(tmp_path / name, ReadContext("body", strict=True))
 
 

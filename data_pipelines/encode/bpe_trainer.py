@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from data_pipelines.readers.documents import Document, iter_text
 from data_pipelines.runtime.progress import progress_line
 from data_pipelines.runtime.sigint import call_interruptibly
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.tokenization.chat import CHAT_TOKENS
 from gptjax.tokenization.tokenizer import END_OF_TEXT, GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
 
@@ -19,6 +19,8 @@ PatternName = Literal["gpt2", "gpt4"]
 PATTERNS: dict[PatternName, str] = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 MAX_BYTES = 2_000_000_000
 """More text than this changes a vocabulary little."""
+LITTLE_TEXT = 1000
+"""Fewer characters are too few to train on, whatever the tokenizer."""
 TEXT_BYTES = 2**16
 """Text is given to the trainer in strings of this size: splitting a string into words takes some 80 times its size."""
 
@@ -30,11 +32,16 @@ def parse_special_tokens(spec: str) -> list[str]:
 
 
 def train_bpe(
-    texts: Iterable[str], *, vocab_size: int, pattern: PatternName = "gpt2", special_tokens: Sequence[str] = ()
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    pattern: PatternName = "gpt2",
+    special_tokens: Sequence[str] = (),
+    smaller: str = "--vocab-size={}",
 ) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab_size` ids, the last of them `<|endoftext|>` and then `special_tokens`.
 
-    Raises `UserError` where the text has too few words for so many ids.
+    Raises `UserError` where the text has too few words for so many ids. It names the flag `smaller`, with the most.
     """
     specials = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
     ordinary, smallest = vocab_size - len(specials), 256 + 1 + len(specials)
@@ -47,12 +54,20 @@ def train_bpe(
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=ordinary, initial_alphabet=alphabet, show_progress=False)
-    call_interruptibly(lambda: model.train_from_iterator(iter(texts), trainer))
+    size = 0
+
+    def count_characters() -> Iterator[str]:
+        nonlocal size
+        for text in texts:
+            size += len(text)
+            yield text
+
+    call_interruptibly(lambda: model.train_from_iterator(count_characters(), trainer))
     if (found := model.get_vocab_size()) != ordinary:
-        raise UserError(
-            f"the text yields only {found + len(specials)} tokens, not {vocab_size}. "
-            f"Use more text or a smaller vocabulary, at most {found + len(specials)}."
-        )
+        most = found + len(specials)
+        less = f", or {smaller.format(most)}" if size >= LITTLE_TEXT else ""
+        held = f"the text of {count_of(size, 'characters')}"
+        raise UserError(f"{held} yields only {most} tokens, not {vocab_size}. Use more text{less}.")
     with tempfile.TemporaryDirectory() as directory:
         model.save(str(Path(directory) / "tokenizer.json"))
         return load_tokenizer(directory).with_special_tokens(specials)
@@ -65,6 +80,7 @@ def train_bpe_on_documents(
     max_bytes: int = MAX_BYTES,
     pattern: PatternName = "gpt2",
     special_tokens: Sequence[str] = (),
+    smaller: str = "--vocab-size={}",
 ) -> Tokenizer:
     """As `train_bpe`, on the first `max_bytes` of the documents; shows progress on stderr."""
     with progress_line("reading") as show:
@@ -77,7 +93,9 @@ def train_bpe_on_documents(
                 show(f"counting words: {size / 1e6:,.1f} MB")
             show(f"computing merges from {size / 1e6:,.1f} MB")
 
-        return train_bpe(iter_texts(), vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens)
+        return train_bpe(
+            iter_texts(), vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens, smaller=smaller
+        )
 
 
 def take_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:

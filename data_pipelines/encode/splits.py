@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines.readers import documents as docs
 from data_pipelines.readers.documents import EMPTY, Chunk, Document, ReadContext, Source, is_blank
+from data_pipelines.runtime.options import INSTEAD
 from gptjax.core.errors import UserError, count_of
 
 Split = Literal["train", "val"]
@@ -96,8 +97,8 @@ class Tail:
         for document, length in zip(_iter_nonblank(source, context), lengths, strict=False):
             if 0 < left < length:
                 cut = len(str(document, "utf-8")[:left].encode())
-                yield AllTo("train"), document[:cut]
-                yield AllTo("val"), document[cut:]
+                parts: tuple[tuple[Split, Document], ...] = (("train", document[:cut]), ("val", document[cut:]))
+                yield from ((AllTo(split), part) for split, part in parts if not is_blank(part))
             else:
                 yield AllTo("train" if left > 0 else "val"), document
             left -= length
@@ -143,7 +144,7 @@ class Corpus:
         rule = parse_split(self.split)
         if isinstance(rule, HashFraction) and (few := _count_if_one_sided(self.source, rule, context)):
             rule = Tail(max(rule.fraction, MIN_TAIL))
-            context.notes[f"documents, too few for {self.split}: split by tail:{rule.fraction} instead"] += few
+            context.notes[f"documents, too few for {self.split}: {INSTEAD.format(f'tail:{rule.fraction}')}"] += few
         if isinstance(rule, Tail):
             yield from rule.iter_chunks(self.source, context)
         else:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError
 from gptjax.core.files import lock_file
 from gptjax.data.checksums import check_unchanged
@@ -72,7 +71,6 @@ def find_prepared(output: Path, request: dict[str, Any], *, overwrite: bool) -> 
         )
     check_unchanged(output)
     print(f"{output}: already prepared by the same request")
-    print_notes(manifest.notes)
     return manifest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.output.atomic_dir import find_prepared, hold_lock, replace_directory
 from data_pipelines.output.shard_writer import write_manifest
-from data_pipelines.runtime.options import ShardOptions
+from data_pipelines.runtime.options import ShardOptions, enlarge_split, find_used_split
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.files import expand_path
@@ -49,21 +49,27 @@ def build_shards(
             if compute_identity() != identity:
                 raise UserError(f"source {options.source}: was changed while it was read. Prepare it again.")
             manifest = write_manifest(directory, counts, tokenizer=tokenizer, request=identity, notes=notes)
-    print_splits(output, manifest)
+    print_splits(output, manifest, spell=options.spell_flags)
     seconds = time.perf_counter() - start
     print(f"{options.output}: {manifest.tokenizer}, {manifest.vocab_size:,} ids, {manifest.dtype}, {seconds:.1f} s")
     return manifest
 
 
-PREPARE_MORE = "Prepare more text, or give it a larger part, such as --split=hash:0.05."
-"""What to do about a small validation split."""
+def advise_more(manifest: Manifest) -> str:
+    """What to do about a small validation split: more text, or a larger part than the split in use gives."""
+    larger = enlarge_split(find_used_split(str(manifest.request.get("split")), "; ".join(manifest.notes)))
+    return f"Prepare more text, or give it a larger part, such as --split={larger}." if larger else "Prepare more text."
 
 
-def print_splits(directory: Path, manifest: Manifest, *, advice: str = PREPARE_MORE) -> None:
+def print_splits(
+    directory: Path, manifest: Manifest, *, advice: str | None = None, spell: Callable[[str], str] = str
+) -> None:
     """Print a line for each split of a directory, and the notes of its preparation.
 
-    A small split gets `advice`; up to the comma it is for training, too.
+    A small split gets `advice`, by default of `advise_more`; up to the comma it is for training, too. `spell` writes
+    the flags of advice and notes.
     """
+    advice = spell(advice or advise_more(manifest))
     for name, count in manifest.splits.items():
         scored, files = open_split(directory, name).loss_mask, len(manifest.files_of(name))
         ratio = (
@@ -74,9 +80,9 @@ def print_splits(directory: Path, manifest: Manifest, *, advice: str = PREPARE_M
         documents = "document " if count.documents == 1 else "documents"
         sizes = f"{count.documents:>10,} {documents} {count.bytes:>14,} bytes {count.tokens:>14,} tokens"
         print(f"{name:5} {sizes} ({ratio}) in {files} file{'s' if files > 1 else ''}")
-        more = advice if name == "val" else f"{advice.partition(',')[0]}."
+        more = advice if name == "val" else f"{advice.partition(',')[0].rstrip('.')}."
         if scored is None and count.tokens < ROW_TOKENS:  # rows of scored documents are padded
             print(f"note: {name} has only {count_of(count.tokens, 'tokens')}: no row for a longer context. {more}")
         elif name == "val" and scored is None and count.tokens < VALIDATION_TOKENS:
             print(f"note: val has only {count_of(count.tokens, 'tokens')}: its loss says little. {advice}")
-    print_notes(manifest.notes)
+    print_notes(map(spell, manifest.notes))

@@ -44,7 +44,7 @@ def _descend(value: Any, keys: list[str]) -> Any:
 def describe_fields(record: Mapping[str, Any]) -> str:
     """The fields of a record that hold text, those in objects by their path; all of its keys if there is none."""
     paths = [path for path in _list_paths(record, "") if find_text(record, path) is not None]
-    return list_fields(paths or list(record))
+    return list_fields([f'"{name}"' for name in paths or record])
 
 
 def suggest_command(names: Collection[str]) -> str:

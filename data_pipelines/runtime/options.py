@@ -1,5 +1,6 @@
 """Options that several commands share, and the errors for wrong ones."""
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -13,8 +14,24 @@ from gptjax.data.manifest import Counts, Manifest
 
 T = TypeVar("T")
 DEFAULT_SPLIT = "hash:0.005"
+INSTEAD = "split by {} instead"
+"""The end of the note of a split that is not the one asked for."""
 FEW_TOKENS = 100_000
 """A model learns fewer tokens by heart in seconds."""
+
+
+def find_used_split(asked: str, notes: str) -> str:
+    """The split in use: the one asked for, unless the notes of a preparation name another."""
+    found = re.search(INSTEAD.format(r"(\S+)"), notes)
+    return found[1] if found else asked
+
+
+def enlarge_split(spec: str) -> str | None:
+    """A split that keeps more for validation, at least twice as much; None for `none` and above a half."""
+    kind, _, number = spec.partition(":")
+    if kind in ("hash", "tail"):
+        return f"{kind}:{max(2 * float(number), 0.05):g}" if float(number) <= 0.25 else None
+    return "tail:0.1" if kind == "random" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +73,13 @@ class ShardOptions:
         """The split of SOURCE: as given, else the default, or `none` with a validation source."""
         return self.split or (DEFAULT_SPLIT if self.validation_source is None else "none")
 
-    @property
-    def other_splits(self) -> str:
-        """What to use where a split gets nothing."""
-        return "another fraction, tail:0.1 or none"
+    def suggest_splits(self, used: str) -> str:
+        """What to use where the split in use gives one side nothing."""
+        return f"--split={enlarge_split(used) or 'tail:0.1'} or --split=none"
+
+    def spell_flags(self, text: str) -> str:
+        """A message with its flags as the command of the request names them."""
+        return text
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -71,9 +91,13 @@ class ShardOptions:
         total = sum(count.documents for count in counts.values())
         for name, count in counts.items():
             if count.tokens == 0 and total > 0 and self.validation_source is None:
+                tokens, used = sum(count.tokens for count in counts.values()), self.effective_split
+                advice = f"Use {self.suggest_splits(find_used_split(used, notes))}."
+                if tokens < self.least_tokens:
+                    advice = f"The source has only {count_of(tokens, 'tokens')}: use more text."
                 raise UserError(
-                    f"--split={self.effective_split} leaves no {what} for {name} (of {count_of(total, 'documents')}). "
-                    f"Use {self.other_splits}. {notes}".strip()
+                    f"--split={used} leaves no {what} for {name} (of {count_of(total, 'documents')}). "
+                    f"{advice} {notes}".strip()
                 )
             if count.tokens == 0:
                 source = self.validation_source if total and name == "val" else self.source

@@ -71,4 +71,5 @@ def explain_line(line: bytes, error: Exception) -> str:
     """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do."""
     is_opened = line.strip() in (b"{", b"[", b"[{")
     advice = " A record must be on one line: jq -c . FILE writes them so." if is_opened else ""
-    return f"not a line of JSON in UTF-8: {error}.{advice}"
+    reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"not a line of JSON in UTF-8: {reason}.{advice}"
