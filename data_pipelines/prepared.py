@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from data_pipelines.readers.documents import TEXT_FIELD
 from gptjax.core.errors import UserError
@@ -38,6 +38,15 @@ class Prepared(TokenShards):
     """Cut text files into documents here, such as `<|endoftext|>` or `\\n\\n`. By default a file is one document."""
     end_of_text: str | None = None
     """The special token that begins documents, for a tokenizer whose files do not say it."""
+
+    unread_with_path: ClassVar[tuple[str, ...]] = (
+        "source",
+        "tokenizer",
+        "split",
+        "text_field",
+        "separator",
+        "end_of_text",
+    )
 
     def resolve(self) -> TokenShards:
         """Return the plain shards; prepares them if need be, which takes seconds for small sources."""

@@ -142,6 +142,7 @@ def test_resume_with_a_plain_config_is_refused(
     error = capsys.readouterr().err
     assert f"{run} cannot be resumed from step {STEPS}: its config.data has the class 'mine:Sums'" in error
     assert "--import=mine" in error
+    assert "if the file is lost, copy config.py to a file of the old name" in error
 
 
 def test_resume_with_the_saved_copy_is_refused(folder: Path, run: Path, capsys: pytest.CaptureFixture) -> None:

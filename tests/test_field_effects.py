@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
+from data_pipelines.prepared import Prepared
 from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.core.errors import UserError
 from gptjax.runs.field_effects import SWITCHES, check_effects
@@ -25,3 +26,11 @@ def test_field_without_effect_is_refused_unless_its_switch_is_given_too(field: s
 
 def test_field_with_an_effect_is_taken(tmp_path: Path):
     check_effects(tiny_config(tmp_path), ["checkpoint.best_metric"])
+
+
+def test_fields_of_a_preparation_are_refused_beside_prepared_shards(tmp_path: Path):
+    config = replace(tiny_config(tmp_path), data=Prepared(path=str(tmp_path)))
+    check_effects(config, ["data.path", "data.packing"])
+    with pytest.raises(UserError, match=r"^--data\.source, --data\.text-field: no effect on the shards of data\.path"):
+        check_effects(config, ["data.path", "data.text_field", "data.source"])
+    check_effects(replace(config, data=Prepared(source="books")), ["data.source"])

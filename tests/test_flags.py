@@ -269,7 +269,7 @@ def test_every_flag_of_a_config_is_known(capfd: pytest.CaptureFixture[str]):
     printed = capfd.readouterr().out
     shown = {word.rstrip(",") for line in printed.splitlines() for word in line.split() if word.startswith("--")}
     assert {f"--{name}" for name in list_flags(TrainConfig, load_config("quickstart"))} <= shown
-    assert printed.index("--steps=1200") < printed.index("usage: ")
+    assert printed.index("--steps=1200") < printed.index("--evaluators.2  Samples\n") < printed.index("usage: ")
 
 
 def test_gptjax_runs_the_command_that_is_named(monkeypatch: pytest.MonkeyPatch):

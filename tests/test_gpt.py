@@ -162,7 +162,7 @@ def test_shorter_context_keeps_the_first_positions(model: GPT, reference: tuple[
     np.testing.assert_allclose(forward(shorter, TOKENS[:, :6]), reference[0][:, :6], atol=1e-5)
     with pytest.raises(UserError, match=r"7 tokens do not fit model\.context_length 6"):
         shorter(TOKENS[:, :7])
-    with pytest.raises(UserError, match=r"model\.context_length 17 is longer than the 16 positions"):
+    with pytest.raises(UserError, match=r"context_length 17 is longer than the 16 .* Use --context-length=16 or less"):
         with_context_length(model, 17)
 
 

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from gptjax.optim import AdamW, Constant
 from gptjax.optim.ema import EMA
 from gptjax.runs import report, startup
 from gptjax.supervision.stopping import Stop
+from gptjax.tokenization.tokenizer import Chars
 from gptjax.training.stages import Stage
 
 COMMAND = "python -m gptjax.train --config=my.py"
@@ -30,11 +31,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return tiny_config(write_text_shards(tmp_path_factory.mktemp("report") / "shards"), steps=60)
 
 
-def describe(config: TrainConfig) -> None:
+def describe(config: TrainConfig, *, start: int = 0) -> None:
     config, tokenizer = startup.prepare_config(config)
     spec = startup.make_read_spec(config, tokenizer)
     batches = BatchLoader(config.data.open(spec), spec, mesh=SINGLE)
-    report.describe_run(config, SINGLE, batches, startup.open_evaluators(config, tokenizer, SINGLE))
+    report.describe_run(config, SINGLE, batches, startup.open_evaluators(config, tokenizer, SINGLE), start=start)
 
 
 def test_describe_run_prints_model_data_and_length(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
@@ -91,6 +92,8 @@ def test_describe_run_prints_stages_and_average(config: TrainConfig, capsys: pyt
 def test_describe_run_notes_a_rate_that_still_rises(config: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     describe(replace(config, optimizer=AdamW(schedule=Constant(warmup_steps=100))))
     assert "note: the learning rate still rises at the last of 60 steps" in capsys.readouterr().out
+    describe(replace(config, optimizer=AdamW(schedule=Constant(warmup_steps=100))), start=60)
+    assert "still rises" not in capsys.readouterr().out
 
 
 def test_describe_run_notes_conversations_read_as_text(
@@ -134,6 +137,25 @@ def test_commands_of_the_summary_work_as_they_are_printed(
     assert all(line.endswith(" --import=" + COMMAND.partition("--config=")[2].split()[0]) for line in commands)
     report.print_summary(replace(config, data=TokenShards(path=str(shards))), COMMAND, stopped=None)
     assert "gptjax.evaluate" not in capsys.readouterr().out
+
+
+def test_sample_of_the_summary_has_a_prompt_if_it_needs_one_and_no_import_for_data(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    @dataclass(frozen=True)
+    class Sums(TokenShards):
+        """Data of one's own."""
+
+    config = replace(config, output_dir=str(tmp_path), data=Sums(path=config.data.path))  # pyright: ignore
+    write_metrics(config)
+    write_checkpoint(config)
+    Chars({char: i for i, char in enumerate("$ 1")}).save(config.directory)
+    report.print_summary(config, COMMAND, stopped=None)
+    lines = capsys.readouterr().out.splitlines()
+    (sampled,) = [line for line in lines if "gptjax.sample" in line]
+    assert sampled.endswith("/tiny --prompt='$'")
+    (evaluated,) = [line for line in lines if "gptjax.evaluate" in line]
+    assert evaluated.endswith(" --import=my.py")
 
 
 def test_summary_without_checkpoint_names_the_command(

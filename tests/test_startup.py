@@ -161,6 +161,19 @@ def test_init_from_another_tokenizer_is_refused(source: Path, tmp_path: Path) ->
         prepare_config(tiny_config(data, init_from=str(source)))
 
 
+def test_run_that_was_stopped_before_a_checkpoint_is_no_source(shards: Path, source: Path, tmp_path: Path) -> None:
+    """Once it has one, its weights count, and another name begins a new run."""
+    config = tiny_config(shards, output_dir=str(tmp_path), init_from=str(source))
+    other = Chars({char: i for i, char in enumerate(reversed(ALPHABET))})
+    write_run_files(config.directory, replace(config, model=replace(config.model, vocab_size=99)), other)
+    assert prepare_config(config)[0].model == config.model
+    with pytest.raises(UserError, match="runs/absent is not there"):
+        prepare_config(replace(config, init_from="runs/absent"))
+    (config.directory / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"differ in tokens.*, or choose another --name"):
+        prepare_config(config)
+
+
 def test_samples_without_tokenizer_are_skipped_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ids = [np.arange(500) % 48]
     config = tiny_config(write_shards(tmp_path / "foreign", {"train": ids, "val": ids}), evaluators=(Samples(),))
@@ -247,6 +260,7 @@ def test_evaluator_that_is_no_dataclass_shows_how_to_write_it(evaluator: Any, me
 def test_dtype_auto_is_resolved_and_kept_by_a_run(shards: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, model={"compute": replace(MODEL.compute, dtype="auto")}, output_dir=str(tmp_path))
     assert prepare_device(config).model.compute.dtype == preferred_dtype()
+    (config.directory / "checkpoints" / "1").mkdir(parents=True)
     for dtype in ("float32", "bfloat16"):
         write_run_files(
             config.directory, replace(config, model=replace(MODEL, compute=ComputeConfig(dtype=dtype))), None

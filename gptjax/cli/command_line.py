@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -275,8 +275,17 @@ def _format_common_flags(config: Any, prog: str) -> str:
         f"  --{f'{name}={flags[name].default}':<36} {text}" for name, text in COMMON_FLAGS.items() if name in flags
     ]
     example = f"  {prog} --{next((name for name in COMMON_FLAGS if name in flags), 'help')}=…"
+    parts = [
+        f"  --{field}.{number}  {type(part).__name__}"
+        for field, value in vars(config).items()
+        for number, part in enumerate(value if isinstance(value, tuple) else ())
+        if is_dataclass(part)
+    ]
+    parts = ["", "numbered parts of this config:", *parts] if parts else []
     forms = ["--config=NAME or --config=FILE chooses the config.", IMPORT_HELP]
-    return "\n".join(["often given, with the values of this config:", *lines, "", "example:", example, "", *forms, ""])
+    return "\n".join(
+        ["often given, with the values of this config:", *lines, "", "example:", example, *parts, "", *forms, ""]
+    )
 
 
 def _usage(prog: str, description: str) -> str:

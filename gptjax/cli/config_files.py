@@ -61,9 +61,9 @@ def find_config(spec: str | Path) -> Path:
                 return path.resolve()
     names = list(list_configs())
     close = difflib.get_close_matches(spec.stem, names, n=1)
-    hint = f"Did you mean {close[0]}? " if close else ""
-    hint += "A config is a Python file. " if spec.suffix in (".yaml", ".yml", ".json", ".toml") else ""
+    hint = "A config is a Python file. " if spec.suffix in (".yaml", ".yml", ".json", ".toml") else ""
     listed = f"Installed configs: {', '.join(names)}." if names else "No configs are installed."
+    listed = f"Did you mean {close[0]}? --help lists all." if close else listed
     raise UserError(f"There is no config file {spec} (looked from {Path.cwd()}). {hint}{listed}")
 
 
@@ -135,8 +135,8 @@ def _find_wrong_keyword(error: Exception) -> str | None:
     meant = meant or ([] if flags else difflib.get_close_matches(found[2], names, n=1))
     path = _find_path(flags)
     elsewhere = f" In a config it is {path}." if path else ""
-    hint = f" Did you mean {meant[0]}?" if meant else elsewhere
-    return f"{found[1]} has no field {found[2]!r}.{hint} It has {', '.join(names)}."
+    hint = f" Did you mean {meant[0]}?" if meant else f"{elsewhere} It has {', '.join(names)}."
+    return f"{found[1]} has no field {found[2]!r}.{hint}"
 
 
 def _find_path(flags: Iterable[str]) -> str | None:

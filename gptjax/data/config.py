@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
@@ -37,6 +38,9 @@ class TokenShards(DataSource):
     documents, the last of a row cropped); see packing.py."""
     prefetch: int = 2
     """Batches read ahead by a thread."""
+
+    unread_with_path: ClassVar[tuple[str, ...]] = ()
+    """Fields without effect if `path` is given."""
 
     def resolve(self) -> "TokenShards":
         if self.path is None:

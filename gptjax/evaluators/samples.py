@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import jax
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, count_of
 from gptjax.core.lazy import LazyModule
 from gptjax.evaluators.evaluator import EvalContext, Metrics, OpenEvaluator, PeriodicEvaluator
 from gptjax.objectives.objective import get_row_kind
@@ -59,10 +59,7 @@ class Samples(PeriodicEvaluator):
         prompt = self._encode_prompt(tokenizer, chat)
         available = context.model_config.context_length - len(prompt)
         if not prompt or available < 1:
-            raise UserError(
-                f"evaluators: a sample's prompt has {len(prompt)} tokens; "
-                f"1 to {context.model_config.context_length - 1} fit."
-            )
+            self._refuse_prompt(len(prompt), context_length=context.model_config.context_length)
 
         def evaluate(model: "gpt.GPT") -> Metrics:
             ids = generation.generate(
@@ -80,6 +77,17 @@ class Samples(PeriodicEvaluator):
             return {self.name: f"user: {self.prompt}\nassistant: {answer}"}
 
         return evaluate
+
+    def _refuse_prompt(self, length: int, *, context_length: int) -> NoReturn:
+        found = f"evaluators: the prompt of Samples {self.name!r} has {count_of(length, 'tokens')}"
+        flag = "--evaluators.N.prompt, N its number in the config"
+        if not length:
+            raise UserError(f"{found}; wanted 1 or more. Give {flag}.")
+        shorter = f", or a prompt of at most {count_of(context_length - 1, 'tokens')}: {flag}" * (context_length > 1)
+        raise UserError(
+            f"{found}, and model.context_length {context_length} has no room for another. "
+            f"Give --model.context-length={length + 1} or more{shorter}."
+        )
 
     def _encode_prompt(self, tokenizer: Tokenizer, chat: ChatEncoder | None) -> list[int]:
         if chat is not None:

@@ -99,10 +99,17 @@ def compute_jax_logits(model: GPT, tokens: np.ndarray, *, dtype: DType) -> np.nd
 def compute_torch_logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
+    from transformers.utils import logging  # pyright: ignore[reportMissingImports]
 
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the export prints one line
     # Code is executed only from a directory that an export has just written.
     options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": True}
-    model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.numpy()
 

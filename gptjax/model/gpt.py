@@ -265,8 +265,8 @@ def with_context_length(model: GPT, context_length: int) -> GPT:
     config, limit = model.config, model.config.position_scheme.max_length
     if limit is not None and context_length > limit:
         raise UserError(
-            f"model.context_length {context_length} is longer than the {limit} positions of the given weights. "
-            f"Use --model.context-length={limit} or less."
+            f"context_length {context_length} is longer than the {limit} positions of the given weights. "
+            f"Use --context-length={limit} or less."
         )
     changed = with_static(model, config=replace(config, context_length=context_length))
     if model.position_embedding is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
+from gptjax.data.config import TokenShards
 
 SWITCHES: tuple[tuple[str, str, str, Callable[[TrainConfig], Any]], ...] = (
     ("lora.alpha", "lora.rank", "above 0", lambda c: c.lora.enabled),
@@ -28,3 +29,12 @@ def check_effects(config: TrainConfig, explicit_fields: Collection[str]) -> None
             value = reduce(getattr, switch.split("."), config)
             given, needed = (f"--{name.replace('_', '-')}" for name in (field, switch))
             raise UserError(f"{given} has no effect: {switch} is {value!r}. Give {needed} ({wanted}), or leave it out.")
+    data = config.data
+    if isinstance(data, TokenShards) and data.path is not None:
+        unread = [field for field in data.unread_with_path if f"data.{field}" in explicit_fields]
+        if unread:
+            flags = ", ".join(f"--data.{field.replace('_', '-')}" for field in unread)
+            raise UserError(
+                f"{flags}: no effect on the shards of data.path ({data.path}), which are prepared already. "
+                "Leave this out, or data.path."
+            )

@@ -85,11 +85,11 @@ def report_merge(source: Checkpoint, config: TrainConfig, model: GPTConfig) -> N
 
 
 def join_vocabularies(
-    source: Checkpoint, model: GPTConfig, tokenizer: Tokenizer, *, name: str
+    source: Checkpoint, model: GPTConfig, tokenizer: Tokenizer, *, name: str, resumes: bool = False
 ) -> tuple[GPTConfig, Tokenizer]:
     """Model and tokenizer of a run whose data and first weights may differ in special tokens.
 
-    Raises `UserError` where they differ in more.
+    `resumes` says that `source` is the run itself. Raises `UserError` where they differ in more.
     """
     known = source.require_tokenizer()
     if tokenizer.extends(known):
@@ -101,9 +101,11 @@ def join_vocabularies(
         print_once(f"  vocabulary: {known.name} of the weights, which has special tokens that the data does not use")
         tokenizer = known
     elif known.fingerprint != tokenizer.fingerprint:
+        other_run = ", or choose another --name for a new run" if resumes else ""
         raise UserError(
             f"{name} was made with {tokenizer.name}, but {source.directory} was trained with {known.name}: "
-            f"{explain_difference(tokenizer, known)}. Prepare the text with --tokenizer={source.directory}."
+            f"{explain_difference(tokenizer, known)}. Prepare the text with --tokenizer={source.directory}"
+            f"{other_run}."
         )
     if tokenizer.chat_template is None and known.chat_template is not None:
         tokenizer = tokenizer.with_chat_template(known.chat_template)

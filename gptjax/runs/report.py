@@ -33,10 +33,13 @@ from gptjax.runs.startup import Evaluators
 from gptjax.sharding.devices import describe_devices, describe_unused_gpu
 from gptjax.sharding.mesh import MeshConfig
 from gptjax.supervision.stopping import Stop
+from gptjax.tokenization.tokenizer import load_tokenizer
 
 
-def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, evaluators: Evaluators) -> None:
-    """Print what is about to run."""
+def describe_run(
+    config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, evaluators: Evaluators, *, start: int = 0
+) -> None:
+    """Print what is about to run, from step `start` on."""
     model = config.model
     kernel: str = select_kernel(model)
     if model.compute.attention_impl == "auto" and (reason := why_not_flash(model)):
@@ -62,7 +65,7 @@ def describe_run(config: TrainConfig, mesh: MeshConfig, batches: BatchLoader, ev
             f"average   {config.ema.describe(steps=config.schedule_length)}; it is evaluated, sampled and exported"
         )
     print_once(*_describe_unmasked(config), *_describe_unevaluated(config))
-    if config.steps > 1 and _is_rising(config):
+    if config.steps > max(1, start) and _is_rising(config):
         print_once(
             f"note: the learning rate still rises at the last of {count_of(config.steps, 'steps')}: shorten its "
             "warm-up (--optimizer.schedule.warmup-steps)"
@@ -164,7 +167,7 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
         return
     run = shorten_path(config.directory)
     run, exported = shlex.quote(run), shlex.quote(f"{run}-hf")
-    imports = _find_imports(config, words)
+    for_model, for_data = _find_imports(config, words)
     # A schedule keeps its length on a resume: without more of it, further steps would have its last learning rate.
     length = 2 * config.steps
     longer = [*drop_flags(words, "steps"), f"--steps={length}"]
@@ -174,12 +177,12 @@ def _print_commands(config: TrainConfig, command: str, *, stopped: Stop | None) 
     lines = [f"  {more}"]
     if (config.directory / TOKENIZER_FILE).is_file():
         is_chat = get_row_kind(config.objective) != "text"
-        name = "chat" if is_chat else "sample"
-        lines.append(f"  {name:<10}python -m gptjax.{name} --checkpoint={run}{imports}")
+        name, prompt = ("chat", "") if is_chat else ("sample", _choose_prompt(config))
+        lines.append(f"  {name:<10}python -m gptjax.{name} --checkpoint={run}{prompt}{for_model}")
     if _has_validation(config):
-        lines.append(f"  evaluate  python -m gptjax.evaluate --checkpoint={run}{imports}")
+        lines.append(f"  evaluate  python -m gptjax.evaluate --checkpoint={run}{for_model or for_data}")
     if _is_exportable(config):
-        lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{imports}")
+        lines.append(f"  convert   python -m gptjax.convert to-hf --checkpoint={run} --output={exported}{for_model}")
     print_once("next:", *lines)
 
 
@@ -188,13 +191,30 @@ def _find_config(words: Sequence[str]) -> str | None:
     return next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
 
 
-def _find_imports(config: TrainConfig, words: Sequence[str]) -> str:
-    """The flag for commands that read a run whose model or data needs the user's own config file; else empty."""
-    parts = (config.data, config.model.position_scheme)
-    is_own = config.model.activation not in ACTIVATIONS.builtin
-    is_own = is_own or not all(type(part).__module__.startswith("gptjax.") for part in parts)
+def _find_imports(config: TrainConfig, words: Sequence[str]) -> tuple[str, str]:
+    """The flag for commands that build a model, and for those that read data, of the user's own file; else empty."""
     found = _find_config(words)
-    return f" {shlex.join([f'--import={found}'])}" if is_own and found else ""
+    flag = f" {shlex.join([f'--import={found}'])}" if found else ""
+    has_own_model = config.model.activation not in ACTIVATIONS.builtin or _is_own(config.model.position_scheme)
+    return flag * has_own_model, flag * _is_own(config.data)
+
+
+def _is_own(part: Any) -> bool:
+    return not type(part).__module__.startswith("gptjax.")
+
+
+def _choose_prompt(config: TrainConfig) -> str:
+    """The flag that `sample` needs if the tokenizer has neither an end of text nor a line end; else empty."""
+    try:
+        tokenizer = load_tokenizer(config.directory / TOKENIZER_FILE)
+    except UserError:  # `sample` says what is wrong with it
+        return ""
+    try:
+        if tokenizer.end_of_text is None:
+            tokenizer.encode("\n")
+    except UserError:
+        return f" --prompt={shlex.quote(tokenizer.decode([0]))}"
+    return ""
 
 
 def _has_validation(config: TrainConfig) -> bool:

@@ -119,7 +119,8 @@ def read_saved_config(content: Any, config: TrainConfig, step: int, *, modules: 
     except UserError as error:
         raise UserError(
             f"{config.directory} cannot be resumed from step {step}: {error} "
-            "Or resume with the config file of this run, if that defines it."
+            "Or resume with the original config file, if that defines it. The run's copy of it, config.py, is another "
+            "module: if the file is lost, copy config.py to a file of the old name."
         ) from None
     return replace(saved, epoch_seeds=saved.epoch_seeds or "added")
 

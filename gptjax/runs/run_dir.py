@@ -186,6 +186,11 @@ class RunDir:
         return self.tokenizer
 
 
+def has_trained(directory: Path) -> bool:
+    """Whether a run has a checkpoint. One that was stopped before its first has only a config, and decides nothing."""
+    return (directory / CONFIG_FILE).is_file() and bool(list_steps(directory / CHECKPOINTS))
+
+
 def write_run_files(
     directory: Path,
     config: TrainConfig,

@@ -40,7 +40,7 @@ from gptjax.runs.initial_weights import (
     report_merge,
 )
 from gptjax.runs.resume import Fingerprints, adopt_history
-from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir
+from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir, has_trained
 from gptjax.sharding.devices import (
     GPU_PLATFORMS,
     describe_unused_gpu,
@@ -73,7 +73,7 @@ def prepare_config(
     """
     check_effects(config, explicit_fields)
     source: Checkpoint | None = None
-    exists = (config.directory / "config.json").is_file()
+    exists = has_trained(config.directory)
     # Before the data: a preparation may take hours.
     if config.init_from is not None:  # once this run exists, its own directory says as much
         source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
@@ -88,7 +88,7 @@ def prepare_config(
         check_explicit_fields(source, config, model, explicit_fields=explicit_fields)
         report_merge(source, config, model)
         if source.tokenizer and tokenizer:
-            model, tokenizer = join_vocabularies(source, model, tokenizer, name=_name_data(config))
+            model, tokenizer = join_vocabularies(source, model, tokenizer, name=_name_data(config), resumes=exists)
     if tokenizer is not None and model.vocab_size not in (None, tokenizer.vocab_size):
         # Imported weights may have more rows than their tokenizer has tokens, and a recipe may count the padding.
         padded = replace(model, vocab_size=tokenizer.vocab_size).padded_vocab_size
@@ -121,7 +121,7 @@ def prepare_device(config: TrainConfig, modules: Modules | None = None) -> Train
             kind, advice = jax.devices()[0].device_kind, f"--model.compute.dtype=auto takes {preferred_dtype()}"
             print_once(f"note: {kind} only emulates products in {model.compute.dtype}; {advice}")
         return config
-    if (config.directory / "config.json").is_file():
+    if has_trained(config.directory):
         run = RunDir.open(config.directory, imports=modules or {})
         dtype, why = run.model_config.compute.dtype, "as this run began"
     else:

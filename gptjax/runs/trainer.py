@@ -171,7 +171,7 @@ class _Run:
         if jax.process_index() == 0:
             write_run_files(config.directory, config, self.tokenizer, source=self.source)
         if rollback_record is None:
-            report.describe_run(config, mesh, batches, self.evaluators)
+            report.describe_run(config, mesh, batches, self.evaluators, start=start)
         with startup.open_logger(config, mesh, start, seconds=time.monotonic() - started_at) as log:
             if rollback_record is not None:
                 log.write(start, rollback_record, is_event=True)
