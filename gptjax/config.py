@@ -8,7 +8,7 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig
 from gptjax.cli import config_files
 from gptjax.core.diff import diff_configs
 from gptjax.core.errors import UserError
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, refuse_address
 from gptjax.core.serialization import class_name
 from gptjax.data.batch_size import BatchSize, RowOffsets, count_steps_by_part
 from gptjax.data.config import TokenShards
@@ -96,7 +96,7 @@ class TrainConfig:
                 raise UserError(f"{field} is {value}; it must be at least 1.")
         if self.max_restarts < 0:
             raise UserError(f"max_restarts is {self.max_restarts}; it must be at least 0.")
-        expand_path(self.output_dir)
+        refuse_address(self.output_dir)  # `~USER` may be of the machine on which a config was saved
         steps = [step for step, _ in self.row_offsets]
         if steps != sorted(steps) or min((number for offset in self.row_offsets for number in offset), default=0) < 0:
             raise UserError(f"row_offsets are {self.row_offsets}; wanted (step, rows) with ascending steps from 0 on.")

@@ -72,7 +72,9 @@ def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
     a, b = (np.asarray(x[...], np.float64) for x in model.adapters.get_pair("blocks.attention.q"))
     wanted = np.asarray(plain["blocks.attention.q"]) + 2.0 * np.einsum("ndr,nrhk->ndhk", a, b)
     np.testing.assert_allclose(np.asarray(weights["blocks.attention.q"]), wanted, atol=1e-5)
-    changed = np.flatnonzero((np.asarray(weights["tokens"]) != np.asarray(plain["tokens"])).any(axis=1))
+    changed = np.flatnonzero(
+        (np.asarray(weights["token_embedding"]) != np.asarray(plain["token_embedding"])).any(axis=1)
+    )
     assert changed.tolist() == [1, 5]
 
 
@@ -152,9 +154,9 @@ def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> No
     write_imported_run(tmp_path / "chat", model=model, tokenizer=roles.with_chat_template(CHATML))
     shards = write_shards(tmp_path / "shards", {"train": [np.arange(40)]}, own=roles.with_chat_template(CHATML))
 
-    def prepare(base: str, *tokens: int | str, rank: int = 2, objective: Objective | None = None) -> Any:
+    def prepare(base: str, *tokens: int | str, rank: int = 2, objective: Objective | None = None, **fields: Any) -> Any:
         config = tiny_config(shards, model={"intra_document_mask": True})
-        lora = LoRA(rank=rank, new_tokens=tokens)
+        lora = LoRA(rank=rank, new_tokens=tokens, **fields)
         config = replace(config, init_from=str(tmp_path / base), objective=objective or SFT(), lora=lora)
         return prepare_config(config)[0].lora.new_tokens
 
@@ -162,6 +164,9 @@ def test_rows_of_role_tokens_and_of_named_ones_are_trained(tmp_path: Path) -> No
     assert prepare("chat") == prepare("base", objective=NextToken()) == prepare("base", rank=0) == ()
     assert prepare("chat", "<|tool|>", 5) == (5, roles.specials["<|tool|>"])
     assert prepare("base", 5) == (5, start, end)
+    assert prepare("base", targets=()) == (start, end)
+    with pytest.raises(UserError, match=r"are empty: nothing would be trained"):
+        prepare("chat", targets=())
     with pytest.raises(UserError, match=r"lora.new_tokens has <\|toll\|>; wanted ids below 261 or special tokens: "):
         prepare("base", "<|toll|>")
     with pytest.raises(UserError, match=r"lora.new_tokens has 261; wanted ids below 261"):
@@ -206,8 +211,8 @@ def test_targets_name_parts_of_the_blocks() -> None:
 
 def test_adapters_that_would_train_nothing_are_refused() -> None:
     with pytest.raises(UserError, match=r"lora\.targets and lora\.new_tokens are empty: nothing would be trained"):
-        LoRA(rank=2, targets=())
-    assert LoRA(rank=2, targets=(), new_tokens=(3,)).trained_rows == (3,)
+        LoRA(rank=2, targets=()).check_trained()
+    LoRA(rank=2, targets=(), new_tokens=(3,)).check_trained()
     assert not LoRA(rank=0, targets=()).enabled
 
 

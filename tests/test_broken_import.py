@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.cli.config_files import run_file
+from gptjax.process.broken_import import find_shadow
+
 
 @pytest.mark.parametrize(
     ("name", "content"),
@@ -31,3 +34,20 @@ def test_file_with_the_name_of_a_module_is_one_line(name: str, content: str, tmp
     assert "Rename it, or start in another directory." in first
     assert done.returncode == 2
     assert len(rest) <= 1, "the file of the traceback"
+
+
+def test_config_with_the_name_of_a_module_stands_in_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "profile.py"
+    path.write_text("def measure(): 1 / 0")
+    with pytest.raises(ZeroDivisionError) as failed:
+        run_file(path).measure()
+    assert find_shadow(failed.value) is None
+
+
+def test_error_in_a_deleted_directory_has_no_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert find_shadow(ImportError("no")) is None
+    monkeypatch.chdir(tmp_path)

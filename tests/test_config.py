@@ -39,9 +39,17 @@ def test_config_has_directory_and_counts_tokens() -> None:
     assert replace(config, stages=(Stage(2, batch_size=12),)).tokens(3) == 2400
 
 
+def test_home_of_another_machine_is_read_back_but_is_no_directory() -> None:
+    saved = to_json(CONFIG) | {"output_dir": "~no-such-user/runs"}
+    config = from_json(saved, TrainConfig)
+    with pytest.raises(UserError, match="home directory of a user who does not exist"):
+        _ = config.directory
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("output_dir", "gs://bucket/runs", "is an address; wanted a local path"),
         *(("name", name, "name is") for name in ("", ".", "..", "a/b", "/tmp")),
         ("steps", 0, "steps is 0; it must be at least 1"),
         ("max_consecutive_skips", 0, "max_consecutive_skips is 0; it must be at least 1"),

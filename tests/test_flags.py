@@ -105,6 +105,10 @@ TYPED_TO_TRAIN = {
     "--lr_decay_iters=100": "Write --schedule-steps=100.",
     "--no-wandb": "Write --log.wandb=off.",
     "--lora": "Write --lora.rank=8.",
+    "--ema=false": "Write --ema.decay=none.",
+    "--gradient-checkpointing": "Write --model.compute.remat=full.",
+    "--gradient-checkpointing=false": "Write --model.compute.remat=none.",
+    "--train-on-prompt": "The objective SFT scores only what the assistant says.",
     "--steps==5": "Write --steps=5.",
     "--steps:=5": "Write --steps=5.",
     "--swiglu": "Write --model.activation=silu --model.gated-mlp.",
@@ -114,6 +118,8 @@ TYPED_TO_TRAIN = {
     "--data=data/books": "Write --data.path=data/books.",
 }
 TYPED_TO_OTHERS = [
+    (ToHf, "--checkpoint=x --output=y --overwrite", "There is no flag --overwrite. --help lists all flags."),
+    (Prepare, "--source=a --output=b --eval-iters=5", "There is no flag --eval-iters. --help lists all flags."),
     (Sample, "runs/x", "--checkpoint=runs/x"),
     (Sample, "--ckpt=runs/x", "--checkpoint=runs/x"),
     (Sample, "--checkpoint=x --max_tokens=5", "--max-new-tokens=5"),

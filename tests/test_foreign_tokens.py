@@ -278,6 +278,13 @@ def test_damaged_token_files_are_refused(name, content, message, tokenizer, tmp_
     assert not (tmp_path / "copied").exists()
 
 
+def test_small_ids_beside_65535_as_a_marker_are_of_16_bits(tmp_path):
+    ids = np.array([*range(12), 0, 65535] * 99, "<u2")
+    path = tmp_path / "train.bin"
+    path.write_bytes(ids.tobytes())
+    assert guess_width(path) == 2
+
+
 def test_what_is_no_file_is_passed_over(tokenizer, tmp_path):
     """A pipe would never end; a link to itself and a directory cannot be read."""
     source = tmp_path / "source"

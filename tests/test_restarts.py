@@ -125,6 +125,14 @@ def test_signal_during_the_start_of_a_child_reaches_it(monkeypatch: pytest.Monke
             signal.signal(number, handler)
 
 
+def test_signals_of_the_environment_reach_the_child(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GPTJAX_STOP_SIGNALS", "XFSZ")
+    monkeypatch.setenv("GPTJAX_REQUEUE_SIGNALS", "QUIT TERM")
+    assert restarts._list_signals() == [*restarts._SIGNALS, signal.SIGXFSZ, signal.SIGQUIT]
+    monkeypatch.setenv("GPTJAX_STOP_SIGNALS", "NONE")  # the child reports it
+    assert restarts._list_signals() == [*restarts._SIGNALS, signal.SIGQUIT]
+
+
 @pytest.mark.slow
 def test_child_ends_with_a_parent_that_is_killed(tmp_path: Path):
     begin = "from gptjax.process.restarts import follow_parent; follow_parent(); print(os.getpid(), "

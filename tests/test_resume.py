@@ -65,14 +65,16 @@ def test_forced_resume_with_another_batch_reads_on_where_the_run_was(config: Tra
 
 def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
     save(adopt_history(config), 50)
-    longer = replace(config, model=replace(config.model, context_length=32), resume="force")
-    packed = replace(config, data=TokenShards(packing="best_fit"), resume="force")
+    moved = config.directory.parent.rename(config.directory.parent.with_name("other place"))
+    config = replace(config, output_dir=str(moved), resume="force")
+    longer = replace(config, model=replace(config.model, context_length=32))
+    packed = replace(config, data=TokenShards(packing="best_fit"))
     with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
         for changed, field in (
             (longer, "model.context_length: 16 → 32"),
             (packed, "data.packing: 'concat' → 'best_fit'"),
         ):
-            with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from="):
+            with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from='{config.directory}'"):
                 restore_state(changed, checkpoints, {}, SINGLE)
 
 

@@ -114,6 +114,19 @@ def test_process_that_runs_no_python_ends_within_seconds(phase: str, signals: in
         assert child.wait(timeout=60) == status
 
 
+def test_second_signal_that_requeues_ends_with_its_status(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GPTJAX_REQUEUE_SIGNALS", "TERM")
+    monkeypatch.setattr(stop_signals, "REPEAT_SECONDS", 0.0)
+    ended, statuses = threading.Event(), []
+    monkeypatch.setattr(os, "_exit", lambda status: (statuses.append(status), ended.set()))
+    with GracefulShutdown() as shutdown:
+        shutdown.begin_training()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert ended.wait(timeout=60)
+    assert statuses == [75]
+
+
 def test_signal_ends_a_run_that_goes_back(capfd: pytest.CaptureFixture[str]):
     with GracefulShutdown() as shutdown:
         shutdown.begin_training()

@@ -215,6 +215,7 @@ def _parse(
             return tyro.cli(kind, prog=prog, description=description, args=words, config=_TYRO, **given)
     except SystemExit as stopped:
         others = {} if options_type is None else list_flags(options_type)
+        others |= {} if default is None else {"config": Flag(str, default="")}  # it was read before
         if stopped.code and (reason := explain_words(words, flags | others)):
             raise UserError(reason) from None
         if stopped.code and printed.getvalue():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gptjax.cli.flag_synonyms import FLAGS_BY_WORD
+from gptjax.cli.flags import list_flags
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.core.serialization import Modules, check_types, class_name
@@ -132,9 +133,18 @@ def _find_wrong_keyword(error: Exception) -> str | None:
     flags = FLAGS_BY_WORD.get(found[2].replace("_", "-"), [])  # what others call a flag, its field is called, too
     meant = [name for flag in flags if (name := flag.rpartition(".")[2].replace("-", "_")) in names]
     meant = meant or ([] if flags else difflib.get_close_matches(found[2], names, n=1))
-    elsewhere = f" In a config it is {flags[0].replace('-', '_')}." if flags else ""
+    path = _find_path(flags)
+    elsewhere = f" In a config it is {path}." if path else ""
     hint = f" Did you mean {meant[0]}?" if meant else f"{elsewhere} It has {', '.join(names)}."
     return f"{found[1]} has no field {found[2]!r}.{hint}"
+
+
+def _find_path(flags: Iterable[str]) -> str | None:
+    """The first of these flags that a run has, as a path of fields: `optimizer.learning_rate`; None for other flags."""
+    if (train_config := getattr(sys.modules.get("gptjax.config"), "TrainConfig", None)) is None:
+        return None
+    fields = list_flags(train_config, train_config())
+    return next((flag.replace("-", "_") for flag in flags if flag in fields), None)
 
 
 def _find_wrong_value(error: Exception) -> str | None:

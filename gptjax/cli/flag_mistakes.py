@@ -145,7 +145,7 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
     name, colon, behind = name.partition(":")
     value = (behind or value) if colon else value
     shown = quote(name + colon + behind)
-    if reason := EXPLANATIONS.get(f"{name}={value}"):
+    if reason := _find_explanation([f"{name}={value}"], flags):
         return f"There is no flag --{shown}. {reason}"
     word = name.rpartition(".")[2].lower()
     meant = [flag for flag in _find_meant(name, word, flags) if not (has_first and flags[flag].positional)]
@@ -160,12 +160,20 @@ def explain_unknown(name: str, value: str | None, flags: Flags, *, has_first: bo
         rest = next((ALSO[flag] for flag in meant if flag in ALSO and ALSO[flag] in flags), None)
         also = "" if rest is None else f" It is that of the matrices; embeddings, head and vectors have --{rest}."
         return f"There is no flag --{shown}. Write {forms}.{also}"
-    if reason := EXPLANATIONS.get(name.lower(), EXPLANATIONS.get(word)):
+    if reason := _find_explanation([name.lower(), word], flags):
         return f"There is no flag --{shown}. {reason}"
     positional = next((flag for flag, kind in flags.items() if kind.positional), None)
     if positional is not None and value and not has_first:
         return f"There is no flag --{shown}. {_explain_first(positional, value)}"
     return f"There is no flag --{shown}. --help lists all flags."
+
+
+def _find_explanation(words: Sequence[str], flags: Flags) -> str | None:
+    """What is said of the first of these words, if this command has the flags of that sentence; None otherwise."""
+    reason = next((EXPLANATIONS[word] for word in words if word in EXPLANATIONS), "")
+    own = re.sub(r"(gptjax|data_pipelines)\.\w+( --\S+)+", "", reason)  # the flags of other commands
+    known = {re.sub(r"\.\d+\.", ".N.", flag) for flag in flags}
+    return reason if reason and known.issuperset(re.findall(r"--([a-z][\w-]*(?:\.[\w-]+)*)", own)) else None
 
 
 def _choose_meant(meant: list[str], word: str, value: str | None, flags: Flags) -> tuple[list[str], str | None]:
@@ -257,6 +265,8 @@ def _write(name: str, value: str | None, flag: Flag) -> str:
         return f"--{name}={_example(flag)}"
     written = FORMS[name].format(value) if name in FORMS and _is_number(value) else normalize_value(str(value), flag)
     if _explain_value(name, [written], flag) is not None:
+        if str(value).lower() in FALSE and (types.NoneType in flag.types or "none" in flag.choices):
+            return f"--{name}=none"
         close = difflib.get_close_matches(written, flag.choices, n=1, cutoff=0.87)  # float64 is not float16
         written = close[0] if close else "|".join(flag.choices) or _example(flag)
         return f"--{name}={quote(written)}"

@@ -116,7 +116,7 @@ for _flag, _words in _SAME.items():
     for _word in _words.split():
         FLAGS_BY_WORD.setdefault(_word, []).append(_flag)
 
-_DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses, and --mesh spreads over them."
+_DEVICES = "JAX uses the devices that are there; the variable JAX_PLATFORMS=cpu chooses."
 EXPLANATIONS = {
     **dict.fromkeys(
         (
@@ -200,7 +200,7 @@ EXPLANATIONS = {
     ),
     **dict.fromkeys(
         ("mask-prompt", "train-on-prompt", "mask-user", "completion-only-loss", "assistant-only-loss"),
-        "Only what the assistant says is scored.",
+        "The objective SFT scores only what the assistant says.",
     ),
     **dict.fromkeys(("logger", "loggers"), "--log.wandb=online and --log.tensorboard add records of a run."),
     "shuffle": "Training reads rows in an order that its --seed decides.",
@@ -231,24 +231,25 @@ EXPLANATIONS = {
     "report-to=tensorboard": "Write --log.tensorboard.",
     **dict.fromkeys(
         ("eval-iters", "eval-batches", "limit-val-batches"),
-        "--evaluators.0.tokens or .1.tokens counts what a validation reads; by default it is the whole split.",
+        "--evaluators.N.tokens, N from 0 on, counts what a validation reads; by default it is the whole split.",
     ),
     **dict.fromkeys(
         ("decay-lr", "lr-decay"),
         "The schedule is a class of the config file; Constant() keeps the rate (docs/optimizers.md).",
     ),
-    "model=hf": "What lm_eval takes as --model hf --model_args pretrained=NAME is --checkpoint=NAME here.",
+    "model=hf": "What lm_eval reads as model hf with pretrained=NAME is --checkpoint=NAME here.",
     "always-save-checkpoint": "--checkpoint.every says how often a run is saved.",
     **dict.fromkeys(
         ("bos", "add-bos", "add-eos", "append-eos", "append-eod"),
         "Documents are separated by the tokenizer's end of text.",
     ),
 }
-"""What to say of a word that no flag stands for."""
+"""What to say of a word that no flag stands for, to commands that have the flags which are named."""
 SWITCHED_ON = {
     "log.wandb": "online",
     "ema.decay": "0.999",
     "lora.rank": "8",
+    "model.compute.remat": "full",
     "model.compute.attention-impl": "auto",
 }
 """What a flag is where it is typed like a switch."""

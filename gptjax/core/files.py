@@ -24,18 +24,23 @@ LARGEST_CONFIG, LARGEST_TOKENIZER = 2**24, 2**28
 def expand_path(path: AnyPath) -> Path:
     """A path as a person gave it, with `~` and `~USER` replaced. A shell leaves them behind the `=` of `--output=~/x`.
 
-    Every path of a command line or a config is read by this function. Raises a UserError for an address such as
-    `gs://bucket/runs`, of which `Path` makes a local directory `gs:`.
+    Every path of a command line or a config is read by this function. Raises a UserError for an address, and for a
+    user who does not exist here.
     """
+    refuse_address(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{quote(str(path))} begins with the home directory of a user who does not exist.") from None
+
+
+def refuse_address(path: AnyPath) -> None:
+    """Raise a UserError for an address such as `gs://bucket/runs`, of which `Path` makes a local directory `gs:`."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
         raise UserError(
             f"{quote(os.fspath(path))} is an address; wanted a local path. Mount the bucket, with gcsfuse for example, "
             "and give the path of the mount; or copy the files here."
         )
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(f"{quote(str(path))} begins with the home directory of a user who does not exist.") from None
 
 
 def shorten_path(path: Path) -> str:

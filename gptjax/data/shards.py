@@ -158,8 +158,11 @@ def _refuse_other_values(path: Path, content: bytes, quarters: np.ndarray) -> No
     # In ids of 16 bits, upper bytes are others than lower ones.
     if not (low + high).all() and np.abs(low - high).sum() < 0.2 * len(pairs):
         raise UserError(f"{path}: looks like ids of 8 bits; wanted 16, 32 or 64. Write it again as uint16.")
-    upper = quarters[:, 1::2]
-    if (upper == 0xFFFF).any() and (upper[upper != 0xFFFF] <= HIGH_HALF).all():
+    lower, upper = quarters[:, ::2], quarters[:, 1::2]
+    is_negative = upper == 0xFFFF
+    # Negative values are small. Ids of 16 bits may have 65535 as a marker, beside any other id.
+    is_near_zero = (lower[is_negative] >= 0x8000).all()
+    if is_negative.any() and is_near_zero and (upper[~is_negative] <= HIGH_HALF).all():
         values = np.ascontiguousarray(quarters).view("<i4")
         found = f"holds the negative value {values[values < 0].flat[0]}, as labels do where nothing is scored"
         raise UserError(f"{path}: {found}; wanted token ids. Write the ids of the inputs instead.")

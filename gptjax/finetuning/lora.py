@@ -26,6 +26,9 @@ class LoRA:
             raise UserError(f"lora.rank is {self.rank}; it must not be negative.")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"lora.alpha is {self.alpha}; it must be above 0 and finite.")
+
+    def check_trained(self) -> None:
+        """Raise `UserError` if nothing would be trained. A run knows it once its data has added `new_tokens`."""
         if self.rank > 0 and not self.targets and not self.new_tokens:
             raise UserError(
                 "lora.rank is above 0, but lora.targets and lora.new_tokens are empty: nothing would be trained. Give "

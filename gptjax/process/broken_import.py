@@ -13,20 +13,31 @@ _PACKAGES = ("flax", "grain", "jax", "jaxlib", "matplotlib", "numpy", "optax", "
 
 def find_shadow(error: BaseException) -> str | None:
     """The file of the current directory that has probably caused an error by its name; None if there is none."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return None
     names = sys.stdlib_module_names.union(_PACKAGES)
     paths = []
     place = error.__traceback__
     while place is not None:  # its own content fails
-        paths.append(place.tb_frame.f_code.co_filename)
+        frame = place.tb_frame
+        path = frame.f_code.co_filename
+        # A config or a script of that name is run under another name, and stands in for nothing.
+        if _find_module(path) == str(frame.f_globals.get("__name__")).partition(".")[0]:
+            paths.append(path)
         place = place.tb_next
     if isinstance(error, ImportError | AttributeError):
         paths += [getattr(sys.modules.get(name), "__file__", None) or "" for name in sorted(names)]
-    here = os.getcwd()
     for path in map(os.path.abspath, filter(None, paths)):
-        module = path.removesuffix(".py").removesuffix(f"{os.sep}__init__")
-        if os.path.dirname(module) == here and os.path.basename(module) in names:
+        if os.path.dirname(path.removesuffix(f"{os.sep}__init__.py")) == here and _find_module(path) in names:
             return path
     return None
+
+
+def _find_module(path: str) -> str:
+    """The name under which a file beside the command is imported: `jax` of `jax.py` and of `jax/__init__.py`."""
+    return os.path.basename(path.removesuffix(".py").removesuffix(f"{os.sep}__init__"))
 
 
 def explain_broken_import(error: BaseException) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from gptjax.process.early_exit import REQUEUE_STATUS, stop_status
+from gptjax.process.early_exit import REQUEUE_STATUS, REQUEUE_VARIABLE, STOP_VARIABLE, read_signals, stop_status
 
 SUPERVISED_VARIABLE = "GPTJAX_SUPERVISED"
 """In the child: the time, by `time.monotonic`, at which its parent began."""
@@ -96,6 +96,15 @@ def run_with_restarts(
         words = again or words
 
 
+def _list_signals() -> list[int]:
+    """The signals that the child may hear, with those that the environment names."""
+    found = [*_SIGNALS]
+    for variable in (STOP_VARIABLE, REQUEUE_VARIABLE):
+        with contextlib.suppress(ValueError):  # the child reports it
+            found += read_signals(variable)
+    return [*dict.fromkeys(found)]
+
+
 class _Parent:
     """Passes signals on to the child."""
 
@@ -104,7 +113,7 @@ class _Parent:
         """The last signal that came."""
         self._child: subprocess.Popen | None = None
         self._unsent: int | None = None
-        for number in _SIGNALS:
+        for number in _list_signals():
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._pass_on)
 

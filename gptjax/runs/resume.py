@@ -1,5 +1,6 @@
 """What a run that resumes takes over, and whether it would learn something else from there on."""
 
+import shlex
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ def _check_rows(saved: TrainConfig, wanted: TrainConfig) -> None:
             raise UserError(
                 f"{field}: {old!r} → {new!r} makes other rows of the data, so that the run could not read on where it "
                 f"was, not even with --resume=force. Undo the change, or begin a new run with these weights: "
-                f"--name=OTHER --init-from={saved.directory}"
+                f"--name=OTHER --init-from={shlex.quote(str(wanted.directory))}"
             )
 
 

@@ -102,6 +102,7 @@ def prepare_config(
     config = replace(config, model=replace(model, vocab_size=vocab_size))
     if source is not None and config.lora.enabled:
         config = replace(config, lora=add_trained_rows(config, source, tokenizer))
+        config.lora.check_trained()
     return config, tokenizer
 
 

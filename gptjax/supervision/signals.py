@@ -162,7 +162,7 @@ class GracefulShutdown:
                     self._announce(number)
                 elif number in _ENDS_AT_ONCE and time.monotonic() - self._received_at >= REPEAT_SECONDS:
                     _write(f"{signal.Signals(number).name} again: stopped at once\n")
-                    os._exit(128 + number)
+                    os._exit(stop_status(number))
 
     def _announce(self, number: int) -> None:
         name = signal.Signals(number).name
