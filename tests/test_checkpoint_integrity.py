@@ -235,7 +235,9 @@ def test_full_disk_is_one_error_without_tracebacks_of_threads(
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
         try:
             manager.save(2, state, metadata={}, best_value=None)
-            with pytest.raises(UserError, match=rf"A checkpoint in {tmp_path} could not be written: File too large\."):
+            with pytest.raises(
+                UserError, match=rf"A checkpoint in {tmp_path} could not be written: File too large \(ulimit"
+            ):
                 manager.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -14,8 +14,7 @@ from models import make_model
 
 from gptjax.core.errors import UserError
 from gptjax.data.config import TokenShards
-from gptjax.evaluators import exact_match
-from gptjax.evaluators import validation as evaluators
+from gptjax.evaluators import exact_match, samples
 from gptjax.evaluators.evaluator import EvalContext, Evaluator
 from gptjax.evaluators.exact_match import ExactMatch, read_questions
 from gptjax.evaluators.samples import Samples
@@ -158,7 +157,7 @@ def test_samples_of_a_run_on_chats_are_written_by_turns(monkeypatch: pytest.Monk
         assert end_of_text == ENCODER.end
         return np.array([[*prompts[0], *TOKENIZER.encode("4."), ENCODER.end, ENCODER.end]])
 
-    monkeypatch.setattr(evaluators, "generation", SimpleNamespace(generate=generate))
+    monkeypatch.setattr(samples, "generation", SimpleNamespace(generate=generate))
     context = EvalContext(TokenShards(), TOKENIZER, CONFIG, SFT(), MeshConfig())
     evaluate: Any = Samples(prompt="2+2?").open(context)
     assert evaluate(make_model(CONFIG)) == {"sample": "user: 2+2?\nassistant: 4."}

@@ -37,7 +37,7 @@ CONFIGS = {
     ),
     "nanochat": replace(BASE, positions="rotary", x0_mix=True, value_embeddings="01", value_gate=True),
 }  # fmt: skip
-SLOW = ("documents", "llama")
+SLOW = ("documents", "llama", "speedrun")
 SUMS = ("reduce_sum", "scatter-add", "scatter_add", "cumsum", "psum", "reduce_window_sum", "segment_sum")
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 
