@@ -321,7 +321,7 @@ def test_what_is_not_understood_is_named(
 
 def change_tensors() -> dict[str, Any]:
     """What cannot be a weight, in place of one, by the message."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     like = lambda shape: torch.ones(*shape)
     return {
@@ -337,7 +337,7 @@ def change_tensors() -> dict[str, Any]:
 def test_tensors_that_are_no_weights_are_refused(
     tmp_path: Path, gpt2_tensors: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     name = "transformer.h.0.attn.c_attn.weight"
     state = {key: torch.tensor(value) for key, value in gpt2_tensors.items()}
@@ -353,7 +353,7 @@ def test_tensors_that_are_no_weights_are_refused(
 
 
 def check_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, message: str) -> None:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.save(content, tmp_path / "ckpt.pt")
     with pytest.raises(SystemExit) as stop:
