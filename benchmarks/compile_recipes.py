@@ -125,7 +125,7 @@ def compile_first_fit(
         for remat, batch in itertools.product(remats, [first] if options.grad_accum else sizes):
             rows = abstract_batch(batch, make_read_spec(config, None), mesh=mesh)
             compute = replace(model.compute, remat=remat)
-            variant = replace(phase, batch=batch, model=replace(model, compute=compute))
+            variant = replace(phase, batch=batch, model_config=replace(model, compute=compute))
             program, problem = try_compile(target, make_phase_step(config, mesh, variant).trace(state, rows))
             if program is not None:
                 compiled = Compiled(program, variant, state, problem)

@@ -1,6 +1,8 @@
 """Names and versions on disk, and the messages for checkpoints that do not fit."""
 
+import errno
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from checkpoint_states import CONFIG, assert_same, make_abstract_state, make_state, save_steps
 
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager, restore_model
-from gptjax.checkpoints.checkpoint_format import find_step, read_shapes
+from gptjax.checkpoints.checkpoint_format import describe_cause, find_step, read_shapes
 from gptjax.core.errors import UserError
 from gptjax.model.gpt import abstract_model
 
@@ -69,3 +71,9 @@ def test_checkpoints_need_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.delattr(pickle, function)
     state = save_steps(tmp_path, 1)
     assert_same(restore_model(tmp_path, abstract_model(CONFIG), step=1), state.model)
+
+
+def test_cause_of_another_process_is_told_in_its_words():
+    own = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert describe_cause(own) == "File too large (ulimit -f unlimited raises the limit)"
+    assert describe_cause(OSError(errno.EIO, "File too large (process 1 of 2)")) == "File too large (process 1 of 2)"

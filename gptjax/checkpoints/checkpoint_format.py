@@ -13,6 +13,7 @@ of an earlier gptjax have no sums; they are complete if Orbax says so.
 
 import functools
 import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -264,6 +265,8 @@ def describe_cause(error: BaseException) -> str:
     cause = error.__cause__ or error
     if found := re.search(r"os_error_code='(\d+)'", str(cause)):  # of tensorstore, behind several paths
         return describe_errno(int(found[1]))
-    if isinstance(cause, OSError) and cause.errno:
+    if isinstance(cause, OSError) and cause.errno and cause.strerror == os.strerror(cause.errno):
         return describe_errno(cause.errno)
+    if isinstance(cause, OSError) and cause.strerror:  # what another process said
+        return cause.strerror
     return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"[:200]
