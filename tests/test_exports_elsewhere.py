@@ -17,7 +17,7 @@ from test_gguf_export import TOKENIZER
 
 from gptjax.convert import main
 from gptjax.huggingface.architectures.weight_map import DTYPES, format_path
-from gptjax.model import gpt, module
+from gptjax.model import gpt, mlp, module
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.layers import ACTIVATIONS
@@ -198,7 +198,8 @@ def compute_rounded_logits(run: Run, dtype: DType, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(module, "project", lambda axes, x, *rest, **named: project(axes, cut(x, dtype), *rest, **named))
         patch.setattr(gpt, "multiply", lambda x, *rest, **named: multiply(cut(x, dtype), *rest, **named))
-        patch.setitem(ACTIVATIONS, "gelu_tanh", lambda x: cut(gelu(cut(x, "float16")), "float16"))
+        rounded = {"gelu_tanh": lambda x: cut(gelu(cut(x, "float16")), "float16")}
+        patch.setattr(mlp, "ACTIVATIONS", ACTIVATIONS | rounded)
         jax.clear_caches()  # of layers that were traced without rounding
         logits = compute_logits(round_matrices(run.model, dtype), run.tokens)
     jax.clear_caches()
