@@ -19,6 +19,8 @@ from gptjax.core.errors import UserError
 from gptjax.core.file_sums import list_files
 from gptjax.model.gpt import abstract_model
 
+FULL = r"File too large \(ulimit -f unlimited raises the limit\)"
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -235,9 +237,7 @@ def test_full_disk_is_one_error_without_tracebacks_of_threads(
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
         try:
             manager.save(2, state, metadata={}, best_value=None)
-            with pytest.raises(
-                UserError, match=rf"A checkpoint in {tmp_path} could not be written: File too large \(ulimit"
-            ):
+            with pytest.raises(UserError, match=rf"A checkpoint in {tmp_path} could not be written: {FULL}\."):
                 manager.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
