@@ -25,7 +25,7 @@ from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, note_added_tokens
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
