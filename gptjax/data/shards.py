@@ -131,10 +131,10 @@ def guess_width(path: Path) -> Literal[2, 4, 8] | None:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        parts = []
-        for start in sorted({0, size // 16 * 8, max(0, size - LOOKED_BYTES) // 8 * 8}):
+        parts, starts = [], (0,) if size <= 3 * LOOKED_BYTES else (0, size // 16 * 8, (size - LOOKED_BYTES) // 8 * 8)
+        for start in starts:
             file.seek(start)
-            parts.append(file.read(LOOKED_BYTES))
+            parts.append(file.read(3 * LOOKED_BYTES // len(starts)))
     content = b"".join(part[: len(part) // 8 * 8] for part in parts)
     if len(content) < 64:
         return None
