@@ -1,12 +1,17 @@
 """The text of a record: a string, a list of strings, or one of these inside an object, by the path of its keys."""
 
-from collections.abc import Collection, Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+from gptjax.core.errors import UserError
 
 PARAGRAPHS = "\n\n"
 """What joins the strings of a list."""
 MAX_DEPTH = 5
 """Objects inside each other in which messages look for text."""
+LONGEST_NAME = 40
+"""Characters of a field's name; longer ones are texts."""
 SHOWN_FIELDS = 20
 CHAT_FIELDS = ("messages", "conversations")
 LABEL = "label"
@@ -24,6 +29,45 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
     """
     value = record[field] if field in record else _descend(record, field.split("."))
     return join_text(value)
+
+
+def rename_fields(record: Any, renamed: Mapping[str, str], *, known: Collection[str]) -> Any:
+    """A record with its fields under other names; what is no object, as it is.
+
+    `renamed` is from the name in the file to the one here. Others get the name in `known` that differs from theirs in
+    capitals and blanks only.
+    """
+    if not isinstance(record, dict) or (not renamed and record.keys() <= {*known}):
+        return record
+    fields = {renamed.get(key, key): value for key, value in record.items()}
+    for key in list(fields):
+        plain = plain_name(key)
+        if plain in known and plain not in fields:
+            fields[plain] = fields.pop(key)
+    return fields
+
+
+def plain_name(name: object) -> str:
+    """A field's name in lower case, with underscores in place of blanks."""
+    return str(name).strip().lower().replace(" ", "_")
+
+
+def parse_renaming(spec: str | None) -> dict[str, str]:
+    """The names of `--rename-fields=Q:prompt,A:completion`. Raises `UserError` for another form."""
+    pairs = [pair.rpartition(":") for pair in spec.split(",")] if spec else []
+    if not all(old.strip() and new.strip() for old, _, new in pairs):
+        raise UserError(f"--rename-fields={spec}: wanted NAME:NEW, several with commas, such as Q:prompt,A:completion.")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+def suggest_renaming(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What a message adds for texts under names that are not known; `names` are those that are wanted."""
+    texts = [str(key) for key, value in record.items() if isinstance(value, str) and value.strip()]
+    if any(len(text) > LONGEST_NAME for text in texts):
+        return f" If these are no names but data, write a first line of names: {','.join(names)}"
+    are_all = len(texts) == len(names) == len(record)  # beside others there may be one that says which is which
+    pairs = ",".join(f"{text}:{name}" for text, name in zip(texts if are_all else ["NAME"] * 9, names, strict=False))
+    return f" Say what they are: --rename-fields={shlex.quote(pairs)}" if len(texts) >= len(names) else ""
 
 
 def join_text(value: Any) -> str | None:

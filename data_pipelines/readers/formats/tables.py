@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command, suggest_for_list
+from data_pipelines.readers.fields import (
+    LONGEST_NAME,
+    describe_fields,
+    find_text,
+    list_fields,
+    suggest_command,
+    suggest_for_list,
+)
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, count_of, quote
@@ -26,8 +33,6 @@ LOOKED_BYTES = 2**18
 """How much of a table is looked at before it is read."""
 TORN = "a cell with line ends is read only from a table that has one near its start."
 """Why a line may be no row in a table whose first lines are all rows."""
-LONGEST_NAME = 60
-"""Characters of a column's name; longer ones are texts."""
 MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
 
