@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
@@ -91,9 +91,10 @@ def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Ma
         template = replace(template, system_prompt=request.system_prompt)
     tokenizer = given.with_special_tokens(template.special_tokens).with_chat_template(template)
     encode = EncodeConversation(ChatEncoder(tokenizer))
-    manifest = prepare_scored(request, ExampleKind("chat", "conversations", tokenizer, encode, FIELDS), limits=limits)
-    print_added_tokens(given, tokenizer)
-    return manifest
+    notes = note_added_tokens(given, tokenizer)
+    return prepare_scored(
+        request, ExampleKind("chat", "conversations", tokenizer, encode, FIELDS, notes), limits=limits
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
@@ -79,10 +79,8 @@ def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT
     tokenizer = with_chatml(given)
     if tokenizer.chat_template is None and _begins_with_turns(request.source):
         tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
-    kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)
-    manifest = prepare_scored(request, kind, limits=limits)
-    print_added_tokens(given, tokenizer)
-    return manifest
+    kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS, note_added_tokens(given, tokenizer))
+    return prepare_scored(request, kind, limits=limits)
 
 
 def _begins_with_turns(source: str) -> bool:

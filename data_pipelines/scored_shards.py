@@ -87,7 +87,7 @@ class ExampleKind:
     """A kind of examples: its name, its plural, whose tokens it has, and how a record becomes an example.
 
     `encode` gets the record and its place; it raises `UserError` for an invalid one and `UselessRecord`. It can be
-    pickled. `fields` are the columns of Parquet that it reads.
+    pickled. `fields` are the columns of Parquet that it reads. `notes` are told once, when the shards are written.
     """
 
     name: str
@@ -95,6 +95,7 @@ class ExampleKind:
     tokenizer: Tokenizer
     encode: Callable[[Any, str], Example]
     fields: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Task(NamedTuple):
@@ -234,7 +235,7 @@ def _write_shards(
                 states = {name: writer.sync() for name, writer in writers.items()}
                 journal.record(Progress(units, examples, states, notes))
             show(f"{examples:,} {kind.plural}")
-    return {name: writer.counts for name, writer in writers.items()}, tokenizer, notes.lines()
+    return {name: writer.counts for name, writer in writers.items()}, tokenizer, [*kind.notes, *notes.lines()]
 
 
 def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> Iterator[Task]:
@@ -248,7 +249,7 @@ def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> It
                 yield Task(rule, block)
 
 
-def print_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> None:
-    """Tell which special tokens the tokenizer got, if any: a model needs rows for them."""
-    if added := " and ".join(name for name in tokenizer.specials if name not in given.specials):
-        print(f"note: {added} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.")
+def note_added_tokens(given: Tokenizer, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """A note of the special tokens that the tokenizer got, if any: a model needs rows for them."""
+    added = " and ".join(name for name in tokenizer.specials if name not in given.specials)
+    return (f"{added} were added to {given.name}: a model needs {tokenizer.vocab_size:,} ids.",) if added else ()

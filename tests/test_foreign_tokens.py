@@ -262,6 +262,9 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
         ("test.npy", np.arange(9000, dtype="<u4").tobytes(), "holds files of the test split only"),
         ("train.bin", "It's plain text: è.\n".encode() * 9, "is plain text; .*data_pipelines.prepare"),
         ("train.bin", bytes(np.random.default_rng(0).integers(1, 9, 4000, "u1")), "ids of 8 bits"),
+        ("train.bin", bytes(range(97, 123)) * 9, "is plain text"),
+        ("train.bin", bytes(np.random.default_rng(0).binomial(40, 0.5, 200).astype("u1")), "ids of 8 bits"),
+        ("train.bin", bytes(np.random.default_rng(0).geometric(0.02, 4000).astype("u1")), "ids of 8 bits"),
         ("train.bin", np.array([5, 9, 7000, -100] * 99, "<i4").tobytes(), "holds the negative value -100"),
         ("train.bin", np.array([5, 9, 7000, -100] * 99, "<i8").tobytes(), "holds the negative value -100"),
         ("a.txt", b"text", "holds no token files"),
@@ -276,6 +279,15 @@ def test_damaged_token_files_are_refused(name, content, message, tokenizer, tmp_
     with pytest.raises(UserError, match=message):
         main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
     assert not (tmp_path / "copied").exists()
+
+
+@pytest.mark.parametrize("vocab", [300, 1024, 50257, 65536])
+@pytest.mark.parametrize("count", [100, 700, 20_000])
+def test_made_ids_of_16_bits_are_not_taken_for_others(vocab, count, tmp_path):
+    """Evenly spread ids are the hardest: the upper byte of 65,536 of them is as even as the lower."""
+    path = tmp_path / "train.bin"
+    np.random.default_rng(count).integers(0, vocab, count).astype("<u2").tofile(path)
+    assert guess_width(path) == 2
 
 
 def test_small_ids_beside_65535_as_a_marker_are_of_16_bits(tmp_path):

@@ -132,6 +132,8 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     source = write(tmp_path / "chat.jsonl", [line(GREETING)])
     run(source)
     assert "<|im_start|> and <|im_end|> were added to bpe-280: a model needs 282 ids" in capsys.readouterr().out
+    run(source)  # which finds them
+    assert "were added" not in capsys.readouterr().out
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()

@@ -56,6 +56,16 @@ def suggest_command(names: Collection[str]) -> str:
     return " Conversations are for python -m data_pipelines.prepare_chat." if is_chat else ""
 
 
+def suggest_for_tokens(names: Collection[str]) -> str:
+    """What a message adds for the columns of a set that was tokenised before."""
+    ids = next((name for name in ("input_ids", "tokens") if name in names), None)
+    advice = (
+        f" {ids} are token ids. Give the texts that they were made of or, as NumPy's train.npy of all ids one after "
+        "another, the ids to python -m data_pipelines.index_shards."
+    )
+    return advice if ids else ""
+
+
 def suggest_for_list(value: Any) -> str:
     """The same for a list: messages, or lists of them, are for `prepare_chat`."""
     while isinstance(value, list) and value:

@@ -63,7 +63,11 @@ def explain_words(words: Sequence[str], flags: Flags) -> str | None:
             return problem
     if missing and flags[missing[0]].positional:
         return f"{missing[0].upper()} is not given, the first word behind the command."
-    return f"--{missing[0]} is not given. Write --{missing[0]}=…." if missing else None
+    if not missing:
+        return None
+    names = " and ".join(f"--{name}" for name in missing)
+    forms = " ".join(f"--{name}=…" for name in missing)
+    return f"{names} {'is' if len(missing) == 1 else 'are'} not given. Write {forms}."
 
 
 def _explain_joined(word: str, flags: Flags) -> str | None:
