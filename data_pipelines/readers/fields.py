@@ -13,10 +13,14 @@ MAX_DEPTH = 5
 LONGEST_NAME = 40
 """Characters of a field's name; longer ones are texts."""
 SHOWN_FIELDS = 20
-CHAT_FIELDS = ("messages", "conversations")
+CHAT_FIELDS = ("messages", "conversations", "chat_messages", "contents", "mapping")
 LABEL = "label"
 """KTO's: whether a completion is a good one. Alone it makes no record."""
-QUESTION_AND_ANSWER = ({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"})
+QUESTION_AND_ANSWER = (
+    *({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"}, {"context", "response"}),
+    *({"instruction", "response"}, {"prompt", "response"}, {"query", "response"}, {"question", "response"}),
+    *({"problem", "solution"}, {"inputs", "targets"}),
+)
 """Fields of records that are conversations."""
 MESSAGE = ({"role", "content"}, {"from", "value"})
 """Fields of a message."""
@@ -93,10 +97,11 @@ def describe_fields(record: Mapping[str, Any]) -> str:
 
 def suggest_command(names: Collection[str]) -> str:
     """What a message adds for fields of conversations or of pairs: the command that reads them."""
-    if {"chosen", "rejected"} <= set(names):
+    plain = {plain_name(name) for name in names}
+    if {"chosen", "rejected"} <= plain:
         return " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
     pairs = (*QUESTION_AND_ANSWER, *MESSAGE)
-    is_chat = any(field in names for field in CHAT_FIELDS) or any(pair <= set(names) for pair in pairs)
+    is_chat = not plain.isdisjoint(CHAT_FIELDS) or any(pair <= plain for pair in pairs)
     return " Conversations are for python -m data_pipelines.prepare_chat." if is_chat else ""
 
 
