@@ -18,6 +18,8 @@ from gptjax.huggingface.safetensors_dir import write_json, write_tensors
 from gptjax.huggingface.tokenizer_files import make_generation_config, write_tokenizer
 from gptjax.model.gpt import GPT, with_static
 from gptjax.sharding.devices import DType
+from gptjax.tokenization.chat import with_jinja
+from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 TOLERANCE = 1e-3
@@ -146,7 +148,9 @@ def fetch_from_hub(name: str) -> Path:
 
 
 def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer beside the weights. None, with a note on stderr, if there is none that can be read.
+    """The tokenizer beside the weights, with ChatML as its template if the model's Jinja template writes that.
+
+    None, with a note on stderr, if there is none that can be read.
 
     Raises:
         UserError: the tokenizer has more ids than the model.
@@ -161,4 +165,4 @@ def read_tokenizer(directory: Path, *, vocab_size: int) -> Tokenizer | None:
             f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}. Put the "
             "model's own tokenizer there, or remove the tokenizer's files to import without one."
         )
-    return tokenizer
+    return with_jinja(tokenizer, read_jinja_template(directory))

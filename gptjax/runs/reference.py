@@ -29,6 +29,7 @@ from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import MissingSplit
+from gptjax.evaluators.validation import ValidationLoss
 from gptjax.model.gpt import GPT, without_gradient
 from gptjax.objectives.objective import FrozenModelObjective
 from gptjax.objectives.preference import ReferenceObjective, compute_log_probs
@@ -82,12 +83,22 @@ def prepare_frozen_model(
     known = _find_fingerprint(objective, saved)
     if known is not None and all(_is_stored(part.directory, part.identify(known)) for part in parts):
         return FrozenModel(with_reference, None, {"reference": known})
+    if saved is not None:
+        check_same_run(config, saved, _identify_validation(config))
     model = load(objective.reference)
     weights = hash_weights(model)
     if saved is not None:
         check_same_run(config, saved, {"reference": weights})
     store_reference(config, parts, model, weights=weights)
     return FrozenModel(with_reference, None, {"reference": weights})
+
+
+def _identify_validation(config: TrainConfig) -> Fingerprints:
+    """The identity of the validation pairs, if the run reads them: what is stored of others is not to be replaced."""
+    if not any(isinstance(evaluator, ValidationLoss) for evaluator in config.evaluators):
+        return {}
+    stream = config.data.open_stream("val")
+    return {} if stream is None else {"validation": stream.fingerprint}
 
 
 def _find_fingerprint(objective: ReferenceObjective, saved: SavedRun | None) -> str | None:
