@@ -246,6 +246,11 @@ def test_other_names_are_fetched_from_the_hub(
     assert "fetching it from the hub failed: LookupError: 404" in message
 
 
+def test_a_run_is_not_taken_for_a_model_of_hugging_face(capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path):
+    message = run_and_fail(capsys, "from-hf", f"--model={run}", f"--output={tmp_path / 'out'}")
+    assert "is a run of gptjax already. Name it with --checkpoint" in message
+
+
 def test_missing_paths_are_not_fetched_from_the_hub(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     message = run_and_fail(capsys, "from-hf", f"--model={tmp_path / 'gone'}", f"--output={tmp_path / 'imported'}")
     assert "is neither a directory nor the name of a model" in message
