@@ -6,7 +6,7 @@ from gptjax.process.native_output import NativeOutput
 from gptjax.sharding import distributed
 from gptjax.sharding.distributed import initialize_distributed
 
-TIMES = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 300}
+TIMES = {"initialization_timeout": 305, "heartbeat_timeout_seconds": 300}
 
 
 class NoOutput(NativeOutput):

@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 from gptjax.core.errors import UserError, quote
 from gptjax.core.xla_flags import check_xla_flags
 from gptjax.process.early_exit import REQUEUE_STATUS
-from gptjax.process.native_output import NativeOutput, hold_native_output, release_native_output
+from gptjax.process.native_output import NativeOutput, hold_native_output, read_native_output, release_native_output
 from gptjax.process.process_end import end_at_abort, end_process, set_peers
-from gptjax.sharding.joining import JoinWatch
+from gptjax.sharding.joining import CLIENT_SECONDS, JoinWatch, end_registration
 from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
@@ -27,7 +27,9 @@ HEARTBEAT_SECONDS = 300
 """Later than `ProcessWatch`, JAX ends all processes by an abort."""
 
 
-def initialize_distributed(environment: Mapping[str, str] = os.environ, *, command: str = "the same command") -> None:
+def initialize_distributed(
+    environment: Mapping[str, str] = os.environ, *, command: str = "the same command", resumes: bool = False
+) -> None:
     """Call `jax.distributed.initialize` if the environment describes several processes; call this before any JAX work.
 
     Any one of these describes them:
@@ -39,7 +41,8 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
       several slices (`MEGASCALE_COORDINATOR_ADDRESS`);
     - `GPTJAX_DISTRIBUTED=auto`, where only JAX's own detection knows (TPU VMs with a metadata server).
 
-    Otherwise this does nothing. Raises a UserError for an incomplete or invalid description.
+    Otherwise this does nothing. `command` resumes the run; `resumes` says that it has begun before. Raises a UserError
+    for an incomplete or invalid description.
     """
     check_xla_flags()
     check_launcher(environment)
@@ -61,18 +64,22 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
             flush=True,
         )
     native = hold_native_output()
-    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds)
+    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds, resumes=resumes)
     try:
-        with waiting, end_at_abort(native, waiting.explain):
+        with (
+            waiting,
+            end_registration(seconds),
+            end_at_abort(native, lambda: waiting.explain(read_native_output())),
+        ):
             jax.distributed.initialize(
                 coordinator_address=address,
                 num_processes=count,
                 process_id=process,
-                initialization_timeout=seconds,
+                initialization_timeout=seconds + CLIENT_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except RuntimeError as error:
-        message, status = waiting.explain()
+        message, status = waiting.explain(str(error))
         if status == REQUEUE_STATUS:
             end_process(message, status=status)
         raise UserError(f"{message} ({str(error).splitlines()[0][:200]})") from error
