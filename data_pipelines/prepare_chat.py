@@ -18,13 +18,14 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from data_pipelines.chat_formats import FIELDS, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
@@ -58,9 +59,10 @@ class EncodeConversation:
     """A record as a document."""
 
     encoder: ChatEncoder
+    renamed: Mapping[str, str]
 
     def __call__(self, record: Any, where: str) -> Example:
-        messages, unscored = parse_conversation(record, where=where)
+        messages, unscored = parse_conversation(record, where=where, renamed=self.renamed)
         found = {
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
@@ -90,10 +92,10 @@ def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Ma
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
     tokenizer = given.with_special_tokens(template.special_tokens).with_chat_template(template)
-    encode = EncodeConversation(ChatEncoder(tokenizer))
-    manifest = prepare_scored(request, ExampleKind("chat", "conversations", tokenizer, encode, FIELDS), limits=limits)
-    print_added_tokens(given, tokenizer)
-    return manifest
+    encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
+    notes = note_added_tokens(given, tokenizer)
+    kind = ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
+    return prepare_scored(request, kind, limits=limits)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.preference_formats import EQUAL, FIELDS, parse_pair
 from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
-from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, prepare_scored, print_added_tokens
+from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
 from gptjax.data.manifest import Manifest
 from gptjax.data.preferences import KIND
@@ -51,6 +52,7 @@ class EncodePair:
     """A record as two documents."""
 
     tokenizer: Tokenizer
+    renamed: Mapping[str, str]
 
     @functools.cached_property
     def chat(self) -> ChatEncoder:
@@ -58,7 +60,7 @@ class EncodePair:
         return ChatEncoder(self.tokenizer)
 
     def __call__(self, record: Any, where: str) -> Example:
-        prompt, *completions = parse_pair(record, where=where)
+        prompt, *completions = parse_pair(record, where=where, renamed=self.renamed)
         documents = [self._encode(prompt, completion) for completion in completions]
         if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
             raise UselessRecord(EQUAL)
@@ -77,21 +79,20 @@ def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT
     """Prepare the data unless it exists already; prints a summary."""
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
-    if tokenizer.chat_template is None and _begins_with_turns(request.source):
+    if tokenizer.chat_template is None and _begins_with_turns(request):
         tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
-    kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS)
-    manifest = prepare_scored(request, kind, limits=limits)
-    print_added_tokens(given, tokenizer)
-    return manifest
+    encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
+    kind = ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
+    return prepare_scored(request, kind, limits=limits)
 
 
-def _begins_with_turns(source: str) -> bool:
+def _begins_with_turns(request: PreparePreferences) -> bool:
     """Whether the first usable pair consists of messages, for which the tokenizer needs the tokens of a chat."""
-    for path in find_record_files(source):
-        for block in iter_blocks(path, fields=FIELDS):
+    for path in find_record_files(request.source):
+        for block in iter_blocks(path, fields=(*FIELDS, *request.renamed)):
             for where, record in block.read():
                 with contextlib.suppress(UserError):
-                    return isinstance(parse_pair(record, where=where).prompt, list)
+                    return isinstance(parse_pair(record, where=where, renamed=request.renamed).prompt, list)
     return False
 
 

@@ -60,7 +60,7 @@ def make_adapted(config: GPTConfig, lora: LoRA, mesh: MeshConfig) -> GPT:
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "eight"])
 def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
-    lora, tokens = LoRA(rank=3, alpha=6.0, new_tokens=(1, 5)), make_tokens(4, 16, vocab_size=48)
+    lora, tokens = LoRA(3, alpha=6.0, targets=("matrix", "head"), new_tokens=(1, 5)), make_tokens(4, 16, vocab_size=48)
     with mesh.activate():
         model = make_adapted(GROUPED, lora, mesh)
         logits = jax.jit(lambda model: apply_adapters(model)(tokens))
@@ -72,6 +72,10 @@ def test_adapters_compute_what_merged_weights_do(mesh: MeshConfig) -> None:
     a, b = (np.asarray(x[...], np.float64) for x in model.adapters.get_pair("blocks.attention.q"))
     wanted = np.asarray(plain["blocks.attention.q"]) + 2.0 * np.einsum("ndr,nrhk->ndhk", a, b)
     np.testing.assert_allclose(np.asarray(weights["blocks.attention.q"]), wanted, atol=1e-5)
+    a, b, rows = (np.asarray(x[...]) for x in (*model.adapters.get_pair("head"), model.adapters.head_rows))
+    wanted = np.asarray(plain["head"]) + 2.0 * a @ b
+    wanted[:, [1, 5]] += rows.T
+    np.testing.assert_allclose(np.asarray(weights["head"]), wanted, atol=1e-5)
     changed = np.flatnonzero(
         (np.asarray(weights["token_embedding"]) != np.asarray(plain["token_embedding"])).any(axis=1)
     )
@@ -205,8 +209,9 @@ def test_targets_name_parts_of_the_blocks() -> None:
     assert sorted(found("mlp")) == sorted(mlp)
     assert sorted(found("mlp.up", "kv")) == ["blocks.attention.kv", "blocks.mlp.up"]
     assert sorted(found("matrix")) == sorted(attention + mlp)
-    with pytest.raises(UserError, match=r"lora\.targets has 'head'; wanted `matrix`"):
-        found("head")
+    assert found("head", "kv") == ["head", "blocks.attention.kv"]
+    with pytest.raises(UserError, match=r"lora\.targets has 'embedding'; wanted `matrix`, or parts of .*, head\."):
+        found("embedding")
 
 
 def test_adapters_that_would_train_nothing_are_refused() -> None:
@@ -255,18 +260,22 @@ def test_adapters_of_one_matrix_become_those_of_several_modules(tmp_path: Path) 
 def test_adapters_of_a_model_that_transformers_lacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none can express this model .*Export it merged"):
         write_adapters(tmp_path, make_adapted(replace(MODEL, logit_softcap=5.0), LoRA(rank=2), MeshConfig()), base=None)
+    both = LoRA(rank=2, targets=("head",), new_tokens=(1,))
+    with pytest.raises(UserError, match=r"both an adapter and rows of the output head.*with to-hf"):
+        write_adapters(tmp_path, make_adapted(replace(MODEL, tie_embeddings=False), both, MeshConfig()), base=None)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", FORM_CONFIGS)
-def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "target"), [*((kind, "matrix") for kind in FORM_CONFIGS), ("qwen3", "head")])
+def test_peft_loads_the_adapters_and_gives_our_logits(tmp_path: Path, kind: str, target: str) -> None:
     """Base and adapters, exported apart: PEFT puts them together, with the rows of added tokens."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     config = replace(MODEL, **FORM_CONFIGS[kind])
-    model = make_adapted(config, LoRA(rank=3, alpha=6.0, new_tokens=(2, 7)), MeshConfig())
+    rows = () if target == "head" else (2, 7)
+    model = make_adapted(config, LoRA(rank=3, alpha=6.0, targets=("matrix", target), new_tokens=rows), MeshConfig())
     base, exported = tmp_path / "base", tmp_path / "adapters"
     for directory in (base, exported):
         directory.mkdir()

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,22 @@ from gptjax.tokenization.chat_template import (
     NANOCHAT,
     ChatTemplate,
     Message,
+    RoleFormat,
     read_jinja_template,
 )
 from gptjax.tokenization.tokenizer import BPE, Bytes, load_tokenizer
 
 SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
+
+LLAMA3 = ChatTemplate(
+    **{
+        role: RoleFormat("<|start|>", f"{role}<|header|>\n\n", "<|eot|>", "<|header|> \n")
+        for role in ("system", "user", "assistant")
+    },
+    begins=False,
+)
+"""With a special token in the header, and one behind the turn."""
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +141,28 @@ def test_template_without_system_role_puts_it_before_the_question():
         encoder.encode_conversation([SYSTEM, ANSWER])
 
 
+def test_special_tokens_in_a_header_act_and_those_in_a_content_do_not():
+    names = [*LLAMA3.special_tokens, "<|header|>"]
+    tok = train_bpe(["two and two\n\n"] * 9, vocab_size=265, special_tokens=names)
+    messages = [Message("user", "a<|header|>"), Message("assistant", "b")]
+    tokens, scored = ChatEncoder(tok, LLAMA3).encode_conversation(messages)
+    start, header, end = (tok.specials[name] for name in ("<|start|>", "<|header|>", "<|eot|>"))
+    turn = [start, *tok.encode("user"), header, *tok.encode("\n\na<|header|>"), end, header, *tok.encode(" \n")]
+    assert tokens[: len(turn)].tolist() == turn
+    assert tok.decode(tokens[scored == 1]) == "b<|eot|>"
+    prompt = ChatEncoder(tok, LLAMA3).encode_prompt(messages[:1])
+    assert prompt.tolist() == [*turn, start, *tok.encode("assistant"), header, *tok.encode("\n\n")]
+
+
 def test_template_is_saved_with_the_tokenizer(tmp_path: Path, tok: BPE):
     template = ChatTemplate(system_prompt="Be brief.\n☕")
     with_chat = tok.with_chat_template(template)
     path = with_chat.save(tmp_path)
     assert (load_tokenizer(path).chat_template, load_tokenizer(tmp_path).chat_template) == (template, template)
     assert load_tokenizer(tmp_path).fingerprint == tok.fingerprint
+    bare = replace(template, begins=False)
+    tok.with_chat_template(bare).save(tmp_path / "bare")
+    assert load_tokenizer(tmp_path / "bare").chat_template == bare
     more = with_chat.with_special_tokens(["<|pad|>"])
     assert (more.chat_template, pickle.loads(pickle.dumps(more)).chat_template) == (template, template)
     (tmp_path / CHAT_TEMPLATE_FILE).write_text('{"user": 3}')
@@ -154,7 +181,7 @@ def random_text(draw: random.Random) -> str:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["chatml", "system_prompt", "nanochat"])
+@pytest.mark.parametrize("kind", ["chatml", "system_prompt", "nanochat", "llama3"])
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
 def test_transformers_gives_the_same_ids_and_mask(tmp_path: Path, pattern: PatternName, kind: str):
     """A thousand conversations, with empty turns and white space at every border."""
@@ -164,9 +191,12 @@ def test_transformers_gives_the_same_ids_and_mask(tmp_path: Path, pattern: Patte
         "chatml": ChatTemplate(),
         "system_prompt": ChatTemplate(system_prompt="\nBe 'é'. "),
         "nanochat": NANOCHAT,
+        "llama3": LLAMA3,
     }
     texts = ["the user and the assistant say\n\nfour  five\n"] * 20
-    tok = train_bpe(texts, vocab_size=285, pattern=pattern, special_tokens=template[kind].special_tokens)
+    tok = train_bpe(
+        texts, vocab_size=285, pattern=pattern, special_tokens=[*template[kind].special_tokens, "<|header|>"]
+    )
     tok = tok.with_chat_template(template[kind])
     tok.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')

@@ -9,7 +9,9 @@ from chat_models import PLAIN, TOKENIZER, Echo
 from data_pipelines.chat_formats import parse_conversation
 from gptjax.core.errors import UserError
 from gptjax.serving.conversation import Conversation
+from gptjax.tokenization.chat import with_jinja
 from gptjax.tokenization.chat_template import CHATML
+from gptjax.tokenization.tokenizer import END_OF_TEXT
 
 
 def talk(echo: Echo, **options: Any) -> Conversation:
@@ -85,9 +87,12 @@ def test_model_without_a_chat_template_is_refused():
 def test_model_of_transformers_is_asked_in_chatml_where_its_jinja_says_so():
     """Its template is not executed, only searched for the names of ChatML's tokens."""
     plain, jinja = TOKENIZER.with_chat_template(None), CHATML.to_jinja(begin=None)
-    echo = Echo(tokenizer=plain, jinja_template=jinja, context_length=200)
-    assert "".join(talk(echo).answer("Hi")) == "Hi"
-    assert echo.prompts[0].endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    turns = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    for template, begin in [(jinja, ""), ("{{ bos_token }}" + jinja, END_OF_TEXT), (END_OF_TEXT + jinja, END_OF_TEXT)]:
+        echo = Echo(tokenizer=with_jinja(plain, template), context_length=200)
+        assert "".join(talk(echo).answer("Hi")) == "Hi"
+        assert echo.prompts == [begin + turns]
     for tokenizer, template in [(plain, "[INST] {{ x }}"), (PLAIN, jinja)]:
         with pytest.raises(UserError, match=r"Jinja, which is not executed.*chat_template\.json"):
-            talk(Echo(tokenizer=tokenizer, jinja_template=template))
+            talk(Echo(tokenizer=with_jinja(tokenizer, template), jinja_template=template))
+    assert with_jinja(TOKENIZER, "[INST]") is TOKENIZER

@@ -117,7 +117,7 @@ def test_other_splits_are_not_read_and_that_is_told(hub, capsys):
 @pytest.mark.parametrize(
     ("pattern", "names", "read", "told"),
     [
-        (":*.txt", "train validation test", "train", "2 files of other splits are not read.*--validation-source"),
+        (":*.txt", "train validation test", "train", "not read: 2 files of other splits.*--validation-source"),
         ("", "validation test", "test validation", "reads 2 files that their names call validation or test"),
         (":*valid*", "train validation", "validation", ""),
     ],

@@ -66,6 +66,21 @@ def test_files_left_out_or_unknown_are_counted(folder):
     assert count(f"{folder}/*.[pj]*[gn]") == (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["README.md", "LICENSE.txt", "a.jsonl"], ["a.jsonl"]),
+        (["README.md", "a.json"], ["a.json"]),
+        (["README.md", "notes.md", "settings.json"], ["README.md", "notes.md"]),
+        (["readme.txt"], ["readme.txt"]),
+    ],
+)
+def test_a_readme_beside_records_is_not_read(names, expected, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text(json.dumps({"text": name}) if "json" in name else name)
+    assert [path.name for path in open_files(str(tmp_path)).paths] == expected
+
+
 def test_text_field_reaches_every_format(folder):
     (folder / "b" / "d.jsonl.gz").unlink()
     context = ReadContext("other")

@@ -145,6 +145,25 @@ def test_refused_resume_leaves_the_stored_reference(
     assert len(computed) == (2 if resume == "force" else 1)
 
 
+def test_other_validation_pairs_are_refused_before_the_stored_reference_is_replaced(
+    config: TrainConfig, computed: list[str], tmp_path: Path
+) -> None:
+    def with_validation(seed: int) -> TrainConfig:
+        splits = {"train": draw_pairs(6, seed=1), "val": draw_pairs(3, seed=seed)}
+        path = write_documents(tmp_path / f"pairs{seed}", splits, kind="preferences")
+        return replace(config, data=PreferenceShards(path=str(path)), evaluators=(ValidationLoss(),))
+
+    first, other = with_validation(2), with_validation(3)
+    store(first)
+    fingerprint = first.data.open_stream("val").fingerprint
+    saved = SavedRun(3, replace(first, data=other.data), {"reference": "w", "validation": fingerprint})
+    with pytest.raises(UserError, match=r"validation: \w+… → \w+…"):
+        store(other, saved=saved)
+    assert computed == ["pairs2 (train)", "pairs2 (val)"]
+    store(first, saved=saved._replace(config=first))
+    assert len(computed) == 2
+
+
 def test_each_component_of_a_mixture_has_its_own_reference(
     config: TrainConfig, computed: list[str], tmp_path: Path
 ) -> None:

@@ -82,13 +82,32 @@ def test_a_table_with_a_header_is_records(name: str, mark: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "sep=;\r\ntext;id\r\na, b;1\r\n",
+        '\ufeffsep=,\ntext,id\n"a, b",1\n',
+        'v1,text,,\nham,"a, b",,\n',
+        'id, text\n1, "a, b"\n',
+    ],
+)
+def test_headers_of_excel_and_of_pandas_are_read(content: str, tmp_path: Path):
+    (tmp_path / "a.csv").write_text(content)
+    assert read(tmp_path / "a.csv", ReadContext(strict=True)) == ["a, b"]
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{\n"a": 1}', r"holds one object \(a\); wanted an array of objects"),
-        ('["a", "b"]', "holds no array of objects"),
+        ('["a", "b"]', r"holds no array of objects.*jq -c '\.\[\] \| \{text: .\}' .*x\.json > .*x\.jsonl"),
+        ('{"a": {"text": "b"}}', r"Write each object in a line: jq -c '\.\[\]' .*x\.json > .*x\.jsonl"),
+        ('{"text": {"0": "b"}}', r"It holds columns.*pandas\.read_json.*orient='records', lines=True"),
+        ('{"text": ["a", "b"]}', r"It holds columns.*pandas\.read_json.*orient='records', lines=True"),
+        ('[{"text": "a"},]', "no comma before . or }: remove them"),
+        ('// a\n[{"text": "a"}]', "has no comments"),
         ("3", "holds 3; wanted an array of objects"),
         ('{"text": "a"}', "holds one object"),
-        ('{"data": [{"text": "a"}]}', r"Take the array out of it: jq '\.data' x\.json"),
+        ('{"data": [{"text": "a"}]}', r"Take the array out of it: jq -c '\.data\[\]' .*x\.json > .*x\.jsonl"),
         ('{\n"a": 1}\n{\n"a": 2}', "jq -c . x.json > x.jsonl"),
         ("[", "is neither JSON nor JSON lines"),
         ("", "is neither JSON nor JSON lines"),
@@ -154,7 +173,7 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         (tmp_path / f"{name}.txt").write_text(name)
     assert read(tmp_path / spec) == ["train-0", "train-1"]
     told = capsys.readouterr().err
-    assert "2 files of other splits are not read" in told
+    assert "not read: 2 files of other splits" in told
     assert f"Those of validation are {tmp_path}/validation-0.txt: " in told
     assert read(tmp_path / "validation*") == ["validation-0"]
     assert read(tmp_path / "[vt][ae][ls][it]*.txt") == ["test-0", "validation-0"], "without training files all are read"
@@ -167,8 +186,8 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.txt", "é".encode("utf-16"), "UTF-16, wanted UTF-8. Convert it: iconv"),
         ("a.jsonl", '{"text": "é"}'.encode("utf-16"), "UTF-16"),
         ("a.csv", "text\né".encode("utf-16"), "UTF-16"),
-        ("a.jsonl.xz", b"\xfd7zXZ", "Unpack it first: xz -dk a.jsonl.xz"),
-        ("a.tar.gz", b"\x1f\x8b", "Unpack it first: tar xzf a.tar.gz"),
+        ("a.jsonl.xz", b"\xfd7zXZ", "Unpack it first: xz -dk .*a.jsonl.xz"),
+        ("a.tar.gz", b"\x1f\x8b", "Unpack it first: tar xzf .*a.tar.gz"),
         ("a.arrow", b"nothing", "cannot be read as Arrow"),
         ("a.feather", b"FEA1" * 9, "is Feather of version 1"),
         ("a.txt", "a text".encode("utf-16-le") * 3, "is UTF-16, wanted UTF-8. Convert it: iconv -f UTF-16LE"),
@@ -177,6 +196,7 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.md", b"%PDF-1.4", "is PDF; save its text first"),
         ("a.jsonl", b'{\n"text": "a"\n}\n', "A record must be on one line: jq -c . FILE writes them so"),
         ("a.jsonl", b'[{"role": "user", "content": "a"}]\n', "Conversations are for .*prepare_chat"),
+        ("a.csv", b"Context,Response\na,b\n", "Conversations are for .*prepare_chat"),
         ("a.json", b'[[{"from": "human", "value": "a"}]]\n', "Conversations are for .*prepare_chat"),
         ("a.jsonl", b'[{"text": "a"}]\n', "An array is read from a file that is called .json"),
         (
@@ -184,9 +204,19 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
             b"text\na, b\n",
             "row 1: has 2 cells, the header 1 .text.. A text with ',' in it needs double quotes",
         ),
-        ("a.csv", b"text,text\n1,2\n", "no header of different names"),
-        ("a.tsv", b"", "no header of different names"),
-        ("a.tsv.gz", gzip.compress(b""), "no header of different names"),
+        ("a.jsonl", b'[\n{"text": "a"},\n{"text": "b"}\n]\n', "It is read from a file that is called .json"),
+        ("a.jsonl", b'{"text": "a"},\n{"text": "b"}\n', r"its lines end with commas.*sed -i 's/,\$//' /.*a.jsonl"),
+        ("a.jsonl", b"{'text': 'a'}\n", "Python's json.dumps writes them"),
+        ("a.jsonl", b'"a"\n', r"jq -c '\{text: .\}' FILE"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        ("a.arrow", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        ("a.txt", "a text".encode("utf-32"), "is UTF-32, wanted UTF-8. Convert it: iconv -f UTF-32"),
+        ("a.csv", b'text\n"an \\"a\\" b"\n', "row 1 .line 2.: its quotes do not fit.* is written twice"),
+        ("a.csv", b'1,"a text"\n2,"b"\n', "If that line is data, write names above it: sed -i '1i column1,text' "),
+        ("a.csv", b"text,text\n1,2\n", "its header names text twice"),
+        ("a.tsv", b"", "is empty, or its first line is no header"),
+        ("a.tsv.gz", gzip.compress(b""), "is empty, or its first line is no header"),
     ],
 )
 def test_what_is_not_read_is_refused_with_advice(name: str, content: bytes, message: str, tmp_path: Path):

@@ -163,7 +163,8 @@ def validate_utf8(content: Document, context: ReadContext, *, where: str, note: 
         str(content, "utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} (0x{content[error.start]:02x})"
-        context.report_problem(note, f"{where}: {byte} is not UTF-8, counted from 0.")
+        advice = "A file of Windows is converted by iconv -f WINDOWS-1252 -t UTF-8."
+        context.report_problem(note, f"{where}: {byte} is not UTF-8, counted from 0. {advice}")
         return str(content, "utf-8", "replace").encode()
     return content
 

@@ -57,7 +57,7 @@ def open_files(spec: str) -> "Files":
         "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, FILE.py:NAME (a class of yours), or a recipe "
         "(python -m data_pipelines.recipes lists them)"
     )
-    is_known, left_out = keep_data(spec, find_reader)
+    is_known, left_out = keep_data(spec, find_reader, is_text=lambda name: find_reader(name) is read_text)
     return Files(spec, find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}."), left_out)
 
 

@@ -31,6 +31,8 @@ TOKENS = {".bin", ".npy", ".idx", ".mds"}
 """Endings of token files."""
 BESIDE_TOKENS = {"index.json", "manifest.json", "tokenizer.json", "readme.md"}
 """Files beside them that are no text."""
+_README = re.compile(r"(readme|licen|citation).*", re.IGNORECASE)
+"""Names of texts that describe the data beside them."""
 
 
 def find_files(spec: str, is_known: Callable[[str], object], *, known: str, otherwise: str = "") -> tuple[Path, ...]:
@@ -70,16 +72,28 @@ def find_files(spec: str, is_known: Callable[[str], object], *, known: str, othe
     return tuple(map(Path, keep_training(spec, list(map(str, sorted(found))))))
 
 
-def keep_data(spec: str, is_known: Callable[[str], object]) -> tuple[Callable[[str], object], int]:
-    """(`is_known` without .json files beside other formats, how many files of the directory are not known then).
+def keep_data(
+    spec: str, is_known: Callable[[str], object], *, is_text: Callable[[str], object] = lambda name: False
+) -> tuple[Callable[[str], object], int]:
+    """(`is_known` without what only stands beside data, how many files of the directory are not known then).
 
-    A directory of data often has a settings.json beside them. Of .json files alone, they are the data.
+    A directory of data often has a settings.json and a README.md beside them. Of .json files alone, they are the data,
+    and so are texts alone.
     """
     folder = expand_path(spec or "no name")
     names = [path.name for path in list_files_below(folder)] if folder.is_dir() else []
     is_json = lambda name: name.lower().endswith(".json")
-    has_others = any(is_known(name) and not is_json(name) for name in names)
-    keeps = (lambda name: is_known(name) and not is_json(name)) if has_others else is_known
+    known = [name for name in names if is_known(name)]
+    texts = [name for name in known if is_text(name)]
+    has_records = any(not is_text(name) and not is_json(name) for name in known)
+    of_json = not has_records and any(map(is_json, known)) and all(map(_README.fullmatch, texts))
+    has_others = len(known) > sum(map(is_json, known))
+
+    def keeps(name: str) -> object:
+        if (has_records or of_json) and is_text(name) and _README.fullmatch(name):
+            return False
+        return is_known(name) and not (has_others and not of_json and is_json(name))
+
     return keeps, sum(1 for name in names if not keeps(name))
 
 
@@ -87,7 +101,9 @@ def check_unpacked(file: Path) -> None:
     """Raise `UserError`, with the command that unpacks it, for a file in a compression that is not read here."""
     for ending, command in sorted(PACKED.items(), key=lambda item: -len(item[0])):
         if file.name.lower().endswith(ending):
-            raise UserError(f"{file}: is packed in a way that is not read here. Unpack it first: {command} {file.name}")
+            raise UserError(
+                f"{file}: is packed in a way that is not read here. Unpack it first: {command} {shlex.quote(str(file))}"
+            )
 
 
 def keep_training(spec: str, names: Sequence[str], *, prefix: str = "") -> list[str]:
@@ -108,8 +124,8 @@ def keep_training(spec: str, names: Sequence[str], *, prefix: str = "") -> list[
         return list(names)
     chosen = _join_names([name for name, split in splits.items() if split == "validation"], prefix)
     hint = f" Those of validation are {chosen}: prepare takes them with --validation-source." if chosen else ""
-    count = count_of(len(others), "files of other splits are")
-    tell_once(f"note: source {spec}: {count} not read, such as {first}.{hint}")
+    count = count_of(len(others), "files of other splits")
+    tell_once(f"note: source {spec}: not read: {count}, such as {first}.{hint}")
     return [name for name in names if name not in set(others)]
 
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from data_pipelines.readers.formats import arrow_files
 from data_pipelines.readers.formats.arrow_values import iter_records
-from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, explain_line
+from data_pipelines.readers.formats.json_lines import JSON_SUFFIXES, SUFFIXES, check_lines, explain_line
 from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
 from data_pipelines.readers.formats.text_files import open_file
 from data_pipelines.readers.paths import find_files, keep_data
+from gptjax.core.errors import UserError
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"
@@ -63,7 +64,14 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
 
 
 def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
+    check_lines(path)
     with open_file(path) as file:
+        if (
+            not path.name.lower().endswith(SUFFIXES)
+            and file.peek(1)[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] not in b"{["
+        ):
+            wanted = f"wanted records: {_KNOWN}, as --help shows"
+            raise UserError(f"{path}: is plain text, {wanted}. Text is for python -m data_pipelines.prepare.")
         number = 1
         while lines := file.readlines(block_bytes):
             yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, path, number, lines))
@@ -99,7 +107,7 @@ def _check_cells(rows: Iterator[NamedRecord]) -> Iterator[NamedRecord]:
         try:
             "".join(row.values() if isinstance(row, dict) else ()).encode()
         except UnicodeEncodeError:
-            advice = "Convert the file, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
+            advice = "A file of Windows is converted by iconv -f WINDOWS-1252 -t UTF-8"
             yield where, InvalidRecord(f"{where}: is not UTF-8. {advice}.", f"{SKIPPED}not UTF-8")
         else:
             yield where, row

@@ -130,7 +130,7 @@ def add_tasks(
     from gptjax.evaluation.harness_model import HarnessModel  # imports lm_eval
 
     tokenizer = run.require_tokenizer()
-    template = read_jinja_template(run.directory) if tokenizer.chat_template is None else None
+    template = read_jinja_template(run.directory)
     if template is None:
         tokenizer = with_chatml(tokenizer)  # a base model with the tokens of chats is asked like its descendants
     adapter = HarnessModel(model, tokenizer, batch_size=options.batch_size, chat_template=template)

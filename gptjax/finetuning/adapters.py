@@ -49,45 +49,51 @@ def _attribute(name: str, part: str) -> str:
 
 
 def find_targets(model: GPT, lora: LoRA) -> dict[str, Any]:
-    """The weights of the blocks that get adapters, by name. Raises `UserError` for a target that is none of them."""
+    """The weights that get adapters, by name: matrices of the blocks, and an untied head if `head` is a target.
+
+    Raises `UserError` for a target that is none of them.
+    """
     found: dict[str, Any] = {}
     leaves = jax.tree.leaves_with_path(model.blocks, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
     names = {f"blocks.{jax.tree_util.keystr(path, simple=True, separator='.')}": weight for path, weight in leaves}
     matrices = {name: weight for name, weight in names.items() if weight_role(weight.axis_names) == "matrix"}
+    heads = {} if model.head is None else {"head": model.head}
     for target in lora.targets:
-        chosen = {name: w for name, w in matrices.items() if target == "matrix" or f".{target}." in f".{name}."}
-        if target in ("token_embedding", "head", "embedding") and model.head is None:
+        named = {name: w for name, w in matrices.items() if target == "matrix" or f".{target}." in f".{name}."}
+        chosen = heads if target == "head" else named
+        if not chosen and target in ("token_embedding", "head", "embedding") and model.head is None:
             raise UserError(
                 f"lora.targets has {target!r}, but the embedding and the head are tied: an adapter of one would change "
                 "the other when it is merged. Leave it out; lora.new_tokens trains the rows of added tokens."
             )
         if not chosen:
-            known = ", ".join(matrices)
+            known = ", ".join((*matrices, *heads))
             raise UserError(f"lora.targets has {target!r}; wanted `matrix`, or parts of these names: {known}.")
         found |= chosen
     return found
 
 
 def _draw_pair(key: Array, weight: Any, rank: int, *, mesh: MeshConfig) -> tuple[Any, Any]:
-    """A uniform within 1 / √inputs, as PEFT draws it, and B zero, for a stack of weights (N, inputs, outputs)."""
+    """A uniform within 1 / √inputs, as PEFT draws it, and B zero, for a weight or a stack of weights of the layers."""
     names, shape = weight.axis_names, weight.get_value().shape
-    count = len(matrix_axes(names)[0])
-    ins, outs, bound = names[:count], names[count:], 1 / math.sqrt(math.prod(shape[1 : 1 + count]))
-    spec = stack_spec(mesh, f"{ins}R")
-    a = jax.random.uniform(key, (*shape[: 1 + count], rank), jnp.float32, -bound, bound, out_sharding=spec)
-    b = _zeros((shape[0], rank, *shape[1 + count :]), f"R{outs}", mesh=mesh)
-    return nnx.Param(a, axis_names=f"{ins}R"), b
+    inputs, stacked = len(matrix_axes(names)[0]), len(shape) - len(names)
+    sizes = shape[stacked : stacked + inputs]
+    a_names, b_names = f"{names[:inputs]}R", f"R{names[inputs:]}"
+    a_shape, b_shape = (*shape[:stacked], *sizes, rank), (*shape[:stacked], rank, *shape[stacked + inputs :])
+    bound, spec = 1 / math.sqrt(math.prod(sizes)), _find_spec(mesh, a_names, ndim=len(a_shape))
+    a = jax.random.uniform(key, a_shape, jnp.float32, -bound, bound, out_sharding=spec)
+    return nnx.Param(a, axis_names=a_names), _zeros(b_shape, b_names, mesh=mesh)
 
 
 def _zeros(shape: tuple[int, ...], names: str, *, mesh: MeshConfig) -> Any:
-    spec = stack_spec(mesh, names) if len(shape) > len(names) else mesh.weight_spec(names)
+    spec = _find_spec(mesh, names, ndim=len(shape))
     return nnx.Param(jnp.zeros(shape, jnp.float32, out_sharding=spec), axis_names=names)  # pyright: ignore[reportCallIssue]
 
 
-def stack_spec(mesh: MeshConfig, names: str) -> Any:
-    """The sharding of a stack of weights with these axis names."""
+def _find_spec(mesh: MeshConfig, names: str, *, ndim: int) -> Any:
+    """The sharding of a weight with these axis names, or of a stack of such weights."""
     spec = mesh.weight_spec(names)
-    return None if spec is None else jax.sharding.PartitionSpec(None, *spec)
+    return spec if spec is None or ndim == len(names) else jax.sharding.PartitionSpec(None, *spec)
 
 
 def add_adapters(model: GPT, lora: LoRA, *, key: Array) -> GPT:
@@ -117,7 +123,14 @@ def replace_trainable(model: GPT, trainable: Any) -> GPT:
 
 def apply_adapters(model: GPT) -> GPT:
     """The model that computes with its adapters; the model itself if it has none."""
-    return _combine(model, lambda weight, a, b, scale: LowRankMatrix(weight[...], a[...], b[...], scale))
+    return _combine(model, partial(_attach, mesh=model.mesh))
+
+
+def _attach(weight: Any, a: Any, b: Any, scale: float, *, mesh: MeshConfig) -> Array | LowRankMatrix:
+    """Both factors beside the weight; the head, which the loss reads in chunks of its own, as their sum."""
+    if weight_role(weight.axis_names) == "head":
+        return _merge(weight, a, b, scale, mesh=mesh)
+    return LowRankMatrix(weight[...], a[...], b[...], scale)
 
 
 def merge_adapters(model: GPT) -> GPT:
@@ -132,8 +145,10 @@ def _merge_all(model: GPT) -> GPT:
 
 def _merge(weight: Any, a: Any, b: Any, scale: float, *, mesh: MeshConfig) -> Array:
     ins, outs = a.axis_names[:-1], b.axis_names[1:]
-    spec = stack_spec(mesh, ins + outs)
-    return weight[...] + scale * jnp.einsum(f"N{ins}R,NR{outs}->N{ins}{outs}", a[...], b[...], out_sharding=spec)
+    stack = "N" * (weight[...].ndim - len(ins + outs))
+    spec = _find_spec(mesh, ins + outs, ndim=weight[...].ndim)
+    product = jnp.einsum(f"{stack}{ins}R,{stack}R{outs}->{stack}{ins}{outs}", a[...], b[...], out_sharding=spec)
+    return weight[...] + scale * product
 
 
 def _combine(model: GPT, join: Any) -> GPT:

@@ -15,8 +15,8 @@ class LoRA:
     alpha: float = 16.0
     """The product of the adapters is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("matrix",)
-    """Matrices of the blocks with adapters: parts of their names such as `qkv`, `mlp.up` or `attention`; `matrix` for
-    all of them. The embedding and the head get none."""
+    """Matrices with adapters: parts of names in the blocks, such as `qkv`, `mlp.up` or `attention`; `matrix` for all in
+    the blocks; `head` for an untied output head. The embedding gets none."""
     new_tokens: tuple[int | str, ...] = ()
     """Tokens whose rows of the embedding, and of an untied head, are trained, too: ids, or names such as `<|im_end|>`.
     A run adds those that its data adds to `init_from`, and role tokens if `init_from` has not learned chats."""

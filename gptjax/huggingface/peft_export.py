@@ -40,11 +40,16 @@ def write_adapters(directory: Path, model: GPT, *, base: str | None) -> None:
             "PEFT adapts the modules of classes that transformers knows, and none can express this model "
             "(python -m gptjax.convert to-hf --architecture=llama names what it lacks). Export it merged, with to-hf."
         )
+    if HEAD in model.adapters.names and model.adapters.head_rows is not None:
+        raise UserError(
+            "PEFT cannot train both an adapter and rows of the output head, and this run did (lora.targets has `head`, "
+            "lora.new_tokens has tokens). Export it merged, with to-hf."
+        )
     tensors, modules = Tensors(), list[str]()
     for name in model.adapters.names:
         rows = [row for row in architecture.weights if row.path == name]
         for row in rows:
-            modules.append(_module(row).partition("{}.")[2])
+            modules.append(_module(row).rpartition("{}.")[2])
             tensors |= _split_adapter(row, model.adapters, name=name)
     rows = _list_trained_rows(model, model.adapters, architecture=architecture)
     for module, array in rows.items():
@@ -73,13 +78,15 @@ def _module(row: WeightMapping) -> str:
 
 
 def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tensors:
-    """A and B of a row's module in each layer, (r, inputs) and (outputs, r)."""
+    """A and B of a row's module, in each layer if it is one of the blocks: (r, inputs) and (outputs, r)."""
     a, b = adapters.get_pair(name)
     config, words = adapters.config, row.hf_axes.split()
     ins, outs = a.axis_names[:-1], b.axis_names[1:]
     inputs = next(word for word in words if set(word) <= set(ins))
     outputs = next(word for word in words if word != inputs)
     a, b = np.asarray(a[...], np.float32), np.asarray(b[...], np.float32)
+    if not row.is_stacked:
+        a, b = a[None], b[None, :, : config.resolved_vocab_size]  # the head, without its rows of padding
     if row.entry is not None:
         b, outs = b.take(row.entry, axis=2 + outs.index("C")), outs.replace("C", "")
     if row.head_order != "halves":
@@ -88,7 +95,7 @@ def _split_adapter(row: WeightMapping, adapters: Adapters, *, name: str) -> Tens
     b = np.transpose(b, [0, *(2 + outs.index(axis) for axis in outputs), 1])
     rank = adapters.lora.rank
     found: Tensors = {}
-    for layer in range(config.num_layers):
+    for layer in range(len(a)):
         module = f"base_model.model.{_module(row).format(layer)}"
         found[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[layer].reshape(rank, -1))
         found[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[layer].reshape(-1, rank))

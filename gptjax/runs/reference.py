@@ -31,7 +31,8 @@ from gptjax.data.loader import put_on_devices
 from gptjax.data.preferences import PairSequences
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import MissingSplit
-from gptjax.model.gpt import GPT
+from gptjax.evaluators.validation import ValidationLoss
+from gptjax.model.gpt import GPT, without_gradient
 from gptjax.objectives.objective import FrozenModelObjective
 from gptjax.objectives.preference import ReferenceObjective, compute_log_probs
 from gptjax.process.console import print_once
@@ -83,12 +84,22 @@ def prepare_frozen_model(
     known = _find_fingerprint(objective, saved)
     if known is not None and all(_is_stored(part.directory, part.identify(known)) for part in parts):
         return FrozenModel(with_reference, None, {"reference": known})
+    if saved is not None:
+        check_same_run(config, saved, _identify_validation(config))
     model = load(objective.reference)
     weights = hash_weights(model)
     if saved is not None:
         check_same_run(config, saved, {"reference": weights})
     store_reference(config, parts, model, weights=weights)
     return FrozenModel(with_reference, None, {"reference": weights})
+
+
+def _identify_validation(config: TrainConfig) -> Fingerprints:
+    """The identity of the validation pairs, if the run reads them: what is stored of others is not to be replaced."""
+    if not any(isinstance(evaluator, ValidationLoss) for evaluator in config.evaluators):
+        return {}
+    stream = config.data.open_stream("val")
+    return {} if stream is None else {"validation": stream.fingerprint}
 
 
 def _find_fingerprint(objective: ReferenceObjective, saved: SavedRun | None) -> str | None:
@@ -230,7 +241,9 @@ def compute_all(
     @jax.jit
     def compute(model: GPT, batch: dict[str, jax.Array]) -> jax.Array:
         rows = {name: array[0] for name, array in batch.items()}
-        return reshard(compute_log_probs(model, rows, chunk_tokens=objective.chunk_tokens), replicated)
+        return reshard(
+            compute_log_probs(without_gradient(model), rows, chunk_tokens=objective.chunk_tokens), replicated
+        )
 
     found = np.zeros(len(rows.stream), np.float32)
     for start in range(0, len(rows), batch_size):

@@ -8,24 +8,18 @@ import numpy as np
 
 from gptjax.core.errors import UserError
 from gptjax.serving.text_generation import Completion, TextGenerator
-from gptjax.tokenization.chat import ChatEncoder, with_chatml
+from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, Message
-from gptjax.tokenization.tokenizer import Tokenizer
 
 DEFAULT_ANSWER = 256
 """Tokens of an answer at most, where the context has room."""
 
 
-def choose_template(generator: TextGenerator) -> Tokenizer:
-    """The model's tokenizer with a chat template: its own, or ChatML where its Jinja template writes ChatML's tokens.
-
-    Raises `UserError` for a model without one.
-    """
-    tokenizer, jinja, name = generator.tokenizer, generator.jinja_template, generator.options.checkpoint
-    if jinja is not None and all(token in jinja for token in CHATML.special_tokens):
-        tokenizer = with_chatml(tokenizer)
-    if tokenizer.chat_template is not None:
-        return tokenizer
+def check_template(generator: TextGenerator) -> None:
+    """Raise `UserError` for a model without a chat template."""
+    if generator.tokenizer.chat_template is not None:
+        return
+    jinja, name = generator.jinja_template, generator.options.checkpoint
     advice = "Continue texts with python -m gptjax.sample --interactive"
     if jinja is not None:
         raise UserError(
@@ -52,7 +46,8 @@ class Conversation:
     """What happened to the last message that its author should know."""
 
     def __post_init__(self) -> None:
-        tokenizer = choose_template(self.generator)
+        check_template(self.generator)
+        tokenizer = self.generator.tokenizer
         self._encoder = ChatEncoder(tokenizer)
         ends = (self._encoder.end, tokenizer.end_of_text)
         self._ends = [end for end in ends if end is not None]

@@ -1,7 +1,7 @@
 """Conversations as tokens, by the chat template that preparation, sampling and export share.
 
 A conversation is `<|endoftext|>`, then its messages (`chat_template.ChatTemplate`). `<|endoftext|>` comes first because
-every document of pretraining begins with it; a tokenizer that has none omits it.
+every document of pretraining begins with it; a tokenizer that has none, and a template that says so, omit it.
 
 A role's header and the content are encoded together, as `transformers` encodes rendered text. The loss mask scores what
 the model learns: the assistant's content and the token that ends it. A token that straddles the border between header
@@ -9,6 +9,7 @@ and content counts as the assistant's. Contents are ordinary text: one that spel
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ class ChatEncoder:
             )
         self.end = tokenizer.specials[self.template.assistant.end]
         self._tokenizer = tokenizer
-        self._first = to_ids(tokenizer.end_of_text)
+        self._first = to_ids(tokenizer.end_of_text if self.template.begins else None)
         self._borders = {style: self._encode_border(style) for style in self._formats()}
 
     def encode_conversation(
@@ -68,10 +69,10 @@ class ChatEncoder:
         scored = [False] * (len(turns) - len(answers)) + answers[max(0, len(answers) - len(turns)) :]
         parts, spans, length = [self._first], list[slice](), len(self._first)
         for (style, message), is_learned in zip(turns, scored, strict=True):
-            start, end = self._borders[style]
-            text = self._tokenizer.encode(style.header + message.content)
+            start, header, end = self._borders[style]
+            text = self._tokenizer.encode(header + message.content)
             if is_learned:
-                first = length + len(start) + count_tokens_within(self._tokenizer, style.header, text)
+                first = length + len(start) + count_tokens_within(self._tokenizer, header, text)
                 spans.append(slice(first, length + len(start) + len(text) + 1))
             parts += (start, text, end)
             length += len(start) + len(text) + len(end)
@@ -82,23 +83,34 @@ class ChatEncoder:
 
     def encode_prompt(self, messages: Sequence[Message]) -> Int32[np.ndarray, " T"]:
         """All messages, then the header of the assistant's answer, which generation continues."""
-        given, style = self.encode_conversation(messages).tokens, self.template.assistant
-        header = self._tokenizer.encode(style.header)
-        return np.concatenate([given, to_ids(self._tokenizer.specials[style.start]), header])
+        start, header, _ = self._borders[self.template.assistant]
+        return np.concatenate([self.encode_conversation(messages).tokens, start, self._tokenizer.encode(header)])
 
     def _formats(self) -> Iterator[RoleFormat]:
         yield from filter(None, (self.template.system, self.template.user, self.template.assistant))
 
-    def _encode_border(self, style: RoleFormat) -> tuple[Ids, Ids]:
-        """What stands before the header, and what stands behind the content: the end, then ordinary text."""
-        start, end = (to_ids(self._tokenizer.specials[name]) for name in style.special_tokens)
-        return start, np.concatenate([end, self._tokenizer.encode(style.after)])
+    def _encode_border(self, style: RoleFormat) -> tuple[Ids, str, Ids]:
+        """What stands before the content, up to the last special token; the rest of the header; what stands behind."""
+        names = [name for name in self._tokenizer.specials if name in style.header]
+        cut = max((style.header.rindex(name) + len(name) for name in names), default=0)
+        parts = style.start + style.header[:cut], style.end + style.after
+        start, end = (self._tokenizer.encode_with_specials(part) for part in parts)
+        return start, style.header[cut:], end
 
 
 def with_chatml(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer, with ChatML as its template if it has none but has the tokens of ChatML."""
     is_ready = tokenizer.chat_template is None and set(CHAT_TOKENS) <= set(tokenizer.specials)
     return tokenizer.with_chat_template(CHATML) if is_ready else tokenizer
+
+
+def with_jinja(tokenizer: Tokenizer, jinja: str | None) -> Tokenizer:
+    """The tokenizer, with ChatML as its template where a Jinja template, which is not executed, writes its tokens."""
+    if jinja is None or tokenizer.chat_template is not None or not all(token in jinja for token in CHAT_TOKENS):
+        return tokenizer
+    found, begin = with_chatml(tokenizer), tokenizer.end_of_text_name
+    begins = "bos_token" in jinja or (begin is not None and begin in jinja)
+    return found if found.chat_template is None else found.with_chat_template(replace(CHATML, begins=begins))
 
 
 def encode_together(tokenizer: Tokenizer, context: str, scored: str) -> MaskedTokens:

@@ -1,7 +1,7 @@
 """The chat template as a value: role tokens, headers and the system prompt. It is saved beside the tokenizer.
 
-A message is written as START HEADER CONTENT END AFTER. START and END are special tokens; the others are text. ChatML,
-which inference servers and `transformers` know by name, is
+A message is written as START HEADER CONTENT END AFTER. START and END are special tokens, and HEADER and AFTER are text,
+in which names of other special tokens stand for these. ChatML, which inference servers and `transformers` know, is
 
     <|im_start|>ROLE
     CONTENT<|im_end|>
@@ -40,7 +40,7 @@ class RoleFormat:
     start: str
     """A special token."""
     header: str
-    """Text that is encoded together with the content."""
+    """Text, of which what follows its last special token is encoded together with the content."""
     end: str
     """A special token, which ends the message."""
     after: str = ""
@@ -65,6 +65,8 @@ class ChatTemplate:
     """None: a system message begins the first message of the user, with an empty line between."""
     system_prompt: str | None = None
     """The system message of conversations that have none."""
+    begins: bool = True
+    """Whether the end-of-text token comes first, as before every document of pretraining."""
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ class ChatTemplate:
         `apply_chat_template` gives the same ids and mask for every content that spells no special token.
         """
         content, first = "message['content']", "messages and messages[0]['role'] == 'system'"
-        parts = [_expression(_quote(begin))] if begin else []
+        parts = [_expression(_quote(begin))] if begin and self.begins else []
         if self.system is None:
             parts += [f"{{% if {first} %}}{{% set system = messages[0]['content'] %}}{{% set turns = messages[1:] %}}"]
             parts += [f"{{% else %}}{{% set system = {_quote(self.system_prompt)} %}}{{% set turns = messages %}}"]
@@ -115,7 +117,8 @@ class ChatTemplate:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `chat_template.json`."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name != "begins" or not value}
 
     def save(self, directory: Path) -> None:
         """Write `directory/chat_template.json`."""
@@ -146,12 +149,14 @@ def load_chat_template(path: Path, *, advice: str = "Put the file of the data ba
     try:
         content = json.loads(read_text(path))
         roles = {role: _read_format(content[role]) for role in ROLES}
-        prompt = content["system_prompt"]
+        prompt, begins = content["system_prompt"], content.get("begins", True)
+        if not isinstance(begins, bool):
+            raise ValueError("begins is neither true nor false")
         if None in (roles["user"], roles["assistant"]) or not isinstance(prompt, str | None):
             raise ValueError("no user, no assistant, or a system prompt that is no text")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: does not hold a chat template of gptjax ({quote(repr(error))}). {advice}") from None
-    return ChatTemplate(**cast(Any, roles), system_prompt=prompt)
+    return ChatTemplate(**cast(Any, roles), system_prompt=prompt, begins=begins)
 
 
 def read_jinja_template(directory: Path) -> str | None:

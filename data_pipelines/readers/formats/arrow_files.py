@@ -8,7 +8,7 @@ from typing import Any
 from data_pipelines.readers.documents import Document, ReadContext, validate_utf8
 from data_pipelines.readers.formats.arrow_values import check_values, find_column, iter_records, join_values
 from data_pipelines.readers.formats.parquet import check_column, choose_columns
-from data_pipelines.readers.formats.text_files import explain_errors
+from data_pipelines.readers.formats.text_files import check_no_pointer, explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
 
@@ -55,6 +55,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
 
     try:
         with explain_errors(path), pyarrow.memory_map(str(path)) as source:
+            check_no_pointer(path)
             start = source.read(6)
             if start[:4] == b"FEA1":
                 raise UserError(f"{path}: is Feather of version 1. Write it again, as version 2 or as Parquet.")

@@ -1,6 +1,8 @@
 """JSON lines, plain, gzipped or compressed by Zstandard: as documents of text, or as records with their places."""
 
+import itertools
 import json
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,11 +26,23 @@ def read_json(path: Path, context: ReadContext) -> Iterator[Chunk]:
 
 def read_json_lines(path: Path, context: ReadContext) -> Iterator[Chunk]:
     """Yield the text of the object in every line, in blocks of whole lines; blank lines are no records."""
+    check_lines(path)
     with open_file(path) as file:
         number = 1
         while lines := file.readlines(context.block_bytes):
             yield from DocumentBlock(sum(map(len, lines)), partial(_read_texts, path, number, lines)).chunks(context)
             number += len(lines)
+
+
+def check_lines(path: Path) -> None:
+    """Raise `UserError` for an array over several lines, or its items, of which only the last would be a record."""
+    with open_file(path) as file:
+        first = next((line for line in itertools.islice(file, 100) if line.strip()), b"").strip()
+    if first in (b"[", b"[{") or (first.startswith(b"[") and first.endswith(b",")):
+        raise UserError(f"{path}: is an array over several lines. It is read from a file that is called .json.")
+    if first.startswith(b"{") and first.endswith(b"},"):
+        advice = f"This takes them away: sed -i 's/,$//' {shlex.quote(str(path))}"
+        raise UserError(f"{path}: its lines end with commas, as in an array; wanted an object on each line. {advice}")
 
 
 def _read_texts(path: Path, first: int, lines: list[bytes], context: ReadContext) -> Iterator[Document]:
@@ -62,14 +76,16 @@ def parse_object(line: bytes, *, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {explain_line(line, error)}") from None
     if not isinstance(value, dict):
         as_array = " An array is read from a file that is called .json." if isinstance(value, list) else ""
-        advice = suggest_for_list(value) or as_array
+        as_text = " Make it one: jq -c '{text: .}' FILE" if isinstance(value, str) else ""
+        advice = suggest_for_list(value) or as_array or as_text
         raise UserError(f"{where}: wanted a JSON object, got {quote(str(value), limit=80)}.{advice}")
     return value
 
 
 def explain_line(line: bytes, error: Exception) -> str:
     """What is wrong with a line that is no JSON; for the first line of an object over several lines, what to do."""
-    is_opened = line.strip() in (b"{", b"[", b"[{")
-    advice = " A record must be on one line: jq -c . FILE writes them so." if is_opened else ""
+    advice = " A record must be on one line: jq -c . FILE writes them so." if line.strip() == b"{" else ""
+    if line.lstrip().startswith((b"{'", b"[{'")):
+        advice = " JSON has double quotes; Python's json.dumps writes them."
     reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
     return f"not a line of JSON in UTF-8: {reason}.{advice}"

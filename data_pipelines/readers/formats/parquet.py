@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, validate_utf8
-from data_pipelines.readers.fields import LABEL, list_fields, suggest_command, suggest_prepare
+from data_pipelines.readers.fields import (
+    LABEL,
+    list_fields,
+    plain_name,
+    suggest_command,
+    suggest_for_tokens,
+    suggest_prepare,
+)
 from data_pipelines.readers.formats.arrow_values import find_column, is_list, join_values
-from data_pipelines.readers.formats.text_files import explain_errors
+from data_pipelines.readers.formats.text_files import check_no_pointer, explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
 from gptjax.core.errors import UserError, quote
 
@@ -79,6 +86,7 @@ def open_parquet(path: Path) -> Iterator[Any]:
 
     try:
         with explain_errors(path):
+            check_no_pointer(path)
             metadata = _read_metadata(path, path.stat().st_size, path.stat().st_mtime_ns)
             options = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
             with parquet.ParquetFile(path, metadata=metadata, **options) as file:
@@ -103,10 +111,13 @@ def check_column(path: Path, column: str, schema: Any) -> None:
     if kind is not None and _is_text(kind):
         return
     texts = [name for field in schema for name, inner in _iter_leaves(field.name, field.type) if _is_text(inner)]
-    names = f"Text is in {quote(list_fields(texts))}" if texts else f"It has {quote(list_fields(schema.names))}"
+    if not texts and kind is None:
+        advice = suggest_for_tokens(schema.names) or suggest_command(schema.names)
+        raise UserError(f"{path}: holds no text. It has {quote(list_fields(schema.names))}.{advice}")
+    names = f"Text is in {quote(list_fields(texts))} (--text-field chooses one)" if texts else "No other holds text"
     found = f"the column {column!r} holds {quote(str(kind), limit=80)}, wanted strings or lists of strings"
     what = f"wanted one column {column!r}" if kind is None else found
-    raise UserError(f"{path}: {what}. {names} (--text-field chooses one).{suggest_command(schema.names)}")
+    raise UserError(f"{path}: {what}. {names}.{suggest_command(schema.names)}")
 
 
 def _is_text(kind: Any) -> bool:
@@ -120,11 +131,13 @@ def _is_text(kind: Any) -> bool:
 
 def choose_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> list[str]:
     """The columns of a file that are wanted. Raises `UserError` where none of them makes a record."""
-    if not {*found} & {*wanted} - {LABEL}:
+    chosen = [name for name in found if name in wanted or plain_name(name) in wanted]
+    if not {*map(plain_name, chosen)} - {LABEL}:
         names = quote(", ".join(map(repr, found)))
-        advice = suggest_command(found) or suggest_prepare(found)
+        renaming = " --rename-fields=NAME:NEW gives a column another name."
+        advice = suggest_command(found) or suggest_prepare(found) or renaming
         raise UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
-    return [name for name in found if name in wanted]
+    return chosen
 
 
 def _find_type(column: str, schema: Any) -> Any:

@@ -4,13 +4,23 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command, suggest_for_list
+from data_pipelines.readers.fields import (
+    LONGEST_NAME,
+    describe_fields,
+    find_text,
+    list_fields,
+    suggest_command,
+    suggest_for_list,
+)
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, count_of, quote
@@ -27,6 +37,10 @@ MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
 
 
+_EXCEL_MARK = re.compile(rb"(?:\xef\xbb\xbf)?sep=([,;|\t])\r?\n")
+"""A line before the header, by which Excel knows the mark."""
+
+
 def read_table(path: Path, context: ReadContext) -> Iterator[Document]:
     """Yield the text of each row, in the column that the context names."""
     for where, row in iter_rows(path):
@@ -38,7 +52,17 @@ def read_table(path: Path, context: ReadContext) -> Iterator[Document]:
         else:
             names = quote(describe_fields(row))
             wanted = f'wanted the column "{context.text_field}"; its first line names {names}'
-            context.skip_record(f"{where}: {wanted} (--text-field chooses one).{suggest_command(row)}")
+            advice = _suggest_header(path, row) or suggest_command(row)
+            context.skip_record(f"{where}: {wanted} (--text-field chooses one).{advice}")
+
+
+def _suggest_header(path: Path, names: Mapping[str, Any]) -> str:
+    """What to do where the first line does not seem to be a header: it holds numbers, or long texts."""
+    if not any(len(name) > LONGEST_NAME or name.strip().isdigit() for name in names):
+        return ""
+    mark = next(mark for kind, mark in DELIMITERS.items() if kind in path.name.lower())
+    header = mark.join([*(f"column{number}" for number in range(1, len(names))), "text"]).replace("\t", "\\t")
+    return f" If that line is data, write names above it: sed -i '1i {header}' {shlex.quote(str(path))}"
 
 
 def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
@@ -46,7 +70,9 @@ def read_json_array(path: Path, context: ReadContext) -> Iterator[Document]:
     for number, (where, record) in enumerate(iter_array(path)):
         if number == 0 and not isinstance(record, dict):
             found = quote(str(record), limit=40)
-            advice = suggest_for_list(record) or " Wanted such as [{…}, {…}]."
+            given, written = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".jsonl")))
+            as_text = f" Make objects of them: jq -c '.[] | {{text: .}}' {given} > {written}"
+            advice = suggest_for_list(record) or (as_text if isinstance(record, str) else " Wanted such as [{…}, {…}].")
             raise UserError(f"{path}: holds no array of objects; its first item is {found}.{advice}")
         text = find_text(record, context.text_field) if isinstance(record, dict) else None
         if text is not None:
@@ -66,14 +92,20 @@ def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     csv.field_size_limit(CELL_BYTES)
     with open_file(path) as file:
         start = file.peek(LOOKED_BYTES)
-        delimiter = find_delimiter(path, start)
+        if named := _EXCEL_MARK.match(start):
+            file.read(named.end())
+            start = start[named.end() :]
+        delimiter = named[1].decode() if named else find_delimiter(path, start)
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         split = _split_lines if delimiter == "\t" and _is_row_a_line(start) else partial(_split_quoted, path)
         rows = split(text, start, delimiter)
         try:
             names = next(rows, None)
-            if not isinstance(names, list) or len(set(names)) < len(names):
-                raise UserError(f"{path}: its first line is no header of different names.")
+            named = [name for name in names if name] if isinstance(names, list) else []
+            if not named:
+                raise UserError(f"{path}: is empty, or its first line is no header: wanted the names of its columns.")
+            if twice := [name for name, times in Counter(named).items() if times > 1]:
+                raise UserError(f"{path}: its header names {quote(list_fields(twice))} twice. Rename one of them.")
             for number, row in enumerate(rows, start=1):
                 yield f"{path}: row {number}", _name_cells(f"{path}: row {number}", names, row, delimiter)
         finally:
@@ -120,7 +152,9 @@ def _unquote(line: str, mark: str) -> list[str] | None:
 
 def _split_quoted(path: Path, text: io.TextIOWrapper, start: bytes, mark: str) -> Iterator[list[str] | str]:
     """The cells of each row by the rules of .csv, or what is wrong with it. Cells in quotes may have line ends."""
-    rows = csv.reader(text, delimiter=mark, strict=True)
+    header = start.partition(b"\n")[0].decode("utf-8", "replace")
+    has_blanks = 0 < header.count(mark) == header.count(f"{mark} ")  # `id, text`
+    rows = csv.reader(text, delimiter=mark, strict=True, skipinitialspace=has_blanks)
     number, told = 0, mark != "\t"
     while True:
         before = rows.line_num
@@ -128,7 +162,7 @@ def _split_quoted(path: Path, text: io.TextIOWrapper, start: bytes, mark: str) -
             row = next(rows, None)
         except csv.Error as error:
             lines = f"line {before + 1}" if rows.line_num <= before + 1 else f"lines {before + 1} to {rows.line_num}"
-            row = f" ({lines}): its quotes do not fit: {error}."
+            row = f' ({lines}): its quotes do not fit: {error}. A quote inside of a cell is written twice, not as \\".'
         if row is None:
             return
         if row:
@@ -148,7 +182,8 @@ def _name_cells(where: str, names: list[str], row: list[str] | str, mark: str) -
         header = f"{len(names)} ({quote(list_fields(names), limit=80)})"
         advice = f"A text with {mark!r} in it needs double quotes around it."
         return UserError(f"{where}: has {len(row)} cells, the header {header}. {advice}")
-    return dict(zip(names, row + [""] * (len(names) - len(row)), strict=True))
+    cells = zip(names, row + [""] * (len(names) - len(row)), strict=True)
+    return {name: cell for name, cell in cells if name}  # Excel and pandas leave columns without a name
 
 
 def find_delimiter(path: Path, start: bytes) -> str:
@@ -167,15 +202,31 @@ def iter_array(path: Path) -> Iterator[tuple[str, Any]]:
     except (ValueError, RecursionError) as error:
         is_several = content.lstrip()[:1] == b"{" and "Extra data" in str(error)
         advice = f" One object a line is read: jq -c . {path.name} > {path.stem}.jsonl" if is_several else ""
+        if not is_several and re.search(rb",\s*[\]}]|^\s*(//|/\*|#)", content, re.MULTILINE):
+            advice = " JSON has no comments, and no comma before ] or }: remove them."
         raise UserError(f"{path}: is neither JSON nor JSON lines: {quote(str(error))}.{advice}") from None
     if not isinstance(items, list):
         found = quote(list_fields(list(items)), limit=160) if isinstance(items, dict) else quote(str(items), limit=80)
         what = f"one object ({found})" if isinstance(items, dict) else found
-        lists = [key for key, value in items.items() if isinstance(value, list)] if isinstance(items, dict) else []
-        advice = f" Take the array out of it: jq '.{quote(lists[0])}' {path.name}" if lists else ""
+        advice = _suggest_array(items, path) if isinstance(items, dict) else ""
         raise UserError(f"{path}: holds {what}; wanted an array of objects, or an object on each line.{advice}")
     for number, item in enumerate(items, start=1):
         yield f"{path}: item {number}", item
+
+
+def _suggest_array(items: dict[str, Any], path: Path) -> str:
+    """The command that takes records out of one object: an array in it, an object for each record, or columns."""
+    given, written = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".jsonl")))
+    lists = [key for key, value in items.items() if isinstance(value, list)]
+    arrays = [key for key in lists if items[key] and isinstance(items[key][0], dict) and key.isidentifier()]
+    if arrays:
+        return f" Take the array out of it: jq -c '.{arrays[0]}[]' {given} > {written}"
+    if lists or (items and all(isinstance(value, dict) and "0" in value for value in items.values())):
+        write = f"pandas.read_json('{path}').to_json('{path.with_suffix('.jsonl')}', orient='records', lines=True)"
+        return f' It holds columns; this writes rows: python -c "import pandas; {write}"'
+    if items and all(isinstance(value, dict) for value in items.values()):
+        return f" Write each object in a line: jq -c '.[]' {given} > {written}"
+    return ""
 
 
 def is_json_array(path: Path) -> bool:

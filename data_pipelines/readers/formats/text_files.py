@@ -61,6 +61,7 @@ def _cut(content: bytes, separator: bytes) -> Iterator[Document]:
         begin = end + len(separator)
 
 
+LFS = b"version https://git-lfs"
 FORMATS = {
     b"\x1f\x8b": "gzip, so its name should end in .gz",
     b"\x28\xb5\x2f\xfd": "Zstandard, so its name should end in .zst",
@@ -70,6 +71,7 @@ FORMATS = {
     b"PAR1": "Parquet, so its name should end in .parquet",
     b"ARROW1": "Arrow, so its name should end in .arrow",
     b"\xff\xff\xff\xff": "a stream of Arrow, so its name should end in .arrow",
+    LFS: "a pointer of Git LFS in place of the file, which git lfs pull fetches",
     b"%PDF-": "PDF; save its text first: pdftotext",
     b"\x93NUMPY": "an array of NumPy; if it holds tokens, see python -m data_pipelines.index_shards --help",
 }
@@ -91,6 +93,8 @@ def open_file(path: Path) -> Iterator[io.BufferedReader]:
 
 def check_start(path: Path, start: bytes) -> None:
     """Raise `UserError`, with advice, for the first bytes of a file that is no UTF-8 text."""
+    if start[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise UserError(f"{path}: is UTF-32, wanted UTF-8. Convert it: iconv -f UTF-32 -t UTF-8.")
     halves = {start[::2].strip(b"\0") == b"", start[1::2].strip(b"\0") == b""}
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (len(start) >= 16 and len(halves) == 2):
         advice = f"Convert it: iconv -f UTF-16{_find_order(start)} -t UTF-8."
@@ -98,6 +102,13 @@ def check_start(path: Path, start: bytes) -> None:
     for magic, meaning in FORMATS.items():
         if start.startswith(magic):
             raise UserError(f"{path}: by its first bytes it is {meaning}.")
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise `UserError` for a file of Git LFS that was not fetched, whatever its name says."""
+    with path.open("rb") as file:
+        if (start := file.read(len(LFS))) == LFS:
+            check_start(path, start)
 
 
 def _find_order(start: bytes) -> str:
