@@ -81,6 +81,12 @@ def test_variable_that_is_no_number_is_named(calls: list[dict]):
         initialize_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"})
 
 
+def test_number_of_the_job_that_is_none_is_named(calls: list[dict]):
+    environment = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "5x", "SLURM_STEP_NODELIST": "n[1-2]-ib"}
+    with pytest.raises(UserError, match="SLURM_JOB_ID is '5x'"):
+        initialize_distributed(environment)
+
+
 def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):
     torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_RANK": "0"}
     operator = {"MASTER_ADDR": "a", "WORLD_SIZE": "8", "RANK": "0"}

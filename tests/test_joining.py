@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
+from gptjax.core.errors import UserError
 from gptjax.sharding import joining
-from gptjax.sharding.joining import JoinWatch, find_peers
+from gptjax.sharding.joining import JoinWatch, check_listening, find_peers
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -63,6 +64,16 @@ def test_error_names_who_is_missing(came: str, names: str, words: str):
     message, status = JoinWatch(address="localhost:12", index=3, count=4, seconds=9).explain(said)
     assert message.startswith(f"{words} within 9 s. Look at the output of those that are missing")
     assert status == 75
+
+
+def test_coordinator_does_not_share_its_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=rf"process 0 cannot wait for the others at 127\.0\.0\.1:{port}: Address"):
+            check_listening(f"127.0.0.1:{port}", seconds=0.0)
+    check_listening(f"127.0.0.1:{port}", seconds=0.0)
+    with pytest.raises(UserError, match=r"at 192\.0\.2\.1:9: Cannot assign requested address"):
+        check_listening("192.0.2.1:9")
 
 
 def test_number_that_came_twice_is_a_mistake():

@@ -5,21 +5,26 @@ aborts all that have come. Before, on Linux, the connections to it say how many 
 """
 
 import contextlib
+import errno
 import functools
 import re
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from jax._src import distributed  # its place is in no public module
 
+from gptjax.core.errors import UserError
 from gptjax.process.early_exit import REQUEUE_STATUS
 
 LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 60
+LISTEN_SECONDS = 15.0
+"""A process 0 that ends may hold its port for so long."""
 CLIENT_SECONDS = 5
 """So much later the clients would end the wait. They do not know who is missing."""
 _ESTABLISHED = "01"
@@ -121,6 +126,35 @@ def end_registration(seconds: int) -> Iterator[None]:
         yield
     finally:
         library.get_distributed_runtime_service = make
+
+
+def check_listening(address: str, *, seconds: float = LISTEN_SECONDS) -> None:
+    """Raise a `UserError` unless the coordinator can listen there, once what ran before has had `seconds` to end.
+
+    JAX would crash at an address of another machine, and share a port that is taken with whoever has it.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                found.bind((host, int(port)))
+                found.listen(1)
+            return
+        except (OSError, ValueError, OverflowError) as error:
+            is_taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            if host == "::" and not is_taken:  # without IPv6, JAX listens by IPv4
+                return
+            if is_taken and time.monotonic() < end:
+                time.sleep(LOOK_SECONDS)
+                continue
+            cause = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"process 0 cannot wait for the others at {address}: {cause}. Choose another port in "
+                "JAX_COORDINATOR_ADDRESS, the same for all, and unset JAX_COORDINATOR_BIND_ADDRESS."
+            ) from None
 
 
 def describe_missing(said: str) -> str | None:
