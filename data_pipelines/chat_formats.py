@@ -23,6 +23,8 @@ ANSWERS = ("completion", "response", "output", "answer", "assistant")
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
 SYSTEM = ("system", "system_prompt")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message that no chat template here writes."""
 FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL)
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
@@ -54,6 +56,12 @@ def parse_conversation(record: Any, *, where: str) -> ParsedConversation:
     return ParsedConversation(messages, frozenset(unscored))
 
 
+def has_reasoning(record: Any, *, where: str) -> bool:
+    """Whether a message has more to say than its content."""
+    found = [item for item in _find_messages(record, where=where) if isinstance(item, dict)]
+    return any(item.get(key) for item in found for key in REASONING)
+
+
 def _find_messages(record: Any, *, where: str) -> list[Any]:
     if isinstance(record, list):
         return record
@@ -69,7 +77,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
     question = next((key for key in (*QUESTIONS, "input") if record.get(key) is not None), None)
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
-        other = suggest_command(set(record) - {*QUESTIONS, *ANSWERS}) or suggest_prepare(record)
+        other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
         raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")

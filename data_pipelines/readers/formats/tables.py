@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
-from data_pipelines.readers.fields import describe_fields, find_text, list_fields, suggest_command, suggest_for_list
+from data_pipelines.readers.fields import (
+    describe_fields,
+    find_text,
+    is_message,
+    list_fields,
+    suggest_command,
+    suggest_for_list,
+)
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file
 from data_pipelines.readers.paths import tell_once
 from gptjax.core.errors import UserError, count_of, quote
@@ -214,6 +221,8 @@ def _suggest_array(items: dict[str, Any], path: Path) -> str:
     given, written = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".jsonl")))
     lists = [key for key, value in items.items() if isinstance(value, list)]
     arrays = [key for key in lists if items[key] and isinstance(items[key][0], dict) and key.isidentifier()]
+    if arrays and is_message(items[arrays[0]][0]):
+        return f" One conversation a line is read: jq -c . {given} > {written}"
     if arrays:
         return f" Take the array out of it: jq -c '.{arrays[0]}[]' {given} > {written}"
     if lists or (items and all(isinstance(value, dict) and "0" in value for value in items.values())):
