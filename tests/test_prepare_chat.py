@@ -33,7 +33,7 @@ from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
 from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
-from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, NANOCHAT, Message, RoleFormat
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, NANOCHAT, Message, RoleFormat
 from gptjax.tokenization.messages import NO_ANSWER, NO_LIST, NO_ROLE, NO_TEXT, WRONG_TURNS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -362,6 +362,17 @@ def test_empty_messages_are_kept_and_told(tmp_path, run, capsys):
     run(write(tmp_path / "chat.jsonl", [line([("user", "Hi"), ("assistant", "")]), line(SUMS)]))
     assert f"{count_of(1, EMPTY_MESSAGE)}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
     assert sum(documents(tmp_path / "out")[0][1]) == 1
+
+
+def test_conversations_for_a_saved_model_follow_its_jinja(tmp_path, run):
+    """Where it writes the tokens of ChatML: also without `<|endoftext|>` before them."""
+    model = tmp_path / "model"
+    run(write(tmp_path / "x.jsonl", [line(SUMS)]), "plain")
+    load_tokenizer(tmp_path / "plain").with_chat_template(None).save(model)
+    (model / "chat_template.jinja").write_text(CHATML.to_jinja(begin=None))
+    run(write(tmp_path / "x.jsonl", [line(SUMS)]), tokenizer=str(model))
+    ours, plain = (documents(tmp_path / name)[0][0] for name in ("out", "plain"))
+    assert ours == plain[1:]
 
 
 def test_reasoning_that_is_left_out_is_told(tmp_path, run, capsys):
