@@ -1,9 +1,22 @@
 """Conversations as people keep them, as messages: OpenAI's and ShareGPT's lists, bare lists, Alpaca's fields, pairs."""
 
+import ast
+import contextlib
 import json
+import re
+import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from data_pipelines.readers.fields import LABEL, suggest_command, suggest_prepare
+from data_pipelines.chat_exports import TREE_FIELDS, find_branch
+from data_pipelines.dialogue_text import split_dialogue
+from data_pipelines.readers.fields import (
+    LABEL,
+    rename_fields,
+    suggest_command,
+    suggest_prepare,
+    suggest_renaming,
+)
 from gptjax.core.errors import quote
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
@@ -13,19 +26,24 @@ from gptjax.tokenization.messages import (
     UselessRecord,
     check_turns,
     check_utf8,
+    join_parts,
     read_messages,
 )
 
-LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data")
+LISTS = (
+    *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "data"),
+    *("chat_messages", "contents"),  # Claude's exports and Gemini's
+)
 """Fields that hold a list of messages."""
-QUESTIONS = ("prompt", "instruction", "question", "user", "human")
-ANSWERS = ("completion", "response", "output", "answer", "assistant")
+QUESTIONS = ("prompt", "instruction", "question", "user", "human", "query", "problem", "inputs")
+ANSWERS = ("completion", "response", "output", "answer", "assistant", "solution", "targets", "target")
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that no chat template here writes."""
-FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL)
+FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text")
+"""In lower case; the names in files may have capitals and blanks."""
 FORMS = (
     'a list of messages, or an object with "messages", with "conversations", with "instruction" and "output", with '
     '"prompt" and "completion", or with "question" and "answer"'
@@ -39,11 +57,12 @@ class ParsedConversation(NamedTuple):
     unscored: frozenset[int] = frozenset()
 
 
-def parse_conversation(record: Any, *, where: str) -> ParsedConversation:
+def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> ParsedConversation:
     """The messages of a record, in any of the known forms. The user begins, and the assistant has at least one.
 
-    Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
+    Fields in `renamed` have another name. Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
+    record = rename_fields(record, renamed, known=FIELDS)
     found = _find_messages(record, where=where)
     messages = read_messages(found, where=where)
     if isinstance(record, dict) and messages[0].role != "system" and (system := find_system(record, where=where)):
@@ -56,10 +75,11 @@ def parse_conversation(record: Any, *, where: str) -> ParsedConversation:
     return ParsedConversation(messages, frozenset(unscored))
 
 
-def has_reasoning(record: Any, *, where: str) -> bool:
-    """Whether a message has more to say than its content."""
-    found = [item for item in _find_messages(record, where=where) if isinstance(item, dict)]
-    return any(item.get(key) for item in found for key in REASONING)
+def has_reasoning(record: Any) -> bool:
+    """Whether a message in the lists of a record has more to say than its content."""
+    lists = [value for value in record.values() if isinstance(value, list)] if isinstance(record, dict) else [record]
+    items = [item for value in lists if isinstance(value, list) for item in value if isinstance(item, dict)]
+    return any(item.get(key) for item in items for key in REASONING)
 
 
 def _find_messages(record: Any, *, where: str) -> list[Any]:
@@ -67,6 +87,8 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
         return record
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted {FORMS}, got {quote(repr(record), limit=80)}.")
+    if (branch := find_branch(record, where=where)) is not None:
+        return branch
     for key in LISTS:
         if (value := record.get(key)) is not None:
             found = _parse_json(value)
@@ -74,10 +96,14 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
                 shown = quote(repr(value), limit=80)
                 raise InvalidRecord(f'{where}: "{key}": wanted a list of messages, got {shown}.', NO_LIST)
             return found
-    question = next((key for key in (*QUESTIONS, "input") if record.get(key) is not None), None)
+    question = next((key for key in (*QUESTIONS, *ADDED) if record.get(key) is not None), None)
     answer = next((key for key in ANSWERS if record.get(key) is not None), None)
     if question is None or answer is None:
+        text = record.get("text")
+        if isinstance(text, str) and (turns := split_dialogue(text)) is not None:
+            return turns
         other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
+        other = other or suggest_renaming(record, ("prompt", "completion"))
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":
         raise UselessRecord("completions skipped: their label is false (KTO's sets label good and bad ones)")
@@ -90,11 +116,21 @@ def is_labelled(record: dict[str, Any]) -> bool:
 
 
 def _parse_json(value: Any) -> Any:
-    """A list that a table holds as JSON; other values as they are."""
+    """A list that a table holds as JSON or, as pandas writes it, as Python; other values as they are."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
-        return value
+        return _parse_python(value)
+
+
+def _parse_python(text: str) -> Any:
+    """A list of Python's literals, or the text as it is. An array of NumPy has line ends in place of commas."""
+    if not text.startswith("[{"):
+        return text
+    with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        warnings.simplefilter("ignore")  # of escapes that are none
+        return ast.literal_eval(re.sub(r"\}\r?\n\s*\{", "}, {", text))
+    return text
 
 
 def find_system(record: dict[str, Any], *, where: str) -> str:
@@ -112,9 +148,10 @@ def add_context(record: dict[str, Any], question: str, *, where: str) -> str:
 def _read_text(record: dict[str, Any], key: str, *, where: str) -> str:
     """A field of a record that belongs to its question; empty if it is absent."""
     value = record.get(key) or ""
-    if not isinstance(value, str):
+    text = join_parts(value) if isinstance(value, list | dict) else value
+    if not isinstance(text, str):
         raise InvalidRecord(f'{where}: "{key}": wanted a text, got {quote(repr(value), limit=80)}.', NO_TEXT)
-    return value
+    return text
 
 
 def _read_history(record: dict[str, Any], *, where: str) -> list[Any]:

@@ -2,7 +2,8 @@
 
 - Megatron-LM's pair `.idx`, `.bin`: the index says the type and where sequences are, each of them a document.
 - MosaicML's MDS: `index.json` and `.mds` files, whose samples are rows of consecutive tokens.
-- NumPy's `.npy`, and files without a header that have this name (OLMo) or `.bin`, of 16, 32 or 64 bits.
+- NumPy's `.npy`, and files without a header that have this name (OLMo), `.bin`, or `.ds` (datatrove), of 16, 32 or 64
+  bits.
 """
 
 import json
@@ -51,6 +52,7 @@ def find_foreign(directory: Path) -> dict[str, TokenFiles]:
         (f"**/{MDS_INDEX}", False, _read_mds),
         ("**/*.npy", False, _read_array),
         ("**/*.bin", False, _read_array),
+        ("**/*.ds", False, _read_array),
     )
     for pattern, are_documents, read in kinds:
         splits: dict[str, list[Path]] = {}
@@ -65,7 +67,9 @@ def find_foreign(directory: Path) -> dict[str, TokenFiles]:
             tell_once(f"note: {directory}: not copied: {count_of(len(tests), 'files')} of the test split: {tests[0]}.")
         if splits:
             return {split: TokenFiles(paths, are_documents, read) for split, paths in splits.items()}
-    raise UserError(f"{directory}: holds no token files: .bin, .npy, Megatron's .idx and .bin, or MDS's index.json.")
+    raise UserError(
+        f"{directory}: holds no token files: .bin, .npy, .ds, Megatron's .idx and .bin, or MDS's index.json."
+    )
 
 
 def _read_array(path: Path) -> Iterator[np.ndarray]:

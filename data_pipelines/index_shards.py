@@ -24,6 +24,7 @@ from data_pipelines.foreign_tokens import TokenFiles, find_foreign
 from data_pipelines.output.atomic_dir import hold_lock, replace_directory
 from data_pipelines.output.build import print_splits
 from data_pipelines.output.shard_writer import SplitWriter, write_manifest
+from data_pipelines.readers.nanogpt_meta import META_FILE, read_characters
 from data_pipelines.runtime.options import run_command
 from data_pipelines.runtime.progress import print_notes
 from gptjax.core.errors import UserError, count_of
@@ -52,8 +53,8 @@ class IndexShards:
     directory: Annotated[Path, tyro.conf.Positional]
     """Directory of .bin files with `train` or `val` in their names; with an output, also .npy, .idx or MDS files."""
     tokenizer: str | None = None
-    """Whose ids they hold: `gpt2` (the default without a tokenizer.json beside them), `bytes`, a tokenizer.json or a
-    directory with one."""
+    """Whose ids they hold: `gpt2` (the default without a tokenizer.json or nanoGPT's meta.pkl beside them), `bytes`, a
+    tokenizer.json or a directory with one."""
     end_of_text: str | None = None
     """As for `prepare`: the special token that begins documents."""
     output: Path | None = None
@@ -82,7 +83,8 @@ def index_shards(directory: Path, tokenizer: Tokenizer, *, format: Format = "sha
         indexes = {split: _read_split(stream, tokenizer) for split, stream in streams.items()}
         for split in SPLITS:
             (directory / f"{split}.documents").unlink(missing_ok=True)
-        for split, (starts, size) in indexes.items():
+        _note_small_ids(max(largest for _, _, largest in indexes.values()), tokenizer)
+        for split, (starts, size, _) in indexes.items():
             if len(starts):
                 write_atomically(directory / f"{split}.documents", starts.astype("<i8").tobytes())
             counts[split] = Counts(len(starts), len(streams[split]), size)
@@ -136,7 +138,7 @@ def copy_tokens(source: Path, output: Path, tokenizer: Tokenizer) -> Manifest:
 
 def _copy_splits(directory: Path, files: dict[str, TokenFiles], tokenizer: Tokenizer) -> dict[str, Counts]:
     """Write the shards of all splits that have tokens."""
-    dtype, writers = token_dtype(tokenizer.vocab_size), dict[str, SplitWriter]()
+    dtype, writers, largest = token_dtype(tokenizer.vocab_size), dict[str, SplitWriter](), -1
     with contextlib.ExitStack() as stack:
         for split, tokens in _iter_splits(files, tokenizer):
             if len(tokens) and split not in writers:
@@ -146,12 +148,14 @@ def _copy_splits(directory: Path, files: dict[str, TokenFiles], tokenizer: Token
                 writers[split] = stack.enter_context(contextlib.closing(writer))
             if len(tokens):
                 starts = np.flatnonzero(tokens == tokenizer.end_of_text)
+                largest = max(largest, int(np.delete(tokens, starts).max(initial=0)))
                 size = int(tokenizer.bytes_per_token[tokens].sum(dtype=np.int64))
                 writers[split].append(tokens.astype(dtype), starts, size=size)
         for writer in writers.values():
             writer.finish()
     if "train" not in writers:
         raise UserError("The files hold no tokens for training.")
+    _note_small_ids(largest, tokenizer)
     return {split: writer.counts for split, writer in writers.items()}
 
 
@@ -214,11 +218,13 @@ def _check_ids(tokens: np.ndarray, tokenizer: Tokenizer, path: Path) -> np.ndarr
 
 
 def choose_tokenizer(directory: Path, spec: str | None, *, end_of_text: str | None = None) -> Tokenizer:
-    """The tokenizer of `spec`, by default the one in the directory, else GPT-2's.
+    """The tokenizer of `spec`, by default the one in the directory, which may be nanoGPT's meta.pkl, else GPT-2's.
 
     Raises `UserError` where the directory holds another one, which may be the only copy.
     """
-    path = directory / FILE_NAME
+    path, meta = directory / FILE_NAME, directory / META_FILE
+    if spec is None and not path.is_file() and meta.is_file() and (characters := read_characters(meta)) is not None:
+        return characters
     tokenizer = load_tokenizer(path if path.is_file() else spec or "gpt2", end_of_text=end_of_text)
     if spec is not None and load_tokenizer(spec, end_of_text=end_of_text).fingerprint != tokenizer.fingerprint:
         raise UserError(f"{path}: is another tokenizer ({tokenizer.name}) than {spec!r}. Move one of them away.")
@@ -239,9 +245,16 @@ def is_indexed(directory: Path) -> bool:
     return manifest is not None and {name: file.bytes for name, file in manifest.files.items()} == sizes
 
 
-def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """Find the starts of documents (none if the split does not begin with one) and the bytes of UTF-8."""
-    size = 0
+def _note_small_ids(largest: int, tokenizer: Tokenizer) -> None:
+    """Tell where all ids are small: then they may be characters, or of a smaller tokenizer."""
+    if 0 <= largest < tokenizer.vocab_size // 32:
+        other = f"If {tokenizer.name} did not make these files, name the --tokenizer that did."
+        print_notes([f"the largest id is {largest}, of {tokenizer.vocab_size:,}. {other}"])
+
+
+def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, int, int]:
+    """Find the starts of documents (none if the split does not begin with one), the bytes of UTF-8, the largest id."""
+    size, largest = 0, -1
     for path in stream.paths:
         for begin, part in iter_chunks(open_shard(path, format=stream.format)):
             if part.max() >= tokenizer.vocab_size:
@@ -249,9 +262,12 @@ def _read_split(stream: TokenStream, tokenizer: Tokenizer) -> tuple[np.ndarray, 
                     f"{path}: token {begin + int(part.argmax()):,} is {part.max()}, outside the {tokenizer.vocab_size} "
                     f"tokens of {tokenizer.name}. Name the --tokenizer that made these shards."
                 )
-            size += int(tokenizer.bytes_per_token[part].sum(dtype=np.int64))
+            size, largest = (
+                size + int(tokenizer.bytes_per_token[part].sum(dtype=np.int64)),
+                max(largest, int(part.max())),
+            )
     starts = stream.find_token(-1 if tokenizer.end_of_text is None else tokenizer.end_of_text)
-    return (starts if len(starts) and starts[0] == 0 else starts[:0]), size
+    return (starts if len(starts) and starts[0] == 0 else starts[:0]), size, largest
 
 
 def main(request: IndexShards) -> None:

@@ -1,11 +1,11 @@
 """Preference pairs as people keep them: with or without a prompt, as strings, messages or dialogue text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines.chat_formats import ADDED, QUESTIONS, SYSTEM, add_context, describe, find_system, is_labelled
-from data_pipelines.readers.fields import LABEL, suggest_command, suggest_prepare
+from data_pipelines.readers.fields import LABEL, rename_fields, suggest_command, suggest_prepare, suggest_renaming
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import (
     ROLE_KEYS,
@@ -21,8 +21,8 @@ from gptjax.tokenization.messages import (
 
 SIDES = ("chosen", "rejected")
 SIDE_NAMES = {
-    "chosen": ("chosen", "chosen_response", "preferred", "response_j"),
-    "rejected": ("rejected", "rejected_response", "non_preferred", "response_k"),
+    "chosen": ("chosen", "chosen_response", "preferred", "response_j", "accepted", "win"),
+    "rejected": ("rejected", "rejected_response", "non_preferred", "response_k", "lose"),
 }
 """Fields of each side in public sets; `response_j` and `response_k` are StackExchange's."""
 _NAMES = tuple(name for names in SIDE_NAMES.values() for name in names)
@@ -42,11 +42,12 @@ class Pair(NamedTuple):
     rejected: Any
 
 
-def parse_pair(record: Any, *, where: str) -> Pair:
-    """The pair of a record in any of the known forms (docs/chat.md).
+def parse_pair(record: Any, *, where: str, renamed: Mapping[str, str] = {}) -> Pair:
+    """The pair of a record in any of the known forms (docs/chat.md). Fields in `renamed` have another name.
 
     Raises `InvalidRecord`, beginning with `where`, and `UselessRecord`.
     """
+    record = rename_fields(record, renamed, known=FIELDS)
     if not isinstance(record, dict):
         raise InvalidRecord(f"{where}: wanted an object with {FORMS}.")
     prompt, chosen, rejected = _find_sides(record, where=where)
@@ -69,10 +70,12 @@ def parse_pair(record: Any, *, where: str) -> Pair:
             f"{where}: has a completion with a label, as KTO's sets do, and no pair. Those with a true label are for "
             "python -m data_pipelines.prepare_chat."
         )
+    are_texts = all(isinstance(value, str) for value in record.values())  # others may say which text is better
+    renaming = suggest_renaming(record, ("prompt", *SIDES)) if are_texts else ""
     found = ", ".join("none" if value is None else type(value).__name__ for value in (prompt, chosen, rejected))
     raise InvalidRecord(
         f"{where}: wanted {FORMS}, got {found} in an object with {describe(record)}."
-        f"{suggest_command(set(record) - {*SIDES}) or suggest_prepare(record)}"
+        f"{suggest_command(set(record) - {*SIDES}) or suggest_prepare(record) or renaming}"
     )
 
 

@@ -18,6 +18,7 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -59,11 +60,12 @@ class EncodeConversation:
     """A record as a document."""
 
     encoder: ChatEncoder
+    renamed: Mapping[str, str]
 
     def __call__(self, record: Any, where: str) -> Example:
-        messages, unscored = parse_conversation(record, where=where)
+        messages, unscored = parse_conversation(record, where=where, renamed=self.renamed)
         found = {
-            REASONING: has_reasoning(record, where=where),
+            REASONING: has_reasoning(record),
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
         }
@@ -92,11 +94,10 @@ def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Ma
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)
     tokenizer = given.with_special_tokens(template.special_tokens).with_chat_template(template)
-    encode = EncodeConversation(ChatEncoder(tokenizer))
+    encode = EncodeConversation(ChatEncoder(tokenizer), request.renamed)
     notes = note_added_tokens(given, tokenizer)
-    return prepare_scored(
-        request, ExampleKind("chat", "conversations", tokenizer, encode, FIELDS, notes), limits=limits
-    )
+    kind = ExampleKind("chat", "conversations", tokenizer, encode, (*FIELDS, *request.renamed), notes)
+    return prepare_scored(request, kind, limits=limits)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 import contextlib
 import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,7 @@ class EncodePair:
     """A record as two documents."""
 
     tokenizer: Tokenizer
+    renamed: Mapping[str, str]
 
     @functools.cached_property
     def chat(self) -> ChatEncoder:
@@ -60,7 +62,7 @@ class EncodePair:
         return ChatEncoder(self.tokenizer)
 
     def __call__(self, record: Any, where: str) -> Example:
-        prompt, *completions = parse_pair(record, where=where)
+        prompt, *completions = parse_pair(record, where=where, renamed=self.renamed)
         documents = [self._encode(prompt, completion) for completion in completions]
         if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
             raise UselessRecord(EQUAL)
@@ -84,19 +86,20 @@ def prepare_preferences(request: PreparePreferences, *, limits: Limits = DEFAULT
     """Prepare the data unless it exists already; prints a summary."""
     given = request.load_tokenizer()
     tokenizer = with_chatml(given)
-    if tokenizer.chat_template is None and _begins_with_turns(request.source):
+    if tokenizer.chat_template is None and _begins_with_turns(request):
         tokenizer = given.with_special_tokens(CHATML.special_tokens).with_chat_template(CHATML)
-    kind = ExampleKind(KIND, "pairs", tokenizer, EncodePair(tokenizer), FIELDS, note_added_tokens(given, tokenizer))
+    encode, fields = EncodePair(tokenizer, request.renamed), (*FIELDS, *request.renamed)
+    kind = ExampleKind(KIND, "pairs", tokenizer, encode, fields, note_added_tokens(given, tokenizer))
     return prepare_scored(request, kind, limits=limits)
 
 
-def _begins_with_turns(source: str) -> bool:
+def _begins_with_turns(request: PreparePreferences) -> bool:
     """Whether the first usable pair consists of messages, for which the tokenizer needs the tokens of a chat."""
-    for path in find_record_files(source):
-        for block in iter_blocks(path, fields=FIELDS):
+    for path in find_record_files(request.source):
+        for block in iter_blocks(path, fields=(*FIELDS, *request.renamed)):
             for where, record in block.read():
                 with contextlib.suppress(UserError):
-                    return isinstance(parse_pair(record, where=where).prompt, list)
+                    return isinstance(parse_pair(record, where=where, renamed=request.renamed).prompt, list)
     return False
 
 

@@ -22,6 +22,7 @@ from data_pipelines.output.build import ShardContents, build_shards
 from data_pipelines.output.journal import Journal, Progress
 from data_pipelines.output.shard_writer import open_split_writers
 from data_pipelines.readers.documents import INVALID, Notes, ReadContext
+from data_pipelines.readers.fields import parse_renaming
 from data_pipelines.readers.files import identify_readers
 from data_pipelines.readers.paths import identify_files
 from data_pipelines.readers.records import RecordBlock, find_record_files, iter_blocks
@@ -36,7 +37,7 @@ from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
-RECORDS_VERSION = 4
+RECORDS_VERSION = 5
 """Increase it whenever the same records become other tokens."""
 SMALL_BYTES, SMALL_SPLIT = 2**23, "hash:0.05"
 """Sources of fewer bytes have another split by default."""
@@ -51,17 +52,25 @@ class PrepareScored(ShardOptions):
     end_of_text: str | None = None
     """The special token that begins documents, such as `</s>`. Default: as in `prepare`, what the files beside the
     tokenizer say, else `<|endoftext|>`, if the tokenizer has it."""
+    rename_fields: str | None = None
+    """Names of fields that are not known, with the known ones, such as `Frage:prompt,Antwort:completion`."""
     processes: int | None = None
     """Worker processes; by default one for each core. Small sources need none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, processes=self.processes)
+        parse_renaming(self.rename_fields)
         if self.split is not None and not isinstance(parse_split(self.split), HashFraction | AllTo):
             raise UserError(f"--split={self.split}: wanted hash:F or none.")
 
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The fields that have another name in the source."""
+        return parse_renaming(self.rename_fields)
+
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer, with the end of text that was asked for, and the chat template of a saved model's directory."""
+        """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
         tokenizer, path = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text), expand_path(self.tokenizer)
         return with_jinja(tokenizer, read_jinja_template(path) if path.is_dir() else None)
 
@@ -205,6 +214,7 @@ def prepare_scored(request: PrepareScored, kind: ExampleKind, *, limits: Limits 
             "records": RECORDS_VERSION,
             **files,
             **readers,
+            **({"rename_fields": request.renamed} if request.renamed else {}),
         }
 
     def write(directory: Path, identity: dict[str, Any]) -> ShardContents:
@@ -238,7 +248,11 @@ def _write_shards(
                 states = {name: writer.sync() for name, writer in writers.items()}
                 journal.record(Progress(units, examples, states, notes))
             show(f"{examples:,} {kind.plural}")
-    return {name: writer.counts for name, writer in writers.items()}, tokenizer, [*kind.notes, *notes.lines()]
+    return (
+        {name: writer.counts for name, writer in writers.items()},
+        tokenizer,
+        [*(kind.notes if examples else ()), *notes.lines()],
+    )
 
 
 def _iter_tasks(request: PrepareScored, kind: ExampleKind, limits: Limits) -> Iterator[Task]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.chat_formats import parse_conversation
+from data_pipelines.readers.fields import parse_renaming
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord, check_turns, read_messages
@@ -83,6 +84,7 @@ LISTS = [
         {"role": "model", "content": ["Four."]},
     ],
 ]
+TURNS = (("user", USER.content), ("model", ANSWER.content))
 FIELDS = [
     {"instruction": "Two and two?", "input": "", "output": "Four."},
     {"prompt": "Two and two?", "completion": "Four."},
@@ -93,15 +95,87 @@ FIELDS = [
     {"instruction": "Two", "context": "", "response": "Four."} | {"instruction": "Two and two?"},
     {"data": ["Two and two?", "Four."]},
     {"messages": json.dumps(LISTS[0])},
+    {"conversations": repr(LISTS[1])},
+    {"messages": repr(LISTS[0]).replace("}, {", "}\n {")},
+    {"Question": "Two and two?", " Answer": "Four."},
+    {"Context": "Two and two?", "Response": "Four."},
+    {"problem": "Two and two?", "solution": "Four.", "level": 5},
+    {"query": "Two and two?", "response": "Four."},
+    {"inputs": "Two and two?", "targets": "Four."},
+    {"chat_messages": [{"sender": "human", "text": "Two and two?"}, {"sender": "assistant", "text": "Four."}]},
+    {"contents": [{"role": role, "parts": [{"text": text}]} for role, text in TURNS]},
+]
+TEXTS = [
+    "### Human: Two and two?### Assistant: Four.",
+    "### Instruction:\nTwo and two?\n\n### Response:\nFour.",
+    "<s>[INST] Two and two? [/INST] Four. </s>",
+    "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n",
+    "<|user|>\nTwo and two?</s>\n<|assistant|>\nFour.</s>",
+    "\n\nHuman: Two and two?\n\nAssistant: Four.",
+    "User: Two and two?\nAssistant: Four.<|endoftext|>",
 ]
 
 
 @pytest.mark.parametrize(
     "record",
-    [*LISTS, *({key: value} for key in ("messages", "conversations") for value in LISTS), *FIELDS],
+    [
+        *LISTS,
+        *({key: value} for key in ("messages", "conversations") for value in LISTS),
+        *FIELDS,
+        *({"text": text} for text in TEXTS),
+    ],
 )
 def test_record_in_any_form_is_the_same_conversation(record: Any):
     assert parse_conversation(record, where="x").messages == WANTED
+
+
+def test_texts_before_the_first_turn_are_the_systems():
+    alpaca = "Be brief.\n\n### Instruction:\nAdd.\n\n### Input:\n2+2\n\n### Response:\nFour."
+    llama = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nTwo and two? [/INST] Four. </s><s>[INST] And one? [/INST] Five."
+    found = [parse_conversation({"text": text}, where="x").messages for text in (alpaca, llama)]
+    assert found == [[SYSTEM, Message("user", "Add.\n\n2+2"), ANSWER], [SYSTEM, USER, ANSWER, MORE, PREPARE_AGAIN]]
+
+
+def node(parent: str | None, *children: str, **message: Any) -> dict[str, Any]:
+    return {"parent": parent, "children": children, "message": message or None}
+
+
+def test_a_tree_of_chatgpt_is_the_branch_that_was_shown():
+    said = lambda role, text: {
+        "author": {"role": role},
+        "content": {"content_type": "text", "parts": [text]},
+    }
+    tree = {
+        "root": node(None, "s"),
+        "s": node("root", "q", **said("system", "")),
+        "q": node("s", "old", "t", **said("user", USER.content)),
+        "old": node("q", **said("assistant", "Five.")),
+        "t": node("q", "a", author={"role": "assistant"}, content={"content_type": "thoughts", "thoughts": []}),
+        "a": node("t", **said("assistant", ANSWER.content)),
+    }
+    assert parse_conversation({"title": "x", "mapping": tree, "current_node": "a"}, where="x").messages == WANTED
+    assert parse_conversation({"mapping": tree}, where="x").messages == WANTED
+    with pytest.raises(InvalidRecord, match="each other's parents, such as q"):
+        parse_conversation({"mapping": tree | {"s": node("a", "q")}, "current_node": "a"}, where="x")
+    code = node("q", author={"role": "assistant"}, content={"content_type": "code", "text": "2+2"})
+    with pytest.raises(UselessRecord, match="no text"):
+        parse_conversation({"mapping": tree | {"a": code}, "current_node": "a"}, where="x")
+
+
+def test_a_tree_of_openassistant_is_the_branch_of_the_best_replies():
+    say = lambda role, text, *replies, rank=None: {"role": role, "text": text, "replies": list(replies), "rank": rank}
+    answers = say("assistant", "Five.", rank=1), say("assistant", ANSWER.content, say("prompter", "So?"), rank=0)
+    assert parse_conversation({"prompt": say("prompter", USER.content, *answers)}, where="x").messages == WANTED
+
+
+def test_fields_may_be_renamed():
+    record = {"Frage": USER.content, "Antwort": ANSWER.content}
+    assert parse_conversation(record, where="x", renamed={"Frage": "prompt", "Antwort": "output"}).messages == WANTED
+    with pytest.raises(UserError, match="--rename-fields=Frage:prompt,Antwort:completion"):
+        parse_conversation(record, where="x")
+    assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
+    with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
+        parse_renaming("a")
 
 
 def test_the_context_of_a_question_follows_it():
@@ -151,6 +225,8 @@ def test_conversations_that_the_template_cannot_hold_are_told(message: dict[str,
     [
         ("text", "wanted a list of messages, or an object"),
         ({"text": "x", "\x1b[2J": 1}, r"got an object with text, \\x1b.* is for python -m data_pipelines.prepare"),
+        ({"What is two and two, and what is one and one?": "x", "b": "y"}, "write a first line of names"),
+        ({"id": 7, "a": "x", "b": "y"}, "--rename-fields=NAME:prompt,NAME:completion"),
         ({"instruction": "x"}, "got an object with instruction"),
         ({"chosen": "x", "rejected": "y"}, "Pairs of .* are for python -m data_pipelines.prepare_preferences"),
         ({"messages": "x"}, '"messages": wanted a list'),

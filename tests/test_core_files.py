@@ -55,6 +55,19 @@ def test_path_with_a_colon_is_a_path():
         assert expand_path(name) == Path(name)
 
 
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("https://huggingface.co/datasets/a/b/resolve/main/x.txt", r"have the name hf:a/b where"),
+        ("https://huggingface.co/gpt2", r"have the name hf:gpt2 where"),
+        ("http://example.com/a b.txt", r"Fetch it first: curl -LO 'http://example.com/a b.txt'"),
+    ],
+)
+def test_addresses_of_the_web_are_refused_with_advice(address: str, advice: str):
+    with pytest.raises(UserError, match=f"is an address; wanted a local path.*{advice}"):
+        expand_path(address)
+
+
 def test_cache_without_a_home_names_the_variable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("GPTJAX_CACHE", raising=False)
     monkeypatch.delenv("HOME", raising=False)

@@ -15,6 +15,9 @@ from hf_models import Tensors, draw_tensors, make_hf_config
 from safetensors.numpy import save_file
 
 from gptjax import convert
+from gptjax.core.errors import UserError
+from gptjax.huggingface.model_dir import fetch_model
+from gptjax.runs.checkpoint_source import open_checkpoint
 from gptjax.tokenization.tokenizer import Bytes
 
 CONFIG = make_hf_config(n_layer=2, vocab_size=260)
@@ -288,3 +291,27 @@ def test_bytes_changed_anywhere_end_in_a_model_or_one_line(
         assert code in (0, 2)
         assert len(lines) <= 1, lines
         assert (folder.parent / "run").exists() == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "advice"),
+    [
+        ("m/model.safetensors", "m/model.safetensors", "is a file; .*Give its directory: m"),
+        ("m.gguf", "m.gguf", "GGUF files are written, but not read"),
+        ("ckpt.pt", "ckpt.pt", "from-nanogpt ckpt.pt --output=RUN"),
+        ("m/adapter_config.json", "m", "from-peft m --output=RUN"),
+        ("m/params.json", "m", "is of Meta's format"),
+        ("m/checkpoint-500/config.json", "m", "There is one in m/checkpoint-500"),
+        ("models--a--b/snapshots/c/config.json", "models--a--b", "There is one in models--a--b/snapshots/c"),
+    ],
+)
+def test_what_is_no_model_directory_is_told(
+    name: str, model: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).touch()
+    with pytest.raises(UserError, match=advice):
+        fetch_model(model)
+    with pytest.raises(UserError, match=advice.removeprefix("is a file; ")):
+        open_checkpoint(model)

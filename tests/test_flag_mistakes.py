@@ -3,6 +3,7 @@
 import importlib
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,7 @@ TYPED = {
     "chat --checkpoint": "Write --checkpoint=….",
     "chat --checkpoint=x --system Hi": "Write --system-prompt=Hi.",
     "chat --checkpoint=x --system 'You are'": "Write --system-prompt='You are'.",
+    "evaluate --checkpoint=x --tasks hellaswag piqa": "separated by commas: --tasks=hellaswag,piqa.",
     "chat --checkpoint=x --prompt=Hi": "gptjax.sample --prompt=…",
     "chat --checkpoint=x --stop_words=END": "Write --stop-text=END.",
     "chat --checkpoint=x --port=http": "a whole number, such as --port=8000.",
@@ -132,3 +134,15 @@ def test_a_mistyped_command_shows_the_right_one(
     assert (stopped.value.code, printed.out) == (2, "")
     assert right in printed.err, printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("rest", [[], ["--output=b", "--tokenizer=bytes"]])
+def test_a_pattern_that_the_shell_replaced_is_shown(
+    rest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a b.txt", "c.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        call("prepare", ["--source", "a b.txt", "c.txt", *rest], monkeypatch)
+    assert capsys.readouterr().err.endswith("quote it: --source='*.txt'.\n")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import struct
 
 import numpy as np
@@ -268,6 +269,7 @@ def test_files_that_cannot_be_mapped_need_an_output(name, content, message, toke
         ("train.bin", np.array([5, 9, 7000, -100] * 99, "<i4").tobytes(), "holds the negative value -100"),
         ("train.bin", np.array([5, 9, 7000, -100] * 99, "<i8").tobytes(), "holds the negative value -100"),
         ("a.txt", b"text", "holds no token files"),
+        ("train.bin", b"LITPKDS" + bytes(range(200)), "is a file of LitGPT"),
     ],
 )
 def test_damaged_token_files_are_refused(name, content, message, tokenizer, tmp_path):
@@ -279,6 +281,52 @@ def test_damaged_token_files_are_refused(name, content, message, tokenizer, tmp_
     with pytest.raises(UserError, match=message):
         main(IndexShards(source, tokenizer, output=tmp_path / "copied"))
     assert not (tmp_path / "copied").exists()
+
+
+def test_datatrove_files_are_copied(tokenizer, tmp_path, capsys):
+    ids = np.random.RandomState(0).randint(0, 9, 4000)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "00000_tokens.ds").write_bytes(ids.astype("<u4").tobytes())
+    (tmp_path / "d" / "00000_tokens.ds.index").write_bytes(bytes(80))
+    main(IndexShards(tmp_path / "d", tokenizer, output=tmp_path / "copied"))
+    np.testing.assert_array_equal(open_split(tmp_path / "copied", "train").take(np.arange(1, 3600)), ids[:3599])
+    assert "the largest id is 8, of 601. If bpe-601 did not make these files, name" in capsys.readouterr().out
+
+
+def write_characters(directory, meta):
+    directory.mkdir()
+    (directory / "train.bin").write_bytes(np.random.RandomState(0).randint(0, 3, 900).astype("<u2").tobytes())
+    (directory / "meta.pkl").write_bytes(meta if isinstance(meta, bytes) else pickle.dumps(meta))
+    return directory
+
+
+def test_nanogpts_table_of_characters_is_the_tokenizer(tmp_path, capsys):
+    directory = write_characters(tmp_path / "d", {"vocab_size": 3, "stoi": {"\n": 0, "a": 1, "é": 2}, "itos": {}})
+    main(IndexShards(directory))
+    assert TokenShards(path=str(directory)).load_tokenizer().decode([2, 1, 0]) == "éa\n"
+    assert "largest id" not in capsys.readouterr().out
+
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"stoi": Attack()}, "it names posix.mkdir. Name the --tokenizer"),
+        (b"no pickle", "cannot be read as a table of characters"),
+        ({"stoi": {"a": 0, "b": 2}}, "does not number single characters"),
+        ({"stoi": {"a": 0, "bc": 1}}, "does not number single characters"),
+        ({"stoi": {"a": 0, "\ud800": 1}}, "does not number single characters"),
+    ],
+)
+def test_other_pickles_are_refused_and_not_executed(meta, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(IndexShards(write_characters(tmp_path / "d", meta)))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["d", "meta.pkl", "train.bin"]
 
 
 @pytest.mark.parametrize("vocab", [300, 1024, 50257, 65536])

@@ -353,9 +353,17 @@ def test_other_json_is_refused(tmp_path, run, name, content, message):
 
 
 def test_parquet_without_known_columns_is_refused(tmp_path, run):
-    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"x\.parquet: has the columns 'text'; wanted some of messages"):
+    parquet.write_table(pyarrow.table({"Frage": ["a"], "Antwort": ["b"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet: has the columns 'Frage', 'Antwort'; wanted some of messages"):
         run(str(tmp_path / "x.parquet"))
+    manifest = run(str(tmp_path / "x.parquet"), rename_fields="Frage:prompt,Antwort:completion")
+    assert manifest.splits["train"].documents == 1
+
+
+def test_plain_text_is_refused(tmp_path, run):
+    (tmp_path / "x.txt").write_text("\nUser: a\nAssistant: b\n")
+    with pytest.raises(UserError, match=r"is plain text.* is for python -m data_pipelines.prepare"):
+        run(str(tmp_path / "x.txt"))
 
 
 def test_empty_messages_are_kept_and_told(tmp_path, run, capsys):

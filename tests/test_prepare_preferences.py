@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
-from data_pipelines.preference_formats import parse_pair
+from data_pipelines.preference_formats import Pair, parse_pair
 from data_pipelines.prepare_preferences import EMPTY_MESSAGE, PreparePreferences, prepare_preferences
 from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards
@@ -226,6 +226,19 @@ def test_public_forms_become_the_same_pair(tmp_path, run, record):
     run(write(tmp_path / "b.jsonl", [record]), "b", strict=True)
     for ours, wanted in zip(*(open_preferences(tmp_path / name, "train")[0] for name in "ba"), strict=True):
         np.testing.assert_array_equal(ours, wanted)
+
+
+def test_fields_of_a_pair_may_have_other_names():
+    wanted = Pair("2+2?", "4.", "5.")
+    assert parse_pair({"Prompt": "2+2?", "Chosen": "4.", "Rejected": "5."}, where="x") == wanted
+    assert parse_pair({"prompt": "2+2?", "accepted": "4.", "rejected": "5."}, where="x") == wanted
+    record = {"q": "2+2?", "good": "4.", "bad": "5."}
+    assert parse_pair(record, where="x", renamed={"q": "prompt", "good": "chosen", "bad": "rejected"}) == wanted
+    with pytest.raises(UserError, match="--rename-fields=q:prompt,good:chosen,bad:rejected"):
+        parse_pair(record, where="x")
+    with pytest.raises(UserError) as caught:  # a label may say that the second is better
+        parse_pair(record | {"better": 1}, where="x")
+    assert "--rename-fields" not in str(caught.value)
 
 
 def test_prompt_string_begins_answers_without_a_question(tmp_path, run):

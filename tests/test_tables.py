@@ -196,6 +196,7 @@ def test_splits_in_one_directory_are_not_mixed(spec: str, tmp_path: Path, capsys
         ("a.md", b"%PDF-1.4", "is PDF; save its text first"),
         ("a.jsonl", b'{\n"text": "a"\n}\n', "A record must be on one line: jq -c . FILE writes them so"),
         ("a.jsonl", b'[{"role": "user", "content": "a"}]\n', "Conversations are for .*prepare_chat"),
+        ("a.csv", b"Context,Response\na,b\n", "Conversations are for .*prepare_chat"),
         ("a.json", b'[[{"from": "human", "value": "a"}]]\n', "Conversations are for .*prepare_chat"),
         ("a.jsonl", b'[{"text": "a"}]\n', "An array is read from a file that is called .json"),
         (

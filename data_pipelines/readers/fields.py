@@ -1,17 +1,26 @@
 """The text of a record: a string, a list of strings, or one of these inside an object, by the path of its keys."""
 
-from collections.abc import Collection, Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+from gptjax.core.errors import UserError
 
 PARAGRAPHS = "\n\n"
 """What joins the strings of a list."""
 MAX_DEPTH = 5
 """Objects inside each other in which messages look for text."""
+LONGEST_NAME = 40
+"""Characters of a field's name; longer ones are texts."""
 SHOWN_FIELDS = 20
-CHAT_FIELDS = ("messages", "conversations")
+CHAT_FIELDS = ("messages", "conversations", "chat_messages", "contents", "mapping")
 LABEL = "label"
 """KTO's: whether a completion is a good one. Alone it makes no record."""
-QUESTION_AND_ANSWER = ({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"})
+QUESTION_AND_ANSWER = (
+    *({"instruction", "output"}, {"prompt", "completion"}, {"question", "answer"}, {"context", "response"}),
+    *({"instruction", "response"}, {"prompt", "response"}, {"query", "response"}, {"question", "response"}),
+    *({"problem", "solution"}, {"inputs", "targets"}),
+)
 """Fields of records that are conversations."""
 MESSAGE = ({"role", "content"}, {"from", "value"})
 """Fields of a message."""
@@ -24,6 +33,45 @@ def find_text(record: Mapping[str, Any], field: str) -> str | None:
     """
     value = record[field] if field in record else _descend(record, field.split("."))
     return join_text(value)
+
+
+def rename_fields(record: Any, renamed: Mapping[str, str], *, known: Collection[str]) -> Any:
+    """A record with its fields under other names; what is no object, as it is.
+
+    `renamed` is from the name in the file to the one here. Others get the name in `known` that differs from theirs in
+    capitals and blanks only.
+    """
+    if not isinstance(record, dict) or (not renamed and record.keys() <= {*known}):
+        return record
+    fields = {renamed.get(key, key): value for key, value in record.items()}
+    for key in list(fields):
+        plain = plain_name(key)
+        if plain in known and plain not in fields:
+            fields[plain] = fields.pop(key)
+    return fields
+
+
+def plain_name(name: object) -> str:
+    """A field's name in lower case, with underscores in place of blanks."""
+    return str(name).strip().lower().replace(" ", "_")
+
+
+def parse_renaming(spec: str | None) -> dict[str, str]:
+    """The names of `--rename-fields=Q:prompt,A:completion`. Raises `UserError` for another form."""
+    pairs = [pair.rpartition(":") for pair in spec.split(",")] if spec else []
+    if not all(old.strip() and new.strip() for old, _, new in pairs):
+        raise UserError(f"--rename-fields={spec}: wanted NAME:NEW, several with commas, such as Q:prompt,A:completion.")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+def suggest_renaming(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What a message adds for texts under names that are not known; `names` are those that are wanted."""
+    texts = [str(key) for key, value in record.items() if isinstance(value, str) and value.strip()]
+    if any(len(text) > LONGEST_NAME for text in texts):
+        return f" If these are no names but data, write a first line of names: {','.join(names)}"
+    are_all = len(texts) == len(names) == len(record)  # beside others there may be one that says which is which
+    pairs = ",".join(f"{text}:{name}" for text, name in zip(texts if are_all else ["NAME"] * 9, names, strict=False))
+    return f" Say what they are: --rename-fields={shlex.quote(pairs)}" if len(texts) >= len(names) else ""
 
 
 def join_text(value: Any) -> str | None:
@@ -49,10 +97,11 @@ def describe_fields(record: Mapping[str, Any]) -> str:
 
 def suggest_command(names: Collection[str]) -> str:
     """What a message adds for fields of conversations or of pairs: the command that reads them."""
-    if {"chosen", "rejected"} <= set(names):
+    plain = {plain_name(name) for name in names}
+    if {"chosen", "rejected"} <= plain:
         return " Pairs of a better and a worse answer are for python -m data_pipelines.prepare_preferences."
     pairs = (*QUESTION_AND_ANSWER, *MESSAGE)
-    is_chat = any(field in names for field in CHAT_FIELDS) or any(pair <= set(names) for pair in pairs)
+    is_chat = not plain.isdisjoint(CHAT_FIELDS) or any(pair <= plain for pair in pairs)
     return " Conversations are for python -m data_pipelines.prepare_chat." if is_chat else ""
 
 

@@ -17,6 +17,7 @@ from data_pipelines.readers.formats.parquet import choose_columns, open_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, is_json_array, iter_array, iter_rows
 from data_pipelines.readers.formats.text_files import open_file
 from data_pipelines.readers.paths import find_files, keep_data
+from gptjax.core.errors import UserError
 from gptjax.tokenization.messages import SKIPPED, InvalidRecord
 
 PARQUET_SUFFIX = ".parquet"
@@ -65,6 +66,12 @@ def iter_blocks(path: Path, *, fields: tuple[str, ...], block_bytes: int = BLOCK
 def _iter_lines(path: Path, block_bytes: int) -> Iterator[RecordBlock]:
     check_lines(path)
     with open_file(path) as file:
+        if (
+            not path.name.lower().endswith(SUFFIXES)
+            and file.peek(1)[:64].lstrip(b"\xef\xbb\xbf \r\n\t")[:1] not in b"{["
+        ):
+            wanted = f"wanted records: {_KNOWN}, as --help shows"
+            raise UserError(f"{path}: is plain text, {wanted}. Text is for python -m data_pipelines.prepare.")
         number = 1
         while lines := file.readlines(block_bytes):
             yield RecordBlock(sum(map(len, lines)), partial(_parse_lines, path, number, lines))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import shlex
 import types
@@ -84,14 +85,25 @@ def _explain_stray(name: str, given: Sequence[str], *, flags: Flags, missing: Se
     word = given[1] if len(given) > 1 else given[0]
     if "=" in word:
         return _explain_bare(word, flags)
+    if pattern := _find_pattern(given):
+        return f"{quote(word)} belongs to no flag. The shell replaced a pattern; quote it: --{name}={_spell(pattern)}."
     if missing and len(given) == 2:
         return f"{quote(word)} belongs to no flag. Write {_write(missing[0], word, flags[missing[0]])}."
     if str not in flags[name].types and not flags[name].appends:
         return f"{quote(word)} belongs to no flag. --{name} takes one value, {quote(given[0])}."
     hint = f"A value with blanks needs quotes: --{name}={_spell(' '.join(given))}."
+    if name == "tasks":
+        hint = f"Several are separated by commas: --{name}={_spell(','.join(given))}."
     if flags[name].appends:
         hint = f"Each value needs its flag: {' '.join(f'--{name}={_spell(value)}' for value in given)}. {hint}"
     return f"{quote(word)} belongs to no flag. {hint}"
+
+
+def _find_pattern(given: Sequence[str]) -> str | None:
+    """The pattern that a shell may have replaced by these words; None unless they are files with one ending."""
+    folders, endings = {os.path.dirname(word) for word in given}, {os.path.splitext(word)[1] for word in given}
+    is_replaced = len(given) > 1 and len(folders) == len(endings) == 1 and all(map(os.path.lexists, given))
+    return os.path.join(folders.pop(), f"*{endings.pop()}") if is_replaced else None
 
 
 def _explain_value(name: str, values: Sequence[str], flag: Flag) -> str | None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,11 +37,15 @@ def expand_path(path: AnyPath) -> Path:
 
 def refuse_address(path: AnyPath) -> None:
     """Raise a UserError for an address such as `gs://bucket/runs`, of which `Path` makes a local directory `gs:`."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
-        raise UserError(
-            f"{quote(os.fspath(path))} is an address; wanted a local path. Mount the bucket, with gcsfuse for example, "
-            "and give the path of the mount; or copy the files here."
-        )
+    name = os.fspath(path)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+        return
+    advice = "Mount the bucket, with gcsfuse for example, and give the path of the mount; or copy the files here."
+    if found := re.match(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+(?:/[\w.-]+)?)", name):
+        advice = f"The hub's files have the name hf:{found[1]} where a command takes them."
+    elif name.startswith("http"):
+        advice = f"Fetch it first: curl -LO {shlex.quote(quote(name))}"
+    raise UserError(f"{quote(name)} is an address; wanted a local path. {advice}")
 
 
 def shorten_path(path: Path) -> str:

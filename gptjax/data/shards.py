@@ -150,6 +150,8 @@ def guess_width(path: Path) -> Literal[2, 4, 8] | None:
 
 def _refuse_other_values(path: Path, content: bytes, quarters: np.ndarray) -> None:
     """Raise `UserError` for text, for ids of 8 bits and for negative values of 32 or 64 bits."""
+    if content.startswith(b"LITPKDS"):
+        raise UserError(f"{path}: is a file of LitGPT, with a header of its own; wanted the ids alone.")
     if len(content.translate(None, CONTROL_BYTES)) == len(content):
         raise UserError(f"{path}: is plain text; wanted token ids. python -m data_pipelines.prepare makes them.")
     if _are_bytes_alike(content):

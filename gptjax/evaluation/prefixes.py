@@ -31,7 +31,7 @@ from gptjax.model.attention import SequenceAttention
 from gptjax.model.attention_inputs import AttentionInputs, AttentionOptions
 from gptjax.model.block import LayerInputs
 from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import GPT
+from gptjax.model.gpt import GPT, without_gradient
 from gptjax.model.kernels import select_kernel
 from gptjax.model.xla_attention import dot_product_attention
 from gptjax.sharding.axes import BT, BTD, BTHK
@@ -163,6 +163,7 @@ def score_tails(
     targets: Int[Array, " M"],
 ) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
     """Scores of the tokens after these places of the tails."""
+    model = without_gradient(model)
     cache = read_prefixes(model, prefixes)
     return score_hidden(model, read_tails(model, tails, cache)[places], targets)
 

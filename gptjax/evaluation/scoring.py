@@ -4,8 +4,10 @@ Only the hidden states of scored positions meet the output head. On one device n
 exists beyond a block of positions.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -17,14 +19,17 @@ from jaxtyping import Bool, Float, Float32, Int
 from gptjax.core.errors import UserError
 from gptjax.data.row_readers import check_token_ids
 from gptjax.evaluation.windows import EvalWindow
-from gptjax.model.gpt import GPT, DocumentIds
+from gptjax.model.gpt import GPT, DocumentIds, without_gradient
 from gptjax.sharding.axes import BT, BTD
+from gptjax.sharding.devices import target_device
 from gptjax.sharding.mesh import reshard
 
 HEAD_BLOCK = 512
 """Most positions whose logits exist at a time."""
 MIN_LENGTH = 16
 """Rows are filled up to at least this many tokens."""
+COMPILATION_FLOPS = {"cpu": 1e11, "accelerator": 1e14}
+"""What a device computes in about the time in which a program is compiled (benchmarks/RESULTS.md)."""
 
 
 class TokenScores(NamedTuple):
@@ -64,9 +69,11 @@ def score_windows(
     scores: list[TokenScores] = [TokenScores(np.zeros(0, np.float32), np.zeros(0, bool))] * len(windows)
     rows = model.mesh.round_up_rows(options.batch_size)
     pending: list[tuple[list[int], tuple[Array, Array]]] = []
-    for start in range(0, len(order), rows):
+    lengths = plan_lengths(model, [len(windows[i].inputs) for i in order[::rows]], rows=rows)
+    for start, length in zip(range(0, len(order), rows), lengths, strict=True):
         chosen = order[start : start + rows]
-        pending.append((chosen, _score_batch(model, [windows[i] for i in chosen], rows=rows, options=options)))
+        batch = [windows[i] for i in chosen]
+        pending.append((chosen, _score_batch(model, batch, length=length, rows=rows, options=options)))
         if len(pending) > 1:  # one batch is computed while the next is prepared
             _collect(pending.pop(0), windows, scores)
             if options.progress is not None:
@@ -101,12 +108,35 @@ def round_up(number: int, *, least: int = 1) -> int:
     return max(least, -(-number // step) * step)
 
 
+def plan_lengths(model: GPT, longest: Sequence[int], *, rows: int) -> list[int]:
+    """The length of the rows of each batch, whose longest windows are given, the longest first.
+
+    Every length is a program. Batches share the longer one where a program more would cost more than padding.
+    """
+    limit = model.config.context_length
+    batches = Counter(round_up_length(length, limit) for length in longest)
+    compilation = COMPILATION_FLOPS["cpu" if target_device().platform == "cpu" else "accelerator"]
+    program = compilation / (2 * sum(leaf.size for leaf in jax.tree.leaves(model.blocks)) * rows)
+    kinds = list(batches)
+
+    @cache
+    def plan(first: int) -> tuple[float, tuple[int, ...]]:
+        """The least cost in tokens of a row, from this kind of batches on, and the length of each kind."""
+        plans = [(0.0, ())] if first == len(kinds) else []
+        for end in range(first + 1, len(kinds) + 1):
+            cost, rest = plan(end)
+            cost += program + kinds[first] * sum(batches[kind] for kind in kinds[first:end])
+            plans.append((cost, (kinds[first],) * (end - first) + rest))
+        return min(plans)
+
+    found = dict(zip(kinds, plan(0)[1], strict=True))
+    return [found[round_up_length(length, limit)] for length in longest]
+
+
 def _score_batch(
-    model: GPT, windows: Sequence[EvalWindow], *, rows: int, options: ScoringOptions
+    model: GPT, windows: Sequence[EvalWindow], *, length: int, rows: int, options: ScoringOptions
 ) -> tuple[Array, Array]:
     """Log-probabilities and greediness: of the scored tokens (M,) on one device, else of all positions (B, T)."""
-    longest = max(len(window.inputs) for window in windows)
-    length = round_up_length(longest, model.config.context_length)
     rows = rows if len(windows) > rows // 2 else model.mesh.round_up_rows(1 << (len(windows) - 1).bit_length())
     inputs, targets = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     for row, window in enumerate(windows):
@@ -156,6 +186,7 @@ def score_places(
     end_of_text: int | Int[Array, ""],
 ) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
     """Scores of the tokens after these places (row, column)."""
+    model = without_gradient(model)
     hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, end_of_text))
     return score_hidden(model, hidden[places], targets)
 
@@ -183,7 +214,7 @@ def score_all(
     model: GPT, inputs: BT, targets: BT, end_of_text: int | Int[Array, ""]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """Scores of all positions of rows that are divided over devices. The result is whole on every device."""
-    mesh = model.mesh
+    model, mesh = without_gradient(model), model.mesh
     inputs, targets = (reshard(jnp.asarray(x), mesh.activation_spec("BT")) for x in (inputs, targets))
     hidden = model.hidden_states(inputs, documents=find_documents(model, inputs, end_of_text))
     size = max(1, HEAD_BLOCK // inputs.shape[0])

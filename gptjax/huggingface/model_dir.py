@@ -1,6 +1,7 @@
 """Model directories with weights, config and tokenizer: written, compared with transformers, fetched from the hub."""
 
 import importlib.util
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.core.errors import UserError, format_message, quote
-from gptjax.core.files import expand_path
+from gptjax.core.files import expand_path, shorten_path
 from gptjax.huggingface.architectures.architecture import CONFIG_FILE, Architecture, HFOrigin
 from gptjax.huggingface.model_export import to_hf, to_hf_config
 from gptjax.huggingface.safetensors_dir import write_json, write_tensors
@@ -127,11 +128,35 @@ def fetch_model(model: str) -> Path:
         if not (directory / CONFIG_FILE).exists():
             like_hub = not model.startswith((".", "/", "~")) and model.count("/") <= 1
             hub = f" The hub's model of that name is --model={HUB_PREFIX}{model}." if like_hub else ""
-            raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{hub}")
+            advice = explain_no_model(directory) or hub
+            raise UserError(f"--model={model} is a directory here without {CONFIG_FILE}.{advice}")
         return directory
+    if name == model and directory.is_file():
+        raise UserError(
+            f"--model={model} is a file; wanted a directory with {CONFIG_FILE}.{explain_no_model(directory)}"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model={model} is neither a directory nor the name of a model on the hub.")
     return fetch_from_hub(name)
+
+
+def explain_no_model(path: Path) -> str:
+    """What to do about a file, or a directory without config.json, in place of a model's directory; may be empty."""
+    shown = shlex.quote(str(shorten_path(path)))
+    if path.is_file():
+        directory = shlex.quote(str(shorten_path(path.parent)))
+        kinds = {".safetensors": f" Give its directory: {directory}", ".gguf": " GGUF files are written, but not read."}
+        torch = f" A checkpoint of nanoGPT is read by python -m gptjax.convert from-nanogpt {shown} --output=RUN"
+        return (kinds | dict.fromkeys((".pt", ".pth", ".ckpt"), torch)).get(path.suffix.lower(), "")
+    if (path / "adapter_config.json").exists():
+        return f" It holds adapters: python -m gptjax.convert from-peft {shown} --output=RUN"
+    if (path / "params.json").exists():
+        return " Its params.json is of Meta's format: download the model in Hugging Face's."
+    inner = [
+        *path.glob(f"*/{CONFIG_FILE}"),
+        *path.glob(f"snapshots/*/{CONFIG_FILE}"),
+    ]  # of a trainer; of the hub's cache
+    return f" There is one in {shlex.quote(str(shorten_path(max(inner).parent)))}" if inner else ""
 
 
 def fetch_from_hub(name: str) -> Path:

@@ -71,7 +71,7 @@ class ComputeConfig:
     """Attention kernel: `cudnn` (NVIDIA), `splash` (TPU) or `xla`. `auto` takes the fastest that can run and tells."""
     query_block: int | None = None
     """Queries that the `xla` kernel computes at a time in longer rows. None: 512; on
-    CPUs 64 in rows of up to 512 tokens, else 128."""
+    CPUs 64 in rows of up to 512 tokens, else 128, and 256 where no gradient is taken."""
     remat: Literal["none", "light", "full"] = "light"
     """Recomputation in the backward pass: nothing, norms and activations (0.1 % more FLOPs, a quarter of the memory),
     or whole blocks (about 18 % more FLOPs)."""

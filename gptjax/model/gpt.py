@@ -29,10 +29,12 @@ from gptjax.model.norm import Norm
 from gptjax.model.params import constant_param, embedding_lookup, gather, normal_param
 from gptjax.model.products import StoredMatrix, activation_dtype, multiply, multiply_head, run_in_loop
 from gptjax.sharding.axes import BT, BTD, BTJK, BTV, DropoutKeys, Positions
-from gptjax.sharding.devices import preferred_dtype
+from gptjax.sharding.devices import preferred_dtype, target_device
 from gptjax.sharding.mesh import MeshConfig, reshard
 
 AnyModule = TypeVar("AnyModule", bound=Module)
+FORWARD_QUERY_BLOCK = 256
+"""Queries that a CPU computes at a time where no gradient is taken (benchmarks/RESULTS.md)."""
 
 
 class DocumentIds(NamedTuple):
@@ -254,6 +256,15 @@ def with_static(model: AnyModule, *, config: GPTConfig | None = None, mesh: Mesh
         assert isinstance(part, Module)
         part.config, part.mesh = config or part.config, mesh or part.mesh
     return copy
+
+
+def without_gradient(model: GPT) -> GPT:
+    """The model as it is compiled fastest where no gradient is taken: on CPUs longer blocks of queries."""
+    compute = model.config.compute
+    if compute.query_block is not None or target_device().platform != "cpu":
+        return model
+    compute = replace(compute, query_block=FORWARD_QUERY_BLOCK)
+    return with_static(model, config=replace(model.config, compute=compute))
 
 
 def with_context_length(model: GPT, context_length: int) -> GPT:

@@ -122,7 +122,7 @@ def open_checkpoint(spec: str | Path, *, imports: Iterable[str] | Modules = ()) 
             run = directory.parent.parent
             raise UserError(f"{directory} is a step of a run. Write --checkpoint={run} --step={directory.name}.")
         if directory.exists():
-            advice = HUB_NAMES.get(str(spec), WANTED)
+            advice = model_dir.explain_no_model(directory).strip() or HUB_NAMES.get(str(spec), WANTED)
             raise UserError(f"{directory} is not a run directory or a saved model: it has no config.json. {advice}")
         raise UserError(f"{directory} is not there. {NANOGPT_WORDS.get(str(spec), WANTED)}")
     return SavedModel.open(directory) if is_saved_model(directory) else RunDir.open(directory, imports=imports)

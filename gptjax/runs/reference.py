@@ -30,7 +30,7 @@ from gptjax.data.preferences import PairSequences
 from gptjax.data.source import DataSource, ReadSpec
 from gptjax.data.splits import MissingSplit
 from gptjax.evaluators.validation import ValidationLoss
-from gptjax.model.gpt import GPT
+from gptjax.model.gpt import GPT, without_gradient
 from gptjax.objectives.objective import FrozenModelObjective
 from gptjax.objectives.preference import ReferenceObjective, compute_log_probs
 from gptjax.process.console import print_once
@@ -213,7 +213,9 @@ def compute_all(
     @jax.jit
     def compute(model: GPT, batch: dict[str, jax.Array]) -> jax.Array:
         rows = {name: array[0] for name, array in batch.items()}
-        return reshard(compute_log_probs(model, rows, chunk_tokens=objective.chunk_tokens), replicated)
+        return reshard(
+            compute_log_probs(without_gradient(model), rows, chunk_tokens=objective.chunk_tokens), replicated
+        )
 
     found = np.zeros(len(rows.stream), np.float32)
     for start in range(0, len(rows), batch_size):

@@ -11,7 +11,7 @@ from gptjax.tokenization.tokenizer import replace_surrogates
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}
 """Names of roles in public sets, and those here."""
-ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "type"), ("content", "value", "text")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "sender", "type"), ("content", "value", "text", "parts")
 TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 TOOLS = "skipped: tools are called, for which the chat template has no place"
 OTHER_PARTS = "skipped: images or other parts are no text"
@@ -61,14 +61,16 @@ def _read_message(item: Any, *, where: str) -> Message:
     if name is None:
         raise InvalidRecord(f"{where}: its role is {quote(repr(role), limit=80)}; wanted {', '.join(ROLES)}.", NO_ROLE)
     if isinstance(content, list):
-        content = _join_parts(content)
+        content = join_parts(content)
     if not isinstance(content, str):
         raise InvalidRecord(f"{where}: its content is {quote(repr(content), limit=80)}; wanted a string.", NO_TEXT)
     return Message(name, check_utf8(content, where=where))
 
 
-def _join_parts(parts: list[Any]) -> str | None:
-    """The texts of OpenAI's parts; None for what is none. Images and the like are a `UselessRecord`."""
+def join_parts(parts: list[Any] | dict[str, Any]) -> str | None:
+    """The texts of OpenAI's or of Gemini's parts; None for what is none. Images and the like are a `UselessRecord`."""
+    if isinstance(parts, dict):
+        parts = parts["parts"] if isinstance(parts.get("parts"), list) else [parts]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     kinds = {str(part.get("type") or "text") for part in parts if isinstance(part, dict)}
     if not kinds <= {"text", "input_text", "output_text"}:

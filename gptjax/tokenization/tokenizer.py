@@ -35,6 +35,7 @@ from gptjax.tokenization.tokenizer_json import (
     GPT4_PATTERN,
     Merges,
     TokenTable,
+    explain_missing,
     find_end_of_text,
     is_token_name,
     parse_vocab_and_merges,
@@ -314,10 +315,7 @@ def _load(name: str) -> Tokenizer:
         return _add_neighbours(_make_tokenizer(read_directory(path)), path)
     if path.is_file():
         return _add_neighbours(_make_tokenizer(read_tokenizer_json(path)), path.parent)
-    if name == "chars" or name.startswith("bpe:"):
-        learn = "python -m data_pipelines.train_tokenizer learns a BPE"
-        raise UserError(f"tokenizer {name!r}: only prepare learns it, from its text. {learn}; then name its directory.")
-    raise UserError(f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns bpe:8192.")
+    raise UserError(explain_missing(name))
 
 
 def _add_neighbours(tokenizer: Tokenizer, directory: Path) -> Tokenizer:

@@ -6,6 +6,7 @@ by Hugging Face `tokenizers`. Files of others are read if they are of one of the
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,6 +77,16 @@ def read_directory(directory: Path) -> TokenTable:
         f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
         "or merges.txt with vocab.json."
     )
+
+
+def explain_missing(name: str) -> str:
+    """What to say of a name under which there is no tokenizer."""
+    if name == "chars" or name.startswith("bpe:"):
+        learn = "python -m data_pipelines.train_tokenizer learns a BPE"
+        return f"tokenizer {name!r}: only prepare learns it, from its text. {learn}; then name its directory."
+    is_repository = re.fullmatch(r"[\w-]+/[\w.-]+", name) and not name.endswith(".json")
+    hub = f" The hub's is fetched by hf download {name} tokenizer.json --local-dir=DIR" if is_repository else ""
+    return f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns bpe:8192.{hub}"
 
 
 def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:

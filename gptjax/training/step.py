@@ -19,7 +19,7 @@ from gptjax.core.constants import IGNORE_INDEX
 from gptjax.data.loader import Batch
 from gptjax.finetuning.adapters import get_trainable, replace_trainable
 from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import GPT, with_static
+from gptjax.model.gpt import GPT, with_static, without_gradient
 from gptjax.objectives.objective import LossSums, MicroBatch, Objective, compute_sums, get_row_kind
 from gptjax.optim import EMA, Optimizer
 from gptjax.sharding.axes import Count, DropoutKeys, Scalar
@@ -126,6 +126,7 @@ def make_eval_step(objective: Objective) -> Callable[..., LossSums]:
     """Return the jitted evaluation (model, batch, frozen model or None) → sums over the batch, without dropout."""
 
     def eval_step(model: GPT, batch: Batch, frozen: GPT | None = None) -> LossSums:
+        model = without_gradient(model)
         compute = lambda micro_batch: compute_sums(objective, model, micro_batch, frozen=frozen)
         add = lambda total, micro_batch: (jax.tree.map(jnp.add, total, compute(micro_batch)), None)
         return jax.lax.scan(add, _zero_sums(compute, batch), batch)[0]

@@ -38,7 +38,7 @@ def check_lines(path: Path) -> None:
     """Raise `UserError` for an array over several lines, or its items, of which only the last would be a record."""
     with open_file(path) as file:
         first = next((line for line in itertools.islice(file, 100) if line.strip()), b"").strip()
-    if first.startswith(b"[") and not first.endswith(b"]"):
+    if first in (b"[", b"[{") or (first.startswith(b"[") and first.endswith(b",")):
         raise UserError(f"{path}: is an array over several lines. It is read from a file that is called .json.")
     if first.startswith(b"{") and first.endswith(b"},"):
         advice = f"This takes them away: sed -i 's/,$//' {shlex.quote(str(path))}"

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.readers.documents import Chunk, Document, DocumentBlock, ReadContext, validate_utf8
-from data_pipelines.readers.fields import LABEL, list_fields, suggest_command, suggest_for_tokens, suggest_prepare
+from data_pipelines.readers.fields import (
+    LABEL,
+    list_fields,
+    plain_name,
+    suggest_command,
+    suggest_for_tokens,
+    suggest_prepare,
+)
 from data_pipelines.readers.formats.arrow_values import find_column, is_list, join_values
 from data_pipelines.readers.formats.text_files import check_no_pointer, explain_errors
 from data_pipelines.readers.optional_packages import import_pyarrow
@@ -124,11 +131,13 @@ def _is_text(kind: Any) -> bool:
 
 def choose_columns(path: Path, found: list[str], wanted: tuple[str, ...]) -> list[str]:
     """The columns of a file that are wanted. Raises `UserError` where none of them makes a record."""
-    if not {*found} & {*wanted} - {LABEL}:
+    chosen = [name for name in found if name in wanted or plain_name(name) in wanted]
+    if not {*map(plain_name, chosen)} - {LABEL}:
         names = quote(", ".join(map(repr, found)))
-        advice = suggest_command(found) or suggest_prepare(found)
+        renaming = " --rename-fields=NAME:NEW gives a column another name."
+        advice = suggest_command(found) or suggest_prepare(found) or renaming
         raise UserError(f"{path}: has the columns {names}; wanted some of {', '.join(wanted)}.{advice}")
-    return [name for name in found if name in wanted]
+    return chosen
 
 
 def _find_type(column: str, schema: Any) -> Any:

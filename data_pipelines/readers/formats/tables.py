@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.readers.documents import Document, ReadContext, encode_utf8, validate_utf8
 from data_pipelines.readers.fields import (
+    LONGEST_NAME,
     describe_fields,
     find_text,
     is_message,
@@ -33,8 +34,6 @@ LOOKED_BYTES = 2**18
 """How much of a table is looked at before it is read."""
 TORN = "a cell with line ends is read only from a table that has one near its start."
 """Why a line may be no row in a table whose first lines are all rows."""
-LONGEST_NAME = 60
-"""Characters of a column's name; longer ones are texts."""
 MARKS = (",", "\t", ";", "|")
 """What may stand between the cells of a table, whatever its name says."""
 

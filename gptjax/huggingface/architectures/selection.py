@@ -48,7 +48,9 @@ def _check_common_fields(content: dict[str, Any], *, where: object) -> None:
         ids = content.get(name)
         for number in ids if isinstance(ids, list) else [ids]:
             if number is not None and not (type(number) is int and 0 <= number < limit):
-                raise UserError(f"{where}: {name} is {quote(repr(number))}; wanted {wanted}.")
+                raise UserError(
+                    f"{where}: {name} is {quote(repr(number))}; wanted {wanted}. Correct it, or set it to null."
+                )
     names = content.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"{where}: architectures is {quote(repr(names))}; wanted a list of class names.")
