@@ -5,6 +5,7 @@ import random
 import re
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
@@ -310,6 +311,24 @@ def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
     found = measure_controls(cast(Any, None), samples + samples, kind="generate_until")
     assert found == {"majority class": pytest.approx(2 / 3)}
     assert measure_controls(cast(Any, None), samples, kind="loglikelihood_rolling") == {}
+
+
+def test_controls_of_a_choice_leave_out_the_answers_that_mutual_information_asks_again() -> None:
+    answers = [("the?", " a"), ("the?", " b")]
+    sample = {
+        "doc_id": 0,
+        "target": 1,
+        "acc": 1.0,
+        "acc_mutual_info": 1.0,
+        "arguments": [*answers, ("", " a"), ("", " b")],
+    }
+    model = SimpleNamespace(
+        prefix_token_id=0,
+        tok_encode=len,
+        _loglikelihood_tokens=lambda rows: [(float(i), False) for i in range(len(rows))],
+    )
+    found = measure_controls(cast(Any, model), [sample], kind="multiple_choice")
+    assert found == {"chance": 0.5, "majority class": 1.0, "answer without question": 1.0}
 
 
 def test_examples_do_not_come_from_the_scored_file(data: Path) -> None:

@@ -96,7 +96,7 @@ class PreparedTasks:
                     fewshot_as_multiturn=request.apply_chat_template,
                 )
             except (OSError, ValueError, KeyError) as error:
-                reason = str(error).strip().partition("\n")[0]
+                reason = str(error).strip().partition("\n")[0].rstrip(".")
                 names = ", ".join(request.tasks)
                 raise UserError(f"the tasks {names} cannot be run: {type(error).__name__}: {reason}.") from error
         assert found is not None
