@@ -86,6 +86,11 @@ def prepare_frozen_model(
         return FrozenModel(with_reference, None, {"reference": known})
     if saved is not None:
         check_same_run(config, saved, _identify_validation(config))
+    if known is not None:
+        print_once(
+            f"note: {config.directory / REFERENCE} lacks log-probabilities of this data, or a file has changed. They "
+            "are computed again, with the reference itself"
+        )
     model = load(objective.reference)
     weights = hash_weights(model)
     if saved is not None:
