@@ -57,7 +57,9 @@ def _verify_or_explain(directory: Path) -> list[str] | UserError:
     except UserError as error:
         return error
     except OSError as error:
-        return UserError(f"{error.filename or directory} cannot be read: {error.strerror}.")
+        if error.filename is None:  # what is printed cannot be written
+            raise
+        return UserError(f"{error.filename} cannot be read: {error.strerror}.")
 
 
 def verify(directory: Path) -> list[str]:
