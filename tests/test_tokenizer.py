@@ -232,6 +232,9 @@ def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"not a tokenizer\.json of Hugging Face"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    with pytest.raises(UserError, match=r"is a model of SentencePiece, or of tiktoken\. Use gpt2, or learn"):
+        load_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no tokenizer"):
         load_tokenizer(tmp_path / "empty")
