@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from data_pipelines.chat_formats import FIELDS, parse_conversation
+from data_pipelines.chat_formats import FIELDS, has_reasoning, parse_conversation
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
@@ -34,6 +34,7 @@ from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, NANOCH
 
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 EMPTY_MESSAGE = "conversations have an empty message, which was kept"
+REASONING = "conversations have reasoning beside a content, which was left out"
 REPEATED_ROLE = "conversations have two messages of one role in a row, which were kept as two turns"
 
 
@@ -64,6 +65,7 @@ class EncodeConversation:
     def __call__(self, record: Any, where: str) -> Example:
         messages, unscored = parse_conversation(record, where=where, renamed=self.renamed)
         found = {
+            REASONING: has_reasoning(record),
             EMPTY_MESSAGE: not all(message.content.strip() for message in messages),
             REPEATED_ROLE: any(one.role == other.role for one, other in itertools.pairwise(messages)),
         }

@@ -31,6 +31,7 @@ from gptjax.evaluation.comparison import Evaluation, compare
 from gptjax.evaluation.figures import DocumentSums, Figure
 from gptjax.evaluation.options import Evaluate
 from gptjax.evaluation.report import to_result, write_result
+from gptjax.evaluation.texts import number_repeats
 from gptjax.evaluators.validation import ValidationLoss
 from gptjax.runs.run_dir import RunDir, write_imported_run
 from gptjax.runs.trainer import train
@@ -257,25 +258,27 @@ def test_checkpoints_are_compared_document_by_document(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def make_sums(numbers: list[int], *, source: str, words: float = 3.0) -> DocumentSums:
-    nats, ones = np.array(numbers, np.float64), np.ones(len(numbers))
-    return DocumentSums(nats, nats, ones, ones, ones, words * ones, numbers=np.array(numbers), source=source)
+def make_sums(texts: str) -> DocumentSums:
+    """Sums over documents of one letter each."""
+    nats, ones = np.array([ord(letter) for letter in texts], np.float64), np.ones(len(texts))
+    keys = number_repeats(range(len(texts)), [ord(letter) for letter in texts])
+    return DocumentSums(nats, nats, ones, ones, ones, ones, keys=keys)
 
 
-def test_documents_are_paired_by_their_numbers_and_what_has_no_pair_is_told() -> None:
-    base = Evaluation("a", {}, sums=make_sums([0, 2, 3, 5], source="x"))
-    other = lambda **changes: Evaluation("b", {}, sums=replace(make_sums([1, 2, 3], source="x"), **changes))
-    found = compare(other(), base)
+def test_documents_are_paired_by_their_texts_and_what_has_no_pair_is_told() -> None:
+    base = Evaluation("a", {}, sums=make_sums("abac"))
+    found = compare(Evaluation("b", {}, sums=make_sums("daa")), base)
     assert found.differences["nats_per_token"].value == 0
-    assert found.notes == ("differences on the text are over 2 documents that both have",)
-    same_words = compare(other(source="y"), base)
-    assert same_words.differences["nats_per_token"] == found.differences["nats_per_token"]
-    for changes, reason in (
-        ({"source": "y", "words": np.array([1.0, 2.0, 3.0])}, "their documents differ"),
-        ({"unit": "parts"}, "one has parts, the other documents"),
-        ({"numbers": np.array([1, 4, 6])}, "no document was scored with both"),
+    told = "differences on the text are over the 2 documents that both have; the figures are over 3, and 4"
+    assert found.notes == (f"{told} of the baseline",)
+    longer = replace(make_sums("abac"), bytes=np.full(4, 2.0))
+    [note] = compare(Evaluation("b", {}, sums=longer), base).notes
+    assert note.startswith("differences on the text are of 8 scored bytes, and 4 of the baseline")
+    for sums, reason in (
+        (replace(make_sums("abac"), unit="parts"), "one has parts, the other documents"),
+        (make_sums("xyz"), "no document was scored with both"),
     ):
-        found = compare(other(**changes), base)
+        found = compare(Evaluation("b", {}, sums=sums), base)
         assert (found.differences, found.notes) == ({}, (f"no difference on the text: {reason}",))
 
 

@@ -5,6 +5,7 @@ import random
 import re
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
@@ -312,6 +313,24 @@ def test_controls_of_generated_answers_are_the_most_frequent_one() -> None:
     assert measure_controls(cast(Any, None), samples, kind="loglikelihood_rolling") == {}
 
 
+def test_controls_of_a_choice_leave_out_the_answers_that_mutual_information_asks_again() -> None:
+    answers = [("the?", " a"), ("the?", " b")]
+    sample = {
+        "doc_id": 0,
+        "target": 1,
+        "acc": 1.0,
+        "acc_mutual_info": 1.0,
+        "arguments": [*answers, ("", " a"), ("", " b")],
+    }
+    model = SimpleNamespace(
+        prefix_token_id=0,
+        tok_encode=len,
+        _loglikelihood_tokens=lambda rows: [(float(i), False) for i in range(len(rows))],
+    )
+    found = measure_controls(cast(Any, model), [sample], kind="multiple_choice")
+    assert found == {"chance": 0.5, "majority class": 1.0, "answer without question": 1.0}
+
+
 def test_examples_do_not_come_from_the_scored_file(data: Path) -> None:
     """Unless there are none. A file of a task that is not asked for does no harm."""
     files = tuple(f"{name}={data / name}{end}" for name, end in (("sst2_5_shot", ".tsv"), ("enwik8", ".txt")))
@@ -332,7 +351,9 @@ def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: p
     assert "256 new tokens leave no room" in message
 
 
-def test_questions_are_right_if_answered_as_one_of_the_answers(run: Path, tmp_path: Path) -> None:
+def test_questions_are_right_if_answered_as_one_of_the_answers(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A base model with the tokens of ChatML and no template is asked in ChatML, with all turns so far."""
     file, responses, result = (tmp_path / name for name in ("asked.jsonl", "responses.jsonl", "result.json"))
     words = [f"--checkpoint={run}", "--tasks=questions", f"--task-data=questions={file}", "--mesh=single"]
@@ -345,6 +366,8 @@ def test_questions_are_right_if_answered_as_one_of_the_answers(run: Path, tmp_pa
         main(words)
         return json.loads(result.read_text())["figures"]["questions exact_match"]["value"]
 
+    file.write_text('{"question": "a?", "answer": "b"}\n')
+    assert 'asked.jsonl:1: wanted "answers", a list of texts' in read_error(capsys, *words)
     assert ask("no such answer") == 0.0
     [answered] = [json.loads(line) for line in responses.read_text().splitlines()]
     asked = answered["arguments"][0][0]

@@ -196,6 +196,7 @@ def test_llama_configs_of_other_programs_are_read(changes: dict[str, Any], expec
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "positions are .*llama3.*supported"),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; wanted: an object"),
         ({"rope_theta": "much"}, "rope_theta is 'much'"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000"),
         ({"hidden_act": ["silu"]}, "hidden_act is .*supported: silu"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; wanted: float"),
         ({"num_key_value_heads": 3}, "no multiple of model.num_kv_heads 3"),

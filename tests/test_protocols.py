@@ -116,6 +116,20 @@ def test_modded_nanogpt_takes_the_first_tokens_of_stored_shards(model: GPT, nats
     assert find_protocol("modded-nanogpt").tokens == 10_485_760
 
 
+def test_empty_documents_are_an_end_of_text_and_a_word_of_the_harness(
+    model: GPT, tmp_path: Path, nats_of: Callable
+) -> None:
+    documents = ["", LINES[0], "", LINES[1], ""]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
+    stream = np.concatenate([[258, *TOKENIZER.encode(d)] for d in documents])
+    together = score(model, tmp_path / "pages.jsonl", EvalProtocol())
+    windows = [stream[i : i + CONTEXT + 1] for i in range(0, len(stream) - 1, CONTEXT)]
+    assert together.nats.sum() == pytest.approx(sum(nats_of(window).sum() for window in windows), abs=1e-4)
+    alone = score(model, tmp_path / "pages.jsonl", find_protocol("harness"))
+    assert alone.words.sum() == sum(len(re.split(r"\s+", d)) for d in documents)
+    assert alone.scored.sum() == len(stream) - len(documents)
+
+
 @pytest.mark.parametrize("stride", [5, 12, 24])
 def test_hf_stride_has_the_sum_of_transformers_page(model: GPT, file: Path, nats_of: Callable, stride: int) -> None:
     """Labels before the window's own tokens are ignored; a window's mean weighs a token less than its labels."""
@@ -205,7 +219,7 @@ def test_number_of_tokens_is_kept_exactly_and_told(model: GPT, file: Path) -> No
     pages = [TOKENIZER.encode(line).astype(np.int32) for line in LINES]
     for name, changes in (("harness", {}), ("gptjax", {}), ("hf-stride-512", {"stride": 12})):
         protocol = replace(find_protocol(name), tokens=30, **changes).resolve(CONTEXT)
-        placed = place_windows(protocol, pages, end_of_text=258)
+        placed = place_windows(protocol, pages, begin_of_text=258)
         assert sum(p.window.scored for p in placed) == 30
     describe = lambda protocol, **found: protocol.resolve(CONTEXT).describe(**found).rpartition("only, ")[2]
     whole = describe(find_protocol("modded-nanogpt"), scored=2176)

@@ -1,5 +1,6 @@
 """`python -m gptjax.verify` names every damaged file of runs and of prepared data."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.verify import main, verify
 
@@ -48,6 +50,24 @@ def test_verify_names_a_damaged_file_of_a_run(run: Path, name: str):
     flip_bit(run / name)
     (problem,) = verify(run)
     assert str(run / name) in problem
+
+
+@pytest.mark.parametrize("name", ["train.npy", "reference.json", "1/train.npy", "1/reference.json"])
+def test_verify_names_a_damaged_file_of_a_stored_reference(run: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    """Of a single source, or of each component of a mixture; also if it is gone."""
+    for folder in (run / "reference", run / "reference/1"):
+        folder.mkdir()
+        (folder / "train.npy").write_bytes(bytes(64))
+        (folder / "reference.json").write_text(json.dumps({"sha256": {"train": file_sha256(folder / "train.npy")}}))
+    write_run_files(run, tiny_config(run.parent / "shards"), tokenizer())
+    assert verify(run) == []
+    assert f"{run}/reference/1: train.npy are unchanged" in capsys.readouterr().out
+    flip_bit(run / "reference" / name)
+    (problem,) = verify(run)
+    assert problem.startswith(f"{run}/reference/{name} has changed since it was written")
+    (run / "reference" / name).unlink()
+    (problem,) = verify(run)
+    assert problem.startswith(f"{run}/reference/{name} is missing")
 
 
 def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

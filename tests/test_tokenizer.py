@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -351,3 +352,25 @@ def test_a_chat_tokenizer_begins_documents_with_the_end_of_text(tmp_path: Path, 
     trained["gpt4-pattern"].with_special_tokens(["<|im_end|>"]).save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     assert load_tokenizer(tmp_path).end_of_text_name == "<|endoftext|>"
+
+
+def test_a_document_begins_with_what_the_files_name_even_after_saving(
+    tmp_path: Path, trained: dict[str, Tokenizer]
+) -> None:
+    base = trained["gpt4-pattern"]
+    assert base.begin_of_text == base.end_of_text
+    base.with_special_tokens(["<s>", "</s>"]).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
+    found = load_tokenizer(tmp_path)
+    found.save(tmp_path / "saved")
+    for each in (found, load_tokenizer(tmp_path / "saved"), pickle.loads(pickle.dumps(found))):
+        assert (each.begin_of_text, each.end_of_text) == (found.specials["<s>"], found.specials["</s>"])
+
+
+@pytest.mark.parametrize("size", [2**40, 0])
+def test_a_pair_of_files_is_not_read_beyond_a_vocabulary_s_size(size: int, tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "vocab.json").touch()
+    os.truncate(tmp_path / "vocab.json", size)
+    with pytest.raises(UserError, match=r"vocab\.json: it, or "):
+        load_tokenizer(tmp_path)

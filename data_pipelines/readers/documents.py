@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gptjax.core.errors import UserError, count_of
-from gptjax.tokenization.tokenizer import replace_surrogates
+from gptjax.core.unicode import replace_surrogates
 
 Document = bytes | bytearray | memoryview
 """A text as valid UTF-8."""

@@ -180,7 +180,8 @@ def add_text(evaluation: Evaluation, options: Evaluate, run: Checkpoint, model: 
     sums = score(model)
     evaluation.sums, evaluation.figures = sums, compute_figures(sums)
     tokens, documents = round(float(sums.scored.sum())), len(text.documents)
-    facts = {"has_end_of_text": end is not None, "is_stored": text.is_stored}
+    begins = run.tokenizer is not None and run.tokenizer.begin_of_text is not None
+    facts = {"has_end_of_text": begins, "is_stored": text.is_stored}
     evaluation.about |= {
         "protocol": f"{name}: {protocol.describe(scored=tokens, documents=documents, **facts)}",
         "tokens": tokens,

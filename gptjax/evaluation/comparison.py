@@ -1,7 +1,7 @@
 """Evaluations side by side: one table with paired differences from a baseline, and the same as bars."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,7 @@ def compare(evaluation: Evaluation, baseline: Evaluation) -> Comparison:
             same = evaluation.tokenizer == baseline.tokenizer
             found = compare_figures(*pairs)
             differences |= {name: figure for name, figure in found.items() if same or name not in PER_TOKEN}
-            if (common := len(pairs[0].nats)) < max(len(own.nats), len(other.nats)):
-                notes.append(f"differences on the text are over {count_of(common, 'documents')} that both have")
+            notes += _explain_differences(pairs, all_documents=(len(own.nats), len(other.nats)))
     for name, items in evaluation.items.items():
         others = baseline.items.get(name)
         if others is None:
@@ -63,6 +62,21 @@ def compare(evaluation: Evaluation, baseline: Evaluation) -> Comparison:
         else:
             notes.append(f"no difference of {name}: {len(items.pairs)} items, and {len(others.pairs)} of the baseline")
     return Comparison(differences, tuple(notes))
+
+
+def _explain_differences(pairs: tuple[DocumentSums, DocumentSums], *, all_documents: tuple[int, int]) -> Iterator[str]:
+    """Why differences on a text may not be those of the figures."""
+    if (common := len(pairs[0].nats)) < max(all_documents):
+        yield (
+            f"differences on the text are over the {count_of(common, 'documents')} that both have; the figures are "
+            f"over {all_documents[0]:,}, and {all_documents[1]:,} of the baseline"
+        )
+    own, other = (round(float(sums.bytes.sum())) for sums in pairs)
+    if own != other:
+        yield (
+            f"differences on the text are of {own:,} scored bytes, and {other:,} of the baseline, whose tokens or "
+            "windows end elsewhere"
+        )
 
 
 def format_table(evaluations: Sequence[Evaluation], baseline: Evaluation | None = None) -> str:

@@ -147,12 +147,12 @@ def measure_unread(
     An answer is a choice, of a schema one of its contexts, and of a language modeling task the text to predict.
     """
     items, blank = task.items[:limit], " " * task.delimiter.endswith(" ")
-    if tokenizer.end_of_text is None or not items:
+    if tokenizer.begin_of_text is None or not items:
         return {}
     windows = []
     for item in items:
         answers = item["context_options"] if task.kind == "schema" else item.get("choices", [item.get("continuation")])
-        rows = [[tokenizer.end_of_text, *tokenizer.encode(f"{blank}{answer}")] for answer in answers]
+        rows = [[tokenizer.begin_of_text, *tokenizer.encode(f"{blank}{answer}")] for answer in answers]
         rows = [np.array(row[: model.config.context_length], np.int32) for row in rows]
         windows.append([EvalWindow(row, len(row) - 1) for row in rows])
     right = score_items(model, replace(task, items=items), windows, options=options)
@@ -194,7 +194,7 @@ def make_windows(tokenizer: Tokenizer, task: CoreTask, index: int, *, length: in
         drawn = random.Random(EXAMPLES_SEED + index).sample(others, task.num_fewshot)
         shots = [task.items[i] for i in drawn]
     prompts = render_prompts(task, item, shots)
-    first = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    first = [] if tokenizer.begin_of_text is None else [tokenizer.begin_of_text]
     rows = [np.array([*first, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
     if task.kind == "language_modeling":
         before, whole = rows

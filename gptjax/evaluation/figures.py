@@ -6,6 +6,7 @@ far more closely than their own intervals suggest.
 """
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,16 +33,14 @@ class DocumentSums:
     """Words of the original text."""
     unit: str = "documents"
     """What is drawn for an interval: documents, or parts of a single one."""
-    numbers: Int[np.ndarray, " documents"] | None = None
-    """Place of each document in its text, or of each part in its document. None: there are all."""
-    source: str = ""
-    """What tells the text from others."""
+    keys: Sequence[Hashable] | None = None
+    """What tells each document, or part of one, from others: made of its text. None: its place does."""
 
     def take(self, rows: Int[np.ndarray, " rows"]) -> "DocumentSums":
         """The sums of some documents."""
         arrays = ("nats", "weighted_nats", "tokens", "scored", "bytes", "words")
         taken = {name: getattr(self, name)[rows] for name in arrays}
-        return replace(self, **taken, numbers=None if self.numbers is None else self.numbers[rows])
+        return replace(self, **taken, keys=None if self.keys is None else [self.keys[row] for row in rows.tolist()])
 
 
 @dataclass(frozen=True)
@@ -78,21 +77,15 @@ def compare_figures(
 
 
 def pair_documents(sums: DocumentSums, baseline: DocumentSums) -> tuple[DocumentSums, DocumentSums] | str:
-    """The sums of the documents that both have, in one order; or why there are none.
-
-    Texts with different tokens, as two tokenizers make them, are the same if their documents have the same words.
-    """
+    """The sums of the documents that both have, in one order; or why there are none."""
     if sums.unit != baseline.unit:
         return f"one has {sums.unit}, the other {baseline.unit}"
-    left, right = (np.arange(len(x.nats)) if x.numbers is None else x.numbers for x in (sums, baseline))
-    _, own, others = np.intersect1d(left, right, assume_unique=True, return_indices=True)
-    if not len(own):
+    left, right = (range(len(x.nats)) if x.keys is None else x.keys for x in (sums, baseline))
+    places = {key: place for place, key in enumerate(right)}
+    own = [place for place, key in enumerate(left) if key in places]
+    if not own:
         return "no document was scored with both"
-    own_sums, other_sums = sums.take(own), baseline.take(others)
-    has_words = own_sums.words.sum() > 0
-    if sums.source != baseline.source and not (has_words and np.allclose(own_sums.words, other_sums.words)):
-        return "their documents differ"
-    return own_sums, other_sums
+    return sums.take(np.array(own)), baseline.take(np.array([places[left[place]] for place in own]))
 
 
 def compute_quotients(sums: DocumentSums, *, draws: int, seed: int) -> dict[str, np.ndarray]:

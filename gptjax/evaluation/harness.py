@@ -20,6 +20,7 @@ from gptjax.core.files import expand_path
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
 from gptjax.evaluation.task_controls import measure_controls
 from gptjax.evaluation.task_data import complete_rows, find_task_files, read_rows
+from gptjax.evaluators.exact_match import read_questions
 from gptjax.process.console import print_once
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class PreparedTasks:
                     fewshot_as_multiturn=request.apply_chat_template,
                 )
             except (OSError, ValueError, KeyError) as error:
-                reason = str(error).strip().partition("\n")[0]
+                reason = str(error).strip().partition("\n")[0].rstrip(".")
                 names = ", ".join(request.tasks)
                 raise UserError(f"the tasks {names} cannot be run: {type(error).__name__}: {reason}.") from error
         assert found is not None
@@ -163,6 +164,8 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         close = difflib.get_close_matches(unknown, manager.task_index, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.{hint}")
+    if path := files.get("questions", {}).get("test"):
+        _ = list(read_questions(path))  # a wrong line is named
     local = {
         task: str(write_local_task(manager, task, parts=parts, directory=scratch))
         for task, parts in files.items()

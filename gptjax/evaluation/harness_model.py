@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.core.errors import UserError
+from gptjax.core.errors import UserError, quote
 from gptjax.evaluation.prefixes import score_with_shared_prefixes
 from gptjax.evaluation.scoring import ScoringOptions, score_windows
 from gptjax.evaluation.windows import EvalWindow, rolling_windows
@@ -61,6 +61,12 @@ class HarnessModel(TemplateLM):
         if (end := self.text_tokenizer.end_of_text) is not None:
             return end
         return int(self.text_tokenizer.encode("\n")[-1])
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without a context follows."""
+        begin = self.text_tokenizer.begin_of_text
+        return self.eot_token_id if begin is None else begin
 
     @property
     def tokenizer_name(self) -> str:
@@ -180,12 +186,18 @@ class HarnessModel(TemplateLM):
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _refuse
-        return environment.from_string(source).render(
-            messages=chat_history,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self._end_name or "",
-            eos_token=self._end_name or "",
-        )
+        try:
+            return environment.from_string(source).render(
+                messages=chat_history,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self.text_tokenizer.begin_of_text_name or self._end_name or "",
+                eos_token=self._end_name or "",
+            )
+        except UserError:
+            raise
+        except Exception as error:  # a template is a program, which may fail in any way
+            reason = quote(f"{type(error).__name__}: {error}")
+            raise UserError(f"--apply-chat-template: the checkpoint's chat template fails: {reason}.") from None
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return self._require_template() if chat_template else None

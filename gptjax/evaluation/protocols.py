@@ -194,14 +194,14 @@ def place_windows(
     protocol: EvalProtocol,
     documents: Sequence[Ids],
     *,
-    end_of_text: int | None = None,
+    begin_of_text: int | None = None,
     masks: Sequence[np.ndarray] | None = None,
     name: str = "the text",
 ) -> list[PlacedWindow]:
     """The windows of all documents under a resolved protocol.
 
     Args:
-        end_of_text: goes before each document if the protocol wants it; None: documents are taken as they are.
+        begin_of_text: goes before each document if the protocol wants it; None: documents are taken as they are.
         masks: for each token whether its prediction counts; for documents that are taken as they are.
         name: the text in messages.
 
@@ -215,9 +215,11 @@ def place_windows(
     owners = [np.full(len(tokens), number) for number, tokens in enumerate(documents)]
     if masks is not None:
         owners = [np.where(mask[: len(owner)], owner, -1) for owner, mask in zip(owners, masks, strict=False)]
-    if protocol.first_token == "end-of-text" and end_of_text is not None:
-        documents = [np.concatenate([np.array([end_of_text], np.int32), tokens]) for tokens in documents]
-        owners = [np.concatenate([owner[:1], owner]) for owner in owners]
+    if protocol.first_token == "end-of-text" and begin_of_text is not None:
+        documents = [np.concatenate([np.array([begin_of_text], np.int32), tokens]) for tokens in documents]
+        # That token belongs to its document, and counts as the next one does. An empty document is that token alone.
+        firsts = [owner[:1] if len(owner) else [number] for number, owner in enumerate(owners)]
+        owners = [np.concatenate([first, owner]).astype(np.int64) for first, owner in zip(firsts, owners, strict=True)]
     if protocol.documents == "alone":
         placed = _place_documents(protocol, documents, owners)
     else:

@@ -36,6 +36,8 @@ def measure_choices(model: "HarnessModel", items: Sequence[Sample]) -> dict[str,
     golds, choices = [], []
     for sample in items:
         answers = [arguments[1] for arguments in sample["arguments"] if len(arguments) == 2]
+        if "acc_mutual_info" in sample:  # for which each is also asked without the question
+            answers = answers[: len(answers) // 2]
         if "acc" not in sample or len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
             return {}
         if (gold := _find_gold(sample.get("target"), answers)) is None:

@@ -1,6 +1,8 @@
 """Texts that are scored: documents as tokens, with the words and bytes that figures are divided by."""
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -45,8 +47,8 @@ class Text:
     """Whether the tokens hold their own ends of text, as shards do."""
     masks: Sequence[np.ndarray] | None = None
     """For each token whether its prediction counts; None: all count."""
-    source: str | None = None
-    """What tells stored tokens from others; None: the name does."""
+    fingerprints: Sequence[int] | None = None
+    """A number for each document, made of its text, or of its tokens if that is unknown. None: its place tells it."""
 
 
 def read_documents(
@@ -112,7 +114,7 @@ def encode_text(
     Raises:
         UserError: also for a protocol of the harness and a tokenizer without the end of text that it begins with.
     """
-    if protocol.ends_with_text and protocol.first_token == "end-of-text" and tokenizer.end_of_text is None:
+    if protocol.ends_with_text and protocol.first_token == "end-of-text" and tokenizer.begin_of_text is None:
         raise UserError(
             f"--protocol={protocol.name} begins with an end of text, and the tokenizer has none. Give "
             "--first-token=context, which does not predict the first token "
@@ -125,7 +127,8 @@ def encode_text(
             note = f"times {mark} stands in text and is scored as text{advice}"
             _tell([count_of(times, note)], told)
     count = COUNT_WORDS[protocol.words]
-    return Text(str(path), [tokenizer.encode(d) for d in documents], [count(d) for d in documents], tokenizer)
+    tokens, words = [tokenizer.encode(d) for d in documents], [count(d) for d in documents]
+    return Text(str(path), tokens, words, tokenizer, fingerprints=[_fingerprint(d.encode()) for d in documents])
 
 
 def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol: EvalProtocol) -> Text:
@@ -140,11 +143,17 @@ def open_stored_text(stream: TokenStream, tokenizer: Tokenizer | None, protocol:
     documents = [part for part in np.split(tokens, starts[1:]) if len(part)]
     mask = stream.loss_mask
     masks = None if mask is None else np.split(mask[:limit] == 1, starts[1:])
-    words = None
+    words, contents = None, [part.tobytes() for part in documents]
     if tokenizer is not None and int(tokens.max()) < tokenizer.vocab_size:
         count, special = COUNT_WORDS[protocol.words], np.array([*tokenizer.specials.values(), -1])
-        words = [count(tokenizer.decode(part[~np.isin(part, special)])) for part in documents]
-    return Text(stream.name, documents, words, tokenizer, is_stored=True, masks=masks, source=stream.fingerprint)
+        contents = [b"".join(map(tokenizer.token_bytes, part[~np.isin(part, special)].tolist())) for part in documents]
+        words = [count(content.decode(errors="replace")) for content in contents]
+    fingerprints = list(map(_fingerprint, contents))
+    return Text(stream.name, documents, words, tokenizer, is_stored=True, masks=masks, fingerprints=fingerprints)
+
+
+def _fingerprint(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 def score_text(
@@ -155,9 +164,9 @@ def score_text(
     options: ScoringOptions = DEFAULTS,
 ) -> DocumentSums:
     """The sums of each document under a resolved protocol. Call it under the model's mesh."""
-    end = None if text.is_stored or text.tokenizer is None else text.tokenizer.end_of_text
-    placed = place_windows(protocol, text.documents, end_of_text=end, masks=text.masks, name=text.name)
-    return sum_documents(text, placed, _score_in_parts(model, placed, options))
+    begin = None if text.is_stored or text.tokenizer is None else text.tokenizer.begin_of_text
+    placed = place_windows(protocol, text.documents, begin_of_text=begin, masks=text.masks, name=text.name)
+    return sum_documents(text, placed, _score_in_parts(model, placed, options), protocol=protocol)
 
 
 def _score_in_parts(model: GPT, placed: Sequence[PlacedWindow], options: ScoringOptions) -> Iterator[np.ndarray]:
@@ -171,7 +180,9 @@ def _score_in_parts(model: GPT, placed: Sequence[PlacedWindow], options: Scoring
             yield -score.log_probabilities.astype(np.float64)
 
 
-def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.ndarray]) -> DocumentSums:
+def sum_documents(
+    text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.ndarray], *, protocol: EvalProtocol
+) -> DocumentSums:
     """Sums over each document that has a scored token. One document alone is divided into parts.
 
     Args:
@@ -184,16 +195,15 @@ def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.
     if not len(known):
         raise UserError(f"{text.name}: none of its next tokens is scored. Take more.")
     measure = _find_measure(text, placed)
-    is_one = len(known) == 1 and scored[known[0]] >= 2 * PARTS
-    if is_one:
-        unit, words = "equal parts of the one document", _count_scored_words(text, int(known[0]), int(scored.sum()))
+    one = known if len(known) == 1 and scored[known[0]] >= 2 * PARTS else None
+    known = _add_empty_documents(known, text, protocol)
+    pairs = zip(known.tolist(), scored[known].tolist(), strict=True)
+    counts = np.array([_count_scored_words(text, document, tokens) for document, tokens in pairs])
+    unit, divide = "documents", None
+    if one is not None:
+        unit, known, counts = "equal parts of the one document", one, np.full(PARTS, counts.sum() / PARTS)
         total = float(sum(measure(_find_counted(p)).sum() for p in placed))
         divide = EvenParts(total or float(scored.sum()), has_bytes=total > 0)
-        counts, numbers = np.full(PARTS, words / PARTS), np.arange(PARTS)
-    else:
-        unit, divide, numbers = "documents", None, known
-        pairs = zip(known.tolist(), scored[known].tolist(), strict=True)
-        counts = np.array([_count_scored_words(text, document, tokens) for document, tokens in pairs])
     sums = np.zeros((5, len(counts)))
     for p, values in zip(placed, nats, strict=True):
         is_counted = p.documents >= 0
@@ -201,9 +211,30 @@ def sum_documents(text: Text, placed: Sequence[PlacedWindow], nats: Iterable[np.
         group = np.searchsorted(known, p.documents[is_counted]) if divide is None else divide.place(sizes)
         for row, x in zip(sums, (values, values * p.weight, ones * p.weight, ones, sizes), strict=True):
             np.add.at(row, group, x)
-    source = text.name if text.source is None else text.source
     own_nats, weighted, tokens, scored_tokens, size = sums
-    return DocumentSums(own_nats, weighted, tokens, scored_tokens, size, counts, unit, numbers, source)
+    owners = np.repeat(known, 1 if one is None else PARTS).tolist()
+    keys = number_repeats(owners, text.fingerprints or range(len(text.documents)))
+    return DocumentSums(own_nats, weighted, tokens, scored_tokens, size, counts, unit, keys)
+
+
+def _add_empty_documents(known: np.ndarray, text: Text, protocol: EvalProtocol) -> np.ndarray:
+    """The documents that count: those with a scored token, and empty ones in which the harness counts a word."""
+    if text.words is None:
+        return known
+    end = len(text.documents) if protocol.tokens is None else int(known[-1])
+    places = range(min(end, protocol.max_documents or end))
+    return np.union1d(known, [i for i in places if not len(text.documents[i]) and text.words[i]]).astype(np.int64)
+
+
+def number_repeats(documents: Iterable[int], fingerprints: Sequence[int]) -> list[tuple[int, int]]:
+    """The fingerprint of each document, and how often it came before: for equal documents, and parts of one."""
+    times: Counter[int] = Counter()
+    keys = []
+    for document in documents:
+        fingerprint = fingerprints[document]
+        keys.append((fingerprint, times[fingerprint]))
+        times[fingerprint] += 1
+    return keys
 
 
 def _find_counted(p: PlacedWindow) -> Ids:

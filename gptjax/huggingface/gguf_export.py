@@ -144,7 +144,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, *, vocab_size: int) -> Non
     writer.add_token_list(names)
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{spell_token(left)} {spell_token(right)}" for left, right in tokenizer.merges])
-    writer.add_bos_token_id(end)
+    writer.add_bos_token_id(tokenizer.begin_of_text)
     writer.add_eos_token_id(last)
     writer.add_add_bos_token(False)
     if template is not None:

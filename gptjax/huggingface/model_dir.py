@@ -51,9 +51,10 @@ def write_model(
     tokenizer: Tokenizer | None,
 ) -> None:
     """Write the files that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load."""
-    end = tokenizer.end_of_text if tokenizer else None
-    end = end if end is not None and end < model.config.resolved_vocab_size else None
-    config = to_hf_config(model.config, architecture=architecture, dtype=dtype, end_of_text=end, origin=origin)
+    ids = (tokenizer.begin_of_text, tokenizer.end_of_text) if tokenizer else (None, None)
+    begin, end = (i if i is not None and i < model.config.resolved_vocab_size else None for i in ids)
+    ends = {"begin_of_text": begin, "end_of_text": end}
+    config = to_hf_config(model.config, architecture=architecture, dtype=dtype, origin=origin, **ends)
     write_json(directory / CONFIG_FILE, config)
     length = model.config.context_length
     generation = make_generation_config(tokenizer, context_length=length, end_of_text=config.get("eos_token_id"))

@@ -68,19 +68,22 @@ def to_hf_config(
     architecture: Architecture | None = None,
     dtype: DType,
     end_of_text: int | None,
+    begin_of_text: int | None = None,
     origin: HFOrigin | None = None,
 ) -> dict[str, Any]:
     """The content of config.json. Fields of `origin` without a counterpart here keep their values.
 
     Args:
-        end_of_text: the id that begins and ends a text, if there is one.
+        end_of_text: the id that ends a text, if there is one.
+        begin_of_text: the id that begins a text. None: that which ends it.
 
     Raises:
         UserError: the architecture lacks a part of the model.
     """
     architecture = architecture or choose_architecture(config)
     architecture.check(config)
-    content: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
+    begin = end_of_text if begin_of_text is None else begin_of_text
+    content: dict[str, Any] = {"bos_token_id": begin, "eos_token_id": end_of_text}
     written = architecture.write_config(config) | {"dtype": dtype}
     if origin is None or origin.config.get("model_type") != architecture.model_type:
         return content | written

@@ -23,6 +23,8 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, context_length: in
     if (end := tokenizer.end_of_text_name) is not None:
         # A byte-level BPE has no unknown token, but ctranslate2 refuses to load a model without the name of one.
         settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    if tokenizer.begin_of_text_name is not None:
+        settings["bos_token"] = tokenizer.begin_of_text_name
     write_json(directory / "tokenizer_config.json", settings)
     if (template := tokenizer.chat_template) is not None:
         (directory / "chat_template.jinja").write_text(template.to_jinja(begin=end), encoding="utf-8")
@@ -51,4 +53,5 @@ def make_generation_config(
         return content
     template = tokenizer.chat_template if tokenizer else None
     ends = [tokenizer.specials[template.assistant.end], end_of_text] if tokenizer and template else end_of_text
-    return content | {"bos_token_id": end_of_text, "eos_token_id": ends, "pad_token_id": end_of_text}
+    begin = end_of_text if tokenizer is None or tokenizer.begin_of_text_name is None else tokenizer.begin_of_text
+    return content | {"bos_token_id": begin, "eos_token_id": ends, "pad_token_id": end_of_text}

@@ -55,6 +55,9 @@ CONSOLE_LOG = "console.log"
 ENVIRONMENT = "environment.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+REFERENCE = "reference"
+"""The directory of a reference's log-probabilities, with a `REFERENCE_FILE` and the files whose sums that lists."""
+REFERENCE_FILE = "reference.json"
 _READ_FILES = (CONFIG_FILE, *SAVED_FILES)
 """The files beside the checkpoints on which what is read from them depends."""
 
@@ -201,8 +204,8 @@ def write_run_files(
 ) -> None:
     """Write the files beside the checkpoints, each atomically: config, its source, versions, tokenizer, `others`.
 
-    `checksums.json` lists them. It is removed first: after a kill in between, the old sums would call the new files
-    damaged.
+    `checksums.json` lists them, and the files of a stored reference. It is removed first: after a kill in between, the
+    old sums would call the new files damaged.
     """
     make_directories(directory)
     (directory / SUMS_FILE).unlink(missing_ok=True)
@@ -215,8 +218,14 @@ def write_run_files(
     contents[CONFIG_FILE] = json.dumps(to_json(config), indent=2) + "\n"
     for name, content in contents.items():
         write_atomically(directory / name, content)
-    names = [name for name in (*contents, *SAVED_FILES) if (directory / name).is_file()]
+    references = [str(path.relative_to(directory)) for path in list_references(directory)]
+    names = [name for name in (*contents, *SAVED_FILES, *references) if (directory / name).is_file()]
     write_sums(directory, sum_files(directory, names))
+
+
+def list_references(directory: Path) -> list[Path]:
+    """Each `REFERENCE_FILE` of a run: one, or one for each component of a mixture."""
+    return sorted((directory / REFERENCE).rglob(REFERENCE_FILE))
 
 
 def _find_damaged_files(directory: Path) -> dict[str, str]:

@@ -150,8 +150,8 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer) -> Prompt:
         if tokenizer.kind == "bpe" and prompt.endswith(" "):
             print("note: the prompt ends with a blank, but words begin with theirs: leave it out.", file=sys.stderr)
         return Prompt(tokenizer.encode(prompt))
-    if tokenizer.end_of_text is not None:
-        return Prompt(np.array([tokenizer.end_of_text]), hidden=1)
+    if tokenizer.begin_of_text is not None:
+        return Prompt(np.array([tokenizer.begin_of_text]), hidden=1)
     try:
         line_end = tokenizer.encode("\n")
     except UserError:

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from gptjax.core.errors import UserError
+from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.chat_template import CHATML, ChatTemplate, Message, RoleFormat
-from gptjax.tokenization.tokenizer import Tokenizer, replace_surrogates
+from gptjax.tokenization.tokenizer import Tokenizer
 
 CHAT_TOKENS = CHATML.special_tokens
 Ids = Int32[np.ndarray, " _"]

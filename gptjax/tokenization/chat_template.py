@@ -160,9 +160,16 @@ def load_chat_template(path: Path, *, advice: str = "Put the file of the data ba
 
 
 def read_jinja_template(directory: Path) -> str | None:
-    """The chat template that transformers stores beside a model; None without one."""
+    """The chat template that transformers stores beside a model; None without one.
+
+    Raises:
+        UserError: its file is too large, or no text.
+    """
     if (file := directory / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_text(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read as a chat template: {quote(str(error))}.") from None
     found = (_read_jinja_field(directory / name) for name in (CHAT_TEMPLATE_FILE, "tokenizer_config.json"))
     return next((template for template in found if template is not None), None)
 

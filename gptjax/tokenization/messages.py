@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gptjax.core.errors import UserError, quote
+from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.chat_template import ROLES, Message
-from gptjax.tokenization.tokenizer import replace_surrogates
 
 ROLE_NAMES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
 ROLE_NAMES |= {"model": "assistant", "ai": "assistant", "developer": "system"} | {role: role for role in ROLES}

@@ -5,8 +5,7 @@ vocabulary size, the bytes per token and the fingerprint. Only `encode` and the 
 share one format: `tokenizer.json` as Hugging Face `tokenizers` writes and reads it.
 
 Text is encoded as it stands: a literal "<|endoftext|>" in it is ordinary text, and CRLF stays CRLF. A lone surrogate
-(half of a character, which UTF-8 cannot hold) becomes U+FFFD. Only the pipelines put the end-of-text id before
-documents. Which id that is, a tokenizer says itself.
+(half of a character, which UTF-8 cannot hold) becomes U+FFFD. Only pipelines put the end-of-text id before documents.
 """
 
 import copy
@@ -25,6 +24,7 @@ from jaxtyping import Int32
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import expand_path, hash_json, write_atomically
+from gptjax.core.unicode import replace_surrogates
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, ChatTemplate, read_chat_template
 from gptjax.tokenization.gpt2_files import read_gpt2_file
 from gptjax.tokenization.tokenizer_json import (
@@ -36,6 +36,7 @@ from gptjax.tokenization.tokenizer_json import (
     Merges,
     TokenTable,
     explain_missing,
+    find_begin_of_text,
     find_end_of_text,
     is_token_name,
     parse_vocab_and_merges,
@@ -70,6 +71,8 @@ class Tokenizer(ABC):
     pattern: str | None = None
     chat_template: ChatTemplate | None = None
     """How conversations are written; None if no chats were prepared with this tokenizer."""
+    begin_of_text_name: str | None = None
+    """The special token that begins documents, if it is another than their end: in models of other programs."""
 
     def __init__(self, tokens: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
         self.tokens = dict(tokens)
@@ -79,8 +82,7 @@ class Tokenizer(ABC):
         self.bytes_per_token: Int32[np.ndarray, " V"] = np.zeros(self.vocab_size, np.int32)
         self._text_of: list[bytes] = ["\N{REPLACEMENT CHARACTER}".encode()] * self.vocab_size
         for token, i in self.tokens.items():
-            self.bytes_per_token[i] = len(token)
-            self._text_of[i] = token
+            self.bytes_per_token[i], self._text_of[i] = len(token), token
         for name, i in self.specials.items():
             self._text_of[i] = name.encode()
 
@@ -95,6 +97,11 @@ class Tokenizer(ABC):
     def end_of_text(self) -> int | None:
         """The id that the pipelines put before documents; None if there is none."""
         return None if self.end_of_text_name is None else self.specials[self.end_of_text_name]
+
+    @property
+    def begin_of_text(self) -> int | None:
+        """The id after which a model begins a document: of its own kind, or the end of text."""
+        return self.end_of_text if self.begin_of_text_name is None else self.specials[self.begin_of_text_name]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -176,12 +183,13 @@ class Tokenizer(ABC):
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write `directory/tokenizer.json`, creating the directory; return the path.
 
-        A chat template goes beside it, and tokenizer_config.json if the end of text is not `END_OF_TEXT`.
+        A chat template goes beside it; tokenizer_config.json, too, unless documents begin and end with `END_OF_TEXT`.
         """
         path = Path(directory) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.end_of_text_name != find_end_of_text(self.specials, path.parent):
-            content = {"eos_token": self.end_of_text_name, "tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.end_of_text_name != find_end_of_text(self.specials, path.parent) or self.begin_of_text_name:
+            content = {"eos_token": self.end_of_text_name, "bos_token": self.begin_of_text_name}
+            content["tokenizer_class"] = "PreTrainedTokenizerFast"
             write_atomically(path.parent / CONFIG_FILES[0], json.dumps(content, indent=1) + "\n")
         write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
         if self.chat_template is not None:
@@ -205,7 +213,7 @@ class BPE(Tokenizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = functools.partial(BPE, merges=self.merges, pattern=self.pattern or "")
-        state = {"chat_template": self.chat_template, "end_of_text_name": self.end_of_text_name}
+        state = {name: getattr(self, name) for name in ("chat_template", "end_of_text_name", "begin_of_text_name")}
         return rebuild, (self.tokens, self.specials), state
 
     def with_special_tokens(self, specials: Iterable[str]) -> "BPE":
@@ -222,6 +230,7 @@ class BPE(Tokenizer):
         more = BPE(self.tokens, self.specials | numbered, merges=self.merges, pattern=self.pattern or "")
         more.chat_template = self.chat_template
         more.end_of_text_name = self.end_of_text_name or more.end_of_text_name
+        more.begin_of_text_name = self.begin_of_text_name
         return more
 
     @functools.cached_property
@@ -293,8 +302,8 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     """`gpt2`, `gpt2:DIR` (its two files), `bytes`, a `tokenizer.json`, or a directory that holds one.
 
     A directory may also hold GPT-2's pair `vocab.bpe`, `encoder.json`, or the same as `merges.txt`, `vocab.json`. A
-    `chat_template.json` beside it becomes its chat template. The end of text is `end_of_text`, else what
-    tokenizer_config.json or special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
+    `chat_template.json` beside it is its template. The end of text is `end_of_text`, else what tokenizer_config.json or
+    special_tokens_map.json says, else `<|endoftext|>`, if that is a special token.
     """
     found = _load(os.fspath(spec))
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
@@ -310,8 +319,7 @@ def _load(name: str) -> Tokenizer:
         if tokenizer.name != "gpt2":
             raise UserError(f"{name}: these files are not GPT-2's vocabulary, but {tokenizer.name}.")
         return tokenizer
-    path = expand_path(name)
-    if path.is_dir():
+    if (path := expand_path(name)).is_dir():
         return _add_neighbours(_make_tokenizer(read_directory(path)), path)
     if path.is_file():
         return _add_neighbours(_make_tokenizer(read_tokenizer_json(path)), path.parent)
@@ -322,16 +330,8 @@ def _add_neighbours(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     """The tokenizer with what files beside it say: its chat template and its end of text."""
     end = find_end_of_text(tokenizer.specials, directory)
     found = tokenizer if end is None else tokenizer.with_end_of_text(end)
+    found.begin_of_text_name = find_begin_of_text(tokenizer.specials, directory, end_of_text=end)
     return found.with_chat_template(read_chat_template(directory))
-
-
-def replace_surrogates(text: str) -> str:
-    """Text that UTF-8 can hold: pairs of surrogates become their character, single ones U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _make_tokenizer(table: TokenTable) -> Tokenizer:

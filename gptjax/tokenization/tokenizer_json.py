@@ -7,12 +7,13 @@ by Hugging Face `tokenizers`. Files of others are read if they are of one of the
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptjax.core.errors import UserError, quote
 from gptjax.core.files import LARGEST_TOKENIZER, read_text
+from gptjax.process.console import print_once
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
@@ -72,8 +73,12 @@ def read_directory(directory: Path) -> TokenTable:
         return read_tokenizer_json(directory / FILE_NAME)
     for vocab_name, merges_name in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
         if (directory / vocab_name).is_file() and (directory / merges_name).is_file():
-            vocab_file, merges_file = directory / vocab_name, directory / merges_name
-            return parse_vocab_and_merges(vocab_file.read_bytes(), merges_file.read_bytes(), where=vocab_file)
+            files = [directory / vocab_name, directory / merges_name]
+            try:
+                vocab, merges = (read_text(file, limit=LARGEST_TOKENIZER).encode() for file in files)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{files[0]}: it, or {merges_name}, cannot be read: {quote(str(error))}.") from None
+            return parse_vocab_and_merges(vocab, merges, where=files[0])
     raise UserError(
         f"{directory}: found no tokenizer. Wanted tokenizer.json, or vocab.bpe with encoder.json, "
         "or merges.txt with vocab.json."
@@ -93,25 +98,42 @@ def explain_missing(name: str) -> str:
 
 
 def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:
-    """The name of the special token that begins documents: what the files in a directory say, else `END_OF_TEXT`.
+    """The name of the special token that ends documents: what the files in a directory say, else `END_OF_TEXT`.
 
     None if the tokenizer has no such token. Raises `UserError` for a damaged file.
     """
     names = set(specials)
     default = END_OF_TEXT if END_OF_TEXT in names else None
+    found = _list_named(directory, "eos_token", names=names)
+    return next((name for name in found if not (name == END_OF_TURN and default)), default)
+
+
+def find_begin_of_text(specials: Iterable[str], directory: Path, *, end_of_text: str | None) -> str | None:
+    """The name of the special token that begins documents, if the files in a directory name another than their end.
+
+    Where they name the end of a turn as end, documents begin with `END_OF_TEXT`. Raises `UserError` for a damaged file.
+    """
+    names = set(specials)
+    if END_OF_TURN in _list_named(directory, "eos_token", names=names) and end_of_text != END_OF_TURN:
+        return None
+    return next((name for name in _list_named(directory, "bos_token", names=names) if name != end_of_text), None)
+
+
+def _list_named(directory: Path | None, key: str, *, names: Set[str]) -> list[str]:
+    """The special tokens that the files in a directory name so."""
+    found: list[str] = []
     for path in (directory / name for name in CONFIG_FILES) if directory is not None else ():
         if path.is_file():
             try:
                 content = json.loads(read_text(path, limit=LARGEST_TOKENIZER))
             except (OSError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}: cannot be read as JSON: {quote(str(error))}.") from None
-            named = content.get("eos_token") if isinstance(content, dict) else None
+            named = content.get(key) if isinstance(content, dict) else None
             named = named.get("content") if isinstance(named, dict) else named
             if named is not None and not isinstance(named, str):
-                raise UserError(f"{path}: eos_token is {quote(repr(named))}; wanted the text of a special token.")
-            if named in names and not (named == END_OF_TURN and default):
-                return named
-    return default
+                raise UserError(f"{path}: {key} is {quote(repr(named))}; wanted the text of a special token.")
+            found += [named] if named in names else []
+    return found
 
 
 def read_tokenizer_json(path: Path) -> TokenTable:
@@ -146,7 +168,20 @@ def read_tokenizer_json(path: Path) -> TokenTable:
                 "it; here all text is made of merges. Remove it, or mark it special."
             )
     specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+    if added := [name for name in specials if _adds(content["post_processor"], name)]:
+        names = " and ".join(map(quote, added))
+        print_once(f"note: {path} adds {names} to each text, and here a text is read without it", to_stderr=True)
     return _make_bpe(model["vocab"], model["merges"], specials, pattern=pattern or r"[\s\S]+", where=path)
+
+
+def _adds(post_processor: Any, name: str) -> bool:
+    """Whether this section of a file puts a special token beside every text."""
+    match post_processor:
+        case {"type": "Sequence", "processors": list(parts)}:
+            return any(_adds(part, name) for part in parts)
+        case {"type": "TemplateProcessing", "single": list(pieces)}:
+            return any(piece.get("SpecialToken", {}).get("id") == name for piece in pieces)
+    return False
 
 
 def parse_vocab_and_merges(vocab: bytes, merges: bytes, *, where: Path) -> TokenTable:

@@ -16,7 +16,7 @@ from typing import Any
 from data_pipelines.readers.documents import REPLACED, Chunk, Document, DocumentBlock, ReadContext, validate_utf8
 from data_pipelines.readers.zstandard import error_classes, open_zstandard
 from gptjax.core.errors import UserError
-from gptjax.tokenization.tokenizer import replace_surrogates
+from gptjax.core.unicode import replace_surrogates
 
 COMPRESSED = ("", ".gz", ".zst")
 """Endings that `open_file` understands."""

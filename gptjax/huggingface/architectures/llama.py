@@ -1,6 +1,5 @@
 """The architecture of Llama: rotary positions, RMSNorm with a gain, a gated MLP, grouped queries, no biases."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +32,10 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
+
+
+LARGEST_BASE = 1e30
+"""Of rotary positions: far more than any model has, and its powers are float32."""
 
 
 def map_projections(names: Mapping[str, str], *, head_order: HeadOrder = "halves") -> tuple[WeightMapping, ...]:
@@ -107,8 +110,8 @@ def read_rotary_base(content: Mapping[str, Any], *, path: Path) -> float:
     if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{path}: rotary positions are {quote(repr(rope))}; supported: 'default'.")
     base = rope.get("rope_theta", content.get("rope_theta", DEFAULT_ROTARY_BASE))
-    if type(base) not in (int, float) or not 0 < base < math.inf:
-        raise UserError(f"{path}: rope_theta is {quote(repr(base))}; wanted: a positive number.")
+    if type(base) not in (int, float) or not 0 < base <= LARGEST_BASE:
+        raise UserError(f"{path}: rope_theta is {quote(repr(base))}; wanted: a number up to {LARGEST_BASE:g}.")
     return float(base)
 
 
