@@ -136,7 +136,7 @@ def test_chars_are_numbered_in_order_of_code_points() -> None:
         tok.encode("hellé")
     with pytest.raises(UserError, match="needs text"):
         Chars.from_text("")
-    with pytest.raises(UserError, match=r"'bpe:512': only prepare learns it.*train_tokenizer"):
+    with pytest.raises(UserError, match=r"'bpe:512': only prepare and prepare_chat learn it.*train_tokenizer"):
         load_tokenizer("bpe:512")
     with pytest.raises(UserError, match="'chars': only prepare learns it"):
         load_tokenizer("chars")

@@ -89,7 +89,8 @@ def explain_missing(name: str) -> str:
     """What to say of a name under which there is no tokenizer."""
     if name == "chars" or name.startswith("bpe:"):
         learn = "python -m data_pipelines.train_tokenizer learns a BPE"
-        return f"tokenizer {name!r}: only prepare learns it, from its text. {learn}; then name its directory."
+        learners = "prepare and prepare_chat learn" if name.startswith("bpe:") else "prepare learns"
+        return f"tokenizer {name!r}: only {learners} it, from its text. {learn}; then name its directory."
     is_repository = re.fullmatch(r"[\w-]+/[\w.-]+", name) and not name.endswith(".json")
     hub = f" The hub's is fetched by hf download {name} tokenizer.json --local-dir=DIR" if is_repository else ""
     return (
