@@ -40,6 +40,8 @@ ANSWERS = ("completion", "response", "output", "answer", "assistant", "solution"
 ADDED = ("input", "context")
 """Fields whose text follows the question: Alpaca's and Dolly's."""
 SYSTEM = ("system", "system_prompt", "systeminstruction", "system_instruction")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message that no chat template here writes."""
 FIELDS = (*LISTS, *QUESTIONS, *ANSWERS, *ADDED, *SYSTEM, "history", LABEL, *TREE_FIELDS, "text")
 """In lower case; the names in files may have capitals and blanks."""
 FORMS = (
@@ -73,6 +75,13 @@ def parse_conversation(record: Any, *, where: str, renamed: Mapping[str, str] = 
     return ParsedConversation(messages, frozenset(unscored))
 
 
+def has_reasoning(record: Any) -> bool:
+    """Whether a message in the lists of a record has more to say than its content."""
+    lists = [value for value in record.values() if isinstance(value, list)] if isinstance(record, dict) else [record]
+    items = [item for value in lists if isinstance(value, list) for item in value if isinstance(item, dict)]
+    return any(item.get(key) for item in items for key in REASONING)
+
+
 def _find_messages(record: Any, *, where: str) -> list[Any]:
     if isinstance(record, list):
         return record
@@ -93,7 +102,7 @@ def _find_messages(record: Any, *, where: str) -> list[Any]:
         text = record.get("text")
         if isinstance(text, str) and (turns := split_dialogue(text)) is not None:
             return turns
-        other = suggest_command(set(record) - {*QUESTIONS, *ANSWERS}) or suggest_prepare(record)
+        other = suggest_command(set(record) - {*LISTS, *QUESTIONS, *ANSWERS}) or suggest_prepare(record)
         other = other or suggest_renaming(record, ("prompt", "completion"))
         raise InvalidRecord(f"{where}: wanted {FORMS}, got an object with {describe(record)}.{other}")
     if is_labelled(record) and str(record[LABEL]).lower() == "false":

@@ -18,6 +18,7 @@ token that straddles the border. `gptjax.data.preferences` reads the pairs.
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ from gptjax.tokenization.chat_template import CHATML
 from gptjax.tokenization.messages import UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer
 
+EMPTY_MESSAGE = "pairs have an empty message, which was kept"
 TEXT_FOR_CHATS = "pairs are plain text and not turns, though the tokenizer is for chats"
 
 
@@ -64,8 +66,13 @@ class EncodePair:
         documents = [self._encode(prompt, completion) for completion in completions]
         if documents[0].tokens.tobytes() == documents[1].tokens.tobytes():
             raise UselessRecord(EQUAL)
-        is_odd = isinstance(prompt, str) and self.tokenizer.chat_template is not None
-        return Example(repr(prompt), documents, (TEXT_FOR_CHATS,) if is_odd else ())
+        is_text = isinstance(prompt, str)
+        said = [] if is_text else [*prompt, *itertools.chain(*completions)]
+        found = {
+            TEXT_FOR_CHATS: is_text and self.tokenizer.chat_template is not None,
+            EMPTY_MESSAGE: not all(message.content.strip() for message in said),
+        }
+        return Example(repr(prompt), documents, tuple(note for note, is_true in found.items() if is_true))
 
     def _encode(self, prompt: Any, completion: Any) -> MaskedTokens:
         if isinstance(prompt, list):

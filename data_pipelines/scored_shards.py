@@ -29,9 +29,11 @@ from data_pipelines.readers.records import RecordBlock, find_record_files, iter_
 from data_pipelines.runtime.options import ShardOptions, require_at_least
 from data_pipelines.runtime.progress import progress_line
 from gptjax.core.errors import UserError
+from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_VERSION, Manifest
 from gptjax.data.shards import token_dtype
-from gptjax.tokenization.chat import MaskedTokens
+from gptjax.tokenization.chat import MaskedTokens, with_jinja
+from gptjax.tokenization.chat_template import read_jinja_template
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord
 from gptjax.tokenization.tokenizer import Tokenizer, load_tokenizer
 
@@ -68,8 +70,9 @@ class PrepareScored(ShardOptions):
         return parse_renaming(self.rename_fields)
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer, with the end of text that was asked for."""
-        return load_tokenizer(self.tokenizer, end_of_text=self.end_of_text)
+        """The tokenizer, with the end of text that was asked for and the chat template of a saved model."""
+        tokenizer, path = load_tokenizer(self.tokenizer, end_of_text=self.end_of_text), expand_path(self.tokenizer)
+        return with_jinja(tokenizer, read_jinja_template(path) if path.is_dir() else None)
 
     @property
     def effective_split(self) -> str:

@@ -75,6 +75,9 @@ def test_answers_take_the_room_that_is_left():
 def test_saved_conversation_is_read_by_preparation():
     conversation = talk(Echo(context_length=200), system_prompt="Sé brief.")
     list(conversation.answer("a\nb"))
+    list(conversation.answer("\ud83d\ude00 \ud800"))  # as JSON and terminals may have them
+    assert "😀 \ufffd".encode() in conversation.to_json_line().encode()
+    conversation.messages = conversation.messages[:2]
     messages, _ = parse_conversation(json.loads(conversation.to_json_line()), where="x")
     assert [message.content for message in messages] == ["Sé brief.", "a\nb", "a\nb"]
 

@@ -140,6 +140,8 @@ def test_questions_may_hold_any_separator_of_lines(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "user", "content": "a"}], "answers": []}', 'wanted "answers", a list of texts'),
         (b'{"messages": [], "answers": ["a"]}', '"messages": wanted a list of messages'),
         (b'{"messages": [{"role": "tool", "content": "a"}], "answers": ["a"]}', "q.jsonl:1: a message calls tools"),
+        (b'{"messages": [["a", "b"]], "answers": ["a"]}', 'wanted an object with "role" and "content"'),
+        (b'{"messages": ["a", "b"], "answers": ["b"]}', "wanted messages that the user ends, got .* of the assistant"),
         (b'{"answers": ["\xff"]}', "q.jsonl is not UTF-8: invalid start byte at byte 14"),
         (None, "q.jsonl cannot be read: No such file"),
     ],

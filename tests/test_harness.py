@@ -351,7 +351,9 @@ def test_generative_task_runs_from_a_local_file(run: Path, data: Path, capsys: p
     assert "256 new tokens leave no room" in message
 
 
-def test_questions_are_right_if_answered_as_one_of_the_answers(run: Path, tmp_path: Path) -> None:
+def test_questions_are_right_if_answered_as_one_of_the_answers(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A base model with the tokens of ChatML and no template is asked in ChatML, with all turns so far."""
     file, responses, result = (tmp_path / name for name in ("asked.jsonl", "responses.jsonl", "result.json"))
     words = [f"--checkpoint={run}", "--tasks=questions", f"--task-data=questions={file}", "--mesh=single"]
@@ -364,6 +366,8 @@ def test_questions_are_right_if_answered_as_one_of_the_answers(run: Path, tmp_pa
         main(words)
         return json.loads(result.read_text())["figures"]["questions exact_match"]["value"]
 
+    file.write_text('{"question": "a?", "answer": "b"}\n')
+    assert 'asked.jsonl:1: wanted "answers", a list of texts' in read_error(capsys, *words)
     assert ask("no such answer") == 0.0
     [answered] = [json.loads(line) for line in responses.read_text().splitlines()]
     asked = answered["arguments"][0][0]

@@ -18,7 +18,14 @@ import pytest
 from data_pipelines import scored_shards
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
-from data_pipelines.prepare_chat import EMPTY_MESSAGE, REPEATED_ROLE, PrepareChat, find_template, prepare_chat
+from data_pipelines.prepare_chat import (
+    EMPTY_MESSAGE,
+    REASONING,
+    REPEATED_ROLE,
+    PrepareChat,
+    find_template,
+    prepare_chat,
+)
 from data_pipelines.readers.records import NOT_JSON
 from gptjax.core.constants import IGNORE_INDEX
 from gptjax.core.errors import UserError, count_of
@@ -26,7 +33,7 @@ from gptjax.data.checksums import verify_shards
 from gptjax.data.sequences import open_sequences
 from gptjax.data.splits import open_split
 from gptjax.tokenization.chat import CHAT_TOKENS, ChatEncoder
-from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, NANOCHAT, Message, RoleFormat
+from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, NANOCHAT, Message, RoleFormat
 from gptjax.tokenization.messages import NO_ANSWER, NO_LIST, NO_ROLE, NO_TEXT, WRONG_TURNS
 from gptjax.tokenization.tokenizer import load_tokenizer
 
@@ -134,11 +141,30 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     assert "<|im_start|> and <|im_end|> were added to bpe-280: a model needs 282 ids" in capsys.readouterr().out
     run(source)  # which finds them
     assert "were added" not in capsys.readouterr().out
+    learned, given = (PrepareChat(source="q", tokenizer=name, output=tmp_path) for name in ("bpe:280", "gpt2"))
+    assert learned.choose_flags(9) == "--config=own_chats_cpu", "no run knows these ids"
+    assert given.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()
     with pytest.raises(UserError, match="cannot take special tokens"):
         run(source, "bytes", tokenizer="bytes")
+
+
+def test_a_bpe_is_learned_from_the_conversations(tmp_path, run, capsys):
+    rows = [{"question": f"What is {i} and {i + 1}?", "answer": f"It is {2 * i + 1}, I think."} for i in range(40)]
+    (tmp_path / "q.jsonl").write_text("not JSON\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    manifest = run(str(tmp_path / "q.jsonl"), tokenizer="bpe:280", split="hash:0.2")
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert (manifest.vocab_size, tokenizer.vocab_size) == (280, 280)
+    assert [tokenizer.specials[name] for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [277, 278, 279]
+    assert run(str(tmp_path / "q.jsonl"), tokenizer="bpe:280", split="hash:0.2") == manifest
+    assert "were added" not in capsys.readouterr().out
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match=r"holds no usable conversations for training.* got an object with text"):
+        run(str(tmp_path / "bad.jsonl"), "other", tokenizer="bpe:280")
+    with pytest.raises(UserError, match=r"yields only .*or --tokenizer=bpe:\d+"):
+        run(str(tmp_path / "q.jsonl"), "other", tokenizer="bpe:5000")
 
 
 def test_template_of_another_form_is_refused_with_the_flag(tmp_path):
@@ -332,6 +358,8 @@ def test_formats_give_the_same_documents(tmp_path, run):
     ("name", "content", "message"),
     [
         ("x.json", '{\n"data": []}', "holds one object .data.; wanted an array"),
+        ("x.json", '{"messages": [{"role": "user", "content": "a"}]}', r"jq -c \. \S*x\.json > \S*x\.jsonl"),
+        ("x.jsonl", '{"messages": null}', r"got an object with messages\.$"),
         ("x.json", '[{"a":', "neither JSON nor JSON lines"),
         ("x.json", "", "neither JSON nor JSON lines"),
         ("x.json", '[{"instruction": "a", "output": "b"}, 3]', r"x\.json: item 2: wanted a list of messages"),
@@ -361,6 +389,23 @@ def test_empty_messages_are_kept_and_told(tmp_path, run, capsys):
     run(write(tmp_path / "chat.jsonl", [line([("user", "Hi"), ("assistant", "")]), line(SUMS)]))
     assert f"{count_of(1, EMPTY_MESSAGE)}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
     assert sum(documents(tmp_path / "out")[0][1]) == 1
+
+
+def test_conversations_for_a_saved_model_follow_its_jinja(tmp_path, run):
+    """Where it writes the tokens of ChatML: also without `<|endoftext|>` before them."""
+    model = tmp_path / "model"
+    run(write(tmp_path / "x.jsonl", [line(SUMS)]), "plain")
+    load_tokenizer(tmp_path / "plain").with_chat_template(None).save(model)
+    (model / "chat_template.jinja").write_text(CHATML.to_jinja(begin=None))
+    run(write(tmp_path / "x.jsonl", [line(SUMS)]), tokenizer=str(model))
+    ours, plain = (documents(tmp_path / name)[0][0] for name in ("out", "plain"))
+    assert ours == plain[1:]
+
+
+def test_reasoning_that_is_left_out_is_told(tmp_path, run, capsys):
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "reasoning_content": "Hm."}]
+    run(write(tmp_path / "chat.jsonl", [json.dumps({"messages": said}), line(SUMS)]))
+    assert f"{count_of(1, REASONING)}; the first: {tmp_path}/chat.jsonl:1" in capsys.readouterr().out
 
 
 def test_two_messages_of_one_role_stay_two_turns(tmp_path, run, capsys):

@@ -9,8 +9,8 @@ import pytest
 
 from data_pipelines.encode.bpe_trainer import train_bpe
 from data_pipelines.preference_formats import Pair, parse_pair
-from data_pipelines.prepare_preferences import PreparePreferences, prepare_preferences
-from gptjax.core.errors import UserError
+from data_pipelines.prepare_preferences import EMPTY_MESSAGE, PreparePreferences, prepare_preferences
+from gptjax.core.errors import UserError, count_of
 from gptjax.data.checksums import verify_shards
 from gptjax.data.preferences import open_preferences
 from gptjax.tokenization.chat import CHAT_TOKENS
@@ -279,6 +279,11 @@ def test_pairs_with_nothing_in_common_are_named(tmp_path, run, record, message):
     with pytest.raises(UserError, match=message) as caught:
         run(source, strict=True)
     assert str(caught.value).startswith(f"{source}:2: ")
+
+
+def test_empty_answers_are_kept_and_told(tmp_path, run, capsys):
+    run(write(tmp_path / "x.jsonl", [CHAT, CHAT | {"rejected": messages(("assistant", ""))}]))
+    assert f"{count_of(1, EMPTY_MESSAGE)}; the first: {tmp_path}/x.jsonl:2" in capsys.readouterr().out
 
 
 def test_pairs_that_are_equal_without_a_prompt_are_counted(tmp_path, run, capsys):

@@ -197,6 +197,14 @@ def test_too_few_tokens_for_a_row_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         open_sequences(stream, 45, "concat", end_of_text=None)
     assert len(open_sequences(stream, 44, "concat", end_of_text=None)) == 1
+    sidecars = {
+        ("train", "documents"): np.array([0, 20]),
+        ("train", "scored"): (np.arange(45) % 20 == 19).astype(np.uint8),
+    }
+    tokens = {"train": [np.arange(45)]}
+    chats = open_split(write_shards(tmp_path / "chats", tokens, own=tokenizer(), sidecars=sidecars), "train")
+    with pytest.raises(UserError, match=r"nothing is scored in the first 8 tokens of any document\. Use a longer"):
+        open_sequences(chats, 8, "best_fit_truncate", end_of_text=None)
     with pytest.raises(UserError, match=r"Use more text or a smaller --model\.context-length\."):
         open_sequences(stream, 46, "bos_best_fit", end_of_text=END)
     assert len(open_sequences(stream, 45, "bos_best_fit", end_of_text=END)) == 1

@@ -115,6 +115,11 @@ def suggest_for_tokens(names: Collection[str]) -> str:
     return advice if ids else ""
 
 
+def is_message(value: Any) -> bool:
+    """Whether a value is one message of a conversation."""
+    return isinstance(value, Mapping) and any(fields <= set(value) for fields in MESSAGE)
+
+
 def suggest_for_list(value: Any) -> str:
     """The same for a list: messages, or lists of them, are for `prepare_chat`."""
     while isinstance(value, list) and value:

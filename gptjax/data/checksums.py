@@ -110,10 +110,10 @@ def check_documents(stream: TokenStream, end_of_text: int | None, *, per_file: i
     """Raise unless every document of a split (or `per_file` of them in every file) begins with the end-of-text id.
 
     This detects a file of another tokenizer, whatever its size. Without an index of documents, or without such an id,
-    there is nothing to compare.
+    there is nothing to compare. Conversations begin as their chat template says.
     """
     starts = stream.document_starts
-    if starts is None or end_of_text is None:
+    if starts is None or end_of_text is None or stream.loss_mask is not None:
         return
     for path, begin, end in stream.list_file_spans():
         first, last = np.searchsorted(starts, [begin, end])

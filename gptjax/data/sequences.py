@@ -289,6 +289,11 @@ def open_sequences(stream: TokenStream, context_length: int, packing: Packing, *
         "best_fit_truncate": TruncatedSequences,
     }
     sequences = kinds[packing](stream, context_length, end_of_text=end_of_text)
+    if len(sequences) == 0 and packing == "best_fit_truncate" and stream.loss_mask is not None:
+        raise UserError(
+            f"{stream.name}: nothing is scored in the first {context_length:,} tokens of any document. Use a longer "
+            "--model.context-length."
+        )
     if len(sequences) == 0:
         raise UserError(
             f"{stream.name} has {count_of(len(stream), 'tokens')}, less than one sequence of model.context_length + 1 "

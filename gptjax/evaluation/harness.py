@@ -20,6 +20,7 @@ from gptjax.core.files import expand_path
 from gptjax.evaluation.figures import Figure, ItemScores, item_figure
 from gptjax.evaluation.task_controls import measure_controls
 from gptjax.evaluation.task_data import complete_rows, find_task_files, read_rows
+from gptjax.evaluators.exact_match import read_questions
 from gptjax.process.console import print_once
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def load_tasks(request: TaskRequest, scratch: Path) -> tuple[Any, list[str]]:
         close = difflib.get_close_matches(unknown, manager.task_index, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"--tasks: {unknown!r} is unknown to the harness, and no file of that name exists.{hint}")
+    if path := files.get("questions", {}).get("test"):
+        _ = list(read_questions(path))  # a wrong line is named
     local = {
         task: str(write_local_task(manager, task, parts=parts, directory=scratch))
         for task, parts in files.items()

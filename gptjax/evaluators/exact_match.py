@@ -99,6 +99,9 @@ def read_questions(path: Path) -> Any:
         if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
             raise UserError(f'{where}: wanted "answers", a list of texts.')
         try:
-            yield read_messages(record.get("messages"), where=f'{where}: "messages"'), answers
+            messages = read_messages(record.get("messages"), where=f'{where}: "messages"')
         except UselessRecord:
             raise UserError(f"{where}: a message calls tools or is not only text, and cannot be asked.") from None
+        if messages[-1].role != "user":
+            raise UserError(f"{where}: wanted messages that the user ends, got a last one of the {messages[-1].role}.")
+        yield messages, answers

@@ -10,6 +10,7 @@ from gptjax.core.errors import UserError
 from gptjax.serving.text_generation import Completion, TextGenerator
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, Message
+from gptjax.tokenization.tokenizer import replace_surrogates
 
 DEFAULT_ANSWER = 256
 """Tokens of an answer at most, where the context has room."""
@@ -60,7 +61,7 @@ class Conversation:
         """
         if not text.strip():
             raise UserError("the message is blank.")
-        question, self.note = Message("user", text), None
+        question, self.note = Message("user", replace_surrogates(text)), None  # what `to_json_line` can write
         prompt = self._fit(question)
         room = self.generator.context_length - len(prompt)
         stream = self.generator.complete(

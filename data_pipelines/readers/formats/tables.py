@@ -17,6 +17,7 @@ from data_pipelines.readers.fields import (
     LONGEST_NAME,
     describe_fields,
     find_text,
+    is_message,
     list_fields,
     suggest_command,
     suggest_for_list,
@@ -219,6 +220,8 @@ def _suggest_array(items: dict[str, Any], path: Path) -> str:
     given, written = shlex.quote(str(path)), shlex.quote(str(path.with_suffix(".jsonl")))
     lists = [key for key, value in items.items() if isinstance(value, list)]
     arrays = [key for key in lists if items[key] and isinstance(items[key][0], dict) and key.isidentifier()]
+    if arrays and is_message(items[arrays[0]][0]):
+        return f" One conversation a line is read: jq -c . {given} > {written}"
     if arrays:
         return f" Take the array out of it: jq -c '.{arrays[0]}[]' {given} > {written}"
     if lists or (items and all(isinstance(value, dict) and "0" in value for value in items.values())):
