@@ -127,6 +127,8 @@ def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     """The command that trains on the shards, or what they lack for it."""
     tokens = sum(count.tokens for count in splits.values())
     flags = options.few_flags if options.few_flags and tokens < FEW_TOKENS else options.train_flags
+    if "val" not in splits and flags == options.train_flags:
+        return f"next: prepare again with another --split, for {flags} needs a validation split."
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:
         return (
