@@ -1,6 +1,7 @@
 """Conversations to token shards with marks of what is scored: `python -m data_pipelines.prepare_chat --help`.
 
     python -m data_pipelines.prepare_chat --source=chat.jsonl --tokenizer=gpt2 --output=data/chat
+    python -m data_pipelines.prepare_chat --source=chat.csv --tokenizer=bpe:1024 --output=data/chat
     python -m data_pipelines.prepare_chat --source=alpaca.json --tokenizer=runs/mine --split=none --output=data/chat
     python -m data_pipelines.prepare_chat --source='chats/*.parquet' --tokenizer=data/tokenizer --output=data/chat
 
@@ -18,12 +19,16 @@ assistant's messages and their ends. A tokenizer without the template's tokens g
 """
 
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from data_pipelines.chat_formats import FIELDS, has_reasoning, parse_conversation
+from data_pipelines.encode.bpe_trainer import train_bpe_on_documents
 from data_pipelines.encode.encoder import DEFAULT_LIMITS, Limits
+from data_pipelines.encode.splits import SplitRule, parse_split
+from data_pipelines.readers.records import find_record_files, iter_blocks
 from data_pipelines.runtime.options import run_command
 from data_pipelines.scored_shards import Example, ExampleKind, PrepareScored, note_added_tokens, prepare_scored
 from gptjax.core.errors import UserError
@@ -31,7 +36,9 @@ from gptjax.core.files import expand_path
 from gptjax.data.manifest import Manifest
 from gptjax.tokenization.chat import ChatEncoder
 from gptjax.tokenization.chat_template import CHAT_TEMPLATE_FILE, CHATML, NANOCHAT, ChatTemplate, load_chat_template
+from gptjax.tokenization.tokenizer import Tokenizer
 
+LEARNED = re.compile(r"bpe:\d+")
 TEMPLATES = {"chatml": CHATML, "nanochat": NANOCHAT}
 EMPTY_MESSAGE = "conversations have an empty message, which was kept"
 REASONING = "conversations have reasoning beside a content, which was left out"
@@ -44,6 +51,8 @@ class PrepareChat(PrepareScored):
 
     train_flags: ClassVar[str] = "--config=modern_253m_sft --init-from=RUN"
     few_flags: ClassVar[str | None] = "--config=own_chats_cpu --init-from=RUN"
+    tokenizer: str
+    """`gpt2`, `gpt2:DIR`, a tokenizer.json, a directory with one, or `bpe:SIZE`, learned from these conversations."""
     template: str | None = None
     """Chat template: chatml, nanochat, or a chat_template.json. By default the tokenizer's own, or else chatml."""
     system_prompt: str | None = None
@@ -53,6 +62,15 @@ class PrepareChat(PrepareScored):
         super().__post_init__()
         if self.template is not None:
             find_template(self.template)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the tokenizer is learned from these conversations."""
+        return LEARNED.fullmatch(self.tokenizer) is not None
+
+    def choose_flags(self, tokens: int) -> str:
+        flags = super().choose_flags(tokens)
+        return flags.removesuffix(" --init-from=RUN") if self.is_learned else flags  # no run knows its ids yet
 
 
 @dataclass(frozen=True)
@@ -87,9 +105,43 @@ def find_template(name: str) -> ChatTemplate:
         raise UserError(f"--template={name}: {error}") from None
 
 
+def _learn_tokenizer(request: PrepareChat) -> Tokenizer:
+    """A BPE of the training part's messages, with the tokens of the template."""
+    template = CHATML if request.template is None else find_template(request.template)
+    texts = _iter_messages(request)
+    tokenizer = train_bpe_on_documents(
+        itertools.chain([next(texts)], texts),
+        vocab_size=int(request.tokenizer.removeprefix("bpe:")),
+        special_tokens=template.special_tokens,
+        smaller="--tokenizer=bpe:{}",
+    )
+    return tokenizer if request.end_of_text is None else tokenizer.with_end_of_text(request.end_of_text)
+
+
+def _iter_messages(request: PrepareChat) -> Iterator[bytes]:
+    """The messages of the training part. Raises `UserError` where there are none, with what is wrong with the first."""
+    rule, count, wrong = parse_split(request.effective_split), 0, list[str]()
+    assert isinstance(rule, SplitRule)
+    for path in find_record_files(request.source):
+        for block in iter_blocks(path, fields=(*FIELDS, *request.renamed)):
+            for where, record in block.read():
+                try:
+                    if isinstance(record, UserError):
+                        raise record
+                    messages = parse_conversation(record, where=where, renamed=request.renamed).messages
+                except UserError as error:  # told when it is encoded
+                    wrong = wrong or [f" {error}"]
+                    continue
+                if rule.choose_split(repr(messages).encode()) == "train":
+                    count += 1
+                    yield from (message.content.encode() for message in messages)
+    if count == 0:
+        raise UserError(f"source {request.source}: holds no usable conversations for training.{''.join(wrong)}")
+
+
 def prepare_chat(request: PrepareChat, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Prepare the data unless it exists already; prints a summary."""
-    given = request.load_tokenizer()
+    given = _learn_tokenizer(request) if request.is_learned else request.load_tokenizer()
     template = (given.chat_template or CHATML) if request.template is None else find_template(request.template)
     if request.system_prompt is not None:
         template = replace(template, system_prompt=request.system_prompt)

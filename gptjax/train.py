@@ -42,6 +42,7 @@ def run(words: list[str]) -> int:
     faulthandler.enable(sys.__stderr__ or 2, all_threads=False)
     with postpone_garbage_collection():
         from gptjax.config import TrainConfig
+        from gptjax.runs.run_dir import has_trained
         from gptjax.sharding.distributed import initialize_distributed
 
         request = parse_config(TrainConfig, words, prog=PROG, description=DESCRIPTION)
@@ -50,7 +51,7 @@ def run(words: list[str]) -> int:
             return supervise(request.config, words, again=resume_words)
         follow_parent()
         command = shlex.join([*PROG.split(), *resume_words])
-        initialize_distributed(command=command)
+        initialize_distributed(command=command, resumes=has_trained(request.config.directory))
         changes = diff_configs(request.base, request.config)
         print_once(f"config {request.path}", *(f"  {path}: {old!r} → {new!r}" for path, old, new in changes))
         enable_compile_cache()

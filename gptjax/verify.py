@@ -3,11 +3,14 @@
     python -m gptjax.verify runs/quickstart
     python -m gptjax.verify runs/quickstart data/books
 
-For a run, each checkpoint, the files beside the checkpoints and metrics.jsonl are compared with the sizes and sums that
-were written with them. For prepared data, every file is compared with its manifest. Exits with 2 if anything differs.
+For a run, each checkpoint, the files beside the checkpoints, a stored reference and metrics.jsonl are compared with the
+sizes and sums that were written with them. For prepared data, every file is compared with its manifest. Exits with 2 if
+anything differs.
 """
 
+import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +24,7 @@ from gptjax.core.file_sums import SUMS_FILE, DamagedFileError, FileSum, find_dam
 from gptjax.core.files import expand_path
 from gptjax.data.manifest import MANIFEST_NAME
 from gptjax.data.verification import verify_prepared
-from gptjax.runs.run_dir import CHECKPOINTS
+from gptjax.runs.run_dir import CHECKPOINTS, list_references
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,25 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(Verify, words, prog="python -m gptjax.verify", introduction=__doc__ or "")
         if not options.directories:
             raise UserError("No directory is given. Give the directory of a run or of prepared data.")
-        problems = [problem for path in options.directories for problem in verify(expand_path(path))]
+        found = [_verify_or_explain(path) for path in options.directories]
+        unread = [reason for reason in found if isinstance(reason, UserError)]
+        problems = [problem for one in found if not isinstance(one, UserError) for problem in one]
         if problems:
-            raise UserError("\n  ".join([f"{len(problems)} differ from what was written:", *problems]))
+            problems = [f"{len(problems)} differ from what was written:", *problems]
+        if problems or unread:
+            raise UserError("\n  ".join([*problems, *map(str, unread)]))
+
+
+def _verify_or_explain(directory: Path) -> list[str] | UserError:
+    """What differs in a directory, or why it was not read: the others are read all the same."""
+    try:
+        return verify(expand_path(directory))
+    except UserError as error:
+        return error
+    except OSError as error:
+        if error.filename is None:  # what is printed cannot be written
+            raise
+        return UserError(f"{error.filename} cannot be read: {error.strerror}.")
 
 
 def verify(directory: Path) -> list[str]:
@@ -57,7 +76,12 @@ def verify(directory: Path) -> list[str]:
         print(f"{directory}: {count_of(len(manifest.files), 'shards')} of {manifest.tokenizer} unchanged")
         return []
     if (directory / CHECKPOINTS).is_dir() or (directory / SUMS_FILE).is_file():
-        return [*_verify_run_files(directory), *_verify_checkpoints(directory)]
+        problems = _verify_run_files(directory)
+        damaged = "\n".join(problems)
+        references = [file for file in list_references(directory) if str(file) not in damaged]
+        return [*problems, *_verify_references(references), *_verify_checkpoints(directory)]
+    if not directory.exists():
+        raise UserError(f"{directory} does not exist.")
     raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
 
 
@@ -78,6 +102,31 @@ def _verify_run_files(directory: Path) -> list[str]:
     if not (problems := find_damage(directory, found[0])):
         print(f"{directory}: {', '.join(found[0])} are unchanged")
     return problems
+
+
+def _verify_references(files: Iterable[Path]) -> list[str]:
+    """Compare the stored log-probabilities of a reference with the sums in each reference.json."""
+    problems = []
+    for file in files:
+        try:
+            sums = {
+                file.with_name(f"{split}.npy"): sha for split, sha in json.loads(file.read_bytes())["sha256"].items()
+            }
+        except (ValueError, KeyError, AttributeError):
+            problems.append(f"{file} is not as it was written")
+            continue
+        damage = [problem for path, sha256 in sums.items() if (problem := _describe_reference(path, sha256))]
+        if not damage:
+            print(f"{file.parent}: {', '.join(path.name for path in sums)} are unchanged")
+        problems += [f"{problem}. The next start of the run computes it again" for problem in damage]
+    return problems
+
+
+def _describe_reference(path: Path, sha256: str) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    is_same = sum_file(path).sha256 == sha256
+    return None if is_same else f"{path} has changed since it was written: its SHA-256 differs"
 
 
 def _verify_checkpoints(directory: Path) -> list[str]:

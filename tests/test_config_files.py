@@ -93,6 +93,12 @@ def test_without_installed_configs_a_missing_one_says_so(monkeypatch: pytest.Mon
         load_config_file("quickstart", Config)
 
 
+def test_a_config_of_another_program_is_not_run(tmp_path: Path):
+    (tmp_path / "train.yaml").write_text("batch_size: print(1)")
+    with pytest.raises(UserError, match=r"train\.yaml: a config is a Python file. Choose an installed one"):
+        load_config_file(tmp_path / "train.yaml", Config)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

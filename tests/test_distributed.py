@@ -6,7 +6,7 @@ from gptjax.process.native_output import NativeOutput
 from gptjax.sharding import distributed
 from gptjax.sharding.distributed import initialize_distributed
 
-TIMES = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 300}
+TIMES = {"initialization_timeout": 305, "heartbeat_timeout_seconds": 300}
 
 
 class NoOutput(NativeOutput):
@@ -79,6 +79,12 @@ def test_incomplete_environment_is_explained(monkeypatch: pytest.MonkeyPatch):
 def test_variable_that_is_no_number_is_named(calls: list[dict]):
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
         initialize_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "two"})
+
+
+def test_number_of_the_job_that_is_none_is_named(calls: list[dict]):
+    environment = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "5x", "SLURM_STEP_NODELIST": "n[1-2]-ib"}
+    with pytest.raises(UserError, match="SLURM_JOB_ID is '5x'"):
+        initialize_distributed(environment)
 
 
 def test_launcher_that_starts_too_many_processes_is_refused(calls: list[dict]):

@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
+from gptjax.core.errors import UserError
 from gptjax.sharding import joining
-from gptjax.sharding.joining import JoinWatch, find_peers
+from gptjax.sharding.joining import JoinWatch, check_listening, find_peers
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -29,15 +30,15 @@ def test_connections_are_found_on_both_sides(family: socket.AddressFamily):
     [
         (0, {}, "not all 4 processes came within 9 s. Start the command once each", 2),
         (0, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Start the command once each", 2),
-        (0, {"10.0.0.1": 1, "10.0.0.7": 2}, "Only 3 came, from 10.0.0.1, 10.0.0.7. Look at the output", 75),
+        (0, {"10.0.0.1": 1, "10.0.0.7": 2}, "within 9 s. Those that came are on 10.0.0.1, 10.0.0.7. Look at the", 75),
         (2, {"10.0.0.1": 1}, "not all 4 processes came within 9 s. Process 0 is there.", 75),
-        (2, {}, "process 0 did not answer at localhost:12 within 9 s.", 75),
+        (2, {}, "process 0 did not answer at localhost:12 within 9 s.", 2),
     ],
 )
 def test_error_says_who_came(
     index: int, peers: dict[str, int], words: str, status: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """A process that is alone was probably not meant to wait; a scheduler starts the others again."""
+    """A process that is alone was probably not meant to wait, but may be the first to come back to a run."""
     monkeypatch.setattr(joining, "find_peers", lambda port, *, is_server: joining.Counter(peers))
     waiting = JoinWatch(address="localhost:12", index=index, count=4, seconds=9)
     waiting.look()
@@ -46,6 +47,40 @@ def test_error_says_who_came(
     message, found = waiting.explain()
     assert words in message
     assert found == status
+    again = JoinWatch(address="localhost:12", index=index, count=4, seconds=9, resumes=True)
+    assert again.explain()[1] == 75
+
+
+@pytest.mark.parametrize(
+    ("came", "names", "words"),
+    [
+        ("3/4", "2\n", "process 2 of 4 did not come"),
+        ("1/4", "3\n1\n2\n", "processes 1, 2 and 3 of 4 did not come"),
+        ("5/32", "20\n/job:jax_worker/replica:0/task:2\n", "27 of 32 processes did not come, among them 2 and 20"),
+    ],
+)
+def test_error_names_who_is_missing(came: str, names: str, words: str):
+    said = f"# of tasks that reached the barrier: {came}.\nThe first: 0. Some timed out task names:\n{names}\nRPC: 7"
+    message, status = JoinWatch(address="localhost:12", index=3, count=4, seconds=9).explain(said)
+    assert message.startswith(f"{words} within 9 s. Look at the output of those that are missing")
+    assert status == 75
+
+
+def test_coordinator_does_not_share_its_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=rf"process 0 cannot wait for the others at 127\.0\.0\.1:{port}: Address"):
+            check_listening(f"127.0.0.1:{port}", seconds=0.0)
+    check_listening(f"127.0.0.1:{port}", seconds=0.0)
+    with pytest.raises(UserError, match=r"at 192\.0\.2\.1:9: Cannot assign requested address"):
+        check_listening("192.0.2.1:9")
+
+
+def test_number_that_came_twice_is_a_mistake():
+    said = "absl::Status: ALREADY_EXISTS: Aborted connect attempt as there is a request from a newer incarnation."
+    message, status = JoinWatch(address="localhost:12", index=1, count=2, seconds=9).explain(said)
+    assert message.endswith(" of 2, too. Give each its own JAX_PROCESS_ID, from 0 on.")
+    assert status == 2
 
 
 def test_unknown_host_is_a_mistake(monkeypatch: pytest.MonkeyPatch):

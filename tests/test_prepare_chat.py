@@ -141,11 +141,30 @@ def test_missing_chat_tokens_are_added(tmp_path, run, plain, capsys):
     assert "<|im_start|> and <|im_end|> were added to bpe-280: a model needs 282 ids" in capsys.readouterr().out
     run(source)  # which finds them
     assert "were added" not in capsys.readouterr().out
+    learned, given = (PrepareChat(source="q", tokenizer=name, output=tmp_path) for name in ("bpe:280", "gpt2"))
+    assert learned.choose_flags(9) == "--config=own_chats_cpu", "no run knows these ids"
+    assert given.choose_flags(9) == "--config=own_chats_cpu --init-from=RUN"
     run(source, "again", tokenizer=str(tmp_path / "out"))
     assert "were added" not in capsys.readouterr().out
     assert (tmp_path / "out/train_000000.bin").read_bytes() == (tmp_path / "again/train_000000.bin").read_bytes()
     with pytest.raises(UserError, match="cannot take special tokens"):
         run(source, "bytes", tokenizer="bytes")
+
+
+def test_a_bpe_is_learned_from_the_conversations(tmp_path, run, capsys):
+    rows = [{"question": f"What is {i} and {i + 1}?", "answer": f"It is {2 * i + 1}, I think."} for i in range(40)]
+    (tmp_path / "q.jsonl").write_text("not JSON\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    manifest = run(str(tmp_path / "q.jsonl"), tokenizer="bpe:280", split="hash:0.2")
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert (manifest.vocab_size, tokenizer.vocab_size) == (280, 280)
+    assert [tokenizer.specials[name] for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [277, 278, 279]
+    assert run(str(tmp_path / "q.jsonl"), tokenizer="bpe:280", split="hash:0.2") == manifest
+    assert "were added" not in capsys.readouterr().out
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match=r"holds no usable conversations for training.* got an object with text"):
+        run(str(tmp_path / "bad.jsonl"), "other", tokenizer="bpe:280")
+    with pytest.raises(UserError, match=r"yields only .*or --tokenizer=bpe:\d+"):
+        run(str(tmp_path / "q.jsonl"), "other", tokenizer="bpe:5000")
 
 
 def test_template_of_another_form_is_refused_with_the_flag(tmp_path):

@@ -81,6 +81,27 @@ def test_a_readme_beside_records_is_not_read(names, expected, tmp_path):
     assert [path.name for path in open_files(str(tmp_path)).paths] == expected
 
 
+@pytest.mark.parametrize(
+    ("spec", "advice"),
+    [
+        ("a.txt,b.txt", "a directory that holds these files"),
+        ("a.txt b.txt", "a directory that holds these files"),
+        ("roneneldan/TinyStories", "--source=hf:roneneldan/TinyStories"),
+        ("TinyStories", "--source=tinystories"),
+        ("openwebtxt", "--source=openwebtext"),
+        ("tiny_shakespeare", "--source=shakespeare or --source=shakespeare_char"),
+        ("data\\a.txt", "--source=data/a.txt"),
+        ("nothing.txt", "hf:OWNER/NAME"),
+    ],
+)
+def test_a_mistyped_source_shows_the_right_one(spec, advice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"no such file, directory or pattern\. Or use .*{advice}"):
+        open_files(spec)
+
+
 def test_text_field_reaches_every_format(folder):
     (folder / "b" / "d.jsonl.gz").unlink()
     context = ReadContext("other")

@@ -24,6 +24,7 @@ from gptjax.objectives.preference import DPO
 from gptjax.runs import reference
 from gptjax.runs.resume import SavedRun
 from gptjax.runs.startup import make_read_spec
+from gptjax.runs.trainer import make_data_check
 from gptjax.sharding.mesh import MeshConfig
 
 
@@ -80,6 +81,19 @@ def test_reference_is_computed_again_where_a_file_is_missing_or_altered(
     store(config, weights="other")
     assert len(computed) == 2
     assert set(json.loads(file.with_name("reference.json").read_text())["sha256"]) == {"train"}
+
+
+def test_reference_that_changes_during_the_run_is_noticed_at_a_save(config: TrainConfig, computed: list[str]) -> None:
+    store(config)
+    check = make_data_check(config)
+    check()
+    file = config.directory / "reference" / "train.npy"
+    file.write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"train\.npy has changed after this run began to read it"):
+        check()
+    file.unlink()
+    with pytest.raises(UserError, match=r"train\.npy has changed after"):
+        check()
 
 
 def test_reference_that_was_stored_in_part_is_computed_again(

@@ -12,8 +12,8 @@ from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError
 from gptjax.core.serialization import to_json
-from gptjax.data.config import TokenShards
-from gptjax.runs.resume import adopt_history, describe_rate_change, restore_state
+from gptjax.data.config import Mixture, MixtureComponent, TokenShards
+from gptjax.runs.resume import SavedRun, adopt_history, check_same_run, describe_rate_change, restore_state
 from gptjax.runs.run_dir import CHECKPOINTS
 from gptjax.training.stages import Stage
 
@@ -72,10 +72,27 @@ def test_forced_resume_with_other_rows_is_refused(config: TrainConfig):
     with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
         for changed, field in (
             (longer, "model.context_length: 16 → 32"),
-            (packed, "data.packing: 'concat' → 'best_fit'"),
+            (packed, "data.packing: concat → best_fit"),
         ):
             with pytest.raises(UserError, match=f"^{field} makes other rows.*--init-from='{config.directory}'"):
                 restore_state(changed, checkpoints, {}, SINGLE)
+
+
+def test_forced_resume_with_other_rows_of_a_mixture_is_refused(config: TrainConfig):
+    concat, fit = (MixtureComponent(TokenShards(packing=packing)) for packing in ("concat", "best_fit"))
+    config = replace(config, data=Mixture((concat, fit)))
+    save(config, 50)
+    config = replace(config, resume="force")
+    heavier, later = replace(concat, weight=3.0), replace(concat, weight_schedule=((50, 3.0),))
+    with CheckpointManager(config.directory / CHECKPOINTS, CheckpointConfig()) as checkpoints:
+        for data, message in (
+            (Mixture((concat, concat)), r"data.packing: \(concat, best_fit\) → \(concat, concat\) makes other rows"),
+            (Mixture((heavier, fit)), r"data.components until step 50: weights \(1.0, 1.0\) .* → weights \(3.0, 1.0\)"),
+        ):
+            with pytest.raises(UserError, match=f"^{message}"):
+                restore_state(replace(config, data=data), checkpoints, {}, SINGLE)
+    saved = SavedRun(50, replace(config, resume="auto"), {})
+    assert check_same_run(replace(config, data=Mixture((later, fit))), saved, {})
 
 
 def test_going_back_keeps_later_checkpoints_and_happens_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """`python -m gptjax.verify` names every damaged file of runs and of prepared data."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data_pipelines.prepare import Prepare, prepare
 from gptjax.checkpoints.checkpoint import CheckpointConfig, CheckpointManager
 from gptjax.checkpoints.integrity import find_checkpoint_damage
 from gptjax.core.errors import UserError
+from gptjax.core.files import file_sha256
 from gptjax.runs.run_dir import CHECKPOINTS, METRICS, write_run_files
 from gptjax.verify import main, verify
 
@@ -48,6 +50,24 @@ def test_verify_names_a_damaged_file_of_a_run(run: Path, name: str):
     flip_bit(run / name)
     (problem,) = verify(run)
     assert str(run / name) in problem
+
+
+@pytest.mark.parametrize("name", ["train.npy", "reference.json", "1/train.npy", "1/reference.json"])
+def test_verify_names_a_damaged_file_of_a_stored_reference(run: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    """Of a single source, or of each component of a mixture; also if it is gone."""
+    for folder in (run / "reference", run / "reference/1"):
+        folder.mkdir()
+        (folder / "train.npy").write_bytes(bytes(64))
+        (folder / "reference.json").write_text(json.dumps({"sha256": {"train": file_sha256(folder / "train.npy")}}))
+    write_run_files(run, tiny_config(run.parent / "shards"), tokenizer())
+    assert verify(run) == []
+    assert f"{run}/reference/1: train.npy are unchanged" in capsys.readouterr().out
+    flip_bit(run / "reference" / name)
+    (problem,) = verify(run)
+    assert problem.startswith(f"{run}/reference/{name} has changed since it was written")
+    (run / "reference" / name).unlink()
+    (problem,) = verify(run)
+    assert problem.startswith(f"{run}/reference/{name} is missing")
 
 
 def test_verify_names_all_damaged_files_at_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -101,6 +121,20 @@ def test_verify_says_that_the_sums_of_a_run_are_missing(run: Path):
     (run / "checksums.json").unlink()
     (problem,) = verify(run)
     assert problem.startswith(f"{run}/checksums.json is missing")
+
+
+def test_directory_that_is_no_run_does_not_hide_what_is_wrong_with_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flip_bit(run / "config.json")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "absent"), str(run), str(tmp_path)])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: 1 differ from what was written:"
+    assert f"{run}/config.json" in lines[1]
+    assert f"{tmp_path}/absent does not exist." in lines[2]
+    assert f"{tmp_path} is neither a run" in lines[3]
 
 
 def test_verify_refuses_other_directories(tmp_path: Path):

@@ -102,15 +102,27 @@ def start_child(phase: str) -> subprocess.Popen:
     return child
 
 
-@pytest.mark.parametrize(("phase", "signals", "status"), [("training", 2, 130), ("starting", 1, 75)])
-def test_process_that_runs_no_python_ends_within_seconds(phase: str, signals: int, status: int):
-    """At a second Ctrl-C in a long step, and at the first signal where there is nothing to save."""
+@pytest.mark.parametrize(
+    ("phase", "names", "said", "status"),
+    [
+        ("training", "INT INT", ("saving after this step; send it again", "SIGINT again: stopped at once"), 130),
+        ("training", "USR1 TERM TERM", ("step; send SIGTERM twice to stop", "SIGTERM again: stopped at once"), 143),
+        ("starting", "USR1", ("there is nothing to save",), 75),
+    ],
+)
+def test_process_that_runs_no_python_ends_within_seconds(phase: str, names: str, said: tuple[str, ...], status: int):
+    """At a second Ctrl-C in a long step, and at the first signal where there is nothing to save.
+
+    A scheduler's SIGTERM that follows its warning leaves the time to save.
+    """
     with start_child(phase) as child:
         assert child.stdout is not None
-        for count in range(signals):
-            child.send_signal(signal.SIGINT if signals == 2 else signal.SIGUSR1)
-            assert ("saving after this step", "stopped at once")[count] in child.stdout.readline() or signals == 1
+        for name in names.split():
+            assert child.poll() is None
+            child.send_signal(signal.Signals[f"SIG{name}"])
             time.sleep(stop_signals.REPEAT_SECONDS + 0.1)
+        for words in said:
+            assert words in child.stdout.readline()
         assert child.wait(timeout=60) == status
 
 

@@ -136,7 +136,7 @@ def test_chars_are_numbered_in_order_of_code_points() -> None:
         tok.encode("hellé")
     with pytest.raises(UserError, match="needs text"):
         Chars.from_text("")
-    with pytest.raises(UserError, match=r"'bpe:512': only prepare learns it.*train_tokenizer"):
+    with pytest.raises(UserError, match=r"'bpe:512': only prepare and prepare_chat learn it.*train_tokenizer"):
         load_tokenizer("bpe:512")
     with pytest.raises(UserError, match="'chars': only prepare learns it"):
         load_tokenizer("chars")
@@ -233,6 +233,9 @@ def test_load_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"not a tokenizer\.json of Hugging Face"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    with pytest.raises(UserError, match=r"is a model of SentencePiece, or of tiktoken\. Use gpt2, or learn"):
+        load_tokenizer(tmp_path / "tokenizer.model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="found no tokenizer"):
         load_tokenizer(tmp_path / "empty")

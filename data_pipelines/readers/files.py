@@ -1,5 +1,7 @@
 """Local files as a source: one file, a directory read recursively, or a pattern; each format has its reader."""
 
+import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from data_pipelines.readers.formats.parquet import read_parquet
 from data_pipelines.readers.formats.tables import TABLE_SUFFIXES, read_table
 from data_pipelines.readers.formats.text_files import COMPRESSED, open_file, read_text
 from data_pipelines.readers.paths import find_files, identify_files, keep_data
+from data_pipelines.recipes import RECIPES
 from gptjax.core.errors import UserError
 
 LEFT_OUT = "files of other formats in the directory not read (a quoted pattern names them)"
@@ -57,8 +60,26 @@ def open_files(spec: str) -> "Files":
         "stdlib, shakespeare, hf:OWNER/NAME, tfds:NAME, FILE.py:NAME (a class of yours), or a recipe "
         "(python -m data_pipelines.recipes lists them)"
     )
+    others = suggest_source(spec) or others
     is_known, left_out = keep_data(spec, find_reader, is_text=lambda name: find_reader(name) is read_text)
     return Files(spec, find_files(spec, is_known, known=_KNOWN, otherwise=f" Or use {others}."), left_out)
+
+
+def suggest_source(spec: str) -> str:
+    """What was probably meant by a spec that names nothing; empty if nothing is known."""
+    names = [name for name in re.split(r"[, ]+", spec) if name]
+    plain = re.sub(r"[^a-z0-9]", "", spec.lower().removeprefix("tiny"))
+    alike = [name for name in (*RECIPES, "stdlib") if plain and re.sub(r"[^a-z0-9]", "", name).startswith(plain)]
+    alike = alike or difflib.get_close_matches(spec.lower(), (*RECIPES, "stdlib"))
+    if len(names) > 1 and all(map(os.path.exists, names)):
+        return "a directory that holds these files, or a quoted pattern such as '*.txt'"
+    if "\\" in spec:
+        return f"slashes: --source={spec.replace(chr(92), '/')}"
+    if re.fullmatch(r"[\w-]+/[\w.-]+", spec) and not os.path.splitext(spec)[1]:
+        return f"--source=hf:{spec}, if it is a data set of the hub"
+    if alike:
+        return " or ".join(f"--source={name}" for name in alike)
+    return ""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,10 @@ class ShardOptions:
         """A message with its flags as the command of the request names them."""
         return text
 
+    def choose_flags(self, tokens: int) -> str:
+        """The flags of a training command that suit so many tokens."""
+        return self.few_flags if self.few_flags and tokens < FEW_TOKENS else self.train_flags
+
     @property
     def split_names(self) -> tuple[str, ...]:
         """The splits that get text."""
@@ -126,8 +130,8 @@ def run_command(function: Callable[[T], object], options_type: type[T]) -> None:
 def suggest_next(options: ShardOptions, splits: Mapping[str, Counts]) -> str:
     """The command that trains on the shards, or what they lack for it."""
     tokens = sum(count.tokens for count in splits.values())
-    flags = options.few_flags if options.few_flags and tokens < FEW_TOKENS else options.train_flags
-    if "val" not in splits and flags == options.train_flags:
+    flags = options.choose_flags(tokens)
+    if "val" not in splits and not (options.few_flags and tokens < FEW_TOKENS):
         return f"next: prepare again with another --split, for {flags} needs a validation split."
     name = min(splits, key=lambda split: splits[split].tokens)
     if splits[name].tokens < options.least_tokens:

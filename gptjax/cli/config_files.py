@@ -24,6 +24,9 @@ T = TypeVar("T")
 PACKAGES = Path(__file__).parents[2]
 """The directory that holds the package gptjax, and `configs` of the same install beside it."""
 
+OTHER_SUFFIXES = (".yaml", ".yml", ".json", ".toml")
+"""Endings of configs in other programs."""
+
 
 def list_configs() -> dict[str, str]:
     """Installed configs by name, each with the first line of its docstring. None of them is run."""
@@ -41,6 +44,8 @@ def load_config_file(spec: str | Path, config_type: type[T]) -> tuple[T, types.M
         UserError: there is no such file, or it has a fault. The message names the file and the line.
     """
     path = find_config(spec)
+    if path.suffix in OTHER_SUFFIXES:
+        raise UserError(f"{path}: a config is a Python file. Choose an installed one, and set its values by flags.")
     module = run_file(path)
     if not hasattr(module, "config"):
         raise UserError(f"{path} holds no `config`. End it with `config = {config_type.__name__}(...)`.")
@@ -61,7 +66,7 @@ def find_config(spec: str | Path) -> Path:
                 return path.resolve()
     names = list(list_configs())
     close = difflib.get_close_matches(spec.stem, names, n=1)
-    hint = "A config is a Python file. " if spec.suffix in (".yaml", ".yml", ".json", ".toml") else ""
+    hint = "A config is a Python file. " if spec.suffix in OTHER_SUFFIXES else ""
     listed = f"Installed configs: {', '.join(names)}." if names else "No configs are installed."
     listed = f"Did you mean {close[0]}? --help lists all." if close else listed
     raise UserError(f"There is no config file {spec} (looked from {Path.cwd()}). {hint}{listed}")

@@ -122,7 +122,7 @@ def plan_lengths(model: GPT, longest: Sequence[int], *, rows: int) -> list[int]:
     @cache
     def plan(first: int) -> tuple[float, tuple[int, ...]]:
         """The least cost in tokens of a row, from this kind of batches on, and the length of each kind."""
-        plans = [(0.0, ())] if first == len(kinds) else []
+        plans: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] if first == len(kinds) else []
         for end in range(first + 1, len(kinds) + 1):
             cost, rest = plan(end)
             cost += program + kinds[first] * sum(batches[kind] for kind in kinds[first:end])

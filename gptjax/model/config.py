@@ -259,7 +259,10 @@ class GPTConfig:
     def resolved_vocab_size(self) -> int:
         """V before padding, once it is known."""
         if self.vocab_size is None:
-            raise UserError("model.vocab_size is not known, for there is no tokenizer. Give --model.vocab-size.")
+            raise UserError(
+                "model.vocab_size is not known, for there is no tokenizer. python -m data_pipelines.index_shards puts "
+                "one beside shards of others; or give --model.vocab-size."
+            )
         return self.vocab_size
 
     @property

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec
 from gptjax.checkpoints.checkpoint_format import flatten_by_name
 from gptjax.config import TrainConfig
 from gptjax.core.errors import UserError, count_of
+from gptjax.core.file_sums import SUMS_FILE
 from gptjax.core.files import file_sha256, write_atomically
 from gptjax.core.serialization import Modules
 from gptjax.data.config import Mixture
@@ -37,9 +39,8 @@ from gptjax.process.console import print_once
 from gptjax.process.progress import note_progress
 from gptjax.runs.initial_weights import load_frozen_weights
 from gptjax.runs.resume import Fingerprints, SavedRun, check_same_run
+from gptjax.runs.run_dir import REFERENCE, REFERENCE_FILE
 from gptjax.sharding.mesh import MeshConfig, reshard
-
-DIRECTORY = "reference"
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,18 @@ def prepare_frozen_model(
         model = objective.load_frozen_model(load)
         return FrozenModel(spec, model, {} if model is None else {"reference": hash_weights(model)})
     parts = list(_list_parts(config, spec))
-    with_reference = replace(spec, reference=config.directory / DIRECTORY)
+    with_reference = replace(spec, reference=config.directory / REFERENCE)
     known = _find_fingerprint(objective, saved)
     if known is not None and all(_is_stored(part.directory, part.identify(known)) for part in parts):
         return FrozenModel(with_reference, None, {"reference": known})
     validation = _identify_validation(config)
     if saved is not None:
         check_same_run(config, saved, validation)
+    if known is not None:
+        print_once(
+            f"note: {config.directory / REFERENCE} lacks log-probabilities of this data, or a file has changed. They "
+            "are computed again, with the reference itself"
+        )
     model = load(objective.reference)
     weights = hash_weights(model)
     if saved is not None:
@@ -134,13 +140,15 @@ def store_reference(config: TrainConfig, parts: Iterable[ReferencePart], model: 
     for part in parts:
         identity = part.identify(weights)
         if not _is_stored(part.directory, identity):
+            if jax.process_index() == 0:  # after a kill, the old sums would call the new files damaged
+                (config.directory / SUMS_FILE).unlink(missing_ok=True)
             _store_rows(part.rows, part.directory, identity=identity, compute=compute)
 
 
 def _list_parts(config: TrainConfig, spec: ReadSpec) -> Iterator[ReferencePart]:
     """Yield the pairs of each source. Raises `UserError` for data whose log-probabilities cannot be stored."""
     splits = ("train", "val") if config.evaluators else ("train",)
-    for source, directory, wanted in _list_sources(config.data, config.directory / DIRECTORY, splits):
+    for source, directory, wanted in _list_sources(config.data, config.directory / REFERENCE, splits):
         rows = {split: one for split in wanted if (one := _open_pairs(source, split, spec)) is not None}
         yield ReferencePart(directory, rows, spec.context_length)
 
@@ -182,7 +190,7 @@ def _store_rows(
     is_writer, sums = jax.process_index() == 0, dict[str, str]()
     if is_writer:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "reference.json").unlink(missing_ok=True)
+        (directory / REFERENCE_FILE).unlink(missing_ok=True)
     for split, reader in rows.items():
         print_once(
             f"reference: computing the log-probabilities of {count_of(reader.num_pairs, 'pairs')} of {split}, once"
@@ -193,19 +201,44 @@ def _store_rows(
         if is_writer:
             write_atomically(directory / f"{split}.npy", content.getvalue())
     if is_writer:
-        write_atomically(directory / "reference.json", json.dumps(identity | {"sha256": sums}))
+        write_atomically(directory / REFERENCE_FILE, json.dumps(identity | {"sha256": sums}))
     multihost_utils.sync_global_devices("reference")
 
 
 def _is_stored(directory: Path, identity: dict[str, Any]) -> bool:
     """Whether the files are there, as they were written, and belong to this identity. They may hold more splits."""
     try:
-        found = json.loads((directory / "reference.json").read_text(encoding="utf-8"))
+        found = json.loads((directory / REFERENCE_FILE).read_text(encoding="utf-8"))
         sums, splits = found.pop("sha256"), list(identity["splits"])
         found["splits"] = {split: found["splits"][split] for split in splits}
         return found == identity and all(sums[split] == file_sha256(directory / f"{split}.npy") for split in splits)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
+
+
+def watch_reference(directory: Path) -> Callable[[], None]:
+    """A function that raises a `UserError` if a stored file of a run has changed since this call.
+
+    Whether the files are as they were written is known now: `prepare_frozen_model` has read them.
+    """
+    paths = sorted((directory / REFERENCE).rglob("*.npy"))
+
+    def find_state(path: Path) -> tuple[int, int, int] | None:
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+    begun_with = {path: find_state(path) for path in paths}
+
+    def check() -> None:
+        for path, state in begun_with.items():
+            if find_state(path) != state:
+                raise UserError(
+                    f"{path} has changed after this run began to read it. Give the same command again: the run goes on "
+                    "from its last checkpoint, and the file is computed again."
+                )
+
+    return check
 
 
 def compute_all(

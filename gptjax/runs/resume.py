@@ -12,6 +12,8 @@ from gptjax.config import TrainConfig, compare_configs
 from gptjax.core.errors import UserError, count_of
 from gptjax.core.provenance import describe_environment_change
 from gptjax.core.serialization import Modules, from_json
+from gptjax.data.config import Mixture
+from gptjax.data.source import DataSource
 from gptjax.process.console import print_once
 from gptjax.runs.rollback import adopt_offsets
 from gptjax.runs.run_dir import CHECKPOINTS, ENVIRONMENT
@@ -47,7 +49,7 @@ def check_same_run(config: TrainConfig, saved: SavedRun, fingerprints: Fingerpri
             f"{config.directory} is at step {saved.step} already, beyond steps {config.steps}. Give more --steps."
         )
     if config.resume == "force":
-        _check_rows(saved.config, config)
+        _check_rows(saved.config, config, saved.step)
     reported, refused = compare_configs(saved.config, config)
     refused += _compare_history(saved.config, config, saved.step)
     refused += _compare_fingerprints(saved.fingerprints, fingerprints)
@@ -175,19 +177,29 @@ def adopt_history(config: TrainConfig, modules: Modules | None = None) -> TrainC
     return config
 
 
-def _check_rows(saved: TrainConfig, wanted: TrainConfig) -> None:
+def _check_rows(saved: TrainConfig, wanted: TrainConfig, step: int) -> None:
     """Raise if the rows of the data would be others: the run has read so many of them, and could not read on."""
-    pairs = {
+    before = [config.data.history_until(step) for config in (saved, wanted)]
+    pairs: dict[str, tuple[object, object]] = {
         "model.context_length": (saved.model.context_length, wanted.model.context_length),
-        "data.packing": tuple(getattr(config.data, "packing", None) for config in (saved, wanted)),
+        "data.packing": (_describe_packing(saved.data), _describe_packing(wanted.data)),
     }
+    if all(isinstance(config.data, Mixture) for config in (saved, wanted)):  # a weight_schedule may change what follows
+        pairs[f"data.components until step {step}"] = before[0], before[1]
     for field, (old, new) in pairs.items():
         if old != new:
             raise UserError(
-                f"{field}: {old!r} → {new!r} makes other rows of the data, so that the run could not read on where it "
+                f"{field}: {old} → {new} makes other rows of the data, so that the run could not read on where it "
                 f"was, not even with --resume=force. Undo the change, or begin a new run with these weights: "
                 f"--name=OTHER --init-from={shlex.quote(str(wanted.directory))}"
             )
+
+
+def _describe_packing(data: DataSource) -> str | None:
+    """How documents become rows, in each component of a mixture; None for sources of another kind."""
+    if isinstance(data, Mixture):
+        return f"({', '.join(str(_describe_packing(component.data)) for component in data.components)})"
+    return getattr(data, "packing", None)
 
 
 def _keep_batches(saved: TrainConfig, wanted: TrainConfig, step: int) -> TrainConfig:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,7 +25,7 @@ from gptjax.process.diagnosis import keep_reports_in
 from gptjax.process.early_exit import stop_status
 from gptjax.process.process_end import exit_process, has_peers
 from gptjax.runs import report, startup
-from gptjax.runs.reference import FrozenModel, prepare_frozen_model
+from gptjax.runs.reference import FrozenModel, prepare_frozen_model, watch_reference
 from gptjax.runs.resume import Fingerprints, check_same_run, find_saved_run, restore_state
 from gptjax.runs.rollback import roll_back
 from gptjax.runs.run_dir import CONSOLE_LOG, run_lock, write_run_files
@@ -200,13 +201,15 @@ def _make_saver(config: TrainConfig, checkpoints: CheckpointManager, metadata: d
 
 
 def make_data_check(config: TrainConfig) -> Callable[[], None]:
-    """A function that raises a `UserError` if data of the run or of an evaluator has changed since it was opened."""
+    """A function that raises a `UserError` if what the run or an evaluator reads has changed since it was opened."""
     others = (getattr(evaluator, "data", None) for evaluator in config.evaluators)
     sources = [config.data, *(data.resolve() for data in others if isinstance(data, DataSource))]
+    check_reference = watch_reference(config.directory)
 
     def check() -> None:
         for source in sources:
             source.check()
+        check_reference()
 
     return check
 
@@ -226,7 +229,7 @@ def _make_guard(
         steps=config.steps,
         limit=config.max_consecutive_skips,
         rollback=config.rollback,
-        rollbacks=int(max(records, default=0)),
+        rollbacks=int(max(filter(math.isfinite, records), default=0)),
         losses=startup.read_values(config, "loss", before=start + 1) if has_median else (),
     )
 

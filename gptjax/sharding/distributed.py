@@ -14,9 +14,9 @@ from jax.experimental import multihost_utils
 from gptjax.core.errors import UserError, quote
 from gptjax.core.xla_flags import check_xla_flags
 from gptjax.process.early_exit import REQUEUE_STATUS
-from gptjax.process.native_output import NativeOutput, hold_native_output, release_native_output
+from gptjax.process.native_output import NativeOutput, hold_native_output, read_native_output, release_native_output
 from gptjax.process.process_end import end_at_abort, end_process, set_peers
-from gptjax.sharding.joining import JoinWatch
+from gptjax.sharding.joining import CLIENT_SECONDS, JoinWatch, check_listening, end_registration
 from gptjax.sharding.liveness import ProcessWatch
 
 WAIT_SECONDS = 300
@@ -27,7 +27,9 @@ HEARTBEAT_SECONDS = 300
 """Later than `ProcessWatch`, JAX ends all processes by an abort."""
 
 
-def initialize_distributed(environment: Mapping[str, str] = os.environ, *, command: str = "the same command") -> None:
+def initialize_distributed(
+    environment: Mapping[str, str] = os.environ, *, command: str = "the same command", resumes: bool = False
+) -> None:
     """Call `jax.distributed.initialize` if the environment describes several processes; call this before any JAX work.
 
     Any one of these describes them:
@@ -39,7 +41,8 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
       several slices (`MEGASCALE_COORDINATOR_ADDRESS`);
     - `GPTJAX_DISTRIBUTED=auto`, where only JAX's own detection knows (TPU VMs with a metadata server).
 
-    Otherwise this does nothing. Raises a UserError for an incomplete or invalid description.
+    Otherwise this does nothing. `command` resumes the run; `resumes` says that it has begun before. Raises a UserError
+    for an incomplete or invalid description.
     """
     check_xla_flags()
     check_launcher(environment)
@@ -51,7 +54,7 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
         _read_integer(environment, "JAX_PROCESS_ID"),
     )
     total = count or _read_integer(environment, "SLURM_NTASKS")
-    seconds = _read_integer(environment, "GPTJAX_JOIN_SECONDS") or WAIT_SECONDS
+    seconds = WAIT_SECONDS if (asked := _read_integer(environment, "GPTJAX_JOIN_SECONDS")) is None else max(1, asked)
     if total is not None:
         rank = process if process is not None else environment.get("SLURM_PROCID", "?")
         print(
@@ -60,19 +63,29 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
             file=sys.stderr,
             flush=True,
         )
+    if process == 0 and address:
+        check_listening(environment.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{address.rpartition(':')[2]}")
     native = hold_native_output()
-    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds)
+    waiting = JoinWatch(address=address, index=process, count=total, seconds=seconds, resumes=resumes)
+    _join(native, waiting, seconds=seconds, coordinator_address=address, num_processes=count, process_id=process)
+    _watch_others(native, command)
+
+
+def _join(native: NativeOutput, waiting: JoinWatch, *, seconds: int, **place: str | int | None) -> None:
+    """Join the others, or end with the reason. `place` goes to JAX."""
     try:
-        with waiting, end_at_abort(native, waiting.explain):
-            jax.distributed.initialize(
-                coordinator_address=address,
-                num_processes=count,
-                process_id=process,
-                initialization_timeout=seconds,
+        with (
+            waiting,
+            end_registration(seconds),
+            end_at_abort(native, lambda: waiting.explain(read_native_output())),
+        ):
+            jax.distributed.initialize(  # pyright: ignore[reportArgumentType]
+                **place,
+                initialization_timeout=seconds + CLIENT_SECONDS,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except RuntimeError as error:
-        message, status = waiting.explain()
+        message, status = waiting.explain(str(error))
         if status == REQUEUE_STATUS:
             end_process(message, status=status)
         raise UserError(f"{message} ({str(error).splitlines()[0][:200]})") from error
@@ -81,7 +94,6 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ, *, comma
             f"The environment asks for several processes, but describes them incompletely: {error} "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset the variable that asks."
         ) from error
-    _watch_others(native, command)
 
 
 def _watch_others(native: NativeOutput, command: str) -> None:
@@ -179,7 +191,7 @@ def _read_slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     if found is None or count is None or process is None or "JAX_COORDINATOR_ADDRESS" in environment:
         return None
     # The port that JAX derives from the job's number, too.
-    port = int(environment.get("SLURM_JOB_ID", "0")) % 2**12 + (65535 - 2**12 + 1)
+    port = (_read_integer(environment, "SLURM_JOB_ID") or 0) % 2**12 + (65535 - 2**12 + 1)
     first = re.sub(r"\[([0-9]+)[^\]]*\]", r"\1", found[0])
     return f"{first}:{port}", count, process
 

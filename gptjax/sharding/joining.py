@@ -1,30 +1,49 @@
 """What is known of the others while the processes of a run wait until all of them have started.
 
-JAX tells nobody who has come: at the end of its time it aborts. On Linux the connections to the coordinator, which
-process 0 runs, say how many there are and from where.
+The coordinator, which process 0 runs, names those that are missing at the end of the time, in the text with which JAX
+aborts all that have come. Before, on Linux, the connections to it say how many there are and from where.
 """
 
+import contextlib
+import errno
+import functools
+import re
 import socket
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from jax._src import distributed  # its place is in no public module
 
+from gptjax.core.errors import UserError
 from gptjax.process.early_exit import REQUEUE_STATUS
 
 LOOK_SECONDS = 1.0
 PROGRESS_SECONDS = 60
+LISTEN_SECONDS = 15.0
+"""A process 0 that ends may hold its port for so long."""
+CLIENT_SECONDS = 5
+"""So much later the clients would end the wait. They do not know who is missing."""
 _ESTABLISHED = "01"
+_IS_TWICE = "newer incarnation"
+_MISSING = re.compile(r"reached the barrier: (\d+)/(\d+).*?timed out task names:\s*\n((?:\S*\d+\n)+)", re.DOTALL)
 
 
 class JoinWatch:
     """Watches the connections of one process inside a `with` block."""
 
-    def __init__(self, *, address: str | None, index: int | None, count: int | None, seconds: int) -> None:
-        """`index` of `count` processes waits `seconds` at an address; None: JAX finds out, and it is known later."""
+    def __init__(
+        self, *, address: str | None, index: int | None, count: int | None, seconds: int, resumes: bool = False
+    ) -> None:
+        """`index` of `count` processes waits `seconds` at an address; None: JAX finds out, and it is known later.
+
+        `resumes` says that the run has begun before, so that the environment is known to be right.
+        """
         self._address, self._index, self._count, self._seconds = address, index, count, seconds
+        self._resumes = resumes
         self._peers: Counter[str] = Counter()
         self._done = threading.Event()
 
@@ -43,29 +62,39 @@ class JoinWatch:
             found = find_peers(int(port), is_server=self._is_first)
             self._peers = max(self._peers, found or self._peers, key=Counter.total)
 
-    def explain(self) -> tuple[str, int]:
-        """(why the wait is over, the exit status): 75 if others have come, 2 if this process seems to be alone."""
-        total, came = self._count or "", self._peers.total()
+    def explain(self, said: str = "") -> tuple[str, int]:
+        """(why the wait is over, the exit status): 75 if others have come, or if the run has begun before.
+
+        Else this process seems to be alone by mistake: 2. `said` is what JAX's libraries have written.
+        """
+        total, came = self._count or "", self._peers.total() - self._is_first  # its own connection
         address = self._address or distributed.global_state.coordinator_address or "the coordinator's address"
         advice = (
             "Start the command once each, or, for a single process, unset the variables of the launcher (SLURM_*, "
             "JAX_COORDINATOR_ADDRESS)."
         )
-        if not self._is_first and not came:
-            missing = f"process 0 did not answer at {address} within {self._seconds} s. {advice}"
+        if _IS_TWICE in said:
+            who = f"process {distributed.global_state.process_id} of {total}"
+            return f"another process has come as {who}, too. Give each its own JAX_PROCESS_ID, from 0 on.", 2
+        missing = describe_missing(said)
+        status = REQUEUE_STATUS if self._resumes else 2
+        if not self._is_first and not came and not missing:
+            text = f"process 0 did not answer at {address} within {self._seconds} s. {advice}"
             try:
                 socket.getaddrinfo(address.rpartition(":")[0].strip("[]"), None)
             except OSError as error:
-                return f"{missing} ({error.strerror})", 2
-            return missing, REQUEUE_STATUS
-        if came <= self._is_first:  # its own connection
-            return f"not all {total} processes came within {self._seconds} s. {advice}", 2
-        known = (
-            f" Only {came} came, from {', '.join(sorted(self._peers))}." if self._is_first else " Process 0 is there."
-        )
+                return f"{text} ({error.strerror})", 2
+            return text, status
+        if self._is_first and came <= 0:
+            return f"not all {total} processes came within {self._seconds} s. {advice}", status
+        present = ""
+        if self._is_first:
+            present = f" Those that came are on {', '.join(sorted(self._peers))}."
+        elif missing is None:
+            present = " Process 0 is there."
         return (
-            f"not all {total} processes came within {self._seconds} s.{known} Look at the output of the others, and "
-            "give the same command again on all.",
+            f"{missing or f'not all {total} processes came'} within {self._seconds} s.{present} Look at the output of "
+            "those that are missing, and give the same command again on all.",
             REQUEUE_STATUS,
         )
 
@@ -82,6 +111,66 @@ class JoinWatch:
             if waited % PROGRESS_SECONDS == 0 and self._is_first and self._peers:
                 came = f"{self._peers.total()} of {self._count or '?'} processes are here after {waited:.0f} s"
                 print(f"{came} (from {', '.join(sorted(self._peers))})", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def end_registration(seconds: int) -> Iterator[None]:
+    """Inside the block a coordinator that is started ends the wait of all by itself, and so names who is missing.
+
+    JAX passes no such limit on; without it the wait ends at a deadline of each client, which knows nothing.
+    """
+    library = distributed._jax
+    make = library.get_distributed_runtime_service
+    library.get_distributed_runtime_service = functools.partial(make, cluster_register_timeout=seconds)
+    try:
+        yield
+    finally:
+        library.get_distributed_runtime_service = make
+
+
+def check_listening(address: str, *, seconds: float = LISTEN_SECONDS) -> None:
+    """Raise a `UserError` unless the coordinator can listen there, once what ran before has had `seconds` to end.
+
+    JAX would crash at an address of another machine, and share a port that is taken with whoever has it.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                found.bind((host, int(port)))
+                found.listen(1)
+            return
+        except (OSError, ValueError, OverflowError) as error:
+            is_taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            if host == "::" and not is_taken:  # without IPv6, JAX listens by IPv4
+                return
+            if is_taken and time.monotonic() < end:
+                time.sleep(LOOK_SECONDS)
+                continue
+            cause = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"process 0 cannot wait for the others at {address}: {cause}. Choose another port in "
+                "JAX_COORDINATOR_ADDRESS, the same for all, and unset JAX_COORDINATOR_BIND_ADDRESS."
+            ) from None
+
+
+def describe_missing(said: str) -> str | None:
+    """`processes 2 and 3 of 4 did not come`, from what the coordinator says; None if it says nothing.
+
+    It names some of many.
+    """
+    if (found := _MISSING.search(said)) is None:
+        return None
+    came, total = int(found[1]), int(found[2])
+    named = sorted({int(re.findall(r"\d+", line)[-1]) for line in found[3].splitlines()})
+    *most, last = map(str, named)
+    names = f"{', '.join(most)} and {last}" if most else last
+    if len(named) < total - came:
+        return f"{total - came} of {total} processes did not come, among them {names}"
+    return f"{'processes' if most else 'process'} {names} of {total} did not come"
 
 
 def find_peers(port: int, *, is_server: bool) -> Counter[str] | None:

@@ -10,6 +10,7 @@ the main thread cannot: at a second Ctrl-C or SIGTERM, and before training, when
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -31,7 +32,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, si
 GRACE_SECONDS = 3.0
 """Time in which the main thread may end by itself when there is nothing to save."""
 REPEAT_SECONDS = 0.5
-"""A second signal within this time belongs to the first: a terminal that closes sends two."""
+"""A second Ctrl-C or SIGTERM within this time belongs to the first: a launcher may pass one on that all have got."""
 _ENDS_AT_ONCE = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,7 +58,6 @@ class GracefulShutdown:
 
     def __init__(self) -> None:
         self._received: int | None = None
-        self._received_at = 0.0
         self._may_raise = True
         self._is_training = False
         self.place = "before training"
@@ -149,25 +149,29 @@ class GracefulShutdown:
 
     def _listen(self, reader: socket.socket) -> None:
         """In a thread of its own, at once, whatever the main thread does."""
-        first: int | None = None
+        is_announced, asked_at = False, math.inf
         with reader:
             while numbers := reader.recv(1):
                 number = numbers[0]
                 if number not in self._previous_handlers:
                     continue
-                if first is None:
-                    first, self._received_at = number, time.monotonic()
+                if not is_announced:
+                    is_announced = True
                     self._received = self._received or number
                     self._pass_on()
                     self._announce(number)
-                elif number in _ENDS_AT_ONCE and time.monotonic() - self._received_at >= REPEAT_SECONDS:
+                if number not in _ENDS_AT_ONCE:  # a scheduler's warning, which a SIGTERM follows while the run saves
+                    continue
+                if time.monotonic() - asked_at >= REPEAT_SECONDS:
                     _write(f"{signal.Signals(number).name} again: stopped at once\n")
                     os._exit(stop_status(number))
+                asked_at = min(asked_at, time.monotonic())
 
     def _announce(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._is_training:
-            _write(f"{name}: saving after this step; send it again to stop at once\n")
+            how = "send it again" if number in _ENDS_AT_ONCE else "send SIGTERM twice"
+            _write(f"{name}: saving after this step; {how} to stop at once\n")
             return
         _write(f"{name}: stopping {self.place}; there is nothing to save\n")
         timer = threading.Timer(GRACE_SECONDS, self._leave, args=(number,))

@@ -120,7 +120,7 @@ class Tokenizer(ABC):
         """This tokenizer with more special tokens, such as those of a chat; see `BPE.with_special_tokens`."""
         raise UserError(
             f"the {self.name} tokenizer cannot take special tokens ({', '.join(specials)}); use a byte-level BPE: "
-            "gpt2, or one that python -m data_pipelines.train_tokenizer makes."
+            "gpt2, bpe:1024 (prepare_chat learns it), or one that python -m data_pipelines.train_tokenizer makes."
         )
 
     def extends(self, other: "Tokenizer") -> bool:

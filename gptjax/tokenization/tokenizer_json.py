@@ -19,6 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 """Files beside tokenizer.json in which Hugging Face names the end of text, as `eos_token`."""
+WANTED_KIND = "Use gpt2, or learn a byte-level BPE: python -m data_pipelines.train_tokenizer"
 END_OF_TURN = "<|im_end|>"
 """What a chat's tokenizer may name instead; its documents still begin with `END_OF_TEXT`, if it has that."""
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -88,10 +89,13 @@ def explain_missing(name: str) -> str:
     """What to say of a name under which there is no tokenizer."""
     if name == "chars" or name.startswith("bpe:"):
         learn = "python -m data_pipelines.train_tokenizer learns a BPE"
-        return f"tokenizer {name!r}: only prepare learns it, from its text. {learn}; then name its directory."
+        learners = "prepare and prepare_chat learn" if name.startswith("bpe:") else "prepare learns"
+        return f"tokenizer {name!r}: only {learners} it, from its text. {learn}; then name its directory."
     is_repository = re.fullmatch(r"[\w-]+/[\w.-]+", name) and not name.endswith(".json")
     hub = f" The hub's is fetched by hf download {name} tokenizer.json --local-dir=DIR" if is_repository else ""
-    return f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns bpe:8192.{hub}"
+    return (
+        f"tokenizer {name!r}: no such file. Use gpt2, bytes, a tokenizer.json; prepare learns chars or bpe:8192.{hub}"
+    )
 
 
 def find_end_of_text(specials: Iterable[str], directory: Path | None = None) -> str | None:
@@ -142,14 +146,16 @@ def read_tokenizer_json(path: Path) -> TokenTable:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises plain Exceptions, and a panic that is none
+        if path.suffix == ".model":
+            raise UserError(f"{path}: is a model of SentencePiece, or of tiktoken. {WANTED_KIND}") from None
         raise UserError(f"{path}: not a tokenizer.json of Hugging Face: {quote(str(error))}.") from None
     model, kind = content["model"], content["model"]["type"]
     if content["normalizer"]:
-        raise UserError(f"{path}: has a normalizer, so text would not survive; wanted one without.")
+        raise UserError(f"{path}: has a normalizer, so text would not survive; wanted one without. {WANTED_KIND}")
     if kind == "WordLevel" and all(len(word) == 1 for word in model["vocab"]):
         return TokenTable("chars", {char.encode(): i for char, i in _check_ids(model["vocab"], path).items()})
     if kind != "BPE" or (content["decoder"] or {}).get("type") != "ByteLevel":
-        raise UserError(f"{path}: holds a {kind} model; wanted byte-level BPE, bytes or characters.")
+        raise UserError(f"{path}: holds a {kind} model; wanted byte-level BPE, bytes or characters. {WANTED_KIND}")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model[option]:
             raise UserError(f"{path}: model.{option} is {quote(repr(model[option]))}, which is not supported.")
@@ -237,7 +243,7 @@ def _make_bpe(
     if not (increasing and every_byte and len(tokens) == 256 + len(pairs) == 256 + len(merges)):
         raise UserError(
             f"{where}: {len(tokens)} tokens and {len(pairs)} merges do not make a byte-level BPE: wanted the "
-            "256 bytes and one token for each merge, numbered in the order of merging."
+            f"256 bytes and one token for each merge, numbered in the order of merging. {WANTED_KIND}"
         )
     return TokenTable("bpe", tokens, specials, merges, pattern)
 
@@ -259,7 +265,7 @@ def _find_pattern(pre_tokenizer: Any, where: Path) -> str | None:
             return regex
     raise UserError(
         f"{where}: its pre_tokenizer is neither GPT-2's ByteLevel (without prefix space) nor a Split by a "
-        "regular expression followed by ByteLevel; other kinds cannot be encoded here."
+        f"regular expression followed by ByteLevel; other kinds cannot be encoded here. {WANTED_KIND}"
     )
 
 
