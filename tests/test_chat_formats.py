@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.chat_formats import parse_conversation
-from data_pipelines.readers.fields import parse_renaming
+from data_pipelines.readers.fields import parse_renaming, rename_fields
 from gptjax.core.errors import UserError
 from gptjax.tokenization.chat_template import Message
 from gptjax.tokenization.messages import InvalidRecord, UselessRecord, check_turns, read_messages
@@ -176,6 +176,16 @@ def test_fields_may_be_renamed():
     assert parse_renaming("a:b:prompt, c :output") == {"a:b": "prompt", "c": "output"}
     with pytest.raises(UserError, match="--rename-fields=a: wanted NAME:NEW"):
         parse_renaming("a")
+
+
+@pytest.mark.parametrize(
+    "record", [{"prompt": "p", "Q": "q", "R": "r"}, {"R": "r", "Q": "q", "Prompt": "x", "prompt": "p"}]
+)
+def test_a_renamed_field_takes_the_place_of_another(record):
+    known = ("prompt", "system")
+    renamed = rename_fields(record, parse_renaming("prompt:system,Q:prompt,R:prompt"), known=known)
+    assert renamed == {"system": "p", "prompt": "q"} | ({"Prompt": "x"} if "Prompt" in record else {})
+    assert rename_fields({"prompt": "p"}, {"Q": "prompt"}, known=known) == {"prompt": "p"}
 
 
 def test_the_context_of_a_question_follows_it():
