@@ -41,9 +41,25 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(Verify, words, prog="python -m gptjax.verify", introduction=__doc__ or "")
         if not options.directories:
             raise UserError("No directory is given. Give the directory of a run or of prepared data.")
-        problems = [problem for path in options.directories for problem in verify(expand_path(path))]
+        found = [_verify_or_explain(path) for path in options.directories]
+        unread = [reason for reason in found if isinstance(reason, UserError)]
+        problems = [problem for one in found if not isinstance(one, UserError) for problem in one]
         if problems:
-            raise UserError("\n  ".join([f"{len(problems)} differ from what was written:", *problems]))
+            problems = [f"{len(problems)} differ from what was written:", *problems]
+        if problems or unread:
+            raise UserError("\n  ".join([*problems, *map(str, unread)]))
+
+
+def _verify_or_explain(directory: Path) -> list[str] | UserError:
+    """What differs in a directory, or why it was not read: the others are read all the same."""
+    try:
+        return verify(expand_path(directory))
+    except UserError as error:
+        return error
+    except OSError as error:
+        if error.filename is None:  # what is printed cannot be written
+            raise
+        return UserError(f"{error.filename} cannot be read: {error.strerror}.")
 
 
 def verify(directory: Path) -> list[str]:
@@ -64,6 +80,8 @@ def verify(directory: Path) -> list[str]:
         damaged = "\n".join(problems)
         references = [file for file in list_references(directory) if str(file) not in damaged]
         return [*problems, *_verify_references(references), *_verify_checkpoints(directory)]
+    if not directory.exists():
+        raise UserError(f"{directory} does not exist.")
     raise UserError(f"{directory} is neither a run (config.json, {CHECKPOINTS}/) nor prepared data ({MANIFEST_NAME}).")
 
 

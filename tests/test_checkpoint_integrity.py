@@ -226,6 +226,21 @@ def test_older_step_that_cannot_be_deleted_does_not_fail_the_save(
     assert "checkpoints older than 2 cannot be deleted" in capsys.readouterr().out
 
 
+def test_save_into_a_run_that_was_moved_makes_no_second_one(tmp_path: Path):
+    """Orbax would make the directories again, without the config, and without the checkpoints so far."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    state = save_steps(run / "checkpoints", 1)
+    with CheckpointManager(run / "checkpoints", CheckpointConfig()) as manager:
+        run.rename(moved)
+        with pytest.raises(UserError, match=f"could not be written: {run} was moved or deleted; put it back"):
+            manager.save(2, state, metadata={}, best_value=None)
+        assert not run.exists()
+        moved.rename(run)
+        manager.save(2, state, metadata={}, best_value=None)
+        manager.wait()
+        assert manager.steps == [1, 2]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `report_unraisable` is silent there
 def test_full_disk_is_one_error_without_tracebacks_of_threads(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptjax.core.errors import UserError
-from gptjax.metrics.metrics_file import MetricsFileWriter, read_metrics, to_scalar, truncate_after
+from gptjax.metrics.metrics_file import MetricsFileWriter, find_number, read_metrics, to_scalar, truncate_after
 
 
 @pytest.fixture
@@ -64,6 +64,38 @@ def test_writer_keeps_lines_for_later_on_a_full_disk(path: Path, capsys: pytest.
     writer.write({"step": 4, "loss": 1.0})
     writer.close()
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_writer_writes_a_deleted_file_again_and_follows_one_that_was_edited(
+    path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path.write_text('{"step": 1}\n')
+    writer = MetricsFileWriter(path)
+    writer.write({"step": 2})
+    path.unlink()
+    writer.write({"step": 3})
+    assert "was deleted; its lines are written again" in capsys.readouterr().out
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+    edited = path.with_name("edited")
+    edited.write_text('{"step": 2}\n')
+    edited.replace(path)
+    writer.write({"step": 4})
+    assert [record["step"] for record in read_metrics(path)] == [2, 4]
+    moved = path.parent.rename(path.parent.with_name(f"{path.parent.name} moved"))
+    writer.write({"step": 5})
+    writer.close()
+    assert [record["step"] for record in read_metrics(moved / path.name)] == [2, 4, 5]
+
+
+def test_number_that_an_edit_has_spoilt_counts_as_none():
+    record = {"a": 1, "b": None, "c": "x", "d": [], "e": {}, "f": 10**400}
+    assert {name: find_number(record, name) for name in (*record, "g")} == dict.fromkeys("abcdefg") | {"a": 1.0}
+
+
+@pytest.mark.parametrize("step", ["-1", "1e3", "true1", "null", str(10**400)])
+def test_line_of_an_impossible_step_is_no_record(path: Path, step: str):
+    path.write_text(f'{{"step": 1, "loss": 1.0}}\n{{"step": {step}, "loss": 1.0}}\n')
+    assert [record["step"] for record in truncate_after(path, 1)] == [1]
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,9 @@ def test_damaged_tokenizer_is_an_error_and_a_removed_one_a_warning(
     (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
     with pytest.raises(UserError, match=rf"{copy}/tokenizer\.json has .* Put the right one back"):
         RunDir.open(copy)
+    assert RunDir.open(copy, writes_tokenizer=True).tokenizer is None  # as a run does that goes on
+    assert f"{copy}/tokenizer.json has " in (said := capsys.readouterr().err)
+    assert said.endswith("That of the data is used\n")
     (copy / "tokenizer.json").unlink()
     assert RunDir.open(copy).tokenizer is None
     assert f"warning: {copy}/tokenizer.json is missing" in capsys.readouterr().err

@@ -123,6 +123,20 @@ def test_verify_says_that_the_sums_of_a_run_are_missing(run: Path):
     assert problem.startswith(f"{run}/checksums.json is missing")
 
 
+def test_directory_that_is_no_run_does_not_hide_what_is_wrong_with_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flip_bit(run / "config.json")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "absent"), str(run), str(tmp_path)])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: 1 differ from what was written:"
+    assert f"{run}/config.json" in lines[1]
+    assert f"{tmp_path}/absent does not exist." in lines[2]
+    assert f"{tmp_path} is neither a run" in lines[3]
+
+
 def test_verify_refuses_other_directories(tmp_path: Path):
     with pytest.raises(UserError, match="neither a run"):
         verify(tmp_path)

@@ -83,7 +83,10 @@ class JointCheckpointer:
         """Begin to write this directory, and return once the arrays may be donated. `name` is that of the save."""
         self._save = JointSave(name)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of one that fails
+        run = directory.parent.parent
         try:
+            if jax.process_index() == 0 and not run.is_dir():  # Orbax would make another one, without its config
+                raise OSError(errno.ENOENT, f"{run} was moved or deleted; put it back")
             self._orbax.save(directory, args=args, force=True)
         except Exception as error:
             self._save.fail(error)

@@ -85,7 +85,10 @@ class Saver:
             self.save(step, state, loss=loss)
             self.wait()
         if self._error is not None:
-            raise UserError(f"step {step} could not be saved. {self._error} {self._name_last()}") from None
+            raise UserError(
+                f"step {step} could not be saved. {self._error} {self._name_last()} Correct what is wrong, "
+                "and give the same command again."
+            ) from None
         # The first process makes the checkpoint complete by itself. It would end if another one left before.
         wait_for_processes(f"saved {step}")
 

@@ -29,7 +29,7 @@ from gptjax.core.errors import UserError, count_of
 from gptjax.metrics.console import ConsoleProgress, format_columns, format_duration
 from gptjax.metrics.goodput import GoodputLog
 from gptjax.metrics.loggers import LogContext, Logger, LogWriter, TensorBoardLogger, WandbLogger
-from gptjax.metrics.metrics_file import MetricsFileWriter, Record, to_scalar, truncate_after
+from gptjax.metrics.metrics_file import MetricsFileWriter, Record, find_number, to_scalar, truncate_after
 from gptjax.metrics.throughput import RunCost
 from gptjax.process.console import print_once
 from gptjax.sharding.devices import get_peak_memory
@@ -129,7 +129,7 @@ class MetricLogger:
         directory.mkdir(parents=True, exist_ok=True)
         kept = truncate_after(directory / "metrics.jsonl", self._start_step)
         self._kept = {(record["step"], frozenset(record)) for record in kept}
-        self._seconds_before = max((record.get("seconds") or 0.0 for record in kept), default=0.0)
+        self._seconds_before = max((find_number(record, "seconds") or 0.0 for record in kept), default=0.0)
         context = LogContext(directory, directory.name, first_step=self._start_step + 1, config_json=config_json)
         opened = [_open_logger(logger, context) for logger in config.active_loggers]
         self._writers = [

@@ -22,6 +22,8 @@ from gptjax.process.console import print_once
 Record = dict[str, Any]
 
 
+MAX_STEP = 2**31 - 1
+"""Training counts steps in int32."""
 MAX_PENDING = 100_000
 """Lines that are kept in memory while they cannot be written."""
 
@@ -31,8 +33,7 @@ class MetricsFileWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)
-        self._size = path.stat().st_size
+        self._open()
         self._pending: list[bytes] = []
         self._has_warned = False
 
@@ -42,6 +43,7 @@ class MetricsFileWriter:
         self._pending.append((json.dumps(finite, allow_nan=False) + "\n").encode())
         del self._pending[:-MAX_PENDING]
         try:
+            self._follow_path()
             self._write_pending()
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -49,6 +51,26 @@ class MetricsFileWriter:
             if not self._has_warned:
                 print_once(f"warning: {self._path} cannot be written ({error.strerror}); its lines are kept for later")
             self._has_warned = True
+
+    def _open(self) -> None:
+        self._file = self._path.open("a+b", buffering=0)
+        self._size = self._path.stat().st_size
+
+    def _follow_path(self) -> None:
+        """Go on in the file of this name if it was replaced, as by an editor; write it again if it was deleted."""
+        own = os.fstat(self._file.fileno())
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            if not self._path.parent.is_dir():  # moved with its directory: the lines follow it
+                return
+            write_atomically(self._path, os.pread(self._file.fileno(), own.st_size, 0))
+            found = self._path.stat()
+            print_once(f"warning: {self._path} was deleted; its lines are written again")
+        if not os.path.samestat(own, found):
+            self._file.close()
+            self._open()
+        self._size = min(self._size, found.st_size)  # it may have been cut
 
     def _write_pending(self) -> None:
         content = b"".join(self._pending)
@@ -98,6 +120,13 @@ def truncate_after(path: Path, step: int) -> list[Record]:
     return records
 
 
+def find_number(record: Record, name: str) -> float | None:
+    """A record's number of this name; None if it has none, or something else by an edit of the file."""
+    value = record.get(name)
+    with contextlib.suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else None
+
+
 def _describe_gap(records: list[Record], step: int) -> str | None:
     """The completed steps that have no line, in words."""
     present = {record["step"] for record in records if "seconds" in record or "loss" in record}
@@ -125,7 +154,7 @@ def _read_complete_lines(path: Path) -> Iterator[tuple[int, bytes, Record | None
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            if not isinstance(record["step"], int):
+            if not (isinstance(record["step"], int) and 0 <= record["step"] <= MAX_STEP):
                 record = None
         except (ValueError, TypeError, KeyError, RecursionError):
             record = None

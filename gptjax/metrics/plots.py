@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.metrics.goodput import Span, read_spans, split_spans, sum_kinds
-from gptjax.metrics.metrics_file import Record, read_metrics
+from gptjax.metrics.metrics_file import Record, find_number, read_metrics
 
 EVALUATION_PREFIX = "eval_"
 """Metrics with this beginning, of texts and tasks, are drawn below the losses."""
@@ -109,5 +109,5 @@ def _draw_training(axes: Any, steps: np.ndarray, losses: np.ndarray) -> list[flo
 
 def _select_points(records: list[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and values of the records that have a number under `name`."""
-    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    points = [(record["step"], value) for record in records if (value := find_number(record, name)) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points])

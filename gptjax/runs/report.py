@@ -21,7 +21,7 @@ from gptjax.evaluators.validation import ValidationLoss
 from gptjax.finetuning.adapters import abstract_adapted_model
 from gptjax.huggingface.architectures.selection import choose_architecture
 from gptjax.metrics.goodput import describe_goodput, read_spans
-from gptjax.metrics.metrics_file import read_metrics
+from gptjax.metrics.metrics_file import find_number, read_metrics
 from gptjax.metrics.plots import plot_losses
 from gptjax.model.gpt import count_parameters
 from gptjax.model.kernels import select_kernel, why_not_flash
@@ -143,15 +143,14 @@ def _print_results(config: TrainConfig) -> None:
     last: dict[str, Any] = {}
     for record in records:
         last |= record
-    references = {"bigram": last["bigram_loss"]} if "bigram_loss" in last else {}
+    bigram, bits, bigram_bits = (find_number(last, name) for name in ("bigram_loss", "val_bpb", "bigram_bpb"))
+    references = {} if bigram is None else {"bigram": bigram}
     picture = plot_losses(config.directory, references=references)
     whole = all(evaluator.tokens is None for evaluator in config.evaluators if isinstance(evaluator, ValidationLoss))
     evaluated = max((record["step"] for record in records if record.get("val_bpb") is not None), default=-1)
-    if whole and evaluated == last.get("step") and "bigram_bpb" in last:
-        ratio = last["val_bpb"] / last["bigram_bpb"]
-        print_once(
-            f"validation {last['val_bpb']:.4f} bits per byte; a bigram has {last['bigram_bpb']:.4f} (ratio {ratio:.3f})"
-        )
+    if whole and evaluated == last.get("step") and bits is not None and bigram_bits:
+        ratio = bits / bigram_bits
+        print_once(f"validation {bits:.4f} bits per byte; a bigram has {bigram_bits:.4f} (ratio {ratio:.3f})")
     print_once(f"losses plotted in {picture}")
     if line := describe_goodput(read_spans(config.directory)):
         print_once(line)

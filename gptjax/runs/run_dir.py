@@ -83,11 +83,14 @@ class RunDir:
         return super().__new__(cls)
 
     @classmethod
-    def open(cls, path: str | Path, *, imports: Iterable[str] | Modules = ()) -> "RunDir":
+    def open(
+        cls, path: str | Path, *, imports: Iterable[str] | Modules = (), writes_tokenizer: bool = False
+    ) -> "RunDir":
         """Open a run directory.
 
         Args:
             imports: modules or Python files that define classes of the run's config. They are imported.
+            writes_tokenizer: the run goes on, and writes the tokenizer of its data again. So a damaged one is left out.
 
         Raises:
             UserError: something is missing or is not a run's.
@@ -95,8 +98,8 @@ class RunDir:
         directory = expand_path(path).absolute()
         damaged = _find_damaged_files(directory)
         content = _read_config(directory, damage=damaged.get(CONFIG_FILE))
-        _report_damaged_tokenizer(directory, damaged)
-        has_tokenizer = (directory / TOKENIZER_FILE).is_file()
+        is_damaged = _report_damaged_tokenizer(directory, damaged, writes_tokenizer=writes_tokenizer)
+        has_tokenizer = not is_damaged and (directory / TOKENIZER_FILE).is_file()
         tokenizer = load_tokenizer(directory / TOKENIZER_FILE) if has_tokenizer else None
         modules = imports if isinstance(imports, Mapping) else import_modules(imports)
         run = cls(directory, content, tokenizer, modules)
@@ -189,6 +192,11 @@ class RunDir:
         return self.tokenizer
 
 
+def reopen_run(config: TrainConfig, modules: Modules | None) -> RunDir:
+    """The directory of a run that goes on."""
+    return RunDir.open(config.directory, imports=modules or {}, writes_tokenizer=True)
+
+
 def has_trained(directory: Path) -> bool:
     """Whether a run has a checkpoint. One that was stopped before its first has only a config, and decides nothing."""
     return (directory / CONFIG_FILE).is_file() and bool(list_steps(directory / CHECKPOINTS))
@@ -268,16 +276,20 @@ def _read_saved_config(directory: Path, damage: str) -> Any:
     raise UserError(f"{damage}. No checkpoint has a copy of it. Give the directory of a run.")
 
 
-def _report_damaged_tokenizer(directory: Path, damaged: Mapping[str, str]) -> None:
-    """Warn of a file that was removed; raise a UserError for one that has changed, which nothing can replace."""
-    for name in SAVED_FILES:
-        if name not in damaged:
-            continue
-        if (directory / name).exists():
-            raise UserError(
-                f"{damaged[name]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
-            )
-        print_once(f"warning: {damaged[name]}", to_stderr=True)
+def _report_damaged_tokenizer(directory: Path, damaged: Mapping[str, str], *, writes_tokenizer: bool) -> bool:
+    """Warn of a file that was removed, and return whether one has changed.
+
+    Raises a UserError for a change, unless the tokenizer is written again.
+    """
+    lines = {name: damaged[name] for name in SAVED_FILES if name in damaged}
+    changed = [name for name in lines if (directory / name).exists()]
+    if changed and not writes_tokenizer:
+        raise UserError(
+            f"{lines[changed[0]]}. Put the right one back. If you changed it yourself, remove {directory / SUMS_FILE}."
+        )
+    for name, line in lines.items():
+        print_once(f"warning: {line}{'. That of the data is used' * (name in changed)}", to_stderr=True)
+    return bool(changed)
 
 
 def write_imported_run(

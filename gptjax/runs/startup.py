@@ -40,7 +40,7 @@ from gptjax.runs.initial_weights import (
     report_merge,
 )
 from gptjax.runs.resume import Fingerprints, adopt_history
-from gptjax.runs.run_dir import CHECKPOINTS, METRICS, RunDir, has_trained
+from gptjax.runs.run_dir import CHECKPOINTS, METRICS, has_trained, reopen_run
 from gptjax.sharding.devices import (
     GPU_PLATFORMS,
     describe_unused_gpu,
@@ -76,7 +76,7 @@ def prepare_config(
     exists = has_trained(config.directory)
     # Before the data: a preparation may take hours.
     if config.init_from is not None:  # once this run exists, its own directory says as much
-        source = open_checkpoint(config.directory if exists else config.init_from, imports=modules or {})
+        source = reopen_run(config, modules) if exists else open_checkpoint(config.init_from, imports=modules or {})
     config = replace(config, data=config.data.resolve())
     check_restorable(config, modules)
     config = adopt_history(config, modules)
@@ -122,8 +122,7 @@ def prepare_device(config: TrainConfig, modules: Modules | None = None) -> Train
             print_once(f"note: {kind} only emulates products in {model.compute.dtype}; {advice}")
         return config
     if has_trained(config.directory):
-        run = RunDir.open(config.directory, imports=modules or {})
-        dtype, why = run.model_config.compute.dtype, "as this run began"
+        dtype, why = reopen_run(config, modules).model_config.compute.dtype, "as this run began"
     else:
         dtype, why = preferred_dtype(), f"for this {jax.devices()[0].platform.upper()}"
     print_once(f"  model.compute.dtype: 'auto' → {dtype!r}, {why}")

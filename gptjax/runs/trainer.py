@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -228,7 +229,7 @@ def _make_guard(
         steps=config.steps,
         limit=config.max_consecutive_skips,
         rollback=config.rollback,
-        rollbacks=int(max(records, default=0)),
+        rollbacks=int(max(filter(math.isfinite, records), default=0)),
         losses=startup.read_values(config, "loss", before=start + 1) if has_median else (),
     )
 

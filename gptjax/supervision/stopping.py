@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptjax.checkpoints.saver import agree
+from gptjax.metrics.metrics_file import find_number
 from gptjax.process.early_exit import REQUEUE_STATUS, stop_status
 from gptjax.supervision.signals import GracefulShutdown
 
@@ -76,5 +77,5 @@ class StopRules:
 
 def list_losses(records: Iterable[Mapping[str, Any]], metric: str, *, before: int) -> list[float]:
     """The values of a metric in the records of a run, at steps before `before`; NaN for one that was not finite."""
-    found = [record[metric] for record in records if metric in record and record["step"] < before]
-    return [math.nan if value is None else float(value) for value in found]
+    found = [find_number(record, metric) for record in records if metric in record and record["step"] < before]
+    return [math.nan if value is None else value for value in found]
