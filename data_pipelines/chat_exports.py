@@ -26,7 +26,7 @@ def _follow_parents(mapping: dict[str, Any], last: Any, *, where: str) -> list[A
     """ChatGPT's: from the last node of the page up to the root. Without one, the last node without children."""
     nodes = {name: node for name, node in mapping.items() if isinstance(node, dict)}
     leaves = [name for name, node in nodes.items() if not node.get("children")]
-    name = last if last in nodes else leaves[-1] if leaves else None
+    name = last if isinstance(last, str) and last in nodes else leaves[-1] if leaves else None
     found = list[Any]()
     for _ in range(len(nodes)):
         if not isinstance(name, str) or name not in nodes:
@@ -45,6 +45,7 @@ def _read_node(message: dict[str, Any]) -> dict[str, Any] | None:
     role = author.get("role") if isinstance(author, dict) else None
     kind, parts = (content.get("content_type"), content.get("parts")) if isinstance(content, dict) else (None, None)
     metadata = message.get("metadata")
+    parts = parts if isinstance(parts, list) else None
     is_hidden = isinstance(metadata, dict) and metadata.get("is_visually_hidden_from_conversation")
     if is_hidden or kind in HIDDEN or (role == "system" and not any(parts or [])):
         return None
@@ -58,8 +59,9 @@ def _follow_replies(root: dict[str, Any]) -> list[Any]:
     found, node = list[Any](), root
     while isinstance(node, dict):
         found.append({"role": node.get("role"), "content": node.get("text")})
-        replies = [reply for reply in node.get("replies") or [] if isinstance(reply, dict)]
-        node = min(replies, key=_rank, default=None)
+        replies = node.get("replies")
+        given = [reply for reply in replies if isinstance(reply, dict)] if isinstance(replies, list) else []
+        node = min(given, key=_rank, default=None)
     return found if len(found) % 2 == 0 else found[:-1]  # a question that nobody answered
 
 

@@ -21,7 +21,6 @@ KINDS = (
     Marks(re.compile(r"(?:^|\n)(Human|User|Assistant|AI|Bot|System): ?")),
 )
 """ChatML, Zephyr's, Guanaco's and Alpaca's, HH-RLHF's. What stands before the first turn is the system's."""
-_LLAMA = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=(?:<s>)?\s*\[INST\]|\Z)", re.DOTALL)
 _LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _ROLES = ROLE_NAMES | {"instruction": "user", "input": "input", "response": "assistant"}
 
@@ -54,11 +53,12 @@ def _strip_end(content: str, end: str) -> str:
 
 def _split_llama(text: str) -> list[dict[str, str]]:
     messages = list[dict[str, str]]()
-    for question, answer in _LLAMA.findall(text):
+    for turn in text.split("[INST]")[1:]:
+        question, _, answer = turn.partition("[/INST]")
         if not messages and (system := _LLAMA_SYSTEM.match(question)):
             messages.append({"role": "system", "content": system[1].strip()})
             question = question[system.end() :]
         messages.append({"role": "user", "content": question.strip()})
-        if answer := _strip_end(answer, "</s>"):
+        if answer := _strip_end(answer.rstrip().removesuffix("<s>"), "</s>"):
             messages.append({"role": "assistant", "content": answer})
     return messages
