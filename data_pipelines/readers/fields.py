@@ -44,7 +44,7 @@ def rename_fields(record: Any, renamed: Mapping[str, str], *, known: Collection[
     """
     if not isinstance(record, dict) or (not renamed and record.keys() <= {*known}):
         return record
-    given = {new: record[old] for old, new in reversed(renamed.items()) if old in record}
+    given = {new: record[old] for old, new in reversed([*renamed.items()]) if old in record}
     fields = {key: value for key, value in record.items() if key not in renamed} | given
     for key in list(fields):
         plain = plain_name(key)

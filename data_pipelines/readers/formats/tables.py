@@ -108,8 +108,9 @@ def iter_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
         split = _split_lines if delimiter == "\t" and _is_row_a_line(start) else partial(_split_quoted, path)
         rows = split(text, start, delimiter)
         try:
-            names = next(rows, None)
-            named = [name for name in names if name] if isinstance(names, list) else []
+            header = next(rows, None)
+            names = header if isinstance(header, list) else []
+            named = [name for name in names if name]
             if not named:
                 raise UserError(f"{path}: is empty, or its first line is no header: wanted the names of its columns.")
             if twice := [name for name, times in Counter(named).items() if times > 1]:
