@@ -133,9 +133,10 @@ def resolve_request(request: Prepare) -> ResolvedRequest:
     is_learned = spec == "chars" or spec.startswith("bpe:")
     if is_learned and request.end_of_text is not None:
         raise UserError(f"--end-of-text is for a tokenizer that exists; {spec} is learned from the text.")
-    return ResolvedRequest(
-        request, corpus, None if is_learned else load_tokenizer(spec, end_of_text=request.end_of_text)
-    )
+    if is_learned:
+        return ResolvedRequest(request, corpus, None)
+    tokenizer = load_tokenizer(spec, end_of_text=request.end_of_text).without_begin_of_text()
+    return ResolvedRequest(request, corpus, tokenizer)
 
 
 def prepare(request: Prepare | ResolvedRequest, *, limits: Limits = DEFAULT_LIMITS) -> Manifest:

@@ -95,7 +95,7 @@ class Tokenizer(ABC):
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that the pipelines put before documents; None if there is none."""
+        """The id that `prepare` puts before documents; None if there is none."""
         return None if self.end_of_text_name is None else self.specials[self.end_of_text_name]
 
     @property
@@ -141,6 +141,14 @@ class Tokenizer(ABC):
         other = copy.copy(self)
         vars(other).pop("fingerprint", None)  # cached
         other.end_of_text_name = name
+        return other
+
+    def without_begin_of_text(self) -> "Tokenizer":
+        """The same tokenizer where documents begin with the end of the one before, as `prepare` writes them."""
+        if self.begin_of_text_name is None:
+            return self
+        other = copy.copy(self)
+        other.begin_of_text_name = None
         return other
 
     def explain_no_end_of_text(self) -> str | None:
@@ -307,6 +315,15 @@ def load_tokenizer(spec: str | os.PathLike[str], *, end_of_text: str | None = No
     """
     found = _load(os.fspath(spec))
     return found if end_of_text is None else found.with_end_of_text(end_of_text)
+
+
+def find_tokenizer_directory(spec: str | os.PathLike[str]) -> Path | None:
+    """Where the other files of a tokenizer of `load_tokenizer` are; None for one without."""
+    name = os.fspath(spec)
+    if name == "bytes" or name.partition(":")[0] == "gpt2":
+        return None
+    path = expand_path(name)
+    return path if path.is_dir() else path.parent
 
 
 def _load(name: str) -> Tokenizer:
