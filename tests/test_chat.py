@@ -27,10 +27,9 @@ SYSTEM, USER = Message("system", "Be brief."), Message("user", "Two and two?")
 ANSWER, MORE, PREPARE_AGAIN = Message("assistant", "Four."), Message("user", "And one?"), Message("assistant", "Five.")
 
 LLAMA3 = ChatTemplate(
-    **{
-        role: RoleFormat("<|start|>", f"{role}<|header|>\n\n", "<|eot|>", "<|header|> \n")
-        for role in ("system", "user", "assistant")
-    },
+    system=RoleFormat("<|start|>", "system<|header|>\n\n", "<|eot|>", "<|header|> \n"),
+    user=RoleFormat("<|start|>", "user<|header|>\n\n", "<|eot|>", "<|header|> \n"),
+    assistant=RoleFormat("<|start|>", "assistant<|header|>\n\n", "<|eot|>", "<|header|> \n"),
     begins=False,
 )
 """With a special token in the header, and one behind the turn."""
